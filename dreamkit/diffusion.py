@@ -1,0 +1,78 @@
+"""The sampling loop that every image decoder shares, over a scheduler of diffusers' form."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Scheduler(Protocol):
+    """What of a diffusers scheduler the loop uses."""
+
+    timesteps: Tensor
+    init_noise_sigma: Any
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None: ...
+
+    def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor: ...
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any: ...
+
+
+def unit_noise(
+    shape: Sequence[int], generators: torch.Generator | Sequence[torch.Generator] | None, like: Tensor
+) -> Tensor:
+    """Unit-variance noise of `shape` (N, c, h, w) on `like`'s device, from one generator or one an image.
+
+    Raises:
+        ValueError: a number of generators that is not N.
+    """
+    source = _generators(generators, shape[0])
+    if not isinstance(source, list):
+        device = like.device if source is None else source.device
+        return torch.randn(tuple(shape), generator=source, device=device, dtype=like.dtype).to(like.device)
+    rows = [torch.randn(tuple(shape[1:]), generator=g, device=g.device, dtype=like.dtype) for g in source]
+    return torch.stack([row.to(like.device) for row in rows])
+
+
+def _generators(
+    generators: torch.Generator | Sequence[torch.Generator] | None, count: int
+) -> torch.Generator | list[torch.Generator] | None:
+    """The generators in the form that diffusers takes: one, or a list of `count`."""
+    if generators is None or isinstance(generators, torch.Generator):
+        return generators
+    if len(generators) != count:
+        raise ValueError(f"{len(generators)} generators for {count} images; pass one, or one an image")
+    return list(generators)
+
+
+def denoising_steps(
+    scheduler: Scheduler,
+    steps: int,
+    noise: Tensor,
+    predict: Callable[[Tensor, Tensor], Tensor],
+    generators: torch.Generator | Sequence[torch.Generator] | None,
+) -> Iterator[Tensor]:
+    """Yields the latents after each of `steps` steps from unit-variance `noise` (N, c, h, w).
+
+    `predict(noisy, timestep)` is the guided prediction of the network at one timestep, a scalar tensor.
+
+    Raises:
+        ValueError: steps < 1, or a number of generators that is not N.
+    """
+    if steps < 1:
+        raise ValueError(f"{steps} denoising steps, but at least 1 is needed")
+    scheduler.set_timesteps(steps, device=noise.device)
+    source = _generators(generators, noise.shape[0])
+    # Only stochastic schedulers take generators, and not every one of them does.
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    options = {"generator": source} if takes_generator and source is not None else {}
+    latents = noise * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        prediction = predict(scheduler.scale_model_input(latents, timestep), timestep)
+        latents = scheduler.step(prediction, timestep, latents, return_dict=False, **options)[0]
+        yield latents

@@ -1,0 +1,356 @@
+"""The four parts of a model as abstract classes; their specs are in `dreamkit.specs`.
+
+Shape suffixes, here and everywhere: B rows of a batch, T tokens of a row, S cached tokens, N images (N >= 1),
+V vision tokens of an image, Q dream queries, D language width, C context width, P pooled width, H and W pixels,
+L labelled tokens. Images are float, in [-1, 1] where a decoder trains on them and in [0, 1] where one is drawn.
+
+A part is an `nn.Module` whose class names a frozen dataclass `Config`: its section of a recipe. It is made by
+`from_config` (random weights) or `from_pretrained` (weights of a named source), and `spec_from` tells its shapes
+beforehand, from config and tokenizer files alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamkit.diffusion import Scheduler, denoising_steps, unit_noise
+from dreamkit.specs import (
+    ChatTemplate,
+    Condition,
+    DecoderSpec,
+    Head,
+    LanguageSpec,
+    NormWeights,
+    ProjectorSpec,
+    VisionSpec,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+    from dreamkit.document import Document
+
+Extras = Mapping[str, Tensor]
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+class Part(nn.Module, ABC):
+    """What the four interfaces have in common.
+
+    `spec` describes the made part. `adapter_targets` names the linear layers (by the end of their module name) that
+    LoRA attaches to when a recipe names none; a part without any cannot be adapted.
+    """
+
+    Config: ClassVar[type]
+    adapter_targets: ClassVar[tuple[str, ...]] = ()
+    spec: Any
+
+    def trainable_parameters(self) -> Iterable[nn.Parameter]:
+        """What is trained when a recipe trains this part: every parameter the training loss reaches."""
+        return self.parameters()
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recomputes activations in the backward pass, where the part can; the default does nothing."""
+
+
+class PretrainedPart(Part):
+    """A part whose weights come from a named source, or at random from a small config."""
+
+    @classmethod
+    @abstractmethod
+    def spec_from(cls, config: Any) -> Any:
+        """The spec of the part that `config` describes, without reading or making weights.
+
+        Raises:
+            SourceError: `config.pretrained` names something that cannot be found.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Any) -> Self:
+        """The part with random weights, drawn from torch's global generator."""
+
+    @classmethod
+    @abstractmethod
+    def from_pretrained(cls, config: Any) -> Self:
+        """The part with the weights of `config.pretrained`, in float32."""
+
+
+class VisionEncoder(PretrainedPart):
+    """Pictures to vision tokens."""
+
+    spec: VisionSpec
+
+    @abstractmethod
+    def preprocess(self, pictures: Sequence[Picture]) -> Tensor:
+        """Any pictures, of any size and mode -> pixels (N, 3, image_size, image_size)."""
+
+    @abstractmethod
+    def forward(self, pixels_NCHW: Tensor) -> Tensor:
+        """Pixels (N, 3, H, W) -> features (N, V, dim)."""
+
+
+class LanguageModel(PretrainedPart):
+    """Token ids and embeddings to hidden states, and back to words."""
+
+    spec: LanguageSpec
+    chat: ChatTemplate
+
+    @abstractmethod
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """Ids of `text` alone, without bos or eos; names of special tokens are parsed only where `special`."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens left out."""
+
+    @abstractmethod
+    def save_tokenizer(self, folder: Path) -> None:
+        """Writes the tokenizer, added tokens included, in the Hugging Face format."""
+
+    @abstractmethod
+    def add_tokens(self, tokens: Sequence[str]) -> list[int]:
+        """Ids of the special `tokens`, in order; those the vocabulary lacks get new, separately trained rows."""
+
+    @abstractmethod
+    def new_token_parameters(self) -> Sequence[nn.Parameter]:
+        """The rows of added tokens, in the embedding and in the head; empty where nothing was added."""
+
+    @property
+    def unwritten_ids(self) -> frozenset[int]:
+        """Ids of added special tokens, such as padding and placeholders, that a text never holds."""
+        return frozenset()
+
+    @abstractmethod
+    def embed(self, ids: Tensor) -> Tensor:
+        """Ids of any shape (...) -> input embeddings (..., D)."""
+
+    @abstractmethod
+    def new_cache(self) -> Any:
+        """An empty cache for `forward`, which fills it in place."""
+
+    @abstractmethod
+    def forward(
+        self, embeds_BTD: Tensor, position_ids_BT: Tensor, segment_ids_BT: Tensor, cache: Any | None = None
+    ) -> Tensor:
+        """Input embeddings (B, T, D) -> hidden states (B, T, D) before the final norm.
+
+        A token sees those of its own segment at its own and earlier positions, in this call and in `cache`. Segment -1
+        is padding: nobody sees it, and its hidden states are finite but meaningless. Positions start at 0 in a segment.
+        """
+
+    @abstractmethod
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., D) -> normed hidden states (..., D)."""
+
+    @property
+    def norm_weights(self) -> NormWeights | None:
+        """The final norm's weights where it is an RMS norm, else None."""
+        return None
+
+    @abstractmethod
+    def head(self) -> Head:
+        """The head's weights, rows of added tokens included."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Normed hidden states (..., D) -> logits (..., vocabulary)."""
+        weight, bias, soft_cap, scale = self.head()
+        logits = F.linear(hidden, weight, bias) * scale
+        return logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)
+
+
+class Projector(Part):
+    """Tokens of one width to tokens of another. Its widths come from its neighbours, never from the recipe."""
+
+    spec: ProjectorSpec
+
+    @classmethod
+    @abstractmethod
+    def spec_from(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+        """The spec between neighbours of these widths, the number of output tokens decided by `config`."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Any, spec: ProjectorSpec) -> Self:
+        """The projector with random weights, drawn from torch's global generator."""
+
+    @abstractmethod
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N, in_tokens, in_dim) -> (N, out_tokens, out_dim)."""
+
+    def dense_layers(self) -> Sequence[nn.Linear] | None:
+        """Its matrices in order, GELU between them, where it is nothing else; None otherwise."""
+        return None
+
+
+class ImageDecoder(PretrainedPart):
+    """A condition to a picture, by diffusion or flow in a latent space. It owns objective, schedulers and scales."""
+
+    spec: DecoderSpec
+
+    @abstractmethod
+    def preprocess(self, pictures: Sequence[Picture]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Any pictures -> targets (N, 3, H, W) in [-1, 1], and extras (N, ...) such as original size and crop."""
+
+    def default_extras(self, count: int, size: tuple[int, int]) -> dict[str, Tensor]:
+        """The extras (count, ...) to draw images of `size` (height, width) with."""
+        return {}
+
+    @abstractmethod
+    def encode(self, targets_NCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Targets (N, 3, H, W) in [-1, 1] -> scaled latents, drawn from the posterior with `generator`."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents -> images (N, 3, H, W) in [0, 1]."""
+
+    @abstractmethod
+    def timesteps(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Training timesteps (count,) drawn as the objective wants them."""
+
+    @abstractmethod
+    def noisy(self, latents: Tensor, noise: Tensor, timesteps_N: Tensor) -> tuple[Tensor, Tensor]:
+        """The noisy latents of the given timesteps, and what the network should predict from them."""
+
+    @abstractmethod
+    def denoise(self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Extras) -> Tensor:
+        """The network's prediction for noisy latents (N, c, h, w)."""
+
+    @abstractmethod
+    def scheduler(self, name: str | None = None) -> Scheduler:
+        """A fresh sampling scheduler by name (None: the decoder's own).
+
+        Raises:
+            ValueError: no such scheduler, or one that does not fit the objective.
+        """
+
+    def loss(
+        self,
+        latents: Tensor,
+        condition: Condition,
+        extras: Extras,
+        *,
+        noise: Tensor | None = None,
+        timesteps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The denoising loss (N,), one an image: mean squared error over the latent's elements, in float32."""
+        if noise is None:
+            noise = unit_noise(latents.shape, generator, latents)
+        if timesteps is None:
+            timesteps = self.timesteps(latents.shape[0], generator).to(latents.device)
+        noisy, target = self.noisy(latents, noise, timesteps)
+        prediction = self.denoise(noisy, timesteps, condition, extras)
+        return F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        condition: Condition,
+        negative: Condition | None = None,
+        extras: Extras | None = None,
+        *,
+        scheduler: str | None = None,
+        steps: int = 50,
+        guidance: float = 7.5,
+        size: tuple[int, int] | None = None,
+        generators: Generators = None,
+        latents: Tensor | None = None,
+        on_step: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Draws images (N, 3, H, W) in [0, 1]; the arguments are those of `denoising`."""
+        drawn = None
+        for step, drawn in enumerate(
+            self.denoising(
+                condition,
+                negative,
+                extras,
+                scheduler=scheduler,
+                steps=steps,
+                guidance=guidance,
+                size=size,
+                generators=generators,
+                latents=latents,
+            )
+        ):
+            if on_step is not None:
+                on_step(step, drawn)
+        assert drawn is not None, "a schedule has at least one step"
+        return self.decode(drawn)
+
+    @torch.no_grad()
+    def denoising(
+        self,
+        condition: Condition,
+        negative: Condition | None = None,
+        extras: Extras | None = None,
+        *,
+        scheduler: str | None = None,
+        steps: int = 50,
+        guidance: float = 7.5,
+        size: tuple[int, int] | None = None,
+        generators: Generators = None,
+        latents: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """Yields the latents (N, c, h, w) after each step of drawing; the last are what `decode` takes.
+
+        `guidance` is the classifier-free guidance scale w of arXiv 2207.12598 as diffusers counts it: negative +
+        w (positive - negative), so 1 draws from `condition` alone. `size` is (height, width) in pixels. `generators`
+        is one for the batch, or one an image. `latents` are the initial unit-variance noise, else drawn.
+
+        Raises:
+            ValueError: steps < 1, guidance without `negative`, a size the decoder cannot draw, or a bad scheduler.
+        """
+        size = size or (self.spec.image_size, self.spec.image_size)
+        shape = (condition.context.shape[0], *self.spec.latent_shape(size))
+        extras = self.default_extras(shape[0], size) if extras is None else extras
+        like = condition.context
+        noise = unit_noise(shape, generators, like) if latents is None else latents.to(like.device)
+        if guidance != 1.0 and negative is None:
+            raise ValueError(f"guidance {guidance} needs a negative condition; pass one, or set guidance to 1")
+
+        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+            if guidance == 1.0 or negative is None:
+                return self.denoise(noisy, timestep.expand(shape[0]), condition, extras)
+            both = {name: torch.cat([extra, extra]) for name, extra in extras.items()}
+            pair = torch.cat([noisy, noisy])
+            prediction = self.denoise(pair, timestep.expand(2 * shape[0]), Condition.cat(negative, condition), both)
+            without, given = prediction.chunk(2)
+            return without + guidance * (given - without)
+
+        yield from denoising_steps(self.scheduler(scheduler), steps, noise, predict, generators)
+
+
+class Dataset(ABC):
+    """Documents by number. Made from its recipe section: `Dataset(Config(...))`; must be cheap to make."""
+
+    Config: ClassVar[type]
+
+    @abstractmethod
+    def __init__(self, config: Any) -> None: ...
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Document:
+        """Document `index` of `len(self)`; the same every time."""
+
+
+class Task(ABC):
+    """A measurement that `dreamkit` runs by name, such as `digits-demo`."""
+
+    @abstractmethod
+    def run(self, out: Path, *, seed: int = 0) -> Mapping[str, Any]:
+        """Runs in the folder `out`, writes its files there, and returns its figures.
+
+        Raises:
+            TrainingError: a figure the task promises was missed.
+        """

@@ -1,0 +1,151 @@
+"""What parts say of themselves, and what is handed between them.
+
+Shape suffixes are those of `dreamkit.interfaces`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartConfig:
+    """The recipe section of a part that has weights of its own to name: exactly one of the two is given.
+
+    `pretrained`: a hub name, a local folder in the Hugging Face format, or `pkg:package/folder`.
+    `config`: a small dict from which the same part is built with random weights.
+    """
+
+    pretrained: str | None = None
+    config: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class VisionSpec:
+    """`image_size` in pixels (square), `num_tokens` V, `dim` of one token."""
+
+    image_size: int
+    num_tokens: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class LanguageSpec:
+    """`dim` D; `vocab_size` before tokens are added; `max_length` in tokens; ids of the special tokens.
+
+    `bos_id` is None where the model starts without one; `eos_ids` all end a text, the first one is written.
+    `packing`: several documents may share a row. `cache`: decoding can go on from cached keys and values.
+    """
+
+    dim: int
+    vocab_size: int
+    max_length: int
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    packing: bool = True
+    cache: bool = True
+
+
+@dataclass(frozen=True)
+class ProjectorSpec:
+    """Tokens (N, in_tokens, in_dim) go in, (N, out_tokens, out_dim) come out."""
+
+    in_dim: int
+    out_dim: int
+    in_tokens: int
+    out_tokens: int
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """`context_dim` C; `context_tokens` Q' or None for any number; `pooled_dim` P or None.
+
+    `context_scale` is the root mean square the decoder's own text encoder gives its context.
+    `image_size` is the side in pixels it draws unasked, and every size must be a multiple of `size_multiple`.
+    Latents of an H x W image are (latent_channels, H / latent_factor, W / latent_factor).
+    """
+
+    context_dim: int
+    image_size: int
+    latent_channels: int
+    latent_factor: int
+    context_tokens: int | None = None
+    context_scale: float = 1.0
+    pooled_dim: int | None = None
+    size_multiple: int = 8
+
+    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(channels, height, width) of the latents of an image of `size` (height, width) in pixels."""
+        height, width = size
+        if height % self.size_multiple or width % self.size_multiple or min(size) <= 0:
+            raise ValueError(
+                f"image size {height}x{width}, but both must be positive multiples of {self.size_multiple} pixels"
+            )
+        return self.latent_channels, height // self.latent_factor, width // self.latent_factor
+
+
+class Head(NamedTuple):
+    """The language-model head: logits = soft_cap(scale * (hidden @ weight.T + bias)). `weight` (vocabulary, D)."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    soft_cap: float | None = None
+    scale: float = 1.0
+
+
+class NormWeights(NamedTuple):
+    """An RMS norm: hidden / rms(hidden, eps) * (offset + weight). `offset` is 1 for Gemma, else 0."""
+
+    weight: Tensor
+    eps: float
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """What a language model was taught to see around a conversation's turns.
+
+    Each of `user` and `assistant` is the text before and after what that role says; special tokens in it are parsed.
+    `system` is the text before and after a system message, and `default_system` is said where a conversation has none.
+    What the assistant says, and the text after it, is learned.
+    """
+
+    user: tuple[str, str]
+    assistant: tuple[str, str]
+    system: tuple[str, str] = ("", "")
+    default_system: str = ""
+
+
+@dataclass
+class Condition:
+    """What a decoder draws from: context (N, Q', C), an optional mask (N, Q') and, where it wants one, pooled (N, P)."""
+
+    context: Tensor
+    mask: Tensor | None = None
+    pooled: Tensor | None = None
+
+    def __getitem__(self, index: Any) -> Condition:
+        """The condition of some of the images; `index` is anything that indexes a first dimension."""
+        mask = None if self.mask is None else self.mask[index]
+        return Condition(self.context[index], mask, None if self.pooled is None else self.pooled[index])
+
+    @staticmethod
+    def cat(first: Condition, second: Condition) -> Condition:
+        """`first`'s images, then `second`'s.
+
+        Raises:
+            ValueError: one of them has a mask or a pooled vector, and the other has not.
+        """
+
+        def join(name: str) -> Tensor | None:
+            a, b = getattr(first, name), getattr(second, name)
+            if (a is None) != (b is None):
+                raise ValueError(f"one condition has a {name} tensor and the other has none; give it to both or neither")
+            return None if a is None else torch.cat([a, b])
+
+        return Condition(torch.cat([first.context, second.context]), join("mask"), join("pooled"))
