@@ -1,0 +1,27 @@
+"""The parts that need only torch and the data sets of plain files, registered through the same door as everyone's."""
+
+from collections.abc import Sequence
+
+from dreamkit.hookspecs import Component, hookimpl
+
+
+@hookimpl
+def dreamkit_projectors() -> Sequence[Component]:
+    return (
+        Component("linear", "dreamkit.projectors:Linear", "one matrix"),
+        Component("mlp", "dreamkit.projectors:MLP", "matrices with GELU between them"),
+    )
+
+
+@hookimpl
+def dreamkit_datasets() -> Sequence[Component]:
+    return (
+        Component("pairs", "dreamkit.data.pairs:Pairs", "images with captions, to draw or to read"),
+        Component("interleaved", "dreamkit.data.interleaved:Interleaved", "documents of text and images"),
+        Component("conversations", "dreamkit.data.conversations:Conversations", "LLaVA's JSON, about images"),
+    )
+
+
+@hookimpl
+def dreamkit_recipes() -> str:
+    return "dreamkit:recipes"
