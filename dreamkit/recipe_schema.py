@@ -1,0 +1,232 @@
+"""Reads a tree of values into dataclasses, strictly, and finds everything that is wrong with it at once.
+
+A field's annotation says what it takes: None, bool, int, float, str, Path, Literal, a union, list, tuple, dict, Any, or
+another dataclass. An int is taken for a float; nothing else is converted. A relative `Path` starts from the folder of
+the file it was written in. `__post_init__` of a dataclass may refuse its values with a ValueError.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field
+from pathlib import Path
+from typing import Any, Final, Literal, get_args, get_origin
+
+from dreamkit.errors import RecipeProblem, did_you_mean
+from dreamkit.recipe_tree import BROKEN, Broken, Node, said
+
+NOTHING: Final[Mapping[str, Any]] = types.MappingProxyType({})
+_UNIONS = (typing.Union, types.UnionType)
+_LISTS = (list, tuple, Sequence)
+_SCALARS: Final[Mapping[Any, str]] = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+}
+
+
+def setting(default: Any = MISSING, **metadata: Any) -> Any:
+    """A dataclass field with bounds (`least`, `above`, `most`), or text that is a path (`path=True`)."""
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class SchemaReader:
+    """Turns nodes into values, collecting `problems` and, for every key, in `places`, where it was written.
+
+    What cannot be read is BROKEN. `complete` false: keys may be missing because a file is, and are not reported.
+    """
+
+    def __init__(self, *, complete: bool = True) -> None:
+        self.complete = complete
+        self.problems: list[RecipeProblem] = []
+        self.places: dict[str, str] = {}
+
+    def problem(self, node: Node, key: str, message: str) -> Broken:
+        self.problems.append(RecipeProblem(node.where, key or "recipe", message))
+        return BROKEN
+
+    def section(
+        self, cls: type, node: Node, key: str, *, draft: bool = False, reserved: Sequence[str] = ()
+    ) -> Any:
+        """An instance of the dataclass `cls`, or BROKEN.
+
+        `draft`: where fields are broken, an instance in which these are None instead. `reserved` keys are known, but
+        not to this dataclass.
+        """
+        self.places[key] = node.where
+        if not isinstance(node.value, dict):
+            return self._unwanted(dict, node, key)
+        fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+        try:
+            annotations = typing.get_type_hints(cls)
+        except Exception as error:  # annotations are code of the plug-in
+            return self.problem(node, key, f"the annotations of {cls.__qualname__} cannot be read: {error}")
+        values: dict[str, Any] = {}
+        for name, item in node.value.items():
+            path = join(key, name)
+            if name in fields:
+                values[name] = self.value(annotations[name], item, path, fields[name].metadata)
+            elif name not in reserved:
+                self.problem(item, path, f"unknown key '{name}'; {did_you_mean(name, [*fields, *reserved])}")
+        for name, field in fields.items():
+            if name not in values and not has_default(field):
+                values[name] = BROKEN
+                if self.complete:
+                    self.problem(node, join(key, name), f"missing; {wanted(annotations[name])} is wanted")
+        if not any(value is BROKEN for value in values.values()):
+            try:
+                return cls(**values)
+            except Exception as error:  # the checks of a plug-in's dataclass may fail in any way
+                kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+                self.problem(node, key, f"{kind}{error}")
+        return _draft(cls, values) if draft else BROKEN
+
+    def value(self, annotation: Any, node: Node, key: str, meta: Mapping[str, Any] = NOTHING) -> Any:
+        """What `node` is as `annotation`, or BROKEN. `meta` is the metadata of its field."""
+        self.places[key] = node.where
+        value, origin, args = node.value, get_origin(annotation), get_args(annotation)
+        if value is BROKEN:
+            return BROKEN
+        if annotation in (Any, object) or (annotation in (dict, list) and isinstance(value, annotation)):
+            return self._anything(node, key)
+        if origin in _UNIONS:
+            return self._one_of(annotation, node, key, meta)
+        if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+            return self.nested(annotation, node, key, meta)
+        if origin is Literal and any(value == arg and type(value) is type(arg) for arg in args):
+            return value
+        if (
+            origin in _LISTS
+            and isinstance(value, list)
+            and len(args := _item_types(annotation, value)) == len(value)
+        ):
+            items = [
+                self.value(arg, item, join(key, i), meta)
+                for i, (arg, item) in enumerate(zip(args, value, strict=True))
+            ]
+            if any(item is BROKEN for item in items):
+                return BROKEN
+            return tuple(items) if origin is tuple else items
+        if origin in (dict, Mapping) and isinstance(value, dict):
+            read = {name: self.value(args[1], item, join(key, name)) for name, item in value.items()}
+            return BROKEN if any(item is BROKEN for item in read.values()) else read
+        return self._scalar(annotation, node, key, meta)
+
+    def nested(self, cls: type, node: Node, key: str, meta: Mapping[str, Any]) -> Any:
+        """A dataclass inside another."""
+        return self.section(cls, node, key)
+
+    def _scalar(self, annotation: Any, node: Node, key: str, meta: Mapping[str, Any]) -> Any:
+        value = node.value
+        if isinstance(value, bool) or value is None:
+            if annotation is type(value):
+                return value
+        elif isinstance(value, int | float) and annotation in (float, type(value)):
+            return self._number(annotation, value, node, key, meta)
+        elif isinstance(value, str) and annotation in (str, Path):
+            path = node.folder / Path(value).expanduser() if annotation is Path or meta.get("path") else None
+            return value if path is None else annotation(path)
+        return self._unwanted(annotation, node, key)
+
+    def _number(self, annotation: type, value: float, node: Node, key: str, meta: Mapping[str, Any]) -> Any:
+        least, above, most = meta.get("least"), meta.get("above"), meta.get("most")
+        bounds = [(least, "at least"), (above, "more than"), (most, "at most")]
+        bound = " and ".join(f"{words} {limit}" for limit, words in bounds if limit is not None)
+        if isinstance(value, float) and not math.isfinite(value):
+            return self.problem(node, key, f"{value} found, but a finite number is wanted")
+        if abs(value) >= 2**63:
+            return self.problem(node, key, f"{value} found, but a number of less than 64 bits is wanted")
+        below = (least is not None and value < least) or (above is not None and value <= above)
+        if below or (most is not None and value > most):
+            return self.problem(node, key, f"{value} found, but {bound} is wanted")
+        return annotation(value)
+
+    def _one_of(self, annotation: Any, node: Node, key: str, meta: Mapping[str, Any]) -> Any:
+        choices = [choice for choice in get_args(annotation) if choice is not type(None)]
+        if node.value is None and len(choices) < len(get_args(annotation)):
+            return None
+        before = list(self.problems)
+        for choice in choices:
+            read = self.value(choice, node, key, meta)
+            if read is not BROKEN:
+                self.problems = before
+                return read
+        if len(choices) == 1:
+            return BROKEN  # and its problem says more than the union's would
+        self.problems = before
+        return self._unwanted(annotation, node, key)
+
+    def _anything(self, node: Node, key: str) -> Any:
+        """A value of any type, in which nothing may be infinite."""
+        before = len(self.problems)
+        broken = False
+
+        def check(path: tuple[str, ...], leaf: Node) -> Node:
+            nonlocal broken
+            if isinstance(leaf.value, int | float):
+                self._number(type(leaf.value), leaf.value, leaf, join(key, *path), NOTHING)
+            broken = broken or leaf.value is BROKEN
+            return leaf
+
+        node.map(check)
+        return BROKEN if broken or len(self.problems) > before else node.plain()
+
+    def _unwanted(self, annotation: Any, node: Node, key: str) -> Broken:
+        if node.value is BROKEN:
+            return BROKEN
+        near = ""
+        if get_origin(annotation) is Literal and isinstance(node.value, str):
+            near = f"; {did_you_mean(node.value, map(str, get_args(annotation)))}"
+        return self.problem(node, key, f"{said(node)} found, but {wanted(annotation)} is wanted{near}")
+
+
+def wanted(annotation: Any) -> str:
+    """What a field takes, in an error message."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin in _UNIONS:
+        return " or ".join(wanted(arg) for arg in args)
+    if origin in _LISTS:
+        each = [arg for arg in args if arg is not Ellipsis]
+        return f"a list of {', '.join(wanted(arg) for arg in each)}"
+    if annotation in (dict, Mapping) or origin in (dict, Mapping):
+        return "a section"
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return f"a section with {', '.join(f.name for f in dataclasses.fields(annotation) if f.init)}"
+    if annotation is list:
+        return "a list"
+    return _SCALARS.get(annotation, f"{annotation}, which no recipe can hold,")
+
+
+def join(*steps: object) -> str:
+    """A dotted key path."""
+    return ".".join(str(step) for step in steps if step != "")
+
+
+def has_default(field: Field[Any]) -> bool:
+    return field.default is not MISSING or field.default_factory is not MISSING
+
+
+def _item_types(annotation: Any, items: Sequence[object]) -> Sequence[Any]:
+    """The annotation of each item; of another length than `items` where that is wrong."""
+    args = get_args(annotation)
+    is_fixed = get_origin(annotation) is tuple and Ellipsis not in args
+    return args if is_fixed else args[:1] * len(items)
+
+
+def _draft(cls: type, values: Mapping[str, Any]) -> Any:
+    """An instance without `cls`'s own checks, in which what is broken is None."""
+    draft = object.__new__(cls)
+    for field in dataclasses.fields(cls):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        value = values.get(field.name, default)
+        object.__setattr__(draft, field.name, None if value is BROKEN else value)
+    return draft
