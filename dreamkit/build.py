@@ -1,0 +1,291 @@
+"""Recipe and plug-ins become a model: the only place that knows both.
+
+Whether parts fit each other is told from their specs, without weights, by `fit`; `build` makes only what fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dreamkit.errors import DreamkitError, RecipeError, RecipeProblem
+from dreamkit.interfaces import Part
+from dreamkit.model import DreamModel
+from dreamkit.plugins import Registry
+from dreamkit.projectors import Linear
+from dreamkit.recipe import WITH_SOURCE, AdapterSection, ModelSection, PartSection, Recipe
+from dreamkit.specs import DecoderSpec, LanguageSpec, ProjectorSpec, VisionSpec
+
+PROJECTORS = ("visual_projector", "condition_projector", "pooled_projector")
+
+
+@dataclass
+class Fit:
+    """The specs of a recipe's parts, those that could be told, and all that does not fit."""
+
+    recipe: Recipe
+    vision: VisionSpec | None = None
+    language: LanguageSpec | None = None
+    decoder: DecoderSpec | None = None
+    projectors: dict[str, ProjectorSpec] = field(default_factory=dict)
+    problems: list[RecipeProblem] = field(default_factory=list)
+
+    def problem(self, key: str, message: str) -> None:
+        self.problems.append(RecipeProblem(self.recipe.place(key), key, message))
+
+    def attempt(self, key: str, make: Callable[[], Any]) -> Any:
+        """What `make` returns; None, and a problem at `key`, where it raises."""
+        try:
+            return make()
+        except Exception as error:  # the code of a plug-in, and of the library behind it, may fail in any way
+            self.problem(key, _said(error))
+            return None
+
+    def summary(self) -> list[tuple[str, str, str]]:
+        """Of a recipe that fits: part, component, and what it takes and gives."""
+        vision, language, decoder, model = self.vision, self.language, self.decoder, self.recipe.model
+        assert vision and language and decoder, "parts of a recipe that fits have specs"
+        pooled = f" and a pooled vector of {decoder.pooled_dim}" if decoder.pooled_dim else ""
+        shapes = {
+            "vision_encoder": f"{vision.image_size} px -> {vision.num_tokens} x {vision.dim}",
+            "language_model": f"{language.max_length} x {language.dim}, vocabulary of {language.vocab_size}",
+            "image_decoder": f"{decoder.context_tokens or 'any'} x {decoder.context_dim}{pooled} -> {decoder.image_size} px",
+        }
+        for key, spec in self.projectors.items():
+            shapes[key] = f"{spec.in_tokens} x {spec.in_dim} -> {spec.out_tokens} x {spec.out_dim}"
+        sections = {key: part_section(model, key) for key in DreamModel.PARTS if key in shapes}
+        return [(key, section.name, shapes[key]) for key, section in sections.items() if section is not None]
+
+
+def check(recipe: Recipe, registry: Registry) -> list[RecipeProblem]:
+    """Everything that does not fit, told without weights. Sections that are None are passed over."""
+    return fit(recipe, registry).problems
+
+
+def fit(recipe: Recipe, registry: Registry) -> Fit:
+    """The specs of the parts and what does not fit. Sections of a draft that are None are passed over."""
+    found = Fit(recipe)
+    model = recipe.model
+    if model is None:
+        return found
+    specs = {}
+    for kind in WITH_SOURCE:
+        section = getattr(model, kind)
+        if section is not None:
+            cls: Any = registry.get(kind, section.name)
+            specs[kind] = found.attempt(
+                f"model.{kind}", lambda cls=cls, section=section: cls.spec_from(section.config)
+            )
+    found.language, found.vision = specs.get("language_model"), specs.get("vision_encoder")
+    found.decoder = specs.get("image_decoder")
+    _fit_projectors(found, model, registry)
+    _fit_lengths(found, model)
+    _fit_adapters(found, model, registry)
+    _fit_tokens(found, model)
+    return found
+
+
+def _fit_projectors(found: Fit, model: ModelSection, registry: Registry) -> None:
+    language, vision, decoder = found.language, found.vision, found.decoder
+
+    def project(key: str, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec | None:
+        section = part_section(model, key)
+        if section is None:
+            return None
+        cls: Any = registry.get("projector", section.name)
+        widths = {"in_dim": in_dim, "in_tokens": in_tokens, "out_dim": out_dim}
+        spec = found.attempt(f"model.{key}", lambda: cls.spec_from(section.config, **widths))
+        for name, width in widths.items() if spec is not None else ():
+            if getattr(spec, name) != width:
+                found.problem(
+                    f"model.{key}",
+                    f"'{section.name}' has {name} {getattr(spec, name)}, but its neighbours have {width}; "
+                    "name another projector",
+                )
+                return None
+        if spec is not None:
+            found.projectors[key] = spec
+        return spec
+
+    if language and vision:
+        project("visual_projector", vision.dim, vision.num_tokens, language.dim)
+    if language and decoder and model.dream_queries is not None:
+        spec = project("condition_projector", language.dim, model.dream_queries, decoder.context_dim)
+        if spec and decoder.context_tokens not in (None, spec.out_tokens):
+            found.problem(
+                "model.condition_projector",
+                f"it gives {spec.out_tokens} tokens for {model.dream_queries} dream queries "
+                f"({found.recipe.place('model.dream_queries')}), but the image decoder takes {decoder.context_tokens} "
+                f"({found.recipe.place('model.image_decoder')}); set model.dream_queries to {decoder.context_tokens}, "
+                f"or name a projector that gives {decoder.context_tokens}",
+            )
+    if language and decoder and decoder.pooled_dim is not None:
+        spec = project("pooled_projector", language.dim, 1, decoder.pooled_dim)
+        if spec and spec.out_tokens != 1:
+            found.problem(
+                "model.pooled_projector",
+                f"it makes {spec.out_tokens} tokens of 1, but a pooled vector is 1; name another projector",
+            )
+    if decoder and decoder.pooled_dim is None and model.pooled_projector is not None:
+        found.problem(
+            "model.pooled_projector",
+            f"'{model.pooled_projector.name}' found, but the image decoder takes no pooled vector "
+            f"({found.recipe.place('model.image_decoder')}); remove it, or set it to null",
+        )
+    trainable = found.recipe.train.trainable if found.recipe.train else None
+    if decoder and decoder.pooled_dim is None and "pooled_projector" in (trainable or ()):
+        found.problem(
+            "train.trainable",
+            "'pooled_projector' found, but this model has none, for its image decoder takes no pooled vector; remove it",
+        )
+
+
+def _fit_lengths(found: Fit, model: ModelSection) -> None:
+    train, language = found.recipe.train, found.language
+    if not train or not language:
+        return
+    if train.max_length is not None and train.max_length > language.max_length:
+        found.problem(
+            "train.max_length",
+            f"rows of {train.max_length} tokens, but the language model takes at most {language.max_length} "
+            f"({found.recipe.place('model.language_model')}); set it to {language.max_length} or less",
+        )
+    if train.packing and not language.packing:
+        found.problem(
+            "train.packing",
+            "true found, but the language model cannot keep documents in one row apart "
+            f"({found.recipe.place('model.language_model')}); set it to false",
+        )
+    visual = found.projectors.get("visual_projector")
+    room = language.max_length if train.max_length is None else train.max_length
+    if visual and model.dream_queries is not None:
+        # as in `dreamkit.sequence`: both kinds of slots stand between two tokens, all between <s> and </s>
+        drawn, read = model.dream_queries + 2, visual.out_tokens + 2
+        if drawn + read + 2 > room:
+            key = "model.dream_queries" if train.max_length is None else "train.max_length"
+            found.problem(
+                key,
+                f"an image that is drawn and read back takes {drawn} + {read} tokens, and <s> and </s> one each, but a "
+                f"row holds {room}; raise train.max_length, lower model.dream_queries ({model.dream_queries}), or take "
+                f"a vision encoder or visual projector with fewer than {visual.out_tokens} tokens",
+            )
+
+
+def _fit_adapters(found: Fit, model: ModelSection, registry: Registry) -> None:
+    seen: set[str] = set()
+    trainable = (found.recipe.train.trainable if found.recipe.train else None) or ()
+    for index, adapter in enumerate(model.adapters or ()):
+        key = f"model.adapters.{index}.target"
+        if adapter.target in seen:
+            found.problem(key, f"'{adapter.target}' found a second time; a part takes one adapter")
+        seen.add(adapter.target)
+        section = getattr(model, adapter.target)
+        if section is not None and adapter.modules is None:
+            if not registry.get(adapter.target, section.name).adapter_targets:  # type: ignore[attr-defined]
+                found.problem(key, f"'{section.name}' names no layers to adapt; list them in 'modules'")
+        if adapter.target in trainable:
+            found.problem(
+                "train.trainable",
+                f"'{adapter.target}' found, but it has an adapter ({found.recipe.place(key)}), beside which its own "
+                "weights stay frozen; remove it here, or remove the adapter",
+            )
+
+
+def _fit_tokens(found: Fit, model: ModelSection) -> None:
+    tokens = model.special_tokens
+    if tokens is None:
+        return
+    apart: dict[str, str] = {}
+    for name in ("dream_start", "dream_end", "image_start", "image_end", "image_patch", "dream_patch"):
+        token = getattr(tokens, name)
+        other = apart.setdefault(token, name)
+        if not token.strip():
+            found.problem(
+                f"model.special_tokens.{name}", f"'{token}' found, but a token has a name, such as <{name}>"
+            )
+        elif other != name and (other, name) != ("image_patch", "dream_patch"):
+            found.problem(
+                f"model.special_tokens.{name}",
+                f"'{token}' found, which is also {other}; give one another name",
+            )
+
+
+def part_section(model: ModelSection, key: str) -> PartSection | None:
+    """The section of a part; a pooled projector that is not named is linear."""
+    section: PartSection | None = getattr(model, key)
+    return (
+        PartSection("linear", Linear.Config()) if section is None and key == "pooled_projector" else section
+    )
+
+
+def build(recipe: Recipe, registry: Registry) -> DreamModel:
+    """The model of a recipe, with the weights it names; fresh ones are drawn from the recipe's seed.
+
+    Raises:
+        RecipeError: parts that do not fit, or that cannot be made.
+    """
+    found = fit(recipe, registry)
+    if found.problems:
+        raise RecipeError(found.problems)
+    torch.manual_seed(recipe.train.seed)
+    parts: dict[str, Any] = {}
+    sources: dict[str, str | None] = {}
+    for key in WITH_SOURCE:
+        section = getattr(recipe.model, key)
+        cls: Any = registry.get(key, section.name)
+        sources[key] = section.config.pretrained
+        make = cls.from_config if sources[key] is None else cls.from_pretrained
+        parts[key] = _made(found, f"model.{key}", lambda make=make, section=section: make(section.config))
+    for key, spec in found.projectors.items():
+        section = part_section(recipe.model, key)
+        assert section is not None, "what has a spec has a section"
+        cls = registry.get("projector", section.name)
+        sources[key] = None
+        parts[key] = _made(
+            found,
+            f"model.{key}",
+            lambda cls=cls, section=section, spec=spec: cls.from_config(section.config, spec),
+        )
+    model = DreamModel(
+        **parts,
+        dream_queries=recipe.model.dream_queries,
+        special_tokens=recipe.model.special_tokens,
+        lm_weight=recipe.loss.lm,
+        vm_weight=recipe.loss.vm,
+    )
+    for index, adapter in enumerate(recipe.model.adapters):
+        part = parts[adapter.target]
+        _made(found, f"model.adapters.{index}", lambda part=part, adapter=adapter: _adapt(part, adapter))
+    model.recipe = recipe
+    model.sources = sources
+    return model
+
+
+def _made(found: Fit, key: str, make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except Exception as error:  # as in `Fit.attempt`
+        found.problem(key, _said(error))
+        raise RecipeError(found.problems) from error
+
+
+def _adapt(part: Part, adapter: AdapterSection) -> None:
+    """Puts a LoRA adapter into the layers of a part, in place; only the adapter stays trainable."""
+    from peft import LoraConfig, inject_adapter_in_model  # seconds to import, and few recipes adapt
+
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # any number is right
+        lora_dropout=adapter.dropout,
+        target_modules=list(part.adapter_targets if adapter.modules is None else adapter.modules),
+        use_dora=adapter.use_dora,
+        use_rslora=adapter.use_rslora,
+    )
+    inject_adapter_in_model(config, part)
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, DreamkitError | ValueError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,380 @@
+"""The interleaved loop: decode text, draw at the dream token, read the picture back, decode on.
+
+Every position of a document passes through the language model once: prompt, words, dream queries and the picture read
+back all go through one cache. Documents of a batch advance together, each at its own position; the slots where one of
+them has nothing to say are padding that nobody sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from PIL import Image as PIL
+from torch import Tensor
+
+from dreamkit.document import Document, Image, Role, Segment, Text
+from dreamkit.errors import DocumentError
+from dreamkit.recipe import GenerationSection
+from dreamkit.specs import Condition
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+    from dreamkit.model import DreamModel
+    from dreamkit.sequence import Sequencer
+
+Prompt = Document | str
+EndReason = Literal["end", "tokens", "length"]
+
+
+@dataclass(frozen=True)
+class TextPiece:
+    """Some more text of document number `document`, and the ids of the tokens that finished it."""
+
+    document: int
+    text: str
+    ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ImageStarted:
+    """Document `document` decided to draw its picture number `image`, counted from 0."""
+
+    document: int
+    image: int
+
+
+@dataclass(frozen=True)
+class DenoisingStep:
+    """One of `steps` denoising steps is done; `preview()` decodes the picture as it stands."""
+
+    document: int
+    image: int
+    step: int
+    steps: int
+    preview: Callable[[], Picture] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class ImageDone:
+    """A picture is drawn."""
+
+    document: int
+    image: int
+    picture: Picture
+
+
+@dataclass(frozen=True)
+class DocumentDone:
+    """A document is finished: at its `end` token, or at the limit on `tokens` or on the model's `length`.
+
+    `result` holds the prompt and what was written after it.
+    """
+
+    document: int
+    result: Document
+    reason: EndReason
+
+
+Event = TextPiece | ImageStarted | DenoisingStep | ImageDone | DocumentDone
+
+
+def collect(events: Iterable[Event]) -> list[Document]:
+    """The finished documents of a generation, in the order of the prompts."""
+    done = {event.document: event.result for event in events if isinstance(event, DocumentDone)}
+    return [done[number] for number in sorted(done)]
+
+
+class InterleavedGeneration:
+    """What lets a `DreamModel` write documents."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        seed: int | Sequence[int] = 0,
+        size: tuple[int, int] | None = None,
+        ignore_eos: bool = False,
+        **settings: Any,
+    ) -> Iterator[Event]:
+        """Goes on from each prompt, and yields what happens as it happens; `collect` gathers the documents.
+
+        `seed` is one for every document, or one each: a document depends on its own prompt and seed alone, not on the
+        batch it is in. `size` is (height, width) in pixels. `ignore_eos` writes up to the limits. `settings` are the
+        fields of a recipe's `generation` section, and take the place of the model's own: `max_tokens`, `max_images`,
+        `temperature` (0 is greedy), `top_p`, `scheduler`, `steps`, `guidance`.
+
+        Raises:
+            DocumentError: a prompt that does not fit into the model's length, or a number of seeds that is not theirs.
+            TypeError: an unknown setting.
+        """
+        model = cast("DreamModel", self)
+        options = replace(model.recipe.generation if model.recipe else GenerationSection(), **settings)
+        was_training = model.training
+        model.eval()
+        try:
+            yield from _Generation(model, _documents(prompts), seed, size, ignore_eos, options).events()
+        finally:
+            model.train(was_training)
+
+    @torch.no_grad()
+    def dream_states(self, prompts: Prompt | Sequence[Prompt]) -> Tensor:
+        """What the dream queries become after each prompt: (N, Q, D), after the final norm."""
+        documents = _documents(prompts)
+        session = _Session(cast("DreamModel", self), len(documents))
+        embeds = [torch.cat([prompt, session.dream_inputs()]) for prompt in session.prompt_inputs(documents)]
+        hidden = session.feed(dict(enumerate(embeds)))
+        return torch.stack([session.dream_states(hidden[number]) for number in range(len(documents))])
+
+
+def _documents(prompts: Prompt | Sequence[Prompt]) -> list[Document]:
+    several = [prompts] if isinstance(prompts, (Document, str)) else list(prompts)
+    return [
+        Document((Text(p),) if p else (), name=f"prompt {n}") if isinstance(p, str) else p
+        for n, p in enumerate(several)
+    ]
+
+
+class _Session:
+    """One pass of a batch of documents through the language model, in pieces of any length."""
+
+    def __init__(self, model: DreamModel, documents: int) -> None:
+        self.model = model
+        self.sequencer: Sequencer = model.sequencer()
+        self.cache = model.language_model.new_cache()
+        self.positions = [0] * documents
+        self.device = model.dream_queries.device
+
+    def embed(self, ids: list[int]) -> Tensor:
+        return self.model.language_model.embed(torch.tensor(ids, dtype=torch.long, device=self.device))
+
+    def dream_inputs(self) -> Tensor:
+        """The dream token and the queries: (1 + Q, D)."""
+        return torch.cat([self.embed([self.sequencer.dream_start]), self.model.dream_queries])
+
+    def read_inputs(self, pictures: Sequence[Picture]) -> list[Tensor]:
+        """Each picture between its tokens: (V + 2, D)."""
+        if not pictures:
+            return []
+        pixels = self.model.vision_encoder.preprocess(pictures).to(self.device)
+        vision_NVD = self.model.visual_projector(self.model.vision_encoder(pixels))
+        start, end = self.embed([self.sequencer.image_start]), self.embed([self.sequencer.image_end])
+        return [torch.cat([start, vision_VD, end]) for vision_VD in vision_NVD]
+
+    def prompt_inputs(self, documents: Sequence[Document]) -> list[Tensor]:
+        """The embeddings (T, D) of each prompt."""
+        sequences = [self.sequencer.prompt(document) for document in documents]
+        read = iter(self.read_inputs([picture for sequence in sequences for _, picture in sequence.reads]))
+        prompts = []
+        for sequence in sequences:
+            embeds = self.embed(sequence.ids)
+            for at, _ in sequence.reads:
+                picture = next(read)
+                embeds[at - 1 : at - 1 + len(picture)] = picture
+            prompts.append(embeds)
+        return prompts
+
+    def feed(self, inputs: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Runs each document's next embeddings (t, D) through the language model -> hidden states (t, D)."""
+        width = max(len(embeds) for embeds in inputs.values())
+        dim = self.model.language_model.spec.dim
+        embeds_BTD = self.model.dream_queries.new_zeros(len(self.positions), width, dim)
+        position_ids = torch.zeros(len(self.positions), width, dtype=torch.long)
+        segment_ids = torch.full_like(position_ids, -1)
+        for number, embeds in inputs.items():
+            start, length = self.positions[number], len(embeds)
+            embeds_BTD[number, :length] = embeds
+            position_ids[number, :length] = torch.arange(start, start + length)
+            segment_ids[number, :length] = 0
+            self.positions[number] += length
+        hidden = self.model.language_model(
+            embeds_BTD, position_ids.to(self.device), segment_ids.to(self.device), cache=self.cache
+        )
+        return {number: hidden[number, : len(embeds)] for number, embeds in inputs.items()}
+
+    def dream_states(self, hidden_TD: Tensor) -> Tensor:
+        """The dream states (Q, D) at the end of hidden states that end with the queries."""
+        return self.model.language_model.final_norm(hidden_TD[-len(self.model.dream_queries) :])
+
+
+@dataclass
+class _Writer:
+    """One document on its way."""
+
+    number: int
+    prompt: Document
+    generator: torch.Generator
+    inputs: Tensor  # (t, D), to be fed next
+    written: list[Segment] = field(default_factory=list)
+    run: list[int] = field(default_factory=list)  # ids of the text since the last picture
+    shown: int = 0  # characters of that text already yielded
+    shown_ids: int = 0
+    tokens: int = 0
+    images: int = 0
+    drawing: bool = False
+    reason: EndReason | None = None
+
+    @property
+    def role(self) -> Role | None:
+        return "assistant" if self.prompt.is_conversation else None
+
+    def result(self) -> Document:
+        return Document((*self.prompt.segments, *self.written), name=self.prompt.name)
+
+
+class _Generation:
+    """The loop over a batch of writers."""
+
+    def __init__(
+        self,
+        model: DreamModel,
+        prompts: list[Document],
+        seed: int | Sequence[int],
+        size: tuple[int, int] | None,
+        ignore_eos: bool,
+        options: GenerationSection,
+    ) -> None:
+        seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(prompts):
+            raise DocumentError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one, or one each")
+        self.model = model
+        self.options = options
+        self.size = size
+        self.session = session = _Session(model, len(prompts))
+        self.writers = [
+            _Writer(number, prompt, torch.Generator().manual_seed(seeds[number]), inputs)
+            for number, (prompt, inputs) in enumerate(
+                zip(prompts, session.prompt_inputs(prompts), strict=True)
+            )
+        ]
+        spec = model.language_model.spec
+        self.ends = set() if ignore_eos else set(spec.eos_ids)
+        self.max_length = spec.max_length
+        sequencer = session.sequencer
+        self.dream_start = sequencer.dream_start
+        # A picture takes its queries and its vision tokens, each between two special tokens.
+        self.picture_length = sequencer.dream_queries + sequencer.vision_tokens + 4
+        unwritten = {*model.token_ids.values(), *model.language_model.unwritten_ids}
+        self.never = sorted(unwritten - {self.dream_start, *spec.eos_ids})
+        self.negative: Condition | None = None
+        if options.guidance != 1.0 and options.max_images:
+            self.negative = model.condition(model.dream_states(""))
+
+    def events(self) -> Iterator[Event]:
+        waiting = self.writers
+        while waiting:
+            for writer in waiting:
+                writer.reason = writer.reason or self._limit(writer)
+                if writer.reason is not None:
+                    yield from self._flush(writer)
+                    yield DocumentDone(writer.number, writer.result(), writer.reason)
+            waiting = [writer for writer in waiting if writer.reason is None]
+            if waiting:
+                yield from self._advance(waiting)
+
+    def _limit(self, writer: _Writer) -> EndReason | None:
+        """The limit that keeps a document from going on."""
+        if self.session.positions[writer.number] + len(writer.inputs) > self.max_length:
+            return "length"
+        return "tokens" if writer.tokens >= self.options.max_tokens and not writer.drawing else None
+
+    def _advance(self, writers: list[_Writer]) -> Iterator[Event]:
+        """Feeds each document what it wrote last, then lets it write a token or draw its picture."""
+        hidden = self.session.feed({writer.number: writer.inputs for writer in writers})
+        writing = [writer for writer in writers if not writer.drawing]
+        drawing = [writer for writer in writers if writer.drawing]
+        if writing:
+            last = torch.stack([hidden[writer.number][-1] for writer in writing])
+            logits = self.model.language_model.logits(self.model.language_model.final_norm(last)).float()
+            for writer, row in zip(writing, logits, strict=True):
+                yield from self._write(writer, row)
+        if drawing:
+            yield from self._draw(drawing, hidden)
+
+    def _write(self, writer: _Writer, logits_V: Tensor) -> Iterator[Event]:
+        """One token: a word, the end, or the decision to draw."""
+        position = self.session.positions[writer.number]
+        logits_V[self.never] = -torch.inf
+        if writer.images >= self.options.max_images or position + self.picture_length > self.max_length:
+            logits_V[self.dream_start] = -torch.inf
+        token = self._choose(logits_V, writer.generator)
+        writer.tokens += 1
+        if token in self.ends:
+            writer.reason = "end"
+        elif token == self.dream_start:
+            yield from self._flush(writer)
+            yield ImageStarted(writer.number, writer.images)
+            writer.drawing = True
+            writer.inputs = self.session.dream_inputs()
+        else:
+            writer.run.append(token)
+            yield from self._show(writer, finished=False)
+            writer.inputs = self.session.embed([token])
+
+    def _choose(self, logits_V: Tensor, generator: torch.Generator) -> int:
+        if self.options.temperature == 0:
+            return int(logits_V.argmax())
+        probabilities, order = (logits_V.cpu() / self.options.temperature).softmax(-1).sort(descending=True)
+        # The smallest set of tokens that holds top_p of the probability; the first one is always in it.
+        outside = probabilities.cumsum(-1) - probabilities >= self.options.top_p
+        outside[0] = False
+        probabilities[outside] = 0
+        return int(order[torch.multinomial(probabilities, 1, generator=generator)])
+
+    def _show(self, writer: _Writer, finished: bool) -> Iterator[Event]:
+        """What of the current run of text is new; an unfinished character waits for its last byte."""
+        text = self.model.language_model.decode(writer.run)
+        if len(text) > writer.shown and (finished or not text.endswith("\ufffd")):
+            yield TextPiece(writer.number, text[writer.shown :], tuple(writer.run[writer.shown_ids :]))
+            writer.shown, writer.shown_ids = len(text), len(writer.run)
+
+    def _flush(self, writer: _Writer) -> Iterator[Event]:
+        """Ends the current run of text."""
+        yield from self._show(writer, finished=True)
+        if text := self.model.language_model.decode(writer.run):
+            writer.written.append(Text(text, role=writer.role))
+        writer.run, writer.shown, writer.shown_ids = [], 0, 0
+
+    def _draw(self, writers: list[_Writer], hidden: dict[int, Tensor]) -> Iterator[Event]:
+        """Draws one picture for each of the writers, and has each read its own."""
+        states = torch.stack([self.session.dream_states(hidden[writer.number]) for writer in writers])
+        decoder = self.model.image_decoder
+        latents = None
+        for step, latents in enumerate(
+            decoder.denoising(
+                self.model.condition(states),
+                None if self.negative is None else self.negative[[0] * len(writers)],
+                scheduler=self.options.scheduler,
+                steps=self.options.steps,
+                guidance=self.options.guidance,
+                size=self.size,
+                generators=[writer.generator for writer in writers],
+            )
+        ):
+            for row, writer in enumerate(writers):
+
+                def preview(latents_1CHW: Tensor = latents[row : row + 1]) -> Picture:
+                    with torch.no_grad():
+                        return _picture(decoder.decode(latents_1CHW)[0])
+
+                yield DenoisingStep(writer.number, writer.images, step, self.options.steps, preview)
+        assert latents is not None, "a schedule has at least one step"
+        pictures = [_picture(image) for image in decoder.decode(latents)]
+        dream_end = self.session.embed([self.session.sequencer.dream_end])
+        for writer, picture, inputs in zip(
+            writers, pictures, self.session.read_inputs(pictures), strict=True
+        ):
+            yield ImageDone(writer.number, writer.images, picture)
+            writer.written.append(Image(picture, draw=True, role=writer.role))
+            writer.images += 1
+            writer.drawing = False
+            writer.inputs = torch.cat([dream_end, inputs])
+
+
+def _picture(image_CHW: Tensor) -> Picture:
+    """An image (3, H, W) in [0, 1] as a picture of 8 bits a channel."""
+    return PIL.fromarray((image_CHW * 255).round().byte().permute(1, 2, 0).cpu().numpy())

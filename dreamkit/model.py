@@ -1,0 +1,205 @@
+"""The model: four parts composed, and its two losses.
+
+Shape suffixes are those of `dreamkit.interfaces` and `dreamkit.batch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from dreamkit.batch import Batch
+from dreamkit.errors import DreamkitError, did_you_mean
+from dreamkit.generate import InterleavedGeneration
+from dreamkit.interfaces import ImageDecoder, LanguageModel, Part, Projector, VisionEncoder
+from dreamkit.sequence import Sequencer, SpecialTokens
+from dreamkit.specs import Condition
+
+if TYPE_CHECKING:
+    from dreamkit.recipe import Recipe
+
+QUERY_STD = 0.02  # initial scale of the dream queries, as in the published code
+
+
+class Losses(NamedTuple):
+    """`loss` is what backward runs on; `lm` and `denoising` are its two detached parts, without their weights.
+
+    `by_document` (documents,) holds each document's detached loss, to find the one that is not finite.
+    """
+
+    loss: Tensor
+    lm: Tensor
+    denoising: Tensor
+    by_document: Tensor
+
+
+class DreamModel(InterleavedGeneration, nn.Module):
+    """A language model that reads images through one part and draws them through another.
+
+    `recipe` and `sources` (part -> the name its weights came from, or None) say how it was built, where a recipe did.
+    `changed` names the tensors that may differ from their source: ever trainable, or read from a checkpoint.
+    """
+
+    PARTS = (
+        "language_model",
+        "vision_encoder",
+        "image_decoder",
+        "visual_projector",
+        "condition_projector",
+        "pooled_projector",
+    )
+    TRAINABLE = (*PARTS, "dream_queries", "new_tokens")
+
+    recipe: Recipe | None = None
+    sources: dict[str, str | None]
+    changed: set[str]
+
+    def __init__(
+        self,
+        *,
+        language_model: LanguageModel,
+        vision_encoder: VisionEncoder,
+        image_decoder: ImageDecoder,
+        visual_projector: Projector,
+        condition_projector: Projector,
+        pooled_projector: Projector | None = None,
+        dream_queries: int,
+        special_tokens: SpecialTokens | None = None,
+        lm_weight: float = 1.0,
+        vm_weight: float = 10.0,
+    ) -> None:
+        super().__init__()
+        self.language_model = language_model
+        self.vision_encoder = vision_encoder
+        self.image_decoder = image_decoder
+        self.visual_projector = visual_projector
+        self.condition_projector = condition_projector
+        self.pooled_projector = pooled_projector
+        self.dream_queries = nn.Parameter(QUERY_STD * torch.randn(dream_queries, language_model.spec.dim))
+        self.special_tokens = special_tokens or SpecialTokens()
+        names = self.special_tokens.names()
+        self.token_ids = dict(zip(names, language_model.add_tokens(names), strict=True))
+        self.lm_weight = lm_weight
+        self.vm_weight = vm_weight
+        self.sources = {}
+        self.changed = set()
+
+    def parts(self) -> dict[str, Part]:
+        """The parts this model has, by name."""
+        return {name: part for name in self.PARTS if (part := getattr(self, name)) is not None}
+
+    def sequencer(self, max_length: int | None = None) -> Sequencer:
+        """What turns documents into this model's sequences, rows of at most `max_length` tokens."""
+        return Sequencer(
+            self.language_model,
+            self.token_ids,
+            self.special_tokens,
+            vision_tokens=self.visual_projector.spec.out_tokens,
+            dream_queries=len(self.dream_queries),
+            max_length=max_length,
+        )
+
+    def set_trainable(self, names: Collection[str]) -> None:
+        """Trains the named parts and nothing else, but for adapters, which are always trained.
+
+        Names are those of `TRAINABLE`; `new_tokens` are the rows of added tokens, which learn under a frozen
+        language model too.
+
+        Raises:
+            DreamkitError: an unknown name, or `new_tokens` where the vocabulary held every token already.
+        """
+        for name in names:
+            if name not in self.TRAINABLE:
+                raise DreamkitError(f"cannot train '{name}'; {did_you_mean(name, self.TRAINABLE)}")
+        rows = self.language_model.new_token_parameters()
+        if "new_tokens" in names and not rows:
+            raise DreamkitError(
+                "cannot train 'new_tokens': the language model's vocabulary already holds "
+                f"{', '.join(self.token_ids)}; train 'language_model' or an adapter of it instead"
+            )
+        for part_name, part in self.parts().items():
+            part.requires_grad_(False)
+            for parameter in part.trainable_parameters() if part_name in names else ():
+                parameter.requires_grad_(True)
+            for name, parameter in part.named_parameters():
+                if is_adapter(name):
+                    parameter.requires_grad_(True)
+        for row in rows:
+            row.requires_grad_("new_tokens" in names or "language_model" in names)
+        self.dream_queries.requires_grad_("dream_queries" in names)
+        self.changed |= {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for what is trained; frozen parts stay in evaluation mode, so that nothing in them drops out."""
+        super().train(mode)
+        for part in self.parts().values():
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return self
+
+    def forward(self, batch: Batch, *, counts: Tensor | None = None) -> Losses:
+        """One training step's losses.
+
+        Both are sums over this batch divided by `counts`, (2,): the labelled tokens and the drawn images of the global
+        batch, over all ranks and accumulation steps (default: this batch's own).
+        """
+        counts = (batch.counts if counts is None else counts).clamp(min=1)
+        hidden_RD = rearrange(self.language_model(*self.inputs(batch)), "b t d -> (b t) d")
+        label_loss_L = self.label_losses(hidden_RD, batch) * batch.label_weight_L
+        image_loss_M = self.image_losses(hidden_RD, batch) * batch.draw_weight_M
+        lm, denoising = label_loss_L.sum() / counts[0], image_loss_M.sum() / counts[1]
+        by_document = label_loss_L.new_zeros(len(batch.documents))
+        by_document = by_document.index_add(0, batch.label_document_L, label_loss_L.detach())
+        by_document = by_document.index_add(0, batch.draw_document_M, image_loss_M.detach())
+        return Losses(
+            loss=self.lm_weight * lm + self.vm_weight * denoising,
+            lm=lm.detach(),
+            denoising=denoising.detach(),
+            by_document=by_document,
+        )
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """What the language model is given: embeddings (B, T, D) with the slots filled, positions and segments."""
+        embeds_BTD = self.language_model.embed(batch.input_ids_BT)
+        vision_NVD = self.visual_projector(self.vision_encoder(batch.pixels_NCHW))
+        queries = repeat(self.dream_queries, "q d -> (k q) d", k=batch.query_rows_KQ.shape[0])
+        embeds = rearrange(embeds_BTD, "b t d -> (b t) d")
+        embeds = embeds.index_copy(
+            0, batch.vision_rows_NV.flatten(), vision_NVD.flatten(0, 1).to(embeds.dtype)
+        )
+        embeds = embeds.index_copy(0, batch.query_rows_KQ.flatten(), queries.to(embeds.dtype))
+        return embeds.view_as(embeds_BTD), batch.position_ids_BT, batch.segment_ids_BT
+
+    def label_losses(self, hidden_RD: Tensor, batch: Batch) -> Tensor:
+        """Cross entropy (L,) of the rows that have a label; the head runs on no other row."""
+        logits = self.language_model.logits(self.language_model.final_norm(hidden_RD[batch.label_rows_L]))
+        return F.cross_entropy(logits.float(), batch.label_ids_L, reduction="none")
+
+    def image_losses(self, hidden_RD: Tensor, batch: Batch) -> Tensor:
+        """Denoising loss (M,) of the images to draw."""
+        rows_MQ = batch.dream_rows_MQ
+        if batch.unconditional_rows_Q is not None:
+            draws = torch.rand(rows_MQ.shape[0], 1, device=rows_MQ.device)
+            rows_MQ = torch.where(draws < batch.condition_drop, batch.unconditional_rows_Q, rows_MQ)
+        condition = self.condition(self.language_model.final_norm(hidden_RD[rows_MQ]))
+        latents = self.image_decoder.encode(batch.targets_MCHW) if batch.latents is None else batch.latents
+        return self.image_decoder.loss(
+            latents, condition, batch.extras, noise=batch.noise, timesteps=batch.timesteps
+        )
+
+    def condition(self, dream_states_NQD: Tensor) -> Condition:
+        """Dream states, after the final norm -> what the decoder draws from. The pooled vector is of their mean."""
+        pooled = None
+        if self.pooled_projector is not None:
+            pooled = self.pooled_projector(dream_states_NQD.mean(1, keepdim=True)).squeeze(1)
+        return Condition(self.condition_projector(dream_states_NQD), pooled=pooled)
+
+
+def is_adapter(parameter_name: str) -> bool:
+    """Whether a parameter belongs to a peft adapter: peft names every one of them `lora_...`."""
+    return any(piece.startswith("lora_") for piece in parameter_name.split("."))

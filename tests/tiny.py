@@ -1,0 +1,121 @@
+"""A miniature model of the real classes with random weights, for every test that needs one."""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from PIL import Image as PIL
+
+from dreamkit.build import build
+from dreamkit.document import Document, Image, Text
+from dreamkit.model import DreamModel
+from dreamkit.plugins import Registry
+from dreamkit.recipe import Recipe
+
+RECIPE: dict[str, Any] = {
+    "model": {
+        "language_model": {
+            "name": "vicuna",
+            "config": {
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 256,
+            },
+            "system_prompt": "",
+        },
+        "vision_encoder": {
+            "name": "clip",
+            "config": {
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 2,
+                "image_size": 16,
+                "patch_size": 8,
+            },
+        },
+        "visual_projector": {"name": "linear"},
+        "condition_projector": {"name": "linear", "bias": False},
+        "image_decoder": {
+            "name": "stable-diffusion",
+            "config": {
+                "unet": {
+                    "sample_size": 8,
+                    "block_out_channels": [8, 16],
+                    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+                    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+                    "layers_per_block": 1,
+                    "cross_attention_dim": 12,
+                    "attention_head_dim": 4,
+                    "norm_num_groups": 4,
+                },
+                "vae": {
+                    "block_out_channels": [8, 8],
+                    "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D"],
+                    "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D"],
+                    "layers_per_block": 1,
+                    "norm_num_groups": 4,
+                    "sample_size": 16,
+                },
+                "scheduler": {
+                    "beta_schedule": "scaled_linear",
+                    "beta_start": 0.00085,
+                    "beta_end": 0.012,
+                    "clip_sample": False,
+                },
+            },
+        },
+        "dream_queries": 3,
+    },
+    "generation": {"steps": 2, "guidance": 2.0, "max_tokens": 12, "max_images": 2},
+}
+
+
+def recipe(**changes: Any) -> dict[str, Any]:
+    """The recipe with dotted keys changed: `recipe(**{"model.dream_queries": 4})`."""
+    changed = deepcopy(RECIPE)
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        section = changed
+        for name in path:
+            section = section.setdefault(name, {})
+        section[last] = value
+    return changed
+
+
+def model(**changes: Any) -> DreamModel:
+    """A model in float64, so that sums in another order are equal to many digits."""
+    registry = Registry.load()
+    return build(Recipe.from_dict(recipe(**changes), registry, where="tiny"), registry).double()
+
+
+def picture(seed: int, size: int = 16) -> PIL.Image:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (size, size, 3), generator=generator, dtype=torch.uint8)
+    return PIL.fromarray(pixels.numpy())
+
+
+def documents() -> list[Document]:
+    """Documents that read, draw, do both, and do neither, of different lengths."""
+    return [
+        Document((Text("a cat"), Image(picture(0), draw=True)), name="draws"),
+        Document((Image(picture(1)), Text("is a dog")), name="reads"),
+        Document((Text("no picture at all"),), name="text"),
+        Document(
+            (
+                Text("one"),
+                Image(picture(2), draw=True),
+                Text("two"),
+                Image(picture(3), draw=True),
+                Image(picture(4)),
+            ),
+            name="interleaved",
+        ),
+        Document(
+            (Text("what?", role="user"), Image(picture(5), role="user"), Text("a bird", role="assistant")),
+            name="chat",
+        ),
+    ]
