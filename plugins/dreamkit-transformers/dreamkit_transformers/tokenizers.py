@@ -1,0 +1,74 @@
+"""Tokenizers: reading one from a source, making one in memory, and giving it special tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from dreamkit import SourceError, locate
+from dreamkit_transformers.configs import one_line, quiet
+
+TOKENIZER_FILES = "tokenizer.json|tokenizer.model"
+
+# Where a saved tokenizer says which of its tokens a model without them was given.
+_NEW_TOKENS = "dreamkit_new_tokens"
+
+
+def read_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a source.
+
+    Raises:
+        SourceError: the source has none, or it cannot be read.
+    """
+    folder = locate(pretrained, [TOKENIZER_FILES], weights=False)
+    try:
+        with quiet():  # the folder may hold another library's config.json
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library and its compiled parts raise what they like about a damaged file
+        raise SourceError(f"{folder}: the tokenizer cannot be read: {one_line(error)}") from error
+
+
+def byte_tokenizer() -> PreTrainedTokenizerBase:
+    """A tokenizer that needs no files: four special tokens and one for each byte of UTF-8."""
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    names = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={name: index for index, name in enumerate(names)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    pad, bos, eos, unk = special
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        bos_token=bos,
+        eos_token=eos,
+        unk_token=unk,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def new_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The tokens that `add_special` gave this tokenizer, before or after it was saved."""
+    return list(tokenizer.init_kwargs.get(_NEW_TOKENS, ()))
+
+
+def add_special(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    """Makes every one of `tokens` special, and remembers which of them the vocabulary did not have."""
+    known = tokenizer.get_vocab()
+    unknown = [token for token in dict.fromkeys(tokens) if token not in known]
+    # a token that is in the vocabulary keeps its id, but is from now on left out of decoded text
+    tokenizer.add_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in tokens], special_tokens=True
+    )
+    tokenizer.init_kwargs[_NEW_TOKENS] = [*new_tokens(tokenizer), *unknown]
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes the tokenizer so that reading it back gives the same ids."""
+    legacy = getattr(tokenizer, "legacy", None)
+    if legacy is not None:
+        # where LLaMA's puts its spaces depends on it, and the library does not write it down
+        tokenizer.init_kwargs["legacy"] = legacy
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,259 @@
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from dreamkit import DreamkitError, SourceError, VisionSpec, to_rgb
+from dreamkit_transformers.vision import Clip, Siglip, VisionConfig
+
+SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 20,
+    "patch_size": 5,
+}
+CLIP_PROCESSOR = {"size": {"shortest_edge": 20}, "crop_size": {"height": 20, "width": 20}}
+SIGLIP_PROCESSOR = {"size": {"height": 20, "width": 20}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+# part, library's model, config and processor, the arguments of that, and class tokens
+FAMILIES = [
+    (Clip, CLIPVisionModel, CLIPVisionConfig, CLIPImageProcessor, CLIP_PROCESSOR, 1),
+    (Siglip, SiglipVisionModel, SiglipVisionConfig, SiglipImageProcessor, SIGLIP_PROCESSOR, 0),
+]
+families = pytest.mark.parametrize("family", FAMILIES, ids=["clip", "siglip"])
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Folders in the library's format, and the models in them."""
+
+    def make(family, **config):
+        _, model_class, config_class, processor_class, processor, _ = family
+        torch.manual_seed(0)
+        model = model_class(config_class(**{**SMALL, **config})).eval()
+        model.save_pretrained(tmp_path)
+        processor_class(**processor).save_pretrained(tmp_path)
+        return str(tmp_path), model
+
+    return make
+
+
+def pictures():
+    """One of each kind that files hold, none of the model's size."""
+    noise = np.random.default_rng(0).integers(0, 256, (30, 50, 4), dtype=np.uint8)
+    rgba = Image.fromarray(noise, "RGBA")
+    turned = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise[..., :3]).save(turned, "PNG", exif=exif)
+    deep = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
+    return {
+        "rgb": rgba.convert("RGB"),
+        "rgba": rgba,
+        "grey": rgba.convert("L"),
+        "palette": rgba.convert("P"),
+        "one pixel": Image.new("RGB", (1, 1), (10, 20, 30)),
+        "wide": Image.fromarray(np.tile(noise[:2, :, :3], (1, 8, 1))),
+        "turned": Image.open(io.BytesIO(turned.getvalue())),
+        "16 bits": deep,
+        "same size": rgba.convert("RGB").resize((20, 20)),
+    }
+
+
+@families
+@pytest.mark.parametrize("layer", [-1, -2, -4, 0, 2, 3])
+def test_features_are_the_librarys_hidden_states(family, layer, folders):
+    part_class, *_, class_tokens = family
+    folder, model = folders(family)
+    part = part_class.from_pretrained(VisionConfig(pretrained=folder, layer=layer))
+    pixels = torch.randn(2, 3, 20, 20)
+    with torch.no_grad():
+        expected = model(pixels, output_hidden_states=True).hidden_states[layer][:, class_tokens:]
+        assert torch.equal(part(pixels), expected)
+
+
+@families
+def test_what_is_not_used_is_dropped_and_named(family, folders):
+    part_class = family[0]
+    folder, model = folders(family)
+    part = part_class.from_pretrained(VisionConfig(pretrained=folder))
+    dropped = {f"{name}." for name in part.dropped}
+    gone = {name for name in model.state_dict() if any(name.startswith(prefix) for prefix in dropped)}
+    assert {"encoder.layers.2", "post_layernorm"} <= set(part.dropped)
+    assert {f"model.{name}" for name in set(model.state_dict()) - gone} == set(part.state_dict())
+    part(torch.randn(1, 3, 20, 20)).sum().backward()
+    unused = [name for name, parameter in part.named_parameters() if parameter.grad is None]
+    assert unused == []
+
+
+@families
+def test_the_spec_is_that_of_the_output(family, folders):
+    part_class = family[0]
+    folder, _ = folders(family)
+    spec = VisionSpec(image_size=20, num_tokens=16, dim=16)
+    for config in (VisionConfig(pretrained=folder), VisionConfig(config=SMALL)):
+        assert part_class.spec_from(config) == spec
+    for part in (
+        part_class.from_pretrained(VisionConfig(pretrained=folder)),
+        part_class.from_config(VisionConfig(config=SMALL)),
+    ):
+        assert part.spec == spec
+        assert part(torch.randn(3, 3, 20, 20)).shape == (3, 16, 16)
+        assert part.preprocess([Image.new("RGB", (7, 9))]).shape == (1, 3, 20, 20)
+
+
+@families
+def test_the_spec_of_a_source_needs_no_weights(family, folders, tmp_path):
+    part_class = family[0]
+    folder, _ = folders(family)
+    (tmp_path / "model.safetensors").unlink()
+    assert part_class.spec_from(VisionConfig(pretrained=folder)).dim == 16
+    with pytest.raises(SourceError, match="weights"):
+        part_class.from_pretrained(VisionConfig(pretrained=folder))
+
+
+@families
+def test_random_weights_come_from_the_global_generator(family):
+    part_class = family[0]
+    states = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        states.append(part_class.from_config(VisionConfig(config=SMALL)).state_dict())
+    weight = "model.encoder.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(states[0][weight], states[1][weight])
+    assert not torch.equal(states[0][weight], states[2][weight])
+
+
+@families
+@pytest.mark.parametrize("name", pictures())
+def test_preprocess_is_the_librarys_of_the_rgb_picture(family, name, folders):
+    part_class, _, _, processor_class, processor, _ = family
+    folder, _ = folders(family)
+    picture = pictures()[name]
+    expected = processor_class(**processor)(to_rgb(picture), return_tensors="pt")["pixel_values"]
+    for config in (VisionConfig(pretrained=folder), VisionConfig(config=SMALL)):
+        made = part_class.from_pretrained if config.pretrained else part_class.from_config
+        pixels = made(config).preprocess([picture])
+        assert pixels.dtype == torch.float32
+        assert torch.equal(pixels, expected)
+
+
+def test_pictures_of_many_sizes_are_one_batch_in_their_order():
+    part = Clip.from_config(VisionConfig(config=SMALL))
+    several = list(pictures().values())
+    together = part.preprocess(several)
+    assert torch.equal(together, torch.cat([part.preprocess([picture]) for picture in several]))
+
+
+def test_the_vision_tower_of_a_whole_clip(tmp_path):
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    whole = CLIPModel(CLIPConfig(vision_config=SMALL, text_config=text)).eval()
+    whole.save_pretrained(tmp_path)
+    CLIPImageProcessor(**CLIP_PROCESSOR).save_pretrained(tmp_path)
+    part = Clip.from_pretrained(VisionConfig(pretrained=str(tmp_path)))
+    pixels = torch.randn(1, 3, 20, 20)
+    with torch.no_grad():
+        expected = whole.vision_model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+        assert torch.equal(part(pixels), expected)
+
+
+@families
+def test_weights_move_by_state_dict(family):
+    part_class = family[0]
+    first, second = (part_class.from_config(VisionConfig(config=SMALL)) for _ in range(2))
+    pixels = torch.randn(1, 3, 20, 20)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.eval()(pixels), second.eval()(pixels))
+
+
+@families
+def test_gradient_checkpointing_changes_no_gradient(family):
+    part = family[0].from_config(VisionConfig(config=SMALL)).train()
+    pixels = torch.randn(1, 3, 20, 20)
+    grads = []
+    for enable in (False, True):
+        if enable:
+            part.enable_gradient_checkpointing()
+        part.zero_grad()
+        part(pixels).square().sum().backward()
+        grads.append([parameter.grad.clone() for parameter in part.parameters()])
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+@families
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_sise": 8}, ["hidden_sise", "'hidden_size'"]),
+        ({"hidden_size": "8"}, ["hidden_size", "expected int"]),
+        ({"hidden_size": 15}, ["15"]),
+        ({"hidden_size": 0}, ["hidden_size is 0"]),
+        ({"hidden_act": "gleu"}, ["gleu"]),
+        ({"patch_size": 21}, ["patch_size 21", "image_size 20"]),
+        ({"image_size": [20, 20]}, ["image_size"]),
+        ({"num_channels": 1}, ["num_channels is 1"]),
+    ],
+)
+def test_a_config_that_makes_no_model(family, change, words):
+    with pytest.raises(DreamkitError) as caught:
+        family[0].spec_from(VisionConfig(config={**SMALL, **change}))
+    assert all(word in str(caught.value) for word in words)
+
+
+@families
+@pytest.mark.parametrize("layer", [4, -5])
+def test_a_layer_that_is_not_there(family, layer, folders):
+    folder, _ = folders(family)
+    for source in ({"pretrained": folder}, {"config": SMALL}):
+        with pytest.raises(DreamkitError, match=f"layer {layer}, but the model has 3 layers; give -4 to 3"):
+            family[0].spec_from(VisionConfig(layer=layer, **source))
+
+
+def test_sources_that_do_not_fit(folders, tmp_path):
+    folder, _ = folders(FAMILIES[0])
+    with pytest.raises(SourceError, match="model_type 'clip_vision_model', but 'siglip_vision_model'"):
+        Siglip.spec_from(VisionConfig(pretrained=folder))
+    file = tmp_path / "preprocessor_config.json"
+    processor = json.loads(file.read_text())
+    file.write_text(json.dumps({**processor, "crop_size": {"height": 16, "width": 20}}))
+    with pytest.raises(SourceError, match=r"\(3, 16, 20\).*\(3, 20, 20\)"):
+        Clip.spec_from(VisionConfig(pretrained=folder))
+    file.unlink()
+    with pytest.raises(SourceError, match="preprocessor_config"):
+        Clip.spec_from(VisionConfig(pretrained=folder))
+
+
+def test_damaged_and_foreign_weights(folders, tmp_path):
+    folder, _ = folders(FAMILIES[0])
+    weights = tmp_path / "model.safetensors"
+    SiglipVisionModel(SiglipVisionConfig(**SMALL)).save_pretrained(tmp_path / "siglip")
+    weights.write_bytes((tmp_path / "siglip/model.safetensors").read_bytes())
+    with pytest.raises(SourceError, match=r"lack embeddings\.class_embedding"):
+        Clip.from_pretrained(VisionConfig(pretrained=folder))
+    CLIPVisionModel(CLIPVisionConfig(**{**SMALL, "image_size": 25})).save_pretrained(tmp_path / "larger")
+    weights.write_bytes((tmp_path / "larger/model.safetensors").read_bytes())
+    with pytest.raises(
+        SourceError, match=r"position_embedding\.weight of shape \(17, 16\) \(it is \(26, 16\)\)"
+    ):
+        Clip.from_pretrained(VisionConfig(pretrained=folder))
+    weights.write_bytes(b"not tensors")
+    with pytest.raises(SourceError, match="cannot load its weights"):
+        Clip.from_pretrained(VisionConfig(pretrained=folder))
+    (tmp_path / "config.json").write_text("[1")
+    with pytest.raises(SourceError, match="cannot be read"):
+        Clip.spec_from(VisionConfig(pretrained=folder))
