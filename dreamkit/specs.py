@@ -145,7 +145,7 @@ class Condition:
         def join(name: str) -> Tensor | None:
             a, b = getattr(first, name), getattr(second, name)
             if (a is None) != (b is None):
-                raise ValueError(f"one condition has a {name} tensor and the other has none; give it to both or neither")
+                raise ValueError(f"one condition has a {name} tensor, the other has none; give it to both or neither")
             return None if a is None else torch.cat([a, b])
 
         return Condition(torch.cat([first.context, second.context]), join("mask"), join("pooled"))
