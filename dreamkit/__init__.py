@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         ProjectorSpec as ProjectorSpec,
         VisionSpec as VisionSpec,
     )
-    from dreamkit.train import train as train_recipe
+    from dreamkit.train import train as train_recipe  # noqa: F401
 
 # public name -> module that defines it; `module:name` where a module of that name would hide it
 _HOMES = {
