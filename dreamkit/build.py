@@ -5,21 +5,20 @@ Whether parts fit each other is told from their specs, without weights, by `fit`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from dreamkit.errors import DreamkitError, RecipeError, RecipeProblem
+from dreamkit.errors import RecipeError, RecipeProblem
 from dreamkit.interfaces import Part
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
 from dreamkit.projectors import Linear
 from dreamkit.recipe import WITH_SOURCE, AdapterSection, ModelSection, PartSection, Recipe
 from dreamkit.specs import DecoderSpec, LanguageSpec, ProjectorSpec, VisionSpec
-
-PROJECTORS = ("visual_projector", "condition_projector", "pooled_projector")
 
 
 @dataclass
@@ -36,23 +35,36 @@ class Fit:
     def problem(self, key: str, message: str) -> None:
         self.problems.append(RecipeProblem(self.recipe.place(key), key, message))
 
-    def attempt(self, key: str, make: Callable[[], Any]) -> Any:
+    def refused(self, key: str, error: Exception) -> None:
+        """A problem that a part has with its section: placed at the key it begins with or quotes, where it does."""
+        message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        first = re.match(r"\w+(\.\w+)*", message)
+        if first and f"{key}.{first[0]}" in self.recipe.places:
+            key = f"{key}.{first[0]}"
+        quoted = [f".{name}" for name in re.findall(r"'(\w+)'", message)]
+        inner = [
+            p for name in quoted for p in self.recipe.places if p.startswith(f"{key}.") and p.endswith(name)
+        ]
+        self.problem(inner[0] if inner else key, message)
+
+    def attempt(self, key: str, make: Callable[..., Any], *args: Any, **named: Any) -> Any:
         """What `make` returns; None, and a problem at `key`, where it raises."""
         try:
-            return make()
+            return make(*args, **named)
         except Exception as error:  # the code of a plug-in, and of the library behind it, may fail in any way
-            self.problem(key, _said(error))
+            self.refused(key, error)
             return None
 
     def summary(self) -> list[tuple[str, str, str]]:
         """Of a recipe that fits: part, component, and what it takes and gives."""
         vision, language, decoder, model = self.vision, self.language, self.decoder, self.recipe.model
         assert vision and language and decoder, "parts of a recipe that fits have specs"
+        context = decoder.context_tokens or "any"
         pooled = f" and a pooled vector of {decoder.pooled_dim}" if decoder.pooled_dim else ""
         shapes = {
             "vision_encoder": f"{vision.image_size} px -> {vision.num_tokens} x {vision.dim}",
             "language_model": f"{language.max_length} x {language.dim}, vocabulary of {language.vocab_size}",
-            "image_decoder": f"{decoder.context_tokens or 'any'} x {decoder.context_dim}{pooled} -> {decoder.image_size} px",
+            "image_decoder": f"{context} x {decoder.context_dim}{pooled} -> {decoder.image_size} px",
         }
         for key, spec in self.projectors.items():
             shapes[key] = f"{spec.in_tokens} x {spec.in_dim} -> {spec.out_tokens} x {spec.out_dim}"
@@ -76,9 +88,7 @@ def fit(recipe: Recipe, registry: Registry) -> Fit:
         section = getattr(model, kind)
         if section is not None:
             cls: Any = registry.get(kind, section.name)
-            specs[kind] = found.attempt(
-                f"model.{kind}", lambda cls=cls, section=section: cls.spec_from(section.config)
-            )
+            specs[kind] = found.attempt(f"model.{kind}", cls.spec_from, section.config)
     found.language, found.vision = specs.get("language_model"), specs.get("vision_encoder")
     found.decoder = specs.get("image_decoder")
     _fit_projectors(found, model, registry)
@@ -97,7 +107,7 @@ def _fit_projectors(found: Fit, model: ModelSection, registry: Registry) -> None
             return None
         cls: Any = registry.get("projector", section.name)
         widths = {"in_dim": in_dim, "in_tokens": in_tokens, "out_dim": out_dim}
-        spec = found.attempt(f"model.{key}", lambda: cls.spec_from(section.config, **widths))
+        spec = found.attempt(f"model.{key}", cls.spec_from, section.config, **widths)
         for name, width in widths.items() if spec is not None else ():
             if getattr(spec, name) != width:
                 found.problem(
@@ -139,7 +149,7 @@ def _fit_projectors(found: Fit, model: ModelSection, registry: Registry) -> None
     if decoder and decoder.pooled_dim is None and "pooled_projector" in (trainable or ()):
         found.problem(
             "train.trainable",
-            "'pooled_projector' found, but this model has none, for its image decoder takes no pooled vector; remove it",
+            "'pooled_projector' found, but this model has none: its image decoder takes no pooled vector; remove it",
         )
 
 
@@ -183,9 +193,9 @@ def _fit_adapters(found: Fit, model: ModelSection, registry: Registry) -> None:
             found.problem(key, f"'{adapter.target}' found a second time; a part takes one adapter")
         seen.add(adapter.target)
         section = getattr(model, adapter.target)
-        if section is not None and adapter.modules is None:
-            if not registry.get(adapter.target, section.name).adapter_targets:  # type: ignore[attr-defined]
-                found.problem(key, f"'{section.name}' names no layers to adapt; list them in 'modules'")
+        cls: Any = None if section is None else registry.get(adapter.target, section.name)
+        if cls is not None and adapter.modules is None and not cls.adapter_targets:
+            found.problem(key, f"'{section.name}' names no layers to adapt; list them in 'modules'")
         if adapter.target in trainable:
             found.problem(
                 "train.trainable",
@@ -238,18 +248,17 @@ def build(recipe: Recipe, registry: Registry) -> DreamModel:
         cls: Any = registry.get(key, section.name)
         sources[key] = section.config.pretrained
         make = cls.from_config if sources[key] is None else cls.from_pretrained
-        parts[key] = _made(found, f"model.{key}", lambda make=make, section=section: make(section.config))
+        parts[key] = _made(found, f"model.{key}", make, section.config)
     for key, spec in found.projectors.items():
         section = part_section(recipe.model, key)
         assert section is not None, "what has a spec has a section"
         cls = registry.get("projector", section.name)
         sources[key] = None
-        parts[key] = _made(
-            found,
-            f"model.{key}",
-            lambda cls=cls, section=section, spec=spec: cls.from_config(section.config, spec),
-        )
-    model = DreamModel(
+        parts[key] = _made(found, f"model.{key}", cls.from_config, section.config, spec)
+    model: DreamModel = _made(
+        found,
+        "model",
+        DreamModel,
         **parts,
         dream_queries=recipe.model.dream_queries,
         special_tokens=recipe.model.special_tokens,
@@ -257,18 +266,17 @@ def build(recipe: Recipe, registry: Registry) -> DreamModel:
         vm_weight=recipe.loss.vm,
     )
     for index, adapter in enumerate(recipe.model.adapters):
-        part = parts[adapter.target]
-        _made(found, f"model.adapters.{index}", lambda part=part, adapter=adapter: _adapt(part, adapter))
+        _made(found, f"model.adapters.{index}", _adapt, parts[adapter.target], adapter)
     model.recipe = recipe
     model.sources = sources
     return model
 
 
-def _made(found: Fit, key: str, make: Callable[[], Any]) -> Any:
+def _made(found: Fit, key: str, make: Callable[..., Any], *args: Any, **named: Any) -> Any:
     try:
-        return make()
+        return make(*args, **named)
     except Exception as error:  # as in `Fit.attempt`
-        found.problem(key, _said(error))
+        found.refused(key, error)
         raise RecipeError(found.problems) from error
 
 
@@ -278,14 +286,10 @@ def _adapt(part: Part, adapter: AdapterSection) -> None:
 
     config = LoraConfig(
         r=adapter.rank,
-        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # any number is right
+        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # any number will do
         lora_dropout=adapter.dropout,
         target_modules=list(part.adapter_targets if adapter.modules is None else adapter.modules),
         use_dora=adapter.use_dora,
         use_rslora=adapter.use_rslora,
     )
     inject_adapter_in_model(config, part)
-
-
-def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, DreamkitError | ValueError) else f"{type(error).__name__}: {error}"

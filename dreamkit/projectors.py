@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self
 
 from torch import Tensor, nn
@@ -72,9 +73,7 @@ class MLP(Projector):
         self.spec = spec
         hidden = spec.out_dim if config.hidden_dim is None else config.hidden_dim
         widths = [spec.in_dim, *[hidden] * (config.depth - 1), spec.out_dim]
-        self.layers = nn.ModuleList(
-            _init(nn.Linear(a, b, bias=config.bias)) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.layers = nn.ModuleList(_init(nn.Linear(a, b, bias=config.bias)) for a, b in pairwise(widths))
 
     @classmethod
     def spec_from(cls, config: MLP.Config, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:

@@ -117,12 +117,6 @@ class TrainSection:
     save_every: int = setting(0, least=0)
     workers: int = setting(0, least=0)
 
-    def __post_init__(self) -> None:
-        if self.warmup > self.steps:
-            raise ValueError(
-                f"warmup takes {self.warmup} steps of {self.steps}; lower train.warmup, or raise train.steps"
-            )
-
 
 @dataclass(frozen=True)
 class GenerationSection:
@@ -145,7 +139,7 @@ class Recipe:
     """
 
     model: ModelSection
-    train: TrainSection = TrainSection(trainable=(), steps=1, batch_size=1)  # noqa: RUF009  # frozen
+    train: TrainSection = TrainSection(trainable=(), steps=1, batch_size=1)
     init: str | None = setting(None, path=True)
     data: tuple[DataSection, ...] = setting((), kind="dataset")
     loss: LossSection = LossSection()
@@ -246,7 +240,8 @@ class _RecipeSchema(SchemaReader):
             )
         rest = {k: _source(item) if k in SOURCES else item for k, item in node.value.items() if k not in own}
         config = self.section(config_class, Node(rest, node.where, node.folder), key, reserved=own)
-        if (kind in WITH_SOURCE and not self._has_one_source(rest, node, key)) or BROKEN in (section, config):
+        is_sourced = kind not in WITH_SOURCE or self._has_one_source(rest, node, key)
+        if not is_sourced or section is BROKEN or config is BROKEN:
             return BROKEN
         return dataclasses.replace(section, config=config)
 

@@ -102,15 +102,12 @@ class SchemaReader:
             return self.nested(annotation, node, key, meta)
         if origin is Literal and any(value == arg and type(value) is type(arg) for arg in args):
             return value
-        if (
-            origin in _LISTS
-            and isinstance(value, list)
-            and len(args := _item_types(annotation, value)) == len(value)
-        ):
-            items = [
-                self.value(arg, item, join(key, i), meta)
-                for i, (arg, item) in enumerate(zip(args, value, strict=True))
-            ]
+        if origin in _LISTS and isinstance(value, list):
+            wanted_types = _item_types(annotation, value)
+            if len(wanted_types) != len(value):
+                return self._unwanted(annotation, node, key)
+            pairs = enumerate(zip(wanted_types, value, strict=True))
+            items = [self.value(each, item, join(key, index), meta) for index, (each, item) in pairs]
             if any(item is BROKEN for item in items):
                 return BROKEN
             return tuple(items) if origin is tuple else items
@@ -164,19 +161,17 @@ class SchemaReader:
         return self._unwanted(annotation, node, key)
 
     def _anything(self, node: Node, key: str) -> Any:
-        """A value of any type, in which nothing may be infinite."""
-        before = len(self.problems)
-        broken = False
-
-        def check(path: tuple[str, ...], leaf: Node) -> Node:
-            nonlocal broken
-            if isinstance(leaf.value, int | float):
-                self._number(type(leaf.value), leaf.value, leaf, join(key, *path), NOTHING)
-            broken = broken or leaf.value is BROKEN
-            return leaf
-
-        node.map(check)
-        return BROKEN if broken or len(self.problems) > before else node.plain()
+        """A value of any type, in which no number may be infinite."""
+        value = node.value
+        if isinstance(value, dict):
+            read = {name: self.value(Any, item, join(key, name)) for name, item in value.items()}
+            return BROKEN if any(item is BROKEN for item in read.values()) else read
+        if isinstance(value, list):
+            items = [self.value(Any, item, join(key, index)) for index, item in enumerate(value)]
+            return BROKEN if any(item is BROKEN for item in items) else items
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return self._number(type(value), value, node, key, NOTHING)
+        return value
 
     def _unwanted(self, annotation: Any, node: Node, key: str) -> Broken:
         if node.value is BROKEN:
@@ -224,7 +219,7 @@ def _item_types(annotation: Any, items: Sequence[object]) -> Sequence[Any]:
 
 def _draft(cls: type, values: Mapping[str, Any]) -> Any:
     """An instance without `cls`'s own checks, in which what is broken is None."""
-    draft = object.__new__(cls)
+    draft: Any = object.__new__(cls)
     for field in dataclasses.fields(cls):
         default = field.default if field.default_factory is MISSING else field.default_factory()
         value = values.get(field.name, default)

@@ -23,7 +23,7 @@ class Broken:
 
 
 BROKEN: Final = Broken()
-Value: TypeAlias = "None | bool | int | float | str | list[Node] | dict[str, Node] | Broken"
+Value: TypeAlias = "bool | int | float | str | list[Node] | dict[str, Node] | Broken | None"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def said(value: object) -> str:
 def parse(
     text: str, place: Callable[[int], str], folder: Path, key: str = ""
 ) -> tuple[Node, list[RecipeProblem]]:
-    """The tree of a YAML text, and what is wrong with it. `place` says where a line (from 1) is, `key` what it is of."""
+    """The tree of a YAML text, and its problems. `place` says where a line (from 1) is, `key` what it is under."""
     reader = _Reader(place, folder)
     try:
         root = yaml.compose(text, Loader=_Loader)
@@ -152,7 +152,7 @@ class _Reader:
 
 
 def _text(node: yaml.Node) -> str:
-    return node.value if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
+    return node.value if isinstance(node, yaml.ScalarNode) else "a section or list"
 
 
 def _tag(name: str) -> str:

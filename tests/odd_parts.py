@@ -1,0 +1,126 @@
+"""Real parts with one thing changed, so that something about them does not fit; and a registry that has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dreamkit.hookspecs import Component
+from dreamkit.plugins import KINDS, Registered, Registry
+from dreamkit.projectors import Linear
+from dreamkit.specs import DecoderSpec, LanguageSpec, ProjectorSpec
+from dreamkit_diffusers.stable_diffusion import StableDiffusion
+from dreamkit_transformers.llama import Llama
+from dreamkit_transformers.vision import Clip
+
+
+class FixedTokens(StableDiffusion):
+    """Takes a context of 4 tokens and no other."""
+
+    @classmethod
+    def spec_from(cls, config: Any) -> DecoderSpec:
+        return replace(super().spec_from(config), context_tokens=4)
+
+
+class Pooled(StableDiffusion):
+    """Asks for a pooled vector."""
+
+    @classmethod
+    def spec_from(cls, config: Any) -> DecoderSpec:
+        return replace(super().spec_from(config), pooled_dim=6)
+
+
+class Apart(Llama):
+    """Cannot keep documents of one row apart."""
+
+    @classmethod
+    def spec_from(cls, config: Any) -> LanguageSpec:
+        return replace(super().spec_from(config), packing=False)
+
+
+class Unadaptable(Clip):
+    """Names no layers for an adapter."""
+
+    adapter_targets = ()
+
+
+class Halving(Linear):
+    """Two tokens in, one token out."""
+
+    @classmethod
+    def spec_from(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+        if in_tokens % 2:
+            raise ValueError(f"{in_tokens} tokens go in, but pairs are needed; make them even")
+        return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=in_tokens // 2)
+
+
+class Doubling(Linear):
+    """One token in, two tokens out."""
+
+    @classmethod
+    def spec_from(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+        return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=in_tokens * 2)
+
+
+class Narrow(Linear):
+    """Gives tokens of width 5, whatever is asked for."""
+
+    @classmethod
+    def spec_from(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+        return ProjectorSpec(in_dim=in_dim, out_dim=5, in_tokens=in_tokens, out_tokens=in_tokens)
+
+
+class Crashing(Linear):
+    """Its code is wrong."""
+
+    @dataclass(frozen=True)
+    class Config:
+        names: tuple[str, int] = ("a", 1)
+
+    @classmethod
+    def spec_from(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+        raise KeyError(config.names[0])
+
+
+class Unmakeable(Linear):
+    """Has a spec, but cannot be made."""
+
+    @classmethod
+    def from_config(cls, config: Any, spec: ProjectorSpec) -> Unmakeable:
+        raise RuntimeError("no room")
+
+
+class Reserved(Linear):
+    """Its Config takes a key that belongs to the section."""
+
+    @dataclass(frozen=True)
+    class Config:
+        name: str = ""
+
+
+class Unreadable(Linear):
+    """The annotations of its Config mean nothing."""
+
+    @dataclass(frozen=True)
+    class Config:
+        depth: Nothing = None  # type: ignore[name-defined]  # noqa: F821
+
+
+ODD = {
+    "image_decoder": (FixedTokens, Pooled),
+    "language_model": (Apart,),
+    "vision_encoder": (Unadaptable,),
+    "projector": (Halving, Doubling, Narrow, Crashing, Unmakeable, Reserved, Unreadable),
+}
+
+
+def registry() -> Registry:
+    """The installed components, and these by their names in lower case."""
+    installed = Registry.load()
+    known = [component for kind in KINDS for component in installed.components(kind).values()]
+    odd = [
+        Registered(Component(cls.__name__.lower(), f"odd_parts:{cls.__name__}"), kind, "odd", "1.0", "odd")
+        for kind, classes in ODD.items()
+        for cls in classes
+    ]
+    return Registry([*known, *odd])

@@ -1,0 +1,118 @@
+"""The command line: what it prints, where, with which exit code, and what it does not import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.main import get_command
+
+import odd_parts
+from dreamkit import cli
+from dreamkit.plugins import Registry
+from tiny import recipe
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """Runs `dreamkit ARGUMENTS`: exit code, standard output, standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dreamkit", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["plugins"], ["recipes"], ["check", "--help"], []]
+)
+def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        f"import sys; import dreamkit; from dreamkit.cli import main; sys.argv = ['dreamkit', *{arguments}]\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code in (0, 2, None), end.code\n"
+        "heavy = {'torch', 'transformers', 'diffusers', 'peft', 'accelerate', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout + done.stderr
+
+
+def test_the_version_is_that_of_the_distribution(run) -> None:
+    from importlib.metadata import version
+
+    assert run("--version") == (0, f"dreamkit {version('dreamkit')}\n", "")
+
+
+def test_plugins_are_listed(run) -> None:
+    code, out, _ = run("plugins")
+    assert code == (1 if Registry.load().problems else 0)
+    lines = [line.split() for line in out.splitlines()]
+    assert ["projector", "mlp", "dreamkit"] in [line[:3] for line in lines]
+    assert ["vision_encoder", "clip", "dreamkit-transformers"] in [line[:3] for line in lines]
+
+
+def test_shipped_recipes_are_listed_and_each_is_there(run) -> None:
+    code, out, _ = run("recipes")
+    assert code == 0
+    listed = dict(line.split(maxsplit=1) for line in out.splitlines()[1:])
+    assert listed and all(Path(path.strip()).is_file() for path in listed.values())
+    assert set(listed) == set(Registry.load().recipes())
+
+
+def test_checking_a_sound_recipe_shows_its_parts(run, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe()))
+    code, out, err = run("check", str(path), "model.dream_queries=5")
+    assert (code, err) == (0, "")
+    rows = [" ".join(line.split()) for line in out.splitlines()]
+    assert "vision_encoder clip 16 px -> 4 x 16" in rows
+    assert "condition_projector linear 5 x 32 -> 5 x 12" in rows
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_checking_finds_what_is_wrong_and_what_does_not_fit_in_one_run(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = odd_parts.registry()
+    monkeypatch.setattr(Registry, "load", classmethod(lambda cls: registry))
+    monkeypatch.chdir(tmp_path)
+    bad = recipe(
+        **{"model.image_decoder.name": "fixedtokens", "model.dream_querys": 4, "loss": {"vm": "much"}}
+    )
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(bad))
+    code, out, err = run("check", "bad.yaml", "train.steps=0")
+    assert (code, out) == (2, "")
+    assert err.startswith("dreamkit: the recipe has 6 problems:\n")
+    assert "model.dream_querys: unknown key" in err and "did you mean 'dream_queries'?" in err
+    assert "loss.vm: 'much' (text) found, but a number is wanted" in err
+    assert "command line: train.steps: 0 found" in err
+    assert "train.trainable: missing" in err and "train.batch_size: missing" in err
+    assert "model.condition_projector: it gives 3 tokens for 3 dream queries" in err
+    assert "Traceback" not in err and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_recipe_that_is_not_there(run) -> None:
+    code, out, err = run("check", "digits/stage9")
+    assert (code, out) == (2, "")
+    assert "no recipe 'digits/stage9' is shipped" in err
+
+
+def test_wrong_usage_exits_with_2(run) -> None:
+    assert run("chekc")[0] == 2
+
+
+def test_every_command_has_an_example() -> None:
+    commands = get_command(cli.app).commands  # type: ignore[attr-defined]
+    assert {"plugins", "recipes", "check"} <= set(commands)
+    for name, command in commands.items():
+        assert f"Example: dreamkit {name}" in command.help, name
