@@ -1,0 +1,1 @@
+"""Data sets that dreamkit reads itself, and how several are mixed."""

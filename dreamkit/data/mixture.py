@@ -1,0 +1,65 @@
+"""Several data sets as one endless stream of documents that can be entered anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils.data import Dataset as TorchDataset
+
+from dreamkit.document import Document
+from dreamkit.errors import TrainingError
+from dreamkit.interfaces import Dataset
+
+
+class Mixture(TorchDataset[Document]):
+    """`length` documents, each from a data set drawn in proportion to its weight.
+
+    Document i depends on `seed` and i alone, so that a run resumes anywhere, on any number of processes. Each data set
+    is gone through completely, in a new order every time, before a document of it comes again.
+
+    Raises:
+        TrainingError: no data set, an empty one, or a weight that is not positive.
+    """
+
+    def __init__(self, datasets: Sequence[Dataset], weights: Sequence[float], length: int, seed: int) -> None:
+        if not datasets:
+            raise TrainingError("no data to train on; name at least one data set under data")
+        for number, (dataset, weight) in enumerate(zip(datasets, weights, strict=True)):
+            where = f"data.{number} ({type(dataset).__name__})"
+            if len(dataset) == 0:
+                raise TrainingError(f"{where} holds no documents; check its path, or leave it out")
+            if not 0 < weight < float("inf"):
+                raise TrainingError(
+                    f"{where} has weight {weight}, but a weight is a positive number; or leave it out"
+                )
+        self.datasets = list(datasets)
+        self.seed = seed
+        shares = torch.tensor(weights, dtype=torch.float64).cumsum(0)
+        draws = torch.rand(length, dtype=torch.float64, generator=_generator(seed))
+        self.choices = torch.searchsorted(shares, draws * shares[-1], right=True).clamp(max=len(datasets) - 1)
+        self.turns = torch.zeros(length, dtype=torch.int64)  # how often the same data set came before
+        for number in range(len(datasets)):
+            chosen = self.choices == number
+            self.turns[chosen] = torch.arange(int(chosen.sum()))
+        self._orders: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self.choices)
+
+    def __getitem__(self, index: int) -> Document:
+        choice = int(self.choices[index])
+        dataset = self.datasets[choice]
+        epoch, position = divmod(int(self.turns[index]), len(dataset))
+        if choice not in self._orders or self._orders[choice][0] != epoch:
+            order = torch.randperm(len(dataset), generator=_generator(self.seed, choice, epoch))
+            self._orders[choice] = epoch, order
+        return dataset[int(self._orders[choice][1][position])]
+
+
+def _generator(seed: int, *stream: int) -> torch.Generator:
+    """An independent generator for each stream of a seed."""
+    mixed = seed
+    for number in stream:
+        mixed = (mixed * 1_000_003 + number + 1) % 2**63
+    return torch.Generator().manual_seed(mixed)
