@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dreamkit.checkpoint import save_checkpoint as save_checkpoint
+    from dreamkit.checkpoint import load_checkpoint as load_checkpoint, save_checkpoint as save_checkpoint
     from dreamkit.document import Document as Document, Image as Image, Text as Text
     from dreamkit.errors import (
         CheckpointError as CheckpointError,
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
         TrainingError as TrainingError,
         did_you_mean as did_you_mean,
     )
-    from dreamkit.generate import collect as collect
+    from dreamkit.generate import (
+        DenoisingStep as DenoisingStep,
+        DocumentDone as DocumentDone,
+        ImageDone as ImageDone,
+        ImageStarted as ImageStarted,
+        TextPiece as TextPiece,
+        collect as collect,
+    )
     from dreamkit.hookspecs import Component as Component, hookimpl as hookimpl
     from dreamkit.interfaces import (
         Dataset as Dataset,
@@ -54,13 +61,17 @@ _HOMES = {
     "Condition": "specs",
     "Dataset": "interfaces",
     "DecoderSpec": "specs",
+    "DenoisingStep": "generate",
     "Document": "document",
+    "DocumentDone": "generate",
     "DocumentError": "errors",
     "DreamModel": "model",
     "DreamkitError": "errors",
     "Head": "specs",
     "Image": "document",
     "ImageDecoder": "interfaces",
+    "ImageDone": "generate",
+    "ImageStarted": "generate",
     "LanguageModel": "interfaces",
     "LanguageSpec": "specs",
     "NormWeights": "specs",
@@ -73,12 +84,14 @@ _HOMES = {
     "SourceError": "errors",
     "Task": "interfaces",
     "Text": "document",
+    "TextPiece": "generate",
     "TrainingError": "errors",
     "VisionEncoder": "interfaces",
     "VisionSpec": "specs",
     "collect": "generate",
     "did_you_mean": "errors",
     "hookimpl": "hookspecs",
+    "load_checkpoint": "checkpoint",
     "load_recipe": "recipe",
     "locate": "sources",
     "save_checkpoint": "checkpoint",

@@ -1,4 +1,4 @@
-"""The `dreamkit` command: parses, calls, prints. Everything heavy is imported inside the command that needs it."""
+"""The `dreamkit` command: parses, calls, prints. What is heavy is imported inside the command that needs it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Overrides = Annotated[
 
 def console() -> Console:
     """Standard output; wide enough that nothing is cut where it is not a terminal."""
-    out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=200)
+    out = Console(highlight=False, markup=False)
+    return out if out.is_terminal else Console(highlight=False, markup=False, width=200)
 
 
 def _version(wanted: bool) -> None:
@@ -67,11 +67,11 @@ def plugins() -> None:
     table = Table("kind", "name", "distribution", "summary", box=None, pad_edge=False)
     for kind in KINDS:
         for name, registered in sorted(registry.components(kind).items()):
-            table.add_row(kind, name, registered.distribution, registered.component.summary)
+            table.add_row(kind, name, registered.origin, registered.component.summary)
     out = console()
     out.print(table)
     for problem in registry.problems:
-        out.print(f"problem: {problem}", style="red", markup=False, soft_wrap=True)
+        out.print(f"problem: {problem}", style="red", soft_wrap=True)
     if registry.problems:
         raise typer.Exit(1)
 
@@ -84,16 +84,18 @@ def recipes() -> None:
     """
     from dreamkit.plugins import Registry
 
+    table = Table("recipe", "file", box=None, pad_edge=False)
     for name, path in sorted(Registry.load().recipes().items()):
-        typer.echo(f"{name}\t{path}")
+        table.add_row(name, str(path))
+    console().print(table)
 
 
 @app.command()
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Check a recipe without loading any weights.
 
-    Finds every unknown key, wrong type, unknown component and pair of parts that do not fit, all in one run. Prints
-    the parts and their sizes where there is nothing to find, and exits with 2 otherwise.
+    Finds every unknown key, wrong type, unknown component and pair of parts that do not fit, all in one run.
+    Prints the parts and their sizes where there is nothing to find, and exits with 2 otherwise.
 
     Example: dreamkit check digits/stage1 train.steps=100
     """
@@ -148,6 +150,7 @@ def inspect(
     Example: dreamkit inspect run1/checkpoint
     """
     import yaml
+    from rich.filesize import decimal
 
     from dreamkit.manifest import Manifest
 
@@ -156,13 +159,13 @@ def inspect(
     out.print(
         f"format {manifest.format}, written by dreamkit {manifest.dreamkit}; every file is as it was written\n"
     )
-    table = Table("part", "component", "from", "tensors held", "MB", "source", box=None, pad_edge=False)
+    table = Table("part", "component", "from", "tensors held", "size", "source", box=None, pad_edge=False)
     for part in dict.fromkeys([*manifest.components, *manifest.parts]):
         component = manifest.components.get(part, {})
         size = manifest.files.get(f"{part}.safetensors", {}).get("size", 0)
         origin = f"{component['distribution']} {component['version']}" if component else ""
         held, source = str(manifest.parts.get(part, 0)), manifest.sources.get(part, {}).get("name", "")
-        table.add_row(part, component.get("name", ""), origin, held, f"{size / 1e6:.1f}", source)
+        table.add_row(part, component.get("name", ""), origin, held, decimal(size), source)
     out.print(table)
     out.print(f"\ntokens: {manifest.tokens}\n\nrecipe:", markup=False)
     typer.echo(yaml.safe_dump(manifest.recipe, sort_keys=False, allow_unicode=True))

@@ -42,7 +42,9 @@ class Image:
 
     def __post_init__(self) -> None:
         if not (self.read or self.draw):
-            raise DocumentError("an image has read=False and draw=False, so no model would see it; set one of them")
+            raise DocumentError(
+                "an image has read=False and draw=False, so no model would see it; set one of them"
+            )
 
 
 Segment: TypeAlias = Text | Image

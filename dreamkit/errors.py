@@ -1,12 +1,12 @@
 """What goes wrong, in one tree, so that callers can catch as much or as little as they want.
 
-    DreamkitError (ValueError)     anything the user can mend; the command line prints it and exits with 2
-    ├── PluginError                a component is unknown, broken, or given by two distributions
-    ├── RecipeError                one or many `RecipeProblem`s: file, line, key, values, nearest name
-    ├── SourceError                pretrained files that are not where the recipe says
-    ├── DocumentError              a document that cannot be learned from or generated from
-    ├── CheckpointError            a checkpoint that is damaged, too new, or does not fit
-    └── TrainingError              a run that cannot go on, such as a loss that is not finite
+DreamkitError (ValueError)     anything the user can mend; the command line prints it and exits with 2
+├── PluginError                a component is unknown, broken, or given by two distributions
+├── RecipeError                one or many `RecipeProblem`s: file, line, key, values, nearest name
+├── SourceError                pretrained files that are not where the recipe says
+├── DocumentError              a document that cannot be learned from or generated from
+├── CheckpointError            a checkpoint that is damaged, too new, or does not fit
+└── TrainingError              a run that cannot go on, such as a loss that is not finite
 """
 
 import difflib
@@ -61,7 +61,9 @@ class RecipeError(DreamkitError):
     def __init__(self, problems: Sequence[RecipeProblem]) -> None:
         self.problems = tuple(problems)
         count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
-        super().__init__("\n".join([f"the recipe has {count}:", *(f"  {problem}" for problem in self.problems)]))
+        super().__init__(
+            "\n".join([f"the recipe has {count}:", *(f"  {problem}" for problem in self.problems)])
+        )
 
 
 def did_you_mean(name: Any, names: Iterable[str]) -> str:

@@ -314,14 +314,18 @@ class ImageDecoder(PretrainedPart):
         like = condition.context
         noise = unit_noise(shape, generators, like) if latents is None else latents.to(like.device)
         if guidance != 1.0 and negative is None:
-            raise ValueError(f"guidance {guidance} needs a negative condition; pass one, or set guidance to 1")
+            raise ValueError(
+                f"guidance {guidance} needs a negative condition; pass one, or set guidance to 1"
+            )
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
             if guidance == 1.0 or negative is None:
                 return self.denoise(noisy, timestep.expand(shape[0]), condition, extras)
             both = {name: torch.cat([extra, extra]) for name, extra in extras.items()}
             pair = torch.cat([noisy, noisy])
-            prediction = self.denoise(pair, timestep.expand(2 * shape[0]), Condition.cat(negative, condition), both)
+            prediction = self.denoise(
+                pair, timestep.expand(2 * shape[0]), Condition.cat(negative, condition), both
+            )
             without, given = prediction.chunk(2)
             return without + guidance * (given - without)
 

@@ -135,7 +135,7 @@ class DreamModel(InterleavedGeneration, nn.Module):
         self.changed |= {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode for what is trained; frozen parts stay in evaluation mode, so that nothing in them drops out."""
+        """Training mode for what is trained; frozen parts stay in evaluation mode: nothing in them drops out."""
         super().train(mode)
         for part in self.parts().values():
             if not any(parameter.requires_grad for parameter in part.parameters()):

@@ -174,7 +174,9 @@ def _load_rest(model: DreamModel, folder: Path, head: str) -> None:
     queries = _read_bin(file).get("dream_queries", torch.empty(0)).squeeze(0)
     if queries.shape != model.dream_queries.shape:
         wanted = tuple(model.dream_queries.shape)
-        raise CheckpointError(f"{file} has dream_queries of shape {tuple(queries.shape)}, but {wanted} is needed")
+        raise CheckpointError(
+            f"{file} has dream_queries of shape {tuple(queries.shape)}, but {wanted} is needed"
+        )
     with torch.no_grad():
         model.dream_queries.copy_(queries)
     states = {name: _read_bin(folder / f"{name}.bin") for name in (VISION, head)}
@@ -192,7 +194,7 @@ def _load_rest(model: DreamModel, folder: Path, head: str) -> None:
 
 
 def _load_projector(projector: Projector, state: Mapping[str, Tensor]) -> None:
-    """A published projector is one linear layer (`weight`) or several with GELUs between (`0.weight`, `2.weight`...)."""
+    """A published projector is one linear layer (`weight`), or several and GELUs (`0.weight`, `2.weight`...)."""
     layers = projector.dense_layers()
     assert layers is not None, "linear and mlp are dense"
     prefixes = [""] if "weight" in state else [f"{2 * number}." for number in range(len(layers))]

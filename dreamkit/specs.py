@@ -123,7 +123,7 @@ class ChatTemplate:
 
 @dataclass
 class Condition:
-    """What a decoder draws from: context (N, Q', C), an optional mask (N, Q') and, where it wants one, pooled (N, P)."""
+    """What a decoder draws from: context (N, Q', C), an optional mask (N, Q') and, where wanted, pooled (N, P)."""
 
     context: Tensor
     mask: Tensor | None = None
@@ -145,7 +145,9 @@ class Condition:
         def join(name: str) -> Tensor | None:
             a, b = getattr(first, name), getattr(second, name)
             if (a is None) != (b is None):
-                raise ValueError(f"one condition has a {name} tensor, the other has none; give it to both or neither")
+                raise ValueError(
+                    f"one condition has a {name} tensor, the other has none; give it to both or neither"
+                )
             return None if a is None else torch.cat([a, b])
 
         return Condition(torch.cat([first.context, second.context]), join("mask"), join("pooled"))

@@ -26,7 +26,7 @@ PROMPTS = [
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], int]], None]:
-    """Makes every model's n-th choice `choose(n)`, counted for each call of the head: the decisions of a trained model."""
+    """Makes `choose(n)` what every document says at the n-th call of the head, as if it had been trained to."""
 
     def install(choose: Callable[[int], int]) -> None:
         calls = iter(range(10**6))

@@ -83,7 +83,7 @@ def test_missing_shard(published: Path) -> None:
     for number, part in enumerate(halves(published), 1):
         weight_map |= dict.fromkeys(part, f"model-0000{number}-of-00002.safetensors")
     (published / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(CheckpointError, match="model-00001-of-00002.safetensors is missing"):
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors is missing"):
         run(published)
 
 
@@ -110,7 +110,9 @@ def test_mlp_projectors(published: Path) -> None:
         torch.save(kept | layers, published / f"{name}.bin")
         edit(
             published,
-            lambda c, name=name: c["plugins_init_kwargs"][name].update(projector_type="mlp", projector_depth=2),
+            lambda c, name=name: c["plugins_init_kwargs"][name].update(
+                projector_type="mlp", projector_depth=2
+            ),
         )
     model = run(published)
     for projector, layers in ((model.visual_projector, weights | biases), (model.condition_projector, drawn)):
@@ -156,7 +158,9 @@ class Bomb:
 def test_pickled_code_does_not_run(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(published)
     torch.save({"dream_queries": Bomb()}, published / "dream_embedding.bin")
-    with pytest.raises(CheckpointError, match=r"dream_embedding.bin cannot be read as a state dict of tensors"):
+    with pytest.raises(
+        CheckpointError, match=r"dream_embedding.bin cannot be read as a state dict of tensors"
+    ):
         run(published)
     assert not Path("exploded").exists()
 

@@ -1,0 +1,190 @@
+"""What README and docs say is so: their examples run, their links lead somewhere, and no key is left out."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer.main
+import yaml
+from typer.core import TyperGroup
+
+from dreamkit.cli import app, main
+from dreamkit.plugins import Registry
+from dreamkit.recipe import (
+    AdapterSection,
+    GenerationSection,
+    LossSection,
+    ModelSection,
+    Recipe,
+    TrainSection,
+)
+from dreamkit.sequence import SpecialTokens
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+README = (ROOT / "README.md").read_text()
+RECIPES = (ROOT / "docs" / "recipes.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def dreamkit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str]]:
+    """Runs the command in an empty folder, with more distributions installed: exit code and what it prints."""
+
+    def run(*arguments: str, path: Path | None = None) -> tuple[int, str]:
+        if path is not None:
+            monkeypatch.syspath_prepend(path)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["dreamkit", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plug-in of the README, laid out as an installer would."""
+    site = tmp_path_factory.mktemp("site")
+    (pyproject,) = blocks(README, "toml")
+    group = re.search(r'entry-points\."(.+)"\]\n(.+)\n', pyproject)
+    assert group is not None
+    info = site / "dreamkit_pool-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: dreamkit-pool\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text(f"[{group[1]}]\n{group[2].replace(chr(34), '')}\n")
+    files = [block for block in blocks(README, "python") if block.startswith("# dreamkit_pool/")]
+    assert len(files) == 2
+    for code in files:
+        name = re.match(r"# (\S+\.py)", code)
+        assert name is not None
+        path = site / name[1]
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(code)
+    return site
+
+
+def test_the_plug_in_of_the_readme_is_found(pool: Path, dreamkit: Callable) -> None:
+    code, printed = dreamkit("plugins", path=pool)
+    assert code == 0, printed
+    assert re.search(r"projector +pool +dreamkit-pool 0.1.0 +averages", printed)
+
+
+@pytest.mark.parametrize(
+    ("setting", "wanted", "said"),
+    [
+        ("{name: pool, every: 4}", 0, "visual_projector +pool +16 x 64 -> 4 x"),
+        ("{name: pool, every: 3}", 2, "visual_projector.every: .*does not divide 16 tokens"),
+        ("{name: pool, evry: 4}", 2, "did you mean 'every'"),
+    ],
+)
+def test_a_recipe_takes_it(pool: Path, dreamkit: Callable, setting: str, wanted: int, said: str) -> None:
+    assert "visual_projector: {name: pool, every: 4}" in README
+    code, printed = dreamkit("check", "digits/stage1", f"model.visual_projector={setting}", path=pool)
+    assert code == wanted, printed
+    assert re.search(said, printed)
+
+
+def test_it_computes(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.syspath_prepend(pool)
+    from dreamkit_pool.pool import Pool
+
+    config = Pool.Config(every=2)
+    spec = Pool.spec_from(config, in_dim=3, in_tokens=6, out_dim=5)
+    projected = Pool.from_config(config, spec)(torch.randn(4, 6, 3))
+    assert projected.shape == (4, spec.out_tokens, spec.out_dim) == (4, 3, 5)
+
+
+def test_the_swap_changes_one_line_and_names_components() -> None:
+    (diff,) = blocks(README, "diff")
+    assert [line[0] for line in diff.splitlines()] == [" ", "-", "+"]
+    known = Registry.load().components("vision_encoder")
+    for sign in "-+":
+        kept = "\n".join(line[1:] for line in diff.splitlines() if line[0] in (" ", sign))
+        (section,) = yaml.safe_load(kept)["model"].values()
+        assert section["name"] in known
+
+
+def test_the_readme_lists_every_command() -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    assert set(re.findall(r"^\| `dreamkit ([\w-]+)", README, re.MULTILINE)) == set(group.commands)
+
+
+def test_commands_in_the_docs_have_options_that_exist() -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    for page in PAGES:
+        text = page.read_text()
+        for block in (*blocks(text, "sh"), *blocks(text, "console")):
+            for name, rest in re.findall(r"dreamkit ([a-z][\w-]*)(.*)", block):
+                assert name in group.commands, f"{page.name}: dreamkit {name}"
+                known = {option for parameter in group.commands[name].params for option in parameter.opts}
+                unknown = set(re.findall(r"--[a-z][\w-]*", rest)) - known
+                assert not unknown, f"{page.name}: dreamkit {name} {unknown}"
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        Recipe,
+        ModelSection,
+        AdapterSection,
+        SpecialTokens,
+        LossSection,
+        TrainSection,
+        GenerationSection,
+    ],
+)
+def test_every_key_of_a_recipe_is_documented(section: type) -> None:
+    prose = re.sub(r"^```.*?^```$", "", RECIPES, flags=re.DOTALL | re.MULTILINE)
+    words = {word for code in re.findall(r"`([^`]+)`", prose) for word in re.findall(r"\w+", code)}
+    missing = {field.name for field in dataclasses.fields(section) if field.init} - words
+    assert not missing
+
+
+def test_every_data_set_of_the_core_is_documented() -> None:
+    for name, registered in Registry.load().components("dataset").items():
+        if registered.distribution == "dreamkit":
+            (row,) = re.findall(rf"^\| `{name}` \|(.*)", RECIPES, re.MULTILINE)
+            config = Registry.load().get("dataset", name).Config
+            assert all(f"`{field.name}" in row for field in dataclasses.fields(config))
+
+
+def test_the_recipe_of_the_docs_is_one(tmp_path: Path, dreamkit: Callable) -> None:
+    """Its keys are right; its weights and data are not here."""
+    (recipe,) = blocks(RECIPES, "yaml")
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    _, printed = dreamkit("check", "recipe.yaml")
+    keys = {
+        key.removesuffix(".pretrained") for key in re.findall(r"^  .*?: ([\w.]+): ", printed, re.MULTILINE)
+    }
+    sources = ("language_model", "vision_encoder", "image_decoder")
+    assert keys <= {f"model.{part}" for part in sources}, printed
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_in_the_docs_compiles(page: Path) -> None:
+    for number, code in enumerate(blocks(page.read_text(), "python")):
+        compile(code, f"{page.name}[{number}]", "exec")

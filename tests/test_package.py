@@ -1,0 +1,182 @@
+"""The package as a whole: what it exports, what importing it costs, what plug-ins may use, and what the help says."""
+
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+from typer.core import TyperGroup
+
+import dreamkit
+from dreamkit.cli import app
+
+ROOT = Path(__file__).parent.parent
+GROUP = typer.main.get_command(app)
+assert isinstance(GROUP, TyperGroup)
+COMMANDS = GROUP.commands
+HEAVY = ("torch", "transformers", "diffusers")
+
+PUBLIC = [
+    "ChatTemplate",
+    "CheckpointError",
+    "Component",
+    "Condition",
+    "Dataset",
+    "DecoderSpec",
+    "DenoisingStep",
+    "Document",
+    "DocumentDone",
+    "DocumentError",
+    "DreamModel",
+    "DreamkitError",
+    "Head",
+    "Image",
+    "ImageDecoder",
+    "ImageDone",
+    "ImageStarted",
+    "LanguageModel",
+    "LanguageSpec",
+    "NormWeights",
+    "PartConfig",
+    "PluginError",
+    "Projector",
+    "ProjectorSpec",
+    "RecipeError",
+    "Registry",
+    "SourceError",
+    "Task",
+    "Text",
+    "TextPiece",
+    "TrainingError",
+    "VisionEncoder",
+    "VisionSpec",
+    "collect",
+    "did_you_mean",
+    "hookimpl",
+    "load_checkpoint",
+    "load_recipe",
+    "locate",
+    "save_checkpoint",
+    "to_rgb",
+    "train_recipe",
+]
+
+
+def run(*command: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, **kwargs)
+
+
+def dreamkit_imports(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """The statements of a file that import from dreamkit."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module]
+        if any(name == "dreamkit" or name.startswith("dreamkit.") for name in names):
+            found.append(node)
+    return found
+
+
+def test_the_public_names_are_these() -> None:
+    assert dreamkit.__all__ == PUBLIC
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_name_is_what_its_module_defines(name: str) -> None:
+    module, _, there = dreamkit._HOMES[name].partition(":")
+    assert getattr(dreamkit, name) is getattr(importlib.import_module(f"dreamkit.{module}"), there or name)
+
+
+def test_type_checkers_see_what_is_there() -> None:
+    tree = ast.parse(Path(dreamkit.__file__).read_text())
+    block = next(n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
+    homes = {}
+    for statement in block.body:
+        assert isinstance(statement, ast.ImportFrom)
+        module = str(statement.module).removeprefix("dreamkit.")
+        for alias in statement.names:
+            homes[alias.asname] = module if alias.asname == alias.name else f"{module}:{alias.name}"
+    assert homes == dreamkit._HOMES
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'Documents'"):
+        _ = dreamkit.Documents
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import dreamkit; dreamkit.Document; dreamkit.Component",
+        "from dreamkit.cli import app; app(['--help'], standalone_mode=False)",
+        "from dreamkit.cli import app; app(['generate', '--help'], standalone_mode=False)",
+        "from dreamkit.cli import app; app(['plugins'], standalone_mode=False)",
+        "from dreamkit.cli import app; app(['recipes'], standalone_mode=False)",
+    ],
+    ids=["import", "help", "help of a command", "plugins", "recipes"],
+)
+def test_nothing_heavy_is_imported(code: str) -> None:
+    asked = f"import sys; print([name for name in {HEAVY} if name in sys.modules])"
+    result = run("-c", f"{code}\n{asked}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("plugins/*/dreamkit_*/**/*.py")), ids=lambda path: path.stem
+)
+def test_plug_ins_use_public_names_only(path: Path) -> None:
+    for node in dreamkit_imports(path):
+        where = f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"
+        assert isinstance(node, ast.ImportFrom), f"{where}: write `from dreamkit import ...`"
+        assert node.module == "dreamkit", f"{where}: only names of `dreamkit` itself are public"
+        for alias in node.names:
+            assert alias.name in PUBLIC, f"{where}: {alias.name} is not in dreamkit.__all__"
+
+
+def test_every_plug_in_is_looked_at() -> None:
+    for folder in ROOT.glob("plugins/*/"):
+        files = list(folder.glob("dreamkit_*/**/*.py"))
+        assert any(dreamkit_imports(path) for path in files), f"no file of {folder.name} imports dreamkit"
+
+
+def examples() -> dict[str, list[list[str]]]:
+    """The command lines that the help of each command gives."""
+    return {
+        name: [
+            shlex.split(example)
+            for example in re.findall(r"^\s*Example: (.+(?:\n +\S.*)*)", command.help or "", re.MULTILINE)
+        ]
+        for name, command in COMMANDS.items()
+    }
+
+
+@pytest.mark.parametrize("name", examples())
+def test_the_help_has_an_example_that_parses(name: str) -> None:
+    assert examples()[name], f"the help of `dreamkit {name}` has no line `Example: dreamkit {name} ...`"
+    for program, command, *arguments in examples()[name]:
+        assert (program, command) == ("dreamkit", name)
+        context = COMMANDS[name].make_context(name, arguments)
+        assert not context.args
+
+
+@pytest.mark.parametrize("name", ["plugins", "recipes", "check"])
+def test_the_example_works_in_an_empty_folder(name: str, tmp_path: Path) -> None:
+    for _, *arguments in examples()[name]:
+        result = run("-m", "dreamkit", *arguments, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [[], ["--version"]])
+def test_the_module_is_the_command(arguments: list[str]) -> None:
+    result = run("-m", "dreamkit", *arguments)
+    assert "dreamkit" in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
