@@ -1,0 +1,1 @@
+"""How the miniature parts were pretrained; used by `python -m dreamkit_digits.pretrain` only."""

@@ -1,0 +1,91 @@
+"""The demo: its recipes chain, its model writes, and what it promises is kept or said to be missed."""
+
+import dataclasses
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dreamkit import Registry, TrainingError, load_recipe, train_recipe
+from dreamkit_digits import measure, task
+from dreamkit_digits.curves import Stage
+from dreamkit_digits.judge import Judge
+from dreamkit_digits.measure import TARGETS, Measured
+from dreamkit_digits.report import Run
+from dreamkit_digits.task import STAGES, DigitsDemo
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return Registry.load()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_recipe_names_its_command_and_freezes_what_the_paper_freezes(registry: Registry, name: str) -> None:
+    recipe = load_recipe(name, (), registry)
+    assert not {"vision_encoder", "image_decoder"} & set(recipe.train.trainable)
+    assert ("language_model" in recipe.train.trainable) == (name != "digits/stage1")
+    header = registry.recipes()[name].read_text(encoding="utf-8").splitlines()[0]
+    assert shlex.split(header)[:4] == ["#", "dreamkit", "train", name]
+
+
+def test_a_document_fits_into_a_row(registry: Registry) -> None:
+    """Three pictures drawn, read back, and the words between them, in the rows that the recipe packs."""
+    recipe = load_recipe("digits/stage3", (), registry)
+    assert recipe.train.max_length is not None
+    longest = 3 * (recipe.model.dream_queries + 2 + 16 + 2) + 16
+    assert recipe.train.max_length >= longest
+
+
+def test_the_stages_chain_and_the_model_writes(registry: Registry, tmp_path: Path) -> None:
+    start: list[str] = []
+    for name in STAGES:
+        recipe = load_recipe(
+            name, ["train.steps=2", "train.warmup=0", "train.batch_size=4", *start], registry
+        )
+        result = train_recipe(recipe, registry, tmp_path / name)
+        start = [f"init={result.checkpoint}"]
+        assert len(result.log) == 1
+    exercises = measure.exercises(seed=0)
+    done: list[int] = []
+    for name in ("reads", "counts", "chats"):
+        prompts, rule = exercises[name]
+        found = measure.write(result.model, prompts[:3], rule, Judge.train(), seed=1, advance=done.append)
+        assert [each.wanted for each in found] == [prompt.wanted for prompt in prompts[:3]]
+        assert all(
+            each.document.segments[: each.given] == prompt.segments
+            for each, prompt in zip(found, prompts[:3], strict=True)
+        )
+    assert done == [3, 3, 3]
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("all of it")
+    with pytest.raises(TrainingError, match="is not empty"):
+        DigitsDemo().run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def run(**changes: float) -> Run:
+    documents = dict.fromkeys(field.name for field in dataclasses.fields(Measured)[2:])
+    measured = Measured(1.0, 1, **{name: () for name in documents})
+    samples = {f"{name}_samples": 1 for name in (*TARGETS, "sum_accuracy_unseen_pairs")}
+    figures = {**TARGETS, "sum_accuracy_unseen_pairs": 0.0, **samples, "seed": 0, "seconds": 1.0, **changes}
+    return Run([Stage("I", [])], measured, {**figures, "peak_memory_bytes": 1}, Path("checkpoint"))
+
+
+def test_figures_that_reach_their_targets_pass(tmp_path: Path) -> None:
+    task.finish(run(), tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == run().figures
+    assert (tmp_path / "report.html").is_file()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_figure_that_misses_its_target_fails_the_demo_after_everything_is_written(
+    tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(TrainingError, match=rf"{name} is \d+\.\d%, but at least"):
+        task.finish(run(**{name: TARGETS[name] - 0.001}), tmp_path)
+    assert (tmp_path / "metrics.json").is_file()
+    assert (tmp_path / "report.html").is_file()

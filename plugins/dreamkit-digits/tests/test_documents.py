@@ -1,0 +1,128 @@
+"""The data set: what its documents say is what their pictures show, and nothing held out is in them."""
+
+import pytest
+from hypothesis import given, strategies as st
+
+from dreamkit import Document, Image, Text
+from dreamkit_digits import digits, phrases
+from dreamkit_digits.documents import DOCUMENTS, KINDS, Digits
+from dreamkit_digits.phrases import Line, Picture
+
+LABELS = {
+    split: {part.pixels[index].tobytes(): int(part.labels[index]) for index in range(len(part))}
+    for split, part in (("train", digits.load("train")), ("heldout", digits.load("heldout")))
+}
+LINES: dict[str, set[Line]] = {
+    "reading": {phrases.reading(digit) for digit in range(10)},
+    "drawing": {phrases.drawing(digit) for digit in range(10)},
+    "counting": {phrases.counting(start) for start in phrases.COUNTING_STARTS},
+    "sums": {phrases.summing(*pair) for pair in phrases.TRAIN_PAIRS},
+}
+TURNS = {
+    (turn.user, turn.assistant)
+    for digit in range(10)
+    for turn in (
+        *(phrases.asking(digit, wording) for wording in range(len(phrases.QUESTIONS))),
+        *(phrases.requesting(digit, wording) for wording in range(len(phrases.REQUESTS))),
+    )
+}
+numbers = st.integers(0, DOCUMENTS - 1)
+
+
+def documents(kind: str, split: digits.Split = "train", seed: int = 0) -> Digits:
+    return Digits(Digits.Config(documents={kind: 1}, split=split, seed=seed))
+
+
+def line(segments: tuple[Text | Image, ...], split: str = "train") -> Line:
+    """The line that segments were written from, the digits looked up by their pixels."""
+    return tuple(
+        segment.text
+        if isinstance(segment, Text)
+        else Picture(LABELS[split][segment.picture.tobytes()], drawn=segment.draw)
+        for segment in segments
+    )
+
+
+@given(number=numbers, seed=st.integers(0, 5), kind=st.sampled_from(sorted(LINES)))
+def test_a_document_shows_what_it_says(number: int, seed: int, kind: str) -> None:
+    document = documents(kind, seed=seed)[number]
+    assert line(document.segments) in LINES[kind]
+    assert not document.is_conversation
+
+
+@given(number=numbers)
+def test_a_conversation_answers_what_was_asked(number: int) -> None:
+    segments = list(documents("chat")[number])
+    turns = []
+    while segments:
+        user = [segment for segment in segments[:2] if segment.role == "user"]
+        rest = segments[len(user) :]
+        end = next((n for n, segment in enumerate(rest) if segment.role == "user"), len(rest))
+        turns.append((line(tuple(user)), line(tuple(rest[:end]))))
+        segments = rest[end:]
+    assert 1 <= len(turns) <= 2
+    assert set(turns) <= TURNS
+
+
+@given(number=numbers, kind=st.sampled_from(sorted(KINDS)), split=st.sampled_from(["train", "heldout"]))
+def test_a_document_is_the_same_every_time_and_keeps_to_its_split(
+    number: int, kind: str, split: digits.Split
+) -> None:
+    once, again = documents(kind, split)[number], documents(kind, split)[number]
+    assert pixels(once) == pixels(again)
+    assert once.name == again.name and kind in once.name and str(number) in once.name
+    assert [line((segment,), split) for segment in once] == [line((segment,), split) for segment in again]
+
+
+def pixels(document: Document) -> list[bytes]:
+    return [image.picture.tobytes() for image in document.images]
+
+
+def test_the_splits_share_no_picture() -> None:
+    assert not LABELS["train"].keys() & LABELS["heldout"].keys()
+
+
+def test_other_numbers_and_seeds_give_other_documents() -> None:
+    first = documents("sums")
+    assert len({tuple(pixels(first[number])) for number in range(100)}) > 95
+    assert [pixels(first[n]) for n in range(5)] != [pixels(documents("sums", seed=1)[n]) for n in range(5)]
+
+
+def test_every_kind_of_line_comes() -> None:
+    for kind, lines in LINES.items():
+        data = documents(kind)
+        assert {line(data[number].segments) for number in range(500)} == lines
+
+
+def test_the_question_of_a_sum_is_not_learned_and_its_answer_is() -> None:
+    first, plus, second, answer, drawing = documents("sums")[0]
+    assert (plus.learn, answer.learn, drawing.learn) == (False, True, True)
+    assert isinstance(first, Image) and isinstance(second, Image) and isinstance(drawing, Image)
+    assert (first.draw, second.draw, drawing.draw) == (False, False, True)
+    assert drawing.read
+
+
+def test_weights_mix_the_kinds() -> None:
+    data = Digits(Digits.Config(documents={"reading": 1, "counting": 3}))
+    kinds = [data[number].name.rpartition(" ")[2] for number in range(400)]
+    assert set(kinds) == {"reading", "counting"}
+    assert 0.68 < kinds.count("counting") / len(kinds) < 0.82
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ({"counting": 1, "sum": 1}, "'sum'; did you mean 'sums'"),
+        ({"counting": 0}, "documents.counting is 0"),
+        ({"counting": float("nan")}, "documents.counting is nan"),
+        ({}, "documents is empty"),
+    ],
+)
+def test_a_mixture_that_cannot_be_drawn_is_refused(weights: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Digits.Config(documents=weights)
+
+
+def test_a_number_beyond_the_last_is_refused() -> None:
+    with pytest.raises(IndexError, match=str(DOCUMENTS)):
+        documents("reading")[DOCUMENTS]
