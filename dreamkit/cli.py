@@ -192,7 +192,7 @@ def demo(
     for name, value in figures.items():
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     console().print(table)
-    typer.echo(f"wrote {out / 'report.html'}")
+    typer.echo(f"wrote {out}")
 
 
 @app.command()

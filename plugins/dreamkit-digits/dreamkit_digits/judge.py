@@ -53,4 +53,5 @@ def _grids(images: Pictures) -> np.ndarray:
     pictures = [image if isinstance(image, Image.Image) else Image.fromarray(image) for image in images]
     side = (GRID_SIZE, GRID_SIZE)
     cells = [picture.convert("L").resize(side, Image.Resampling.BOX) for picture in pictures]
-    return np.stack([np.asarray(cell) for cell in cells]).reshape(len(cells), -1).astype(np.float64) * digits.INK_LEVELS / 255
+    grey = np.stack([np.asarray(cell, dtype=np.float64) for cell in cells])
+    return grey.reshape(len(cells), -1) * digits.INK_LEVELS / 255

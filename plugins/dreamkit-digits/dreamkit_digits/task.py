@@ -6,9 +6,11 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -34,9 +36,10 @@ class DigitsDemo(Task):
         out = Path(out).absolute()
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise TrainingError(f"{out} is not empty; remove it, or name another folder by --out")
-        model, stages = train(out, seed)
-        save_checkpoint(model, out / CHECKPOINT)
-        measured = measured_with_bar(model, seed)
+        with one_thread():
+            model, stages = train(out, seed)
+            save_checkpoint(model, out / CHECKPOINT)
+            measured = measured_with_bar(model, seed)
         figures = {
             **measured.figures(),
             "seed": seed,
@@ -64,11 +67,28 @@ def finish(run: Run, out: Path) -> None:
         raise TrainingError(f"{'; '.join(missed)}; see {out / REPORT}")
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Has torch compute with one thread, so that the figures are the same on any number of cores.
+
+    Its threads also wait for each other busily, which on matrices this small and on cores that others use takes
+    longer than the work.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def train(out: Path, seed: int) -> tuple[DreamModel, list[Stage]]:
     """Runs every stage from the checkpoint of the one before, as `dreamkit train` does by hand."""
-    registry, model, stages = Registry.load(), None, []
+    registry, console = Registry.load(), Console(stderr=True)
+    model, stages = None, []
     start: list[str] = []
     for name, title in STAGES.items():
+        console.print(f"stage {title} ({name})", style="bold", highlight=False)
         recipe = load_recipe(name, [f"train.seed={seed}", *start], registry)
         result = train_recipe(recipe, registry, out / name.rpartition("/")[2])
         start = [f"init={json.dumps(str(result.checkpoint))}"]
