@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,14 @@ class Scheduler(Protocol):
     def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor: ...
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any: ...
+
+
+class Denoised(NamedTuple):
+    """Denoising step number `step`, from 0, of `steps` is done; `latents` (N, c, h, w) are what it left."""
+
+    step: int
+    steps: int
+    latents: Tensor
 
 
 def unit_noise(
@@ -56,9 +64,10 @@ def denoising_steps(
     noise: Tensor,
     predict: Callable[[Tensor, Tensor], Tensor],
     generators: torch.Generator | Sequence[torch.Generator] | None,
-) -> Iterator[Tensor]:
-    """Yields the latents after each of `steps` steps from unit-variance `noise` (N, c, h, w).
+) -> Iterator[Denoised]:
+    """Goes from unit-variance `noise` (N, c, h, w) to clean latents, and yields each step.
 
+    Some schedulers take more than the `steps` asked for.
     `predict(noisy, timestep)` is the guided prediction of the network at one timestep, a scalar tensor.
 
     Raises:
@@ -72,7 +81,7 @@ def denoising_steps(
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     options = {"generator": source} if takes_generator and source is not None else {}
     latents = noise * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
+    for step, timestep in enumerate(scheduler.timesteps):
         prediction = predict(scheduler.scale_model_input(latents, timestep), timestep)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False, **options)[0]
-        yield latents
+        yield Denoised(step, len(scheduler.timesteps), latents)

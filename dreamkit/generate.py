@@ -27,12 +27,16 @@ if TYPE_CHECKING:
     from dreamkit.sequence import Sequencer
 
 Prompt = Document | str
-EndReason = Literal["end", "tokens", "length"]
+EndReason = Literal["end", "tokens", "images", "length"]
 
 
 @dataclass(frozen=True)
 class TextPiece:
-    """Some more text of document number `document`, and the ids of the tokens that finished it."""
+    """Some more text of document number `document`, and the ids of the tokens that finished it.
+
+    The pieces joined are the document's text, but where a model writes bytes that are no character: these change how
+    the bytes before them read.
+    """
 
     document: int
     text: str
@@ -69,7 +73,9 @@ class ImageDone:
 
 @dataclass(frozen=True)
 class DocumentDone:
-    """A document is finished: at its `end` token, or at the limit on `tokens` or on the model's `length`.
+    """A document is finished: at its `end` token, or at the limit on `tokens`, on `images` or on the model's `length`.
+
+    The limit on images is met by the decision to draw one more; where it is 0, only text is written.
 
     `result` holds the prompt and what was written after it.
     """
@@ -259,7 +265,8 @@ class _Generation:
         # A picture takes its queries and its vision tokens, each between two special tokens.
         self.picture_length = sequencer.dream_queries + sequencer.vision_tokens + 4
         unwritten = {*model.token_ids.values(), *model.language_model.unwritten_ids}
-        self.never = sorted(unwritten - {self.dream_start, *spec.eos_ids})
+        drawing = {self.dream_start} if options.max_images else set()
+        self.never = sorted(unwritten - drawing - set(spec.eos_ids))
         self.negative: Condition | None = None
         if options.guidance != 1.0 and options.max_images:
             self.negative = model.condition(model.dream_states(""))
@@ -278,9 +285,13 @@ class _Generation:
 
     def _limit(self, writer: _Writer) -> EndReason | None:
         """The limit that keeps a document from going on."""
-        if self.session.positions[writer.number] + len(writer.inputs) > self.max_length:
+        if self._room(writer) < len(writer.inputs):
             return "length"
         return "tokens" if writer.tokens >= self.options.max_tokens and not writer.drawing else None
+
+    def _room(self, writer: _Writer) -> int:
+        """The positions that the model's length leaves a document."""
+        return self.max_length - self.session.positions[writer.number]
 
     def _advance(self, writers: list[_Writer]) -> Iterator[Event]:
         """Feeds each document what it wrote last, then lets it write a token or draw its picture."""
@@ -297,14 +308,15 @@ class _Generation:
 
     def _write(self, writer: _Writer, logits_V: Tensor) -> Iterator[Event]:
         """One token: a word, the end, or the decision to draw."""
-        position = self.session.positions[writer.number]
         logits_V[self.never] = -torch.inf
-        if writer.images >= self.options.max_images or position + self.picture_length > self.max_length:
-            logits_V[self.dream_start] = -torch.inf
         token = self._choose(logits_V, writer.generator)
         writer.tokens += 1
         if token in self.ends:
             writer.reason = "end"
+        elif token == self.dream_start and writer.images == self.options.max_images:
+            writer.reason = "images"
+        elif token == self.dream_start and self._room(writer) < self.picture_length:
+            writer.reason = "length"
         elif token == self.dream_start:
             yield from self._flush(writer)
             yield ImageStarted(writer.number, writer.images)
@@ -328,7 +340,8 @@ class _Generation:
     def _show(self, writer: _Writer, finished: bool) -> Iterator[Event]:
         """What of the current run of text is new; an unfinished character waits for its last byte."""
         text = self.model.language_model.decode(writer.run)
-        if len(text) > writer.shown and (finished or not text.endswith("\ufffd")):
+        is_new = len(text) > writer.shown and not text.endswith("\ufffd")
+        if is_new or (finished and len(writer.run) > writer.shown_ids):
             yield TextPiece(writer.number, text[writer.shown :], tuple(writer.run[writer.shown_ids :]))
             writer.shown, writer.shown_ids = len(text), len(writer.run)
 
@@ -343,26 +356,23 @@ class _Generation:
         """Draws one picture for each of the writers, and has each read its own."""
         states = torch.stack([self.session.dream_states(hidden[writer.number]) for writer in writers])
         decoder = self.model.image_decoder
-        latents = None
-        for step, latents in enumerate(
-            decoder.denoising(
-                self.model.condition(states),
-                None if self.negative is None else self.negative[[0] * len(writers)],
-                scheduler=self.options.scheduler,
-                steps=self.options.steps,
-                guidance=self.options.guidance,
-                size=self.size,
-                generators=[writer.generator for writer in writers],
-            )
+        for done in decoder.denoising(
+            self.model.condition(states),
+            None if self.negative is None else self.negative[[0] * len(writers)],
+            scheduler=self.options.scheduler,
+            steps=self.options.steps,
+            guidance=self.options.guidance,
+            size=self.size,
+            generators=[writer.generator for writer in writers],
         ):
+            latents = done.latents
             for row, writer in enumerate(writers):
 
                 def preview(latents_1CHW: Tensor = latents[row : row + 1]) -> Picture:
                     with torch.no_grad():
                         return _picture(decoder.decode(latents_1CHW)[0])
 
-                yield DenoisingStep(writer.number, writer.images, step, self.options.steps, preview)
-        assert latents is not None, "a schedule has at least one step"
+                yield DenoisingStep(writer.number, writer.images, done.step, done.steps, preview)
         pictures = [_picture(image) for image in decoder.decode(latents)]
         dream_end = self.session.embed([self.session.sequencer.dream_end])
         for writer, picture, inputs in zip(

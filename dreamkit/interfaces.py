@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamkit.diffusion import Scheduler, denoising_steps, unit_noise
+from dreamkit.diffusion import Denoised, Scheduler, denoising_steps, unit_noise
 from dreamkit.specs import (
     ChatTemplate,
     Condition,
@@ -266,23 +266,20 @@ class ImageDecoder(PretrainedPart):
         on_step: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
         """Draws images (N, 3, H, W) in [0, 1]; the arguments are those of `denoising`."""
-        drawn = None
-        for step, drawn in enumerate(
-            self.denoising(
-                condition,
-                negative,
-                extras,
-                scheduler=scheduler,
-                steps=steps,
-                guidance=guidance,
-                size=size,
-                generators=generators,
-                latents=latents,
-            )
+        for done in self.denoising(
+            condition,
+            negative,
+            extras,
+            scheduler=scheduler,
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            generators=generators,
+            latents=latents,
         ):
+            drawn = done.latents
             if on_step is not None:
-                on_step(step, drawn)
-        assert drawn is not None, "a schedule has at least one step"
+                on_step(done.step, drawn)
         return self.decode(drawn)
 
     @torch.no_grad()
@@ -298,8 +295,8 @@ class ImageDecoder(PretrainedPart):
         size: tuple[int, int] | None = None,
         generators: Generators = None,
         latents: Tensor | None = None,
-    ) -> Iterator[Tensor]:
-        """Yields the latents (N, c, h, w) after each step of drawing; the last are what `decode` takes.
+    ) -> Iterator[Denoised]:
+        """Yields each step of drawing, its latents (N, c, h, w) with it; the last ones are what `decode` takes.
 
         `guidance` is the classifier-free guidance scale w of arXiv 2207.12598 as diffusers counts it: negative +
         w (positive - negative), so 1 draws from `condition` alone. `size` is (height, width) in pixels. `generators`

@@ -20,6 +20,7 @@ PAGE, PICTURE = "index.html", "image-{}.png"
 REASONS = {
     "end": "the model ended it",
     "tokens": "ended at the limit on tokens",
+    "images": "ended at the limit on images",
     "length": "ended at the model's length",
 }
 

@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,17 @@ from dreamkit.plugins import Registry
 from dreamkit.recipe import Recipe
 from dreamkit.sources import locate
 
-VISION, QUERIES = "clip_vision_embedding", "dream_embedding"
-# published name of the head -> component that draws what it drew
-HEADS = {"stable_diffusion_head": "stable-diffusion", "stable_diffusion_xl_head": "sdxl"}
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+VISION, QUERIES, HEAD = "clip_vision_embedding", "dream_embedding", "stable_diffusion_head"
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+PROJECTOR = "projector.projector."  # of both projectors, in the state dicts of their plug-ins
+# training settings of the published head that dreamkit does not have, and that do not change what a model computes
+LEFT_OUT = ("noise_offset", "input_perturbation")
 
 
 def import_published(folder: Path, out: Path, registry: Registry) -> DreamModel:
@@ -44,38 +52,63 @@ def import_published(folder: Path, out: Path, registry: Registry) -> DreamModel:
         SourceError: a component that `config.json` names is neither a folder nor a reachable hub name.
     """
     config = _read_json(folder / "config.json")
-    if "plugins_init_kwargs" not in config:
-        raise CheckpointError(
-            f"{folder / 'config.json'} has no 'plugins_init_kwargs', but model_type '{config.get('model_type')}'; "
-            "give the folder of a checkpoint that the published DreamLLM code saved"
-        )
-    published = config["plugins_init_kwargs"]
-    head = next((name for name in HEADS if name in published), None)
-    if head is None or VISION not in published or QUERIES not in published:
-        raise CheckpointError(
-            f"{folder / 'config.json'} has the plug-ins {sorted(published)}, "
-            f"but {VISION}, {QUERIES} and one of {sorted(HEADS)} are needed"
-        )
-    if published[VISION].get("use_additional_post_layernorm"):
-        raise CheckpointError(
-            f"{folder / 'config.json'}: plugins_init_kwargs.{VISION}.use_additional_post_layernorm is true; "
-            "no released checkpoint has this extra norm after the visual projector, and dreamkit has no part for it"
-        )
+    published = _plugins(config, folder / "config.json")
     with tempfile.TemporaryDirectory(dir=out.parent if out.parent.is_dir() else None) as scratch:
         # The weights are laid out as the libraries save them, so that each part loads its own in its own way.
-        folders, configs = _unpack(folder, config, head, Path(scratch))
-        sections = _sections(config, head, folders=folders)
+        folders, configs = _unpack(folder, config, Path(scratch))
+        biased = {name: _is_biased(_read_bin(folder / f"{name}.bin")) for name in (VISION, HEAD)}
+        sections = _sections(config, biased, folders=folders)
         model = build(Recipe.from_dict(sections, registry, where=str(folder / "config.json")), registry)
-        final = _sections(config, head, configs=configs, tokenizer=folders["language_model"])
+        _compare_tokens(config, model, folder)
+        final = _sections(config, biased, configs=configs, tokenizer=folders["language_model"])
         model.recipe = Recipe.from_dict(final, registry, where=str(folder / "config.json"))
         model.sources = dict.fromkeys(model.sources)
-        _load_rest(model, folder, head)
+        _load_rest(model, folder)
         save_checkpoint(model, out)
+    for name in LEFT_OUT:
+        if published[HEAD].get(name):
+            given = f"plugins_init_kwargs.{HEAD}.{name}={published[HEAD][name]}"
+            warnings.warn(f"{given} is left out: dreamkit does not train with it", stacklevel=2)
     return model
 
 
+def _plugins(config: Mapping[str, Any], file: Path) -> dict[str, dict[str, Any]]:
+    """The settings of the published plug-ins, once it is sure that dreamkit has parts for them."""
+    if "plugins_init_kwargs" not in config:
+        raise CheckpointError(
+            f"{file} has no 'plugins_init_kwargs', but model_type '{config.get('model_type')}'; "
+            "give the folder of a checkpoint that the published DreamLLM code saved"
+        )
+    published = dict(config["plugins_init_kwargs"])
+    if missing := {VISION, QUERIES, HEAD} - published.keys():
+        raise CheckpointError(f"{file} has the plug-ins {sorted(published)}, but lacks {sorted(missing)}")
+    if str(published[HEAD].get("_target_")).endswith("XLHead"):
+        raise CheckpointError(
+            f"{file}: it draws with Stable Diffusion XL, for which dreamkit has no part yet"
+        )
+    if published[VISION].get("use_additional_post_layernorm"):
+        raise CheckpointError(
+            f"{file}: plugins_init_kwargs.{VISION}.use_additional_post_layernorm is true; "
+            "no released checkpoint has this extra norm after the visual projector, and dreamkit has no part for it"
+        )
+    return published
+
+
+def _compare_tokens(config: Mapping[str, Any], model: DreamModel, folder: Path) -> None:
+    """The tokenizer must give the added tokens the ids that the weights were trained with."""
+    told = config.get("special_tokens2ids_dict", {}).get("additional_special_tokens", {})
+    for name, found in model.token_ids.items():
+        if found != told.get(name):
+            raise CheckpointError(
+                f"{folder}: the tokenizer gives {name} the id {found}, but config.json says {told.get(name)} "
+                "(special_tokens2ids_dict); a tokenizer file is missing or another model's"
+            )
+    if model.language_model.new_token_parameters():
+        raise CheckpointError(f"{folder}: the language model's vocabulary has no rows for {', '.join(told)}")
+
+
 def _unpack(
-    folder: Path, config: dict[str, Any], head: str, scratch: Path
+    folder: Path, config: dict[str, Any], scratch: Path
 ) -> tuple[dict[str, Path], dict[str, dict[str, Any]]]:
     """Lays each part out as a folder of its library; returns these folders, and the configs in them."""
     published = config["plugins_init_kwargs"]
@@ -96,8 +129,8 @@ def _unpack(
     _copy(clip_folder, folders["vision_encoder"], ["preprocessor_config.json"])
 
     part_files = ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"]
-    decoder_folder = _component(published[head]["diffusion_name_or_path"], folder, part_files)
-    state = _read_bin(folder / f"{head}.bin")
+    decoder_folder = _component(published[HEAD]["diffusion_name_or_path"], folder, part_files)
+    state = _read_bin(folder / f"{HEAD}.bin")
     decoder = {file.split("/")[0]: _read_json(decoder_folder / file) for file in part_files}
     for part in ("unet", "vae"):
         part_weights = _under(state, f"{part}.")
@@ -117,7 +150,7 @@ def _unpack(
 
 def _sections(
     config: dict[str, Any],
-    head: str,
+    biased: Mapping[str, bool],
     *,
     folders: Mapping[str, Path] | None = None,
     configs: Mapping[str, dict[str, Any]] | None = None,
@@ -132,26 +165,24 @@ def _sections(
     language_model = {"name": "vicuna", **source("language_model")}
     if tokenizer is not None:
         language_model["tokenizer"] = str(tokenizer)
-    tokens = config["special_tokens2ids_dict"]["additional_special_tokens"]
-    dream_patch = "<dream_patch>" if "<dream_patch>" in tokens else "<im_patch>"
+    head = {"image_size": published[HEAD].get("resolution"), "snr_gamma": published[HEAD].get("snr_gamma")}
     return {
         "model": {
             "language_model": language_model,
             "vision_encoder": {
                 "name": "clip",
-                "layer": published[VISION]["select_layer"],
+                "layer": published[VISION].get("select_layer", -2),
                 **source("vision_encoder"),
             },
-            "visual_projector": _projector(published[VISION], bias=True),
-            "condition_projector": _projector(published[head], bias=False),
-            "image_decoder": {"name": HEADS[head], **source("image_decoder")},
-            "dream_queries": published[QUERIES]["num_dream_queries"],
-            "special_tokens": {"dream_patch": dream_patch},
+            "visual_projector": _projector(published[VISION], biased[VISION]),
+            "condition_projector": _projector(published[HEAD], biased[HEAD]),
+            "image_decoder": {"name": "stable-diffusion", **head, **source("image_decoder")},
+            "dream_queries": published[QUERIES].get("num_dream_queries", 64),
         },
         "loss": {
             "lm": config.get("loss_weight_lm", 1.0),
             "vm": config.get("loss_weight_vm", 10.0),
-            "condition_drop": published[head].get("drop_prob") or 0.0,
+            "condition_drop": published[HEAD].get("drop_prob") or 0.0,
         },
         # The published code samples with DDPM, whichever scheduler the decoder's folder names.
         "generation": {"scheduler": "ddpm"},
@@ -159,16 +190,19 @@ def _sections(
 
 
 def _projector(published: Mapping[str, Any], bias: bool) -> dict[str, Any]:
-    if published["projector_type"] == "linear":
+    kind = published.get("projector_type", "linear")
+    if kind == "linear":
         return {"name": "linear", "bias": bias}
-    if published["projector_type"] == "mlp":
-        return {"name": "mlp", "depth": published["projector_depth"], "bias": bias}
-    raise CheckpointError(
-        f"projector_type '{published['projector_type']}', but only linear and mlp can be imported"
-    )
+    if kind == "mlp":
+        return {"name": "mlp", "depth": published.get("projector_depth", 1), "bias": bias}
+    raise CheckpointError(f"projector_type '{kind}', but only linear and mlp can be imported")
 
 
-def _load_rest(model: DreamModel, folder: Path, head: str) -> None:
+def _is_biased(state: Mapping[str, Tensor]) -> bool:
+    return any(name.endswith("bias") for name in _under(state, PROJECTOR))
+
+
+def _load_rest(model: DreamModel, folder: Path) -> None:
     """The weights that belong to no library: queries and projectors."""
     file = folder / f"{QUERIES}.bin"
     queries = _read_bin(file).get("dream_queries", torch.empty(0)).squeeze(0)
@@ -179,18 +213,12 @@ def _load_rest(model: DreamModel, folder: Path, head: str) -> None:
         )
     with torch.no_grad():
         model.dream_queries.copy_(queries)
-    states = {name: _read_bin(folder / f"{name}.bin") for name in (VISION, head)}
-    projectors = [
-        (VISION, model.visual_projector, "projector.projector."),
-        (head, model.condition_projector, "projector.projector."),
-        (head, model.pooled_projector, "global_projector.projector."),
-    ]
-    for name, projector, prefix in projectors:
-        if projector is not None:
-            try:
-                _load_projector(projector, _under(states[name], prefix))
-            except (RuntimeError, ValueError) as error:
-                raise CheckpointError(f"{folder / f'{name}.bin'}: {prefix}*: {error}") from error
+    for name, projector in ((VISION, model.visual_projector), (HEAD, model.condition_projector)):
+        file = folder / f"{name}.bin"
+        try:
+            _load_projector(projector, _under(_read_bin(file), PROJECTOR))
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{file}: {PROJECTOR}*: {error}") from error
 
 
 def _load_projector(projector: Projector, state: Mapping[str, Tensor]) -> None:
@@ -200,13 +228,15 @@ def _load_projector(projector: Projector, state: Mapping[str, Tensor]) -> None:
     prefixes = [""] if "weight" in state else [f"{2 * number}." for number in range(len(layers))]
     for layer, prefix in zip(layers, prefixes, strict=True):
         layer.load_state_dict(_under(state, prefix))
+    if left := [name for name in state if not name.startswith(tuple(prefixes))]:
+        raise ValueError(f"{', '.join(left)} would be left out; projector_depth is {len(layers)}")
 
 
 def _language_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """The language model's tensors, from one file or from shards, plug-ins' own left out."""
     for stem in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{stem}.index.json"
-        names = sorted(set(_read_json(index)["weight_map"].values())) if index.is_file() else [stem]
+        names = sorted(set(_read_json(index).get("weight_map", {}).values())) if index.is_file() else [stem]
         if index.is_file() or (folder / stem).is_file():
             for name in names:
                 read = _read_safetensors if name.endswith(".safetensors") else _read_bin
@@ -249,7 +279,8 @@ def _write(
 ) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / file, {"format": "pt"})
+    # Cloned, since tensors that are tied in a state dict share memory, which safetensors refuses.
+    save_file({name: t.clone().contiguous() for name, t in state.items()}, folder / file, {"format": "pt"})
 
 
 def _copy(source: Path, target: Path, names: list[str] | tuple[str, ...]) -> None:
@@ -281,7 +312,8 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 def _read_bin(file: Path) -> dict[str, Tensor]:
     """A state dict; `weights_only` keeps pickled code from running."""
     try:
-        return dict(torch.load(file, map_location="cpu", weights_only=True, mmap=True))
+        # Only files of the present form can be mapped into memory, which spares reading what is not used.
+        return dict(torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)))
     except FileNotFoundError:
         raise CheckpointError(
             f"{file} is missing; a published checkpoint holds one .bin for each plug-in"

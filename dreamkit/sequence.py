@@ -176,7 +176,7 @@ class Sequencer:
         for number, (role, segments) in enumerate(turns):
             if role == "assistant":
                 is_open = prompt and number == len(turns) - 1
-                yield from _turn(chat.assistant, segments, learn_end=True, is_open=is_open)
+                yield from _turn(chat.assistant, segments, learn_end=segments[-1].learn, is_open=is_open)
             else:
                 yield from _turn(
                     chat.user if role == "user" else chat.system, [_unlearned(s) for s in segments]

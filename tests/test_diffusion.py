@@ -213,8 +213,9 @@ def test_every_step_is_shown(decoder: Small) -> None:
         condition(1), on_step=lambda step, latents: seen.append((step, latents)), **arguments
     )
     assert [step for step, _ in seen] == [0, 1, 2]
-    for (_, shown), yielded in zip(seen, decoder.denoising(condition(1), **arguments), strict=True):
-        assert torch.equal(shown, yielded)
+    for (number, shown), done in zip(seen, decoder.denoising(condition(1), **arguments), strict=True):
+        assert (done.step, done.steps) == (number, 3)
+        assert torch.equal(shown, done.latents)
     with torch.no_grad():
         assert torch.equal(decoder.decode(seen[-1][1]), image)
 
@@ -274,4 +275,4 @@ def test_the_right_noise_leads_to_the_picture(name: str) -> None:
 
     scheduler = SCHEDULERS[name].from_config(schedule.config)
     *_, last = denoising_steps(scheduler, 20, torch.randn(1, 3, 4, 4, generator=seeded(2)), knows, seeded(3))
-    torch.testing.assert_close(last, clean, atol=0.05, rtol=0)
+    torch.testing.assert_close(last.latents, clean, atol=0.05, rtol=0)

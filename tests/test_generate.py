@@ -133,6 +133,28 @@ def test_pictures_do_not_depend_on_their_batch(script: Callable) -> None:
     assert together[0].images[-1].picture.tobytes() != together[1].images[-1].picture.tobytes()
 
 
+def test_documents_that_part_ways_do_not_touch_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One draws while another writes and a third has ended: each is as it is alone."""
+    logits = type(MODEL.language_model).logits
+
+    def eager(hidden: Tensor) -> Tensor:
+        chosen = logits(MODEL.language_model, hidden)
+        chosen[..., [DREAM, END]] += 3.5
+        return chosen
+
+    monkeypatch.setattr(MODEL.language_model, "logits", eager)
+    prompts = [*PROMPTS, "one more", "and another"]
+    options = {"temperature": 1.0, "max_tokens": 10, "max_images": 3}
+    together = collect(MODEL.generate(prompts, seed=range(6), **options))
+    courses = [[isinstance(segment, Text) for segment in document] for document in together]
+    assert len({tuple(course) for course in courses}) > 2 and sum(len(d.images) for d in together) > 5
+    for number, prompt in enumerate(prompts):
+        (alone,) = collect(MODEL.generate(prompt, seed=number, **options))
+        assert texts(alone) == texts(together[number])
+        for ours, theirs in zip(alone.images, together[number].images, strict=True):
+            assert ours.picture.tobytes() == theirs.picture.tobytes()
+
+
 def test_the_seed_decides() -> None:
     def write(seed: int) -> list[str]:
         return texts(collect(MODEL.generate("a", seed=seed, temperature=1.0, max_images=0))[0])
@@ -148,10 +170,19 @@ def test_never_drawing_ends_at_the_limit_on_tokens(script: Callable) -> None:
     assert texts(collect(events)[0]) == ["x", "AAAAA"]
 
 
-def test_endless_drawing_ends_at_the_limits(script: Callable) -> None:
+@pytest.mark.parametrize(("images", "tokens", "reason"), [(2, 6, "images"), (5, 2, "tokens")])
+def test_endless_drawing_ends_at_the_limits(script: Callable, images: int, tokens: int, reason: str) -> None:
     script(lambda n: DREAM)
-    events = list(MODEL.generate("x", max_images=2, max_tokens=6))
+    events = list(MODEL.generate("x", max_images=images, max_tokens=tokens))
     assert sum(isinstance(event, ImageDone) for event in events) == 2
+    assert reasons(events) == [reason]
+
+
+def test_no_images_at_all_leaves_the_text(script: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dream token is then never chosen, however much the model wants to."""
+    script(lambda n: DREAM)
+    events = list(MODEL.generate("x", max_images=0, max_tokens=6))
+    assert not any(isinstance(event, ImageStarted) for event in events)
     assert reasons(events) == ["tokens"]
 
 
@@ -169,6 +200,7 @@ def test_a_picture_that_would_not_fit_is_not_begun(script: Callable) -> None:
     prompt = "x" * (MODEL.language_model.spec.max_length - 8)
     events = list(MODEL.generate(prompt, max_tokens=4))
     assert not any(isinstance(event, ImageStarted) for event in events)
+    assert reasons(events) == ["length"]
 
 
 def test_special_tokens_are_never_written() -> None:
@@ -186,6 +218,12 @@ def test_preview_shows_the_picture_as_it_stands(script: Callable) -> None:
     (done,) = [event for event in events if isinstance(event, ImageDone)]
     assert steps[-1].preview().tobytes() == done.picture.tobytes()
     assert steps[0].preview().tobytes() != done.picture.tobytes()
+
+
+def test_steps_are_those_the_scheduler_takes(script: Callable) -> None:
+    script(lambda n: DREAM if n == 0 else END)
+    events = list(MODEL.generate("x", steps=2, scheduler="ddim"))
+    assert [e.steps for e in events if isinstance(e, DenoisingStep)] == [2, 2]
 
 
 def test_guidance_one_needs_no_unconditional_pass(script: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,82 @@ def test_mlp_projectors(published: Path) -> None:
         assert (second.bias is None) == ("projector.projector.2.bias" not in layers)
 
 
+def test_a_layer_too_many_is_not_left_out(published: Path) -> None:
+    state = torch.load(published / f"{HEAD}.bin", weights_only=True)
+    kept = {k: v for k, v in state.items() if not k.startswith("projector.")}
+    layers = {f"projector.projector.{n}.weight": torch.randn(24, 48 if n == 0 else 24) for n in (0, 2, 4)}
+    torch.save(kept | layers, published / f"{HEAD}.bin")
+    change = {"projector_type": "mlp", "projector_depth": 2}
+    edit(published, lambda c: c["plugins_init_kwargs"][HEAD].update(change))
+    with pytest.raises(CheckpointError, match=r"4\.weight would be left out; projector_depth is 2"):
+        run(published)
+
+
+def test_tied_weights(published: Path) -> None:
+    state = load_file(published / "model.safetensors")
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    (published / "model.safetensors").unlink()
+    torch.save(state, published / "pytorch_model.bin")
+    model = run(published)
+    ids = torch.arange(5)
+    assert torch.equal(model.language_model.embed(ids), model.language_model.head().weight[ids])
+
+
+def test_state_dicts_of_the_old_form(published: Path, original: dict[str, Tensor]) -> None:
+    file = published / "dream_embedding.bin"
+    torch.save(torch.load(file, weights_only=True), file, _use_new_zipfile_serialization=False)
+    same(run(published), original)
+
+
+def test_tokenizer_files_of_older_libraries(published: Path, original: dict[str, Tensor]) -> None:
+    """Before transformers 4.34 the ids of added tokens stood in added_tokens.json alone."""
+    file = published / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    for key in ("added_tokens_decoder", "additional_special_tokens"):
+        del config[key]
+    file.write_text(json.dumps(config))
+    same(run(published), original)
+
+
+def test_token_ids_must_agree(published: Path) -> None:
+    def swap(config: dict[str, Any]) -> None:
+        ids = config["special_tokens2ids_dict"]["additional_special_tokens"]
+        ids["<dream_start>"], ids["<im_start>"] = ids["<im_start>"], ids["<dream_start>"]
+
+    edit(published, swap)
+    with pytest.raises(CheckpointError, match=r"gives <dream_start> the id 403, but config\.json says 401"):
+        run(published)
+
+
+def test_settings_that_are_left_out_have_the_published_defaults(
+    published: Path, original: dict[str, Tensor]
+) -> None:
+    def drop(config: dict[str, Any]) -> None:
+        del config["plugins_init_kwargs"][VISION]["select_layer"]
+        for name in (VISION, HEAD):
+            del config["plugins_init_kwargs"][name]["projector_type"]
+            del config["plugins_init_kwargs"][name]["projector_depth"]
+
+    edit(published, drop)
+    same(run(published), original)
+
+
+def test_training_settings_are_kept_or_named(published: Path) -> None:
+    change = {"snr_gamma": 5.0, "resolution": 32, "noise_offset": 0.1}
+    edit(published, lambda c: c["plugins_init_kwargs"][HEAD].update(change))
+    with pytest.warns(UserWarning, match=r"noise_offset=0\.1 is left out"):
+        model = run(published)
+    assert model.image_decoder.spec.image_size == 32
+    assert model.recipe is not None and model.recipe.model.image_decoder.config.snr_gamma == 5.0
+
+
+def test_xl_is_refused(published: Path) -> None:
+    target = {"_target_": "omni.models.dreamllm_sdxl.modeling_plugins.StableDiffusionXLHead"}
+    edit(published, lambda c: c["plugins_init_kwargs"][HEAD].update(target))
+    with pytest.raises(CheckpointError, match="Stable Diffusion XL"):
+        run(published)
+
+
 def test_unknown_projector(published: Path) -> None:
     edit(published, lambda c: c["plugins_init_kwargs"][HEAD].update(projector_type="sam"))
     with pytest.raises(CheckpointError, match="projector_type 'sam'"):

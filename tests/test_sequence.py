@@ -57,6 +57,10 @@ def test_names_of_special_tokens_in_a_text_are_only_text() -> None:
     [
         (Document((Text("a", learn=False),), name="d7"), "d7: nothing to learn"),
         (Document((Text("hi", role="user"),), name="d8"), "d8: nothing to learn"),
+        (
+            Document((Text("hi", role="user"), Text("x", False, "assistant")), name="d8"),
+            "d8: nothing to learn",
+        ),
         (Document((Text("x" * 300),), name="d9"), "d9: .* tokens, but a row holds 256"),
         (Document((), name="d10"), "d10: nothing to learn"),
     ],
