@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dreamkit.errors import TrainingError
 
 LogEntry = Mapping[str, float | None]
 LOGGED = ("lm", "denoising", "loss", "learning_rate", "grad_norm")
@@ -83,9 +86,10 @@ class RunLog(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        self.entries = [entry for entry in map(json.loads, lines) if entry["step"] <= state.global_step]
-        self.path.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries))
+        self.entries = [entry for entry in self._read() if entry["step"] <= state.global_step]
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        partial.write_text("".join(map(_line, self.entries)))
+        os.replace(partial, self.path)
         self.last = time.monotonic(), state.global_step
 
     def on_log(
@@ -104,6 +108,25 @@ class RunLog(TrainerCallback):
         entry["steps_per_second"] = (state.global_step - step) / (now - before)
         self.entries.append(entry)
         with self.path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(_line(entry))
         if self.hand_to is not None:
             self.hand_to(entry)
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The entries of an earlier run; a last line that it was interrupted in is none."""
+        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        entries = []
+        for number, line in enumerate(lines, 1):
+            try:
+                entries.append(json.loads(line))
+            except ValueError as error:
+                if number < len(lines):
+                    raise TrainingError(
+                        f"{self.path}:{number}: not JSON: {error}; remove that line"
+                    ) from error
+        return entries
+
+
+def _line(entry: LogEntry) -> str:
+    """A line of the log; it has to be JSON, which knows no number that is not finite."""
+    return json.dumps(entry, allow_nan=False) + "\n"

@@ -15,13 +15,14 @@ from dreamkit.build import build
 from dreamkit.checkpoint import LoadReport, load_checkpoint, load_weights, save_checkpoint
 from dreamkit.data.mixture import Mixture
 from dreamkit.distributed import barrier, is_main, shard, world_size
-from dreamkit.errors import TrainingError
+from dreamkit.errors import CheckpointError, TrainingError
+from dreamkit.files import occupied
 from dreamkit.interfaces import Dataset
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
 from dreamkit.progress import LogEntry, ProgressBar, RunLog
 from dreamkit.recipe import Recipe
-from dreamkit.trainer import RESUME_POINTS, STATE, DreamTrainer, resume_points, training_arguments
+from dreamkit.trainer import RESUME_POINTS, STATE, DreamTrainer, processes, resume_points, training_arguments
 
 CHECKPOINT = "checkpoint"  # folder of the trained model
 LOG = "log.jsonl"
@@ -55,27 +56,28 @@ def train(
     instead of those it names. With `resume` the run goes on from its last resume point as if never interrupted.
 
     Raises:
-        TrainingError: `out` is in use or has nothing to resume, nothing is to be trained, no data, or a loss that is
-            not finite.
+        TrainingError: `out` is in use or has nothing to resume, it would not be the same run, `model` is of another
+            recipe, nothing is to be trained, no data, or a loss or gradient that is not finite.
         CheckpointError: the resume point or `recipe.init` is damaged or does not fit.
     """
     out = Path(out).absolute()
-    point = _resume_point(out) if resume else None
-    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise TrainingError(
-            f"{out} is not empty; go on with the run in it by --resume, or name a new folder by --out"
-        )
+    points = _resume_points(out) if resume else []
+    if not resume and (what := occupied(out)):
+        go_on = "go on with the run in it by --resume, or " if out.is_dir() else ""
+        raise TrainingError(f"{out} {what}; {go_on}name a new folder by --out")
     arguments = training_arguments(recipe, out)
     barrier()  # every process has looked before the first one writes
-    if point is not None:
-        model, report = load_checkpoint(point, registry)
-        _show(report)
-        _compare(point, model.recipe, recipe)
-        model.recipe = recipe
+    if points:
+        model = _load(points, registry)
+        _compare(points[-1], model.recipe, recipe)
     elif model is None:
         model = build(recipe, registry)
         if recipe.init is not None:
             _show(load_weights(model, recipe.init))
+    else:
+        _compare_model(model.recipe, recipe)
+    # What this run is, also in the checkpoint, whatever the model came from.
+    model.recipe, model.lm_weight, model.vm_weight = recipe, recipe.loss.lm, recipe.loss.vm
     model.set_trainable(recipe.train.trainable)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("nothing is to be trained; name parts in train.trainable, or add model.adapters")
@@ -98,14 +100,14 @@ def train(
         shard(model.to(arguments.device), arguments.device)
     log, bar = RunLog(out / LOG, on_log), ProgressBar()
     callbacks = [log, bar] if is_main() else []
-    trainer = DreamTrainer(model, recipe, arguments, mixture, collator, callbacks)
+    trainer = DreamTrainer(model, recipe, arguments, mixture, collator, callbacks, registry)
     # The same model everywhere, but other noise in each process.
     set_seed(recipe.train.seed, device_specific=True)
     try:
-        trainer.train(resume_from_checkpoint=None if point is None else str(point / STATE))
+        trainer.train(resume_from_checkpoint=str(points[-1] / STATE) if points else None)
     finally:
         bar.stop()
-    trainer.meter.check()
+    trainer.check()
     save_checkpoint(model, out / CHECKPOINT, registry=registry)
     model.eval()
     return TrainResult(model, out / CHECKPOINT, log.entries, is_main())
@@ -116,31 +118,68 @@ def _show(report: LoadReport) -> None:
         Console(stderr=True).print(report)
 
 
-def _resume_point(out: Path) -> Path:
+def _resume_points(out: Path) -> list[Path]:
     points = resume_points(out)
     if not points:
         raise TrainingError(
             f"{out} has nothing to resume: no folder {RESUME_POINTS}/step-N; train without --resume into a new folder "
             "(train.save_every says how often a resume point is written)"
         )
-    return points[-1]
+    return points
+
+
+def _load(points: Sequence[Path], registry: Registry) -> DreamModel:
+    """The model of the last resume point."""
+    *older, point = points
+    try:
+        model, report = load_checkpoint(point, registry)
+    except CheckpointError as error:
+        if not older:
+            raise
+        raise CheckpointError(
+            f"{error}\nIf {point} cannot be mended, remove it; then --resume goes on from {older[-1]}"
+        ) from error
+    _show(report)
+    return model
 
 
 def _compare(point: Path, then: Recipe | None, now: Recipe) -> None:
     """A resumed run must be the same run."""
     assert then is not None, "a loaded checkpoint has its recipe"
-    before, after = dict(_flat(then.to_dict())), dict(_flat(now.to_dict()))
-    differing = [
-        f"{key}: {before.get(key)!r} there, {after.get(key)!r} now"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key not in (*MAY_CHANGE, "model.language_model.tokenizer")
-    ]
+    differing = _differing(then, now)
     if differing:
-        listed = "\n".join(f"  {difference}" for difference in differing)
         raise TrainingError(
             f"{point} was written by another recipe; resume with the same one, or start a new run from it with "
-            f"init={point}:\n{listed}"
+            f"init={point}:\n" + "\n".join(differing)
         )
+    if processes(point) != world_size():
+        raise TrainingError(
+            f"{point} was written by {processes(point)} processes, but {world_size()} are here now, which would "
+            "train on other batches with other noise; start as many as there were (torchrun --nproc-per-node), or "
+            f"a new run from it with init={point}"
+        )
+
+
+def _compare_model(of_model: Recipe | None, recipe: Recipe) -> None:
+    """A checkpoint is rebuilt from its recipe, so that must be what the model is."""
+    differing = _differing(of_model, recipe, under="model.") if of_model is not None else []
+    if differing:
+        raise TrainingError(
+            "the model was built by another recipe than the one it is to be trained by; give both the same `model`:\n"
+            + "\n".join(differing)
+        )
+
+
+def _differing(then: Recipe, now: Recipe, under: str = "") -> list[str]:
+    """A line for each setting under a key that differs, and that has a say in what is learned."""
+    before, after = dict(_flat(then.to_dict())), dict(_flat(now.to_dict()))
+    return [
+        f"  {key}: {before.get(key)!r} there, {after.get(key)!r} now"
+        for key in sorted(before.keys() | after.keys())
+        if key.startswith(under)
+        and before.get(key) != after.get(key)
+        and key not in (*MAY_CHANGE, "model.language_model.tokenizer")
+    ]
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence, Sized
 from functools import partial
@@ -15,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import (
     PrinterCallback,
@@ -28,15 +30,19 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 
 from dreamkit.batch import Batch, Collator
 from dreamkit.checkpoint import save_checkpoint
-from dreamkit.distributed import is_main, total, world_size
+from dreamkit.distributed import is_main, total, whole, world_size
 from dreamkit.document import Document
-from dreamkit.meter import Meter
+from dreamkit.errors import TrainingError
+from dreamkit.meter import Meter, NotFinite
 from dreamkit.model import DreamModel, Losses
+from dreamkit.plugins import Registry
 from dreamkit.recipe import Recipe
 
 RESUME_POINTS = "checkpoints"  # folder of the folders `step-N`
 STATE = "trainer"  # the trainer's state, inside a resume point
+PROCESSES = "processes.json"  # how many processes wrote it, inside that
 KEPT = 2
+MOST_NAMED = 10  # documents in one error
 
 
 def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
@@ -90,6 +96,7 @@ class DreamTrainer(Trainer):
         documents: Dataset[Document],
         collator: Collator,
         callbacks: Sequence[TrainerCallback] = (),
+        registry: Registry | None = None,
     ) -> None:
         model.train()
         super().__init__(
@@ -109,6 +116,8 @@ class DreamTrainer(Trainer):
             enabled=recipe.train.precision == "bfloat16",
         )
         self.meter = Meter(arguments.device)
+        self.registry = registry
+        self._batch = 0  # the number of the next batch of this process, from the start of the run
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(cast(Sized, self.train_dataset))
@@ -117,6 +126,7 @@ class DreamTrainer(Trainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Tensor]:
         """The batches of one step, and the labelled tokens and drawn images in them over all processes, (2,)."""
+        self._batch = self.state.global_step * self.args.gradient_accumulation_steps
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         return batches, total(torch.stack([batch.counts for batch in batches]).sum(0).to(device))
 
@@ -127,22 +137,82 @@ class DreamTrainer(Trainer):
         """Forward and backward of one `Batch`; `num_items_in_batch` are the counts of the global one, a tensor."""
         with self.autocast():
             losses: Losses = model(inputs, counts=num_items_in_batch)
-        self.meter.add(self.state.global_step + 1, inputs, losses, num_items_in_batch)
+        self.meter.add(self.state.global_step + 1, self._documents(), losses, num_items_in_batch)
+        self._batch += 1
         # Gradients are averaged over processes, but the losses are shares of a sum.
         loss = losses.loss * world_size()
         self.accelerator.backward(loss)
         return loss.detach()
 
+    def _documents(self) -> range:
+        """The numbers of the documents in this process's present batch: processes take whole batches in turn."""
+        size = self.args.per_device_train_batch_size
+        start = (self._batch * world_size() + self.args.process_index) * size
+        return range(start, start + size)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Tensor:
+        """The norm of the gradients before clipping. If it is not finite they become zero, to spare the weights."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.meter.add_gradient(self.state.global_step + 1, norm)
+        not_finite = ~norm.isfinite()  # stays on the device, as every step asks
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                grad = parameter.grad
+                (grad.to_local() if isinstance(grad, DTensor) else grad).masked_fill_(not_finite, 0.0)
+        return norm
+
+    def check(self) -> None:
+        """Looks at every loss and gradient since the last look; each process must make this call.
+
+        Raises:
+            TrainingError: one is not finite; step and documents are named, on every process.
+        """
+        found = self.meter.check()
+        if found is not None:
+            raise TrainingError(self._blame(found))
+
+    def _blame(self, found: NotFinite) -> str:
+        """Tries each suspected document alone: documents of a packed row spoil each other, and gradients add up."""
+        names = {number: self._training_document(number).name for number in found.documents}
+        bad = [name for number, name in names.items() if not self._is_finite_alone(number)]
+        named = list(dict.fromkeys(bad or names.values()))
+        listed = ", ".join(f"'{name}'" for name in named[:MOST_NAMED])
+        more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+        though, remedy = (
+            ("", "look at that document, or ") if bad else (", though each of its documents is alone", "")
+        )
+        return (
+            f"step {found.step}: the {found.what} is not finite{though}: {listed}{more}; nothing was saved after it; "
+            f"{remedy}lower train.learning_rate or train.max_grad_norm"
+        )
+
+    def _is_finite_alone(self, number: int) -> bool:
+        """Whether a document by itself has a finite loss and gradient; overwrites the gradients of the model."""
+        self.model.zero_grad()
+        collate = cast(Collator, self.data_collator)
+        batch = collate([self._training_document(number)]).to(self.args.device)
+        with self.autocast():
+            loss = self.model(batch).loss
+        loss.backward()
+        norm = whole(super()._get_grad_norm(self.model))
+        return bool(total(loss.detach()).isfinite()) and bool(norm.isfinite())
+
+    def _training_document(self, number: int) -> Document:
+        return cast(Dataset[Document], self.train_dataset)[number]
+
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         if "loss" in logs:  # and not the closing summary
+            self.check()
             logs |= self.meter.read()
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """A resume point: a dreamkit checkpoint with the trainer's state in it. The last ones are kept."""
-        self.meter.check()
+        self.check()
         points = Path(str(self.args.output_dir)) / RESUME_POINTS
-        save_checkpoint(self.model, points / f"step-{self.state.global_step}", beside=self._write_state)
+        point = points / f"step-{self.state.global_step}"
+        save_checkpoint(self.model, point, registry=self.registry, beside=self._write_state)
         if is_main():
             unfinished = points.glob(".step-*")  # what an interrupted run left
             for old in [*resume_points(points.parent)[:-KEPT], *unfinished]:
@@ -155,6 +225,7 @@ class DreamTrainer(Trainer):
         self._save_rng_state(str(folder))
         if is_main():
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+            (folder / PROCESSES).write_text(json.dumps(world_size()))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -193,3 +264,8 @@ def resume_points(out: Path) -> list[Path]:
     return sorted(
         (point for point in points if point.name[5:].isdecimal()), key=lambda point: int(point.name[5:])
     )
+
+
+def processes(point: Path) -> int:
+    """How many processes wrote a resume point."""
+    return int(json.loads((point / STATE / PROCESSES).read_text()))

@@ -14,24 +14,29 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 import tiny
 from dreamkit.batch import Batch, Collator
+from dreamkit.build import build
 from dreamkit.checkpoint import save_checkpoint
 from dreamkit.data.mixture import Mixture
 from dreamkit.distributed import is_main, shard, total, whole, world_size
-from dreamkit.document import Document
+from dreamkit.document import Document, Text
+from dreamkit.errors import TrainingError
 from dreamkit.interfaces import Dataset
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
+from dreamkit.progress import RunLog
 from dreamkit.recipe import Recipe
 from dreamkit.train import train
 from dreamkit.trainer import DreamTrainer, training_arguments
 
 TRAINABLE = ["language_model", "visual_projector", "condition_projector", "dream_queries", "new_tokens"]
 STEPS = 3
+BAD_SEEDS = (0, 2)  # with which one process has the bad document, and the other
+TOLERANCE = 1e-12  # of weights after `STEPS`: a sum in another order, in float64
 
 
 class TinyDocuments(Dataset):
@@ -101,8 +106,26 @@ def train_layout(out: Path, batch_size: int, accumulation: int) -> DreamModel:
     mixture = Mixture([TinyDocuments()], [1.0], documents, seed=0)
     if world_size() > 1:
         shard(model, arguments.device)
-    DreamTrainer(model, settings, arguments, mixture, batches).train()
+    log = [RunLog(out / "log.jsonl")] if is_main() else []
+    DreamTrainer(model, settings, arguments, mixture, batches, log).train()
     return model
+
+
+def one_bad_document() -> list[Document]:
+    """Documents of which one, "bad", holds a tilde."""
+    good = [Document((Text(f"good {n}"),), name=f"good {n}") for n in range(5)]
+    return [*good, Document((Text("a ~"),), name="bad")]
+
+
+def embedding(model: DreamModel) -> nn.Module:
+    return model.language_model.model.get_input_embeddings()
+
+
+def spoil(model: DreamModel) -> None:
+    """Makes every loss after a tilde something that is not finite."""
+    (tilde,) = model.language_model.tokenize("~")
+    with torch.no_grad():
+        embedding(model).weight[tilde] = float("nan")
 
 
 def uneven_batches(model: DreamModel) -> list[Batch]:
@@ -140,6 +163,23 @@ def main(folder: Path) -> None:
         save_file(found, folder / "gradients.safetensors")
 
     save_checkpoint(train_layout(folder / "2x2", 2, 1), folder / "2x2" / "checkpoint")
+
+    save_checkpoint(train_layout(folder / "2x1x2", 1, 2), folder / "2x1x2" / "checkpoint")
+
+    for seed in BAD_SEEDS:
+        settings = recipe(steps=6, batch_size=1, log_every=6, seed=seed)
+        model = build(settings, Registry.load())
+        spoil(model)
+        try:
+            train(
+                settings,
+                Registry.load(),
+                folder / f"bad-{seed}",
+                model=model,
+                datasets=[TinyDocuments(one_bad_document())],
+            )
+        except TrainingError as error:
+            (folder / f"bad-{seed}.{dist.get_rank()}.txt").write_text(str(error))
 
     straight, resumed = folder / "straight", folder / "resumed"
     settings = recipe(save_every=1)

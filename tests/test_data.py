@@ -210,6 +210,12 @@ BAD_RECORDS = [
         "nothing to learn",
     ),
     (Conversations, ConversationsConfig, GOOD | {"image": "a.png"}, "1 images for 0 slots"),
+    (
+        Conversations,
+        ConversationsConfig,
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "<draw>"}]},
+        "turn 1 holds <draw>",
+    ),
     (Conversations, ConversationsConfig, GOOD | {"image": [1]}, "list of paths"),
 ]
 FINE: dict[type, Any] = {

@@ -3,6 +3,7 @@
 One launch of `layouts.py` does the work for all tests; a hang ends at the timeout and fails.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,11 @@ from safetensors.torch import load_file
 
 import layouts
 import tiny
+from dreamkit.checkpoint import save_checkpoint
+from dreamkit.data.mixture import Mixture
+from dreamkit.errors import TrainingError
+from dreamkit.plugins import Registry
+from dreamkit.train import train
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +52,59 @@ def test_one_process_with_text_alone_and_one_with_images(launched: Path) -> None
         )
 
 
-def test_two_processes_of_two_equal_one_of_four(launched: Path, tmp_path: Path) -> None:
-    model = layouts.train_layout(tmp_path, batch_size=4, accumulation=1)
-    part = load_file(launched / "2x2/checkpoint/language_model.safetensors")
-    for name, tensor in model.language_model.state_dict().items():
-        torch.testing.assert_close(part[name], tensor, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+@pytest.fixture(scope="module")
+def four_at_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    save_checkpoint(layouts.train_layout(folder, batch_size=4, accumulation=1), folder / "checkpoint")
+    return folder
+
+
+@pytest.mark.parametrize("layout", ["2x2", "2x1x2"])
+def test_four_documents_over_two_processes_equal_four_at_once(
+    launched: Path, four_at_once: Path, layout: str
+) -> None:
+    files = sorted((four_at_once / "checkpoint").glob("*.safetensors"))
+    assert len(files) == 6
+    for file in files:
+        expected, found = load_file(file), load_file(launched / layout / "checkpoint" / file.name)
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(
+                found[name], tensor, rtol=0, atol=layouts.TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+@pytest.mark.parametrize("layout", ["2x2", "2x1x2"])
+def test_two_processes_log_the_losses_of_both(launched: Path, four_at_once: Path, layout: str) -> None:
+    expected, found = (
+        [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        for folder in (four_at_once, launched / layout)
+    )
+    assert len(expected) == len(found) == layouts.STEPS
+    for before, after in zip(expected, found, strict=True):
+        for name in ("lm", "denoising", "grad_norm"):
+            assert before[name] is not None and after[name] == pytest.approx(before[name], rel=1e-5), name
+
+
+def test_the_document_that_is_not_finite_is_named_whoever_had_it(launched: Path) -> None:
+    ranks = set()
+    for seed in layouts.BAD_SEEDS:
+        said = [(launched / f"bad-{seed}.{rank}.txt").read_text() for rank in range(2)]
+        assert said[0] == said[1] and ": the loss is not finite: 'bad';" in said[0]
+        documents = Mixture([layouts.TinyDocuments(layouts.one_bad_document())], [1.0], 12, seed)
+        first = next(index for index in range(12) if documents[index].name == "bad")
+        assert said[0].startswith(f"step {first // 2 + 1}:")
+        ranks.add(first % 2)
+        assert not (launched / f"bad-{seed}/checkpoint").exists()
+    assert ranks == {0, 1}
+
+
+def test_a_run_of_two_processes_is_not_resumed_by_one(launched: Path) -> None:
+    data = [layouts.TinyDocuments()]
+    with pytest.raises(TrainingError, match="written by 2 processes, but 1 are here now"):
+        train(
+            layouts.recipe(save_every=1), Registry.load(), launched / "straight", datasets=data, resume=True
+        )
 
 
 def test_two_processes_resume_where_they_were(launched: Path) -> None:

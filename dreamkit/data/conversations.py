@@ -77,6 +77,11 @@ def _wrong(record: Mapping[str, Any]) -> str | None:
         wrong = wrong_text(turn, "value")
         if wrong is not None:
             return f"turn {number}: {wrong}"
+        if DRAW_SLOT in turn["value"]:
+            return (
+                f"turn {number} holds {DRAW_SLOT}, which stands for no image here; write {READ_SLOT} (in a turn of "
+                "'gpt' the model learns to draw it), or spell it otherwise where it is only text"
+            )
     if not any(ROLES[turn["from"]] == "assistant" for turn in turns):
         return "no turn is from 'gpt', so there is nothing to learn"
     wrong = None if isinstance(record.get("image"), str) else wrong_texts(record, "image")

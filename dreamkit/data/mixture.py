@@ -15,7 +15,7 @@ from dreamkit.interfaces import Dataset
 class Mixture(TorchDataset[Document]):
     """`length` documents, each from a data set drawn in proportion to its weight.
 
-    Document i depends on `seed` and i alone, so that a run resumes anywhere, on any number of processes. Each data set
+    Document i depends on `seed` and i alone, so that a run resumes anywhere, and processes can share it. Each data set
     is gone through completely, in a new order every time, before a document of it comes again.
 
     Raises:
