@@ -10,15 +10,14 @@ holds what was ever trained, adapters, rows of added tokens, and buffers.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.table import Table
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -26,7 +25,7 @@ from dreamkit import manifest as files
 from dreamkit.build import build
 from dreamkit.distributed import barrier, is_main, whole
 from dreamkit.errors import CheckpointError, PluginError, SourceError
-from dreamkit.manifest import FORMAT, Manifest
+from dreamkit.manifest import FORMAT, ComponentRecord, Manifest, SourceRecord
 from dreamkit.model import DreamModel, is_adapter
 from dreamkit.plugins import Registry
 from dreamkit.recipe import Recipe
@@ -139,9 +138,13 @@ def load_checkpoint(folder: Path | str, registry: Registry | None = None) -> tup
             ) from error
     for part, source in manifest.sources.items():
         _compare_source(folder, part, source, source["name"])
-    recipe = Recipe.from_dict(
-        _with_own_tokenizer(manifest.recipe, folder), registry, where=f"{folder}/{files.MANIFEST}"
-    )
+    where = str(folder / files.MANIFEST)
+    recipe = Recipe.from_dict(manifest.recipe, registry, where=where)
+    if getattr(recipe.model.language_model.config, "tokenizer", None) is not None:
+        # It was named apart from the weights; the checkpoint has a copy of its own.
+        own = recipe.to_dict()
+        own["model"]["language_model"]["tokenizer"] = str(folder / "tokenizer")
+        recipe = Recipe.from_dict(own, registry, where=where)
     model = build(recipe, registry)
     for part in model.sources.keys() - manifest.sources.keys():
         model.sources[part] = None
@@ -162,7 +165,8 @@ def load_weights(model: DreamModel, folder: Path | str) -> LoadReport:
     manifest = Manifest.read(folder)
     ours = {} if model.recipe is None else {key: name for key, _, name in _sections(model.recipe)}
     for key in model.PARTS:
-        here, there = ours.get(key, "none"), manifest.components.get(key, {}).get("name", "none")
+        here = ours.get(key, "none")
+        there = manifest.components[key]["name"] if key in manifest.components else "none"
         if here != there:
             raise CheckpointError(
                 f"{folder}: its {key} is '{there}', but the recipe's is '{here}'; "
@@ -218,7 +222,7 @@ def _copy(
     model: DreamModel, folder: Path, manifest: Manifest, *, adapters_may_be_fresh: bool = False
 ) -> LoadReport:
     """Copies what the checkpoint holds into the model: all of it, or nothing."""
-    read = {part: load_file(folder / f"{part}.safetensors") for part in manifest.parts}
+    read = {part: _read(folder / f"{part}.safetensors") for part in manifest.parts}
     report = LoadReport(folder)
     copies: list[tuple[_Entry, Tensor]] = []
     problems: list[str] = []
@@ -256,6 +260,13 @@ def _copy(
     return report
 
 
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is as it was written, but holds no tensors: {error}") from error
+
+
 def _sections(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     """(key in the recipe, kind, component name) of everything a recipe asks plug-ins for."""
     for key in DreamModel.PARTS:
@@ -266,8 +277,8 @@ def _sections(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
         yield f"data.{number}", "dataset", data.name
 
 
-def _components(recipe: Recipe, registry: Registry) -> dict[str, dict[str, str]]:
-    components = {}
+def _components(recipe: Recipe, registry: Registry) -> dict[str, ComponentRecord]:
+    components: dict[str, ComponentRecord] = {}
     for key, kind, name in _sections(recipe):
         registered = registry.components(kind)[name]
         components[key] = {
@@ -279,14 +290,6 @@ def _components(recipe: Recipe, registry: Registry) -> dict[str, dict[str, str]]
     return components
 
 
-def _with_own_tokenizer(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The recipe with a tokenizer that was named apart from the weights replaced by the checkpoint's own copy."""
-    own = copy.deepcopy(dict(recipe))
-    if own["model"]["language_model"].get("tokenizer") is not None:
-        own["model"]["language_model"]["tokenizer"] = str(folder / "tokenizer")
-    return own
-
-
 def _compare_tokens(folder: Path, manifest: Manifest, model: DreamModel) -> None:
     if manifest.tokens != model.token_ids:
         raise CheckpointError(
@@ -295,7 +298,7 @@ def _compare_tokens(folder: Path, manifest: Manifest, model: DreamModel) -> None
         )
 
 
-def _compare_source(folder: Path, part: str, source: Mapping[str, Any], name: str) -> None:
+def _compare_source(folder: Path, part: str, source: SourceRecord, name: str) -> None:
     """Compares the files of `name` as they are now with those that a part of the checkpoint stands on."""
     try:
         now = fingerprint(name)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -41,6 +42,12 @@ def _version(wanted: bool) -> None:
 
         typer.echo(f"dreamkit {version('dreamkit')}")
         raise typer.Exit
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
 
 
 @app.callback()
@@ -161,11 +168,14 @@ def inspect(
     )
     table = Table("part", "component", "from", "tensors held", "size", "source", box=None, pad_edge=False)
     for part in dict.fromkeys([*manifest.components, *manifest.parts]):
-        component = manifest.components.get(part, {})
-        size = manifest.files.get(f"{part}.safetensors", {}).get("size", 0)
-        origin = f"{component['distribution']} {component['version']}" if component else ""
-        held, source = str(manifest.parts.get(part, 0)), manifest.sources.get(part, {}).get("name", "")
-        table.add_row(part, component.get("name", ""), origin, held, decimal(size), source)
+        name = origin = source = ""
+        if part in manifest.components:
+            component = manifest.components[part]
+            name, origin = component["name"], f"{component['distribution']} {component['version']}"
+        if part in manifest.sources:
+            source = manifest.sources[part]["name"]
+        size = manifest.files[f"{part}.safetensors"]["size"] if part in manifest.parts else 0
+        table.add_row(part, name, origin, str(manifest.parts.get(part, 0)), decimal(size), source)
     out.print(table)
     out.print(f"\ntokens: {manifest.tokens}\n\nrecipe:", markup=False)
     typer.echo(yaml.safe_dump(manifest.recipe, sort_keys=False, allow_unicode=True))
@@ -209,13 +219,17 @@ def generate(
     chat: Annotated[
         bool, typer.Option("--chat", help="make the prompt a user's turn in a conversation")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="the same seed draws the same pictures")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**64 - 1, help="the same seed draws the same pictures")
+    ] = 0,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="tokens of text at most")] = None,
     max_images: Annotated[int | None, typer.Option(min=0, help="pictures at most")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="scale of classifier-free guidance")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, callback=_finite, help="scale of classifier-free guidance")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="denoising steps a picture")] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0, help="0 always takes the likeliest token")
+        float | None, typer.Option(min=0, callback=_finite, help="0 always takes the likeliest token")
     ] = None,
 ) -> None:
     """Go on with a document: text as it is written, pictures as they are drawn.
@@ -251,7 +265,7 @@ def import_published(
 ) -> None:
     """Turn a checkpoint of the published DreamLLM code into a dreamkit checkpoint.
 
-    The components that its config.json names are looked for as folders, and else as hub names.
+    The components that its config.json names are looked for as folders beside it, and else as hub names.
 
     Example: dreamkit import-published tests/reference/published-sd/checkpoint imported
     """
@@ -267,5 +281,13 @@ def main() -> None:
     try:
         app()
     except DreamkitError as error:
-        typer.echo(f"dreamkit: {error}", err=True)
-        sys.exit(2)
+        _refuse(str(error))
+    except OSError as error:
+        if error.filename is None:  # not about a path that the user gave
+            raise
+        _refuse(f"{error.filename}: {error.strerror}")
+
+
+def _refuse(sentence: str) -> NoReturn:
+    typer.echo(f"dreamkit: {sentence}", err=True)
+    sys.exit(2)

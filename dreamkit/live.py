@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dreamkit.checkpoint import load_checkpoint
 from dreamkit.document import Document
 from dreamkit.errors import DreamkitError
+from dreamkit.files import occupied
 from dreamkit.generate import DenoisingStep, DocumentDone, Event, ImageDone, ImageStarted, TextPiece
 from dreamkit.render import page
 
@@ -45,27 +47,39 @@ def write_document(
         CheckpointError: the checkpoint cannot be loaded.
         DocumentError: the prompt does not fit into the model's length.
     """
-    if out.exists() and not (out.is_dir() and (overwrite or not any(out.iterdir()))):
-        raise DreamkitError(
-            f"{out} is not an empty folder; name a new one by --out, or replace the document in it by --overwrite"
-        )
+    if (what := occupied(out)) and not (overwrite and out.is_dir()):
+        replace = ", or replace the document in it by --overwrite" if out.is_dir() else ""
+        raise DreamkitError(f"{out} {what}; name a new folder by --out{replace}")
     model, _ = load_checkpoint(checkpoint)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    model.sequencer().prompt(prompt)  # refuses one that does not fit, before anything is written
-    out.mkdir(parents=True, exist_ok=True)
-    for pattern in (PAGE, PICTURE.format("*")):
-        for former in out.glob(pattern):
-            former.unlink()
-    done = follow(model.generate(prompt, seed=seed, **settings), out)
+    output = Output(out)
+    done = follow(model.generate(prompt, seed=seed, **settings), output)
     reason = REASONS[done.reason]
     facts = {"checkpoint": checkpoint, "seed": seed, **settings, "end": reason}
     text = page(done.result, given=len(prompt), title=title, facts=facts)
-    (out / PAGE).write_text(text, encoding="utf-8")
+    output.file(PAGE).write_text(text, encoding="utf-8")
     return reason
 
 
-def follow(events: Iterable[Event], out: Path) -> DocumentDone:
-    """Shows the events of one document on the console, writes its pictures to `out`, and returns the last event.
+@dataclass
+class Output:
+    """The folder of a document, made and rid of a former document when the first file of this one is written."""
+
+    folder: Path
+    is_begun: bool = False
+
+    def file(self, name: str) -> Path:
+        if not self.is_begun:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for pattern in (PAGE, PICTURE.format("*")):
+                for former in self.folder.glob(pattern):
+                    former.unlink()
+            self.is_begun = True
+        return self.folder / name
+
+
+def follow(events: Iterable[Event], output: Output) -> DocumentDone:
+    """Shows the events of one document on the console, writes its pictures to `output`, and returns the last event.
 
     Text goes to standard output. A picture is shown as the name of its file, on a line of its own where it stands in
     the text; a bar on standard error counts the steps while it is drawn.
@@ -92,7 +106,7 @@ def follow(events: Iterable[Event], out: Path) -> DocumentDone:
                     bar.update(task, completed=step + 1, total=steps)
                 case ImageDone(image=image, picture=picture):
                     bar.stop()
-                    file = out / PICTURE.format(image)
+                    file = output.file(PICTURE.format(image))
                     picture.save(file)
                     print(file, flush=True)
                 case DocumentDone():

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 from dreamkit.errors import CheckpointError
+from dreamkit.files import occupied, sha256
 
 FORMAT = 1
 MANIFEST = "dreamkit.json"
+
+
+class ComponentRecord(TypedDict):
+    """What a recipe calls a part, and who gave it."""
+
+    kind: str
+    name: str
+    distribution: str
+    version: str
+
+
+class SourceRecord(TypedDict):
+    """The name of pretrained files, and the sha256 of each."""
+
+    name: str
+    files: dict[str, str]
+
+
+class FileRecord(TypedDict):
+    size: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -29,11 +51,11 @@ class Manifest:
     format: int
     dreamkit: str
     recipe: dict[str, Any]
-    components: dict[str, dict[str, str]]
+    components: dict[str, ComponentRecord]
     tokens: dict[str, int]
-    sources: dict[str, dict[str, Any]]
+    sources: dict[str, SourceRecord]
     parts: dict[str, int]
-    files: dict[str, dict[str, Any]]
+    files: dict[str, FileRecord]
 
     def write(self, folder: Path) -> None:
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
@@ -51,21 +73,21 @@ class Manifest:
             raise CheckpointError(_not_a_checkpoint(folder))
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            version = data["format"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{path}: not a manifest of dreamkit: {type(error).__name__}: {error}"
             ) from error
-        if not isinstance(version, int) or version > FORMAT:
+        version = data.get("format") if isinstance(data, dict) else None
+        if type(version) is int and version > FORMAT:
             raise CheckpointError(
                 f"{path}: format version {version}, written by dreamkit {data.get('dreamkit', '?')}, but this "
                 f"dreamkit reads versions up to {FORMAT}; install a newer dreamkit"
             )
-        names = {field.name for field in fields(cls)}
-        if names != data.keys():
-            differing = ", ".join(sorted(names ^ data.keys()))
-            raise CheckpointError(f"{path}: the manifest is damaged: missing or unknown: {differing}")
+        if problems := [*_misfits(data, get_type_hints(cls))]:
+            raise CheckpointError(_damaged(path, problems))
         manifest = cls(**data)
+        if problems := [*manifest._contradictions()]:
+            raise CheckpointError(_damaged(path, problems))
         if verify:
             manifest.verify(folder)
         return manifest
@@ -86,24 +108,51 @@ class Manifest:
             elif sha256(path) != said["sha256"]:
                 problems.append(f"{name}: its bytes are not those that were written (sha256 differs)")
         if problems:
-            listed = "\n".join(f"  {problem}" for problem in problems)
-            raise CheckpointError(
-                f"{folder}: the checkpoint is damaged; copy it again or use another:\n{listed}"
-            )
+            raise CheckpointError(_damaged(folder, problems))
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.format < 1:
+            yield f"format: {self.format} found, but the first version is 1"
+        for name in self.files:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                yield f"files: '{name}' is not inside the checkpoint"
+        for part in self.parts:
+            if f"{part}.safetensors" not in self.files:
+                yield f"parts: '{part}' found, but no file {part}.safetensors"
 
 
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+def _misfits(value: Any, wanted: Any, key: str = "") -> Iterator[str]:
+    """Where `value`, read from JSON, is not of the type `wanted`; a dict of types by key stands for a record."""
+    if wanted is Any:
+        return
+    if is_typeddict(wanted):
+        wanted = get_type_hints(wanted)
+    at, below = key or "the manifest", f"{key}." if key else ""
+    if isinstance(wanted, dict) and isinstance(value, dict):
+        if differing := sorted(wanted.keys() ^ value.keys()):
+            yield f"{at}: missing or unknown: {', '.join(differing)}"
+        for name in sorted(wanted.keys() & value.keys()):
+            yield from _misfits(value[name], wanted[name], below + name)
+    elif get_origin(wanted) is dict and isinstance(value, dict):
+        for name, item in value.items():
+            yield from _misfits(item, get_args(wanted)[1], below + name)
+    elif type(value) is not wanted:
+        words = "a whole number" if wanted is int else "text" if wanted is str else "an object"
+        yield f"{at}: {json.dumps(value):.60} found, but {words} is wanted"
+
+
+def _damaged(where: Path, problems: list[str]) -> str:
+    listed = "\n".join(f"  {problem}" for problem in problems)
+    return f"{where}: the checkpoint is damaged; copy it again or use another:\n{listed}"
+
+
+def describe_files(folder: Path) -> dict[str, FileRecord]:
     """Size and sha256 of every file in `folder`, by its relative name."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
         for path in files
     }
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def partial_folder(folder: Path) -> Path:
@@ -116,18 +165,23 @@ def replaced_folder(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.replaced")
 
 
+def refuse_to_replace(folder: Path) -> None:
+    """
+    Raises:
+        CheckpointError: `folder` holds something that is not a checkpoint, and would be lost.
+    """
+    what = occupied(folder)
+    if what is not None and not (folder / MANIFEST).is_file():
+        raise CheckpointError(f"{folder} {what}, and is not a checkpoint; name another folder, or remove it")
+
+
 def begin(folder: Path) -> Path:
     """An empty partial folder for `folder`.
 
     Raises:
-        CheckpointError: `folder` holds something that is not a checkpoint, and would be lost.
+        CheckpointError: as `refuse_to_replace`.
     """
-    if (
-        folder.exists()
-        and not (folder / MANIFEST).is_file()
-        and not (folder.is_dir() and not any(folder.iterdir()))
-    ):
-        raise CheckpointError(f"{folder} exists and is not a checkpoint; name another folder, or remove it")
+    refuse_to_replace(folder)
     partial = partial_folder(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -159,5 +213,8 @@ def _not_a_checkpoint(folder: Path) -> str:
     for left in (replaced_folder(folder), partial_folder(folder)):
         if not folder.exists() and (left / MANIFEST).is_file():
             return f"{folder}: missing, but an interrupted save left {left}; rename that to {folder.name}"
-    found = "there is no such folder" if not folder.is_dir() else f"it has no {MANIFEST}"
+    if folder.is_dir():
+        found = f"it has no {MANIFEST}"
+    else:
+        found = "it is a file" if folder.exists() else "there is no such folder"
     return f"{folder} is not a checkpoint: {found}; name the folder that `dreamkit train --out` wrote `checkpoint` into"

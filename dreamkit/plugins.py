@@ -6,17 +6,17 @@ one is a `Problem`: listed by `dreamkit plugins`, and repeated when a name is as
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
-import importlib.machinery
-import importlib.util
 import os
 import re
-import symtable
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import pluggy
 
 from dreamkit import hookspecs
 from dreamkit.errors import PluginError, did_you_mean
+from dreamkit.files import find_spec, package_folder
 from dreamkit.hookspecs import ENTRY_POINT_GROUP, PROJECT, Component
 
 ALLOW_LIST = "DREAMKIT_PLUGINS"
@@ -126,15 +127,14 @@ class Registry:
         problems = list(self._problems)
         for (kind, name), given in self._given.items():
             for each in given if len(given) > 1 else ():
-                others = ", ".join(other.origin for other in given if other is not each)
-                message = f"{kind} '{name}' is also given by {others}; uninstall one of them"
+                message = _clash(f"{kind} '{name}'", each.origin, {other.origin for other in given})
                 problems.append(Problem(each.entry_point, each.origin, message))
         for name, shipped in self._recipes.items():
             for _, entry_point in shipped if len(shipped) > 1 else ():
-                others = ", ".join(origin(other) for _, other in shipped if other is not entry_point)
-                message = f"recipe '{name}' is also shipped by {others}; uninstall one of them"
+                everyone = {origin(other) for _, other in shipped}
+                message = _clash(f"recipe '{name}'", origin(entry_point), everyone)
                 problems.append(Problem(entry_point.name, origin(entry_point), message))
-        return tuple(problems)
+        return tuple(dict.fromkeys(problems))
 
     def get(self, kind: str, name: str) -> type:
         """The class of a component.
@@ -145,8 +145,8 @@ class Registry:
         given = self._given.get((kind, name), [])
         if len(given) > 1:
             raise PluginError(
-                f"{kind} '{name}' is given by {' and by '.join(each.origin for each in given)}; uninstall one of them, "
-                f"or name the plug-ins to use in {ALLOW_LIST}"
+                f"{kind} '{name}' is given by {' and by '.join(each.origin for each in given)}; only one of them may; "
+                f"uninstall the other, or name the plug-ins to use in {ALLOW_LIST}"
             )
         if not given:
             raise PluginError(
@@ -171,14 +171,17 @@ class _Plugin:
         self.components: list[Registered] = []
         self.recipes: list[tuple[str, Path, EntryPoint]] = []
         self.problems: list[Problem] = []
+        with self._contained("reading it"):
+            self._read()
+
+    def _read(self) -> None:
+        module = None
+        with self._contained(f"importing {self.entry_point.value}"):
+            module = self.entry_point.load()
+        if module is None:
+            return
         manager = pluggy.PluginManager(PROJECT)
         manager.add_hookspecs(hookspecs)
-        # A plug-in may fail in any way, sys.exit() included; only an interrupt by the user is let through.
-        try:
-            module = entry_point.load()
-        except (Exception, SystemExit) as error:
-            self._problem(f"importing {entry_point.value} failed: {_said(error)}")
-            return
         try:
             manager.register(module)
         except pluggy.PluginValidationError as error:
@@ -188,37 +191,50 @@ class _Plugin:
         callers = manager.get_hookcallers(module)
         if not callers:
             self._problem(
-                f"it implements no hook; decorate functions of {entry_point.value} by dreamkit.hookimpl"
+                f"it implements no hook; decorate functions of {self.entry_point.value} by dreamkit.hookimpl"
             )
         for caller in callers or ():
             if not caller.has_spec():
                 self._problem(f"unknown hook '{caller.name}'; {did_you_mean(caller.name, known)}")
-        for kind, given_by in KINDS.items():
-            for components in self._call(manager, given_by.hook):
-                self._add(kind, given_by.hook, components)
-        for place in self._call(manager, "dreamkit_recipes"):
-            self._add_recipes(place)
+                continue
+            for given in self._call(caller):
+                if caller.name == "dreamkit_recipes":
+                    self._add_recipes(given)
+                else:
+                    self._add(next(kind for kind in KINDS if KINDS[kind].hook == caller.name), given)
+
+    @contextmanager
+    def _contained(self, doing: str) -> Iterator[None]:
+        """Makes a problem of any failure, sys.exit() included; only an interrupt by the user is let through."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            self._problem(f"{doing} failed: {_said(error)}")
 
     def _problem(self, message: str) -> None:
         self.problems.append(Problem(self.entry_point.name, origin(self.entry_point), message))
 
-    def _call(self, manager: pluggy.PluginManager, hook: str) -> list[object]:
-        try:
-            return list(getattr(manager.hook, hook)())
-        except (Exception, SystemExit) as error:
-            self._problem(f"{hook} failed: {_said(error)}")
-            return []
+    def _call(self, caller: pluggy.HookCaller) -> list[object]:
+        with self._contained(caller.name):
+            given = list(caller())
+            if not given:  # pluggy leaves out what is None
+                self._problem(f"{caller.name} returned None; a `return` may be missing")
+            return given
+        return []
 
-    def _add(self, kind: str, hook: str, components: object) -> None:
+    def _add(self, kind: str, components: object) -> None:
         if not isinstance(components, Sequence) or not all(_is_component(c) for c in components):
+            hook = KINDS[kind].hook
             self._problem(f"{hook} returned {components!r}, but dreamkit.Components made of text are wanted")
             return
         distribution = self.entry_point.dist
         assert distribution is not None, "entry points found by importlib.metadata know their distribution"
         for component in components:
-            wrong = _wrong_target(component.target)
+            wrong = _wrong_name(component.name) or _wrong_target(component.target)
             if wrong:
-                self._problem(f"{kind} '{component.name}': {wrong}")
+                self._problem(f"{kind} {component.name!r}: {wrong}")
                 continue
             self.components.append(
                 Registered(component, kind, distribution.name, distribution.version, self.entry_point.name)
@@ -227,19 +243,12 @@ class _Plugin:
     def _add_recipes(self, place: object) -> None:
         package, _, folder = str(place).partition(":")
         try:
-            locations = _spec(package).submodule_search_locations or []
-        except (Exception, SystemExit) as error:
-            self._problem(f"dreamkit_recipes returned {place!r}, but {_said(error)}")
+            root = package_folder(package, folder).resolve()
+        except LookupError as error:
+            self._problem(f"dreamkit_recipes returned {place!r}, but {error.args[0]}")
             return
-        roots = [
-            Path(location, folder).resolve() for location in locations if Path(location, folder).is_dir()
-        ]
-        if not roots:
-            self._problem(
-                f"dreamkit_recipes returned {place!r}, but there is no folder '{folder}' in '{package}'"
-            )
-        for path in (path for root in roots[:1] for path in sorted(root.rglob("*.yaml"))):
-            name = path.relative_to(roots[0]).with_suffix("").as_posix()
+        for path in sorted(root.rglob("*.yaml")):
+            name = path.relative_to(root).with_suffix("").as_posix()
             self.recipes.append((name, path, self.entry_point))
 
 
@@ -257,19 +266,17 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _spec(module: str) -> importlib.machinery.ModuleSpec:
-    """The spec of a module, found without importing it or the packages around it."""
-    top, *rest = module.split(".")
-    spec = importlib.util.find_spec(top)
-    name = top
-    for piece in rest:
-        name += f".{piece}"
-        if spec is None or spec.submodule_search_locations is None:
-            break
-        spec = importlib.machinery.PathFinder.find_spec(name, list(spec.submodule_search_locations))
-    if spec is None or spec.name != module:
-        raise ModuleNotFoundError(f"there is no module '{module}'")
-    return spec
+def _clash(what: str, mine: str, everyone: Collection[str]) -> str:
+    """Why `what` is not usable, to the distribution `mine` of all that give it."""
+    if others := ", ".join(sorted({*everyone} - {mine})):
+        return f"{what} is also given by {others}; uninstall one of them"
+    return f"{what} is given more than once; remove one"
+
+
+def _wrong_name(name: str) -> str | None:
+    if name and name.isprintable() and " " not in name:
+        return None
+    return "no recipe can write this name; make it of letters, digits and '-'"
 
 
 def _wrong_target(target: str) -> str | None:
@@ -278,27 +285,41 @@ def _wrong_target(target: str) -> str | None:
     if not re.fullmatch(r"\w+(\.\w+)*:\w+", target):
         return f"its target {target!r} is not of the form 'module:Class'"
     try:
-        loader = _spec(module).loader
-        source = (
-            loader.get_source(module) if isinstance(loader, importlib.machinery.SourceFileLoader) else None
-        )
-        if source is None:  # a compiled module can only be asked by importing it, which `get` does
-            return None
-        bound = set(_bound(symtable.symtable(source, module, "exec")))
-    except (Exception, SystemExit) as error:
+        loader = find_spec(module).loader
+        source = loader.get_source(module) if isinstance(loader, SourceFileLoader) else None
+        tree = ast.parse(source or "")
+    except (ImportError, SyntaxError, ValueError) as error:
         return f"its class {target} cannot be found: {_said(error)}"
-    if (
-        name in bound
-        or "__getattr__" in bound
-        or re.search(r"^\s*from\s.+\simport\s+\*", source, re.MULTILINE)
-    ):
+    # A compiled module, and one that makes names at run time, can only be asked by importing it, which `get` does.
+    if source is None or re.search(r"\b(globals|locals|vars|exec|__getattr__)\b|\bimport\s*\(?\s*\*", source):
         return None
-    return f"module '{module}' has no class '{name}'; {did_you_mean(name, bound)}"
+    bound = defaultdict(list)
+    for bound_name, node in _bindings(tree):
+        bound[bound_name].append(node)
+    if name not in bound:
+        return f"module '{module}' has no class '{name}'; {did_you_mean(name, bound)}"
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    if all(isinstance(node, functions) and not node.decorator_list for node in bound[name]):
+        return f"'{name}' of module '{module}' is a function, but a class is wanted"
+    return None
 
 
-def _bound(table: symtable.SymbolTable) -> Iterator[str]:
-    """The names that a module binds at its top level."""
-    return (s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported())
+def _bindings(tree: ast.AST, *, top: bool = True) -> Iterator[tuple[str, ast.AST]]:
+    """The names that a module binds at its top level, and what binds each."""
+    for node in ast.iter_child_nodes(tree):
+        match node:
+            case ast.Global(names=names):
+                yield from ((name, node) for name in names)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name) if (
+                top
+            ):
+                yield name, node
+            case ast.alias(name=name, asname=asname) if top:
+                yield asname or name.partition(".")[0], node
+            case ast.Name(id=name, ctx=ast.Store()) if top:
+                yield name, node
+        is_scope = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda))
+        yield from _bindings(node, top=top and not is_scope)
 
 
 def _import(registered: Registered) -> type:
@@ -308,13 +329,19 @@ def _import(registered: Registered) -> type:
     interface = getattr(importlib.import_module("dreamkit.interfaces"), interface_name)
     try:
         component = getattr(importlib.import_module(module), name)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise PluginError(
             f"{what}: importing {registered.component.target} failed: {_said(error)}"
         ) from error
     if not (isinstance(component, type) and issubclass(component, interface)):
         raise PluginError(
             f"{what}: {registered.component.target} is no subclass of dreamkit.{interface_name}"
+        )
+    if abstract := ", ".join(sorted(getattr(component, "__abstractmethods__", ()))):
+        raise PluginError(
+            f"{what}: {registered.component.target} lacks {abstract}; implement what is missing"
         )
     config = getattr(component, "Config", None)
     if registered.kind != "task" and not (isinstance(config, type) and dataclasses.is_dataclass(config)):

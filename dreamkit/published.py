@@ -8,6 +8,7 @@ names Python classes under `_target_`; they are read as text and never imported.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import warnings
@@ -26,6 +27,7 @@ from dreamkit.build import build
 from dreamkit.checkpoint import save_checkpoint
 from dreamkit.errors import CheckpointError, SourceError
 from dreamkit.interfaces import Projector
+from dreamkit.manifest import refuse_to_replace
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
 from dreamkit.recipe import Recipe
@@ -53,7 +55,10 @@ def import_published(folder: Path, out: Path, registry: Registry) -> DreamModel:
     """
     config = _read_json(folder / "config.json")
     published = _plugins(config, folder / "config.json")
-    with tempfile.TemporaryDirectory(dir=out.parent if out.parent.is_dir() else None) as scratch:
+    out = out.absolute()
+    refuse_to_replace(out)
+    # Beside `out`, where there is room for weights; what cannot be written there is said before any are read.
+    with tempfile.TemporaryDirectory(dir=next(p for p in out.parents if p.exists())) as scratch:
         # The weights are laid out as the libraries save them, so that each part loads its own in its own way.
         folders, configs = _unpack(folder, config, Path(scratch))
         biased = {name: _is_biased(_read_bin(folder / f"{name}.bin")) for name in (VISION, HEAD)}
@@ -261,8 +266,8 @@ def _current(model_type: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _component(name: str, folder: Path, files: list[str]) -> Path:
     """The folder of a component: relative to the checkpoint or to a folder above it, or a hub name."""
-    for base in (folder, *folder.resolve().parents[:2]):
-        if (base / name).is_dir():
+    for base in (folder.absolute(), *folder.resolve().parents[:2]):
+        if os.path.isdir(base / name):
             return locate(str(base / name), files, weights=False)
     try:
         return locate(name, files, weights=False)

@@ -109,11 +109,11 @@ class Sequencer:
                 f"{document.name}: nothing to learn: all {len(sequence)} labels are masked and no image is drawn; "
                 "mark a text with learn=True, give the assistant a turn, or draw an image"
             )
-        return self._checked(sequence)
+        return self._checked(sequence, "shorten it or raise train.max_length")
 
     def prompt(self, document: Document) -> Sequence:
         """The sequence a model goes on from: no end token, and in a conversation the assistant's turn left open."""
-        return self._checked(self._begin(document, prompt=True))
+        return self._checked(self._begin(document, prompt=True), "shorten it")
 
     def unconditional(self) -> Sequence:
         """What classifier-free guidance draws from without a prompt: the dream queries after an empty text."""
@@ -184,12 +184,11 @@ class Sequencer:
         if prompt and turns[-1][0] != "assistant":
             yield from _turn(chat.assistant, [], is_open=True)
 
-    def _checked(self, sequence: Sequence) -> Sequence:
+    def _checked(self, sequence: Sequence, remedy: str) -> Sequence:
         if len(sequence) > self.max_length:
             raise DocumentError(
-                f"{sequence.name}: {len(sequence)} tokens, but a row holds {self.max_length}; "
-                f"shorten it (an image read takes {self.vision_tokens + 2} tokens, one drawn {self.dream_queries + 2}) "
-                "or raise train.max_length"
+                f"{sequence.name}: {len(sequence)} tokens, but a row holds {self.max_length}; {remedy} "
+                f"(an image read takes {self.vision_tokens + 2} tokens, one drawn {self.dream_queries + 2})"
             )
         return sequence
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
+import os
 import re
 import threading
 from collections.abc import Iterable, Sequence
@@ -24,6 +23,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
 
 from dreamkit.errors import SourceError
+from dreamkit.files import package_folder, sha256
 
 PROBE_SECONDS = 3.0
 PACKAGE_PREFIX = "pkg:"
@@ -37,9 +37,9 @@ _SMALL_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 def locate(pretrained: str, files: Sequence[str], *, weights: bool = True) -> Path:
     """The local folder that holds the model named by `pretrained`.
 
-    `pretrained` is a folder (absolute, or relative to the working directory), `pkg:package/folder` for data
-    inside an installed package, or a hub name. A hub name is looked for in the cache; only if it is not there
-    is the hub asked, once and briefly, and what is needed downloaded.
+    `pretrained` is a folder (which starts with `/`, `./`, `../` or `~`), `pkg:package/folder` for data inside an
+    installed package, which is not imported, or a hub name. A hub name is looked for in the cache; only if it is not
+    there is the hub asked, once and briefly, and what is needed downloaded.
 
     `files` are glob patterns, relative to the folder, each of which some file must match; `a|b` is matched by
     either. With `weights`, every folder whose `config.json` they name must hold weights too.
@@ -53,7 +53,7 @@ def locate(pretrained: str, files: Sequence[str], *, weights: bool = True) -> Pa
     missing = _missing(_listing(folder), files, weights)
     if missing:
         raise SourceError(
-            f"'{pretrained}': the folder {folder} lacks {_words(missing)}; it holds {_contents(folder)}. "
+            f"'{pretrained}': the folder {folder} lacks {' and '.join(missing)}; it holds {_contents(folder)}. "
             "Add what is missing, or name another folder"
         )
     return folder
@@ -78,59 +78,48 @@ def fingerprint(pretrained: str) -> dict[str, str]:
 
 
 def _local_folder(pretrained: str) -> Path | None:
-    """The folder that `pretrained` says, or None where it can only be a hub name."""
+    """The folder that `pretrained` says, or None where it is a hub name."""
     if pretrained.startswith(PACKAGE_PREFIX):
-        return _package_folder(pretrained)
+        package, _, inside = pretrained.removeprefix(PACKAGE_PREFIX).partition("/")
+        try:
+            return package_folder(package, inside)
+        except LookupError as error:
+            form = f"the form is {PACKAGE_PREFIX}package/folder"
+            raise SourceError(f"'{pretrained}': {error.args[0]} ({form})") from error
     if not pretrained:
         raise SourceError("'' names no source; give a folder, a hub name, or pkg:package/folder")
-    path = Path(pretrained).expanduser()
-    if path.is_dir():
-        return path.absolute()
-    if path.exists():
-        raise SourceError(f"'{pretrained}' is a file; name the folder that holds it: '{path.parent}'")
-    if pretrained.count("/") > 1 or pretrained[0] in "./~" or "\\" in pretrained:
-        raise SourceError(f"'{pretrained}': there is no folder {path.absolute()}; check the spelling")
-    return None
-
-
-def _package_folder(pretrained: str) -> Path:
-    package, _, inside = pretrained.removeprefix(PACKAGE_PREFIX).partition("/")
-    try:
-        found = importlib.util.find_spec(package)
-    except (ImportError, ValueError):  # a parent package is missing, or the name is empty or relative
-        found = None
-    if found is None or not found.submodule_search_locations:
+    # Nothing else is a folder, so that one in the working directory never stands in for a model of the hub.
+    if not pretrained.startswith(("/", "./", "../", "~")) and pretrained not in (".", ".."):
+        return None
+    # not by `Path`, which raises for an unknown user and for a name that is too long
+    path = os.path.abspath(os.path.expanduser(pretrained))
+    if os.path.isdir(path):
+        return Path(path)
+    if os.path.exists(path):
         raise SourceError(
-            f"'{pretrained}': there is no installed package '{package}'; install it, or correct the name "
-            f"(the form is {PACKAGE_PREFIX}package/folder)"
+            f"'{pretrained}' is a file; name the folder that holds it: '{os.path.dirname(path)}'"
         )
-    folders = [Path(root, inside) for root in found.submodule_search_locations]
-    for folder in folders:
-        if folder.is_dir():
-            return folder.absolute()
-    where = _words(map(str, folders))
-    raise SourceError(f"'{pretrained}': package '{package}' is installed, but there is no folder {where}")
+    raise SourceError(f"'{pretrained}': there is no folder {path}; check the spelling")
 
 
 def _from_hub(name: str, files: Sequence[str], weights: bool) -> Path:
-    tried = f"'{name}': there is no folder {Path(name).absolute()}"
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        form = "it cannot be a hub name ('owner/model')"
-        raise SourceError(f"{tried}, and {form}; check the spelling") from error
+        form = "it cannot be a hub name ('owner/model'), and a folder starts with '/', './', '../' or '~'"
+        raise SourceError(f"'{name}': {form}; check the spelling") from error
     cached, lacking = _cached(name, files, weights)
     if cached is not None and not lacking:
         return cached
-    tried += f", the cache {constants.HF_HUB_CACHE} "
-    tried += f"lacks {_words(lacking)} of it" if cached is not None else "does not hold it"
+    tried = f"'{name}': the cache {constants.HF_HUB_CACHE} "
+    tried += f"lacks {' and '.join(lacking)} of it" if cached is not None else "does not hold it"
     if constants.HF_HUB_OFFLINE:
         raise SourceError(f"{tried}, and HF_HUB_OFFLINE forbids asking the hub. {_REMEDY}")
     tried += f", and the hub ({constants.ENDPOINT}) "
     remote = _probe(name, tried)
     lacking = _missing(remote, files, weights)
     if lacking:
-        raise SourceError(f"{tried}lacks {_words(lacking)} of it. Name a model that has them")
+        raise SourceError(f"{tried}lacks {' and '.join(lacking)} of it. Name a model that has them")
     patterns = [_literal(file) for file in _needed(remote, files, weights)]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
@@ -138,7 +127,7 @@ def _from_hub(name: str, files: Sequence[str], weights: bool) -> Path:
         raise SourceError(f"{tried}broke off the download: {_reason(error)}. Try again") from error
 
 
-_REMEDY = "Give a local folder, set HF_HOME to where a cache holds it, or check the spelling"
+_REMEDY = "Name a local folder (as ./folder), set HF_HOME to where a cache holds it, or check the spelling"
 
 
 def _cached(name: str, files: Sequence[str], weights: bool) -> tuple[Path | None, list[str]]:
@@ -269,10 +258,6 @@ def _contents(folder: Path, most: int = 12) -> str:
     return (", ".join(names[:most]) or "nothing") + more
 
 
-def _words(items: Iterable[str]) -> str:
-    return " and ".join(items)
-
-
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
@@ -281,5 +266,4 @@ def _reason(error: Exception) -> str:
 @lru_cache(maxsize=1024)
 def _sha256(path: Path, size: int, changed_ns: int) -> str:
     """The hash of a file as it is now: `size` and `changed_ns` are only the cache's key."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(path)

@@ -1,5 +1,6 @@
 """Checkpoints: what they hold, that they come back as they were, and what is said when they cannot."""
 
+import hashlib
 import json
 import shutil
 from io import StringIO
@@ -17,7 +18,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 import tiny
 from dreamkit.build import build
 from dreamkit.checkpoint import load_checkpoint, load_weights, save_checkpoint
-from dreamkit.errors import CheckpointError
+from dreamkit.errors import CheckpointError, DreamkitError
 from dreamkit.manifest import FORMAT, Manifest
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
@@ -26,6 +27,7 @@ from dreamkit_transformers.tokenizers import byte_tokenizer
 
 REGISTRY = Registry.load()
 PARTS = ("language_model", "vision_encoder", "image_decoder")
+NO_TENSORS = hashlib.sha256(b"no tensors").hexdigest()
 ADAPTER = {"target": "language_model", "rank": 2}
 
 
@@ -284,6 +286,67 @@ def test_a_manifest_that_is_none(copied: Path, text: str) -> None:
         load_checkpoint(copied)
 
 
+@pytest.mark.parametrize("version", [True, None, -1, 0, 1.0, "1"])
+def test_a_format_that_is_no_version(copied: Path, version: Any) -> None:
+    edit_manifest(copied, format=version)
+    with pytest.raises(CheckpointError, match=r"dreamkit\.json: the checkpoint is damaged.*\n  format: "):
+        Manifest.read(copied)
+
+
+def places(value: Any, key: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The keys of everything inside a value; of many files one is enough."""
+    inside = list(value.items())[:8] if isinstance(value, dict) else []
+    return [key, *(place for name, item in inside for place in places(item, (*key, name)))]
+
+
+def changed(value: Any, key: tuple[str, ...], change: Any) -> Any:
+    if not key:
+        return change
+    return value | {key[0]: changed(value[key[0]], key[1:], change)}
+
+
+@pytest.mark.parametrize("change", [None, [], [1], True, 1.5, {"odd": None}])
+def test_a_manifest_damaged_anywhere_is_refused(copied: Path, change: Any) -> None:
+    whole = json.loads((copied / "dreamkit.json").read_text())
+    keys = [key for key in places(whole) if key[:1] != ("recipe",) or len(key) < 2]
+    assert len(keys) > 60
+    for key in keys:
+        if key == ("recipe",) and isinstance(change, dict):
+            continue  # what is in a recipe, the recipe's schema judges
+        (copied / "dreamkit.json").write_text(json.dumps(changed(whole, key, change)))
+        with pytest.raises(CheckpointError, match="the checkpoint is damaged") as caught:
+            Manifest.read(copied, verify=False)
+        assert ".".join(key) in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [None, [], {}, "text"])
+def test_a_damaged_recipe_is_refused(copied: Path, change: Any) -> None:
+    whole = json.loads((copied / "dreamkit.json").read_text())
+    keys = [(), ("model",), ("model", "language_model"), ("model", "language_model", "name"), ("train",)]
+    for key in keys:
+        (copied / "dreamkit.json").write_text(
+            json.dumps(changed(whole, ("recipe", *key), change if key or change != "text" else {}))
+        )
+        with pytest.raises(DreamkitError):
+            load_checkpoint(copied)
+
+
+def test_parts_and_files_must_agree(copied: Path, saved: Path) -> None:
+    manifest = json.loads((copied / "dreamkit.json").read_text())
+    edit_manifest(copied, parts=manifest["parts"] | {"nobody": 3})
+    with pytest.raises(CheckpointError, match="'nobody' found, but no file nobody"):
+        Manifest.read(copied)
+    for name in ("../x.safetensors", "/etc/passwd"):
+        edit_manifest(copied, files=manifest["files"] | {name: {"size": 1, "sha256": ""}}, parts={})
+        with pytest.raises(CheckpointError, match=f"'{name}' is not inside the checkpoint"):
+            Manifest.read(copied)
+    (copied / "visual_projector.safetensors").write_text("no tensors")
+    files = manifest["files"] | {"visual_projector.safetensors": {"size": 10, "sha256": NO_TENSORS}}
+    edit_manifest(copied, files=files, parts=manifest["parts"])
+    with pytest.raises(CheckpointError, match=r"visual_projector\.safetensors .* holds no tensors"):
+        load_checkpoint(copied)
+
+
 def test_a_component_that_is_not_installed(copied: Path) -> None:
     manifest = json.loads((copied / "dreamkit.json").read_text())
     manifest["components"]["vision_encoder"] |= {
@@ -301,6 +364,9 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="there is no such folder"):
         load_checkpoint(tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="it is a file"):
+        load_checkpoint(tmp_path / "file")
 
 
 def test_only_a_checkpoint_is_replaced(tmp_path: Path) -> None:

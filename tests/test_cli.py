@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from typer.main import get_command
 
 import odd_parts
 from dreamkit import cli
@@ -31,11 +31,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["plugins"], ["recipes"], ["check", "--help"], []]
+    "arguments",
+    [["--help"], ["--version"], ["plugins"], ["recipes"], ["check", "--help"], ["generate", "--help"], []],
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
-        f"import sys; import dreamkit; from dreamkit.cli import main; sys.argv = ['dreamkit', *{arguments}]\n"
+        "import sys; import dreamkit; dreamkit.Document; dreamkit.Component\n"
+        f"from dreamkit.cli import main; sys.argv = ['dreamkit', *{arguments}]\n"
         "try: main()\n"
         "except SystemExit as end: assert end.code in (0, 2, None), end.code\n"
         "heavy = {'torch', 'transformers', 'diffusers', 'peft', 'accelerate', 'numpy'} & set(sys.modules)\n"
@@ -111,8 +113,43 @@ def test_wrong_usage_exits_with_2(run) -> None:
     assert run("chekc")[0] == 2
 
 
-def test_every_command_has_an_example() -> None:
-    commands = get_command(cli.app).commands  # type: ignore[attr-defined]
-    assert {"plugins", "recipes", "check"} <= set(commands)
-    for name, command in commands.items():
-        assert f"Example: dreamkit {name}" in command.help, name
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["inspect", "file"], "file is not a checkpoint: it is a file"),
+        (["inspect", "x" * 300], "File name too long"),
+        (["generate", "x" * 300, "a"], "File name too long"),
+        (["train", "digits/stage1", "--out", "file"], "file is a file; name a new folder by --out"),
+        (["train", "digits/stage1", "--out", "x" * 300], "File name too long"),
+        (["train", "digits/stage1", "--out", "file/x"], "Not a directory"),
+        (["train", "digits/stage1", "--out", "/proc/nowhere"], "/proc/nowhere"),
+        (["demo", "--out", "file"], "file is a file"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_said_in_a_sentence(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    sentence = err.splitlines()[-1]
+    assert sentence.startswith("dreamkit: ") and said in sentence
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_error_that_is_about_no_path_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise OSError("the machine is on fire")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(OSError, match="on fire"):
+        cli.main()
+
+
+def test_a_damaged_manifest_is_refused_before_anything_is_printed(run, tmp_path: Path) -> None:
+    manifest = dict.fromkeys(("dreamkit", "recipe", "components", "tokens", "sources", "parts", "files"))
+    (tmp_path / "dreamkit.json").write_text(json.dumps({"format": 1, **manifest}))
+    code, out, err = run("inspect", str(tmp_path))
+    assert (code, out) == (2, "")
+    assert "components: null found, but an object is wanted" in err

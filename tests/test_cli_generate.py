@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,7 +127,7 @@ def test_a_former_document_is_replaced_only_when_asked(command: Command, checkpo
         (out / name).write_text("mine")
     code, _, err = command("generate", checkpoint, "say")
     assert code == 2
-    assert "dreamkit-out is not an empty folder" in err and "--overwrite" in err
+    assert "dreamkit-out is not empty" in err and "--overwrite" in err
     assert {path.read_text() for path in out.iterdir()} == {"mine"}
     code, _, err = command("generate", checkpoint, "say", "--overwrite")
     assert code == 0, err
@@ -135,7 +136,8 @@ def test_a_former_document_is_replaced_only_when_asked(command: Command, checkpo
 
 def test_a_file_is_never_overwritten(command: Command, checkpoint: Path) -> None:
     Path("file").write_text("mine")
-    assert command("generate", checkpoint, "say", "--out", "file", "--overwrite")[0] == 2
+    code, _, err = command("generate", checkpoint, "say", "--out", "file", "--overwrite")
+    assert (code, err) == (2, "dreamkit: file is a file; name a new folder by --out\n")
     assert Path("file").read_text() == "mine"
 
 
@@ -147,9 +149,17 @@ def test_a_file_is_never_overwritten(command: Command, checkpoint: Path) -> None
         (["say <image>", "--image", "none.png"], "there is no image none.png"),
         (["say <image>", "--image", "bad.png"], "the image bad.png cannot be read"),
         (["say <image>", "--image", "."], "the image . cannot be read"),
-        (["say " * 300], "PROMPT"),
+        (["say " * 300], "but a row holds 256; shorten it (an image read takes"),
         (["say", "--steps", 0], "--steps"),
         (["say", "--guidance", -1], "--guidance"),
+        (["say", "--guidance", "inf"], "inf is not a finite number"),
+        (["say", "--temperature", "inf"], "inf is not a finite number"),
+        (["say", "--temperature", "nan"], "--temperature"),
+        (["say", "--seed", 2**64], "--seed"),
+        (["say", "--out", "good.png/x"], "Not a directory"),
+        (["say", "--out", "/proc/nowhere/x"], "/proc/nowhere"),
+        (["say", "--out", "x" * 300], "File name too long"),
+        (["say", "--image", "x" * 300], "x" * 300),
     ],
 )
 def test_mistakes_are_said_and_nothing_is_written(
@@ -159,9 +169,30 @@ def test_mistakes_are_said_and_nothing_is_written(
     Path("bad.png").write_bytes(Path("good.png").read_bytes()[:60])
     before = sorted(tmp_path.iterdir())
     code, out, err = command("generate", checkpoint, *arguments)
-    assert (code, out) == (2, "")
-    assert said in err
+    # What is wrong with the folder may show only when there is something to put into it.
+    assert code == 2 and (out == "" or "--out" in arguments)
+    assert said in err and "train." not in err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_extremes_of_seed_and_temperature(command: Command, checkpoint: Path) -> None:
+    for number, options in enumerate(([], ["--temperature", "1e-300", "--seed", 2**64 - 1])):
+        code, out, err = command("generate", checkpoint, "say", "--out", number, *options)
+        assert (code, out) == (0, f"aha\n{number}/image-0.png\nso\n"), err
+    code, _, err = command("generate", checkpoint, "say", "--temperature", "1e300", "--max-tokens", 5)
+    assert code == 0, err
+
+
+def test_what_fails_before_the_first_picture_leaves_nothing(
+    command: Command, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("dreamkit.interfaces.ImageDecoder.denoising", no_room)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        command("generate", checkpoint, "say")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_no_checkpoint(command: Command, tmp_path: Path) -> None:
@@ -187,7 +218,27 @@ def test_imports_a_published_checkpoint(command: Command) -> None:
     assert err.endswith("wrote imported\n")
     code, _, err = command("generate", "imported", "a", "--max-tokens", 3, "--max-images", 0)
     assert code == 0, err
-    code, _, err = command("import-published", "nowhere", "again")
-    assert code == 2
-    assert "config.json is missing" in err
-    assert not Path("again").exists()
+
+
+@pytest.mark.parametrize(
+    ("folder", "out", "said"),
+    [
+        ("nowhere", "again", "config.json is missing"),
+        ("notes.txt", "again", "notes.txt/config.json: Not a directory"),
+        ("x" * 300, "again", "File name too long"),
+        ("published/checkpoint", "notes.txt", "notes.txt is a file, and is not a checkpoint"),
+        ("published/checkpoint", "published", "published is not empty, and is not a checkpoint"),
+        ("published/checkpoint", "notes.txt/x", "Not a directory"),
+        ("published/checkpoint", "/proc/x", "/proc/"),
+        ("published/checkpoint", "x" * 300, "File name too long"),
+    ],
+)
+def test_an_import_that_cannot_be_is_refused_before_weights_are_read(
+    command: Command, tmp_path: Path, folder: str, out: str, said: str
+) -> None:
+    shutil.copytree(REFERENCE.parent, "published")
+    Path("published/checkpoint/model.safetensors").write_text("no weights")
+    Path("notes.txt").write_text("mine")
+    code, printed, err = command("import-published", folder, out)
+    assert (code, printed) == (2, "") and said in err
+    assert {path.name for path in tmp_path.iterdir()} == {"published", "notes.txt"}

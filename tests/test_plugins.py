@@ -25,6 +25,16 @@ def giving(target: str, name: str, hook: str = "dreamkit_projectors", arguments:
     return f"{HOOKS}\n@hookimpl\ndef {hook}({arguments}):\n    return [Component({name!r}, {target!r}, 'a summary')]\n"
 
 
+# distribution that binds a class in its own way -> how
+BINDINGS = {
+    "by_globals": "globals()['Bound'] = type('Bound', (Linear,), {})\n",
+    "by_global": "def bind():\n    global Bound\n    class Bound(Linear):\n        pass\nbind()\n",
+    "by_loop": "for Bound in (type('Bound', (Linear,), {}),):\n    pass\n",
+    "by_decorator": "def made(function): return Linear\n@made\ndef Bound(): pass\n",
+    "by_alias": "if True:\n    from dreamkit.projectors import Linear as Bound\n",
+    "by_star": "from dreamkit.projectors import *\nexec('class Bound(Linear): pass')\n",
+}
+
 # distribution -> {file of its package: source}; the package is the distribution's name with underscores
 DISTRIBUTIONS = {
     "good": {"__init__.py": giving("good.parts:Good", "good"), "parts.py": PROJECTOR.format(name="Good")},
@@ -54,6 +64,44 @@ DISTRIBUTIONS = {
         "__init__.py": f"{HOOKS}\n@hookimpl\ndef dreamkit_projectors():\n    raise RuntimeError('oh no')\n"
     },
     "no-list": {"__init__.py": f"{HOOKS}\n@hookimpl\ndef dreamkit_projectors():\n    return 'good'\n"},
+    "base-exception": {"__init__.py": "class Unusual(BaseException): pass\nraise Unusual('bye')\n"},
+    "base-raises": {
+        "__init__.py": f"{HOOKS}\n@hookimpl\ndef dreamkit_projectors():\n    raise BaseException('oh no')\n"
+    },
+    "no-return": {"__init__.py": f"{HOOKS}\n@hookimpl\ndef dreamkit_datasets():\n    []\n"},
+    "no-repr": {
+        "__init__.py": f"{HOOKS}\nclass Odd:\n    def __repr__(self): raise RuntimeError('no words')\n"
+        "\n@hookimpl\ndef dreamkit_projectors():\n    return Odd()\n"
+    },
+    "twice": {
+        "__init__.py": f"{HOOKS}\n@hookimpl\ndef dreamkit_projectors():\n"
+        "    return [Component('twice', f'twice.parts:{name}') for name in 'AB']\n",
+        "parts.py": PROJECTOR.format(name="A") + PROJECTOR.format(name="B"),
+    },
+    "empty-name": {"__init__.py": giving("good.parts:Good", "")},
+    "two-lines": {"__init__.py": giving("good.parts:Good", "two\nlines")},
+    "function": {
+        "__init__.py": giving("function.parts:make", "function"),
+        "parts.py": "def make():\n    pass\n",
+    },
+    "leads-out": {"__init__.py": f"{HOOKS}\n@hookimpl\ndef dreamkit_recipes():\n    return 'pluggy:../..'\n"},
+    "no-recipes": {"__init__.py": f"{HOOKS}\n@hookimpl\ndef dreamkit_recipes():\n    return 'pluggy:x'\n"},
+    **{
+        name: {
+            "__init__.py": giving(f"{name}.parts:Bound", name),
+            "parts.py": "from dreamkit.projectors import Linear\n" + source,
+        }
+        for name, source in BINDINGS.items()
+    },
+    "abstract": {
+        "__init__.py": giving("abstract.parts:Part", "abstract"),
+        "parts.py": "from dataclasses import dataclass\nfrom dreamkit import Projector\n\n"
+        "class Part(Projector):\n    @dataclass(frozen=True)\n    class Config:\n        pass\n",
+    },
+    "base-late": {
+        "__init__.py": giving("base_late.parts:Late", "base-late"),
+        "parts.py": "raise BaseException('too late')\nclass Late: pass\n",
+    },
     "late": {
         "__init__.py": giving("late.parts:Late", "late"),
         "parts.py": "import a_library_nobody_has\nLate = 1\n",
@@ -116,6 +164,16 @@ PROBLEMS = {
     "no-hook": "it implements no hook; decorate functions of no_hook by dreamkit.hookimpl",
     "raises": "dreamkit_projectors failed: RuntimeError: oh no",
     "no-list": "'good'",
+    "base-exception": "importing base_exception failed: Unusual: bye",
+    "base-raises": "dreamkit_projectors failed: BaseException: oh no",
+    "no-return": "dreamkit_datasets returned None; a `return` may be missing",
+    "no-repr": "reading it failed: RuntimeError: no words",
+    "twice": "projector 'twice' is given more than once; remove one",
+    "empty-name": "projector '': no recipe can write this name",
+    "two-lines": "projector 'two\\nlines': no recipe can write this name",
+    "function": "'make' of module 'function.parts' is a function, but a class is wanted",
+    "leads-out": "'../..' leads out of package 'pluggy'",
+    "no-recipes": "package 'pluggy' is installed, but there is no folder",
 }
 
 
@@ -183,6 +241,23 @@ def test_a_class_that_cannot_be_imported_is_named_with_its_distribution(registry
         PluginError, match=r"'late' of late 1\.2: importing late\.parts:Late failed: ModuleNotFoundError"
     ):
         registry.get("projector", "late")
+
+
+def test_an_abstract_class_is_refused_with_what_it_lacks(registry: Registry) -> None:
+    with pytest.raises(
+        PluginError, match=r"abstract\.parts:Part lacks forward, from_config, spec_from; implement"
+    ):
+        registry.get("projector", "abstract")
+
+
+def test_any_failure_of_an_import_is_said(registry: Registry) -> None:
+    with pytest.raises(PluginError, match=r"importing base_late\.parts:Late failed: BaseException: too late"):
+        registry.get("projector", "base-late")
+
+
+@pytest.mark.parametrize("name", BINDINGS)
+def test_a_class_may_be_bound_in_any_way(registry: Registry, name: str) -> None:
+    assert issubclass(registry.get("projector", name), Projector)
 
 
 def test_a_class_of_another_kind_is_refused(registry: Registry) -> None:

@@ -22,6 +22,7 @@ HUB_FILES = {
     "other/model.safetensors": b"unasked for",
 }
 SHA = "a" * 40
+LONG = "a" * 300  # more than a file name can have
 
 ASK = """
 import sys
@@ -118,17 +119,44 @@ def write(folder: Path, *names: str) -> None:
         (folder / name).write_text(name)
 
 
-def test_absolute_and_relative_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_are_told_by_how_they_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "part", "config.json", "model.safetensors")
-    assert locate(str(tmp_path / "part"), ["config.json"]) == tmp_path / "part"
     monkeypatch.chdir(tmp_path)
-    assert locate("part", ["config.json"]) == tmp_path / "part"
-    assert locate("./part", ["*.json"], weights=False).is_absolute()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (str(tmp_path / "part"), "./part", f"../{tmp_path.name}/part", "~/part"):
+        assert locate(name, ["config.json"]) == tmp_path / "part"
+    monkeypatch.chdir("part")
+    assert locate(".", ["config.json"]) == tmp_path / "part"
+
+
+@pytest.mark.parametrize("name", ["part", "nobody/model", "deep/er/model"])
+def test_a_folder_in_the_working_directory_stands_in_for_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write(tmp_path / name, "config.json", "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match=r"\./"):
+        locate(name, ["config.json"])
+    assert locate(f"./{name}", ["config.json"]) == tmp_path / name
 
 
 def test_package_data() -> None:
     assert (locate("pkg:pluggy/", ["__init__.py"], weights=False) / "__init__.py").is_file()
     assert locate("pkg:torch/nn", ["__init__.py"], weights=False).name == "nn"
+    assert locate("pkg:torch.nn/modules", ["__init__.py"], weights=False).name == "modules"
+
+
+def test_a_package_is_looked_into_without_being_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "evilpk", "sub/__init__.py", "sub/data/config.json")
+    (tmp_path / "evilpk/__init__.py").write_text("raise SystemExit('code was run')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("pkg:evilpk/sub/data", "pkg:evilpk.sub/data"):
+        assert locate(name, ["config.json"], weights=False) == tmp_path / "evilpk/sub/data"
+    with pytest.raises(SourceError, match="no installed package"):
+        locate("pkg:evilpk.nowhere/data", [])
+    assert "evilpk" not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -137,6 +165,19 @@ def test_package_data() -> None:
         ("pkg:no_such_package/x", ["no_such_package", "install"]),
         ("pkg:", ["pkg:package/folder"]),
         ("pkg:pluggy/nowhere", ["pluggy", "nowhere", "no folder"]),
+        ("pkg:pluggy/../torch", ["'../torch' leads out of package 'pluggy'"]),
+        ("pkg:pluggy//etc", ["'/etc' leads out of package 'pluggy'"]),
+        ("pkg:pluggy._hooks/x", ["no installed package"]),
+        ("pkg:__main__/x", ["no installed package"]),
+        (f"pkg:{LONG}/x", ["no installed package"]),
+        (f"pkg:pluggy.{LONG}/x", ["no installed package"]),
+        (f"pkg:pluggy/{LONG}", ["no folder"]),
+        (f"./{LONG}", ["no folder"]),
+        (LONG, ["cannot be a hub name"]),
+        ("./a\0b", ["no folder"]),
+        ("pkg:pluggy/a\0b", ["no folder"]),
+        ("pkg:a\0b/x", ["no installed package"]),
+        ("~nosuchuser/x", ["no folder", "~nosuchuser/x"]),
         ("/nowhere/at/all", ["/nowhere/at/all", "no folder"]),
         ("../nowhere", ["no folder"]),
         ("", ["name"]),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from dreamkit import Dataset, Document, Image, Text, did_you_mean
+from dreamkit import ConfigError, Dataset, Document, Image, Text, did_you_mean
 from dreamkit_digits import digits, phrases
 from dreamkit_digits.phrases import Line, Picture
 
@@ -105,13 +105,17 @@ class Digits(Dataset):
         seed: int = 0
 
         def __post_init__(self) -> None:
+            problems = {}
             for kind, weight in self.documents.items():
                 if kind not in KINDS:
-                    raise ValueError(f"there is no kind of document '{kind}'; {did_you_mean(kind, KINDS)}")
-                if not (weight > 0 and math.isfinite(weight)):
-                    raise ValueError(f"documents.{kind} is {weight}; a weight is a positive number")
+                    said = f"there is no kind of document '{kind}'; {did_you_mean(kind, KINDS)}"
+                    problems[f"documents.{kind}"] = said
+                elif not (weight > 0 and math.isfinite(weight)):
+                    problems[f"documents.{kind}"] = f"{weight} found, but a weight is a positive number"
             if not self.documents:
-                raise ValueError(f"documents is empty; name one kind or more of {', '.join(KINDS)}")
+                problems["documents"] = f"it is empty; name one kind or more of {', '.join(KINDS)}"
+            if problems:
+                raise ConfigError(problems)
 
     def __init__(self, config: Digits.Config) -> None:
         self.config = config

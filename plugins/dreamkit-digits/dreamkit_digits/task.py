@@ -25,6 +25,7 @@ STAGES: Mapping[str, str] = {
     "digits/stage3": "III: instructions",
 }
 """The recipes, in order, and what each stage is called."""
+MOST_MEMORY = 3 * 10**9  # bytes
 CHECKPOINT, METRICS, REPORT = "checkpoint", "metrics.json", "report.html"
 
 
@@ -35,7 +36,8 @@ class DigitsDemo(Task):
         begin = time.monotonic()
         out = Path(out).absolute()
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise TrainingError(f"{out} is not empty; remove it, or name another folder by --out")
+            what = "is not empty" if out.is_dir() else "is a file"
+            raise TrainingError(f"{out} {what}; remove it, or name another folder by --out")
         with one_thread():
             model, stages = train(out, seed)
             save_checkpoint(model, out / CHECKPOINT)
@@ -54,7 +56,7 @@ def finish(run: Run, out: Path) -> None:
     """Writes figures and report to `out`.
 
     Raises:
-        TrainingError: afterwards, a figure below its target.
+        TrainingError: afterwards, a figure below its target, or more memory than is promised.
     """
     (out / METRICS).write_text(json.dumps(run.figures, indent=2) + "\n", encoding="utf-8")
     (out / REPORT).write_text(report(run), encoding="utf-8")
@@ -63,6 +65,12 @@ def finish(run: Run, out: Path) -> None:
         for name, target in TARGETS.items()
         if run.figures[name] < target
     ]
+    peak = run.figures["peak_memory_bytes"]
+    # With a CUDA device its libraries alone may take as much.
+    if peak > MOST_MEMORY and not torch.cuda.is_available():
+        missed.append(
+            f"peak_memory_bytes is {peak / 1e9:.1f} GB, but at most {MOST_MEMORY / 1e9:.0f} GB is promised"
+        )
     if missed:
         raise TrainingError(f"{'; '.join(missed)}; see {out / REPORT}")
 

@@ -64,6 +64,8 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("all of it")
     with pytest.raises(TrainingError, match="is not empty"):
         DigitsDemo().run(tmp_path)
+    with pytest.raises(TrainingError, match="txt is a file"):
+        DigitsDemo().run(tmp_path / "thesis.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -71,8 +73,9 @@ def run(**changes: float) -> Run:
     documents = dict.fromkeys(field.name for field in dataclasses.fields(Measured)[2:])
     measured = Measured(1.0, 1, **{name: () for name in documents})
     samples = {f"{name}_samples": 1 for name in (*TARGETS, "sum_accuracy_unseen_pairs")}
-    figures = {**TARGETS, "sum_accuracy_unseen_pairs": 0.0, **samples, "seed": 0, "seconds": 1.0, **changes}
-    return Run([Stage("I", [])], measured, {**figures, "peak_memory_bytes": 1}, Path("checkpoint"))
+    figures = {**TARGETS, "sum_accuracy_unseen_pairs": 0.0, **samples, "seed": 0, "seconds": 1.0}
+    figures |= {"peak_memory_bytes": task.MOST_MEMORY, **changes}
+    return Run([Stage("I", [])], measured, figures, Path("checkpoint"))
 
 
 def test_figures_that_reach_their_targets_pass(tmp_path: Path) -> None:
@@ -88,4 +91,11 @@ def test_a_figure_that_misses_its_target_fails_the_demo_after_everything_is_writ
     with pytest.raises(TrainingError, match=rf"{name} is \d+\.\d%, but at least"):
         task.finish(run(**{name: TARGETS[name] - 0.001}), tmp_path)
     assert (tmp_path / "metrics.json").is_file()
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_more_memory_than_is_promised_fails_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(TrainingError, match=r"peak_memory_bytes is 3\.1 GB, but at most 3 GB is promised"):
+        task.finish(run(peak_memory_bytes=31 * 10**8), tmp_path)
     assert (tmp_path / "report.html").is_file()

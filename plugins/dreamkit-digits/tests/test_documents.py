@@ -113,9 +113,9 @@ def test_weights_mix_the_kinds() -> None:
     ("weights", "said"),
     [
         ({"counting": 1, "sum": 1}, "'sum'; did you mean 'sums'"),
-        ({"counting": 0}, "documents.counting is 0"),
-        ({"counting": float("nan")}, "documents.counting is nan"),
-        ({}, "documents is empty"),
+        ({"counting": 0}, "documents.counting: 0 found"),
+        ({"counting": float("nan")}, "documents.counting: nan found"),
+        ({}, "documents: it is empty"),
     ],
 )
 def test_a_mixture_that_cannot_be_drawn_is_refused(weights: dict[str, float], said: str) -> None:
