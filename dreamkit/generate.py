@@ -16,7 +16,7 @@ from PIL import Image as PIL
 from torch import Tensor
 
 from dreamkit.document import Document, Image, Role, Segment, Text
-from dreamkit.errors import DocumentError
+from dreamkit.errors import DocumentError, DreamkitError
 from dreamkit.recipe import GenerationSection
 from dreamkit.specs import Condition
 
@@ -116,6 +116,7 @@ class InterleavedGeneration:
 
         Raises:
             DocumentError: a prompt that does not fit into the model's length, or a number of seeds that is not theirs.
+        DreamkitError: a scheduler that the decoder does not have, or more steps than it takes.
             TypeError: an unknown setting.
         """
         model = cast("DreamModel", self)
@@ -268,8 +269,19 @@ class _Generation:
         drawing = {self.dream_start} if options.max_images else set()
         self.never = sorted(unwritten - drawing - set(spec.eos_ids))
         self.negative: Condition | None = None
-        if options.guidance != 1.0 and options.max_images:
-            self.negative = model.condition(model.dream_states(""))
+        if options.max_images:
+            self._try_schedule()
+            if options.guidance != 1.0:
+                self.negative = model.condition(model.dream_states(""))
+
+    def _try_schedule(self) -> None:
+        """Finds out that nothing could be drawn before anything is written."""
+        name, steps = self.options.scheduler, self.options.steps
+        try:
+            self.model.image_decoder.scheduler(name).set_timesteps(steps)
+        except ValueError as error:
+            named = "the decoder's own scheduler" if name is None else f"the scheduler '{name}'"
+            raise DreamkitError(f"cannot draw in {steps} steps of {named}: {error}") from error
 
     def events(self) -> Iterator[Event]:
         waiting = self.writers
@@ -330,7 +342,10 @@ class _Generation:
     def _choose(self, logits_V: Tensor, generator: torch.Generator) -> int:
         if self.options.temperature == 0:
             return int(logits_V.argmax())
-        probabilities, order = (logits_V.cpu() / self.options.temperature).softmax(-1).sort(descending=True)
+        # The greatest logit becomes 0, so that division by a tiny temperature leaves no two infinite ones.
+        logits_V = logits_V.cpu().double()
+        scaled_V = (logits_V - logits_V.max()) / self.options.temperature
+        probabilities, order = scaled_V.softmax(-1).sort(descending=True)
         # The smallest set of tokens that holds top_p of the probability; the first one is always in it.
         outside = probabilities.cumsum(-1) - probabilities >= self.options.top_p
         outside[0] = False

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import tiny
 from dreamkit.document import Document, Image, Text
-from dreamkit.errors import DocumentError
+from dreamkit.errors import DocumentError, DreamkitError
 from dreamkit.generate import DenoisingStep, DocumentDone, Event, ImageDone, ImageStarted, TextPiece, collect
 from dreamkit.model import DreamModel
 
@@ -240,6 +240,18 @@ def test_training_mode_comes_back() -> None:
     events.close()  # type: ignore[attr-defined]
     assert MODEL.visual_projector.training
     MODEL.eval()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 100_000}, "cannot draw in 100000 steps of the decoder's own scheduler"),
+        ({"scheduler": "dmpm"}, "cannot draw in 2 steps of the scheduler 'dmpm'"),
+    ],
+)
+def test_a_schedule_is_tried_before_anything_is_written(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(DreamkitError, match=message):
+        next(iter(MODEL.generate("x", **settings)))
 
 
 def test_wrong_number_of_seeds() -> None:
