@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from dreamkit.document import Document as Document, Image as Image, Text as Text
     from dreamkit.errors import (
         CheckpointError as CheckpointError,
+        ConfigError as ConfigError,
         DocumentError as DocumentError,
         DreamkitError as DreamkitError,
         PluginError as PluginError,
@@ -59,6 +60,7 @@ _HOMES = {
     "CheckpointError": "errors",
     "Component": "hookspecs",
     "Condition": "specs",
+    "ConfigError": "errors",
     "Dataset": "interfaces",
     "DecoderSpec": "specs",
     "DenoisingStep": "generate",

@@ -5,20 +5,33 @@ Whether parts fit each other is told from their specs, without weights, by `fit`
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
+from torch import nn
 
-from dreamkit.errors import RecipeError, RecipeProblem
+from dreamkit.errors import RecipeError, RecipeProblem, did_you_mean
 from dreamkit.interfaces import Part
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
 from dreamkit.projectors import Linear
 from dreamkit.recipe import WITH_SOURCE, AdapterSection, ModelSection, PartSection, Recipe
+from dreamkit.recipe_schema import refusals
 from dreamkit.specs import DecoderSpec, LanguageSpec, ProjectorSpec, VisionSpec
+
+SPECS: Final[dict[str, type]] = {
+    "vision_encoder": VisionSpec,
+    "language_model": LanguageSpec,
+    "image_decoder": DecoderSpec,
+    "projector": ProjectorSpec,
+}
+_ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FAILURES = (
+    Exception,
+    SystemExit,
+)  # the code of a plug-in, and of the library behind it, may fail in any way
 
 
 @dataclass
@@ -26,38 +39,52 @@ class Fit:
     """The specs of a recipe's parts, those that could be told, and all that does not fit."""
 
     recipe: Recipe
-    vision: VisionSpec | None = None
-    language: LanguageSpec | None = None
-    decoder: DecoderSpec | None = None
+    registry: Registry
+    vision_encoder: VisionSpec | None = None
+    language_model: LanguageSpec | None = None
+    image_decoder: DecoderSpec | None = None
     projectors: dict[str, ProjectorSpec] = field(default_factory=dict)
     problems: list[RecipeProblem] = field(default_factory=list)
 
     def problem(self, key: str, message: str) -> None:
         self.problems.append(RecipeProblem(self.recipe.place(key), key, message))
 
-    def refused(self, key: str, error: Exception) -> None:
-        """A problem that a part has with its section: placed at the key it begins with or quotes, where it does."""
-        message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        first = re.match(r"\w+(\.\w+)*", message)
-        if first and f"{key}.{first[0]}" in self.recipe.places:
-            key = f"{key}.{first[0]}"
-        quoted = [f".{name}" for name in re.findall(r"'(\w+)'", message)]
-        inner = [
-            p for name in quoted for p in self.recipe.places if p.startswith(f"{key}.") and p.endswith(name)
-        ]
-        self.problem(inner[0] if inner else key, message)
+    def refused(self, key: str, error: BaseException) -> None:
+        """The problems that a part has with its section `key`."""
+        self.problems += refusals(error, key, self.recipe.places)
 
     def attempt(self, key: str, make: Callable[..., Any], *args: Any, **named: Any) -> Any:
-        """What `make` returns; None, and a problem at `key`, where it raises."""
+        """What `make` returns; None, and problems at `key`, where it raises."""
         try:
             return make(*args, **named)
-        except Exception as error:  # the code of a plug-in, and of the library behind it, may fail in any way
+        except _FAILURES as error:
             self.refused(key, error)
             return None
 
+    def spec(self, kind: str, key: str, section: PartSection, **widths: int) -> Any:
+        """What the component of a section says of it; None, and problems at `key`, where it cannot."""
+        cls = self.attempt(key, self.registry.get, kind, section.name)
+        if cls is None:
+            return None
+        before = len(self.problems)
+        spec = self.attempt(key, cls.spec_from, section.config, **widths)
+        if isinstance(spec, SPECS[kind]):
+            return spec
+        if len(self.problems) == before:
+            wanted = SPECS[kind].__name__
+            self.problem(
+                key, f"'{section.name}' gives {spec!r} where a {wanted} is wanted; its plug-in needs mending"
+            )
+        return None
+
     def summary(self) -> list[tuple[str, str, str]]:
         """Of a recipe that fits: part, component, and what it takes and gives."""
-        vision, language, decoder, model = self.vision, self.language, self.decoder, self.recipe.model
+        vision, language, decoder, model = (
+            self.vision_encoder,
+            self.language_model,
+            self.image_decoder,
+            self.recipe.model,
+        )
         assert vision and language and decoder, "parts of a recipe that fits have specs"
         context = decoder.context_tokens or "any"
         pooled = f" and a pooled vector of {decoder.pooled_dim}" if decoder.pooled_dim else ""
@@ -79,35 +106,31 @@ def check(recipe: Recipe, registry: Registry) -> list[RecipeProblem]:
 
 def fit(recipe: Recipe, registry: Registry) -> Fit:
     """The specs of the parts and what does not fit. Sections of a draft that are None are passed over."""
-    found = Fit(recipe)
+    found = Fit(recipe, registry)
     model = recipe.model
     if model is None:
         return found
-    specs = {}
     for kind in WITH_SOURCE:
         section = getattr(model, kind)
         if section is not None:
-            cls: Any = registry.get(kind, section.name)
-            specs[kind] = found.attempt(f"model.{kind}", cls.spec_from, section.config)
-    found.language, found.vision = specs.get("language_model"), specs.get("vision_encoder")
-    found.decoder = specs.get("image_decoder")
-    _fit_projectors(found, model, registry)
+            setattr(found, kind, found.spec(kind, f"model.{kind}", section))
+    _fit_projectors(found, model)
     _fit_lengths(found, model)
-    _fit_adapters(found, model, registry)
+    _fit_adapters(found, model)
     _fit_tokens(found, model)
+    _fit_generation(found)
     return found
 
 
-def _fit_projectors(found: Fit, model: ModelSection, registry: Registry) -> None:
-    language, vision, decoder = found.language, found.vision, found.decoder
+def _fit_projectors(found: Fit, model: ModelSection) -> None:
+    language, vision, decoder = found.language_model, found.vision_encoder, found.image_decoder
 
     def project(key: str, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec | None:
         section = part_section(model, key)
         if section is None:
             return None
-        cls: Any = registry.get("projector", section.name)
         widths = {"in_dim": in_dim, "in_tokens": in_tokens, "out_dim": out_dim}
-        spec = found.attempt(f"model.{key}", cls.spec_from, section.config, **widths)
+        spec: ProjectorSpec | None = found.spec("projector", f"model.{key}", section, **widths)
         for name, width in widths.items() if spec is not None else ():
             if getattr(spec, name) != width:
                 found.problem(
@@ -154,7 +177,7 @@ def _fit_projectors(found: Fit, model: ModelSection, registry: Registry) -> None
 
 
 def _fit_lengths(found: Fit, model: ModelSection) -> None:
-    train, language = found.recipe.train, found.language
+    train, language = found.recipe.train, found.language_model
     if not train or not language:
         return
     if train.max_length is not None and train.max_length > language.max_length:
@@ -184,7 +207,7 @@ def _fit_lengths(found: Fit, model: ModelSection) -> None:
             )
 
 
-def _fit_adapters(found: Fit, model: ModelSection, registry: Registry) -> None:
+def _fit_adapters(found: Fit, model: ModelSection) -> None:
     seen: set[str] = set()
     trainable = (found.recipe.train.trainable if found.recipe.train else None) or ()
     for index, adapter in enumerate(model.adapters or ()):
@@ -193,15 +216,48 @@ def _fit_adapters(found: Fit, model: ModelSection, registry: Registry) -> None:
             found.problem(key, f"'{adapter.target}' found a second time; a part takes one adapter")
         seen.add(adapter.target)
         section = getattr(model, adapter.target)
-        cls: Any = None if section is None else registry.get(adapter.target, section.name)
-        if cls is not None and adapter.modules is None and not cls.adapter_targets:
+        cls = section and found.attempt(
+            f"model.{adapter.target}", found.registry.get, adapter.target, section.name
+        )
+        if cls and adapter.modules is None and not cls.adapter_targets:
             found.problem(key, f"'{section.name}' names no layers to adapt; list them in 'modules'")
+        elif cls and adapter.modules is not None and getattr(found, adapter.target):
+            _fit_modules(found, index, adapter.modules, cls, section)
         if adapter.target in trainable:
             found.problem(
                 "train.trainable",
                 f"'{adapter.target}' found, but it has an adapter ({found.recipe.place(key)}), beside which its own "
                 "weights stay frozen; remove it here, or remove the adapter",
             )
+
+
+def _fit_modules(found: Fit, index: int, modules: list[str], cls: Any, section: PartSection) -> None:
+    """The layers that an adapter names must be there, and of a type that can be adapted."""
+    outline = found.attempt(f"model.adapters.{index}", cls.outline, section.config)
+    if outline is None:
+        return
+    if not modules:
+        found.problem(f"model.adapters.{index}.modules", "an empty list found; name layers, or leave it out")
+    layers = {name: layer for name, layer in outline.named_modules() if name}
+    for number, wanted in enumerate(modules):
+        key = f"model.adapters.{index}.modules.{number}"
+        named = [layer for name, layer in layers.items() if f".{name}".endswith(f".{wanted}")]
+        odd = sorted({type(layer).__name__ for layer in named if not isinstance(layer, _ADAPTABLE)})
+        if not named:
+            known = {
+                name.rpartition(".")[2] for name, layer in layers.items() if isinstance(layer, nn.Linear)
+            }
+            found.problem(key, f"'{section.name}' has no layer '{wanted}'; {did_you_mean(wanted, known)}")
+        elif odd:
+            found.problem(key, f"'{wanted}' names a {' and a '.join(odd)}, but a layer of weights is wanted")
+
+
+def _fit_generation(found: Fit) -> None:
+    name = found.recipe.generation and found.recipe.generation.scheduler
+    known = None if found.image_decoder is None else found.image_decoder.schedulers
+    if name is not None and known is not None and name not in known:
+        message = f"the image decoder has no scheduler '{name}'; {did_you_mean(name, known)}"
+        found.problem("generation.scheduler", message)
 
 
 def _fit_tokens(found: Fit, model: ModelSection) -> None:
@@ -220,6 +276,12 @@ def _fit_tokens(found: Fit, model: ModelSection) -> None:
             found.problem(
                 f"model.special_tokens.{name}",
                 f"'{token}' found, which is also {other}; give one another name",
+            )
+        elif found.language_model and token in found.language_model.reserved_tokens:
+            found.problem(
+                f"model.special_tokens.{name}",
+                f"'{token}' found, which starts, ends or pads the language model's texts "
+                f"({found.recipe.place('model.language_model')}); give it another name",
             )
 
 
@@ -275,7 +337,7 @@ def build(recipe: Recipe, registry: Registry) -> DreamModel:
 def _made(found: Fit, key: str, make: Callable[..., Any], *args: Any, **named: Any) -> Any:
     try:
         return make(*args, **named)
-    except Exception as error:  # as in `Fit.attempt`
+    except _FAILURES as error:
         found.refused(key, error)
         raise RecipeError(found.problems) from error
 

@@ -10,7 +10,7 @@ DreamkitError (ValueError)     anything the user can mend; the command line prin
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,24 @@ class PluginError(DreamkitError):
     """A component that is unknown, broken, or given twice."""
 
 
-class SourceError(DreamkitError):
-    """Pretrained files that were looked for and not found."""
+class ConfigError(DreamkitError):
+    """What a part refuses of its recipe section, in `problems`: messages by key.
+
+    A key is relative to the section and dotted, such as `image_size` or `config.unet.norm_num_groups`; an empty one
+    means the section as a whole.
+    """
+
+    def __init__(self, problems: Mapping[str, str]) -> None:
+        self.problems = dict(problems)
+        super().__init__("\n".join(f"{key}: {said}" if key else said for key, said in self.problems.items()))
+
+
+class SourceError(ConfigError):
+    """Pretrained files that were looked for and not found; `key` is the setting that names them."""
+
+    def __init__(self, message: str, key: str = "pretrained") -> None:
+        super().__init__({key: message})
+        self.args = (message,)
 
 
 class DocumentError(DreamkitError):

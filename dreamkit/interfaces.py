@@ -69,8 +69,17 @@ class PretrainedPart(Part):
         """The spec of the part that `config` describes, without reading or making weights.
 
         Raises:
-            SourceError: `config.pretrained` names something that cannot be found.
+            ConfigError: what cannot be, by the keys of `config`; a SourceError where `config.pretrained` names
+                something that cannot be found.
         """
+
+    @classmethod
+    def outline(cls, config: Any) -> nn.Module | None:
+        """Modules of the names and types that the part of `config` has, on the meta device; None: it does not tell.
+
+        What it gives is asked, before any weights are read, whether an adapter finds its layers.
+        """
+        return None
 
     @classmethod
     @abstractmethod

@@ -9,6 +9,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
+from dreamkit.errors import ConfigError
 from dreamkit.interfaces import Projector
 from dreamkit.specs import ProjectorSpec
 
@@ -63,10 +64,13 @@ class MLP(Projector):
         hidden_dim: int | None = None
 
         def __post_init__(self) -> None:
+            wrong = {}
             if self.depth < 1:
-                raise ValueError(f"depth is {self.depth}, but an MLP has at least 1 matrix")
+                wrong["depth"] = f"{self.depth} found, but an MLP has at least 1 matrix"
             if self.hidden_dim is not None and self.hidden_dim < 1:
-                raise ValueError(f"hidden_dim is {self.hidden_dim}, but a width is at least 1")
+                wrong["hidden_dim"] = f"{self.hidden_dim} found, but a width is at least 1"
+            if wrong:
+                raise ConfigError(wrong)
 
     def __init__(self, config: MLP.Config, spec: ProjectorSpec) -> None:
         super().__init__()

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
-from dreamkit.errors import PluginError, RecipeError, RecipeProblem
+from dreamkit.errors import DreamkitError, PluginError, RecipeError, RecipeProblem
+from dreamkit.paths import written_path
 from dreamkit.plugins import Registry
 from dreamkit.recipe_files import RecipeFiles
-from dreamkit.recipe_schema import SchemaReader, join, setting
-from dreamkit.recipe_tree import BROKEN, Node
+from dreamkit.recipe_schema import SchemaReader, join, own_keys, place, setting
+from dreamkit.recipe_tree import BROKEN, Broken, Node
 from dreamkit.sequence import SpecialTokens
 
 Adaptable: TypeAlias = Literal["language_model", "vision_encoder", "image_decoder"]
@@ -38,7 +39,7 @@ class PartSection:
     """A part: the `name` of its component, and beside it in the recipe the fields of that component's `Config`."""
 
     name: str
-    config: Any
+    config: Any = setting(inner=True)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class DataSection:
     """A data set, drawn from in proportion to `weight`."""
 
     name: str
-    config: Any
+    config: Any = setting(inner=True)
     weight: float = setting(1.0, above=0)
 
 
@@ -103,7 +104,7 @@ class TrainSection:
     steps: int = setting(least=1)
     batch_size: int = setting(least=1)
     accumulation: int = setting(1, least=1)
-    learning_rate: float = setting(2e-5, above=0)
+    learning_rate: float = setting(2e-5, above=0, most=100)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: int = setting(0, least=0)
     weight_decay: float = setting(0.0, least=0)
@@ -115,7 +116,7 @@ class TrainSection:
     gradient_checkpointing: bool = False
     log_every: int = setting(10, least=1)
     save_every: int = setting(0, least=0)
-    workers: int = setting(0, least=0)
+    workers: int = setting(0, least=0, most=256)
 
 
 @dataclass(frozen=True)
@@ -148,9 +149,7 @@ class Recipe:
 
     def place(self, key: str) -> str:
         """Where `key`, or else the section around it, was written: `file:line`."""
-        while key and key not in self.places:
-            key = key.rpartition(".")[0]
-        return self.places.get(key, "recipe")
+        return place(self.places, key)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, resolved: absolute paths and every default. `from_dict` makes the same recipe of them."""
@@ -220,7 +219,7 @@ class _RecipeSchema(SchemaReader):
     def _component(self, cls: type, kind: str, node: Node, key: str) -> Any:
         if not isinstance(node.value, dict):
             return self.section(cls, node, key)
-        own = [f.name for f in dataclasses.fields(cls) if f.name != "config"]
+        own = own_keys(cls)
         given = {name: item for name, item in node.value.items() if name in own}
         # `config` stands in for the component's own, so that the section's own keys are read like any others.
         section = self.section(
@@ -238,7 +237,11 @@ class _RecipeSchema(SchemaReader):
             return self.problem(
                 name, key, f"the Config of {kind} '{name.value}' has '{clash[0]}', which is the section's own"
             )
-        rest = {k: _source(item) if k in SOURCES else item for k, item in node.value.items() if k not in own}
+        rest = {
+            k: self._source(item, join(key, k)) if k in SOURCES else item
+            for k, item in node.value.items()
+            if k not in own
+        }
         config = self.section(config_class, Node(rest, node.where, node.folder), key, reserved=own)
         is_sourced = kind not in WITH_SOURCE or self._has_one_source(rest, node, key)
         if not is_sourced or section is BROKEN or config is BROKEN:
@@ -258,15 +261,19 @@ class _RecipeSchema(SchemaReader):
             )
         return len(given) == 1
 
-
-def _source(node: Node) -> Node:
-    """A source that is a folder, beside the file it is written in or by its form, as an absolute path."""
-    name = node.value
-    if not isinstance(name, str) or not name:
-        return node
-    path = node.folder / Path(name).expanduser()
-    is_folder = name.startswith(("./", "../", "/", "~")) or name in (".", "..") or path.is_dir()
-    return Node(str(path.resolve()), node.where, node.folder) if is_folder else node
+    def _source(self, node: Node, key: str) -> Node:
+        """A source that is a folder, beside the file it is written in or by its form, as an absolute path."""
+        name = node.value
+        if not isinstance(name, str) or not name:
+            return node
+        value: str | Broken = name
+        try:
+            path = written_path(name, node.folder)
+            if name.startswith(("./", "../", "/", "~")) or name in (".", "..") or path.is_dir():
+                value = str(path.resolve())
+        except DreamkitError as error:
+            value = self.problem(node, key, str(error))
+        return Node(value, node.where, node.folder)
 
 
 def _plain(value: Any) -> Any:

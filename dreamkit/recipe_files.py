@@ -12,7 +12,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dreamkit.errors import RecipeProblem, did_you_mean
+from dreamkit.errors import DreamkitError, RecipeProblem, did_you_mean
+from dreamkit.paths import written_path
 from dreamkit.recipe_tree import BROKEN, Broken, Node, parse, said
 
 COMMAND_LINE = "command line"
@@ -36,28 +37,33 @@ class RecipeFiles:
         """The merged tree of the recipe `name` (a file, or a shipped name), overridden, with `${...}` filled in."""
         path = self._find(name, Path.cwd(), COMMAND_LINE, "recipe")
         tree = Node({}, COMMAND_LINE, Path.cwd()) if path is None else self._file(path, ())
-        over = Node({}, COMMAND_LINE, Path.cwd())
-        for text in overrides:
-            over = self._merge(over, self._override(text), ())
-        return self._filled(self._merge(tree, over, (), indexing=True))
+        # Those that name a part go first, since naming another part empties its section.
+        for text in sorted(overrides, key=lambda text: _names_part(text.partition("=")[0]), reverse=True):
+            tree = self._overridden(tree, text)
+        return self._filled(tree)
 
     def _problem(self, where: str, key: str, message: str) -> None:
         self.problems.append(RecipeProblem(where, key, message))
 
     def _find(self, name: str, folder: Path, where: str, key: str) -> Path | None:
-        path = folder / name
-        if name not in self.shipped or path.suffix in SUFFIXES:
+        if name in self.shipped and Path(name).suffix not in SUFFIXES:
+            return self.shipped[name]
+        try:
+            path = written_path(name, folder)
+        except DreamkitError as error:
+            message = str(error)
+        else:
             if path.is_file():
                 return path.resolve()
-            near = [
-                *self.shipped,
-                *(str(Path(name).parent / other.name) for other in path.parent.glob("*.yaml")),
-            ]
-            message = f"no file '{path}', and no recipe '{name}' is shipped; {did_you_mean(name, near)}"
-            self._problem(where, key, message + self.about_missing)
-            self.complete = False
-            return None
-        return self.shipped[name]
+            beside = [other for other in path.parent.glob("*.yaml") if other.is_file()]
+            near = [*self.shipped, *(str(Path(name).parent / other.name) for other in beside)]
+            found = f"'{path}' is a folder" if path.is_dir() else f"no file '{path}'"
+            message = (
+                f"{found}, and no recipe '{name}' is shipped; {did_you_mean(name, near)}{self.about_missing}"
+            )
+        self._problem(where, key, message)
+        self.complete = False
+        return None
 
     def _file(self, path: Path, extending: tuple[Path, ...]) -> Node:
         """The merged tree of a file and what it extends; `extending` are the files that led here."""
@@ -106,44 +112,60 @@ class RecipeFiles:
                 self.complete = False
         return [base for base in bases if isinstance(base.value, str)]
 
-    def _override(self, text: str) -> Node:
-        """`a.b=value` as a tree with one leaf."""
+    def _overridden(self, tree: Node, text: str) -> Node:
+        """The tree with `a.b=value` laid over it."""
         key, equals, value = text.partition("=")
         steps = key.strip().split(".")
         if not equals or not all(steps):
             self._problem(COMMAND_LINE, text, "this is not of the form key=value, such as train.steps=100")
-            return Node({}, COMMAND_LINE, Path.cwd())
+            return tree
         leaf, problems = parse(value, lambda line: COMMAND_LINE, Path.cwd(), key.strip())
         self.problems += problems
-        for step in reversed(steps):
-            leaf = Node({step: leaf}, COMMAND_LINE, Path.cwd())
-        return leaf
+        return self._set(tree, steps, leaf, ())
 
-    def _merge(self, base: Node, over: Node, path: tuple[str, ...], indexing: bool = False) -> Node:
-        """`over` laid over `base`. `indexing`: keys of `over` may be the numbers of a list's items."""
-        if indexing and isinstance(base.value, list) and isinstance(over.value, dict):
-            return self._merge_items(base, base.value, over.value, path)
-        both = isinstance(base.value, dict) and isinstance(over.value, dict)
-        if not both or (len(path) == 2 and path[0] == "model" and _is_another(base, over)):
+    def _set(self, base: Node, steps: Sequence[str], leaf: Node, path: tuple[str, ...]) -> Node:
+        """`base`, which is at `path`, with `leaf` merged into it at `steps` from there."""
+        if not steps:
+            if leaf.value == {} and isinstance(base.value, dict) and base.value:
+                self._problem(
+                    leaf.where, ".".join(path), "an empty section found, which changes nothing of this one"
+                )
+            return self._merge(base, leaf, path)
+        step, inner = steps[0], (*path, steps[0])
+        nothing = Node(None, leaf.where, leaf.folder)
+        match base.value:
+            case list(items) if step in map(str, range(len(items))):
+                changed = self._set(items[int(step)], steps[1:], leaf, inner)
+                return Node([*items[: int(step)], changed, *items[int(step) + 1 :]], base.where, base.folder)
+            case dict(section):
+                changed = self._set(section.get(step, nothing), steps[1:], leaf, inner)
+                if len(path) == 2 and path[0] == "model" and _is_another(base, {step: changed}):
+                    return Node({step: changed}, leaf.where, leaf.folder)
+                return Node({**section, step: changed}, base.where, base.folder)
+            case None if not step.isdecimal():
+                return Node({step: self._set(nothing, steps[1:], leaf, inner)}, leaf.where, leaf.folder)
+            case Broken():
+                return base
+            case list(items):
+                wanted = f"from 0 to {len(items) - 1}" if items else "none, for it is empty"
+                message = f"{'.'.join(path)} is a list, and its items are {wanted}"
+            case None:
+                message = f"{'.'.join(path)} has no items; set the whole list, as in {'.'.join(path)}=[...]"
+            case _:
+                message = f"{'.'.join(path)} is {said(base)} ({base.where}), and has no keys of its own"
+        self._problem(leaf.where, ".".join(inner), message)
+        return base if base.value is not None else Node(BROKEN, leaf.where, leaf.folder)
+
+    def _merge(self, base: Node, over: Node, path: tuple[str, ...]) -> Node:
+        """`over` laid over `base`, which is at `path`."""
+        if not isinstance(base.value, dict) or not isinstance(over.value, dict):
             return over
-        assert isinstance(base.value, dict) and isinstance(over.value, dict)
+        if len(path) == 2 and path[0] == "model" and _is_another(base, over.value):
+            return over
         merged = dict(base.value)
         for key, node in over.value.items():
-            merged[key] = self._merge(merged[key], node, (*path, key), indexing) if key in merged else node
-        return Node(merged, base.where if indexing else over.where, over.folder)
-
-    def _merge_items(
-        self, base: Node, items: list[Node], over: dict[str, Node], path: tuple[str, ...]
-    ) -> Node:
-        merged = dict(enumerate(items))
-        for key, node in over.items():
-            if key in map(str, merged):
-                merged[int(key)] = self._merge(merged[int(key)], node, (*path, key), indexing=True)
-            else:
-                wanted = f"from 0 to {len(items) - 1}" if items else "none, for it is empty"
-                where = ".".join(path)
-                self._problem(node.where, f"{where}.{key}", f"{where} is a list, and its items are {wanted}")
-        return Node(list(merged.values()), base.where, base.folder)
+            merged[key] = self._merge(merged[key], node, (*path, key)) if key in merged else node
+        return Node(merged, over.where, over.folder)
 
     def _filled(self, tree: Node) -> Node:
         """The tree with `${key}` and `${oc.env:NAME}` filled in by OmegaConf."""
@@ -182,7 +204,12 @@ def _is_interpolation(node: Node) -> bool:
     return isinstance(node.value, str) and "${" in node.value
 
 
-def _is_another(base: Node, over: Node) -> bool:
-    """Whether two sections name different parts."""
-    names = [s.value["name"].value for s in (base, over) if isinstance(s.value, dict) and "name" in s.value]
-    return len(names) == 2 and names[0] != names[1]
+def _is_another(base: Node, over: Mapping[str, Node]) -> bool:
+    """Whether `over` names another part than the section `base` does."""
+    named = base.value.get("name") if isinstance(base.value, dict) else None
+    return named is not None and "name" in over and named.value != over["name"].value
+
+
+def _names_part(key: str) -> bool:
+    steps = key.strip().split(".")
+    return steps[:1] == ["model"] and steps[2:] == ["name"]

@@ -16,7 +16,8 @@ from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
 
-from dreamkit.errors import RecipeProblem, did_you_mean
+from dreamkit.errors import ConfigError, DreamkitError, RecipeProblem, did_you_mean
+from dreamkit.paths import written_path
 from dreamkit.recipe_tree import BROKEN, Broken, Node, said
 
 NOTHING: Final[Mapping[str, Any]] = types.MappingProxyType({})
@@ -33,7 +34,8 @@ _SCALARS: Final[Mapping[Any, str]] = {
 
 
 def setting(default: Any = MISSING, **metadata: Any) -> Any:
-    """A dataclass field with bounds (`least`, `above`, `most`), or text that is a path (`path=True`)."""
+    """A dataclass field with bounds (`least`, `above`, `most`), text that is a path (`path=True`), or not a key of its
+    own (`inner=True`)."""
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -83,9 +85,11 @@ class SchemaReader:
         if not any(value is BROKEN for value in values.values()):
             try:
                 return cls(**values)
-            except Exception as error:  # the checks of a plug-in's dataclass may fail in any way
-                kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-                self.problem(node, key, f"{kind}{error}")
+            except (
+                Exception,
+                SystemExit,
+            ) as error:  # the checks of a plug-in's dataclass may fail in any way
+                self.problems += refusals(error, key, self.places)
         return _draft(cls, values) if draft else BROKEN
 
     def value(self, annotation: Any, node: Node, key: str, meta: Mapping[str, Any] = NOTHING) -> Any:
@@ -128,8 +132,12 @@ class SchemaReader:
         elif isinstance(value, int | float) and annotation in (float, type(value)):
             return self._number(annotation, value, node, key, meta)
         elif isinstance(value, str) and annotation in (str, Path):
-            path = node.folder / Path(value).expanduser() if annotation is Path or meta.get("path") else None
-            return value if path is None else annotation(path)
+            if annotation is str and not meta.get("path"):
+                return value
+            try:
+                return annotation(written_path(value, node.folder))
+            except DreamkitError as error:
+                return self.problem(node, key, str(error))
         return self._unwanted(annotation, node, key)
 
     def _number(self, annotation: type, value: float, node: Node, key: str, meta: Mapping[str, Any]) -> Any:
@@ -138,8 +146,10 @@ class SchemaReader:
         bound = " and ".join(f"{words} {limit}" for limit, words in bounds if limit is not None)
         if isinstance(value, float) and not math.isfinite(value):
             return self.problem(node, key, f"{value} found, but a finite number is wanted")
-        if abs(value) >= 2**63:
-            return self.problem(node, key, f"{value} found, but a number of less than 64 bits is wanted")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            return self.problem(
+                node, key, f"{value} found, but a whole number of less than 64 bits is wanted"
+            )
         below = (least is not None and value < least) or (above is not None and value <= above)
         if below or (most is not None and value > most):
             return self.problem(node, key, f"{value} found, but {bound} is wanted")
@@ -195,10 +205,30 @@ def wanted(annotation: Any) -> str:
     if annotation in (dict, Mapping) or origin in (dict, Mapping):
         return "a section"
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        return f"a section with {', '.join(f.name for f in dataclasses.fields(annotation) if f.init)}"
+        return f"a section with {', '.join(own_keys(annotation))}"
     if annotation is list:
         return "a list"
     return _SCALARS.get(annotation, f"{annotation}, which no recipe can hold,")
+
+
+def own_keys(cls: type) -> list[str]:
+    """The keys of a section that is read into the dataclass `cls`."""
+    return [f.name for f in dataclasses.fields(cls) if f.init and not f.metadata.get("inner")]
+
+
+def refusals(error: BaseException, key: str, places: Mapping[str, str]) -> list[RecipeProblem]:
+    """What a part refuses of the section `key`, each at the key it is about."""
+    whole = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    refused = error.problems if isinstance(error, ConfigError) else {"": whole or type(error).__name__}
+    found = [(join(key, inner), message) for inner, message in refused.items()]
+    return [RecipeProblem(place(places, inner), inner or "recipe", message) for inner, message in found]
+
+
+def place(places: Mapping[str, str], key: str) -> str:
+    """Where `key`, or else the section around it, was written: `file:line`."""
+    while key and key not in places:
+        key = key.rpartition(".")[0]
+    return places.get(key, "recipe")
 
 
 def join(*steps: object) -> str:

@@ -14,8 +14,12 @@ from typing import Final, TypeAlias
 import yaml
 
 from dreamkit.errors import RecipeProblem
+from dreamkit.paths import excerpt
 
-MAX_DEPTH = 50  # of nested values; no recipe comes near it
+# no recipe comes near these
+MAX_DEPTH = 50  # of nested values
+MAX_VALUES = 10_000  # of a file; aliases of aliases stand for any number
+MAX_DIGITS = 100  # of a number
 
 
 class Broken:
@@ -77,7 +81,7 @@ def said(value: object) -> str:
         case float():
             return f"{value} (a number)"
         case str():
-            return f"'{value}' (text)"
+            return f"'{excerpt(value)}' (text)"
         case list() | tuple():
             return f"a list of {len(value)}"
         case _:
@@ -111,6 +115,7 @@ class _Reader:
         self.place = place
         self.folder = folder
         self.problems: list[RecipeProblem] = []
+        self.values = 0
 
     def broken(self, where: str, key: str, message: str) -> Node:
         self.problems.append(RecipeProblem(where, key or "recipe", message))
@@ -122,6 +127,13 @@ class _Reader:
             return self.broken(where, key, "this alias stands for a value that it is itself a part of")
         if len(parents) > MAX_DEPTH:
             return self.broken(where, key, f"nested more than {MAX_DEPTH} deep")
+        self.values += 1
+        if self.values == MAX_VALUES:
+            return self.broken(
+                where, key, f"more than {MAX_VALUES} values, counting what each alias stands for"
+            )
+        if self.values > MAX_VALUES:
+            return Node(BROKEN, where, self.folder)
         inner, prefix = (*parents, node), f"{key}." if key else ""
         if isinstance(node, yaml.MappingNode) and node.tag == _tag("map"):
             entries: dict[str, Node] = {}
@@ -143,6 +155,8 @@ class _Reader:
                 for index, item in enumerate(node.value)
             ]
             return Node(items, where, self.folder)
+        if node.tag in (_tag("int"), _tag("float")) and len(node.value) > MAX_DIGITS:
+            return self.broken(where, key, f"'{_text(node)}' has more than {MAX_DIGITS} digits")
         try:
             return Node(_SCALARS[node.tag](node.value), where, self.folder)
         except (KeyError, TypeError, ValueError):
@@ -152,7 +166,7 @@ class _Reader:
 
 
 def _text(node: yaml.Node) -> str:
-    return node.value if isinstance(node, yaml.ScalarNode) else "a section or list"
+    return excerpt(node.value) if isinstance(node, yaml.ScalarNode) else "a section or list"
 
 
 def _tag(name: str) -> str:
@@ -161,6 +175,11 @@ def _tag(name: str) -> str:
 
 def _bool(text: str) -> bool:
     return {"true": True, "false": False}[text.lower()]
+
+
+def _string(text: str) -> str:
+    text.encode()  # raises ValueError for half of a pair of surrogates, which no file name or tokenizer takes
+    return text
 
 
 def _float(text: str) -> float:
@@ -172,7 +191,7 @@ _SCALARS: Mapping[str, Callable[[str], Value]] = {
     _tag("bool"): _bool,
     _tag("int"): lambda text: int(text) if text.lstrip("+-").isdecimal() else int(text, 0),
     _tag("float"): _float,
-    _tag("str"): str,
+    _tag("str"): _string,
 }
 
 

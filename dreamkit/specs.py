@@ -23,6 +23,11 @@ class PartConfig:
     pretrained: str | None = None
     config: dict[str, Any] | None = None
 
+    @property
+    def is_local(self) -> bool:
+        """Whether `pretrained` names a folder of this machine, in which weights can be looked for at no cost."""
+        return self.pretrained is not None and self.pretrained.startswith(("pkg:", "/", ".", "~"))
+
 
 @dataclass(frozen=True)
 class VisionSpec:
@@ -39,6 +44,7 @@ class LanguageSpec:
 
     `bos_id` is None where the model starts without one; `eos_ids` all end a text, the first one is written.
     `packing`: several documents may share a row. `cache`: decoding can go on from cached keys and values.
+    `reserved_tokens`: the names of bos, eos and pad, which can stand for nothing else.
     """
 
     dim: int
@@ -49,6 +55,7 @@ class LanguageSpec:
     pad_id: int
     packing: bool = True
     cache: bool = True
+    reserved_tokens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ class DecoderSpec:
     `context_scale` is the root mean square the decoder's own text encoder gives its context.
     `image_size` is the side in pixels it draws unasked, and every size must be a multiple of `size_multiple`.
     Latents of an H x W image are (latent_channels, H / latent_factor, W / latent_factor).
+    `schedulers` are the names its `scheduler` takes; None where it does not tell.
     """
 
     context_dim: int
@@ -78,6 +86,7 @@ class DecoderSpec:
     context_scale: float = 1.0
     pooled_dim: int | None = None
     size_multiple: int = 8
+    schedulers: tuple[str, ...] | None = None
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """(channels, height, width) of the latents of an image of `size` (height, width) in pixels."""

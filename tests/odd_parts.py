@@ -82,6 +82,30 @@ class Crashing(Linear):
         raise KeyError(config.names[0])
 
 
+class Exiting(Linear):
+    """Leaves the program."""
+
+    @classmethod
+    def spec_from(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+        raise SystemExit(0)
+
+
+class Silent(Linear):
+    """Forgets to return its spec."""
+
+    @classmethod
+    def spec_from(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:  # type: ignore
+        pass
+
+
+class Wordy(Clip):
+    """Gives text for a spec."""
+
+    @classmethod
+    def spec_from(cls, config: Any) -> Any:
+        return "16 px"
+
+
 class Unmakeable(Linear):
     """Has a spec, but cannot be made."""
 
@@ -109,8 +133,8 @@ class Unreadable(Linear):
 ODD = {
     "image_decoder": (FixedTokens, Pooled),
     "language_model": (Apart,),
-    "vision_encoder": (Unadaptable,),
-    "projector": (Halving, Doubling, Narrow, Crashing, Unmakeable, Reserved, Unreadable),
+    "vision_encoder": (Unadaptable, Wordy),
+    "projector": (Halving, Doubling, Narrow, Crashing, Exiting, Silent, Unmakeable, Reserved, Unreadable),
 }
 
 

@@ -6,17 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+from diffusers import ModelMixin
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
 
 import odd_parts
 from dreamkit.batch import Collator
 from dreamkit.build import build, check, fit
 from dreamkit.errors import RecipeError
+from dreamkit.hookspecs import Component
 from dreamkit.model import is_adapter
-from dreamkit.plugins import Registry
-from dreamkit.recipe import Recipe, load_recipe
+from dreamkit.plugins import KINDS, Registered, Registry
+from dreamkit.recipe import Recipe, draft_recipe, load_recipe
+from dreamkit_transformers.tokenizers import byte_tokenizer
 from tiny import documents, recipe
 
 TRAIN = {"trainable": ["dream_queries"], "steps": 1, "batch_size": 1}
@@ -126,6 +130,16 @@ def test_the_tiny_recipe_fits(registry: Registry) -> None:
             "model.special_tokens.dream_end",
             ("' ' found", "<dream_end>"),
         ),
+        (
+            {"model__special_tokens": {"dream_start": "</s>"}},
+            "model.special_tokens.dream_start",
+            ("'</s>' found", "ends", "another name"),
+        ),
+        (
+            {"generation": {"scheduler": "dppm"}},
+            "generation.scheduler",
+            ("no scheduler 'dppm'", "did you mean 'ddpm'?"),
+        ),
         ({"model__vision_encoder__layer": 7}, "model.vision_encoder.layer", ("layer 7", "3 layers")),
     ],
 )
@@ -157,22 +171,187 @@ def test_everything_that_does_not_fit_is_found_at_once(registry: Registry) -> No
     }
 
 
-def test_a_refused_value_in_a_config_is_placed_at_its_line(tmp_path: Path, registry: Registry) -> None:
-    changed = recipe(
-        **{
-            "model.language_model.config.hidden_sise": 3,
-            "model.image_decoder.config.unet.norm_num_group": 4,
-        }
-    )
+WRONG = {
+    "model.language_model.config.hidden_sise": 3,
+    "model.language_model.config.hidden_act": "gleu",
+    "model.language_model.config.max_position_embeddings": 0,
+    "model.language_model.tokenizer": "./nowhere",
+    "model.vision_encoder.config.patch_size": 0,
+    "model.vision_encoder.config.num_hidden_layers": 100_000,
+    "model.image_decoder.config.unet.norm_num_groups": 5,
+    "model.image_decoder.config.unet.foo": 1,
+    "model.image_decoder.config.unet.bar": 1,
+    "model.image_decoder.config.vae.baz": 1,
+    "model.image_decoder.config.vae.latent_channels": 3,
+    "model.image_decoder.config.qux": 1,
+    "model.image_decoder.config.scheduler.num_train_timesteps": 0,
+    "model.image_decoder.image_size": 3,
+}
+
+
+def test_each_refused_value_is_placed_at_its_own_line(tmp_path: Path, registry: Registry) -> None:
     path = tmp_path / "bad.yaml"
-    path.write_text(yaml.safe_dump(changed))
+    path.write_text(yaml.safe_dump(recipe(**WRONG), sort_keys=False))
     lines = path.read_text().splitlines()
-    for problem in check(load_recipe(str(path), (), registry), registry):
+    found = check(load_recipe(str(path), (), registry), registry)
+    assert {problem.key for problem in found} == WRONG.keys() and len(found) == len(WRONG)
+    for problem in found:
         line = lines[int(problem.where.removeprefix(f"{path}:")) - 1]
-        assert (
-            line.split(":")[0].strip() == problem.key.rpartition(".")[2] in ("hidden_sise", "norm_num_group")
-        )
-        assert "did you mean" in problem.message
+        assert line.strip().startswith(f"{problem.key.rpartition('.')[2]}:"), problem
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_refused_override_is_placed_on_the_command_line(
+    tmp_path: Path, registry: Registry, key: str
+) -> None:
+    path = tmp_path / "base.yaml"
+    path.write_text(yaml.safe_dump(recipe()))
+    (problem,) = check(load_recipe(str(path), [f"{key}={WRONG[key]}"], registry), registry)
+    assert (problem.where, problem.key) == ("command line", key)
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "no/such/hub/name", "pkg:nowhere/x", "bad name"])
+def test_a_source_that_is_not_there_is_placed_at_its_key(
+    tmp_path: Path, registry: Registry, source: str
+) -> None:
+    path = tmp_path / "bad.yaml"
+    changes = {
+        "model.vision_encoder": {"name": "clip", "layer": -1, "pretrained": source},
+        "model.language_model.tokenizer": source,
+    }
+    path.write_text(yaml.safe_dump(recipe(**changes), sort_keys=False))
+    lines = path.read_text().splitlines()
+    found = check(load_recipe(str(path), (), registry), registry)
+    assert {problem.key for problem in found} == {
+        "model.vision_encoder.pretrained",
+        "model.language_model.tokenizer",
+    }
+    for problem in found:
+        name = problem.key.rpartition(".")[2]
+        assert lines[int(problem.where.removeprefix(f"{path}:")) - 1].strip().startswith(f"{name}: ")
+        assert source.removeprefix("./") in problem.message
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "message"),
+    [
+        ("visual_projector", "exiting", "SystemExit: 0"),
+        ("visual_projector", "silent", "'silent' gives None where a ProjectorSpec is wanted"),
+        ("vision_encoder", "wordy", "'wordy' gives '16 px' where a VisionSpec is wanted"),
+    ],
+)
+def test_a_defect_of_a_part_is_a_problem_of_its_section(
+    registry: Registry, key: str, name: str, message: str
+) -> None:
+    section = tiny_part(key, name) if key == "vision_encoder" else {"name": name}
+    (problem,) = check(read(registry, **{f"model__{key}": section}), registry)
+    assert problem.key == f"model.{key}" and message in problem.message
+
+
+def test_a_linear_projector_that_is_not_there_is_a_problem(registry: Registry) -> None:
+    """The pooled projector that is taken where none is named, without the plug-in that has it."""
+    others = [c for kind in KINDS for c in registry.components(kind).values() if c.component.name != "linear"]
+    described = read(
+        registry,
+        model__image_decoder=tiny_part("image_decoder", "pooled"),
+        model__visual_projector={"name": "mlp"},
+        model__condition_projector={"name": "mlp"},
+    )
+    (problem,) = check(described, Registry(others))
+    assert problem.key == "model.pooled_projector" and "unknown projector 'linear'" in problem.message
+
+
+def twins(registry: Registry) -> Registry:
+    """As `registry`, but another distribution gives an `mlp` too."""
+    known = [component for kind in KINDS for component in registry.components(kind).values()]
+    return Registry(
+        [*known, Registered(Component("mlp", "odd_parts:Narrow"), "projector", "twin", "2.0", "twin")]
+    )
+
+
+def test_a_name_that_two_distributions_give_is_told_by_check(tmp_path: Path, registry: Registry) -> None:
+    path = tmp_path / "twins.yaml"
+    path.write_text(yaml.safe_dump(recipe(**{"model.visual_projector": {"name": "mlp"}})))
+    draft, (problem,) = draft_recipe(str(path), (), twins(registry))
+    assert problem.key == "model.visual_projector.name"
+    assert "dreamkit" in problem.message and "twin 2.0" in problem.message
+    assert draft is not None and check(draft, twins(registry)) == []
+
+
+def saved_parts(folder: Path, registry: Registry) -> dict[str, dict[str, Any]]:
+    """The sections of the three parts, whose folders hold weights."""
+    model = build(read(registry), registry)
+    size = {"height": 16, "width": 16}
+    parts: Any = model
+    parts.language_model.model.model.norm = parts.language_model.norm
+    parts.language_model.model.save_pretrained(folder / "language_model")
+    byte_tokenizer().save_pretrained(folder / "language_model")
+    CLIPVisionModel(CLIPVisionConfig(**recipe()["model"]["vision_encoder"]["config"])).save_pretrained(
+        folder / "vision_encoder"
+    )
+    CLIPImageProcessor(size=size, crop_size=size).save_pretrained(folder / "vision_encoder")
+    parts.image_decoder.unet.save_pretrained(folder / "image_decoder" / "unet")
+    parts.image_decoder.vae.save_pretrained(folder / "image_decoder" / "vae")
+    parts.image_decoder.schedule.save_pretrained(folder / "image_decoder" / "scheduler")
+    names = {"language_model": "vicuna", "vision_encoder": "clip", "image_decoder": "stable-diffusion"}
+    return {key: {"name": name, "pretrained": str(folder / key)} for key, name in names.items()}
+
+
+def test_checking_reads_no_weights_of_any_part(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sections = saved_parts(tmp_path, registry)
+    described = read(registry, **{f"model__{key}": section for key, section in sections.items()})
+    assert build(described, registry).sources == {
+        **{key: section["pretrained"] for key, section in sections.items()},
+        "visual_projector": None,
+        "condition_projector": None,
+    }
+    read_weights: list[str] = []
+
+    def refuse(*args: Any, **named: Any) -> None:
+        read_weights.append(repr(args))
+        raise AssertionError("weights are read")
+
+    for holder, name in (
+        (torch, "load"),
+        (safetensors, "safe_open"),
+        (safetensors.torch, "load_file"),
+        (PreTrainedModel, "from_pretrained"),
+        (ModelMixin, "from_pretrained"),
+    ):
+        monkeypatch.setattr(holder, name, refuse)
+    adapted = read(
+        registry,
+        **{f"model__{key}": section for key, section in sections.items()},
+        model__adapters=[{"target": key, "modules": [layer]} for key, layer in LAYERS.items()],
+    )
+    assert check(described, registry) == [] and check(adapted, registry) == [] and not read_weights
+    with pytest.raises(RecipeError, match="weights are read"):
+        build(described, registry)
+
+
+LAYERS = {"language_model": "up_proj", "vision_encoder": "layers.0.mlp.fc1", "image_decoder": "attn1.to_q"}
+
+
+@pytest.mark.parametrize("target", LAYERS)
+def test_the_layers_of_an_adapter_are_checked_without_weights(
+    tmp_path: Path, registry: Registry, target: str
+) -> None:
+    sections = saved_parts(tmp_path, registry)
+    modules = ["nope", LAYERS[target], "layers.0" if target != "image_decoder" else "down_blocks.0"]
+    for section in (sections[target], recipe()["model"][target]):
+        adapters = [{"target": target, "modules": modules}]
+        described = read(registry, **{f"model__{target}": section}, model__adapters=adapters)
+        missing, odd = check(described, registry)
+        assert missing.key == "model.adapters.0.modules.0" and "has no layer 'nope'" in missing.message
+        assert odd.key == "model.adapters.0.modules.2" and "a layer of weights is wanted" in odd.message
+
+
+def test_an_adapter_of_no_layers(registry: Registry) -> None:
+    described = read(registry, model__adapters=[{"target": "language_model", "modules": []}])
+    (problem,) = check(described, registry)
+    assert problem.key == "model.adapters.0.modules" and "an empty list found" in problem.message
 
 
 @pytest.mark.parametrize(
@@ -186,28 +365,15 @@ def test_a_component_whose_config_cannot_be_a_section(registry: Registry, name: 
     assert problem.key.startswith("model.visual_projector") and message in problem.message
 
 
-def test_checking_needs_no_weights_and_building_does(tmp_path: Path, registry: Registry) -> None:
-    config = CLIPVisionConfig(**recipe()["model"]["vision_encoder"]["config"])
-    config.save_pretrained(tmp_path)
-    size = {"height": 16, "width": 16}
-    CLIPImageProcessor(size=size, crop_size=size).save_pretrained(tmp_path)
-    described = read(registry, model__vision_encoder={"name": "clip", "pretrained": str(tmp_path)})
-    assert check(described, registry) == []
-    with pytest.raises(RecipeError, match=r"model\.vision_encoder: .*weights") as caught:
-        build(described, registry)
-    assert str(tmp_path) in str(caught.value)
-    CLIPVisionModel(config).save_pretrained(tmp_path)
-    model = build(described, registry)
-    assert model.sources["vision_encoder"] == str(tmp_path)
-    assert model.sources["language_model"] is None and model.sources["visual_projector"] is None
-
-
-def test_a_source_that_is_not_there_is_a_problem_of_its_section(registry: Registry, tmp_path: Path) -> None:
-    described = read(
-        registry, model__vision_encoder={"name": "clip", "pretrained": str(tmp_path / "nowhere")}
-    )
-    (problem,) = check(described, registry)
-    assert problem.key.startswith("model.vision_encoder") and str(tmp_path / "nowhere") in problem.message
+def test_a_folder_without_weights_is_a_problem(tmp_path: Path, registry: Registry) -> None:
+    for key, section in saved_parts(tmp_path, registry).items():
+        described = read(registry, **{f"model__{key}": section})
+        assert check(described, registry) == []
+        for weights in tmp_path.glob(f"{key}/**/*.safetensors"):
+            weights.unlink()
+        (problem,) = check(described, registry)
+        assert problem.key == f"model.{key}.pretrained"
+        assert str(tmp_path / key) in problem.message and "weights" in problem.message
 
 
 def test_the_seed_decides_every_fresh_weight(registry: Registry) -> None:

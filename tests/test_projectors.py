@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+from dreamkit.errors import ConfigError
 from dreamkit.projectors import MLP, Linear
 
 widths = st.integers(1, 9)
@@ -80,7 +81,11 @@ def test_initial_weights(cls: type) -> None:
         assert layer.bias.abs().max() == 0
 
 
-@pytest.mark.parametrize(("option", "message"), [("depth", "depth is 0"), ("hidden_dim", "hidden_dim is 0")])
+@pytest.mark.parametrize(
+    ("option", "message"), [("depth", "at least 1 matrix"), ("hidden_dim", "at least 1")]
+)
 def test_what_an_mlp_refuses(option: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError) as caught:
         MLP.Config(**{option: 0})
+    ((key, said),) = caught.value.problems.items()
+    assert key == option and said.startswith("0 found") and message in said

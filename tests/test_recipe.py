@@ -272,7 +272,20 @@ def test_the_order_of_overrides_of_one_part_does_not_matter(
         ("train.steps=[", "train.steps", "not YAML"),
         ("train.steps=", "train.steps", "null found, but a whole number is wanted"),
         ("train.step=3", "train.step", "did you mean 'steps'?"),
-        ("train.steps.now=3", "train.steps", "a section found, but a whole number is wanted"),
+        ("train.steps.now=3", "train.steps.now", "train.steps is 3 (a whole number) ({place})"),
+        ("data={}", "data", "a section found, but a list"),
+        ("data.0={}", "data.0", "an empty section found, which changes nothing"),
+        ("loss={}", "loss", "an empty section found, which changes nothing"),
+        ("init.0=x", "init.0", "init has no items; set the whole list"),
+        ("train.steps=0x" + 5000 * "f", "train.steps", "has more than 100 digits"),
+        ("train.steps=" + 5000 * "9", "train.steps", "has more than 100 digits"),
+        ("train.learning_rate=1e+30", "train.learning_rate", "1e+30 found, but more than 0 and at most 100"),
+        ("train.workers=257", "train.workers", "at least 0 and at most 256"),
+        ("init=~nosuchuser/x", "init", "'~nosuchuser/x' cannot be a path"),
+        ("data.0.path=~nosuchuser/x", "data.0.path", "'~nosuchuser/x' cannot be a path"),
+        ("init=" + 300 * "x", "init", "cannot be a path: File name too long"),
+        ("data.0.path=" + 300 * "x", "data.0.path", "cannot be a path: File name too long"),
+        ('init="\\ud800"', "init", "is not a value that a recipe holds"),
         ("data.1.weight=3", "data.1", "data is a list, and its items are from 0 to 0"),
         ("data.first.weight=3", "data.first", "data is a list"),
         (
@@ -285,7 +298,34 @@ def test_the_order_of_overrides_of_one_part_does_not_matter(
 def test_wrong_overrides(base: Path, registry: Registry, override: str, key: str, message: str) -> None:
     problem = only_problem(base, registry, override)
     assert (problem.where, problem.key) == ("command line", key)
-    assert message in problem.message
+    assert message.format(place=line_of(base, "steps: 3")) in problem.message
+    assert len(problem.message) < 600 and problem.message.encode()
+
+
+def test_overrides_are_applied_one_after_the_other(base: Path, registry: Registry) -> None:
+    overrides = [
+        "data=[{name: pairs, path: other.jsonl, direction: read}]",
+        "data.0.weight=3",
+        "data.0.direction=draw",
+        "model.adapters=[]",
+    ]
+    recipe = load_recipe(str(base), overrides, registry)
+    assert recipe.data[0].config.path == Path.cwd() / "other.jsonl"
+    assert (recipe.data[0].weight, recipe.data[0].config.direction) == (3, "draw")
+    assert recipe.model.adapters == ()
+
+
+def test_an_override_hides_no_earlier_one_that_is_wrong(base: Path, registry: Registry) -> None:
+    found = {problem.key: problem.message for problem in problems(base, registry, "train=3", "train.steps=4")}
+    assert "3 (a whole number) found, but a section" in found["train"]
+    assert "train is 3 (a whole number) (command line)" in found["train.steps"]
+
+
+def test_an_item_of_a_list_that_is_not_set(tmp_path: Path, registry: Registry) -> None:
+    path = write(tmp_path / "model.yaml", tiny_recipe())
+    problem = only_problem(path, registry, "model.adapters.0.rank=3")
+    assert (problem.where, problem.key) == ("command line", "model.adapters.0")
+    assert "model.adapters has no items; set the whole list, as in model.adapters=[...]" in problem.message
 
 
 # -- ${...} -------------------------------------------------------------------------------------------------
@@ -421,7 +461,9 @@ generation: 7
         ("train.steps", 0, "0 found, but at least 1 is wanted"),
         ("train.steps", 2**63, "less than 64 bits"),
         ("train.learning_rate", "fast", "'fast' (text) found, but a number is wanted"),
-        ("train.learning_rate", 0, "0 found, but more than 0 is wanted"),
+        ("train.learning_rate", 0, "0 found, but more than 0 and at most 100 is wanted"),
+        ("model.vision_encoder", {"name": "clip", "pretrained": "~nosuchuser/x"}, "cannot be a path"),
+        ("model.vision_encoder", {"name": "clip", "pretrained": 300 * "x"}, "File name too long"),
         ("train.learning_rate", math.inf, "a finite number is wanted"),
         ("train.schedule", "cosin", "did you mean 'cosine'?"),
         ("train.trainable", "dream_queries", "but a list of one of"),
@@ -460,7 +502,7 @@ def test_what_a_key_does_not_take(
     ("section", "message"),
     [
         ("loss: {lm: 0, vm: 0}", "nothing would be learned"),
-        ("model: {visual_projector: {name: mlp, depth: 0}}", "depth is 0, but an MLP has at least 1 matrix"),
+        ("model: {visual_projector: {name: mlp, depth: 0}}", "0 found, but an MLP has at least 1 matrix"),
     ],
 )
 def test_what_a_section_refuses(base: Path, registry: Registry, section: str, message: str) -> None:
@@ -469,10 +511,35 @@ def test_what_a_section_refuses(base: Path, registry: Registry, section: str, me
     assert message in problem.message and problem.where == f"{path}:2"
 
 
+def test_what_a_component_refuses_is_placed_at_its_keys(base: Path, registry: Registry) -> None:
+    projector = "{name: mlp,\n  depth: 0,\n  hidden_dim: -1}"
+    data = "[{name: digits,\n  documents: {\n  adding: 1,\n  reading: -1}}]"
+    path = write(
+        base.parent / "bad.yaml",
+        f"extends: base.yaml\nmodel: {{visual_projector: {projector}}}\ndata: {data}\n",
+    )
+    assert {(p.where, p.key) for p in problems(path, registry)} == {
+        (f"{path}:3", "model.visual_projector.depth"),
+        (f"{path}:4", "model.visual_projector.hidden_dim"),
+        (f"{path}:7", "data.0.documents.adding"),
+        (f"{path}:8", "data.0.documents.reading"),
+    }
+
+
 @pytest.mark.parametrize(
-    "key", ["model", "model.language_model", "model.visual_projector.name", "train.steps", "data.0.path"]
+    ("key", "around", "wanted"),
+    [
+        ("model", None, "a section with language_model, vision_encoder"),
+        ("model.language_model", "model:", "a section with name is wanted"),
+        ("model.visual_projector", "model:", "a section with name is wanted"),
+        ("model.visual_projector.name", "visual_projector:", "text is wanted"),
+        ("train.steps", "train:", "a whole number is wanted"),
+        ("data.0.path", "- name: pairs", "a path is wanted"),
+    ],
 )
-def test_a_missing_key_is_placed_at_its_section(tmp_path: Path, registry: Registry, key: str) -> None:
+def test_a_missing_key_is_placed_at_its_section(
+    tmp_path: Path, registry: Registry, key: str, around: str | None, wanted: str
+) -> None:
     data = whole_recipe()
     section: Any = data
     *steps, last = key.split(".")
@@ -481,8 +548,9 @@ def test_a_missing_key_is_placed_at_its_section(tmp_path: Path, registry: Regist
     del section[last]
     path = write(tmp_path / "bad.yaml", data)
     problem = only_problem(path, registry)
-    assert problem.key == key and problem.message.startswith("missing; ")
-    assert problem.where == (line_of(path, f"{steps[-1]}:") if steps and steps[-1] != "0" else problem.where)
+    assert problem.key == key
+    assert problem.message.startswith("missing; ") and wanted in problem.message
+    assert problem.where == (f"{path}:1" if around is None else line_of(path, around))
 
 
 @pytest.mark.parametrize(
@@ -520,6 +588,51 @@ def test_bytes_that_are_no_text(tmp_path: Path, registry: Registry) -> None:
     assert "cannot be read" in problems(path, registry)[0].message
 
 
+def test_aliases_that_stand_for_too_much(tmp_path: Path, registry: Registry) -> None:
+    doubling = "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+    path = write(tmp_path / "bad.yaml", f"a0: &a0 [1]\n{doubling}")
+    assert any("more than 10000 values" in problem.message for problem in problems(path, registry))
+
+
+def test_a_folder_is_no_recipe(base: Path, registry: Registry) -> None:
+    folder = base.parent / "folder.yaml"
+    folder.mkdir()
+    for name in (str(folder), str(folder)[:-2]):
+        (problem,) = problems(name, registry)
+        assert f"did you mean '{folder}'" not in problem.message
+    assert f"'{folder}' is a folder" in problems(folder, registry)[0].message
+
+
+@pytest.mark.parametrize(
+    ("extends", "message"),
+    [
+        ("~", "null found, but the name of a recipe is wanted"),
+        ("~nosuchuser/x.yaml", "'~nosuchuser/x.yaml' cannot be a path"),
+        (300 * "x", "File name too long"),
+    ],
+)
+def test_what_cannot_be_extended(tmp_path: Path, registry: Registry, extends: str, message: str) -> None:
+    path = write(tmp_path / "bad.yaml", f"# first\nextends: {extends}\n")
+    (problem,) = (p for p in problems(path, registry) if p.key == "extends")
+    assert problem.where == f"{path}:2" and message in problem.message
+
+
+@pytest.mark.parametrize("name", [300 * "x", "~nosuchuser/x.yaml", "x\0.yaml"])
+def test_a_name_that_can_be_no_file(registry: Registry, name: str) -> None:
+    (problem,) = problems(name, registry)
+    assert (problem.where, problem.key) == ("command line", "recipe")
+    assert "cannot be a path" in problem.message and len(problem.message) < 400
+
+
+def test_a_recipe_at_home_can_be_extended(
+    base: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(base.parent))
+    (tmp_path / "elsewhere").mkdir()
+    path = write(tmp_path / "elsewhere" / "more.yaml", "extends: ~/base.yaml\nloss: {vm: 3}\n")
+    assert load_recipe(str(path), (), registry).loss.vm == 3
+
+
 def test_a_file_that_is_not_there(base: Path, registry: Registry) -> None:
     (problem,) = problems(base.parent / "bsae.yaml", registry)
     assert problem.where == "command line" and f"did you mean '{base}'?" in problem.message
@@ -539,7 +652,14 @@ VALUES = st.sampled_from(
         math.nan,
         math.inf,
         10**30,
+        int(5000 * "f", 16),
         "",
+        "~",
+        "~nosuchuser/x",
+        "./x",
+        "pkg:x/y",
+        "../" + 300 * "x",
+        5000 * "x/",
         "x",
         "linear",
         "clip",
@@ -600,34 +720,77 @@ def at(data: Any, steps: list[Any]) -> Any:
     return data
 
 
-@given(mutated())
+def written(value: Any) -> str:
+    """YAML of a tree, with whole numbers in hexadecimal where they are too long to be written otherwise."""
+    long = {value for _, value in leaves(value) if isinstance(value, int) and abs(value) >= 10**100}
+    names = {number: f"long{index}" for index, number in enumerate(long)}
+
+    def marked(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: marked(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [marked(item) for item in value]
+        return names.get(value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    text = yaml.safe_dump(marked(value), sort_keys=False)
+    for number, name in names.items():
+        text = text.replace(name, hex(number))
+    return text
+
+
+@st.composite
+def overridden(draw: st.DrawFn) -> list[str]:
+    """Up to two overrides of keys that the recipe has, or nearly has."""
+    keys = [".".join(map(str, path)) for path, _ in leaves(whole_recipe()) if path]
+    texts = []
+    for _ in range(draw(st.integers(0, 2))):
+        key = draw(st.sampled_from(keys)) + draw(st.sampled_from(["", "", "", ".0", ".x", ".name"]))
+        value = draw(VALUES)
+        long = isinstance(value, int) and abs(value) > 10**100
+        texts.append(f"{key}={hex(value) if long else json.dumps(value)}")
+    return texts
+
+
+@given(mutated(), overridden(), st.sampled_from(["whole", "extending", "extended"]))
 @settings(
-    max_examples=80,
+    max_examples=50,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_any_mutation_is_accepted_and_builds_or_is_an_error(
-    tmp_path: Path, registry: Registry, data: dict[str, Any]
+    tmp_path: Path, registry: Registry, data: dict[str, Any], overrides: list[str], split: str
 ) -> None:
-    path = write(tmp_path / "mutated.yaml", data)
-    lines = len(path.read_text().splitlines())
+    path, other = tmp_path / "mutated.yaml", tmp_path / "other.yaml"
+    base, own = {"whole": ({}, data), "extending": (whole_recipe(), data), "extended": (data, {})}[split]
+    other.write_text(written(base))
+    path.write_text("extends: other.yaml\n" + (written(own) if own else ""))
+    lines = {str(file): len(file.read_text().splitlines()) for file in (path, other)}
+    draft, reading = draft_recipe(str(path), overrides, registry)
+    found = [*reading, *(check(draft, registry) if draft is not None else [])]
     try:
-        recipe = load_recipe(str(path), (), registry)
+        recipe = load_recipe(str(path), overrides, registry)
         model = build(recipe, registry)
     except RecipeError as error:
-        assert error.problems
-        for problem in error.problems:
+        assert found and set(error.problems) <= set(found), "check finds all that building does"
+        for problem in found:
             file, _, line = problem.where.rpartition(":")
-            assert file == str(path) and 1 <= int(line) <= lines and problem.key and problem.message, problem
+            assert problem.where == "command line" or 1 <= int(line) <= lines[file], problem
+            assert problem.key and problem.message and str(problem).encode(), problem
         return
-    assert isinstance(model, DreamModel)
+    assert isinstance(model, DreamModel) and found == []
+    if overrides or split != "whole":
+        return
     # Nothing was passed over in silence: every value that was written is in the recipe.
     resolved = recipe.to_dict()
     for steps, value in leaves(data):
         if not isinstance(value, dict | list) and "${" not in str(value):
             read = at(resolved, list(steps))
-            assert read == value or str(read).endswith(f"/{value}"), (steps, value, read)
+            assert read == value or str(read).endswith(f"/{str(value).removeprefix('./')}"), (
+                steps,
+                value,
+                read,
+            )
 
 
 # -- shipped recipes ----------------------------------------------------------------------------------------

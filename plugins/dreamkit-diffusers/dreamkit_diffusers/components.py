@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, ModelMixin, UNet2DConditionModel
 
-from dreamkit import DreamkitError, PartConfig, SourceError, did_you_mean, locate
-from dreamkit_diffusers.schedulers import own_scheduler, scheduler_keys
+from dreamkit import ConfigError, DreamkitError, PartConfig, SourceError, did_you_mean, locate
+from dreamkit_diffusers.schedulers import own_scheduler, scheduler_class, scheduler_keys
 
 Model = TypeVar("Model", bound=ModelMixin)
 
 FILES = {"unet": "unet/config.json", "vae": "vae/config.json", "scheduler": "scheduler/scheduler_config.json"}
+MODELS: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+MAX_LAYERS = 100  # of a block; making them takes time, even without weights
+MAX_TIMESTEPS = 100_000
 
 
 @dataclass(frozen=True)
@@ -29,70 +33,100 @@ class Components:
     vae: AutoencoderKL
     schedule: DDPMScheduler
     schedule_config: dict[str, Any]
-    where: str
 
 
-def outline(config: PartConfig) -> Components:
-    """The components on the meta device, from config files alone.
+@dataclass(frozen=True)
+class Described:
+    """The three configs by name, as they were `given` and with defaults in `values`, and what is wrong with them.
+
+    `folder` is the one they are from, or None where they are a recipe's `config`.
+    """
+
+    folder: Path | None
+    given: dict[str, dict[str, Any]]
+    problems: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, dict[str, Any]]:
+        return {name: _defaults(model) | self.given[name] for name, model in MODELS.items()}
+
+    def problem(self, key: str, message: str) -> None:
+        """Something wrong with a value, such as `unet.sample_size`. Those of a folder are all told of its name."""
+        if self.folder is None:
+            self.problems.setdefault(f"config.{key}", message)
+        else:
+            name, _, inner = key.partition(".")
+            told = f"{self.folder}/{FILES[name]}: {f'{inner}: ' if inner else ''}{message}"
+            others = self.problems.get("pretrained")
+            self.problems["pretrained"] = told if others is None else f"{others}; {told}"
+
+    def is_sound(self, name: str) -> bool:
+        """Whether nothing has been found wrong with a config."""
+        key = "pretrained" if self.folder is not None else f"config.{name}"
+        return not any(f"{found}.".startswith(f"{key}.") for found in self.problems)
+
+    def raise_any(self) -> None:
+        if self.problems.keys() == {"pretrained"}:
+            raise SourceError(self.problems["pretrained"])
+        if self.problems:
+            raise ConfigError(self.problems)
+
+
+def described(config: PartConfig, *, weights: bool = False) -> Described:
+    """The configs of a section, each of which was made on the meta device, so that its `problems` are all there are.
 
     Raises:
-        SourceError: files are missing, or a config is not one of a model that dreamkit knows.
+        ConfigError: there is no such folder, a file or config is missing, or, with `weights`, the weights are.
     """
-    return _random(config, torch.device("meta"))
-
-
-def random(config: PartConfig) -> Components:
-    """The components with random weights, drawn from torch's global generator."""
-    return _random(config, None)
-
-
-def pretrained(config: PartConfig) -> Components:
-    """The components with the weights of `config.pretrained`, in float32.
-
-    Raises:
-        SourceError: as `outline`, or weights are missing or damaged.
-    """
-    if config.pretrained is None:
-        raise SourceError("there are no weights to load without `pretrained`: name a folder or a hub model")
-    configs, where = _configs(config)
-    schedule, schedule_config = _schedule(configs["scheduler"], where)
-    folder = locate(config.pretrained, list(FILES.values()), weights=True)
-    _check_class(UNet2DConditionModel, configs["unet"], f"{where}/{FILES['unet']}")
-    _check_class(AutoencoderKL, configs["vae"], f"{where}/{FILES['vae']}")
-    unet, vae = _load(UNet2DConditionModel, folder / "unet"), _load(AutoencoderKL, folder / "vae")
-    return Components(unet, vae, schedule, schedule_config, where)
-
-
-def _random(config: PartConfig, device: torch.device | None) -> Components:
-    configs, where = _configs(config)
-    schedule, schedule_config = _schedule(configs["scheduler"], where)
-    with nullcontext() if device is None else device:
-        unet = _build(UNet2DConditionModel, configs["unet"], _place(where, "unet"))
-        vae = _build(AutoencoderKL, configs["vae"], _place(where, "vae"))
-    return Components(unet, vae, schedule, schedule_config, where)
-
-
-def _configs(config: PartConfig) -> tuple[dict[str, dict[str, Any]], str]:
-    """The three configs by name, and where they are from."""
     if (config.pretrained is None) == (config.config is None):
-        raise SourceError(
-            f"pretrained is {config.pretrained!r} and config is {config.config!r}; give exactly one"
+        raise ConfigError(
+            {"": f"pretrained is {config.pretrained!r} and config is {config.config!r}; give exactly one"}
         )
     if config.pretrained is not None:
-        folder = locate(config.pretrained, list(FILES.values()), weights=False)
-        return {name: _read(folder / file) for name, file in FILES.items()}, str(folder)
-    given: dict[str, Any] = {"scheduler": {}, **(config.config or {})}
-    _check_keys(given, FILES, "config")
-    for name in FILES:
-        if not isinstance(given.get(name), Mapping):
-            found = repr(given[name]) if name in given else "missing"
-            raise SourceError(
-                f"config.{name} is {found}, but must be a dict of the values of a {FILES[name]}"
-            )
-    _check_keys(given["unet"], _arguments(UNet2DConditionModel), "config.unet")
-    _check_keys(given["vae"], _arguments(AutoencoderKL), "config.vae")
-    _check_keys(given["scheduler"], scheduler_keys(), "config.scheduler")
-    return {name: dict(given[name]) for name in FILES}, "config"
+        folder = locate(config.pretrained, list(FILES.values()), weights=weights)
+        found = Described(folder, {name: _read(folder / file) for name, file in FILES.items()})
+    else:
+        given: dict[str, Any] = {"scheduler": {}, **(config.config or {})}
+        found = Described(None, {name: dict(_mapping(given.get(name))) for name in FILES})
+        _check_keys(found, "", given, FILES)
+        for name in FILES:
+            if not isinstance(given.get(name), Mapping):
+                said = f"{given[name]!r} found" if name in given else "missing"
+                found.problem(name, f"{said}, but a section of the values of a {FILES[name]} is wanted")
+        for name, model in MODELS.items():
+            _check_keys(found, name, found.given[name], _arguments(model))
+        _check_keys(found, "scheduler", found.given["scheduler"], scheduler_keys())
+        if not all(isinstance(given.get(name), Mapping) for name in FILES):
+            found.raise_any()
+    for name, model in MODELS.items():
+        _check_class(found, name, model)
+        _check_blocks(found, name)
+        if found.is_sound(name):
+            _try(found, name, model)
+    _check_schedule(found)
+    return found
+
+
+def random(found: Described, device: str | None = None) -> Components:
+    """The components with random weights, drawn from torch's global generator."""
+    with nullcontext() if device is None else torch.device(device):
+        unet, vae = (MODELS[name].from_config(found.given[name]) for name in MODELS)
+    return Components(unet, vae, *_schedule(found))
+
+
+def pretrained(found: Described) -> Components:
+    """The components with the weights of a folder, in float32.
+
+    Raises:
+        SourceError: weights are damaged, or some are missing.
+    """
+    assert found.folder is not None, "only a folder has weights"
+    unet, vae = (_load(model, found.folder / name) for name, model in MODELS.items())
+    return Components(unet, vae, *_schedule(found))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -105,36 +139,67 @@ def _read(file: Path) -> dict[str, Any]:
     return values
 
 
-def _place(where: str, name: str) -> str:
-    return f"config.{name}" if where == "config" else f"{where}/{FILES[name]}"
+def _arguments(model: type) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(model).parameters
 
 
-def _arguments(model: type) -> set[str]:
-    return set(inspect.signature(model).parameters)
+def _defaults(model: type) -> dict[str, Any]:
+    return {name: argument.default for name, argument in _arguments(model).items()}
 
 
-def _check_keys(given: Mapping[str, Any], known: Any, where: str) -> None:
+def _check_keys(found: Described, name: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
     """diffusers only warns of keys it does not know; those that start with `_` it writes itself."""
+    known = set(known)
     for key in given:
         if key not in known and not str(key).startswith("_"):
-            raise SourceError(f"{where} has an unknown key '{key}'; {did_you_mean(key, known)}")
+            found.problem(
+                f"{name}.{key}" if name else key, f"unknown key '{key}'; {did_you_mean(key, known)}"
+            )
 
 
-def _check_class(model: type, values: Mapping[str, Any], where: str) -> None:
-    named = values.get("_class_name", model.__name__)
+def _check_class(found: Described, name: str, model: type) -> None:
+    named = found.given[name].get("_class_name", model.__name__)
     if named != model.__name__:
-        raise SourceError(
-            f"{where} is of class '{named}', but '{model.__name__}' is wanted; name another source"
-        )
+        message = f"it is of class '{named}', but '{model.__name__}' is wanted; name another source"
+        found.problem(f"{name}._class_name", message)
 
 
-def _build(model: type[Model], values: dict[str, Any], where: str) -> Model:
-    _check_class(model, values, where)
+def _check_blocks(found: Described, name: str) -> None:
+    """What would take for ever, or what diffusers would refuse without a word of which value it was."""
+    values = found.values[name]
+    channels, groups = values["block_out_channels"], values["norm_num_groups"]
+    if is_count(groups) and isinstance(channels, list | tuple):
+        odd = [width for width in channels if is_count(width) and width % groups]
+        if odd:
+            message = f"{groups} found, but block_out_channels has {odd[0]}, which {groups} does not divide"
+            found.problem(f"{name}.norm_num_groups", message)
+    width = values.get("cross_attention_dim", 1)
+    if not is_count(width):
+        found.problem(f"{name}.cross_attention_dim", f"{width!r} found, but a whole number from 1 is wanted")
+    for key, value in found.given[name].items():
+        many = [number for number in _numbers(value) if number > MAX_LAYERS]
+        if many and key.endswith("layers_per_block"):
+            found.problem(f"{name}.{key}", f"{many[0]} found, but at most {MAX_LAYERS} is wanted")
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _numbers(value: Any) -> list[float]:
+    """All the numbers in a value, which may be lists of lists."""
+    if isinstance(value, list | tuple):
+        return [number for item in value for number in _numbers(item)]
+    return [value] if isinstance(value, int | float) else []
+
+
+def _try(found: Described, name: str, model: Any) -> None:
     try:
-        return model.from_config(values)
+        with torch.device("meta"):
+            model.from_config(found.given[name])
     # whatever a mistaken value makes diffusers raise, which can be anything
     except Exception as error:
-        raise SourceError(f"{where} does not describe a {model.__name__}: {_reason(error)}") from error
+        found.problem(name, f"it does not describe a {model.__name__}: {_reason(error)}")
 
 
 def _load(model: type[Model], folder: Path) -> Model:
@@ -153,22 +218,38 @@ def _load(model: type[Model], folder: Path) -> Model:
     return loaded
 
 
-def _schedule(values: dict[str, Any], where: str) -> tuple[DDPMScheduler, dict[str, Any]]:
+def _check_schedule(found: Described) -> None:
+    given = found.given["scheduler"]
+    steps, named = given.get("num_train_timesteps", 1), given.get("_class_name")
+    if not is_count(steps) or steps > MAX_TIMESTEPS:
+        message = f"{steps!r} found, but a whole number from 1 to {MAX_TIMESTEPS} is wanted"
+        found.problem("scheduler.num_train_timesteps", message)
+    kind = given.get("prediction_type", PREDICTIONS[0])
+    if kind not in PREDICTIONS:
+        message = (
+            f"{kind!r} found, but {' or '.join(PREDICTIONS)} is wanted; {did_you_mean(kind, PREDICTIONS)}"
+        )
+        found.problem("scheduler.prediction_type", message)
+    if named is not None:
+        try:
+            scheduler_class(named)
+        except DreamkitError as error:
+            found.problem("scheduler._class_name", str(error))
+    if found.is_sound("scheduler"):
+        try:
+            schedule, config = _schedule(found)
+            own_scheduler(config)
+        except Exception as error:  # as in `_try`
+            found.problem("scheduler", f"it does not describe a noise schedule: {_reason(error)}")
+            return
+        if not all(0 <= float(beta) <= 1 for beta in schedule.betas):
+            found.problem("scheduler", "its betas make no noise schedule; each is from 0 to 1")
+
+
+def _schedule(found: Described) -> tuple[DDPMScheduler, dict[str, Any]]:
     # Some schedulers have no such setting. DDPM's default clips latents, which are not pixels, to [-1, 1].
-    values = {"clip_sample": False, **values}
-    place = _place(where, "scheduler")
-    try:
-        schedule = DDPMScheduler.from_config(values)
-        own_scheduler(values, place)
-    except DreamkitError:
-        raise
-    except Exception as error:
-        raise SourceError(f"{place} does not describe a noise schedule: {_reason(error)}") from error
-    kinds = ("epsilon", "v_prediction", "sample")
-    kind = schedule.config.prediction_type
-    if kind not in kinds:
-        raise SourceError(f"{place} has prediction_type '{kind}'; {did_you_mean(kind, kinds)}")
-    return schedule, values
+    values = {"clip_sample": False, **found.given["scheduler"]}
+    return DDPMScheduler.from_config(values), values
 
 
 def _reason(error: Exception) -> str:

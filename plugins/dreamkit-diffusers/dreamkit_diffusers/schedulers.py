@@ -15,7 +15,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from dreamkit import DreamkitError, SourceError, did_you_mean
+from dreamkit import DreamkitError, did_you_mean
 
 # what a recipe writes -> the class, and what is set over the noise schedule's config
 SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
@@ -41,27 +41,25 @@ def scheduler_keys() -> set[str]:
     return {key for found in _classes().values() for key in inspect.signature(found).parameters}
 
 
-def scheduler_class(name: str, where: str) -> type[SchedulerMixin]:
-    """The diffusers scheduler class that a config at `where` names; one with a beta schedule.
+def scheduler_class(name: str) -> type[SchedulerMixin]:
+    """The diffusers scheduler class of this name; one with a beta schedule.
 
     Raises:
-        SourceError: any other name.
+        DreamkitError: any other name.
     """
     known = _classes()
     if name not in known:
-        raise SourceError(
-            f"{where} is of class '{name}', but one with a table of betas is wanted, such as "
+        raise DreamkitError(
+            f"it is of class '{name}', but one with a table of betas is wanted, such as "
             f"'{DDPMScheduler.__name__}'; {did_you_mean(name, known)}"
         )
     return known[name]
 
 
-def own_scheduler(
-    schedule_config: Mapping[str, Any], where: str = "the scheduler's config"
-) -> SchedulerMixin:
+def own_scheduler(schedule_config: Mapping[str, Any]) -> SchedulerMixin:
     """A fresh scheduler of the class that the config itself names; DDPM where it names none."""
     named = schedule_config.get("_class_name", DDPMScheduler.__name__)
-    return scheduler_class(named, where).from_config(dict(schedule_config))
+    return scheduler_class(named).from_config(dict(schedule_config))
 
 
 def named_scheduler(name: str, schedule_config: Mapping[str, Any]) -> SchedulerMixin:

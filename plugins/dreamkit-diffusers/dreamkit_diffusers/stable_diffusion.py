@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -10,11 +11,11 @@ import torch
 from PIL.Image import Image as Picture
 from torch import Tensor, nn
 
-from dreamkit import Condition, DecoderSpec, DreamkitError, ImageDecoder, PartConfig, SourceError
+from dreamkit import Condition, DecoderSpec, ImageDecoder, PartConfig, SourceError
 from dreamkit_diffusers import components
-from dreamkit_diffusers.components import Components
+from dreamkit_diffusers.components import Components, Described, is_count
 from dreamkit_diffusers.pixels import square_pixels
-from dreamkit_diffusers.schedulers import named_scheduler, own_scheduler
+from dreamkit_diffusers.schedulers import SCHEDULERS, named_scheduler, own_scheduler
 
 
 class StableDiffusion(ImageDecoder):
@@ -41,9 +42,9 @@ class StableDiffusion(ImageDecoder):
         for layer in ("to_q", "to_k", "to_v", "to_out.0")
     )
 
-    def __init__(self, config: StableDiffusion.Config, parts: Components) -> None:
+    def __init__(self, config: StableDiffusion.Config, spec: DecoderSpec, parts: Components) -> None:
         super().__init__()
-        self.spec = _spec(config, parts)
+        self.spec = spec
         self.unet = parts.unet
         self.vae = parts.vae.requires_grad_(False)
         self.schedule = parts.schedule
@@ -52,15 +53,24 @@ class StableDiffusion(ImageDecoder):
 
     @classmethod
     def spec_from(cls, config: StableDiffusion.Config) -> DecoderSpec:
-        return _spec(config, components.outline(config))
+        return _spec(config, components.described(config, weights=config.is_local))
+
+    @classmethod
+    def outline(cls, config: StableDiffusion.Config) -> Self:
+        found = components.described(config)
+        return cls(config, _spec(config, found), components.random(found, "meta"))
 
     @classmethod
     def from_config(cls, config: StableDiffusion.Config) -> Self:
-        return cls(config, components.random(config))
+        found = components.described(config)
+        return cls(config, _spec(config, found), components.random(found))
 
     @classmethod
     def from_pretrained(cls, config: StableDiffusion.Config) -> Self:
-        return cls(config, components.pretrained(config))
+        if config.pretrained is None:
+            raise SourceError("there are no weights to load without it; name a folder or a hub model")
+        found = components.described(config, weights=True)
+        return cls(config, _spec(config, found), components.pretrained(found))
 
     def trainable_parameters(self) -> Iterable[nn.Parameter]:
         """The UNet's: no gradient reaches the autoencoder."""
@@ -147,51 +157,66 @@ class StableDiffusion(ImageDecoder):
         return snr_N.clamp(max=gamma) / (snr_N + 1 if kind == "v_prediction" else 1)
 
 
-def _spec(config: StableDiffusion.Config, parts: Components) -> DecoderSpec:
-    """The spec, once all is checked that the configs of the parts must have in common."""
-    unet, vae = parts.unet.config, parts.vae.config
-    _check(config, parts)
-    factor = 2 ** (len(vae.block_out_channels) - 1)
-    image_size = unet.sample_size * factor if config.image_size is None else config.image_size
-    spec = DecoderSpec(
-        context_dim=unet.cross_attention_dim,
+def _spec(config: StableDiffusion.Config, found: Described) -> DecoderSpec:
+    """The spec, once all is checked that the configs of the parts must have in common.
+
+    Raises:
+        ConfigError: all that is wrong with the section.
+    """
+    unet, vae = found.values["unet"], found.values["vae"]
+    _check_values(found, unet, vae)
+    blocks = vae["block_out_channels"]
+    factor = 2 ** (len(blocks) - 1) if isinstance(blocks, list | tuple) and blocks else 1
+    image_size = config.image_size
+    if image_size is None and is_count(unet["sample_size"]):
+        image_size = unet["sample_size"] * factor
+    elif image_size is None:
+        found.problem(
+            "unet.sample_size", f"{unet['sample_size']!r} found, which is no number; set image_size"
+        )
+    elif image_size < 1 or image_size % factor:
+        said = f"{image_size} found, but a positive multiple of {factor} pixels is wanted"
+        found.problems["image_size"] = said
+    if config.snr_gamma is not None and not config.snr_gamma > 0:
+        found.problems["snr_gamma"] = f"{config.snr_gamma} found, but a positive number is wanted"
+    found.raise_any()
+    assert image_size is not None, "what has no size is a problem"
+    return DecoderSpec(
+        context_dim=unet["cross_attention_dim"],
         image_size=image_size,
-        latent_channels=vae.latent_channels,
+        latent_channels=vae["latent_channels"],
         latent_factor=factor,
         # CLIP's text encoders end in a layer norm, whose output has unit scale
         context_scale=1.0,
         # the UNet brings its upsampled features to the size of its downsampled ones, whatever that is
         size_multiple=factor,
+        schedulers=tuple(SCHEDULERS),
     )
-    try:
-        spec.latent_shape((image_size, image_size))
-    except (TypeError, ValueError) as error:
-        raise DreamkitError(f"{parts.where}: {error}") from error
-    return spec
 
 
-def _check(config: StableDiffusion.Config, parts: Components) -> None:
-    unet, vae, where = parts.unet.config, parts.vae.config, parts.where
+def _check_values(found: Described, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
     for key in ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim"):
         if unet[key] is not None:
-            raise SourceError(
-                f"{where}: the UNet's {key} is {unet[key]!r}: it wants more conditions than a context (as "
-                "SDXL's does), which 'stable-diffusion' does not give; use another image decoder for it"
+            found.problem(
+                f"unet.{key}",
+                f"{unet[key]!r} found: it wants more conditions than a context (as SDXL's does), which "
+                "'stable-diffusion' does not give; use another image decoder for it",
             )
+    # told of the one that was set
+    is_vaes = "latent_channels" in found.given["vae"] and "in_channels" not in found.given["unet"]
     for end in ("in_channels", "out_channels"):
-        if unet[end] != vae.latent_channels:
-            raise SourceError(
-                f"{where}: the UNet's {end} is {unet[end]}, but the autoencoder's latents have "
-                f"{vae.latent_channels} channels; use a UNet made for these latents"
+        if unet[end] != vae["latent_channels"]:
+            found.problem(
+                "vae.latent_channels" if is_vaes else f"unet.{end}",
+                f"the UNet's {end} is {unet[end]}, but the autoencoder's latents have "
+                f"{vae['latent_channels']} channels; use a UNet made for these latents",
             )
-    if not isinstance(unet.cross_attention_dim, int):
-        raise SourceError(
-            f"{where}: the UNet's cross_attention_dim is {unet.cross_attention_dim}, but must be a number"
-        )
-    if config.image_size is None and not isinstance(unet.sample_size, int):
-        raise SourceError(f"{where}: the UNet's sample_size is {unet.sample_size}; set image_size")
-    for name, value in (("scaling_factor", vae.scaling_factor), ("shift_factor", vae.shift_factor or 0.0)):
-        if not isinstance(value, int | float):
-            raise SourceError(f"{where}: the autoencoder's {name} is {value!r}, but must be a number")
-    if config.snr_gamma is not None and not config.snr_gamma > 0:
-        raise DreamkitError(f"snr_gamma is {config.snr_gamma}, but must be positive")
+    scale, shift = vae["scaling_factor"], vae["shift_factor"]
+    if not _is_finite(scale) or scale <= 0:
+        found.problem("vae.scaling_factor", f"{scale!r} found, but a positive number is wanted")
+    if shift is not None and not _is_finite(shift):
+        found.problem("vae.shift_factor", f"{shift!r} found, but a number or null is wanted")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dreamkit import DecoderSpec, DreamkitError, SourceError
+from dreamkit import ConfigError, DecoderSpec, DreamkitError, SourceError
 from dreamkit_diffusers.stable_diffusion import StableDiffusion
 
 Config = StableDiffusion.Config
@@ -70,14 +71,17 @@ class Devices(TorchDispatchMode):
 
 def test_the_spec_needs_config_files_only(decoder: StableDiffusion, folder: Path) -> None:
     for weights in folder.glob("*/*.safetensors"):
-        weights.unlink()
+        weights.write_bytes(b"not tensors: a spec needs none, but they must be there")
     with Devices() as devices:
         spec = StableDiffusion.spec_from(Config(pretrained=str(folder)))
     # the noise schedule's thousand numbers are the most that is made
     assert devices.largest <= 1000
     assert spec == decoder.spec
-    with pytest.raises(SourceError, match=r"weights .* in unet/"):
-        StableDiffusion.from_pretrained(Config(pretrained=str(folder)))
+    for weights in folder.glob("*/*.safetensors"):
+        weights.unlink()
+    for make in (StableDiffusion.spec_from, StableDiffusion.from_pretrained):
+        with pytest.raises(SourceError, match=r"weights .* in unet/"):
+            make(Config(pretrained=str(folder)))
 
 
 def test_the_spec_of_full_size_models(tmp_path: Path) -> None:
@@ -87,7 +91,12 @@ def test_the_spec_of_full_size_models(tmp_path: Path) -> None:
         unet = {"sample_size": sample_size, "cross_attention_dim": width}
         spec = StableDiffusion.spec_from(Config(config={"unet": unet, "vae": blocks}))
         assert spec == DecoderSpec(
-            context_dim=width, image_size=image_size, latent_channels=4, latent_factor=8, size_multiple=8
+            context_dim=width,
+            image_size=image_size,
+            latent_channels=4,
+            latent_factor=8,
+            size_multiple=8,
+            schedulers=("ddpm", "ddim", "dpm-solver++", "unipc", "euler"),
         )
 
 
@@ -188,28 +197,50 @@ def test_weights_that_lack_tensors(folder: Path) -> None:
         StableDiffusion.from_pretrained(Config(pretrained=str(folder)))
 
 
+def refused(make: Helper, config: Config) -> dict[str, str]:
+    """What of a section `make` refuses, by key."""
+    with pytest.raises(ConfigError) as caught:
+        make(config)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "message"),
+    [
+        ("unet", "cross_atention_dim", 3, "unknown key.*did you mean 'cross_attention_dim'"),
+        ("vae", "scalingfactor", 3, "unknown key.*did you mean 'scaling_factor'"),
+        ("scheduler", "beta_stop", 1, "unknown key 'beta_stop'; did you mean 'beta_st"),
+        ("scheduler", "prediction_type", "v", "'v' found.*v_prediction"),
+        ("scheduler", "_class_name", "DDPMSchedule", "'DDPMSchedule'.*did you mean 'DDPMScheduler'"),
+        ("scheduler", "num_train_timesteps", 0, "0 found"),
+        ("scheduler", "num_train_timesteps", 10**12, "1000000000000 found"),
+        ("unet", "norm_num_groups", 5, "5 found, but block_out_channels has 8"),
+        ("unet", "layers_per_block", 10**6, "1000000 found, but at most 100"),
+        ("unet", "cross_attention_dim", 0, "0 found"),
+        ("unet", "in_channels", 9, "in_channels is 9, but the autoencoder's latents have 4"),
+        ("unet", "sample_size", None, "set image_size"),
+        ("vae", "norm_num_groups", 3, "3 found, but block_out_channels has 4"),
+        ("vae", "scaling_factor", "half", "'half' found"),
+        ("vae", "scaling_factor", 0, "0 found"),
+        ("vae", "shift_factor", "none", "'none' found"),
+        ("vae", "latent_channels", 8, "in_channels is 4, but the autoencoder's latents have 8"),
+    ],
+)
+def test_a_mistaken_value_is_told_at_its_key(
+    tiny: Helper, part: str, key: str, value: Any, message: str
+) -> None:
+    for make in (StableDiffusion.spec_from, StableDiffusion.from_config, StableDiffusion.outline):
+        ((found, said),) = refused(make, Config(config=tiny(**{part: {key: value}}))).items()
+        assert found == f"config.{part}.{key}"
+        assert re.search(message, said), said
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"unet": {"cross_atention_dim": 3}},
-            "config.unet has an unknown key.* did you mean 'cross_attention_dim'",
-        ),
-        ({"vae": {"scalingfactor": 3}}, "config.vae has an unknown key.* did you mean 'scaling_factor'"),
-        (
-            {"scheduler": {"beta_stop": 1}},
-            "config.scheduler has an unknown key 'beta_stop'; did you mean 'beta_st",
-        ),
-        ({"scheduler": {"prediction_type": "v"}}, "config.scheduler has prediction_type 'v'"),
-        ({"scheduler": {"beta_schedule": "square"}}, "config.scheduler does not describe"),
-        ({"scheduler": {"_class_name": "DDPMSchedule"}}, "'DDPMSchedule'.*did you mean 'DDPMScheduler'"),
-        ({"unet": {"block_out_channels": "wide"}}, "config.unet does not describe a UNet2DConditionModel"),
-        ({"unet": {"norm_num_groups": 5}}, "config.unet does not describe a UNet2DConditionModel"),
-        ({"vae": {"norm_num_groups": 3}}, "config.vae does not describe a AutoencoderKL"),
-        ({"vae": {"scaling_factor": "half"}}, "scaling_factor is 'half'"),
-        ({"vae": {"latent_channels": 8}}, "in_channels is 4, but the autoencoder's latents have 8"),
-        ({"unet": {"in_channels": 9}}, "in_channels is 9, but the autoencoder's latents have 4"),
-        ({"unet": {"sample_size": None}}, "set image_size"),
+        ({"scheduler": {"beta_schedule": "square"}}, "does not describe a noise schedule"),
+        ({"scheduler": {"beta_schedule": "linear", "beta_end": 3.0}}, "no noise schedule"),
+        ({"unet": {"block_out_channels": "wide"}}, "does not describe a UNet2DConditionModel"),
         (
             {
                 "unet": {
@@ -218,29 +249,70 @@ def test_weights_that_lack_tensors(folder: Path) -> None:
                     "projection_class_embeddings_input_dim": 40,
                 }
             },
-            "addition_embed_type is 'text_time'.*another image decoder",
+            "'text_time' found.*another image decoder",
         ),
     ],
 )
 def test_a_mistaken_config_is_an_error(tiny: Helper, changes: dict[str, Any], message: str) -> None:
     for make in (StableDiffusion.spec_from, StableDiffusion.from_config):
-        with pytest.raises(SourceError, match=message):
-            make(Config(config=tiny(**changes)))
+        ((key, said),) = refused(make, Config(config=tiny(**changes))).items()
+        assert key.startswith(f"config.{next(iter(changes))}") and re.search(message, said), (key, said)
+
+
+def test_all_that_is_wrong_with_a_section_is_told_at_once(tiny: Helper) -> None:
+    changes = {"unet": {"foo": 1, "bar": 2, "norm_num_groups": 5}, "vae": {"baz": 3}, "scheduler": {"s": 1}}
+    config = Config(config=tiny(**changes) | {"qux": {}}, image_size=3, snr_gamma=-1.0)
+    assert refused(StableDiffusion.spec_from, config).keys() == {
+        "config.unet.foo",
+        "config.unet.bar",
+        "config.unet.norm_num_groups",
+        "config.vae.baz",
+        "config.scheduler.s",
+        "config.qux",
+        "image_size",
+        "snr_gamma",
+    }
+
+
+def test_all_that_is_wrong_with_a_folder_is_told_at_once(edit: Helper, folder: Path) -> None:
+    edit(folder / "unet" / "config.json", cross_attention_dim=0, norm_num_groups=5)
+    edit(folder / "vae" / "config.json", scaling_factor=0)
+    with pytest.raises(SourceError) as caught:
+        StableDiffusion.spec_from(Config(pretrained=str(folder)))
+    ((key, said),) = caught.value.problems.items()
+    assert key == "pretrained"
+    for fragment in ("unet/config.json: cross_attention_dim: 0", "norm_num_groups: 5", "scaling_factor: 0"):
+        assert fragment in said
 
 
 @pytest.mark.parametrize(
-    ("parts", "message"),
+    ("parts", "key", "message"),
     [
-        ({"une": {}}, "config has an unknown key 'une'; did you mean 'unet'"),
-        ({"vae": 3}, "config.vae is 3, but must be a dict"),
-        ({"unet": None}, "config.unet is None, but must be a dict"),
+        ({"une": {}}, "config.une", "unknown key 'une'; did you mean 'unet'"),
+        ({"vae": 3}, "config.vae", "3 found, but a section"),
+        ({"unet": None}, "config.unet", "None found, but a section"),
     ],
 )
-def test_a_config_of_the_wrong_parts(tiny: Helper, parts: dict[str, Any], message: str) -> None:
-    with pytest.raises(SourceError, match=message):
-        StableDiffusion.spec_from(Config(config=tiny() | parts))
-    with pytest.raises(SourceError, match=r"config\.vae is missing"):
-        StableDiffusion.spec_from(Config(config={"unet": tiny()["unet"]}))
+def test_a_config_of_the_wrong_parts(tiny: Helper, parts: dict[str, Any], key: str, message: str) -> None:
+    ((found, said),) = refused(StableDiffusion.spec_from, Config(config=tiny() | parts)).items()
+    assert found == key and message in said
+    found_missing = refused(StableDiffusion.spec_from, Config(config={"unet": tiny()["unet"]}))
+    assert found_missing.keys() == {"config.vae"} and found_missing["config.vae"].startswith("missing")
+
+
+def test_an_outline_has_the_modules_of_the_part(tiny: Helper, folder: Path) -> None:
+    for config in (Config(config=tiny()), Config(pretrained=str(folder))):
+        outline, part = StableDiffusion.outline(config), StableDiffusion.from_config(config)
+        assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
+        assert [name for name, _ in outline.named_modules()] == [name for name, _ in part.named_modules()]
+
+
+def test_the_spec_names_every_scheduler(decoder: StableDiffusion) -> None:
+    assert decoder.spec.schedulers
+    for name in decoder.spec.schedulers:
+        assert decoder.scheduler(name).config.beta_end == 0.012
+    with pytest.raises(DreamkitError, match="no scheduler 'foo'"):
+        decoder.scheduler("foo")
 
 
 def test_the_config_is_left_as_it_was(tiny: Helper) -> None:
@@ -261,9 +333,9 @@ def test_published_config_files_are_a_config(tiny: Helper) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"image_size": 15}, "15x15"),
-        ({"image_size": 0}, "0x0"),
-        ({"snr_gamma": 0.0}, "snr_gamma is 0.0"),
+        ({"image_size": 15}, "image_size: 15 found, but a positive multiple of 2"),
+        ({"image_size": 0}, "image_size: 0 found"),
+        ({"snr_gamma": 0.0}, "snr_gamma: 0.0 found"),
         ({"config": None}, "exactly one"),
         ({"pretrained": "."}, "exactly one"),
     ],
@@ -274,7 +346,7 @@ def test_mistaken_settings(tiny: Helper, settings: dict[str, Any], message: str)
 
 
 def test_weights_are_never_made_up_for_a_config(tiny: Helper) -> None:
-    with pytest.raises(SourceError, match="without `pretrained`"):
+    with pytest.raises(SourceError, match="no weights to load"):
         StableDiffusion.from_pretrained(Config(config=tiny()))
 
 

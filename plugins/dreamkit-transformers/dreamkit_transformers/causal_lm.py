@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from dreamkit import (
     ChatTemplate,
+    ConfigError,
     DreamkitError,
     Head,
     LanguageModel,
@@ -29,8 +30,10 @@ from dreamkit import (
 from dreamkit_transformers.configs import (
     config_from_dict,
     config_from_folder,
+    gathering,
     load_weights,
     on_meta,
+    raise_all,
     read_json,
 )
 from dreamkit_transformers.masks import TokenCache, attention_masks
@@ -51,6 +54,13 @@ class LanguageConfig(PartConfig):
     """`tokenizer` is the source of another tokenizer than the weights' own; a `config` without gets bytes."""
 
     tokenizer: str | None = None
+
+
+@dataclass(frozen=True)
+class _Described:
+    library_config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    spec: LanguageSpec
 
 
 class CausalLM(LanguageModel):
@@ -94,35 +104,58 @@ class CausalLM(LanguageModel):
 
     @classmethod
     def spec_from(cls, config: LanguageConfig) -> LanguageSpec:
+        described = cls._described(config)
         if config.pretrained is None:
-            return on_meta(lambda: cls.from_config(config)._tried()).spec
-        folder = cls._folder(config, weights=False)
-        library_config = config_from_folder(cls.config_class, folder, cls.model_types)
-        tokenizer = read_tokenizer(config.tokenizer or config.pretrained)
-        return _spec(library_config, tokenizer, _eos_ids(folder))
+            on_meta(lambda: cls._random(config, described)._tried())
+        return described.spec
+
+    @classmethod
+    def outline(cls, config: LanguageConfig) -> Self:
+        described = cls._described(config)
+        return on_meta(lambda: cls._random(config, described))
 
     @classmethod
     def from_config(cls, config: LanguageConfig) -> Self:
-        tokenizer = byte_tokenizer() if config.tokenizer is None else read_tokenizer(config.tokenizer)
-        own = {
-            "vocab_size": len(tokenizer) - len(new_tokens(tokenizer)),
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-        }
-        library_config = config_from_dict(cls.config_class, own | (config.config or {}))
-        spec = _spec(library_config, tokenizer, [])
-        model = cls.model_class._from_config(library_config, attn_implementation="sdpa")
-        return cls(model, tokenizer, spec, cls.chat_template(config, tokenizer))
+        return cls._random(config, cls._described(config))
 
     @classmethod
     def from_pretrained(cls, config: LanguageConfig) -> Self:
         assert config.pretrained is not None, "the recipe gives either a source or a config"
-        folder = cls._folder(config, weights=True)
-        library_config = config_from_folder(cls.config_class, folder, cls.model_types)
-        tokenizer = read_tokenizer(config.tokenizer or config.pretrained)
-        spec = _spec(library_config, tokenizer, _eos_ids(folder))
-        model = load_weights(cls.model_class, folder, library_config)
-        return cls(model, tokenizer, spec, cls.chat_template(config, tokenizer))
+        found = cls._described(config)
+        model = load_weights(cls.model_class, cls._folder(config, weights=True), found.library_config)
+        return cls(model, found.tokenizer, found.spec, cls.chat_template(config, found.tokenizer))
+
+    @classmethod
+    def _random(cls, config: LanguageConfig, found: _Described) -> Self:
+        model = cls.model_class._from_config(found.library_config, attn_implementation="sdpa")
+        return cls(model, found.tokenizer, found.spec, cls.chat_template(config, found.tokenizer))
+
+    @classmethod
+    def _described(cls, config: LanguageConfig) -> _Described:
+        """What files and settings say, without weights.
+
+        Raises:
+            ConfigError: all that is wrong with them.
+        """
+        errors: list[ConfigError] = []
+        tokenizer = library_config = None
+        eos_ids: list[int] = []
+        with gathering(errors):
+            if config.tokenizer is not None:
+                tokenizer = read_tokenizer(config.tokenizer)
+            elif config.pretrained is None:
+                tokenizer = byte_tokenizer()
+        with gathering(errors):
+            if config.pretrained is None:
+                library_config = config_from_dict(cls.config_class, _ids(tokenizer) | (config.config or {}))
+            else:
+                folder = cls._folder(config, weights=config.is_local)
+                library_config = config_from_folder(cls.config_class, folder, cls.model_types)
+                eos_ids = _eos_ids(folder)
+                tokenizer = tokenizer or (None if errors else read_tokenizer(config.pretrained, "pretrained"))
+        raise_all(errors)
+        assert tokenizer is not None and library_config is not None, "what cannot be read is a problem"
+        return _Described(library_config, tokenizer, _spec(config, library_config, tokenizer, eos_ids))
 
     @classmethod
     def chat_template(cls, config: Any, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
@@ -274,28 +307,49 @@ class CausalLM(LanguageModel):
         return torch.cat([known, new.narrow(dim, inside, new.shape[dim] - inside)], dim=dim)
 
 
-def _spec(library_config: Any, tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int]) -> LanguageSpec:
+def _ids(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+    """What a library's config takes from the tokenizer."""
+    if tokenizer is None:
+        return {}
+    return {
+        "vocab_size": len(tokenizer) - len(new_tokens(tokenizer)),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+
+
+def _spec(
+    config: LanguageConfig, library_config: Any, tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int]
+) -> LanguageSpec:
     """`eos_ids` are those the source names besides the tokenizer's.
 
     Raises:
-        SourceError: no token ends a text.
+        ConfigError: no token ends a text, or there are more tokens than the model has rows.
     """
+    key = "pretrained" if config.tokenizer is None else "tokenizer"
     found = [tokenizer.eos_token_id, *eos_ids]
     eos = tuple(dict.fromkeys(index for index in found if index is not None))
     if not eos:
-        raise SourceError(f"the tokenizer '{tokenizer.name_or_path}' has no eos_token, which ends a text")
+        raise SourceError(
+            f"the tokenizer '{tokenizer.name_or_path}' has no eos_token, which ends a text", key
+        )
     if tokenizer.vocab_size > library_config.vocab_size:
+        key = "config.vocab_size" if "vocab_size" in (config.config or {}) else key
         raise SourceError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocab_size is "
-            f"{library_config.vocab_size}; name the tokenizer that belongs to the model, or raise vocab_size"
+            f"{library_config.vocab_size}; name the tokenizer that belongs to the model, or raise vocab_size",
+            key,
         )
+    pad_id = eos[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    reserved = {index for index in (tokenizer.bos_token_id, *eos, pad_id) if index is not None}
     return LanguageSpec(
         dim=library_config.hidden_size,
         vocab_size=library_config.vocab_size,
         max_length=library_config.max_position_embeddings,
         bos_id=tokenizer.bos_token_id,
         eos_ids=eos,
-        pad_id=eos[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        pad_id=pad_id,
+        reserved_tokens=tuple(tokenizer.convert_ids_to_tokens(sorted(reserved))),
     )
 
 

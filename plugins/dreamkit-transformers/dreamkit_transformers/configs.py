@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
 from transformers.utils import logging as library_logging
 
-from dreamkit import DreamkitError, SourceError, did_you_mean
+from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean
 
 LibraryConfig = TypeVar("LibraryConfig", bound=PreTrainedConfig)
 Built = TypeVar("Built")
+
+MAX_LAYERS = 1000  # making them takes time, even without weights
 
 # what a library's config class raises about a value it does not take
 _REFUSALS = (StrictDataclassError, ValueError, TypeError, KeyError)
@@ -29,22 +32,39 @@ def config_from_dict(kind: type[LibraryConfig], values: Mapping[str, Any]) -> Li
     """The library's config with these values; what it does not know it would swallow without a word.
 
     Raises:
-        DreamkitError: a key that `kind` does not have, or a value it refuses.
+        ConfigError: each key that `kind` does not have, and each value it refuses.
     """
     known = {field.name for field in fields(kind)}
-    unknown = [f"'{key}' ({did_you_mean(key, known)})" for key in values if key not in known]
-    if unknown:
-        raise DreamkitError(f"config: {kind.__name__} has no {', '.join(unknown)}")
+    problems = {}
+    for name, value in values.items():
+        if name not in known:
+            problems[name] = f"{kind.__name__} has no '{name}'; {did_you_mean(name, known)}"
+        elif said := _mistake(kind, name, value):
+            problems[name] = said
+    if problems:
+        raise ConfigError({f"config.{name}": said for name, said in problems.items()})
     try:
-        config = kind(**values)
+        return kind(**values)
     except _REFUSALS as error:
-        raise DreamkitError(f"config: {kind.__name__} refuses it: {one_line(error)}") from error
-    for name in values:
-        value = getattr(config, name)
-        counts = name.startswith("num_") or name.endswith(("_size", "_dim", "_embeddings"))
-        if counts and type(value) is int and value < 1:
-            raise DreamkitError(f"config: {name} is {value}; it must be at least 1")
-    return config
+        raise ConfigError({"config": f"{kind.__name__} refuses it: {one_line(error)}"}) from error
+
+
+def _mistake(kind: type[PreTrainedConfig], name: str, value: Any) -> str | None:
+    """What is wrong with one value, whatever the others are."""
+    if type(value) is int:
+        if value < 1 and (name.startswith("num_") or name.endswith(("_size", "_dim", "_embeddings"))):
+            return f"{value} found, but at least 1 is wanted"
+        if value > MAX_LAYERS and name.endswith("_layers"):
+            return f"{value} found, but at most {MAX_LAYERS} is wanted"
+    if name == "hidden_act" and value not in ACT2FN:
+        return f"{value!r} found, but the name of an activation is wanted; {did_you_mean(value, ACT2FN)}"
+    try:
+        kind(**{name: value})
+    except StrictDataclassFieldValidationError as error:
+        return one_line(error.__cause__ or error)
+    except _REFUSALS:
+        pass  # it may go with the other values, if not with their defaults
+    return None
 
 
 def config_from_folder(kind: type[LibraryConfig], folder: Path, model_types: Sequence[str]) -> LibraryConfig:
@@ -117,6 +137,32 @@ def load_weights(kind: type[PreTrainedModel], folder: Path, config: PreTrainedCo
 
 
 @contextmanager
+def gathering(errors: list[ConfigError]) -> Iterator[None]:
+    """Puts what is refused inside into `errors`, instead of raising it."""
+    try:
+        yield
+    except ConfigError as error:
+        errors.append(error)
+
+
+def raise_all(errors: Sequence[ConfigError]) -> None:
+    """Raises the one error as it is, or several as one."""
+    if len(errors) > 1:
+        raise ConfigError({key: said for error in errors for key, said in error.problems.items()})
+    for error in errors:
+        raise error
+
+
+def refuse(problems: Mapping[str, str], config: PartConfig) -> None:
+    """Raises a ConfigError where there are problems with a library config's values, at the setting they are from."""
+    if problems and config.pretrained is None:
+        raise ConfigError({f"config.{name}": said for name, said in problems.items()})
+    if problems:
+        whole = "; ".join(f"{name}: {said}" for name, said in problems.items())
+        raise SourceError(f"'{config.pretrained}': {whole}; name another source")
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Keeps the library's warnings to itself."""
     verbosity = library_logging.get_verbosity()
@@ -133,16 +179,16 @@ def on_meta(build: Callable[[], Built]) -> Built:
     """What `build` makes, without memory for its weights.
 
     Raises:
-        DreamkitError: the config's values do not go together.
+        ConfigError: the config's values do not go together.
     """
     try:
         with torch.device("meta"), torch.no_grad(), quiet():
             return build()
-    except DreamkitError:
+    except ConfigError:
         raise
     except Exception as error:  # a library's constructor fails in any way it likes
-        raise DreamkitError(f"config: no model can be made of it: {one_line(error)}") from error
+        raise ConfigError({"config": f"no model can be made of it: {one_line(error)}"}) from error
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -17,18 +17,21 @@ TOKENIZER_FILES = "tokenizer.json|tokenizer.model"
 _NEW_TOKENS = "dreamkit_new_tokens"
 
 
-def read_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a source.
+def read_tokenizer(pretrained: str, key: str = "tokenizer") -> PreTrainedTokenizerBase:
+    """The tokenizer of a source; `key` is the setting that names it.
 
     Raises:
         SourceError: the source has none, or it cannot be read.
     """
-    folder = locate(pretrained, [TOKENIZER_FILES], weights=False)
+    try:
+        folder = locate(pretrained, [TOKENIZER_FILES], weights=False)
+    except SourceError as error:
+        raise SourceError(str(error), key) from error
     try:
         with quiet():  # the folder may hold another library's config.json
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library and its compiled parts raise what they like about a damaged file
-        raise SourceError(f"{folder}: the tokenizer cannot be read: {one_line(error)}") from error
+        raise SourceError(f"{folder}: the tokenizer cannot be read: {one_line(error)}", key) from error
 
 
 def byte_tokenizer() -> PreTrainedTokenizerBase:

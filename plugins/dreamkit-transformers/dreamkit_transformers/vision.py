@@ -27,14 +27,17 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from dreamkit import DreamkitError, PartConfig, SourceError, VisionEncoder, VisionSpec, locate, to_rgb
+from dreamkit import ConfigError, PartConfig, SourceError, VisionEncoder, VisionSpec, locate, to_rgb
 from dreamkit_transformers.configs import (
     config_from_dict,
     config_from_folder,
+    gathering,
     load_weights,
     on_meta,
     one_line,
     quiet,
+    raise_all,
+    refuse,
 )
 
 log = logging.getLogger(__name__)
@@ -70,35 +73,61 @@ class VisionTower(VisionEncoder):
 
     @classmethod
     def spec_from(cls, config: VisionConfig) -> VisionSpec:
+        library_config, spec, processor = cls._described(config)
         if config.pretrained is None:
-            part = on_meta(lambda: cls.from_config(config)._tried())
-            return part.spec
-        folder = cls._folder(config.pretrained, weights=False)
-        library_config = config_from_folder(cls.config_class, folder, cls.model_types)
-        _kept_layers(library_config, config.layer)
-        spec = _spec(library_config)
-        cls._read_processor(folder, spec)
+            on_meta(lambda: cls._random(config, library_config, spec, processor)._tried())
         return spec
 
     @classmethod
+    def outline(cls, config: VisionConfig) -> Self:
+        described = cls._described(config)
+        return on_meta(lambda: cls._random(config, *described))
+
+    @classmethod
     def from_config(cls, config: VisionConfig) -> Self:
-        library_config = config_from_dict(cls.config_class, config.config or {})
-        spec = _spec(library_config)
-        dropped = cls._truncate(library_config, config.layer)
-        model = cls.model_class._from_config(library_config, attn_implementation="sdpa")
-        return cls(model, spec, cls._default_processor(spec))._drop(dropped)
+        return cls._random(config, *cls._described(config))
 
     @classmethod
     def from_pretrained(cls, config: VisionConfig) -> Self:
         assert config.pretrained is not None, "the recipe gives either a source or a config"
         folder = cls._folder(config.pretrained, weights=True)
-        library_config = config_from_folder(cls.config_class, folder, cls.model_types)
-        spec = _spec(library_config)
-        processor = cls._read_processor(folder, spec)
+        library_config, spec, processor = cls._described(config)
         dropped = cls._truncate(library_config, config.layer)
         part = cls(load_weights(cls.model_class, folder, library_config), spec, processor)._drop(dropped)
         log.info("%s: layer %d needs no %s", folder, config.layer, ", ".join(part.dropped))
         return part
+
+    @classmethod
+    def _random(
+        cls, config: VisionConfig, library_config: Any, spec: VisionSpec, processor: BaseImageProcessor
+    ) -> Self:
+        dropped = cls._truncate(library_config, config.layer)
+        model = cls.model_class._from_config(library_config, attn_implementation="sdpa")
+        return cls(model, spec, processor)._drop(dropped)
+
+    @classmethod
+    def _described(cls, config: VisionConfig) -> tuple[Any, VisionSpec, BaseImageProcessor]:
+        """The library's config, the spec and the processor, without weights.
+
+        Raises:
+            ConfigError: all that is wrong with them.
+        """
+        if config.pretrained is None:
+            library_config = config_from_dict(cls.config_class, config.config or {})
+        else:
+            folder = cls._folder(config.pretrained, weights=config.is_local)
+            library_config = config_from_folder(cls.config_class, folder, cls.model_types)
+        errors: list[ConfigError] = []
+        with gathering(errors):
+            refuse(_mistakes(library_config), config)
+        with gathering(errors):
+            _kept_layers(library_config, config.layer)
+        raise_all(errors)
+        side, patch = library_config.image_size, library_config.patch_size
+        spec = VisionSpec(image_size=side, num_tokens=(side // patch) ** 2, dim=library_config.hidden_size)
+        if config.pretrained is None:
+            return library_config, spec, cls._default_processor(spec)
+        return library_config, spec, cls._read_processor(folder, spec)
 
     def enable_gradient_checkpointing(self) -> None:
         self.model.activation_checkpointing_enable()
@@ -197,24 +226,28 @@ class Siglip(VisionTower):
         return SiglipImageProcessor(size={"height": side, "width": side}, image_mean=half, image_std=half)
 
 
-def _spec(library_config: Any) -> VisionSpec:
+def _mistakes(library_config: Any) -> dict[str, str]:
+    """What the values of a config cannot be, by their names."""
     size, patch = library_config.image_size, library_config.patch_size
-    if not isinstance(size, int) or not isinstance(patch, int):
-        raise DreamkitError(
-            f"config: image_size is {size} and patch_size {patch}; both must be whole numbers"
-        )
+    problems = {
+        name: f"{value!r} found, but a whole number is wanted"
+        for name, value in (("image_size", size), ("patch_size", patch))
+        if not isinstance(value, int)
+    }
     if library_config.num_channels != 3:
-        raise DreamkitError(f"config: num_channels is {library_config.num_channels}; pictures have 3")
-    if not 1 <= patch <= size:
-        raise DreamkitError(f"config: patch_size {patch} does not fit image_size {size}; make it 1 to {size}")
-    return VisionSpec(image_size=size, num_tokens=(size // patch) ** 2, dim=library_config.hidden_size)
+        problems["num_channels"] = f"{library_config.num_channels} found, but pictures have 3"
+    if not problems and not 1 <= patch <= size:
+        problems["patch_size"] = f"{patch} does not fit image_size {size}; make it 1 to {size}"
+    return problems
 
 
 def _kept_layers(library_config: Any, layer: int) -> int:
     layers = library_config.num_hidden_layers
     if not -layers - 1 <= layer <= layers:
-        raise DreamkitError(
-            f"layer {layer}, but the model has {layers} layers; "
-            f"give {-layers - 1} to {layers} (0: the embeddings)"
+        raise ConfigError(
+            {
+                "layer": f"layer {layer}, but the model has {layers} layers; "
+                f"give {-layers - 1} to {layers} (0: the embeddings)"
+            }
         )
     return layer if layer >= 0 else layers + 1 + layer

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from dreamkit import ChatTemplate, DreamkitError, LanguageSpec, SourceError
+from dreamkit import ChatTemplate, ConfigError, DreamkitError, LanguageSpec, SourceError
 from dreamkit_transformers.causal_lm import CausalLM, LanguageConfig
 from dreamkit_transformers.llama import VICUNA_SYSTEM_PROMPT, Llama, Vicuna, VicunaConfig
 from dreamkit_transformers.tokenizers import byte_tokenizer
@@ -19,7 +19,15 @@ SMALL = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
-SPEC = LanguageSpec(dim=32, vocab_size=260, max_length=64, bos_id=1, eos_ids=(2,), pad_id=0)
+SPEC = LanguageSpec(
+    dim=32,
+    vocab_size=260,
+    max_length=64,
+    bos_id=1,
+    eos_ids=(2,),
+    pad_id=0,
+    reserved_tokens=("<pad>", "<s>", "</s>"),
+)
 TOKENS = ["<dream_start>", "<dream_end>", "</s>"]
 
 
@@ -281,10 +289,14 @@ def test_the_spec_of_a_source(source, tmp_path):
     file = tmp_path / "generation_config.json"
     file.write_text(json.dumps({"eos_token_id": [9, 2, 8]}))
     assert Llama.spec_from(config).eos_ids == (2, 9, 8)
-    (tmp_path / "model.safetensors").unlink()
+    assert len(Llama.spec_from(config).reserved_tokens) == 5
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"not tensors: a spec needs none, but they must be there")
     assert Llama.spec_from(config).dim == 32
-    with pytest.raises(SourceError, match="weights"):
-        Llama.from_pretrained(config)
+    weights.unlink()
+    for made in (Llama.spec_from, Llama.from_pretrained):
+        with pytest.raises(SourceError, match="weights"):
+            made(config)
 
 
 def test_random_weights_come_from_the_global_generator():
@@ -331,22 +343,40 @@ def test_chat_templates():
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "key", "words"),
     [
-        ({"hidden_sise": 8}, ["hidden_sise", "'hidden_size'"]),
-        ({"hidden_size": 32.0}, ["hidden_size", "expected int"]),
-        ({"num_attention_heads": 5}, ["32", "5"]),
-        ({"num_key_value_heads": 3}, ["no model can be made"]),
-        ({"vocab_size": 100}, ["260 tokens", "100"]),
-        ({"max_position_embeddings": 0}, ["max_position_embeddings is 0"]),
-        ({"hidden_act": "gleu"}, ["gleu"]),
-        ({"rope_parameters": {"rope_type": "yarm"}}, ["yarm"]),
+        ({"hidden_sise": 8}, "config.hidden_sise", ["'hidden_sise'", "'hidden_size'"]),
+        ({"hidden_size": 32.0}, "config.hidden_size", ["expected int"]),
+        ({"num_attention_heads": 5}, "config", ["32", "5"]),
+        ({"num_key_value_heads": 3}, "config", ["no model can be made"]),
+        ({"num_hidden_layers": 10**5}, "config.num_hidden_layers", ["100000 found", "at most 1000"]),
+        ({"vocab_size": 100}, "config.vocab_size", ["260 tokens", "100"]),
+        ({"max_position_embeddings": 0}, "config.max_position_embeddings", ["0 found, but at least 1"]),
+        ({"hidden_act": "gleu"}, "config.hidden_act", ["'gleu' found", "did you mean 'gelu'?"]),
+        ({"rope_parameters": {"rope_type": "yarm"}}, "config", ["yarm"]),
     ],
 )
-def test_a_config_that_makes_no_model(change, words):
-    with pytest.raises(DreamkitError) as caught:
+def test_a_config_that_makes_no_model(change, key, words):
+    with pytest.raises(ConfigError) as caught:
         Llama.spec_from(LanguageConfig(config={**SMALL, **change}))
-    assert all(word in str(caught.value) for word in words)
+    ((found, said),) = caught.value.problems.items()
+    assert found == key and all(word in said for word in words), said
+
+
+def test_all_that_is_wrong_with_a_section_is_told_at_once(tmp_path):
+    wrong = {"hidden_sise": 8, "hidden_act": "gleu", "vocab_size": 0, "rms_norm_eps": "small"}
+    config = LanguageConfig(config={**SMALL, **wrong}, tokenizer=str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError) as caught:
+        Llama.spec_from(config)
+    assert caught.value.problems.keys() == {"tokenizer", *(f"config.{name}" for name in wrong)}
+
+
+def test_an_outline_has_the_modules_of_the_part(source):
+    folder, _ = source()
+    for config in (LanguageConfig(pretrained=folder), LanguageConfig(config=SMALL)):
+        outline = Llama.outline(config)
+        assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
+        assert [name for name, _ in outline.named_modules()] == [name for name, _ in make().named_modules()]
 
 
 def test_sources_that_do_not_fit(source, tmp_path):

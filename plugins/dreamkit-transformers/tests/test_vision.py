@@ -16,7 +16,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from dreamkit import DreamkitError, SourceError, VisionSpec, to_rgb
+from dreamkit import ConfigError, DreamkitError, SourceError, VisionSpec, to_rgb
 from dreamkit_transformers.vision import Clip, Siglip, VisionConfig
 
 SMALL = {
@@ -120,10 +120,22 @@ def test_the_spec_is_that_of_the_output(family, folders):
 def test_the_spec_of_a_source_needs_no_weights(family, folders, tmp_path):
     part_class = family[0]
     folder, _ = folders(family)
-    (tmp_path / "model.safetensors").unlink()
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"not tensors: a spec needs none, but they must be there")
     assert part_class.spec_from(VisionConfig(pretrained=folder)).dim == 16
-    with pytest.raises(SourceError, match="weights"):
-        part_class.from_pretrained(VisionConfig(pretrained=folder))
+    weights.unlink()
+    for made in (part_class.spec_from, part_class.from_pretrained):
+        with pytest.raises(SourceError, match="weights"):
+            made(VisionConfig(pretrained=folder))
+
+
+@families
+def test_an_outline_has_the_modules_of_the_part(family, folders):
+    folder, _ = folders(family)
+    for config in (VisionConfig(pretrained=folder), VisionConfig(config=SMALL)):
+        outline, part = family[0].outline(config), family[0].from_config(config)
+        assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
+        assert [name for name, _ in outline.named_modules()] == [name for name, _ in part.named_modules()]
 
 
 @families
@@ -197,22 +209,36 @@ def test_gradient_checkpointing_changes_no_gradient(family):
 
 @families
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "key", "words"),
     [
-        ({"hidden_sise": 8}, ["hidden_sise", "'hidden_size'"]),
-        ({"hidden_size": "8"}, ["hidden_size", "expected int"]),
-        ({"hidden_size": 15}, ["15"]),
-        ({"hidden_size": 0}, ["hidden_size is 0"]),
-        ({"hidden_act": "gleu"}, ["gleu"]),
-        ({"patch_size": 21}, ["patch_size 21", "image_size 20"]),
-        ({"image_size": [20, 20]}, ["image_size"]),
-        ({"num_channels": 1}, ["num_channels is 1"]),
+        ({"hidden_sise": 8}, "config.hidden_sise", ["'hidden_sise'", "'hidden_size'"]),
+        ({"hidden_size": "8"}, "config.hidden_size", ["expected int"]),
+        ({"hidden_size": 15}, "config", ["15"]),
+        ({"hidden_size": 0}, "config.hidden_size", ["0 found, but at least 1"]),
+        ({"hidden_act": "gleu"}, "config.hidden_act", ["'gleu' found"]),
+        ({"num_hidden_layers": 10**5}, "config.num_hidden_layers", ["at most 1000"]),
+        ({"patch_size": 0}, "config.patch_size", ["0 found, but at least 1"]),
+        ({"patch_size": 21}, "config.patch_size", ["21 does not fit image_size 20"]),
+        ({"image_size": [20, 20]}, "config.image_size", ["[20, 20] found"]),
+        ({"num_channels": 1}, "config.num_channels", ["1 found"]),
     ],
 )
-def test_a_config_that_makes_no_model(family, change, words):
-    with pytest.raises(DreamkitError) as caught:
+def test_a_config_that_makes_no_model(family, change, key, words):
+    with pytest.raises(ConfigError) as caught:
         family[0].spec_from(VisionConfig(config={**SMALL, **change}))
-    assert all(word in str(caught.value) for word in words)
+    ((found, said),) = caught.value.problems.items()
+    assert found == key and all(word in said for word in words), said
+
+
+@families
+def test_all_that_is_wrong_with_a_section_is_told_at_once(family):
+    wrong = {"hidden_sise": 8, "hidden_act": "gleu", "patch_size": 0}
+    with pytest.raises(ConfigError) as caught:
+        family[0].spec_from(VisionConfig(config={**SMALL, **wrong}))
+    assert caught.value.problems.keys() == {f"config.{name}" for name in wrong}
+    with pytest.raises(ConfigError) as caught:
+        family[0].spec_from(VisionConfig(config={**SMALL, "num_channels": 1, "patch_size": 21}, layer=9))
+    assert caught.value.problems.keys() == {"config.num_channels", "layer"}
 
 
 @families
