@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dreamkit.checkpoint import load_checkpoint
 from dreamkit.document import Document
 from dreamkit.errors import DreamkitError
+from dreamkit.events import DenoisingStep, DocumentDone, Event, ImageDone, ImageStarted, TextPiece
 from dreamkit.files import occupied
-from dreamkit.generate import DenoisingStep, DocumentDone, Event, ImageDone, ImageStarted, TextPiece
 from dreamkit.render import page
 
 PAGE, PICTURE = "index.html", "image-{}.png"

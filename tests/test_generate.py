@@ -10,7 +10,7 @@ from torch import Tensor
 import tiny
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import DocumentError, DreamkitError
-from dreamkit.generate import DenoisingStep, DocumentDone, Event, ImageDone, ImageStarted, TextPiece, collect
+from dreamkit.events import DenoisingStep, DocumentDone, Event, ImageDone, ImageStarted, TextPiece, collect
 from dreamkit.model import DreamModel
 
 MODEL = tiny.model()

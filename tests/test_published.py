@@ -20,7 +20,7 @@ from torch import Tensor
 from dreamkit.batch import Batch, Collator
 from dreamkit.checkpoint import load_checkpoint
 from dreamkit.document import Document, Image, Text
-from dreamkit.generate import TextPiece
+from dreamkit.events import TextPiece
 from dreamkit.model import DreamModel, Losses
 from dreamkit.plugins import Registry
 from dreamkit.published import import_published
