@@ -143,7 +143,16 @@ def train(
     from dreamkit.train import train as run
 
     registry = Registry.load()
-    result = run(load_recipe(recipe, overrides or (), registry), registry, out, resume=resume)
+    try:
+        result = run(load_recipe(recipe, overrides or (), registry), registry, out, resume=resume)
+    except KeyboardInterrupt:
+        go_on = (
+            "--resume goes on from the last resume point"
+            if any(out.glob("checkpoints/*"))
+            else "nothing was kept"
+        )
+        typer.echo(f"interrupted; {go_on} (train.save_every says how often one is written)", err=True)
+        raise typer.Exit(130) from None
     if result.is_main:
         typer.echo(f"wrote {result.checkpoint}")
 
@@ -202,7 +211,7 @@ def demo(
     for name, value in figures.items():
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     console().print(table)
-    typer.echo(f"wrote {out}")
+    typer.echo(f"wrote to {out}: {', '.join(sorted(file.name for file in out.iterdir()))}")
 
 
 @app.command()

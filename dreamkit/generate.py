@@ -8,7 +8,7 @@ them has nothing to say are padding that nobody sees.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -16,7 +16,7 @@ from PIL import Image as PIL
 from torch import Tensor
 
 from dreamkit.document import Document, Image, Role, Segment, Text
-from dreamkit.errors import DocumentError, DreamkitError
+from dreamkit.errors import DocumentError, DreamkitError, did_you_mean
 from dreamkit.events import (
     DenoisingStep,
     DocumentDone,
@@ -60,10 +60,13 @@ class InterleavedGeneration:
 
         Raises:
             DocumentError: a prompt that does not fit into the model's length, or a number of seeds that is not theirs.
-        DreamkitError: a scheduler that the decoder does not have, or more steps than it takes.
-            TypeError: an unknown setting.
+        DreamkitError: an unknown setting, a scheduler that the decoder does not have, or more steps than it takes.
         """
         model = cast("DreamModel", self)
+        known = [setting.name for setting in fields(GenerationSection)]
+        for name in settings:
+            if name not in known:
+                raise DreamkitError(f"there is no setting '{name}'; {did_you_mean(name, known)}")
         options = replace(model.recipe.generation if model.recipe else GenerationSection(), **settings)
         was_training = model.training
         model.eval()

@@ -19,6 +19,8 @@ from dreamkit.files import occupied
 from dreamkit.render import page
 
 PAGE, PICTURE = "index.html", "image-{}.png"
+# A terminal would obey these characters, and a model may write any of them.
+UNPRINTED = {code: "\ufffd" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
 REASONS = {
     "end": "the model ended it",
     "tokens": "ended at the limit on tokens",
@@ -94,7 +96,7 @@ def follow(events: Iterable[Event], output: Output) -> DocumentDone:
         for event in events:
             match event:
                 case TextPiece(text=text):
-                    print(text, end="", flush=True)
+                    print(text.translate(UNPRINTED), end="", flush=True)
                     line_is_open = not text.endswith("\n")
                 case ImageStarted():
                     if line_is_open:  # the bar would wipe the line out

@@ -254,6 +254,11 @@ def test_a_schedule_is_tried_before_anything_is_written(settings: dict[str, obje
         next(iter(MODEL.generate("x", **settings)))
 
 
+def test_an_unknown_setting_is_named() -> None:
+    with pytest.raises(DreamkitError, match="there is no setting 'max_image'; did you mean 'max_images'"):
+        next(iter(MODEL.generate("x", max_image=2)))
+
+
 def test_wrong_number_of_seeds() -> None:
     with pytest.raises(DocumentError, match="3 seeds for 2 prompts"):
         list(MODEL.generate(["a", "b"], seed=[1, 2, 3]))

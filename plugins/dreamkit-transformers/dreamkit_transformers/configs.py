@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -164,15 +165,20 @@ def refuse(problems: Mapping[str, str], config: PartConfig) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the library's warnings to itself."""
+    """Keeps the library's warnings to itself, and its progress bars where nobody watches them move."""
     verbosity = library_logging.get_verbosity()
     library_logging.set_verbosity_error()
+    had_bars = library_logging.is_progress_bar_enabled()
+    if not sys.stderr.isatty():
+        library_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         library_logging.set_verbosity(verbosity)
+        if had_bars:
+            library_logging.enable_progress_bar()
 
 
 def on_meta(build: Callable[[], Built]) -> Built:
