@@ -53,23 +53,21 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same batch on another device."""
-
-        def move(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {name: move(item) for name, item in value.items()}
-            return value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
-
-        return type(self)(**{f.name: move(getattr(self, f.name)) for f in fields(self)})
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """The same batch in page-locked memory (torch's data loader asks for it)."""
+        return self._each(Tensor.pin_memory)
 
-        def pin(value: Any) -> Any:
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """A batch of the changed tensors."""
+
+        def changed(value: Any) -> Any:
             if isinstance(value, dict):
-                return {name: pin(item) for name, item in value.items()}
-            return value.pin_memory() if isinstance(value, Tensor) else value
+                return {name: changed(item) for name, item in value.items()}
+            return change(value) if isinstance(value, Tensor) else value
 
-        return type(self)(**{f.name: pin(getattr(self, f.name)) for f in fields(self)})
+        return type(self)(**{f.name: changed(getattr(self, f.name)) for f in fields(self)})
 
 
 @dataclass(frozen=True)

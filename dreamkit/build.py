@@ -28,10 +28,8 @@ SPECS: Final[dict[str, type]] = {
     "projector": ProjectorSpec,
 }
 _ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_FAILURES = (
-    Exception,
-    SystemExit,
-)  # the code of a plug-in, and of the library behind it, may fail in any way
+# The code of a plug-in, and of the library behind it, may fail in any way.
+_FAILURES = (Exception, SystemExit)
 
 
 @dataclass

@@ -6,7 +6,7 @@ Shape suffixes are those of `dreamkit.interfaces` and `dreamkit.batch`.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import NamedTuple, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,9 @@ from dreamkit.batch import Batch
 from dreamkit.errors import DreamkitError, did_you_mean
 from dreamkit.generate import InterleavedGeneration
 from dreamkit.interfaces import ImageDecoder, LanguageModel, Part, Projector, VisionEncoder
+from dreamkit.recipe import PartName, Recipe, Trainable
 from dreamkit.sequence import Sequencer, SpecialTokens
 from dreamkit.specs import Condition
-
-if TYPE_CHECKING:
-    from dreamkit.recipe import Recipe
 
 QUERY_STD = 0.02  # initial scale of the dream queries, as in the published code
 
@@ -45,15 +43,8 @@ class DreamModel(InterleavedGeneration, nn.Module):
     `changed` names the tensors that may differ from their source: ever trainable, or read from a checkpoint.
     """
 
-    PARTS = (
-        "language_model",
-        "vision_encoder",
-        "image_decoder",
-        "visual_projector",
-        "condition_projector",
-        "pooled_projector",
-    )
-    TRAINABLE = (*PARTS, "dream_queries", "new_tokens")
+    PARTS: tuple[str, ...] = get_args(PartName)
+    TRAINABLE: tuple[str, ...] = get_args(Trainable)
 
     recipe: Recipe | None = None
     sources: dict[str, str | None]

@@ -60,15 +60,16 @@ def import_published(folder: Path, out: Path, registry: Registry) -> DreamModel:
     # Beside `out`, where there is room for weights; what cannot be written there is said before any are read.
     with tempfile.TemporaryDirectory(dir=next(p for p in out.parents if p.exists())) as scratch:
         # The weights are laid out as the libraries save them, so that each part loads its own in its own way.
-        folders, configs = _unpack(folder, config, Path(scratch))
-        biased = {name: _is_biased(_read_bin(folder / f"{name}.bin")) for name in (VISION, HEAD)}
+        states = {name: _read_bin(folder / f"{name}.bin") for name in (VISION, HEAD)}
+        folders, configs = _unpack(folder, config, states, Path(scratch))
+        biased = {name: _is_biased(state) for name, state in states.items()}
         sections = _sections(config, biased, folders=folders)
         model = build(Recipe.from_dict(sections, registry, where=str(folder / "config.json")), registry)
         _compare_tokens(config, model, folder)
         final = _sections(config, biased, configs=configs, tokenizer=folders["language_model"])
         model.recipe = Recipe.from_dict(final, registry, where=str(folder / "config.json"))
         model.sources = dict.fromkeys(model.sources)
-        _load_rest(model, folder)
+        _load_rest(model, folder, states)
         save_checkpoint(model, out)
     for name in LEFT_OUT:
         if published[HEAD].get(name):
@@ -113,7 +114,7 @@ def _compare_tokens(config: Mapping[str, Any], model: DreamModel, folder: Path) 
 
 
 def _unpack(
-    folder: Path, config: dict[str, Any], scratch: Path
+    folder: Path, config: dict[str, Any], states: Mapping[str, dict[str, Tensor]], scratch: Path
 ) -> tuple[dict[str, Path], dict[str, dict[str, Any]]]:
     """Lays each part out as a folder of its library; returns these folders, and the configs in them."""
     published = config["plugins_init_kwargs"]
@@ -126,19 +127,17 @@ def _unpack(
 
     clip_files = ["config.json", "preprocessor_config.json"]
     clip_folder = _component(published[VISION]["clip_vision_model_name_or_path"], folder, clip_files)
-    state = _read_bin(folder / f"{VISION}.bin")
     clip = _read_json(clip_folder / "config.json")
     clip = _current("clip_vision_model", clip.get("vision_config", clip))
-    weights = _under(state, "clip_vision_model.")
+    weights = _under(states[VISION], "clip_vision_model.")
     _write(folders["vision_encoder"], clip | {"model_type": "clip_vision_model"}, weights)
     _copy(clip_folder, folders["vision_encoder"], ["preprocessor_config.json"])
 
     part_files = ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"]
     decoder_folder = _component(published[HEAD]["diffusion_name_or_path"], folder, part_files)
-    state = _read_bin(folder / f"{HEAD}.bin")
     decoder = {file.split("/")[0]: _read_json(decoder_folder / file) for file in part_files}
     for part in ("unet", "vae"):
-        part_weights = _under(state, f"{part}.")
+        part_weights = _under(states[HEAD], f"{part}.")
         _write(
             folders["image_decoder"] / part,
             decoder[part],
@@ -207,7 +206,7 @@ def _is_biased(state: Mapping[str, Tensor]) -> bool:
     return any(name.endswith("bias") for name in _under(state, PROJECTOR))
 
 
-def _load_rest(model: DreamModel, folder: Path) -> None:
+def _load_rest(model: DreamModel, folder: Path, states: Mapping[str, dict[str, Tensor]]) -> None:
     """The weights that belong to no library: queries and projectors."""
     file = folder / f"{QUERIES}.bin"
     queries = _read_bin(file).get("dream_queries", torch.empty(0)).squeeze(0)
@@ -219,11 +218,10 @@ def _load_rest(model: DreamModel, folder: Path) -> None:
     with torch.no_grad():
         model.dream_queries.copy_(queries)
     for name, projector in ((VISION, model.visual_projector), (HEAD, model.condition_projector)):
-        file = folder / f"{name}.bin"
         try:
-            _load_projector(projector, _under(_read_bin(file), PROJECTOR))
+            _load_projector(projector, _under(states[name], PROJECTOR))
         except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{file}: {PROJECTOR}*: {error}") from error
+            raise CheckpointError(f"{folder / name}.bin: {PROJECTOR}*: {error}") from error
 
 
 def _load_projector(projector: Projector, state: Mapping[str, Tensor]) -> None:

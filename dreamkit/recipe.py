@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from dreamkit.errors import DreamkitError, PluginError, RecipeError, RecipeProblem
 from dreamkit.paths import written_path
@@ -17,17 +17,9 @@ from dreamkit.recipe_tree import BROKEN, Broken, Node
 from dreamkit.sequence import SpecialTokens
 
 Adaptable: TypeAlias = Literal["language_model", "vision_encoder", "image_decoder"]
-Trainable: TypeAlias = Literal[
-    "language_model",
-    "vision_encoder",
-    "image_decoder",
-    "visual_projector",
-    "condition_projector",
-    "pooled_projector",
-    "dream_queries",
-    "new_tokens",
-]
-WITH_SOURCE: Final = ("language_model", "vision_encoder", "image_decoder")  # kinds that have weights to name
+PartName: TypeAlias = Literal[Adaptable, "visual_projector", "condition_projector", "pooled_projector"]
+Trainable: TypeAlias = Literal[PartName, "dream_queries", "new_tokens"]
+WITH_SOURCE: Final[tuple[str, ...]] = get_args(Adaptable)  # kinds that have weights to name
 SOURCES: Final = (
     "pretrained",
     "tokenizer",
