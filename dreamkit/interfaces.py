@@ -6,7 +6,7 @@ L labelled tokens. Images are float, in [-1, 1] where a decoder trains on them a
 
 A part is an `nn.Module` whose class names a frozen dataclass `Config`: its section of a recipe. It is made by
 `from_config` (random weights) or `from_pretrained` (weights of a named source), and `spec_from` tells its shapes
-beforehand, from config and tokenizer files alone.
+beforehand, from config and tokenizer files alone. `dreamkit.testing` checks what is said here.
 """
 
 from __future__ import annotations
@@ -44,13 +44,24 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 class Part(nn.Module, ABC):
     """What the four interfaces have in common.
 
-    `spec` describes the made part. `adapter_targets` names the linear layers (by the end of their module name) that
-    LoRA attaches to when a recipe names none; a part without any cannot be adapted.
+    `config` is the section it was made from, and `spec` describes the made part. `adapter_targets` names the linear
+    layers (by the end of their module name) that LoRA attaches to when a recipe names none; a part without any cannot
+    be adapted.
     """
 
     Config: ClassVar[type]
     adapter_targets: ClassVar[tuple[str, ...]] = ()
+    config: Any
     spec: Any
+
+    @classmethod
+    def miniature(cls) -> Any:
+        """The Config of a tiny part with random weights, made offline: what `dreamkit test-plugin` builds.
+
+        Widths of about 16, two layers, pictures of 16 to 32 pixels: a forward pass takes milliseconds. Unless a class
+        says otherwise, it is a Config of defaults.
+        """
+        return cls.Config()
 
     def trainable_parameters(self) -> Iterable[nn.Parameter]:
         """What is trained when a recipe trains this part: every parameter the training loss reaches."""
@@ -72,6 +83,13 @@ class PretrainedPart(Part):
             ConfigError: what cannot be, by the keys of `config`; a SourceError where `config.pretrained` names
                 something that cannot be found.
         """
+
+    @classmethod
+    def miniature(cls) -> Any:
+        raise NotImplementedError(
+            f"{cls.__qualname__} has no miniature to be tested by; return a small Config with random weights from "
+            "its classmethod `miniature`"
+        )
 
     @classmethod
     def outline(cls, config: Any) -> nn.Module | None:
@@ -104,6 +122,10 @@ class VisionEncoder(PretrainedPart):
     @abstractmethod
     def forward(self, pixels_NCHW: Tensor) -> Tensor:
         """Pixels (N, 3, H, W) -> features (N, V, dim)."""
+
+    def library_forward(self, pixels_NCHW: Tensor) -> Tensor | None:
+        """The features as the library behind the part computes them by itself; None: no library is behind it."""
+        return None
 
 
 class LanguageModel(PretrainedPart):
@@ -154,6 +176,11 @@ class LanguageModel(PretrainedPart):
         A token sees those of its own segment at its own and earlier positions, in this call and in `cache`. Segment -1
         is padding: nobody sees it, and its hidden states are finite but meaningless. Positions start at 0 in a segment.
         """
+
+    def library_forward(self, ids_BT: Tensor) -> Tensor | None:
+        """The logits (B, T, vocabulary) as the library behind the part computes them from ids by itself, with masks
+        and positions of its own; None: no library is behind it."""
+        return None
 
     @abstractmethod
     def final_norm(self, hidden: Tensor) -> Tensor:
@@ -208,6 +235,19 @@ class ImageDecoder(PretrainedPart):
     def preprocess(self, pictures: Sequence[Picture]) -> tuple[Tensor, dict[str, Tensor]]:
         """Any pictures -> targets (N, 3, H, W) in [-1, 1], and extras (N, ...) such as original size and crop."""
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `.to()`, `.bfloat16()` and the like go through, also those of a model this is in."""
+        modules = [self.get_submodule(name) for name in self.spec.float32_modules]
+        kept = {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
+
+        def change(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            is_half = changed.is_floating_point() and changed.dtype.itemsize < torch.float32.itemsize
+            # from what it was: what has once been rounded to half precision stays rounded
+            return tensor.to(changed.device) if is_half and id(tensor) in kept else changed
+
+        return super()._apply(change, recurse)
+
     def default_extras(self, count: int, size: tuple[int, int]) -> dict[str, Tensor]:
         """The extras (count, ...) to draw images of `size` (height, width) with."""
         return {}
@@ -231,6 +271,12 @@ class ImageDecoder(PretrainedPart):
     @abstractmethod
     def denoise(self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Extras) -> Tensor:
         """The network's prediction for noisy latents (N, c, h, w)."""
+
+    def library_forward(
+        self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Extras
+    ) -> Tensor | None:
+        """The prediction as the library behind the part computes it by itself; None: no library is behind it."""
+        return None
 
     @abstractmethod
     def scheduler(self, name: str | None = None) -> Scheduler:

@@ -34,7 +34,7 @@ class Linear(Projector):
 
     def __init__(self, config: Linear.Config, spec: ProjectorSpec) -> None:
         super().__init__()
-        self.spec = spec
+        self.config, self.spec = config, spec
         self.layer = _init(nn.Linear(spec.in_dim, spec.out_dim, bias=config.bias))
 
     @classmethod
@@ -74,7 +74,7 @@ class MLP(Projector):
 
     def __init__(self, config: MLP.Config, spec: ProjectorSpec) -> None:
         super().__init__()
-        self.spec = spec
+        self.config, self.spec = config, spec
         hidden = spec.out_dim if config.hidden_dim is None else config.hidden_dim
         widths = [spec.in_dim, *[hidden] * (config.depth - 1), spec.out_dim]
         self.layers = nn.ModuleList(_init(nn.Linear(a, b, bias=config.bias)) for a, b in pairwise(widths))

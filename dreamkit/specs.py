@@ -44,6 +44,7 @@ class LanguageSpec:
 
     `bos_id` is None where the model starts without one; `eos_ids` all end a text, the first one is written.
     `packing`: several documents may share a row. `cache`: decoding can go on from cached keys and values.
+    `sliding_window`: how many positions an attention layer sees at most, its own included; None where all see all.
     `reserved_tokens`: the names of bos, eos and pad, which can stand for nothing else.
     """
 
@@ -55,6 +56,7 @@ class LanguageSpec:
     pad_id: int
     packing: bool = True
     cache: bool = True
+    sliding_window: int | None = None
     reserved_tokens: tuple[str, ...] = ()
 
 
@@ -76,6 +78,8 @@ class DecoderSpec:
     `image_size` is the side in pixels it draws unasked, and every size must be a multiple of `size_multiple`.
     Latents of an H x W image are (latent_channels, H / latent_factor, W / latent_factor).
     `schedulers` are the names its `scheduler` takes; None where it does not tell.
+    `float32_modules` names the submodules that half precision breaks, such as SDXL's autoencoder: whatever dtype a
+    decoder is brought to, they are never in less than float32.
     """
 
     context_dim: int
@@ -87,6 +91,7 @@ class DecoderSpec:
     pooled_dim: int | None = None
     size_multiple: int = 8
     schedulers: tuple[str, ...] | None = None
+    float32_modules: tuple[str, ...] = ()
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """(channels, height, width) of the latents of an image of `size` (height, width) in pixels."""

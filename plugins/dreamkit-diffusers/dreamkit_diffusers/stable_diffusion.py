@@ -44,12 +44,38 @@ class StableDiffusion(ImageDecoder):
 
     def __init__(self, config: StableDiffusion.Config, spec: DecoderSpec, parts: Components) -> None:
         super().__init__()
-        self.spec = spec
+        self.config, self.spec = config, spec
         self.unet = parts.unet
         self.vae = parts.vae.requires_grad_(False)
         self.schedule = parts.schedule
         self.schedule_config = parts.schedule_config
         self.snr_gamma = config.snr_gamma
+
+    @classmethod
+    def miniature(cls) -> StableDiffusion.Config:
+        unet = {
+            "sample_size": 8,
+            "block_out_channels": [8, 16],
+            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            "attention_head_dim": 2,
+            "cross_attention_dim": 12,
+        }
+        vae = {
+            "block_out_channels": [4, 8],
+            "down_block_types": ["DownEncoderBlock2D"] * 2,
+            "up_block_types": ["UpDecoderBlock2D"] * 2,
+            "norm_num_groups": 2,
+        }
+        schedule = {
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "steps_offset": 1,
+        }
+        return cls.Config(config={"unet": unet, "vae": vae, "scheduler": schedule})
 
     @classmethod
     def spec_from(cls, config: StableDiffusion.Config) -> DecoderSpec:
@@ -123,6 +149,12 @@ class StableDiffusion(ImageDecoder):
             encoder_hidden_states=condition.context.to(dtype),
             encoder_attention_mask=condition.mask,
         ).sample
+
+    def library_forward(
+        self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Mapping[str, Tensor]
+    ) -> Tensor:
+        output = self.unet(noisy, timesteps_N, condition.context, encoder_attention_mask=condition.mask)
+        return output.sample
 
     def scheduler(self, name: str | None = None) -> Any:
         """A fresh diffusers scheduler; None: of the class that the decoder's own config names."""

@@ -80,27 +80,31 @@ class CausalLM(LanguageModel):
     new_rows: Tensor  # (ids,) the row of an added token's id, or -1
     inside_ids: Tensor  # the ids of the first rows: those that lie within the model's matrices
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        spec: LanguageSpec,
-        chat: ChatTemplate,
-    ) -> None:
+    def __init__(self, config: LanguageConfig, found: _Described, model: PreTrainedModel) -> None:
         super().__init__()
+        self.config, self.spec = config, found.spec
         self.model: Any = model
         self.norm: Any = self.model.model.norm
         self.model.model.norm = nn.Identity()
-        self.tokenizer = tokenizer
-        self.spec = spec
-        self.chat = chat
+        self.tokenizer = found.tokenizer
+        self.chat = self.chat_template(config, found.tokenizer)
         self.new_embed: nn.Parameter | None = None
         self.new_head: nn.Parameter | None = None
-        self.register_buffer("new_rows", torch.full((spec.vocab_size,), -1), persistent=False)
+        self.register_buffer("new_rows", torch.full((self.spec.vocab_size,), -1), persistent=False)
         self.register_buffer("inside_ids", torch.empty(0, dtype=torch.long), persistent=False)
         self._checkpointing = False
 
     # making
+
+    @classmethod
+    def miniature(cls) -> Any:
+        sizes = {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "max_position_embeddings": 64,
+        }
+        return cls.Config(config={**sizes, "num_attention_heads": 4, "num_key_value_heads": 2})
 
     @classmethod
     def spec_from(cls, config: LanguageConfig) -> LanguageSpec:
@@ -123,12 +127,12 @@ class CausalLM(LanguageModel):
         assert config.pretrained is not None, "the recipe gives either a source or a config"
         found = cls._described(config)
         model = load_weights(cls.model_class, cls._folder(config, weights=True), found.library_config)
-        return cls(model, found.tokenizer, found.spec, cls.chat_template(config, found.tokenizer))
+        return cls(config, found, model)
 
     @classmethod
     def _random(cls, config: LanguageConfig, found: _Described) -> Self:
         model = cls.model_class._from_config(found.library_config, attn_implementation="sdpa")
-        return cls(model, found.tokenizer, found.spec, cls.chat_template(config, found.tokenizer))
+        return cls(config, found, model)
 
     @classmethod
     def _described(cls, config: LanguageConfig) -> _Described:
@@ -270,10 +274,15 @@ class CausalLM(LanguageModel):
             inputs_embeds=embeds_BTD,
             position_ids=position_ids_BT,
             attention_mask=masks,
-            past_key_values=None if cache is None else cache.layers,
+            cache=None if cache is None else cache.layers,
             use_cache=cache is not None,
         )
         return output.last_hidden_state
+
+    def library_forward(self, ids_BT: Tensor) -> Tensor:
+        decoder = self.model.model
+        hidden = decoder(ids_BT, use_cache=False).last_hidden_state
+        return self.model.lm_head(self.norm(hidden))
 
     def enable_gradient_checkpointing(self) -> None:
         self.model.activation_checkpointing_enable()
@@ -346,6 +355,7 @@ def _spec(
         dim=library_config.hidden_size,
         vocab_size=library_config.vocab_size,
         max_length=library_config.max_position_embeddings,
+        sliding_window=getattr(library_config, "sliding_window", None),
         bos_id=tokenizer.bos_token_id,
         eos_ids=eos,
         pad_id=pad_id,

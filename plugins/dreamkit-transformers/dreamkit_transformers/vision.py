@@ -64,12 +64,19 @@ class VisionTower(VisionEncoder):
     processor_class: ClassVar[type[BaseImageProcessor]]
     class_tokens: ClassVar[int]
 
-    def __init__(self, model: PreTrainedModel, spec: VisionSpec, processor: BaseImageProcessor) -> None:
+    def __init__(
+        self, config: VisionConfig, spec: VisionSpec, model: PreTrainedModel, processor: BaseImageProcessor
+    ) -> None:
         super().__init__()
+        self.config, self.spec = config, spec
         self.model = model
-        self.spec = spec
         self.processor = processor
         self.dropped: tuple[str, ...] = ()
+
+    @classmethod
+    def miniature(cls) -> VisionConfig:
+        sizes = {"image_size": 16, "patch_size": 8, "hidden_size": 16, "intermediate_size": 24}
+        return VisionConfig(config={**sizes, "num_hidden_layers": 3, "num_attention_heads": 2})
 
     @classmethod
     def spec_from(cls, config: VisionConfig) -> VisionSpec:
@@ -93,7 +100,8 @@ class VisionTower(VisionEncoder):
         folder = cls._folder(config.pretrained, weights=True)
         library_config, spec, processor = cls._described(config)
         dropped = cls._truncate(library_config, config.layer)
-        part = cls(load_weights(cls.model_class, folder, library_config), spec, processor)._drop(dropped)
+        model = load_weights(cls.model_class, folder, library_config)
+        part = cls(config, spec, model, processor)._drop(dropped)
         log.info("%s: layer %d needs no %s", folder, config.layer, ", ".join(part.dropped))
         return part
 
@@ -103,7 +111,7 @@ class VisionTower(VisionEncoder):
     ) -> Self:
         dropped = cls._truncate(library_config, config.layer)
         model = cls.model_class._from_config(library_config, attn_implementation="sdpa")
-        return cls(model, spec, processor)._drop(dropped)
+        return cls(config, spec, model, processor)._drop(dropped)
 
     @classmethod
     def _described(cls, config: VisionConfig) -> tuple[Any, VisionSpec, BaseImageProcessor]:
@@ -138,6 +146,11 @@ class VisionTower(VisionEncoder):
 
     def forward(self, pixels_NCHW: Tensor) -> Tensor:
         return self.model(pixel_values=pixels_NCHW).last_hidden_state[:, self.class_tokens :]
+
+    def library_forward(self, pixels_NCHW: Tensor) -> Tensor:
+        # the layers after the chosen one are gone, so that it is the last
+        output = self.model(pixel_values=pixels_NCHW, output_hidden_states=True)
+        return output.hidden_states[-1][:, self.class_tokens :]
 
     @classmethod
     def _folder(cls, pretrained: str, weights: bool) -> Path:
