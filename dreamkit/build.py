@@ -326,7 +326,7 @@ def build(recipe: Recipe, registry: Registry) -> DreamModel:
         vm_weight=recipe.loss.vm,
     )
     for index, adapter in enumerate(recipe.model.adapters):
-        _made(found, f"model.adapters.{index}", _adapt, parts[adapter.target], adapter)
+        _made(found, f"model.adapters.{index}", adapt, parts[adapter.target], adapter)
     model.recipe = recipe
     model.sources = sources
     return model
@@ -340,7 +340,7 @@ def _made(found: Fit, key: str, make: Callable[..., Any], *args: Any, **named: A
         raise RecipeError(found.problems) from error
 
 
-def _adapt(part: Part, adapter: AdapterSection) -> None:
+def adapt(part: Part, adapter: AdapterSection) -> None:
     """Puts a LoRA adapter into the layers of a part, in place; only the adapter stays trainable."""
     from peft import LoraConfig, inject_adapter_in_model  # seconds to import, and few recipes adapt
 

@@ -145,7 +145,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, resolved: absolute paths and every default. `from_dict` makes the same recipe of them."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.init}
+        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.init}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], registry: Registry, where: str = "recipe") -> Recipe:
@@ -268,14 +268,14 @@ class _RecipeSchema(SchemaReader):
         return Node(value, node.where, node.folder)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     if isinstance(value, PartSection | DataSection):
         own = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name != "config"}
-        return {**own, **_plain(value.config)}
+        return {**own, **plain(value.config)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,16 @@
+"""The contract kit: named checks that say whether a part keeps the contract of its interface.
+
+    from dreamkit.testing import contracts
+
+    @contracts.parametrize("projector", contracts.miniature(Pool))
+    def test_contract(check):
+        check()
+
+It needs the extra `dreamkit[testing]`, which brings hypothesis and pytest.
+"""
+
+from dreamkit.testing import contracts as contracts
+from dreamkit.testing.expect import ContractError as ContractError, KitError as KitError
+from dreamkit.testing.report import Outcome as Outcome, Report as Report
+
+__all__ = ["ContractError", "KitError", "Outcome", "Report", "contracts"]

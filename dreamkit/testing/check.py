@@ -1,0 +1,139 @@
+"""A check: a named property of a part, the inputs hypothesis draws for it, and the run that tells what is broken."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import unittest
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from hypothesis import HealthCheck, Phase, Verbosity, given, settings, strategies as st
+from hypothesis.errors import Flaky
+
+from dreamkit.testing.expect import ContractError
+from dreamkit.testing.subject import Case, Subject
+
+Draw: TypeAlias = "st.SearchStrategy[Any] | Callable[[Any], st.SearchStrategy[Any]]"
+Gate: TypeAlias = Callable[[Any], str | None]
+
+EXAMPLES, QUICK_EXAMPLES = 15, 3  # inputs drawn for a check, and in a quick run
+
+# Every check of rows takes two or more; one row is a check of its own, and a row beside others another.
+cases = st.builds(Case, rows=st.integers(2, 4), length=st.integers(2, 7), seed=st.integers(0, 999))
+
+CHECKS: list[Check] = []
+
+
+@dataclass(frozen=True)
+class Check:
+    """One property. `kinds` are those of the parts that must have it, `run(subject, **inputs)` fails where one has not.
+
+    `unless` gives the reason why a subject's part need not have it, in terms of what the part says of itself, or None.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    run: Callable[..., None]
+    inputs: Mapping[str, Draw] = field(default_factory=dict)
+    unless: Gate | None = None
+
+    @property
+    def holds(self) -> str:
+        """What must hold: the first paragraph of its docstring."""
+        return inspect.getdoc(self.run).split("\n\n")[0].replace("\n", " ")  # type: ignore[union-attr]
+
+    @property
+    def protects(self) -> str:
+        """What a user is spared by it: the second paragraph."""
+        return inspect.getdoc(self.run).split("\n\n")[1].replace("\n", " ")  # type: ignore[union-attr]
+
+    def skips(self, subject: Subject) -> str | None:
+        """Why the part need not pass; None where it must."""
+        if self.unless is None:
+            return None
+        try:
+            return self.unless(subject)
+        except Exception:  # what is wrong with the part, the check itself will say
+            return None
+
+    def test(self, subject: Subject, *, quick: bool = False, repeat: str = "") -> None:
+        """Tries the part on drawn inputs. `repeat` is the command that does so again.
+
+        Raises:
+            ContractError: with what was found, what should be, the smallest failing input, and `repeat`.
+        """
+        last: dict[str, Any] = {}
+        draws = {
+            name: draw if isinstance(draw, st.SearchStrategy) else draw(subject)
+            for name, draw in self.inputs.items()
+        }
+
+        # the same inputs every time, and no database: a failure repeats, and nothing is written
+        @settings(
+            max_examples=(QUICK_EXAMPLES if quick else EXAMPLES) if draws else 1,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            report_multiple_bugs=False,
+            print_blob=False,
+            verbosity=Verbosity.quiet,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(st.fixed_dictionaries(draws))
+        def once(inputs: dict[str, Any]) -> None:
+            last.clear()
+            last.update(inputs)
+            subject.doing = ""
+            try:
+                self.run(subject, **inputs)
+            except _skips() as error:
+                raise ContractError(f"the part skipped a check that it must pass: {error}") from None
+            except SystemExit as error:
+                raise ContractError(f"the part left the program: SystemExit({error.code!r})") from error
+
+        try:
+            once()
+        except Exception as error:
+            subject.renew()
+            raise ContractError(self._message(error, subject.doing, last, repeat)) from (
+                None if isinstance(error, ContractError) else error
+            )
+
+    def _message(self, error: Exception, doing: str, last: Mapping[str, Any], repeat: str) -> str:
+        if isinstance(error, Flaky):  # the first of what it gathers is what was seen
+            first = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+            told = f"{_said(first)}, but not again on the same input: the part is not deterministic"
+        else:
+            told = _said(error)
+        lines = [f"{self.name}: {told}  [{doing}]" if doing else f"{self.name}: {told}"]
+        if last:
+            lines.append(f"smallest failing input: {', '.join(f'{k}={v!r}' for k, v in last.items())}")
+        if repeat:
+            lines.append(f"repeat it with: {repeat}")
+        return "\n  ".join(lines)
+
+
+def check(*kinds: str, unless: Gate | None = None, **inputs: Draw) -> Callable[[Callable[..., None]], Check]:
+    """Makes a check of a function: `kinds` of parts, and a strategy for each argument behind the subject."""
+
+    def register(function: Callable[..., None]) -> Check:
+        made = Check(function.__name__, kinds, function, inputs, unless)
+        CHECKS.append(made)
+        return made
+
+    return register
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, ContractError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
+
+
+def _skips() -> tuple[type[BaseException], ...]:
+    """What tells a test runner to skip; pytest's own only where pytest runs."""
+    outcomes = sys.modules.get("_pytest.outcomes")
+    return (unittest.SkipTest,) if outcomes is None else (unittest.SkipTest, outcomes.Skipped)

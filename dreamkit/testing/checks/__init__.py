@@ -1,0 +1,12 @@
+"""Every check; importing a module of this package makes those in it."""
+
+from dreamkit.testing.checks import (
+    computing as computing,
+    drawing as drawing,
+    language as language,
+    learning as learning,
+    making as making,
+    pictures as pictures,
+    projector as projector,
+    words as words,
+)

@@ -1,0 +1,321 @@
+"""Checks of how an image decoder learns and draws.
+
+N images, c x h x w latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dreamkit.specs import Condition
+from dreamkit.testing.check import cases, check
+from dreamkit.testing.expect import (
+    ContractError,
+    expect,
+    expect_close,
+    expect_different,
+    expect_finite,
+    expect_shape,
+    expect_true,
+    expect_within,
+)
+from dreamkit.testing.subject import Case, Inputs, seeded
+from dreamkit.testing.subjects import DecoderSubject
+
+KIND = "image_decoder"
+FLOATS = (torch.float64, torch.float32, torch.bfloat16)  # one part is brought to each: the last one rounds
+ORACLE_STEPS = 12
+ORACLE_ERROR = 0.2  # of unit-variance latents; schedulers may leave the noise of the first timestep
+
+seeds = st.integers(0, 999)
+multiples = st.integers(1, 4)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@check(KIND, rows=st.integers(2, 3), seed=seeds)
+def latents_agree(subject: DecoderSubject, rows: int, seed: int) -> None:
+    """`encode` gives latents of the shape that the spec says, `decode` pictures in [0, 1], in every dtype.
+
+    Pictures are drawn at the size that was asked for, and are not washed out.
+    """
+    spec = subject.part.spec
+    side = spec.image_size
+    with seeded(seed):
+        targets = torch.rand(rows, 3, side, side) * 2 - 1
+    part = subject.make()
+    for dtype in FLOATS:
+        part.to(dtype)
+        subject.doing = f"encode(targets of shape {tuple(targets.shape)}, {dtype})"
+        with torch.no_grad():
+            latents = part.encode(targets.to(dtype), generator(seed))
+            expect_shape(latents, "latents", "(N, c, h, w)", (rows, *spec.latent_shape((side, side))))
+            expect_finite(latents, "latents")
+            subject.doing = f"decode(latents of shape {tuple(latents.shape)}, {dtype})"
+            images = part.decode(10 * latents)
+        expect_shape(images, "images", "(N, 3, H, W)", (rows, 3, side, side))
+        expect_finite(images, "images")
+        expect_within(images, "images", 0, 1)
+
+
+@check(KIND, seed=seeds)
+def encode_repeats(subject: DecoderSubject, seed: int) -> None:
+    """The same generator gives the same latents and the same timesteps.
+
+    A training run can be repeated.
+    """
+    part, side = subject.part, subject.part.spec.image_size
+    targets = torch.zeros(2, 3, side, side)
+    subject.doing = f"encode(targets, generator of seed {seed})"
+    with torch.no_grad():
+        first, second = (part.encode(targets, generator(seed)) for _ in range(2))
+    expect_close(second, first, "latents", "with a generator of the same seed")
+    subject.doing = f"timesteps(5, generator of seed {seed})"
+    first, second = (part.timesteps(5, generator(seed)) for _ in range(2))
+    expect_shape(first, "timesteps", "(count,)", (5,))
+    expect(second.tolist(), first.tolist(), "timesteps", "with a generator of the same seed")
+
+
+def _loss(subject: DecoderSubject, part: Any, inputs: Inputs, predict: Callable[[Tensor], Tensor]) -> Tensor:
+    """The loss (N,) where the network's prediction is `predict(target)`."""
+    targets: list[Tensor] = []
+    noisy = part.noisy
+
+    def listen(*args: Any, **named: Any) -> Any:
+        made = noisy(*args, **named)
+        targets.append(made[1])
+        return made
+
+    part.noisy, part.denoise = listen, lambda *args, **named: predict(targets[-1])
+    try:
+        return subject.loss_N(part, inputs)
+    finally:
+        del part.noisy, part.denoise
+
+
+@check(KIND, case=cases)
+def perfect_prediction(subject: DecoderSubject, case: Case) -> None:
+    """Where the network predicts exactly what `noisy` says it should, the loss is 0.
+
+    The loss measures what the network is asked for, and not something else.
+    """
+    inputs = subject.inputs(case)
+    subject.doing = "loss of a prediction equal to the target"
+    with torch.no_grad():
+        loss_N = _loss(subject, subject.make(), inputs, lambda target: target)
+    expect_close(loss_N, torch.zeros(case.rows), "loss", "0")
+
+
+@check(KIND, case=cases)
+def loss_agrees(subject: DecoderSubject, case: Case) -> None:
+    """`loss` is the mean squared error of `denoise` against the target of `noisy`, times a weight of the timestep.
+
+    What training reports is comparable, and caching latents or noise beforehand changes nothing.
+    """
+    part, inputs = subject.make(), subject.inputs(case)
+    latents, timesteps = inputs["latents"], inputs["timesteps"]
+    with torch.no_grad():
+        subject.doing = "loss of a prediction that is off by 1"
+        weight_N = _loss(subject, part, inputs, lambda target: target + 1)
+        expect_true(bool((weight_N > 0).all()), f"loss={weight_N.tolist()}", "more than 0")
+        with seeded(1):  # that of `subject.loss_N`
+            noise = torch.randn(latents.shape)
+        noisy, target = part.noisy(latents, noise, timesteps)
+        expect_shape(noisy, "noisy", "(N, c, h, w)", latents.shape)
+        prediction = part.denoise(noisy, timesteps, subject.condition(inputs), subject.extras(case.rows))
+        error_N = (prediction - target).square().flatten(1).mean(1)
+        subject.doing = f"loss(latents of shape {tuple(latents.shape)})"
+        found = subject.loss_N(part, inputs)
+    expect_close(found, weight_N * error_N, "loss", "that of denoise and noisy")
+
+
+@check(KIND)
+def scheduler_names(subject: DecoderSubject) -> None:
+    """Every scheduler that the spec names can be had, fresh each time, and any other is a ValueError.
+
+    `dreamkit check` knows which schedulers a recipe may name, and a misspelled one does not draw with another.
+    """
+    part = subject.part
+    for name in (None, *(part.spec.schedulers or ())):
+        subject.doing = f"scheduler({name!r})"
+        expect_true(
+            part.scheduler(name) is not part.scheduler(name), "the second scheduler is the first", "fresh"
+        )
+    subject.doing = "scheduler('no such scheduler')"
+    try:
+        part.scheduler("no such scheduler")
+    except ValueError:
+        return
+    raise ContractError("an unknown scheduler is accepted, but should be a ValueError")
+
+
+@check(KIND, case=cases)
+def perfect_drawing(subject: DecoderSubject, case: Case) -> None:
+    """With a network that predicts without error, every scheduler arrives at the picture.
+
+    Scheduler, objective and scale belong together; where one does not, pictures are noise or grey.
+    """
+    part, inputs = subject.make(), subject.inputs(case)
+    clean = inputs["latents"]
+    kind = part.timesteps(1).dtype
+
+    def predict(noisy: Tensor, timesteps_N: Tensor, *rest: Any) -> Tensor:
+        """The target that goes with these noisy latents of `clean`; `noisy` is linear in both of its arguments."""
+        timesteps_N = timesteps_N.to(kind)
+        zeros, ones = torch.zeros_like(clean), torch.ones_like(clean)
+        signal, spread = (part.noisy(a, b, timesteps_N)[0] for a, b in ((clean, zeros), (zeros, ones)))
+        return part.noisy(clean, (noisy - signal) / spread.clamp(min=1e-4), timesteps_N)[1]
+
+    part.denoise = predict
+    for name in (None, *(part.spec.schedulers or ())):
+        subject.doing = f"denoising(scheduler={name!r}, steps={ORACLE_STEPS}) by a perfect network"
+        with seeded(case.seed):
+            *_, last = part.denoising(
+                subject.condition(inputs),
+                scheduler=name,
+                steps=ORACLE_STEPS,
+                guidance=1.0,
+                latents=torch.randn(clean.shape),
+                generators=generator(case.seed),
+            )
+        error = (last.latents - clean).square().mean().sqrt().item()
+        holds = error <= ORACLE_ERROR
+        expect_true(holds, f"rms|drawn latents - clean latents|={error:.3g}", f"at most {ORACLE_ERROR}")
+
+
+@check(KIND, case=cases)
+def sample_seed(subject: DecoderSubject, case: Case) -> None:
+    """`sample` with generators of one seed gives one picture, whatever else was drawn; another seed gives another.
+
+    A picture that was liked can be drawn again.
+    """
+    inputs = subject.inputs(case)
+    first, again, other = (
+        subject.sample(subject.part, inputs, generators=generator(seed))
+        for seed in (case.seed, case.seed, case.seed + 1)
+    )
+    expect_close(again, first, "images", "of the same seed")
+    expect_different(other, first, "images of one seed - of another")
+
+
+def _plain(subject: DecoderSubject) -> Any:
+    """A part whose network looks at nothing but its own row: what is beside a row is a check of its own."""
+    part = subject.make()
+
+    def predict(noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Any) -> Tensor:
+        return 0.1 * noisy + condition.context.mean((1, 2)).view(-1, 1, 1, 1)
+
+    part.denoise = predict
+    return part
+
+
+@check(KIND, case=cases)
+def sample_alone(subject: DecoderSubject, case: Case) -> None:
+    """With a generator for each picture, a picture is the same whatever is drawn beside it.
+
+    A seed names a picture, not a picture in a batch of some size.
+    """
+    part, inputs = _plain(subject), subject.inputs(case)
+    own = range(case.rows)
+    together = subject.sample(part, inputs, generators=[generator(row) for row in own])
+    for row in own:
+        twice = {name: tensor[[row, row]] for name, tensor in inputs.items()}
+        alone = subject.sample(part, twice, generators=[generator(row), generator(row)])
+        expect_close(together[row], alone[0], f"images[{row}] beside others", "by itself")
+
+
+@check(KIND, height=multiples, width=multiples, seed=seeds)
+def sample_size(subject: DecoderSubject, height: int, width: int, seed: int) -> None:
+    """`sample` draws the size asked for; what is no multiple of `size_multiple` is a ValueError.
+
+    A wide picture is wide, and a size that cannot be drawn is said before minutes are spent on it.
+    """
+    part, inputs = subject.part, subject.inputs(Case(2, 3, seed))
+    multiple = part.spec.size_multiple
+    size = (height * multiple, width * multiple)
+    images = subject.sample(part, inputs, steps=1, size=size)
+    expect_shape(images, "images", "(N, 3, H, W)", (2, 3, *size))
+    if multiple > 1:
+        try:
+            subject.sample(part, inputs, steps=1, size=(size[0] + 1, size[1]))
+        except ValueError:
+            return
+        raise ContractError(
+            "a size that is no multiple of size_multiple is drawn, but should be a ValueError"
+        )
+
+
+@check(KIND, case=cases)
+def guidance_scale(subject: DecoderSubject, case: Case) -> None:
+    """Guidance 1 is no guidance, guidance 0 draws from the negative condition, and any other needs one.
+
+    `generation.guidance` means what it means in diffusers.
+    """
+    part, inputs = _plain(subject), subject.inputs(case)
+    negative = {**inputs, "context": 1 - inputs["context"]}
+    latents = torch.randn(inputs["latents"].shape, generator=generator(case.seed))
+
+    def draw(given: Inputs, **options: Any) -> Tensor:
+        with seeded(0):
+            return subject.sample(part, given, latents=latents, generators=generator(case.seed), **options)
+
+    without = draw(inputs, guidance=1.0)
+    found = draw(inputs, guidance=1.0, negative=subject.condition(negative))
+    expect_close(found, without, "images with guidance 1 and a negative condition", "without one")
+    expect_different(
+        draw(negative, guidance=1.0), without, "images from the negative condition - from the other"
+    )
+    found = draw(inputs, guidance=0.0, negative=subject.condition(negative))
+    expect_close(found, draw(negative, guidance=1.0), "images with guidance 0", "from the negative condition")
+    try:
+        draw(inputs, guidance=2.0)
+    except ValueError:
+        return
+    raise ContractError("guidance 2 without a negative condition is drawn, but should be a ValueError")
+
+
+@check(KIND, case=cases)
+def fixed_latents(subject: DecoderSubject, case: Case) -> None:
+    """Initial latents that are given are used: fixed ones give a fixed picture, others another.
+
+    Two models, or two prompts, can be compared on the same noise.
+    """
+    inputs, given = subject.inputs(case), []
+    for seed in (1, 1, 2):
+        latents = torch.randn(inputs["latents"].shape, generator=generator(seed))
+        with seeded(0):
+            given.append(
+                subject.sample(subject.part, inputs, latents=latents, generators=generator(case.seed))
+            )
+    first, again, other = given
+    expect_close(again, first, "images", "of the same latents")
+    expect_different(other, first, "images of some latents - of others")
+
+
+def _all_take_half(subject: DecoderSubject) -> str | None:
+    return None if subject.part.spec.float32_modules else "its spec names no float32_modules"
+
+
+@check(KIND, unless=_all_take_half)
+def float32_kept(subject: DecoderSubject) -> None:
+    """What `spec.float32_modules` names stays in float32 in a decoder of half precision, not even rounded.
+
+    SDXL's autoencoder draws pictures, and not black squares.
+    """
+    for dtype in (torch.bfloat16, torch.float16):
+        part = subject.make()
+        subject.doing = f"part.to({dtype})"
+        part.to(dtype)
+        for name in part.spec.float32_modules:
+            wanted = subject.part.get_submodule(name).state_dict()
+            for key, tensor in part.get_submodule(name).state_dict().items():
+                if tensor.is_floating_point():
+                    expect(tensor.dtype, torch.float32, f"{name}.{key}.dtype")
+                    expect_close(tensor, wanted[key], f"{name}.{key}", "before")

@@ -1,0 +1,160 @@
+"""Checks of how a part is registered, described and made."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import yaml
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from dreamkit.build import SPECS
+from dreamkit.hookspecs import ENTRY_POINT_GROUP
+from dreamkit.plugins import Registry
+from dreamkit.recipe import WITH_SOURCE, plain
+from dreamkit.recipe_schema import SchemaReader
+from dreamkit.recipe_tree import parse
+from dreamkit.testing.check import check
+from dreamkit.testing.expect import ContractError, expect, expect_true
+from dreamkit.testing.subject import Subject
+from dreamkit.testing.subjects import KINDS
+
+HEAVY = {"torch", "transformers", "diffusers", "timm"}  # libraries that take seconds to import
+
+
+@check(*KINDS)
+def light_import(subject: Subject) -> None:
+    """Importing the plug-in's hook module imports no torch and no library behind a part.
+
+    `dreamkit plugins`, `--help` and every mistyped command answer at once, whatever is installed.
+    """
+    registered = [
+        each
+        for cls in type(subject.part).__mro__
+        for each in Registry.load().components(subject.kind).values()
+        if each.component.target == f"{cls.__module__}:{cls.__qualname__}"
+    ]
+    if not registered:
+        cls = type(subject.part)
+        raise ContractError(
+            f"no installed plug-in registers {cls.__module__}:{cls.__qualname__}, but the hook for its kind should; "
+            "install the package, such as with `pip install -e .`"
+        )
+    name = registered[0].entry_point
+    (module,) = {each.module for each in entry_points(group=ENTRY_POINT_GROUP, name=name)}
+    subject.doing = f"import {module}"
+    loaded = _heavy_imports(module)
+    expect_true(
+        not loaded, f"{module} imports {', '.join(loaded)}", "free of them; name classes as 'module:Class'"
+    )
+
+
+@lru_cache
+def _heavy_imports(module: str) -> list[str]:
+    code = f"import sys, {module}; print(*({HEAVY!r} & sys.modules.keys()))"
+    run = subprocess.run(
+        [sys.executable, "-B", "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    expect_true(run.returncode == 0, f"import {module} fails: {run.stderr.strip()[-200:]}", "importable")
+    return sorted(run.stdout.split())
+
+
+@check(*KINDS)
+def config_frozen(subject: Subject) -> None:
+    """`Config` is a frozen dataclass, and the part keeps the one it was made from as `config`.
+
+    A recipe that was checked stays what it was, and what a checkpoint records is what ran.
+    """
+    config, cls = subject.part.config, type(subject.part)
+    kind = getattr(cls, "Config", None)
+    expect_true(
+        isinstance(config, kind or ()), f"config is a {type(config).__name__}", f"a {cls.__name__}.Config"
+    )
+    expect_true(dataclasses.is_dataclass(kind), f"Config={kind}", "a dataclass")
+    expect(kind.__dataclass_params__.frozen, True, "Config.__dataclass_params__.frozen")  # type: ignore[union-attr]
+
+
+@check(*KINDS)
+def config_round_trip(subject: Subject) -> None:
+    """A Config written as YAML and read back as a recipe's section is the same, and makes the same spec.
+
+    A checkpoint rebuilds the model that was saved, from the recipe it holds.
+    """
+    written = plain(subject.part.config)
+    try:
+        text = yaml.safe_dump(written)
+    except yaml.YAMLError as error:
+        raise ContractError(f"config={written!r}, but should be made of what YAML holds: {error}") from None
+    subject.doing = f"reading the section {written}"
+    tree, problems = parse(text, lambda line: f"line {line}", Path.cwd())
+    reader = SchemaReader()
+    again = reader.section(type(subject.part).Config, tree, "")
+    problems += reader.problems
+    expect_true(not problems, f"reading it back says {'; '.join(map(str, problems))}", "without a problem")
+    expect(again, subject.part.config, "config read back", "config")
+
+
+@check(*KINDS)
+def spec_without_weights(subject: Subject) -> None:
+    """`spec_from` tells the made part's spec without making weights.
+
+    `dreamkit check` answers in a second, for a model of 70 billion parameters too.
+    """
+    wanted = SPECS[subject.kind]
+    expect_true(
+        isinstance(subject.part.spec, wanted),
+        f"spec is a {type(subject.part.spec).__name__}",
+        wanted.__name__,
+    )
+    with _no_weights():
+        told = subject.spec_again()
+    expect(told, subject.part.spec, "spec_from(config)", "part.spec")
+
+
+@contextmanager
+def _no_weights() -> Iterator[None]:
+    def refuse(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            raise ContractError(
+                f"spec_from made {type(module).__name__}.{name} of shape {tuple(parameter.shape)} on "
+                f"{parameter.device}, but should make no weights; read the config alone, or use torch.device('meta')"
+            )
+
+    hook = register_module_parameter_registration_hook(refuse)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _tells_no_outline(subject: Subject) -> str | None:
+    part = subject.part
+    return "its outline() is None: it does not tell" if type(part).outline(part.config) is None else None
+
+
+@check(*WITH_SOURCE, unless=_tells_no_outline)
+def outline_agrees(subject: Subject) -> None:
+    """`outline` has the module names and types of the made part, without memory for weights.
+
+    A recipe that adapts a layer the model lacks is refused before its weights are read.
+    """
+    subject.doing = "outline(config)"
+    outline = type(subject.part).outline(subject.part.config)
+    found = {name: type(module).__name__ for name, module in outline.named_modules() if name}
+    wanted = {name: type(module).__name__ for name, module in subject.make().named_modules() if name}
+    odd = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    expect({name: found.get(name) for name in odd}, {name: wanted.get(name) for name in odd}, "modules")
+    for name, parameter in outline.named_parameters():
+        expect_true(parameter.is_meta, f"{name} is on {parameter.device}", "on the meta device")

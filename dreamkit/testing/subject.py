@@ -1,0 +1,166 @@
+"""What checks know of a part under test: how it is made, given inputs, and called."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from dreamkit.interfaces import Part
+from dreamkit.testing.expect import KitError, expect_shape
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+Build: TypeAlias = Callable[[], Part]
+Inputs: TypeAlias = dict[str, Tensor]
+
+
+class Case(NamedTuple):
+    """Inputs of `rows` rows, of `length` tokens where their number is free, with values drawn from `seed`."""
+
+    rows: int
+    length: int
+    seed: int
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draws from torch's global generator as from a fresh one of `seed`, and leaves it as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+class Subject(ABC):
+    """A part of one kind, made afresh by `build` as often as a check needs one.
+
+    `doing` is the call under way, in words, for messages.
+    """
+
+    kind: ClassVar[str]
+    interface: ClassVar[type[Part]]
+    output: ClassVar[str]  # what a call gives, in messages
+    legend: ClassVar[str]  # its shape in letters
+
+    def __init__(self, build: Build) -> None:
+        self.build = build
+        self.doing = ""
+
+    def make(self, seed: int = 0) -> Any:
+        """A fresh part in evaluation mode, its weights drawn from `seed`.
+
+        Raises:
+            KitError: `build` fails, or builds something else.
+        """
+        try:
+            with seeded(seed):
+                part = self.build()
+        except (Exception, SystemExit) as error:
+            raise KitError(f"build() failed: {type(error).__name__}: {error}") from error
+        if not isinstance(part, self.interface):
+            raise KitError(
+                f"build() gave a {type(part).__name__}, but a dreamkit.{self.interface.__name__} is wanted"
+            )
+        for name in ("config", "spec"):
+            if not hasattr(part, name):
+                raise KitError(f"build() gave a {type(part).__name__} without '{name}'; set it in __init__")
+        return part.eval()
+
+    @cached_property
+    def part(self) -> Any:
+        """The part that checks look at without changing it."""
+        return self.make()
+
+    def renew(self) -> None:
+        """Forgets the part: a check that failed may have left it in any state."""
+        self.__dict__.pop("part", None)
+
+    @abstractmethod
+    def inputs(self, case: Case, dtype: torch.dtype = torch.float32) -> Inputs:
+        """What the part is called with, by name."""
+
+    def extremes(self, case: Case) -> Iterator[Inputs]:
+        """Inputs at the ends of what the part says it takes."""
+        return iter(())
+
+    @abstractmethod
+    def compute(self, part: Any, inputs: Inputs) -> Tensor:
+        """The part's main computation."""
+
+    @abstractmethod
+    def shape(self, inputs: Inputs) -> tuple[int, ...]:
+        """The shape of what `compute` should give."""
+
+    @abstractmethod
+    def loss(self, part: Any, inputs: Inputs) -> Tensor:
+        """A scalar that depends on all that is trained, and on the inputs."""
+
+    learned_from: ClassVar[tuple[str, ...]]  # the inputs that gradients flow back to
+
+    def call(self, part: Any, inputs: Inputs, *, seed: int | None = 0, own: bool = False) -> Tensor:
+        """`compute` without gradients, on copies of the inputs unless `own`; `seed` None leaves randomness alone."""
+        given = inputs if own else {name: tensor.clone() for name, tensor in inputs.items()}
+        self.say(given)
+        with torch.no_grad():
+            if seed is None:
+                return self.compute(part, given)
+            with seeded(seed):
+                return self.compute(part, given)
+
+    def backward(self, part: Any, inputs: Inputs) -> Inputs:
+        """Runs the loss backward; returns the gradients of the inputs, as far as they flow back to them."""
+        given = {name: tensor.clone() for name, tensor in inputs.items()}
+        for name in self.learned_from:
+            if name in given:
+                given[name].requires_grad_()
+        self.say(given, "backward of the loss after ")
+        with seeded(0):
+            loss = self.loss(part, given)
+            if loss.requires_grad:
+                loss.backward()
+        return {name: tensor.grad for name, tensor in given.items() if tensor.grad is not None}
+
+    method: ClassVar[str] = "forward"
+
+    def say(self, inputs: Inputs, before: str = "") -> None:
+        shown = " and ".join(
+            f"{name} of shape {tuple(tensor.shape)}"
+            for name, tensor in inputs.items()
+            if tensor.is_floating_point()
+        )
+        dtypes = {tensor.dtype for tensor in inputs.values() if tensor.is_floating_point()} - {torch.float32}
+        dtype = "".join(f", {dtype}" for dtype in dtypes)
+        device = "".join(f", on {d}" for d in {t.device for t in inputs.values()} - {torch.device("cpu")})
+        self.doing = f"{before}{self.method}({shown}{dtype}{device})"
+
+    def checked(self, part: Any, inputs: Inputs) -> Tensor:
+        """`call`, the shape of whose output must be right."""
+        return expect_shape(self.call(part, inputs), self.output, self.legend, self.shape(inputs))
+
+    def spec_again(self) -> Any:
+        """What `spec_from` says of the part's config."""
+        self.doing = "spec_from(config)"
+        return type(self.part).spec_from(self.part.config)
+
+
+class PictureSubject(Subject):
+    """A part that reads pictures."""
+
+    pixels: ClassVar[str]
+    bounds: ClassVar[tuple[float, float] | None] = None
+
+    @abstractmethod
+    def preprocess(self, pictures: Sequence[Picture]) -> Tensor:
+        """Pictures (N) -> pixels (N, 3, H, W)."""
+
+
+def weighted_sum(output: Tensor) -> Tensor:
+    """A scalar whose gradient differs from value to value, so that nothing cancels out."""
+    weights = torch.linspace(0.5, 1.5, output.shape[-1], device=output.device, dtype=output.dtype)
+    return (output * weights).square().sum() + (output * weights).sum()

@@ -1,0 +1,226 @@
+"""The subjects of the four kinds of parts.
+
+Shape suffixes are those of `dreamkit.interfaces`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+
+from dreamkit.errors import did_you_mean
+from dreamkit.interfaces import ImageDecoder, LanguageModel, Part, PretrainedPart, Projector, VisionEncoder
+from dreamkit.specs import Condition
+from dreamkit.testing.expect import KitError, expect_shape
+from dreamkit.testing.subject import Build, Case, Inputs, PictureSubject, Subject, seeded, weighted_sum
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+WIDTHS: Final = {"in_dim": 6, "in_tokens": 4, "out_dim": 5}  # between which a miniature projector stands
+TOKENS: Final = ("<kit_one>", "<kit_two>")  # added to a vocabulary
+MANY: Final = 10_000  # timesteps, among which the ends of a schedule are found
+LONGEST: Final = 512  # tokens of a row that are tried
+
+
+class VisionSubject(PictureSubject):
+    kind, interface = "vision_encoder", VisionEncoder
+    output, legend, pixels = "features", "(N, V, dim)", "pixels"
+    learned_from = ("pixels",)
+
+    def inputs(self, case: Case, dtype: torch.dtype = torch.float32) -> Inputs:
+        side = self.part.spec.image_size
+        with seeded(case.seed):
+            return {"pixels": torch.randn(case.rows, 3, side, side).to(dtype)}
+
+    def compute(self, part: Any, inputs: Inputs) -> Tensor:
+        return part(inputs["pixels"])
+
+    def shape(self, inputs: Inputs) -> tuple[int, ...]:
+        return len(inputs["pixels"]), self.part.spec.num_tokens, self.part.spec.dim
+
+    def loss(self, part: Any, inputs: Inputs) -> Tensor:
+        return weighted_sum(part(inputs["pixels"]))
+
+    def preprocess(self, pictures: Sequence[Picture]) -> Tensor:
+        return self.part.preprocess(pictures)
+
+
+class LanguageSubject(Subject):
+    kind, interface = "language_model", LanguageModel
+    output, legend = "hidden", "(B, T, D)"
+    learned_from = ("embeds",)
+
+    def make(self, seed: int = 0) -> Any:
+        part = super().make(seed)
+        with seeded(seed + 1):  # as a model does, once, when it is made
+            self.token_ids = dict(zip(TOKENS, part.add_tokens(TOKENS), strict=True))
+        return part
+
+    def make_bare(self) -> Any:
+        """A part whose vocabulary is as it came."""
+        return super().make()
+
+    def inputs(self, case: Case, dtype: torch.dtype = torch.float32) -> Inputs:
+        with seeded(case.seed):
+            embeds = torch.randn(case.rows, case.length, self.part.spec.dim)
+        return {"embeds": embeds.to(dtype), **positions([case.length], case.rows)}
+
+    def extremes(self, case: Case) -> Iterator[Inputs]:
+        """The longest row, as far as that is quick."""
+        yield self.inputs(case._replace(length=min(self.part.spec.max_length, LONGEST)))
+
+    def compute(self, part: Any, inputs: Inputs) -> Tensor:
+        return part(inputs["embeds"], inputs["position_ids"], inputs["segment_ids"])
+
+    def shape(self, inputs: Inputs) -> tuple[int, ...]:
+        return (*inputs["position_ids"].shape, self.part.spec.dim)
+
+    def loss(self, part: Any, inputs: Inputs) -> Tensor:
+        known = torch.tensor(list(self.token_ids.values()), device=inputs["embeds"].device)
+        ids = known[inputs["position_ids"] % len(known)]
+        hidden = part(inputs["embeds"] + part.embed(ids), inputs["position_ids"], inputs["segment_ids"])
+        return weighted_sum(part.logits(part.final_norm(hidden)))
+
+
+class ProjectorSubject(Subject):
+    kind, interface = "projector", Projector
+    output, legend = "projected", "(N, out_tokens, out_dim)"
+    learned_from = ("tokens",)
+
+    def inputs(self, case: Case, dtype: torch.dtype = torch.float32) -> Inputs:
+        spec = self.part.spec
+        with seeded(case.seed):
+            return {"tokens": torch.randn(case.rows, spec.in_tokens, spec.in_dim).to(dtype)}
+
+    def compute(self, part: Any, inputs: Inputs) -> Tensor:
+        return part(inputs["tokens"])
+
+    def shape(self, inputs: Inputs) -> tuple[int, ...]:
+        return len(inputs["tokens"]), self.part.spec.out_tokens, self.part.spec.out_dim
+
+    def loss(self, part: Any, inputs: Inputs) -> Tensor:
+        return weighted_sum(part(inputs["tokens"]))
+
+    def spec_again(self) -> Any:
+        spec = self.part.spec
+        widths = {name: getattr(spec, name) for name in WIDTHS}
+        self.doing = f"spec_from(config, {', '.join(f'{name}={width}' for name, width in widths.items())})"
+        return type(self.part).spec_from(self.part.config, **widths)
+
+
+class DecoderSubject(PictureSubject):
+    kind, interface, method = "image_decoder", ImageDecoder, "denoise"
+    output, legend, pixels, bounds = "prediction", "(N, c, h, w)", "targets", (-1.0, 1.0)
+    learned_from = ("context", "pooled")
+
+    def inputs(self, case: Case, dtype: torch.dtype = torch.float32) -> Inputs:
+        spec, rows = self.part.spec, case.rows
+        tokens = case.length if spec.context_tokens is None else spec.context_tokens
+        with seeded(case.seed):
+            given = {
+                "latents": torch.randn(rows, *spec.latent_shape((spec.image_size, spec.image_size))),
+                "context": spec.context_scale * torch.randn(rows, tokens, spec.context_dim),
+            }
+            if spec.pooled_dim is not None:
+                given["pooled"] = torch.randn(rows, spec.pooled_dim)
+            steps = self.part.timesteps(rows, torch.Generator().manual_seed(case.seed))
+        return {name: tensor.to(dtype) for name, tensor in given.items()} | {"timesteps": steps}
+
+    def extremes(self, case: Case) -> Iterator[Inputs]:
+        """The least and the most noisy timestep of many."""
+        inputs = self.inputs(case)
+        steps = self.part.timesteps(MANY, torch.Generator().manual_seed(0))
+        for step in (steps.min(), steps.max()):
+            yield {**inputs, "timesteps": step.expand(case.rows)}
+
+    def condition(self, inputs: Inputs) -> Condition:
+        return Condition(inputs["context"], pooled=inputs.get("pooled"))
+
+    def extras(self, rows: int, device: torch.device | None = None) -> Mapping[str, Tensor]:
+        side = self.part.spec.image_size
+        extras = self.part.default_extras(rows, (side, side))
+        return {name: extra.to(device) for name, extra in extras.items()}
+
+    def compute(self, part: Any, inputs: Inputs) -> Tensor:
+        latents = inputs["latents"]
+        extras = self.extras(len(latents), latents.device)
+        return part.denoise(latents, inputs["timesteps"], self.condition(inputs), extras)
+
+    def shape(self, inputs: Inputs) -> tuple[int, ...]:
+        return tuple(inputs["latents"].shape)
+
+    def loss(self, part: Any, inputs: Inputs) -> Tensor:
+        return self.loss_N(part, inputs).sum()
+
+    def loss_N(self, part: Any, inputs: Inputs) -> Tensor:
+        """The decoder's own loss of each image, with noise that depends on nothing but its shape."""
+        latents = inputs["latents"]
+        with seeded(1):
+            noise = torch.randn(latents.shape).to(latents)
+        extras = self.extras(len(latents), latents.device)
+        return part.loss(latents, self.condition(inputs), extras, noise=noise, timesteps=inputs["timesteps"])
+
+    def preprocess(self, pictures: Sequence[Picture]) -> Tensor:
+        targets, extras = self.part.preprocess(pictures)
+        for name, extra in extras.items():
+            expect_shape(extra, f"extras['{name}']", "(N, ...)", (len(pictures), *extra.shape[1:]))
+        return targets
+
+    def sample(self, part: Any, inputs: Inputs, *, steps: int = 2, **options: Any) -> Tensor:
+        """Pictures drawn for the condition of `inputs`, without guidance unless `options` say otherwise."""
+        options = {"guidance": 1.0, **options}
+        told = ", ".join(f"{name}={value}" for name, value in options.items() if _is_plain(value))
+        self.doing = f"sample(context of shape {tuple(inputs['context'].shape)}, steps={steps}, {told})"
+        return part.sample(self.condition(inputs), steps=steps, **options)
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, int | float | str | tuple)
+
+
+SUBJECTS: Final[Mapping[str, type[Subject]]] = {
+    cls.kind: cls for cls in (VisionSubject, LanguageSubject, ProjectorSubject, DecoderSubject)
+}
+KINDS: Final = tuple(SUBJECTS)
+
+
+def subject_of(kind: str, build: Build) -> Subject:
+    """The subject of a kind, such as `language_model`.
+
+    Raises:
+        KitError: no such kind.
+    """
+    if kind not in SUBJECTS:
+        raise KitError(f"there is no kind '{kind}'; {did_you_mean(kind, KINDS)}")
+    return SUBJECTS[kind](build)
+
+
+def miniature(cls: type[Part]) -> Build:
+    """What builds the part that `cls.miniature()` describes; a projector between widths of the kit's own.
+
+    Raises:
+        KitError: it is none of the four kinds of parts.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Projector | PretrainedPart)):
+        raise KitError(
+            f"{cls!r} is no part; give a subclass of {', '.join(s.interface.__name__ for s in SUBJECTS.values())}"
+        )
+
+    def build() -> Part:
+        config = cls.miniature()
+        if issubclass(cls, Projector):
+            return cls.from_config(config, cls.spec_from(config, **WIDTHS))
+        return cls.from_config(config)
+
+    return build
+
+
+def positions(lengths: Sequence[int], rows: int = 1) -> Inputs:
+    """Position and segment ids (rows, T) of documents of these lengths, one after the other in a row."""
+    position_ids = torch.cat([torch.arange(length) for length in lengths])
+    segment_ids = torch.cat([torch.full((length,), index) for index, length in enumerate(lengths)])
+    return {"position_ids": position_ids.repeat(rows, 1), "segment_ids": segment_ids.repeat(rows, 1)}
