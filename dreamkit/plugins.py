@@ -252,6 +252,13 @@ class _Plugin:
             self.recipes.append((name, path, self.entry_point))
 
 
+def distributions() -> set[str]:
+    """The names of all installed distributions that have plug-ins, whether these work or not."""
+    return {
+        entry_point.dist.name for entry_point in entry_points(group=ENTRY_POINT_GROUP) if entry_point.dist
+    }
+
+
 def origin(entry_point: EntryPoint) -> str:
     """`distribution version` of an entry point."""
     distribution = entry_point.dist

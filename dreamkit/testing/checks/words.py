@@ -130,7 +130,8 @@ def new_token_rows(subject: LanguageSubject) -> None:
         row.requires_grad_(True)
     ids = torch.tensor([list(subject.token_ids.values())] * 2)
     subject.doing = f"backward of the loss after logits of the added tokens {ids[0].tolist()}"
-    hidden = part(part.embed(ids), **{f"{n}_BT": x for n, x in positions([ids.shape[1]], 2).items()})
+    given = positions([ids.shape[1]], len(ids))
+    hidden = part(part.embed(ids), given["position_ids"], given["segment_ids"])
     weighted_sum(part.logits(part.final_norm(hidden))).backward()
     for number, row in enumerate(rows):
         reached = row.grad is not None and bool((row.grad.abs().sum(-1) > 0).any())

@@ -1,0 +1,235 @@
+"""How a part is broken in just one way: classes made of a sound one."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+from PIL.Image import Image as Picture
+from torch import Tensor, nn
+
+
+def computing(base: type, method: str, change: Callable[..., Any]) -> type:
+    """`base`, whose `method` is `change(self, original, *arguments)`."""
+    original = getattr(base, method)
+
+    def changed(self, *args, **kwargs):
+        return change(self, lambda *a, **k: original(self, *a, **k), *args, **kwargs)
+
+    return type(f"Broken{base.__name__}", (base,), {method: changed})
+
+
+def making(base: type, change: Callable[[Any], None]) -> type:
+    """`base`, whose parts are changed by `change(part)` when they are made with random weights."""
+
+    def from_config(cls, *args):
+        part = super(broken, cls).from_config(*args)
+        change(part)
+        return part
+
+    broken = type(f"Broken{base.__name__}", (base,), {"from_config": classmethod(from_config)})
+    return broken
+
+
+def telling(base: type, **changes: Any) -> type:
+    """`base`, whose spec says something else, beforehand and afterwards."""
+
+    def spec_from(cls, *args, **kwargs):
+        return dataclasses.replace(super(broken, cls).spec_from(*args, **kwargs), **changes)
+
+    def change(part):
+        part.spec = dataclasses.replace(part.spec, **changes)
+
+    broken = type(f"Broken{base.__name__}", (making(base, change),), {"spec_from": classmethod(spec_from)})
+    return broken
+
+
+def with_class_method(base: type, method: str, change: Callable[..., Any]) -> type:
+    """`base`, whose class method is `change(cls, original, *arguments)`."""
+
+    def changed(cls, *args, **kwargs):
+        return change(cls, getattr(super(broken, cls), method), *args, **kwargs)
+
+    broken = type(f"Broken{base.__name__}", (base,), {method: classmethod(changed)})
+    return broken
+
+
+def with_config(base: type, change: Callable[[type], type]) -> type:
+    """`base` with another Config, which is what `change` makes of its own."""
+    config = change(base.Config)
+
+    def miniature(cls):
+        given = super(broken, cls).miniature()
+        return config(**{f.name: getattr(given, f.name) for f in dataclasses.fields(given)})
+
+    broken = type(f"Broken{base.__name__}", (base,), {"Config": config, "miniature": classmethod(miniature)})
+    return broken
+
+
+# breakages of every kind; `forward` is the part's main computation, whose first argument is a tensor of rows
+
+
+def not_frozen(config: type) -> type:
+    hints = typing.get_type_hints(config)
+    fields = []
+    for field in dataclasses.fields(config):
+        default = dataclasses.field(default=field.default)
+        fields.append((field.name, hints[field.name], default))
+    return dataclasses.make_dataclass("Config", fields, kw_only=True)
+
+
+def counts_its_makings(config: type) -> type:
+    """A Config that changes what it is given, so that reading it back changes it once more."""
+
+    def post_init(self):
+        object.__setattr__(self, "seen", self.seen + 1)
+
+    fields = [("seen", int, dataclasses.field(default=0))]
+    namespace = {"__post_init__": post_init}
+    return dataclasses.make_dataclass(
+        "Config", fields, bases=(config,), namespace=namespace, frozen=True, kw_only=True
+    )
+
+
+def loses_the_row(self, forward, rows, *rest):
+    output = forward(rows, *rest)
+    return output.squeeze(0) if len(output) == 1 else output
+
+
+def looks_at_others(self, forward, rows, *rest):
+    output = forward(rows, *rest)
+    return output + 0.1 * (output.mean(0, keepdim=True) - output)
+
+
+def drops_out(self, forward, rows, *rest):
+    output = forward(rows, *rest)
+    return output + 1e-6 * torch.randn_like(output)
+
+
+def writes_into_its_input(self, forward, rows, *rest):
+    output = forward(rows, *rest)
+    if not torch.is_grad_enabled():
+        rows.add_(1e-3)
+    return output
+
+
+def upcasts(self, forward, rows, *rest):
+    output = forward(rows, *rest)
+    return output.float() if output.dtype == torch.bfloat16 else output
+
+
+def stays_on_the_processor(self, forward, rows, *rest):
+    output = forward(rows, *rest)
+    return output + torch.zeros(output.shape[-1], dtype=output.dtype)
+
+
+def thaws(self, forward, rows, *rest):
+    next(iter(self.trainable_parameters())).requires_grad_(True)
+    return forward(rows, *rest)
+
+
+def cuts_the_first_row(self, forward, rows, *rest):
+    return forward(torch.cat([rows[:1].detach(), rows[1:]]), *rest)
+
+
+def forgets_a_shift(base: type, method: str) -> type:
+    """A part that adds something which its state dict does not hold."""
+
+    def change(part):
+        part.register_buffer("shift", torch.randn(()), persistent=False)
+
+    def add(self, forward, *args, **kwargs):
+        return forward(*args, **kwargs) + 0.1 * getattr(self, "shift", 0)
+
+    return computing(making(base, change), method, add)
+
+
+def has_an_idle_parameter(part: nn.Module) -> None:
+    part.idle = nn.Parameter(torch.zeros(3))
+    known = part.trainable_parameters
+
+    def trainable_parameters():
+        yield from known()
+        if not any(p is part.idle for p in known()):
+            yield part.idle
+
+    part.trainable_parameters = trainable_parameters
+
+
+def checkpoints_badly(base: type, method: str) -> type:
+    """A part that computes something else once it recomputes."""
+
+    def shifted(self, forward, *args, **kwargs):
+        output = forward(*args, **kwargs)
+        return output + 0.5 if getattr(self, "recomputes", False) else output
+
+    def enable(self, original):
+        self.recomputes = True
+
+    return computing(computing(base, method, shifted), "enable_gradient_checkpointing", enable)
+
+
+def makes_weights(cls, original, *args, **kwargs):
+    nn.Linear(2, 2)
+    return original(*args, **kwargs)
+
+
+def has_more_in_its_outline(cls, original, config):
+    outline = original(config)
+    outline.more = nn.Identity()
+    return outline
+
+
+def adds_to_the_library(self, original, *args):
+    return original(*args) + 0.1
+
+
+def plain_pixels(picture: Picture) -> Picture:
+    """Pixels and nothing else: no orientation, no depth beyond 8 bits."""
+    rgb = picture.convert("RGB")
+    return Image.frombytes("RGB", rgb.size, rgb.tobytes())
+
+
+def preprocessing(change: Callable[..., Tensor]) -> Callable[..., Any]:
+    """A change of `preprocess` that serves both kinds: `change(original to pixels, pictures)` gives pixels."""
+
+    def changed(self, original, pictures):
+        extras: list[Any] = []
+
+        def pixels_of(given):
+            made = original(given)
+            if isinstance(made, tuple):
+                extras.append(made[1])
+                return made[0]
+            return made
+
+        pixels = change(pixels_of, pictures)
+        return (pixels, extras[-1]) if extras else pixels
+
+    return changed
+
+
+def refuses_banners(pixels_of, pictures):
+    for picture in pictures:
+        if max(picture.size) > 45 * min(picture.size):
+            raise ValueError(f"a picture of {picture.width} x {picture.height} pixels")
+    return pixels_of(pictures)
+
+
+def lies_on_its_side(pixels_of, pictures):
+    return pixels_of([plain_pixels(picture) for picture in pictures])
+
+
+def normalizes_the_batch(pixels_of, pictures):
+    pixels = pixels_of(pictures)
+    return 0.5 * (pixels - pixels.mean(0, keepdim=True))
+
+
+def shrinks_the_picture(pixels_of, pictures):
+    for picture in pictures:
+        picture.thumbnail((24, 24), Image.Resampling.NEAREST)
+    return pixels_of(pictures)

@@ -1,0 +1,168 @@
+"""For each check, parts that are broken in just that way: `CULPRITS[kind][check]`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+import meta.breaking as broken
+from dreamkit.specs import ChatTemplate
+from dreamkit_transformers.llama import Llama
+from dreamkit_transformers.tokenizers import byte_tokenizer
+from dreamkit_transformers.vision import Siglip
+from meta.breaking import computing, making, preprocessing, telling, with_class_method, with_config
+
+
+class Tower(Siglip):
+    """A vision encoder whose library is not asked, so that what is broken in it is not also another's."""
+
+    def library_forward(self, pixels_NCHW):
+        return None
+
+
+class Words(Llama):
+    """A language model whose library is not asked."""
+
+    def library_forward(self, ids_BT):
+        return None
+
+
+def of_any_kind(base: type, method: str) -> dict[str, type]:
+    """What can be wrong with a part of any kind; `method` is its main computation."""
+    return {
+        "config_frozen": with_config(base, broken.not_frozen),
+        "config_round_trip": with_config(base, broken.counts_its_makings),
+        "spec_without_weights": with_class_method(base, "spec_from", broken.makes_weights),
+        "batch_of_one": computing(base, method, broken.loses_the_row),
+        "batch_invariance": computing(base, method, broken.looks_at_others),
+        "determinism": computing(base, method, broken.drops_out),
+        "inputs_unchanged": computing(base, method, broken.writes_into_its_input),
+        "state_dict_round_trip": broken.forgets_a_shift(base, method),
+        "dtype_kept": computing(base, method, broken.upcasts),
+        "device_kept": computing(base, method, broken.stays_on_the_processor),
+        "gradients_reach_trainable": making(base, broken.has_an_idle_parameter),
+        "frozen_stays_frozen": computing(base, method, broken.thaws),
+        "gradients_reach_input": computing(base, method, broken.cuts_the_first_row),
+        "gradient_checkpointing": broken.checkpoints_badly(base, method),
+    }
+
+
+def with_source(base: type) -> dict[str, type]:
+    """What can be wrong with a part that has weights to name."""
+    targets = (*base.adapter_targets, "no_such_layer")
+    return {
+        "adapters_attach": type("Broken", (base,), {"adapter_targets": targets}),
+        "outline_agrees": with_class_method(base, "outline", broken.has_more_in_its_outline),
+    }
+
+
+def reading_pictures(base: type) -> dict[str, type]:
+    return {
+        name: computing(base, "preprocess", preprocessing(change))
+        for name, change in {
+            "preprocess_any": broken.refuses_banners,
+            "preprocess_upright": broken.lies_on_its_side,
+            "preprocess_alone": broken.normalizes_the_batch,
+            "pictures_unchanged": broken.shrinks_the_picture,
+        }.items()
+    }
+
+
+# a language model's own
+
+
+def fails_beyond(self, forward, embeds, positions, segments, cache=None):
+    if embeds.shape[1] > 40:
+        raise IndexError(f"index {embeds.shape[1]} is out of range")
+    return forward(embeds, positions, segments, cache)
+
+
+def looks_at_others(self, forward, embeds, positions, segments, cache=None):
+    hidden = forward(embeds, positions, segments, cache)
+    return hidden if cache is not None else hidden + 0.1 * (hidden.mean(0, keepdim=True) - hidden)
+
+
+def sees_what_comes(self, forward, embeds, positions, segments, cache=None):
+    same = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] >= 0)
+    mean = (same.to(embeds.dtype) @ embeds) / same.sum(-1, keepdim=True).clamp(min=1)
+    return forward(embeds, positions, segments, cache) + 0.1 * mean
+
+
+def sees_padding(self, forward, embeds, positions, segments, cache=None):
+    hidden = forward(embeds, positions, segments, cache)
+    if cache is not None:
+        return hidden
+    padding = (segments == -1)[..., None].to(embeds.dtype)
+    return hidden + 0.1 * (padding * embeds).sum(1, keepdim=True)
+
+
+def reads_its_neighbours(self, forward, embeds, positions, segments, cache=None):
+    return forward(embeds, positions, segments if cache is not None else segments.clamp(max=0), cache)
+
+
+def sees_empty_slots(self, forward, embeds, positions, segments, cache=None):
+    return forward(embeds, positions, segments if cache is None else segments.clamp(min=0), cache)
+
+
+def embeds_batches_only(self, embed, ids):
+    if ids.dim() != 2:
+        raise IndexError(f"ids of {ids.dim()} dimensions, but 2 are wanted")
+    return embed(ids)
+
+
+def claims_gemmas_norm(self):
+    return Words.norm_weights.fget(self)._replace(offset=1.0)
+
+
+def lowers_case(self, tokenize, text, special=False):
+    return tokenize(text.lower(), special)
+
+
+def parses_everything(self, tokenize, text, special=False):
+    return tokenize(text, special=True)
+
+
+def saves_another_tokenizer(self, save, folder):
+    byte_tokenizer().save_pretrained(folder)
+
+
+def hands_out_copies(self, original):
+    return [torch.nn.Parameter(row.detach().clone()) for row in original()]
+
+
+def never_ends_its_turn(part):
+    part.chat = ChatTemplate(user=("USER:", ""), assistant=("ASSISTANT:", ""))
+
+
+LANGUAGE = {
+    "spec_agrees": computing(Words, "forward", fails_beyond),
+    "batch_invariance": computing(Words, "forward", looks_at_others),
+    "library_agrees": computing(Llama, "library_forward", broken.adds_to_the_library),
+    "causality": computing(telling(Words, cache=False), "forward", sees_what_comes),
+    "padding_invariance": computing(Words, "forward", sees_padding),
+    "packing_invariance": computing(Words, "forward", reads_its_neighbours),
+    "cached_decoding": computing(Words, "forward", sees_empty_slots),
+    "embed_any_shape": computing(Words, "embed", embeds_batches_only),
+    "head_agrees": computing(Words, "logits", lambda self, logits, hidden: 1.01 * logits(hidden)),
+    "norm_agrees": type("Broken", (Words,), {"norm_weights": property(claims_gemmas_norm)}),
+    "vocabulary": telling(Words, reserved_tokens=("<s>", "a")),
+    "text_round_trip": computing(Words, "tokenize", lowers_case),
+    "special_tokens": computing(Words, "tokenize", parses_everything),
+    "special_tokens_saved": computing(Words, "save_tokenizer", saves_another_tokenizer),
+    "new_token_rows": computing(Words, "new_token_parameters", hands_out_copies),
+    "chat_template": making(Words, never_ends_its_turn),
+}
+
+
+VISION = {
+    "spec_agrees": telling(Tower, num_tokens=9),
+    "library_agrees": computing(Siglip, "library_forward", broken.adds_to_the_library),
+}
+
+
+CULPRITS: Mapping[str, Mapping[str, Any]] = {
+    "vision_encoder": of_any_kind(Tower, "forward") | with_source(Tower) | reading_pictures(Tower) | VISION,
+    "language_model": of_any_kind(Words, "forward") | with_source(Words) | LANGUAGE,
+}
