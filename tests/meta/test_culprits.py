@@ -2,15 +2,78 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import pytest
 
+from dreamkit.plugins import KINDS
 from dreamkit.testing import contracts
-from meta.culprits import CULPRITS
+from meta.culprits import BASES, CULPRITS
 
 PAIRS = [(kind, check) for kind, culprits in CULPRITS.items() for check in culprits]
+HOOK = """
+@hookimpl
+def {hook}():
+    return [Component("{name}", "{target}")]
+"""
+
+
+def install(site: Path, package: str, hooks: str, parts: str = "") -> None:
+    """A distribution in a folder, as pip leaves it: a package, and what says of its entry point."""
+    (site / package).mkdir()
+    imports = "from dreamkit import Component, hookimpl\n"
+    (site / package / "__init__.py").write_text(imports + hooks)
+    (site / package / "parts.py").write_text(parts)
+    info = site / f"{package}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[dreamkit.plugins]\n{package} = {package}\n")
+
+
+def hook(kind: str, name: str, target: str) -> str:
+    return HOOK.format(hook=KINDS[kind].hook, name=name, target=target)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two plug-ins are installed: one of what culprits are made of, and one that imports torch when listed."""
+    folder = tmp_path_factory.mktemp("site")
+    bases = [(kind, f"{base.__module__}:{base.__qualname__}") for kind, base in BASES.items()]
+    install(folder, "meta_bases", "".join(hook(kind, f"base-{kind}", target) for kind, target in bases))
+    heavy = [
+        hook(kind, f"heavy-{kind}", f"meta_heavy.parts:Heavy{base.__name__}") for kind, base in BASES.items()
+    ]
+    parts = [
+        f"from {base.__module__} import {base.__name__}\nclass Heavy{base.__name__}({base.__name__}): pass\n"
+        for base in BASES.values()
+    ]
+    install(folder, "meta_heavy", "import torch\n" + "".join(heavy), "".join(parts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield folder
+
+
+@pytest.mark.parametrize("kind", CULPRITS)
+def test_every_check_has_a_culprit(kind: str) -> None:
+    assert {check.name for check in contracts.checks(kind)} == {*CULPRITS[kind], "light_import"}
 
 
 @pytest.mark.parametrize(("kind", "check"), PAIRS, ids=[f"{kind}-{check}" for kind, check in PAIRS])
 def test_a_culprit_fails_its_own_check_alone(kind: str, check: str) -> None:
     report = contracts.verify(kind, contracts.miniature(CULPRITS[kind][check]), quick=True)
     assert [outcome.check for outcome in report.failures] == [check], str(report)
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_a_plug_in_that_imports_torch_fails_its_own_check_alone(kind: str) -> None:
+    part = getattr(importlib.import_module("meta_heavy.parts"), f"Heavy{BASES[kind].__name__}")
+    report = contracts.verify(kind, contracts.miniature(part), quick=True)
+    assert [outcome.check for outcome in report.failures] == ["light_import"], str(report)
+    assert "meta_heavy imports torch" in report.failures[0].message
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_what_culprits_are_made_of_is_sound(kind: str) -> None:
+    report = contracts.verify(kind, contracts.miniature(BASES[kind]))
+    assert report.ok, str(report)

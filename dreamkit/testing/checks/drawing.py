@@ -30,7 +30,7 @@ from dreamkit.testing.subjects import DecoderSubject
 KIND = "image_decoder"
 FLOATS = (torch.float64, torch.float32, torch.bfloat16)  # one part is brought to each: the last one rounds
 ORACLE_STEPS = 12
-ORACLE_ERROR = 0.2  # of unit-variance latents; schedulers may leave the noise of the first timestep
+ORACLE_ERROR = 0.1  # of unit-variance latents; schedulers may leave the noise of the first timestep, about 0.03
 
 seeds = st.integers(0, 999)
 multiples = st.integers(1, 4)
@@ -176,7 +176,7 @@ def perfect_drawing(subject: DecoderSubject, case: Case) -> None:
     part.denoise = predict
     for name in (None, *(part.spec.schedulers or ())):
         subject.doing = f"denoising(scheduler={name!r}, steps={ORACLE_STEPS}) by a perfect network"
-        with seeded(case.seed):
+        with seeded(case.seed + 1):  # noise that is not the latents themselves
             *_, last = part.denoising(
                 subject.condition(inputs),
                 scheduler=name,

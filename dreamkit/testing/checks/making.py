@@ -36,19 +36,15 @@ def light_import(subject: Subject) -> None:
 
     `dreamkit plugins`, `--help` and every mistyped command answer at once, whatever is installed.
     """
-    registered = [
-        each
-        for cls in type(subject.part).__mro__
-        for each in Registry.load().components(subject.kind).values()
-        if each.component.target == f"{cls.__module__}:{cls.__qualname__}"
-    ]
-    if not registered:
-        cls = type(subject.part)
+    components = Registry.load().components(subject.kind).values()
+    plugins = {each.component.target: each.entry_point for each in components}
+    classes = [f"{cls.__module__}:{cls.__qualname__}" for cls in type(subject.part).__mro__]
+    name = next((plugins[cls] for cls in classes if cls in plugins), None)  # its own, or what it is made of
+    if name is None:
         raise ContractError(
-            f"no installed plug-in registers {cls.__module__}:{cls.__qualname__}, but the hook for its kind should; "
-            "install the package, such as with `pip install -e .`"
+            f"no installed plug-in registers {classes[0]}, but the hook for its kind should; install the package, "
+            "such as with `pip install -e .`"
         )
-    name = registered[0].entry_point
     (module,) = {each.module for each in entry_points(group=ENTRY_POINT_GROUP, name=name)}
     subject.doing = f"import {module}"
     loaded = _heavy_imports(module)
