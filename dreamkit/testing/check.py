@@ -64,6 +64,7 @@ class Check:
         Raises:
             ContractError: with what was found, what should be, the smallest failing input, and `repeat`.
         """
+        __tracebackhide__ = True  # an author looks for the part's own lines
         last: dict[str, Any] = {}
         draws = {
             name: draw if isinstance(draw, st.SearchStrategy) else draw(subject)

@@ -30,7 +30,9 @@ from dreamkit.testing.subjects import DecoderSubject
 KIND = "image_decoder"
 FLOATS = (torch.float64, torch.float32, torch.bfloat16)  # one part is brought to each: the last one rounds
 ORACLE_STEPS = 12
-ORACLE_ERROR = 0.1  # of unit-variance latents; schedulers may leave the noise of the first timestep, about 0.03
+ORACLE_ERROR = (
+    0.1  # of unit-variance latents; schedulers may leave the noise of the first timestep, about 0.03
+)
 
 seeds = st.integers(0, 999)
 multiples = st.integers(1, 4)
