@@ -39,6 +39,15 @@ def loses_a_row(self, forward, tokens):
 # what there is
 
 
+def test_the_public_names_are_these():
+    import dreamkit.testing
+
+    assert dreamkit.testing.__all__ == ["ContractError", "KitError", "Outcome", "Report", "contracts"]
+    assert contracts.__all__ == ["bind", "checks", "miniature", "parametrize", "verify"]
+    assert all(hasattr(dreamkit.testing, name) for name in dreamkit.testing.__all__)
+    assert all(hasattr(contracts, name) for name in contracts.__all__)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_checks_have_names_and_say_what_they_protect_from(kind):
     checks = contracts.checks(kind)

@@ -24,9 +24,10 @@ from dreamkit.recipe import (
     TrainSection,
 )
 from dreamkit.sequence import SpecialTokens
+from dreamkit.testing import contracts
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 README = (ROOT / "README.md").read_text()
 RECIPES = (ROOT / "docs" / "recipes.md").read_text()
 
@@ -94,16 +95,12 @@ def test_a_recipe_takes_it(pool: Path, dreamkit: Callable, setting: str, wanted:
     assert re.search(said, printed)
 
 
-def test_it_computes(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
+def test_it_keeps_its_contract(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(pool)
     from dreamkit_pool.pool import Pool
 
-    config = Pool.Config(every=2)
-    spec = Pool.spec_from(config, in_dim=3, in_tokens=6, out_dim=5)
-    projected = Pool.from_config(config, spec)(torch.randn(4, 6, 3))
-    assert projected.shape == (4, spec.out_tokens, spec.out_dim) == (4, 3, 5)
+    report = contracts.verify("projector", contracts.miniature(Pool), quick=True)
+    assert report.ok, str(report)
 
 
 def test_the_swap_changes_one_line_and_names_components() -> None:

@@ -150,7 +150,7 @@ def test_the_help_has_an_example_that_parses(name: str) -> None:
         assert not context.args
 
 
-@pytest.mark.parametrize("name", ["plugins", "recipes", "check"])
+@pytest.mark.parametrize("name", ["plugins", "recipes", "check", "test-plugin"])
 def test_the_example_works_in_an_empty_folder(name: str, tmp_path: Path) -> None:
     for _, *arguments in examples()[name]:
         result = run("-m", "dreamkit", *arguments, cwd=tmp_path)
