@@ -10,8 +10,8 @@ from dreamkit.testing.subjects import KINDS
 
 HEAD = """# The checks
 
-What `dreamkit.testing` tests of each kind of part, and what each check spares a user. [Plug-ins](README.md) says how to run
-them. A check marked (*) is passed over where the part says of itself that it does not apply.
+What `dreamkit.testing` tests of each kind of part, and what each check spares a user. [Plug-ins](README.md) says how
+to run them. A check marked (*) is passed over where the part says of itself that it does not apply.
 
 This page is made of the checks' own words: `python -m dreamkit.testing.listing > docs/plugins/checks.md`.
 """

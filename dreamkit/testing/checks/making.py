@@ -37,15 +37,21 @@ def light_import(subject: Subject) -> None:
     `dreamkit plugins`, `--help` and every mistyped command answer at once, whatever is installed.
     """
     components = Registry.load().components(subject.kind).values()
-    plugins = {each.component.target: each.entry_point for each in components}
+    plugins = {each.component.target: each for each in components}
     classes = [f"{cls.__module__}:{cls.__qualname__}" for cls in type(subject.part).__mro__]
-    name = next((plugins[cls] for cls in classes if cls in plugins), None)  # its own, or what it is made of
-    if name is None:
+    registered = next(
+        (plugins[cls] for cls in classes if cls in plugins), None
+    )  # its own, or what it is made of
+    if registered is None:
         raise ContractError(
             f"no installed plug-in registers {classes[0]}, but the hook for its kind should; install the package, "
             "such as with `pip install -e .`"
         )
-    (module,) = {each.module for each in entry_points(group=ENTRY_POINT_GROUP, name=name)}
+    module = next(
+        each.module
+        for each in entry_points(group=ENTRY_POINT_GROUP, name=registered.entry_point)
+        if each.dist and each.dist.name == registered.distribution
+    )
     subject.doing = f"import {module}"
     loaded = _heavy_imports(module)
     expect_true(

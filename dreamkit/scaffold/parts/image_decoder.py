@@ -1,0 +1,99 @@
+"""An image decoder: rectified flow (arXiv 2209.03003) on pixels. What predicts the flow is in `network`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from PIL import ImageOps
+from PIL.Image import Image as Picture
+from torch import Tensor
+
+from dreamkit import Condition, DecoderSpec, ImageDecoder, PartConfig, to_rgb
+
+from .network import Network
+from .schedulers import SCHEDULERS, Euler, scheduler_of
+from .weights import check_division, load_weights, read_sizes
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The keys of a `config`; `image_size` and `patch_size` are sides in pixels."""
+
+    image_size: int = 32
+    patch_size: int = 4
+    dim: int = 64
+    layers: int = 4
+    heads: int = 4
+    context_dim: int = 64
+
+    def __post_init__(self) -> None:
+        check_division(self, patch_size="image_size", heads="dim")
+
+
+class NewPart(ImageDecoder):
+    """It learns the straight way from a picture (time 0) to noise (time 1), and draws by going back along it."""
+
+    adapter_targets = ("to_q", "to_kv", "to_out")  # where LoRA attaches: the ends of module names
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(PartConfig):
+        """Its section of a recipe. `config` takes the fields of `Sizes`; what else may be set is added here."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        sizes = read_sizes(Sizes, config)
+        self.config, self.spec = config, self.spec_from(config)
+        self.network = Network(sizes.patch_size, sizes.dim, sizes.layers, sizes.heads, sizes.context_dim)
+
+    @classmethod
+    def spec_from(cls, config: Config) -> DecoderSpec:
+        sizes = read_sizes(Sizes, config)
+        return DecoderSpec(
+            context_dim=sizes.context_dim,
+            image_size=sizes.image_size,
+            latent_channels=3,  # the latents are the pixels themselves
+            latent_factor=1,
+            size_multiple=sizes.patch_size,
+            schedulers=tuple(SCHEDULERS),
+        )
+
+    @classmethod
+    def miniature(cls) -> Config:  # what `dreamkit test-plugin` builds
+        return cls.Config(config={"image_size": 16, "dim": 16, "layers": 2, "context_dim": 12})
+
+    @classmethod
+    def from_config(cls, config: Config) -> Self:
+        return cls(config)
+
+    @classmethod
+    def from_pretrained(cls, config: Config) -> Self:
+        return load_weights(cls(config), config)
+
+    def preprocess(self, pictures: Sequence[Picture]) -> tuple[Tensor, dict[str, Tensor]]:
+        side = self.spec.image_size
+        squares = b"".join(ImageOps.fit(to_rgb(picture), (side, side)).tobytes() for picture in pictures)
+        pixels = torch.frombuffer(bytearray(squares), dtype=torch.uint8).view(-1, side, side, 3)
+        return pixels.permute(0, 3, 1, 2) / 127.5 - 1, {}
+
+    def encode(self, targets_NCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return targets_NCHW
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return (latents.float() / 2 + 0.5).clamp(0, 1)
+
+    def timesteps(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        device = self.network.inlet.weight.device if generator is None else generator.device
+        return 1 - torch.rand(count, generator=generator, device=device)  # in (0, 1]
+
+    def noisy(self, latents: Tensor, noise: Tensor, timesteps_N: Tensor) -> tuple[Tensor, Tensor]:
+        t = timesteps_N[:, None, None, None]
+        return ((1 - t) * latents + t * noise).to(latents.dtype), noise - latents
+
+    def denoise(
+        self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Mapping[str, Tensor]
+    ) -> Tensor:
+        return self.network(noisy, timesteps_N, condition)
+
+    def scheduler(self, name: str | None = None) -> Euler:
+        return scheduler_of(name)

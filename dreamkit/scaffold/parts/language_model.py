@@ -1,0 +1,97 @@
+"""A language model: a small causal transformer. How it reads and writes words is in `words`.
+
+B rows, T tokens of this call, S tokens seen: those of the cache, then these T. D width.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor, nn
+
+from dreamkit import LanguageSpec, NormWeights, PartConfig
+
+from .blocks import EPS, Block, Cache
+from .weights import check_division, load_weights, read_sizes
+from .words import STD, Words, tokenizer_of
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The keys of a `config`; `max_length` in tokens."""
+
+    max_length: int = 1024
+    dim: int = 128
+    layers: int = 2
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        check_division(self, heads="dim")
+
+
+class NewPart(Words):
+    """Blocks of attention and units between the embedding and the head, which know words."""
+
+    adapter_targets = ("qkv", "out", "up", "down")  # where LoRA attaches: the ends of module names
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(PartConfig):
+        """Its section of a recipe. `config` takes the fields of `Sizes`; what else may be set is added here."""
+
+    def __init__(self, config: Config) -> None:
+        sizes = read_sizes(Sizes, config)
+        super().__init__(tokenizer_of(config), sizes.dim)
+        self.config, self.spec = config, self.spec_from(config)
+        self.positions = nn.Embedding(sizes.max_length, sizes.dim)
+        self.blocks = nn.ModuleList(Block(f"block {n}", sizes.dim, sizes.heads) for n in range(sizes.layers))
+        self.norm = nn.RMSNorm(sizes.dim, eps=EPS)
+        nn.init.normal_(self.positions.weight, std=STD)
+
+    @classmethod
+    def spec_from(cls, config: Config) -> LanguageSpec:
+        sizes, tokenizer = read_sizes(Sizes, config), tokenizer_of(config)
+        bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        return LanguageSpec(
+            dim=sizes.dim,
+            vocab_size=len(tokenizer),
+            max_length=sizes.max_length,
+            bos_id=bos,
+            eos_ids=(eos,),
+            pad_id=pad,
+            reserved_tokens=tuple(tokenizer.convert_ids_to_tokens([bos, eos, pad])),
+        )
+
+    @classmethod
+    def miniature(cls) -> Config:  # what `dreamkit test-plugin` builds
+        return cls.Config(config={"dim": 16, "max_length": 64})
+
+    @classmethod
+    def from_config(cls, config: Config) -> Self:
+        return cls(config)
+
+    @classmethod
+    def from_pretrained(cls, config: Config) -> Self:
+        return load_weights(cls(config), config)
+
+    def new_cache(self) -> Cache:
+        return Cache()
+
+    def forward(
+        self, embeds_BTD: Tensor, position_ids_BT: Tensor, segment_ids_BT: Tensor, cache: Cache | None = None
+    ) -> Tensor:
+        cache = Cache() if cache is None else cache
+        positions_BS = cache.extend("positions", position_ids_BT)
+        segments_BS = cache.extend("segments", segment_ids_BT)
+        # A token sees its own segment, up to its own position. Padding sees padding: that is finite, if meaningless.
+        mask_BTS = segment_ids_BT[:, :, None] == segments_BS[:, None]
+        mask_BTS &= position_ids_BT[:, :, None] >= positions_BS[:, None]
+        hidden_BTD = embeds_BTD + self.positions(position_ids_BT)
+        for block in self.blocks:
+            hidden_BTD = block(hidden_BTD, mask_BTS, cache)
+        return hidden_BTD
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        return self.norm(hidden)
+
+    @property
+    def norm_weights(self) -> NormWeights:
+        return NormWeights(self.norm.weight, EPS)

@@ -1,0 +1,94 @@
+"""The half of a language model that knows words: its tokenizer, its embedding, and its head, which are one matrix.
+
+D width, K rows of added tokens.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from dreamkit import ChatTemplate, Head, LanguageModel, PartConfig, SourceError, locate
+
+SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+STD = 0.02  # of fresh embeddings
+
+
+class Words(LanguageModel):
+    """Text to ids, ids to embeddings, and back. Added tokens have rows of their own, `new_rows` (K, D), so that they
+    can be learned where the rest is frozen."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, dim: int) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        # What the assistant says is learned, and so is the end of its turn: it has to be one that ends a text.
+        self.chat = ChatTemplate(user=("User: ", "\n"), assistant=("Assistant: ", tokenizer.eos_token))
+        self.rows = nn.Parameter(STD * torch.randn(len(tokenizer), dim))
+        self.new_rows: nn.Parameter | None = None
+
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        # Where nobody asks for special tokens, '</s>' in a text is five characters and ends nothing.
+        found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)
+        return found["input_ids"]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def save_tokenizer(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+
+    def add_tokens(self, tokens: Sequence[str]) -> list[int]:
+        special = [AddedToken(token, special=True, normalized=False) for token in tokens]
+        self.tokenizer.add_tokens(special, special_tokens=True)
+        missing = len(self.tokenizer) - len(self.head().weight)
+        if missing:  # near the mean row: a new token is as likely as an average one
+            mean = self.rows.detach().mean(0).expand(missing, -1)
+            fresh = mean + STD * torch.randn_like(mean)
+            self.new_rows = nn.Parameter(torch.cat([*self.new_token_parameters(), fresh]))
+        vocabulary = self.tokenizer.get_vocab()
+        return [vocabulary[token] for token in tokens]
+
+    def new_token_parameters(self) -> Sequence[nn.Parameter]:
+        return [] if self.new_rows is None else [self.new_rows]
+
+    def head(self) -> Head:
+        return Head(torch.cat([self.rows, *self.new_token_parameters()]))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.head().weight)
+
+    @property
+    def unwritten_ids(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.added_tokens_decoder) - {self.tokenizer.eos_token_id}
+
+
+def tokenizer_of(config: PartConfig) -> PreTrainedTokenizerFast:
+    """The tokenizer that a section of a recipe means.
+
+    Raises:
+        SourceError: its folder has none, or one that cannot begin, end and pad a text.
+    """
+    if config.pretrained is None:
+        return byte_tokenizer()
+    folder = locate(config.pretrained, ["tokenizer.json"], weights=False)
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the compiled part of the library raises what it likes
+        raise SourceError(f"{folder}: the tokenizer cannot be read: {error}") from error
+    missing = [name for name in SPECIAL if getattr(tokenizer, name) is None]
+    if missing:
+        raise SourceError(f"{folder}: the tokenizer has no {' and no '.join(missing)}; name what it has")
+    return tokenizer
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Made in memory: a token for each byte of UTF-8, so that any text can be written, and the special ones."""
+    names = [*SPECIAL.values(), *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={name: index for index, name in enumerate(names)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL)
