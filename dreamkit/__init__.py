@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dreamkit.checkpoint import load_checkpoint as load_checkpoint, save_checkpoint as save_checkpoint
+    from dreamkit.diffusion import Scheduler as Scheduler
     from dreamkit.document import Document as Document, Image as Image, Text as Text
     from dreamkit.errors import (
         CheckpointError as CheckpointError,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from dreamkit.hookspecs import Component as Component, hookimpl as hookimpl
     from dreamkit.interfaces import (
         Dataset as Dataset,
+        Extras as Extras,
         ImageDecoder as ImageDecoder,
         LanguageModel as LanguageModel,
         Projector as Projector,
@@ -69,6 +71,7 @@ _HOMES = {
     "DocumentError": "errors",
     "DreamModel": "model",
     "DreamkitError": "errors",
+    "Extras": "interfaces",
     "Head": "specs",
     "Image": "document",
     "ImageDecoder": "interfaces",
@@ -83,6 +86,7 @@ _HOMES = {
     "ProjectorSpec": "specs",
     "RecipeError": "errors",
     "Registry": "plugins",
+    "Scheduler": "diffusion",
     "SourceError": "errors",
     "Task": "interfaces",
     "Text": "document",

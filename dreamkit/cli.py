@@ -322,7 +322,10 @@ def test_plugin(
                 typer.echo(f"  {outcome}")
     ends = summary(all_outcomes)
     typer.echo(f"{len(found)} component{'s' if len(found) > 1 else ''} of {found[0].distribution}; {ends}")
-    if any(outcome.result == "failed" for outcome in all_outcomes):
+    tried = [outcome for outcome in all_outcomes if check in (None, outcome.check)]
+    if any(outcome.result == "failed" for outcome in all_outcomes) or all(
+        o.result == "skipped" for o in tried
+    ):
         raise typer.Exit(1)
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from dreamkit.document import Document
 
-Extras = Mapping[str, Tensor]
+Extras = Mapping[str, Tensor]  # what a decoder wants to know of each image besides its condition, (N, ...)
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 

@@ -13,8 +13,9 @@ import torch
 
 from dreamkit.projectors import Linear
 from dreamkit.testing import ContractError, KitError, Outcome, Report, contracts
-from dreamkit.testing.check import CHECKS
+from dreamkit.testing.check import CHECKS, Check
 from dreamkit.testing.subjects import KINDS
+from dreamkit_transformers.llama import Llama
 from meta.breaking import computing
 
 KIND = "projector"
@@ -32,6 +33,12 @@ def only(change, check="batch_of_one"):
     return outcome
 
 
+def without(name):
+    part = sound()
+    delattr(part, name)
+    return part
+
+
 def loses_a_row(self, forward, tokens):
     return forward(tokens)[:-1]
 
@@ -43,7 +50,7 @@ def test_the_public_names_are_these():
     import dreamkit.testing
 
     assert dreamkit.testing.__all__ == ["ContractError", "KitError", "Outcome", "Report", "contracts"]
-    assert contracts.__all__ == ["bind", "checks", "miniature", "parametrize", "verify"]
+    assert contracts.__all__ == ["checks", "miniature", "parametrize", "verify"]
     assert all(hasattr(dreamkit.testing, name) for name in dreamkit.testing.__all__)
     assert all(hasattr(contracts, name) for name in contracts.__all__)
 
@@ -103,10 +110,10 @@ def test_a_report_of_nothing_is_not_ok():
 
 def test_a_failure_says_found_wanted_call_input_and_command():
     message = only(loses_a_row, "spec_agrees").message
-    found = "projected.shape=(1, 4, 5), but should be (N, out_tokens, out_dim)=(2, 4, 5)"
+    found = "projected.shape=(1, 16, 32), but should be (N, out_tokens, out_dim)=(2, 16, 32)"
     lines = message.splitlines()
     assert lines == [
-        f"spec_agrees: {found}  [forward(tokens of shape (2, 4, 6))]",
+        f"spec_agrees: {found}  [forward(tokens of shape (2, 16, 24))]",
         "  smallest failing input: case=Case(rows=2, length=2, seed=0)",
         "  repeat it with: contracts.verify('projector', build, only='spec_agrees')",
     ]
@@ -140,17 +147,30 @@ def test_leaving_the_program_is_a_failure():
         sys.exit(0)
 
     outcome = only(leaves)
-    assert outcome.result == "failed" and "the part left the program: SystemExit(0)" in outcome.message
+    assert (
+        outcome.result == "failed"
+        and "the part left by SystemExit: 0, but should pass this check or fail it" in outcome.message
+    )
 
 
-@pytest.mark.parametrize("skip", [unittest.SkipTest("no time"), pytest.skip.Exception("no time")], ids=repr)
-def test_a_required_check_that_is_skipped_is_a_failure(skip):
-    def skips(self, forward, tokens):
-        raise skip
+LEAVINGS = [unittest.SkipTest("no time"), pytest.skip.Exception("no time"), pytest.xfail.Exception("no time")]
 
-    outcome = only(skips)
-    assert outcome.result == "failed"
-    assert "the part skipped a check that it must pass: no time" in outcome.message
+
+@pytest.mark.parametrize("leaving", LEAVINGS, ids=lambda leaving: type(leaving).__name__)
+@pytest.mark.parametrize("where", ["forward", "dense_layers", "build"])
+def test_a_required_check_that_is_skipped_is_a_failure(where, leaving):
+    """Wherever the part says so: in what a check calls, in what decides whether it need be run, and when it is made."""
+
+    def leaves(self, original, *args):
+        raise leaving
+
+    def build():
+        raise leaving
+
+    check = "dense_layers_agree" if where == "dense_layers" else "batch_of_one"
+    part = build if where == "build" else contracts.miniature(computing(Linear, where, leaves))
+    (outcome,) = contracts.verify(KIND, part, only=check).outcomes
+    assert outcome.result == "failed" and "no time" in outcome.message
 
 
 def test_a_failure_that_comes_and_goes_is_called_so():
@@ -170,13 +190,39 @@ def test_a_failure_that_comes_and_goes_is_called_so():
         (lambda: 1 / 0, "build() failed: ZeroDivisionError: division by zero"),
         (lambda: sys.exit(0), "build() failed: SystemExit: 0"),
         (lambda: torch.nn.Linear(2, 2), "build() gave a Linear, but a dreamkit.Projector is wanted"),
+        (lambda: without("config"), "without 'config'; set it in __init__"),
+        (
+            lambda: without("spec"),
+            "the spec of what build() gave is a NoneType, but a ProjectorSpec is wanted",
+        ),
+        (lambda: (torch.manual_seed(0), sound())[1], "build() sets torch's seed; leave that to the kit"),
     ],
-    ids=["raises", "leaves", "other class"],
+    ids=["raises", "leaves", "other class", "no config", "no spec", "own seed"],
 )
 def test_what_cannot_be_built_passes_nothing(build, said):
     report = contracts.verify(KIND, build, only=["determinism", "dtype_kept"])
     assert [outcome.result for outcome in report.outcomes] == ["failed", "failed"]
     assert all(said in outcome.message for outcome in report.outcomes)
+
+
+@pytest.mark.parametrize(
+    ("add_tokens", "said"),
+    [
+        (lambda self, original, tokens: original(tokens)[:1], "gave the ids [260], but should give 2"),
+        (lambda self, original, tokens: {}["no"], "preparing the part failed: KeyError: 'no'"),
+    ],
+    ids=["too few", "raises"],
+)
+def test_a_part_that_cannot_be_prepared_passes_nothing(add_tokens, said):
+    part = contracts.miniature(computing(Llama, "add_tokens", add_tokens))
+    (outcome,) = contracts.verify("language_model", part, only="causality").outcomes
+    assert outcome.result == "failed" and said in outcome.message
+
+
+def test_a_mistake_of_the_kit_ends_no_report(monkeypatch):
+    monkeypatch.setattr(Check, "test", lambda *args, **kwargs: 1 / 0)
+    (outcome,) = contracts.verify(KIND, sound, only="determinism").outcomes
+    assert outcome.message == "determinism could not be tried: ZeroDivisionError: division by zero"
 
 
 def test_global_randomness_is_left_alone():

@@ -76,7 +76,7 @@ def test_the_tutorials_slip_is_found_as_it_says(shuffle: tuple[Path, Path], tmp_
     assert [(error, call, smallest.strip()) for error, call, smallest in shown] == [
         (
             "spec_agrees: EinopsError",
-            "forward(tokens of shape (2, 4, 6))",
+            "forward(tokens of shape (2, 16, 24))",
             "smallest failing input: case=Case(rows=2, length=2, seed=0)",
         )
     ]

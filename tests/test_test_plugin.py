@@ -94,7 +94,7 @@ def test_a_broken_part_fails_with_the_command_that_repeats_it(site: Path, tmp_pa
     done = run(site, tmp_path, "dreamkit", "test-plugin", "Mixed.Bag", "--component", "broken", "--quick")
     assert done.returncode == 1
     assert "FAILED spec_agrees" in done.stdout
-    assert "projected.shape=(2, 4, 4), but should be (N, out_tokens, out_dim)=(2, 4, 5)" in done.stdout
+    assert "projected.shape=(2, 16, 4), but should be (N, out_tokens, out_dim)=(2, 16, 32)" in done.stdout
     (command, *_) = re.findall(r"repeat it with: dreamkit (.*)", done.stdout)
     assert command == "test-plugin mixed_bag --component broken --check spec_agrees"
     again = run(site, tmp_path, "dreamkit", *command.split())
@@ -116,6 +116,12 @@ def test_what_cannot_be_imported_fails(site: Path, tmp_path: Path, name: str, sa
     done = run(site, tmp_path, "dreamkit", "test-plugin", name)
     assert done.returncode == 1 and re.search(said, done.stdout), done.stdout
     assert "1 checks ran: 0 passed, 1 failed" in done.stdout
+
+
+def test_a_check_that_is_skipped_is_no_success(site: Path, tmp_path: Path) -> None:
+    options = ["mixed-bag", "--component", "broken", "--check", "dense_layers_agree"]
+    done = run(site, tmp_path, "dreamkit", "test-plugin", *options)
+    assert done.returncode == 1 and "skip   dense_layers_agree" in done.stdout, done.stdout
 
 
 def test_data_sets_are_imported(site: Path, tmp_path: Path) -> None:
@@ -146,6 +152,9 @@ def test_pytest_runs_the_same(site: Path, tmp_path: Path) -> None:
     done = run(site, tmp_path, "pytest", *SUITE, *options)
     assert done.returncode == 1
     assert "FAILED" in done.stdout and "test_contract[projector-broken-spec_agrees]" in done.stdout
+    assert (
+        "repeat it with: dreamkit test-plugin mixed_bag --component broken --check spec_agrees" in done.stdout
+    )
     sound = run(site, tmp_path, "pytest", *SUITE, *options, "-k", "sound")
     assert sound.returncode == 0 and re.search(r"\d+ passed, \d+ deselected", sound.stdout), sound.stdout
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from dreamkit.testing.check import Check
@@ -15,12 +15,17 @@ from dreamkit.testing.subject import Subject
 
 @dataclass(frozen=True)
 class Bound:
-    """A check and the part it is to be tried on. Calling it is the test; `expected` is why it should fail, or None."""
+    """A check and the part it is to be tried on. Calling it is the test.
+
+    `expected` is why it should fail, or None. `repeat` is the command that tries it again; under pytest, where there is
+    none, that of the test.
+    """
 
     check: Check
     subject: Subject
     expected: str | None = None
     quick: bool = False
+    repeat: str = ""
 
     @property
     def name(self) -> str:
@@ -39,7 +44,7 @@ class Bound:
 
             pytest.skip(reason)
         test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
-        self.test(f'pytest "{test}"' if test else "")
+        self.test(self.repeat or (test and f'pytest "{test}"'))
 
     def skips(self) -> str | None:
         """Why the part need not pass; None where it must."""
@@ -53,28 +58,30 @@ class Bound:
         return reason
 
     def test(self, repeat: str) -> None:
-        """Tries the part; `repeat` is the command that does it again."""
+        """Tries the part; `repeat` is the command that does it again, in words."""
         __tracebackhide__ = True
         self.check.test(self.subject, quick=self.quick, repeat=repeat)
 
 
-def outcomes(bound: Iterable[Bound], repeat: Callable[[Bound], str]) -> Iterator[Outcome]:
-    """What becomes of each, as it is tried; `repeat` gives the command that tries one again."""
+def outcomes(bound: Iterable[Bound]) -> Iterator[Outcome]:
+    """What becomes of each, as it is tried."""
     for each in bound:
         start = time.perf_counter()
-        result, message = _outcome(each, repeat(each))
+        result, message = _outcome(each)
         yield Outcome(each.name, result, message, time.perf_counter() - start)
 
 
-def _outcome(bound: Bound, repeat: str) -> tuple[Result, str]:
+def _outcome(bound: Bound) -> tuple[Result, str]:
     try:
         if (reason := bound.skips()) is not None:
             return "skipped", reason
-        bound.test(repeat)
+        bound.test(bound.repeat)
     except ContractError as error:
         return ("failed", str(error)) if bound.expected is None else ("expected", bound.expected)
     except KitError as error:
         return "failed", str(error)
+    except Exception as error:  # one part never ends the report of the others
+        return "failed", f"{bound.name} could not be tried: {type(error).__name__}: {error}"
     if bound.expected is not None:
         return "failed", f"it passes, but was expected to fail: {bound.expected}"
     return "passed", ""

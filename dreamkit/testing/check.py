@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import unittest
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -55,7 +55,9 @@ class Check:
             return None
         try:
             return self.unless(subject)
-        except Exception:  # what is wrong with the part, the check itself will say
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # what is wrong with the part, the check itself will say
             return None
 
     def test(self, subject: Subject, *, quick: bool = False, repeat: str = "") -> None:
@@ -66,12 +68,24 @@ class Check:
         """
         __tracebackhide__ = True  # an author looks for the part's own lines
         last: dict[str, Any] = {}
+        try:
+            self._hold(subject, last, quick)
+        except Exception as error:
+            subject.renew()
+            raise ContractError(self._message(error, subject.doing, last, repeat)) from (
+                None if isinstance(error, ContractError) else error
+            )
+
+    def _hold(self, subject: Subject, last: dict[str, Any], quick: bool) -> None:
+        """Runs the check on inputs that hypothesis draws; `last` becomes those that failed, as small as can be."""
+        __tracebackhide__ = True
+        subject.doing = ""
         draws = {
             name: draw if isinstance(draw, st.SearchStrategy) else draw(subject)
             for name, draw in self.inputs.items()
         }
 
-        # the same inputs every time, and no database: a failure repeats, and nothing is written
+        # no database, and the same inputs every time: a failure repeats anywhere
         @settings(
             max_examples=(QUICK_EXAMPLES if quick else EXAMPLES) if draws else 1,
             derandomize=True,
@@ -88,20 +102,10 @@ class Check:
             last.clear()
             last.update(inputs)
             subject.doing = ""
-            try:
+            with staying():
                 self.run(subject, **inputs)
-            except _skips() as error:
-                raise ContractError(f"the part skipped a check that it must pass: {error}") from None
-            except SystemExit as error:
-                raise ContractError(f"the part left the program: SystemExit({error.code!r})") from error
 
-        try:
-            once()
-        except Exception as error:
-            subject.renew()
-            raise ContractError(self._message(error, subject.doing, last, repeat)) from (
-                None if isinstance(error, ContractError) else error
-            )
+        once()
 
     def _message(self, error: Exception, doing: str, last: Mapping[str, Any], repeat: str) -> str:
         if isinstance(error, Flaky):  # the first of what it gathers is what was seen
@@ -134,7 +138,16 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
 
 
-def _skips() -> tuple[type[BaseException], ...]:
-    """What tells a test runner to skip; pytest's own only where pytest runs."""
-    outcomes = sys.modules.get("_pytest.outcomes")
-    return (unittest.SkipTest,) if outcomes is None else (unittest.SkipTest, outcomes.Skipped)
+@contextmanager
+def staying() -> Iterator[None]:
+    """Makes a failure of leaving: by sys.exit, and by what tells a test runner to skip, which no check may be."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, unittest.SkipTest):
+            raise
+        raise ContractError(
+            f"the part left by {type(error).__name__}: {error}, but should pass this check or fail it"
+        ) from error

@@ -12,9 +12,9 @@ from dreamkit.testing.check import CHECKS, Check
 from dreamkit.testing.expect import ContractError, KitError
 from dreamkit.testing.report import Report
 from dreamkit.testing.subject import Build
-from dreamkit.testing.subjects import KINDS, miniature as miniature, subject_of
+from dreamkit.testing.subjects import KINDS, SUBJECTS, miniature as miniature
 
-__all__ = ["bind", "checks", "miniature", "parametrize", "verify"]
+__all__ = ["checks", "miniature", "parametrize", "verify"]
 
 Test = TypeVar("Test", bound=Callable[..., Any])
 
@@ -37,16 +37,20 @@ def bind(
     only: str | Sequence[str] | None = None,
     expected_failures: Mapping[str, str] | None = None,
     quick: bool = False,
+    repeat: str = "",
 ) -> list[Bound]:
-    """The checks of a kind, each bound to the part that `build` makes. What is given is as in `verify`."""
+    """The checks of a kind, each bound to the part that `build` makes. What is given is as in `verify`.
+
+    `repeat` is the command that tries one again, with `{check}` where it names the check.
+    """
     known = {check.name: check for check in checks(kind)}
     expected = dict(expected_failures or {})
     chosen = list(known) if only is None else [only] if isinstance(only, str) else list(only)
     for name in (*chosen, *expected):
         if name not in known:
             raise KitError(f"there is no check '{name}' of a {kind}; {did_you_mean(name, known)}")
-    one = subject_of(kind, build)
-    return [Bound(known[name], one, expected.get(name), quick) for name in chosen]
+    one = SUBJECTS[kind](build)
+    return [Bound(known[name], one, expected.get(name), quick, repeat.format(check=name)) for name in chosen]
 
 
 def parametrize(
@@ -91,7 +95,6 @@ def verify(
     Raises:
         KitError: an unknown kind or an unknown name of a check.
     """
-    bound = bind(kind, build, only=only, expected_failures=expected_failures, quick=quick)
-    return Report(
-        kind, list(outcomes(bound, lambda each: f"contracts.verify({kind!r}, build, only={each.name!r})"))
-    )
+    repeat = f"contracts.verify('{kind}', build, only='{{check}}')"
+    bound = bind(kind, build, only=only, expected_failures=expected_failures, quick=quick, repeat=repeat)
+    return Report(kind, list(outcomes(bound)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dreamkit.errors import PluginError, did_you_mean
 from dreamkit.plugins import KINDS, Registry, distributions
@@ -42,11 +42,7 @@ class Component:
     def outcomes(self) -> Iterator[Outcome]:
         """What becomes of its checks, one by one."""
         yield Outcome(REGISTERED, "failed" if self.problem else "passed", self.problem or "")
-        yield from outcomes(self.bound, self.repeat)
-
-    def repeat(self, bound: Bound) -> str:
-        """The command that tries one check again."""
-        return f"dreamkit test-plugin {self.distribution} --component {self.name} --check {bound.name}"
+        yield from outcomes(self.bound)
 
 
 def components(
@@ -89,7 +85,10 @@ def _component(registry: Registry, distribution: str, kind: str, name: str, quic
         cls = registry.get(kind, name)
     except PluginError as error:
         return Component(distribution, kind, name, problem=str(error))
-    bound = contracts.bind(kind, miniature(cls), quick=quick) if kind in PARTS else ()
+    if kind not in PARTS:
+        return Component(distribution, kind, name)
+    repeat = f"dreamkit test-plugin {distribution} --component {name} --check {{check}}"
+    bound = contracts.bind(kind, miniature(cls), quick=quick, repeat=repeat)
     return Component(distribution, kind, name, tuple(bound))
 
 
@@ -99,7 +98,7 @@ def _only(chosen: list[Component], check: str) -> list[Component]:
     if check not in known:
         raise KitError(f"there is no check '{check}' of what is registered; {did_you_mean(check, known)}")
     return [
-        Component(each.distribution, each.kind, each.name, bound, each.problem)
+        replace(each, bound=bound)
         for each in chosen
         if (bound := tuple(one for one in each.bound if one.name == check))
     ]

@@ -25,7 +25,8 @@ class KitError(DreamkitError):
 def expect(found: Any, wanted: Any, name: str, legend: str = "") -> None:
     """`found`, which is called `name`, must be equal to `wanted`; `legend` says what `wanted` stands for."""
     if found != wanted:
-        raise ContractError(f"{name}={found}, but should be {f'{legend}=' if legend else ''}{wanted}")
+        told, want = (repr(value) if isinstance(value, str) else value for value in (found, wanted))
+        raise ContractError(f"{name}={told}, but should be {f'{legend}=' if legend else ''}{want}")
 
 
 def expect_true(holds: object, found: str, wanted: str) -> None:
@@ -56,10 +57,10 @@ def expect_within(tensor: Tensor, name: str, least: float, most: float) -> None:
     expect_true(holds, f"{name} ranges from {low:.4g} to {high:.4g}", f"from {least:g} to {most:g}")
 
 
-def expect_close(found: Tensor, wanted: Tensor, name: str, other: str) -> None:
+def expect_close(found: Tensor, wanted: Tensor, name: str, other: str, tolerance: float = TOLERANCE) -> None:
     """Equal but for rounding, relative to the largest value; `name` and `other` say what the two are."""
     expect(tuple(found.shape), tuple(wanted.shape), f"{name}.shape", f"{other}.shape")
-    allowed = TOLERANCE * (1.0 if not wanted.numel() else max(1.0, wanted.abs().max().item()))
+    allowed = tolerance * (1.0 if not wanted.numel() else max(1.0, wanted.abs().max().item()))
     difference = _difference(found, wanted)
     holds = difference <= allowed  # not so for nan
     expect_true(holds, f"max|{name} - {other}|={difference:.3g}", f"at most {allowed:.3g}")

@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from dreamkit.build import SPECS
 from dreamkit.interfaces import Part
 from dreamkit.testing.expect import KitError, expect_shape
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
+
+NOISE = 0.1  # spread of what is added to biases and norms; matrices get one that keeps the size of what they carry
+SEEDS = 20_240_000  # of making parts; no other than the kit's own
+FLOATS = (torch.float64, torch.float32, torch.bfloat16)  # one part is brought to each: the last one rounds
 
 Build: TypeAlias = Callable[[], Part]
 Inputs: TypeAlias = dict[str, Tensor]
@@ -53,23 +58,55 @@ class Subject(ABC):
         self.doing = ""
 
     def make(self, seed: int = 0) -> Any:
-        """A fresh part in evaluation mode, its weights drawn from `seed`.
+        """A fresh part in evaluation mode, with weights drawn from `seed`.
+
+        They are shaken: fresh weights may be zeros, or so small that a mistake makes no difference.
 
         Raises:
             KitError: `build` fails, or builds something else.
         """
+        part = self.make_as_built(seed)
         try:
             with seeded(seed):
+                part = self.prepare(part)
+        except Exception as error:
+            raise KitError(f"preparing the part failed: {type(error).__name__}: {error}") from error
+        with seeded(seed), torch.no_grad():
+            for parameter in part.parameters():
+                if parameter.is_floating_point():
+                    spread = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else NOISE
+                    parameter.add_(spread * torch.randn(parameter.shape))
+        return part
+
+    def prepare(self, part: Any) -> Any:
+        """The part made ready to be tried; as it is, unless a kind says otherwise."""
+        return part
+
+    def make_as_built(self, seed: int = 0) -> Any:
+        """The part as `build` makes it, in evaluation mode."""
+        try:
+            with seeded(SEEDS + seed):
                 part = self.build()
-        except (Exception, SystemExit) as error:
+                own = torch.initial_seed() != SEEDS + seed
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # those that end a program or skip a test too
             raise KitError(f"build() failed: {type(error).__name__}: {error}") from error
         if not isinstance(part, self.interface):
             raise KitError(
                 f"build() gave a {type(part).__name__}, but a dreamkit.{self.interface.__name__} is wanted"
             )
-        for name in ("config", "spec"):
-            if not hasattr(part, name):
-                raise KitError(f"build() gave a {type(part).__name__} without '{name}'; set it in __init__")
+        if own:
+            raise KitError(
+                "build() sets torch's seed; leave that to the kit, which compares parts of other weights"
+            )
+        if not hasattr(part, "config"):
+            raise KitError(f"build() gave a {type(part).__name__} without 'config'; set it in __init__")
+        if not isinstance(getattr(part, "spec", None), SPECS[self.kind]):
+            given = type(getattr(part, "spec", None)).__name__
+            raise KitError(
+                f"the spec of what build() gave is a {given}, but a {SPECS[self.kind].__name__} is wanted"
+            )
         return part.eval()
 
     @cached_property

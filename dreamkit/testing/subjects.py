@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
-from dreamkit.errors import did_you_mean
 from dreamkit.interfaces import ImageDecoder, LanguageModel, Part, PretrainedPart, Projector, VisionEncoder
 from dreamkit.specs import Condition
-from dreamkit.testing.expect import KitError, expect_shape
+from dreamkit.testing.expect import KitError
 from dreamkit.testing.subject import Build, Case, Inputs, PictureSubject, Subject, seeded, weighted_sum
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-WIDTHS: Final = {"in_dim": 6, "in_tokens": 4, "out_dim": 5}  # between which a miniature projector stands
+WIDTHS: Final = {"in_dim": 24, "in_tokens": 16, "out_dim": 32}  # between which a miniature projector stands
 TOKENS: Final = ("<kit_one>", "<kit_two>")  # added to a vocabulary
+PAST_WINDOW: Final = 3  # tokens more than a sliding window holds
+STEPS: Final = (1, 2, 3, 4, 5, 8, 10, 16, 20, 25, 50, 100)  # of denoising
+ROOM: Final = 32  # tokens beside a window that checks need in a row
 MANY: Final = 10_000  # timesteps, among which the ends of a schedule are found
 LONGEST: Final = 512  # tokens of a row that are tried
 
@@ -54,15 +56,20 @@ class LanguageSubject(Subject):
     output, legend = "hidden", "(B, T, D)"
     learned_from = ("embeds",)
 
-    def make(self, seed: int = 0) -> Any:
-        part = super().make(seed)
-        with seeded(seed + 1):  # as a model does, once, when it is made
-            self.token_ids = dict(zip(TOKENS, part.add_tokens(TOKENS), strict=True))
+    def prepare(self, part: Any) -> Any:
+        """With two tokens added, as a model adds its own when it is made."""
+        ids = list(part.add_tokens(TOKENS))
+        if len(ids) != len(TOKENS):
+            raise ValueError(f"add_tokens({list(TOKENS)}) gave the ids {ids}, but should give {len(TOKENS)}")
+        self.token_ids = dict(zip(TOKENS, ids, strict=True))
         return part
 
-    def make_bare(self) -> Any:
-        """A part whose vocabulary is as it came."""
-        return super().make()
+    @property
+    def window(self) -> int:
+        """How many tokens leave the sliding window behind; 0 where there is none that a row could."""
+        spec = self.part.spec
+        fits = spec.sliding_window is not None and spec.sliding_window + ROOM <= spec.max_length
+        return spec.sliding_window + PAST_WINDOW if fits else 0
 
     def inputs(self, case: Case, dtype: torch.dtype = torch.float32) -> Inputs:
         with seeded(case.seed):
@@ -156,22 +163,31 @@ class DecoderSubject(PictureSubject):
     def loss(self, part: Any, inputs: Inputs) -> Tensor:
         return self.loss_N(part, inputs).sum()
 
-    def loss_N(self, part: Any, inputs: Inputs) -> Tensor:
+    def loss_N(self, part: Any, inputs: Inputs, extras: Mapping[str, Tensor] | None = None) -> Tensor:
         """The decoder's own loss of each image, with noise that depends on nothing but its shape."""
         latents = inputs["latents"]
         with seeded(1):
             noise = torch.randn(latents.shape).to(latents)
-        extras = self.extras(len(latents), latents.device)
+        if extras is None:
+            extras = self.extras(len(latents), latents.device)
         return part.loss(latents, self.condition(inputs), extras, noise=noise, timesteps=inputs["timesteps"])
 
     def preprocess(self, pictures: Sequence[Picture]) -> Tensor:
-        targets, extras = self.part.preprocess(pictures)
-        for name, extra in extras.items():
-            expect_shape(extra, f"extras['{name}']", "(N, ...)", (len(pictures), *extra.shape[1:]))
-        return targets
+        return self.part.preprocess(pictures)[0]
 
-    def sample(self, part: Any, inputs: Inputs, *, steps: int = 2, **options: Any) -> Tensor:
+    def steps(self, part: Any, wanted: int = 2, scheduler: str | None = None) -> int:
+        """A number of denoising steps that the scheduler takes: the one that is wanted, or another."""
+        for steps in (wanted, *STEPS):
+            try:
+                part.scheduler(scheduler).set_timesteps(steps, device="cpu")
+            except ValueError:
+                continue
+            return steps
+        return wanted  # and what it says will be told
+
+    def sample(self, part: Any, inputs: Inputs, **options: Any) -> Tensor:
         """Pictures drawn for the condition of `inputs`, without guidance unless `options` say otherwise."""
+        steps = self.steps(part)
         options = {"guidance": 1.0, **options}
         told = ", ".join(f"{name}={value}" for name, value in options.items() if _is_plain(value))
         self.doing = f"sample(context of shape {tuple(inputs['context'].shape)}, steps={steps}, {told})"
@@ -186,17 +202,6 @@ SUBJECTS: Final[Mapping[str, type[Subject]]] = {
     cls.kind: cls for cls in (VisionSubject, LanguageSubject, ProjectorSubject, DecoderSubject)
 }
 KINDS: Final = tuple(SUBJECTS)
-
-
-def subject_of(kind: str, build: Build) -> Subject:
-    """The subject of a kind, such as `language_model`.
-
-    Raises:
-        KitError: no such kind.
-    """
-    if kind not in SUBJECTS:
-        raise KitError(f"there is no kind '{kind}'; {did_you_mean(kind, KINDS)}")
-    return SUBJECTS[kind](build)
 
 
 def miniature(cls: type[Part]) -> Build:

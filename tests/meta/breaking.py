@@ -224,6 +224,10 @@ def lies_on_its_side(pixels_of, pictures):
     return pixels_of([plain_pixels(picture) for picture in pictures])
 
 
+def mirrors(pixels_of, pictures):
+    return pixels_of(pictures).flip(-1)
+
+
 def normalizes_the_batch(pixels_of, pictures):
     pixels = pixels_of(pictures)
     return 0.5 * (pixels - pixels.mean(0, keepdim=True))

@@ -93,6 +93,7 @@ def reading_pictures(base: type) -> dict[str, type]:
         for name, change in {
             "preprocess_any": broken.refuses_banners,
             "preprocess_upright": broken.lies_on_its_side,
+            "preprocess_colours": broken.mirrors,
             "preprocess_alone": broken.normalizes_the_batch,
             "pictures_unchanged": broken.shrinks_the_picture,
         }.items()
@@ -263,7 +264,42 @@ def half_of_everything(self, apply, fn, recurse=True):
     return nn.Module._apply(self, fn, recurse)
 
 
+class Extra(Decoder):
+    """A decoder that is told where a picture was cut."""
+
+    def preprocess(self, pictures):
+        corners = torch.tensor([[float(picture.width), float(picture.height)] for picture in pictures])
+        return super().preprocess(pictures)[0], {"corners": corners / 1000}
+
+    def default_extras(self, count, size):
+        return {"corners": torch.zeros(count, 2)}
+
+    def denoise(self, noisy, timesteps_N, condition, extras):
+        shift = extras["corners"].sum(-1)[:, None, None, None]
+        return super().denoise(noisy, timesteps_N, condition, extras) + shift.to(noisy.dtype)
+
+
+class Kept(telling(Decoder, float32_modules=("vae",))):
+    """A decoder with a last layer that half precision would break."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.vae = nn.Conv2d(3, 3, 1).requires_grad_(False)
+
+    def trainable_parameters(self):
+        return self.network.parameters()
+
+    def decode(self, latents):
+        return super().decode(self.vae(latents.to(self.vae.weight.dtype)))
+
+
+def names_it_differently(self, preprocess, pictures):
+    pixels, extras = preprocess(pictures)
+    return pixels, {"corner": extras["corners"]}
+
+
 DRAWING = {
+    "extras_agree": computing(Extra, "preprocess", names_it_differently),
     "spec_agrees": computing(Decoder, "loss", breaks_at_the_end),
     "library_agrees": computing(AskedDecoder, "library_forward", broken.adds_to_the_library),
     "gradients_reach_input": computing(Decoder, "denoise", blind_to_its_context),
@@ -291,13 +327,131 @@ def always_as_wide(cls, original, config, **widths):
     return dataclasses.replace(original(config, **widths), out_dim=WIDTHS["out_dim"])
 
 
+def miscounts(cls, original, config, **widths):
+    """At one width alone, since at all widths it would be another check's business too."""
+    spec = original(config, **widths)
+    return dataclasses.replace(spec, out_tokens=9) if widths == WIDTHS else spec
+
+
 PROJECTING = {
-    "spec_agrees": telling(Linear, out_tokens=9),
+    "spec_agrees": with_class_method(Plain, "spec_from", miscounts),
     "any_neighbours": with_class_method(Linear, "spec_from", always_as_wide),
     "dense_layers_agree": computing(
         Linear, "forward", lambda self, original, tokens: torch.tanh(original(tokens))
     ),
 }
+
+
+# more ways of failing a check than one, as (kind, check, part)
+
+
+def forgets_positions(self, forward, embeds, positions, segments, cache=None):
+    return forward(embeds, positions if cache is None else torch.zeros_like(positions), segments, cache)
+
+
+def reverses_words(self, embed, ids):
+    return embed(ids.flip(-1) if ids.dim() == 1 else ids)
+
+
+def rounds_halfway(self, forward, rows, *rest):
+    output = forward(rows, *rest)
+    return output.bfloat16().to(output.dtype)
+
+
+def listens_to_no_extras(self, denoising, condition, negative=None, extras=None, **kwargs):
+    return denoising(condition, negative, None, **kwargs)
+
+
+def thaws_in_training(self, forward, rows, *rest):
+    if self.training:
+        next(iter(self.trainable_parameters())).requires_grad_(True)
+    return forward(rows, *rest)
+
+
+def swaps_channels(pixels_of, pictures):
+    return pixels_of(pictures).flip(1)
+
+
+MORE = [
+    ("language_model", "cached_decoding", computing(Words, "forward", forgets_positions)),
+    ("language_model", "embed_any_shape", computing(Words, "embed", reverses_words)),
+    ("projector", "dtype_kept", computing(Plain, "forward", rounds_halfway)),
+    ("projector", "frozen_stays_frozen", computing(Plain, "forward", thaws_in_training)),
+    ("image_decoder", "extras_agree", computing(Extra, "denoising", listens_to_no_extras)),
+    ("vision_encoder", "preprocess_colours", computing(Tower, "preprocess", preprocessing(swaps_channels))),
+    (
+        "vision_encoder",
+        "library_agrees",
+        computing(Siglip, "forward", lambda self, forward, x: forward(x) * 1.01),
+    ),
+]
+
+
+# parts that are sound, and unlike those that culprits are made of
+
+
+class Zeros(Plain):
+    """A matrix of zeros, as the last one of a network often is at first."""
+
+    def __init__(self, config, spec):
+        super().__init__(config, spec)
+        torch.nn.init.zeros_(self.layer.weight)
+
+
+class Resampler(Plain):
+    """Learned tokens, as many as it likes, that look at those it is given."""
+
+    def __init__(self, config, spec):
+        super().__init__(config, spec)
+        self.latents = nn.Parameter(torch.randn(spec.out_tokens, spec.in_dim))
+
+    @classmethod
+    def spec_from(cls, config, *, in_dim, in_tokens, out_dim):
+        return dataclasses.replace(
+            super().spec_from(config, in_dim=in_dim, in_tokens=in_tokens, out_dim=out_dim), out_tokens=3
+        )
+
+    def forward(self, tokens):
+        weights = (self.latents @ tokens.transpose(1, 2)).softmax(-1)
+        return super().forward(weights @ tokens)
+
+
+class Pooled(Decoder):
+    """A decoder that wants a pooled vector, exactly 5 tokens of context, and no size but its own."""
+
+    @classmethod
+    def spec_from(cls, config):
+        return dataclasses.replace(super().spec_from(config), pooled_dim=6, context_tokens=5)
+
+    def denoise(self, noisy, timesteps_N, condition, extras):
+        if condition.context.shape[1] != 5 or condition.pooled is None:
+            raise ValueError("5 tokens of context and a pooled vector are wanted")
+        if noisy.shape[-2:] != (self.spec.image_size, self.spec.image_size):
+            raise ValueError(f"only {self.spec.image_size} pixels can be drawn")
+        shift = condition.pooled.mean(-1)[:, None, None, None]
+        return super().denoise(noisy, timesteps_N, condition, extras) + shift
+
+
+LONELY = {"packing": False, "cache": False, "bos_id": None, "reserved_tokens": ("</s>", "<pad>")}
+
+
+class Loner(telling(Words, **LONELY)):
+    """A language model that can neither pack nor cache, and starts without a token."""
+
+    def forward(self, embeds_BTD, position_ids_BT, segment_ids_BT, cache=None):
+        assert cache is None
+        return super().forward(embeds_BTD, position_ids_BT, segment_ids_BT)
+
+
+SOUND = [
+    ("projector", Zeros),
+    ("projector", Resampler),
+    ("image_decoder", Extra),
+    ("image_decoder", Pooled),
+    ("image_decoder", Kept),
+    ("language_model", Loner),
+    ("language_model", telling(Words, sliding_window=4096)),
+]
 
 
 # what an installed plug-in registers, so that parts made of it are registered too

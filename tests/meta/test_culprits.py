@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dreamkit.testing import contracts
-from meta.culprits import BASES, CULPRITS
+from meta.culprits import BASES, CULPRITS, MORE, SOUND
 from meta.installing import hook, install
 
 PAIRS = [(kind, check) for kind, culprits in CULPRITS.items() for check in culprits]
@@ -44,6 +44,12 @@ def test_a_culprit_fails_its_own_check_alone(kind: str, check: str) -> None:
     assert [outcome.check for outcome in report.failures] == [check], str(report)
 
 
+@pytest.mark.parametrize(("kind", "check", "part"), MORE, ids=[f"{kind}-{check}" for kind, check, _ in MORE])
+def test_another_culprit_fails_its_own_check_alone(kind: str, check: str, part: type) -> None:
+    report = contracts.verify(kind, contracts.miniature(part), quick=True)
+    assert [outcome.check for outcome in report.failures] == [check], str(report)
+
+
 @pytest.mark.parametrize("kind", BASES)
 def test_a_plug_in_that_imports_torch_fails_its_own_check_alone(kind: str) -> None:
     part = getattr(importlib.import_module("meta_heavy.parts"), f"Heavy{BASES[kind].__name__}")
@@ -55,4 +61,10 @@ def test_a_plug_in_that_imports_torch_fails_its_own_check_alone(kind: str) -> No
 @pytest.mark.parametrize("kind", BASES)
 def test_what_culprits_are_made_of_is_sound(kind: str) -> None:
     report = contracts.verify(kind, contracts.miniature(BASES[kind]))
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize(("kind", "part"), SOUND, ids=[f"{kind}-{part.__name__}" for kind, part in SOUND])
+def test_what_is_sound_in_another_way_passes(kind: str, part: type) -> None:
+    report = contracts.verify(kind, contracts.miniature(part), quick=True)
     assert report.ok, str(report)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from hypothesis import strategies as st
 from safetensors.torch import load, save
@@ -9,11 +11,18 @@ from torch import Tensor
 
 from dreamkit.recipe import WITH_SOURCE
 from dreamkit.testing.check import cases, check
-from dreamkit.testing.expect import expect, expect_close, expect_finite, expect_same, expect_shape
-from dreamkit.testing.subject import Case, Subject
+from dreamkit.testing.expect import (
+    expect,
+    expect_close,
+    expect_finite,
+    expect_same,
+    expect_shape,
+    expect_true,
+)
+from dreamkit.testing.subject import FLOATS, Case, Inputs, Subject, seeded
 from dreamkit.testing.subjects import KINDS, DecoderSubject, LanguageSubject, positions
 
-FLOATS = (torch.float64, torch.float32, torch.bfloat16)  # one part is brought to each: the last one rounds
+SINGLE_TOLERANCE = 1e-3  # what float32 may differ from float64, and bfloat16 may not
 
 
 @check(*KINDS, case=cases)
@@ -101,20 +110,38 @@ def state_dict_round_trip(subject: Subject, case: Case) -> None:
 
 @check(*KINDS, case=cases)
 def dtype_kept(subject: Subject, case: Case) -> None:
-    """Brought to bfloat16, float32 or float64, a part computes in that dtype, and gives it.
+    """In float64, float32 and bfloat16, a part computes in that dtype, gives it, and has a loss; under autocast too.
 
-    Training in bfloat16 takes the memory it should, and comparisons in float64 are exact.
+    Training in bfloat16 takes the memory it should, and what is compared in float64 is not float32 in disguise.
     """
-    part = subject.make()
+    part, outputs = subject.make(), {}
     for dtype in FLOATS:
-        found = subject.call(part.to(dtype), subject.inputs(case, dtype))
-        expect(found.dtype, dtype, f"{subject.output}.dtype")
-        expect_finite(found, subject.output)
+        inputs = subject.inputs(case, dtype)
+        outputs[dtype] = subject.call(part.to(dtype), inputs)
+        expect(outputs[dtype].dtype, dtype, f"{subject.output}.dtype")
+        expect_finite(outputs[dtype], subject.output)
+        subject.say(inputs, "the loss after ")
+        _has_loss(subject, part, inputs)
+    single, double = outputs[torch.float32].double(), outputs[torch.float64]
+    expect_close(single, double, f"{subject.output} in float32", "in float64", SINGLE_TOLERANCE)
+    is_rounded = torch.equal(double.bfloat16().double(), double)
+    expect_true(
+        not is_rounded, f"{subject.output} in float64 has the digits of bfloat16", "computed in float64"
+    )
+    part, inputs = subject.make(), subject.inputs(case)
+    subject.say(inputs, "with autocast to bfloat16, the loss after ")
+    with torch.autocast("cpu", torch.bfloat16):
+        _has_loss(subject, part, inputs)
+
+
+def _has_loss(subject: Subject, part: Any, inputs: Inputs) -> None:
+    with torch.no_grad(), seeded(0):
+        expect_finite(subject.loss(part, inputs), "the loss")
 
 
 @check(*KINDS, case=cases)
 def device_kept(subject: Subject, case: Case) -> None:
-    """Moved to another device, a part computes there, and copies nothing back. The device tried is `meta`.
+    """Moved to another device (here `meta`), a part computes there, its loss too, and copies nothing back.
 
     It runs on a GPU, and never makes it wait for the processor.
     """
@@ -122,11 +149,9 @@ def device_kept(subject: Subject, case: Case) -> None:
     part = subject.make().to("meta")
     subject.say(inputs)
     with torch.no_grad():
-        found = subject.compute(part, inputs)
-        expect(found.device, torch.device("meta"), f"{subject.output}.device")
-        if isinstance(subject, DecoderSubject):
-            subject.doing = subject.doing.replace(subject.method, "loss", 1)
-            expect(subject.loss_N(part, inputs).device, torch.device("meta"), "loss.device")
+        expect(subject.compute(part, inputs).device, torch.device("meta"), f"{subject.output}.device")
+        subject.say(inputs, "the loss after ")
+        expect(subject.loss(part, inputs).device, torch.device("meta"), "loss.device")
 
 
 def _has_no_library(subject: Subject) -> str | None:
@@ -161,8 +186,8 @@ def _beside_library(subject: Subject, case: Case) -> tuple[Tensor, Tensor | None
 
 def _words_beside_library(subject: LanguageSubject, case: Case) -> tuple[Tensor, Tensor | None]:
     """Logits of tokens, as the library's own masks and positions are in question; more than a sliding window holds."""
-    part = subject.make_bare()
-    length = min(case.length + (part.spec.sliding_window or 0), part.spec.max_length)
+    part = subject.make_as_built()
+    length = case.length + subject.window
     generator = torch.Generator().manual_seed(case.seed)
     ids = torch.randint(part.spec.vocab_size, (case.rows, length), generator=generator)
     subject.doing = f"library_forward(ids of shape {tuple(ids.shape)})"

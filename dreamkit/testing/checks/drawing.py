@@ -14,28 +14,29 @@ from torch import Tensor
 
 from dreamkit.specs import Condition
 from dreamkit.testing.check import cases, check
+from dreamkit.testing.checks.pictures import picture
 from dreamkit.testing.expect import (
     ContractError,
     expect,
     expect_close,
     expect_different,
     expect_finite,
+    expect_same,
     expect_shape,
     expect_true,
     expect_within,
 )
-from dreamkit.testing.subject import Case, Inputs, seeded
+from dreamkit.testing.subject import FLOATS, Case, Inputs, seeded
 from dreamkit.testing.subjects import DecoderSubject
 
 KIND = "image_decoder"
-FLOATS = (torch.float64, torch.float32, torch.bfloat16)  # one part is brought to each: the last one rounds
 ORACLE_STEPS = 12
 ORACLE_ERROR = (
     0.1  # of unit-variance latents; schedulers may leave the noise of the first timestep, about 0.03
 )
 
 seeds = st.integers(0, 999)
-multiples = st.integers(1, 4)
+multiples = st.integers(-1, 2)  # by which a size differs from the one that is drawn unasked
 
 
 def generator(seed: int) -> torch.Generator:
@@ -97,7 +98,9 @@ def _loss(subject: DecoderSubject, part: Any, inputs: Inputs, predict: Callable[
 
     part.noisy, part.denoise = listen, lambda *args, **named: predict(targets[-1])
     try:
-        return subject.loss_N(part, inputs)
+        loss_N = subject.loss_N(part, inputs)
+        expect(len(targets), 1, "the number of times that loss calls noisy")
+        return loss_N
     finally:
         del part.noisy, part.denoise
 
@@ -136,6 +139,44 @@ def loss_agrees(subject: DecoderSubject, case: Case) -> None:
         subject.doing = f"loss(latents of shape {tuple(latents.shape)})"
         found = subject.loss_N(part, inputs)
     expect_close(found, weight_N * error_N, "loss", "that of denoise and noisy")
+
+
+def _takes_no_extras(subject: DecoderSubject) -> str | None:
+    return None if subject.extras(2) else "its default_extras() are empty: it takes none"
+
+
+@check(KIND, unless=_takes_no_extras, case=cases, width=st.integers(4, 24), height=st.integers(4, 24))
+def extras_agree(subject: DecoderSubject, case: Case, width: int, height: int) -> None:
+    """The extras of `preprocess` are like those of `default_extras`; the loss takes them, `sample` hands its own on.
+
+    What a decoder is told of a picture in training, such as its original size, it is told in drawing too.
+    """
+    part, inputs = subject.make(), subject.inputs(case)
+    pictures = [picture("RGB", width + row, height, row) for row in range(case.rows)]
+    subject.doing = f"preprocess({case.rows} pictures)"
+    _, extras = part.preprocess(pictures)
+    wanted = subject.extras(case.rows)
+    expect(sorted(extras), sorted(wanted), "the extras of preprocess", "those of default_extras")
+    for name, extra in extras.items():
+        expect_shape(extra, f"extras['{name}']", "(N, ...)", wanted[name].shape)
+        expect(extra.dtype, wanted[name].dtype, f"extras['{name}'].dtype")
+    subject.doing = "loss with the extras of preprocess"
+    with torch.no_grad():
+        expect_finite(subject.loss_N(part, inputs, extras), "loss")
+    seen: list[Any] = []
+    denoise = part.denoise
+
+    def listen(noisy: Tensor, timesteps_N: Tensor, condition: Condition, given: Any) -> Tensor:
+        seen.append(given)
+        return denoise(noisy, timesteps_N, condition, given)
+
+    part.denoise = listen
+    subject.sample(part, inputs, extras=extras)
+    for name, extra in extras.items():
+        expect_true(
+            name in seen[0], f"denoise is given the extras {sorted(seen[0])}", "those given to sample"
+        )
+        expect_same(seen[0][name], extra, f"extras['{name}'] of denoise", "given to sample")
 
 
 @check(KIND)
@@ -177,12 +218,13 @@ def perfect_drawing(subject: DecoderSubject, case: Case) -> None:
 
     part.denoise = predict
     for name in (None, *(part.spec.schedulers or ())):
-        subject.doing = f"denoising(scheduler={name!r}, steps={ORACLE_STEPS}) by a perfect network"
+        steps = subject.steps(part, ORACLE_STEPS, name)
+        subject.doing = f"denoising(scheduler={name!r}, steps={steps}) by a perfect network"
         with seeded(case.seed + 1):  # noise that is not the latents themselves
             *_, last = part.denoising(
                 subject.condition(inputs),
                 scheduler=name,
-                steps=ORACLE_STEPS,
+                steps=steps,
                 guidance=1.0,
                 latents=torch.randn(clean.shape),
                 generators=generator(case.seed),
@@ -235,18 +277,23 @@ def sample_alone(subject: DecoderSubject, case: Case) -> None:
 
 @check(KIND, height=multiples, width=multiples, seed=seeds)
 def sample_size(subject: DecoderSubject, height: int, width: int, seed: int) -> None:
-    """`sample` draws the size asked for; what is no multiple of `size_multiple` is a ValueError.
+    """`sample` draws the size asked for, or refuses it; what is no multiple of `size_multiple` is a ValueError.
 
     A wide picture is wide, and a size that cannot be drawn is said before minutes are spent on it.
     """
     part, inputs = subject.part, subject.inputs(Case(2, 3, seed))
-    multiple = part.spec.size_multiple
-    size = (height * multiple, width * multiple)
-    images = subject.sample(part, inputs, steps=1, size=size)
-    expect_shape(images, "images", "(N, 3, H, W)", (2, 3, *size))
+    multiple, side = part.spec.size_multiple, part.spec.image_size
+    for size in ((side, side), (side + height * multiple, max(multiple, side + width * multiple))):
+        try:
+            images = subject.sample(part, inputs, size=size)
+        except ValueError:
+            if size == (side, side):
+                raise
+            continue  # it cannot draw this one, and says so
+        expect_shape(images, "images", "(N, 3, H, W)", (2, 3, *size))
     if multiple > 1:
         try:
-            subject.sample(part, inputs, steps=1, size=(size[0] + 1, size[1]))
+            subject.sample(part, inputs, size=(side + 1, side))
         except ValueError:
             return
         raise ContractError(
@@ -320,4 +367,4 @@ def float32_kept(subject: DecoderSubject) -> None:
             for key, tensor in part.get_submodule(name).state_dict().items():
                 if tensor.is_floating_point():
                     expect(tensor.dtype, torch.float32, f"{name}.{key}.dtype")
-                    expect_close(tensor, wanted[key], f"{name}.{key}", "before")
+                    expect_same(tensor, wanted[key], f"{name}.{key}", "before")

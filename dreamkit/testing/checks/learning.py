@@ -36,17 +36,16 @@ def gradients_reach_trainable(subject: Subject, case: Case) -> None:
 
 @check(*KINDS, case=cases)
 def frozen_stays_frozen(subject: Subject, case: Case) -> None:
-    """A part whose parameters are frozen keeps them so, in training mode and through a backward pass.
+    """A part whose parameters are frozen keeps them so through a backward pass, in training and in evaluation mode.
 
     Stage I trains the projectors and the queries, and nothing else.
     """
     part = subject.make().requires_grad_(False)
-    part.train()
-    part.eval()
-    subject.backward(part, subject.inputs(case))
-    for name, parameter in part.named_parameters():
-        expect(parameter.requires_grad, False, f"{name}.requires_grad")
-        expect_true(parameter.grad is None, f"{name}, which is frozen, has a gradient", "left alone")
+    for mode in (True, False):
+        subject.backward(part.train(mode), subject.inputs(case))
+        for name, parameter in part.named_parameters():
+            expect(parameter.requires_grad, False, f"{name}.requires_grad")
+            expect_true(parameter.grad is None, f"{name}, which is frozen, has a gradient", "left alone")
 
 
 @check(*KINDS, case=cases)

@@ -17,7 +17,7 @@ widths = st.integers(1, 9)
 
 @check("projector", in_dim=widths, in_tokens=widths, out_dim=widths, rows=st.integers(2, 3))
 def any_neighbours(subject: ProjectorSubject, in_dim: int, in_tokens: int, out_dim: int, rows: int) -> None:
-    """Between neighbours of any widths, a projector has the widths that were asked for, or refuses.
+    """Between neighbours of any widths, a projector has the spec that was asked for and keeps to it, or refuses.
 
     A part is swapped by one line of a recipe, whatever the widths of the others.
     """
@@ -35,7 +35,7 @@ def any_neighbours(subject: ProjectorSubject, in_dim: int, in_tokens: int, out_d
         part = cls.from_config(config, spec).eval()
         subject.doing = f"forward(tokens of shape {(rows, in_tokens, in_dim)})"
         projected = part(torch.randn(rows, in_tokens, in_dim))
-    expect_shape(projected, "projected", "(N, out_tokens, out_dim)", (rows, projected.shape[1], out_dim))
+    expect_shape(projected, "projected", "(N, out_tokens, out_dim)", (rows, spec.out_tokens, out_dim))
 
 
 def _is_not_dense(subject: ProjectorSubject) -> str | None:

@@ -148,9 +148,12 @@ class VisionTower(VisionEncoder):
         return self.model(pixel_values=pixels_NCHW).last_hidden_state[:, self.class_tokens :]
 
     def library_forward(self, pixels_NCHW: Tensor) -> Tensor:
-        # the layers after the chosen one are gone, so that it is the last
-        output = self.model(pixel_values=pixels_NCHW, output_hidden_states=True)
-        return output.hidden_states[-1][:, self.class_tokens :]
+        # the whole tower, as the library makes it; what comes after the chosen layer may be anything
+        library_config, *_ = self._described(self.config)
+        tower = self.model_class._from_config(library_config, attn_implementation="sdpa")
+        tower.load_state_dict(self.model.state_dict(), strict=False)
+        output = tower.to(pixels_NCHW).eval()(pixel_values=pixels_NCHW, output_hidden_states=True)
+        return output.hidden_states[self.config.layer][:, self.class_tokens :]
 
     @classmethod
     def _folder(cls, pretrained: str, weights: bool) -> Path:
