@@ -42,6 +42,11 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def generator(seed: int) -> torch.Generator:
+    """A fresh generator of its own."""
+    return torch.Generator().manual_seed(seed)
+
+
 class Subject(ABC):
     """A part of one kind, made afresh by `build` as often as a check needs one.
 

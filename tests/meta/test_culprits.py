@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from dreamkit.testing import contracts
-from meta.culprits import BASES, CULPRITS, MORE, SOUND
+from meta.culprits import CULPRITS, MORE
 from meta.installing import hook, install
+from meta.parts import BASES, SOUND
 
 PAIRS = [(kind, check) for kind, culprits in CULPRITS.items() for check in culprits]
 

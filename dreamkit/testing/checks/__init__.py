@@ -6,6 +6,7 @@ from dreamkit.testing.checks import (
     language as language,
     learning as learning,
     making as making,
+    objective as objective,
     pictures as pictures,
     projector as projector,
     words as words,
