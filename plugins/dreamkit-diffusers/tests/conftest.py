@@ -1,4 +1,4 @@
-"""A Stable Diffusion of a few thousand parameters, as a recipe's `config`, as a part, and as a folder."""
+"""The miniature Stable Diffusion, as a recipe's `config`, as a part, and as a folder."""
 
 from __future__ import annotations
 
@@ -15,31 +15,7 @@ from dreamkit_diffusers.stable_diffusion import StableDiffusion
 
 torch.set_num_threads(1)
 
-TINY: dict[str, dict[str, Any]] = {
-    "unet": {
-        "sample_size": 8,
-        "block_out_channels": [8, 16],
-        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "attention_head_dim": 2,
-        "cross_attention_dim": 12,
-    },
-    "vae": {
-        "block_out_channels": [4, 8],
-        "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D"],
-        "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D"],
-        "norm_num_groups": 2,
-    },
-    "scheduler": {
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "clip_sample": False,
-        "steps_offset": 1,
-    },
-}
+TINY: dict[str, dict[str, Any]] = StableDiffusion.miniature().config or {}
 
 
 @pytest.fixture(scope="session")
