@@ -78,7 +78,7 @@ class Subject(ABC):
             raise KitError(f"preparing the part failed: {type(error).__name__}: {error}") from error
         with seeded(seed), torch.no_grad():
             for parameter in part.parameters():
-                if parameter.is_floating_point():
+                if parameter.is_floating_point() and parameter.numel():
                     spread = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else NOISE
                     parameter.add_(spread * torch.randn(parameter.shape))
         return part
