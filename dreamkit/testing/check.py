@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import torch
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings, strategies as st
 from hypothesis.errors import Flaky
 
@@ -18,7 +19,7 @@ from dreamkit.testing.subject import Case, Subject
 Draw: TypeAlias = "st.SearchStrategy[Any] | Callable[[Any], st.SearchStrategy[Any]]"
 Gate: TypeAlias = Callable[[Any], str | None]
 
-EXAMPLES, QUICK_EXAMPLES = 15, 3  # inputs drawn for a check, and in a quick run
+EXAMPLES, QUICK_EXAMPLES = 15, 2  # inputs drawn for a check, and in a quick run
 
 # Every check of rows takes two or more; one row is a check of its own, and a row beside others another.
 cases = st.builds(Case, rows=st.integers(2, 4), length=st.integers(2, 7), seed=st.integers(0, 999))
@@ -69,7 +70,8 @@ class Check:
         __tracebackhide__ = True  # an author looks for the part's own lines
         last: dict[str, Any] = {}
         try:
-            self._hold(subject, last, quick)
+            with one_thread():
+                self._hold(subject, last, quick)
         except Exception as error:
             subject.renew()
             raise ContractError(self._message(error, subject.doing, last, repeat)) from (
@@ -136,6 +138,17 @@ def _said(error: BaseException) -> str:
     if isinstance(error, ContractError):
         return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes with one thread: more are no use to a miniature, and two busy processes wait long for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

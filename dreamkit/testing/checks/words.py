@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
 from dreamkit.document import Document, Text
 from dreamkit.sequence import IGNORED, Sequencer, SpecialTokens
@@ -102,6 +101,8 @@ def special_tokens_saved(subject: LanguageSubject) -> None:
 
     A checkpoint reads its own documents, and tools of others can open its tokenizer.
     """
+    from transformers import AutoTokenizer  # seconds to import, and only language models have tokenizers
+
     part = subject.part
     text = text_of(part, list(range(7)))
     with tempfile.TemporaryDirectory() as folder:
