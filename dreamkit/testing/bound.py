@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import torch
 
 from dreamkit.testing.check import Check
 from dreamkit.testing.expect import ContractError, KitError
@@ -48,8 +51,9 @@ class Bound:
 
     def skips(self) -> str | None:
         """Why the part need not pass; None where it must."""
-        _ = self.subject.part  # a part that cannot be built passes nothing
-        reason = self.check.skips(self.subject)
+        with one_thread():
+            _ = self.subject.part  # a part that cannot be built passes nothing
+            reason = self.check.skips(self.subject)
         if reason is not None and self.expected is not None:
             raise KitError(
                 f"{self.name} is expected to fail ({self.expected}), but is not run, because {reason}; "
@@ -60,7 +64,8 @@ class Bound:
     def test(self, repeat: str) -> None:
         """Tries the part; `repeat` is the command that does it again, in words."""
         __tracebackhide__ = True
-        self.check.test(self.subject, quick=self.quick, repeat=repeat)
+        with one_thread():
+            self.check.test(self.subject, quick=self.quick, repeat=repeat)
 
 
 def outcomes(bound: Iterable[Bound]) -> Iterator[Outcome]:
@@ -85,3 +90,14 @@ def _outcome(bound: Bound) -> tuple[Result, str]:
     if bound.expected is not None:
         return "failed", f"it passes, but was expected to fail: {bound.expected}"
     return "passed", ""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes with one thread: more are no use to a miniature, and two busy processes wait long for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import torch
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings, strategies as st
 from hypothesis.errors import Flaky
 
@@ -70,8 +69,7 @@ class Check:
         __tracebackhide__ = True  # an author looks for the part's own lines
         last: dict[str, Any] = {}
         try:
-            with one_thread():
-                self._hold(subject, last, quick)
+            self._hold(subject, last, quick)
         except Exception as error:
             subject.renew()
             raise ContractError(self._message(error, subject.doing, last, repeat)) from (
@@ -138,17 +136,6 @@ def _said(error: BaseException) -> str:
     if isinstance(error, ContractError):
         return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Computes with one thread: more are no use to a miniature, and two busy processes wait long for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager
