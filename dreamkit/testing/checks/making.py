@@ -42,7 +42,7 @@ def light_import(subject: Subject) -> None:
         cls = type(subject.part)
         raise ContractError(
             f"no installed plug-in registers {cls.__module__}:{cls.__qualname__}, but the hook for its kind should; "
-            "install the package, such as with `pip install -e .`"
+            f"install the package, such as with `pip install -e .`{Registry.load().about_problems()}"
         )
     module = next(
         each.module
