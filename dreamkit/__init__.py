@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dreamkit.checkpoint import load_checkpoint as load_checkpoint, save_checkpoint as save_checkpoint
+    from dreamkit.dataset import Dataset as Dataset
     from dreamkit.diffusion import Scheduler as Scheduler
     from dreamkit.document import Document as Document, Image as Image, Text as Text
     from dreamkit.errors import (
@@ -30,12 +31,10 @@ if TYPE_CHECKING:
     )
     from dreamkit.hookspecs import Component as Component, hookimpl as hookimpl
     from dreamkit.interfaces import (
-        Dataset as Dataset,
         Extras as Extras,
         ImageDecoder as ImageDecoder,
         LanguageModel as LanguageModel,
         Projector as Projector,
-        Task as Task,
         VisionEncoder as VisionEncoder,
     )
     from dreamkit.model import DreamModel as DreamModel
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
         ProjectorSpec as ProjectorSpec,
         VisionSpec as VisionSpec,
     )
+    from dreamkit.task import Task as Task
     from dreamkit.train import train as train_recipe  # noqa: F401
 
 # public name -> module that defines it; `module:name` where a module of that name would hide it
@@ -63,7 +63,7 @@ _HOMES = {
     "Component": "hookspecs",
     "Condition": "specs",
     "ConfigError": "errors",
-    "Dataset": "interfaces",
+    "Dataset": "dataset",
     "DecoderSpec": "specs",
     "DenoisingStep": "events",
     "Document": "document",
@@ -88,7 +88,7 @@ _HOMES = {
     "Registry": "plugins",
     "Scheduler": "diffusion",
     "SourceError": "errors",
-    "Task": "interfaces",
+    "Task": "task",
     "Text": "document",
     "TextPiece": "events",
     "TrainingError": "errors",

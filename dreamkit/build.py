@@ -6,7 +6,7 @@ Whether parts fit each other is told from their specs, without weights, by `fit`
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
@@ -123,7 +123,9 @@ def fit(recipe: Recipe, registry: Registry) -> Fit:
 def _fit_projectors(found: Fit, model: ModelSection) -> None:
     language, vision, decoder = found.language_model, found.vision_encoder, found.image_decoder
 
-    def project(key: str, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec | None:
+    def project(
+        key: str, in_dim: int, in_tokens: int, out_dim: int, out_scale: float = 1.0
+    ) -> ProjectorSpec | None:
         section = part_section(model, key)
         if section is None:
             return None
@@ -138,13 +140,20 @@ def _fit_projectors(found: Fit, model: ModelSection) -> None:
                 )
                 return None
         if spec is not None:
+            spec = replace(spec, out_scale=out_scale)
             found.projectors[key] = spec
         return spec
 
     if language and vision:
         project("visual_projector", vision.dim, vision.num_tokens, language.dim)
     if language and decoder and model.dream_queries is not None:
-        spec = project("condition_projector", language.dim, model.dream_queries, decoder.context_dim)
+        spec = project(
+            "condition_projector",
+            language.dim,
+            model.dream_queries,
+            decoder.context_dim,
+            decoder.context_scale,
+        )
         if spec and decoder.context_tokens not in (None, spec.out_tokens):
             found.problem(
                 "model.condition_projector",

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamkit.diffusion import Denoised, Scheduler, denoising_steps, unit_noise
+from dreamkit.precision import keeping_float32
 from dreamkit.specs import (
     ChatTemplate,
     Condition,
@@ -34,8 +35,6 @@ from dreamkit.specs import (
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
-
-    from dreamkit.document import Document
 
 Extras = Mapping[str, Tensor]  # what a decoder wants to know of each image besides its condition, (N, ...)
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -238,15 +237,7 @@ class ImageDecoder(PretrainedPart):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What `.to()`, `.bfloat16()` and the like go through, also those of a model this is in."""
         modules = [self.get_submodule(name) for name in self.spec.float32_modules]
-        kept = {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
-
-        def change(tensor: Tensor) -> Tensor:
-            changed = fn(tensor)
-            is_half = changed.is_floating_point() and changed.dtype.itemsize < torch.float32.itemsize
-            # from what it was: what has once been rounded to half precision stays rounded
-            return tensor.to(changed.device) if is_half and id(tensor) in kept else changed
-
-        return super()._apply(change, recurse)
+        return super()._apply(keeping_float32(modules, fn), recurse)
 
     def default_extras(self, count: int, size: tuple[int, int]) -> dict[str, Tensor]:
         """The extras (count, ...) to draw images of `size` (height, width) with."""
@@ -382,31 +373,3 @@ class ImageDecoder(PretrainedPart):
             return without + guidance * (given - without)
 
         yield from denoising_steps(self.scheduler(scheduler), steps, noise, predict, generators)
-
-
-class Dataset(ABC):
-    """Documents by number. Made from its recipe section: `Dataset(Config(...))`; must be cheap to make."""
-
-    Config: ClassVar[type]
-
-    @abstractmethod
-    def __init__(self, config: Any) -> None: ...
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def __getitem__(self, index: int) -> Document:
-        """Document `index` of `len(self)`; the same every time."""
-
-
-class Task(ABC):
-    """A measurement that `dreamkit` runs by name, such as `digits-demo`."""
-
-    @abstractmethod
-    def run(self, out: Path, *, seed: int = 0) -> Mapping[str, Any]:
-        """Runs in the folder `out`, writes its files there, and returns its figures.
-
-        Raises:
-            TrainingError: a figure the task promises was missed.
-        """

@@ -333,7 +333,7 @@ def _import(registered: Registered) -> type:
     module, _, name = registered.component.target.partition(":")
     what = f"{registered.kind} '{registered.component.name}' of {registered.origin}"
     interface_name = KINDS[registered.kind].interface
-    interface = getattr(importlib.import_module("dreamkit.interfaces"), interface_name)
+    interface = getattr(importlib.import_module("dreamkit"), interface_name)
     try:
         component = getattr(importlib.import_module(module), name)
     except KeyboardInterrupt:

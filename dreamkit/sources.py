@@ -34,12 +34,16 @@ _WEIGHTS_IN_WORDS = "weights (model, pytorch_model or diffusion_pytorch_model, .
 _SMALL_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
-def locate(pretrained: str, files: Sequence[str], *, weights: bool = True) -> Path:
+def locate(pretrained: str, files: Sequence[str], *, weights: bool = True, known: str | None = None) -> Path:
     """The local folder that holds the model named by `pretrained`.
 
     `pretrained` is a folder (which starts with `/`, `./`, `../` or `~`), `pkg:package/folder` for data inside an
     installed package, which is not imported, or a hub name. A hub name is looked for in the cache; only if it is not
     there is the hub asked, once and briefly, and what is needed downloaded.
+
+    `known` is the folder in which a plug-in keeps the config files of well-known hub models, by their names
+    (`pkg:package/folder`, and in it `owner/model/config.json`). Where no weights are needed and the cache lacks the
+    model, they answer in the hub's place, so that nothing has to be asked.
 
     `files` are glob patterns, relative to the folder, each of which some file must match; `a|b` is matched by
     either. With `weights`, every folder whose `config.json` they name must hold weights too.
@@ -49,7 +53,7 @@ def locate(pretrained: str, files: Sequence[str], *, weights: bool = True) -> Pa
     """
     folder = _local_folder(pretrained)
     if folder is None:
-        return _from_hub(pretrained, files, weights)
+        return _from_hub(pretrained, files, weights, None if weights else known)
     missing = _missing(_listing(folder), files, weights)
     if missing:
         raise SourceError(
@@ -102,7 +106,7 @@ def _local_folder(pretrained: str) -> Path | None:
     raise SourceError(f"'{pretrained}': there is no folder {path}; check the spelling")
 
 
-def _from_hub(name: str, files: Sequence[str], weights: bool) -> Path:
+def _from_hub(name: str, files: Sequence[str], weights: bool, known: str | None) -> Path:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -111,6 +115,10 @@ def _from_hub(name: str, files: Sequence[str], weights: bool) -> Path:
     cached, lacking = _cached(name, files, weights)
     if cached is not None and not lacking:
         return cached
+    if known is not None and (folder := _local_folder(known)) is not None:
+        described = folder / name
+        if described.is_dir() and not _missing(_listing(described), files, weights):
+            return described
     tried = f"'{name}': the cache {constants.HF_HUB_CACHE} "
     tried += f"lacks {' and '.join(lacking)} of it" if cached is not None else "does not hold it"
     if constants.HF_HUB_OFFLINE:

@@ -62,12 +62,17 @@ class LanguageSpec:
 
 @dataclass(frozen=True)
 class ProjectorSpec:
-    """Tokens (N, in_tokens, in_dim) go in, (N, out_tokens, out_dim) come out."""
+    """Tokens (N, in_tokens, in_dim) go in, (N, out_tokens, out_dim) come out.
+
+    `out_scale` is the root mean square that whoever takes the tokens is used to, where it says (a decoder's
+    `context_scale`): what a projector that ends in a norm brings them to. It is set by what is built around it.
+    """
 
     in_dim: int
     out_dim: int
     in_tokens: int
     out_tokens: int
+    out_scale: float = 1.0
 
 
 @dataclass(frozen=True)

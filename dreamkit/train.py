@@ -14,10 +14,10 @@ from dreamkit.batch import Collator
 from dreamkit.build import build
 from dreamkit.checkpoint import LoadReport, load_checkpoint, load_weights, save_checkpoint
 from dreamkit.data.mixture import Mixture
+from dreamkit.dataset import Dataset
 from dreamkit.distributed import barrier, is_main, shard, world_size
 from dreamkit.errors import CheckpointError, TrainingError
 from dreamkit.files import occupied
-from dreamkit.interfaces import Dataset
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
 from dreamkit.progress import LogEntry, ProgressBar, RunLog

@@ -22,10 +22,10 @@ from dreamkit.batch import Batch, Collator
 from dreamkit.build import build
 from dreamkit.checkpoint import save_checkpoint
 from dreamkit.data.mixture import Mixture
+from dreamkit.dataset import Dataset
 from dreamkit.distributed import is_main, shard, total, whole, world_size
 from dreamkit.document import Document, Text
 from dreamkit.errors import TrainingError
-from dreamkit.interfaces import Dataset
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
 from dreamkit.progress import RunLog

@@ -14,9 +14,9 @@ from dreamkit.data.conversations import Conversations, ConversationsConfig
 from dreamkit.data.interleaved import Interleaved, InterleavedConfig
 from dreamkit.data.mixture import Mixture
 from dreamkit.data.pairs import Pairs, PairsConfig
+from dreamkit.dataset import Dataset
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import DocumentError, TrainingError
-from dreamkit.interfaces import Dataset
 
 
 class Numbers(Dataset):

@@ -278,3 +278,24 @@ def test_download_what_is_needed_then_use_the_cache(hub: tuple[str, list[str]], 
     del requests[:]
     assert "model.safetensors" in ask("known/model", tmp_path, endpoint, HF_HUB_OFFLINE="1")
     assert requests == []
+
+
+def test_known_configs_answer_for_the_hub_where_no_weights_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = tmp_path / "known"
+    (known / "owner" / "model").mkdir(parents=True)
+    (known / "owner" / "model" / "config.json").write_text("{}")
+    monkeypatch.setattr("dreamkit.sources.constants.HF_HUB_OFFLINE", True)
+
+    def find(name: str, files: list[str], **options: bool) -> Path:
+        return locate(name, files, known=str(known), **options)
+
+    assert find("owner/model", ["config.json"], weights=False) == known / "owner" / "model"
+    for name, files, weights in (
+        ("owner/model", ["config.json"], True),
+        ("owner/model", ["tokenizer.json"], False),
+        ("owner/other", ["config.json"], False),
+    ):
+        with pytest.raises(SourceError, match="HF_HUB_OFFLINE forbids"):
+            find(name, files, weights=weights)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dreamkit.data.records import Records, open_picture, wrong_text, wrong_texts
+from dreamkit.dataset import Dataset
 from dreamkit.document import DRAW_SLOT, READ_SLOT, Document, Role
 from dreamkit.errors import did_you_mean
-from dreamkit.interfaces import Dataset
 
 ROLES: Mapping[str, Role] = {
     "human": "user",

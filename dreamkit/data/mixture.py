@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
+from dreamkit.dataset import Dataset
 from dreamkit.document import Document
 from dreamkit.errors import TrainingError
-from dreamkit.interfaces import Dataset
 
 
 class Mixture(TorchDataset[Document]):

@@ -1,0 +1,93 @@
+"""Commands for authors of plug-ins."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dreamkit.cli.app import app, console
+from dreamkit.errors import DreamkitError
+
+
+@app.command()
+def test_plugin(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="an installed distribution, such as dreamkit-wave")
+    ],
+    component: Annotated[str | None, typer.Option(metavar="NAME", help="only this component of it")] = None,
+    check: Annotated[str | None, typer.Option(metavar="NAME", help="only this check")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="draw few inputs for each check")] = False,
+) -> None:
+    """Say whether everything an installed plug-in registers keeps its contract.
+
+    Builds a miniature of each part and tries it on the checks of its kind, which docs/plugins/checks.md lists. Writes
+    no file. Exits with 1 where a check fails. Needs the extra dreamkit[testing].
+
+    Example: dreamkit test-plugin dreamkit-transformers --component clip --quick
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = folder  # else it leaves one here
+        try:
+            from dreamkit.testing.distribution import components
+        except ModuleNotFoundError as error:
+            if error.name != "hypothesis":
+                raise
+            raise DreamkitError(f"{error}; install the kit: pip install 'dreamkit[testing]'") from error
+        from dreamkit.testing.report import Outcome, summary
+
+        found = components(name, component=component, check=check, quick=quick)
+        all_outcomes: list[Outcome] = []
+        for each in found:
+            typer.echo(str(each))
+            for outcome in each.outcomes():
+                all_outcomes.append(outcome)
+                typer.echo(f"  {outcome}")
+    ends = summary(all_outcomes)
+    typer.echo(f"{len(found)} component{'s' if len(found) > 1 else ''} of {found[0].distribution}; {ends}")
+    tried = [outcome for outcome in all_outcomes if check in (None, outcome.check)]
+    if any(outcome.result == "failed" for outcome in all_outcomes) or all(
+        o.result == "skipped" for o in tried
+    ):
+        raise typer.Exit(1)
+
+
+@app.command()
+def new_plugin(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="the distribution's name, such as dreamkit-wave")
+    ],
+    kind: Annotated[
+        str, typer.Option(help="vision-encoder, language-model, projector or image-decoder: what it gives")
+    ],
+    license_name: Annotated[
+        str, typer.Option("--license", help="Apache-2.0, MIT or BSD-3-Clause")
+    ] = "Apache-2.0",
+    author: Annotated[str | None, typer.Option(help="who holds the copyright")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="the folder to write; the default is ./NAME")
+    ] = None,
+) -> None:
+    """Write a plug-in package to start from: a small part that works, its tests, and how to publish it.
+
+    The package installs, and passes its contract test. Its part is a file of less than a hundred lines to change.
+
+    Example: dreamkit new-plugin dreamkit-wave --kind vision-encoder
+    """
+    import shlex
+
+    from rich.tree import Tree
+
+    from dreamkit.plugins import Registry
+    from dreamkit.scaffold import new_plugin as write
+
+    folder, files = write(name, kind, out, license=license_name, author=author, registry=Registry.load())
+    branches = {Path(): Tree(str(folder))}
+    for path in (path for file in files for path in [*reversed(file.parents), file]):
+        if path not in branches:
+            branches[path] = branches[path.parent].add(path.name)
+    console().print(branches[Path()])
+    typer.echo(f"\nnext:\n  cd {shlex.quote(str(folder))}\n  pip install -e '.[test]'\n  pytest")

@@ -1,0 +1,32 @@
+"""Commands that make one checkpoint of another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dreamkit.cli.app import app
+
+
+@app.command()
+def import_published(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="a checkpoint that the published code saved")
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="the folder to write the dreamkit checkpoint to")
+    ],
+) -> None:
+    """Turn a checkpoint of the published DreamLLM code into a dreamkit checkpoint.
+
+    The components that its config.json names are looked for as folders beside it, and else as hub names.
+
+    Example: dreamkit import-published tests/reference/published-sd/checkpoint imported
+    """
+    from dreamkit.plugins import Registry
+    from dreamkit.published import import_published as import_it
+
+    import_it(folder, out, Registry.load())
+    typer.echo(f"wrote {out}", err=True)

@@ -1,0 +1,109 @@
+"""Commands that only look: at what is installed, at a recipe, at a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from dreamkit.cli.app import Overrides, RecipeName, app, console
+
+
+@app.command()
+def plugins() -> None:
+    """List the installed components, and the plug-ins that are broken.
+
+    Exits with 1 where a plug-in is broken, after listing everything that works. The environment variable
+    DREAMKIT_PLUGINS, a comma-separated list of entry-point names, limits which plug-ins are loaded.
+
+    Example: dreamkit plugins
+    """
+    from dreamkit.plugins import KINDS, Registry
+
+    registry = Registry.load()
+    table = Table("kind", "name", "distribution", "summary", box=None, pad_edge=False)
+    for kind in KINDS:
+        for name, registered in sorted(registry.components(kind).items()):
+            table.add_row(kind, name, registered.origin, registered.component.summary)
+    out = console()
+    out.print(table)
+    for problem in registry.problems:
+        out.print(f"problem: {problem}", style="red", soft_wrap=True)
+    if registry.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def recipes() -> None:
+    """List the shipped recipes.
+
+    Example: dreamkit recipes
+    """
+    from dreamkit.plugins import Registry
+
+    table = Table("recipe", "file", box=None, pad_edge=False)
+    for name, path in sorted(Registry.load().recipes().items()):
+        table.add_row(name, str(path))
+    console().print(table)
+
+
+@app.command()
+def check(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Check a recipe without loading any weights.
+
+    Finds every unknown key, wrong type, unknown component and pair of parts that do not fit, all in one run.
+    Prints the parts and their sizes where there is nothing to find, and exits with 2 otherwise.
+
+    Example: dreamkit check digits/stage1 train.steps=100
+    """
+    from dreamkit.build import fit
+    from dreamkit.errors import RecipeError
+    from dreamkit.plugins import Registry
+    from dreamkit.recipe import draft_recipe
+
+    registry = Registry.load()
+    draft, problems = draft_recipe(recipe, overrides or (), registry)
+    found = fit(draft, registry) if draft is not None else None
+    problems += found.problems if found is not None else []
+    if problems:
+        raise RecipeError(problems)
+    assert found is not None, "a recipe without problems is whole"
+    table = Table("part", "component", "takes and gives", box=None, pad_edge=False)
+    for row in found.summary():
+        table.add_row(*row)
+    console().print(table)
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="a checkpoint's folder")],
+) -> None:
+    """Say what a checkpoint holds, after reading every file to see that it is whole.
+
+    Example: dreamkit inspect run1/checkpoint
+    """
+    import yaml
+    from rich.filesize import decimal
+
+    from dreamkit.manifest import Manifest
+
+    manifest = Manifest.read(folder)
+    out = console()
+    out.print(
+        f"format {manifest.format}, written by dreamkit {manifest.dreamkit}; every file is as it was written\n"
+    )
+    table = Table("part", "component", "from", "tensors held", "size", "source", box=None, pad_edge=False)
+    for part in dict.fromkeys([*manifest.components, *manifest.parts]):
+        name = origin = source = ""
+        if part in manifest.components:
+            component = manifest.components[part]
+            name, origin = component["name"], f"{component['distribution']} {component['version']}"
+        if part in manifest.sources:
+            source = manifest.sources[part]["name"]
+        size = manifest.files[f"{part}.safetensors"]["size"] if part in manifest.parts else 0
+        table.add_row(part, name, origin, str(manifest.parts.get(part, 0)), decimal(size), source)
+    out.print(table)
+    out.print(f"\ntokens: {manifest.tokens}\n\nrecipe:", markup=False)
+    typer.echo(yaml.safe_dump(manifest.recipe, sort_keys=False, allow_unicode=True))

@@ -1,0 +1,117 @@
+"""Commands that train a model or run one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from dreamkit.cli.app import Overrides, RecipeName, app, console, finite
+
+
+@app.command()
+def train(
+    recipe: RecipeName,
+    out: Annotated[Path, typer.Option(help="a new folder for the checkpoint, resume points and log.jsonl")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last resume point in OUT")] = False,
+) -> None:
+    """Train the model of a recipe.
+
+    Writes OUT/checkpoint at the end, OUT/checkpoints/step-N every train.save_every steps, and OUT/log.jsonl. Several
+    devices are used where torchrun starts one process on each.
+
+    Example: dreamkit train digits/stage1 train.steps=100 --out run1
+    """
+    from dreamkit.plugins import Registry
+    from dreamkit.recipe import load_recipe
+    from dreamkit.train import train as run
+
+    registry = Registry.load()
+    try:
+        result = run(load_recipe(recipe, overrides or (), registry), registry, out, resume=resume)
+    except KeyboardInterrupt:
+        go_on = (
+            "--resume goes on from the last resume point"
+            if any(out.glob("checkpoints/*"))
+            else "nothing was kept"
+        )
+        typer.echo(f"interrupted; {go_on} (train.save_every says how often one is written)", err=True)
+        raise typer.Exit(130) from None
+    if result.is_main:
+        typer.echo(f"wrote {result.checkpoint}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="a new folder for checkpoint, figures and report")] = Path(
+        "dreamkit-demo"
+    ),
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="seed of training and measuring")] = 0,
+) -> None:
+    """Train a miniature model on real handwriting in a few minutes, measure it, and write a report.
+
+    Runs the shipped recipes digits/stage1, stage2 and stage3, one after the other. Writes OUT/checkpoint,
+    OUT/metrics.json and OUT/report.html, and exits with 2 where a figure misses its target.
+
+    Example: dreamkit demo --out demo --seed 1
+    """
+    from dreamkit.plugins import Registry
+
+    figures = Registry.load().get("task", "digits-demo")().run(out, seed=seed)
+    table = Table("figure", "value", box=None, pad_edge=False)
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    console().print(table)
+    typer.echo(f"wrote to {out}: {', '.join(sorted(file.name for file in out.iterdir()))}")
+
+
+@app.command()
+def generate(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="a folder that dreamkit wrote")],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="what to go on from; each <image> stands for a picture")
+    ],
+    image: Annotated[
+        list[Path] | None, typer.Option(metavar="PATH", help="a picture for the next <image> of the prompt")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="the folder to write to")] = Path("dreamkit-out"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the document in DIR")] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="make the prompt a user's turn in a conversation")
+    ] = False,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**64 - 1, help="the same seed draws the same pictures")
+    ] = 0,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="tokens of text at most")] = None,
+    max_images: Annotated[int | None, typer.Option(min=0, help="pictures at most")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, callback=finite, help="scale of classifier-free guidance")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="denoising steps a picture")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, callback=finite, help="0 always takes the likeliest token")
+    ] = None,
+) -> None:
+    """Go on with a document: text as it is written, pictures as they are drawn.
+
+    Writes image-0.png and so on, and index.html with the whole document. What is not set here is as the checkpoint's
+    recipe has it. Runs on a CUDA device where there is one.
+
+    Example: dreamkit generate dreamkit-demo/checkpoint "two" --max-images 2 --out two
+    """
+    from dreamkit.data.records import open_picture
+    from dreamkit.document import Document
+    from dreamkit.live import write_document
+
+    pictures = [open_picture(path, "--image") for path in image or ()]
+    document = Document.interleave(prompt, pictures, name="PROMPT", role="user" if chat else None)
+    limits = {"max_tokens": max_tokens, "max_images": max_images}
+    drawing = {"guidance": guidance, "steps": steps, "temperature": temperature}
+    settings = {name: value for name, value in (limits | drawing).items() if value is not None}
+    reason = write_document(
+        checkpoint, document, out, title=prompt, seed=seed, settings=settings, overwrite=overwrite
+    )
+    typer.echo(f"{reason}; wrote {out / 'index.html'}", err=True)
