@@ -155,7 +155,7 @@ class Registry:
         return _import(given[0])
 
     def recipes(self) -> Mapping[str, Path]:
-        """The shipped recipes by name, such as `dreamllm/stage2`."""
+        """The shipped recipes by name, such as `dreamllm/paper/stage2`."""
         return {name: shipped[0][0] for name, shipped in self._recipes.items() if len(shipped) == 1}
 
     def about_problems(self) -> str:

@@ -1,4 +1,4 @@
-"""From the name of a recipe and `key=value` overrides to one tree of values.
+"""From the names of recipes and `key=value` overrides to one tree of values.
 
 A recipe extends others; later ones lie over earlier ones and itself over them all. Sections merge key by key, lists
 are replaced, and naming another part replaces its whole section: options of one part mean nothing to another.
@@ -34,13 +34,25 @@ class RecipeFiles:
         self.complete = True
 
     def read(self, name: str, overrides: Sequence[str]) -> Node:
-        """The merged tree of the recipe `name` (a file, or a shipped name), overridden, with `${...}` filled in."""
-        path = self._find(name, Path.cwd(), COMMAND_LINE, "recipe")
-        tree = Node({}, COMMAND_LINE, Path.cwd()) if path is None else self._file(path, ())
+        """The merged tree of the recipe `name` (a file, or a shipped name), overridden, with `${...}` filled in.
+
+        An override is `key=value`, or the name of another recipe, which lies over those before it.
+        """
+        over = [text for text in overrides if self._is_recipe(text)]
+        tree = Node({}, COMMAND_LINE, Path.cwd())
+        for recipe in (name, *over):
+            path = self._find(recipe, Path.cwd(), COMMAND_LINE, "recipe")
+            tree = tree if path is None else self._merge(tree, self._file(path, ()), ())
+        settings = [text for text in overrides if text not in over]
         # Those that name a part go first, since naming another part empties its section.
-        for text in sorted(overrides, key=lambda text: _names_part(text.partition("=")[0]), reverse=True):
+        for text in sorted(settings, key=lambda text: _names_part(text.partition("=")[0]), reverse=True):
             tree = self._overridden(tree, text)
         return self._filled(tree)
+
+    def _is_recipe(self, override: str) -> bool:
+        return "=" not in override and (
+            override in self.shipped or "/" in override or override.endswith(SUFFIXES)
+        )
 
     def _problem(self, where: str, key: str, message: str) -> None:
         self.problems.append(RecipeProblem(where, key, message))
@@ -117,7 +129,11 @@ class RecipeFiles:
         key, equals, value = text.partition("=")
         steps = key.strip().split(".")
         if not equals or not all(steps):
-            self._problem(COMMAND_LINE, text, "this is not of the form key=value, such as train.steps=100")
+            self._problem(
+                COMMAND_LINE,
+                text,
+                "this is not of the form key=value, such as train.steps=100, and no recipe",
+            )
             return tree
         leaf, problems = parse(value, lambda line: COMMAND_LINE, Path.cwd(), key.strip())
         self.problems += problems

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from dreamkit.recipe import (
     ModelSection,
     Recipe,
     TrainSection,
+    load_recipe,
 )
 from dreamkit.sequence import SpecialTokens
 from dreamkit.testing import contracts
@@ -174,6 +176,36 @@ def test_the_recipe_of_the_docs_is_one(tmp_path: Path, dreamkit: Callable) -> No
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     code, printed = dreamkit("check", "recipe.yaml")
     assert code == 0, printed
+
+
+SWAPS = blocks(RECIPES.partition("## Swapping parts")[2], "sh")[0].splitlines()
+
+
+def test_a_swap_is_shown_for_each_interface() -> None:
+    shown = {key for line in SWAPS for key in re.findall(r"model\.(\w+)=", line)}
+    assert shown == {
+        "vision_encoder",
+        "language_model",
+        "visual_projector",
+        "condition_projector",
+        "image_decoder",
+    }
+
+
+@pytest.mark.parametrize("line", SWAPS)
+def test_swaps_shown_are_performed(dreamkit: Callable, line: str) -> None:
+    """As shown, and the same setting over every other stage that is shipped."""
+    command, *arguments = shlex.split(line)
+    code, printed = dreamkit(*arguments)
+    assert command == "dreamkit" and code == 0, printed
+    setting = arguments[-1]
+    key, name = re.findall(r"model\.(\w+)={name: ([\w-]+)", setting)[0]
+    assert re.search(rf"^{key} +{name} ", printed, re.MULTILINE), printed
+    registry = Registry.load()
+    stages = [name for name in registry.recipes() if re.search(r"/stage\d[\w-]*$", name)]
+    assert len(stages) > 8
+    for stage in stages:
+        assert getattr(load_recipe(stage, [setting], registry).model, key).name == name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -21,7 +21,11 @@ RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="a recipe file, or the name of a shipped recipe")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="settings to change, such as train.steps=100")
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="settings to change, such as train.steps=100; or another recipe to lay over, such as dreamllm/with/sdxl",
+    ),
 ]
 
 

@@ -1,0 +1,82 @@
+"""What is combined: the miniatures of every part, by a name for the table, as sections of a recipe."""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+from typing import Any, NamedTuple
+
+from dreamkit.plugins import Registry
+from dreamkit.recipe import plain
+
+
+class Combination(NamedTuple):
+    """The names, in `parts`, of four parts."""
+
+    vision_encoder: str
+    language_model: str
+    condition_projector: str
+    image_decoder: str
+
+    def __str__(self) -> str:
+        return " x ".join(self)
+
+
+Parts = dict[str, dict[str, dict[str, Any]]]  # key in a recipe's model -> name for the table -> section
+
+LANGUAGE_MODELS = ("llama", "vicuna", "mistral", "qwen", "gemma", "phi", "causal-lm")
+PROJECTORS = ("linear", "mlp", "resampler", "mapper", "encoder")
+# a timm model of each form of feature grid
+TIMM = {
+    "timm-vit": {
+        "architecture": "vit_tiny_patch16_224",
+        "img_size": 16,
+        "patch_size": 8,
+        "embed_dim": 16,
+        "depth": 3,
+        "num_heads": 2,
+    },
+    "timm-convnet": {"architecture": "convnext_atto", "depths": [1, 1, 1, 1], "dims": [4, 8, 8, 16]},
+}
+
+
+def parts(registry: Registry) -> Parts:
+    """Everything that is combined."""
+
+    def section(kind: str, name: str, **changes: Any) -> dict[str, Any]:
+        cls: Any = registry.get(kind, name)
+        return {"name": name, **plain(cls.miniature()), **changes}
+
+    encoders = {name: section("vision_encoder", name) for name in ("clip", "siglip", "siglip2", "dinov2")}
+    for name, config in TIMM.items():
+        encoders[name] = section("vision_encoder", "timm", config=config)
+    noise = section("image_decoder", "stable-diffusion")
+    schedule = {**noise["config"]["scheduler"], "prediction_type": "v_prediction"}
+    velocity = {**noise, "config": {**noise["config"], "scheduler": schedule}}
+    decoders = {"stable-diffusion (epsilon)": noise, "stable-diffusion (v)": velocity}
+    return {
+        "vision_encoder": encoders,
+        "language_model": {name: section("language_model", name) for name in LANGUAGE_MODELS},
+        "condition_projector": {name: section("projector", name) for name in PROJECTORS},
+        "image_decoder": decoders
+        | {name: section("image_decoder", name) for name in ("sdxl", "sana", "sd3")},
+    }
+
+
+def every(found: Parts) -> list[Combination]:
+    """All combinations."""
+    return [Combination(*names) for names in product(*found.values())]
+
+
+def covering(found: Parts) -> list[Combination]:
+    """A few combinations in which every two parts of different kinds meet, chosen greedily."""
+    left = set().union(*map(_pairs, every(found)))
+    chosen = []
+    while left:
+        best = max(every(found), key=lambda combination: len(_pairs(combination) & left))
+        chosen.append(best)
+        left -= _pairs(best)
+    return chosen
+
+
+def _pairs(combination: Combination) -> set[tuple[tuple[int, str], tuple[int, str]]]:
+    return set(combinations(enumerate(combination), 2))
