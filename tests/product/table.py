@@ -19,8 +19,8 @@ miniature sizes and with random weights.
 TRIED = """## {count} combinations
 
 Of each vision encoder, language model, condition projector and image decoder together: the recipe checks and builds,
-one training step lowers the loss on its own batch, gradients reach exactly what is trained, a checkpoint saves and loads
-to equal outputs, and generation writes text and draws an image. {passed} of {count} do.
+one training step lowers the loss on its own batch, gradients reach exactly what is trained, a checkpoint saves and
+loads to equal outputs, and generation writes text and draws an image. {passed} of {count} do.
 
 In a cell, one sign for each condition projector, in this order: {projectors}. {good} passed, {bad} failed.
 """
