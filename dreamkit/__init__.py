@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from dreamkit.model import DreamModel as DreamModel
     from dreamkit.pictures import to_rgb as to_rgb
     from dreamkit.plugins import Registry as Registry
+    from dreamkit.pooling import PoolingConfig as PoolingConfig
     from dreamkit.recipe import load_recipe as load_recipe
     from dreamkit.sources import locate as locate
     from dreamkit.specs import (
@@ -82,6 +83,7 @@ _HOMES = {
     "NormWeights": "specs",
     "PartConfig": "specs",
     "PluginError": "errors",
+    "PoolingConfig": "pooling",
     "Projector": "interfaces",
     "ProjectorSpec": "specs",
     "RecipeError": "errors",

@@ -47,6 +47,7 @@ PUBLIC = [
     "NormWeights",
     "PartConfig",
     "PluginError",
+    "PoolingConfig",
     "Projector",
     "ProjectorSpec",
     "RecipeError",
