@@ -10,14 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
-from torch import nn
 
+from dreamkit.adapters import adapt, unfit
 from dreamkit.errors import RecipeError, RecipeProblem, did_you_mean
-from dreamkit.interfaces import Part
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
 from dreamkit.projectors import Linear
-from dreamkit.recipe import WITH_SOURCE, AdapterSection, ModelSection, PartSection, Recipe
+from dreamkit.recipe import WITH_SOURCE, ModelSection, PartSection, Recipe
 from dreamkit.recipe_schema import refusals
 from dreamkit.specs import DecoderSpec, LanguageSpec, ProjectorSpec, VisionSpec
 
@@ -27,7 +26,6 @@ SPECS: Final[dict[str, type]] = {
     "image_decoder": DecoderSpec,
     "projector": ProjectorSpec,
 }
-_ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # The code of a plug-in, and of the library behind it, may fail in any way.
 _FAILURES = (Exception, SystemExit)
 
@@ -240,31 +238,27 @@ def _fit_adapters(found: Fit, model: ModelSection) -> None:
 
 def _fit_modules(found: Fit, index: int, modules: list[str], cls: Any, section: PartSection) -> None:
     """The layers that an adapter names must be there, and of a type that can be adapted."""
-    outline = found.attempt(f"model.adapters.{index}", cls.outline, section.config)
-    if outline is None:
+    key = f"model.adapters.{index}.modules"
+    outline = found.attempt(key, cls.outline, section.config)
+    root = None if outline is None else found.attempt(key, outline.get_submodule, cls.adapter_root)
+    if root is None:
         return
     if not modules:
-        found.problem(f"model.adapters.{index}.modules", "an empty list found; name layers, or leave it out")
-    layers = {name: layer for name, layer in outline.named_modules() if name}
-    for number, wanted in enumerate(modules):
-        key = f"model.adapters.{index}.modules.{number}"
-        named = [layer for name, layer in layers.items() if f".{name}".endswith(f".{wanted}")]
-        odd = sorted({type(layer).__name__ for layer in named if not isinstance(layer, _ADAPTABLE)})
-        if not named:
-            known = {
-                name.rpartition(".")[2] for name, layer in layers.items() if isinstance(layer, nn.Linear)
-            }
-            found.problem(key, f"'{section.name}' has no layer '{wanted}'; {did_you_mean(wanted, known)}")
-        elif odd:
-            found.problem(key, f"'{wanted}' names a {' and a '.join(odd)}, but a layer of weights is wanted")
+        found.problem(key, "an empty list found; name layers, or leave it out")
+    for number, message in unfit(root, modules, section.name):
+        found.problem(f"{key}.{number}", message)
 
 
 def _fit_generation(found: Fit) -> None:
     name = found.recipe.generation and found.recipe.generation.scheduler
     known = None if found.image_decoder is None else found.image_decoder.schedulers
     if name is not None and known is not None and name not in known:
-        message = f"the image decoder has no scheduler '{name}'; {did_you_mean(name, known)}"
-        found.problem("generation.scheduler", message)
+        objective = f", {found.image_decoder.objective}" if found.image_decoder.objective else ""
+        found.problem(
+            "generation.scheduler",
+            f"'{name}' is none of the schedulers that fit the image decoder's objective{objective} "
+            f"({found.recipe.place('model.image_decoder')}): {', '.join(known)}; {did_you_mean(name, known)}",
+        )
 
 
 def _fit_tokens(found: Fit, model: ModelSection) -> None:
@@ -347,18 +341,3 @@ def _made(found: Fit, key: str, make: Callable[..., Any], *args: Any, **named: A
     except _FAILURES as error:
         found.refused(key, error)
         raise RecipeError(found.problems) from error
-
-
-def adapt(part: Part, adapter: AdapterSection) -> None:
-    """Puts a LoRA adapter into the layers of a part, in place; only the adapter stays trainable."""
-    from peft import LoraConfig, inject_adapter_in_model  # seconds to import, and few recipes adapt
-
-    config = LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # any number will do
-        lora_dropout=adapter.dropout,
-        target_modules=list(part.adapter_targets if adapter.modules is None else adapter.modules),
-        use_dora=adapter.use_dora,
-        use_rslora=adapter.use_rslora,
-    )
-    inject_adapter_in_model(config, part)

@@ -3,9 +3,10 @@
     dreamkit.json            the manifest (`dreamkit.manifest`)
     tokenizer/               in the Hugging Face format, added tokens included
     <part>.safetensors       one a part, and `dream_queries.safetensors`; none for a part with nothing to hold
+    adapters/<part>/         the adapter of a part, as `dreamkit.adapters` writes it
 
 A part without a source (built from `config`, imported, or a projector) is held whole. Of a part with one, the file
-holds what was ever trained, adapters, rows of added tokens, and buffers.
+holds what was ever trained, rows of added tokens, and buffers.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dreamkit import manifest as files
+from dreamkit.adapters import in_part, is_adapter, spelled, write_adapter
 from dreamkit.build import build
 from dreamkit.distributed import barrier, is_main, whole
 from dreamkit.errors import CheckpointError, PluginError, SourceError
-from dreamkit.manifest import FORMAT, ComponentRecord, Manifest, SourceRecord
-from dreamkit.model import DreamModel, is_adapter
+from dreamkit.manifest import FORMAT, ComponentRecord, Manifest, SourceRecord, adapter_file, weights_file
+from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
 from dreamkit.recipe import Recipe
 from dreamkit.sources import fingerprint
@@ -80,14 +82,15 @@ def save_checkpoint(
             "this model was built without a recipe, so nothing can rebuild it; set model.recipe"
         )
     held: dict[str, dict[str, Tensor]] = {}
+    adapters: dict[str, dict[str, Tensor]] = {}
     for entry in _entries(model):
         if _must_be_held(entry, model.sources) or entry.tensor.requires_grad or entry.names & model.changed:
             tensor = whole(entry.tensor)
             if is_main():
                 # A copy: safetensors refuses tensors that share storage, such as views of one larger buffer.
-                held.setdefault(entry.part, {})[entry.keys[0]] = tensor.clone(
-                    memory_format=torch.contiguous_format
-                )
+                copy = tensor.clone(memory_format=torch.contiguous_format)
+                group = adapters if is_adapter(entry.keys[0]) else held
+                group.setdefault(entry.part, {})[entry.keys[0]] = copy
     if is_main():
         files.begin(folder)
     barrier()
@@ -97,7 +100,10 @@ def save_checkpoint(
     barrier()
     if is_main():
         for part, tensors in held.items():
-            save_file(tensors, partial / f"{part}.safetensors")
+            save_file(tensors, partial / weights_file(part))
+        for part, tensors in adapters.items():
+            base = model.sources.get(part)
+            write_adapter(model.parts()[part], tensors, partial / adapter_file(part), base)
         model.language_model.save_tokenizer(partial / "tokenizer")
         Manifest(
             format=FORMAT,
@@ -111,6 +117,7 @@ def save_checkpoint(
                 if source is not None
             },
             parts={part: len(tensors) for part, tensors in held.items()},
+            adapters={part: len(tensors) for part, tensors in adapters.items()},
             files=files.describe_files(partial),
         ).write(partial)
         files.commit(folder)
@@ -196,16 +203,12 @@ class _Entry:
 
 
 def _entries(model: DreamModel) -> list[_Entry]:
-    """Every distinct tensor once; one that is tied has several names.
-
-    Adapters wrap the layers they adapt in a `base_layer`, which keys leave out: a layer is called the same in a
-    checkpoint with adapters and in one without.
-    """
+    """Every distinct tensor once; one that is tied has several names."""
     new_rows = {id(row) for row in model.language_model.new_token_parameters()}
     entries: dict[int, _Entry] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         part, _, inside = name.partition(".")
-        key = ".".join(piece for piece in inside.split(".") if piece != "base_layer") or part
+        key = spelled(inside) or part
         entry = entries.setdefault(id(tensor), _Entry(part, tensor, set(), [], id(tensor) in new_rows))
         entry.names.add(name)
         entry.keys.append(key)
@@ -222,7 +225,7 @@ def _copy(
     model: DreamModel, folder: Path, manifest: Manifest, *, adapters_may_be_fresh: bool = False
 ) -> LoadReport:
     """Copies what the checkpoint holds into the model: all of it, or nothing."""
-    read = {part: _read(folder / f"{part}.safetensors") for part in manifest.parts}
+    read = _held(model, folder, manifest)
     report = LoadReport(folder)
     copies: list[tuple[_Entry, Tensor]] = []
     problems: list[str] = []
@@ -248,7 +251,10 @@ def _copy(
     if problems:
         adapters = sorted({part_name for part_name, key in left if is_adapter(key)})
         remedy = (
-            f" (it has adapters on {', '.join(adapters)}: give model.adapters the same)" if adapters else ""
+            f" (it has adapters on {', '.join(adapters)}: give model.adapters the same, or fold them into its weights "
+            "by `dreamkit merge-adapters`)"
+            if adapters
+            else ""
         )
         shown = "\n".join(f"  {problem}" for problem in problems[:MOST_SHOWN])
         more = f"\n  and {len(problems) - MOST_SHOWN} more" if len(problems) > MOST_SHOWN else ""
@@ -258,6 +264,17 @@ def _copy(
             entry.tensor.copy_(tensor)
             model.changed |= entry.names
     return report
+
+
+def _held(model: DreamModel, folder: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
+    """The tensors that a checkpoint holds, by part and by what `_entries` calls them."""
+    read = {part: _read(folder / weights_file(part)) for part in manifest.parts}
+    # format 1 called an adapter's tensors as peft's modules do
+    held = {part: {spelled(name): tensor for name, tensor in read[part].items()} for part in read}
+    for part in manifest.adapters:
+        tensors = in_part(model.parts()[part], _read(folder / adapter_file(part)))
+        held.setdefault(part, {}).update(tensors)
+    return held
 
 
 def _read(file: Path) -> dict[str, Tensor]:

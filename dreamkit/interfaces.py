@@ -45,11 +45,13 @@ class Part(nn.Module, ABC):
 
     `config` is the section it was made from, and `spec` describes the made part. `adapter_targets` names the linear
     layers (by the end of their module name) that LoRA attaches to when a recipe names none; a part without any cannot
-    be adapted.
+    be adapted. They are looked for in `adapter_root`, the name of the submodule that is the library's own model, so
+    that the library can open what was learned; "" is the part itself.
     """
 
     Config: ClassVar[type]
     adapter_targets: ClassVar[tuple[str, ...]] = ()
+    adapter_root: ClassVar[str] = ""
     config: Any
     spec: Any
 

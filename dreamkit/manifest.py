@@ -13,7 +13,7 @@ from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_type
 from dreamkit.errors import CheckpointError
 from dreamkit.files import occupied, sha256
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "dreamkit.json"
 
 
@@ -44,8 +44,8 @@ class Manifest:
 
     `recipe` is resolved and plain. `components` names, for each part, what the recipe calls it and the distribution
     and version that gave it. `tokens` maps special tokens to ids. `sources` holds, for each part that stands on
-    pretrained files, their name and hashes. `parts` counts the tensors held for each part. `files` gives size and
-    sha256 of every file in the folder.
+    pretrained files, their name and hashes. `parts` counts the tensors held for each part, and `adapters` those of its
+    adapter. `files` gives size and sha256 of every file in the folder.
     """
 
     format: int
@@ -55,6 +55,7 @@ class Manifest:
     tokens: dict[str, int]
     sources: dict[str, SourceRecord]
     parts: dict[str, int]
+    adapters: dict[str, int]
     files: dict[str, FileRecord]
 
     def write(self, folder: Path) -> None:
@@ -83,6 +84,8 @@ class Manifest:
                 f"{path}: format version {version}, written by dreamkit {data.get('dreamkit', '?')}, but this "
                 f"dreamkit reads versions up to {FORMAT}; install a newer dreamkit"
             )
+        if version == 1:  # it had adapters among the weights of their parts
+            data = {"adapters": {}, **data}
         if problems := [*_misfits(data, get_type_hints(cls))]:
             raise CheckpointError(_damaged(path, problems))
         manifest = cls(**data)
@@ -116,9 +119,15 @@ class Manifest:
         for name in self.files:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 yield f"files: '{name}' is not inside the checkpoint"
-        for part in self.parts:
-            if f"{part}.safetensors" not in self.files:
-                yield f"parts: '{part}' found, but no file {part}.safetensors"
+        for key, held, file_of in (
+            ("parts", self.parts, weights_file),
+            ("adapters", self.adapters, adapter_file),
+        ):
+            for part in held:
+                if file_of(part) not in self.files:
+                    yield f"{key}: '{part}' found, but no file {file_of(part)}"
+        for part in sorted(self.adapters.keys() - self.components.keys()):
+            yield f"adapters: '{part}' found, but it is not among the components"
 
 
 def _misfits(value: Any, wanted: Any, key: str = "") -> Iterator[str]:
@@ -139,6 +148,16 @@ def _misfits(value: Any, wanted: Any, key: str = "") -> Iterator[str]:
     elif type(value) is not wanted:
         words = "a whole number" if wanted is int else "text" if wanted is str else "an object"
         yield f"{at}: {json.dumps(value):.60} found, but {words} is wanted"
+
+
+def weights_file(part: str) -> str:
+    """The name of the file, in a checkpoint, that holds what there is of a part but its adapter."""
+    return f"{part}.safetensors"
+
+
+def adapter_file(part: str) -> str:
+    """The name of the file, in a checkpoint, that holds the adapter of a part; in its folder are peft's others."""
+    return f"adapters/{part}/adapter_model.safetensors"
 
 
 def _damaged(where: Path, problems: list[str]) -> str:

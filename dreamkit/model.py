@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from dreamkit.adapters import is_adapter
 from dreamkit.batch import Batch
 from dreamkit.errors import DreamkitError, did_you_mean
 from dreamkit.generate import InterleavedGeneration
@@ -189,8 +190,3 @@ class DreamModel(InterleavedGeneration, nn.Module):
         if self.pooled_projector is not None:
             pooled = self.pooled_projector(dream_states_NQD.mean(1, keepdim=True)).squeeze(1)
         return Condition(self.condition_projector(dream_states_NQD), pooled=pooled)
-
-
-def is_adapter(parameter_name: str) -> bool:
-    """Whether a parameter belongs to a peft adapter: peft names every one of them `lora_...`."""
-    return any(piece.startswith("lora_") for piece in parameter_name.split("."))

@@ -13,11 +13,11 @@ from diffusers import ModelMixin
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
 
 import odd_parts
+from dreamkit.adapters import is_adapter
 from dreamkit.batch import Collator
 from dreamkit.build import build, check, fit
 from dreamkit.errors import RecipeError
 from dreamkit.hookspecs import Component
-from dreamkit.model import is_adapter
 from dreamkit.plugins import KINDS, Registered, Registry
 from dreamkit.recipe import Recipe, draft_recipe, load_recipe
 from dreamkit_transformers.tokenizers import byte_tokenizer

@@ -11,22 +11,20 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import tiny
 from dreamkit.build import build
 from dreamkit.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from dreamkit.errors import CheckpointError, DreamkitError
-from dreamkit.manifest import FORMAT, Manifest
+from dreamkit.manifest import FORMAT, Manifest, describe_files
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
 from dreamkit.recipe import Recipe
-from dreamkit_transformers.tokenizers import byte_tokenizer
+from tiny import on_sources
 
 REGISTRY = Registry.load()
-PARTS = ("language_model", "vision_encoder", "image_decoder")
 NO_TENSORS = hashlib.sha256(b"no tensors").hexdigest()
 ADAPTER = {"target": "language_model", "rank": 2}
 
@@ -56,30 +54,7 @@ def edit_manifest(folder: Path, **changes: Any) -> None:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny parts as pretrained models in the Hugging Face format."""
-    folder = tmp_path_factory.mktemp("sources")
-    model = built()
-    language = model.language_model
-    language.model.model.norm = language.norm
-    language.model.save_pretrained(folder / "language_model")
-    byte_tokenizer().save_pretrained(folder / "language_model")
-    config = tiny.RECIPE["model"]["vision_encoder"]["config"]
-    CLIPVisionModel(CLIPVisionConfig(**config)).save_pretrained(folder / "vision_encoder")
-    model.vision_encoder.processor.save_pretrained(folder / "vision_encoder")
-    decoder = model.image_decoder
-    decoder.unet.save_pretrained(folder / "image_decoder/unet")
-    decoder.vae.save_pretrained(folder / "image_decoder/vae")
-    decoder.schedule.save_pretrained(folder / "image_decoder/scheduler")
-    return folder
-
-
-def on_sources(folder: Path, **changes: Any) -> dict[str, Any]:
-    """The tiny recipe with its parts read from `folder`."""
-    recipe = tiny.recipe(**changes)
-    for part in PARTS:
-        section = recipe["model"][part]
-        recipe["model"][part] = {"name": section["name"], "pretrained": str(folder / part)}
-    return recipe
+    return tiny.write_sources(tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +129,29 @@ def test_adapters_come_back(sources: Path, tmp_path: Path) -> None:
     model.set_trainable([])
     disturb(list(model.parameters()))
     save_checkpoint(model, tmp_path / "checkpoint")
-    held = set(load_file(tmp_path / "checkpoint/language_model.safetensors"))
-    assert all("lora_" in name or name.startswith("new_") for name in held) and len(held) > 20
+    assert set(load_file(tmp_path / "checkpoint/language_model.safetensors")) == {"new_embed", "new_head"}
+    adapter = load_file(tmp_path / "checkpoint/adapters/language_model/adapter_model.safetensors")
+    assert all(".lora_" in name for name in adapter) and len(adapter) > 20
     same(load_checkpoint(tmp_path / "checkpoint")[0], model)
+
+
+def test_format_1_had_adapters_among_the_weights(sources: Path, tmp_path: Path) -> None:
+    model = built(on_sources(sources, **{"model.adapters": [ADAPTER | {"use_dora": True}]}))
+    model.set_trainable([])
+    disturb(list(model.parameters()))
+    folder = tmp_path / "checkpoint"
+    save_checkpoint(model, folder)
+    own = dict(model.language_model.named_parameters())
+    held = {name: p.detach() for name, p in own.items() if "lora_" in name or name.startswith("new_")}
+    save_file(held, folder / "language_model.safetensors")
+    shutil.rmtree(folder / "adapters")
+    manifest = json.loads((folder / "dreamkit.json").read_text())
+    del manifest["adapters"]
+    manifest |= {"format": 1, "parts": manifest["parts"] | {"language_model": len(held)}}
+    manifest["files"] = describe_files(folder)
+    del manifest["files"]["dreamkit.json"]
+    (folder / "dreamkit.json").write_text(json.dumps(manifest))
+    same(load_checkpoint(folder)[0], model)
 
 
 def test_tied_weights_are_held_once_and_stay_tied(tmp_path: Path) -> None:
@@ -201,11 +196,9 @@ def test_weights_that_do_not_fit_change_nothing(saved: Path, sources: Path, tmp_
     doesnt_fit(no_bias, saved, "visual_projector: layer.bias: in the checkpoint, but not in the model")
     adapted = built(**{"model.adapters": [ADAPTER]})
     save_checkpoint(adapted, tmp_path / "adapted")
-    doesnt_fit(built(), tmp_path / "adapted", "adapters on language_model: give model.adapters the same")
+    doesnt_fit(built(), tmp_path / "adapted", "adapters on language_model: give model.adapters the same, or")
     other_rank = built(**{"model.adapters": [ADAPTER | {"rank": 3}]})
-    doesnt_fit(
-        other_rank, tmp_path / "adapted", r"lora_A.default.weight: \(2, 32\) in the checkpoint, \(3, 32\)"
-    )
+    doesnt_fit(other_rank, tmp_path / "adapted", r"lora_A.weight: \(2, 32\) in the checkpoint, \(3, 32\)")
     stands = built(on_sources(sources))
     stands.set_trainable([])
     save_checkpoint(stands, tmp_path / "stands")
@@ -295,7 +288,7 @@ def test_a_format_that_is_no_version(copied: Path, version: Any) -> None:
 
 def places(value: Any, key: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """The keys of everything inside a value; of many files one is enough."""
-    inside = list(value.items())[:8] if isinstance(value, dict) else []
+    inside = list(value.items())[:9] if isinstance(value, dict) else []
     return [key, *(place for name, item in inside for place in places(item, (*key, name)))]
 
 
@@ -336,6 +329,11 @@ def test_parts_and_files_must_agree(copied: Path, saved: Path) -> None:
     edit_manifest(copied, parts=manifest["parts"] | {"nobody": 3})
     with pytest.raises(CheckpointError, match="'nobody' found, but no file nobody"):
         Manifest.read(copied)
+    edit_manifest(copied, parts=manifest["parts"], adapters={"nobody": 3})
+    said = r"adapters: 'nobody' found, but no file adapters/nobody/.*\n.*not among the components"
+    with pytest.raises(CheckpointError, match=said):
+        Manifest.read(copied)
+    edit_manifest(copied, adapters={})
     for name in ("../x.safetensors", "/etc/passwd"):
         edit_manifest(copied, files=manifest["files"] | {name: {"size": 1, "sha256": ""}}, parts={})
         with pytest.raises(CheckpointError, match=f"'{name}' is not inside the checkpoint"):

@@ -1,16 +1,19 @@
 """A miniature model of the real classes with random weights, for every test that needs one."""
 
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image as PIL
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from dreamkit.build import build
 from dreamkit.document import Document, Image, Text
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
-from dreamkit.recipe import Recipe
+from dreamkit.recipe import WITH_SOURCE, Recipe
+from dreamkit_transformers.tokenizers import byte_tokenizer
 
 RECIPE: dict[str, Any] = {
     "model": {
@@ -90,6 +93,32 @@ def model(**changes: Any) -> DreamModel:
     """A model in float64, so that sums in another order are equal to many digits."""
     registry = Registry.load()
     return build(Recipe.from_dict(recipe(**changes), registry, where="tiny"), registry).double()
+
+
+def write_sources(folder: Path) -> Path:
+    """Writes random weights of the tiny parts to `folder`, as pretrained models in the Hugging Face format."""
+    registry = Registry.load()
+    parts = build(Recipe.from_dict(recipe(), registry, where="tiny"), registry)
+    language, decoder = parts.language_model, parts.image_decoder
+    language.model.model.norm = language.norm
+    language.model.save_pretrained(folder / "language_model")
+    byte_tokenizer().save_pretrained(folder / "language_model")
+    tower = CLIPVisionModel(CLIPVisionConfig(**RECIPE["model"]["vision_encoder"]["config"]))
+    tower.save_pretrained(folder / "vision_encoder")
+    parts.vision_encoder.processor.save_pretrained(folder / "vision_encoder")
+    decoder.unet.save_pretrained(folder / "image_decoder/unet")
+    decoder.vae.save_pretrained(folder / "image_decoder/vae")
+    decoder.schedule.save_pretrained(folder / "image_decoder/scheduler")
+    return folder
+
+
+def on_sources(folder: Path, **changes: Any) -> dict[str, Any]:
+    """The recipe, changed, with its parts read from `folder`."""
+    changed = recipe(**changes)
+    for part in WITH_SOURCE:
+        section = changed["model"][part]
+        changed["model"][part] = {"name": section["name"], "pretrained": str(folder / part)}
+    return changed
 
 
 def picture(seed: int, size: int = 16) -> PIL.Image:

@@ -30,3 +30,23 @@ def import_published(
 
     import_it(folder, out, Registry.load())
     typer.echo(f"wrote {out}", err=True)
+
+
+@app.command()
+def merge_adapters(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="the folder of a checkpoint with adapters")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="the folder to write the merged checkpoint to")],
+) -> None:
+    """Fold the adapters of a checkpoint into its weights.
+
+    What it writes computes the same without adapters. Their parts then hold the merged layers in full.
+
+    Example: dreamkit merge-adapters run1/checkpoint merged
+    """
+    from dreamkit.merging import merge_adapters as merge
+    from dreamkit.plugins import Registry
+
+    targets = merge(checkpoint, out, Registry.load())
+    typer.echo(f"merged the adapters of {', '.join(targets)}; wrote {out}", err=True)

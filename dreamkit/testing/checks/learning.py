@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dreamkit.build import adapt
-from dreamkit.model import is_adapter
+from dreamkit.adapters import adapt, adapter_root, is_adapter
 from dreamkit.recipe import WITH_SOURCE, AdapterSection
 from dreamkit.testing.check import cases, check
 from dreamkit.testing.expect import expect, expect_close, expect_finite, expect_true
@@ -98,11 +97,13 @@ def adapters_attach(subject: Subject, case: Case) -> None:
     """
     inputs, part = subject.inputs(case), subject.make()
     before = subject.call(part, inputs)
-    names = [f".{name}" for name, _ in part.named_modules()]
+    names = [f".{name}" for name, _ in adapter_root(part).named_modules()]
     for target in part.adapter_targets:
         found = any(name.endswith(f".{target}") for name in names)
         expect_true(
-            found, f"no module of the part is called '{target}'", "there, as adapter_targets names it"
+            found,
+            f"no module of {part.adapter_root or 'the part'} is called '{target}'",
+            "there, as adapter_targets names it",
         )
     subject.doing = f"adapter on {', '.join(part.adapter_targets)}"
     adapt(part, AdapterSection(subject.kind, rank=2, alpha=4))  # type: ignore[arg-type]

@@ -57,6 +57,7 @@ class VisionTower(VisionEncoder):
 
     Config = VisionConfig
     adapter_targets = ("q_proj", "k_proj", "v_proj", "out_proj")
+    adapter_root = "model"
 
     model_types: ClassVar[tuple[str, ...]]
     config_class: ClassVar[type[PreTrainedConfig]]
