@@ -8,8 +8,15 @@ from dreamkit.hookspecs import Component, hookimpl
 @hookimpl
 def dreamkit_projectors() -> Sequence[Component]:
     return (
-        Component("linear", "dreamkit.projectors:Linear", "one matrix"),
-        Component("mlp", "dreamkit.projectors:MLP", "matrices with GELU between them"),
+        Component("linear", "dreamkit.projectors.dense:Linear", "one matrix"),
+        Component("mlp", "dreamkit.projectors.dense:MLP", "matrices with GELU between them"),
+        Component(
+            "resampler", "dreamkit.projectors.resampler:Resampler", "learned latents that look at the tokens"
+        ),
+        Component(
+            "mapper", "dreamkit.projectors.mapper:Mapper", "GILL's encoder-decoder with learned queries"
+        ),
+        Component("encoder", "dreamkit.projectors.encoder:Encoder", "MetaQuery's bidirectional transformer"),
     )
 
 

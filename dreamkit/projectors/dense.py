@@ -11,16 +11,8 @@ from torch import Tensor, nn
 
 from dreamkit.errors import ConfigError
 from dreamkit.interfaces import Projector
+from dreamkit.projectors.blocks import initialised
 from dreamkit.specs import ProjectorSpec
-
-INIT_STD = 0.02  # of normal weights, as in LLaMA
-
-
-def _init(layer: nn.Linear) -> nn.Linear:
-    nn.init.normal_(layer.weight, std=INIT_STD)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
 
 
 class Linear(Projector):
@@ -35,7 +27,7 @@ class Linear(Projector):
     def __init__(self, config: Linear.Config, spec: ProjectorSpec) -> None:
         super().__init__()
         self.config, self.spec = config, spec
-        self.layer = _init(nn.Linear(spec.in_dim, spec.out_dim, bias=config.bias))
+        self.layer = initialised(nn.Linear(spec.in_dim, spec.out_dim, bias=config.bias))
 
     @classmethod
     def spec_from(cls, config: Linear.Config, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
@@ -77,7 +69,9 @@ class MLP(Projector):
         self.config, self.spec = config, spec
         hidden = spec.out_dim if config.hidden_dim is None else config.hidden_dim
         widths = [spec.in_dim, *[hidden] * (config.depth - 1), spec.out_dim]
-        self.layers = nn.ModuleList(_init(nn.Linear(a, b, bias=config.bias)) for a, b in pairwise(widths))
+        self.layers = nn.ModuleList(
+            initialised(nn.Linear(a, b, bias=config.bias)) for a, b in pairwise(widths)
+        )
 
     @classmethod
     def spec_from(cls, config: MLP.Config, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
