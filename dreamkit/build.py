@@ -5,14 +5,15 @@ Whether parts fit each other is told from their specs, without weights, by `fit`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
 
 from dreamkit.adapters import adapt, unfit
-from dreamkit.errors import RecipeError, RecipeProblem, did_you_mean
+from dreamkit.errors import ConfigError, RecipeError, RecipeProblem, did_you_mean
+from dreamkit.interfaces import Part
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
 from dreamkit.projectors import Linear
@@ -300,22 +301,67 @@ def build(recipe: Recipe, registry: Registry) -> DreamModel:
     Raises:
         RecipeError: parts that do not fit, or that cannot be made.
     """
+    found = _fitting(recipe, registry)
+    torch.manual_seed(recipe.train.seed)
+    parts = {}
+    for key, cls, config in _with_source(found):
+        make = cls.from_config if config.pretrained is None else cls.from_pretrained
+        parts[key] = _made(found, f"model.{key}", make, config)
+    return _composed(found, parts)
+
+
+def outline(recipe: Recipe, registry: Registry) -> DreamModel:
+    """The model of a recipe on the meta device, without weights: `build`'s tensors in name, shape and dtype.
+
+    Raises:
+        RecipeError: parts that do not fit, or one that does not tell its outline.
+    """
+    found = _fitting(recipe, registry)
+    parts = {
+        key: _made(found, f"model.{key}", _outlined, cls, config) for key, cls, config in _with_source(found)
+    }
+    with torch.device("meta"):
+        return _composed(found, parts)
+
+
+def _outlined(cls: Any, config: Any) -> Part:
+    part = cls.outline(config)
+    if part is None and config.pretrained is None:
+        with torch.device("meta"):
+            part = cls.from_config(config)
+    if not isinstance(part, Part):
+        raise ConfigError(
+            {
+                "": f"{cls.__name__} does not tell its size before its weights are read: its `outline` gives "
+                f"{'nothing' if part is None else type(part).__name__}, where the part without weights is wanted; "
+                "its plug-in needs mending"
+            }
+        )
+    return part
+
+
+def _fitting(recipe: Recipe, registry: Registry) -> Fit:
     found = fit(recipe, registry)
     if found.problems:
         raise RecipeError(found.problems)
-    torch.manual_seed(recipe.train.seed)
-    parts: dict[str, Any] = {}
-    sources: dict[str, str | None] = {}
+    return found
+
+
+def _with_source(found: Fit) -> Iterator[tuple[str, Any, Any]]:
+    """Key, class and config of each part that has weights to name."""
     for key in WITH_SOURCE:
-        section = getattr(recipe.model, key)
-        cls: Any = registry.get(key, section.name)
-        sources[key] = section.config.pretrained
-        make = cls.from_config if sources[key] is None else cls.from_pretrained
-        parts[key] = _made(found, f"model.{key}", make, section.config)
+        section = getattr(found.recipe.model, key)
+        yield key, found.registry.get(key, section.name), section.config
+
+
+def _composed(found: Fit, parts: dict[str, Any]) -> DreamModel:
+    """The model of `parts`, those with sources, and fresh projectors, with the recipe's adapters."""
+    recipe = found.recipe
+    sources: dict[str, str | None] = {key: getattr(recipe.model, key).config.pretrained for key in parts}
     for key, spec in found.projectors.items():
         section = part_section(recipe.model, key)
         assert section is not None, "what has a spec has a section"
-        cls = registry.get("projector", section.name)
+        cls: Any = found.registry.get("projector", section.name)
         sources[key] = None
         parts[key] = _made(found, f"model.{key}", cls.from_config, section.config, spec)
     model: DreamModel = _made(

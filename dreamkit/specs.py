@@ -82,7 +82,8 @@ class DecoderSpec:
     `context_scale` is the root mean square the decoder's own text encoder gives its context.
     `image_size` is the side in pixels it draws unasked, and every size must be a multiple of `size_multiple`.
     Latents of an H x W image are (latent_channels, H / latent_factor, W / latent_factor).
-    `schedulers` are the names its `scheduler` takes; None where it does not tell.
+    `schedulers` are the names its `scheduler` takes, those that fit its `objective`, which is said in words, such as
+    "flow matching"; None where it does not tell.
     `float32_modules` names the submodules that half precision breaks, such as SDXL's autoencoder: whatever dtype a
     decoder is brought to, they are never in less than float32.
     """
@@ -97,6 +98,7 @@ class DecoderSpec:
     size_multiple: int = 8
     schedulers: tuple[str, ...] | None = None
     float32_modules: tuple[str, ...] = ()
+    objective: str | None = None
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """(channels, height, width) of the latents of an image of `size` (height, width) in pixels."""

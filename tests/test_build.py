@@ -138,7 +138,7 @@ def test_the_tiny_recipe_fits(registry: Registry) -> None:
         (
             {"generation": {"scheduler": "dppm"}},
             "generation.scheduler",
-            ("no scheduler 'dppm'", "did you mean 'ddpm'?"),
+            ("'dppm' is none of the schedulers that fit", "did you mean 'ddpm'?"),
         ),
         ({"model__vision_encoder__layer": 7}, "model.vision_encoder.layer", ("layer 7", "3 layers")),
     ],

@@ -1,4 +1,4 @@
-"""UNet, VAE and noise schedule of a latent-diffusion model, from a folder of diffusers or small dicts."""
+"""Network, VAE and schedule of a latent-diffusion model, from a folder of diffusers or small dicts."""
 
 from __future__ import annotations
 
@@ -11,27 +11,47 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, ModelMixin, UNet2DConditionModel
+from diffusers import ModelMixin
 
-from dreamkit import ConfigError, DreamkitError, PartConfig, SourceError, did_you_mean, locate
-from dreamkit_diffusers.schedulers import own_scheduler, scheduler_class, scheduler_keys
+from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean, locate
+from dreamkit_diffusers.schedulers import Schedulers, is_count
 
 Model = TypeVar("Model", bound=ModelMixin)
 
-FILES = {"unet": "unet/config.json", "vae": "vae/config.json", "scheduler": "scheduler/scheduler_config.json"}
-MODELS: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
+KNOWN = "pkg:dreamkit_diffusers/known"  # config files of well-known hub models
 MAX_LAYERS = 100  # of a block; making them takes time, even without weights
-MAX_TIMESTEPS = 100_000
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a kind of decoder is made of: two classes of diffusers, and schedulers that fit its objective.
+
+    `network` names the folder of what predicts, which is also its name in the decoder. The other folders are `vae`
+    and `scheduler`.
+    """
+
+    network: str
+    network_class: Any
+    vae_class: Any
+    schedulers: Schedulers
+
+    @property
+    def models(self) -> dict[str, Any]:
+        return {self.network: self.network_class, "vae": self.vae_class}
+
+    @property
+    def files(self) -> dict[str, str]:
+        return {name: f"{name}/config.json" for name in self.models} | {
+            "scheduler": "scheduler/scheduler_config.json"
+        }
 
 
 @dataclass(frozen=True)
 class Components:
-    """`schedule` adds noise in training; `schedule_config` is the scheduler's config as it was given."""
+    """The two models, and the scheduler's config as it was given."""
 
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    schedule: DDPMScheduler
+    network: ModelMixin
+    vae: ModelMixin
     schedule_config: dict[str, Any]
 
 
@@ -42,13 +62,14 @@ class Described:
     `folder` is the one they are from, or None where they are a recipe's `config`.
     """
 
+    layout: Layout
     folder: Path | None
     given: dict[str, dict[str, Any]]
     problems: dict[str, str] = field(default_factory=dict)
 
     @property
     def values(self) -> dict[str, dict[str, Any]]:
-        return {name: _defaults(model) | self.given[name] for name, model in MODELS.items()}
+        return {name: _defaults(model) | self.given[name] for name, model in self.layout.models.items()}
 
     def problem(self, key: str, message: str) -> None:
         """Something wrong with a value, such as `unet.sample_size`. Those of a folder are all told of its name."""
@@ -56,7 +77,7 @@ class Described:
             self.problems.setdefault(f"config.{key}", message)
         else:
             name, _, inner = key.partition(".")
-            told = f"{self.folder}/{FILES[name]}: {f'{inner}: ' if inner else ''}{message}"
+            told = f"{self.folder}/{self.layout.files[name]}: {f'{inner}: ' if inner else ''}{message}"
             others = self.problems.get("pretrained")
             self.problems["pretrained"] = told if others is None else f"{others}; {told}"
 
@@ -72,7 +93,7 @@ class Described:
             raise ConfigError(self.problems)
 
 
-def described(config: PartConfig, *, weights: bool = False) -> Described:
+def described(layout: Layout, config: PartConfig, *, weights: bool = False) -> Described:
     """The configs of a section, each of which was made on the meta device, so that its `problems` are all there are.
 
     Raises:
@@ -82,23 +103,24 @@ def described(config: PartConfig, *, weights: bool = False) -> Described:
         raise ConfigError(
             {"": f"pretrained is {config.pretrained!r} and config is {config.config!r}; give exactly one"}
         )
+    files = layout.files
     if config.pretrained is not None:
-        folder = locate(config.pretrained, list(FILES.values()), weights=weights)
-        found = Described(folder, {name: _read(folder / file) for name, file in FILES.items()})
+        folder = locate(config.pretrained, list(files.values()), weights=weights, known=KNOWN)
+        found = Described(layout, folder, {name: _read(folder / file) for name, file in files.items()})
     else:
         given: dict[str, Any] = {"scheduler": {}, **(config.config or {})}
-        found = Described(None, {name: dict(_mapping(given.get(name))) for name in FILES})
-        _check_keys(found, "", given, FILES)
-        for name in FILES:
+        found = Described(layout, None, {name: dict(_mapping(given.get(name))) for name in files})
+        _check_keys(found, "", given, files)
+        for name in files:
             if not isinstance(given.get(name), Mapping):
                 said = f"{given[name]!r} found" if name in given else "missing"
-                found.problem(name, f"{said}, but a section of the values of a {FILES[name]} is wanted")
-        for name, model in MODELS.items():
+                found.problem(name, f"{said}, but a section of the values of a {files[name]} is wanted")
+        for name, model in layout.models.items():
             _check_keys(found, name, found.given[name], _arguments(model))
-        _check_keys(found, "scheduler", found.given["scheduler"], scheduler_keys())
-        if not all(isinstance(given.get(name), Mapping) for name in FILES):
+        _check_keys(found, "scheduler", found.given["scheduler"], layout.schedulers.keys())
+        if not all(isinstance(given.get(name), Mapping) for name in files):
             found.raise_any()
-    for name, model in MODELS.items():
+    for name, model in layout.models.items():
         _check_class(found, name, model)
         _check_blocks(found, name)
         if found.is_sound(name):
@@ -110,8 +132,8 @@ def described(config: PartConfig, *, weights: bool = False) -> Described:
 def random(found: Described, device: str | None = None) -> Components:
     """The components with random weights, drawn from torch's global generator."""
     with nullcontext() if device is None else torch.device(device):
-        unet, vae = (MODELS[name].from_config(found.given[name]) for name in MODELS)
-    return Components(unet, vae, *_schedule(found))
+        network, vae = (model.from_config(found.given[name]) for name, model in found.layout.models.items())
+    return Components(network, vae, found.given["scheduler"])
 
 
 def pretrained(found: Described) -> Components:
@@ -121,8 +143,8 @@ def pretrained(found: Described) -> Components:
         SourceError: weights are damaged, or some are missing.
     """
     assert found.folder is not None, "only a folder has weights"
-    unet, vae = (_load(model, found.folder / name) for name, model in MODELS.items())
-    return Components(unet, vae, *_schedule(found))
+    network, vae = (_load(model, found.folder / name) for name, model in found.layout.models.items())
+    return Components(network, vae, found.given["scheduler"])
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -167,23 +189,19 @@ def _check_class(found: Described, name: str, model: type) -> None:
 def _check_blocks(found: Described, name: str) -> None:
     """What would take for ever, or what diffusers would refuse without a word of which value it was."""
     values = found.values[name]
-    channels, groups = values["block_out_channels"], values["norm_num_groups"]
+    channels, groups = values.get("block_out_channels"), values.get("norm_num_groups")
     if is_count(groups) and isinstance(channels, list | tuple):
         odd = [width for width in channels if is_count(width) and width % groups]
         if odd:
             message = f"{groups} found, but block_out_channels has {odd[0]}, which {groups} does not divide"
             found.problem(f"{name}.norm_num_groups", message)
-    width = values.get("cross_attention_dim", 1)
-    if not is_count(width):
-        found.problem(f"{name}.cross_attention_dim", f"{width!r} found, but a whole number from 1 is wanted")
+    for key in ("cross_attention_dim", "joint_attention_dim", "caption_channels", "patch_size"):
+        if not is_count(values.get(key, 1)):
+            found.problem(f"{name}.{key}", f"{values[key]!r} found, but a whole number from 1 is wanted")
     for key, value in found.given[name].items():
         many = [number for number in _numbers(value) if number > MAX_LAYERS]
-        if many and key.endswith("layers_per_block"):
+        if many and (key.endswith("layers_per_block") or key == "num_layers"):
             found.problem(f"{name}.{key}", f"{many[0]} found, but at most {MAX_LAYERS} is wanted")
-
-
-def is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _numbers(value: Any) -> list[float]:
@@ -219,37 +237,19 @@ def _load(model: type[Model], folder: Path) -> Model:
 
 
 def _check_schedule(found: Described) -> None:
-    given = found.given["scheduler"]
-    steps, named = given.get("num_train_timesteps", 1), given.get("_class_name")
-    if not is_count(steps) or steps > MAX_TIMESTEPS:
-        message = f"{steps!r} found, but a whole number from 1 to {MAX_TIMESTEPS} is wanted"
-        found.problem("scheduler.num_train_timesteps", message)
-    kind = given.get("prediction_type", PREDICTIONS[0])
-    if kind not in PREDICTIONS:
-        message = (
-            f"{kind!r} found, but {' or '.join(PREDICTIONS)} is wanted; {did_you_mean(kind, PREDICTIONS)}"
-        )
-        found.problem("scheduler.prediction_type", message)
-    if named is not None:
-        try:
-            scheduler_class(named)
-        except DreamkitError as error:
-            found.problem("scheduler._class_name", str(error))
-    if found.is_sound("scheduler"):
-        try:
-            schedule, config = _schedule(found)
-            own_scheduler(config)
-        except Exception as error:  # as in `_try`
-            found.problem("scheduler", f"it does not describe a noise schedule: {_reason(error)}")
-            return
-        if not all(0 <= float(beta) <= 1 for beta in schedule.betas):
-            found.problem("scheduler", "its betas make no noise schedule; each is from 0 to 1")
-
-
-def _schedule(found: Described) -> tuple[DDPMScheduler, dict[str, Any]]:
-    # Some schedulers have no such setting. DDPM's default clips latents, which are not pixels, to [-1, 1].
-    values = {"clip_sample": False, **found.given["scheduler"]}
-    return DDPMScheduler.from_config(values), values
+    config, schedulers = found.given["scheduler"], found.layout.schedulers
+    for key, message in schedulers.problems(config):
+        found.problem(f"scheduler.{key}", message)
+    if not found.is_sound("scheduler"):
+        return
+    try:
+        made = schedulers.own(config), schedulers.training(config)
+    except Exception as error:  # as in `_try`
+        found.problem("scheduler", f"it does not describe a noise schedule: {_reason(error)}")
+        return
+    betas = [getattr(scheduler, "betas", torch.zeros(1)) for scheduler in made]
+    if not all(bool(((table >= 0) & (table <= 1)).all()) for table in betas):
+        found.problem("scheduler", "its betas make no noise schedule; each is from 0 to 1")
 
 
 def _reason(error: Exception) -> str:

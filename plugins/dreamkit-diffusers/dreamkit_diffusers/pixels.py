@@ -23,13 +23,24 @@ def square_pixels(picture: Image, size: int) -> Tensor:
     picture = _centre(
         picture, min(picture.width, LONGEST * shortest), min(picture.height, LONGEST * shortest)
     )
-    width, height = picture.size
-    resized = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
-    picture = _centre(picture.resize(resized, Resampling.BILINEAR), size, size)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    picture = picture.resize(_resized(*picture.size, size), Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(_centre(picture, size, size))).permute(2, 0, 1)
     return (pixels.float() / 255 - 0.5) / 0.5
 
 
+def square_corner(width: int, height: int, size: int) -> tuple[int, int]:
+    """Of a resized picture, the left and top of what `square_pixels` cuts out of it."""
+    return _corner(*_resized(width, height, size), size, size)
+
+
+def _resized(width: int, height: int, size: int) -> tuple[int, int]:
+    return (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
+
+
 def _centre(picture: Image, width: int, height: int) -> Image:
-    left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+    left, top = _corner(picture.width, picture.height, width, height)
     return picture.crop((left, top, left + width, top + height))
+
+
+def _corner(outer_width: int, outer_height: int, width: int, height: int) -> tuple[int, int]:
+    return round((outer_width - width) / 2), round((outer_height - height) / 2)

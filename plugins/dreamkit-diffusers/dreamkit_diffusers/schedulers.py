@@ -1,74 +1,176 @@
-"""Sampling schedulers by name, all of them diffusers' own, made from one noise schedule."""
+"""Sampling schedulers by name, all of them diffusers' own: those that fit an objective, made from one config."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
 
 from dreamkit import DreamkitError, did_you_mean
 
-# what a recipe writes -> the class, and what is set over the noise schedule's config
-SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
-    "ddpm": (DDPMScheduler, {}),
-    "ddim": (DDIMScheduler, {}),
-    "dpm-solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-    "unipc": (UniPCMultistepScheduler, {}),
-    "euler": (EulerDiscreteScheduler, {}),
-}
+MAX_TIMESTEPS = 100_000
+
+Table = dict[str, tuple[type[SchedulerMixin], dict[str, Any]]]
 
 
-def _classes() -> dict[str, type[SchedulerMixin]]:
-    """diffusers' schedulers that have a beta schedule, and so can share a config."""
-    return {
-        found.__name__: found
-        for found in DDPMScheduler().compatibles
-        if "beta_schedule" in inspect.signature(found).parameters
+def is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+class Schedulers(ABC):
+    """The schedulers that fit one objective.
+
+    `objective` says it in words, and `table` has, by what a recipe writes, the class and what is set over the config.
+    """
+
+    objective: ClassVar[str]
+    default: ClassVar[type[SchedulerMixin]]
+    table: ClassVar[Table]
+    sort: ClassVar[str]  # what the classes that a config may name have in common, in words
+
+    @abstractmethod
+    def classes(self) -> dict[str, type[SchedulerMixin]]:
+        """diffusers' classes that a config may name, by name."""
+
+    @abstractmethod
+    def misfits(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """What of a config makes no schedule of this objective: keys, and what is wrong with them."""
+
+    @abstractmethod
+    def settings(self, scheduler: type[SchedulerMixin], config: Mapping[str, Any]) -> dict[str, Any]:
+        """The config in the words of a class, whichever class it was written for."""
+
+    def keys(self) -> set[str]:
+        """What a config may hold: one file serves many classes, and each takes its own keys."""
+        return {key for found in self.classes().values() for key in inspect.signature(found).parameters}
+
+    def problems(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """All that is wrong with the values of a config, by key."""
+        steps, named = config.get("num_train_timesteps", 1), config.get("_class_name")
+        if not is_count(steps) or steps > MAX_TIMESTEPS:
+            message = f"{steps!r} found, but a whole number from 1 to {MAX_TIMESTEPS} is wanted"
+            yield "num_train_timesteps", message
+        if named is not None and named not in (known := self.classes()):
+            yield (
+                "_class_name",
+                f"it is of class '{named}', but one {self.sort} is wanted, such as "
+                f"'{self.default.__name__}'; {did_you_mean(named, known)}",
+            )
+        else:
+            yield from self.misfits(config)
+
+    def training(self, config: Mapping[str, Any]) -> Any:
+        """A scheduler of the default class, whichever class the config names."""
+        return self.default.from_config(self.settings(self.default, config))
+
+    def own(self, config: Mapping[str, Any]) -> SchedulerMixin:
+        """A fresh scheduler of the class that the config itself names, or else of the default one."""
+        named = self.classes()[config.get("_class_name", self.default.__name__)]
+        return named.from_config(self.settings(named, config))
+
+    def named(self, name: str, config: Mapping[str, Any]) -> SchedulerMixin:
+        """A fresh scheduler by dreamkit's name for it.
+
+        Raises:
+            DreamkitError: no such name, or one that does not fit the objective.
+        """
+        if name not in self.table:
+            misfit = any(name in family.table for family in (NOISE, FLOW))
+            said = (
+                f"scheduler '{name}' does not fit the decoder's objective, {self.objective}; "
+                f"{' or '.join(self.table)} does"
+                if misfit
+                else f"there is no scheduler '{name}'; {did_you_mean(name, self.table)}"
+            )
+            raise DreamkitError(said)
+        scheduler, fixed = self.table[name]
+        return scheduler.from_config(self.settings(scheduler, config), **fixed)
+
+
+class NoiseSchedulers(Schedulers):
+    """Those over a table of betas: what is trained takes noise out, as in DDPM (arXiv 2006.11239)."""
+
+    objective, sort = "denoising over a noise schedule", "with a table of betas"
+    default = DDPMScheduler
+    table: ClassVar[Table] = {
+        "ddpm": (DDPMScheduler, {}),
+        "ddim": (DDIMScheduler, {}),
+        "dpm-solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+        "unipc": (UniPCMultistepScheduler, {}),
+        "euler": (EulerDiscreteScheduler, {}),
     }
+    predictions = ("epsilon", "v_prediction", "sample")
+
+    def classes(self) -> dict[str, type[SchedulerMixin]]:
+        return {
+            found.__name__: found
+            for found in DDPMScheduler().compatibles
+            if "beta_schedule" in inspect.signature(found).parameters
+        }
+
+    def misfits(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        kind = config.get("prediction_type", self.predictions[0])
+        if kind not in self.predictions:
+            yield (
+                "prediction_type",
+                f"{kind!r} found, but {' or '.join(self.predictions)} is wanted; "
+                f"{did_you_mean(kind, self.predictions)}",
+            )
+
+    def settings(self, scheduler: type[SchedulerMixin], config: Mapping[str, Any]) -> dict[str, Any]:
+        # These classes take each other's configs, but some have no such setting, and DDPM's default clips latents,
+        # which are not pixels, to [-1, 1].
+        return {"clip_sample": False, **config}
 
 
-def scheduler_keys() -> set[str]:
-    """What a scheduler's config may hold: one file serves many classes, and each takes its own keys."""
-    return {key for found in _classes().values() for key in inspect.signature(found).parameters}
+class FlowSchedulers(Schedulers):
+    """Those along straight lines from noise to image: what is trained is their direction (arXiv 2210.02747)."""
+
+    objective, sort = "flow matching", "for flow matching"
+    default = FlowMatchEulerDiscreteScheduler
+    table: ClassVar[Table] = {
+        "flow-match-euler": (FlowMatchEulerDiscreteScheduler, {}),
+        "dpm-solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+        "unipc": (UniPCMultistepScheduler, {}),
+    }
+    # what makes a scheduler over betas one of flow matching
+    along: ClassVar[dict[str, Any]] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+
+    def classes(self) -> dict[str, type[SchedulerMixin]]:
+        return {found.__name__: found for found, _ in self.table.values()}
+
+    def misfits(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        if config.get("_class_name", self.default.__name__) != self.default.__name__:
+            for key, wanted in self.along.items():
+                if config.get(key) != wanted:
+                    yield key, f"{config.get(key)!r} found, but {wanted!r} is wanted for flow matching"
+        for key in ("shift", "flow_shift"):
+            shift = config.get(key, 1.0)
+            if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift < float("inf"):
+                yield key, f"{shift!r} found, but a positive number is wanted"
+        if config.get("use_dynamic_shifting"):
+            message = "true found, but only a fixed shift can be sampled with; set it to false, and shift"
+            yield "use_dynamic_shifting", message
+
+    def shift(self, config: Mapping[str, Any]) -> float:
+        """By how much noisy times are favoured: sigma becomes shift sigma / (1 + (shift - 1) sigma)."""
+        return float(config.get("shift", config.get("flow_shift", 1.0)))
+
+    def settings(self, scheduler: type[SchedulerMixin], config: Mapping[str, Any]) -> dict[str, Any]:
+        known = inspect.signature(scheduler).parameters
+        told = {"shift": self.shift(config), "flow_shift": self.shift(config), **self.along}
+        return {key: value for key, value in {**config, **told}.items() if key in known}
 
 
-def scheduler_class(name: str) -> type[SchedulerMixin]:
-    """The diffusers scheduler class of this name; one with a beta schedule.
-
-    Raises:
-        DreamkitError: any other name.
-    """
-    known = _classes()
-    if name not in known:
-        raise DreamkitError(
-            f"it is of class '{name}', but one with a table of betas is wanted, such as "
-            f"'{DDPMScheduler.__name__}'; {did_you_mean(name, known)}"
-        )
-    return known[name]
-
-
-def own_scheduler(schedule_config: Mapping[str, Any]) -> SchedulerMixin:
-    """A fresh scheduler of the class that the config itself names; DDPM where it names none."""
-    named = schedule_config.get("_class_name", DDPMScheduler.__name__)
-    return scheduler_class(named).from_config(dict(schedule_config))
-
-
-def named_scheduler(name: str, schedule_config: Mapping[str, Any]) -> SchedulerMixin:
-    """A fresh scheduler by dreamkit's name for it.
-
-    Raises:
-        DreamkitError: no such name.
-    """
-    if name not in SCHEDULERS:
-        raise DreamkitError(f"there is no scheduler '{name}'; {did_you_mean(name, SCHEDULERS)}")
-    scheduler, settings = SCHEDULERS[name]
-    return scheduler.from_config(dict(schedule_config), **settings)
+NOISE, FLOW = NoiseSchedulers(), FlowSchedulers()

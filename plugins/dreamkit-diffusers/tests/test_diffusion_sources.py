@@ -97,6 +97,7 @@ def test_the_spec_of_full_size_models(tmp_path: Path) -> None:
             latent_factor=8,
             size_multiple=8,
             schedulers=("ddpm", "ddim", "dpm-solver++", "unipc", "euler"),
+            objective="denoising over a noise schedule",
         )
 
 
@@ -249,7 +250,7 @@ def test_a_mistaken_value_is_told_at_its_key(
                     "projection_class_embeddings_input_dim": 40,
                 }
             },
-            "'text_time' found.*another image decoder",
+            "'text_time' found.*use the image decoder 'sdxl'",
         ),
     ],
 )
