@@ -27,6 +27,11 @@ def published(tmp_path: Path) -> Path:
     return Path(shutil.copytree(REFERENCE, tmp_path / "published")) / "checkpoint"
 
 
+@pytest.fixture
+def xl(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(REFERENCE.parent / "published-sdxl", tmp_path / "published")) / "checkpoint"
+
+
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     out = tmp_path_factory.mktemp("original") / "out"
@@ -191,10 +196,37 @@ def test_training_settings_are_kept_or_named(published: Path) -> None:
     assert model.recipe is not None and model.recipe.model.image_decoder.config.snr_gamma == 5.0
 
 
-def test_xl_is_refused(published: Path) -> None:
-    target = {"_target_": "omni.models.dreamllm_sdxl.modeling_plugins.StableDiffusionXLHead"}
-    edit(published, lambda c: c["plugins_init_kwargs"][HEAD].update(target))
-    with pytest.raises(CheckpointError, match="Stable Diffusion XL"):
+XL = {"_target_": "omni.models.dreamllm_sdxl.modeling_plugins.StableDiffusionXLHead"}
+
+
+def test_xl_has_parts_of_its_own(xl: Path) -> None:
+    model = run(xl)
+    state = torch.load(xl / "stable_diffusion_xl_head.bin", weights_only=True)
+    (layer,) = model.pooled_projector.dense_layers()
+    assert torch.equal(layer.weight, state["global_projector.projector.weight"])
+    assert torch.equal(layer.bias, state["global_projector.projector.bias"])
+    recipe = model.recipe
+    assert recipe is not None and recipe.model.image_decoder.name == "sdxl"
+    assert model.special_tokens.dream_patch == "<dream_patch>" != model.special_tokens.image_patch
+
+
+@pytest.mark.parametrize("left", ["unet.conv_in.weight", "global_projector.projector.bias"])
+def test_a_head_that_lacks_a_tensor(xl: Path, left: str) -> None:
+    file = xl / "stable_diffusion_xl_head.bin"
+    state = torch.load(file, weights_only=True)
+    kept = {name: tensor for name, tensor in state.items() if name != left}
+    torch.save(kept | ({} if "unet" in left else {"global_projector.projector.odd": torch.ones(1)}), file)
+    with pytest.raises(DreamkitError, match=r"conv_in\.weight|odd"):
+        run(xl)
+
+
+def test_a_head_of_the_other_kind(published: Path) -> None:
+    """Its file is looked for under the name that its kind saves it by."""
+    edit(published, lambda c: c["plugins_init_kwargs"][HEAD].update(XL))
+    with pytest.raises(CheckpointError, match=r"stable_diffusion_xl_head\.bin is missing"):
+        run(published)
+    (published / f"{HEAD}.bin").rename(published / "stable_diffusion_xl_head.bin")
+    with pytest.raises(DreamkitError, match="use the image decoder 'stable-diffusion'"):
         run(published)
 
 

@@ -1,6 +1,6 @@
 """The published code's numbers, from a model imported from its checkpoint: float32 on a CPU.
 
-More folders of the form of `tests/reference/published-sd` can be named in DREAMKIT_REFERENCE_DIRS, colon-separated.
+More folders of the form of those in `tests/reference` can be named in DREAMKIT_REFERENCE_DIRS, colon-separated.
 """
 
 import json
@@ -21,6 +21,7 @@ from dreamkit.batch import Batch, Collator
 from dreamkit.checkpoint import load_checkpoint
 from dreamkit.document import Document, Image, Text
 from dreamkit.events import TextPiece
+from dreamkit.interfaces import Projector
 from dreamkit.model import DreamModel, Losses
 from dreamkit.plugins import Registry
 from dreamkit.published import import_published
@@ -28,6 +29,7 @@ from dreamkit.published import import_published
 HERE = Path(__file__).parent / "reference"
 FOLDERS = [
     HERE / "published-sd",
+    HERE / "published-sdxl",
     *map(Path, filter(None, os.environ.get("DREAMKIT_REFERENCE_DIRS", "").split(":"))),
 ]
 TOLERANCE, IMAGE_TOLERANCE = 1e-5, 1e-4
@@ -160,6 +162,7 @@ def test_condition(reference: Reference) -> None:
     hidden = model.language_model(*model.inputs(batch)).flatten(0, 1)
     condition = model.condition(model.language_model.final_norm(hidden[batch.dream_rows_MQ]))
     close(condition.context, reference.expected["train.context"])
+    assert (condition.pooled is not None) == ("train.pooled" in reference.expected)
     if condition.pooled is not None:
         close(condition.pooled, reference.expected["train.pooled"])
 
@@ -170,18 +173,17 @@ def test_gradient_of_dream_queries(reference: Reference, losses: Losses) -> None
     close(grad, reference.expected["grad.dream_queries"].squeeze(0))
 
 
-@pytest.mark.parametrize("name", ["visual_projector", "condition_projector"])
-def test_gradient_of_projector(reference: Reference, losses: Losses, name: str) -> None:
-    ours = [p.grad for p in getattr(reference.model, name).parameters()]
-    theirs = [
-        t
-        for key, t in sorted(reference.expected.items(), key=_layer_order)
-        if key.startswith(f"grad.{name}.")
-    ]
-    assert theirs
-    for mine, expected in zip(ours, theirs, strict=True):
-        assert mine is not None
-        close(mine, expected)
+def test_gradients_of_projectors(reference: Reference, losses: Losses) -> None:
+    parts = {name: part for name, part in reference.model.parts().items() if isinstance(part, Projector)}
+    theirs: dict[str, list[Tensor]] = {name: [] for name in parts}
+    for key, gradient in sorted(reference.expected.items(), key=_layer_order):
+        if key.startswith("grad.") and key.partition("projector.")[1]:
+            theirs[key.split(".")[1]].append(gradient)
+    assert all(theirs.values())
+    for name, part in parts.items():
+        for mine, expected in zip((p.grad for p in part.parameters()), theirs[name], strict=True):
+            assert mine is not None
+            close(mine, expected)
 
 
 def _layer_order(item: tuple[str, Tensor]) -> tuple[str, bool]:
