@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamkit.projectors import MLP, Linear
+from dreamkit.projectors import MLP, Encoder, Linear, Mapper, Resampler
 from dreamkit.testing import contracts
 from dreamkit.testing.subjects import WIDTHS
 from dreamkit_transformers.llama import Vicuna
@@ -25,15 +25,43 @@ def test_mlp(check):
     check()
 
 
+@contracts.parametrize("projector", contracts.miniature(Resampler))
+def test_resampler(check):
+    check()
+
+
+@contracts.parametrize("projector", contracts.miniature(Mapper))
+def test_mapper(check):
+    check()
+
+
+@contracts.parametrize("projector", contracts.miniature(Encoder))
+def test_encoder(check):
+    check()
+
+
+NARROWING = {"in_dim": 32, "in_tokens": 3, "out_dim": 12}  # as a condition projector does
+
+
 @pytest.mark.parametrize(
-    "config",
-    [Linear.Config(bias=False), MLP.Config(depth=1), MLP.Config(depth=3, hidden_dim=7, bias=False)],
+    ("cls", "options", "widths"),
+    [
+        (Linear, {"bias": False}, WIDTHS),
+        (MLP, {"depth": 1}, WIDTHS),
+        (MLP, {"depth": 3, "hidden_dim": 7, "bias": False}, WIDTHS),
+        (Resampler, {"tokens": 1, "depth": 1}, WIDTHS),
+        (Resampler, {"tokens": 20, "depth": 1, "heads": 3}, NARROWING),
+        (Mapper, {"width": 9, "heads": 3, "depth": 2}, WIDTHS),
+        (Mapper, {"tokens": 5, "width": 16, "depth": 1}, NARROWING),
+        (Encoder, {"depth": 1}, WIDTHS),
+        (Encoder, {"depth": 1, "width": 18, "heads": 3}, NARROWING),
+    ],
     ids=str,
 )
-def test_other_forms(config):
-    cls = Linear if isinstance(config, Linear.Config) else MLP
+def test_other_forms(cls, options, widths):
+    config = cls.Config(**options)
     report = contracts.verify(
-        "projector", lambda: cls.from_config(config, cls.spec_from(config, **WIDTHS)), quick=True
+        "projector", lambda: cls.from_config(config, cls.spec_from(config, **widths)), quick=True
     )
     assert report.ok, str(report)
 

@@ -1,6 +1,7 @@
 """A miniature model of the real classes with random weights, for every test that needs one."""
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,23 @@ def on_sources(folder: Path, **changes: Any) -> dict[str, Any]:
         section = changed["model"][part]
         changed["model"][part] = {"name": section["name"], "pretrained": str(folder / part)}
     return changed
+
+
+def projector(
+    cls: Any, in_dim: int = 24, in_tokens: int = 6, out_dim: int = 32, out_scale: float = 1.0, **options: Any
+) -> Any:
+    """A projector between neighbours of these widths, its settings `options`, in float64."""
+    config = cls.Config(**options)
+    spec = cls.spec_from(config, in_dim=in_dim, in_tokens=in_tokens, out_dim=out_dim)
+    return cls.from_config(config, replace(spec, out_scale=out_scale)).double()
+
+
+def shaken(part: Any) -> Any:
+    """The part with noise on its parameters, so that none is 0 or 1 or the same as another."""
+    with torch.no_grad():
+        for parameter in part.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return part
 
 
 def picture(seed: int, size: int = 16) -> PIL.Image:

@@ -8,15 +8,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+import tiny
 from dreamkit.errors import ConfigError
 from dreamkit.projectors import MLP, Linear
 
 widths = st.integers(1, 9)
-
-
-def made(cls: type, in_dim: int, out_dim: int, in_tokens: int, **options: object) -> Linear | MLP:
-    config = cls.Config(**options)
-    return cls.from_config(config, cls.spec_from(config, in_dim=in_dim, in_tokens=in_tokens, out_dim=out_dim))
 
 
 def by_hand(layers: list[torch.nn.Linear], tokens: Tensor) -> Tensor:
@@ -35,8 +31,8 @@ def test_shapes_and_values(
     torch.manual_seed(0)
     options = {"depth": depth, "hidden_dim": hidden_dim, "bias": bias}
     for projector in (
-        made(Linear, in_dim, out_dim, tokens, bias=bias),
-        made(MLP, in_dim, out_dim, tokens, **options),
+        tiny.projector(Linear, in_dim, tokens, out_dim, bias=bias),
+        tiny.projector(MLP, in_dim, tokens, out_dim, **options),
     ):
         spec = projector.spec
         assert (spec.in_dim, spec.out_dim, spec.in_tokens, spec.out_tokens) == (
@@ -49,33 +45,33 @@ def test_shapes_and_values(
         for layer in layers:
             if layer.bias is not None:
                 torch.nn.init.normal_(layer.bias)
-        x = torch.randn(2, tokens, in_dim)
+        x = torch.randn(2, tokens, in_dim, dtype=torch.float64)
         assert projector(x).shape == (2, tokens, out_dim)
         torch.testing.assert_close(projector(x), by_hand(layers, x))
         assert all((layer.bias is not None) == bias for layer in layers)
 
 
 def test_an_mlp_of_one_matrix_is_linear() -> None:
-    linear, mlp = made(Linear, 3, 5, 2), made(MLP, 3, 5, 2, depth=1)
+    linear, mlp = tiny.projector(Linear, 3, 2, 5), tiny.projector(MLP, 3, 2, 5, depth=1)
     mlp.load_state_dict({name.replace("layer.", "layers.0."): t for name, t in linear.state_dict().items()})
-    x = torch.randn(4, 2, 3)
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
     assert torch.equal(linear(x), mlp(x))
 
 
 def test_widths_of_an_mlp() -> None:
-    assert [tuple(layer.weight.shape) for layer in made(MLP, 3, 5, 1, depth=3).dense_layers()] == [
+    assert [tuple(layer.weight.shape) for layer in tiny.projector(MLP, 3, 1, 5, depth=3).dense_layers()] == [
         (5, 3),
         (5, 5),
         (5, 5),
     ]
-    narrow = made(MLP, 3, 5, 1, depth=3, hidden_dim=2)
+    narrow = tiny.projector(MLP, 3, 1, 5, depth=3, hidden_dim=2)
     assert [tuple(layer.weight.shape) for layer in narrow.dense_layers()] == [(2, 3), (2, 2), (5, 2)]
 
 
 @pytest.mark.parametrize("cls", [Linear, MLP])
 def test_initial_weights(cls: type) -> None:
     torch.manual_seed(0)
-    for layer in made(cls, 200, 300, 1).dense_layers():
+    for layer in tiny.projector(cls, 200, 1, 300).dense_layers():
         assert layer.weight.std().item() == pytest.approx(0.02, rel=0.02)
         assert abs(layer.weight.mean().item()) < 1e-3
         assert layer.bias.abs().max() == 0
