@@ -48,9 +48,15 @@ def shard(model: nn.Module, device: torch.device) -> None:
     forward pass.
     """
     mesh = init_device_mesh(device.type, (world_size(),))
-    blocks = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-    # Children come first: what a parent unit holds is what is left after its children took theirs.
-    for module in reversed([*model.modules()][1:]):
-        if type(module).__name__ in blocks:
-            fully_shard(module, mesh=mesh)
+    for module in units(model):
+        fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def units(model: nn.Module) -> list[nn.Module]:
+    """The blocks of `model` that are sharded as units of their own.
+
+    Children come first: what a parent unit holds is what is left after its children took theirs.
+    """
+    blocks = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    return [module for module in reversed([*model.modules()][1:]) if type(module).__name__ in blocks]

@@ -77,6 +77,54 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="the memory of a device, such as 80GiB")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="processes that train together, a device each")] = 1,
+    images: Annotated[int, typer.Option(min=0, help="images in each document, drawn and read back")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="print the numbers as JSON")] = False,
+) -> None:
+    """Tell what a recipe's training takes, without loading any weights.
+
+    Prints the parts with the shapes between them, their parameters, the memory of a device, and the floating-point
+    operations of a step. Exits with 1 where that is more than --memory, and says what to change.
+
+    Example: dreamkit plan digits/stage2 train.batch_size=64 --memory 8GiB
+    """
+    import json
+    from dataclasses import asdict
+
+    from dreamkit.plan import plan as make_plan
+    from dreamkit.plan.advice import misfit
+    from dreamkit.plan.report import report
+    from dreamkit.plan.sizes import in_bytes, parse_bytes
+    from dreamkit.plugins import Registry
+    from dreamkit.recipe import load_recipe
+
+    limit = None if memory is None else parse_bytes(memory)
+    registry = Registry.load()
+    loaded = load_recipe(recipe, overrides or (), registry)
+    planned = make_plan(loaded, registry, processes=processes, images=images)
+    out = console()
+    if as_json:
+        typer.echo(json.dumps({**asdict(planned), "peak": planned.memory.peak}, indent=2))
+    else:
+        for piece in report(planned, loaded):
+            out.print(piece, soft_wrap=isinstance(piece, str))
+    if limit is None:
+        return
+    problems = misfit(planned, loaded, limit)
+    if problems:
+        typer.echo("\n".join(problems), err=as_json)
+        raise typer.Exit(1)
+    fits = f"fits into {in_bytes(limit)}, {in_bytes(limit - planned.memory.peak)} to spare"
+    typer.echo(fits, err=as_json)
+
+
+@app.command()
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="a checkpoint's folder")],
 ) -> None:
@@ -87,7 +135,7 @@ def inspect(
     import yaml
     from rich.filesize import decimal
 
-    from dreamkit.manifest import Manifest
+    from dreamkit.manifest import Manifest, adapter_file, weights_file
 
     manifest = Manifest.read(folder)
     out = console()
@@ -102,8 +150,11 @@ def inspect(
             name, origin = component["name"], f"{component['distribution']} {component['version']}"
         if part in manifest.sources:
             source = manifest.sources[part]["name"]
-        size = manifest.files[f"{part}.safetensors"]["size"] if part in manifest.parts else 0
+        size = manifest.files[weights_file(part)]["size"] if part in manifest.parts else 0
         table.add_row(part, name, origin, str(manifest.parts.get(part, 0)), decimal(size), source)
+        if part in manifest.adapters:
+            size = manifest.files[adapter_file(part)]["size"]
+            table.add_row("  adapter", "", "", str(manifest.adapters[part]), decimal(size), "")
     out.print(table)
     out.print(f"\ntokens: {manifest.tokens}\n\nrecipe:", markup=False)
     typer.echo(yaml.safe_dump(manifest.recipe, sort_keys=False, allow_unicode=True))

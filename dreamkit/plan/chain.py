@@ -1,0 +1,57 @@
+"""The parts of a model in the order data goes through them, with the shape of what each gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dreamkit.build import part_section
+from dreamkit.model import DreamModel
+from dreamkit.recipe import Recipe
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part, its component (none for what is no part), and what it gives: of one image, or of one row."""
+
+    part: str
+    component: str
+    shape: Shape
+
+    def __str__(self) -> str:
+        named = " ".join(name for name in (self.part, self.component) if name)
+        return f"{named} ({', '.join(map(str, self.shape))})"
+
+
+def chain(model: DreamModel, recipe: Recipe) -> tuple[tuple[Step, ...], ...]:
+    """Lines of steps: from a picture that is read to the one that is drawn; to the pooled vector; to words."""
+    length = recipe.train.max_length or model.language_model.spec.max_length
+    vision, decoder = model.vision_encoder.spec, model.image_decoder.spec
+    dim, queries = model.language_model.spec.dim, len(model.dream_queries)
+
+    def part(key: str, *shape: int) -> Step:
+        section = part_section(recipe.model, key)
+        assert section is not None, "a part of the model has a section"
+        return Step(key, section.name, shape)
+
+    states = Step("dream states", "", (queries, dim))
+    context = model.condition_projector.spec
+    lines = [
+        (
+            Step("image", "", (3, vision.image_size, vision.image_size)),
+            part("vision_encoder", vision.num_tokens, vision.dim),
+            part("visual_projector", model.visual_projector.spec.out_tokens, dim),
+            part("language_model", length, dim),
+            states,
+            part("condition_projector", context.out_tokens, context.out_dim),
+            part("image_decoder", *decoder.latent_shape((decoder.image_size, decoder.image_size))),
+            Step("image", "", (3, decoder.image_size, decoder.image_size)),
+        )
+    ]
+    if model.pooled_projector is not None:
+        mean = Step("mean of the dream states", "", (1, dim))
+        lines.append((mean, part("pooled_projector", 1, model.pooled_projector.spec.out_dim)))
+    vocabulary = model.language_model.head().weight.shape[0]
+    lines.append((part("language_model", length, dim), Step("logits", "", (length, vocabulary))))
+    return tuple(lines)

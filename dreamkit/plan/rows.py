@@ -1,0 +1,60 @@
+"""The batch that is planned for: as many documents as the recipe says, each filling a row."""
+
+from __future__ import annotations
+
+from PIL import Image as PIL
+
+from dreamkit.batch import Batch, Collator
+from dreamkit.errors import DreamkitError
+from dreamkit.model import DreamModel
+from dreamkit.recipe import Recipe
+from dreamkit.sequence import Sequence, Sequencer
+
+
+def full_batch(model: DreamModel, recipe: Recipe, images: int) -> Batch:
+    """A batch of documents of `train.max_length` tokens with `images` images, each drawn and read back.
+
+    Every token of text is learned.
+
+    Raises:
+        DreamkitError: no row holds so many images.
+    """
+    sequencer = model.sequencer(recipe.train.max_length)
+    collator = Collator(
+        sequencer,
+        model.vision_encoder.preprocess,
+        model.image_decoder.preprocess,
+        packing=recipe.train.packing,
+        condition_drop=recipe.loss.condition_drop,
+    )
+    most = most_images(sequencer)
+    if not 0 <= images <= most:
+        raise DreamkitError(
+            f"--images {images}, but a row of {sequencer.max_length} tokens holds 0 to {most}, each drawn and read "
+            f"back in {_image_length(sequencer)}; change it, or train.max_length"
+        )
+    return collator.collate([_row(sequencer, images)] * recipe.train.batch_size)
+
+
+def most_images(sequencer: Sequencer) -> int:
+    """How many images, each drawn and read back, a row holds between its first token and its last."""
+    return (sequencer.max_length - 2) // _image_length(sequencer)
+
+
+def _image_length(sequencer: Sequencer) -> int:
+    return len(sequencer.dream_slots) + len(sequencer.read_slots) + 4
+
+
+def _row(sequencer: Sequencer, images: int) -> Sequence:
+    blank = PIL.new("RGB", (16, 16))
+    end = sequencer.language_model.spec.eos_ids[0]
+    row = Sequence("row")
+    row.append([end], learn=True)
+    for _ in range(images):
+        row.append([sequencer.dream_start], learn=True)
+        row.draws.append((len(row), blank))
+        row.append([*sequencer.dream_slots, sequencer.dream_end, sequencer.image_start], learn=False)
+        row.reads.append((len(row), blank))
+        row.append([*sequencer.read_slots, sequencer.image_end], learn=False)
+    row.append([end] * (sequencer.max_length - len(row)), learn=True)
+    return row
