@@ -19,7 +19,7 @@ from dreamkit.build import build, check, fit
 from dreamkit.errors import RecipeError
 from dreamkit.hookspecs import Component
 from dreamkit.plugins import KINDS, Registered, Registry
-from dreamkit.recipe import Recipe, draft_recipe, load_recipe
+from dreamkit.recipe import Recipe, draft_recipe, load_recipe, plain
 from dreamkit_transformers.tokenizers import byte_tokenizer
 from tiny import documents, recipe
 
@@ -402,6 +402,44 @@ def test_a_pooled_projector_is_linear_where_none_is_named(registry: Registry) ->
     assert model.pooled_projector.dense_layers()[0].weight.shape == (6, 32)
     named = read(registry, model__image_decoder=decoder, model__pooled_projector={"name": "mlp", "depth": 3})
     assert len(build(named, registry).pooled_projector.dense_layers()) == 3
+
+
+def miniature(registry: Registry, kind: str, name: str) -> dict[str, Any]:
+    """The section of a component's own miniature."""
+    return {"name": name, **plain(registry.get(kind, name).miniature())}
+
+
+def test_from_stable_diffusion_to_sdxl_it_is_one_line(registry: Registry) -> None:
+    sdxl = miniature(registry, "image_decoder", "sdxl")
+    described = read(registry, model__image_decoder=sdxl)
+    found = fit(described, registry)
+    assert found.problems == [] and found.image_decoder is not None
+    spec = found.projectors["pooled_projector"]
+    assert (spec.in_dim, spec.in_tokens, spec.out_dim) == (32, 1, found.image_decoder.pooled_dim)
+    model = build(described, registry)
+    batch = Collator(model.sequencer(), model.vision_encoder.preprocess, model.image_decoder.preprocess)(
+        documents()
+    )
+    model(batch).loss.backward()
+    assert model.pooled_projector.layer.weight.grad.abs().sum() > 0
+
+
+def test_the_condition_projector_is_told_the_scale_of_its_decoder(registry: Registry) -> None:
+    sana = miniature(registry, "image_decoder", "sana")
+    section = {"name": "encoder", "depth": 1}
+    described = read(
+        registry,
+        model__image_decoder=sana,
+        model__condition_projector=section,
+        model__visual_projector=section | {"width": 8},
+    )
+    model = build(described, registry)
+    scale = model.image_decoder.spec.context_scale
+    assert scale == pytest.approx(5.5**0.5)
+    assert model.condition_projector.spec.out_scale == scale
+    condition = model.condition_projector(torch.randn(2, 3, 32))
+    assert condition.square().mean().sqrt().item() == pytest.approx(scale, rel=0.01)
+    assert model.visual_projector.spec.out_scale == 1
 
 
 @pytest.mark.parametrize("use_dora", [False, True])
