@@ -11,7 +11,7 @@ from dreamkit.projectors import Linear
 from dreamkit.specs import DecoderSpec, LanguageSpec, ProjectorSpec
 from dreamkit_diffusers.stable_diffusion import StableDiffusion
 from dreamkit_transformers.llama import Llama
-from dreamkit_transformers.vision import Clip
+from dreamkit_transformers.clip import Clip
 
 
 class FixedTokens(StableDiffusion):

@@ -11,7 +11,7 @@ import torch
 import meta.breaking as broken
 from dreamkit.projectors import Linear
 from dreamkit.testing.subjects import WIDTHS
-from dreamkit_transformers.vision import Siglip
+from dreamkit_transformers.siglip import Siglip
 from meta.breaking import computing, making, preprocessing, telling, with_class_method, with_config
 from meta.drawing import DRAWING, listens_to_no_extras
 from meta.language import LANGUAGE, forgets_positions, reverses_words

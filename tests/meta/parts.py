@@ -10,7 +10,7 @@ from torch import nn
 from dreamkit.projectors import Linear
 from dreamkit.scaffold.parts.image_decoder import NewPart
 from dreamkit_transformers.llama import Llama
-from dreamkit_transformers.vision import Siglip
+from dreamkit_transformers.siglip import Siglip
 from meta.breaking import telling
 
 

@@ -8,14 +8,25 @@ from dreamkit import Component, hookimpl
 @hookimpl
 def dreamkit_vision_encoders() -> Sequence[Component]:
     return (
-        Component("clip", "dreamkit_transformers.vision:Clip", "CLIP's vision tower"),
-        Component("siglip", "dreamkit_transformers.vision:Siglip", "SigLIP's vision tower"),
+        Component("clip", "dreamkit_transformers.clip:Clip", "CLIP's vision tower"),
+        Component("siglip", "dreamkit_transformers.siglip:Siglip", "SigLIP's vision tower"),
+        Component("siglip2", "dreamkit_transformers.siglip:Siglip2", "SigLIP 2's, NaFlex or fixed resolution"),
+        Component("dinov2", "dreamkit_transformers.dinov2:Dinov2", "DINOv2, with or without registers"),
     )
 
 
 @hookimpl
 def dreamkit_language_models() -> Sequence[Component]:
     return (
-        Component("llama", "dreamkit_transformers.llama:Llama", "LLaMA, with LLaMA 2's chat template"),
+        Component(
+            "causal-lm", "dreamkit_transformers.causal_lm:CausalLM", "any decoder that transformers loads"
+        ),
+        Component("gemma", "dreamkit_transformers.families:Gemma", "Gemma 1, 2 and 3, text alone"),
+        Component(
+            "llama", "dreamkit_transformers.llama:Llama", "LLaMA 1, 2 and 3, with the tokenizer's generation of template"
+        ),
+        Component("mistral", "dreamkit_transformers.families:Mistral", "Mistral 7B, with its sliding window"),
+        Component("phi", "dreamkit_transformers.families:Phi", "Phi 1.5 to 4"),
+        Component("qwen", "dreamkit_transformers.families:Qwen", "Qwen 2, 2.5 and 3, with ChatML"),
         Component("vicuna", "dreamkit_transformers.llama:Vicuna", "LLaMA with Vicuna 1.1's chat template"),
     )

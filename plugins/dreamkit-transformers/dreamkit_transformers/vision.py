@@ -1,6 +1,6 @@
-"""CLIP and SigLIP as vision encoders: the patch tokens of one layer.
+"""A vision tower of transformers as a part: the patch tokens of one layer. A family names its architectures.
 
-N images, V vision tokens of an image, H and W pixels.
+N images, V vision tokens of an image, T tokens of the library's, H and W pixels.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any, ClassVar, Self
 import torch
 from PIL import Image
 from PIL.Image import Image as Picture
-from torch import Tensor, nn
-from transformers import (
-    BaseImageProcessor,
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-    SiglipImageProcessor,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from torch import Tensor
+from transformers import BaseImageProcessor, PreTrainedModel
 
-from dreamkit import ConfigError, PartConfig, SourceError, VisionEncoder, VisionSpec, locate, to_rgb
+from dreamkit import (
+    ConfigError,
+    PoolingConfig,
+    SourceError,
+    VisionEncoder,
+    VisionSpec,
+    did_you_mean,
+    locate,
+    to_rgb,
+)
+from dreamkit_transformers.architectures import Architecture
 from dreamkit_transformers.configs import (
     config_from_dict,
     config_from_folder,
@@ -37,106 +37,146 @@ from dreamkit_transformers.configs import (
     one_line,
     quiet,
     raise_all,
+    read_json,
     refuse,
 )
 
 log = logging.getLogger(__name__)
 
 PROCESSOR_FILE = "preprocessor_config.json"
+KNOWN = "pkg:dreamkit_transformers/known"
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionConfig(PartConfig):
-    """`layer` is the hidden state to use as transformers counts: 0 is the embeddings, -1 the last layer."""
+class VisionConfig(PoolingConfig):
+    """`layer` is the hidden state to use as transformers counts: 0 is the embeddings, -1 the last layer.
+
+    `image_size` is the side in pixels of what is read, a multiple of the patch size; the model's own where it is None.
+    Position embeddings are interpolated to it. `config` may name the library's `model_type`, where a family has two.
+    """
 
     layer: int = -2
+    image_size: int | None = None
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What files and settings say. The library's config is that of the whole model."""
+
+    architecture: Architecture
+    library_config: Any
+    grid: tuple[int, int]
+    spec: VisionSpec
+    processor: BaseImageProcessor
 
 
 class VisionTower(VisionEncoder):
-    """What the two towers have in common. `dropped` names modules that the chosen layer needs not."""
+    """What the families have in common. `dropped` names what the chosen layer needs not."""
 
     Config = VisionConfig
     adapter_targets = ("q_proj", "k_proj", "v_proj", "out_proj")
     adapter_root = "model"
 
-    model_types: ClassVar[tuple[str, ...]]
-    config_class: ClassVar[type[PreTrainedConfig]]
-    model_class: ClassVar[type[PreTrainedModel]]
-    processor_class: ClassVar[type[BaseImageProcessor]]
-    class_tokens: ClassVar[int]
+    architectures: ClassVar[tuple[Architecture, ...]]
 
     def __init__(
-        self, config: VisionConfig, spec: VisionSpec, model: PreTrainedModel, processor: BaseImageProcessor
+        self, config: VisionConfig, found: _Described, model: PreTrainedModel, dropped: Sequence[str]
     ) -> None:
         super().__init__()
-        self.config, self.spec = config, spec
-        self.model = model
-        self.processor = processor
-        self.dropped: tuple[str, ...] = ()
+        self.config, self.spec = config, found.spec
+        self.architecture, self.grid, self.processor = found.architecture, found.grid, found.processor
+        self.model: Any = model
+        self.dropped = (*dropped, *self.architecture.drop(model))
 
     @classmethod
     def miniature(cls) -> VisionConfig:
-        sizes = {"image_size": 16, "patch_size": 8, "hidden_size": 16, "intermediate_size": 24}
-        return VisionConfig(config={**sizes, "num_hidden_layers": 3, "num_attention_heads": 2})
+        return VisionConfig(config=dict(cls.architectures[0].small))
 
     @classmethod
     def spec_from(cls, config: VisionConfig) -> VisionSpec:
-        library_config, spec, processor = cls._described(config)
+        found = cls._described(config)
         if config.pretrained is None:
-            on_meta(lambda: cls._random(config, library_config, spec, processor)._tried())
-        return spec
+            on_meta(lambda: cls._random(config, found)._tried())
+        return found.spec
 
     @classmethod
     def outline(cls, config: VisionConfig) -> Self:
-        described = cls._described(config)
-        return on_meta(lambda: cls._random(config, *described))
+        found = cls._described(config)
+        return on_meta(lambda: cls._random(config, found))
 
     @classmethod
     def from_config(cls, config: VisionConfig) -> Self:
-        return cls._random(config, *cls._described(config))
+        return cls._random(config, cls._described(config))
 
     @classmethod
     def from_pretrained(cls, config: VisionConfig) -> Self:
         assert config.pretrained is not None, "the recipe gives either a source or a config"
         folder = cls._folder(config.pretrained, weights=True)
-        library_config, spec, processor = cls._described(config)
-        dropped = cls._truncate(library_config, config.layer)
-        model = load_weights(cls.model_class, folder, library_config)
-        part = cls(config, spec, model, processor)._drop(dropped)
+        found = cls._described(config)
+        dropped = cls._trim(config, found)
+        model = load_weights(found.architecture.model_class, folder, found.library_config)
+        part = cls(config, found, model, dropped)
         log.info("%s: layer %d needs no %s", folder, config.layer, ", ".join(part.dropped))
         return part
 
     @classmethod
-    def _random(
-        cls, config: VisionConfig, library_config: Any, spec: VisionSpec, processor: BaseImageProcessor
-    ) -> Self:
-        dropped = cls._truncate(library_config, config.layer)
-        model = cls.model_class._from_config(library_config, attn_implementation="sdpa")
-        return cls(config, spec, model, processor)._drop(dropped)
+    def _random(cls, config: VisionConfig, found: _Described) -> Self:
+        dropped = cls._trim(config, found)
+        model_class = found.architecture.model_class
+        return cls(
+            config, found, model_class._from_config(found.library_config, attn_implementation="sdpa"), dropped
+        )
 
     @classmethod
-    def _described(cls, config: VisionConfig) -> tuple[Any, VisionSpec, BaseImageProcessor]:
-        """The library's config, the spec and the processor, without weights.
+    def _trim(cls, config: VisionConfig, found: _Described) -> list[str]:
+        kept = _kept_layers(found.library_config, config.layer)
+        return found.architecture.trim(found.library_config, kept)
+
+    @classmethod
+    def _described(cls, config: VisionConfig) -> _Described:
+        """What can be told without weights.
 
         Raises:
-            ConfigError: all that is wrong with them.
+            ConfigError: all that is wrong with files and settings.
         """
-        if config.pretrained is None:
-            library_config = config_from_dict(cls.config_class, config.config or {})
-        else:
-            folder = cls._folder(config.pretrained, weights=config.is_local)
-            library_config = config_from_folder(cls.config_class, folder, cls.model_types)
+        folder = None if config.pretrained is None else cls._folder(config.pretrained, config.is_local)
+        architecture, library_config = cls._architecture(config, folder)
         errors: list[ConfigError] = []
         with gathering(errors):
-            refuse(_mistakes(library_config), config)
+            refuse(architecture.mistakes(library_config), config)
+        if not errors:
+            with gathering(errors):
+                _check_size(config, library_config.patch_size, architecture.own_size(library_config))
         with gathering(errors):
             _kept_layers(library_config, config.layer)
         raise_all(errors)
-        side, patch = library_config.image_size, library_config.patch_size
-        spec = VisionSpec(image_size=side, num_tokens=(side // patch) ** 2, dim=library_config.hidden_size)
-        if config.pretrained is None:
-            return library_config, spec, cls._default_processor(spec)
-        return library_config, spec, cls._read_processor(folder, spec)
+        side = config.image_size or architecture.own_size(library_config)
+        if folder is None:
+            processor = architecture.default_processor(side)
+        else:
+            processor, side = _read_processor(architecture, library_config, folder, config.image_size)
+        grid = (side // library_config.patch_size,) * 2
+        tokens, dim = config.pooled_shape(grid, library_config.hidden_size)
+        spec = VisionSpec(image_size=side, num_tokens=tokens, dim=dim)
+        return _Described(architecture, library_config, grid, spec, processor)
+
+    @classmethod
+    def _architecture(cls, config: VisionConfig, folder: Path | None) -> tuple[Architecture, Any]:
+        """Which of the family's architectures it is, and the library's config."""
+        by_type = {name: each for each in cls.architectures for name in each.model_types}
+        if folder is not None:
+            found = by_type.get(read_json(folder / "config.json").get("model_type"), cls.architectures[0])
+            return found, config_from_folder(found.config_class, folder, tuple(by_type))
+        values = dict(config.config or {})
+        wanted = values.pop("model_type", cls.architectures[0].model_types[0])
+        if wanted not in by_type:
+            said = f"'{wanted}' is no {cls.__name__} model; {did_you_mean(wanted, by_type)}"
+            raise ConfigError({"config.model_type": said})
+        return by_type[wanted], config_from_dict(by_type[wanted].config_class, values)
+
+    @classmethod
+    def _folder(cls, pretrained: str, weights: bool) -> Path:
+        return locate(pretrained, ["config.json", PROCESSOR_FILE], weights=weights, known=KNOWN)
 
     def enable_gradient_checkpointing(self) -> None:
         self.model.activation_checkpointing_enable()
@@ -146,33 +186,22 @@ class VisionTower(VisionEncoder):
         return self.processor(rgb, return_tensors="pt")["pixel_values"]
 
     def forward(self, pixels_NCHW: Tensor) -> Tensor:
-        return self.model(pixel_values=pixels_NCHW).last_hidden_state[:, self.class_tokens :]
+        arguments = self.architecture.arguments(self.model.config, pixels_NCHW)
+        return self._tokens(self.model(**arguments).last_hidden_state)
 
     def library_forward(self, pixels_NCHW: Tensor) -> Tensor:
         # the whole tower, as the library makes it; what comes after the chosen layer may be anything
-        library_config, *_ = self._described(self.config)
-        tower = self.model_class._from_config(library_config, attn_implementation="sdpa")
+        found = self._described(self.config)
+        tower = found.architecture.model_class._from_config(found.library_config, attn_implementation="sdpa")
         tower.load_state_dict(self.model.state_dict(), strict=False)
-        output = tower.to(pixels_NCHW).eval()(pixel_values=pixels_NCHW, output_hidden_states=True)
-        return output.hidden_states[self.config.layer][:, self.class_tokens :]
+        arguments = found.architecture.arguments(found.library_config, pixels_NCHW)
+        output = tower.to(pixels_NCHW).eval()(**arguments, output_hidden_states=True)
+        return self._tokens(output.hidden_states[self.config.layer])
 
-    @classmethod
-    def _folder(cls, pretrained: str, weights: bool) -> Path:
-        return locate(pretrained, ["config.json", PROCESSOR_FILE], weights=weights)
-
-    @classmethod
-    def _truncate(cls, library_config: Any, layer: int) -> list[str]:
-        """Takes the layers after the chosen one off the config, so that they are neither made nor read."""
-        kept = _kept_layers(library_config, layer)
-        dropped = [f"encoder.layers.{index}" for index in range(kept, library_config.num_hidden_layers)]
-        library_config.num_hidden_layers = kept
-        return dropped
-
-    def _drop(self, dropped: Sequence[str]) -> Self:
-        """Takes out what comes after the layers."""
-        self.model.post_layernorm = nn.Identity()
-        self.dropped = (*dropped, "post_layernorm")
-        return self
+    def _tokens(self, hidden_NTd: Tensor) -> Tensor:
+        """The tokens of the patches, pooled: (N, V, dim)."""
+        prefix = self.architecture.prefix_tokens(self.model.config)
+        return self.config.pooled(hidden_NTd[:, prefix:], self.grid)
 
     def _tried(self) -> Self:
         """Itself, after a forward pass: values that do not go together show only there."""
@@ -180,82 +209,68 @@ class VisionTower(VisionEncoder):
         self(torch.zeros(1, 3, size, size))
         return self
 
-    @classmethod
-    def _default_processor(cls, spec: VisionSpec) -> BaseImageProcessor:
-        raise NotImplementedError
 
-    @classmethod
-    def _read_processor(cls, folder: Path, spec: VisionSpec) -> BaseImageProcessor:
-        file = folder / PROCESSOR_FILE
-        oblong = Image.new("RGB", (3, 5))
-        try:
-            with quiet():
-                processor = cls.processor_class.from_pretrained(folder, local_files_only=True)
-                made = tuple(processor([oblong], return_tensors="pt")["pixel_values"].shape[1:])
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            name = cls.processor_class.__name__
-            raise SourceError(f"{file}: {name} refuses it: {one_line(error)}") from error
-        wanted = (3, spec.image_size, spec.image_size)
-        if made != wanted:
-            raise SourceError(
-                f"{file} makes pixels of shape {made}, but config.json says that the model reads {wanted}; "
-                "change its size and crop_size, or the model's image_size"
-            )
-        return processor
+def _read_processor(
+    architecture: Architecture, library_config: Any, folder: Path, wanted: int | None
+) -> tuple[BaseImageProcessor, int]:
+    """The processor in a folder, scaled to make pictures of `wanted` pixels where that is given; and their side.
 
-
-class Clip(VisionTower):
-    """CLIP's vision tower, arXiv 2103.00020. Its class token is left out."""
-
-    model_types = ("clip_vision_model", "clip")
-    config_class = CLIPVisionConfig
-    model_class = CLIPVisionModel
-    processor_class = CLIPImageProcessor
-    class_tokens = 1
-
-    @classmethod
-    def _default_processor(cls, spec: VisionSpec) -> BaseImageProcessor:
-        side = spec.image_size
-        return CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    Raises:
+        SourceError: the library refuses it, or it makes pictures that the model does not read.
+    """
+    file = folder / PROCESSOR_FILE
+    try:
+        with quiet():
+            processor: Any = architecture.read_processor(folder, library_config)
+            made = _makes(processor)
+            side = wanted or architecture.size_from(library_config, made[-1])
+            if wanted not in (None, made[-1]):
+                for name in ("size", "crop_size"):
+                    _scale(processor, name, side / made[-1])
+                made = _makes(processor)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        name = architecture.processor_class.__name__
+        raise SourceError(f"{file}: {name} refuses it: {one_line(error)}") from error
+    if made != (3, side, side):
+        reason = "config.json says that the model reads" if wanted is None else "image_size asks for"
+        raise SourceError(
+            f"{file} makes pixels of shape {made}, but {reason} {(3, side, side)}; "
+            "change its size and crop_size, or the model's image_size"
+        )
+    if side % library_config.patch_size and side != architecture.own_size(library_config):
+        raise SourceError(
+            f"{file} makes pixels of shape {made}, but the model's patches have {library_config.patch_size} pixels "
+            "along a side; set image_size to a multiple of that"
+        )
+    return processor, side
 
 
-class Siglip(VisionTower):
-    """SigLIP's vision tower, arXiv 2303.15343."""
-
-    model_types = ("siglip_vision_model", "siglip")
-    config_class = SiglipVisionConfig
-    model_class = SiglipVisionModel
-    processor_class = SiglipImageProcessor
-    class_tokens = 0
-
-    @classmethod
-    def _truncate(cls, library_config: Any, layer: int) -> list[str]:
-        dropped = super()._truncate(library_config, layer)
-        if library_config.vision_use_head:
-            library_config.vision_use_head = False
-            dropped.append("head")
-        return dropped
-
-    @classmethod
-    def _default_processor(cls, spec: VisionSpec) -> BaseImageProcessor:
-        side = spec.image_size
-        half = [0.5] * 3
-        return SiglipImageProcessor(size={"height": side, "width": side}, image_mean=half, image_std=half)
+def _makes(processor: BaseImageProcessor) -> tuple[int, ...]:
+    """The shape of what a processor makes of an oblong picture."""
+    oblong = Image.new("RGB", (3, 5))
+    return tuple(processor([oblong], return_tensors="pt")["pixel_values"].shape[1:])
 
 
-def _mistakes(library_config: Any) -> dict[str, str]:
-    """What the values of a config cannot be, by their names."""
-    size, patch = library_config.image_size, library_config.patch_size
-    problems = {
-        name: f"{value!r} found, but a whole number is wanted"
-        for name, value in (("image_size", size), ("patch_size", patch))
-        if not isinstance(value, int)
-    }
-    if library_config.num_channels != 3:
-        problems["num_channels"] = f"{library_config.num_channels} found, but pictures have 3"
-    if not problems and not 1 <= patch <= size:
-        problems["patch_size"] = f"{patch} does not fit image_size {size}; make it 1 to {size}"
-    return problems
+def _scale(processor: Any, name: str, factor: float) -> None:
+    """Multiplies a processor's size, where it has it."""
+    size = getattr(processor, name, None)
+    if size is not None:
+        setattr(
+            processor, name, {edge: round(length * factor) for edge, length in dict(size).items() if length}
+        )
+
+
+def _check_size(config: VisionConfig, patch: int, own: int) -> None:
+    side = config.image_size
+    if side is None or side == own or (side >= patch and side % patch == 0):
+        return
+    below = max(side // patch, 1) * patch
+    fitting = f"{below}" if side < patch else f"{below} or {below + patch}"
+    raise ConfigError(
+        {
+            "image_size": f"{side} found, but the encoder's patches have {patch} pixels along a side; give {fitting}"
+        }
+    )
 
 
 def _kept_layers(library_config: Any, layer: int) -> int:

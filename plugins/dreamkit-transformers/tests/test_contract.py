@@ -11,8 +11,10 @@ from transformers import MistralConfig, MistralForCausalLM
 from dreamkit import ChatTemplate
 from dreamkit.testing import contracts
 from dreamkit_transformers.causal_lm import CausalLM
+from dreamkit_transformers.clip import Clip
+from dreamkit_transformers.dinov2 import Dinov2
 from dreamkit_transformers.llama import Llama, Vicuna
-from dreamkit_transformers.vision import Clip, Siglip
+from dreamkit_transformers.siglip import Siglip, Siglip2
 
 NOT_REGISTERED = {"light_import": "a family that only this test knows"}
 
@@ -41,6 +43,11 @@ def form(cls: Any, **changes: Any) -> Any:
     return build
 
 
+def fixed_siglip2() -> Siglip2:
+    given = Siglip.miniature()
+    return Siglip2.from_config(replace(given, config={**given.config, "model_type": "siglip_vision_model"}))
+
+
 @contracts.parametrize("vision_encoder", contracts.miniature(Clip))
 def test_clip(check):
     check()
@@ -48,6 +55,16 @@ def test_clip(check):
 
 @contracts.parametrize("vision_encoder", contracts.miniature(Siglip))
 def test_siglip(check):
+    check()
+
+
+@contracts.parametrize("vision_encoder", contracts.miniature(Siglip2))
+def test_siglip2(check):
+    check()
+
+
+@contracts.parametrize("vision_encoder", contracts.miniature(Dinov2))
+def test_dinov2(check):
     check()
 
 
@@ -72,11 +89,30 @@ def test_a_sliding_window(check):
         ("vision_encoder", form(Clip, layer=-1)),
         ("vision_encoder", form(Siglip, layer=1)),
         ("vision_encoder", form(Siglip, layer=-1, config={"image_size": 18, "patch_size": 4})),
+        ("vision_encoder", fixed_siglip2),
+        ("vision_encoder", form(Siglip2, image_size=32, pool=2)),
+        ("vision_encoder", form(Dinov2, config={"model_type": "dinov2_with_registers"})),
+        ("vision_encoder", form(Dinov2, image_size=24, layer=0)),
+        ("vision_encoder", form(Dinov2, pool=2, pooling="pixel-shuffle")),
+        ("vision_encoder", form(Clip, image_size=32, pool=2)),
         ("language_model", form(Llama, config={"tie_word_embeddings": True})),
         ("language_model", form(Llama, config={"vocab_size": 270})),
         ("language_model", form(Vicuna, system_prompt="")),
     ],
-    ids=["last layer", "first layer", "cut patches", "tied", "padded vocabulary", "no system prompt"],
+    ids=[
+        "last layer",
+        "first layer",
+        "cut patches",
+        "fixed",
+        "large naflex",
+        "registers",
+        "large dinov2",
+        "shuffled",
+        "pooled",
+        "tied",
+        "padded vocabulary",
+        "no system prompt",
+    ],
 )
 def test_other_forms(kind, build):
     report = contracts.verify(kind, build, quick=True)

@@ -17,7 +17,9 @@ from transformers import (
 )
 
 from dreamkit import ConfigError, DreamkitError, SourceError, VisionSpec, to_rgb
-from dreamkit_transformers.vision import Clip, Siglip, VisionConfig
+from dreamkit_transformers.clip import Clip
+from dreamkit_transformers.siglip import Siglip
+from dreamkit_transformers.vision import VisionConfig
 
 SMALL = {
     "hidden_size": 16,
@@ -238,7 +240,7 @@ def test_all_that_is_wrong_with_a_section_is_told_at_once(family):
     assert caught.value.problems.keys() == {f"config.{name}" for name in wrong}
     with pytest.raises(ConfigError) as caught:
         family[0].spec_from(VisionConfig(config={**SMALL, "num_channels": 1, "patch_size": 21}, layer=9))
-    assert caught.value.problems.keys() == {"config.num_channels", "layer"}
+    assert caught.value.problems.keys() == {"config.num_channels", "config.patch_size", "layer"}
 
 
 @families

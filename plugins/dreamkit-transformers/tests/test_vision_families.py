@@ -1,0 +1,244 @@
+"""SigLIP 2 and DINOv2: what each alone does, other sizes, and fewer tokens."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    BitImageProcessor,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    Siglip2ImageProcessor,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from dreamkit import ConfigError, PoolingConfig, SourceError, VisionSpec
+from dreamkit_transformers.clip import Clip
+from dreamkit_transformers.dinov2 import Dinov2
+from dreamkit_transformers.siglip import Siglip, Siglip2
+from dreamkit_transformers.vision import VisionConfig
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 5}
+FIXED = {**SMALL, "intermediate_size": 24, "image_size": 20}
+NAFLEX = {**SMALL, "intermediate_size": 24, "num_patches": 16}
+DINO = {**SMALL, "mlp_ratio": 2, "image_size": 20}
+REGISTERS = {**DINO, "num_register_tokens": 3}
+HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+NAFLEX_PROCESSOR = {**HALF, "patch_size": 5, "max_num_patches": 16}
+SQUARE = {"size": {"height": 20, "width": 20}}
+DINO_PROCESSOR = {"size": {"shortest_edge": 24}, "crop_size": {"height": 20, "width": 20}}
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Writes a model of the library and its processor into a folder."""
+
+    def write(model, processor):
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        return str(tmp_path)
+
+    return write
+
+
+def naflex(**changes):
+    torch.manual_seed(0)
+    return Siglip2VisionModel(Siglip2VisionConfig(**{**NAFLEX, **changes})).eval()
+
+
+def dino(registers, **changes):
+    torch.manual_seed(0)
+    if registers:
+        model = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**{**REGISTERS, **changes}))
+    else:
+        model = Dinov2Model(Dinov2Config(**{**DINO, **changes}))
+    for (
+        parameter
+    ) in model.parameters():  # registers and layer scales as made would hide what is done with them
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def photo(side):
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+@pytest.mark.parametrize("layer", [-1, -2, 0, 2])
+@pytest.mark.parametrize("side", [20, 30])
+def test_naflex_features_are_the_librarys_of_its_own_patches(layer, side, source):
+    model = naflex()
+    processor = Siglip2ImageProcessor(**NAFLEX_PROCESSOR)
+    size = None if side == 20 else side
+    config = VisionConfig(pretrained=source(model, processor), layer=layer, image_size=size)
+    part = Siglip2.from_pretrained(config).eval()
+    picture = photo(33)
+    inputs = processor([picture], max_num_patches=(side // 5) ** 2, return_tensors="pt")
+    pixels = part.preprocess([picture])
+    assert pixels.shape == (1, 3, side, side) and part.spec == VisionSpec(side, (side // 5) ** 2, 16)
+    with torch.no_grad():
+        expected = model(**inputs, output_hidden_states=True).hidden_states[layer]
+        torch.testing.assert_close(part(pixels), expected)
+        torch.testing.assert_close(part(pixels.repeat(3, 1, 1, 1)), expected.repeat(3, 1, 1))
+
+
+def test_siglip2_opens_the_checkpoints_of_fixed_resolution(source):
+    torch.manual_seed(0)
+    model = SiglipVisionModel(SiglipVisionConfig(**FIXED)).eval()
+    folder = source(model, SiglipImageProcessor(**SQUARE, **HALF))
+    config = VisionConfig(pretrained=folder, layer=-1)
+    part, other = Siglip2.from_pretrained(config), Siglip.from_pretrained(config)
+    assert part.spec == Siglip2.spec_from(config) == VisionSpec(20, 16, 16)
+    pixels = part.preprocess([photo(31)])
+    assert torch.equal(pixels, other.preprocess([photo(31)]))
+    with torch.no_grad():
+        expected = model(pixels, output_hidden_states=True).hidden_states[-1]
+        assert torch.equal(part(pixels), expected) and torch.equal(other(pixels), expected)
+
+
+def test_a_config_names_which_of_the_familys_models_it_is():
+    fixed = VisionConfig(config={"model_type": "siglip_vision_model", **FIXED})
+    assert type(Siglip2.from_config(fixed).model) is SiglipVisionModel
+    assert type(Siglip2.from_config(VisionConfig(config=NAFLEX)).model) is Siglip2VisionModel
+    registers = VisionConfig(config={"model_type": "dinov2_with_registers", **REGISTERS})
+    assert type(Dinov2.from_config(registers).model) is Dinov2WithRegistersModel
+    with pytest.raises(ConfigError) as caught:
+        Dinov2.spec_from(VisionConfig(config={"model_type": "dinov2_with_register", **REGISTERS}))
+    said = "'dinov2_with_register' is no Dinov2 model; did you mean 'dinov2_with_registers'?"
+    assert caught.value.problems == {"config.model_type": said}
+
+
+@pytest.mark.parametrize("layer", [-1, -2, 0, 3])
+@pytest.mark.parametrize("side", [20, 25])
+@pytest.mark.parametrize("registers", [False, True], ids=["plain", "registers"])
+def test_dinov2_features_are_the_librarys_hidden_states(registers, layer, side, source):
+    model = dino(registers)
+    size = None if side == 20 else side
+    folder = source(model, BitImageProcessor(**DINO_PROCESSOR))
+    part = Dinov2.from_pretrained(VisionConfig(pretrained=folder, layer=layer, image_size=size))
+    pixels = part.preprocess([photo(40), photo(31)])
+    prefix = 4 if registers else 1
+    with torch.no_grad():
+        expected = model(pixels, output_hidden_states=True).hidden_states[layer][:, prefix:]
+        assert torch.equal(part(pixels), expected)
+    assert part.spec == VisionSpec(side, (side // 5) ** 2, 16) and expected.shape[1] == part.spec.num_tokens
+
+
+@pytest.mark.parametrize("registers", [False, True], ids=["plain", "registers"])
+def test_dinov2_drops_what_the_layer_needs_not(registers, source):
+    model = dino(registers)
+    folder = source(model, BitImageProcessor(**DINO_PROCESSOR))
+    part = Dinov2.from_pretrained(VisionConfig(pretrained=folder))
+    assert part.dropped == ("encoder.layer.2", "layernorm", "embeddings.mask_token")
+    part(torch.randn(2, 3, 20, 20)).sum().backward()
+    assert [name for name, parameter in part.named_parameters() if parameter.grad is None] == []
+
+
+def test_dinov2_weights_under_their_published_names(source, tmp_path):
+    """facebook/dinov2-* call the projections as transformers did before version 5."""
+    from safetensors.torch import load_file, save_file
+
+    model = dino(registers=False)
+    folder = source(model, BitImageProcessor(**DINO_PROCESSOR))
+    names = {"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value"}
+    weights = load_file(tmp_path / "model.safetensors")
+    for new, old in (names | {"o_proj": "output.dense"}).items():
+        weights = {
+            name.replace(f"attention.{new}", f"attention.{old}"): each for name, each in weights.items()
+        }
+    assert "encoder.layer.0.attention.attention.query.weight" in weights
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    part = Dinov2.from_pretrained(VisionConfig(pretrained=folder))
+    pixels = torch.randn(1, 3, 20, 20)
+    with torch.no_grad():
+        assert torch.equal(part(pixels), model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:])
+
+
+def test_dinov2_reads_what_its_processor_makes(source, tmp_path):
+    """The published models have position embeddings for 518 pixels, and processors that make 224."""
+    folder = source(dino(registers=False, image_size=40), BitImageProcessor(**DINO_PROCESSOR))
+    config = VisionConfig(pretrained=folder)
+    assert Dinov2.spec_from(config) == Dinov2.from_pretrained(config).spec == VisionSpec(20, 16, 16)
+    file = tmp_path / "preprocessor_config.json"
+    odd = {**json.loads(file.read_text()), "crop_size": {"height": 22, "width": 22}}
+    file.write_text(json.dumps(odd))
+    with pytest.raises(SourceError, match=r"shape \(3, 22, 22\), but the model's patches have 5 pixels"):
+        Dinov2.spec_from(config)
+    assert Dinov2.spec_from(VisionConfig(pretrained=folder, image_size=40)).num_tokens == 64
+
+
+def test_dinov2_crops_as_much_at_another_size(source):
+    folder = source(dino(registers=False), BitImageProcessor(**DINO_PROCESSOR))
+    part = Dinov2.from_pretrained(VisionConfig(pretrained=folder, image_size=40))
+    scaled = BitImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 40, "width": 40})
+    picture = photo(70)
+    expected = scaled([picture], return_tensors="pt")["pixel_values"]
+    assert torch.equal(part.preprocess([picture]), expected)
+
+
+@pytest.mark.parametrize(
+    ("part_class", "config"),
+    [(Clip, FIXED), (Siglip, FIXED), (Siglip2, NAFLEX), (Dinov2, DINO)],
+    ids=["clip", "siglip", "siglip2", "dinov2"],
+)
+class TestAnyFamily:
+    def test_another_size(self, part_class, config):
+        wanted = VisionConfig(config=config, image_size=30)
+        part = part_class.from_config(wanted).eval()
+        assert part.spec == part_class.spec_from(wanted) == VisionSpec(30, 36, 16)
+        pixels = part.preprocess([photo(41)])
+        assert pixels.shape == (1, 3, 30, 30)
+        features = part(pixels)
+        assert features.shape == (1, 36, 16)
+        torch.testing.assert_close(features, part.library_forward(pixels))
+
+    @pytest.mark.parametrize(("size", "give"), [(23, "20 or 25"), (29, "25 or 30"), (4, "5"), (0, "5")])
+    def test_a_size_that_is_no_multiple_of_the_patches(self, part_class, config, size, give):
+        with pytest.raises(ConfigError) as caught:
+            part_class.spec_from(VisionConfig(config=config, image_size=size))
+        said = f"{size} found, but the encoder's patches have 5 pixels along a side; give {give}"
+        assert caught.value.problems == {"image_size": said}
+
+    @pytest.mark.parametrize("pooling", ["mean", "pixel-shuffle"])
+    def test_fewer_tokens(self, part_class, config, pooling):
+        plain = part_class.from_config(VisionConfig(config=config)).eval()
+        wanted = VisionConfig(config=config, pool=2, pooling=pooling)
+        part = part_class.from_config(wanted).eval()
+        part.load_state_dict(plain.state_dict())
+        assert part.spec == part_class.spec_from(wanted)
+        assert part.spec == VisionSpec(20, 4, 16 if pooling == "mean" else 64)
+        pixels = torch.randn(2, 3, 20, 20)
+        expected = PoolingConfig(pool=2, pooling=pooling).pooled(plain(pixels), (4, 4))
+        assert torch.equal(part(pixels), expected)
+
+    def test_a_pool_that_does_not_divide(self, part_class, config):
+        with pytest.raises(ConfigError, match="3 does not divide the grid of 4 x 4 tokens; give 1, 2 or 4"):
+            part_class.spec_from(VisionConfig(config=config, pool=3))
+
+
+def test_position_embeddings_of_no_square():
+    with pytest.raises(ConfigError) as caught:
+        Siglip2.spec_from(VisionConfig(config={**NAFLEX, "num_patches": 15}))
+    said = "15 found, but position embeddings of a square grid are wanted; give 9 or 16"
+    assert caught.value.problems == {"config.num_patches": said}
+
+
+def test_patches_that_the_size_of_a_source_does_not_divide(source):
+    """so400m-patch14-384 cuts 384 pixels into 27 patches of 14, and leaves 6 pixels out."""
+    model = SiglipVisionModel(SiglipVisionConfig(**{**FIXED, "image_size": 23})).eval()
+    processor = SiglipImageProcessor(size={"height": 23, "width": 23}, **HALF)
+    folder = source(model, processor)
+    for size in (None, 23):
+        part = Siglip.from_pretrained(VisionConfig(pretrained=folder, image_size=size, layer=-1))
+        assert part.spec == VisionSpec(23, 16, 16)
+        pixels = part.preprocess([photo(31)])
+        with torch.no_grad():
+            assert torch.equal(part(pixels), model(pixels, output_hidden_states=True).hidden_states[-1])
