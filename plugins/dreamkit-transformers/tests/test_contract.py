@@ -92,7 +92,7 @@ def test_a_sliding_window(check):
         ("vision_encoder", fixed_siglip2),
         ("vision_encoder", form(Siglip2, image_size=32, pool=2)),
         ("vision_encoder", form(Dinov2, config={"model_type": "dinov2_with_registers"})),
-        ("vision_encoder", form(Dinov2, image_size=24, layer=0)),
+        ("vision_encoder", form(Dinov2, image_size=24, layer=1)),
         ("vision_encoder", form(Dinov2, pool=2, pooling="pixel-shuffle")),
         ("vision_encoder", form(Clip, image_size=32, pool=2)),
         ("language_model", form(Llama, config={"tie_word_embeddings": True})),
