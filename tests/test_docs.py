@@ -153,12 +153,21 @@ def test_every_key_of_a_recipe_is_documented(section: type) -> None:
     assert not missing
 
 
-def test_every_data_set_of_the_core_is_documented() -> None:
-    for name, registered in Registry.load().components("dataset").items():
+@pytest.mark.parametrize("kind", ["dataset", "projector"])
+def test_every_setting_of_the_core_is_documented(kind: str) -> None:
+    for name, registered in Registry.load().components(kind).items():
         if registered.distribution == "dreamkit":
             (row,) = re.findall(rf"^\| `{name}` \|(.*)", RECIPES, re.MULTILINE)
-            config = Registry.load().get("dataset", name).Config
-            assert all(f"`{field.name}" in row for field in dataclasses.fields(config))
+            for field in dataclasses.fields(Registry.load().get(kind, name).Config):
+                assert f"`{field.name}" in row, f"{name}: {field.name}"
+
+
+@pytest.mark.parametrize(
+    "setting", re.findall(r"`(\{name: \w+[^`]*\})`", RECIPES.partition("### Projectors")[2])
+)
+def test_projectors_of_the_docs_are_right(setting: str, dreamkit: Callable) -> None:
+    code, printed = dreamkit("check", "digits/stage1", f"model.condition_projector={setting}")
+    assert code == 0, printed
 
 
 def test_the_recipe_of_the_docs_is_one(tmp_path: Path, dreamkit: Callable) -> None:
