@@ -242,3 +242,44 @@ def test_patches_that_the_size_of_a_source_does_not_divide(source):
         pixels = part.preprocess([photo(31)])
         with torch.no_grad():
             assert torch.equal(part(pixels), model(pixels, output_hidden_states=True).hidden_states[-1])
+
+
+# name, component and spec
+KNOWN = [
+    ("openai/clip-vit-large-patch14", Clip, VisionSpec(224, 256, 1024)),
+    ("openai/clip-vit-large-patch14-336", Clip, VisionSpec(336, 576, 1024)),
+    ("google/siglip-base-patch16-224", Siglip, VisionSpec(224, 196, 768)),
+    ("google/siglip-so400m-patch14-384", Siglip, VisionSpec(384, 729, 1152)),
+    ("google/siglip2-so400m-patch14-384", Siglip2, VisionSpec(384, 729, 1152)),
+    ("google/siglip2-base-patch16-naflex", Siglip2, VisionSpec(256, 256, 768)),
+    ("facebook/dinov2-large", Dinov2, VisionSpec(224, 256, 1024)),
+    ("facebook/dinov2-base", Dinov2, VisionSpec(224, 256, 768)),
+    ("facebook/dinov2-with-registers-base", Dinov2, VisionSpec(224, 256, 768)),
+]
+
+
+@pytest.mark.parametrize(("name", "part_class", "spec"), KNOWN, ids=[name for name, *_ in KNOWN])
+def test_well_known_models_are_described_offline(name, part_class, spec, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    config = VisionConfig(pretrained=name)
+    assert part_class.spec_from(config) == spec
+    outline = part_class.outline(config)
+    assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
+    width, layers = spec.dim, outline.model.config.num_hidden_layers
+    mlp = outline.model.get_submodule(f"{outline.architecture.layers}.0.mlp.fc1").out_features
+    attention, norms = 4 * (width**2 + width), 4 * width
+    a_layer = attention + 2 * width * mlp + mlp + width + norms
+    in_layers = sum(parameter.numel() for parameter in outline.model.encoder.parameters())
+    layer_scales = 2 * width if part_class is Dinov2 else 0
+    assert in_layers == layers * (a_layer + layer_scales)
+    pixels = torch.zeros(1, 3, spec.image_size, spec.image_size, device="meta")
+    assert outline(pixels).shape == (1, spec.num_tokens, spec.dim)
+
+
+def test_a_known_model_at_another_size_and_with_fewer_tokens():
+    config = VisionConfig(pretrained="facebook/dinov2-large", image_size=518)
+    assert Dinov2.spec_from(config) == VisionSpec(518, 1369, 1024)
+    shuffled = VisionConfig(pretrained="google/siglip2-base-patch16-naflex", pool=2, pooling="pixel-shuffle")
+    assert Siglip2.spec_from(shuffled) == VisionSpec(256, 64, 3072)
+    with pytest.raises(ConfigError, match="27 x 27 tokens; give 1, 3, 9 or 27, or another image_size"):
+        Siglip2.spec_from(VisionConfig(pretrained="google/siglip2-so400m-patch14-384", pool=2))
