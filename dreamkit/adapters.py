@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -67,18 +68,26 @@ def adapt(part: Part, adapter: AdapterSection) -> None:
         task_type="CAUSAL_LM" if adapter.target == "language_model" else None,
     )
     part.requires_grad_(False)
-    inject_adapter_in_model(config, adapter_root(part), _NAME)
+    with warnings.catch_warnings():
+        # a Conv1D of transformers has its weights the other way round; peft sets this itself, and says so
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
+        inject_adapter_in_model(config, adapter_root(part), _NAME)
 
 
 def unfit(root: nn.Module, modules: Sequence[str], part: str) -> Iterator[tuple[int, str]]:
     """Which of `modules`, by index, are no layers of `root` that can be adapted, and why not. `part` is named."""
+    from transformers.pytorch_utils import Conv1D  # as long to import
+
+    adaptable = (*_ADAPTABLE, Conv1D)
     layers = {name: layer for name, layer in root.named_modules() if name}
     for index, wanted in enumerate(modules):
         named = [layer for name, layer in layers.items() if f".{name}".endswith(f".{wanted}")]
-        odd = sorted({type(layer).__name__ for layer in named if not isinstance(layer, _ADAPTABLE)})
+        odd = sorted({type(layer).__name__ for layer in named if not isinstance(layer, adaptable)})
         if not named:
             known = {
-                name.rpartition(".")[2] for name, layer in layers.items() if isinstance(layer, nn.Linear)
+                name.rpartition(".")[2]
+                for name, layer in layers.items()
+                if isinstance(layer, nn.Linear | Conv1D)
             }
             yield index, f"'{part}' has no layer '{wanted}'; {did_you_mean(wanted, known)}"
         elif odd:

@@ -17,7 +17,7 @@ from dreamkit.interfaces import Part
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
 from dreamkit.projectors import Linear
-from dreamkit.recipe import WITH_SOURCE, ModelSection, PartSection, Recipe
+from dreamkit.recipe import WITH_SOURCE, AdapterSection, ModelSection, PartSection, Recipe
 from dreamkit.recipe_schema import refusals
 from dreamkit.specs import DecoderSpec, LanguageSpec, ProjectorSpec, VisionSpec
 
@@ -225,10 +225,8 @@ def _fit_adapters(found: Fit, model: ModelSection) -> None:
         cls = section and found.attempt(
             f"model.{adapter.target}", found.registry.get, adapter.target, section.name
         )
-        if cls and adapter.modules is None and not cls.adapter_targets:
-            found.problem(key, f"'{section.name}' names no layers to adapt; list them in 'modules'")
-        elif cls and adapter.modules is not None and getattr(found, adapter.target):
-            _fit_modules(found, index, adapter.modules, cls, section)
+        if cls and getattr(found, adapter.target):
+            _fit_modules(found, index, adapter, cls, section)
         if adapter.target in trainable:
             found.problem(
                 "train.trainable",
@@ -237,17 +235,25 @@ def _fit_adapters(found: Fit, model: ModelSection) -> None:
             )
 
 
-def _fit_modules(found: Fit, index: int, modules: list[str], cls: Any, section: PartSection) -> None:
-    """The layers that an adapter names must be there, and of a type that can be adapted."""
-    key = f"model.adapters.{index}.modules"
-    outline = found.attempt(key, cls.outline, section.config)
-    root = None if outline is None else found.attempt(key, outline.get_submodule, cls.adapter_root)
-    if root is None:
+def _fit_modules(found: Fit, index: int, adapter: AdapterSection, cls: Any, section: PartSection) -> None:
+    """The layers that an adapter names must be there, and of a type that can be adapted; or the part names them."""
+    if adapter.modules is None and cls.adapter_targets:
         return
-    if not modules:
-        found.problem(key, "an empty list found; name layers, or leave it out")
-    for number, message in unfit(root, modules, section.name):
-        found.problem(f"{key}.{number}", message)
+    key = f"model.adapters.{index}"
+    before = len(found.problems)
+    outline = found.attempt(key, cls.outline, section.config)
+    if len(found.problems) > before:
+        return
+    if adapter.modules is None:
+        if not getattr(outline, "adapter_targets", ()):
+            said = f"'{section.name}' names no layers to adapt; list them in 'modules'"
+            found.problem(f"{key}.target", said)
+        return
+    if not adapter.modules:
+        found.problem(f"{key}.modules", "an empty list found; name layers, or leave it out")
+    root = outline and found.attempt(key, outline.get_submodule, cls.adapter_root)
+    for number, message in unfit(root, adapter.modules, section.name) if root else ():
+        found.problem(f"{key}.modules.{number}", message)
 
 
 def _fit_generation(found: Fit) -> None:

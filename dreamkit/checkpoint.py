@@ -188,6 +188,8 @@ def load_weights(model: DreamModel, folder: Path | str) -> LoadReport:
                 f"set model.{part}.pretrained to it"
             )
         _compare_source(folder, part, source, name)
+    if model.recipe is not None:
+        _compare_adapters(folder, manifest, model.recipe)
     return _copy(model, folder, manifest, adapters_may_be_fresh=True)
 
 
@@ -313,6 +315,22 @@ def _compare_tokens(folder: Path, manifest: Manifest, model: DreamModel) -> None
             f"{folder}: its special tokens are {manifest.tokens}, but the model's are {model.token_ids}; "
             "give model.special_tokens the same names, and model.language_model the same tokenizer"
         )
+
+
+def _compare_adapters(folder: Path, manifest: Manifest, recipe: Recipe) -> None:
+    """Compares how much adapters count, which their tensors do not tell."""
+    ours, theirs = (
+        {adapter["target"]: adapter for adapter in sections["model"]["adapters"]}
+        for sections in (recipe.to_dict(), manifest.recipe)
+    )
+    for target in ours.keys() & theirs.keys():
+        for key in ("alpha", "use_rslora"):
+            here, there = ours[target][key], theirs[target][key]
+            if here != there:
+                raise CheckpointError(
+                    f"{folder}: its adapter of {target} has {key} {there}, but the recipe's has {here}, with which the "
+                    "same weights would count otherwise; give both the same"
+                )
 
 
 def _compare_source(folder: Path, part: str, source: SourceRecord, name: str) -> None:

@@ -45,8 +45,9 @@ class Part(nn.Module, ABC):
 
     `config` is the section it was made from, and `spec` describes the made part. `adapter_targets` names the linear
     layers (by the end of their module name) that LoRA attaches to when a recipe names none; a part without any cannot
-    be adapted. They are looked for in `adapter_root`, the name of the submodule that is the library's own model, so
-    that the library can open what was learned; "" is the part itself.
+    be adapted (one that finds them in its model may set them in `__init__`, and so does its `outline`). They are
+    looked for in `adapter_root`, the name of the submodule that is the library's own model, so that the library can
+    open what was learned; "" is the part itself.
     """
 
     Config: ClassVar[type]
