@@ -11,14 +11,15 @@ from torch import Tensor
 
 
 class Scheduler(Protocol):
-    """What of a diffusers scheduler the loop uses."""
+    """What of a diffusers scheduler the loop uses.
+
+    Where it has them, also `init_noise_sigma`, by which the initial noise is multiplied, and
+    `scale_model_input(sample, timestep)`, which gives what the network sees: those of flow matching have neither.
+    """
 
     timesteps: Tensor
-    init_noise_sigma: Any
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None: ...
-
-    def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor: ...
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any: ...
 
@@ -80,8 +81,9 @@ def denoising_steps(
     # Only stochastic schedulers take generators, and not every one of them does.
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     options = {"generator": source} if takes_generator and source is not None else {}
-    latents = noise * scheduler.init_noise_sigma
+    latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+    seen = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
     for step, timestep in enumerate(scheduler.timesteps):
-        prediction = predict(scheduler.scale_model_input(latents, timestep), timestep)
+        prediction = predict(seen(latents, timestep), timestep)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False, **options)[0]
         yield Denoised(step, len(scheduler.timesteps), latents)

@@ -1,4 +1,4 @@
-"""The decoder keeps its contract, for each of the objectives it may have been trained for."""
+"""The decoders keep their contract, each for the objectives and in the forms it may have been trained in."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ from typing import Any
 import pytest
 
 from dreamkit.testing import contracts
+from dreamkit_diffusers.sana import Sana
+from dreamkit_diffusers.sd3 import SD3
+from dreamkit_diffusers.sdxl import SDXL
 from dreamkit_diffusers.stable_diffusion import StableDiffusion
 
 # diffusers' schedulers turn tensors into arrays in a way that NumPy 2 warns of
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
+DPM = {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver++"}
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 
-def form(schedule: dict[str, Any], **settings: Any) -> Any:
-    """What builds the miniature with another noise schedule and other settings."""
 
-    def build() -> StableDiffusion:
-        given = StableDiffusion.miniature()
-        assert given.config is not None
-        config = {**given.config, "scheduler": {**given.config["scheduler"], **schedule}}
-        return StableDiffusion.from_config(replace(given, config=config, **settings))
+def form(cls: Any, changes: dict[str, dict[str, Any]], **settings: Any) -> Any:
+    """What builds a miniature with values of its parts changed, and other settings."""
+
+    def build() -> Any:
+        given = cls.miniature()
+        config = {name: {**part, **changes.get(name, {})} for name, part in given.config.items()}
+        return cls.from_config(replace(given, config=config, **settings))
 
     return build
 
@@ -31,17 +36,68 @@ def test_stable_diffusion(check):
     check()
 
 
+@contracts.parametrize("image_decoder", contracts.miniature(SDXL))
+def test_sdxl(check):
+    check()
+
+
+@contracts.parametrize("image_decoder", contracts.miniature(Sana))
+def test_sana(check):
+    check()
+
+
+@contracts.parametrize("image_decoder", contracts.miniature(SD3))
+def test_sd3(check):
+    check()
+
+
 @pytest.mark.parametrize(
     "build",
     [
-        form({"prediction_type": "v_prediction"}),
-        form({"prediction_type": "sample"}, snr_gamma=5.0),
-        form({"prediction_type": "epsilon"}, snr_gamma=5.0),
+        form(StableDiffusion, {"scheduler": {"prediction_type": "v_prediction"}}),
+        form(StableDiffusion, {"scheduler": {"prediction_type": "sample"}}, snr_gamma=5.0),
+        form(StableDiffusion, {"scheduler": {"prediction_type": "epsilon"}}, snr_gamma=5.0),
         form(
-            {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "set_alpha_to_one": False}, image_size=24
+            StableDiffusion,
+            {
+                "scheduler": {
+                    "_class_name": "PNDMScheduler",
+                    "skip_prk_steps": True,
+                    "set_alpha_to_one": False,
+                }
+            },
+            image_size=24,
+        ),
+        form(SDXL, {"scheduler": {"prediction_type": "v_prediction"}, "vae": {"force_upcast": False}}),
+        form(Sana, {"scheduler": {"shift": 1.0}, "transformer": {"patch_size": 2}}),
+        form(
+            Sana,
+            {
+                "scheduler": {**DPM, **FLOW, "flow_shift": 3.0},
+                "transformer": {"qk_norm": "rms_norm_across_heads", "interpolation_scale": 1.0},
+            },
+            image_size=24,
+        ),
+        form(SD3, {"transformer": {"qk_norm": "rms_norm", "dual_attention_layers": [0]}}, image_size=32),
+        form(
+            SD3,
+            {
+                "transformer": {"in_channels": 16, "out_channels": 16},
+                "vae": {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False},
+            },
         ),
     ],
-    ids=["v", "sample weighted", "epsilon weighted", "as published"],
+    ids=[
+        "v",
+        "sample weighted",
+        "epsilon weighted",
+        "as published",
+        "sdxl v",
+        "sana patches",
+        "sana 1.5",
+        "sd3.5",
+        "sd3 wide latents",
+    ],
 )
 def test_other_forms(build):
     report = contracts.verify("image_decoder", build, quick=True)
