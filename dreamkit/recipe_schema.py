@@ -11,7 +11,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
@@ -68,8 +68,13 @@ class SchemaReader:
         fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
         try:
             annotations = typing.get_type_hints(cls)
+            unheld = list(_unheld(cls))
         except Exception as error:  # annotations are code of the plug-in
             return self.problem(node, key, f"the annotations of {cls.__qualname__} cannot be read: {error}")
+        if unheld:
+            return self.problem(
+                node, key, f"{' and '.join(unheld)}, which no recipe can hold; its plug-in needs mending"
+            )
         values: dict[str, Any] = {}
         for name, item in node.value.items():
             path = join(key, name)
@@ -238,6 +243,42 @@ def join(*steps: object) -> str:
 
 def has_default(field: Field[Any]) -> bool:
     return field.default is not MISSING or field.default_factory is not MISSING
+
+
+def _unheld(cls: type, above: tuple[type, ...] = ()) -> Iterator[str]:
+    """The fields of a dataclass, and of those in it, that take what is not read here. `above` are those it is in."""
+    annotations = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
+        annotation = annotations[field.name]
+        leaves = list(_leaves(annotation))
+        if None in leaves:
+            said = annotation.__qualname__ if isinstance(annotation, type) else annotation
+            yield f"{cls.__qualname__}.{field.name} takes {said}"
+        for leaf in leaves:
+            if leaf not in (None, cls, *above):
+                yield from _unheld(leaf, (cls, *above))
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """The dataclasses in an annotation, and None for each thing in it that is not read here."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        yield annotation
+    elif origin in _UNIONS or (origin in _LISTS and args):
+        for each in args:
+            if each is not Ellipsis:
+                yield from _leaves(each)
+    elif origin in (dict, Mapping) and args:
+        yield from _leaves(args[1])
+        if args[0] not in (str, Any, object):
+            yield None
+    elif origin is Literal:
+        if not all(type(each) in _SCALARS for each in args):
+            yield None
+    elif annotation not in (Any, object, dict, list, *_SCALARS):
+        yield None
 
 
 def _item_types(annotation: Any, items: Sequence[object]) -> Sequence[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dreamkit.hookspecs import Component
@@ -10,8 +10,8 @@ from dreamkit.plugins import KINDS, Registered, Registry
 from dreamkit.projectors import Linear
 from dreamkit.specs import DecoderSpec, LanguageSpec, ProjectorSpec
 from dreamkit_diffusers.stable_diffusion import StableDiffusion
-from dreamkit_transformers.llama import Llama
 from dreamkit_transformers.clip import Clip
+from dreamkit_transformers.llama import Llama
 
 
 class FixedTokens(StableDiffusion):
@@ -130,11 +130,30 @@ class Unreadable(Linear):
         depth: Nothing = None  # type: ignore[name-defined]  # noqa: F821
 
 
+class Unholdable(Linear):
+    """Its Config has what YAML has not."""
+
+    @dataclass(frozen=True)
+    class Config:
+        layers: set[int] = field(default_factory=set)
+
+
 ODD = {
     "image_decoder": (FixedTokens, Pooled),
     "language_model": (Apart,),
     "vision_encoder": (Unadaptable, Wordy),
-    "projector": (Halving, Doubling, Narrow, Crashing, Exiting, Silent, Unmakeable, Reserved, Unreadable),
+    "projector": (
+        Halving,
+        Doubling,
+        Narrow,
+        Crashing,
+        Exiting,
+        Silent,
+        Unmakeable,
+        Reserved,
+        Unreadable,
+        Unholdable,
+    ),
 }
 
 
