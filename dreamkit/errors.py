@@ -89,3 +89,8 @@ def did_you_mean(name: Any, names: Iterable[str]) -> str:
     if near:
         return f"did you mean '{near[0]}'?"
     return f"known: {', '.join(known)}" if known else "none are known"
+
+
+def with_article(kind: str) -> str:
+    """A part's kind in a sentence: `image_decoder` is an image decoder."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind.replace('_', ' ')}"

@@ -153,3 +153,14 @@ def test_a_damaged_manifest_is_refused_before_anything_is_printed(run, tmp_path:
     code, out, err = run("inspect", str(tmp_path))
     assert (code, out) == (2, "")
     assert "components: null found, but an object is wanted" in err
+
+
+def test_a_new_plug_in_without_a_kind_is_told_the_kinds(run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("new-plugin", "dreamkit-wave") == (
+        2,
+        "",
+        "dreamkit: nothing says what dreamkit-wave gives; add --kind with one of vision-encoder, language-model, "
+        "projector, image-decoder\n",
+    )
+    assert not list(tmp_path.iterdir())

@@ -100,6 +100,8 @@ def test_only_some_checks():
         KitError, match="there is no check 'determinsm' of a projector; did you mean 'determinism'"
     ):
         contracts.verify(KIND, sound, only="determinsm")
+    with pytest.raises(KitError, match="there is no check 'any_neighbours' of an image decoder; "):
+        contracts.verify("image_decoder", sound, only="any_neighbours")
 
 
 def test_a_report_of_nothing_is_not_ok():

@@ -205,6 +205,7 @@ def test_its_hook_module_imports_no_torch(written: dict[str, Path], tmp_path: Pa
         ("json", "projector", "there is one already"),
         ("import-linter", "projector", "is installed already, in version"),
         ("dreamkit-linear", "projector", "has a projector 'linear' already"),
+        ("dreamkit-sana", "image-decoder", "has an image decoder 'sana' already"),
         ("dreamkit-12", "projector", "no text in a recipe"),
         ("dreamkit-null", "projector", "no text in a recipe"),
         ("dreamkit-core", "projector", "is called 'core' already"),

@@ -80,12 +80,15 @@ def test_everything_registered_is_tested_and_counted(site: Path, tmp_path: Path)
     assert headers == [
         "projector linear",
         "projector mlp",
+        "projector resampler",
+        "projector mapper",
+        "projector encoder",
         "dataset pairs",
         "dataset interleaved",
         "dataset conversations",
     ]
     assert done.stdout.splitlines()[-1] == (
-        "5 components of dreamkit; 41 checks ran: 41 passed, 0 failed, 0 failed as expected; 0 skipped"
+        "8 components of dreamkit; 95 checks ran: 95 passed, 0 failed, 0 failed as expected; 3 skipped"
     )
     assert not list(tmp_path.iterdir())
 
@@ -115,7 +118,7 @@ def test_a_broken_part_fails_with_the_command_that_repeats_it(site: Path, tmp_pa
 def test_what_cannot_be_imported_fails(site: Path, tmp_path: Path, name: str, said: str) -> None:
     done = run(site, tmp_path, "dreamkit", "test-plugin", name)
     assert done.returncode == 1 and re.search(said, done.stdout), done.stdout
-    assert "1 checks ran: 0 passed, 1 failed" in done.stdout
+    assert "1 check ran: 0 passed, 1 failed" in done.stdout
 
 
 def test_a_check_that_is_skipped_is_no_success(site: Path, tmp_path: Path) -> None:

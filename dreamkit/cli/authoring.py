@@ -61,8 +61,11 @@ def new_plugin(
         str, typer.Argument(metavar="NAME", help="the distribution's name, such as dreamkit-wave")
     ],
     kind: Annotated[
-        str, typer.Option(help="vision-encoder, language-model, projector or image-decoder: what it gives")
-    ],
+        str | None,
+        typer.Option(
+            help="vision-encoder, language-model, projector or image-decoder: what it gives; required"
+        ),
+    ] = None,
     license_name: Annotated[
         str, typer.Option("--license", help="Apache-2.0, MIT or BSD-3-Clause")
     ] = "Apache-2.0",
@@ -82,8 +85,10 @@ def new_plugin(
     from rich.tree import Tree
 
     from dreamkit.plugins import Registry
-    from dreamkit.scaffold import new_plugin as write
+    from dreamkit.scaffold import KINDS, new_plugin as write
 
+    if kind is None:
+        raise DreamkitError(f"nothing says what {name} gives; add --kind with one of {', '.join(KINDS)}")
     folder, files = write(name, kind, out, license=license_name, author=author, registry=Registry.load())
     branches = {Path(): Tree(str(folder))}
     for path in (path for file in files for path in [*reversed(file.parents), file]):

@@ -11,7 +11,7 @@ from typing import Final
 
 import yaml
 
-from dreamkit.errors import DreamkitError, did_you_mean
+from dreamkit.errors import DreamkitError, did_you_mean, with_article
 from dreamkit.files import find_spec
 from dreamkit.hookspecs import ENTRY_POINT_GROUP
 from dreamkit.plugins import Registry, origin
@@ -108,8 +108,8 @@ def names_for(name: str, kind: PartKind, taken: frozenset[str], registry: Regist
     given = registry.components(kind.module).get(component)
     if given is not None:
         raise DreamkitError(
-            f"{given.origin} has a {kind.module} '{component}' already, and two of one name cannot be told apart; "
-            "choose another name"
+            f"{given.origin} has {with_article(kind.module)} '{component}' already, and two of one name cannot be "
+            "told apart; choose another name"
         )
     for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=component):
         raise DreamkitError(

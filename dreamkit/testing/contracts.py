@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from dreamkit.errors import did_you_mean
+from dreamkit.errors import did_you_mean, with_article
 from dreamkit.testing import checks as _all  # noqa: F401  importing them makes them
 from dreamkit.testing.bound import Bound, outcomes
 from dreamkit.testing.check import CHECKS, Check
@@ -48,7 +48,7 @@ def bind(
     chosen = list(known) if only is None else [only] if isinstance(only, str) else list(only)
     for name in (*chosen, *expected):
         if name not in known:
-            raise KitError(f"there is no check '{name}' of a {kind}; {did_you_mean(name, known)}")
+            raise KitError(f"there is no check '{name}' of {with_article(kind)}; {did_you_mean(name, known)}")
     one = SUBJECTS[kind](build)
     return [Bound(known[name], one, expected.get(name), quick, repeat.format(check=name)) for name in chosen]
 

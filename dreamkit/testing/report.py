@@ -55,4 +55,4 @@ def summary(outcomes: Iterable[Outcome]) -> str:
     counts = counted(outcomes)
     ran = counts.total() - counts["skipped"]
     ends = f"{counts['passed']} passed, {counts['failed']} failed, {counts['expected']} failed as expected"
-    return f"{ran} checks ran: {ends}; {counts['skipped']} skipped"
+    return f"{ran} check{'s' if ran != 1 else ''} ran: {ends}; {counts['skipped']} skipped"
