@@ -10,7 +10,9 @@ def dreamkit_vision_encoders() -> Sequence[Component]:
     return (
         Component("clip", "dreamkit_transformers.clip:Clip", "CLIP's vision tower"),
         Component("siglip", "dreamkit_transformers.siglip:Siglip", "SigLIP's vision tower"),
-        Component("siglip2", "dreamkit_transformers.siglip:Siglip2", "SigLIP 2's, NaFlex or fixed resolution"),
+        Component(
+            "siglip2", "dreamkit_transformers.siglip:Siglip2", "SigLIP 2's, NaFlex or fixed resolution"
+        ),
         Component("dinov2", "dreamkit_transformers.dinov2:Dinov2", "DINOv2, with or without registers"),
     )
 
@@ -22,9 +24,7 @@ def dreamkit_language_models() -> Sequence[Component]:
             "causal-lm", "dreamkit_transformers.causal_lm:CausalLM", "any decoder that transformers loads"
         ),
         Component("gemma", "dreamkit_transformers.families:Gemma", "Gemma 1, 2 and 3, text alone"),
-        Component(
-            "llama", "dreamkit_transformers.llama:Llama", "LLaMA 1, 2 and 3, with the tokenizer's generation of template"
-        ),
+        Component("llama", "dreamkit_transformers.llama:Llama", "LLaMA 1, 2 and 3"),
         Component("mistral", "dreamkit_transformers.families:Mistral", "Mistral 7B, with its sliding window"),
         Component("phi", "dreamkit_transformers.families:Phi", "Phi 1.5 to 4"),
         Component("qwen", "dreamkit_transformers.families:Qwen", "Qwen 2, 2.5 and 3, with ChatML"),

@@ -23,6 +23,7 @@ from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean
 LibraryConfig = TypeVar("LibraryConfig", bound=PreTrainedConfig)
 Built = TypeVar("Built")
 
+KNOWN = "pkg:dreamkit_transformers/known"  # the config files of well-known models, by their names on the hub
 MAX_LAYERS = 1000  # making them takes time, even without weights
 
 # what a library's config class raises about a value it does not take
@@ -35,7 +36,7 @@ def config_from_dict(kind: type[LibraryConfig], values: Mapping[str, Any]) -> Li
     Raises:
         ConfigError: each key that `kind` does not have, and each value it refuses.
     """
-    known = {field.name for field in fields(kind)}
+    known = {*(field.name for field in fields(kind)), *kind.attribute_map}
     problems = {}
     for name, value in values.items():
         if name not in known:
@@ -115,7 +116,7 @@ def load_weights(kind: type[PreTrainedModel], folder: Path, config: PreTrainedCo
                 folder,
                 config=config,
                 dtype=torch.float32,
-                attn_implementation="sdpa",
+                attn_implementation="sdpa" if kind._supports_sdpa else "eager",
                 local_files_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are in what it reports, and named below

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from dreamkit import ChatTemplate
-from dreamkit_transformers.causal_lm import CausalLM, LanguageConfig
+from dreamkit_transformers.causal_lm import CausalLM
+from dreamkit_transformers.described import LanguageConfig
 
 VICUNA_SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -17,21 +18,30 @@ VICUNA_SYSTEM_PROMPT = (
 
 
 class Llama(CausalLM):
-    """LLaMA, arXiv 2302.13971, with the chat template of LLaMA 2, arXiv 2307.09288.
+    """LLaMA 1, 2 and 3, arXiv 2302.13971, 2307.09288 and 2407.21783.
 
-    LLaMA 2 was shown a system message within the first user turn; here it stands before it.
+    With a tokenizer of LLaMA 3, its chat template is LLaMA 3's, else LLaMA 2's. LLaMA 2 was shown a system message
+    within the first user turn; here it stands before it.
     """
 
     model_types = ("llama",)
-    config_class = LlamaConfig
-    model_class = LlamaForCausalLM
     adapter_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
     @classmethod
+    def miniature(cls) -> Any:
+        return cls.Config(config=gated_miniature())
+
+    @classmethod
     def chat_template(cls, config: Any, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+        if "<|start_header_id|>" in tokenizer.get_vocab():
+            user, assistant, system = (
+                (f"<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>")
+                for role in ("user", "assistant", "system")
+            )
+            return ChatTemplate(user=user, assistant=assistant, system=system)
         return ChatTemplate(
             user=("[INST]", "[/INST]"),
-            assistant=("", tokenizer.eos_token),
+            assistant=("", str(tokenizer.eos_token)),
             system=("<<SYS>>\n", "\n<</SYS>>\n\n"),
         )
 
@@ -53,6 +63,19 @@ class Vicuna(Llama):
         own: str | None = config.system_prompt
         return ChatTemplate(
             user=("USER:", ""),
-            assistant=("ASSISTANT:", tokenizer.eos_token),
+            assistant=("ASSISTANT:", str(tokenizer.eos_token)),
             default_system=VICUNA_SYSTEM_PROMPT if own is None else own,
         )
+
+
+def gated_miniature(**others: Any) -> dict[str, Any]:
+    """The config of a tiny model of LLaMA's kind, of which the other families are."""
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    return {**sizes, **others}

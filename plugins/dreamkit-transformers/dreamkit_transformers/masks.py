@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+SLIDING = "sliding_attention"  # the library's name for layers with a window
+
 
 @dataclass
 class TokenCache:
@@ -65,8 +67,9 @@ def attention_masks(
     segment_ids_BT: Tensor,
     cache: TokenCache | None,
     dtype: torch.dtype,
+    by_type: bool,
 ) -> Tensor | dict[str, Tensor]:
-    """The masks a model of this config takes: one, or one for each type of layer where it has types.
+    """The masks a model of this config takes: one, or one for each type of layer.
 
     `cache` takes the T tokens' positions and segments.
     """
@@ -82,7 +85,6 @@ def attention_masks(
         return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, forbidden)
 
     window = getattr(config, "sliding_window", None)
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is None:
+    if not by_type:
         return mask(window)
-    return {name: mask(window if name == "sliding_attention" else None) for name in set(layer_types)}
+    return {name: mask(window if name == SLIDING else None) for name in set(config.layer_types)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,21 +13,37 @@ from dreamkit import SourceError, locate
 from dreamkit_transformers.configs import one_line, quiet
 
 TOKENIZER_FILES = "tokenizer.json|tokenizer.model"
+KNOWN_TOKENS = (
+    "known_tokens.json"  # of a well-known model: the size of its vocabulary, and its special tokens
+)
 
 # Where a saved tokenizer says which of its tokens a model without them was given.
 _NEW_TOKENS = "dreamkit_new_tokens"
 
 
-def read_tokenizer(pretrained: str, key: str = "tokenizer") -> PreTrainedTokenizerBase:
+def known_or(files: str, is_local: bool) -> str:
+    """The pattern of a tokenizer's files, or of what stands in for those of a well-known model of the hub."""
+    return files if is_local else f"{files}|{KNOWN_TOKENS}"
+
+
+def read_tokenizer(
+    pretrained: str, key: str = "tokenizer", known: str | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a source; `key` is the setting that names it.
+
+    With `known`, the folder of well-known models, one of those gets a stand-in of the same size and special tokens,
+    where its own files are not there.
 
     Raises:
         SourceError: the source has none, or it cannot be read.
     """
     try:
-        folder = locate(pretrained, [TOKENIZER_FILES], weights=False)
+        pattern = known_or(TOKENIZER_FILES, is_local=known is None)
+        folder = locate(pretrained, [pattern], weights=False, known=known)
     except SourceError as error:
         raise SourceError(str(error), key) from error
+    if known is not None and (folder / KNOWN_TOKENS).is_file():
+        return _stand_in(folder / KNOWN_TOKENS)
     try:
         with quiet():  # the folder may hold another library's config.json
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -49,6 +66,18 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
         eos_token=eos,
         unk_token=unk,
         clean_up_tokenization_spaces=False,
+    )
+
+
+def _stand_in(file: Path) -> PreTrainedTokenizerBase:
+    """A tokenizer with the size and the special tokens that a file tells; it knows no other word."""
+    told = json.loads(file.read_text(encoding="utf-8"))
+    names = {index: f"<{index}>" for index in range(told["size"])}
+    names |= {index: name for name, index in told["special"].items()}
+    words = models.WordLevel({name: index for index, name in names.items()}, unk_token=names[0])
+    roles = {f"{role}_token": told[role] for role in ("bos", "eos", "pad") if told.get(role)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(words), additional_special_tokens=list(told["special"]), **roles
     )
 
 

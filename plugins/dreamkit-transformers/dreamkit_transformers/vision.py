@@ -29,6 +29,7 @@ from dreamkit import (
 )
 from dreamkit_transformers.architectures import Architecture
 from dreamkit_transformers.configs import (
+    KNOWN,
     config_from_dict,
     config_from_folder,
     gathering,
@@ -44,7 +45,6 @@ from dreamkit_transformers.configs import (
 log = logging.getLogger(__name__)
 
 PROCESSOR_FILE = "preprocessor_config.json"
-KNOWN = "pkg:dreamkit_transformers/known"
 
 
 @dataclass(frozen=True, kw_only=True)

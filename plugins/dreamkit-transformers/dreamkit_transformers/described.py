@@ -1,0 +1,214 @@
+"""What files and settings say of a language model, without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from dreamkit import ConfigError, LanguageSpec, PartConfig, SourceError, did_you_mean, locate
+from dreamkit_transformers.configs import (
+    KNOWN,
+    config_from_dict,
+    config_from_folder,
+    gathering,
+    raise_all,
+    read_json,
+)
+from dreamkit_transformers.driving import Abilities
+from dreamkit_transformers.masks import SLIDING
+from dreamkit_transformers.probe import abilities
+from dreamkit_transformers.tokenizers import (
+    TOKENIZER_FILES,
+    byte_tokenizer,
+    known_or,
+    new_tokens,
+    read_tokenizer,
+)
+
+ENDLESS = 2**20  # tokens: what is said of a model whose length nothing limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig(PartConfig):
+    """`tokenizer` is the source of another tokenizer than the weights' own; a `config` without gets bytes."""
+
+    tokenizer: str | None = None
+
+
+@dataclass(frozen=True)
+class Described:
+    model_class: type[PreTrainedModel]
+    library_config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: tuple[int, ...]  # those that the source names besides the tokenizer's
+    abilities: Abilities
+
+    def spec(self, config: LanguageConfig, turn_end: str) -> LanguageSpec:
+        """The spec; a special token that `turn_end` begins with ends a text too.
+
+        Raises:
+            ConfigError: no token ends a text, or there are more tokens than the model has rows.
+        """
+        library_config: Any = self.library_config
+        tokenizer = self.tokenizer
+        key = "pretrained" if config.tokenizer is None else "tokenizer"
+        eos = tuple(
+            dict.fromkeys(
+                index
+                for index in (tokenizer.eos_token_id, *self.eos_ids, *_special_first(tokenizer, turn_end))
+                if index is not None
+            )
+        )
+        if not eos:
+            raise SourceError(
+                f"the tokenizer '{tokenizer.name_or_path}' has no eos_token, which ends a text", key
+            )
+        if tokenizer.vocab_size > library_config.vocab_size:
+            key = "config.vocab_size" if "vocab_size" in (config.config or {}) else key
+            raise SourceError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocab_size is "
+                f"{library_config.vocab_size}; name the tokenizer that belongs to the model, or raise vocab_size",
+                key,
+            )
+        pad_id = eos[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        reserved = {index for index in (tokenizer.bos_token_id, *eos, pad_id) if index is not None}
+        return LanguageSpec(
+            dim=getattr(library_config, self.abilities.width),
+            vocab_size=library_config.vocab_size,
+            max_length=getattr(library_config, "max_position_embeddings", None) or ENDLESS,
+            sliding_window=_window(library_config),
+            bos_id=tokenizer.bos_token_id,
+            eos_ids=eos,
+            pad_id=pad_id,
+            packing=self.abilities.masks != "none",
+            cache=self.abilities.cache,
+            reserved_tokens=tuple(tokenizer.convert_ids_to_tokens(sorted(reserved))),
+        )
+
+
+def describe(config: LanguageConfig, model_types: Sequence[str]) -> Described:
+    """What is said by the files of `config.pretrained`, or by `config.config`, of a model of one of these types.
+
+    The first of `model_types` is meant where a config names none; none at all are every decoder of the library.
+
+    Raises:
+        ConfigError: all that is wrong with them.
+    """
+    errors: list[ConfigError] = []
+    tokenizer = library_config = None
+    eos_ids: list[int] = []
+    with gathering(errors):
+        if config.tokenizer is not None:
+            tokenizer = read_tokenizer(config.tokenizer)
+        elif config.pretrained is None:
+            tokenizer = byte_tokenizer()
+    with gathering(errors):
+        if config.pretrained is None:
+            library_config = _from_dict(config.config or {}, tokenizer, model_types)
+        else:
+            folder = source_folder(config, weights=config.is_local)
+            library_config = _from_folder(folder, model_types)
+            eos_ids = _eos_ids(folder)
+            tokenizer = tokenizer or (
+                None if errors else read_tokenizer(config.pretrained, "pretrained", known=KNOWN)
+            )
+    raise_all(errors)
+    assert tokenizer is not None and library_config is not None, "what cannot be read is a problem"
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(library_config)]
+    key = "config" if config.pretrained is None else "pretrained"
+    found = abilities(model_class, library_config, key)
+    return Described(model_class, library_config, tokenizer, tuple(eos_ids), found)
+
+
+def source_folder(config: LanguageConfig, weights: bool) -> Path:
+    files = (
+        ["config.json"] if config.tokenizer else ["config.json", known_or(TOKENIZER_FILES, config.is_local)]
+    )
+    return locate(config.pretrained or "", files, weights=weights, known=KNOWN)
+
+
+def _from_dict(
+    values: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, model_types: Sequence[str]
+) -> PreTrainedConfig:
+    wanted = values.get("model_type", model_types[0] if model_types else None)
+    key = "config.model_type"
+    if wanted is None:
+        raise ConfigError(
+            {key: "missing, but it says which of the library's models is meant, such as 'gpt_neox'"}
+        )
+    known = model_types or _decoders()
+    if wanted not in known:
+        raise ConfigError(
+            {key: f"'{wanted}' found, but a decoder's is wanted; {did_you_mean(str(wanted), known)}"}
+        )
+    kind = CONFIG_MAPPING[wanted]
+    given = {name: value for name, value in values.items() if name != "model_type"}
+    return config_from_dict(kind, _ids(kind, tokenizer) | given)
+
+
+def _from_folder(folder: Path, model_types: Sequence[str]) -> PreTrainedConfig:
+    file = folder / "config.json"
+    written = read_json(file)
+    found = written.get("model_type")
+    known = model_types or _decoders()
+    if found not in known and "auto_map" in written:
+        raise SourceError(
+            f"{file} has model_type '{found}', whose code comes with the model; dreamkit runs no such code. "
+            "Name a model whose architecture is in transformers"
+        )
+    if found not in known and not model_types:
+        raise SourceError(
+            f"{file} has model_type '{found}', but a decoder of text that transformers knows is needed; "
+            f"{did_you_mean(str(found), known)}"
+        )
+    kind = CONFIG_MAPPING[found] if found in known else PreTrainedConfig
+    return config_from_folder(kind, folder, known)
+
+
+def _decoders() -> list[str]:
+    """The model types that the library has a causal language model for."""
+    return [name for name, kind in CONFIG_MAPPING.items() if kind in MODEL_FOR_CAUSAL_LM_MAPPING]
+
+
+def _ids(kind: type[PreTrainedConfig], tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+    """What a library's config takes from the tokenizer."""
+    if tokenizer is None:
+        return {}
+    ids: dict[str, Any] = {
+        "vocab_size": len(tokenizer) - len(new_tokens(tokenizer)),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    if getattr(kind, "pad_token_id", None) is not None:  # of another vocabulary, in which it may not even be
+        ids["pad_token_id"] = tokenizer.pad_token_id
+    return ids
+
+
+def _window(library_config: Any) -> int | None:
+    layer_types = getattr(library_config, "layer_types", None)
+    slides = layer_types is None or SLIDING in layer_types
+    return getattr(library_config, "sliding_window", None) if slides else None
+
+
+def _special_first(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The special token that a text begins with, if it does."""
+    first = tokenizer(text, add_special_tokens=False)["input_ids"][:1] if text else []
+    return [index for index in first if index in tokenizer.all_special_ids or _is_special(tokenizer, index)]
+
+
+def _is_special(tokenizer: PreTrainedTokenizerBase, index: int) -> bool:
+    token = tokenizer.added_tokens_decoder.get(index)
+    return token is not None and token.special
+
+
+def _eos_ids(folder: Path) -> list[int]:
+    """The tokens that end a text as `generation_config.json` has them, or else `config.json`."""
+    file = folder / "generation_config.json"
+    ids = read_json(file if file.is_file() else folder / "config.json").get("eos_token_id")
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]

@@ -1,0 +1,143 @@
+"""Tokens that a vocabulary lacks, in rows of their own beside a model's matrices.
+
+D width, K rows of added tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import PreTrainedTokenizerBase
+
+from dreamkit import DreamkitError, Head, LanguageModel
+from dreamkit_transformers.driving import Abilities
+from dreamkit_transformers.tokenizers import add_special, new_tokens
+
+NEW_ROW_NOISE = 0.1  # spread of new rows about the mean row, in standard deviations of the existing rows
+
+
+class WithNewRows(LanguageModel):
+    """The embedding and the head of a model of the library, which keep their shape, and added tokens beside them.
+
+    New rows, `new_embed` and `new_head` (K, D), can be trained where the model is frozen. A model that ties its
+    head to its embedding has `new_embed` alone. Where the head has a bias, that of an added token is the mean one.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    abilities: Abilities
+    new_rows: Tensor  # (ids,) the row of an added token's id, or -1
+    inside_ids: Tensor  # the ids of the first rows: those that lie within the model's matrices
+    embed_scale: Tensor  # what the library multiplies an embedding's rows by
+
+    def _without_new_rows(self) -> None:
+        """What there is before tokens are added."""
+        self.tied = self.model.get_output_embeddings().weight is self.model.get_input_embeddings().weight
+        self.new_embed: nn.Parameter | None = None
+        self.new_head: nn.Parameter | None = None
+        self.register_buffer("new_rows", torch.full((self.spec.vocab_size,), -1), persistent=False)
+        self.register_buffer("inside_ids", torch.empty(0, dtype=torch.long), persistent=False)
+        self.register_buffer("embed_scale", torch.ones(()), persistent=False)
+
+    def add_tokens(self, tokens: Sequence[str]) -> list[int]:
+        """Ids of the special `tokens`, in order; those the vocabulary lacks get new, separately trained rows.
+
+        Raises:
+            DreamkitError: it was called before, and a token is new to it.
+        """
+        unknown = sorted(set(tokens) - self.tokenizer.get_vocab().keys())
+        if unknown and self.new_embed is not None:
+            raise DreamkitError(f"tokens are added once, when the model is made; too late for {unknown}")
+        add_special(self.tokenizer, tokens)
+        if self.new_embed is None:
+            self._make_rows()
+        vocabulary = self.tokenizer.get_vocab()
+        return [vocabulary[token] for token in tokens]
+
+    def _make_rows(self) -> None:
+        """Gives rows to the tokens that were added, and to any that the model's matrices are too short for.
+
+        A tokenizer may know fewer tokens than the matrices have rows (they were padded to a round number), so
+        that an added token's id may lie within them; or more.
+        """
+        vocab_size = self.spec.vocab_size
+        vocabulary = self.tokenizer.get_vocab()
+        added = {vocabulary[token] for token in new_tokens(self.tokenizer)}
+        count = max(vocab_size, 1 + max(vocabulary.values()))
+        chosen = sorted(added | set(range(vocab_size, count)))
+        if not chosen:
+            return
+        table = torch.full((count,), -1)
+        table[chosen] = torch.arange(len(chosen))
+        inside = [index for index in chosen if index < vocab_size]
+        self.new_rows = table.to(self.new_rows.device)
+        self.inside_ids = torch.tensor(inside, dtype=torch.long, device=self.new_rows.device)
+        base = self.model.get_input_embeddings()
+        self.embed_scale = _scale(base)
+        self.new_embed = _rows_like(base.weight, len(chosen))
+        if not self.tied:
+            self.new_head = _rows_like(self.model.get_output_embeddings().weight, len(chosen))
+
+    def new_token_parameters(self) -> Sequence[nn.Parameter]:
+        return [rows for rows in (self.new_embed, self.new_head) if rows is not None]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        base = self.model.get_input_embeddings()
+        if self.new_embed is None:
+            return base(ids)
+        row = self.new_rows[ids]
+        known = base(ids.clamp(max=self.spec.vocab_size - 1))
+        new = F.embedding(row.clamp(min=0), self.new_embed) * self.embed_scale.to(self.new_embed.dtype)
+        return torch.where(row[..., None] < 0, known, new)
+
+    def head(self) -> Head:
+        head = self.model.get_output_embeddings()
+        weight, bias, rows = head.weight, head.bias, self._head_rows()
+        if rows is not None:
+            weight = self._with_new(weight, rows, dim=0)
+            bias = None if bias is None else self._with_new(bias, self._new_bias(rows), dim=0)
+        return Head(weight, bias, self.abilities.soft_cap, self.abilities.scale)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        head = self.model.get_output_embeddings()
+        logits, rows = head(hidden), self._head_rows()
+        if rows is not None:  # a product of their own is cheaper than joining the matrices
+            bias = None if head.bias is None else self._new_bias(rows)
+            logits = self._with_new(logits, F.linear(hidden, rows, bias), dim=-1)
+        if self.abilities.scale != 1:
+            logits = logits * self.abilities.scale
+        cap = self.abilities.soft_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _head_rows(self) -> Tensor | None:
+        return self.new_embed if self.tied else self.new_head
+
+    def _new_bias(self, rows: Tensor) -> Tensor:
+        return self.model.get_output_embeddings().bias.mean().expand(len(rows))
+
+    def _with_new(self, known: Tensor, new: Tensor, dim: int) -> Tensor:
+        """What belongs to the vocabulary's ids along `dim`, with that of added tokens put in its place."""
+        inside = self.inside_ids.shape[0]
+        if inside:
+            known = known.index_copy(dim, self.inside_ids, new.narrow(dim, 0, inside).to(known.dtype))
+        return torch.cat([known, new.narrow(dim, inside, new.shape[dim] - inside)], dim=dim)
+
+
+def _scale(embedding: nn.Embedding) -> Tensor:
+    """What the library's embedding makes of a row of one."""
+    rows = 1 + (embedding.padding_idx or 0)
+    one = embedding.weight.new_ones(rows, 1)
+    index = torch.zeros((), dtype=torch.long, device=one.device)
+    return functional_call(embedding, {"weight": one}, (index,)).detach().squeeze()
+
+
+def _rows_like(weight: Tensor, count: int) -> nn.Parameter:
+    """Rows near the mean row of a matrix: a new token starts as likely as an average one."""
+    with torch.no_grad():
+        mean, spread = weight.mean(0), weight.std()
+        return nn.Parameter(mean + NEW_ROW_NOISE * spread * torch.randn_like(weight[:1].expand(count, -1)))

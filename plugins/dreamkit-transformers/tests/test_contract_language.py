@@ -1,0 +1,70 @@
+"""The language models of this distribution keep their contracts, as they come and in forms that recipes give them."""
+
+from __future__ import annotations
+
+import pytest
+
+from dreamkit.testing import contracts
+from dreamkit_transformers.causal_lm import CausalLM
+from dreamkit_transformers.families import Gemma, Mistral, Phi, Qwen
+from dreamkit_transformers.llama import Llama, Vicuna
+from forms import form
+
+
+@contracts.parametrize("language_model", contracts.miniature(CausalLM))
+def test_causal_lm(check):
+    check()
+
+
+@contracts.parametrize("language_model", contracts.miniature(Gemma))
+def test_gemma(check):
+    check()
+
+
+@contracts.parametrize("language_model", contracts.miniature(Llama))
+def test_llama(check):
+    check()
+
+
+ALIBI = {"model_type": "bloom", "n_head": 4, "n_layer": 2}
+STATES = {"model_type": "mamba", "state_size": 4}
+NOT_GIVEN = ("intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        contracts.miniature(Mistral),
+        form(Mistral, config={"sliding_window": 4}),
+        contracts.miniature(Phi),
+        contracts.miniature(Qwen),
+        contracts.miniature(Vicuna),
+        form(Llama, config={"tie_word_embeddings": True}),
+        form(Llama, config={"vocab_size": 270}),
+        form(Vicuna, system_prompt=""),
+        form(
+            Gemma, ("query_pre_attn_scalar", "layer_types", "sliding_window"), config={"model_type": "gemma"}
+        ),
+        form(Gemma, config={"model_type": "gemma3_text"}),
+        form(Phi, config={"model_type": "phi"}),
+        form(Qwen, ("head_dim",), config={"model_type": "qwen2"}),
+        form(CausalLM, NOT_GIVEN, config=ALIBI),
+        form(CausalLM, NOT_GIVEN, config={**STATES, "num_hidden_layers": 2}),
+    ],
+    ids=[
+        *(
+            "mistral",
+            "short window",
+            "phi",
+            "qwen",
+            "vicuna",
+            "tied",
+            "padded vocabulary",
+            "no system prompt",
+        ),
+        *("gemma 1", "gemma 3", "phi 2", "qwen 2", "alibi", "mamba"),
+    ],
+)
+def test_other_forms(build):
+    report = contracts.verify("language_model", build, quick=True)
+    assert report.ok, str(report)
