@@ -1,0 +1,60 @@
+"""Well-known models of the hub answer offline."""
+
+import pytest
+
+from dreamkit import SourceError
+from dreamkit_transformers.causal_lm import LanguageConfig
+from dreamkit_transformers.families import Gemma, Mistral, Phi, Qwen
+from dreamkit_transformers.llama import Llama, Vicuna, VicunaConfig
+
+# what the models' pages and papers count, without the rows of added tokens; then length, window, bos, and ends
+KNOWN = [
+    (Vicuna, "lmsys/vicuna-7b-v1.1", 6_738_415_616, 2048, None, 1, (2,)),
+    (Vicuna, "lmsys/vicuna-7b-v1.5", 6_738_415_616, 4096, None, 1, (2,)),
+    (Llama, "huggyllama/llama-7b", 6_738_415_616, 2048, None, 1, (2,)),
+    (Llama, "meta-llama/Llama-2-7b-hf", 6_738_415_616, 4096, None, 1, (2,)),
+    (Llama, "meta-llama/Llama-3.1-8B", 8_030_261_248, 131072, None, 128000, (128001, 128009)),
+    (Llama, "meta-llama/Llama-3.2-1B", 1_235_814_400, 131072, None, 128000, (128001, 128009)),
+    (Mistral, "mistralai/Mistral-7B-v0.1", 7_241_732_096, 32768, 4096, 1, (2,)),
+    (Qwen, "Qwen/Qwen2.5-7B", 7_615_616_512, 131072, None, None, (151643, 151645)),
+    (Qwen, "Qwen/Qwen2.5-0.5B", 494_032_768, 32768, None, None, (151643, 151645)),
+    (Qwen, "Qwen/Qwen3-8B", 8_190_735_360, 40960, None, None, (151645, 151643)),
+    (Gemma, "google/gemma-2-2b", 2_614_341_888, 8192, 4096, 2, (1, 107)),
+    (Gemma, "google/gemma-3-1b-pt", 999_885_952, 32768, 512, 2, (1, 106)),
+    (Phi, "microsoft/Phi-3-mini-4k-instruct", 3_821_079_552, 4096, 2047, 1, (32000, 32001, 32007)),
+    (Phi, "microsoft/phi-4", 14_659_507_200, 16384, None, 100257, (100265,)),
+]
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+
+@pytest.mark.parametrize(("family", "name", "count", "length", "window", "bos", "ends"), KNOWN)
+def test_a_well_known_model_is_described_and_counted(family, name, count, length, window, bos, ends):
+    config = family.Config(pretrained=name)
+    spec = family.spec_from(config)
+    assert (spec.max_length, spec.sliding_window, spec.bos_id, spec.eos_ids) == (length, window, bos, ends)
+    assert spec.packing and spec.cache
+    outline = family.outline(config)
+    assert outline.spec == spec
+    assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
+    assert sum(parameter.numel() for parameter in outline.parameters()) == count
+    ids = outline.add_tokens(["<dream_start>", "<dream_end>"])
+    assert len(set(ids)) == 2 and min(ids) >= outline.tokenizer.vocab_size
+    assert {tuple(rows.shape) for rows in outline.new_token_parameters()} == {(2, spec.dim)}
+
+
+def test_weights_are_not_known():
+    config = VicunaConfig(pretrained="lmsys/vicuna-7b-v1.1")
+    with pytest.raises(SourceError, match="the cache .* does not hold it"):
+        Vicuna.from_pretrained(config)
+    with pytest.raises(SourceError, match="the cache .* does not hold it"):
+        Llama.from_config(LanguageConfig(config={"num_hidden_layers": 1}, tokenizer="lmsys/vicuna-7b-v1.1"))
+
+
+def test_an_unknown_name_is_unknown():
+    with pytest.raises(SourceError, match="lmsys/vicuna-7b-v9"):
+        Vicuna.spec_from(VicunaConfig(pretrained="lmsys/vicuna-7b-v9"))
