@@ -154,12 +154,14 @@ def _fit_projectors(found: Fit, model: ModelSection) -> None:
             decoder.context_scale,
         )
         if spec and decoder.context_tokens not in (None, spec.out_tokens):
+            follows = spec.out_tokens == model.dream_queries  # else the projector's own settings say how many
+            queries = f"set model.dream_queries to {decoder.context_tokens}, or " if follows else ""
             found.problem(
                 "model.condition_projector",
                 f"it gives {spec.out_tokens} tokens for {model.dream_queries} dream queries "
                 f"({found.recipe.place('model.dream_queries')}), but the image decoder takes {decoder.context_tokens} "
-                f"({found.recipe.place('model.image_decoder')}); set model.dream_queries to {decoder.context_tokens}, "
-                f"or name a projector that gives {decoder.context_tokens}",
+                f"({found.recipe.place('model.image_decoder')}); {queries}name a projector that gives "
+                f"{decoder.context_tokens}, such as {{name: resampler, tokens: {decoder.context_tokens}}}",
             )
     if language and decoder and decoder.pooled_dim is not None:
         spec = project("pooled_projector", language.dim, 1, decoder.pooled_dim)

@@ -155,6 +155,19 @@ def test_what_does_not_fit(
     assert caught.value.problems == (problem,)
 
 
+def test_a_number_of_tokens_that_the_decoder_does_not_take(registry: Registry) -> None:
+    """What to change is what would help: the queries where the projector follows them, else the projector."""
+    fixed = {"model__image_decoder": tiny_part("image_decoder", "fixedtokens")}
+    (problem,) = check(
+        read(registry, **fixed, model__condition_projector={"name": "mapper", "tokens": 5}), registry
+    )
+    assert "gives 5 tokens for 3 dream queries" in problem.message
+    assert "; name a projector that gives 4, such as {name: resampler, tokens: 4}" in problem.message
+    mended = {"name": "resampler", "tokens": 4}
+    assert check(read(registry, **fixed, model__condition_projector=mended), registry) == []
+    assert check(read(registry, **fixed, model__dream_queries=4), registry) == []
+
+
 def test_everything_that_does_not_fit_is_found_at_once(registry: Registry) -> None:
     described = read(
         registry,
