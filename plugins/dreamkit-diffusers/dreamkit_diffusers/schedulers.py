@@ -165,7 +165,8 @@ class FlowSchedulers(Schedulers):
 
     def shift(self, config: Mapping[str, Any]) -> float:
         """By how much noisy times are favoured: sigma becomes shift sigma / (1 + (shift - 1) sigma)."""
-        return float(config.get("shift", config.get("flow_shift", 1.0)))
+        is_default = config.get("_class_name", self.default.__name__) == self.default.__name__
+        return float(config.get("shift" if is_default else "flow_shift", 1.0))
 
     def settings(self, scheduler: type[SchedulerMixin], config: Mapping[str, Any]) -> dict[str, Any]:
         known = inspect.signature(scheduler).parameters

@@ -60,21 +60,24 @@ class SD3(FlowDecoder):
                 f"{width!r} found, but the latents' tokens have a width of {heads} heads x {head}; set it to "
                 f"{heads * head}",
             )
-        most, size = cls._largest(found), config.image_size
-        if most is not None and size is not None and size > most:
-            found.problems["image_size"] = (
-                f"{size} found, but the transformer has positions for at most {most} pixels "
-                f"(pos_embed_max_size {values['pos_embed_max_size']}); set it to {most} or less"
+        positions, own, factor = (
+            values["pos_embed_max_size"],
+            values["sample_size"],
+            cls._factor(found.values["vae"]),
+        )
+        if not is_count(positions):
+            message = f"{positions!r} found, but a whole number from 1 is wanted"
+            found.problem("transformer.pos_embed_max_size", message)
+            return
+        most = positions * cls._patch(values) * factor
+        said = f"but the transformer has positions for at most {most} pixels (pos_embed_max_size {positions})"
+        if config.image_size is not None and config.image_size > most:
+            found.problems["image_size"] = f"{config.image_size} found, {said}; set it to {most} or less"
+        elif config.image_size is None and is_count(own) and own * factor > most:
+            message = (
+                f"{own} found, which makes {own * factor} pixels, {said}; set image_size to {most} or less"
             )
-
-    @classmethod
-    def _largest(cls, found: Described) -> int | None:
-        """The longest side in pixels that there are positions for."""
-        values = found.values["transformer"]
-        numbers = [values["pos_embed_max_size"], cls._patch(values)]
-        if not all(map(is_count, numbers)):
-            return None
-        return numbers[0] * numbers[1] * cls._factor(found.values["vae"])
+            found.problem("transformer.sample_size", message)
 
     @classmethod
     def condition_spec(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
