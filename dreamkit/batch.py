@@ -75,14 +75,14 @@ class Collator:
     """Documents -> `Batch`.
 
     `read` and `draw` are the `preprocess` methods of the vision encoder and the image decoder. `packing` lets several
-    documents share a row. `condition_drop` is the probability with which an image is drawn from no prompt
-    (classifier-free guidance, arXiv 2207.12598).
+    documents share a row (None: where the language model's spec says that it keeps them apart). `condition_drop` is the
+    probability with which an image is drawn from no prompt (classifier-free guidance, arXiv 2207.12598).
     """
 
     sequencer: Sequencer
     read: Callable[[Sequences[Picture]], Tensor]
     draw: Callable[[Sequences[Picture]], tuple[Tensor, dict[str, Tensor]]]
-    packing: bool = True
+    packing: bool | None = None
     condition_drop: float = 0.0
 
     def __call__(self, documents: Sequences[Document]) -> Batch:
@@ -98,7 +98,8 @@ class Collator:
         unconditional = self.sequencer.unconditional() if self.condition_drop else None
         if unconditional is not None:
             sequences.append(unconditional)
-        rows = _pack([len(s) for s in sequences], self.sequencer.max_length if self.packing else 0)
+        packing = self.sequencer.language_model.spec.packing if self.packing is None else self.packing
+        rows = _pack([len(s) for s in sequences], self.sequencer.max_length if packing else 0)
         width = max(sum(len(sequences[i]) for i in row) for row in rows)
         starts = {}
         for number, row in enumerate(rows):

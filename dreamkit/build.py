@@ -85,9 +85,11 @@ class Fit:
         assert vision and language and decoder, "parts of a recipe that fits have specs"
         context = decoder.context_tokens or "any"
         pooled = f" and a pooled vector of {decoder.pooled_dim}" if decoder.pooled_dim else ""
+        lacks = "" if language.packing else ", one document a row"
+        lacks += "" if language.cache else ", decoding without a cache"
         shapes = {
             "vision_encoder": f"{vision.image_size} px -> {vision.num_tokens} x {vision.dim}",
-            "language_model": f"{language.max_length} x {language.dim}, vocabulary of {language.vocab_size}",
+            "language_model": f"{language.max_length} x {language.dim}, vocabulary of {language.vocab_size}{lacks}",
             "image_decoder": f"{context} x {decoder.context_dim}{pooled} -> {decoder.image_size} px",
         }
         for key, spec in self.projectors.items():
@@ -198,7 +200,7 @@ def _fit_lengths(found: Fit, model: ModelSection) -> None:
         found.problem(
             "train.packing",
             "true found, but the language model cannot keep documents in one row apart "
-            f"({found.recipe.place('model.language_model')}); set it to false",
+            f"({found.recipe.place('model.language_model')}); set it to false, or leave it out",
         )
     visual = found.projectors.get("visual_projector")
     room = language.max_length if train.max_length is None else train.max_length

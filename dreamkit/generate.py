@@ -94,12 +94,16 @@ def _documents(prompts: Prompt | Sequence[Prompt]) -> list[Document]:
 
 
 class _Session:
-    """One pass of a batch of documents through the language model, in pieces of any length."""
+    """One pass of a batch of documents through the language model, in pieces of any length.
+
+    A model that cannot go on from a cache is given all of a document again with each piece.
+    """
 
     def __init__(self, model: DreamModel, documents: int) -> None:
         self.model = model
         self.sequencer: Sequencer = model.sequencer()
-        self.cache = model.language_model.new_cache()
+        self.cache = model.language_model.new_cache() if model.language_model.spec.cache else None
+        self.past: list[Tensor | None] = [None] * documents  # what was fed, where there is no cache
         self.positions = [0] * documents
         self.device = model.dream_queries.device
 
@@ -134,21 +138,30 @@ class _Session:
 
     def feed(self, inputs: dict[int, Tensor]) -> dict[int, Tensor]:
         """Runs each document's next embeddings (t, D) through the language model -> hidden states (t, D)."""
-        width = max(len(embeds) for embeds in inputs.values())
+        given = inputs if self.cache is not None else self._with_past(inputs)
+        width = max(len(embeds) for embeds in given.values())
         dim = self.model.language_model.spec.dim
         embeds_BTD = self.model.dream_queries.new_zeros(len(self.positions), width, dim)
         position_ids = torch.zeros(len(self.positions), width, dtype=torch.long)
         segment_ids = torch.full_like(position_ids, -1)
-        for number, embeds in inputs.items():
-            start, length = self.positions[number], len(embeds)
+        for number, embeds in given.items():
+            start, length = 0 if self.cache is None else self.positions[number], len(embeds)
             embeds_BTD[number, :length] = embeds
             position_ids[number, :length] = torch.arange(start, start + length)
             segment_ids[number, :length] = 0
-            self.positions[number] += length
+            self.positions[number] = start + length
         hidden = self.model.language_model(
             embeds_BTD, position_ids.to(self.device), segment_ids.to(self.device), cache=self.cache
         )
-        return {number: hidden[number, : len(embeds)] for number, embeds in inputs.items()}
+        return {
+            number: hidden[number, : len(embeds)][-len(inputs[number]) :] for number, embeds in given.items()
+        }
+
+    def _with_past(self, inputs: dict[int, Tensor]) -> dict[int, Tensor]:
+        for number, embeds in inputs.items():
+            past = self.past[number]
+            self.past[number] = embeds if past is None else torch.cat([past, embeds])
+        return {number: past for number in inputs if (past := self.past[number]) is not None}
 
     def dream_states(self, hidden_TD: Tensor) -> Tensor:
         """The dream states (Q, D) at the end of hidden states that end with the queries."""

@@ -167,7 +167,7 @@ class LanguageModel(PretrainedPart):
 
     @abstractmethod
     def new_cache(self) -> Any:
-        """An empty cache for `forward`, which fills it in place."""
+        """An empty cache for `forward`, which fills it in place; asked for where `spec.cache` is true."""
 
     @abstractmethod
     def forward(

@@ -89,7 +89,8 @@ class TrainSection:
     """`steps` updates, of `accumulation` batches of `batch_size` documents each on each device.
 
     `trainable` names what learns besides adapters. `warmup` is in steps, `max_length` in tokens of a row (None: the
-    language model's), `log_every` and `save_every` in steps (0: only at the end).
+    language model's). `packing` puts several documents into a row (None: where the language model keeps them apart).
+    `log_every` and `save_every` in steps (0: only at the end).
     """
 
     trainable: tuple[Trainable, ...]
@@ -102,7 +103,7 @@ class TrainSection:
     weight_decay: float = setting(0.0, least=0)
     max_grad_norm: float = setting(1.0, above=0)
     max_length: int | None = setting(None, least=1)
-    packing: bool = True
+    packing: bool | None = None
     seed: int = setting(0, least=0, most=2**32 - 1)
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False

@@ -113,7 +113,7 @@ class Sequencer:
 
     def prompt(self, document: Document) -> Sequence:
         """The sequence a model goes on from: no end token, and in a conversation the assistant's turn left open."""
-        return self._checked(self._begin(document, prompt=True), "shorten it")
+        return self._checked(self._after_something(self._begin(document, prompt=True)), "shorten it")
 
     def unconditional(self) -> Sequence:
         """What classifier-free guidance draws from without a prompt: the dream queries after an empty text."""
@@ -129,7 +129,13 @@ class Sequencer:
             self._read(sequence, blank)
         if draw:
             self._draw(sequence, blank, learn=False)
-        sequence.append([self.language_model.spec.eos_ids[0]], learn=True)
+        self._after_something(sequence).append([self.language_model.spec.eos_ids[0]], learn=True)
+        return sequence
+
+    def _after_something(self, sequence: Sequence) -> Sequence:
+        """What a first token can follow: where there is no bos token, the end of another text."""
+        if not sequence.ids:
+            sequence.append([self.language_model.spec.eos_ids[0]], learn=False)
         return sequence
 
     def _empty(self, name: str, weight: float = 1.0) -> Sequence:

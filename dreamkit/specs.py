@@ -43,7 +43,8 @@ class LanguageSpec:
     """`dim` D; `vocab_size` before tokens are added; `max_length` in tokens; ids of the special tokens.
 
     `bos_id` is None where the model starts without one; `eos_ids` all end a text, the first one is written.
-    `packing`: several documents may share a row. `cache`: decoding can go on from cached keys and values.
+    `packing`: several documents may share a row; without it, a row holds one. `cache`: decoding can go on from cached
+    keys and values; without it, all that was written is computed again for each token.
     `sliding_window`: how many positions an attention layer sees at most, its own included; None where all see all.
     `reserved_tokens`: the names of bos, eos and pad, which can stand for nothing else.
     """

@@ -88,9 +88,12 @@ def test_the_tiny_recipe_fits(registry: Registry) -> None:
         ({"train": {**TRAIN, "max_length": 12}}, "train.max_length", ("5 + 6 tokens", "row holds 12")),
         ({"train": {**TRAIN, "max_length": 257}}, "train.max_length", ("rows of 257", "at most 256")),
         (
-            {"model__language_model": tiny_part("language_model", "apart")},
+            {
+                "model__language_model": tiny_part("language_model", "apart"),
+                "train": {**TRAIN, "packing": True},
+            },
             "train.packing",
-            ("true found", "set it to false"),
+            ("true found", "set it to false, or leave it out"),
         ),
         (
             {"model__condition_projector": {"name": "halving"}},

@@ -49,9 +49,9 @@ def test_a_well_known_model_is_described_and_counted(family, name, count, length
 
 def test_weights_are_not_known():
     config = VicunaConfig(pretrained="lmsys/vicuna-7b-v1.1")
-    with pytest.raises(SourceError, match="the cache .* does not hold it"):
+    with pytest.raises(SourceError, match=r"the cache .* does not hold it"):
         Vicuna.from_pretrained(config)
-    with pytest.raises(SourceError, match="the cache .* does not hold it"):
+    with pytest.raises(SourceError, match=r"the cache .* does not hold it"):
         Llama.from_config(LanguageConfig(config={"num_hidden_layers": 1}, tokenizer="lmsys/vicuna-7b-v1.1"))
 
 
