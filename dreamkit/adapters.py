@@ -101,7 +101,7 @@ def write_adapter(part: Part, tensors: Mapping[str, Tensor], file: Path, base: s
     `base` is the source of the part.
     """
     inside = {_below(part, name): tensor for name, tensor in tensors.items()}
-    made: LoraConfig = adapter_root(part).peft_config[_NAME]  # type: ignore[index,assignment,union-attr]
+    made: LoraConfig = adapter_root(part).peft_config[_NAME]  # type: ignore[index,assignment]
     config = {
         **made.to_dict(),
         # in full, as the library's model may have more layers than the part has kept
@@ -150,7 +150,7 @@ def merge(part: Part) -> set[str]:
                 "change with them; train it with an adapter of other layers"
             )
         try:
-            layer.merge(safe_merge=True)  # type: ignore[operator]
+            layer.merge(safe_merge=True)
         except ValueError as error:
             raise DreamkitError(f"the adapter of {name} cannot be merged: {error}") from error
         part.set_submodule(name, base)

@@ -31,7 +31,7 @@ def merge_adapters(folder: Path, out: Path, registry: Registry) -> list[str]:
     model, _ = load_checkpoint(folder, registry)
     recipe = model.recipe
     assert recipe is not None, "a loaded checkpoint has its recipe"
-    targets = [adapter.target for adapter in recipe.model.adapters]
+    targets: list[str] = [adapter.target for adapter in recipe.model.adapters]
     for target in targets:
         try:
             merged = merge(model.parts()[target])

@@ -34,6 +34,11 @@ from dreamkit.train import train
 from dreamkit.trainer import DreamTrainer, training_arguments
 
 TRAINABLE = ["language_model", "visual_projector", "condition_projector", "dream_queries", "new_tokens"]
+ADAPTERS = [
+    {"target": "language_model", "rank": 2, "use_dora": True},
+    {"target": "vision_encoder", "rank": 2},
+    {"target": "image_decoder", "rank": 2, "use_rslora": True},
+]
 STEPS = 3
 BAD_SEEDS = (0, 2)  # with which one process has the bad document, and the other
 TOLERANCE = 1e-12  # of weights after `STEPS`: a sum in another order, in float64
@@ -94,13 +99,21 @@ def collator(model: DreamModel) -> FixedNoise:
     )
 
 
-def train_layout(out: Path, batch_size: int, accumulation: int) -> DreamModel:
-    """Trains with the same global batches, whatever the layout, and returns the model."""
-    settings = recipe(batch_size=batch_size, accumulation=accumulation)
+def train_layout(
+    out: Path, batch_size: int, accumulation: int, adapters: Sequence[dict[str, Any]] = ()
+) -> DreamModel:
+    """Trains with the same global batches, whatever the layout, and returns the model.
+
+    Where there are adapters, they learn in place of the language model.
+    """
+    trainable = TRAINABLE[1:] if adapters else TRAINABLE
+    settings = recipe(
+        adapters=adapters, batch_size=batch_size, accumulation=accumulation, trainable=trainable
+    )
     arguments = training_arguments(settings, out)
-    model = tiny.model()
+    model = tiny.model(**{"model.adapters": adapters})
     model.recipe = settings
-    model.set_trainable(TRAINABLE)
+    model.set_trainable(trainable)
     batches = collator(model)
     documents = STEPS * batch_size * accumulation * world_size()
     mixture = Mixture([TinyDocuments()], [1.0], documents, seed=0)
@@ -165,6 +178,9 @@ def main(folder: Path) -> None:
     save_checkpoint(train_layout(folder / "2x2", 2, 1), folder / "2x2" / "checkpoint")
 
     save_checkpoint(train_layout(folder / "2x1x2", 1, 2), folder / "2x1x2" / "checkpoint")
+
+    adapted = train_layout(folder / "adapted", 2, 1, ADAPTERS)
+    save_checkpoint(adapted, folder / "adapted" / "checkpoint")
 
     for seed in BAD_SEEDS:
         settings = recipe(steps=6, batch_size=1, log_every=6, seed=seed)

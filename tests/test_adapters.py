@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 from collections.abc import Mapping
@@ -19,15 +20,18 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel, LlamaForCausalLM
 
 import tiny
-from dreamkit.adapters import is_adapter, merge, spelled
+from dreamkit.adapters import adapt, adapter_root, is_adapter, merge, spelled, write_adapter
 from dreamkit.batch import Batch, Collator
 from dreamkit.build import build
 from dreamkit.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from dreamkit.errors import CheckpointError, DreamkitError
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
-from dreamkit.recipe import WITH_SOURCE, Recipe
+from dreamkit.recipe import WITH_SOURCE, AdapterSection, Recipe
 from dreamkit.specs import Condition
+from dreamkit.testing import contracts
+from dreamkit.testing.subject import Case
+from dreamkit.testing.subjects import SUBJECTS
 from dreamkit.train import train
 from layouts import TinyDocuments
 
@@ -211,8 +215,59 @@ def test_peft_and_diffusers_open_a_decoders(adapted: tuple[DreamModel, Path], so
     )
     pipeline.load_lora_weights(folder / "image_decoder")
     torch.testing.assert_close(pipeline.unet(noisy, timesteps, condition.context).sample, expected)
-    with safe_open(folder / "image_decoder/pytorch_lora_weights.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["lora_adapter_metadata"])["unet.lora_alpha"] == 6
+
+
+def adapted_part(kind: str, name: str, folder: Path, **settings: Any) -> tuple[Any, Any, Any]:
+    """A part with an adapter, which is written to `folder`, the same part without, and what calls them."""
+    subject = SUBJECTS[kind](contracts.miniature(REGISTRY.get(kind, name)))
+    part, plain = subject.make(), subject.make()
+    adapt(part, AdapterSection(kind, rank=2, alpha=6, **settings))  # type: ignore[arg-type]
+    disturb(part)
+    tensors = {spelled(n): p.detach() for n, p in part.named_parameters() if is_adapter(n)}
+    write_adapter(part, tensors, folder / "adapter/adapter_model.safetensors", None)
+    return part, plain, lambda of: subject.call(of, subject.inputs(Case(2, 3, seed=0)))
+
+
+PARTS = [(kind, name) for kind in WITH_SOURCE for name in sorted(REGISTRY.components(kind))]
+
+
+@pytest.mark.parametrize(("kind", "name"), PARTS)
+def test_peft_opens_the_adapter_of_every_part_and_it_merges(kind: str, name: str, tmp_path: Path) -> None:
+    part, plain, call = adapted_part(kind, name, tmp_path, use_dora=True, use_rslora=True)
+    before, expected = call(plain), call(part)
+    assert differs(expected, before)
+    # it puts its layers into the model that it is given
+    PeftModel.from_pretrained(adapter_root(plain), tmp_path / "adapter")
+    torch.testing.assert_close(call(plain), expected)
+    merge(part)
+    torch.testing.assert_close(call(part), expected, rtol=1e-4, atol=1e-4)
+
+
+PIPELINES = {
+    "stable-diffusion": diffusers.StableDiffusionPipeline,
+    "sdxl": diffusers.StableDiffusionXLPipeline,
+    "sd3": diffusers.StableDiffusion3Pipeline,
+    "sana": diffusers.SanaPipeline,
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", sorted(REGISTRY.components("image_decoder")))
+def test_a_pipeline_of_diffusers_opens_the_adapter_of_every_decoder(
+    name: str, variant: str, tmp_path: Path
+) -> None:
+    part, plain, call = adapted_part("image_decoder", name, tmp_path, **VARIANTS[variant])
+    before, expected = call(plain), call(part)
+    assert differs(expected, before)
+    wanted = inspect.signature(PIPELINES[name].__init__).parameters.values()
+    given = {p.name: getattr(plain, p.name, None) for p in wanted if p.default is p.empty}
+    del given["self"]
+    pipeline = PIPELINES[name](**given | {"scheduler": plain.scheduler()})
+    pipeline.load_lora_weights(tmp_path / "adapter")
+    torch.testing.assert_close(call(plain), expected)
+    with safe_open(tmp_path / "adapter/pytorch_lora_weights.safetensors", "pt") as file:
+        metadata = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert metadata[f"{part.adapter_root}.lora_alpha"] == 6
 
 
 def test_an_adapter_of_every_kind_of_layer_comes_back_and_merges(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import layouts
 import tiny
-from dreamkit.checkpoint import save_checkpoint
+from dreamkit.checkpoint import load_checkpoint, save_checkpoint
 from dreamkit.data.mixture import Mixture
 from dreamkit.errors import TrainingError
 from dreamkit.plugins import Registry
@@ -72,6 +72,22 @@ def test_four_documents_over_two_processes_equal_four_at_once(
             torch.testing.assert_close(
                 found[name], tensor, rtol=0, atol=layouts.TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
             )
+
+
+def test_adapters_learn_the_same_over_two_processes(launched: Path, tmp_path: Path) -> None:
+    alone = layouts.train_layout(tmp_path, 4, 1, layouts.ADAPTERS)
+    save_checkpoint(alone, tmp_path / "checkpoint")
+    for adapter in layouts.ADAPTERS:
+        file = Path("checkpoint/adapters", adapter["target"], "adapter_model.safetensors")
+        expected, found = load_file(tmp_path / file), load_file(launched / "adapted" / file)
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(
+                found[name], tensor, rtol=0, atol=layouts.TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
+            )
+    loaded, report = load_checkpoint(launched / "adapted/checkpoint")
+    assert not any(part.missing for part in report.parts.values())
+    assert any("lora_magnitude_vector" in name for name in loaded.state_dict())
 
 
 @pytest.mark.parametrize("layout", ["2x2", "2x1x2"])
