@@ -261,10 +261,10 @@ def _fit_modules(found: Fit, index: int, adapter: AdapterSection, cls: Any, sect
 
 
 def _fit_generation(found: Fit) -> None:
-    name = found.recipe.generation and found.recipe.generation.scheduler
-    known = None if found.image_decoder is None else found.image_decoder.schedulers
-    if name is not None and known is not None and name not in known:
-        objective = f", {found.image_decoder.objective}" if found.image_decoder.objective else ""
+    name, decoder = found.recipe.generation and found.recipe.generation.scheduler, found.image_decoder
+    known = None if decoder is None else decoder.schedulers
+    if decoder is not None and name is not None and known is not None and name not in known:
+        objective = f", {decoder.objective}" if decoder.objective else ""
         found.problem(
             "generation.scheduler",
             f"'{name}' is none of the schedulers that fit the image decoder's objective{objective} "

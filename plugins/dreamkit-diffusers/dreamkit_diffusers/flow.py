@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dreamkit_diffusers.latent import LatentDecoder
+from dreamkit_diffusers.schedulers import FLOW
 
 
 class FlowDecoder(LatentDecoder):
@@ -25,7 +26,7 @@ class FlowDecoder(LatentDecoder):
         """
         device = self.network.device if generator is None else generator.device
         sigmas_N = torch.randn(count, generator=generator, device=device).sigmoid()
-        shift = self.layout.schedulers.shift(self.schedule_config)
+        shift = FLOW.shift(self.schedule_config)
         return self._steps * shift * sigmas_N / (1 + (shift - 1) * sigmas_N)
 
     def noisy(self, latents: Tensor, noise: Tensor, timesteps_N: Tensor) -> tuple[Tensor, Tensor]:
