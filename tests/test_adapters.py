@@ -17,7 +17,7 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, LlamaForCausalLM
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionModel, LlamaForCausalLM
 
 import tiny
 from dreamkit.adapters import adapt, adapter_root, is_adapter, merge, spelled, write_adapter
@@ -190,29 +190,34 @@ def to_denoise(decoder: Any) -> tuple[Tensor, Tensor, Condition]:
     return noisy, torch.tensor([20, 700]), Condition(context)
 
 
+def pipeline_of(sources: Path) -> Any:
+    """The image decoder of `sources` as diffusers has it, with a text encoder that it would need to draw."""
+    sizes = {"hidden_size": 12, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    words = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+    return diffusers.StableDiffusionPipeline(
+        vae=diffusers.AutoencoderKL.from_pretrained(sources / "image_decoder/vae"),
+        text_encoder=CLIPTextModel(CLIPTextConfig(vocab_size=2, **sizes)),
+        tokenizer=CLIPTokenizer(vocab=words, merges=[]),
+        unet=diffusers.UNet2DConditionModel.from_pretrained(sources / "image_decoder/unet"),
+        scheduler=diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 @torch.no_grad()
 def test_peft_and_diffusers_open_a_decoders(adapted: tuple[DreamModel, Path], sources: Path) -> None:
     model, folder = adapted
     noisy, timesteps, condition = to_denoise(model.image_decoder)
     expected = model.image_decoder.denoise(noisy, timesteps, condition, {})
 
-    def library() -> Any:
-        return diffusers.UNet2DConditionModel.from_pretrained(sources / "image_decoder/unet").eval()
-
-    assert differs(expected, library()(noisy, timesteps, condition.context).sample)
-    opened = PeftModel.from_pretrained(library(), folder / "image_decoder").eval()
+    plain = diffusers.UNet2DConditionModel.from_pretrained(sources / "image_decoder/unet")
+    assert differs(expected, plain(noisy, timesteps, condition.context).sample)
+    opened = PeftModel.from_pretrained(plain, folder / "image_decoder").eval()
     torch.testing.assert_close(opened(noisy, timesteps, condition.context).sample, expected)
 
-    pipeline = diffusers.StableDiffusionPipeline(
-        vae=model.image_decoder.vae,
-        text_encoder=None,
-        tokenizer=None,
-        unet=library(),
-        scheduler=diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = pipeline_of(sources)
     pipeline.load_lora_weights(folder / "image_decoder")
     torch.testing.assert_close(pipeline.unet(noisy, timesteps, condition.context).sample, expected)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +16,22 @@ import tiny
 from dreamkit import cli
 from dreamkit.adapters import is_adapter
 from dreamkit.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from dreamkit.model import DreamModel
 from dreamkit.recipe import WITH_SOURCE
-from test_adapters import REGISTRY, VARIANTS, adapters, built, close, disturb, outputs
+from test_adapters import (
+    REGISTRY,
+    VARIANTS,
+    adapted as adapted,
+    adapters,
+    built,
+    close,
+    disturb,
+    outputs,
+    pipeline_of,
+    pytestmark as pytestmark,
+    sources as sources,
+    to_denoise,
+)
 
 
 @pytest.fixture
@@ -92,3 +109,31 @@ def test_what_cannot_be_merged_is_refused_and_nothing_written(run, tmp_path: Pat
     code, said = run("merge-adapters", tmp_path / "none", out)
     assert code == 2 and "is not a checkpoint: there is no such folder" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "plain"]
+
+
+def test_the_docs_open_adapters_and_merge_them(
+    run, monkeypatch: pytest.MonkeyPatch, adapted: tuple[DreamModel, Path], sources: Path, tmp_path: Path
+) -> None:
+    page = (Path(__file__).parent.parent / "docs/checkpoints.md").read_text()
+    section = page.partition("## Adapters in peft and diffusers")[2].partition("\n## ")[0]
+    language, decoder = re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    (command,) = re.findall(r"^```sh\ndreamkit (.*?)\n```$", section, re.DOTALL | re.MULTILINE)
+    model, folder = adapted
+    # folders of this name are looked for before the hub
+    shutil.copytree(sources / "language_model", tmp_path / "lmsys/vicuna-7b-v1.1")
+    pipeline_of(sources).save_pretrained(tmp_path / "stable-diffusion-v1-5/stable-diffusion-v1-5")
+    shutil.copytree(folder.parent, tmp_path / "run1/checkpoint")
+    monkeypatch.chdir(tmp_path)
+
+    opened: dict[str, Any] = {}
+    exec(language, opened)
+    exec(decoder, opened)
+    ids = torch.arange(24).view(2, 12)
+    noisy, timesteps, condition = to_denoise(model.image_decoder)
+    with torch.no_grad():
+        torch.testing.assert_close(opened["model"](ids).logits, model.language_model.library_forward(ids))
+        torch.testing.assert_close(
+            opened["pipeline"].unet(noisy, timesteps, condition.context).sample,
+            model.image_decoder.denoise(noisy, timesteps, condition, {}),
+        )
+    assert run(*command.split())[0] == 0 and (tmp_path / "merged/dreamkit.json").is_file()
