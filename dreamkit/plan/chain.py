@@ -37,7 +37,7 @@ def chain(model: DreamModel, recipe: Recipe) -> tuple[tuple[Step, ...], ...]:
 
     states = Step("dream states", "", (queries, dim))
     context = model.condition_projector.spec
-    lines = [
+    lines: list[tuple[Step, ...]] = [
         (
             Step("image", "", (3, vision.image_size, vision.image_size)),
             part("vision_encoder", vision.num_tokens, vision.dim),

@@ -12,15 +12,15 @@ from dreamkit.plan.sizes import in_bytes, in_words
 from dreamkit.recipe import Recipe
 
 LEFT_OUT = (
-    "Counted are live tensors, as torch makes them. Left out is what the device's context, the libraries' workspaces "
-    "and communication, and fragmentation take: a few GiB on a GPU."
+    "Counted are live tensors, as torch makes them. Left out is what the device's context, libraries' workspaces,\n"
+    "communication and fragmentation take: a few GiB on a GPU."
 )
 
 
 def report(plan: Plan, recipe: Recipe) -> Iterator[RenderableType]:
     """What `dreamkit plan` prints, piece by piece."""
     for steps in plan.chain:
-        yield " -> ".join(map(str, steps))
+        yield "\n  -> ".join(map(str, steps))
     yield ""
     yield _parts(plan)
     yield ""
@@ -51,9 +51,9 @@ def _assumptions(plan: Plan, recipe: Recipe) -> Iterator[str]:
     train = recipe.train
     images = "1 image" if plan.images == 1 else f"{plan.images} images"
     yield (
-        f"a batch of {train.batch_size} documents that fill {plan.length} tokens each, with {images} that "
-        f"{'is' if plan.images == 1 else 'are'} drawn and read back (--images; a row has room for {plan.most_images}); "
-        f"{plan.rows} rows, {train.accumulation} batch{'es' if train.accumulation > 1 else ''} a step"
+        f"a batch of {train.batch_size} documents that fill {plan.length} tokens each, in {plan.rows} rows; "
+        f"{train.accumulation} batch{'es' if train.accumulation > 1 else ''} a step\n"
+        f"{images} in a document (--images), drawn and read back; a row has room for {plan.most_images}"
     )
     shared = f"{plan.processes} processes under FSDP" if plan.processes > 1 else "1 process"
     yield (

@@ -57,7 +57,7 @@ def measure(model: DreamModel, batch: Batch, recipe: Recipe, gradient_bytes: Map
                     parameter.grad = torch.zeros_like(parameter)
                     live.recount(parameter.grad, "gradients", kept[parameter])
                 parameter.register_post_accumulate_grad_hook(
-                    lambda p: live.recount(p.grad, "gradients", kept[p])  # type: ignore[arg-type]
+                    lambda p: live.recount(p.grad, "gradients", kept[p])
                 )
         try:
             with torch.autocast("cpu", torch.bfloat16, enabled=recipe.train.precision == "bfloat16"):
@@ -86,7 +86,8 @@ def _replace_tensors(model: nn.Module, fake: Callable[[Tensor], Tensor]) -> None
         return known[id(tensor)]
 
     for module in model.modules():
-        for owner in (module._parameters, module._buffers):
+        owners: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for owner in owners:
             owner.update({name: once(tensor) for name, tensor in owner.items() if tensor is not None})
         for name, value in vars(module).items():
             if isinstance(value, Tensor) and value.is_meta:
