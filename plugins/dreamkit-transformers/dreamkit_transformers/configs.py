@@ -61,7 +61,8 @@ def _mistake(kind: type[PreTrainedConfig], name: str, value: Any) -> str | None:
     if name == "hidden_act" and value not in ACT2FN:
         return f"{value!r} found, but the name of an activation is wanted; {did_you_mean(value, ACT2FN)}"
     try:
-        kind(**{name: value})
+        with quiet():  # the other values are not yet the user's
+            kind(**{name: value})
     except StrictDataclassFieldValidationError as error:
         return one_line(error.__cause__ or error)
     except _REFUSALS:

@@ -65,12 +65,12 @@ def _abilities(
 
 def _small_model(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """The first of its small copies that runs, with weights that all matter."""
-    said = "its config's class takes no smaller values"
+    reasons = []
     for small in small_copies(config):
         try:
             count = sum(p.numel() for p in on_meta(lambda c=small: make(kind, c)).parameters())
             if count > LARGEST:
-                said = f"a copy of two layers still has {count:,} parameters, too many to try it"
+                reasons.append(f"a copy of it has {count:,} parameters, too many to try it")
                 continue
             model = make(kind, small).eval()
             for parameter in model.parameters():
@@ -80,10 +80,10 @@ def _small_model(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTr
                     parameter.add_(0.1 * torch.randn_like(parameter))
             model.base_model(torch.zeros(1, 2, dtype=torch.long), use_cache=False)
         except Exception as error:  # a library's code fails in any way it likes
-            said = f"a copy of two layers does not run: {one_line(error.__cause__ or error)}"
+            reasons.append(f"a copy of it does not run: {one_line(error.__cause__ or error)}")
         else:
             return model
-    raise Undrivable(said)
+    raise Undrivable("; ".join(reasons) or "its config takes no other number of layers")
 
 
 def make(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
@@ -105,7 +105,7 @@ class _Probe:
             model.get_output_embeddings(), nn.Linear
         ):
             raise Undrivable("its words have no embedding matrix, or its head is none")
-        self.ids = torch.randint(3, model.config.vocab_size or VOCABULARY, (2, FIRST))
+        self.ids = torch.randint(3, VOCABULARY, (2, FIRST))
         self.texts = [self.ids[:1], self.ids[1:, :SECOND]]
         self.embeds = [self.embedding(ids) for ids in self.texts]
         self.wanted = [self.decoder(ids, use_cache=False).last_hidden_state for ids in self.texts]

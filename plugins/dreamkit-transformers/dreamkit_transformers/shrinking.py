@@ -39,7 +39,7 @@ def small_copies(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
         for name, value in values.items()
         if type(value) is int and ("window" in name or "chunk" in name) and "layer" not in name and value > 0
     }
-    few[own.get("vocab_size", "vocab_size")] = min(config.vocab_size, VOCABULARY)
+    few[own.get("vocab_size", "vocab_size")] = VOCABULARY
     few |= {
         name: index
         for index, name in enumerate(("pad_token_id", "bos_token_id", "eos_token_id"))

@@ -1,0 +1,176 @@
+"""Any decoder of the library: what the probe finds is so, and what it is found from is the library's own computing."""
+
+import time
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
+
+from dreamkit import ConfigError
+from dreamkit_transformers import probe
+from dreamkit_transformers.causal_lm import CausalLM, LanguageConfig
+from dreamkit_transformers.probe import abilities
+from small_language import TOKENS, positions
+
+BASE = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2}
+WIDE = {**BASE, "intermediate_size": 24, "max_position_embeddings": 64}
+SHARED = {**WIDE, "num_key_value_heads": 2}
+TYPES = ["sliding_attention", "full_attention"]
+NEXT = {
+    **SHARED,
+    "head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 4,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+    "shared_expert_intermediate_size": 8,
+}
+SINKS = {**SHARED, "head_dim": 8, "layer_types": TYPES, "sliding_window": 4, "num_local_experts": 4}
+OPT = {**BASE, "ffn_dim": 24, "word_embed_proj_dim": 16, "max_position_embeddings": 64}
+NEO = {"hidden_size": 16, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
+# config; then packing, cache, whether the final norm is an RMS norm, and the scale of the logits
+FOUND = {
+    "opt": (OPT, True, True, False, 1.0),
+    "opt without norm": (
+        {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 12},
+        True,
+        True,
+        False,
+        1.0,
+    ),
+    "bloom": (BASE, False, True, False, 1.0),
+    "falcon": ({**BASE, "ffn_hidden_size": 24}, True, True, False, 1.0),
+    "falcon alibi": ({**BASE, "ffn_hidden_size": 24, "alibi": True}, False, True, False, 1.0),
+    "mamba": ({"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}, False, False, True, 1.0),
+    "qwen3_next": (NEXT, False, False, True, 1.0),
+    "gpt_oss": (SINKS, True, True, True, 1.0),
+    "gpt2": ({"n_embd": 16, "n_head": 4, "n_layer": 2, "n_positions": 64}, True, True, False, 1.0),
+    "gpt_neox": (WIDE, True, True, False, 1.0),
+    "gpt_neo": (NEO, True, False, False, 1.0),
+    "olmo2": (SHARED, True, True, True, 1.0),
+    "cohere": ({**SHARED, "logit_scale": 0.25}, True, True, False, 0.25),
+    "granite": ({**SHARED, "logits_scaling": 8.0, "embedding_multiplier": 3.0}, True, True, True, 0.125),
+    "stablelm": (SHARED, True, True, False, 1.0),
+}
+
+
+def make(name):
+    values = {"model_type": name.split()[0], **FOUND[name][0]}
+    torch.manual_seed(0)
+    part = CausalLM.from_config(LanguageConfig(config=values)).eval()
+    with torch.no_grad():
+        for parameter in part.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return part
+
+
+@pytest.mark.parametrize("name", FOUND)
+@torch.no_grad()
+def test_what_is_found_is_so(name):
+    _, packing, cache, rms, scale = FOUND[name]
+    part = make(name)
+    assert (part.spec.packing, part.spec.cache) == (packing, cache)
+    assert (part.norm_weights is not None, part.head().scale) == (rms, scale)
+    part.add_tokens(TOKENS)
+    texts = [torch.randint(3, 250, (1, length)) for length in (11, 7)]
+    with_library = [part.library_forward(text)[0] for text in texts]
+    for text, wanted in zip(texts, with_library, strict=True):
+        found = part.logits(part.final_norm(part(part.embed(text), *positions(text.shape[1]))))[0]
+        _close(found[:, :260], wanted)
+    padded = torch.cat([texts[1], texts[0][:, :4]], 1)
+    segments = torch.tensor([[0] * 11, [0] * 7 + [-1] * 4])
+    hidden = part(part.embed(torch.cat([texts[0], padded])), torch.arange(11).expand(2, -1), segments)
+    _close(part.logits(part.final_norm(hidden[1, :7]))[:, :260], with_library[1])
+    if packing:
+        hidden = part(part.embed(torch.cat(texts, 1)), *positions(11, 7))[0]
+        _close(part.logits(part.final_norm(hidden))[:, :260], torch.cat(with_library))
+    if cache:
+        kept = part.new_cache()
+        pieces = []
+        for start, end in ((0, 5), (5, 6), (6, 11)):
+            position_ids = torch.arange(start, end)[None]
+            embeds = part.embed(texts[0][:, start:end])
+            pieces.append(part(embeds, position_ids, torch.zeros_like(position_ids), kept))
+        _close(part.logits(part.final_norm(torch.cat(pieces, 1)))[0, :, :260], with_library[0])
+
+
+def _close(found, wanted):
+    torch.testing.assert_close(found, wanted, atol=1e-4 * float(wanted.abs().max()), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_layers_that_adapters_go_to_are_within_the_decoder(name):
+    part = make(name)
+    assert part.adapter_targets
+    for target in part.adapter_targets:
+        layers = [module for path, module in part.model.named_modules() if path.endswith(f".{target}")]
+        assert layers and part.model.get_output_embeddings() not in layers
+
+
+def test_the_probe_leaves_the_generator_alone_and_is_asked_once(monkeypatch):
+    config = OPTConfig(num_hidden_layers=3)
+    torch.manual_seed(5)
+    wanted = torch.randn(2)
+    torch.manual_seed(5)
+    start = time.perf_counter()
+    found = abilities(OPTForCausalLM, config)
+    assert time.perf_counter() - start < 2
+    assert torch.equal(torch.randn(2), wanted)
+    monkeypatch.setattr(probe, "_small_model", lambda *_: pytest.fail("probed twice"))
+    assert abilities(OPTForCausalLM, OPTConfig(num_hidden_layers=3)) == found
+
+
+@torch.no_grad()
+def test_a_copy_is_small():
+    config = LlamaConfig(
+        hidden_size=8192, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8
+    )
+    model = probe._small_model(LlamaForCausalLM, config)
+    assert sum(parameter.numel() for parameter in model.parameters()) < 5_000_000
+    assert len(model.model.layers) == 2 and model.model.layers[0].self_attn.head_dim == 128
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "reason"),
+    [
+        (BertLMHeadModel, BertConfig(), "its tokens see those that come after them"),
+        (Gemma3ForConditionalGeneration, Gemma3Config(), "it is more than a decoder of text"),
+        (Mamba2ForCausalLM, Mamba2Config(), "too many to try it"),
+    ],
+)
+def test_a_model_that_cannot_be_driven_is_refused(kind, config, reason):
+    with pytest.raises(ConfigError) as caught:
+        abilities(kind, config, "pretrained")
+    ((key, said),) = caught.value.problems.items()
+    assert key == "pretrained" and reason in said and kind.__name__ in said
+
+
+def test_a_decoder_that_hides_what_it_does_with_embeddings_is_refused(monkeypatch):
+    """One that scales embeddings only where it is given ids."""
+
+    class Hiding(LlamaForCausalLM):
+        def __init__(self, config):
+            super().__init__(config)
+            own = self.model.forward
+            self.model.forward = lambda ids=None, inputs_embeds=None, **named: own(
+                inputs_embeds=2 * self.model.embed_tokens(ids) if inputs_embeds is None else inputs_embeds,
+                **named,
+            )
+
+    with pytest.raises(ConfigError, match="other hidden states than the tokens they belong to"):
+        abilities(Hiding, LlamaConfig(**SHARED))

@@ -1,0 +1,60 @@
+"""Small language models of transformers, as parts and as folders in the library's format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dreamkit import LanguageSpec
+from dreamkit_transformers.families import Mistral
+from dreamkit_transformers.llama import Llama
+from dreamkit_transformers.tokenizers import byte_tokenizer
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+SPEC = LanguageSpec(
+    dim=32,
+    vocab_size=260,
+    max_length=64,
+    bos_id=1,
+    eos_ids=(2,),
+    pad_id=0,
+    reserved_tokens=("<pad>", "<s>", "</s>"),
+)
+TOKENS = ["<dream_start>", "<dream_end>", "</s>"]
+
+
+def make(family: Any = Llama, seed: int = 0, **config: Any) -> Any:
+    """A part of small size; a Mistral has a sliding window shorter than the documents of these tests."""
+    torch.manual_seed(seed)
+    if family is Mistral:
+        config = {"sliding_window": 3, **config}
+    return family.from_config(family.Config(config={**SMALL, **config})).eval()
+
+
+def write(
+    folder: Path, kind: Any = LlamaForCausalLM, config_kind: Any = LlamaConfig, **config: Any
+) -> tuple[str, Any]:
+    """Writes a model in the library's format, with changes to its config; the folder's name, and the model."""
+    torch.manual_seed(0)
+    model = kind(config_kind(vocab_size=260, **SMALL, **config))
+    byte_tokenizer().save_pretrained(folder)
+    model.save_pretrained(folder)
+    return str(folder), model.eval()
+
+
+def positions(*lengths: int) -> tuple[Tensor, Tensor]:
+    """Positions and segments of one row of documents of these lengths."""
+    position_ids = torch.cat([torch.arange(length) for length in lengths])[None]
+    segment_ids = torch.cat([torch.full((length,), n) for n, length in enumerate(lengths)])[None]
+    return position_ids, segment_ids
