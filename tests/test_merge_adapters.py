@@ -36,13 +36,13 @@ from test_adapters import (
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """Runs `dreamkit ARGUMENTS`: exit code and standard error."""
+    """Runs `dreamkit ARGUMENTS`: exit code and all that it prints."""
 
     def run(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["dreamkit", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        return ended.value.code or 0, capfd.readouterr().err
+        return ended.value.code or 0, "".join(capfd.readouterr())
 
     return run
 
@@ -137,3 +137,9 @@ def test_the_docs_open_adapters_and_merge_them(
             model.image_decoder.denoise(noisy, timesteps, condition, {}),
         )
     assert run(*command.split())[0] == 0 and (tmp_path / "merged/dreamkit.json").is_file()
+
+
+def test_inspect_counts_the_tensors_of_an_adapter(run, adapted: tuple[DreamModel, Path]) -> None:
+    _, printed = run("inspect", adapted[1].parent)
+    held = load_file(adapted[1] / "image_decoder/adapter_model.safetensors")
+    assert re.search(rf"image_decoder .*\n  adapter +{len(held)} +\S+ (bytes|kB)", printed), printed
