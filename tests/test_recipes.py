@@ -62,7 +62,7 @@ def test_headers_give_a_command_that_names_the_recipe(name: str) -> None:
     assert name.endswith("/base") or name in first.split(), first
 
 
-@pytest.mark.parametrize("swaps", itertools.product(*WITH.values()), ids=str)
+@pytest.mark.parametrize("swaps", list(itertools.product(*WITH.values())), ids=str)
 def test_parts_swap_in_every_stage(registry: Registry, swaps: tuple[str | None, ...]) -> None:
     """The parts of all stages are the same, so that one stands for the others, whose own settings are compared."""
     stages = [
