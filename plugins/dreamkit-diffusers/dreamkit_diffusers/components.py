@@ -105,6 +105,7 @@ def described(layout: Layout, config: PartConfig, *, weights: bool = False) -> D
         )
     files = layout.files
     if config.pretrained is not None:
+        _check_known(layout, config)
         folder = locate(config.pretrained, list(files.values()), weights=weights, known=KNOWN)
         found = Described(layout, folder, {name: _read(folder / file) for name, file in files.items()})
     else:
@@ -145,6 +146,17 @@ def pretrained(found: Described) -> Components:
     assert found.folder is not None, "only a folder has weights"
     network, vae = (_load(model, found.folder / name) for name, model in found.layout.models.items())
     return Components(network, vae, found.given["scheduler"])
+
+
+def _check_known(layout: Layout, config: PartConfig) -> None:
+    """A well-known model of other parts is said to be so, before anyone is asked for files that it does not have."""
+    assert config.pretrained is not None
+    folder = Path(__file__).parent / "known" / config.pretrained
+    if not config.is_local and folder.is_dir() and not (folder / layout.network).is_dir():
+        parts = ", ".join(sorted(f"{part.name}/" for part in folder.iterdir()))
+        raise SourceError(
+            f"'{config.pretrained}' has {parts}, but {layout.network}/ is wanted; name an image decoder made for it"
+        )
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

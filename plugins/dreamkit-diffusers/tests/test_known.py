@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dreamkit import ConfigError, DecoderSpec
+from dreamkit import ConfigError, DecoderSpec, SourceError
 from dreamkit_diffusers.sana import Sana
 from dreamkit_diffusers.sd3 import SD3
 from dreamkit_diffusers.sdxl import SDXL
@@ -55,6 +55,16 @@ def test_a_known_model_has_its_published_size(
     assert (spec.image_size, spec.context_dim, spec.pooled_dim) == (pixels, context, pooled)
     scheduler = json.loads((KNOWN / name / "scheduler" / "scheduler_config.json").read_text())
     assert type(outline.scheduler()).__name__ == scheduler["_class_name"]
+
+
+@pytest.mark.parametrize("cls", [StableDiffusion, SDXL, SD3, Sana])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_known_model_of_other_parts_is_said_to_be_so(cls: Any, name: str) -> None:
+    owns = cls.layout.network
+    if owns == MODELS[name][0].layout.network:
+        return
+    with pytest.raises(SourceError, match=rf"'{name}' has scheduler/, .*vae/, but {owns}/ is wanted"):
+        cls.spec_from(cls.Config(pretrained=name))
 
 
 @pytest.mark.parametrize(
