@@ -100,7 +100,8 @@ class DreamModel(InterleavedGeneration, nn.Module):
         """Trains the named parts and nothing else, but for adapters, which are always trained.
 
         Names are those of `TRAINABLE`; `new_tokens` are the rows of added tokens, which learn under a frozen
-        language model too.
+        language model too. A pooled projector, which most recipes leave to be inferred, learns where the condition
+        projector does, and where it is named.
 
         Raises:
             DreamkitError: an unknown name, or `new_tokens` where the vocabulary held every token already.
@@ -114,6 +115,8 @@ class DreamModel(InterleavedGeneration, nn.Module):
                 "cannot train 'new_tokens': the language model's vocabulary already holds "
                 f"{', '.join(self.token_ids)}; train 'language_model' or an adapter of it instead"
             )
+        if "condition_projector" in names:
+            names = {*names, "pooled_projector"}
         for part_name, part in self.parts().items():
             part.requires_grad_(False)
             for parameter in part.trainable_parameters() if part_name in names else ():

@@ -420,6 +420,17 @@ def test_a_pooled_projector_is_linear_where_none_is_named(registry: Registry) ->
     model = build(read(registry, model__image_decoder=decoder), registry)
     assert model.pooled_projector is not None
     assert model.pooled_projector.dense_layers()[0].weight.shape == (6, 32)
+    learning = {}
+    for trainable in ("condition_projector", "pooled_projector", "visual_projector"):
+        model.set_trainable([trainable])
+        learning[trainable] = {
+            name for name, part in model.parts().items() if next(part.parameters()).requires_grad
+        }
+    assert learning["condition_projector"] == {"condition_projector", "pooled_projector"}
+    assert [learning[name] for name in ("pooled_projector", "visual_projector")] == [
+        {"pooled_projector"},
+        {"visual_projector"},
+    ]
     named = read(registry, model__image_decoder=decoder, model__pooled_projector={"name": "mlp", "depth": 3})
     assert len(build(named, registry).pooled_projector.dense_layers()) == 3
 

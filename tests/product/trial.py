@@ -41,8 +41,7 @@ def trial(combination: Combination, parts: Parts, registry: Registry, folder: Pa
     made = Recipe.from_dict(recipe(combination, parts), registry, where=str(combination))
     assert not (problems := fit(made, registry).problems), f"check: {problems}"
     model = build(made, registry)
-    train = list(made.train.trainable) + (["pooled_projector"] if model.pooled_projector else [])
-    model.set_trainable(train)
+    model.set_trainable(made.train.trainable)
     model.eval()  # nothing drops out
     batch = fixed_batch(model)
     before = learn(model, batch)
