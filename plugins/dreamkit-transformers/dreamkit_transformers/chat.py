@@ -44,6 +44,7 @@ def _read(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
     turns = [("user", ASKED), ("assistant", SAID), ("user", AGAIN)]
     try:
         whole = _rendered(tokenizer, turns)
+        ended = _rendered(tokenizer, turns[:2])
         opened = _rendered(tokenizer, turns[:1], add_generation_prompt=True)
         closed = _rendered(tokenizer, turns[:1])
     except Exception:  # the templates are programs of their own, which refuse what they do not like
@@ -52,12 +53,11 @@ def _read(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
         return None
     user_after, assistant_before = closed.rpartition(ASKED)[2], opened.removeprefix(closed)
     between = whole.partition(SAID)[2].partition(AGAIN)[0]
-    first = whole.partition(ASKED)[0]
-    for cut in range(len(between) + 1):  # the longest text that also stands before the first turn
-        if first.endswith(between[cut:]):
-            break
-    assistant_after, user_before = between[:cut], between[cut:]
-    default = first.removesuffix(user_before) if user_before else first
+    assistant_after = ended.partition(SAID)[2]
+    first, user_before = whole.partition(ASKED)[0], between.removeprefix(assistant_after)
+    if not first.endswith(user_before):
+        return None
+    default = first.removesuffix(user_before)
     system = _system(tokenizer, turns, user_before)
     if system is not None and default.startswith(system[0]) and default.endswith(system[1]):
         default = default[len(system[0]) : len(default) - len(system[1])] if default else ""

@@ -9,7 +9,10 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from dreamkit import ConfigError, LanguageSpec, PartConfig, SourceError, did_you_mean, locate
 from dreamkit_transformers.configs import (
@@ -31,6 +34,7 @@ from dreamkit_transformers.tokenizers import (
     read_tokenizer,
 )
 
+DECODERS = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)  # the model types that the library has a causal model for
 ENDLESS = 2**20  # tokens: what is said of a model whose length nothing limits
 
 
@@ -142,7 +146,7 @@ def _from_dict(
         raise ConfigError(
             {key: "missing, but it says which of the library's models is meant, such as 'gpt_neox'"}
         )
-    known = model_types or _decoders()
+    known = model_types or DECODERS
     if wanted not in known:
         raise ConfigError(
             {key: f"'{wanted}' found, but a decoder's is wanted; {did_you_mean(str(wanted), known)}"}
@@ -155,8 +159,8 @@ def _from_dict(
 def _from_folder(folder: Path, model_types: Sequence[str]) -> PreTrainedConfig:
     file = folder / "config.json"
     written = read_json(file)
-    found = written.get("model_type")
-    known = model_types or _decoders()
+    found = str(written.get("model_type"))
+    known = model_types or DECODERS
     if found not in known and "auto_map" in written:
         raise SourceError(
             f"{file} has model_type '{found}', whose code comes with the model; dreamkit runs no such code. "
@@ -165,15 +169,10 @@ def _from_folder(folder: Path, model_types: Sequence[str]) -> PreTrainedConfig:
     if found not in known and not model_types:
         raise SourceError(
             f"{file} has model_type '{found}', but a decoder of text that transformers knows is needed; "
-            f"{did_you_mean(str(found), known)}"
+            f"{did_you_mean(found, known)}"
         )
     kind = CONFIG_MAPPING[found] if found in known else PreTrainedConfig
     return config_from_folder(kind, folder, known)
-
-
-def _decoders() -> list[str]:
-    """The model types that the library has a causal language model for."""
-    return [name for name, kind in CONFIG_MAPPING.items() if kind in MODEL_FOR_CAUSAL_LM_MAPPING]
 
 
 def _ids(kind: type[PreTrainedConfig], tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:

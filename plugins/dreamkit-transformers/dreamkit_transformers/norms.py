@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ def as_rms_norm(module: nn.Module) -> RMSNorm | None:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 1 or getattr(module, "bias", None) is not None:
         return None
-    copied = _copy(module)
+    copied: Any = _copy(module)
     if copied is None:
         return None
     dim = len(weight)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def abilities(kind: type[PreTrainedModel], config: PreTrainedConfig, key: str = 
         ConfigError: none can be driven, with the reason.
     """
     values = json.dumps(config.to_dict(), sort_keys=True, default=str)
-    found = _abilities(kind, type(config), values)
+    found = _abilities(kind, type(config), values)  # type: ignore[arg-type]  # classes are hashable
     if isinstance(found, str):
         raise ConfigError({key: f"{kind.__name__} cannot be used as a language model: {found}"})
     return found
@@ -68,7 +68,8 @@ def _small_model(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTr
     reasons = []
     for small in small_copies(config):
         try:
-            count = sum(p.numel() for p in on_meta(lambda c=small: make(kind, c)).parameters())
+            outline = on_meta(partial(make, kind, small))
+            count = sum(parameter.numel() for parameter in outline.parameters())
             if count > LARGEST:
                 reasons.append(f"a copy of it has {count:,} parameters, too many to try it")
                 continue

@@ -2,9 +2,15 @@
 
 from dataclasses import replace
 
+import pytest
+
 from dreamkit import ChatTemplate
+from dreamkit_transformers.causal_lm import CausalLM
 from dreamkit_transformers.llama import VICUNA_SYSTEM_PROMPT, Vicuna, VicunaConfig
+from dreamkit_transformers.tokenizers import byte_tokenizer
 from small_language import SMALL, make
+
+PLAIN = ChatTemplate(user=("USER: ", "\n"), assistant=("ASSISTANT: ", "</s>"), system=("", "\n"))
 
 
 def test_chat_templates():
@@ -17,3 +23,40 @@ def test_chat_templates():
     assert make(Vicuna).chat == vicuna
     silent = Vicuna.from_config(VicunaConfig(config=SMALL, system_prompt=""))
     assert silent.chat == replace(vicuna, default_system="")
+
+
+CHATML = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+DEFAULT = (
+    "{{ bos_token }}{% if messages[0].role != 'system' %}<|system|>\nBe brief.<|end|>\n{% endif %}" + CHATML
+)
+WITHOUT_SYSTEM = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% elif m.role == 'assistant' %}{{ m.content }}{{ eos_token }}"
+    "{% else %}{{ raise_exception('no system') }}{% endif %}{% endfor %}"
+)
+NAMED = ("<|user|>\n", "<|end|>\n"), ("<|assistant|>\n", "<|end|>\n"), ("<|system|>\n", "<|end|>\n")
+COUNTED = "{% for m in messages %}{{ loop.index }}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "wanted"),
+    [
+        (CHATML, ChatTemplate(*NAMED)),
+        (DEFAULT, ChatTemplate(*NAMED, default_system="Be brief.")),
+        (WITHOUT_SYSTEM, ChatTemplate(("[INST] ", " [/INST]"), ("", "</s>"), ("", "\n"))),
+        (COUNTED, PLAIN),
+        ("{{ raise_exception('never') }}", PLAIN),
+        ("{{ messages[0].content | upper }}", PLAIN),
+        (None, PLAIN),
+    ],
+    ids=["chatml", "default system", "no system", "counted", "refusing", "changing", "none"],
+)
+def test_the_template_of_any_model_is_its_tokenizers(template, wanted, tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path)
+    config = replace(CausalLM.miniature(), tokenizer=str(tmp_path))
+    assert CausalLM.from_config(config).chat == wanted
