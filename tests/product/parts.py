@@ -25,30 +25,19 @@ Parts = dict[str, dict[str, dict[str, Any]]]  # key in a recipe's model -> name 
 
 LANGUAGE_MODELS = ("llama", "vicuna", "mistral", "qwen", "gemma", "phi", "causal-lm")
 PROJECTORS = ("linear", "mlp", "resampler", "mapper", "encoder")
-# a timm model of each form of feature grid
-TIMM = {
-    "timm-vit": {
-        "architecture": "vit_tiny_patch16_224",
-        "img_size": 16,
-        "patch_size": 8,
-        "embed_dim": 16,
-        "depth": 3,
-        "num_heads": 2,
-    },
-    "timm-convnet": {"architecture": "convnext_atto", "depths": [1, 1, 1, 1], "dims": [4, 8, 8, 16]},
-}
 
 
 def parts(registry: Registry) -> Parts:
     """Everything that is combined."""
 
-    def section(kind: str, name: str, **changes: Any) -> dict[str, Any]:
+    def section(kind: str, name: str) -> dict[str, Any]:
         cls: Any = registry.get(kind, name)
-        return {"name": name, **plain(cls.miniature()), **changes}
+        return {"name": name, **plain(cls.miniature())}
 
     encoders = {name: section("vision_encoder", name) for name in ("clip", "siglip", "siglip2", "dinov2")}
-    for name, config in TIMM.items():
-        encoders[name] = section("vision_encoder", "timm", config=config)
+    timm: Any = registry.get("vision_encoder", "timm")
+    for name, config in (("timm (ViT)", timm.miniature()), ("timm (ConvNet)", timm.miniature_convnet())):
+        encoders[name] = {"name": "timm", **plain(config)}
     noise = section("image_decoder", "stable-diffusion")
     schedule = {**noise["config"]["scheduler"], "prediction_type": "v_prediction"}
     velocity = {**noise, "config": {**noise["config"], "scheduler": schedule}}

@@ -68,7 +68,7 @@ class Sana(FlowDecoder):
 
     @classmethod
     def condition_spec(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
-        # that of Gemma 2's last hidden states, to which BLIP3o-NEXT (arXiv 2510.15857) scales its condition of Sana
+        # what MetaQuery (arXiv 2504.06256) brings its condition of Sana to: that of Gemma 2's last hidden states
         return {"context_dim": network["caption_channels"], "context_scale": math.sqrt(5.5)}
 
     def predict(self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Extras) -> Tensor:
