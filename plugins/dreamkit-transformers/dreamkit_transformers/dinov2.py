@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers import (
@@ -12,6 +12,8 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    PreTrainedConfig,
+    PreTrainedModel,
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -29,8 +31,8 @@ class Dinov2Architecture(Architecture):
     """
 
     model_types = ("dinov2",)
-    config_class = Dinov2Config
-    model_class = Dinov2Model
+    config_class: ClassVar[type[PreTrainedConfig]] = Dinov2Config
+    model_class: ClassVar[type[PreTrainedModel]] = Dinov2Model
     processor_class = BitImageProcessor
     layers = "encoder.layer"
     last_norm = "layernorm"

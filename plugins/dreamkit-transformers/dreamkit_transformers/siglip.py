@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from transformers import (
     BaseImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
     Siglip2ImageProcessor,
     Siglip2VisionConfig,
     Siglip2VisionModel,
@@ -30,9 +32,9 @@ class SiglipArchitecture(Architecture):
     """It has no class token, but a head that pools, which is not made."""
 
     model_types = ("siglip_vision_model", "siglip")
-    config_class = SiglipVisionConfig
-    model_class = SiglipVisionModel
-    processor_class = SiglipImageProcessor
+    config_class: ClassVar[type[PreTrainedConfig]] = SiglipVisionConfig
+    model_class: ClassVar[type[PreTrainedModel]] = SiglipVisionModel
+    processor_class: ClassVar[type[BaseImageProcessor]] = SiglipImageProcessor
 
     def trim(self, library_config: Any, kept: int) -> list[str]:
         dropped = super().trim(library_config, kept)

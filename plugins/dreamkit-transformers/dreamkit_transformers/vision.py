@@ -165,7 +165,8 @@ class VisionTower(VisionEncoder):
         """Which of the family's architectures it is, and the library's config."""
         by_type = {name: each for each in cls.architectures for name in each.model_types}
         if folder is not None:
-            found = by_type.get(read_json(folder / "config.json").get("model_type"), cls.architectures[0])
+            named = str(read_json(folder / "config.json").get("model_type"))
+            found = by_type.get(named, cls.architectures[0])  # another family's is refused below
             return found, config_from_folder(found.config_class, folder, tuple(by_type))
         values = dict(config.config or {})
         wanted = values.pop("model_type", cls.architectures[0].model_types[0])
