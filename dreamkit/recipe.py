@@ -163,7 +163,7 @@ def load_recipe(name: str, overrides: Sequence[str], registry: Registry) -> Reci
     """Reads the recipe `name`, a file or a shipped name, with `key=value` overrides.
 
     Raises:
-        RecipeError: with every problem. Whether the parts fit each other is for `dreamkit.build.check`.
+        RecipeError: with every problem. Whether the parts fit each other is for `dreamkit.fit.check`.
     """
     return _sound(*draft_recipe(name, overrides, registry))
 

@@ -8,10 +8,12 @@ from typing import Any
 from dreamkit.hookspecs import Component
 from dreamkit.plugins import KINDS, Registered, Registry
 from dreamkit.projectors import Linear
+from dreamkit.recipe import Recipe
 from dreamkit.specs import DecoderSpec, LanguageSpec, ProjectorSpec
 from dreamkit_diffusers.stable_diffusion import StableDiffusion
 from dreamkit_transformers.clip import Clip
 from dreamkit_transformers.llama import Llama
+from tiny import recipe
 
 
 class FixedTokens(StableDiffusion):
@@ -167,3 +169,14 @@ def registry() -> Registry:
         for cls in classes
     ]
     return Registry([*known, *odd])
+
+
+def read(registry: Registry, **changes: Any) -> Recipe:
+    return Recipe.from_dict(
+        recipe(**{key.replace("__", "."): value for key, value in changes.items()}), registry
+    )
+
+
+def tiny_part(key: str, name: str) -> dict[str, Any]:
+    """The section of the tiny recipe with another component of the same config."""
+    return {"name": name, "config": recipe()["model"][key]["config"]}

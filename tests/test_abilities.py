@@ -8,9 +8,9 @@ import torch
 
 import tiny
 from dreamkit.batch import Collator
-from dreamkit.build import fit
 from dreamkit.document import Document, Image, Text
 from dreamkit.events import TextPiece, collect
+from dreamkit.fit import fit
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
 from dreamkit.recipe import Recipe

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from dreamkit.batch import Collator
-from dreamkit.build import build, check
+from dreamkit.build import build
+from dreamkit.fit import check
 from dreamkit.interfaces import Projector
 from dreamkit.plugins import Registry
 from dreamkit.recipe import Recipe

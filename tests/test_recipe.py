@@ -11,8 +11,9 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from dreamkit.build import build, check
+from dreamkit.build import build
 from dreamkit.errors import RecipeError, RecipeProblem
+from dreamkit.fit import check
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
 from dreamkit.recipe import Recipe, draft_recipe, load_recipe

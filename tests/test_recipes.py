@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamkit.build import check
+from dreamkit.fit import check
 from dreamkit.plugins import Registry
 from dreamkit.recipe import Recipe, draft_recipe, load_recipe
 

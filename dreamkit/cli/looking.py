@@ -58,8 +58,8 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
 
     Example: dreamkit check digits/stage1 train.steps=100
     """
-    from dreamkit.build import fit
     from dreamkit.errors import RecipeError
+    from dreamkit.fit import fit
     from dreamkit.plugins import Registry
     from dreamkit.recipe import draft_recipe
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dreamkit.build import outline, part_section
+from dreamkit.build import outline
 from dreamkit.errors import DreamkitError
+from dreamkit.fit import part_section
 from dreamkit.interfaces import Part
 from dreamkit.model import DreamModel
 from dreamkit.plan.chain import Step, chain

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dreamkit.build import part_section
+from dreamkit.fit import part_section
 from dreamkit.model import DreamModel
 from dreamkit.recipe import Recipe
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from dreamkit.build import SPECS
+from dreamkit.fit import SPECS
 from dreamkit.interfaces import Part
 from dreamkit.testing.expect import KitError, expect_shape
 

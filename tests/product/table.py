@@ -22,7 +22,8 @@ Of each vision encoder, language model, condition projector and image decoder to
 one training step lowers the loss on its own batch, gradients reach exactly what is trained, a checkpoint saves and
 loads to equal outputs, and generation writes text and draws an image. {passed} of {count} do.
 
-In a cell, one sign for each condition projector, in this order: {projectors}. {good} passed, {bad} failed.
+In a cell, one sign for each condition projector, in this order: {projectors}. {good} passed,
+{bad} failed.
 """
 
 
@@ -44,16 +45,16 @@ def page(parts: Parts, results: Mapping[Combination, str], registry: Registry) -
 
 
 def components(registry: Registry) -> list[str]:
-    """A table of what is registered of each kind that is combined; the data and demo of digits is not."""
+    """A table of what is registered of each kind that is combined."""
     tables = []
     for kind in ("vision_encoder", "language_model", "projector", "image_decoder"):
         rows = [
             f"| `{name}` | {registered.distribution} | {registered.component.summary} |"
-            for name, registered in registry.components(kind).items()
+            for name, registered in sorted(registry.components(kind).items())
         ]
         title = f"{KINDS[kind].hook.removeprefix('dreamkit_').replace('_', ' ').capitalize()}"
         tables.append(
-            "\n".join([f"## {title}\n", "| name | distribution | |", "|---|---|---|", *sorted(rows), ""])
+            "\n".join([f"## {title}\n", "| name | distribution | |", "|---|---|---|", *rows, ""])
         )
     return tables
 

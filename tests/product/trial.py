@@ -11,11 +11,12 @@ from PIL import Image as PIL
 from torch import Tensor
 
 from dreamkit.batch import Batch, Collator
-from dreamkit.build import build, fit
+from dreamkit.build import build
 from dreamkit.checkpoint import load_checkpoint, save_checkpoint
 from dreamkit.diffusion import unit_noise
 from dreamkit.document import Document, Image, Text
 from dreamkit.events import ImageDone, collect
+from dreamkit.fit import fit
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
 from dreamkit.recipe import Recipe
