@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from dreamkit.adapters import unfit
-from dreamkit.errors import RecipeProblem, did_you_mean
+from dreamkit.errors import RecipeProblem
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
 from dreamkit.projectors import Linear
@@ -262,7 +262,7 @@ def _fit_generation(found: Fit) -> None:
         found.problem(
             "generation.scheduler",
             f"'{name}' is none of the schedulers that fit the image decoder's objective{objective} "
-            f"({found.recipe.place('model.image_decoder')}): {', '.join(known)}; {did_you_mean(name, known)}",
+            f"({found.recipe.place('model.image_decoder')}); name one of these: {', '.join(known)}",
         )
 
 

@@ -130,7 +130,7 @@ def test_the_tiny_recipe_fits(registry: Registry) -> None:
         (
             {"generation": {"scheduler": "dppm"}},
             "generation.scheduler",
-            ("'dppm' is none of the schedulers that fit", "did you mean 'ddpm'?"),
+            ("'dppm' is none of the schedulers that fit", "name one of these: ddpm, ddim"),
         ),
         ({"model__vision_encoder__layer": 7}, "model.vision_encoder.layer", ("layer 7", "3 layers")),
     ],
