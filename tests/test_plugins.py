@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dreamkit import core_plugin
 from dreamkit.errors import PluginError, RecipeError
 from dreamkit.interfaces import Projector
 from dreamkit.plugins import KINDS, Registry
@@ -277,7 +278,12 @@ def test_the_nearest_name_is_suggested(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize(
-    ("allowed", "names"), [("good", {"good"}), ("good,core", {"good", "linear", "mlp"}), ("", set())]
+    ("allowed", "names"),
+    [
+        ("good", {"good"}),
+        ("good,core", {"good", *(component.name for component in core_plugin.dreamkit_projectors())}),
+        ("", set()),
+    ],
 )
 def test_the_allow_list_limits_what_is_loaded(
     installed: Path, monkeypatch: pytest.MonkeyPatch, allowed: str, names: set[str]

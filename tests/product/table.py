@@ -53,9 +53,7 @@ def components(registry: Registry) -> list[str]:
             for name, registered in sorted(registry.components(kind).items())
         ]
         title = f"{KINDS[kind].hook.removeprefix('dreamkit_').replace('_', ' ').capitalize()}"
-        tables.append(
-            "\n".join([f"## {title}\n", "| name | distribution | |", "|---|---|---|", *rows, ""])
-        )
+        tables.append("\n".join([f"## {title}\n", "| name | distribution | |", "|---|---|---|", *rows, ""]))
     return tables
 
 
