@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from PIL.Image import Image as Picture
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamkit import VisionEncoder, VisionSpec, to_rgb
-from dreamkit_timm.models import Described, TimmConfig, cut, describe, features, load, on_meta
+from dreamkit_timm.making import cut, features, on_meta
+from dreamkit_timm.models import Described, TimmConfig, describe, load
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +25,10 @@ log = logging.getLogger(__name__)
 class Timm(VisionEncoder):
     """The features of one block or stage. `dropped` names what comes after it, which is not kept.
 
-    Adapters go into a model's attention and MLP layers, wherever it has layers of their names; else into all its
-    dense layers, and of a model without any into its convolutions.
+    Adapters go into the layers that `adaptable` names: a ViT's are those of attention and MLP.
     """
 
     Config = TimmConfig
-    adapter_targets: ClassVar[tuple[str, ...]] = ("qkv", "proj", "fc1", "fc2")
     adapter_root = "model"
 
     def __init__(self, config: TimmConfig, found: Described, model: Any, dropped: Sequence[str]) -> None:
@@ -38,7 +37,7 @@ class Timm(VisionEncoder):
         self.layer, self.grid = found.layer, found.grid
         self.model: Any = model
         self.dropped = tuple(dropped)
-        self.adapter_targets = _adaptable(model, type(self).adapter_targets)  # type: ignore[misc]  # each has its own
+        self.adapter_targets = found.adapted  # type: ignore[misc]  # each has its own
         self.transform: Any = create_transform(**found.data_config, is_training=False)
         self.train()  # as it was made, but for batch norms
 
@@ -120,13 +119,3 @@ class Timm(VisionEncoder):
     def _tokens(self, map_NChw: Tensor) -> Tensor:
         """The features of each place, row by row, pooled: (N, V, dim)."""
         return self.config.pooled(map_NChw.flatten(2).transpose(1, 2), self.grid)
-
-
-def _adaptable(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
-    """The layers that an adapter goes into, by their full names: others may end in the same."""
-    layers = [(name, each) for name, each in model.named_modules() if isinstance(each, nn.Linear | nn.Conv2d)]
-    mixing = [(name, each) for name, each in layers if getattr(each, "groups", 1) == 1]
-    dense = [name for name, each in mixing if isinstance(each, nn.Linear) or each.kernel_size == (1, 1)]
-    usual = [name for name in dense if name.rpartition(".")[2] in names]
-    linear = [name for name, each in mixing if isinstance(each, nn.Linear)]
-    return tuple(usual or linear or [name for name, _ in mixing])

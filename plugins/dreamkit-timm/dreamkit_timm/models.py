@@ -1,6 +1,6 @@
-"""timm's models: made, described on the meta device, cut after a layer, and filled with weights.
+"""What is known of a timm model from its section, found out on the meta device; and such a model with its weights.
 
-N images, C channels, H and W pixels, h and w rows and columns of features.
+C channels, h and w rows and columns of features.
 """
 
 from __future__ import annotations
@@ -8,24 +8,23 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, TypeVar
-from unittest import mock
+from typing import Any, Final
 
-import timm
 import torch
 from timm.data import resolve_data_config
-from torch import Tensor, nn
 
 from dreamkit import ConfigError, PoolingConfig, SourceError, VisionSpec, did_you_mean
+from dreamkit_timm.adapters import adaptable
+from dreamkit_timm.loading import fill, misfit
+from dreamkit_timm.making import cut, make, on_meta
 from dreamkit_timm.sources import Source, source, weights_file
 
-Built = TypeVar("Built")
+MAX_SIDE: Final = 4096  # in pixels
+MAX_LAYERS: Final = 1000  # making them takes time, even without weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,10 @@ class TimmConfig(PoolingConfig):
 
 @dataclass(frozen=True)
 class Described:
-    """What is known of a model before it is made. `layer` counts from 0; `grid` is that of its features."""
+    """What is known of a model before it is made. `layer` counts from 0; `grid` is that of its features.
+
+    `adapted` are the layers that an adapter goes into.
+    """
 
     name: str
     arguments: Mapping[str, Any]
@@ -56,10 +58,11 @@ class Described:
     grid: tuple[int, int]
     spec: VisionSpec
     data_config: Mapping[str, Any]  # of timm's preprocessing
+    adapted: tuple[str, ...]
 
-    def make(self, weights: Path | None = None) -> Any:
+    def make(self) -> Any:
         """The whole model, but for its head."""
-        return _create(self.name, self.arguments, weights)
+        return make(self.name, self.arguments)
 
 
 def describe(config: TimmConfig) -> Described:
@@ -85,48 +88,20 @@ def _describe(written: str) -> Described:
     if side is None:
         said = f"none found, but the model's own size, {height} x {width}, is no square; name one"
         raise ConfigError({"image_size": said})
-    grids = [] if own is None else _grids(model, own, key)
-    arguments = dict(found.arguments)
+    if side > MAX_SIDE:
+        raise ConfigError({"image_size": f"{side} found, but at most {MAX_SIDE} is wanted"})
+    arguments, grids = dict(found.arguments), [] if own is None else _grids(model, own, key)
     if side != own:
-        if own is not None:
-            _check_size(side, _reduction(model, _layer(config, grids)))
-        with suppress(ConfigError):  # only models that depend on their size take it as an argument
-            model = on_meta(lambda: _create(found.name, {**arguments, "img_size": side}), key)
-            arguments["img_size"] = side
-        try:
-            grids = _grids(model, side, "image_size")
-        except ConfigError as error:
-            instead = "another" if own is None else f"{own}, its own,"
-            said = f"{side} found, but {error.problems['image_size']}; {instead} may do"
-            raise ConfigError({"image_size": said}) from error
+        apart = None if own is None else _apart(model, _layer(config, grids), own)
+        model, arguments, grids = _resized(found, model, side, own, apart)
     layer = _layer(config, grids)
     dim, *grid = grids[layer]
     tokens, width = config.pooled_shape((grid[0], grid[1]), dim)
     data_config = resolve_data_config({"input_size": (3, side, side)}, pretrained_cfg=model.pretrained_cfg)
     spec = VisionSpec(image_size=side, num_tokens=tokens, dim=width)
-    return Described(found.name, arguments, layer, (grid[0], grid[1]), spec, data_config)
-
-
-def features(model: Any, layer: int, pixels_NCHW: Tensor, **options: Any) -> Tensor:
-    """Features of one layer, (N, C, h, w): before the last norm, tokens that stand for no place left out."""
-    found = model.forward_intermediates(
-        pixels_NCHW, indices=[layer], output_fmt="NCHW", intermediates_only=True, **options
-    )
-    return found[0]
-
-
-def cut(model: Any, layer: int) -> tuple[str, ...]:
-    """Takes out what comes after a layer, and names it."""
-    before = {name for name, _ in model.named_parameters()}
-    model.prune_intermediate_layers([layer], prune_norm=True, prune_head=True)
-    after = {name for name, _ in model.named_parameters()}
-    kept = {name[: index + 1] for name in after for index, letter in enumerate(name) if letter == "."}
-    gone = set()
-    for name in before - after:
-        parts = name.split(".")
-        heads = (".".join(parts[:count]) for count in range(1, len(parts)))
-        gone.add(next((head for head in heads if f"{head}." not in kept), name))
-    return tuple(sorted(gone))
+    cut(model, layer)
+    adapted = _adaptable(model, layer, side, (grid[0], grid[1]))
+    return Described(found.name, arguments, layer, (grid[0], grid[1]), spec, data_config, adapted)
 
 
 def load(config: TimmConfig, found: Described) -> tuple[Any, tuple[str, ...]]:
@@ -137,60 +112,13 @@ def load(config: TimmConfig, found: Described) -> tuple[Any, tuple[str, ...]]:
     """
     assert config.pretrained is not None, "the recipe gives either a source or a config"
     file = weights_file(config.pretrained)
-    model_class = type(on_meta(lambda: found.make(), "pretrained"))
-    plain = model_class.load_state_dict
-    missing: list[str] = []
-
-    def telling(model: nn.Module, state: Mapping[str, Tensor], strict: bool = True, **options: Any) -> Any:
-        # timm is strict with some models only, and it tells no caller what another one lacked
-        told = plain(model, state, strict=False, **options)
-        missing.extend(told.missing_keys)
-        return told
-
-    try:
-        with mock.patch.object(model_class, "load_state_dict", telling):
-            model = found.make(file)
-    except Exception as error:  # what is in the file reaches timm's conversions, which fail in any way
-        raise SourceError(f"{file}: timm cannot load it: {one_line(error)}") from error
+    model, missing = fill(found.name, found.arguments, file)
     dropped = cut(model, found.layer)
     lacking = [name for name in model.state_dict() if name in missing]
     if lacking:
         shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
         raise SourceError(f"{file}: the weights lack {shown}; they are incomplete, or another model's")
     return model, dropped
-
-
-def on_meta(build: Callable[[], Built], key: str) -> Built:
-    """What `build` makes, without memory for its weights.
-
-    Raises:
-        ConfigError: timm refuses it.
-    """
-    try:
-        with torch.device("meta"):
-            return build()
-    except ConfigError:
-        raise
-    except Exception as error:  # a model's constructor and its forward pass fail in any way they like
-        raise ConfigError({key: f"timm refuses it: {one_line(error)}"}) from error
-
-
-def one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _create(name: str, arguments: Mapping[str, Any], weights: Path | None = None) -> Any:
-    overlay = (
-        None if weights is None else {"file": str(weights), "source": None, "hf_hub_id": None, "url": None}
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # old names of architectures, which timm replaces
-        return timm.create_model(
-            name,
-            pretrained=weights is not None,
-            pretrained_cfg_overlay=overlay,
-            **{**arguments, "num_classes": 0},
-        )
 
 
 def _outline(found: Source, key: str) -> Any:
@@ -202,16 +130,30 @@ def _outline(found: Source, key: str) -> Any:
     channels = found.arguments.get("in_chans", 3)
     if channels != 3:
         raise ConfigError({_inside(key, "in_chans"): f"in_chans {channels} found, but pictures have 3"})
+    for argument, value in found.arguments.items():
+        layers = sum(_counts(value)) if re.search("depth|layers|blocks", argument) else 0
+        if layers > MAX_LAYERS:
+            said = f"{argument} {layers} found, but at most {MAX_LAYERS} layers are wanted"
+            raise ConfigError({_inside(key, argument): said})
     try:
-        return on_meta(lambda: _create(found.name, found.arguments), key)
+        return on_meta(lambda: make(found.name, found.arguments), key)
     except ConfigError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown is None or unknown[1] not in found.arguments:
             raise
-        kind = type(on_meta(lambda: _create(found.architecture, {}), key))
+        kind = type(on_meta(lambda: make(found.architecture, {}), key))
         known = inspect.signature(kind).parameters
         said = f"{kind.__name__} takes no '{unknown[1]}'; {did_you_mean(unknown[1], known)}"
         raise ConfigError({_inside(key, unknown[1]): said}) from error
+
+
+def _counts(value: Any) -> Iterator[int]:
+    """The numbers in an argument, such as the depths of stages."""
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _counts(each)
+    elif isinstance(value, int):
+        yield value
 
 
 def _inside(key: str, argument: str) -> str:
@@ -250,6 +192,63 @@ def _grids(model: Any, side: int, key: str) -> list[tuple[int, int, int]]:
     return grids
 
 
+def _resized(
+    found: Source, model: Any, side: int, own: int | None, apart: int | None
+) -> tuple[Any, dict[str, Any], list[tuple[int, int, int]]]:
+    """A model that reads another size, its arguments, and what its layers give.
+
+    Raises:
+        ConfigError: there is none, or the weights of `model` do not fit it.
+    """
+    try:
+        return _at(found, model, side, apart)
+    except ConfigError as error:
+        tried = () if apart is None else (side // apart * apart, (side // apart + 1) * apart)
+        fitting = [str(each) for each in tried if own is not None and _takes(found, model, each, own, apart)]
+        if not fitting and own is not None:
+            fitting = [f"{own}, its own"]
+        instead = f"give {' or '.join(fitting)}" if fitting else "another may do"
+        raise ConfigError(
+            {"image_size": f"{side} found, but {error.problems['image_size']}; {instead}"}
+        ) from error
+
+
+def _takes(found: Source, model: Any, side: int, own: int, apart: int | None) -> bool:
+    if side == own:
+        return True
+    try:
+        _at(found, model, side, apart)
+    except ConfigError:
+        return False
+    return True
+
+
+def _at(
+    found: Source, model: Any, side: int, apart: int | None
+) -> tuple[Any, dict[str, Any], list[tuple[int, int, int]]]:
+    """As `_resized`, but that the error only says what is wrong."""
+    if apart is not None and (side % apart or not side):
+        raise ConfigError({"image_size": f"the layer's features are {apart} pixels apart"})
+    arguments = {**found.arguments, "img_size": side}
+    sized = None
+    with suppress(ConfigError):  # only models that depend on their size take it as an argument
+        sized = on_meta(lambda: make(found.name, arguments), "image_size")
+    if sized is None:
+        return model, dict(found.arguments), _grids(model, side, "image_size")
+    grids = _grids(sized, side, "image_size")
+    if found.has_weights and (said := misfit(found.name, arguments, model)):
+        raise ConfigError({"image_size": f"timm does not resize the weights to it: {said}"})
+    return sized, arguments, grids
+
+
+def _adaptable(model: Any, layer: int, side: int, grid: tuple[int, int]) -> tuple[str, ...]:
+    """As `adaptable`, with more than one place, by which gates are told from other layers, if the model can."""
+    if grid == (1, 1):
+        with suppress(Exception):  # a forward pass at a size the model is not made for
+            return adaptable(model, layer, 2 * side)
+    return adaptable(model, layer, side)
+
+
 def _layer(config: TimmConfig, grids: Sequence[tuple[int, int, int]]) -> int:
     layers, layer = len(grids), config.layer
     if layer is None:
@@ -261,16 +260,7 @@ def _layer(config: TimmConfig, grids: Sequence[tuple[int, int, int]]) -> int:
     return layer % layers
 
 
-def _reduction(model: Any, layer: int) -> int:
-    """How many pixels lie between neighbouring features of a layer."""
-    return model.feature_info[layer]["reduction"]
-
-
-def _check_size(side: int, reduction: int) -> None:
-    if side % reduction == 0:
-        return
-    below = max(side // reduction, 1) * reduction
-    fitting = f"{below}" if side < reduction else f"{below} or {below + reduction}"
-    raise ConfigError(
-        {"image_size": f"{side} found, but the layer's features are {reduction} pixels apart; give {fitting}"}
-    )
+def _apart(model: Any, layer: int, own: int) -> int | None:
+    """How many pixels lie between neighbouring features of a layer; None where they do not lie evenly."""
+    reduction = model.feature_info[layer]["reduction"]
+    return reduction if own % reduction == 0 else None

@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,12 +31,14 @@ class Source:
     """`name` is what `timm.create_model` takes, and `arguments` its keyword arguments, those of a folder included.
 
     `architecture` is its name for timm. `told` is what the folder's config file says, where `name` is a folder.
+    `has_weights`: it will be filled with some, and not made with random ones.
     """
 
     name: str
     architecture: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     told: str = ""
+    has_weights: bool = False
 
 
 def source(config: PartConfig) -> Source:
@@ -43,14 +46,16 @@ def source(config: PartConfig) -> Source:
 
     Raises:
         ConfigError: an architecture or a tag that timm does not know, or arguments that are not a model's.
-        SourceError: `config.pretrained` cannot be found, or holds another library's model.
+        SourceError: `config.pretrained` cannot be found, has no weights there, or holds another library's model.
     """
     if config.pretrained is None:
         return _of_config(config.config or {})
-    name = config.pretrained.removeprefix(_OWNER)
-    if name != config.pretrained and name in _tagged(name):
-        return Source(name, name)  # described by timm itself, and nothing needs to be asked for
-    return _of_folder(_folder(config))
+    name = _kept_elsewhere().get(config.pretrained) or config.pretrained.removeprefix(_OWNER)
+    if name == config.pretrained or name not in _tagged(name):
+        return _of_folder(_folder(config))
+    if said := _lacking(name, config.pretrained):
+        raise SourceError(f"'{config.pretrained}': {said}")
+    return Source(name, name, has_weights=True)  # described by timm itself, and nothing needs to be asked for
 
 
 def weights_file(pretrained: str) -> Path:
@@ -98,6 +103,33 @@ def _tagged(name: str) -> list[str]:
     return list(timm.models.get_arch_pretrained_cfgs(name))
 
 
+@cache
+def _kept_elsewhere() -> dict[str, str]:
+    """The names, with their tags, of weights that others than timm keep on the hub, by where they are."""
+    return {
+        kept: name
+        for name in timm.list_pretrained()
+        if (kept := timm.get_pretrained_cfg(name).hf_hub_id) and not kept.startswith(_OWNER)
+    }
+
+
+def _lacking(name: str, pretrained: str) -> str | None:
+    """Why the weights of a name with its tag are not to be had under a hub name, and what to do."""
+    known = timm.get_pretrained_cfg(name)
+    if known.hf_hub_id == pretrained:
+        return None
+    if not known.has_weights:
+        others = [each for each in _tagged(name) if timm.get_pretrained_cfg(each).has_weights]
+        near = did_you_mean(name, others) if others else "nor any other of this architecture; name another"
+        return f"timm has no weights of this name; {near}"
+    saved = f"a folder that timm.models.save_for_hf wrote of timm.create_model('{name}', pretrained=True)"
+    if not known.hf_hub_id:
+        return f"timm has its weights from {known.url}, not from the hub; name {saved}"
+    if known.hf_hub_id in _kept_elsewhere():
+        return f"its weights are kept as '{known.hf_hub_id}'; name that, or {saved}"
+    return f"its weights are kept as those of another model, '{known.hf_hub_id}'; name {saved}"
+
+
 def _folder(config: PartConfig) -> Path:
     assert config.pretrained is not None, "only what is pretrained has a folder"
     files = ["config.json", WEIGHTS] if config.is_local else ["config.json"]
@@ -131,4 +163,4 @@ def _of_folder(folder: Path) -> Source:
     if said is not None:
         raise SourceError(f"{file}: {said}")
     kept = {key: value for key, value in arguments.items() if key != "num_classes"}
-    return Source(f"local-dir:{folder}", name, kept, told)
+    return Source(f"local-dir:{folder}", name, kept, told, has_weights=True)

@@ -201,7 +201,7 @@ def test_a_size_that_timm_refuses():
     with pytest.raises(ConfigError) as caught:
         Timm.spec_from(TimmConfig(config=config, layer=0, image_size=240))
     said = caught.value.problems["image_size"]
-    assert said.startswith("240 found, but timm refuses it: ") and said.endswith("; 224, its own, may do")
+    assert said.startswith("240 found, but timm refuses it: ") and said.endswith("; give 224, its own")
 
 
 def test_a_size_is_wanted_where_the_models_own_is_no_square():
