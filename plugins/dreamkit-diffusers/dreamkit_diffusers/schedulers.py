@@ -37,7 +37,7 @@ class Schedulers(ABC):
     objective: ClassVar[str]
     default: ClassVar[type[SchedulerMixin]]
     table: ClassVar[Table]
-    sort: ClassVar[str]  # what the classes that a config may name have in common, in words
+    sort: ClassVar[str]  # the classes that a config may name, in words
 
     @abstractmethod
     def classes(self) -> dict[str, type[SchedulerMixin]]:
@@ -64,8 +64,7 @@ class Schedulers(ABC):
         if named is not None and named not in (known := self.classes()):
             yield (
                 "_class_name",
-                f"it is of class '{named}', but one {self.sort} is wanted, such as "
-                f"'{self.default.__name__}'; {did_you_mean(named, known)}",
+                f"it is of class '{named}', but {self.sort} is wanted; {did_you_mean(named, known)}",
             )
         else:
             yield from self.misfits(config)
@@ -101,8 +100,9 @@ class Schedulers(ABC):
 class NoiseSchedulers(Schedulers):
     """Those over a table of betas: what is trained takes noise out, as in DDPM (arXiv 2006.11239)."""
 
-    objective, sort = "denoising over a noise schedule", "with a table of betas"
+    objective = "denoising over a noise schedule"
     default = DDPMScheduler
+    sort = f"one with a table of betas, such as '{default.__name__}',"
     table: ClassVar[Table] = {
         "ddpm": (DDPMScheduler, {}),
         "ddim": (DDIMScheduler, {}),
@@ -137,15 +137,21 @@ class NoiseSchedulers(Schedulers):
 class FlowSchedulers(Schedulers):
     """Those along straight lines from noise to image: what is trained is their direction (arXiv 2210.02747)."""
 
-    objective, sort = "flow matching", "for flow matching"
+    objective = "flow matching"
     default = FlowMatchEulerDiscreteScheduler
     table: ClassVar[Table] = {
         "flow-match-euler": (FlowMatchEulerDiscreteScheduler, {}),
         "dpm-solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
         "unipc": (UniPCMultistepScheduler, {}),
     }
+    sort = " or ".join(f"'{found.__name__}'" for found, _ in table.values())
     # what makes a scheduler over betas one of flow matching
     along: ClassVar[dict[str, Any]] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    # ways of spacing sigmas that a class takes to be those of betas: along straight lines it would draw NaN
+    unspaced: ClassVar[dict[str, tuple[str, ...]]] = {
+        "DPMSolverMultistepScheduler": ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"),
+        "UniPCMultistepScheduler": ("use_exponential_sigmas", "use_beta_sigmas"),
+    }
 
     def classes(self) -> dict[str, type[SchedulerMixin]]:
         return {found.__name__: found for found, _ in self.table.values()}
@@ -155,6 +161,11 @@ class FlowSchedulers(Schedulers):
             for key, wanted in self.along.items():
                 if config.get(key) != wanted:
                     yield key, f"{config.get(key)!r} found, but {wanted!r} is wanted for flow matching"
+        named = config.get("_class_name", self.default.__name__)
+        for key in self.unspaced.get(named, ()):
+            if config.get(key):
+                said = f"{config[key]!r} found, but '{named}' cannot do so in flow matching; set it to false"
+                yield key, said
         for key in ("shift", "flow_shift"):
             shift = config.get(key, 1.0)
             if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift < float("inf"):
@@ -171,7 +182,10 @@ class FlowSchedulers(Schedulers):
     def settings(self, scheduler: type[SchedulerMixin], config: Mapping[str, Any]) -> dict[str, Any]:
         known = inspect.signature(scheduler).parameters
         told = {"shift": self.shift(config), "flow_shift": self.shift(config), **self.along}
-        return {key: value for key, value in {**config, **told}.items() if key in known}
+        unknown = self.unspaced.get(scheduler.__name__, ())
+        return {
+            key: value for key, value in {**config, **told}.items() if key in known and key not in unknown
+        }
 
 
 NOISE, FLOW = NoiseSchedulers(), FlowSchedulers()

@@ -234,6 +234,36 @@ def test_sd3_takes_no_mask_and_wants_a_pooled_vector() -> None:
         decoder.denoise(latents_of(1), timesteps, Condition(given.context), {})
 
 
+UNIPC = {**DPM, "_class_name": "UniPCMultistepScheduler"}
+
+
+@pytest.mark.parametrize(
+    ("own", "spacing"),
+    [
+        ({"shift": 3.0}, "use_karras_sigmas"),
+        ({"shift": 3.0}, "use_exponential_sigmas"),
+        ({"shift": 3.0}, "use_beta_sigmas"),
+        (UNIPC, "use_karras_sigmas"),
+    ],
+)
+def test_every_scheduler_draws_from_a_folder_that_spaces_its_sigmas(
+    own: dict[str, Any], spacing: str
+) -> None:
+    decoder = make(Sana, scheduler={**own, spacing: True})
+    positive, negative = condition(decoder), condition(decoder, seed=2)
+    for name in (*SCHEDULERS, None):
+        drawn = decoder.sample(
+            positive,
+            negative,
+            scheduler=name,
+            steps=4,
+            guidance=3.0,
+            latents=latents_of(2, side=16),
+            size=(32, 32),
+        )
+        assert drawn.isfinite().all(), name
+
+
 def test_a_scheduler_of_another_objective_is_told_of() -> None:
     with pytest.raises(DreamkitError, match="'ddpm' does not fit the decoder's objective, flow matching"):
         make(Sana).scheduler("ddpm")
@@ -271,7 +301,25 @@ def test_the_scale_of_sanas_context() -> None:
             Sana,
             {"scheduler": {"_class_name": "DDPMScheduler"}},
             "scheduler._class_name",
-            "'DDPMScheduler', but one for flow matching is wanted, such as 'FlowMatchEuler",
+            "'DDPMScheduler', but 'FlowMatchEulerDiscreteScheduler' or 'DPMSolver.* is wanted; did you mean",
+        ),
+        (
+            Sana,
+            {"scheduler": {"_class_name": "FlowMatchHeunDiscreteScheduler"}},
+            "scheduler._class_name",
+            "Heun.*, but 'FlowMatchEulerDiscreteScheduler' or 'DPMSolver.* or 'UniPC.* is wanted",
+        ),
+        (
+            Sana,
+            {"scheduler": {**DPM, "use_karras_sigmas": True}},
+            "scheduler.use_karras_sigmas",
+            "True found, but 'DPMSolverMultistepScheduler' cannot do so in flow matching; set it to false",
+        ),
+        (
+            Sana,
+            {"scheduler": {**UNIPC, "use_beta_sigmas": True}},
+            "scheduler.use_beta_sigmas",
+            "True found, but 'UniPCMultistepScheduler' cannot",
         ),
         (Sana, {"scheduler": {"flowshift": 2}}, "scheduler.flowshift", "did you mean 'flow_shift'"),
     ],
