@@ -7,6 +7,7 @@ B rows, T tokens of a row, D width.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,15 +20,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dreamkit import ChatTemplate, LanguageSpec, NormWeights
+from dreamkit_transformers.adaptable import adaptable
 from dreamkit_transformers.chat import template_of
 from dreamkit_transformers.configs import load_weights, on_meta
 from dreamkit_transformers.described import Described, LanguageConfig, describe, source_folder
-from dreamkit_transformers.driving import new_cache, run
+from dreamkit_transformers.driving import decoder_of, new_cache, run
 from dreamkit_transformers.masks import TokenCache
 from dreamkit_transformers.new_rows import WithNewRows
 from dreamkit_transformers.norms import as_rms_norm
 from dreamkit_transformers.probe import make
 from dreamkit_transformers.tokenizers import save_tokenizer
+
+log = logging.getLogger(__name__)
 
 __all__ = ["CausalLM", "LanguageConfig"]
 
@@ -59,7 +63,8 @@ class CausalLM(WithNewRows):
             model.set_submodule(self.abilities.norm, nn.Identity())
         self._rms_norm = as_rms_norm(self.norm)
         if not self.adapter_targets:
-            self.adapter_targets = found.abilities.linear_layers  # type: ignore[misc]  # a class's own, or the model's
+            own = adaptable(model, found.abilities.linear_layers)
+            self.adapter_targets = own  # type: ignore[misc]  # a class's, or each model's own
         self._without_new_rows()
 
     # making
@@ -142,7 +147,7 @@ class CausalLM(WithNewRows):
         cache: TokenCache | None = None,
     ) -> Tensor:
         assert cache is None or self.spec.cache, "a model whose spec says cache=False is given none"
-        decoder = self.model.base_model
+        decoder = decoder_of(self.model)
         return run(decoder, self.abilities.masks, embeds_BTD, position_ids_BT, segment_ids_BT, cache)
 
     def library_forward(self, ids_BT: Tensor) -> Tensor:
@@ -159,7 +164,10 @@ class CausalLM(WithNewRows):
     def enable_gradient_checkpointing(self) -> None:
         # The library's own recomputes only in training mode, but what flows back through a frozen model, which is
         # in evaluation mode, is as large.
-        for layer in self._layers():
+        layers = self._layers()
+        if not layers:
+            log.warning("%s: its layers are not found; their activations are kept", type(self.model).__name__)
+        for layer in layers:
             layer.forward = partial(_recomputed, layer.forward)
 
     def final_norm(self, hidden: Tensor) -> Tensor:
@@ -173,7 +181,10 @@ class CausalLM(WithNewRows):
         return NormWeights(weight, self._rms_norm.eps, self._rms_norm.offset)
 
     def _layers(self) -> list[nn.Module]:
-        return [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        marked = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        count = self.model.config.num_hidden_layers
+        lists = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
+        return marked or [layer for each in lists if len(each) == count for layer in each]
 
 
 def _recomputed(forward: Any, *args: Any, **named: Any) -> Any:

@@ -51,7 +51,11 @@ def _read(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
         return None
     if not all(word in whole for word in (ASKED, SAID, AGAIN)) or not opened.startswith(closed):
         return None
-    user_after, assistant_before = closed.rpartition(ASKED)[2], opened.removeprefix(closed)
+    user_after = closed.rpartition(ASKED)[2]
+    answered = whole.partition(ASKED)[2].partition(SAID)[0]
+    if not answered.startswith(user_after):
+        return None
+    assistant_before = answered.removeprefix(user_after)
     between = whole.partition(SAID)[2].partition(AGAIN)[0]
     assistant_after = ended.partition(SAID)[2]
     first, user_before = whole.partition(ASKED)[0], between.removeprefix(assistant_after)

@@ -54,9 +54,10 @@ def config_from_dict(kind: type[LibraryConfig], values: Mapping[str, Any]) -> Li
 def _mistake(kind: type[PreTrainedConfig], name: str, value: Any) -> str | None:
     """What is wrong with one value, whatever the others are."""
     if type(value) is int:
-        if value < 1 and (name.startswith("num_") or name.endswith(("_size", "_dim", "_embeddings"))):
+        usual = next((each for each, own in kind.attribute_map.items() if own == name), name)
+        if value < 1 and (usual.startswith("num_") or usual.endswith(("_size", "_dim", "_embeddings"))):
             return f"{value} found, but at least 1 is wanted"
-        if value > MAX_LAYERS and name.endswith("_layers"):
+        if value > MAX_LAYERS and usual.endswith("_layers"):
             return f"{value} found, but at most {MAX_LAYERS} is wanted"
     if name == "hidden_act" and value not in ACT2FN:
         return f"{value!r} found, but the name of an activation is wanted; {did_you_mean(value, ACT2FN)}"

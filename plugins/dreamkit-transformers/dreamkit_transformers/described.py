@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,11 @@ from dreamkit_transformers.tokenizers import (
     known_or,
     new_tokens,
     read_tokenizer,
+    rows_needed,
 )
 
 DECODERS = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)  # the model types that the library has a causal model for
+COMMON = ("gpt2", "gpt_neox", "llama", "opt", "qwen3")  # some of them, for a name that is like none
 ENDLESS = 2**20  # tokens: what is said of a model whose length nothing limits
 
 
@@ -73,11 +76,19 @@ class Described:
             raise SourceError(
                 f"the tokenizer '{tokenizer.name_or_path}' has no eos_token, which ends a text", key
             )
-        if tokenizer.vocab_size > library_config.vocab_size:
+        needed = rows_needed(tokenizer)
+        if needed > library_config.vocab_size:
             key = "config.vocab_size" if "vocab_size" in (config.config or {}) else key
             raise SourceError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocab_size is "
+                f"the tokenizer has {needed} tokens, but the model's vocab_size is "
                 f"{library_config.vocab_size}; name the tokenizer that belongs to the model, or raise vocab_size",
+                key,
+            )
+        rows = max(library_config.vocab_size, len(tokenizer))
+        if max(eos) >= rows:
+            raise SourceError(
+                f"token {max(eos)} ends a text, but there are {rows} tokens; correct eos_token_id in "
+                "generation_config.json or config.json, or name the tokenizer that belongs to the model",
                 key,
             )
         pad_id = eos[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -85,7 +96,8 @@ class Described:
         return LanguageSpec(
             dim=getattr(library_config, self.abilities.width),
             vocab_size=library_config.vocab_size,
-            max_length=getattr(library_config, "max_position_embeddings", None) or ENDLESS,
+            max_length=getattr(library_config, self.abilities.length or "max_position_embeddings", None)
+            or ENDLESS,
             sliding_window=_window(library_config),
             bos_id=tokenizer.bos_token_id,
             eos_ids=eos,
@@ -146,14 +158,23 @@ def _from_dict(
         raise ConfigError(
             {key: "missing, but it says which of the library's models is meant, such as 'gpt_neox'"}
         )
-    known = model_types or DECODERS
-    if wanted not in known:
-        raise ConfigError(
-            {key: f"'{wanted}' found, but a decoder's is wanted; {did_you_mean(str(wanted), known)}"}
-        )
+    if wanted not in (model_types or DECODERS):
+        raise ConfigError({key: f"'{wanted}' found, {_no_decoder(str(wanted), model_types)}"})
     kind = CONFIG_MAPPING[wanted]
     given = {name: value for name, value in values.items() if name != "model_type"}
     return config_from_dict(kind, _ids(kind, tokenizer) | given)
+
+
+def _no_decoder(model_type: str, model_types: Sequence[str] = ()) -> str:
+    """The rest of an error message about a model type that is none of these."""
+    if model_types:
+        return f"but a decoder's is wanted; {did_you_mean(model_type, model_types)}"
+    near = did_you_mean(model_type, get_close_matches(model_type, DECODERS) or COMMON)
+    if model_type not in CONFIG_MAPPING:
+        return f"but a decoder of text that transformers knows is needed; {near}"
+    if getattr(CONFIG_MAPPING[model_type], "is_encoder_decoder", False):
+        return f"which is an encoder and a decoder, but a decoder of text alone is needed; {near}"
+    return f"which is no decoder of text, but one is needed; {near}"
 
 
 def _from_folder(folder: Path, model_types: Sequence[str]) -> PreTrainedConfig:
@@ -167,10 +188,7 @@ def _from_folder(folder: Path, model_types: Sequence[str]) -> PreTrainedConfig:
             "Name a model whose architecture is in transformers"
         )
     if found not in known and not model_types:
-        raise SourceError(
-            f"{file} has model_type '{found}', but a decoder of text that transformers knows is needed; "
-            f"{did_you_mean(found, known)}"
-        )
+        raise SourceError(f"{file} has model_type '{found}', {_no_decoder(found)}")
     kind = CONFIG_MAPPING[found] if found in known else PreTrainedConfig
     return config_from_folder(kind, folder, known)
 
@@ -207,7 +225,17 @@ def _is_special(tokenizer: PreTrainedTokenizerBase, index: int) -> bool:
 
 
 def _eos_ids(folder: Path) -> list[int]:
-    """The tokens that end a text as `generation_config.json` has them, or else `config.json`."""
+    """The tokens that end a text as `generation_config.json` has them, or else `config.json`.
+
+    Raises:
+        SourceError: they are no numbers of tokens.
+    """
     file = folder / "generation_config.json"
-    ids = read_json(file if file.is_file() else folder / "config.json").get("eos_token_id")
-    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+    file = file if file.is_file() else folder / "config.json"
+    found = read_json(file).get("eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(index) is int and index >= 0 for index in ids):
+        raise SourceError(
+            f"{file} has eos_token_id {found!r}, but the number of a token, or a list of some, is needed"
+        )
+    return ids

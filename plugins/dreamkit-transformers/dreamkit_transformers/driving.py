@@ -10,11 +10,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from dreamkit_transformers.masks import TokenCache, attention_masks
 
 Masks = Literal["by type", "one", "none"]
+
+
+class Undrivable(Exception):
+    """A model that dreamkit cannot use; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +28,27 @@ class Abilities:
     `norm` is the name of the final norm, None where there is none. `masks` says which masks it honours together with
     positions: one `by type` of layer, `one` for all, or `none`; then a row holds one document, at its beginning, and
     what follows is padding that a causal model does not see. `cache`: decoding goes on from one with empty slots.
-    `linear_layers` are the last names of those that are called as layers, where an adapter acts.
-    `width` is the config's name for the width of embeddings and hidden states.
+    `linear_layers` are the patterns of the names of those that are called as layers, where an adapter acts.
+    `width` is the config's name for the width of embeddings and hidden states, `length` its own name for the longest
+    text, None where it has the usual one or no end.
     Logits are soft_cap * tanh(scale * head / soft_cap), without the first two where `soft_cap` is None.
     """
 
     norm: str | None
     masks: Masks
     cache: bool
-    linear_layers: tuple[str, ...]
+    linear_layers: frozenset[str]
     width: str = "hidden_size"
     scale: float = 1.0
     soft_cap: float | None = None
+    length: str | None = None
+
+
+def decoder_of(model: Any) -> Any:
+    """The model without its head."""
+    if model.base_model is not model:
+        return model.base_model
+    return next((child for child in model.children() if isinstance(child, PreTrainedModel)), model)
 
 
 def new_cache(config: Any, masks: Masks) -> TokenCache:

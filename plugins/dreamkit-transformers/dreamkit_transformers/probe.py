@@ -8,28 +8,26 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from dreamkit import ConfigError
+from dreamkit_transformers.adaptable import pattern, takes_adapter
 from dreamkit_transformers.configs import on_meta, one_line, quiet
-from dreamkit_transformers.driving import Abilities, Masks, new_cache, run
+from dreamkit_transformers.driving import Abilities, Masks, Undrivable, decoder_of, new_cache, run
+from dreamkit_transformers.heads import logits_of_head, soft_capped
 from dreamkit_transformers.masks import TokenCache
 from dreamkit_transformers.norms import is_norm
-from dreamkit_transformers.shrinking import VOCABULARY, WINDOW, small_copies
+from dreamkit_transformers.shrinking import SHORT, VOCABULARY, WINDOW, limited_copies, small_copies
 
 LARGEST = 150_000_000  # parameters of a copy that is tried
 TOLERANCE = 1e-3  # of the largest hidden state: rounding is a hundred times less, a leak a hundred times more
 FIRST, SECOND = 2 * WINDOW + 3, WINDOW + 2  # tokens of two documents, longer than any window
-
-
-class Undrivable(Exception):
-    """A model that dreamkit cannot use; the message is the reason."""
 
 
 def abilities(kind: type[PreTrainedModel], config: PreTrainedConfig, key: str = "config") -> Abilities:
@@ -55,23 +53,65 @@ def _abilities(
         return "it has an encoder besides its decoder"
     if config.get_text_config() is not config:
         return "it is more than a decoder of text"
+    if getattr(config, "num_hidden_layers", None) is None:
+        return "its config does not tell how many layers it has"
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad(), quiet():
             torch.manual_seed(0)
-            return _Probe(_small_model(kind, config)).abilities()
+            return _found(kind, config)
     except Undrivable as reason:
         return str(reason)
+    except Exception as error:  # a library's code fails in any way it likes
+        return f"a copy of it fails: {one_line(error)}"
 
 
-def _small_model(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+def _found(kind: type[PreTrainedModel], config: PreTrainedConfig) -> Abilities:
+    """What is found with one copy, and is so with another of other sizes."""
+    first = _Probe(_small_model(kind, config))
+    found = first.abilities()
+    other = _Probe(_small_model(kind, config, deeper=True))
+    scale, soft_cap = logits_of_head(config, (first.model, other.model), first.ids)
+    length = None if _tells_length(config) else _length(kind, config)
+    found = replace(found, scale=scale(config), soft_cap=soft_cap, length=length)
+    norm = found.norm if other.norm() == found.norm else None  # not that of the last layer
+    for each in dict.fromkeys((norm, None)):
+        if other.computes_with(replace(found, norm=each, scale=scale(other.model.config))):
+            return replace(found, norm=each)
+    raise Undrivable("its logits are not what its embedding, decoder and head give one after the other")
+
+
+def _tells_length(config: Any) -> bool:
+    return bool(getattr(config, "max_position_embeddings", None))
+
+
+def _length(kind: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
+    """The config's name for the longest text, where there is one: made small, it lets no longer text through."""
+    for name, small in limited_copies(config):
+        try:
+            model = make(kind, small).eval()
+            decoder_of(model)(torch.zeros(1, SHORT, dtype=torch.long), use_cache=False)
+        except Exception:  # some other number, which cannot be as small
+            continue
+        try:
+            decoder_of(model)(torch.zeros(1, SHORT + 1, dtype=torch.long), use_cache=False)
+        except Exception:
+            return name
+    return None
+
+
+def _small_model(
+    kind: type[PreTrainedModel], config: PreTrainedConfig, deeper: bool = False
+) -> PreTrainedModel:
     """The first of its small copies that runs, with weights that all matter."""
     reasons = []
-    for small in small_copies(config):
+    for small in small_copies(config, deeper):
         try:
             outline = on_meta(partial(make, kind, small))
             count = sum(parameter.numel() for parameter in outline.parameters())
             if count > LARGEST:
-                reasons.append(f"a copy of it has {count:,} parameters, too many to try it")
+                reasons.append(
+                    f"what it does is tried on a small copy, but one of it has {count:,} parameters"
+                )
                 continue
             model = make(kind, small).eval()
             for parameter in model.parameters():
@@ -79,12 +119,15 @@ def _small_model(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTr
                     parameter.normal_(std=1 / math.sqrt(parameter.shape[-1]))
                 else:
                     parameter.add_(0.1 * torch.randn_like(parameter))
-            model.base_model(torch.zeros(1, 2, dtype=torch.long), use_cache=False)
+            decoder_of(model)(torch.zeros(1, 2, dtype=torch.long), use_cache=False)
         except Exception as error:  # a library's code fails in any way it likes
             reasons.append(f"a copy of it does not run: {one_line(error.__cause__ or error)}")
         else:
             return model
-    raise Undrivable("; ".join(reasons) or "its config takes no other number of layers")
+    raise Undrivable(
+        "; ".join(dict.fromkeys(reasons))
+        or "no small copy of it can be made, on which to try what it does: its config is of one size"
+    )
 
 
 def make(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
@@ -98,7 +141,7 @@ class _Probe:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.decoder = model.base_model
+        self.decoder = decoder_of(model)
         if self.decoder is model:
             raise Undrivable("the library does not tell its decoder from its head")
         self.embedding = model.get_input_embeddings()
@@ -113,11 +156,29 @@ class _Probe:
 
     def abilities(self) -> Abilities:
         self._can_be_driven()
-        scale, soft_cap = self._head()
         masks: Masks = next((each for each in self._masks_to_try() if self._packs(each)), "none")
-        norm = self._norm()
         cache, width = self._caches(masks), self._width()
-        return Abilities(norm, masks, cache, self._linear_layers(), width, scale, soft_cap)
+        return Abilities(self.norm(), masks, cache, self._linear_layers(), width)
+
+    def computes_with(self, found: Abilities) -> bool:
+        """Whether its logits are those of its parts, used in the way that was found."""
+        wanted = self.model(self.texts[0], use_cache=False).logits
+        norm: nn.Module = nn.Identity()
+        if found.norm is not None:
+            norm = self.model.get_submodule(found.norm)
+            self.model.set_submodule(found.norm, nn.Identity())
+        position_ids = torch.arange(FIRST)[None]
+        try:
+            hidden = run(
+                self.decoder, found.masks, self.embeds[0], position_ids, torch.zeros_like(position_ids)
+            )
+            logits = found.scale * self.model.get_output_embeddings()(norm(hidden))
+        except Exception:  # a model that reads its norm's weights finds none
+            return False
+        finally:
+            if found.norm is not None:
+                self.model.set_submodule(found.norm, norm)
+        return _same(soft_capped(logits, found.soft_cap), wanted)
 
     def _can_be_driven(self) -> None:
         text, embeds, wanted = self.texts[0], self.embeds[0], self.wanted[0]
@@ -145,74 +206,41 @@ class _Probe:
             raise Undrivable(f"its embeddings have width {width}, which its config does not tell")
         return name
 
-    def _norm(self) -> str | None:
-        """The name of the module that makes the last hidden states, where it is a norm."""
+    def norm(self) -> str | None:
+        """The name of the module that makes the last hidden states, where it is a norm and does nothing else."""
         made, last = self._called()
         dim = last.shape[-1]
         names = [
             name
-            for name, output in made.items()
-            if isinstance(output, Tensor)
+            for name, (output, *more) in made.items()
+            if not more
+            and isinstance(output, Tensor)
             and output.numel() == last.numel()
             and torch.equal(output.reshape(last.shape), last)
         ]
         return next((name for name in reversed(names) if is_norm(self.model.get_submodule(name), dim)), None)
 
-    def _linear_layers(self) -> tuple[str, ...]:
-        """Names of linear layers that are called: one whose weights are read elsewhere, as by a kernel, is not."""
+    def _linear_layers(self) -> frozenset[str]:
+        """Patterns of linear layers that are called: one whose weights are read elsewhere, as by a kernel, is not."""
         called, _ = self._called()
         self.model.train()
         called_in_training, _ = self._called()
         self.model.eval()
-        return tuple(
-            dict.fromkeys(
-                name.rpartition(".")[2]
-                for name in called
-                if name in called_in_training and self._takes_adapter(name)
-            )
-        )
+        both = called.keys() & called_in_training.keys()
+        return frozenset(pattern(name) for name in both if takes_adapter(self.model, name))
 
-    def _takes_adapter(self, name: str) -> bool:
-        parent, _, last = name.rpartition(".")
-        # kernels of state space models read the weights of this one, for which peft refuses it
-        read_by_kernel = last == "out_proj" and any(
-            isinstance(sibling, nn.Conv1d) for sibling in self.model.get_submodule(parent).children()
-        )
-        return isinstance(self.model.get_submodule(name), nn.Linear | Conv1D) and not read_by_kernel
-
-    def _called(self) -> tuple[dict[str, Any], Tensor]:
-        """What each module gives for a text, by the module's name, in order; and the last hidden states."""
-        given: dict[str, Any] = {}
+    def _called(self) -> tuple[dict[str, list[Any]], Tensor]:
+        """All that each module gives for a text, by the module's name; and the last hidden states."""
+        given: dict[str, list[Any]] = {}
 
         def note(name: str) -> Any:
-            return lambda _module, _inputs, output: given.__setitem__(name, output)
+            return lambda _module, _inputs, output: given.setdefault(name, []).append(output)
 
         hooks = [module.register_forward_hook(note(name)) for name, module in self.model.named_modules()]
         last = self.decoder(self.texts[0], use_cache=False).last_hidden_state
         for hook in hooks:
             hook.remove()
         return given, last
-
-    def _head(self) -> tuple[float, float | None]:
-        """The scale and the soft cap of the logits.
-
-        A soft cap is a number of the config, as is a scale, or one over it.
-        """
-        raw = self.model.get_output_embeddings()(self.wanted[0])
-        logits = self.model(self.texts[0], use_cache=False).logits
-        numbers = {
-            float(v) for v in self.model.config.to_dict().values() if type(v) in (int, float) and v > 0
-        }
-        scales = [1.0, *numbers, *(1 / number for number in numbers)]
-        for scale in scales:
-            if _same(scale * raw, logits):
-                return scale, None
-        for cap in numbers:
-            if _same(cap * torch.tanh(raw / cap), logits):
-                return 1.0, cap
-        raise Undrivable(
-            "its logits are not those of its head, nor a number of its config times them, nor soft-capped"
-        )
 
     def _masks_to_try(self) -> Iterator[Masks]:
         if getattr(self.model.config, "layer_types", None) is not None:

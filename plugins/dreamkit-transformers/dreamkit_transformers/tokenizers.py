@@ -81,6 +81,12 @@ def _stand_in(file: Path) -> PreTrainedTokenizerBase:
     )
 
 
+def rows_needed(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many rows the tokens of ordinary text need: special ones that a model lacks are given rows."""
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return 1 + max(set(tokenizer.get_vocab().values()) - special, default=-1)
+
+
 def new_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The tokens that `add_special` gave this tokenizer, before or after it was saved."""
     return list(tokenizer.init_kwargs.get(_NEW_TOKENS, ()))

@@ -11,8 +11,6 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     LlamaConfig,
     LlamaForCausalLM,
-    Mamba2Config,
-    Mamba2ForCausalLM,
     OPTConfig,
     OPTForCausalLM,
 )
@@ -56,6 +54,13 @@ FOUND = {
     "bloom": (BASE, False, True, False, 1.0),
     "falcon": ({**BASE, "ffn_hidden_size": 24}, True, True, False, 1.0),
     "falcon alibi": ({**BASE, "ffn_hidden_size": 24, "alibi": True}, False, True, False, 1.0),
+    "mamba2": (
+        {"hidden_size": 32, "num_heads": 8, "head_dim": 8, "n_groups": 2, "num_hidden_layers": 2},
+        False,
+        False,
+        True,
+        1.0,
+    ),
     "mamba": ({"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}, False, False, True, 1.0),
     "qwen3_next": (NEXT, False, False, True, 1.0),
     "gpt_oss": (SINKS, True, True, True, 1.0),
@@ -117,9 +122,8 @@ def _close(found, wanted):
 def test_layers_that_adapters_go_to_are_within_the_decoder(name):
     part = make(name)
     assert part.adapter_targets
-    for target in part.adapter_targets:
-        layers = [module for path, module in part.model.named_modules() if path.endswith(f".{target}")]
-        assert layers and part.model.get_output_embeddings() not in layers
+    layers = [part.model.get_submodule(target) for target in part.adapter_targets]
+    assert layers and part.model.get_output_embeddings() not in layers
 
 
 def test_the_probe_leaves_the_generator_alone_and_is_asked_once(monkeypatch):
@@ -150,7 +154,6 @@ def test_a_copy_is_small():
     [
         (BertLMHeadModel, BertConfig(), "its tokens see those that come after them"),
         (Gemma3ForConditionalGeneration, Gemma3Config(), "it is more than a decoder of text"),
-        (Mamba2ForCausalLM, Mamba2Config(), "too many to try it"),
     ],
 )
 def test_a_model_that_cannot_be_driven_is_refused(kind, config, reason):
@@ -174,3 +177,42 @@ def test_a_decoder_that_hides_what_it_does_with_embeddings_is_refused(monkeypatc
 
     with pytest.raises(ConfigError, match="other hidden states than the tokens they belong to"):
         abilities(Hiding, LlamaConfig(**SHARED))
+
+
+SMALLER = {**SHARED, "hidden_size": 32, "head_dim": 8}
+
+
+@pytest.mark.parametrize(
+    ("config", "norm", "soft_cap"),
+    [
+        ({"model_type": "openai-gpt", "n_embd": 16, "n_layer": 6, "n_head": 4}, None, None),
+        ({"model_type": "opt", **OPT, "num_hidden_layers": 6, "do_layer_norm_before": False}, None, None),
+        ({"model_type": "nanochat", **SHARED}, None, 15.0),
+        ({"model_type": "gemma2", **SMALLER}, "model.norm", 30.0),
+        (
+            {"model_type": "gemma2", **SMALLER, "intermediate_size": 48, "final_logit_softcapping": 50.0},
+            "model.norm",
+            50.0,
+        ),
+        ({"model_type": "gemma2", **SMALLER, "final_logit_softcapping": 100.0}, "model.norm", 100.0),
+        ({"model_type": "minicpm3", "num_hidden_layers": 1}, "model.norm", None),
+    ],
+    ids=lambda value: value["model_type"] if isinstance(value, dict) else str(value),
+)
+@torch.no_grad()
+def test_what_is_found_holds_for_larger_models(config, norm, soft_cap):
+    torch.manual_seed(0)
+    part = CausalLM.from_config(LanguageConfig(config=config)).eval()
+    for parameter in part.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=parameter.shape[-1] ** -0.5)
+    assert (part.abilities.norm, part.abilities.soft_cap) == (norm, soft_cap)
+    ids = torch.randint(3, 250, (1, 9))
+    found = part.logits(part.final_norm(part(part.embed(ids), *positions(9))))
+    _close(found, part.library_forward(ids))
+
+
+def test_the_longest_text_is_found_whatever_it_is_called():
+    mpt = {"model_type": "mpt", "d_model": 16, "n_heads": 4, "n_layers": 2, "max_seq_len": 16}
+    assert CausalLM.spec_from(LanguageConfig(config=mpt)).max_length == 16
+    assert CausalLM.spec_from(LanguageConfig(config={"model_type": "bloom", **BASE})).max_length == 2**20
