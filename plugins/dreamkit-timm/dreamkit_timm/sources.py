@@ -103,6 +103,10 @@ def _tagged(name: str) -> list[str]:
     return list(timm.models.get_arch_pretrained_cfgs(name))
 
 
+def _with_weights(name: str) -> list[str]:
+    return [each for each in _tagged(name) if timm.get_pretrained_cfg(each).has_weights]
+
+
 @cache
 def _kept_elsewhere() -> dict[str, str]:
     """The names, with their tags, of weights that others than timm keep on the hub, by where they are."""
@@ -119,8 +123,8 @@ def _lacking(name: str, pretrained: str) -> str | None:
     if known.hf_hub_id == pretrained:
         return None
     if not known.has_weights:
-        others = [each for each in _tagged(name) if timm.get_pretrained_cfg(each).has_weights]
-        near = did_you_mean(name, others) if others else "nor any other of this architecture; name another"
+        others = _with_weights(name)
+        near = did_you_mean(name, others) if others else _nearest(name, timm.list_pretrained())
         return f"timm has no weights of this name; {near}"
     saved = f"a folder that timm.models.save_for_hf wrote of timm.create_model('{name}', pretrained=True)"
     if not known.hf_hub_id:
@@ -139,7 +143,7 @@ def _folder(config: PartConfig) -> Path:
         name = config.pretrained.removeprefix(_OWNER)
         if config.is_local or name == config.pretrained:
             raise
-        known = _tagged(name) or timm.list_pretrained()
+        known = _with_weights(name) or timm.list_pretrained()
         near = did_you_mean(name, known)
         if not near.startswith("did you mean"):
             raise

@@ -1,19 +1,13 @@
 """timm's models as vision encoders, against what timm computes, loads and preprocesses by itself."""
 
-import json
-import shutil
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_data_config
-from timm.models import save_for_hf
 
-from dreamkit import ConfigError, PoolingConfig, SourceError, VisionSpec
+from dreamkit import ConfigError, PoolingConfig, VisionSpec
 from dreamkit_timm.encoder import Timm
 from dreamkit_timm.models import TimmConfig, describe
 
@@ -21,27 +15,6 @@ VIT = Timm.miniature().config
 CONVNET = Timm.miniature_convnet().config
 SMALL = {"vit": (VIT, 16), "convnet": (CONVNET, 16)}  # architectures with their sizes, and a picture's side
 kinds = pytest.mark.parametrize("kind", SMALL)
-
-
-def make(config, **more):
-    torch.manual_seed(0)
-    arguments = {name: value for name, value in config.items() if name != "architecture"}
-    model = timm.create_model(config["architecture"], **arguments, **more)
-    for parameter in model.parameters():  # layer scales and tokens as made would hide what is done with them
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
-
-
-@pytest.fixture
-def source(tmp_path):
-    """A folder as timm writes it, head included, and the model in it."""
-
-    def write(config, **more):
-        model = make(config, num_classes=5, **more)
-        save_for_hf(model, tmp_path / "model", safe_serialization=True)
-        return str(tmp_path / "model"), model
-
-    return write
 
 
 def photo(width, height):
@@ -232,197 +205,3 @@ def test_fewer_tokens(kind, pooling):
     assert part.spec == VisionSpec(32, *expected.shape[1:])
     with pytest.raises(ConfigError, match=r"3 does not divide the grid of \d x \d tokens; give 1, 2"):
         Timm.spec_from(TimmConfig(config=config, image_size=32, pool=3))
-
-
-# sources
-
-
-def without_hub(monkeypatch, cache):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-
-@pytest.mark.parametrize(
-    ("name", "spec"),
-    [
-        ("timm/vit_base_patch16_224.augreg_in21k", VisionSpec(224, 196, 768)),
-        ("timm/convnext_base.fb_in22k_ft_in1k", VisionSpec(224, 49, 1024)),
-        ("timm/vit_so400m_patch14_siglip_384.webli", VisionSpec(384, 729, 1152)),
-        ("timm/vit_large_patch14_reg4_dinov2.lvd142m", VisionSpec(518, 1369, 1024)),
-        ("timm/swin_base_patch4_window7_224.ms_in22k_ft_in1k", VisionSpec(224, 49, 1024)),
-        ("timm/resnet50.a1_in1k", VisionSpec(224, 49, 2048)),
-    ],
-)
-def test_hub_names_are_described_by_timm_itself(name, spec, monkeypatch, tmp_path):
-    without_hub(monkeypatch, tmp_path)
-    assert Timm.spec_from(TimmConfig(pretrained=name)) == spec
-    with pytest.raises(SourceError, match="HF_HUB_OFFLINE"):
-        Timm.from_pretrained(TimmConfig(pretrained=name))
-
-
-def test_hub_names_that_timm_does_not_know(monkeypatch, tmp_path):
-    without_hub(monkeypatch, tmp_path)
-    with pytest.raises(SourceError, match=r"did you mean 'vit_base_patch16_224\.augreg_in21k'\?"):
-        Timm.spec_from(TimmConfig(pretrained="timm/vit_base_patch16_224.augreg_in21"))
-    with pytest.raises(SourceError, match=r"did you mean 'convnext_base\.fb_in22k'\?"):
-        Timm.spec_from(TimmConfig(pretrained="timm/convnext_bas.fb_in22k"))
-    with pytest.raises(SourceError, match="'someone/model': the cache"):
-        Timm.spec_from(TimmConfig(pretrained="someone/model"))
-
-
-def test_the_spec_of_a_folder_needs_no_weights(source):
-    folder, _ = source(VIT)
-    file = f"{folder}/model.safetensors"
-    with open(file, "wb") as weights:
-        weights.write(b"not tensors: a spec needs none, but they must be there")
-    assert Timm.spec_from(TimmConfig(pretrained=folder)).dim == 16
-    with pytest.raises(SourceError, match="timm cannot load it"):
-        Timm.from_pretrained(TimmConfig(pretrained=folder))
-
-
-@kinds
-def test_weights_that_lack_something(kind, source):
-    config, side = SMALL[kind]
-    folder, _ = source(config)
-    file = f"{folder}/model.safetensors"
-    weights = load_file(file)
-    first = {"vit": "blocks.0.attn.qkv.weight", "convnet": "stages.0.blocks.0.conv_dw.weight"}[kind]
-    wanted = TimmConfig(pretrained=folder, image_size=side, layer=-2)
-    headless = {name: each for name, each in weights.items() if not name.startswith(("head.", "norm."))}
-    save_file(headless, file)
-    Timm.from_pretrained(wanted)  # what is not used may lack
-    save_file({name: each for name, each in weights.items() if name != first}, file)
-    with pytest.raises(SourceError, match=f"the weights lack {first}"):
-        Timm.from_pretrained(wanted)
-    save_file({**weights, first: weights[first][:1]}, file)
-    with pytest.raises(SourceError, match="timm cannot load it"):
-        Timm.from_pretrained(wanted)
-
-
-def test_folders_of_something_else(source, tmp_path):
-    folder, _ = source(VIT)
-    file = tmp_path / "model/config.json"
-    content = json.loads(file.read_text())
-    for changed, said in (
-        ({**content, "architecture": "vit_tinny_patch16_224"}, "did you mean 'vit_tiny_patch16_224'?"),
-        ({"model_type": "clip"}, "names no architecture of timm"),
-        ({**content, "model_args": {"checkpoint_path": "/x"}}, "its model_args hold checkpoint_path"),
-        ({**content, "model_args": {"embed_dm": 8}}, "no 'embed_dm'; did you mean 'embed_dim'?"),
-        ([], "names no architecture of timm"),
-    ):
-        file.write_text(json.dumps(changed))
-        with pytest.raises(ConfigError) as caught:
-            Timm.spec_from(TimmConfig(pretrained=folder))
-        ((key, message),) = caught.value.problems.items()
-        assert key == "pretrained" and said in message
-    file.write_text("{")
-    with pytest.raises(SourceError, match="cannot be read"):
-        Timm.spec_from(TimmConfig(pretrained=folder))
-    (tmp_path / "model/model.safetensors").rename(tmp_path / "model/pytorch_model.bin")
-    with pytest.raises(SourceError, match=r"lacks 'model\.safetensors'"):
-        Timm.spec_from(TimmConfig(pretrained=folder))
-
-
-def test_a_folder_that_changed_is_read_again(source):
-    folder, _ = source(VIT)
-    assert Timm.spec_from(TimmConfig(pretrained=folder)).dim == 16
-    shutil.rmtree(folder)
-    source({**VIT, "embed_dim": 24})
-    assert Timm.spec_from(TimmConfig(pretrained=folder)).dim == 24
-
-
-@pytest.mark.parametrize(
-    ("config", "key", "said"),
-    [
-        ({}, "config.architecture", "none found; name one"),
-        (
-            {"architecture": "vit_bse_patch16_224"},
-            "config.architecture",
-            "did you mean 'vit_base_patch16_224'?",
-        ),
-        (
-            {"architecture": "zzz"},
-            "config.architecture",
-            "timm has no architecture 'zzz'; timm.list_models()",
-        ),
-        ({"architecture": 7}, "config.architecture", "timm has no architecture '7'"),
-        (
-            {"architecture": "vit_base_patch16_224.augreg_in21"},
-            "config.architecture",
-            "did you mean 'vit_base_patch16_224.augreg_in21k'?",
-        ),
-        ({**VIT, "num_classes": 3}, "config.num_classes", "says nothing of the features; remove it"),
-        ({**VIT, "pretrained": True}, "config.pretrained", "remove it"),
-        (
-            {**VIT, "embed_dm": 8},
-            "config.embed_dm",
-            "VisionTransformer takes no 'embed_dm'; did you mean 'embed_dim'?",
-        ),
-        ({**VIT, "embed_dim": 15}, "config", "timm refuses it"),
-        ({**VIT, "in_chans": 1}, "config.in_chans", "in_chans 1 found, but pictures have 3"),
-    ],
-)
-def test_a_config_that_makes_no_model(config, key, said):
-    with pytest.raises(ConfigError) as caught:
-        Timm.spec_from(TimmConfig(config=config))
-    ((found, message),) = caught.value.problems.items()
-    assert found == key and said in message, message
-
-
-@pytest.mark.parametrize(("kind", "layers"), [("vit", 3), ("convnet", 4)])
-def test_a_layer_that_is_not_there(kind, layers):
-    config, side = SMALL[kind]
-    for layer in (layers, -layers - 1):
-        said = f"layer {layer}, but the model has {layers} layers; give {-layers} to {layers - 1}"
-        with pytest.raises(ConfigError) as caught:
-            Timm.spec_from(TimmConfig(config=config, layer=layer, image_size=side))
-        assert caught.value.problems == {"layer": said}
-
-
-def test_a_model_without_a_grid_is_refused():
-    timm.models.register_model(vectors)
-    try:
-        with pytest.raises(ConfigError) as caught:
-            Timm.spec_from(TimmConfig(config={"architecture": "vectors"}))
-    finally:
-        timm.models._registry._clear_model_entries("vectors")
-        del timm.models._registry._model_entrypoints["vectors"]
-    assert caught.value.problems == {"config": "Vectors gives no grid of features, but one is wanted"}
-
-
-class Vectors(torch.nn.Module):
-    """An image model whose features have no places."""
-
-    pretrained_cfg = timm.models.PretrainedCfg().to_dict()
-
-
-def vectors(pretrained=False, **arguments):
-    return Vectors()
-
-
-# adapters
-
-
-def test_adapters_go_into_attention_and_mlp():
-    vit = Timm.from_config(Timm.miniature())
-    layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-    assert set(vit.adapter_targets) == {f"blocks.{index}.{name}" for index in (0, 1) for name in layers}
-    convnet = Timm.from_config(replace(Timm.miniature_convnet(), layer=1))
-    layers = ("mlp.fc1", "mlp.fc2")
-    assert set(convnet.adapter_targets) == {f"stages.{i}.blocks.0.{name}" for i in (0, 1) for name in layers}
-
-
-def test_a_model_of_convolutions_alone_has_them_adapted():
-    config = {"architecture": "resnet10t", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
-    part = Timm.from_config(TimmConfig(config=config, image_size=32))
-    modules = dict(part.model.named_modules())
-    assert part.adapter_targets
-    assert all(isinstance(modules[name], torch.nn.Conv2d) for name in part.adapter_targets)
-
-
-def test_pointwise_convolutions_are_dense_layers():
-    config = {"architecture": "convnext_atto", "depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}
-    part = Timm.from_config(TimmConfig(config=config))
-    assert set(part.adapter_targets) == {
-        f"stages.{i}.blocks.0.mlp.{fc}" for i in range(4) for fc in ("fc1", "fc2")
-    }

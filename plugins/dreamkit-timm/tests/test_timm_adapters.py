@@ -1,0 +1,66 @@
+"""Where adapters go in timm's models."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dreamkit_timm.encoder import Timm
+from dreamkit_timm.models import TimmConfig
+
+
+def test_adapters_go_into_attention_and_mlp():
+    vit = Timm.from_config(Timm.miniature())
+    layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert set(vit.adapter_targets) == {f"blocks.{index}.{name}" for index in (0, 1) for name in layers}
+    convnet = Timm.from_config(replace(Timm.miniature_convnet(), layer=1))
+    layers = ("mlp.fc1", "mlp.fc2")
+    assert set(convnet.adapter_targets) == {f"stages.{i}.blocks.0.{name}" for i in (0, 1) for name in layers}
+
+
+def test_a_model_of_convolutions_alone_has_them_adapted():
+    config = {"architecture": "resnet10t", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
+    part = Timm.from_config(TimmConfig(config=config, image_size=32))
+    modules = dict(part.model.named_modules())
+    assert part.adapter_targets
+    assert all(isinstance(modules[name], torch.nn.Conv2d) for name in part.adapter_targets)
+
+
+def test_pointwise_convolutions_are_dense_layers():
+    config = {"architecture": "convnext_atto", "depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}
+    part = Timm.from_config(TimmConfig(config=config))
+    assert set(part.adapter_targets) == {
+        f"stages.{i}.blocks.0.mlp.{fc}" for i in range(4) for fc in ("fc1", "fc2")
+    }
+
+
+@pytest.mark.parametrize(
+    ("architecture", "names"),
+    [
+        ("vit_tiny_patch16_224", {"qkv", "proj", "fc1", "fc2"}),
+        ("eva02_base_patch14_224", {"q_proj", "k_proj", "v_proj", "proj", "fc1_g", "fc1_x", "fc2"}),
+        ("convit_tiny", {"qk", "v", "qkv", "proj", "fc1", "fc2"}),
+        ("convnext_tiny", {"fc1", "fc2"}),
+        ("seresnet50", {"conv1", "conv3", "0"}),  # the last is of a shortcut
+        ("regnety_002", {"conv"}),
+        ("repvit_m0_9", {"c"}),
+        ("efficientnet_b0", {"conv_pw", "conv_pwl"}),
+    ],
+)
+def test_gates_are_left_alone(architecture, names):
+    part = Timm.outline(TimmConfig(config={"architecture": architecture}))
+    assert {name.rpartition(".")[2] for name in part.adapter_targets} == names
+    assert not [name for name in part.adapter_targets if ".se." in name or ".attn.gate" in name]
+
+
+def test_a_layer_that_is_not_called_is_not_adapted():
+    """A BEiT reads the weights of `qkv` beside a bias of its own: what an adapter adds there would be lost."""
+    part = Timm.outline(TimmConfig(config={"architecture": "beit_base_patch16_224", "depth": 2}))
+    assert set(part.adapter_targets) == {f"blocks.0.{name}" for name in ("attn.proj", "mlp.fc1", "mlp.fc2")}
+
+
+def test_gates_are_told_where_only_one_place_is_left():
+    config = TimmConfig(config={"architecture": "seresnet50"}, image_size=32)
+    assert Timm.spec_from(config).num_tokens == 1
+    larger = Timm.outline(replace(config, image_size=64))
+    assert Timm.outline(config).adapter_targets == larger.adapter_targets

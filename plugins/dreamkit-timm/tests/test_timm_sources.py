@@ -1,0 +1,270 @@
+"""Where timm's models and their weights come from, and what is told of those that will not do."""
+
+import json
+import shutil
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from dreamkit import ConfigError, SourceError, VisionSpec
+from dreamkit_timm.encoder import Timm
+from dreamkit_timm.models import TimmConfig
+
+VIT = Timm.miniature().config
+SMALL = {"vit": (VIT, 16), "convnet": (Timm.miniature_convnet().config, 16)}
+kinds = pytest.mark.parametrize("kind", SMALL)
+LEVIT = {
+    "architecture": "levit_128s",
+    "embed_dim": [16, 16, 16],
+    "num_heads": [2, 2, 2],
+    "depth": [1, 1, 1],
+    "key_dim": 8,
+}
+
+
+def without_hub(monkeypatch, cache):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        ("timm/vit_base_patch16_224.augreg_in21k", VisionSpec(224, 196, 768)),
+        ("timm/convnext_base.fb_in22k_ft_in1k", VisionSpec(224, 49, 1024)),
+        ("timm/vit_so400m_patch14_siglip_384.webli", VisionSpec(384, 729, 1152)),
+        ("timm/vit_large_patch14_reg4_dinov2.lvd142m", VisionSpec(518, 1369, 1024)),
+        ("timm/swin_base_patch4_window7_224.ms_in22k_ft_in1k", VisionSpec(224, 49, 1024)),
+        ("timm/resnet50.a1_in1k", VisionSpec(224, 49, 2048)),
+    ],
+)
+def test_hub_names_are_described_by_timm_itself(name, spec, monkeypatch, tmp_path):
+    without_hub(monkeypatch, tmp_path)
+    assert Timm.spec_from(TimmConfig(pretrained=name)) == spec
+    with pytest.raises(SourceError, match="HF_HUB_OFFLINE"):
+        Timm.from_pretrained(TimmConfig(pretrained=name))
+
+
+def test_hub_names_that_timm_does_not_know(monkeypatch, tmp_path):
+    without_hub(monkeypatch, tmp_path)
+    with pytest.raises(SourceError, match=r"did you mean 'vit_base_patch16_224\.augreg_in21k'\?"):
+        Timm.spec_from(TimmConfig(pretrained="timm/vit_base_patch16_224.augreg_in21"))
+    with pytest.raises(SourceError, match=r"did you mean 'convnext_base\.fb_in22k'\?"):
+        Timm.spec_from(TimmConfig(pretrained="timm/convnext_bas.fb_in22k"))
+    with pytest.raises(SourceError, match=r"did you mean 'coatnet_rmlp_1_rw_224\.sw_in1k'"):
+        Timm.spec_from(TimmConfig(pretrained="timm/coatnet_rmlp_1_rw_224.sw_in"))
+    with pytest.raises(SourceError, match="'someone/model': the cache"):
+        Timm.spec_from(TimmConfig(pretrained="someone/model"))
+
+
+def test_the_spec_of_a_folder_needs_no_weights(source):
+    folder, _ = source(VIT)
+    file = f"{folder}/model.safetensors"
+    with open(file, "wb") as weights:
+        weights.write(b"not tensors: a spec needs none, but they must be there")
+    assert Timm.spec_from(TimmConfig(pretrained=folder)).dim == 16
+    with pytest.raises(SourceError, match="timm cannot load it"):
+        Timm.from_pretrained(TimmConfig(pretrained=folder))
+
+
+@kinds
+def test_weights_that_lack_something(kind, source):
+    config, side = SMALL[kind]
+    folder, _ = source(config)
+    file = f"{folder}/model.safetensors"
+    weights = load_file(file)
+    first = {"vit": "blocks.0.attn.qkv.weight", "convnet": "stages.0.blocks.0.conv_dw.weight"}[kind]
+    wanted = TimmConfig(pretrained=folder, image_size=side, layer=-2)
+    headless = {name: each for name, each in weights.items() if not name.startswith(("head.", "norm."))}
+    save_file(headless, file)
+    Timm.from_pretrained(wanted)  # what is not used may lack
+    save_file({name: each for name, each in weights.items() if name != first}, file)
+    with pytest.raises(SourceError, match=f"the weights lack {first}"):
+        Timm.from_pretrained(wanted)
+    save_file({**weights, first: weights[first][:1]}, file)
+    with pytest.raises(SourceError, match="timm cannot load it"):
+        Timm.from_pretrained(wanted)
+
+
+def test_folders_of_something_else(source, tmp_path):
+    folder, _ = source(VIT)
+    file = tmp_path / "model/config.json"
+    content = json.loads(file.read_text())
+    for changed, said in (
+        ({**content, "architecture": "vit_tinny_patch16_224"}, "did you mean 'vit_tiny_patch16_224'?"),
+        ({"model_type": "clip"}, "names no architecture of timm"),
+        ({**content, "model_args": {"checkpoint_path": "/x"}}, "its model_args hold checkpoint_path"),
+        ({**content, "model_args": {"embed_dm": 8}}, "no 'embed_dm'; did you mean 'embed_dim'?"),
+        ([], "names no architecture of timm"),
+    ):
+        file.write_text(json.dumps(changed))
+        with pytest.raises(ConfigError) as caught:
+            Timm.spec_from(TimmConfig(pretrained=folder))
+        ((key, message),) = caught.value.problems.items()
+        assert key == "pretrained" and said in message
+    file.write_text("{")
+    with pytest.raises(SourceError, match="cannot be read"):
+        Timm.spec_from(TimmConfig(pretrained=folder))
+    (tmp_path / "model/model.safetensors").rename(tmp_path / "model/pytorch_model.bin")
+    with pytest.raises(SourceError, match=r"lacks 'model\.safetensors'"):
+        Timm.spec_from(TimmConfig(pretrained=folder))
+
+
+def test_a_folder_that_changed_is_read_again(source):
+    folder, _ = source(VIT)
+    assert Timm.spec_from(TimmConfig(pretrained=folder)).dim == 16
+    shutil.rmtree(folder)
+    source({**VIT, "embed_dim": 24})
+    assert Timm.spec_from(TimmConfig(pretrained=folder)).dim == 24
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "said"),
+    [
+        ({}, "config.architecture", "none found; name one"),
+        (
+            {"architecture": "vit_bse_patch16_224"},
+            "config.architecture",
+            "did you mean 'vit_base_patch16_224'?",
+        ),
+        (
+            {"architecture": "zzz"},
+            "config.architecture",
+            "timm has no architecture 'zzz'; timm.list_models()",
+        ),
+        ({"architecture": 7}, "config.architecture", "timm has no architecture '7'"),
+        (
+            {"architecture": "vit_base_patch16_224.augreg_in21"},
+            "config.architecture",
+            "did you mean 'vit_base_patch16_224.augreg_in21k'?",
+        ),
+        ({**VIT, "num_classes": 3}, "config.num_classes", "says nothing of the features; remove it"),
+        ({**VIT, "pretrained": True}, "config.pretrained", "remove it"),
+        (
+            {**VIT, "embed_dm": 8},
+            "config.embed_dm",
+            "VisionTransformer takes no 'embed_dm'; did you mean 'embed_dim'?",
+        ),
+        ({**VIT, "embed_dim": 15}, "config", "timm refuses it"),
+        ({**VIT, "in_chans": 1}, "config.in_chans", "in_chans 1 found, but pictures have 3"),
+    ],
+)
+def test_a_config_that_makes_no_model(config, key, said):
+    with pytest.raises(ConfigError) as caught:
+        Timm.spec_from(TimmConfig(config=config))
+    ((found, message),) = caught.value.problems.items()
+    assert found == key and said in message, message
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("vit", 3), ("convnet", 4)])
+def test_a_layer_that_is_not_there(kind, layers):
+    config, side = SMALL[kind]
+    for layer in (layers, -layers - 1):
+        said = f"layer {layer}, but the model has {layers} layers; give {-layers} to {layers - 1}"
+        with pytest.raises(ConfigError) as caught:
+            Timm.spec_from(TimmConfig(config=config, layer=layer, image_size=side))
+        assert caught.value.problems == {"layer": said}
+
+
+def test_a_model_without_a_grid_is_refused():
+    timm.models.register_model(vectors)
+    try:
+        with pytest.raises(ConfigError) as caught:
+            Timm.spec_from(TimmConfig(config={"architecture": "vectors"}))
+    finally:
+        timm.models._registry._clear_model_entries("vectors")
+        del timm.models._registry._model_entrypoints["vectors"]
+    assert caught.value.problems == {"config": "Vectors gives no grid of features, but one is wanted"}
+
+
+class Vectors(torch.nn.Module):
+    """An image model whose features have no places."""
+
+    pretrained_cfg = timm.models.PretrainedCfg().to_dict()
+
+
+def vectors(pretrained=False, **arguments):
+    return Vectors()
+
+
+# sizes of weights
+
+
+def test_sizes_that_the_weights_cannot_be_had_at(source):
+    """A LeViT's table of attention biases is of one size; random ones may be of any."""
+    folder, _ = source(LEVIT)
+    Timm.from_pretrained(TimmConfig(pretrained=folder))
+    assert Timm.spec_from(TimmConfig(config=LEVIT, image_size=256)) == VisionSpec(256, 16, 16)
+    with pytest.raises(ConfigError) as caught:
+        Timm.spec_from(TimmConfig(pretrained=folder, image_size=256))
+    assert caught.value.problems == {
+        "image_size": "256 found, but timm does not resize the weights to it: "
+        "stages.0.blocks.0.attn.attention_biases is 2, 196 in them, and 2, 256 here; give 224, its own"
+    }
+
+
+def test_no_remedy_is_named_that_is_refused_itself(source):
+    folder, _ = source(LEVIT)
+    with pytest.raises(ConfigError) as caught:
+        Timm.spec_from(TimmConfig(pretrained=folder, image_size=250))
+    assert caught.value.problems["image_size"].endswith("; give 224, its own")
+    with pytest.raises(ConfigError) as caught:
+        Timm.spec_from(TimmConfig(config={"architecture": "crossvit_9_240"}, image_size=224))
+    assert caught.value.problems["image_size"].endswith("; give 240, its own")
+
+
+def test_limits():
+    for changes, key, said in (
+        ({"image_size": 100_000}, "image_size", "100000 found, but at most 4096 is wanted"),
+        ({"config": {**VIT, "img_size": 8192}}, "image_size", "8192 found, but at most 4096 is wanted"),
+        (
+            {"config": {**VIT, "depth": 5000}},
+            "config.depth",
+            "depth 5000 found, but at most 1000 layers are wanted",
+        ),
+        (
+            {"config": {"architecture": "convnext_tiny", "depths": [1, 999, 1, 1]}},
+            "config.depths",
+            "depths 1002 found, but at most 1000 layers are wanted",
+        ),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            Timm.spec_from(TimmConfig(**{"config": VIT, **changes}))
+        assert caught.value.problems == {key: said}
+
+
+# tags
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("timm/beit3_giant_patch14_224.untrained", "timm has no weights of this name"),
+        (
+            "timm/legacy_seresnet18.in1k",
+            "timm has its weights from https://.*not from the hub; name a folder that",
+        ),
+        ("timm/rdnet_tiny.nv_in1k", "its weights are kept as 'naver-ai/rdnet_tiny.nv_in1k'; name that, or"),
+        (
+            "timm/vit_base_patch16_clip_quickgelu_224.openai",
+            "those of another model, 'timm/vit_base_patch16_clip_224.openai'; name a folder",
+        ),
+    ],
+)
+def test_tags_without_weights_under_their_name(name, said):
+    with pytest.raises(SourceError, match=said):
+        Timm.spec_from(TimmConfig(pretrained=name))
+
+
+def test_weights_that_others_keep(monkeypatch, tmp_path):
+    without_hub(monkeypatch, tmp_path)
+    spec = Timm.spec_from(TimmConfig(pretrained="naver-ai/rdnet_tiny.nv_in1k"))
+    assert spec == Timm.spec_from(TimmConfig(config={"architecture": "rdnet_tiny"}))
+
+
+def test_loading_is_silent(source, capfd):
+    folder, _ = source(VIT)
+    Timm.from_pretrained(TimmConfig(pretrained=folder))
+    assert capfd.readouterr().err == ""
