@@ -37,6 +37,7 @@ WITHOUT_SYSTEM = (
     "{% elif m.role == 'assistant' %}{{ m.content }}{{ eos_token }}"
     "{% else %}{{ raise_exception('no system') }}{% endif %}{% endfor %}"
 )
+SPACED = WITHOUT_SYSTEM.replace("{{ m.content }}{{ eos_token }}", "{{ ' ' + m.content }}{{ eos_token }}")
 NAMED = ("<|user|>\n", "<|end|>\n"), ("<|assistant|>\n", "<|end|>\n"), ("<|system|>\n", "<|end|>\n")
 COUNTED = "{% for m in messages %}{{ loop.index }}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 
@@ -47,12 +48,13 @@ COUNTED = "{% for m in messages %}{{ loop.index }}{{ m.role }}: {{ m.content }}\
         (CHATML, ChatTemplate(*NAMED)),
         (DEFAULT, ChatTemplate(*NAMED, default_system="Be brief.")),
         (WITHOUT_SYSTEM, ChatTemplate(("[INST] ", " [/INST]"), ("", "</s>"), ("", "\n"))),
+        (SPACED, ChatTemplate(("[INST] ", " [/INST]"), (" ", "</s>"), ("", "\n"))),
         (COUNTED, PLAIN),
         ("{{ raise_exception('never') }}", PLAIN),
         ("{{ messages[0].content | upper }}", PLAIN),
         (None, PLAIN),
     ],
-    ids=["chatml", "default system", "no system", "counted", "refusing", "changing", "none"],
+    ids=["chatml", "default system", "no system", "spaced", "counted", "refusing", "changing", "none"],
 )
 def test_the_template_of_any_model_is_its_tokenizers(template, wanted, tmp_path):
     tokenizer = byte_tokenizer()

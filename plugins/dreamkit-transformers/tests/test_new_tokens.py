@@ -56,6 +56,17 @@ def test_a_token_that_the_model_has_no_row_for_gets_one(tmp_path):
     assert part.logits(torch.randn(1, 32)).shape == (1, 263)
 
 
+def test_words_that_the_model_has_no_row_for_are_refused(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([f"word{index}" for index in range(5)])
+    tokenizer.save_pretrained(tmp_path)
+    config = LanguageConfig(config={**SMALL, "vocab_size": 260}, tokenizer=str(tmp_path))
+    with pytest.raises(
+        DreamkitError, match="the tokenizer has 265 tokens, but the model's vocab_size is 260"
+    ):
+        Llama.spec_from(config)
+
+
 def test_new_rows_start_near_the_mean_row():
     part = make()
     part.add_tokens(TOKENS)

@@ -216,3 +216,27 @@ def test_the_longest_text_is_found_whatever_it_is_called():
     mpt = {"model_type": "mpt", "d_model": 16, "n_heads": 4, "n_layers": 2, "max_seq_len": 16}
     assert CausalLM.spec_from(LanguageConfig(config=mpt)).max_length == 16
     assert CausalLM.spec_from(LanguageConfig(config={"model_type": "bloom", **BASE})).max_length == 2**20
+
+
+CTRL = {"model_type": "ctrl", "n_embd": 16, "dff": 24, "n_layer": 3, "n_head": 4}
+
+
+def test_layers_are_found_by_what_they_are():
+    part = CausalLM.from_config(LanguageConfig(config=CTRL))
+    assert len(part._layers()) == 3
+    assert len(part.adapter_targets) == 3 * 6 and "transformer.h.2.ffn.0" in part.adapter_targets
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "blt"}, "does not tell how many layers"),
+        ({"model_type": "xlstm"}, "a copy of it fails"),
+        ({"model_type": "gpt2", "n_layer": 0}, "at least 1"),
+        ({"model_type": "gpt2", "n_layer": 5000}, "at most 1000"),
+    ],
+    ids=str,
+)
+def test_what_no_model_can_be_made_of_is_refused(config, words):
+    with pytest.raises(ConfigError, match=words):
+        CausalLM.spec_from(LanguageConfig(config=config))
