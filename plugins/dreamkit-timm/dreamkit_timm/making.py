@@ -29,7 +29,7 @@ def make(name: str, arguments: Mapping[str, Any], state: Mapping[str, Tensor] | 
         given = {**nowhere, "state_dict": dict(state), "num_classes": -1, "classifier": ()}
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")  # old names of architectures, which timm replaces
-        model = timm.create_model(
+        model: Any = timm.create_model(
             name,
             pretrained=state is not None,
             pretrained_cfg_overlay=given,

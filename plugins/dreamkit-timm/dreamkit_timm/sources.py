@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import timm
+from timm.models import PretrainedCfg
 
 from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean, locate
 
@@ -103,8 +104,15 @@ def _tagged(name: str) -> list[str]:
     return list(timm.models.get_arch_pretrained_cfgs(name))
 
 
+def _settings(name: str) -> PretrainedCfg:
+    """What timm knows of the weights of a name with its tag."""
+    known = timm.get_pretrained_cfg(name)
+    assert known is not None, "timm lists it"
+    return known
+
+
 def _with_weights(name: str) -> list[str]:
-    return [each for each in _tagged(name) if timm.get_pretrained_cfg(each).has_weights]
+    return [each for each in _tagged(name) if _settings(each).has_weights]
 
 
 @cache
@@ -113,13 +121,13 @@ def _kept_elsewhere() -> dict[str, str]:
     return {
         kept: name
         for name in timm.list_pretrained()
-        if (kept := timm.get_pretrained_cfg(name).hf_hub_id) and not kept.startswith(_OWNER)
+        if (kept := _settings(name).hf_hub_id) and not kept.startswith(_OWNER)
     }
 
 
 def _lacking(name: str, pretrained: str) -> str | None:
     """Why the weights of a name with its tag are not to be had under a hub name, and what to do."""
-    known = timm.get_pretrained_cfg(name)
+    known = _settings(name)
     if known.hf_hub_id == pretrained:
         return None
     if not known.has_weights:
