@@ -181,7 +181,9 @@ class CausalLM(WithNewRows):
         return NormWeights(weight, self._rms_norm.eps, self._rms_norm.offset)
 
     def _layers(self) -> list[nn.Module]:
-        marked = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        marked: list[nn.Module] = [
+            module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)
+        ]
         count = self.model.config.num_hidden_layers
         lists = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
         return marked or [layer for each in lists if len(each) == count for layer in each]
