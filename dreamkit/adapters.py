@@ -74,8 +74,11 @@ def adapt(part: Part, adapter: AdapterSection) -> None:
         inject_adapter_in_model(config, adapter_root(part), _NAME)
 
 
-def unfit(root: nn.Module, modules: Sequence[str], part: str) -> Iterator[tuple[int, str]]:
-    """Which of `modules`, by index, are no layers of `root` that can be adapted, and why not. `part` is named."""
+def unfit(root: nn.Module, modules: Sequence[str], part: str, rank: int) -> Iterator[tuple[int, str]]:
+    """Which of `modules`, by index, are no layers of `root` that an adapter of `rank` can go into, and why not.
+
+    `part` is named.
+    """
     from transformers.pytorch_utils import Conv1D  # as long to import
 
     adaptable = (*_ADAPTABLE, Conv1D)
@@ -92,6 +95,13 @@ def unfit(root: nn.Module, modules: Sequence[str], part: str) -> Iterator[tuple[
             yield index, f"'{part}' has no layer '{wanted}'; {did_you_mean(wanted, known)}"
         elif odd:
             yield index, f"'{wanted}' names a {' and a '.join(odd)}, but a layer of weights is wanted"
+        grouped = {getattr(layer, "groups", 1) for layer in named}
+        if wrong := sorted(groups for groups in grouped if rank % groups):
+            yield (
+                index,
+                f"'{wanted}' names a convolution of {wrong[-1]} groups, which rank {rank} is no multiple of; "
+                f"set rank to {wrong[-1]}, or name other layers",
+            )
 
 
 def write_adapter(part: Part, tensors: Mapping[str, Tensor], file: Path, base: str | None) -> None:

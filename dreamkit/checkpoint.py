@@ -83,8 +83,11 @@ def save_checkpoint(
         )
     held: dict[str, dict[str, Tensor]] = {}
     adapters: dict[str, dict[str, Tensor]] = {}
+    unlike: set[str] = set()  # parts whose source is not what their adapters were trained on
     for entry in _entries(model):
-        if _must_be_held(entry, model.sources) or entry.tensor.requires_grad or entry.names & model.changed:
+        own = _must_be_held(entry, model.sources)
+        if own or entry.tensor.requires_grad or entry.names & model.changed:
+            unlike |= set() if own else {entry.part}
             tensor = whole(entry.tensor)
             if is_main():
                 # A copy: safetensors refuses tensors that share storage, such as views of one larger buffer.
@@ -102,7 +105,7 @@ def save_checkpoint(
         for part, tensors in held.items():
             save_file(tensors, partial / weights_file(part))
         for part, tensors in adapters.items():
-            base = model.sources.get(part)
+            base = None if part in unlike else model.sources.get(part)
             write_adapter(model.parts()[part], tensors, partial / adapter_file(part), base)
         model.language_model.save_tokenizer(partial / "tokenizer")
         Manifest(

@@ -203,10 +203,11 @@ def _fit_lengths(found: Fit, model: ModelSection) -> None:
         drawn, read = model.dream_queries + 2, visual.out_tokens + 2
         if drawn + read + 2 > room:
             key = "model.dream_queries" if train.max_length is None else "train.max_length"
+            longer = "raise train.max_length, " if room < language.max_length else ""
             found.problem(
                 key,
                 f"an image that is drawn and read back takes {drawn} + {read} tokens, and <s> and </s> one each, but a "
-                f"row holds {room}; raise train.max_length, lower model.dream_queries ({model.dream_queries}), or take "
+                f"row holds {room}; {longer}lower model.dream_queries ({model.dream_queries}), or take "
                 f"a vision encoder or visual projector with fewer than {visual.out_tokens} tokens",
             )
 
@@ -250,7 +251,7 @@ def _fit_modules(found: Fit, index: int, adapter: AdapterSection, cls: Any, sect
     if not adapter.modules:
         found.problem(f"{key}.modules", "an empty list found; name layers, or leave it out")
     root = outline and found.attempt(key, outline.get_submodule, cls.adapter_root)
-    for number, message in unfit(root, adapter.modules, section.name) if root else ():
+    for number, message in unfit(root, adapter.modules, section.name, adapter.rank) if root else ():
         found.problem(f"{key}.modules.{number}", message)
 
 

@@ -50,7 +50,7 @@ class AdapterSection:
     target: Adaptable
     rank: int = setting(16, least=1, most=4096)
     alpha: float = setting(32, above=0)
-    dropout: float = setting(0.0, least=0, most=1)
+    dropout: float = setting(0.0, least=0, below=1)
     modules: list[str] | None = None
     use_dora: bool = False
     use_rslora: bool = False

@@ -34,8 +34,8 @@ _SCALARS: Final[Mapping[Any, str]] = {
 
 
 def setting(default: Any = MISSING, **metadata: Any) -> Any:
-    """A dataclass field with bounds (`least`, `above`, `most`), text that is a path (`path=True`), or not a key of its
-    own (`inner=True`)."""
+    """A dataclass field with bounds (`least`, `above`, `most`, `below`), text that is a path (`path=True`), or not a key
+    of its own (`inner=True`)."""
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -146,8 +146,8 @@ class SchemaReader:
         return self._unwanted(annotation, node, key)
 
     def _number(self, annotation: type, value: float, node: Node, key: str, meta: Mapping[str, Any]) -> Any:
-        least, above, most = meta.get("least"), meta.get("above"), meta.get("most")
-        bounds = [(least, "at least"), (above, "more than"), (most, "at most")]
+        least, above, most, below = (meta.get(name) for name in ("least", "above", "most", "below"))
+        bounds = [(least, "at least"), (above, "more than"), (most, "at most"), (below, "less than")]
         bound = " and ".join(f"{words} {limit}" for limit, words in bounds if limit is not None)
         if isinstance(value, float) and not math.isfinite(value):
             return self.problem(node, key, f"{value} found, but a finite number is wanted")
@@ -155,8 +155,9 @@ class SchemaReader:
             return self.problem(
                 node, key, f"{value} found, but a whole number of less than 64 bits is wanted"
             )
-        below = (least is not None and value < least) or (above is not None and value <= above)
-        if below or (most is not None and value > most):
+        is_low = (least is not None and value < least) or (above is not None and value <= above)
+        is_high = (most is not None and value > most) or (below is not None and value >= below)
+        if is_low or is_high:
             return self.problem(node, key, f"{value} found, but {bound} is wanted")
         return annotation(value)
 

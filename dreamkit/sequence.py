@@ -117,7 +117,7 @@ class Sequencer:
 
     def unconditional(self) -> Sequence:
         """What classifier-free guidance draws from without a prompt: the dream queries after an empty text."""
-        sequence = self._empty("unconditional", weight=0.0)
+        sequence = self._after_something(self._empty("unconditional", weight=0.0))
         self._draw(sequence, None, learn=False)
         return sequence
 

@@ -83,6 +83,19 @@ def test_a_model_without_bos_starts_after_the_end_of_a_text() -> None:
     assert len(drawing.label_ids_L)
 
 
+@pytest.mark.parametrize("has_bos", [True, False])
+def test_the_unconditional_branch_that_is_learned_is_the_one_drawn_from(has_bos: bool) -> None:
+    model = tiny.model()
+    part = model.language_model
+    part.spec = replace(part.spec, bos_id=part.spec.bos_id if has_bos else None)
+    batch = collator(model, condition_drop=0.5)([Document((Text("a"), Image(tiny.picture(0), draw=True)))])
+    batch = replace(batch, pixels_NCHW=batch.pixels_NCHW.double())
+    with torch.no_grad():
+        hidden_RD = part(*model.inputs(batch)).flatten(0, 1)
+        learned = part.final_norm(hidden_RD[batch.unconditional_rows_Q])
+    torch.testing.assert_close(learned, model.dream_states("")[0])
+
+
 @pytest.mark.parametrize(("packing", "keys"), [(None, []), (False, []), (True, ["train.packing"])])
 def test_check_says_what_a_model_lacks(packing: bool | None, keys: list[str]) -> None:
     registry = Registry.load()
@@ -92,3 +105,24 @@ def test_check_says_what_a_model_lacks(packing: bool | None, keys: list[str]) ->
     assert [problem.key for problem in found.problems] == keys
     shapes = {part: shapes for part, _, shapes in found.summary()}
     assert shapes["language_model"].endswith(", one document a row, decoding without a cache")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "gpt_oss", "intermediate_size": 24, "num_key_value_heads": 2, "num_local_experts": 4},
+        {"model_type": "falcon", "alibi": True},
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_a_model_that_the_meta_device_cannot_run_is_no_mistake_of_its_config(config: dict[str, Any]) -> None:
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+    }
+    section = {"name": "causal-lm", "config": {**sizes, **config}}
+    registry = Registry.load()
+    recipe = Recipe.from_dict(tiny.recipe(**{"model.language_model": section}), registry)
+    assert fit(recipe, registry).problems == []

@@ -14,6 +14,7 @@ import yaml
 from typer.core import TyperGroup
 
 from dreamkit.cli import app, main
+from dreamkit.fit import check
 from dreamkit.plugins import Registry
 from dreamkit.recipe import (
     AdapterSection,
@@ -203,7 +204,10 @@ def test_swaps_shown_are_performed(dreamkit: Callable, line: str) -> None:
     stages = [name for name in registry.recipes() if re.search(r"/stage\d[\w-]*$", name)]
     assert len(stages) > 8
     for stage in stages:
-        assert getattr(load_recipe(stage, [setting], registry).model, key).name == name
+        swapped = load_recipe(stage, [setting], registry)
+        assert getattr(swapped.model, key).name == name
+        # rows of digits are too short for the tokens of large pictures
+        assert stage.startswith("digits/") or check(swapped, registry) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

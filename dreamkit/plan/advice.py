@@ -20,7 +20,9 @@ def misfit(plan: Plan, recipe: Recipe, limit: int) -> list[str]:
     ]
     fixed = memory.peak - (memory.computing.activations if moment == COMPUTING else 0)
     if fixed > limit:
-        said.append(f"without activations it is still {in_bytes(fixed)}, so no smaller batch will do:")
+        said.append(
+            f"without activations it is still {in_bytes(fixed)}, so a smaller batch alone will not do:"
+        )
         said += _for_states(plan, recipe)
     else:
         said.append(

@@ -38,7 +38,8 @@ class Timm(VisionEncoder):
         self.model: Any = model
         self.dropped = tuple(dropped)
         self.adapter_targets = found.adapted  # type: ignore[misc]  # each has its own
-        self.transform: Any = create_transform(**found.data_config, is_training=False)
+        with torch.device("cpu"):  # it holds tensors; pictures are real where a part is only outlined
+            self.transform: Any = create_transform(**found.data_config, is_training=False)
         self.train()  # as it was made, but for batch norms
 
     @classmethod

@@ -48,6 +48,7 @@ class CausalLM(WithNewRows):
     model_types: ClassVar[
         tuple[str, ...]
     ] = ()  # the first is meant where a config names none; none: all there are
+    has_bos: ClassVar[bool] = True  # whether a text begins with a token where the tokenizer is one of bytes
 
     def __init__(self, config: LanguageConfig, found: Described, model: PreTrainedModel) -> None:
         super().__init__()
@@ -76,26 +77,30 @@ class CausalLM(WithNewRows):
 
     @classmethod
     def spec_from(cls, config: LanguageConfig) -> LanguageSpec:
-        found = describe(config, cls.model_types)
+        found = cls._described(config)
         if config.pretrained is None:
             return on_meta(lambda: cls._random(config, found)._tried()).spec
         return found.spec(config, cls.chat_template(config, found.tokenizer).assistant[1])
 
     @classmethod
     def outline(cls, config: LanguageConfig) -> Self:
-        found = describe(config, cls.model_types)
+        found = cls._described(config)
         return on_meta(lambda: cls._random(config, found))
 
     @classmethod
     def from_config(cls, config: LanguageConfig) -> Self:
-        return cls._random(config, describe(config, cls.model_types))
+        return cls._random(config, cls._described(config))
 
     @classmethod
     def from_pretrained(cls, config: LanguageConfig) -> Self:
         assert config.pretrained is not None, "the recipe gives either a source or a config"
         folder = source_folder(config, weights=True)  # before the rest, which then reads these files
-        found = describe(config, cls.model_types)
+        found = cls._described(config)
         return cls(config, found, load_weights(found.model_class, folder, found.library_config))
+
+    @classmethod
+    def _described(cls, config: LanguageConfig) -> Described:
+        return describe(config, cls.model_types, cls.has_bos)
 
     @classmethod
     def _random(cls, config: LanguageConfig, found: Described) -> Self:
@@ -108,6 +113,8 @@ class CausalLM(WithNewRows):
 
     def _tried(self) -> Self:
         """Itself, after a forward pass: values that do not go together show only there."""
+        if not self.abilities.on_meta:
+            return self
         position_ids = torch.arange(2)[None]
         self(torch.zeros(1, 2, self.spec.dim), position_ids, torch.zeros_like(position_ids))
         return self

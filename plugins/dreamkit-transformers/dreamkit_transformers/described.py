@@ -108,10 +108,11 @@ class Described:
         )
 
 
-def describe(config: LanguageConfig, model_types: Sequence[str]) -> Described:
+def describe(config: LanguageConfig, model_types: Sequence[str], has_bos: bool = True) -> Described:
     """What is said by the files of `config.pretrained`, or by `config.config`, of a model of one of these types.
 
     The first of `model_types` is meant where a config names none; none at all are every decoder of the library.
+    `has_bos` is of the tokenizer of a config that names none.
 
     Raises:
         ConfigError: all that is wrong with them.
@@ -123,7 +124,7 @@ def describe(config: LanguageConfig, model_types: Sequence[str]) -> Described:
         if config.tokenizer is not None:
             tokenizer = read_tokenizer(config.tokenizer)
         elif config.pretrained is None:
-            tokenizer = byte_tokenizer()
+            tokenizer = byte_tokenizer(has_bos)
     with gathering(errors):
         if config.pretrained is None:
             library_config = _from_dict(config.config or {}, tokenizer, model_types)

@@ -30,7 +30,8 @@ class Abilities:
     what follows is padding that a causal model does not see. `cache`: decoding goes on from one with empty slots.
     `linear_layers` are the patterns of the names of those that are called as layers, where an adapter acts.
     `width` is the config's name for the width of embeddings and hidden states, `length` its own name for the longest
-    text, None where it has the usual one or no end.
+    text, None where it has the usual one or no end. `on_meta`: a forward pass can be tried without memory for weights,
+    for which some operators are not made.
     Logits are soft_cap * tanh(scale * head / soft_cap), without the first two where `soft_cap` is None.
     """
 
@@ -42,6 +43,7 @@ class Abilities:
     scale: float = 1.0
     soft_cap: float | None = None
     length: str | None = None
+    on_meta: bool = True
 
 
 def decoder_of(model: Any) -> Any:

@@ -36,6 +36,7 @@ class Qwen(CausalLM):
     """
 
     model_types = ("qwen3", "qwen2")
+    has_bos = False
     adapter_targets = Llama.adapter_targets
 
     @classmethod

@@ -73,11 +73,29 @@ def _found(kind: type[PreTrainedModel], config: PreTrainedConfig) -> Abilities:
     scale, soft_cap = logits_of_head(config, (first.model, other.model), first.ids)
     length = None if _tells_length(config) else _length(kind, config)
     found = replace(found, scale=scale(config), soft_cap=soft_cap, length=length)
+    found = replace(found, on_meta=_runs_on_meta(kind, first.model.config, found))
     norm = found.norm if other.norm() == found.norm else None  # not that of the last layer
     for each in dict.fromkeys((norm, None)):
         if other.computes_with(replace(found, norm=each, scale=scale(other.model.config))):
             return replace(found, norm=each)
     raise Undrivable("its logits are not what its embedding, decoder and head give one after the other")
+
+
+def _runs_on_meta(kind: type[PreTrainedModel], config: Any, found: Abilities) -> bool:
+    positions = torch.arange(2)[None]
+
+    def trial() -> Tensor:
+        embeds = torch.zeros(1, 2, getattr(config, found.width))
+        decoder = decoder_of(make(kind, config))
+        return run(
+            decoder, found.masks, embeds, positions.to("meta"), torch.zeros_like(positions, device="meta")
+        )
+
+    try:
+        on_meta(trial)
+    except ConfigError:
+        return False
+    return True
 
 
 def _tells_length(config: Any) -> bool:

@@ -51,18 +51,17 @@ def read_tokenizer(
         raise SourceError(f"{folder}: the tokenizer cannot be read: {one_line(error)}", key) from error
 
 
-def byte_tokenizer() -> PreTrainedTokenizerBase:
-    """A tokenizer that needs no files: four special tokens and one for each byte of UTF-8."""
-    special = ["<pad>", "<s>", "</s>", "<unk>"]
+def byte_tokenizer(has_bos: bool = True) -> PreTrainedTokenizerBase:
+    """A tokenizer that needs no files: a few special tokens, and one for each byte of UTF-8."""
+    pad, bos, eos, unk = special = ["<pad>", "<s>", "</s>", "<unk>"]
     names = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={name: index for index, name in enumerate(names)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    pad, bos, eos, unk = special
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=pad,
-        bos_token=bos,
+        bos_token=bos if has_bos else None,
         eos_token=eos,
         unk_token=unk,
         clean_up_tokenization_spaces=False,
