@@ -34,7 +34,7 @@ _SCALARS: Final[Mapping[Any, str]] = {
 
 
 def setting(default: Any = MISSING, **metadata: Any) -> Any:
-    """A dataclass field with bounds (`least`, `above`, `most`, `below`), text that is a path (`path=True`), or not a key
+    """A dataclass field with bounds (`least`, `above`, `most`, `below`), text that is a path (`path=True`), or no key
     of its own (`inner=True`)."""
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -72,9 +72,13 @@ def test_the_tiny_recipe_fits(registry: Registry) -> None:
         (
             {"model__dream_queries": 300},
             "model.dream_queries",
-            ("302 + 6 tokens", "row holds 256", "train.max_length"),
+            ("302 + 6 tokens", "row holds 256; lower model.dream_queries"),
         ),
-        ({"train": {**TRAIN, "max_length": 12}}, "train.max_length", ("5 + 6 tokens", "row holds 12")),
+        (
+            {"train": {**TRAIN, "max_length": 12}},
+            "train.max_length",
+            ("5 + 6 tokens", "row holds 12; raise train.max_length"),
+        ),
         ({"train": {**TRAIN, "max_length": 257}}, "train.max_length", ("rows of 257", "at most 256")),
         (
             {

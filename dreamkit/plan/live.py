@@ -70,6 +70,8 @@ class LiveBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
+            return True  # where code asks a tensor yes or no, it asks whether its input is sound
         output = func(*args, **kwargs)
         formula = _FLOPS.get(func._overloadpacket)
         if formula is not None:

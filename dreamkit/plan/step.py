@@ -65,7 +65,8 @@ def measure(model: DreamModel, batch: Batch, recipe: Recipe, gradient_bytes: Map
             loss.backward()
         except Exception as error:  # of any part, and of the library behind it
             raise DreamkitError(
-                f"a step of this model cannot be followed without data: {type(error).__name__}: {error}"
+                "a step of this model cannot be planned, because one of its parts asks for the values of tensors: "
+                f"{type(error).__name__}: {error}; plan it with another part in its place"
             ) from error
     # all the batches of a step are on the device together
     waiting = (accumulation - 1) * sum(tensor.untyped_storage().nbytes() for tensor in _tensors(faked))
