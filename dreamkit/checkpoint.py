@@ -321,18 +321,18 @@ def _compare_tokens(folder: Path, manifest: Manifest, model: DreamModel) -> None
 
 
 def _compare_adapters(folder: Path, manifest: Manifest, recipe: Recipe) -> None:
-    """Compares how much adapters count, which their tensors do not tell."""
+    """Compares the settings of adapters, some of which their tensors do not tell."""
     ours, theirs = (
         {adapter["target"]: adapter for adapter in sections["model"]["adapters"]}
         for sections in (recipe.to_dict(), manifest.recipe)
     )
     for target in ours.keys() & theirs.keys():
-        for key in ("alpha", "use_rslora"):
+        for key in ("rank", "alpha", "modules", "use_dora", "use_rslora"):
             here, there = ours[target][key], theirs[target][key]
             if here != there:
                 raise CheckpointError(
-                    f"{folder}: its adapter of {target} has {key} {there}, but the recipe's has {here}, with which the "
-                    "same weights would count otherwise; give both the same"
+                    f"{folder}: its adapter of {target} has {key} {there}, but the recipe's has {here}, with which its "
+                    "weights would not fit, or count otherwise; give both the same"
                 )
 
 

@@ -84,7 +84,7 @@ def _for_states(plan: Plan, recipe: Recipe) -> list[str]:
     for target in ("language_model", "image_decoder", "vision_encoder"):
         if target in recipe.train.trainable and target not in adapted:
             said.append(
-                f"  - an adapter instead of all weights: model.adapters=[{{target: {target}}}], without it in "
+                f"  - an adapter instead of all weights: {{target: {target}}} in model.adapters, and no {target} in "
                 "train.trainable"
             )
     return said
