@@ -164,7 +164,8 @@ def _fit_projectors(found: Fit, model: ModelSection) -> None:
         if spec and spec.out_tokens != 1:
             found.problem(
                 "model.pooled_projector",
-                f"it makes {spec.out_tokens} tokens of 1, but a pooled vector is 1; name another projector",
+                f"it makes {spec.out_tokens} tokens of 1, but a pooled vector is 1; set its tokens to 1 where it has "
+                "such a setting, or name another projector, such as linear",
             )
     if decoder and decoder.pooled_dim is None and model.pooled_projector is not None:
         found.problem(

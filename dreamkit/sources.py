@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -53,7 +54,13 @@ def locate(pretrained: str, files: Sequence[str], *, weights: bool = True, known
     """
     folder = _local_folder(pretrained)
     if folder is None:
-        return _from_hub(pretrained, files, weights, None if weights else known)
+        try:
+            return _from_hub(pretrained, files, weights, None if weights else known)
+        except SourceError as error:
+            near = [] if known is None else get_close_matches(pretrained, _described(known), cutoff=0.7)
+            if weights or not near:
+                raise
+            raise SourceError(f"{error}; known without asking: {' or '.join(near)}") from error
     missing = _missing(_listing(folder), files, weights)
     if missing:
         raise SourceError(
@@ -79,6 +86,12 @@ def fingerprint(pretrained: str) -> dict[str, str]:
         state = (folder / name).stat()
         hashes[name] = _sha256(folder / name, state.st_size, state.st_mtime_ns)
     return hashes
+
+
+def _described(known: str) -> list[str]:
+    """The names of the models whose config files a plug-in keeps in the folder `known`."""
+    folder = _local_folder(known)
+    return [] if folder is None else [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
 
 
 def _local_folder(pretrained: str) -> Path | None:

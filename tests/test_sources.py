@@ -299,3 +299,5 @@ def test_known_configs_answer_for_the_hub_where_no_weights_are_needed(
     ):
         with pytest.raises(SourceError, match="HF_HUB_OFFLINE forbids"):
             find(name, files, weights=weights)
+    with pytest.raises(SourceError, match=r"known without asking: owner/model$"):
+        find("owner/modal", ["config.json"], weights=False)

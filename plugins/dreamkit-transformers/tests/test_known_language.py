@@ -1,7 +1,10 @@
 """Well-known models of the hub answer offline."""
 
+from pathlib import Path
+
 import pytest
 
+import dreamkit_transformers
 from dreamkit import SourceError
 from dreamkit_transformers.causal_lm import LanguageConfig
 from dreamkit_transformers.families import Gemma, Mistral, Phi, Qwen
@@ -58,3 +61,10 @@ def test_weights_are_not_known():
 def test_an_unknown_name_is_unknown():
     with pytest.raises(SourceError, match="lmsys/vicuna-7b-v9"):
         Vicuna.spec_from(VicunaConfig(pretrained="lmsys/vicuna-7b-v9"))
+
+
+def test_the_page_lists_them_all() -> None:
+    folder = Path(dreamkit_transformers.__file__).parent / "known"
+    page = (folder.parents[1] / "README.md").read_text(encoding="utf-8")
+    names = [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
+    assert names and [name for name in names if f"`{name}`" not in page] == []
