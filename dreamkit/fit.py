@@ -112,6 +112,7 @@ def fit(recipe: Recipe, registry: Registry) -> Fit:
     _fit_adapters(found, model)
     _fit_tokens(found, model)
     _fit_generation(found)
+    _fit_loss(found, model)
     return found
 
 
@@ -254,6 +255,20 @@ def _fit_modules(found: Fit, index: int, adapter: AdapterSection, cls: Any, sect
     root = outline and found.attempt(key, outline.get_submodule, cls.adapter_root)
     for number, message in unfit(root, adapter.modules, section.name, adapter.rank) if root else ():
         found.problem(f"{key}.modules.{number}", message)
+
+
+def _fit_loss(found: Fit, model: ModelSection) -> None:
+    """What only the denoising loss reaches learns nothing where that has no weight."""
+    loss, train = found.recipe.loss, found.recipe.train
+    if not loss or loss.vm != 0 or not train or not train.trainable:
+        return
+    learning = {*train.trainable, *(adapter.target for adapter in model.adapters or ())}
+    if learning <= {"condition_projector", "pooled_projector", "image_decoder"}:
+        found.problem(
+            "train.trainable",
+            f"{', '.join(sorted(learning))} found, which only drawing reaches, but loss.vm is 0 "
+            f"({found.recipe.place('loss')}), so nothing would learn; give loss.vm a weight, or train another part",
+        )
 
 
 def _fit_generation(found: Fit) -> None:

@@ -79,6 +79,11 @@ def test_the_tiny_recipe_fits(registry: Registry) -> None:
             "train.max_length",
             ("5 + 6 tokens", "row holds 12; raise train.max_length"),
         ),
+        (
+            {"train": {**TRAIN, "trainable": ["condition_projector"]}, "loss": {"vm": 0}},
+            "train.trainable",
+            ("condition_projector found, which only drawing reaches", "loss.vm is 0"),
+        ),
         ({"train": {**TRAIN, "max_length": 257}}, "train.max_length", ("rows of 257", "at most 256")),
         (
             {
