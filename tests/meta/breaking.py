@@ -79,7 +79,13 @@ def not_frozen(config: type) -> type:
     for field in dataclasses.fields(config):
         default = dataclasses.field(default=field.default)
         fields.append((field.name, hints[field.name], default))
-    return dataclasses.make_dataclass("Config", fields, kw_only=True)
+    methods = {  # copied, since what is not frozen cannot inherit from what is
+        name: value
+        for base in reversed(config.__mro__[:-1])
+        for name, value in vars(base).items()
+        if not name.startswith("__") and name not in hints
+    }
+    return dataclasses.make_dataclass("Config", fields, kw_only=True, namespace=methods)
 
 
 def counts_its_makings(config: type) -> type:
