@@ -70,8 +70,11 @@ class StorageBytes(TorchDispatchMode):
         for leaf in tree_leaves((args, kwargs, output)):
             if isinstance(leaf, Tensor):
                 self.see(leaf)
-        self.most = max(self.most, self.live)
+        self.most = max(self.most, self.now())
         return output
+
+    def now(self) -> int:
+        return self.live
 
     def see(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -87,15 +90,8 @@ class StorageBytes(TorchDispatchMode):
 class ResizedBytes(StorageBytes):
     """The same under FSDP, which empties storages and fills them again."""
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves((args, kwargs, output)):
-            if isinstance(leaf, Tensor):
-                self.see(leaf)
-        self.most = max(self.most, sum(storage.nbytes() for storage in self.alive))
-        return output
+    def now(self) -> int:
+        return sum(storage.nbytes() for storage in self.alive)
 
     def see(self, tensor: Tensor) -> None:
         local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor

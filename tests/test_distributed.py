@@ -4,9 +4,6 @@ One launch of `layouts.py` does the work for all tests; a hang ends at the timeo
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,22 +17,13 @@ from dreamkit.data.mixture import Mixture
 from dreamkit.errors import TrainingError
 from dreamkit.plugins import Registry
 from dreamkit.train import train
+from processes import run_in_two
 
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    quiet = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        [*command, layouts.__file__, str(folder)],
-        env=os.environ | quiet,
-        timeout=180,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert done.returncode == 0, done.stdout[-8000:]
+    run_in_two(layouts.__file__, str(folder))
     return folder
 
 

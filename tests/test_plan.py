@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +27,7 @@ from dreamkit.plan.rows import full_batch
 from dreamkit.plan.sizes import in_bytes, in_words, parse_bytes
 from dreamkit.plugins import Registry
 from dreamkit.recipe import load_recipe
+from processes import run_in_two
 
 TOLERANCE = 0.15
 REGISTRY = Registry.load()
@@ -63,17 +61,7 @@ def test_the_memory_is_that_of_a_real_step(variant: str, tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def sharded_peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    quiet = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        [*command, alive.__file__, str(folder)],
-        env=os.environ | quiet,
-        timeout=180,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert done.returncode == 0, done.stdout[-8000:]
+    run_in_two(alive.__file__, str(folder))
     peaks: dict[str, int] = json.loads((folder / "peaks.json").read_text())
     return peaks
 
