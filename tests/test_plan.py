@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from dreamkit.plan.advice import misfit
 from dreamkit.plan.rows import full_batch
 from dreamkit.plan.sizes import in_bytes, in_words, parse_bytes
 from dreamkit.plugins import Registry
-from dreamkit.recipe import load_recipe
+from dreamkit.recipe import AdapterSection, load_recipe
 from processes import run_in_two
 
 TOLERANCE = 0.15
@@ -248,17 +249,25 @@ def test_the_advice_helps(tmp_path: Path) -> None:
     recipe = load_recipe(path, (), REGISTRY)
     before = plan(recipe, REGISTRY)
     changes = [
-        change
+        shlex.split(line.partition(": ")[2])
         for line in misfit(before, recipe, before.memory.peak - 1)
         if line.startswith("  - ") and "--processes" not in line and "below" not in line
-        for change in [line.partition(": ")[2].partition(", without")[0]]
     ]
     assert len(changes) == 4
     for change in changes:
-        overrides = change.split(" ") if change.startswith("train") else [change]
-        if change.startswith("model.adapters"):
-            overrides.append(f"train.trainable=[{','.join(JOINTS)}]")
-        assert plan(load_recipe(path, overrides, REGISTRY), REGISTRY).memory.peak < before.memory.peak, change
+        assert plan(load_recipe(path, change, REGISTRY), REGISTRY).memory.peak < before.memory.peak, change
+
+
+def test_the_advice_keeps_the_adapters_there_are(tmp_path: Path) -> None:
+    path = write(tmp_path / "tiny.yaml", {"trainable": ["language_model", *JOINTS]})
+    recipe = load_recipe(
+        path, ["model.adapters=[{target: image_decoder, rank: 2, modules: [to_q, to_k]}]"], REGISTRY
+    )
+    before = plan(recipe, REGISTRY)
+    (advice,) = (line for line in misfit(before, recipe, 1) if "an adapter instead" in line)
+    changed = load_recipe(path, shlex.split(advice.partition(": ")[2]), REGISTRY)
+    assert changed.model.adapters == (*recipe.model.adapters, AdapterSection("language_model"))
+    assert changed.train.trainable == tuple(JOINTS)
 
 
 def test_numbers_as_json(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 from dreamkit.plan import Plan
 from dreamkit.plan.sizes import in_bytes
-from dreamkit.recipe import Recipe
+from dreamkit.recipe import AdapterSection, Recipe
 
 
 def misfit(plan: Plan, recipe: Recipe, limit: int) -> list[str]:
@@ -80,11 +83,19 @@ def _for_states(plan: Plan, recipe: Recipe) -> list[str]:
     said = [
         f"  - more processes, between which weights and states are divided: --processes {2 * plan.processes}"
     ]
-    adapted = {adapter.target for adapter in recipe.model.adapters}
+    adapters, trainable = recipe.model.adapters, recipe.train.trainable
     for target in ("language_model", "image_decoder", "vision_encoder"):
-        if target in recipe.train.trainable and target not in adapted:
+        if target in trainable and all(adapter.target != target for adapter in adapters):
+            listed = ", ".join(map(_written, (*adapters, AdapterSection(target))))
+            rest = ",".join(name for name in trainable if name != target)
             said.append(
-                f"  - an adapter instead of all weights: {{target: {target}}} in model.adapters, and no {target} in "
-                "train.trainable"
+                f"  - an adapter instead of all weights: 'model.adapters=[{listed}]' 'train.trainable=[{rest}]'"
             )
     return said
+
+
+def _written(adapter: AdapterSection) -> str:
+    """An adapter as a recipe says it: its target, and the settings that are not the defaults."""
+    usual = asdict(AdapterSection(adapter.target))
+    settings = {key: value for key, value in asdict(adapter).items() if value != usual[key]}
+    return f"{{{', '.join([f'target: {adapter.target}', *(f'{k}: {json.dumps(v)}' for k, v in settings.items())])}}}"
