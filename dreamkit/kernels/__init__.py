@@ -1,19 +1,51 @@
 """Fused computations, each with a plain PyTorch reference beside it that is used wherever Triton cannot run.
 
 A folder each: `reference` is what is computed, the Triton code does the same in fewer launches, and the operator
-chooses between them.
+chooses between them. The environment variable `DREAMKIT_KERNELS=0` has the reference everywhere, and so has
+`with disabled():`, for what is computed inside it.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Final
 
 from torch import Tensor
 
+from dreamkit.errors import DreamkitError
+
 HAS_TRITON: Final = find_spec("triton") is not None
+SWITCH: Final = "DREAMKIT_KERNELS"  # the environment variable
+
+
+def _wanted(said: str) -> bool:
+    if said not in ("", "0", "1"):
+        raise DreamkitError(f"{SWITCH} is '{said}'; set it to 0, which switches fused kernels off, or to 1")
+    return said != "0"
+
+
+_enabled = _wanted(os.environ.get(SWITCH, ""))
+
+
+def enabled() -> bool:
+    """Whether fused paths are wanted, here and now."""
+    return _enabled
 
 
 def usable(tensor: Tensor) -> bool:
-    """Whether Triton kernels can run on what `tensor` lies on."""
-    return HAS_TRITON and tensor.is_cuda
+    """Whether Triton kernels are wanted, and can run on what `tensor` lies on."""
+    return _enabled and HAS_TRITON and tensor.is_cuda
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Inside it, the references compute everything; a backward pass has to be run inside it too."""
+    global _enabled
+    before, _enabled = _enabled, False
+    try:
+        yield
+    finally:
+        _enabled = before
