@@ -22,12 +22,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dreamkit import manifest as files
+from dreamkit import folders
 from dreamkit.adapters import in_part, is_adapter, spelled, write_adapter
 from dreamkit.build import build
 from dreamkit.distributed import barrier, is_main, whole
 from dreamkit.errors import CheckpointError, PluginError, SourceError
-from dreamkit.manifest import FORMAT, ComponentRecord, Manifest, SourceRecord, adapter_file, weights_file
+from dreamkit.manifest import (
+    FORMAT,
+    MANIFEST,
+    ComponentRecord,
+    Manifest,
+    SourceRecord,
+    adapter_file,
+    refuse_to_replace,
+    weights_file,
+)
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
 from dreamkit.recipe import Recipe
@@ -95,9 +104,10 @@ def save_checkpoint(
                 group = adapters if is_adapter(entry.keys[0]) else held
                 group.setdefault(entry.part, {})[entry.keys[0]] = copy
     if is_main():
-        files.begin(folder)
+        refuse_to_replace(folder)
+        folders.begin(folder)
     barrier()
-    partial = files.partial_folder(folder)
+    partial = folders.partial_folder(folder)
     if beside is not None:
         beside(partial)
     barrier()
@@ -121,9 +131,9 @@ def save_checkpoint(
             },
             parts={part: len(tensors) for part, tensors in held.items()},
             adapters={part: len(tensors) for part, tensors in adapters.items()},
-            files=files.describe_files(partial),
+            files=folders.describe_files(partial),
         ).write(partial)
-        files.commit(folder)
+        folders.commit(folder)
     barrier()
 
 
@@ -148,7 +158,7 @@ def load_checkpoint(folder: Path | str, registry: Registry | None = None) -> tup
             ) from error
     for part, source in manifest.sources.items():
         _compare_source(folder, part, source, source["name"])
-    where = str(folder / files.MANIFEST)
+    where = str(folder / MANIFEST)
     recipe = Recipe.from_dict(manifest.recipe, registry, where=where)
     if getattr(recipe.model.language_model.config, "tokenizer", None) is not None:
         # It was named apart from the weights; the checkpoint has a copy of its own.

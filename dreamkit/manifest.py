@@ -1,17 +1,16 @@
-"""The manifest of a checkpoint folder, and how a folder comes to be whole or not at all. Loads no torch."""
+"""The manifest of a checkpoint folder. Loads no torch."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 from dreamkit.errors import CheckpointError
-from dreamkit.files import occupied, sha256
+from dreamkit.files import occupied
+from dreamkit.folders import FileRecord, damaged_files, partial_folder, replaced_folder
 
 FORMAT = 2
 MANIFEST = "dreamkit.json"
@@ -31,11 +30,6 @@ class SourceRecord(TypedDict):
 
     name: str
     files: dict[str, str]
-
-
-class FileRecord(TypedDict):
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -86,7 +80,7 @@ class Manifest:
             )
         if version == 1:  # it had adapters among the weights of their parts
             data = {"adapters": {}, **data}
-        if problems := [*_misfits(data, get_type_hints(cls))]:
+        if problems := [*misfits(data, get_type_hints(cls))]:
             raise CheckpointError(_damaged(path, problems))
         manifest = cls(**data)
         if problems := [*manifest._contradictions()]:
@@ -101,16 +95,7 @@ class Manifest:
         Raises:
             CheckpointError: a file is missing, cut short or changed; all of them are named.
         """
-        problems = []
-        for name, said in sorted(self.files.items()):
-            path = folder / name
-            if not path.is_file():
-                problems.append(f"{name}: missing")
-            elif path.stat().st_size != said["size"]:
-                problems.append(f"{name}: {path.stat().st_size} bytes, but {said['size']} were written")
-            elif sha256(path) != said["sha256"]:
-                problems.append(f"{name}: its bytes are not those that were written (sha256 differs)")
-        if problems:
+        if problems := damaged_files(folder, self.files):
             raise CheckpointError(_damaged(folder, problems))
 
     def _contradictions(self) -> Iterator[str]:
@@ -130,7 +115,7 @@ class Manifest:
             yield f"adapters: '{part}' found, but it is not among the components"
 
 
-def _misfits(value: Any, wanted: Any, key: str = "") -> Iterator[str]:
+def misfits(value: Any, wanted: Any, key: str = "") -> Iterator[str]:
     """Where `value`, read from JSON, is not of the type `wanted`; a dict of types by key stands for a record."""
     if wanted is Any:
         return
@@ -141,10 +126,10 @@ def _misfits(value: Any, wanted: Any, key: str = "") -> Iterator[str]:
         if differing := sorted(wanted.keys() ^ value.keys()):
             yield f"{at}: missing or unknown: {', '.join(differing)}"
         for name in sorted(wanted.keys() & value.keys()):
-            yield from _misfits(value[name], wanted[name], below + name)
+            yield from misfits(value[name], wanted[name], below + name)
     elif get_origin(wanted) is dict and isinstance(value, dict):
         for name, item in value.items():
-            yield from _misfits(item, get_args(wanted)[1], below + name)
+            yield from misfits(item, get_args(wanted)[1], below + name)
     elif type(value) is not wanted:
         words = "a whole number" if wanted is int else "text" if wanted is str else "an object"
         yield f"{at}: {json.dumps(value):.60} found, but {words} is wanted"
@@ -165,25 +150,6 @@ def _damaged(where: Path, problems: list[str]) -> str:
     return f"{where}: the checkpoint is damaged; copy it again or use another:\n{listed}"
 
 
-def describe_files(folder: Path) -> dict[str, FileRecord]:
-    """Size and sha256 of every file in `folder`, by its relative name."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
-        for path in files
-    }
-
-
-def partial_folder(folder: Path) -> Path:
-    """Where a checkpoint is written until it is whole: beside `folder`, so that a rename suffices."""
-    return folder.with_name(f".{folder.name}.partial")
-
-
-def replaced_folder(folder: Path) -> Path:
-    """Where the former checkpoint lies between the two renames that replace it."""
-    return folder.with_name(f".{folder.name}.replaced")
-
-
 def refuse_to_replace(folder: Path) -> None:
     """
     Raises:
@@ -192,40 +158,6 @@ def refuse_to_replace(folder: Path) -> None:
     what = occupied(folder)
     if what is not None and not (folder / MANIFEST).is_file():
         raise CheckpointError(f"{folder} {what}, and is not a checkpoint; name another folder, or remove it")
-
-
-def begin(folder: Path) -> Path:
-    """An empty partial folder for `folder`.
-
-    Raises:
-        CheckpointError: as `refuse_to_replace`.
-    """
-    refuse_to_replace(folder)
-    partial = partial_folder(folder)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return partial
-
-
-def commit(folder: Path) -> None:
-    """Makes the partial folder of `folder` the real one, after everything in it has reached the disk."""
-    partial, replaced = partial_folder(folder), replaced_folder(folder)
-    for path in [*partial.rglob("*"), partial]:
-        _sync(path)
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    partial.rename(folder)
-    _sync(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _not_a_checkpoint(folder: Path) -> str:

@@ -18,7 +18,8 @@ import tiny
 from dreamkit.build import build
 from dreamkit.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from dreamkit.errors import CheckpointError, DreamkitError
-from dreamkit.manifest import FORMAT, Manifest, describe_files
+from dreamkit.folders import describe_files
+from dreamkit.manifest import FORMAT, Manifest
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
 from dreamkit.recipe import Recipe

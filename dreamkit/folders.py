@@ -1,0 +1,78 @@
+"""Folders that are there whole or not at all, and that say of each file in them what it is. Loads no torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypedDict
+
+from dreamkit.files import sha256
+
+
+class FileRecord(TypedDict):
+    size: int
+    sha256: str
+
+
+def describe_files(folder: Path) -> dict[str, FileRecord]:
+    """Size and sha256 of every file in `folder`, by its relative name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
+        for path in files
+    }
+
+
+def damaged_files(folder: Path, files: Mapping[str, FileRecord]) -> list[str]:
+    """Reads `files` of `folder`; a line for each that is missing, cut short or changed."""
+    problems = []
+    for name, said in sorted(files.items()):
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name}: missing")
+        elif path.stat().st_size != said["size"]:
+            problems.append(f"{name}: {path.stat().st_size} bytes, but {said['size']} were written")
+        elif sha256(path) != said["sha256"]:
+            problems.append(f"{name}: its bytes are not those that were written (sha256 differs)")
+    return problems
+
+
+def partial_folder(folder: Path) -> Path:
+    """Where `folder` is written until it is whole: beside it, so that a rename suffices."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def replaced_folder(folder: Path) -> Path:
+    """Where the former folder lies between the two renames that replace it."""
+    return folder.with_name(f".{folder.name}.replaced")
+
+
+def begin(folder: Path) -> Path:
+    """An empty partial folder for `folder`; whether that may be replaced is for the caller to know."""
+    partial = partial_folder(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def commit(folder: Path) -> None:
+    """Makes the partial folder of `folder` the real one, after everything in it has reached the disk."""
+    partial, replaced = partial_folder(folder), replaced_folder(folder)
+    for path in [*partial.rglob("*"), partial]:
+        _sync(path)
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    partial.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
