@@ -48,6 +48,11 @@ def unit_noise(
     return torch.stack([row.to(like.device) for row in rows])
 
 
+def drawn_latents(mean: Tensor, std: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
+    """Latents (N, c, h, w) of a posterior of this mean and standard deviation; without one, the mean itself."""
+    return mean if std is None else mean + std * unit_noise(mean.shape, generator, mean)
+
+
 def _generators(
     generators: torch.Generator | Sequence[torch.Generator] | None, count: int
 ) -> torch.Generator | list[torch.Generator] | None:
@@ -69,21 +74,24 @@ def denoising_steps(
     """Goes from unit-variance `noise` (N, c, h, w) to clean latents, and yields each step.
 
     Some schedulers take more than the `steps` asked for.
-    `predict(noisy, timestep)` is the guided prediction of the network at one timestep, a scalar tensor.
+    `predict(noisy, timestep)` is the guided prediction of the network at one timestep, a scalar tensor where
+    `noise` is. The scheduler's own timesteps are on the CPU.
 
     Raises:
         ValueError: steps < 1, or a number of generators that is not N.
     """
     if steps < 1:
         raise ValueError(f"{steps} denoising steps, but at least 1 is needed")
-    scheduler.set_timesteps(steps, device=noise.device)
+    # A scheduler looks things up by its timestep: one on a GPU would be copied back for it in every step.
+    scheduler.set_timesteps(steps, device="cpu")
+    timesteps = scheduler.timesteps
     source = _generators(generators, noise.shape[0])
     # Only stochastic schedulers take generators, and not every one of them does.
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     options = {"generator": source} if takes_generator and source is not None else {}
     latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     seen = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
-    for step, timestep in enumerate(scheduler.timesteps):
-        prediction = predict(seen(latents, timestep), timestep)
+    for step, (timestep, told) in enumerate(zip(timesteps, timesteps.to(noise.device), strict=True)):
+        prediction = predict(seen(latents, timestep), told)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False, **options)[0]
-        yield Denoised(step, len(scheduler.timesteps), latents)
+        yield Denoised(step, len(timesteps), latents)

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -20,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamkit.diffusion import Denoised, Scheduler, denoising_steps, unit_noise
+from dreamkit.diffusion import Denoised, Scheduler, denoising_steps, drawn_latents, unit_noise
 from dreamkit.precision import keeping_float32
 from dreamkit.specs import (
     ChatTemplate,
@@ -229,9 +231,14 @@ class Projector(Part):
 
 
 class ImageDecoder(PretrainedPart):
-    """A condition to a picture, by diffusion or flow in a latent space. It owns objective, schedulers and scales."""
+    """A condition to a picture, by diffusion or flow in a latent space. It owns objective, schedulers and scales.
+
+    `latent_root` is the name of the submodule whose weights, and no others, decide on `posterior`; "" is the part
+    itself. Where it is None, there is no `posterior`, and latents cannot be computed once and for all.
+    """
 
     spec: DecoderSpec
+    latent_root: ClassVar[str | None] = None
 
     @abstractmethod
     def preprocess(self, pictures: Sequence[Picture]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -246,9 +253,19 @@ class ImageDecoder(PretrainedPart):
         """The extras (count, ...) to draw images of `size` (height, width) with."""
         return {}
 
-    @abstractmethod
+    def posterior(self, targets_NCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Targets (N, 3, H, W) in [-1, 1] -> mean and standard deviation of their scaled latents, without gradient.
+
+        The standard deviation is None where an image has one latent only.
+        """
+        raise NotImplementedError(
+            f"{type(self).__qualname__} does not tell the mean and standard deviation of latents; give it `posterior`, "
+            "or an `encode` of its own and the latent_root None"
+        )
+
     def encode(self, targets_NCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Targets (N, 3, H, W) in [-1, 1] -> scaled latents, drawn from the posterior with `generator`."""
+        return drawn_latents(*self.posterior(targets_NCHW), generator)
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
@@ -265,6 +282,14 @@ class ImageDecoder(PretrainedPart):
     @abstractmethod
     def denoise(self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Extras) -> Tensor:
         """The network's prediction for noisy latents (N, c, h, w)."""
+
+    def constant(self, condition: Condition) -> AbstractContextManager[None]:
+        """Within it, `denoise` may keep what it computes from `condition` alone.
+
+        That is from this very object, whose tensors stay as they are within, as do the part's weights. What is
+        predicted, from it and from any other, is the same to the bit. Contexts may overlap. The default keeps nothing.
+        """
+        return nullcontext()
 
     def library_forward(
         self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Extras
@@ -364,15 +389,19 @@ class ImageDecoder(PretrainedPart):
                 f"guidance {guidance} needs a negative condition; pass one, or set guidance to 1"
             )
 
-        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-            if guidance == 1.0 or negative is None:
-                return self.denoise(noisy, timestep.expand(shape[0]), condition, extras)
-            both = {name: torch.cat([extra, extra]) for name, extra in extras.items()}
-            pair = torch.cat([noisy, noisy])
-            prediction = self.denoise(
-                pair, timestep.expand(2 * shape[0]), Condition.cat(negative, condition), both
-            )
-            without, given = prediction.chunk(2)
-            return without + guidance * (given - without)
+        extras = {name: extra.to(like.device) for name, extra in extras.items()}
+        guided = guidance != 1.0 and negative is not None
+        # an object of this drawing's own: another one from the same condition may be under way
+        given = replace(condition) if negative is None or not guided else Condition.cat(negative, condition)
+        if guided:
+            extras = {name: torch.cat([extra, extra]) for name, extra in extras.items()}
 
-        yield from denoising_steps(self.scheduler(scheduler), steps, noise, predict, generators)
+        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+            if not guided:
+                return self.denoise(noisy, timestep.expand(shape[0]), given, extras)
+            pair = torch.cat([noisy, noisy])
+            without, with_it = self.denoise(pair, timestep.expand(2 * shape[0]), given, extras).chunk(2)
+            return without + guidance * (with_it - without)
+
+        with self.constant(given):
+            yield from denoising_steps(self.scheduler(scheduler), steps, noise, predict, generators)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dreamkit import Condition, DecoderSpec, ImageDecoder, PartConfig, SourceError
 from dreamkit_diffusers import components
 from dreamkit_diffusers.components import Components, Described, Layout
+from dreamkit_diffusers.constant import Constants, Place, cast, is_compiled
 from dreamkit_diffusers.pixels import square_pixels
 from dreamkit_diffusers.schedulers import is_count
 
@@ -38,6 +39,7 @@ class LatentDecoder(ImageDecoder):
         image_size: int | None = None
 
     layout: ClassVar[Layout]
+    latent_root = "vae"
     vae: Any
 
     def __init__(self, config: Any, spec: DecoderSpec, parts: Components) -> None:
@@ -46,6 +48,7 @@ class LatentDecoder(ImageDecoder):
         self.add_module(self.layout.network, parts.network)
         self.vae = parts.vae.requires_grad_(False)
         self.schedule_config = parts.schedule_config
+        self._constants = Constants()
 
     @property
     def network(self) -> Any:
@@ -130,11 +133,13 @@ class LatentDecoder(ImageDecoder):
         return torch.stack([square_pixels(picture, self.spec.image_size) for picture in pictures]), {}
 
     @torch.no_grad()
-    def encode(self, targets_NCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def posterior(self, targets_NCHW: Tensor) -> tuple[Tensor, Tensor | None]:
         with self._vae_precision():
             encoded = self.vae.encode(targets_NCHW.to(self.vae.dtype))
-        latents = encoded.latent_dist.sample(generator) if "latent_dist" in encoded else encoded.latent
-        return (latents - self._shift) * self.vae.config.scaling_factor
+        scale = self.vae.config.scaling_factor
+        if "latent_dist" not in encoded:
+            return (encoded.latent - self._shift) * scale, None
+        return (encoded.latent_dist.mean - self._shift) * scale, encoded.latent_dist.std * scale
 
     def decode(self, latents: Tensor) -> Tensor:
         with self._vae_precision():
@@ -155,16 +160,26 @@ class LatentDecoder(ImageDecoder):
 
     def denoise(self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Extras) -> Tensor:
         width, dtype = self.spec.pooled_dim, self.network.dtype
-        pooled = condition.pooled
-        if width is not None and pooled is None:
+        if width is not None and condition.pooled is None:
             raise ValueError(
                 f"the condition has no pooled vector, but this decoder wants one of width {width}; give pooled (N, "
                 f"{width})"
             )
-        cast = Condition(
-            condition.context.to(dtype), condition.mask, None if pooled is None else pooled.to(dtype)
-        )
-        return self.predict(noisy.to(dtype), timesteps_N, cast, extras)
+        noisy = noisy.to(dtype)
+        constant = None if torch.compiler.is_compiling() else self._constants.find(condition)
+        if constant is None or torch.is_grad_enabled():  # gradients belong to one step
+            return self.predict(noisy, timesteps_N, cast(condition, dtype), extras)
+        with constant.kept(dtype, self.network.training) as kept:
+            return self.predict(noisy, timesteps_N, kept, extras)
+
+    def constant(self, condition: Condition) -> AbstractContextManager[None]:
+        """Within it, and without gradients, the `constant_layers` are called once with what comes of `condition`."""
+        # a compiled network would be compiled anew for what stands in for its layers
+        return self._constants.holding(condition, [] if is_compiled(self.network) else self.constant_layers())
+
+    def constant_layers(self) -> Iterable[Place]:
+        """The layers that see the condition alone: each the module it is in, and its name there."""
+        return ()
 
     def library_forward(
         self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Extras

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffusers import AutoencoderDC, SanaTransformer2DModel
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dreamkit import Condition
 from dreamkit_diffusers.components import Described, Layout
+from dreamkit_diffusers.constant import Place, key_value_layers
 from dreamkit_diffusers.flow import FlowDecoder
 from dreamkit_diffusers.latent import Extras
 from dreamkit_diffusers.schedulers import FLOW
@@ -78,3 +79,8 @@ class Sana(FlowDecoder):
             encoder_attention_mask=condition.mask,
             timestep=timesteps_N * self.transformer.config.timestep_scale,
         ).sample
+
+    def constant_layers(self) -> Iterator[Place]:
+        yield from ((self.transformer, name) for name in ("caption_projection", "caption_norm"))
+        for block in self.transformer.transformer_blocks:
+            yield from key_value_layers(block.attn2)

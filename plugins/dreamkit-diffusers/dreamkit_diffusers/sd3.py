@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffusers import AutoencoderKL, SD3Transformer2DModel
@@ -11,6 +11,7 @@ from torch import Tensor
 from dreamkit import Condition
 from dreamkit_diffusers import miniatures
 from dreamkit_diffusers.components import Described, Layout
+from dreamkit_diffusers.constant import Place
 from dreamkit_diffusers.flow import FlowDecoder
 from dreamkit_diffusers.latent import Extras
 from dreamkit_diffusers.schedulers import FLOW, is_count
@@ -100,3 +101,8 @@ class SD3(FlowDecoder):
             pooled_projections=condition.pooled,
             timestep=timesteps_N,
         ).sample
+
+    def constant_layers(self) -> Iterator[Place]:
+        # in its blocks, the context's tokens have seen timestep and latents
+        yield self.transformer, "context_embedder"
+        yield self.transformer.time_text_embed, "text_embedder"

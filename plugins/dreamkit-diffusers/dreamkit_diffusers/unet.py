@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 
 from dreamkit_diffusers import miniatures
 from dreamkit_diffusers.components import Described, Layout
+from dreamkit_diffusers.constant import Place, key_value_layers
 from dreamkit_diffusers.noise import NoiseDecoder
 from dreamkit_diffusers.schedulers import NOISE
 
@@ -63,3 +66,10 @@ class UNetDecoder(NoiseDecoder):
                 f"{given!r} found, but '{DECODERS[cls.addition]}' takes a UNet with {wanted!r}; {remedy}"
             )
             found.problem(f"unet.{key}", message)
+
+    def constant_layers(self) -> Iterator[Place]:
+        for block in self.unet.modules():
+            if isinstance(block, BasicTransformerBlock):
+                if block.only_cross_attention:
+                    yield from key_value_layers(block.attn1)
+                yield from key_value_layers(block.attn2)
