@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence as Sequences
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 class Batch:
     """What one training step takes. Every branch of the model has at least one item, if need be of weight 0.
 
-    `latents`, `noise` and `timesteps` fix what the decoder would otherwise draw for the M images.
+    Images to read are pixels, or their features, computed before; images to draw are targets, or the mean and standard
+    deviation of their latents (None: there is but the mean). `latents`, `noise` and `timesteps` fix what the decoder
+    would otherwise draw for the M images.
     """
 
     input_ids_BT: Tensor
@@ -35,10 +37,11 @@ class Batch:
     label_ids_L: Tensor  # what they predict
     label_weight_L: Tensor
     label_document_L: Tensor
-    pixels_NCHW: Tensor
+    pixels_NCHW: Tensor | None
     vision_rows_NV: Tensor
-    targets_MCHW: Tensor
+    targets_MCHW: Tensor | None
     query_rows_KQ: Tensor
+    slots_BT: Tensor  # both again, by rows: -1 for a token, n V + v for a vision token, N V + q for a query
     dream_rows_MQ: Tensor
     draw_weight_M: Tensor
     draw_document_M: Tensor
@@ -47,6 +50,9 @@ class Batch:
     documents: tuple[str, ...]
     condition_drop: float = 0.0
     unconditional_rows_Q: Tensor | None = None
+    features_NVd: Tensor | None = None
+    latent_mean_Mchw: Tensor | None = None
+    latent_std_Mchw: Tensor | None = None
     latents: Tensor | None = None
     noise: Tensor | None = None
     timesteps: Tensor | None = None
@@ -70,13 +76,32 @@ class Batch:
         return type(self)(**{f.name: changed(getattr(self, f.name)) for f in fields(self)})
 
 
+class Moments(NamedTuple):
+    """Mean and standard deviation of the latents of images (N, c, h, w), and the extras of these images."""
+
+    mean: Tensor
+    std: Tensor | None
+    extras: dict[str, Tensor]
+
+
+class Computed(Protocol):
+    """What was computed of pictures before. Each comes with the name of the document it is in."""
+
+    def features(self, pictures: Sequences[tuple[str, Picture]]) -> Tensor | None:
+        """Vision features (N, V, dim) of pictures to read; None: they are to be computed."""
+
+    def moments(self, pictures: Sequences[tuple[str, Picture]]) -> Moments | None:
+        """Of pictures to draw; None: they are to be encoded."""
+
+
 @dataclass(frozen=True)
 class Collator:
     """Documents -> `Batch`.
 
     `read` and `draw` are the `preprocess` methods of the vision encoder and the image decoder. `packing` lets several
     documents share a row (None: where the language model's spec says that it keeps them apart). `condition_drop` is the
-    probability with which an image is drawn from no prompt (classifier-free guidance, arXiv 2207.12598).
+    probability with which an image is drawn from no prompt (classifier-free guidance, arXiv 2207.12598). What is in
+    `computed` is taken from there.
     """
 
     sequencer: Sequencer
@@ -84,6 +109,7 @@ class Collator:
     draw: Callable[[Sequences[Picture]], tuple[Tensor, dict[str, Tensor]]]
     packing: bool | None = None
     condition_drop: float = 0.0
+    computed: Computed | None = None
 
     def __call__(self, documents: Sequences[Document]) -> Batch:
         return self.collate([self.sequencer.sequence(document) for document in documents])
@@ -123,9 +149,13 @@ class Collator:
                 if label != IGNORED
             ]
 
-        reads = [(starts[i] + at, picture) for i, s in enumerate(sequences) for at, picture in s.reads]
+        reads = [
+            (starts[i] + at, (s.name, picture)) for i, s in enumerate(sequences) for at, picture in s.reads
+        ]
         draws = [
-            (starts[i] + at, picture, s.weight, i) for i, s in enumerate(sequences) for at, picture in s.draws
+            (starts[i] + at, (s.name, picture), s.weight, i)
+            for i, s in enumerate(sequences)
+            for at, picture in s.draws
         ]
         label_rows, label_ids, label_weights, label_documents = zip(*labels, strict=True)
         draw_rows, drawn, draw_weights, draw_documents = zip(*draws, strict=True)
@@ -137,7 +167,12 @@ class Collator:
             dream_end = starts[len(sequences) - 1] + len(unconditional) - 1
             unconditional_rows = dream_end - len(slots) + slots
             query_rows = torch.cat([dream_rows, unconditional_rows[None]])
-        targets, extras = self.draw(drawn)
+        vision_rows = torch.tensor([at for at, _ in reads])[:, None] + torch.arange(
+            self.sequencer.vision_tokens
+        )
+        filled = torch.full_like(input_ids, -1)
+        filled[vision_rows] = torch.arange(vision_rows.numel()).view_as(vision_rows)
+        filled[query_rows] = vision_rows.numel() + slots
         return Batch(
             input_ids_BT=input_ids.view(len(rows), width),
             position_ids_BT=position_ids.view(len(rows), width),
@@ -146,20 +181,34 @@ class Collator:
             label_ids_L=torch.tensor(label_ids),
             label_weight_L=torch.tensor(label_weights),
             label_document_L=torch.tensor(label_documents),
-            pixels_NCHW=self.read([picture for _, picture in reads]),
-            vision_rows_NV=torch.tensor([at for at, _ in reads])[:, None]
-            + torch.arange(self.sequencer.vision_tokens),
-            targets_MCHW=targets,
+            vision_rows_NV=vision_rows,
             query_rows_KQ=query_rows,
+            slots_BT=filled.view(len(rows), width),
             dream_rows_MQ=dream_rows,
             draw_weight_M=torch.tensor(draw_weights),
             draw_document_M=torch.tensor(draw_documents),
-            extras=extras,
             counts=torch.tensor([sum(label_weights), sum(draw_weights)]),
             documents=tuple(sequence.name for sequence in sequences),
             condition_drop=self.condition_drop,
             unconditional_rows_Q=unconditional_rows,
+            **self._to_read([picture for _, picture in reads]),
+            **self._to_draw(drawn),
         )
+
+    def _to_read(self, named: Sequences[tuple[str, Picture]]) -> dict[str, Any]:
+        """The fields of a batch for these pictures to read."""
+        features = None if self.computed is None else self.computed.features(named)
+        pixels = self.read([picture for _, picture in named]) if features is None else None
+        return {"pixels_NCHW": pixels, "features_NVd": features}
+
+    def _to_draw(self, named: Sequences[tuple[str, Picture]]) -> dict[str, Any]:
+        """The fields of a batch for these pictures to draw."""
+        found = None if self.computed is None else self.computed.moments(named)
+        if found is None:
+            targets, extras = self.draw([picture for _, picture in named])
+            return {"targets_MCHW": targets, "extras": extras}
+        moments = {"latent_mean_Mchw": found.mean, "latent_std_Mchw": found.std}
+        return {"targets_MCHW": None, "extras": found.extras, **moments}
 
 
 def _pack(lengths: Sequences[int], row_length: int) -> list[list[int]]:

@@ -28,6 +28,7 @@ from dreamkit.specs import (
     ChatTemplate,
     Condition,
     DecoderSpec,
+    Embedding,
     Head,
     LanguageSpec,
     NormWeights,
@@ -167,6 +168,10 @@ class LanguageModel(PretrainedPart):
     def embed(self, ids: Tensor) -> Tensor:
         """Ids of any shape (...) -> input embeddings (..., D)."""
 
+    def embedding(self) -> Embedding | None:
+        """The tables whose rows `embed` gives, as they are now; None: it does more than that, or does not tell."""
+        return None
+
     @abstractmethod
     def new_cache(self) -> Any:
         """An empty cache for `forward`, which fills it in place; asked for where `spec.cache` is true."""
@@ -233,8 +238,7 @@ class Projector(Part):
 class ImageDecoder(PretrainedPart):
     """A condition to a picture, by diffusion or flow in a latent space. It owns objective, schedulers and scales.
 
-    `latent_root` is the name of the submodule whose weights, and no others, decide on `posterior`; "" is the part
-    itself. Where it is None, there is no `posterior`, and latents cannot be computed once and for all.
+    `latent_root` names the submodule whose weights alone make `posterior` ("": the part itself); None: it has none.
     """
 
     spec: DecoderSpec
@@ -254,14 +258,8 @@ class ImageDecoder(PretrainedPart):
         return {}
 
     def posterior(self, targets_NCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Targets (N, 3, H, W) in [-1, 1] -> mean and standard deviation of their scaled latents, without gradient.
-
-        The standard deviation is None where an image has one latent only.
-        """
-        raise NotImplementedError(
-            f"{type(self).__qualname__} does not tell the mean and standard deviation of latents; give it `posterior`, "
-            "or an `encode` of its own and the latent_root None"
-        )
+        """Targets -> mean and standard deviation (None: it is 0) of their scaled latents, without gradient."""
+        raise NotImplementedError(f"{type(self).__qualname__} has neither `posterior` nor its own `encode`")
 
     def encode(self, targets_NCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Targets (N, 3, H, W) in [-1, 1] -> scaled latents, drawn from the posterior with `generator`."""

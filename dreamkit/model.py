@@ -6,7 +6,7 @@ Shape suffixes are those of `dreamkit.interfaces` and `dreamkit.batch`.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple, Self, get_args
+from typing import NamedTuple, Self, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dreamkit.adapters import is_adapter
 from dreamkit.batch import Batch
+from dreamkit.diffusion import drawn_latents
 from dreamkit.errors import DreamkitError, did_you_mean
 from dreamkit.generate import InterleavedGeneration
 from dreamkit.interfaces import ImageDecoder, LanguageModel, Part, Projector, VisionEncoder
@@ -161,7 +162,7 @@ class DreamModel(InterleavedGeneration, nn.Module):
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """What the language model is given: embeddings (B, T, D) with the slots filled, positions and segments."""
         embeds_BTD = self.language_model.embed(batch.input_ids_BT)
-        vision_NVD = self.visual_projector(self.vision_encoder(batch.pixels_NCHW))
+        vision_NVD = self.visual_projector(self.features(batch))
         queries = repeat(self.dream_queries, "q d -> (k q) d", k=batch.query_rows_KQ.shape[0])
         embeds = rearrange(embeds_BTD, "b t d -> (b t) d")
         embeds = embeds.index_copy(
@@ -169,6 +170,21 @@ class DreamModel(InterleavedGeneration, nn.Module):
         )
         embeds = embeds.index_copy(0, batch.query_rows_KQ.flatten(), queries.to(embeds.dtype))
         return embeds.view_as(embeds_BTD), batch.position_ids_BT, batch.segment_ids_BT
+
+    def features(self, batch: Batch) -> Tensor:
+        """Vision features (N, V, dim) of the images to read, before the projector; computed unless they came along."""
+        if batch.features_NVd is not None:
+            return batch.features_NVd
+        return cast(Tensor, self.vision_encoder(batch.pixels_NCHW))
+
+    def latents(self, batch: Batch) -> Tensor:
+        """Scaled latents (M, c, h, w) of the images to draw, drawn anew each time from their posterior."""
+        if batch.latents is not None:
+            return batch.latents
+        if batch.latent_mean_Mchw is not None:
+            return drawn_latents(batch.latent_mean_Mchw, batch.latent_std_Mchw)
+        assert batch.targets_MCHW is not None, "an image to draw is targets or moments"
+        return self.image_decoder.encode(batch.targets_MCHW)
 
     def label_losses(self, hidden_RD: Tensor, batch: Batch) -> Tensor:
         """Cross entropy (L,) of the rows that have a label; the head runs on no other row."""
@@ -182,9 +198,8 @@ class DreamModel(InterleavedGeneration, nn.Module):
             draws = torch.rand(rows_MQ.shape[0], 1, device=rows_MQ.device)
             rows_MQ = torch.where(draws < batch.condition_drop, batch.unconditional_rows_Q, rows_MQ)
         condition = self.condition(self.language_model.final_norm(hidden_RD[rows_MQ]))
-        latents = self.image_decoder.encode(batch.targets_MCHW) if batch.latents is None else batch.latents
         return self.image_decoder.loss(
-            latents, condition, batch.extras, noise=batch.noise, timesteps=batch.timesteps
+            self.latents(batch), condition, batch.extras, noise=batch.noise, timesteps=batch.timesteps
         )
 
     def condition(self, dream_states_NQD: Tensor) -> Condition:

@@ -15,7 +15,7 @@ from dreamkit_transformers.siglip import Siglip
 from meta.breaking import computing, making, preprocessing, telling, with_class_method, with_config
 from meta.drawing import DRAWING, listens_to_no_extras
 from meta.language import LANGUAGE, forgets_positions, reverses_words
-from meta.parts import Decoder, Extra, Plain, Tower, Words
+from meta.parts import Decoder, Extra, Plain, Rooted, Tower, Words
 
 
 def of_any_kind(base: type, method: str) -> dict[str, type]:
@@ -120,6 +120,7 @@ MORE = [
     ("projector", "dtype_kept", computing(Plain, "forward", rounds_halfway)),
     ("projector", "frozen_stays_frozen", computing(Plain, "forward", thaws_in_training)),
     ("image_decoder", "extras_agree", computing(Extra, "denoising", listens_to_no_extras)),
+    ("image_decoder", "posterior_agrees", Rooted),
     ("vision_encoder", "preprocess_colours", computing(Tower, "preprocess", preprocessing(swaps_channels))),
     (
         "vision_encoder",

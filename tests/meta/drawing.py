@@ -9,7 +9,7 @@ import meta.breaking as broken
 from dreamkit.scaffold.parts.schedulers import Euler
 from dreamkit.specs import Condition
 from meta.breaking import computing
-from meta.parts import AskedDecoder, Decoder, Extra, Kept
+from meta.parts import AskedDecoder, Decoder, Extra, Kept, Spread
 
 
 def breaks_at_the_end(self, loss, latents, condition, extras, *, noise=None, timesteps=None, generator=None):
@@ -23,6 +23,10 @@ def draws_off_the_scale(self, decode, latents):
 
 def encodes_with_any_noise(self, encode, targets, generator=None):
     return encode(targets, generator) + 0.1 * torch.randn_like(targets)
+
+
+def encodes_to_the_mean(self, encode, targets, generator=None):
+    return self.posterior(targets)[0]
 
 
 def never_is_content(self, loss, *args, **kwargs):
@@ -97,6 +101,7 @@ DRAWING = {
     "gradients_reach_input": computing(Decoder, "denoise", blind_to_its_context),
     "latents_agree": computing(Decoder, "decode", draws_off_the_scale),
     "encode_repeats": computing(Decoder, "encode", encodes_with_any_noise),
+    "posterior_agrees": computing(Spread, "encode", encodes_to_the_mean),
     "perfect_prediction": computing(Decoder, "loss", never_is_content),
     "loss_agrees": computing(Decoder, "loss", measures_another_error),
     "scheduler_names": computing(Decoder, "scheduler", takes_any_scheduler),

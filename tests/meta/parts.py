@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import nn
 
+from dreamkit.interfaces import ImageDecoder
 from dreamkit.projectors import Linear
 from dreamkit.scaffold.parts.image_decoder import NewPart
 from dreamkit_transformers.llama import Llama
@@ -80,6 +81,33 @@ class Kept(telling(Decoder, float32_modules=("vae",))):
         return super().decode(self.vae(latents.to(self.vae.weight.dtype)))
 
 
+class Spread(Decoder):
+    """A decoder whose latents are drawn around what a layer makes of the picture."""
+
+    latent_root = "vae"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.vae = nn.Conv2d(3, 3, 1).requires_grad_(False)
+
+    def trainable_parameters(self):
+        return self.network.parameters()
+
+    @torch.no_grad()
+    def posterior(self, targets_NCHW):
+        mean = self.vae(targets_NCHW)
+        return mean, 0.1 * torch.ones_like(mean)
+
+    def encode(self, targets_NCHW, generator=None):
+        return ImageDecoder.encode(self, targets_NCHW, generator)
+
+
+class Rooted(Spread):
+    """One that says of another module that it makes its latents."""
+
+    latent_root = "network"
+
+
 class Zeros(Plain):
     """A matrix of zeros, as the last one of a network often is at first."""
 
@@ -142,6 +170,7 @@ SOUND = [
     ("image_decoder", Extra),
     ("image_decoder", Pooled),
     ("image_decoder", Kept),
+    ("image_decoder", Spread),
     ("language_model", Loner),
     ("language_model", telling(Words, sliding_window=4096)),
 ]

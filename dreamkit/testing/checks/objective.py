@@ -12,6 +12,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dreamkit.diffusion import drawn_latents
 from dreamkit.testing.check import cases, check
 from dreamkit.testing.expect import (
     expect,
@@ -71,6 +72,42 @@ def encode_repeats(subject: DecoderSubject, seed: int) -> None:
     first, second = (part.timesteps(5, generator(seed)) for _ in range(2))
     expect_shape(first, "timesteps", "(count,)", (5,))
     expect(second.tolist(), first.tolist(), "timesteps", "with a generator of the same seed")
+
+
+def _tells_no_posterior(subject: DecoderSubject) -> str | None:
+    return "its latent_root is None: it gives no posterior" if subject.part.latent_root is None else None
+
+
+@check(KIND, unless=_tells_no_posterior, rows=st.integers(2, 3), seed=seeds)
+def posterior_agrees(subject: DecoderSubject, rows: int, seed: int) -> None:
+    """`encode` draws from `posterior`, which gives no gradient and on which only weights in `latent_root` decide.
+
+    Latents that were computed once and read from disk are those that training would have made.
+    """
+    part, side = subject.make(), subject.part.spec.image_size
+    with seeded(seed):
+        targets = torch.rand(rows, 3, side, side) * 2 - 1
+    subject.doing = f"posterior(targets of shape {tuple(targets.shape)})"
+    mean, std = part.posterior(targets)
+    for name, tensor in (("mean", mean), ("std", std)):
+        if tensor is not None:
+            expect_shape(tensor, name, "(N, c, h, w)", (rows, *part.spec.latent_shape((side, side))))
+            expect_finite(tensor, name)
+            expect(tensor.requires_grad, False, f"{name}.requires_grad")
+    expect_true(std is None or bool((std >= 0).all()), "std has values below 0", "at least 0")
+    with torch.no_grad():
+        found = part.encode(targets, generator(seed))
+        expect_close(
+            found, drawn_latents(mean, std, generator(seed)), "latents of encode", "mean + std * noise"
+        )
+        inside = set(part.get_submodule(part.latent_root).parameters())
+        for parameter in part.parameters():
+            if parameter not in inside:
+                parameter.add_(1)
+    again = part.posterior(targets)[0]
+    expect_close(
+        again, mean, f"mean after other weights than those of '{part.latent_root}' changed", "before"
+    )
 
 
 def _loss(subject: DecoderSubject, part: Any, inputs: Inputs, predict: Callable[[Tensor], Tensor]) -> Tensor:
