@@ -120,6 +120,20 @@ class Head(NamedTuple):
     scale: float = 1.0
 
 
+class Embedding(NamedTuple):
+    """Input embeddings that are rows of tables: scale * weight[id], or scale * added[added_rows[id]] for an added token.
+
+    `weight` (vocabulary, D); `added` (K, D), with which `added_rows` (ids,) says the row of each id, -1 where it is one
+    of `weight`. `scale` () is brought to a table's dtype, None: there is none. The row of `padding_id` learns nothing.
+    """
+
+    weight: Tensor
+    added: Tensor | None = None
+    added_rows: Tensor | None = None
+    scale: Tensor | None = None
+    padding_id: int | None = None
+
+
 class NormWeights(NamedTuple):
     """An RMS norm: hidden / rms(hidden, eps) * (offset + weight). `offset` is 1 for Gemma, else 0."""
 

@@ -36,6 +36,7 @@ PUBLIC = [
     "DocumentError",
     "DreamModel",
     "DreamkitError",
+    "Embedding",
     "Extras",
     "Head",
     "Image",

@@ -51,6 +51,10 @@ def embeds_batches_only(self, embed, ids):
     return embed(ids)
 
 
+def forgets_the_scale(self, embedding):
+    return embedding()._replace(scale=torch.tensor(1.01))
+
+
 def claims_gemmas_norm(self):
     return Words.norm_weights.fget(self)._replace(offset=1.0)
 
@@ -92,6 +96,7 @@ LANGUAGE = {
     "packing_invariance": computing(Words, "forward", reads_its_neighbours),
     "cached_decoding": computing(Words, "forward", sees_empty_slots),
     "embed_any_shape": computing(Words, "embed", embeds_batches_only),
+    "embedding_agrees": computing(Words, "embedding", forgets_the_scale),
     "head_agrees": computing(Words, "logits", lambda self, logits, hidden: 1.01 * logits(hidden)),
     "norm_agrees": type("Broken", (Words,), {"norm_weights": property(claims_gemmas_norm)}),
     "vocabulary": telling(Words, reserved_tokens=("<s>", "a")),

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from dreamkit import ChatTemplate, Head, LanguageModel, PartConfig, SourceError, locate
+from dreamkit import ChatTemplate, Embedding, Head, LanguageModel, PartConfig, SourceError, locate
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 STD = 0.02  # of fresh embeddings
@@ -60,6 +60,9 @@ class Words(LanguageModel):
 
     def embed(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.head().weight)
+
+    def embedding(self) -> Embedding:
+        return Embedding(self.head().weight)
 
     @property
     def unwritten_ids(self) -> frozenset[int]:

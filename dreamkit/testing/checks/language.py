@@ -11,6 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dreamkit.kernels.assemble_embeddings import look_up
 from dreamkit.testing.check import cases, check
 from dreamkit.testing.expect import (
     expect,
@@ -20,7 +21,7 @@ from dreamkit.testing.expect import (
     expect_shape,
     expect_true,
 )
-from dreamkit.testing.subject import Case, Inputs, seeded
+from dreamkit.testing.subject import Case, Inputs, seeded, weighted_sum
 from dreamkit.testing.subjects import LanguageSubject, positions
 
 KIND = "language_model"
@@ -176,6 +177,33 @@ def embed_any_shape(subject: LanguageSubject, length: int, seed: int) -> None:
             embeds = expect_shape(part.embed(ids), "embeds", "(..., D)", (*shape, part.spec.dim))
             each = [part.embed(index.expand(2, 1))[0] for index in ids.flatten()]
         expect_same(embeds.view(-1, part.spec.dim), torch.cat(each), "embeds", "of each id by itself")
+
+
+def _has_no_tables(subject: LanguageSubject) -> str | None:
+    return "its embedding() is None: no rows of tables" if subject.part.embedding() is None else None
+
+
+@check(KIND, unless=_has_no_tables)
+def embedding_agrees(subject: LanguageSubject) -> None:
+    """The rows of `embedding()`, those of added tokens too, are what `embed` gives, and they learn the same from it.
+
+    The fused kernel, which copies rows by itself, feeds and teaches the model what `embed` does.
+    """
+    part = subject.make()
+    ids = torch.tensor([[*range(part.spec.vocab_size), *subject.token_ids.values()]])
+    subject.doing = f"embed(ids of shape {tuple(ids.shape)})"
+    found, wanted = part.embed(ids), look_up(ids, *part.embedding())
+    expect_same(found, wanted, "embeds", "by embedding() alone")
+    trained = {name: each for name, each in part.named_parameters() if each.requires_grad}
+    of_embed, of_tables = (_gradients(embeds, [*trained.values()]) for embeds in (found, wanted))
+    for name, gradient, other in zip(trained, of_embed, of_tables, strict=True):
+        expect_close(gradient, other, f"gradient of {name}", "by embedding() alone")
+
+
+def _gradients(embeds: Tensor, trained: list[Tensor]) -> tuple[Tensor, ...]:
+    if not embeds.requires_grad:
+        return tuple(torch.zeros_like(each) for each in trained)
+    return torch.autograd.grad(weighted_sum(embeds), trained, allow_unused=True, materialize_grads=True)
 
 
 @check(KIND, rows=st.integers(2, 4), seed=seeds)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedTokenizerBase
 
-from dreamkit import DreamkitError, Head, LanguageModel
+from dreamkit import DreamkitError, Embedding, Head, LanguageModel
 from dreamkit_transformers.driving import Abilities
 from dreamkit_transformers.tokenizers import add_special, new_tokens
 
@@ -34,6 +34,7 @@ class WithNewRows(LanguageModel):
     new_rows: Tensor  # (ids,) the row of an added token's id, or -1
     inside_ids: Tensor  # the ids of the first rows: those that lie within the model's matrices
     embed_scale: Tensor  # what the library multiplies an embedding's rows by
+    plain_embedding: type | None = None  # the class of an embedding that does no more than that
 
     def _without_new_rows(self) -> None:
         """What there is before tokens are added."""
@@ -42,7 +43,10 @@ class WithNewRows(LanguageModel):
         self.new_head: nn.Parameter | None = None
         self.register_buffer("new_rows", torch.full((self.spec.vocab_size,), -1), persistent=False)
         self.register_buffer("inside_ids", torch.empty(0, dtype=torch.long), persistent=False)
-        self.register_buffer("embed_scale", torch.ones(()), persistent=False)
+        base = self.model.get_input_embeddings()
+        self.register_buffer("embed_scale", _scale(base), persistent=False)
+        self.has_scale = type(base).forward is not nn.Embedding.forward
+        self.plain_embedding = type(base) if _only_scales(base) else None
 
     def add_tokens(self, tokens: Sequence[str]) -> list[int]:
         """Ids of the special `tokens`, in order; those the vocabulary lacks get new, separately trained rows.
@@ -78,7 +82,6 @@ class WithNewRows(LanguageModel):
         self.new_rows = table.to(self.new_rows.device)
         self.inside_ids = torch.tensor(inside, dtype=torch.long, device=self.new_rows.device)
         base = self.model.get_input_embeddings()
-        self.embed_scale = _scale(base)
         self.new_embed = _rows_like(base.weight, len(chosen))
         if not self.tied:
             self.new_head = _rows_like(self.model.get_output_embeddings().weight, len(chosen))
@@ -92,8 +95,24 @@ class WithNewRows(LanguageModel):
             return base(ids)
         row = self.new_rows[ids]
         known = base(ids.clamp(max=self.spec.vocab_size - 1))
-        new = F.embedding(row.clamp(min=0), self.new_embed) * self.embed_scale.to(self.new_embed.dtype)
+        new = F.embedding(row.clamp(min=0), self.new_embed)
+        if self.has_scale:
+            new = new * self.embed_scale.to(new.dtype)
         return torch.where(row[..., None] < 0, known, new)
+
+    def embedding(self) -> Embedding | None:
+        base = self.model.get_input_embeddings()
+        # an adapter is another class, and has hooks; what is sharded or quantized is another kind of tensor
+        hooked = base._forward_hooks or base._forward_pre_hooks
+        if (
+            type(base) is not self.plain_embedding
+            or hooked
+            or type(base.weight) not in (nn.Parameter, Tensor)
+        ):
+            return None
+        added_rows = None if self.new_embed is None else self.new_rows
+        scale = self.embed_scale if self.has_scale else None
+        return Embedding(base.weight, self.new_embed, added_rows, scale, base.padding_idx)
 
     def head(self) -> Head:
         head = self.model.get_output_embeddings()
@@ -134,6 +153,24 @@ def _scale(embedding: nn.Embedding) -> Tensor:
     one = embedding.weight.new_ones(rows, 1)
     index = torch.zeros((), dtype=torch.long, device=one.device)
     return functional_call(embedding, {"weight": one}, (index,)).detach().squeeze()
+
+
+def _only_scales(embedding: nn.Embedding) -> bool:
+    """Whether all it does, and all that flows back through it, is known: rows are looked up, and perhaps scaled."""
+    if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
+        return False
+    if type(embedding).forward is nn.Embedding.forward:
+        return True
+    if embedding.weight.is_meta or len([*embedding.parameters()]) != 1:
+        return False
+    generator, scale = torch.Generator().manual_seed(0), _scale(embedding)
+    for dtype in (torch.float32, torch.bfloat16):  # whether a scale is rounded first shows in few bits
+        row = torch.randn(1, embedding.embedding_dim, generator=generator).to(dtype)
+        weight = row.expand(1 + (embedding.padding_idx or 0), -1)
+        found = functional_call(embedding, {"weight": weight}, (torch.zeros(1, dtype=torch.long),))
+        if not torch.equal(found, row * scale.to(dtype)):
+            return False
+    return True
 
 
 def _rows_like(weight: Tensor, count: int) -> nn.Parameter:

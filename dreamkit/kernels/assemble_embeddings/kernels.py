@@ -1,0 +1,166 @@
+"""Input embeddings in one launch, and sums of some of their gradients in another.
+
+R rows of embeddings laid end to end, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+COPY_BLOCK = 2048  # columns that a program copies
+SUM_ROWS, SUM_BLOCK = 16, 128  # rows and columns that a program sums at a time
+
+
+@triton.jit
+def _copy(
+    target: tl.tensor,
+    table: tl.tensor,
+    row: tl.tensor,
+    stride: int,
+    columns: tl.tensor,
+    inside: tl.tensor,
+    scale: tl.tensor | None,
+) -> None:
+    """One row of a table, times the scale in the table's dtype, where there is one."""
+    values = tl.load(table + row * stride + columns, mask=inside)
+    if scale is not None:
+        factor = tl.load(scale).to(values.dtype)
+        if values.dtype.primitive_bitwidth < 32:  # as PyTorch does: in float32, rounded once
+            values = (values.to(tl.float32) * factor.to(tl.float32)).to(values.dtype)
+        else:
+            values = values * factor
+    tl.store(target, values.to(target.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def copy_rows(
+    embeds: tl.tensor,
+    ids: tl.tensor,
+    slots: tl.tensor,
+    vision: tl.tensor,
+    queries: tl.tensor,
+    weight: tl.tensor,
+    added: tl.tensor | None,
+    added_rows: tl.tensor | None,
+    scale: tl.tensor | None,
+    vision_count: int,
+    dim: int,
+    vision_stride: int,
+    query_stride: int,
+    weight_stride: int,
+    added_stride: int,
+    BLOCK: tl.constexpr,
+) -> None:
+    """A block of columns of one row of embeddings, (R, D): from the table that its slot or its id names."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < dim
+    target = embeds + row * dim + columns
+    slot = tl.load(slots + row)
+    if slot >= vision_count:
+        _copy(target, queries, slot - vision_count, query_stride, columns, inside, None)
+    elif slot >= 0:
+        _copy(target, vision, slot, vision_stride, columns, inside, None)
+    else:
+        token = tl.load(ids + row)
+        if added is None:
+            _copy(target, weight, token, weight_stride, columns, inside, scale)
+        else:
+            new = tl.load(added_rows + token)
+            if new < 0:
+                _copy(target, weight, token, weight_stride, columns, inside, scale)
+            else:
+                _copy(target, added, new, added_stride, columns, inside, scale)
+
+
+@triton.jit
+def sum_rows(
+    sums: tl.tensor,
+    rows: tl.tensor,
+    order: tl.tensor,
+    starts: tl.tensor,
+    stride: int,
+    dim: int,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """A block of columns of one group's sum, its rows added in order."""
+    group = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < dim
+    start, end = tl.load(starts + group), tl.load(starts + group + 1)
+    total = tl.zeros([BLOCK], dtype=sums.dtype.element_ty)
+    for first in range(start, end, ROWS):
+        places = first + tl.arange(0, ROWS)
+        row = tl.load(order + places, mask=places < end, other=0)
+        mask = (places < end)[:, None] & inside[None, :]
+        values = tl.load(rows + row[:, None] * stride + columns[None, :], mask=mask, other=0.0)
+        total += tl.sum(values.to(total.dtype), axis=0)
+    tl.store(sums + group * dim + columns, total, mask=inside)
+
+
+def assemble(
+    ids_BT: Tensor,
+    slots_BT: Tensor,
+    vision_NVD: Tensor,
+    queries_QD: Tensor,
+    weight: Tensor,
+    added: Tensor | None,
+    added_rows: Tensor | None,
+    scale: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Embeddings (B, T, D); the arguments are those of the operator."""
+    dim = weight.shape[1]
+    embeds_BTD = torch.empty(*ids_BT.shape, dim, dtype=dtype, device=weight.device)
+    vision, queries, weight = _by_rows(vision_NVD.reshape(-1, dim)), _by_rows(queries_QD), _by_rows(weight)
+    added = None if added is None else _by_rows(added)
+    block = min(triton.next_power_of_2(dim), COPY_BLOCK)
+    if ids_BT.numel():
+        copy_rows[(ids_BT.numel(), triton.cdiv(dim, block))](
+            embeds_BTD,
+            ids_BT.contiguous(),
+            slots_BT.contiguous(),
+            vision,
+            queries,
+            weight,
+            added,
+            added_rows,
+            scale,
+            len(vision),
+            dim,
+            vision.stride(0),
+            queries.stride(0),
+            weight.stride(0),
+            0 if added is None else added.stride(0),
+            BLOCK=block,
+        )
+    return embeds_BTD
+
+
+def sum_groups(rows_RD: Tensor, order: Tensor, starts: Tensor) -> Tensor:
+    """As the reference: sums (G, D) of the rows of each group."""
+    wide = torch.promote_types(rows_RD.dtype, torch.float32)
+    rows, dim, groups = _by_rows(rows_RD), rows_RD.shape[1], len(starts) - 1
+    sums = torch.empty(groups, dim, dtype=wide, device=rows.device)
+    block = min(triton.next_power_of_2(dim), SUM_BLOCK)
+    if groups:
+        sum_rows[(groups, triton.cdiv(dim, block))](
+            sums,
+            rows,
+            order.contiguous(),
+            starts.contiguous(),
+            rows.stride(0),
+            dim,
+            ROWS=SUM_ROWS,
+            BLOCK=block,
+        )
+    return sums
+
+
+def _by_rows(table: Tensor) -> Tensor:
+    """The table with its columns side by side."""
+    return table if table.stride(-1) == 1 else table.contiguous()

@@ -1,0 +1,140 @@
+"""The operator: Triton where it runs, the reference elsewhere, and the gradients of both.
+
+B rows, T tokens of a row, R = B T rows laid end to end, N images to read, V vision tokens of an image, K blocks of Q
+dream queries, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from dreamkit.kernels import usable
+from dreamkit.kernels.assemble_embeddings import reference
+
+_SCHEMA = (
+    "(Tensor ids_BT, Tensor slots_BT, Tensor vision_rows_NV, Tensor vision_NVD, Tensor query_rows_KQ, "
+    "Tensor queries_QD, Tensor weight, Tensor? added=None, Tensor? added_rows=None, Tensor? scale=None, "
+    "int? padding_id=None) -> Tensor"
+)
+
+
+@custom_op("dreamkit::assemble_embeddings", mutates_args=(), schema=_SCHEMA)
+def assemble_embeddings(
+    ids_BT: Tensor,
+    slots_BT: Tensor,
+    vision_rows_NV: Tensor,
+    vision_NVD: Tensor,
+    query_rows_KQ: Tensor,
+    queries_QD: Tensor,
+    weight: Tensor,
+    added: Tensor | None = None,
+    added_rows: Tensor | None = None,
+    scale: Tensor | None = None,
+    padding_id: int | None = None,
+) -> Tensor:
+    """Input embeddings (B, T, D), each row a copy of one row of a table, in one pass.
+
+    The plan `slots_BT` says where a row is from: -1 from the tables of words, which are those of `dreamkit.Embedding`;
+    0 <= slot < N V from the vision tokens laid end to end; N V + q from dream query q. `vision_rows_NV` and
+    `query_rows_KQ` are the same plan read the other way, which the gradients follow.
+    """
+    if usable(ids_BT):
+        from dreamkit.kernels.assemble_embeddings.kernels import assemble
+
+        dtype = _dtype(weight, added)
+        return assemble(ids_BT, slots_BT, vision_NVD, queries_QD, weight, added, added_rows, scale, dtype)
+    words_BTD = reference.look_up(ids_BT, weight, added, added_rows, scale, padding_id)
+    return reference.fill_slots(words_BTD, vision_rows_NV, vision_NVD, query_rows_KQ, queries_QD)
+
+
+def _dtype(weight: Tensor, added: Tensor | None) -> torch.dtype:
+    return weight.dtype if added is None else torch.promote_types(weight.dtype, added.dtype)
+
+
+@assemble_embeddings.register_fake
+def _(
+    ids_BT: Tensor,
+    slots_BT: Tensor,
+    vision_rows_NV: Tensor,
+    vision_NVD: Tensor,
+    query_rows_KQ: Tensor,
+    queries_QD: Tensor,
+    weight: Tensor,
+    added: Tensor | None = None,
+    added_rows: Tensor | None = None,
+    scale: Tensor | None = None,
+    padding_id: int | None = None,
+) -> Tensor:
+    return weight.new_empty(*ids_BT.shape, weight.shape[1], dtype=_dtype(weight, added))
+
+
+@custom_op(
+    "dreamkit::sum_groups", mutates_args=(), schema="(Tensor rows, Tensor order, Tensor starts) -> Tensor"
+)
+def sum_groups(rows: Tensor, order: Tensor, starts: Tensor) -> Tensor:
+    """The sums (G, D) of the rows of each group, added in the order they are named in, in float32 at least.
+
+    Group g has the rows `order[starts[g] : starts[g + 1]]`; what lies behind the last start belongs to none.
+    """
+    if usable(rows):
+        from dreamkit.kernels.assemble_embeddings import kernels
+
+        return kernels.sum_groups(rows, order, starts)
+    return reference.sum_groups(rows, order, starts)
+
+
+@sum_groups.register_fake
+def _(rows: Tensor, order: Tensor, starts: Tensor) -> Tensor:
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    return rows.new_empty(starts.shape[0] - 1, rows.shape[1], dtype=wide)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ids, slots, vision_rows, vision, query_rows, queries, weight, added, added_rows, scale, ctx.padding_id = (
+        inputs
+    )
+    ctx.save_for_backward(ids, slots, vision_rows, query_rows, added_rows, scale)
+    ctx.vision_shape, ctx.vision_dtype, ctx.queries_dtype = vision.shape, vision.dtype, queries.dtype
+    ctx.words, ctx.weight_dtype = weight.shape[0], weight.dtype
+    ctx.added, ctx.added_dtype = (0, None) if added is None else (added.shape[0], added.dtype)
+
+
+def _gradients(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
+    """Of the tables that are trained, and of no other; sums are in a fixed order, and nothing is read back."""
+    ids, slots, vision_rows, query_rows, added_rows, scale = ctx.saved_tensors
+    _, _, _, for_vision, _, for_queries, for_weight, for_added, *_ = ctx.needs_input_grad
+    grad_RD = grad_BTD.flatten(0, 1)
+    vision = queries = weight = added = None
+    if for_vision:  # a vision token has one row
+        vision = grad_RD[vision_rows.flatten()].view(ctx.vision_shape).to(ctx.vision_dtype)
+    if for_queries:
+        blocks, count = query_rows.shape
+        starts = torch.arange(count + 1, device=query_rows.device) * blocks
+        queries = sum_groups(grad_RD, query_rows.t().flatten(), starts).to(ctx.queries_dtype)
+    if for_weight or for_added:
+        is_word = (slots < 0).flatten()
+        row = torch.full_like(ids, -1).flatten() if added_rows is None else added_rows[ids].flatten()
+        if for_added:
+            keys, order = torch.where(is_word & (row >= 0), row, ctx.added).sort(stable=True)
+            starts = torch.searchsorted(keys, torch.arange(ctx.added + 1, device=keys.device))
+            added = _scaled(sum_groups(grad_RD, order, starts), scale, ctx.added_dtype)
+        if for_weight:
+            known = is_word & (row < 0)
+            if ctx.padding_id is not None:
+                known &= ids.flatten() != ctx.padding_id
+            # torch's own, which sorts and uses no atomics; the row behind the last takes what is no word
+            keys = torch.where(known, ids.flatten(), ctx.words)
+            sums = torch.ops.aten.embedding_dense_backward(grad_RD, keys, ctx.words + 1, ctx.words, False)
+            weight = _scaled(sums[: ctx.words], scale, ctx.weight_dtype)
+    return None, None, None, vision, None, queries, weight, added, None, None, None
+
+
+def _scaled(sums: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return (sums if scale is None else sums * scale.to(dtype)).to(dtype)
+
+
+assemble_embeddings.register_autograd(_gradients, setup_context=_keep)
