@@ -10,7 +10,7 @@ from typing import NamedTuple, Self, cast, get_args
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
 from dreamkit.adapters import is_adapter
@@ -19,6 +19,8 @@ from dreamkit.diffusion import drawn_latents
 from dreamkit.errors import DreamkitError, did_you_mean
 from dreamkit.generate import InterleavedGeneration
 from dreamkit.interfaces import ImageDecoder, LanguageModel, Part, Projector, VisionEncoder
+from dreamkit.kernels import usable
+from dreamkit.kernels.assemble_embeddings import assemble_embeddings, fill_slots
 from dreamkit.recipe import PartName, Recipe, Trainable
 from dreamkit.sequence import Sequencer, SpecialTokens
 from dreamkit.specs import Condition
@@ -161,15 +163,15 @@ class DreamModel(InterleavedGeneration, nn.Module):
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """What the language model is given: embeddings (B, T, D) with the slots filled, positions and segments."""
-        embeds_BTD = self.language_model.embed(batch.input_ids_BT)
+        ids_BT = batch.input_ids_BT
         vision_NVD = self.visual_projector(self.features(batch))
-        queries = repeat(self.dream_queries, "q d -> (k q) d", k=batch.query_rows_KQ.shape[0])
-        embeds = rearrange(embeds_BTD, "b t d -> (b t) d")
-        embeds = embeds.index_copy(
-            0, batch.vision_rows_NV.flatten(), vision_NVD.flatten(0, 1).to(embeds.dtype)
-        )
-        embeds = embeds.index_copy(0, batch.query_rows_KQ.flatten(), queries.to(embeds.dtype))
-        return embeds.view_as(embeds_BTD), batch.position_ids_BT, batch.segment_ids_BT
+        slots = (batch.vision_rows_NV, vision_NVD, batch.query_rows_KQ, self.dream_queries)
+        tables = self.language_model.embedding() if usable(ids_BT) else None
+        if tables is None:
+            embeds_BTD = fill_slots(self.language_model.embed(ids_BT), *slots)
+        else:
+            embeds_BTD = assemble_embeddings(ids_BT, batch.slots_BT, *slots, *tables)
+        return embeds_BTD, batch.position_ids_BT, batch.segment_ids_BT
 
     def features(self, batch: Batch) -> Tensor:
         """Vision features (N, V, dim) of the images to read, before the projector; computed unless they came along."""
