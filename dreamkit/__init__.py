@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dreamkit.diffusion import Scheduler as Scheduler
     from dreamkit.document import Document as Document, Image as Image, Text as Text
     from dreamkit.errors import (
+        CacheError as CacheError,
         CheckpointError as CheckpointError,
         ConfigError as ConfigError,
         DocumentError as DocumentError,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
 # public name -> module that defines it; `module:name` where a module of that name would hide it
 _HOMES = {
+    "CacheError": "errors",
     "ChatTemplate": "specs",
     "CheckpointError": "errors",
     "Component": "hookspecs",

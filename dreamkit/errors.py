@@ -6,6 +6,7 @@ DreamkitError (ValueError)     anything the user can mend; the command line prin
 ├── SourceError                pretrained files that are not where the recipe says
 ├── DocumentError              a document that cannot be learned from or generated from
 ├── CheckpointError            a checkpoint that is damaged, too new, or does not fit
+├── CacheError                 a cache of latents or features that is damaged, does not fit, or lacks a picture
 └── TrainingError              a run that cannot go on, such as a loss that is not finite
 """
 
@@ -49,6 +50,10 @@ class DocumentError(DreamkitError):
 
 class CheckpointError(DreamkitError):
     """A checkpoint folder that cannot be written, read or trusted."""
+
+
+class CacheError(DreamkitError):
+    """A cache of latents or features that cannot be written, read or trusted."""
 
 
 class TrainingError(DreamkitError):

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
-from dreamkit.errors import CheckpointError
+from dreamkit.errors import CheckpointError, DreamkitError
 from dreamkit.files import occupied
 from dreamkit.folders import FileRecord, damaged_files, partial_folder, replaced_folder
 
 FORMAT = 2
 MANIFEST = "dreamkit.json"
+_WORDS = {int: "a whole number", str: "text", list: "a list"}
 
 
 class ComponentRecord(TypedDict):
@@ -66,19 +67,10 @@ class Manifest:
         path = folder / MANIFEST
         if not path.is_file():
             raise CheckpointError(_not_a_checkpoint(folder))
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(
-                f"{path}: not a manifest of dreamkit: {type(error).__name__}: {error}"
-            ) from error
-        version = data.get("format") if isinstance(data, dict) else None
-        if type(version) is int and version > FORMAT:
-            raise CheckpointError(
-                f"{path}: format version {version}, written by dreamkit {data.get('dreamkit', '?')}, but this "
-                f"dreamkit reads versions up to {FORMAT}; install a newer dreamkit"
-            )
-        if version == 1:  # it had adapters among the weights of their parts
+        data = read_json(path, FORMAT, CheckpointError)
+        if (
+            isinstance(data, dict) and data.get("format") == 1
+        ):  # it had adapters among the weights of their parts
             data = {"adapters": {}, **data}
         if problems := [*misfits(data, get_type_hints(cls))]:
             raise CheckpointError(_damaged(path, problems))
@@ -115,6 +107,21 @@ class Manifest:
             yield f"adapters: '{part}' found, but it is not among the components"
 
 
+def read_json(path: Path, newest: int, refusal: type[DreamkitError]) -> Any:
+    """What is in a manifest's file, of no newer format than `newest`; else the error `refusal`."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise refusal(f"{path}: not a manifest of dreamkit: {type(error).__name__}: {error}") from error
+    version = data.get("format") if isinstance(data, dict) else None
+    if type(version) is int and version > newest:
+        raise refusal(
+            f"{path}: format version {version}, written by dreamkit {data.get('dreamkit', '?')}, but this "
+            f"dreamkit reads versions up to {newest}; install a newer dreamkit"
+        )
+    return data
+
+
 def misfits(value: Any, wanted: Any, key: str = "") -> Iterator[str]:
     """Where `value`, read from JSON, is not of the type `wanted`; a dict of types by key stands for a record."""
     if wanted is Any:
@@ -130,8 +137,11 @@ def misfits(value: Any, wanted: Any, key: str = "") -> Iterator[str]:
     elif get_origin(wanted) is dict and isinstance(value, dict):
         for name, item in value.items():
             yield from misfits(item, get_args(wanted)[1], below + name)
+    elif get_origin(wanted) is list and isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from misfits(item, get_args(wanted)[0], f"{below}{number}")
     elif type(value) is not wanted:
-        words = "a whole number" if wanted is int else "text" if wanted is str else "an object"
+        words = _WORDS.get(get_origin(wanted) or wanted, "an object")
         yield f"{at}: {json.dumps(value):.60} found, but {words} is wanted"
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import (
@@ -24,6 +25,14 @@ from dreamkit.errors import TrainingError
 
 LogEntry = Mapping[str, float | None]
 LOGGED = ("lm", "denoising", "loss", "learning_rate", "grad_norm")
+
+
+class CachingProgress(NamedTuple):
+    """How many of all documents have been looked through, and how many pictures found in them, over both tables."""
+
+    documents: int
+    of: int
+    pictures: int
 
 
 class ProgressBar(TrainerCallback):
@@ -70,6 +79,23 @@ class ProgressBar(TrainerCallback):
     def stop(self) -> None:
         """Leaves the bar as it is; also after an error, where the trainer calls nobody."""
         self.progress.stop()
+
+
+@contextmanager
+def caching_bar() -> Iterator[Callable[[CachingProgress], None]]:
+    """A bar of documents looked through and pictures computed, on standard error; what it gives moves it."""
+    progress = Progress(
+        TextColumn("caching"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[pictures]} pictures"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    task = progress.add_task("", total=None, pictures=0)
+    with progress:
+        yield lambda at: progress.update(task, completed=at.documents, total=at.of, pictures=at.pictures)
 
 
 class RunLog(TrainerCallback):

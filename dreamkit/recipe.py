@@ -90,7 +90,8 @@ class TrainSection:
 
     `trainable` names what learns besides adapters. `warmup` is in steps, `max_length` in tokens of a row (None: the
     language model's). `packing` puts several documents into a row (None: where the language model keeps them apart).
-    `log_every` and `save_every` in steps (0: only at the end).
+    `log_every` and `save_every` in steps (0: only at the end). `cache` is the folder of latents and features that were
+    computed before.
     """
 
     trainable: tuple[Trainable, ...]
@@ -110,6 +111,7 @@ class TrainSection:
     log_every: int = setting(10, least=1)
     save_every: int = setting(0, least=0)
     workers: int = setting(0, least=0, most=256)
+    cache: str | None = setting(None, path=True)
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ class Sequencer:
     def dummy(self, *, read: bool, draw: bool) -> Sequence:
         """A sequence of no weight with a label, and an image to read or draw where asked for."""
         sequence = self._empty("dummy", weight=0.0)
-        blank = PIL.new("RGB", (16, 16))
+        blank = blank_picture()
         if read:
             self._read(sequence, blank)
         if draw:
@@ -197,6 +197,11 @@ class Sequencer:
                 f"(an image read takes {self.vision_tokens + 2} tokens, one drawn {self.dream_queries + 2})"
             )
         return sequence
+
+
+def blank_picture() -> Picture:
+    """What stands in where no picture is to be read or drawn."""
+    return PIL.new("RGB", (16, 16))
 
 
 class _TemplateText(Text):

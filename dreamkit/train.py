@@ -12,11 +12,12 @@ from rich.console import Console
 
 from dreamkit.batch import Collator
 from dreamkit.build import build
+from dreamkit.cache.reading import Cache, cache_problems, open_cache
 from dreamkit.checkpoint import LoadReport, load_checkpoint, load_weights, save_checkpoint
 from dreamkit.data.mixture import Mixture
 from dreamkit.dataset import Dataset
 from dreamkit.distributed import barrier, is_main, shard, world_size
-from dreamkit.errors import CheckpointError, TrainingError
+from dreamkit.errors import CheckpointError, RecipeError, TrainingError
 from dreamkit.files import occupied
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
@@ -27,7 +28,8 @@ from dreamkit.trainer import RESUME_POINTS, STATE, DreamTrainer, processes, resu
 CHECKPOINT = "checkpoint"  # folder of the trained model
 LOG = "log.jsonl"
 # settings that a resumed run may have otherwise than the run before it: none of them changes what is learned
-MAY_CHANGE = ("train.log_every", "train.save_every", "train.workers")
+# (a cache holds what would be computed without it, which is compared at every start)
+MAY_CHANGE = ("train.log_every", "train.save_every", "train.workers", "train.cache")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,10 @@ def train(
         TrainingError: `out` is in use or has nothing to resume, it would not be the same run, `model` is of another
             recipe, nothing is to be trained, no data, or a loss or gradient that is not finite.
         CheckpointError: the resume point or `recipe.init` is damaged or does not fit.
+        RecipeError, CacheError: so is `train.cache`, or it lacks a picture.
     """
+    if problems := cache_problems(recipe):
+        raise RecipeError(problems)
     out = Path(out).absolute()
     points = _resume_points(out) if resume else []
     if not resume and (what := occupied(out)):
@@ -81,6 +86,9 @@ def train(
     model.set_trainable(recipe.train.trainable)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("nothing is to be trained; name parts in train.trainable, or add model.adapters")
+    cache = open_cache(recipe, model)
+    if cache is not None:
+        _show(cache)
     if recipe.train.gradient_checkpointing:
         for part in model.parts().values():
             part.enable_gradient_checkpointing()
@@ -95,6 +103,7 @@ def train(
         model.image_decoder.preprocess,
         packing=recipe.train.packing,
         condition_drop=recipe.loss.condition_drop,
+        computed=cache,
     )
     if world_size() > 1:
         shard(model.to(arguments.device), arguments.device)
@@ -113,7 +122,7 @@ def train(
     return TrainResult(model, out / CHECKPOINT, log.entries, is_main())
 
 
-def _show(report: LoadReport) -> None:
+def _show(report: LoadReport | Cache) -> None:
     if is_main():
         Console(stderr=True).print(report)
 

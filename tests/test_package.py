@@ -24,6 +24,7 @@ COMMANDS = GROUP.commands
 
 PUBLIC = [
     "ChatTemplate",
+    "CacheError",
     "CheckpointError",
     "Component",
     "Condition",

@@ -58,6 +58,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
 
     Example: dreamkit check digits/stage1 train.steps=100
     """
+    from dreamkit.cache.reading import cache_problems
     from dreamkit.errors import RecipeError
     from dreamkit.fit import fit
     from dreamkit.plugins import Registry
@@ -67,6 +68,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     draft, problems = draft_recipe(recipe, overrides or (), registry)
     found = fit(draft, registry) if draft is not None else None
     problems += found.problems if found is not None else []
+    problems += cache_problems(draft) if draft is not None else []
     if problems:
         raise RecipeError(problems)
     assert found is not None, "a recipe without problems is whole"

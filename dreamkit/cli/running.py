@@ -45,6 +45,46 @@ def train(
 
 
 @app.command()
+def cache(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="the folder to write; the default is the recipe's train.cache"),
+    ] = None,
+    only: Annotated[str | None, typer.Option(metavar="TABLE", help="only latents, or only features")] = None,
+) -> None:
+    """Compute once what the frozen parts of a recipe make of the pictures in its data.
+
+    These are the features of images to read, where the vision encoder does not learn, and mean and standard deviation
+    of the latents of images to draw. train.cache=FOLDER makes training read them. Pictures are found by what they hold,
+    so data may be mixed otherwise, or left out, without a new cache. Runs on a CUDA device where there is one.
+
+    Example: dreamkit cache digits/stage1 --out digits-cache
+    """
+    from rich.filesize import decimal
+
+    from dreamkit.cache.manifest import shard_name
+    from dreamkit.caching import make_cache
+    from dreamkit.errors import DreamkitError
+    from dreamkit.plugins import Registry
+    from dreamkit.progress import caching_bar
+    from dreamkit.recipe import load_recipe
+
+    registry = Registry.load()
+    loaded = load_recipe(recipe, overrides or (), registry)
+    folder = loaded.train.cache if out is None else out
+    if folder is None:
+        raise DreamkitError("nothing says where to write the cache; add --out FOLDER, or set train.cache")
+    with caching_bar() as show:
+        made = make_cache(loaded, registry, folder, only=only, on_progress=show)
+    for table, record in made.tables.items():
+        size = sum(made.files[shard_name(table, number)]["size"] for number in range(record["shards"]))
+        typer.echo(f"{table} of {record['pictures']} pictures, {decimal(size)}")
+    typer.echo(f"wrote {folder}; train with train.cache={folder}")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="a new folder for checkpoint, figures and report")] = Path(
         "dreamkit-demo"

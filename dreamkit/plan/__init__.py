@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dreamkit.build import outline
-from dreamkit.errors import DreamkitError
+from dreamkit.cache.reading import cache_problems
+from dreamkit.errors import DreamkitError, RecipeError
 from dreamkit.fit import part_section
 from dreamkit.interfaces import Part
 from dreamkit.model import DreamModel
@@ -63,9 +64,11 @@ def plan(
     """The plan of a training step of `recipe`. `device` says whose optimizer runs.
 
     Raises:
-        RecipeError: parts that do not fit, or cannot tell their size.
+        RecipeError: parts that do not fit, or cannot tell their size, or a `train.cache` that does not fit.
         DreamkitError: nothing is trained, or no row holds so many images.
     """
+    if problems := cache_problems(recipe):
+        raise RecipeError(problems)
     model = outline(recipe, registry)
     model.set_trainable(recipe.train.trainable)
     if not any(parameter.requires_grad for parameter in model.parameters()):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from PIL import Image as PIL
+from pathlib import Path
 
 from dreamkit.batch import Batch, Collator
+from dreamkit.cache.manifest import CacheManifest
+from dreamkit.cache.reading import Zeros
 from dreamkit.errors import DreamkitError
 from dreamkit.model import DreamModel
 from dreamkit.recipe import Recipe
-from dreamkit.sequence import Sequence, Sequencer
+from dreamkit.sequence import Sequence, Sequencer, blank_picture
 
 
 def full_batch(model: DreamModel, recipe: Recipe, images: int) -> Batch:
     """A batch of documents of `train.max_length` tokens with `images` images, each drawn and read back.
 
-    Every token of text is learned.
+    Every token of text is learned. What `train.cache` holds of images is in the batch.
 
     Raises:
         DreamkitError: no row holds so many images.
@@ -26,6 +28,7 @@ def full_batch(model: DreamModel, recipe: Recipe, images: int) -> Batch:
         model.image_decoder.preprocess,
         packing=recipe.train.packing,
         condition_drop=recipe.loss.condition_drop,
+        computed=None if recipe.train.cache is None else Zeros(CacheManifest.read(Path(recipe.train.cache))),
     )
     most = most_images(sequencer)
     if not 0 <= images <= most:
@@ -46,7 +49,7 @@ def _image_length(sequencer: Sequencer) -> int:
 
 
 def _row(sequencer: Sequencer, images: int) -> Sequence:
-    blank = PIL.new("RGB", (16, 16))
+    blank = blank_picture()
     end = sequencer.language_model.spec.eos_ids[0]
     row = Sequence("row")
     row.append([end], learn=True)

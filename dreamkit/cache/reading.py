@@ -1,0 +1,150 @@
+"""A cache that is read in place of running what made it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL.Image import Image as Picture
+from torch import Tensor
+
+from dreamkit.batch import Moments
+from dreamkit.cache.keys import picture_key
+from dreamkit.cache.maker import maker, why_not
+from dreamkit.cache.manifest import MADE_BY, REMEDY, CacheManifest, differing, shard_name
+from dreamkit.cache.shards import Shards
+from dreamkit.distributed import share
+from dreamkit.errors import CacheError, RecipeProblem
+from dreamkit.model import DreamModel
+from dreamkit.recipe import Recipe, plain
+
+KEY = "train.cache"
+EXTRAS = "extras."  # before the names of a decoder's extras, in a table of latents
+SPARED = {"features": "vision_encoder does not run", "latents": "image_decoder does not encode"}
+
+Named = Sequence[tuple[str, Picture]]
+
+
+class Tables(ABC):
+    """Tables as a `dreamkit.batch.Collator` takes them."""
+
+    @abstractmethod
+    def rows(self, table: str, pictures: Named) -> dict[str, Tensor] | None:
+        """The tensors (N, ...) of these pictures; None: there is no such table."""
+
+    def features(self, pictures: Named) -> Tensor | None:
+        rows = self.rows("features", pictures)
+        return None if rows is None else rows["features"]
+
+    def moments(self, pictures: Named) -> Moments | None:
+        rows = self.rows("latents", pictures)
+        if rows is None:
+            return None
+        extras = {name.removeprefix(EXTRAS): rows[name] for name in rows if name.startswith(EXTRAS)}
+        return Moments(rows["mean"], rows.get("std"), extras)
+
+
+class Cache(Tables):
+    """The tables of a folder.
+
+    Raises:
+        CacheError: it cannot be read; of `rows`, a picture that it lacks.
+    """
+
+    def __init__(self, folder: Path, manifest: CacheManifest) -> None:
+        self.folder = folder
+        self.shards = {
+            table: Shards([folder / shard_name(table, number) for number in range(record["shards"])])
+            for table, record in manifest.tables.items()
+        }
+
+    def __str__(self) -> str:
+        tables = [
+            f"{table} of {len(shards):,} pictures ({SPARED[table]})" for table, shards in self.shards.items()
+        ]
+        return f"read from {self.folder}: {', '.join(tables)}"
+
+    def rows(self, table: str, pictures: Named) -> dict[str, Tensor] | None:
+        if table not in self.shards:
+            return None
+        places = []
+        for name, picture in pictures:
+            place = self.shards[table].find(picture_key(picture))
+            if place is None:
+                raise CacheError(
+                    f"{name}: the cache {self.folder} has no {table} of one of its pictures ({picture.width} x "
+                    f"{picture.height}, {picture.mode}), so it is of other data; {REMEDY}"
+                )
+            places.append(place)
+        return self.shards[table].rows(places)
+
+
+class Zeros(Tables):
+    """A cache that has every picture, and zeros for it, of the shapes and types that a manifest tells."""
+
+    def __init__(self, manifest: CacheManifest) -> None:
+        self.manifest = manifest
+
+    def rows(self, table: str, pictures: Named) -> dict[str, Tensor] | None:
+        if table not in self.manifest.tables:
+            return None
+        tensors = self.manifest.tables[table]["tensors"]
+        return {
+            name: torch.zeros(len(pictures), *record["shape"], dtype=getattr(torch, record["dtype"]))
+            for name, record in tensors.items()
+        }
+
+
+def cache_problems(recipe: Recipe) -> list[RecipeProblem]:
+    """What is wrong with `train.cache`, told without weights. Sections of a draft that are None are passed over."""
+    if not recipe.train or recipe.train.cache is None:
+        return []
+    try:
+        manifest = CacheManifest.read(Path(recipe.train.cache))
+        messages = [*_unlike(recipe, manifest)]
+    except CacheError as error:
+        messages = [str(error)]
+    return [RecipeProblem(recipe.place(KEY), KEY, message) for message in messages]
+
+
+def _unlike(recipe: Recipe, manifest: CacheManifest) -> Iterator[str]:
+    """What the recipe says otherwise than a cache."""
+    for table, record in manifest.tables.items():
+        part = MADE_BY[table]
+        section, adapters = getattr(recipe.model, part, None), getattr(recipe.model, "adapters", None)
+        if section is not None and section.config is not None:
+            here = {"part": plain(section), "precision": recipe.train.precision}
+            for line in differing(table, record["maker"], here):
+                yield f"{line}; {REMEDY}"
+        learning = {*(recipe.train.trainable or ()), *(adapter.target for adapter in adapters or ())}
+        if table == "features" and part in learning:
+            yield (
+                f"it holds {table}, but {part} learns, so that they change; freeze it, or make a cache without them by "
+                "--only latents"
+            )
+
+
+def open_cache(recipe: Recipe, model: DreamModel) -> Cache | None:
+    """The cache that the training of `model` by `recipe` reads; None where it names none.
+
+    Of several processes, each makes this call, and reads its share of the files to see that they are whole.
+
+    Raises:
+        CacheError: it was made otherwise, what it holds is learning, or a file is damaged.
+    """
+    if recipe.train.cache is None:
+        return None
+    folder = Path(recipe.train.cache)
+    manifest = CacheManifest.read(folder)
+    problems: list[str] = []
+    for table, record in manifest.tables.items():
+        reason = why_not(model, table)
+        lines = [reason] if reason else differing(table, record["maker"], maker(model, recipe, table))
+        problems += [f"  {table}: {line}" for line in lines]
+    if problems:
+        listed = "\n".join(problems)
+        raise CacheError(f"{folder} does not fit this training; {REMEDY}:\n{listed}")
+    manifest.verify(folder, share(sorted(manifest.files)))
+    return Cache(folder, manifest)

@@ -1,0 +1,114 @@
+"""Rows of tensors by key, in files of a bounded size."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dreamkit.cache.keys import KEY_BYTES
+from dreamkit.cache.manifest import Maker, TableRecord, TensorRecord, shard_name
+from dreamkit.errors import CacheError
+
+KEYS = "keys"  # the tensor of a shard that holds its rows' keys
+
+
+class ShardWriter:
+    """Writes the shards of a table, each of at most `limit` bytes of rows, or of one row."""
+
+    def __init__(self, folder: Path, table: str, limit: int) -> None:
+        self.folder, self.table, self.limit = folder, table, limit
+        self.pictures = self.shards = 0
+        self.tensors: dict[str, TensorRecord] = {}
+        self._keys: list[bytes] = []
+        self._rows: list[dict[str, Tensor]] = []
+
+    def add(self, keys: Sequence[bytes], rows: Mapping[str, Tensor]) -> None:
+        """`rows` are tensors (N, ...), a row for each of `keys`."""
+        for number, key in enumerate(keys):
+            row = {name: tensor[number] for name, tensor in rows.items()}
+            if not self.tensors:
+                self.tensors = {name: _record(tensor) for name, tensor in row.items()}
+                self._most = max(1, self.limit // sum(tensor.nbytes for tensor in row.values()))
+            self._keys.append(key)
+            self._rows.append(row)
+            if len(self._rows) == self._most:
+                self.flush()
+
+    def flush(self) -> None:
+        """Writes what is left."""
+        if not self._rows:
+            return
+        rows = {name: torch.stack([row[name] for row in self._rows]) for name in self.tensors}
+        keys = torch.frombuffer(bytearray(b"".join(self._keys)), dtype=torch.uint8).view(-1, KEY_BYTES)
+        save_file({KEYS: keys, **rows}, self.folder / shard_name(self.table, self.shards))
+        self.pictures += len(self._keys)
+        self.shards += 1
+        self._keys, self._rows = [], []
+
+    def record(self, maker: Maker) -> TableRecord:
+        """What the manifest says of the table."""
+        return {"maker": maker, "pictures": self.pictures, "shards": self.shards, "tensors": self.tensors}
+
+
+def _record(tensor: Tensor) -> TensorRecord:
+    return {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+
+
+class Shards:
+    """The rows of a table. Each process opens a file when it first reads a row of it.
+
+    Raises:
+        CacheError: a file that holds no rows.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = files
+        self._handles: dict[tuple[int, int], Any] = {}  # by process and file
+        keys = [self._open(number).get_tensor(KEYS) for number in range(len(files))]
+        # 128 bits as two numbers, in order of the first: a list of bytes would be ten times as large
+        words = torch.cat(keys).contiguous().view(torch.int64)
+        order = words[:, 0].argsort()
+        self._first, self._second = (column.contiguous() for column in words[order].unbind(1))
+        self._file = torch.cat([torch.full((len(rows),), file) for file, rows in enumerate(keys)])[order]
+        self._row = torch.cat([torch.arange(len(rows)) for rows in keys])[order]
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handles": {}}
+
+    def find(self, key: bytes) -> tuple[int, int] | None:
+        """File and row of a key."""
+        first, second = struct.unpack("=qq", key)
+        at = int(torch.searchsorted(self._first, first))
+        while at < len(self) and self._first[at] == first:
+            if self._second[at] == second:
+                return int(self._file[at]), int(self._row[at])
+            at += 1
+        return None
+
+    def rows(self, places: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        """The tensors (N, ...) of the rows at these places, in this order."""
+        names = [name for name in self._open(places[0][0]).keys() if name != KEYS]  # noqa: SIM118
+        return {
+            name: torch.cat([self._open(file).get_slice(name)[row : row + 1] for file, row in places])
+            for name in names
+        }
+
+    def _open(self, number: int) -> Any:
+        place = os.getpid(), number
+        if place not in self._handles:
+            try:
+                self._handles[place] = safe_open(self.files[number], "pt").__enter__()
+            except (SafetensorError, OSError) as error:
+                raise CacheError(f"{self.files[number]} cannot be read: {error}") from error
+        return self._handles[place]

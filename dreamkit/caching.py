@@ -1,0 +1,214 @@
+"""Computes the latents and features of all pictures of a recipe's data once, and writes them to a folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import torch
+from PIL.Image import Image as Picture
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader
+
+from dreamkit import folders
+from dreamkit.build import build
+from dreamkit.cache.keys import picture_key
+from dreamkit.cache.maker import maker, why_not
+from dreamkit.cache.manifest import (
+    FORMAT,
+    MADE_BY,
+    TABLES,
+    CacheManifest,
+    Table,
+    TableRecord,
+    refuse_to_replace,
+)
+from dreamkit.cache.reading import EXTRAS
+from dreamkit.cache.shards import ShardWriter
+from dreamkit.checkpoint import load_weights
+from dreamkit.dataset import Dataset
+from dreamkit.document import Document, Image
+from dreamkit.errors import CacheError
+from dreamkit.model import DreamModel
+from dreamkit.plugins import Registry
+from dreamkit.progress import CachingProgress
+from dreamkit.recipe import Recipe
+from dreamkit.sequence import blank_picture
+
+SHARD_BYTES = 512 * 2**20
+DOCUMENTS, PICTURES = 8, 32  # looked through, and computed, at a time
+PIXELS = "pixels"  # of what is preprocessed, the tensor that is computed from
+
+
+OnProgress: TypeAlias = Callable[[CachingProgress], None]
+
+
+def make_cache(
+    recipe: Recipe,
+    registry: Registry,
+    out: Path | str,
+    *,
+    only: str | None = None,
+    model: DreamModel | None = None,
+    datasets: Sequence[Dataset] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    on_progress: OnProgress = lambda progress: None,
+) -> CacheManifest:
+    """Writes to the folder `out`, whole or not at all, what the frozen parts of `recipe` make of its pictures.
+
+    These are the tables that can be made, or the one named by `only`. `model` and `datasets` stand in for those of the
+    recipe, as in `dreamkit.train.train`. A cache that is in `out` already is replaced.
+
+    Raises:
+        CacheError: nothing can be cached, there is no data, or `out` holds something else.
+    """
+    out = Path(out).absolute()
+    refuse_to_replace(out)
+    if datasets is None:
+        datasets = [registry.get("dataset", section.name)(section.config) for section in recipe.data]
+    if not any(len(dataset) for dataset in datasets):
+        raise CacheError(
+            "there are no documents to cache the pictures of; name a data set that has some under data"
+        )
+    if model is None:
+        model = build(recipe, registry)
+        if recipe.init is not None:
+            load_weights(model, recipe.init)
+    model.set_trainable(recipe.train.trainable)
+    makers = {table: maker(model, recipe, table) for table in _tables(model, only)}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device).eval()
+    partial = folders.begin(out)
+    try:
+        makings = {t: _Making(t, model, device, ShardWriter(partial, t, shard_bytes)) for t in makers}
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bfloat16"):
+            _fill(makings, datasets, recipe.train.workers, on_progress)
+        tables: dict[str, TableRecord] = {
+            table: makings[table].writer.record(makers[table]) for table in makers
+        }
+        manifest = CacheManifest(FORMAT, version("dreamkit"), tables, folders.describe_files(partial))
+        manifest.write(partial)
+        folders.commit(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def _tables(model: DreamModel, only: str | None) -> list[Table]:
+    """The tables to make.
+
+    Raises:
+        CacheError: there is none.
+    """
+    if only not in (None, *TABLES):
+        raise CacheError(f"'{only}' found, but one of these is to be cached: {', '.join(TABLES)}")
+    reasons = {table: why_not(model, table) for table in TABLES if only in (None, table)}
+    made = [table for table, reason in reasons.items() if reason is None]
+    if not made:
+        listed = "".join(f"\n  {table}: {reason}" for table, reason in reasons.items())
+        raise CacheError(f"nothing here can be computed once and for all:{listed}")
+    return made
+
+
+def _fill(
+    makings: Mapping[Table, _Making], datasets: Sequence[Dataset], workers: int, on_progress: OnProgress
+) -> None:
+    """Goes through all documents, with as many processes that read them."""
+    # a batch without an image to read or to draw is completed by this one
+    dummy = Document((Image(blank_picture(), draw=True),), name="dummy")
+    documents: Any = ConcatDataset([cast(Any, dataset) for dataset in ([dummy], *datasets)])
+    reader = _Reader({table: making.preprocess for table, making in makings.items()})
+    looked = 0
+    for found in DataLoader(documents, DOCUMENTS, num_workers=workers, collate_fn=reader):
+        for table, (keys, inputs) in found.pictures.items():
+            makings[table].take(keys, inputs)
+        looked += found.documents
+        on_progress(
+            CachingProgress(looked - 1, len(documents) - 1, sum(len(m.known) for m in makings.values()))
+        )
+    for making in makings.values():
+        making.compute()
+        making.writer.flush()
+
+
+class _Found(NamedTuple):
+    """How many documents were looked through, and by table the keys of their pictures and what these became."""
+
+    documents: int
+    pictures: dict[Table, tuple[list[bytes], dict[str, Tensor]]]
+
+
+@dataclass
+class _Reader:
+    """Preprocesses the pictures of documents; each once, as far as this process knows."""
+
+    preprocess: Mapping[Table, Callable[[Sequence[Picture]], Any]]
+    known: dict[Table, set[bytes]] = field(default_factory=dict)
+
+    def __call__(self, documents: Sequence[Document]) -> _Found:
+        new: dict[Table, dict[bytes, Picture]] = {table: {} for table in self.preprocess}
+        for image in (image for document in documents for image in document.images):
+            key = picture_key(image.picture)
+            for table, wanted in (("features", image.read), ("latents", image.draw)):
+                if wanted and table in new and key not in self.known.setdefault(table, set()):
+                    new[table][key] = image.picture
+        found: dict[Table, tuple[list[bytes], dict[str, Tensor]]] = {}
+        for table, pictures in new.items():
+            self.known.setdefault(table, set()).update(pictures)
+            if pictures:
+                made = self.preprocess[table](list(pictures.values()))
+                pixels, extras = made if isinstance(made, tuple) else (made, {})
+                found[table] = (
+                    [*pictures],
+                    {PIXELS: pixels, **{EXTRAS + name: extras[name] for name in extras}},
+                )
+        return _Found(len(documents), found)
+
+
+@dataclass
+class _Making:
+    """A table in the making: pictures wait until they are a batch."""
+
+    table: Table
+    model: DreamModel
+    device: torch.device
+    writer: ShardWriter
+    known: set[bytes] = field(default_factory=set)
+    waiting: dict[bytes, dict[str, Tensor]] = field(default_factory=dict)
+
+    @property
+    def preprocess(self) -> Callable[[Sequence[Picture]], Any]:
+        """That of the part, which needs no device."""
+        method: Callable[[Sequence[Picture]], Any] = self.model.parts()[MADE_BY[self.table]].preprocess  # type: ignore[assignment]
+        return method
+
+    def take(self, keys: Sequence[bytes], inputs: Mapping[str, Tensor]) -> None:
+        """Computes pictures that are new; `inputs` (N, ...) are what they were preprocessed to."""
+        for number, key in enumerate(keys):
+            if key in self.known:
+                continue
+            self.known.add(key)
+            self.waiting[key] = {name: tensor[number] for name, tensor in inputs.items()}
+            if len(self.waiting) == PICTURES:
+                self.compute()
+
+    @torch.no_grad()
+    def compute(self) -> None:
+        """Computes and writes what waits."""
+        if not self.waiting:
+            return
+        rows = [*self.waiting.values()]
+        inputs = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        pixels = inputs.pop(PIXELS).to(self.device)
+        if self.table == "features":
+            made = {"features": self.model.vision_encoder(pixels)}
+        else:
+            mean, std = self.model.image_decoder.posterior(pixels)
+            made = {"mean": mean, **({} if std is None else {"std": std})}
+        made = {name: tensor.cpu() for name, tensor in made.items()}
+        self.writer.add([*self.waiting], made | inputs)
+        self.waiting = {}
