@@ -9,7 +9,6 @@ from collections.abc import Collection
 from typing import NamedTuple, Self, cast, get_args
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from dreamkit.generate import InterleavedGeneration
 from dreamkit.interfaces import ImageDecoder, LanguageModel, Part, Projector, VisionEncoder
 from dreamkit.kernels import usable
 from dreamkit.kernels.assemble_embeddings import assemble_embeddings, fill_slots
+from dreamkit.kernels.label_loss import LabelLoss, label_loss
 from dreamkit.recipe import PartName, Recipe, Trainable
 from dreamkit.sequence import Sequencer, SpecialTokens
 from dreamkit.specs import Condition
@@ -148,11 +148,13 @@ class DreamModel(InterleavedGeneration, nn.Module):
         """
         counts = (batch.counts if counts is None else counts).clamp(min=1)
         hidden_RD = rearrange(self.language_model(*self.inputs(batch)), "b t d -> (b t) d")
-        label_loss_L = self.label_losses(hidden_RD, batch) * batch.label_weight_L
         image_loss_M = self.image_losses(hidden_RD, batch) * batch.draw_weight_M
-        lm, denoising = label_loss_L.sum() / counts[0], image_loss_M.sum() / counts[1]
-        by_document = label_loss_L.new_zeros(len(batch.documents))
-        by_document = by_document.index_add(0, batch.label_document_L, label_loss_L.detach())
+        # last, so that the backward pass begins with it, and its gradients wait for nothing
+        label_sum, label_loss_L = self.label_losses(hidden_RD, batch)
+        lm, denoising = label_sum / counts[0], image_loss_M.sum() / counts[1]
+        by_document = image_loss_M.new_zeros(len(batch.documents))
+        weighted_L = (label_loss_L * batch.label_weight_L).to(by_document.dtype)
+        by_document = by_document.index_add(0, batch.label_document_L, weighted_L)
         by_document = by_document.index_add(0, batch.draw_document_M, image_loss_M.detach())
         return Losses(
             loss=self.lm_weight * lm + self.vm_weight * denoising,
@@ -188,10 +190,10 @@ class DreamModel(InterleavedGeneration, nn.Module):
         assert batch.targets_MCHW is not None, "an image to draw is targets or moments"
         return self.image_decoder.encode(batch.targets_MCHW)
 
-    def label_losses(self, hidden_RD: Tensor, batch: Batch) -> Tensor:
-        """Cross entropy (L,) of the rows that have a label; the head runs on no other row."""
-        logits = self.language_model.logits(self.language_model.final_norm(hidden_RD[batch.label_rows_L]))
-        return F.cross_entropy(logits.float(), batch.label_ids_L, reduction="none")
+    def label_losses(self, hidden_RD: Tensor, batch: Batch) -> LabelLoss:
+        """Cross entropy of the rows that have a label, in all and of each; the head runs on no other row."""
+        rows_LD = self.language_model.final_norm(hidden_RD[batch.label_rows_L])
+        return label_loss(self.language_model.logits, rows_LD, batch.label_ids_L, batch.label_weight_L)
 
     def image_losses(self, hidden_RD: Tensor, batch: Batch) -> Tensor:
         """Denoising loss (M,) of the images to draw."""

@@ -53,7 +53,7 @@ def test_one_document_a_row_where_a_model_cannot_keep_them_apart() -> None:
     assert len(collator(tiny.model())(documents).segment_ids_BT) == 1
 
     def losses(batch: Any) -> torch.Tensor:
-        return model.label_losses(model.language_model(*model.inputs(batch)).flatten(0, 1), batch)
+        return model.label_losses(model.language_model(*model.inputs(batch)).flatten(0, 1), batch).by_row
 
     together = losses(batch)
     for number, document in enumerate(documents):
