@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import pytest
@@ -276,3 +277,60 @@ def test_the_right_noise_leads_to_the_picture(name: str) -> None:
     scheduler = SCHEDULERS[name].from_config(schedule.config)
     *_, last = denoising_steps(scheduler, 20, torch.randn(1, 3, 4, 4, generator=seeded(2)), knows, seeded(3))
     torch.testing.assert_close(last.latents, clean, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_nothing_is_copied_from_where_the_latents_are(name: str) -> None:
+    """A value of a meta tensor cannot be read, as one on a GPU cannot without waiting for it."""
+    scheduler, noise = SCHEDULERS[name](), torch.empty(1, 3, 4, 4, device="meta")
+    told: list[torch.device] = []
+
+    def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+        told.append(timestep.device)
+        return noisy / 2
+
+    *_, last = denoising_steps(scheduler, 4, noise, predict, None)
+    assert {last.latents.device, *told} == {noise.device} and len(told) == 4
+
+
+class Watched(Small):
+    """One that tells what is constant, and of what it is asked for a prediction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[Condition, Mapping[str, Tensor]]] = []
+        self.constants: list[Condition] = []
+
+    @contextmanager
+    def constant(self, condition: Condition) -> Iterator[None]:
+        self.constants.append(condition)
+        try:
+            yield
+        finally:
+            self.constants = [constant for constant in self.constants if constant is not condition]
+
+    def denoise(
+        self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Mapping[str, Tensor]
+    ) -> Tensor:
+        assert any(constant is condition for constant in self.constants)
+        self.asked.append((condition, extras))
+        return super().denoise(noisy, timesteps_N, condition, extras)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_drawing_has_one_constant_condition(guidance: float) -> None:
+    decoder, positive, negative = Watched(), condition(2), condition(2, seed=2)
+    runs = [decoder.denoising(positive, negative, steps=3, guidance=guidance) for _ in range(3)]
+    for run in runs:
+        next(run)
+    assert len({id(constant) for constant in decoder.constants}) == 3
+    for run in runs[1:]:
+        run.close()
+    (constant,) = decoder.constants
+    list(runs[0])
+    assert not decoder.constants
+    conditions, extras = zip(*(decoder.asked[step] for step in (0, 3, 4)), strict=True)
+    assert all(asked is constant for asked in conditions) and all(told is extras[0] for told in extras)
+    contexts = [positive.context] if guidance == 1 else [negative.context, positive.context]
+    assert torch.equal(constant.context, torch.cat(contexts))
+    assert len(extras[0]["shift"]) == len(constant.context)

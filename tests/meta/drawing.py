@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -94,6 +96,18 @@ def listens_to_no_extras(self, denoising, condition, negative=None, extras=None,
     return denoising(condition, negative, None, **kwargs)
 
 
+@contextmanager
+def holds(self, constant, condition):
+    self.held = condition
+    yield
+    self.held = None
+
+
+def takes_any_for_the_held_one(self, denoise, noisy, timesteps, condition, extras):
+    held = getattr(self, "held", None)
+    return denoise(noisy, timesteps, condition if held is None else held, extras)
+
+
 DRAWING = {
     "extras_agree": computing(Extra, "preprocess", names_it_differently),
     "spec_agrees": computing(Decoder, "loss", breaks_at_the_end),
@@ -111,5 +125,8 @@ DRAWING = {
     "sample_size": computing(Decoder, "denoising", without("size")),
     "guidance_scale": computing(Decoder, "denoising", guides_always),
     "fixed_latents": computing(Decoder, "denoising", without("latents")),
+    "constant_condition": computing(
+        computing(Decoder, "constant", holds), "denoise", takes_any_for_the_held_one
+    ),
     "float32_kept": computing(Kept, "_apply", half_of_everything),
 }

@@ -242,3 +242,35 @@ def fixed_latents(subject: DecoderSubject, case: Case) -> None:
     first, again, other = given
     expect_close(again, first, "images", "of the same latents")
     expect_different(other, first, "images of some latents - of others")
+
+
+@check(KIND, case=cases)
+def constant_condition(subject: DecoderSubject, case: Case) -> None:
+    """Within `constant(condition)`, predictions from this condition and from others are to the bit those without.
+
+    What is computed once a picture, instead of once a step, changes neither it nor another one that is under way.
+    """
+    part, extras = subject.make(), subject.extras(case.rows)
+    pair = [subject.inputs(case._replace(seed=case.seed + one)) for one in range(2)]
+    conditions = [subject.condition(inputs) for inputs in pair]
+
+    def predictions() -> Tensor:
+        """Those for both latents from both conditions, in turns."""
+        return torch.stack(
+            [
+                part.denoise(inputs["latents"], inputs["timesteps"], condition, extras)
+                for inputs in pair
+                for condition in conditions
+            ]
+        )
+
+    with torch.no_grad():
+        wanted = predictions()
+        subject.doing = "denoise within constant(condition)"
+        with part.constant(conditions[0]):
+            expect_same(predictions(), wanted, "predictions within constant(condition)", "without")
+            subject.doing = "denoise within constant(...) of two conditions"
+            with part.constant(conditions[1]):
+                expect_same(predictions(), wanted, "predictions within constant(...) of two", "without")
+        subject.doing = "denoise after constant(condition)"
+        expect_same(predictions(), wanted, "predictions after constant(condition)", "before")

@@ -19,9 +19,7 @@ from torch import nn
 from dreamkit import Condition
 
 Place = tuple[nn.Module, str]  # a module, and the name of a layer in it
-State = tuple[
-    torch.dtype, bool, torch.dtype | None
-]  # of a network: dtype, training or not, dtype of autocast
+State = tuple[torch.dtype, bool, torch.dtype | None]  # dtype, whether in training, dtype of autocast
 
 _outputs: ContextVar[dict[nn.Module, Any] | None] = ContextVar("outputs", default=None)  # of this thread
 _shadowing = Lock()
@@ -115,13 +113,18 @@ class _Shadow:
         if layer in outputs:
             return outputs[layer]
         output = layer(*args, **kwargs)
-        # an adapter's dropout draws anew in each step
-        if not any(isinstance(inner, nn.Dropout) and inner.training for inner in layer.modules()):
+        if not _is_momentary(layer):
             outputs[layer] = output
         return output
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module._modules[self._name], name)
+
+
+def _is_momentary(layer: nn.Module) -> bool:
+    """Whether its output is of this call alone: by an adapter's dropout, or in a graph that has yet to be replayed."""
+    drops = any(isinstance(inner, nn.Dropout) and inner.training for inner in layer.modules())
+    return drops or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
 def _shadow(places: list[Place]) -> None:

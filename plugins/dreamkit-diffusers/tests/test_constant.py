@@ -1,0 +1,434 @@
+"""What depends on the condition alone is computed once a drawing, and nothing is drawn otherwise to the bit."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from threading import Barrier, Thread
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from dreamkit import Condition
+from dreamkit_diffusers.sana import Sana
+from dreamkit_diffusers.sd3 import SD3
+from dreamkit_diffusers.sdxl import SDXL
+from dreamkit_diffusers.stable_diffusion import StableDiffusion
+
+# diffusers' schedulers turn tensors into arrays in a way that NumPy 2 warns of
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+DECODERS = [StableDiffusion, SDXL, SD3, Sana]
+STEPS = 3
+ONCE = {
+    StableDiffusion: ("attn2.to_k", "attn2.to_v"),
+    SDXL: ("attn2.to_k", "attn2.to_v"),
+    SD3: ("context_embedder", "time_text_embed.text_embedder"),
+    Sana: ("attn2.to_k", "attn2.to_v", "caption_projection", "caption_norm"),
+}
+LORA = {"r": 2, "target_modules": r".*attn2\.to_[kv]", "init_lora_weights": False}
+
+
+def make(cls: Any, **network: Any) -> Any:
+    """A miniature in evaluation mode, with values of its network changed."""
+    torch.manual_seed(0)
+    small = cls.miniature()
+    name = cls.layout.network
+    return cls.from_config(
+        replace(small, config={**small.config, name: {**small.config[name], **network}})
+    ).eval()
+
+
+def condition(decoder: Any, seed: int = 1) -> Condition:
+    random, spec = torch.Generator().manual_seed(seed), decoder.spec
+    context = torch.randn(2, 5, spec.context_dim, generator=random)
+    pooled = None if spec.pooled_dim is None else torch.randn(2, spec.pooled_dim, generator=random)
+    return Condition(context, pooled=pooled)
+
+
+def steps_of(decoder: Any, seed: int = 1, guidance: float = 7.5, **options: Any) -> Iterator[Tensor]:
+    """The latents of each step of a drawing, which depend on the arguments alone."""
+    options = {"negative": condition(decoder, seed + 50), "steps": STEPS, **options}
+    random = torch.Generator().manual_seed(seed)
+    given = condition(decoder, seed)
+    return (
+        done.latents for done in decoder.denoising(given, guidance=guidance, generators=random, **options)
+    )
+
+
+def drawn(decoder: Any, seed: int = 1, **options: Any) -> Tensor:
+    return torch.stack(list(steps_of(decoder, seed, **options)))
+
+
+@contextmanager
+def keeping_nothing(decoder: Any) -> Iterator[None]:
+    decoder.constant = lambda condition: nullcontext()
+    yield
+    del decoder.constant
+
+
+def check_drawing(decoder: Any, **options: Any) -> None:
+    with keeping_nothing(decoder):
+        wanted = drawn(decoder, **options)
+    assert torch.equal(drawn(decoder, **options), wanted)
+
+
+def counting(decoder: Any) -> Counter[str]:
+    """How often each module of the network is called from now on."""
+    counts: Counter[str] = Counter()
+
+    def count(name: str) -> Callable[..., None]:
+        return lambda *_: counts.update([name])
+
+    for name, module in decoder.network.named_modules():
+        module.register_forward_hook(count(name))
+    return counts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+@pytest.mark.parametrize("cls", DECODERS)
+def test_pictures_are_the_same_to_the_bit(cls: Any, guidance: float, dtype: torch.dtype) -> None:
+    decoder = make(cls).to(dtype)
+    for scheduler in (None, *decoder.spec.schedulers):
+        check_drawing(decoder, guidance=guidance, scheduler=scheduler)
+    plain = decoder.sample(condition(decoder), guidance=1.0, steps=2, generators=torch.Generator())
+    with keeping_nothing(decoder):
+        wanted = decoder.sample(condition(decoder), guidance=1.0, steps=2, generators=torch.Generator())
+    assert torch.equal(plain, wanted)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+@pytest.mark.parametrize("cls", DECODERS)
+def test_layers_of_the_condition_are_called_once_a_drawing(cls: Any, guidance: float) -> None:
+    decoder = make(cls)
+    names = {name for name, _ in decoder.network.named_modules() if name.endswith(ONCE[cls])}
+    assert names
+    counts = counting(decoder)
+    for drawings in (1, 2):
+        drawn(decoder, guidance=guidance)
+        assert {counts[name] for name in names} == {drawings}
+        others = {name: count for name, count in counts.items() if not name.startswith(tuple(names))}
+        assert not {name: count for name, count in others.items() if count % (STEPS * drawings)}
+    assert counts["caption_norm" if cls is Sana else "context_embedder" if cls is SD3 else min(names)] == 2
+    if cls is not SD3:
+        selves = {count for name, count in counts.items() if name.endswith("attn1.to_k")}
+        assert selves == {2 * STEPS}
+
+
+def test_the_condition_is_brought_to_half_precision_once() -> None:
+    decoder = make(SDXL).bfloat16()
+    seen: list[Condition] = []
+    predict = decoder.predict
+
+    def listen(noisy: Tensor, timesteps: Tensor, condition: Condition, extras: Any) -> Tensor:
+        seen.append(condition)
+        return predict(noisy, timesteps, condition, extras)
+
+    decoder.predict = listen
+    drawn(decoder)
+    assert len(seen) == STEPS and all(one is seen[0] for one in seen)
+    assert seen[0].context.dtype == seen[0].pooled.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+@pytest.mark.parametrize("cls", DECODERS)
+def test_drawings_may_be_interleaved(cls: Any, guidance: float) -> None:
+    """Also two of one condition, and one with the other's condition asked for in between."""
+    decoder = make(cls)
+    seeds = (1, 2, 1)
+    wanted = [drawn(decoder, seed, guidance=guidance) for seed in seeds]
+    noisy, timesteps, extras = wanted[0][0], torch.tensor([400, 400]), decoder.default_extras(2, (16, 16))
+    other = condition(decoder, 9)
+    with torch.no_grad():
+        expected = decoder.denoise(noisy, timesteps, other, extras)
+    found: list[list[Tensor]] = [[], [], []]
+    for latents in zip(*(steps_of(decoder, seed, guidance=guidance) for seed in seeds), strict=True):
+        for steps, one in zip(found, latents, strict=True):
+            steps.append(one)
+        with torch.no_grad():
+            assert torch.equal(decoder.denoise(noisy, timesteps, other, extras), expected)
+    assert all(torch.equal(torch.stack(a), b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_one_condition_may_be_drawn_from_twice_at_a_time() -> None:
+    decoder, given = make(StableDiffusion), condition(make(StableDiffusion))
+    counts = counting(decoder)
+    options: dict[str, Any] = {"guidance": 1.0, "steps": STEPS}
+    runs = [decoder.denoising(given, generators=torch.Generator().manual_seed(1), **options) for _ in "ab"]
+    next(runs[0])
+    next(runs[1])
+    runs[0].close()
+    rest = [done.latents for done in runs[1]]
+    assert counts["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"] == 2
+    assert torch.equal(torch.stack(rest), drawn(decoder, guidance=1.0)[1:])
+
+
+@pytest.mark.parametrize("cls", DECODERS)
+def test_contexts_nest_and_overlap(cls: Any) -> None:
+    decoder = make(cls)
+    first, second = condition(decoder, 1), condition(decoder, 2)
+    latents, extras = torch.randn(3, 2, 4, 8, 8), decoder.default_extras(2, (16, 16))
+
+    def said(given: Condition) -> Tensor:
+        times = (900.0, 500.0, 100.0)
+        return torch.stack(
+            [
+                decoder.denoise(x, torch.full((2,), t), given, extras)
+                for x, t in zip(latents, times, strict=True)
+            ]
+        )
+
+    with torch.no_grad():
+        wanted = said(first), said(second)
+        a, b = decoder.constant(first), decoder.constant(second)
+        for step in (a.__enter__, b.__enter__, lambda: a.__exit__(None, None, None)):
+            step()
+            assert torch.equal(said(first), wanted[0]) and torch.equal(said(second), wanted[1])
+        with decoder.constant(second), decoder.constant(first), decoder.constant(first):
+            assert torch.equal(said(first), wanted[0]) and torch.equal(said(second), wanted[1])
+            equal = replace(first, context=first.context + 0)
+            assert torch.equal(said(equal), wanted[0])
+            assert torch.equal(
+                said(replace(first, context=second.context)), said(replace(first, context=second.context + 0))
+            )
+        b.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("how", ["abandoned", "exception", "finished"])
+def test_nothing_is_left_behind(how: str) -> None:
+    decoder = make(StableDiffusion)
+    wanted, before = drawn(decoder), {name: set(vars(module)) for name, module in decoder.named_modules()}
+    kept: list[weakref.ref[Tensor]] = []
+    attention = decoder.unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    handle = attention.to_k.register_forward_hook(lambda *called: kept.append(weakref.ref(called[-1])))
+    steps = steps_of(decoder)
+    next(steps)
+    assert kept[0]() is not None
+    assert {name: set(vars(module)) for name, module in decoder.named_modules()} == before
+    if how == "finished":
+        assert torch.equal(torch.stack(list(steps)), wanted[1:])
+    elif how == "exception":
+
+        def breaks(*_: Any) -> None:
+            raise RuntimeError("a broken cable")
+
+        broken = attention.to_q.register_forward_hook(breaks)
+        with pytest.raises(RuntimeError, match="a broken cable"):
+            next(steps)
+        broken.remove()
+    del steps
+    handle.remove()
+    assert len(kept) == 1 and kept[0]() is None
+    assert {name: set(vars(module)) for name, module in decoder.named_modules()} == before
+    assert torch.equal(drawn(decoder), wanted)
+
+
+@pytest.mark.parametrize("cls", DECODERS)
+def test_copies_and_what_is_saved_know_nothing_of_it(cls: Any) -> None:
+    decoder = make(cls)
+    wanted, keys = drawn(decoder), list(decoder.state_dict())
+    steps = steps_of(decoder)
+    first = next(steps)
+    copies = [copy.deepcopy(decoder), pickle.loads(pickle.dumps(decoder))]
+    assert list(decoder.state_dict()) == keys
+    with torch.no_grad():
+        for parameter in copies[0].parameters():
+            parameter.zero_()
+    assert torch.equal(torch.stack([first, *steps]), wanted)
+    assert torch.equal(drawn(copies[1]), wanted) and not torch.equal(drawn(copies[0]), wanted)
+
+
+def test_a_copy_made_while_the_network_predicts_is_a_decoder() -> None:
+    decoder, copies = make(StableDiffusion), []
+    wanted = drawn(decoder)
+    handle = decoder.unet.mid_block.register_forward_hook(
+        lambda *_: copies.append(copy.deepcopy(decoder.unet))
+    )
+    drawn(decoder, steps=1)
+    handle.remove()
+    decoder.unet = copies[0]
+    assert torch.equal(drawn(decoder), wanted)
+    assert not any("to_k" in vars(module) for module in decoder.modules())
+
+
+def test_threads_draw_on_one_decoder() -> None:
+    decoder, both = make(SDXL), Barrier(2, timeout=30)
+    wanted = [drawn(decoder, seed) for seed in (1, 2)]
+    found: dict[int, Tensor] = {}
+
+    def meet(*_: Any) -> None:
+        """Each waits for the other in the middle of a prediction."""
+        both.wait()
+
+    decoder.unet.mid_block.register_forward_pre_hook(meet)
+
+    def draw(seed: int) -> None:
+        found[seed] = drawn(decoder, seed)
+
+    threads = [Thread(target=draw, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(found[1], wanted[0]) and torch.equal(found[2], wanted[1])
+    assert not any("to_k" in vars(module) for module in decoder.modules())
+
+
+def adapted(**settings: Any) -> Any:
+    decoder = make(StableDiffusion)
+    inject_adapter_in_model(LoraConfig(**LORA, **settings), decoder.unet)
+    return decoder.eval()
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapted_layers_are_called_once(dora: bool) -> None:
+    decoder = adapted(use_dora=dora)
+    assert not torch.equal(drawn(decoder), drawn(make(StableDiffusion)))
+    check_drawing(decoder)
+    counts = counting(decoder)
+    drawn(decoder)
+    layers = ("attn2.to_k", "attn2.to_v", "attn2.to_k.base_layer", "attn2.to_v.base_layer")
+    assert {count for name, count in counts.items() if name.endswith(layers)} == {1}
+
+
+def test_an_adapter_drops_out_anew_in_each_step() -> None:
+    decoder = adapted(lora_dropout=0.5).train()
+
+    def draw() -> Tensor:
+        torch.manual_seed(3)
+        return drawn(decoder)
+
+    with keeping_nothing(decoder):
+        wanted = draw()
+    assert torch.equal(draw(), wanted)
+    decoder.eval()
+    assert not torch.equal(draw(), wanted)
+
+
+@pytest.mark.parametrize("cls", DECODERS)
+def test_gradients_reach_a_constant_condition(cls: Any) -> None:
+    decoder = make(cls)
+    latents, extras = torch.randn(2, 4, 8, 8), decoder.default_extras(2, (16, 16))
+
+    def gradient(given: Condition) -> Tensor:
+        given.context.grad = None
+        decoder.denoise(latents, torch.tensor([300, 600]), given, extras).square().sum().backward()
+        assert given.context.grad is not None
+        return given.context.grad
+
+    given = condition(decoder)
+    given.context.requires_grad_(True)
+    wanted = gradient(given)
+    with decoder.constant(given):
+        with torch.no_grad():
+            decoder.denoise(latents, torch.tensor([300, 600]), given, extras)
+        for _ in range(2):
+            assert torch.equal(gradient(given), wanted)
+
+
+def test_autocast_may_be_on_in_some_steps() -> None:
+    decoder = make(StableDiffusion)
+
+    def draw() -> Tensor:
+        steps, found = steps_of(decoder), []
+        for step in range(STEPS):
+            with torch.autocast("cpu", torch.bfloat16, enabled=step % 2 == 1):
+                found.append(next(steps))
+        return torch.stack(found)
+
+    with keeping_nothing(decoder):
+        wanted = draw()
+    assert torch.equal(draw(), wanted) and not torch.equal(wanted, drawn(decoder))
+
+
+def test_fused_projections_are_called_once() -> None:
+    decoder = make(StableDiffusion)
+    decoder.unet.fuse_qkv_projections()
+    check_drawing(decoder)
+    counts = counting(decoder)
+    drawn(decoder)
+    assert {count for name, count in counts.items() if name.endswith("to_kv")} == {1}
+    assert {count for name, count in counts.items() if name.endswith("to_qkv")} == {STEPS}
+
+
+@pytest.mark.parametrize("processor", [AttnProcessor(), SlicedAttnProcessor(1)])
+def test_other_attention_processors_find_the_layers(processor: Any) -> None:
+    decoder = make(StableDiffusion)
+    decoder.unet.set_attn_processor(processor)
+    check_drawing(decoder)
+    counts = counting(decoder)
+    drawn(decoder)
+    assert {count for name, count in counts.items() if name.endswith(("attn2.to_k", "attn2.to_v"))} == {1}
+
+
+FIRST = "down_blocks.0.attentions.0.transformer_blocks.0"
+SIMPLE = {
+    "down_block_types": ["SimpleCrossAttnDownBlock2D", "DownBlock2D"],
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ["UpBlock2D", "SimpleCrossAttnUpBlock2D"],
+}
+
+
+@pytest.mark.parametrize(
+    ("network", "once", "each"),
+    [
+        ({"only_cross_attention": True}, (f"{FIRST}.attn1.to_k", "attn2.to_v"), ("attn1.to_q", "attn2.to_q")),
+        ({"upcast_attention": True, "use_linear_projection": True}, ("attn2.to_k",), ("attn1.to_k",)),
+        (SIMPLE, (), ("to_k", "add_k_proj")),
+    ],
+    ids=["only cross", "upcast", "simple"],
+)
+def test_unets_of_other_kinds(network: Any, once: tuple[str, ...], each: tuple[str, ...]) -> None:
+    decoder = make(StableDiffusion, **network)
+    check_drawing(decoder)
+    counts = counting(decoder)
+    drawn(decoder)
+    for names, wanted in ((once, 1), (each, STEPS)):
+        found = {count for name, count in counts.items() if name.endswith(names)}
+        assert found == ({wanted} if names else set())
+
+
+def compile_module(unet: Any) -> Any:
+    return torch.compile(unet, backend="eager", fullgraph=True)
+
+
+def compile_in_place(unet: Any) -> Any:
+    unet.compile(backend="eager", fullgraph=True)
+    return unet
+
+
+def compile_forward(unet: Any) -> Any:
+    unet.forward = torch.compile(unet.forward, backend="eager")
+    return unet
+
+
+@pytest.mark.parametrize("compiled", [compile_module, compile_in_place, compile_forward])
+def test_a_compiled_unet_draws(compiled: Callable[[nn.Module], Any]) -> None:
+    decoder = make(StableDiffusion)
+    wanted = drawn(decoder)
+    decoder.unet = compiled(decoder.unet)
+    torch.testing.assert_close(drawn(decoder), wanted)
+    with keeping_nothing(decoder):
+        torch.testing.assert_close(drawn(decoder), wanted)
+    torch.testing.assert_close(drawn(decoder), wanted)
+
+
+@pytest.mark.parametrize("cls", [StableDiffusion, SD3])
+def test_schedulers_copy_nothing_from_where_the_latents_are(cls: Any) -> None:
+    """A value of a meta tensor cannot be read, as one on a GPU cannot without waiting for it."""
+    decoder = make(cls)
+    given = Condition(torch.empty(2, 5, 12, device="meta"))
+    decoder.denoise = lambda noisy, timesteps, *rest: noisy / 2 + timesteps[0]
+    for scheduler in (None, *decoder.spec.schedulers):
+        *_, last = decoder.denoising(given, guidance=1.0, steps=4, scheduler=scheduler)
+        assert last.latents.is_meta
