@@ -1,0 +1,88 @@
+"""Drawing with Stable Diffusion 1.5: keys and values of the condition computed once, or anew in each step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from dreamkit.bench import stage
+from dreamkit.interfaces import ImageDecoder
+from dreamkit.kernels.bench.figures import ratio
+from dreamkit.kernels.bench.harness import Bench, Case, measured
+from dreamkit.kernels.bench.records import Record, Records, Verdict, at_least
+from dreamkit.plugins import Registry
+from dreamkit.specs import Condition
+
+STEPS, QUERIES = 50, 64
+TABLE = f"drawing, {STEPS} steps, without decoding"
+EACH_STEP, KEPT = "each step", "ours, kept"
+IMAGES = (1, 4)
+
+
+def decoder(small: bool, device: torch.device) -> ImageDecoder:
+    """With random weights, in the dtype of a GPU's drawing."""
+    registry = Registry.load()
+    cls: Any = registry.get("image_decoder", "stable-diffusion")
+    config = cls.Config(**stage.decoder_config(small, registry))
+    made: ImageDecoder = stage.at_random(lambda: cls.from_config(config), device)
+    return made.bfloat16().eval()
+
+
+def draw(decoder: ImageDecoder, positive: Condition, negative: Condition, steps: int = STEPS) -> Tensor:
+    """The last latents of a guided drawing, always of the same noise."""
+    generator = torch.Generator().manual_seed(0)
+    *_, last = decoder.denoising(positive, negative, steps=steps, generators=generator)
+    return last.latents
+
+
+def draw_projecting(
+    decoder: ImageDecoder, positive: Condition, negative: Condition, steps: int = STEPS
+) -> Tensor:
+    """As `draw`, but that nothing is kept from step to step."""
+    with patch.object(decoder, "constant", lambda condition: nullcontext()):
+        return draw(decoder, positive, negative, steps)
+
+
+def conditions(decoder: ImageDecoder, images: int, queries: int = QUERIES) -> tuple[Condition, Condition]:
+    """With and without a prompt, at random."""
+    device = next(decoder.parameters()).device
+    shape = (2, images, queries, decoder.spec.context_dim)
+    positive, negative = torch.randn(shape, device=device, dtype=torch.bfloat16)
+    return Condition(positive), Condition(negative)
+
+
+def section(bench: Bench) -> Iterator[Record]:
+    """Latents must be equal to the bit."""
+    made = decoder(bench.small, bench.device)
+    steps = 3 if bench.small else STEPS
+    for images in IMAGES:
+        case = Case(
+            TABLE,
+            f"{images} images" if images > 1 else "1 image",
+            lambda images=images: (made, *conditions(made, images), steps),  # type: ignore[misc]
+            {EACH_STEP: draw_projecting, KEPT: draw},
+            tolerance=0,
+            rotated=False,
+        )
+        yield from measured(bench, case)
+
+
+def targets(records: Records) -> Iterator[Verdict]:
+    """Exact, and never slower."""
+    kept = [record for record in records if record.candidate == KEPT]
+    failed = [record.problem for record in kept if record.failed]
+    ran = [record for record in kept if record.figure is not None]
+    target = "keys and values kept: latents equal to the bit"
+    yield Verdict(
+        target, False if failed else True if ran else None, "; ".join(failed) or f"{len(ran)} cases"
+    )
+    found: list[tuple[float | None, str]] = []
+    for case in dict.fromkeys(record.case for record in kept):
+        base, own = (records.figure(TABLE, case, name) for name in (EACH_STEP, KEPT))
+        found.append((None if base is None or own is None else ratio(base, own), case))
+    yield at_least("keys and values kept: never slower", 1.0, found, "x")

@@ -1,0 +1,157 @@
+"""A training step of stage II: ours, the same without any fused path, and that with documents padded to the longest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache, partial
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+import dreamkit.model
+from dreamkit import kernels
+from dreamkit.batch import Batch, Collator
+from dreamkit.bench import stage
+from dreamkit.build import build
+from dreamkit.kernels.bench.figures import Figure, extrapolated, ratio
+from dreamkit.kernels.bench.harness import Bench, Case, measured
+from dreamkit.kernels.bench.records import Record, Records, Verdict, at_least
+from dreamkit.kernels.label_loss import LabelLoss
+from dreamkit.kernels.label_loss.reference import label_loss_reference
+from dreamkit.plugins import Registry
+
+TABLE, TOKENS, LOSS = "training step", "training step, useful tokens", "loss of a training step, forward"
+EAGER, PADDED, OURS = "eager", "eager, padded", "ours"
+FEW, MANY, ALL = 4, 8, 32  # layers: measured, measured, and of the whole model
+STEP_SPEEDUP, TOKENS_SPEEDUP = 1.15, 2.0
+
+
+class Step:
+    """A model of `layers` layers with its optimizer, and one batch of documents, packed and padded."""
+
+    def __init__(self, layers: int, bench: Bench) -> None:
+        registry = Registry.load()
+        self.recipe = stage.recipe(layers, bench.small, registry)
+        self.device = bench.device
+        model = self.model = stage.at_random(lambda: build(self.recipe, registry), self.device)
+        train = self.recipe.train
+        model.set_trainable(train.trainable)
+        if train.gradient_checkpointing:
+            for part in model.parts().values():
+                part.enable_gradient_checkpointing()
+        model.train()
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # at a rate of 0 each step starts from the same weights, and all candidates find the same loss
+        self.optimizer = torch.optim.AdamW(self.trained, lr=0.0, weight_decay=train.weight_decay)
+        model.language_model.tokenize = _numbers  # type: ignore[method-assign]
+        vocabulary = model.language_model.spec.vocab_size
+        documents = stage.documents(train.batch_size, range(vocabulary // 2, vocabulary), bench.small)
+        packed = Collator(
+            model.sequencer(train.max_length),
+            model.vision_encoder.preprocess,
+            model.image_decoder.preprocess,
+            condition_drop=self.recipe.loss.condition_drop,
+        )
+        self.packed = packed(documents).to(self.device)
+        self.padded = replace(packed, packing=False)(documents).to(self.device)
+        self.tokens = int((self.packed.segment_ids_BT >= 0).sum())
+
+    def run(self, batch: Batch) -> Tensor:
+        """Forward, backward and the optimizer's step, with the same noise each time; the loss."""
+        torch.manual_seed(0)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            loss = self.model(batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trained, self.recipe.train.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+    def hidden(self) -> Tensor:
+        """Hidden states of the packed batch, at random."""
+        rows = self.packed.input_ids_BT.numel()
+        return torch.randn(rows, self.model.language_model.spec.dim, device=self.device, requires_grad=True)
+
+    def loss(self, hidden_RD: Tensor) -> LabelLoss:
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return self.model.label_losses(hidden_RD, self.packed)
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Without kernels, and with the logits of all labelled rows at once."""
+
+    def full(*arguments: Tensor) -> LabelLoss:
+        return LabelLoss(*label_loss_reference(*arguments))
+
+    with kernels.disabled(), patch.object(dreamkit.model, "label_loss", full):
+        yield
+
+
+def section(bench: Bench) -> Iterator[Record]:
+    """Of two depths, and of the whole model by the line through them."""
+    found = Records()
+    for layers in (FEW, MANY):
+        made = cache(partial(Step, layers >> 2 if bench.small else layers, bench))
+        case = Case(
+            TABLE,
+            f"{layers} layers",
+            lambda made=made: (made(),),  # type: ignore[misc]
+            {
+                EAGER: unfused()(lambda step: step.run(step.packed)),
+                PADDED: unfused()(lambda step: step.run(step.padded)),
+                OURS: lambda step: step.run(step.packed),
+            },
+            memory=True,
+            rotated=False,
+        )
+        for record in measured(bench, case):
+            found.append(record)
+            yield record
+            yield from _tokens(record, lambda made=made: made().tokens)  # type: ignore[misc]
+        yield from measured(
+            bench,
+            replace(
+                case,
+                table=LOSS,
+                inputs=lambda made=made: (made(), made().hidden()),
+                candidates={EAGER: unfused()(Step.loss), OURS: Step.loss},
+            ),
+        )
+        made.cache_clear()
+    for candidate in (EAGER, PADDED, OURS):
+        few, many = (found.figure(TABLE, f"{layers} layers", candidate) for layers in (FEW, MANY))
+        if few is not None and many is not None:
+            yield Record(TABLE, _whole(), candidate, figure=extrapolated(FEW, few, MANY, many, ALL))
+
+
+def _tokens(record: Record, count: Callable[[], int]) -> Iterator[Record]:
+    """Useful tokens a second, of a step's time."""
+    if record.table == TABLE and record.figure is not None:
+        time, spread = record.figure
+        yield replace(
+            record, table=TOKENS, unit="/s", figure=Figure(count() / time, count() * spread / time**2)
+        )
+
+
+def targets(records: Records) -> Iterator[Verdict]:
+    """The batches hold the same documents, so that tokens a second are to each other as the steps' times are."""
+    for other, wanted, what in (
+        (EAGER, STEP_SPEEDUP, "the same step in eager, padding removed"),
+        (PADDED, TOKENS_SPEEDUP, "the useful tokens a second of padding to the longest"),
+    ):
+        base, own = (records.figure(TABLE, _whole(), name) for name in (other, OURS))
+        found = None if base is None or own is None else ratio(base, own)
+        yield at_least(f"{_whole()}: {wanted:g} x {what}", wanted, [(found, _whole())], "x")
+
+
+def _whole() -> str:
+    return f"{ALL} layers, by slope"
+
+
+def _numbers(text: str, special: bool = False) -> list[int]:
+    """The tokens of a text that is their numbers."""
+    return [int(number) for number in text.split()]
