@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -56,6 +57,10 @@ def conditions(decoder: ImageDecoder, images: int, queries: int = QUERIES) -> tu
     return Condition(positive), Condition(negative)
 
 
+def _inputs(decoder: ImageDecoder, images: int, steps: int) -> tuple[Any, ...]:
+    return decoder, *conditions(decoder, images), steps
+
+
 def section(bench: Bench) -> Iterator[Record]:
     """Latents must be equal to the bit."""
     made = decoder(bench.small, bench.device)
@@ -64,7 +69,7 @@ def section(bench: Bench) -> Iterator[Record]:
         case = Case(
             TABLE,
             f"{images} images" if images > 1 else "1 image",
-            lambda images=images: (made, *conditions(made, images), steps),  # type: ignore[misc]
+            partial(_inputs, made, images, steps),
             {EACH_STEP: draw_projecting, KEPT: draw},
             tolerance=0,
             rotated=False,

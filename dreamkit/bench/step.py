@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -84,7 +85,7 @@ class Step:
 def unfused() -> Iterator[None]:
     """Without kernels, and with the logits of all labelled rows at once."""
 
-    def full(*arguments: Tensor) -> LabelLoss:
+    def full(*arguments: Any) -> LabelLoss:
         return LabelLoss(*label_loss_reference(*arguments))
 
     with kernels.disabled(), patch.object(dreamkit.model, "label_loss", full):
@@ -99,7 +100,7 @@ def section(bench: Bench) -> Iterator[Record]:
         case = Case(
             TABLE,
             f"{layers} layers",
-            lambda made=made: (made(),),  # type: ignore[misc]
+            partial(_inputs, made),
             {
                 EAGER: unfused()(lambda step: step.run(step.packed)),
                 PADDED: unfused()(lambda step: step.run(step.padded)),
@@ -111,13 +112,13 @@ def section(bench: Bench) -> Iterator[Record]:
         for record in measured(bench, case):
             found.append(record)
             yield record
-            yield from _tokens(record, lambda made=made: made().tokens)  # type: ignore[misc]
+            yield from _tokens(record, made)
         yield from measured(
             bench,
             replace(
                 case,
                 table=LOSS,
-                inputs=lambda made=made: (made(), made().hidden()),
+                inputs=partial(_inputs, made, hidden=True),
                 candidates={EAGER: unfused()(Step.loss), OURS: Step.loss},
             ),
         )
@@ -128,13 +129,15 @@ def section(bench: Bench) -> Iterator[Record]:
             yield Record(TABLE, _whole(), candidate, figure=extrapolated(FEW, few, MANY, many, ALL))
 
 
-def _tokens(record: Record, count: Callable[[], int]) -> Iterator[Record]:
+def _inputs(made: Callable[[], Step], hidden: bool = False) -> tuple[Any, ...]:
+    return (made(), made().hidden()) if hidden else (made(),)
+
+
+def _tokens(record: Record, made: Callable[[], Step]) -> Iterator[Record]:
     """Useful tokens a second, of a step's time."""
     if record.table == TABLE and record.figure is not None:
-        time, spread = record.figure
-        yield replace(
-            record, table=TOKENS, unit="/s", figure=Figure(count() / time, count() * spread / time**2)
-        )
+        (time, spread), count = record.figure, made().tokens
+        yield replace(record, table=TOKENS, unit="/s", figure=Figure(count / time, count * spread / time**2))
 
 
 def targets(records: Records) -> Iterator[Verdict]:

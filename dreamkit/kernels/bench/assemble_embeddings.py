@@ -15,7 +15,7 @@ from dreamkit.kernels.bench.gradients import EAGER, directions
 from dreamkit.kernels.bench.harness import Bench, Case, measured
 from dreamkit.kernels.bench.records import Record
 
-TABLE = "assemble_embeddings"
+TABLE = "assembling embeddings"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Geometry:
         return Work(moved * itemsize, 0)
 
 
-def _eager(ids: Tensor, plan: Tensor, *slots_and_tables: Tensor) -> Tensor:
+def _eager(ids: Tensor, plan: Tensor, *slots_and_tables: Any) -> Tensor:
     slots, tables = slots_and_tables[:4], slots_and_tables[4:]
     return fill_slots(look_up(ids, *tables), *slots)
 
@@ -88,7 +88,7 @@ def section(bench: Bench) -> Iterator[Record]:
                 TABLE,
                 name,
                 lambda: geometry.inputs(bench.device),
-                directions(CANDIDATES, LEARNED, is_backward),
+                directions(CANDIDATES, LEARNED, is_backward, bench.small),
                 work=geometry.work(is_backward),
                 graphs=True,
             ),

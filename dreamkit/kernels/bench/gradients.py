@@ -33,15 +33,17 @@ def forward_only(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def directions(
-    candidates: Mapping[str, Callable[..., Tensor]], learned: Sequence[int], is_backward: bool
+    candidates: Mapping[str, Callable[..., Tensor]], learned: Sequence[int], is_backward: bool, small: bool
 ) -> dict[str, Callable[..., Any]]:
     """The candidates with or without a backward pass, and the first of them compiled, as the second.
 
-    Each case compiles anew: torch gives up on a function after a few shapes.
+    Each case compiles anew: torch gives up on a function after a few shapes. A trial, `small`, only traces.
     """
     torch.compiler.reset()
+    backend = "aot_eager" if small else "inductor"
     (name, first), *others = candidates.items()
-    everyone = {name: first, COMPILED: torch.compile(first, dynamic=False, fullgraph=True), **dict(others)}
+    compiled = torch.compile(first, dynamic=False, fullgraph=True, backend=backend)
+    everyone = {name: first, COMPILED: compiled, **dict(others)}
     if is_backward:
         return {name: with_backward(run, learned) for name, run in everyone.items()}
     return {name: forward_only(run) for name, run in everyone.items()}

@@ -15,7 +15,7 @@ from dreamkit.kernels.bench.records import Record, Records, Verdict, at_most
 from dreamkit.kernels.label_loss import label_loss
 from dreamkit.kernels.label_loss.reference import label_loss_reference
 
-LEARNED, FROZEN = "label_loss, forward and backward", "label_loss, forward, the head frozen"
+LEARNED, FROZEN = "label loss, forward and backward", "label loss, forward, the head frozen"
 DIM, VOCABULARY = 4096, 32000
 FEW, MANY = 16_384, 148_000  # labelled rows; logits of the many take 19 GB in float32
 MOST_GB = 0.5

@@ -48,16 +48,6 @@ class Records(list[Record]):
                 return record.figure
         return None
 
-    def fastest(self, table: str, case: str, candidates: str) -> Figure | None:
-        """The shortest time of the candidates whose name begins so."""
-        times = [
-            record.figure
-            for record in self
-            if (record.table, record.case) == (table, case) and record.candidate.startswith(candidates)
-            if record.unit == "s" and record.figure is not None
-        ]
-        return min(times, default=None)
-
 
 Targets = Callable[[Records], Iterable[Verdict]]
 
