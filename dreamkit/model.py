@@ -6,7 +6,7 @@ Shape suffixes are those of `dreamkit.interfaces` and `dreamkit.batch`.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple, Self, cast, get_args
+from typing import Final, NamedTuple, Self, cast, get_args
 
 import torch
 from einops import rearrange
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dreamkit.adapters import is_adapter
 from dreamkit.batch import Batch
+from dreamkit.conditioning import fused_condition
 from dreamkit.diffusion import drawn_latents
 from dreamkit.errors import DreamkitError, did_you_mean
 from dreamkit.generate import InterleavedGeneration
@@ -25,6 +26,15 @@ from dreamkit.recipe import PartName, Recipe, Trainable
 from dreamkit.sequence import Sequencer, SpecialTokens
 from dreamkit.specs import Condition
 
+# what each part is given comes from these
+FED_BY: Final[dict[str, tuple[str, ...]]] = {
+    "vision_encoder": (),
+    "visual_projector": ("vision_encoder",),
+    "language_model": ("visual_projector", "dream_queries"),
+    "condition_projector": ("language_model",),
+    "pooled_projector": ("language_model",),
+    "image_decoder": ("condition_projector", "pooled_projector"),
+}
 QUERY_STD = 0.02  # initial scale of the dream queries, as in the published code
 
 
@@ -132,6 +142,24 @@ class DreamModel(InterleavedGeneration, nn.Module):
         self.dream_queries.requires_grad_("dream_queries" in names)
         self.changed |= {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
+    def reached_parts(self) -> dict[str, Part]:
+        """The parts that a gradient passes through: something in them learns, or before them."""
+
+        def reached(name: str) -> bool:
+            if name == "dream_queries":
+                return self.dream_queries.requires_grad
+            part = self.parts().get(name)
+            own = part is not None and any(parameter.requires_grad for parameter in part.parameters())
+            return own or any(reached(feeding) for feeding in FED_BY[name])
+
+        return {name: part for name, part in self.parts().items() if reached(name)}
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recomputes activations in the backward pass, in the parts that it passes through once `set_trainable` has
+        been called; those of other parts are not kept anyway."""
+        for part in self.reached_parts().values():
+            part.enable_gradient_checkpointing()
+
     def train(self, mode: bool = True) -> Self:
         """Training mode for what is trained; frozen parts stay in evaluation mode: nothing in them drops out."""
         super().train(mode)
@@ -197,14 +225,33 @@ class DreamModel(InterleavedGeneration, nn.Module):
 
     def image_losses(self, hidden_RD: Tensor, batch: Batch) -> Tensor:
         """Denoising loss (M,) of the images to draw."""
-        rows_MQ = batch.dream_rows_MQ
-        if batch.unconditional_rows_Q is not None:
-            draws = torch.rand(rows_MQ.shape[0], 1, device=rows_MQ.device)
-            rows_MQ = torch.where(draws < batch.condition_drop, batch.unconditional_rows_Q, rows_MQ)
-        condition = self.condition(self.language_model.final_norm(hidden_RD[rows_MQ]))
+        condition = self._drawn_from(hidden_RD, batch)
         return self.image_decoder.loss(
             self.latents(batch), condition, batch.extras, noise=batch.noise, timesteps=batch.timesteps
         )
+
+    def _drawn_from(self, hidden_RD: Tensor, batch: Batch) -> Condition:
+        """The condition of each image to draw: of its own dream queries or, by chance, of the unconditional ones."""
+        rows_MQ, unconditional_rows_Q = batch.dream_rows_MQ, batch.unconditional_rows_Q
+        drop_M = None
+        if unconditional_rows_Q is not None:
+            drop_M = torch.rand(rows_MQ.shape[0], device=rows_MQ.device) < batch.condition_drop
+        if usable(hidden_RD):
+            fused = fused_condition(
+                self.language_model,
+                self.condition_projector,
+                self.pooled_projector,
+                hidden_RD,
+                rows_MQ[:, 0],
+                rows_MQ.shape[1],
+                drop_M,
+                None if unconditional_rows_Q is None else unconditional_rows_Q[0],
+            )
+            if fused is not None:
+                return fused
+        if drop_M is not None and unconditional_rows_Q is not None:
+            rows_MQ = torch.where(drop_M[:, None], unconditional_rows_Q, rows_MQ)
+        return self.condition(self.language_model.final_norm(hidden_RD[rows_MQ]))
 
     def condition(self, dream_states_NQD: Tensor) -> Condition:
         """Dream states, after the final norm -> what the decoder draws from. The pooled vector is of their mean."""

@@ -14,7 +14,9 @@ import tiny
 from dreamkit.batch import Batch, Collator
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import DreamkitError
+from dreamkit.kernels.query_projection import query_projection
 from dreamkit.model import DreamModel
+from dreamkit_diffusers.sdxl import SDXL as SDXLDecoder
 
 MODEL = tiny.model()
 DOCUMENTS = tiny.documents()
@@ -184,6 +186,46 @@ def test_condition_drop_draws_from_the_unconditional_prompt() -> None:
 
     assert denoising("a cat", 1.0) == pytest.approx(denoising("b", 1.0), rel=1e-12)
     assert denoising("a cat", 0.0) != denoising("b", 0.0)
+
+
+DENSE = {"model.condition_projector": {"name": "mlp", "depth": 3}}
+SDXL = {"model.image_decoder": {"name": "sdxl", "config": SDXLDecoder.miniature().config}}
+DEEP = {"model.condition_projector": {"name": "resampler", "tokens": 4}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_fused"), [({}, True), (DENSE, True), (SDXL, True), (DEEP, False)], ids=str
+)
+def test_the_operator_gives_what_the_parts_give(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], is_fused: bool
+) -> None:
+    """Losses and gradients of a step, with dropped conditions, are those of norm and projectors one after another."""
+    model = tiny.model(**changes).float()
+    model.requires_grad_(True)
+    parts = model.vision_encoder.preprocess, model.image_decoder.preprocess
+    batch = Collator(model.sequencer(), *parts, condition_drop=0.5)(DOCUMENTS)
+    calls = Counter[str]()
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls["query_projection"] += 1
+        return query_projection(*args, **kwargs)
+
+    def step() -> tuple[Tensor, list[Tensor | None]]:
+        torch.manual_seed(0)
+        model.zero_grad()
+        loss = model(batch).loss
+        loss.backward()
+        return loss.detach(), [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+    wanted, wanted_grads = step()
+    monkeypatch.setattr("dreamkit.conditioning.query_projection", counted)
+    assert not calls
+    monkeypatch.setattr("dreamkit.model.usable", lambda tensor: True)
+    loss, grads = step()
+    assert calls["query_projection"] == is_fused
+    torch.testing.assert_close(loss, wanted)
+    for (name, _), grad, expected in zip(model.named_parameters(), grads, wanted_grads, strict=True):
+        torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_new_tokens_learn_under_a_frozen_language_model() -> None:
