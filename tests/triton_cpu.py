@@ -70,13 +70,14 @@ def interpreted(*modules: str) -> Iterator[list[Launch]]:
             launches.append(_launch(self.kernel, grid, args, kwargs))
             super().run(*args, grid=grid, warmup=warmup, **kwargs)
 
+    spaces = [import_module(name) for name in modules]  # first: what is imported inside would stay interpreted
     with ExitStack() as stack:
         stack.enter_context(triton.knobs.runtime.scope())
         triton.knobs.runtime.interpret = True
         # Helpers that Triton itself writes in Triton, such as tl.sum, and what the interpreter patches for good
         for space in (tl, tl.core, tl.math, tl.standard, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base):
             stack.enter_context(_restoring(space))
-        for space in (tl, tl.standard, *(import_module(name) for name in modules)):
+        for space in (tl, tl.standard, *spaces):
             stack.enter_context(_restoring(space))
             _replace(space, Interpreted)
         stack.enter_context(_kernels_usable())
