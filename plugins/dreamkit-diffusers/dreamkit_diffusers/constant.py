@@ -60,9 +60,10 @@ class Constant:
         kind = self.condition.context.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         state = (dtype, training, autocast)
-        if state not in self._computed:
-            self._computed[state] = cast(self.condition, dtype), {}
-        condition, outputs = self._computed[state]
+        computed = self._computed.get(state) or (cast(self.condition, dtype), {})
+        if not _is_capturing():
+            self._computed[state] = computed
+        condition, outputs = computed
         token = _outputs.set(outputs)
         _shadow(self._places)
         try:
@@ -113,7 +114,7 @@ class _Shadow:
         if layer in outputs:
             return outputs[layer]
         output = layer(*args, **kwargs)
-        if not _is_momentary(layer):
+        if not (_drops_out(layer) or _is_capturing()):
             outputs[layer] = output
         return output
 
@@ -121,10 +122,14 @@ class _Shadow:
         return getattr(self._module._modules[self._name], name)
 
 
-def _is_momentary(layer: nn.Module) -> bool:
-    """Whether its output is of this call alone: by an adapter's dropout, or in a graph that has yet to be replayed."""
-    drops = any(isinstance(inner, nn.Dropout) and inner.training for inner in layer.modules())
-    return drops or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+def _is_capturing() -> bool:
+    """Whether what is computed has no values before a CUDA graph is replayed, and is not to be kept."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def _drops_out(layer: nn.Module) -> bool:
+    """Whether an adapter in it does, anew in each step."""
+    return any(isinstance(inner, nn.Dropout) and inner.training for inner in layer.modules())
 
 
 def _shadow(places: list[Place]) -> None:

@@ -173,11 +173,12 @@ def test_nothing_is_left_behind(how: str) -> None:
 @pytest.mark.parametrize("cls", DECODERS)
 def test_copies_and_what_is_saved_know_nothing_of_it(cls: Any) -> None:
     decoder = make(cls)
-    wanted, keys = drawn(decoder), list(decoder.state_dict())
+    wanted, keys, size = drawn(decoder), list(decoder.state_dict()), len(pickle.dumps(decoder))
     steps = steps_of(decoder)
     first = next(steps)
-    copies = [copy.deepcopy(decoder), pickle.loads(pickle.dumps(decoder))]
-    assert list(decoder.state_dict()) == keys
+    pickled = pickle.dumps(decoder)
+    assert len(pickled) == size and list(decoder.state_dict()) == keys
+    copies = [copy.deepcopy(decoder), pickle.loads(pickled)]
     with torch.no_grad():
         for parameter in copies[0].parameters():
             parameter.zero_()

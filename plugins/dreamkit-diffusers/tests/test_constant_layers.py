@@ -12,7 +12,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from dreamkit_diffusers.stable_diffusion import StableDiffusion
-from small_drawings import STEPS, check_drawing, counting, drawn, keeping_nothing, make
+from small_drawings import STEPS, check_drawing, counting, drawn, keeping_nothing, make, steps_of
 
 # diffusers' schedulers turn tensors into arrays in a way that NumPy 2 warns of
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -49,6 +49,21 @@ def test_an_adapter_drops_out_anew_in_each_step() -> None:
     assert torch.equal(draw(), wanted)
     decoder.eval()
     assert not torch.equal(draw(), wanted)
+
+
+def test_a_drawing_may_go_on_in_training() -> None:
+    decoder = adapted(lora_dropout=0.5)
+
+    def draw() -> Tensor:
+        steps = steps_of(decoder.eval())
+        found = [next(steps)]
+        decoder.train()
+        torch.manual_seed(3)
+        return torch.stack([*found, *steps])
+
+    with keeping_nothing(decoder):
+        wanted = draw()
+    assert torch.equal(draw(), wanted)
 
 
 def test_fused_projections_are_called_once() -> None:
@@ -108,16 +123,30 @@ def compile_in_place(unet: Any) -> Any:
 
 
 def compile_forward(unet: Any) -> Any:
-    unet.forward = torch.compile(unet.forward, backend="eager")
+    unet.forward = torch.compile(unet.forward, backend="eager", fullgraph=True)
     return unet
 
 
+@pytest.fixture
+def nothing_compiled() -> None:
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("nothing_compiled")
 @pytest.mark.parametrize("compiled", [compile_module, compile_in_place, compile_forward])
 def test_a_compiled_unet_draws(compiled: Callable[[nn.Module], Any]) -> None:
     decoder = make(StableDiffusion)
     wanted = drawn(decoder)
     decoder.unet = compiled(decoder.unet)
     torch.testing.assert_close(drawn(decoder), wanted)
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.parametrize("compiled", [compile_module, compile_in_place])
+def test_a_compiled_unet_is_not_compiled_anew(compiled: Callable[[nn.Module], Any]) -> None:
+    decoder = make(StableDiffusion)
+    decoder.unet = compiled(decoder.unet)
     with keeping_nothing(decoder):
-        torch.testing.assert_close(drawn(decoder), wanted)
-    torch.testing.assert_close(drawn(decoder), wanted)
+        wanted = drawn(decoder)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert torch.equal(drawn(decoder), wanted)
