@@ -17,8 +17,7 @@ from dreamkit.kernels.assemble_embeddings import reference
 
 _SCHEMA = (
     "(Tensor ids_BT, Tensor slots_BT, Tensor vision_rows_NV, Tensor vision_NVD, Tensor query_rows_KQ, "
-    "Tensor queries_QD, Tensor weight, Tensor? added=None, Tensor? added_rows=None, Tensor? scale=None, "
-    "int? padding_id=None) -> Tensor"
+    "Tensor queries_QD, Tensor weight, Tensor? added, Tensor? added_rows, Tensor? scale, int? padding_id) -> Tensor"
 )
 
 
@@ -31,10 +30,10 @@ def assemble_embeddings(
     query_rows_KQ: Tensor,
     queries_QD: Tensor,
     weight: Tensor,
-    added: Tensor | None = None,
-    added_rows: Tensor | None = None,
-    scale: Tensor | None = None,
-    padding_id: int | None = None,
+    added: Tensor | None,
+    added_rows: Tensor | None,
+    scale: Tensor | None,
+    padding_id: int | None,
 ) -> Tensor:
     """Input embeddings (B, T, D), each row a copy of one row of a table, in one pass.
 
@@ -64,10 +63,10 @@ def _(
     query_rows_KQ: Tensor,
     queries_QD: Tensor,
     weight: Tensor,
-    added: Tensor | None = None,
-    added_rows: Tensor | None = None,
-    scale: Tensor | None = None,
-    padding_id: int | None = None,
+    added: Tensor | None,
+    added_rows: Tensor | None,
+    scale: Tensor | None,
+    padding_id: int | None,
 ) -> Tensor:
     return weight.new_empty(*ids_BT.shape, weight.shape[1], dtype=_dtype(weight, added))
 
