@@ -41,8 +41,7 @@ class Step:
         train = self.recipe.train
         model.set_trainable(train.trainable)
         if train.gradient_checkpointing:
-            for part in model.parts().values():
-                part.enable_gradient_checkpointing()
+            model.enable_gradient_checkpointing()
         model.train()
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # at a rate of 0 each step starts from the same weights, and all candidates find the same loss

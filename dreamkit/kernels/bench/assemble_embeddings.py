@@ -55,7 +55,7 @@ class Geometry:
 
         vision = table(self.images, self.vision_tokens, self.dim)
         queries, weight = table(self.queries, self.dim), table(self.vocabulary, self.dim)
-        words = (weight, table(self.added, self.dim), added_rows)
+        words = (weight, table(self.added, self.dim), added_rows, None, None)
         return ids.view(shape), slots.view(shape), vision_rows, vision, query_rows, queries, *words
 
     def work(self, is_backward: bool) -> Work:
