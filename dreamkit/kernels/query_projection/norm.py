@@ -1,0 +1,216 @@
+"""Rows gathered and normed, and the gradients of that: each one launch, and a sum for the norm's weight.
+
+R rows of hidden states, N images, Q dream queries, M = N Q rows that are wanted, D language width.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dreamkit.kernels.query_projection.blocks import Blocks, block_start, by_rows, wide
+
+WEIGHT_ROWS, WEIGHT_COLUMNS = 32, 128  # what a program of `sum_norm_weight` reads at a time
+WEIGHT_SPLITS = 32  # programs that share the rows of a block of columns
+
+
+@triton.jit
+def norm_rows(
+    states: tl.tensor,
+    rstd: tl.tensor,
+    hidden: tl.tensor,
+    base: tl.tensor,
+    drop: tl.tensor | None,
+    unconditional: tl.tensor | None,
+    norm_weight: tl.tensor,
+    stride: int,
+    queries: int,
+    dim: int,
+    EPS: tl.constexpr,
+    OFFSET: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """One row, normed."""
+    row = tl.program_id(0)
+    column = tl.arange(0, BLOCK)
+    inside = column < dim
+    at = block_start(row // queries, row >= 0, base, drop, unconditional) + row % queries
+    x = tl.load(hidden + at * stride + column, mask=inside, other=0.0).to(rstd.dtype.element_ty)
+    scale = 1 / tl.sqrt(tl.sum(x * x, axis=0) / dim + EPS)
+    factor = OFFSET + tl.load(norm_weight + column, mask=inside, other=0.0).to(x.dtype)
+    y = x * scale * factor
+    tl.store(states + row.to(tl.int64) * dim + column, y.to(states.dtype.element_ty), mask=inside)
+    tl.store(rstd + row, scale)
+
+
+@triton.jit
+def scatter_rows(
+    grad_hidden: tl.tensor,
+    grad: tl.tensor,
+    hidden: tl.tensor,
+    base: tl.tensor,
+    drop: tl.tensor | None,
+    unconditional: tl.tensor | None,
+    norm_weight: tl.tensor,
+    rstd: tl.tensor,
+    stride: int,
+    images: int,
+    queries: int,
+    dim: int,
+    OFFSET: tl.constexpr,
+    IMAGES: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """The gradient of one row of the hidden states, by the first image that has it.
+
+    The images that share its block, as those that are dropped do, have the same row: their gradients are summed here,
+    in the images' order, and go through the norm once.
+    """
+    row = tl.program_id(0)
+    image, query = row // queries, row % queries
+    every = tl.arange(0, IMAGES)
+    starts = block_start(every, every < images, base, drop, unconditional)
+    start = block_start(image, image < images, base, drop, unconditional)
+    sharing = (starts == start) & (every < images)
+    if tl.min(tl.where(sharing, every, IMAGES), axis=0) == image:
+        column = tl.arange(0, BLOCK)
+        inside = column < dim
+        g = tl.load(grad + row.to(tl.int64) * dim + column, mask=inside, other=0.0).to(rstd.dtype.element_ty)
+        other = tl.min(tl.where(sharing & (every > image), every, IMAGES), axis=0)
+        while other < IMAGES:
+            from_other = grad + (other * queries + query).to(tl.int64) * dim + column
+            g += tl.load(from_other, mask=inside, other=0.0).to(g.dtype)
+            other = tl.min(tl.where(sharing & (every > other), every, IMAGES), axis=0)
+        at = start + query
+        scale = tl.load(rstd + row)
+        x = tl.load(hidden + at * stride + column, mask=inside, other=0.0).to(g.dtype) * scale
+        g = g * (OFFSET + tl.load(norm_weight + column, mask=inside, other=0.0).to(g.dtype))
+        g = scale * (g - x * (tl.sum(g * x, axis=0) / dim))
+        tl.store(grad_hidden + at * dim + column, g.to(grad_hidden.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def sum_norm_weight(
+    parts: tl.tensor,
+    grad: tl.tensor,
+    hidden: tl.tensor,
+    base: tl.tensor,
+    drop: tl.tensor | None,
+    unconditional: tl.tensor | None,
+    rstd: tl.tensor,
+    stride: int,
+    rows: int,
+    queries: int,
+    dim: int,
+    SPLITS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
+    """Columns of the gradient of the norm's weight, of some of the rows: one of the parts (SPLITS, D)."""
+    part = tl.program_id(1)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    is_column = column < dim
+    total = tl.zeros([COLUMNS], dtype=parts.dtype.element_ty)
+    share = tl.cdiv(tl.cdiv(rows, ROWS), SPLITS) * ROWS
+    for first in range(part * share, tl.minimum(part * share + share, rows), ROWS):
+        row = first + tl.arange(0, ROWS)
+        is_row = row < rows
+        at = block_start(row // queries, is_row, base, drop, unconditional) + row % queries
+        mask = is_row[:, None] & is_column[None, :]
+        g = tl.load(grad + row.to(tl.int64)[:, None] * dim + column[None, :], mask=mask, other=0.0)
+        x = tl.load(hidden + at[:, None] * stride + column[None, :], mask=mask, other=0.0)
+        scale = tl.load(rstd + row, mask=is_row, other=0.0)
+        total += tl.sum(g.to(total.dtype) * x.to(total.dtype) * scale[:, None], axis=0)
+    tl.store(parts + part * dim + column, total, mask=is_column)
+
+
+def query_states(
+    hidden_RD: Tensor,
+    blocks: Blocks,
+    queries: int,
+    norm_weight: Tensor,
+    eps: float,
+    offset: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """As the reference: the normed rows (N, Q, D), and 1 / rms of each (N, Q)."""
+    hidden = by_rows(hidden_RD)
+    images, dim = blocks.base_N.shape[0], hidden.shape[1]
+    states = hidden.new_empty(images, queries, dim, dtype=dtype)
+    rstd = hidden.new_empty(images, queries, dtype=wide(hidden.dtype))
+    if images:
+        norm_rows[(images * queries,)](
+            states,
+            rstd,
+            hidden,
+            *blocks,
+            norm_weight,
+            hidden.stride(0),
+            queries,
+            dim,
+            EPS=eps,
+            OFFSET=offset,
+            **_row_options(dim),
+        )
+    return states, rstd
+
+
+def hidden_gradient(
+    grad_NQD: Tensor, hidden_RD: Tensor, blocks: Blocks, norm_weight: Tensor, rstd_NQ: Tensor, offset: float
+) -> Tensor:
+    """As the reference: the gradient (R, D) of the hidden states."""
+    hidden = by_rows(hidden_RD)
+    images, queries, dim = grad_NQD.shape
+    grad_hidden = torch.zeros(hidden.shape, dtype=hidden.dtype, device=hidden.device)
+    if images:
+        scatter_rows[(images * queries,)](
+            grad_hidden,
+            grad_NQD.contiguous(),
+            hidden,
+            *blocks,
+            norm_weight,
+            rstd_NQ,
+            hidden.stride(0),
+            images,
+            queries,
+            dim,
+            OFFSET=offset,
+            IMAGES=triton.next_power_of_2(images),
+            **_row_options(dim),
+        )
+    return grad_hidden
+
+
+def norm_weight_gradient(
+    grad_NQD: Tensor, hidden_RD: Tensor, blocks: Blocks, norm_weight: Tensor, rstd_NQ: Tensor
+) -> Tensor:
+    """As the reference: the gradient (D,) of the norm's weight."""
+    hidden = by_rows(hidden_RD)
+    images, queries, dim = grad_NQD.shape
+    rows = images * queries
+    splits = max(1, min(WEIGHT_SPLITS, triton.cdiv(rows, WEIGHT_ROWS)))
+    parts = rstd_NQ.new_zeros(splits, dim)
+    if images:
+        sum_norm_weight[(triton.cdiv(dim, WEIGHT_COLUMNS), splits)](
+            parts,
+            grad_NQD.contiguous(),
+            hidden,
+            *blocks,
+            rstd_NQ,
+            hidden.stride(0),
+            rows,
+            queries,
+            dim,
+            SPLITS=splits,
+            ROWS=WEIGHT_ROWS,
+            COLUMNS=WEIGHT_COLUMNS,
+        )
+    return parts.sum(0).to(norm_weight.dtype)
+
+
+def _row_options(dim: int) -> dict[str, int]:
+    """Of kernels that hold a whole row: 16 numbers a thread where the row has 4096 of them or more."""
+    block = triton.next_power_of_2(dim)
+    return {"BLOCK": block, "num_warps": min(16, max(1, block // 512))}

@@ -1,0 +1,232 @@
+"""The operators: Triton where it runs, the reference elsewhere, and the gradients of both.
+
+R rows of hidden states, N images, Q dream queries, D language width, C context width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.library import custom_op
+from torch.utils.flop_counter import register_flop_formula
+
+from dreamkit.kernels import usable
+from dreamkit.kernels.query_projection import reference
+
+_BLOCKS = "Tensor hidden_RD, Tensor base_N, Tensor? drop_N, Tensor? unconditional"
+_NORM = "SymInt queries, Tensor norm_weight, float eps, float offset"
+
+
+@custom_op(
+    "dreamkit::query_states",
+    mutates_args=(),
+    schema=f"({_BLOCKS}, {_NORM}, ScalarType dtype) -> (Tensor, Tensor)",
+)
+def query_states(
+    hidden_RD: Tensor,
+    base_N: Tensor,
+    drop_N: Tensor | None,
+    unconditional: Tensor | None,
+    queries: int,
+    norm_weight: Tensor,
+    eps: float,
+    offset: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The normed rows of each image (N, Q, D) in `dtype`, and 1 / rms of each (N, Q), which has no gradient."""
+    if usable(hidden_RD):
+        from dreamkit.kernels.query_projection import norm
+        from dreamkit.kernels.query_projection.blocks import Blocks
+
+        blocks = Blocks(base_N, drop_N, unconditional)
+        return norm.query_states(hidden_RD, blocks, queries, norm_weight, eps, offset, dtype)
+    rows_NQ = reference.rows_of(base_N, drop_N, unconditional, queries)
+    return reference.query_states(hidden_RD, rows_NQ, norm_weight, eps, offset, dtype)
+
+
+@query_states.register_fake
+def _(
+    hidden_RD: Tensor,
+    base_N: Tensor,
+    drop_N: Tensor | None,
+    unconditional: Tensor | None,
+    queries: int,
+    norm_weight: Tensor,
+    eps: float,
+    offset: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    images, wide = base_N.shape[0], torch.promote_types(hidden_RD.dtype, torch.float32)
+    states = hidden_RD.new_empty(images, queries, hidden_RD.shape[1], dtype=dtype)
+    return states, hidden_RD.new_empty(images, queries, dtype=wide)
+
+
+@custom_op(
+    "dreamkit::query_states_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad_NQD, {_BLOCKS}, Tensor norm_weight, Tensor rstd_NQ, float offset, bool for_hidden, "
+    "bool for_weight) -> (Tensor, Tensor)",
+)
+def query_states_backward(
+    grad_NQD: Tensor,
+    hidden_RD: Tensor,
+    base_N: Tensor,
+    drop_N: Tensor | None,
+    unconditional: Tensor | None,
+    norm_weight: Tensor,
+    rstd_NQ: Tensor,
+    offset: float,
+    for_hidden: bool,
+    for_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the hidden states (R, D) and of the norm's weight (D,); what is not asked for is empty."""
+    hidden, weight = hidden_RD.new_empty(0), norm_weight.new_empty(0)
+    if usable(hidden_RD):
+        from dreamkit.kernels.query_projection import norm
+        from dreamkit.kernels.query_projection.blocks import Blocks
+
+        blocks = Blocks(base_N, drop_N, unconditional)
+        if for_hidden:
+            hidden = norm.hidden_gradient(grad_NQD, hidden_RD, blocks, norm_weight, rstd_NQ, offset)
+        if for_weight:
+            weight = norm.norm_weight_gradient(grad_NQD, hidden_RD, blocks, norm_weight, rstd_NQ)
+        return hidden, weight
+    rows_NQ = reference.rows_of(base_N, drop_N, unconditional, grad_NQD.shape[1])
+    if for_hidden:
+        hidden = reference.hidden_gradient(grad_NQD, hidden_RD, rows_NQ, norm_weight, rstd_NQ, offset)
+    if for_weight:
+        weight = reference.norm_weight_gradient(grad_NQD, hidden_RD, rows_NQ, norm_weight, rstd_NQ)
+    return hidden, weight
+
+
+@query_states_backward.register_fake
+def _(
+    grad_NQD: Tensor,
+    hidden_RD: Tensor,
+    base_N: Tensor,
+    drop_N: Tensor | None,
+    unconditional: Tensor | None,
+    norm_weight: Tensor,
+    rstd_NQ: Tensor,
+    offset: float,
+    for_hidden: bool,
+    for_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    hidden = hidden_RD.new_empty(hidden_RD.shape if for_hidden else 0)
+    return hidden, norm_weight.new_empty(norm_weight.shape if for_weight else 0)
+
+
+@custom_op(
+    "dreamkit::query_projection",
+    mutates_args=(),
+    schema=f"({_BLOCKS}, {_NORM}, Tensor weight, Tensor? bias) -> (Tensor, Tensor)",
+)
+def query_projection(
+    hidden_RD: Tensor,
+    base_N: Tensor,
+    drop_N: Tensor | None,
+    unconditional: Tensor | None,
+    queries: int,
+    norm_weight: Tensor,
+    eps: float,
+    offset: float,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """One dense layer of the normed rows, (N, Q, C) in `weight`'s dtype, and 1 / rms of each row as `query_states`."""
+    if usable(hidden_RD):
+        from dreamkit.kernels.query_projection import projection
+        from dreamkit.kernels.query_projection.blocks import Blocks
+
+        blocks = Blocks(base_N, drop_N, unconditional)
+        return projection.query_projection(hidden_RD, blocks, queries, norm_weight, eps, offset, weight, bias)
+    rows_NQ = reference.rows_of(base_N, drop_N, unconditional, queries)
+    states, rstd = reference.query_states(hidden_RD, rows_NQ, norm_weight, eps, offset, weight.dtype)
+    return F.linear(states, weight, bias), rstd
+
+
+@query_projection.register_fake
+def _(
+    hidden_RD: Tensor,
+    base_N: Tensor,
+    drop_N: Tensor | None,
+    unconditional: Tensor | None,
+    queries: int,
+    norm_weight: Tensor,
+    eps: float,
+    offset: float,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    images, wide = base_N.shape[0], torch.promote_types(hidden_RD.dtype, torch.float32)
+    context = weight.new_empty(images, queries, weight.shape[0])
+    return context, hidden_RD.new_empty(images, queries, dtype=wide)
+
+
+@register_flop_formula(torch.ops.dreamkit.query_projection)
+def _flops(
+    hidden: Any,
+    base: Any,
+    drop: Any,
+    unconditional: Any,
+    queries: int,
+    norm: Any,
+    eps: float,
+    offset: float,
+    weight: Any,
+    bias: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> int:
+    """Of the product: two a multiplication."""
+    return 2 * base[0] * queries * weight[0] * weight[1]
+
+
+def _keep_states(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *blocks, _, norm_weight, _, ctx.offset, _ = inputs
+    ctx.save_for_backward(*blocks, norm_weight, output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _states_gradients(ctx: Any, grad_NQD: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    *blocks, norm_weight, rstd = ctx.saved_tensors
+    hidden, weight = _norm_gradients(ctx, grad_NQD, blocks, norm_weight, rstd)
+    return hidden, None, None, None, None, weight, None, None, None
+
+
+def _norm_gradients(
+    ctx: Any, grad_NQD: Tensor, blocks: list[Any], norm_weight: Tensor, rstd: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    for_hidden, for_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[5]
+    hidden, weight = query_states_backward(
+        grad_NQD, *blocks, norm_weight, rstd, ctx.offset, for_hidden, for_weight
+    )
+    return hidden if for_hidden else None, weight if for_weight else None
+
+
+def _keep_projection(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *blocks, ctx.queries, norm_weight, ctx.eps, ctx.offset, weight, _ = inputs
+    ctx.save_for_backward(*blocks, norm_weight, weight, output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _projection_gradients(ctx: Any, grad_NQC: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Products of torch's around the norm's gradients; the normed rows are computed again where the matrix learns."""
+    *blocks, norm_weight, weight, rstd = ctx.saved_tensors
+    grad_MC = grad_NQC.flatten(0, 1)
+    hidden = norm = matrix = bias = None
+    if ctx.needs_input_grad[8]:
+        states, _ = query_states(*blocks, ctx.queries, norm_weight, ctx.eps, ctx.offset, weight.dtype)
+        matrix = grad_MC.t() @ states.flatten(0, 1)
+    if ctx.needs_input_grad[9]:
+        bias = grad_MC.sum(0)
+    if ctx.needs_input_grad[0] or ctx.needs_input_grad[5]:
+        hidden, norm = _norm_gradients(ctx, grad_NQC @ weight, blocks, norm_weight, rstd)
+    return hidden, None, None, None, None, norm, None, None, matrix, bias
+
+
+query_states.register_autograd(_states_gradients, setup_context=_keep_states)
+query_projection.register_autograd(_projection_gradients, setup_context=_keep_projection)

@@ -1,0 +1,51 @@
+"""What the kernels compute, in plain PyTorch.
+
+R rows of hidden states, N images, Q dream queries, D language width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rows_of(base_N: Tensor, drop_N: Tensor | None, unconditional: Tensor | None, queries: int) -> Tensor:
+    """The rows (N, Q) of each image's queries: from its base on, or the unconditional ones where it is dropped."""
+    if drop_N is not None:
+        assert unconditional is not None
+        base_N = torch.where(drop_N, unconditional, base_N)
+    return base_N[:, None] + torch.arange(queries, device=base_N.device)
+
+
+def query_states(
+    hidden_RD: Tensor, rows_NQ: Tensor, norm_weight: Tensor, eps: float, offset: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The normed rows (N, Q, D), rounded once, to `dtype`; and 1 / rms of each (N, Q), in float32 at least."""
+    x = _wide(hidden_RD[rows_NQ])
+    rstd = torch.rsqrt(x.square().mean(-1) + eps)
+    return (x * rstd[..., None] * (offset + norm_weight.to(x.dtype))).to(dtype), rstd
+
+
+def hidden_gradient(
+    grad_NQD: Tensor, hidden_RD: Tensor, rows_NQ: Tensor, norm_weight: Tensor, rstd_NQ: Tensor, offset: float
+) -> Tensor:
+    """The gradient (R, D) of the hidden states; rows that several images have are summed in a fixed order."""
+    states = _wide(hidden_RD[rows_NQ]) * rstd_NQ[..., None]
+    grad = grad_NQD.to(states.dtype) * (offset + norm_weight.to(states.dtype))
+    grad = rstd_NQ[..., None] * (grad - states * (grad * states).mean(-1, keepdim=True))
+    # torch's scatter that sorts and uses no atomics
+    count = hidden_RD.shape[0]
+    sums = torch.ops.aten.embedding_dense_backward(grad.flatten(0, 1), rows_NQ.flatten(), count, -1, False)
+    return sums.to(hidden_RD.dtype)
+
+
+def norm_weight_gradient(
+    grad_NQD: Tensor, hidden_RD: Tensor, rows_NQ: Tensor, norm_weight: Tensor, rstd_NQ: Tensor
+) -> Tensor:
+    """The gradient (D,) of the norm's weight."""
+    states = _wide(hidden_RD[rows_NQ]) * rstd_NQ[..., None]
+    return (grad_NQD.to(states.dtype) * states).sum((0, 1)).to(norm_weight.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
