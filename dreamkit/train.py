@@ -90,8 +90,7 @@ def train(
     if cache is not None:
         _show(cache)
     if recipe.train.gradient_checkpointing:
-        for part in model.parts().values():
-            part.enable_gradient_checkpointing()
+        model.enable_gradient_checkpointing()
     if datasets is None:
         datasets = [registry.get("dataset", section.name)(section.config) for section in recipe.data]
     weights = [section.weight for section in recipe.data]

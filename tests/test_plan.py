@@ -113,8 +113,8 @@ def test_flops_are_those_that_torch_counts_in_a_real_step(checkpointing: bool) -
     model = build(planned, REGISTRY)
     model.set_trainable(ALL)
     model.train()
-    for part in model.parts().values() if checkpointing else ():
-        part.enable_gradient_checkpointing()
+    if checkpointing:
+        model.enable_gradient_checkpointing()
     # torch counts attention on a CPU in its plain form alone, which has one product less: the fused one computes the
     # scores again in the backward pass
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -165,7 +165,7 @@ def test_without_anything_to_train_there_is_no_plan() -> None:
 
 
 def test_parts_that_cannot_recompute_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    planned = alive.recipe({"trainable": ALL, "gradient_checkpointing": True})
+    planned = alive.recipe({"trainable": [*ALL, "vision_encoder"], "gradient_checkpointing": True})
     assert plan(planned, REGISTRY).unchecked == ()
     clip = REGISTRY.get("vision_encoder", "clip")
     from dreamkit.interfaces import Part
@@ -174,6 +174,8 @@ def test_parts_that_cannot_recompute_are_named(monkeypatch: pytest.MonkeyPatch) 
         if cls is not Part and "enable_gradient_checkpointing" in vars(cls):
             monkeypatch.delattr(cls, "enable_gradient_checkpointing")
     assert plan(planned, REGISTRY).unchecked == ("vision_encoder",)
+    frozen = alive.recipe({"trainable": ALL, "gradient_checkpointing": True})
+    assert plan(frozen, REGISTRY).unchecked == ()  # nothing of it would be recomputed
 
 
 def test_a_part_that_does_not_tell_its_size_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,8 +34,8 @@ class Plan:
     """What a step of a recipe takes, on each of `processes` devices.
 
     `images` of each document are drawn and read; a row has room for `most_images`. `rows` counts what a batch is
-    completed by too. `unchecked` are parts with a source that cannot recompute their activations. `flops` are those
-    of one device.
+    completed by too. `unchecked` are parts with a source that a gradient passes through, and that cannot recompute
+    their activations. `flops` are those of one device.
     """
 
     chain: tuple[tuple[Step, ...], ...]
@@ -79,7 +79,8 @@ def plan(
     model.train()
     unchecked: tuple[str, ...] = ()
     if recipe.train.gradient_checkpointing:
-        unchecked = _enable_checkpointing(model)
+        model.enable_gradient_checkpointing()
+        unchecked = _unchecked(model)
     batch = full_batch(model, recipe, images)
     rows, length = batch.input_ids_BT.shape
     sequencer = model.sequencer(recipe.train.max_length)
@@ -100,13 +101,14 @@ def plan(
     )
 
 
-def _enable_checkpointing(model: DreamModel) -> tuple[str, ...]:
-    """Returns the parts with a source that know of none."""
-    parts = model.parts()
-    for part in parts.values():
-        part.enable_gradient_checkpointing()
-    none = Part.enable_gradient_checkpointing
-    return tuple(name for name in WITH_SOURCE if type(parts[name]).enable_gradient_checkpointing is none)
+def _unchecked(model: DreamModel) -> tuple[str, ...]:
+    """The parts with a source that a gradient passes through, and that know of no checkpointing."""
+    reached, none = model.reached_parts(), Part.enable_gradient_checkpointing
+    return tuple(
+        name
+        for name in WITH_SOURCE
+        if name in reached and type(reached[name]).enable_gradient_checkpointing is none
+    )
 
 
 def _sizes(model: DreamModel, recipe: Recipe) -> tuple[PartSize, ...]:
