@@ -43,8 +43,14 @@ SHARD_BYTES = 512 * 2**20
 DOCUMENTS, PICTURES = 8, 32  # looked through, and computed, at a time
 PIXELS = "pixels"  # of what is preprocessed, the tensor that is computed from
 
-
 OnProgress: TypeAlias = Callable[[CachingProgress], None]
+
+
+class Made(NamedTuple):
+    """The manifest of a cache, and of each table that it was not asked to leave out and yet lacks, why."""
+
+    manifest: CacheManifest
+    reasons: dict[Table, str]
 
 
 def make_cache(
@@ -57,7 +63,7 @@ def make_cache(
     datasets: Sequence[Dataset] | None = None,
     shard_bytes: int = SHARD_BYTES,
     on_progress: OnProgress = lambda progress: None,
-) -> CacheManifest:
+) -> Made:
     """Writes to the folder `out`, whole or not at all, what the frozen parts of `recipe` make of its pictures.
 
     These are the tables that can be made, or the one named by `only`. `model` and `datasets` stand in for those of the
@@ -79,7 +85,8 @@ def make_cache(
         if recipe.init is not None:
             load_weights(model, recipe.init)
     model.set_trainable(recipe.train.trainable)
-    makers = {table: maker(model, recipe, table) for table in _tables(model, only)}
+    reasons = _reasons(model, only)
+    makers = {table: maker(model, recipe, table) for table in reasons if reasons[table] is None}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()
     partial = folders.begin(out)
@@ -95,11 +102,11 @@ def make_cache(
         folders.commit(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return manifest
+    return Made(manifest, {table: reason for table, reason in reasons.items() if reason is not None})
 
 
-def _tables(model: DreamModel, only: str | None) -> list[Table]:
-    """The tables to make.
+def _reasons(model: DreamModel, only: str | None) -> dict[Table, str | None]:
+    """The tables that are asked for, and why one cannot be made.
 
     Raises:
         CacheError: there is none.
@@ -107,11 +114,10 @@ def _tables(model: DreamModel, only: str | None) -> list[Table]:
     if only not in (None, *TABLES):
         raise CacheError(f"'{only}' found, but one of these is to be cached: {', '.join(TABLES)}")
     reasons = {table: why_not(model, table) for table in TABLES if only in (None, table)}
-    made = [table for table, reason in reasons.items() if reason is None]
-    if not made:
+    if None not in reasons.values():
         listed = "".join(f"\n  {table}: {reason}" for table, reason in reasons.items())
         raise CacheError(f"nothing here can be computed once and for all:{listed}")
-    return made
+    return reasons
 
 
 def _fill(

@@ -123,7 +123,7 @@ def train(
 
 def _show(report: LoadReport | Cache) -> None:
     if is_main():
-        Console(stderr=True).print(report)
+        Console(stderr=True).print(report, soft_wrap=isinstance(report, Cache))
 
 
 def _resume_points(out: Path) -> list[Path]:

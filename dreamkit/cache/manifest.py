@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from dreamkit.manifest import misfits, read_json
 
 FORMAT = 1
 MANIFEST = "cache.json"
-REMEDY: Final = "make it anew from the recipe that is trained: dreamkit cache RECIPE --out FOLDER"
 
 Table: TypeAlias = Literal["features", "latents"]
 TABLES: Final[tuple[Table, ...]] = get_args(Table)
@@ -74,14 +74,14 @@ class CacheManifest:
             found = "there is no such folder"
             if folder.exists():
                 found = f"it has no {MANIFEST}" if folder.is_dir() else "it is a file"
-            raise CacheError(f"{folder} is not a cache: {found}; {REMEDY}")
+            raise CacheError(f"{folder} is not a cache: {found}; {remedy(folder)}")
         data = read_json(path, FORMAT, CacheError)
         problems = [*misfits(data, get_type_hints(cls))]
         if not problems:
             manifest = cls(**data)
             problems = [*manifest._contradictions()]
         if problems:
-            raise CacheError(_damaged(path, problems))
+            raise CacheError(_damaged(folder, MANIFEST, problems))
         return manifest
 
     def verify(self, folder: Path, files: Sequence[str]) -> None:
@@ -91,7 +91,7 @@ class CacheManifest:
             CacheError: one is missing, cut short or changed; all of them are named.
         """
         if problems := damaged_files(folder, {name: self.files[name] for name in files}):
-            raise CacheError(_damaged(folder, problems))
+            raise CacheError(_damaged(folder, "", problems))
 
     def _contradictions(self) -> Iterator[str]:
         if not self.tables:
@@ -139,6 +139,11 @@ def _short(value: Any) -> str:
     return f"{value:.16}..." if isinstance(value, str) and len(value) == 64 else str(value)
 
 
-def _damaged(where: Path, problems: list[str]) -> str:
+def remedy(folder: Path) -> str:
+    """What to do about a cache that does not fit."""
+    return f"make it anew from the recipe that is trained: dreamkit cache RECIPE --out {shlex.quote(str(folder))}"
+
+
+def _damaged(folder: Path, file: str, problems: list[str]) -> str:
     listed = "\n".join(f"  {problem}" for problem in problems)
-    return f"{where}: the cache is damaged; {REMEDY}:\n{listed}"
+    return f"{folder / file}: the cache is damaged; {remedy(folder)}\n{listed}"

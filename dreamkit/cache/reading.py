@@ -13,7 +13,7 @@ from torch import Tensor
 from dreamkit.batch import Moments
 from dreamkit.cache.keys import picture_key
 from dreamkit.cache.maker import maker, why_not
-from dreamkit.cache.manifest import MADE_BY, REMEDY, CacheManifest, differing, shard_name
+from dreamkit.cache.manifest import MADE_BY, CacheManifest, differing, remedy, shard_name
 from dreamkit.cache.shards import Shards
 from dreamkit.distributed import share
 from dreamkit.errors import CacheError, RecipeProblem
@@ -75,7 +75,7 @@ class Cache(Tables):
             if place is None:
                 raise CacheError(
                     f"{name}: the cache {self.folder} has no {table} of one of its pictures ({picture.width} x "
-                    f"{picture.height}, {picture.mode}), so it is of other data; {REMEDY}"
+                    f"{picture.height}, {picture.mode}), so it is of other data; {remedy(self.folder)}"
                 )
             places.append(place)
         return self.shards[table].rows(places)
@@ -102,22 +102,21 @@ def cache_problems(recipe: Recipe) -> list[RecipeProblem]:
     if not recipe.train or recipe.train.cache is None:
         return []
     try:
-        manifest = CacheManifest.read(Path(recipe.train.cache))
-        messages = [*_unlike(recipe, manifest)]
+        messages = [*_unlike(recipe, Path(recipe.train.cache))]
     except CacheError as error:
         messages = [str(error)]
     return [RecipeProblem(recipe.place(KEY), KEY, message) for message in messages]
 
 
-def _unlike(recipe: Recipe, manifest: CacheManifest) -> Iterator[str]:
+def _unlike(recipe: Recipe, folder: Path) -> Iterator[str]:
     """What the recipe says otherwise than a cache."""
-    for table, record in manifest.tables.items():
+    for table, record in CacheManifest.read(folder).tables.items():
         part = MADE_BY[table]
         section, adapters = getattr(recipe.model, part, None), getattr(recipe.model, "adapters", None)
         if section is not None and section.config is not None:
             here = {"part": plain(section), "precision": recipe.train.precision}
             for line in differing(table, record["maker"], here):
-                yield f"{line}; {REMEDY}"
+                yield f"{line}; {remedy(folder)}"
         learning = {*(recipe.train.trainable or ()), *(adapter.target for adapter in adapters or ())}
         if table == "features" and part in learning:
             yield (
@@ -145,6 +144,6 @@ def open_cache(recipe: Recipe, model: DreamModel) -> Cache | None:
         problems += [f"  {table}: {line}" for line in lines]
     if problems:
         listed = "\n".join(problems)
-        raise CacheError(f"{folder} does not fit this training; {REMEDY}:\n{listed}")
+        raise CacheError(f"{folder} does not fit this training; {remedy(folder)}\n{listed}")
     manifest.verify(folder, share(sorted(manifest.files)))
     return Cache(folder, manifest)

@@ -77,7 +77,9 @@ def cache(
     if folder is None:
         raise DreamkitError("nothing says where to write the cache; add --out FOLDER, or set train.cache")
     with caching_bar() as show:
-        made = make_cache(loaded, registry, folder, only=only, on_progress=show)
+        made, reasons = make_cache(loaded, registry, folder, only=only, on_progress=show)
+    for left_out, reason in reasons.items():
+        typer.echo(f"no {left_out}: {reason}", err=True)
     for table, record in made.tables.items():
         size = sum(made.files[shard_name(table, number)]["size"] for number in range(record["shards"]))
         typer.echo(f"{table} of {record['pictures']} pictures, {decimal(size)}")
