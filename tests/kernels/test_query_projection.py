@@ -25,6 +25,7 @@ from triton_cpu import AMPERE, HOPPER, compiled, interpreted, recorded
 PACKAGE = "dreamkit.kernels.query_projection."
 KERNELS = tuple(PACKAGE + name for name in ("blocks", "norm", "projection"))
 EPS = 1e-5
+WIDE = st.integers(8, 40)  # so wide that the norm's gradient does not cancel in float32
 
 
 class Case(NamedTuple):
@@ -156,7 +157,7 @@ def case(
     ).to(dtype)
 
 
-def cases(**fixed: Any) -> st.SearchStrategy[Case]:
+def cases(**fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
     drawn = {
         "images": st.integers(0, 3),
         "queries": st.integers(1, 5),
@@ -169,18 +170,17 @@ def cases(**fixed: Any) -> st.SearchStrategy[Case]:
             name: st.booleans()
             for name in ("bias", "second", "pooled", "drop", "twice", "strided", "batched")
         },
-        **{name: st.just(value) for name, value in fixed.items()},
+        **fixed,
     }
     return st.builds(case, **drawn)
 
 
-def check(given: Case, wanted: Case) -> None:
-    found, expected = given.computed(), wanted.by_modules()
+def check(given: Case) -> None:
+    found, expected = given.computed(), given.by_modules()
     assert [out.shape for out in found] == [out.shape for out in expected]
     assert [out.dtype for out in found] == [out.dtype for out in expected]
-    # float32's gradients cancel, so it is compared with float64 in norm
     for own, other in zip(
-        [*found, *given.gradients(found)], [*expected, *wanted.gradients(expected)], strict=True
+        [*found, *given.gradients(found)], [*expected, *given.gradients(expected)], strict=True
     ):
         assert error(own, other) < (1e-10 if own.dtype == torch.float64 else 1e-5)
 
@@ -196,22 +196,21 @@ def error(found: Tensor, wanted: Tensor) -> float:
 @given(cases())
 def test_the_kernels_are_what_the_modules_compute(given: Case) -> None:
     with interpreted(*KERNELS) as launches:
-        check(given, given)
+        check(given)
     assert given.base.numel() or not launches
 
 
 @settings(max_examples=10, deadline=None)
-@given(cases(dtype=torch.float32))
+@given(cases(dtype=st.just(torch.float32), dim=WIDE))
 def test_the_kernels_in_float32(given: Case) -> None:
     with interpreted(*KERNELS):
-        check(given, given)
+        check(given)
 
 
 @settings(max_examples=40, deadline=None)
-@given(cases(dtype=torch.float64), st.sampled_from([torch.float32, torch.float64]))
-def test_the_reference_is_what_the_modules_compute(given: Case, dtype: torch.dtype) -> None:
-    given = given.to(dtype)
-    check(given, given)
+@given(cases() | cases(dtype=st.just(torch.float32), dim=WIDE))
+def test_the_reference_is_what_the_modules_compute(given: Case) -> None:
+    check(given)
 
 
 @pytest.mark.parametrize("images", [1, 4])
@@ -224,7 +223,7 @@ def test_dropped_images_share_one_block(images: int, drop: bool) -> None:
         with context:
             (out,) = given.computed()
             (grad,) = torch.autograd.grad(out.square().sum(), given.hidden)
-        assert torch.equal(out, out[:1].expand_as(out)) is (drop or images == 1)
+        assert (error(out[:1].expand_as(out), out) < 1e-12) is (drop or images == 1)
         used = set(grad.abs().sum(1).nonzero().flatten().tolist())
         bases = [given.unconditional] if drop else given.base
         assert used == {int(base) + query for base in bases for query in range(3)}
@@ -259,7 +258,7 @@ def test_the_sum_over_the_width_is_split() -> None:
     for dtype in (torch.float32, torch.float64):
         given = case(2, 3, 32 * 9 + 5, 33, dtype=dtype, strided=True, drop=True)
         with interpreted(*KERNELS) as launches:
-            check(given, given)
+            check(given)
         assert launches[0].arguments["SPLITS"] > 1 and launches[1].name == "finish"
 
 
@@ -267,7 +266,7 @@ def test_more_rows_than_a_program_takes() -> None:
     """Of the product, and of the sum for the norm's weight, whose parts are uneven."""
     given = case(5, 15, 3, 35, drop=True, twice=True)
     with interpreted(*KERNELS):
-        check(given, given)
+        check(given)
 
 
 @pytest.mark.parametrize("triton", [True, False])
@@ -285,6 +284,7 @@ def test_gradients_are_those_of_small_differences(shape: dict[str, Any], triton:
         assert torch.autograd.gradcheck(computed, given.leaves(), fast_mode=True)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
 @pytest.mark.parametrize("drop", [True, False])
 def test_the_operators_are_registered_soundly(drop: bool) -> None:
     given = case(drop=drop, dtype=torch.float32)
@@ -360,7 +360,7 @@ def test_which_path_is_taken() -> None:
 
 
 def meta(*shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty(*shape, dtype=dtype, device="meta")
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 @pytest.mark.parametrize("capability", [AMPERE, HOPPER])

@@ -191,7 +191,9 @@ def _keep_states(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
     ctx.set_materialize_grads(False)
 
 
-def _states_gradients(ctx: Any, grad_NQD: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _states_gradients(ctx: Any, grad_NQD: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_NQD is None:
+        return (None,) * 9
     *blocks, norm_weight, rstd = ctx.saved_tensors
     hidden, weight = _norm_gradients(ctx, grad_NQD, blocks, norm_weight, rstd)
     return hidden, None, None, None, None, weight, None, None, None
@@ -213,8 +215,10 @@ def _keep_projection(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Te
     ctx.set_materialize_grads(False)
 
 
-def _projection_gradients(ctx: Any, grad_NQC: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _projection_gradients(ctx: Any, grad_NQC: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     """Products of torch's around the norm's gradients; the normed rows are computed again where the matrix learns."""
+    if grad_NQC is None:
+        return (None,) * 10
     *blocks, norm_weight, weight, rstd = ctx.saved_tensors
     grad_MC = grad_NQC.flatten(0, 1)
     hidden = norm = matrix = bias = None
