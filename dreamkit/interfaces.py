@@ -202,7 +202,10 @@ class LanguageModel(PretrainedPart):
 
     @abstractmethod
     def head(self) -> Head:
-        """The head's weights, rows of added tokens included."""
+        """The head's own weights, rows of added tokens included; an adapter of the head is in `logits` alone.
+
+        The loss is computed from `logits`, some rows at a time, which may therefore be anything.
+        """
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Normed hidden states (..., D) -> logits (..., vocabulary)."""

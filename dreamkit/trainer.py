@@ -66,7 +66,9 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         save_strategy="steps" if section.save_every else "no",
         save_steps=section.save_every or 1,
         dataloader_num_workers=section.workers,
+        # a batch goes to the device while the host goes on
         dataloader_pin_memory=torch.cuda.is_available(),
+        accelerator_config={"non_blocking": torch.cuda.is_available()},
         use_cpu=not torch.cuda.is_available(),
         remove_unused_columns=False,
         disable_tqdm=True,

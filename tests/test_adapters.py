@@ -13,6 +13,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -355,6 +356,22 @@ def test_gradients_are_the_same_with_gradient_checkpointing() -> None:
     plain, recomputed = gradients(False), gradients(True)
     assert recomputed.keys() == plain.keys()
     close(recomputed, plain, 1e-5)
+
+
+def test_the_loss_of_an_adapted_head_is_that_of_its_logits() -> None:
+    model = built(tiny.recipe(**{"model.adapters": [{"target": "language_model", "modules": ["lm_head"]}]}))
+    model.set_trainable(["dream_queries"])
+    disturb(model)
+    batch, part = a_batch(model), model.language_model
+    hidden = torch.randn(batch.input_ids_BT.numel(), part.spec.dim)
+    rows = part.final_norm(hidden[batch.label_rows_L])
+    wanted = F.cross_entropy(part.logits(rows), batch.label_ids_L, reduction="none")
+    assert differs(F.cross_entropy(F.linear(rows, part.head().weight), batch.label_ids_L), wanted.mean())
+    found = model.label_losses(hidden, batch)
+    torch.testing.assert_close(found.by_row, wanted)
+    adapted = [p for name, p in part.named_parameters() if is_adapter(name)]
+    expected = torch.autograd.grad((wanted * batch.label_weight_L).sum(), adapted)
+    torch.testing.assert_close(torch.autograd.grad(found.total, adapted), expected)
 
 
 def test_an_adapter_that_would_count_otherwise_is_refused(tmp_path: Path) -> None:

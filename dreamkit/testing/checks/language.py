@@ -210,7 +210,7 @@ def _gradients(embeds: Tensor, trained: list[Tensor]) -> tuple[Tensor, ...]:
 def head_agrees(subject: LanguageSubject, rows: int, seed: int) -> None:
     """`head()` gives the weights that `logits` uses, rows of added tokens included.
 
-    The fused loss, which computes from the weights, is the loss of the model.
+    Whoever computes words from the weights gets those of the model.
     """
     part, hidden = subject.part, _embeds(subject, rows, 1, seed)[:, 0]
     subject.doing = f"logits(hidden of shape {tuple(hidden.shape)})"

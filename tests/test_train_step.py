@@ -1,0 +1,194 @@
+"""A training step never makes the host wait for the device: no copy back, and none there but of the batch."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import TrainerCallback
+
+import layouts
+import tiny
+from asking import Asked
+from dreamkit.batch import Batch, Collator
+from dreamkit.build import build
+from dreamkit.model import DreamModel
+from dreamkit.plugins import Registry
+from dreamkit.recipe import Recipe
+from dreamkit.train import train
+from dreamkit.trainer import DreamTrainer
+
+REGISTRY = Registry.load()
+DOCUMENTS = tiny.documents()[:4]  # the fifth is a conversation, too long for the smallest models
+ALL = layouts.TRAINABLE
+LORA = [{"target": name, "rank": 2} for name in ("language_model", "image_decoder")]
+
+
+def miniature(kind: str, name: str, **settings: Any) -> dict[str, Any]:
+    config = REGISTRY.get(kind, name).miniature()
+    given = {key: value for key, value in asdict(config).items() if value is not None}
+    return {"name": name, **given, **settings}
+
+
+def decoder(name: str, **settings: Any) -> dict[str, Any]:
+    return {"model.image_decoder": miniature("image_decoder", name, **settings)}
+
+
+def language(name: str) -> dict[str, Any]:
+    return {"model.language_model": miniature("language_model", name)}
+
+
+FAMILIES = sorted(
+    name
+    for name in REGISTRY.components("language_model")
+    if REGISTRY.get("language_model", name)
+    .spec_from(REGISTRY.get("language_model", name).miniature())
+    .packing
+)
+SNR = decoder("stable-diffusion", snr_gamma=5.0)
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "packed": ({}, {}),
+    "apart": ({"packing": False}, {}),
+    "accumulated": ({"accumulation": 2}, {}),
+    "bfloat16": ({"precision": "bfloat16", "accumulation": 2}, {}),
+    "checkpointing": ({"gradient_checkpointing": True}, {}),
+    "adapters": ({"trainable": ["dream_queries"]}, {"model.adapters": LORA}),
+    "dropped conditions": ({}, {"loss": {"condition_drop": 0.5}}),
+    "min-SNR, bfloat16": ({"precision": "bfloat16"}, SNR),
+    "sdxl": ({}, decoder("sdxl") | {"loss": {"condition_drop": 0.5}}),
+    "sdxl, bfloat16": ({"precision": "bfloat16"}, decoder("sdxl")),
+    "sd3": ({}, decoder("sd3")),
+    "sd3, bfloat16": ({"precision": "bfloat16", "accumulation": 2}, decoder("sd3")),
+    "sana": ({}, decoder("sana")),
+    **{f"{name}": ({}, language(name)) for name in FAMILIES},
+    **{f"{name}, apart": ({"packing": False}, language(name)) for name in FAMILIES},
+}
+
+
+def recipe(variant: str) -> Recipe:
+    settings, changes = VARIANTS[variant]
+    base = {"trainable": ALL, "steps": 4, "batch_size": 3, "learning_rate": 1e-3, "log_every": 2}
+    changed = {"train": base | settings, "data": [{"name": "pairs", "path": "unused"}], **changes}
+    return Recipe.from_dict(tiny.recipe(**changed), REGISTRY, where="tiny")
+
+
+class Watched(TrainerCallback):
+    """Watches from the first batch of a step to what comes after the optimizer; logging may read."""
+
+    def __init__(self, watching: Any) -> None:
+        self.watching, self.stack, self.steps = watching, ExitStack(), 0
+
+    def on_step_begin(self, *args: Any, **named: Any) -> None:
+        self.stack.enter_context(self.watching())
+
+    def on_step_end(self, *args: Any, **named: Any) -> None:
+        self.stack.close()
+        self.steps += 1
+
+
+@contextmanager
+def watched(callback: Watched) -> Iterator[list[DreamTrainer]]:
+    """Adds `callback` to the trainer that is made, and tells it."""
+    made: list[DreamTrainer] = []
+    init = DreamTrainer.__init__
+
+    def with_callback(self: DreamTrainer, *args: Any, **named: Any) -> None:
+        init(self, *args, **named)
+        self.add_callback(callback)
+        made.append(self)
+
+    with patch.object(DreamTrainer, "__init__", with_callback), patch("dreamkit.train.save_checkpoint"):
+        yield made
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_nothing_in_a_step_asks_for_values(variant: str, tmp_path: Path) -> None:
+    def counts_steps(tensor: Tensor) -> bool:
+        """The optimizer's numbers of steps, which torch keeps on the host."""
+        states = made[0].optimizer.state.values()
+        return any(tensor is state.get("step") for state in states)
+
+    asked = Asked(counts_steps)
+    callback = Watched(asked.watching)
+    with watched(callback) as made:
+        train(recipe(variant), REGISTRY, tmp_path / "out", datasets=[layouts.TinyDocuments(DOCUMENTS)])
+    assert callback.steps == 4 and asked.count > 1000
+    assert asked.found == []
+
+
+def on_fake_device(value: Any, fakes: FakeTensorMode) -> Any:
+    """What `.to("cuda")` would make of a module or a batch, but without data."""
+
+    def fake(tensor: Tensor) -> Tensor:
+        meta = tensor.detach().to("meta")
+        return fakes.fake_tensor_converter.from_meta_and_device(fakes, meta, torch.device("cuda:0"))
+
+    if isinstance(value, Batch):
+        moved = {field.name: getattr(value, field.name) for field in fields(value)}
+        for name, each in moved.items():
+            if isinstance(each, Tensor):
+                moved[name] = fake(each)
+            elif isinstance(each, dict):
+                moved[name] = {key: fake(item) for key, item in each.items()}
+        return replace(value, **moved)
+    for module in value.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(fake(parameter), parameter.requires_grad)
+        module._buffers.update({n: fake(b) for n, b in module._buffers.items() if b is not None})
+    return value
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_nothing_is_copied_between_host_and_device_in_a_second_forward_pass(variant: str) -> None:
+    """A table may be brought there in the first one. The device is of tensors without data."""
+    made = recipe(variant)
+    model: DreamModel = build(made, REGISTRY)
+    model.set_trainable(made.train.trainable)
+    collator = Collator(
+        model.sequencer(),
+        model.vision_encoder.preprocess,
+        model.image_decoder.preprocess,
+        packing=made.train.packing,
+        condition_drop=made.loss.condition_drop,
+    )
+    batch = collator(DOCUMENTS)
+    fakes, asked = FakeTensorMode(allow_non_fake_inputs=True), Asked()
+    has_device = {"amp.common.amp_definitely_not_available": False, "is_bf16_supported": True}
+    with ExitStack() as patches:
+        for name, answer in has_device.items():
+            patches.enter_context(patch(f"torch.cuda.{name}", return_value=answer))
+        half = torch.autocast("cuda", torch.bfloat16, enabled=made.train.precision == "bfloat16")
+    batch = on_fake_device(batch, fakes)
+    model = on_fake_device(model, fakes).train()
+    with fakes, half, torch.no_grad():
+        model(batch)
+        with asked:
+            loss = model(batch).loss
+    assert loss.device.type == "cuda" and asked.count > 100
+    assert asked.found == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_nothing_in_a_step_waits_for_the_device(variant: str, tmp_path: Path) -> None:
+    @contextmanager
+    def strict() -> Iterator[None]:
+        if made[0].state.global_step:  # tables are brought there in the first step
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    callback = Watched(strict)
+    with watched(callback) as made:
+        train(recipe(variant), REGISTRY, tmp_path / "out", datasets=[layouts.TinyDocuments(DOCUMENTS)])
+    assert callback.steps == 4
