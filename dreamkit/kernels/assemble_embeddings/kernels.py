@@ -91,14 +91,15 @@ def sum_rows(
     group = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < dim
-    start, end = tl.load(starts + group), tl.load(starts + group + 1)
+    first, end = tl.load(starts + group), tl.load(starts + group + 1)
     total = tl.zeros([BLOCK], dtype=sums.dtype.element_ty)
-    for first in range(start, end, ROWS):
+    while first < end:  # a range of loaded numbers is beyond the interpreter of Triton 3.6
         places = first + tl.arange(0, ROWS)
         row = tl.load(order + places, mask=places < end, other=0)
         mask = (places < end)[:, None] & inside[None, :]
         values = tl.load(rows + row[:, None] * stride + columns[None, :], mask=mask, other=0.0)
         total += tl.sum(values.to(total.dtype), axis=0)
+        first += ROWS
     tl.store(sums + group * dim + columns, total, mask=inside)
 
 
