@@ -70,7 +70,9 @@ def interpreted(*modules: str) -> Iterator[list[Launch]]:
             launches.append(_launch(self.kernel, grid, args, kwargs))
             super().run(*args, grid=grid, warmup=warmup, **kwargs)
 
-    spaces = [import_module(name) for name in modules]  # first: what is imported inside would stay interpreted
+    spaces = [
+        import_module(name) for name in modules
+    ]  # first: what is imported inside would stay interpreted
     with ExitStack() as stack:
         stack.enter_context(triton.knobs.runtime.scope())
         triton.knobs.runtime.interpret = True
@@ -97,7 +99,7 @@ def recorded(*modules: str) -> Iterator[list[Launch]]:
             return lambda *args, **kwargs: launches.append(_launch(self.kernel, grid, args, kwargs))
 
     with ExitStack() as stack:
-        for module in (import_module(name) for name in modules):
+        for module in [import_module(name) for name in modules]:  # all, before one is changed
             stack.enter_context(_restoring(module))
             _replace(module, Recorded)
         stack.enter_context(_kernels_usable())
