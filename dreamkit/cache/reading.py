@@ -62,7 +62,7 @@ class Cache(Tables):
 
     def __str__(self) -> str:
         tables = [
-            f"{table} of {len(shards):,} pictures ({SPARED[table]})" for table, shards in self.shards.items()
+            f"{table} (pictures: {len(shards):,}, {SPARED[table]})" for table, shards in self.shards.items()
         ]
         return f"read from {self.folder}: {', '.join(tables)}"
 

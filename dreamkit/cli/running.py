@@ -82,7 +82,7 @@ def cache(
         typer.echo(f"no {left_out}: {reason}", err=True)
     for table, record in made.tables.items():
         size = sum(made.files[shard_name(table, number)]["size"] for number in range(record["shards"]))
-        typer.echo(f"{table} of {record['pictures']} pictures, {decimal(size)}")
+        typer.echo(f"{table} (pictures: {record['pictures']:,}), {decimal(size)}")
     typer.echo(f"wrote {folder}; train with train.cache={folder}")
 
 

@@ -1,0 +1,403 @@
+"""A training run from a cache is the run without it, and a cache that would make another one is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import caches
+import layouts
+import tiny
+from caches import REGISTRY
+from dreamkit.build import build
+from dreamkit.cache.manifest import CacheManifest
+from dreamkit.cache.reading import Cache, open_cache
+from dreamkit.document import Document, Image, Text
+from dreamkit.errors import CacheError, RecipeError
+from dreamkit.interfaces import ImageDecoder
+from dreamkit.model import DreamModel
+from dreamkit.plan import plan
+from dreamkit.train import TrainResult, train
+from dreamkit_transformers.clip import Clip
+from product.parts import parts
+
+BUILDING = 1  # call of a tower on the meta device, to learn its shapes
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache") / "cache"
+    caches.make(folder, caches.recipe())
+    return folder
+
+
+@pytest.fixture
+def copied(cache: Path, tmp_path: Path) -> Path:
+    """A cache that may be damaged."""
+    return Path(shutil.copytree(cache, tmp_path / "copied"))
+
+
+def model_of(recipe: Any) -> DreamModel:
+    model = build(recipe, REGISTRY)
+    model.set_trainable(recipe.train.trainable)
+    return model
+
+
+def opened(recipe: Any, model: DreamModel | None = None) -> Cache:
+    found = open_cache(recipe, model or model_of(recipe))
+    assert found is not None
+    return found
+
+
+def run(out: Path, recipe: Any, **options: Any) -> TrainResult:
+    options.setdefault("datasets", [layouts.TinyDocuments()])
+    return train(recipe, REGISTRY, out, **options)
+
+
+def losses(result: TrainResult) -> Tensor:
+    """Those that were logged; 0 where a step had none."""
+    return torch.tensor(
+        [[entry[name] or 0.0 for name in ("loss", "lm", "denoising")] for entry in result.log]
+    )
+
+
+class Counted:
+    """How often methods are called, from now on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *methods: tuple[type, str]) -> None:
+        self.calls = {name: 0 for _, name in methods}
+        for cls, name in methods:
+            monkeypatch.setattr(cls, name, self._counting(getattr(cls, name), name))
+
+    def _counting(self, method: Any, name: str) -> Any:
+        def counted(*args: Any, **named: Any) -> Any:
+            self.calls[name] += 1
+            return method(*args, **named)
+
+        return counted
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_from_a_cache_is_training_without_and_runs_no_frozen_part(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    precision: str,
+    workers: int,
+) -> None:
+    settings = {"precision": precision, "workers": workers}
+    caches.make(tmp_path / "cache", caches.recipe(train=settings))
+    counted = Counted(monkeypatch, (Clip, "forward"), (ImageDecoder, "encode"))
+    without = run(tmp_path / "without", caches.recipe(train=settings))
+    assert counted.calls == {"forward": BUILDING + 4, "encode": 4}
+    counted = Counted(monkeypatch, (Clip, "forward"), (ImageDecoder, "encode"))
+    with_it = run(tmp_path / "with", caches.recipe(tmp_path / "cache", train=settings))
+    assert counted.calls == {"forward": BUILDING, "encode": 0}
+    tolerance = 1e-4 if precision == "float32" else 1e-2
+    torch.testing.assert_close(losses(with_it), losses(without), rtol=tolerance, atol=0)
+    said = capsys.readouterr().err
+    assert f"read from {tmp_path / 'cache'}: features (pictures: 7, vision_encoder does not run), " in said
+    assert "latents (pictures: 4, image_decoder does not encode)" in said
+
+
+def test_rows_are_what_the_parts_make(cache: Path) -> None:
+    """Of the latents as diffusers has them; the dummy's pictures are there too."""
+    recipe = caches.recipe(cache)
+    model = model_of(recipe)
+    computed = opened(recipe, model)
+    text = [Document((Text("no picture at all"),))]
+    for documents in (tiny.documents(), text):
+        found, plain = caches.batch(model, computed, documents), caches.batch(model, None, documents)
+        assert found.pixels_NCHW is None and found.targets_MCHW is None and found.extras == plain.extras == {}
+        assert plain.targets_MCHW is not None and found.latent_std_Mchw is not None
+        with torch.no_grad():
+            close(found.features_NVd, model.vision_encoder(plain.pixels_NCHW))
+            posterior = model.image_decoder.vae.encode(plain.targets_MCHW).latent_dist
+        scale = model.image_decoder.vae.config.scaling_factor
+        close(found.latent_mean_Mchw, scale * posterior.mean)
+        close(found.latent_std_Mchw, scale * posterior.std)
+        for other in ("input_ids_BT", "vision_rows_NV", "dream_rows_MQ", "counts"):
+            assert torch.equal(getattr(found, other), getattr(plain, other))
+
+
+def close(found: Tensor | None, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_each_step_draws_other_latents_from_the_posterior(cache: Path) -> None:
+    recipe = caches.recipe(cache)
+    model = model_of(recipe)
+    batch = caches.batch(model, opened(recipe, model))
+    mean, std = batch.latent_mean_Mchw, batch.latent_std_Mchw
+    assert mean is not None and std is not None
+    torch.manual_seed(0)
+    drawn = torch.stack([model.latents(batch) for _ in range(2000)])
+    off = (drawn.mean(0) - mean) / std * 2000**0.5  # unit normal
+    assert off.abs().mean() < 1 and off.square().mean().sub(1).abs() < 0.2
+    torch.testing.assert_close(drawn.std(0) / std, torch.ones_like(std), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder"),
+    [
+        ("clip", "sdxl"),
+        ("siglip", "sana"),
+        ("siglip2", "sd3"),
+        ("dinov2", "stable-diffusion (v)"),
+        ("timm (ViT)", "sdxl"),
+        ("timm (ConvNet)", "sana"),
+    ],
+)
+def test_every_part_can_be_cached(tmp_path: Path, encoder: str, decoder: str) -> None:
+    """Losses with the same noise, of pictures of several shapes; and the extras are those of preprocessing."""
+    every = parts(REGISTRY)
+    sections = {"model.vision_encoder": every["vision_encoder"][encoder]}
+    sections["model.image_decoder"] = every["image_decoder"][decoder]
+    recipe = caches.recipe(tmp_path, **sections)
+    shapes = [(24, 16), (9, 40), (16, 16)]
+    pictures = [tiny.picture(seed, 40).crop((0, 0, *shape)) for seed, shape in enumerate(shapes)]
+    documents = [Document((Text("a"), Image(picture, draw=True)), name="a") for picture in pictures]
+    model = model_of(recipe)
+    caches.make(tmp_path, recipe, documents, model=model)
+    computed = opened(recipe, model)
+    assert (computed.moments([("a", pictures[0])]).std is None) == (decoder == "sana")  # type: ignore[union-attr]
+    model.eval()
+    batches = [caches.batch(model, given, documents) for given in (computed, None)]
+    assert (
+        batches[0].extras.keys() == batches[1].extras.keys() == ({"time_ids"} if decoder == "sdxl" else set())
+    )
+    for name, extra in batches[0].extras.items():
+        assert torch.equal(extra, batches[1].extras[name])
+    found = []
+    for batch in batches:
+        torch.manual_seed(0)  # of latents, noise and timesteps
+        found.append(model(batch))
+    torch.testing.assert_close(found[0].lm, found[1].lm, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[0].denoising, found[1].denoising, rtol=1e-4, atol=1e-5)
+
+
+def test_files_have_a_size_at_most_and_each_picture_is_computed_once(tmp_path: Path) -> None:
+    recipe = caches.recipe(tmp_path / "small")
+    twice = tiny.documents() * 2
+    made = caches.make(tmp_path / "small", recipe, twice, shard_bytes=1000).manifest
+    assert [made.tables[table]["pictures"] for table in ("features", "latents")] == [7, 4]
+    features = [name for name in made.files if name.startswith("features-")]
+    assert len(features) == made.tables["features"]["shards"] == 3  # of 4 x 16 float32 each
+    rows = caches.batch(model_of(recipe), opened(recipe))
+    large = replace(recipe, train=replace(recipe.train, cache=str(tmp_path / "large"), workers=2))
+    caches.make(tmp_path / "large", large, twice)
+    same = caches.batch(model_of(large), opened(large))
+    close(same.features_NVd, rows.features_NVd)  # type: ignore[arg-type]
+    close(same.latent_mean_Mchw, rows.latent_mean_Mchw)  # type: ignore[arg-type]
+
+
+def shaken_vae(recipe: Any) -> DreamModel:
+    model = model_of(recipe)
+    with torch.no_grad():
+        next(model.image_decoder.vae.parameters()).add_(0.1)
+    return model
+
+
+CLIP = tiny.RECIPE["model"]["vision_encoder"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"train": {"seed": 1}},
+            r"features: vision_encoder: weights: \w{16}\.\.\. in the cache, \w{16}\.\.\. now",
+        ),
+        (
+            {"train": {"seed": 1}},
+            r"latents: image_decoder: weights: \w{16}\.\.\. in the cache, \w{16}\.\.\. now",
+        ),
+        ({"model.vision_encoder": {**CLIP, "layer": -1}}, "vision_encoder: layer: -2 in the cache, -1 now"),
+        (
+            {"model.vision_encoder": {**CLIP, "name": "siglip"}},
+            "vision_encoder: name: 'clip' in the cache, 'siglip' now",
+        ),
+        (
+            {"model.image_decoder": {**tiny.RECIPE["model"]["image_decoder"], "image_size": 32}},
+            "image_decoder: image_size: None in the cache, 32 now",
+        ),
+        (
+            {"train": {"precision": "bfloat16"}},
+            "vision_encoder: precision: float32 in the cache, bfloat16 now",
+        ),
+        (
+            {"train": {"trainable": ["vision_encoder"]}},
+            "it holds features, but vision_encoder learns, so that they change; freeze it, or make a cache without",
+        ),
+        (
+            {"model.adapters": [{"target": "vision_encoder", "rank": 2}]},
+            "it holds features, but vision_encoder learns, so that they change",
+        ),
+    ],
+)
+def test_another_maker_is_an_error(cache: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises((CacheError, RecipeError), match=said) as raised:
+        run(tmp_path / "out", caches.recipe(cache, **changes))
+    assert "layer" in said or "learns" in said or f"dreamkit cache RECIPE --out {cache}" in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_preprocessing_is_an_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preprocess = Clip.preprocess
+    monkeypatch.setattr(Clip, "preprocess", lambda self, pictures: preprocess(self, pictures).flip(1))
+    with pytest.raises(
+        CacheError, match=r"features: vision_encoder: preprocess: \w{16}\.\.\. in the cache, \w"
+    ):
+        opened(caches.recipe(cache))
+
+
+def test_latents_outlive_the_training_of_a_network_and_not_of_the_autoencoder(cache: Path) -> None:
+    recipe = caches.recipe(cache, train={"trainable": ["image_decoder", "condition_projector"]})
+    model = model_of(recipe)
+    with torch.no_grad():
+        next(model.image_decoder.unet.parameters()).add_(0.1)
+    opened(recipe, model)
+    with pytest.raises(CacheError, match="latents: image_decoder: weights: ") as raised:
+        opened(recipe, shaken_vae(recipe))
+    assert "features" not in str(raised.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_picture_that_is_missing_is_an_error_that_names_its_document(
+    cache: Path, tmp_path: Path, workers: int
+) -> None:
+    new = [Document((Text("a"), Image(tiny.picture(77, 24), draw=True)), name="a new one")]
+    with pytest.raises(CacheError) as raised:
+        run(
+            tmp_path / "out",
+            caches.recipe(cache, train={"workers": workers}),
+            datasets=[layouts.TinyDocuments(new)],
+        )
+    said = f"a new one: the cache {cache} has no features of one of its pictures (24 x 24, RGB), so it is of other data"
+    assert said in str(raised.value) and f"dreamkit cache RECIPE --out {cache}" in str(raised.value)
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    path = folder / "cache.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def cut(folder: Path) -> None:
+    shard = folder / "features-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+
+
+def flip(folder: Path) -> None:
+    shard = folder / "latents-00000.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            cut,
+            r"copied: the cache is damaged; make it anew .*\n  features-00000.safetensors: \d+ bytes, but \d+ were",
+        ),
+        (flip, "latents-00000.safetensors: its bytes are not those that were written"),
+        (
+            lambda folder: (folder / "features-00000.safetensors").unlink(),
+            "features-00000.safetensors: missing",
+        ),
+        (
+            lambda folder: rewrite(folder, format=99),
+            "format version 99, written by dreamkit .*; install a newer",
+        ),
+        (lambda folder: rewrite(folder, tables=[]), "tables: .* found, but an object is wanted"),
+        (lambda folder: rewrite(folder, tables={}), "tables: none found"),
+        (lambda folder: rewrite(folder, files={}), "files: 0 of 'features' found, but 1 shards"),
+        (
+            lambda folder: (folder / "cache.json").write_text("{"),
+            "not a manifest of dreamkit: JSONDecodeError",
+        ),
+        (lambda folder: (folder / "cache.json").unlink(), "copied is not a cache: it has no cache.json"),
+        (shutil.rmtree, "copied is not a cache: there is no such folder; make it anew"),
+    ],
+)
+def test_a_damaged_cache_is_an_error(copied: Path, tmp_path: Path, damage: Any, said: str) -> None:
+    damage(copied)
+    with pytest.raises((CacheError, RecipeError), match=said):
+        run(tmp_path / "out", caches.recipe(copied))
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_what_is_asked_for_and_frozen_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learning = {"trainable": ["vision_encoder"]}
+    made, reasons = caches.make(tmp_path / "learning", caches.recipe(train=learning))
+    assert [*made.tables] == ["latents"] and reasons.keys() == {"features"}
+    assert "vision_encoder learns (train.trainable and model.adapters)" in reasons["features"]
+    with pytest.raises(CacheError, match=r"computed once and for all:\n  features: vision_encoder learns"):
+        caches.make(tmp_path / "none", caches.recipe(train=learning), only="features")
+    monkeypatch.setattr("dreamkit_diffusers.latent.LatentDecoder.latent_root", None)
+    with pytest.raises(
+        CacheError, match="StableDiffusion does not tell mean and standard deviation of its latents"
+    ):
+        caches.make(tmp_path / "none", caches.recipe(), only="latents")
+    with pytest.raises(
+        CacheError, match="'pixels' found, but one of these is to be cached: features, latents"
+    ):
+        caches.make(tmp_path / "none", caches.recipe(), only="pixels")
+    made, reasons = caches.make(tmp_path / "features", caches.recipe(), only="features")
+    assert [*made.tables] == ["features"] and not reasons
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "learning"]
+    recipe = caches.recipe(tmp_path / "features")
+    batch = caches.batch(model_of(recipe), opened(recipe))
+    assert batch.pixels_NCHW is None and batch.targets_MCHW is not None and batch.latent_mean_Mchw is None
+
+
+class Breaking(layouts.TinyDocuments):
+    def __getitem__(self, index: int) -> Document:
+        if index == 4:
+            raise KeyboardInterrupt
+        return super().__getitem__(index)
+
+
+def test_an_interrupted_cache_leaves_nothing_and_the_one_before(copied: Path) -> None:
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+    for folder in (copied, copied.with_name("new")):
+        with pytest.raises(KeyboardInterrupt):
+            caches.make_cache(caches.recipe(), REGISTRY, folder, datasets=[Breaking()])
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
+    assert [path.name for path in copied.parent.iterdir()] == ["copied"]
+    caches.make(copied, caches.recipe(), tiny.documents()[:1])
+    assert CacheManifest.read(copied).tables["latents"]["pictures"] == 2
+
+
+def test_what_is_no_cache_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(CacheError, match="is not empty, and is not a cache; name another folder by --out"):
+        caches.make(tmp_path, caches.recipe())
+    with pytest.raises(CacheError, match="no documents to cache the pictures of"):
+        caches.make_cache(caches.recipe(), REGISTRY, tmp_path / "new", datasets=[])
+
+
+def test_a_resumed_run_may_take_up_a_cache(cache: Path, tmp_path: Path) -> None:
+    settings = {"save_every": 2}
+    straight = run(tmp_path / "straight", caches.recipe(train=settings))
+    shutil.copytree(tmp_path / "straight/checkpoints/step-2", tmp_path / "resumed/checkpoints/step-2")
+    resumed = run(tmp_path / "resumed", caches.recipe(cache, train=settings), resume=True)
+    assert [entry["step"] for entry in resumed.log] == [3, 4]
+    assert resumed.log[-1]["loss"] == pytest.approx(straight.log[-1]["loss"], rel=1e-4)
+
+
+def test_a_plan_computes_nothing_that_is_read(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without = plan(caches.recipe(), REGISTRY)
+    counted = Counted(monkeypatch, (Clip, "forward"), (ImageDecoder, "encode"))
+    planned = plan(caches.recipe(cache), REGISTRY)
+    assert counted.calls == {"forward": BUILDING, "encode": 0}
+    assert planned.flops < without.flops
+    with pytest.raises(RecipeError, match=r"train\.cache: vision_encoder: layer"):
+        plan(caches.recipe(cache, **{"model.vision_encoder": {**CLIP, "layer": -1}}), REGISTRY)
