@@ -1,6 +1,5 @@
 """A training run from a cache is the run without it, and a cache that would make another one is refused."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ import layouts
 import tiny
 from caches import REGISTRY
 from dreamkit.build import build
-from dreamkit.cache.manifest import CacheManifest
 from dreamkit.cache.reading import Cache, open_cache
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import CacheError, RecipeError
@@ -34,12 +32,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache") / "cache"
     caches.make(folder, caches.recipe())
     return folder
-
-
-@pytest.fixture
-def copied(cache: Path, tmp_path: Path) -> Path:
-    """A cache that may be damaged."""
-    return Path(shutil.copytree(cache, tmp_path / "copied"))
 
 
 def model_of(recipe: Any) -> DreamModel:
@@ -283,57 +275,6 @@ def test_a_picture_that_is_missing_is_an_error_that_names_its_document(
     assert said in str(raised.value) and f"dreamkit cache RECIPE --out {cache}" in str(raised.value)
 
 
-def rewrite(folder: Path, **changes: Any) -> None:
-    path = folder / "cache.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def cut(folder: Path) -> None:
-    shard = folder / "features-00000.safetensors"
-    shard.write_bytes(shard.read_bytes()[:-1])
-
-
-def flip(folder: Path) -> None:
-    shard = folder / "latents-00000.safetensors"
-    data = bytearray(shard.read_bytes())
-    data[-1] ^= 1
-    shard.write_bytes(data)
-
-
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (
-            cut,
-            r"copied: the cache is damaged; make it anew .*\n  features-00000.safetensors: \d+ bytes, but \d+ were",
-        ),
-        (flip, "latents-00000.safetensors: its bytes are not those that were written"),
-        (
-            lambda folder: (folder / "features-00000.safetensors").unlink(),
-            "features-00000.safetensors: missing",
-        ),
-        (
-            lambda folder: rewrite(folder, format=99),
-            "format version 99, written by dreamkit .*; install a newer",
-        ),
-        (lambda folder: rewrite(folder, tables=[]), "tables: .* found, but an object is wanted"),
-        (lambda folder: rewrite(folder, tables={}), "tables: none found"),
-        (lambda folder: rewrite(folder, files={}), "files: 0 of 'features' found, but 1 shards"),
-        (
-            lambda folder: (folder / "cache.json").write_text("{"),
-            "not a manifest of dreamkit: JSONDecodeError",
-        ),
-        (lambda folder: (folder / "cache.json").unlink(), "copied is not a cache: it has no cache.json"),
-        (shutil.rmtree, "copied is not a cache: there is no such folder; make it anew"),
-    ],
-)
-def test_a_damaged_cache_is_an_error(copied: Path, tmp_path: Path, damage: Any, said: str) -> None:
-    damage(copied)
-    with pytest.raises((CacheError, RecipeError), match=said):
-        run(tmp_path / "out", caches.recipe(copied))
-    assert not (tmp_path / "out").exists()
-
-
 def test_only_what_is_asked_for_and_frozen_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learning = {"trainable": ["vision_encoder"]}
     made, reasons = caches.make(tmp_path / "learning", caches.recipe(train=learning))
@@ -356,32 +297,6 @@ def test_only_what_is_asked_for_and_frozen_is_cached(tmp_path: Path, monkeypatch
     recipe = caches.recipe(tmp_path / "features")
     batch = caches.batch(model_of(recipe), opened(recipe))
     assert batch.pixels_NCHW is None and batch.targets_MCHW is not None and batch.latent_mean_Mchw is None
-
-
-class Breaking(layouts.TinyDocuments):
-    def __getitem__(self, index: int) -> Document:
-        if index == 4:
-            raise KeyboardInterrupt
-        return super().__getitem__(index)
-
-
-def test_an_interrupted_cache_leaves_nothing_and_the_one_before(copied: Path) -> None:
-    before = {path.name: path.read_bytes() for path in copied.iterdir()}
-    for folder in (copied, copied.with_name("new")):
-        with pytest.raises(KeyboardInterrupt):
-            caches.make_cache(caches.recipe(), REGISTRY, folder, datasets=[Breaking()])
-    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
-    assert [path.name for path in copied.parent.iterdir()] == ["copied"]
-    caches.make(copied, caches.recipe(), tiny.documents()[:1])
-    assert CacheManifest.read(copied).tables["latents"]["pictures"] == 2
-
-
-def test_what_is_no_cache_is_not_replaced(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(CacheError, match="is not empty, and is not a cache; name another folder by --out"):
-        caches.make(tmp_path, caches.recipe())
-    with pytest.raises(CacheError, match="no documents to cache the pictures of"):
-        caches.make_cache(caches.recipe(), REGISTRY, tmp_path / "new", datasets=[])
 
 
 def test_a_resumed_run_may_take_up_a_cache(cache: Path, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ assert isinstance(GROUP, TyperGroup)
 COMMANDS = GROUP.commands
 
 PUBLIC = [
-    "ChatTemplate",
     "CacheError",
+    "ChatTemplate",
     "CheckpointError",
     "Component",
     "Condition",
