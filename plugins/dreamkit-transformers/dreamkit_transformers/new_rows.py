@@ -101,14 +101,10 @@ class WithNewRows(LanguageModel):
         return torch.where(row[..., None] < 0, known, new)
 
     def embedding(self) -> Embedding | None:
-        base = self.model.get_input_embeddings()
-        # an adapter is another class, and has hooks; what is sharded or quantized is another kind of tensor
-        hooked = base._forward_hooks or base._forward_pre_hooks
-        if (
-            type(base) is not self.plain_embedding
-            or hooked
-            or type(base.weight) not in (nn.Parameter, Tensor)
-        ):
+        base: Any = self.model.get_input_embeddings()
+        # an adapter is another class or a hook; what is sharded or quantized is another kind of tensor
+        told = type(base.weight) in (nn.Parameter, Tensor) and type(base) is self.plain_embedding
+        if not told or base._forward_hooks or base._forward_pre_hooks:
             return None
         added_rows = None if self.new_embed is None else self.new_rows
         scale = self.embed_scale if self.has_scale else None
