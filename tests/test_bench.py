@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreamkit import kernels
 from dreamkit.bench import drawing, stage, step
@@ -38,8 +38,21 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str, of: Any = SECTIONS
     return sections.main("dreamkit.bench", "", of)
 
 
-def test_a_trial_runs_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = command(monkeypatch, "--device", "cpu", "--small", "--out", str(tmp_path))
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+            ],
+        ),
+    ],
+)
+def test_a_trial_runs_everything(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = command(monkeypatch, "--device", device, "--small", "--out", str(tmp_path))
     found = json.loads((tmp_path / "results.json").read_text())
     assert code == 0, [record["problem"] for record in found["records"] if record["failed"]]
     assert {record["ran"] for record in found["records"]} == {True}
@@ -103,6 +116,22 @@ def test_the_real_stage_is_the_shipped_one_at_its_sizes() -> None:
     assert sum(p.numel() for p in model.image_decoder.unet.parameters()) == 859_520_964  # as published
     assert model.vision_encoder.spec.num_tokens == 256 and recipe.model.dream_queries == 64
     assert recipe.train.precision == "bfloat16" and recipe.train.gradient_checkpointing
+
+
+def test_large_matrices_are_filled_on_the_device_alone() -> None:
+    def make() -> nn.Module:
+        made = nn.Sequential(nn.Linear(2048, 1024), nn.LayerNorm(1024), nn.Linear(8, 8))
+        assert made[2].weight.std() > 0.1  # a part may try what is small
+        with torch.no_grad():
+            made[0].weight.fill_(torch.nan)
+            nn.init.normal_(made[0].weight)
+        assert made[0].weight.isnan().all()
+        return made
+
+    first, norm, last = stage.at_random(make, CPU)  # type: ignore[misc]
+    for layer in (first, last):
+        assert 0.01 < layer.weight.std() < 0.03 and not layer.bias.any()
+    assert (norm.weight == 1).all()
 
 
 def test_its_documents_are_always_the_same_and_fit_into_a_row() -> None:

@@ -105,7 +105,7 @@ def test_what_would_end_too_late_is_not_begun() -> None:
     late = bench(deadline=time.monotonic() - 1)
     found = list(measured(late, case({"a": broken, "b": broken})))
     assert [(record.problem, record.failed) for record in found] == [(OUT_OF_TIME, False)] * 2
-    soon = bench(deadline=time.monotonic() + 5, longest={"table": 6.0})
+    soon = bench(deadline=time.monotonic() + 5, longest={"table": 3.0})
     assert not soon.has_time("table") and soon.has_time("another")
 
 
@@ -135,6 +135,25 @@ def test_a_section_that_breaks_leaves_what_was_measured_and_the_next_one_runs(tm
     written = json.loads((tmp_path / "results.json").read_text())
     assert [r["problem"] for r in written["records"] if r["failed"]] == ["OSError: the disk is full"]
     assert written["targets"] == [{"target": "a second", "met": "not judged", "found": "a trial"}]
+
+
+def test_what_does_not_end_is_stopped_and_the_next_section_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dreamkit.kernels.bench.run.GRACE", 0.2)
+
+    def endless(x: Tensor) -> Tensor:
+        time.sleep(60)
+        return x
+
+    def hangs(bench: Bench) -> Iterator[Record]:
+        yield from measured(bench, case({"a": endless}))
+
+    begun = time.monotonic()
+    sections = (Section("hangs", 1, hangs), Section("quick", 1, quick))
+    found = run(sections, CPU, small=True, seconds=0.5, out=tmp_path)
+    assert time.monotonic() - begun < 30 and not found.failed
+    assert [record.problem for record in found.records] == [OUT_OF_TIME] * 3
 
 
 def test_each_section_is_written_before_the_next_one_runs(tmp_path: Path) -> None:

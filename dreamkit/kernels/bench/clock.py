@@ -24,10 +24,11 @@ class Clock:
 
     def samples(self, call: Callable[[], Any], parts: int = 1) -> list[float]:
         """Seconds of each of several calls, divided by the `parts` that a call consists of."""
-        self._timed(call, 1)
-        (estimate,) = self._timed(call, 1)
-        count = min(MOST, max(FEWEST, math.ceil(self.seconds / max(estimate, 1e-9))))
-        return [seconds / parts for seconds in self._timed(call, count)]
+        first = self._timed(call, 1)
+        if first[0] < self.seconds:  # what takes longer is warm by itself, and dear
+            first = self._timed(call, 1)
+        count = min(MOST, max(FEWEST - 1, math.ceil(self.seconds / max(first[0], 1e-9))))
+        return [seconds / parts for seconds in first + self._timed(call, count)]
 
     def _timed(self, call: Callable[[], Any], count: int) -> list[float]:
         if not self.is_cuda:

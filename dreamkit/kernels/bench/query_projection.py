@@ -73,8 +73,10 @@ def candidates(queries: int) -> dict[str, Callable[..., Tensor]]:
         return F.linear(F.rms_norm(hidden[rows], norm.shape, norm, EPS), matrix)
 
     def ours(hidden: Tensor, base: Tensor, rows: Tensor, norm: Tensor, matrix: Tensor) -> Tensor:
-        named = {"norm_weight": norm, "eps": EPS, "offset": 0.0}
-        return query_projection(hidden, base, queries, layers=[(matrix, None)], **named)[0]
+        layers = [(matrix, None)]
+        return query_projection(hidden, base, queries, norm_weight=norm, eps=EPS, offset=0.0, layers=layers)[
+            0
+        ]
 
     def at_once(hidden: Tensor, base: Tensor, rows: Tensor, norm: Tensor, matrix: Tensor) -> Tensor:
         return op.query_projection(hidden, base, None, None, queries, norm, EPS, 0.0, matrix, None)[0]
