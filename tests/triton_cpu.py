@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from triton._C.libtriton import native_specialize_impl
 from triton.backends.compiler import BaseBackend, GPUTarget
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
@@ -70,15 +71,24 @@ def interpreted(*modules: str) -> Iterator[list[Launch]]:
             launches.append(_launch(self.kernel, grid, args, kwargs))
             super().run(*args, grid=grid, warmup=warmup, **kwargs)
 
-    spaces = [
-        import_module(name) for name in modules
-    ]  # first: what is imported inside would stay interpreted
+    patch = interpreter._patch_lang
+
+    def patched(function: Callable) -> Any:
+        scope = patch(function)
+        # Triton 3.6's own fails with a NumPy that makes no number of an array of one
+        tl.tensor.__index__ = lambda tensor: tensor.handle.data.item()
+        return scope
+
+    # First: what is imported inside would stay interpreted
+    spaces = [import_module(name) for name in modules]
     with ExitStack() as stack:
         stack.enter_context(triton.knobs.runtime.scope())
         triton.knobs.runtime.interpret = True
         # Helpers that Triton itself writes in Triton, such as tl.sum, and what the interpreter patches for good
         for space in (tl, tl.core, tl.math, tl.standard, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base):
             stack.enter_context(_restoring(space))
+        stack.enter_context(_restoring(interpreter))
+        interpreter._patch_lang = patched
         for space in (tl, tl.standard, *spaces):
             stack.enter_context(_restoring(space))
             _replace(space, Interpreted)
