@@ -12,9 +12,8 @@ beforehand, from config and tokenizer files alone. `dreamkit.testing` checks wha
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -22,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamkit.diffusion import Denoised, Scheduler, denoising_steps, drawn_latents, unit_noise
+from dreamkit.diffusion import Scheduler, drawn_latents, unit_noise
+from dreamkit.drawing import Drawing, Extras
 from dreamkit.precision import keeping_float32
 from dreamkit.specs import (
     ChatTemplate,
@@ -38,9 +38,6 @@ from dreamkit.specs import (
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
-
-Extras = Mapping[str, Tensor]  # what a decoder wants to know of each image besides its condition, (N, ...)
-Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class Part(nn.Module, ABC):
@@ -187,8 +184,7 @@ class LanguageModel(PretrainedPart):
         """
 
     def library_forward(self, ids_BT: Tensor) -> Tensor | None:
-        """The logits (B, T, vocabulary) as the library behind the part computes them from ids by itself, with masks
-        and positions of its own; None: no library is behind it."""
+        """Logits (B, T, vocabulary) of the library behind the part, with masks and positions of its own; None: none."""
         return None
 
     @abstractmethod
@@ -238,7 +234,7 @@ class Projector(Part):
         return None
 
 
-class ImageDecoder(PretrainedPart):
+class ImageDecoder(Drawing, PretrainedPart):
     """A condition to a picture, by diffusion or flow in a latent space. It owns objective, schedulers and scales.
 
     `latent_root` names the submodule whose weights alone make `posterior` ("": the part itself); None: it has none.
@@ -324,85 +320,3 @@ class ImageDecoder(PretrainedPart):
         noisy, target = self.noisy(latents, noise, timesteps)
         prediction = self.denoise(noisy, timesteps, condition, extras)
         return F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(1)
-
-    @torch.no_grad()
-    def sample(
-        self,
-        condition: Condition,
-        negative: Condition | None = None,
-        extras: Extras | None = None,
-        *,
-        scheduler: str | None = None,
-        steps: int = 50,
-        guidance: float = 7.5,
-        size: tuple[int, int] | None = None,
-        generators: Generators = None,
-        latents: Tensor | None = None,
-        on_step: Callable[[int, Tensor], None] | None = None,
-    ) -> Tensor:
-        """Draws images (N, 3, H, W) in [0, 1]; the arguments are those of `denoising`."""
-        for done in self.denoising(
-            condition,
-            negative,
-            extras,
-            scheduler=scheduler,
-            steps=steps,
-            guidance=guidance,
-            size=size,
-            generators=generators,
-            latents=latents,
-        ):
-            drawn = done.latents
-            if on_step is not None:
-                on_step(done.step, drawn)
-        return self.decode(drawn)
-
-    @torch.no_grad()
-    def denoising(
-        self,
-        condition: Condition,
-        negative: Condition | None = None,
-        extras: Extras | None = None,
-        *,
-        scheduler: str | None = None,
-        steps: int = 50,
-        guidance: float = 7.5,
-        size: tuple[int, int] | None = None,
-        generators: Generators = None,
-        latents: Tensor | None = None,
-    ) -> Iterator[Denoised]:
-        """Yields each step of drawing, its latents (N, c, h, w) with it; the last ones are what `decode` takes.
-
-        `guidance` is the classifier-free guidance scale w of arXiv 2207.12598 as diffusers counts it: negative +
-        w (positive - negative), so 1 draws from `condition` alone. `size` is (height, width) in pixels. `generators`
-        is one for the batch, or one an image. `latents` are the initial unit-variance noise, else drawn.
-
-        Raises:
-            ValueError: steps < 1, guidance without `negative`, a size the decoder cannot draw, or a bad scheduler.
-        """
-        size = size or (self.spec.image_size, self.spec.image_size)
-        shape = (condition.context.shape[0], *self.spec.latent_shape(size))
-        extras = self.default_extras(shape[0], size) if extras is None else extras
-        like = condition.context
-        noise = unit_noise(shape, generators, like) if latents is None else latents.to(like.device)
-        if guidance != 1.0 and negative is None:
-            raise ValueError(
-                f"guidance {guidance} needs a negative condition; pass one, or set guidance to 1"
-            )
-
-        extras = {name: extra.to(like.device) for name, extra in extras.items()}
-        guided = guidance != 1.0 and negative is not None
-        # an object of this drawing's own: another one from the same condition may be under way
-        given = replace(condition) if negative is None or not guided else Condition.cat(negative, condition)
-        if guided:
-            extras = {name: torch.cat([extra, extra]) for name, extra in extras.items()}
-
-        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-            if not guided:
-                return self.denoise(noisy, timestep.expand(shape[0]), given, extras)
-            pair = torch.cat([noisy, noisy])
-            without, with_it = self.denoise(pair, timestep.expand(2 * shape[0]), given, extras).chunk(2)
-            return without + guidance * (with_it - without)
-
-        with self.constant(given):
-            yield from denoising_steps(self.scheduler(scheduler), steps, noise, predict, generators)
