@@ -8,17 +8,20 @@ chooses between them. The environment variable `DREAMKIT_KERNELS=0` has the refe
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from importlib.util import find_spec
-from typing import Final
+from typing import Any, Final, TypeVar
 
+import torch
 from torch import Tensor
 
 from dreamkit.errors import DreamkitError
 
 HAS_TRITON: Final = find_spec("triton") is not None
 SWITCH: Final = "DREAMKIT_KERNELS"  # the environment variable
+Computed = TypeVar("Computed")
 
 
 def _wanted(said: str) -> bool:
@@ -49,3 +52,14 @@ def disabled() -> Iterator[None]:
         yield
     finally:
         _enabled = before
+
+
+def on_its_device(compute: Callable[..., Computed]) -> Callable[..., Computed]:
+    """`compute` with its first argument's device as the current one, to which Triton launches its kernels."""
+
+    @wraps(compute)
+    def on_device(first: Tensor, *args: Any, **kwargs: Any) -> Computed:
+        with torch.cuda.device_of(first):
+            return compute(first, *args, **kwargs)
+
+    return on_device

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from dreamkit.kernels import usable
+from dreamkit.kernels import on_its_device, usable
 from dreamkit.kernels.assemble_embeddings import reference
 
 _SCHEMA = (
@@ -22,6 +22,7 @@ _SCHEMA = (
 
 
 @custom_op("dreamkit::assemble_embeddings", mutates_args=(), schema=_SCHEMA)
+@on_its_device
 def assemble_embeddings(
     ids_BT: Tensor,
     slots_BT: Tensor,
@@ -74,6 +75,7 @@ def _(
 @custom_op(
     "dreamkit::sum_groups", mutates_args=(), schema="(Tensor rows, Tensor order, Tensor starts) -> Tensor"
 )
+@on_its_device
 def sum_groups(rows: Tensor, order: Tensor, starts: Tensor) -> Tensor:
     """The sums (G, D) of the rows of each group, added in the order they are named in, in float32 at least.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
-from dreamkit.kernels import usable
+from dreamkit.kernels import on_its_device, usable
 from dreamkit.kernels.query_projection import reference
 
 _BLOCKS = "Tensor hidden_RD, Tensor base_N, Tensor? drop_N, Tensor? unconditional"
@@ -25,6 +25,7 @@ _NORM = "SymInt queries, Tensor norm_weight, float eps, float offset"
     mutates_args=(),
     schema=f"({_BLOCKS}, {_NORM}, ScalarType dtype) -> (Tensor, Tensor)",
 )
+@on_its_device
 def query_states(
     hidden_RD: Tensor,
     base_N: Tensor,
@@ -70,6 +71,7 @@ def _(
     schema=f"(Tensor grad_NQD, {_BLOCKS}, Tensor norm_weight, Tensor rstd_NQ, float offset, bool for_hidden, "
     "bool for_weight) -> (Tensor, Tensor)",
 )
+@on_its_device
 def query_states_backward(
     grad_NQD: Tensor,
     hidden_RD: Tensor,
@@ -124,6 +126,7 @@ def _(
     mutates_args=(),
     schema=f"({_BLOCKS}, {_NORM}, Tensor weight, Tensor? bias) -> (Tensor, Tensor)",
 )
+@on_its_device
 def query_projection(
     hidden_RD: Tensor,
     base_N: Tensor,
