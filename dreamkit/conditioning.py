@@ -18,9 +18,9 @@ def fused_condition(
     pooled_projector: Projector | None,
     hidden_RD: Tensor,
     base_N: Tensor,
-    queries: int,
     drop_N: Tensor | None,
     unconditional: Tensor | None,
+    queries: int,
 ) -> Condition | None:
     """The condition of each image, whose Q rows of `hidden_RD` (R, D), before the final norm, begin at `base_N`.
 

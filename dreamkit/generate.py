@@ -329,10 +329,12 @@ class _Generation:
 
     def _draw(self, writers: list[_Writer], hidden: dict[int, Tensor]) -> Iterator[Event]:
         """Draws one picture for each of the writers, and has each read its own."""
-        states = torch.stack([self.session.dream_states(hidden[writer.number]) for writer in writers])
+        queries = len(self.model.dream_queries)
+        hidden_RD = torch.cat([hidden[writer.number][-queries:] for writer in writers])
+        base_N = queries * torch.arange(len(writers), device=hidden_RD.device)
         decoder = self.model.image_decoder
         for done in decoder.denoising(
-            self.model.condition(states),
+            self.model.drawn_from(hidden_RD, base_N),
             None if self.negative is None else self.negative[[0] * len(writers)],
             scheduler=self.options.scheduler,
             steps=self.options.steps,

@@ -22,6 +22,7 @@ from dreamkit.interfaces import ImageDecoder, LanguageModel, Part, Projector, Vi
 from dreamkit.kernels import usable
 from dreamkit.kernels.assemble_embeddings import assemble_embeddings, fill_slots
 from dreamkit.kernels.label_loss import LabelLoss, label_loss
+from dreamkit.kernels.query_projection import rows_of
 from dreamkit.recipe import PartName, Recipe, Trainable
 from dreamkit.sequence import Sequencer, SpecialTokens
 from dreamkit.specs import Condition
@@ -225,33 +226,33 @@ class DreamModel(InterleavedGeneration, nn.Module):
 
     def image_losses(self, hidden_RD: Tensor, batch: Batch) -> Tensor:
         """Denoising loss (M,) of the images to draw."""
-        condition = self._drawn_from(hidden_RD, batch)
+        base_M, drop_M, unconditional = batch.dream_rows_MQ[:, 0], None, None
+        if batch.unconditional_rows_Q is not None:
+            drop_M = torch.rand(base_M.shape[0], device=base_M.device) < batch.condition_drop
+            unconditional = batch.unconditional_rows_Q[0]
+        condition = self.drawn_from(hidden_RD, base_M, drop_M, unconditional)
         return self.image_decoder.loss(
             self.latents(batch), condition, batch.extras, noise=batch.noise, timesteps=batch.timesteps
         )
 
-    def _drawn_from(self, hidden_RD: Tensor, batch: Batch) -> Condition:
-        """The condition of each image to draw: of its own dream queries or, by chance, of the unconditional ones."""
-        rows_MQ, unconditional_rows_Q = batch.dream_rows_MQ, batch.unconditional_rows_Q
-        drop_M = None
-        if unconditional_rows_Q is not None:
-            drop_M = torch.rand(rows_MQ.shape[0], device=rows_MQ.device) < batch.condition_drop
+    def drawn_from(
+        self,
+        hidden_RD: Tensor,
+        base_N: Tensor,
+        drop_N: Tensor | None = None,
+        unconditional: Tensor | None = None,
+    ) -> Condition:
+        """What each image is drawn from: the rows of its dream queries, from `base_N` on in `hidden_RD` (R, D).
+
+        `hidden_RD` is before the final norm. Where `drop_N` is true, they are the rows from `unconditional` () on.
+        """
+        blocks = (base_N, drop_N, unconditional, len(self.dream_queries))
         if usable(hidden_RD):
-            fused = fused_condition(
-                self.language_model,
-                self.condition_projector,
-                self.pooled_projector,
-                hidden_RD,
-                rows_MQ[:, 0],
-                rows_MQ.shape[1],
-                drop_M,
-                None if unconditional_rows_Q is None else unconditional_rows_Q[0],
-            )
+            projectors = self.condition_projector, self.pooled_projector
+            fused = fused_condition(self.language_model, *projectors, hidden_RD, *blocks)
             if fused is not None:
                 return fused
-        if drop_M is not None and unconditional_rows_Q is not None:
-            rows_MQ = torch.where(drop_M[:, None], unconditional_rows_Q, rows_MQ)
-        return self.condition(self.language_model.final_norm(hidden_RD[rows_MQ]))
+        return self.condition(self.language_model.final_norm(hidden_RD[rows_of(*blocks)]))
 
     def condition(self, dream_states_NQD: Tensor) -> Condition:
         """Dream states, after the final norm -> what the decoder draws from. The pooled vector is of their mean."""

@@ -121,7 +121,7 @@ class Head(NamedTuple):
 
 
 class Embedding(NamedTuple):
-    """Input embeddings that are rows of tables: scale * weight[id], or scale * added[added_rows[id]] for an added token.
+    """Input embeddings that are rows of tables: scale * weight[id], or scale * added[added_rows[id]] of added tokens.
 
     `weight` (vocabulary, D); `added` (K, D), with which `added_rows` (ids,) says the row of each id, -1 where it is one
     of `weight`. `scale` () is brought to a table's dtype, None: there is none. The row of `padding_id` learns nothing.

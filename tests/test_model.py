@@ -1,6 +1,7 @@
 """The model: packed equals alone, one operator count for any number of images, and every branch always at work."""
 
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from dreamkit.errors import DreamkitError
 from dreamkit.kernels.query_projection import query_projection
 from dreamkit.model import DreamModel
 from dreamkit_diffusers.sdxl import SDXL as SDXLDecoder
+from triton_cpu import interpreted
 
 MODEL = tiny.model()
 DOCUMENTS = tiny.documents()
@@ -188,18 +190,26 @@ def test_condition_drop_draws_from_the_unconditional_prompt() -> None:
     assert denoising("a cat", 0.0) != denoising("b", 0.0)
 
 
+KERNELS = (
+    *(f"dreamkit.kernels.query_projection.{name}" for name in ("blocks", "norm", "projection")),
+    "dreamkit.kernels.assemble_embeddings.kernels",
+)
 DENSE = {"model.condition_projector": {"name": "mlp", "depth": 3}}
 SDXL = {"model.image_decoder": {"name": "sdxl", "config": SDXLDecoder.miniature().config}}
 DEEP = {"model.condition_projector": {"name": "resampler", "tokens": 4}}
 
 
+@pytest.mark.parametrize("triton", [False, True])
 @pytest.mark.parametrize(
     ("changes", "is_fused"), [({}, True), (DENSE, True), (SDXL, True), (DEEP, False)], ids=str
 )
 def test_the_operator_gives_what_the_parts_give(
-    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], is_fused: bool
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], is_fused: bool, triton: bool
 ) -> None:
-    """Losses and gradients of a step, with dropped conditions, are those of norm and projectors one after another."""
+    """Losses and gradients of a step, with dropped conditions, are those of norm and projectors one after another.
+
+    So they are by the operators' references, and by their kernels.
+    """
     model = tiny.model(**changes).float()
     model.requires_grad_(True)
     parts = model.vision_encoder.preprocess, model.image_decoder.preprocess
@@ -221,7 +231,10 @@ def test_the_operator_gives_what_the_parts_give(
     monkeypatch.setattr("dreamkit.conditioning.query_projection", counted)
     assert not calls
     monkeypatch.setattr("dreamkit.model.usable", lambda tensor: True)
-    loss, grads = step()
+    with interpreted(*KERNELS) if triton else nullcontext([]) as launches:
+        loss, grads = step()
+    names = {launch.name for launch in launches}
+    assert ("copy_rows" in names, "scatter_rows" in names) == (triton, triton and is_fused)
     assert calls["query_projection"] == is_fused
     torch.testing.assert_close(loss, wanted)
     for (name, _), grad, expected in zip(model.named_parameters(), grads, wanted_grads, strict=True):

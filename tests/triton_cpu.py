@@ -27,6 +27,7 @@ from triton.runtime.jit import JITFunction
 from dreamkit import kernels
 
 AMPERE, HOPPER = 80, 90
+SHARED = 99 * 1024  # bytes of shared memory that every GPU since an A100 gives to a program
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 A folder each: `reference` is what is computed, the Triton code does the same in fewer launches, and the operator
 chooses between them. The environment variable `DREAMKIT_KERNELS=0` has the reference everywhere, and so has
-`with disabled():`, for what is computed inside it.
+`with disabled():`, for what is computed inside it. Triton needs a C compiler, and here a GPU as new as an A100.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import cache, wraps
 from importlib.util import find_spec
+from shutil import which
 from typing import Any, Final, TypeVar
 
 import torch
@@ -19,7 +20,11 @@ from torch import Tensor
 
 from dreamkit.errors import DreamkitError
 
-HAS_TRITON: Final = find_spec("triton") is not None
+# Triton builds what launches its kernels by a C compiler.
+HAS_TRITON: Final = find_spec("triton") is not None and any(
+    map(which, (os.environ.get("CC", "gcc"), "clang"))
+)
+LEAST_CAPABILITY: Final = (8, 0)  # of a GPU (A100) that has tensor cores for bfloat16
 SWITCH: Final = "DREAMKIT_KERNELS"  # the environment variable
 Computed = TypeVar("Computed")
 
@@ -40,7 +45,12 @@ def enabled() -> bool:
 
 def usable(tensor: Tensor) -> bool:
     """Whether Triton kernels are wanted, and can run on what `tensor` lies on."""
-    return _enabled and HAS_TRITON and tensor.is_cuda
+    return _enabled and HAS_TRITON and tensor.is_cuda and _is_recent(tensor.get_device())
+
+
+@cache
+def _is_recent(device: int) -> bool:
+    return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
 
 
 @contextmanager

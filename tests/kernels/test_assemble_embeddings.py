@@ -84,6 +84,7 @@ def arguments(
     # added tokens lie behind the vocabulary, but for one that takes the place of its last row
     where = torch.cat([torch.full((vocabulary,), -1), torch.arange(added)])
     where[vocabulary - 1] = 0 if added else -1
+    where = torch.stack([where, where], -1)[:, 0] if strided else where
     return Arguments(
         ids.to(device),
         slots.view_as(ids).to(device),

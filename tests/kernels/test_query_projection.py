@@ -6,196 +6,25 @@ N images, Q queries, R rows of hidden states, D language width, C context width,
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from dreamkit.kernels.query_projection import op, query_projection
+from dreamkit.kernels.query_projection import op
 from dreamkit.kernels.query_projection.blocks import Blocks
 from dreamkit.kernels.query_projection.tiles import FUSED_ROWS, is_fused, tile
-from triton_cpu import AMPERE, HOPPER, compiled, interpreted, recorded
-
-PACKAGE = "dreamkit.kernels.query_projection."
-KERNELS = tuple(PACKAGE + name for name in ("blocks", "norm", "projection"))
-EPS = 1e-5
-WIDE = st.integers(8, 40)  # so wide that the norm's gradient does not cancel in float32
-
-
-class Case(NamedTuple):
-    """Arguments, and the parameters among them that learn."""
-
-    hidden: Tensor
-    base: Tensor
-    queries: int
-    norm_weight: Tensor
-    offset: float
-    layers: list[tuple[Tensor, Tensor | None]]
-    drop: Tensor | None
-    unconditional: Tensor | None
-    pooled: tuple[Tensor, Tensor | None] | None
-
-    def leaves(self) -> list[Tensor]:
-        layers = [*self.layers, *([] if self.pooled is None else [self.pooled])]
-        return [
-            self.hidden,
-            self.norm_weight,
-            *(tensor for layer in layers for tensor in layer if tensor is not None),
-        ]
-
-    def to(self, dtype: torch.dtype) -> Case:
-        """A copy with fresh leaves of another dtype, as the sum with random weights would be trained."""
-
-        def cast(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.detach().to(dtype).requires_grad_()
-
-        return self._replace(
-            hidden=cast(self.hidden),
-            norm_weight=cast(self.norm_weight),
-            layers=[(cast(weight), cast(bias)) for weight, bias in self.layers],
-            pooled=self.pooled and (cast(self.pooled[0]), cast(self.pooled[1])),
-        )
-
-    def computed(self) -> tuple[Tensor, ...]:
-        found = query_projection(
-            self.hidden,
-            self.base,
-            self.queries,
-            norm_weight=self.norm_weight,
-            eps=EPS,
-            offset=self.offset,
-            layers=self.layers,
-            drop_N=self.drop,
-            unconditional=self.unconditional,
-            pooled=self.pooled,
-        )
-        assert (found[1] is None) == (self.pooled is None)
-        return found if found[1] is not None else found[:1]
-
-    def by_modules(self) -> tuple[Tensor, ...]:
-        """As the parts compute it by themselves: indexing, the language model's norm, linear layers."""
-        norm = (Gemma2RMSNorm if self.offset else LlamaRMSNorm)(self.hidden.shape[-1], eps=EPS)
-        base = self.base
-        if self.drop is not None:
-            base = torch.where(self.drop, self.unconditional, base)
-        rows = base[:, None] + torch.arange(self.queries, device=base.device)
-        hidden = self.hidden.flatten(0, -2)
-        if hidden.dtype == torch.float64:  # their norms compute in float32
-            x = hidden[rows]
-            x = x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * (self.offset + self.norm_weight)
-        else:
-            del norm.weight
-            norm.weight = self.norm_weight
-            x = norm(hidden[rows])
-        pooled = () if self.pooled is None else (F.linear(x.mean(1), *self.pooled),)
-        stack: list[nn.Module] = []
-        context = x
-        for index, (weight, bias) in enumerate(self.layers):
-            stack = [nn.GELU()] if index else []
-            context = F.linear(nn.Sequential(*stack)(context), weight, bias)
-        return context, *pooled
-
-    def gradients(self, outputs: tuple[Tensor, ...]) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(7)
-        seeds = [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out) for out in outputs]
-        return list(torch.autograd.grad(outputs, self.leaves(), seeds))
-
-
-def case(
-    images: int = 2,
-    queries: int = 3,
-    dim: int = 5,
-    width: int = 4,
-    *,
-    offset: float = 0.0,
-    bias: bool = True,
-    second: bool = False,
-    pooled: bool = False,
-    drop: bool = False,
-    twice: bool = False,
-    spare: int = 1,
-    strided: bool = False,
-    batched: bool = False,
-    dtype: torch.dtype = torch.float64,
-    device: str = "cpu",
-    seed: int = 0,
-) -> Case:
-    """Blocks in any order with `spare` rows behind each; the last block is the unconditional one."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(*shape: int, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(*shape, generator=generator, dtype=torch.float64)).to(device, dtype)
-
-    rows = (images + 1) * (queries + spare)
-    hidden = random(rows, 2 * dim)[:, ::2] if strided else random(rows, dim)
-    if batched:
-        hidden = hidden.unflatten(0, (images + 1, queries + spare))
-    bases = torch.randperm(images + 1, generator=generator) * (queries + spare)
-    base = bases[:images].clone()
-    if twice and images > 1:
-        base[-1] = base[0]
-    dropped = (torch.rand(images, generator=generator) < 0.5).to(device) if drop else None
-    layers = [(random(width, dim, scale=dim**-0.5), random(width) if bias else None)]
-    if second:
-        layers.append((random(3, width, scale=width**-0.5), random(3) if bias else None))
-    return Case(
-        hidden,
-        base.to(device),
-        queries,
-        random(dim) + 1 - offset,
-        offset,
-        layers,
-        dropped,
-        bases[-1].to(device) if drop else None,
-        (random(2, dim), random(2) if bias else None) if pooled else None,
-    ).to(dtype)
-
-
-def cases(**fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
-    drawn = {
-        "images": st.integers(0, 3),
-        "queries": st.integers(1, 5),
-        "dim": st.integers(1, 40),
-        "width": st.integers(1, 40),
-        "offset": st.sampled_from([0.0, 1.0]),
-        "seed": st.integers(0, 999),
-        "spare": st.integers(0, 2),
-        **{
-            name: st.booleans()
-            for name in ("bias", "second", "pooled", "drop", "twice", "strided", "batched")
-        },
-        **fixed,
-    }
-    return st.builds(case, **drawn)
-
-
-def check(given: Case) -> None:
-    found, expected = given.computed(), given.by_modules()
-    assert [out.shape for out in found] == [out.shape for out in expected]
-    assert [out.dtype for out in found] == [out.dtype for out in expected]
-    for own, other in zip(
-        [*found, *given.gradients(found)], [*expected, *given.gradients(expected)], strict=True
-    ):
-        assert error(own, other) < (1e-10 if own.dtype == torch.float64 else 1e-5)
-
-
-def error(found: Tensor, wanted: Tensor) -> float:
-    """||found - wanted|| / ||wanted||, or 0 where both are zero."""
-    found, wanted = found.detach().double(), wanted.detach().double()
-    difference = (found - wanted).norm()
-    return float(difference / wanted.norm()) if difference > 0 else 0.0
+from projections import EPS, KERNELS, WIDE, Case, case, cases, check, error, kernels_run
+from triton_cpu import AMPERE, HOPPER, SHARED, compiled, recorded
 
 
 @settings(max_examples=25, deadline=None)
 @given(cases())
 def test_the_kernels_are_what_the_modules_compute(given: Case) -> None:
-    with interpreted(*KERNELS) as launches:
+    with kernels_run() as launches:
         check(given)
     assert given.base.numel() or not launches
 
@@ -203,7 +32,7 @@ def test_the_kernels_are_what_the_modules_compute(given: Case) -> None:
 @settings(max_examples=10, deadline=None)
 @given(cases(dtype=st.just(torch.float32), dim=WIDE))
 def test_the_kernels_in_float32(given: Case) -> None:
-    with interpreted(*KERNELS):
+    with kernels_run():
         check(given)
 
 
@@ -219,7 +48,7 @@ def test_dropped_images_share_one_block(images: int, drop: bool) -> None:
     """The unconditional rows take the gradients of all of them, and the rows of dropped images none."""
     given = case(images, drop=True)._replace(drop=torch.full((images,), drop))
     found = []
-    for context in (nullcontext(), interpreted(*KERNELS)):
+    for context in (nullcontext(), kernels_run()):
         with context:
             (out,) = given.computed()
             (grad,) = torch.autograd.grad(out.square().sum(), given.hidden)
@@ -237,7 +66,7 @@ def test_launches() -> None:
     def names(given: Case, *learned: Tensor) -> list[str]:
         for leaf in given.leaves():
             leaf.requires_grad_(any(leaf is each for each in learned))
-        with interpreted(*KERNELS) as launches:
+        with kernels_run() as launches:
             out = sum(each.sum() for each in given.computed())
             if learned:
                 out.backward()
@@ -257,7 +86,7 @@ def test_launches() -> None:
 def test_the_sum_over_the_width_is_split() -> None:
     for dtype in (torch.float32, torch.float64):
         given = case(2, 3, 32 * 9 + 5, 33, dtype=dtype, strided=True, drop=True)
-        with interpreted(*KERNELS) as launches:
+        with kernels_run() as launches:
             check(given)
         assert launches[0].arguments["SPLITS"] > 1 and launches[1].name == "finish"
 
@@ -265,7 +94,7 @@ def test_the_sum_over_the_width_is_split() -> None:
 def test_more_rows_than_a_program_takes() -> None:
     """Of the product, and of the sum for the norm's weight, whose parts are uneven."""
     given = case(5, 15, 3, 35, drop=True, twice=True)
-    with interpreted(*KERNELS):
+    with kernels_run():
         check(given)
 
 
@@ -280,7 +109,7 @@ def test_gradients_are_those_of_small_differences(shape: dict[str, Any], triton:
             hidden=hidden, norm_weight=norm, layers=[(w1, b1), (w2, b2)], pooled=tuple(pooled) or None
         ).computed()
 
-    with interpreted(*KERNELS) if triton else nullcontext():
+    with kernels_run() if triton else nullcontext():
         assert torch.autograd.gradcheck(computed, given.leaves(), fast_mode=True)
 
 
@@ -304,7 +133,7 @@ def test_the_operators_are_registered_soundly(drop: bool) -> None:
 def test_compiled_without_a_break(shape: dict[str, Any], triton: bool) -> None:
     given = case(**shape)
     torch.compiler.reset()
-    with interpreted(*KERNELS) if triton else nullcontext():
+    with kernels_run() if triton else nullcontext():
         wanted = given.computed()
         found = torch.compile(lambda: given.computed(), backend="aot_eager", fullgraph=True)()
         for own, other in zip(
@@ -316,7 +145,7 @@ def test_compiled_without_a_break(shape: dict[str, Any], triton: bool) -> None:
 def test_operations_are_counted() -> None:
     given = case(2, 3, 5, 4)
     wanted = 2 * (2 * 3) * 5 * 4
-    for context in (nullcontext(), interpreted(*KERNELS)):
+    for context in (nullcontext(), kernels_run()):
         with context, FlopCounterMode(display=False) as counter:
             (out,) = given.computed()
             assert counter.get_total_flops() == wanted
@@ -351,7 +180,8 @@ def test_rounding_is_no_worse_than_the_libraries(norm: str) -> None:
 def test_which_path_is_taken() -> None:
     half, full = torch.bfloat16, torch.float32
     assert is_fused(256, half, half) and is_fused(256, full, half) and not is_fused(257, half, half)
-    assert not is_fused(64, torch.float16, torch.float16) and not is_fused(64, full, torch.float64)
+    for dtypes in ((torch.float16, torch.float16), (full, torch.float64), (torch.float64, torch.float64)):
+        assert not is_fused(64, *dtypes)
     for rows in (64, 256):
         for width in (768, 1024, 2048):
             chosen = tile(rows, width, 4096, half)
@@ -384,7 +214,7 @@ def test_the_product_runs_on_tensor_cores_without_spills(capability: int) -> Non
         projection.query_projection(full[0], blocks, 64, full[1], EPS, 0.0, full[2], None)
     for launch in launches:
         made = compiled(launch, capability)
-        assert made.spills == 0, launch
+        assert made.spills == 0 and made.shared <= SHARED, launch
         is_half = launch.name == "project" and launch.arguments["weight"].dtype == half
         assert (made.tensor_core > 0) is is_half, launch
 

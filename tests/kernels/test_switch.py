@@ -1,5 +1,8 @@
 """Fused paths are switched off by an environment variable, or inside a context."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -12,13 +15,20 @@ class OnDevice(torch.Tensor):
 
     is_cuda = True
 
+    def get_device(self) -> int:
+        return 1
+
 
 TENSOR = torch.zeros(1).as_subclass(OnDevice)
 
 
 @pytest.fixture(autouse=True)
-def triton(monkeypatch: pytest.MonkeyPatch) -> None:
+def triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(kernels, "HAS_TRITON", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", {1: (8, 0)}.get)
+    kernels._is_recent.cache_clear()
+    yield
+    kernels._is_recent.cache_clear()
 
 
 def test_a_kernel_is_usable_on_a_device_and_where_it_is_wanted() -> None:
@@ -29,6 +39,25 @@ def test_a_kernel_is_usable_on_a_device_and_where_it_is_wanted() -> None:
             assert not kernels.enabled()
         assert not kernels.enabled()
     assert kernels.usable(TENSOR)
+
+
+def test_a_gpu_may_be_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", {1: (7, 5)}.get)
+    assert not kernels.usable(TENSOR)
+
+
+def test_kernels_are_launched_on_the_device_of_the_first_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = [None]
+
+    @contextmanager
+    def device_of(tensor: torch.Tensor) -> Iterator[None]:
+        current.append(tensor)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    operator = kernels.on_its_device(lambda first, second: (current[-1] is first, second))
+    assert operator(TENSOR, 2) == (True, 2) and current == [None]
 
 
 def test_an_error_inside_switches_them_on_again() -> None:

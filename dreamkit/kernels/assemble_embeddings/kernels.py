@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dreamkit.kernels.tensors import by_rows, wide
+
 COPY_BLOCK = 2048  # columns that a program copies
 SUM_ROWS, SUM_BLOCK = 16, 128  # rows and columns that a program sums at a time
 
@@ -117,8 +119,8 @@ def assemble(
     """Embeddings (B, T, D); the arguments are those of the operator."""
     dim = weight.shape[1]
     embeds_BTD = torch.empty(*ids_BT.shape, dim, dtype=dtype, device=weight.device)
-    vision, queries, weight = _by_rows(vision_NVD.reshape(-1, dim)), _by_rows(queries_QD), _by_rows(weight)
-    added = None if added is None else _by_rows(added)
+    vision, queries, weight = by_rows(vision_NVD.reshape(-1, dim)), by_rows(queries_QD), by_rows(weight)
+    added = None if added is None else by_rows(added)
     block = min(triton.next_power_of_2(dim), COPY_BLOCK)
     if ids_BT.numel():
         copy_rows[(ids_BT.numel(), triton.cdiv(dim, block))](
@@ -129,7 +131,7 @@ def assemble(
             queries,
             weight,
             added,
-            added_rows,
+            None if added_rows is None else added_rows.contiguous(),
             scale,
             len(vision),
             dim,
@@ -144,9 +146,8 @@ def assemble(
 
 def sum_groups(rows_RD: Tensor, order: Tensor, starts: Tensor) -> Tensor:
     """As the reference: sums (G, D) of the rows of each group."""
-    wide = torch.promote_types(rows_RD.dtype, torch.float32)
-    rows, dim, groups = _by_rows(rows_RD), rows_RD.shape[1], len(starts) - 1
-    sums = torch.empty(groups, dim, dtype=wide, device=rows.device)
+    rows, dim, groups = by_rows(rows_RD), rows_RD.shape[1], len(starts) - 1
+    sums = torch.empty(groups, dim, dtype=wide(rows.dtype), device=rows.device)
     block = min(triton.next_power_of_2(dim), SUM_BLOCK)
     if groups:
         sum_rows[(groups, triton.cdiv(dim, block))](
@@ -160,8 +161,3 @@ def sum_groups(rows_RD: Tensor, order: Tensor, starts: Tensor) -> Tensor:
             BLOCK=block,
         )
     return sums
-
-
-def _by_rows(table: Tensor) -> Tensor:
-    """The table with its columns side by side."""
-    return table if table.stride(-1) == 1 else table.contiguous()

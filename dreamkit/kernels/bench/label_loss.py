@@ -22,9 +22,18 @@ MOST_GB = 0.5
 
 Loss = Callable[..., tuple[Tensor, ...]]
 LOSSES: dict[str, Loss] = {EAGER: label_loss_reference, "ours": label_loss}
+TORCH = "F.linear_cross_entropy"  # of torch 2.14
+
+Total = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _total(loss: Loss) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def candidates() -> dict[str, Total]:
+    """The mean loss of rows, of a matrix and of ids: what all can give, as torch's own knows no weights of rows."""
+    totals = {name: _total(loss) for name, loss in LOSSES.items()}
+    return totals | ({TORCH: _of_torch} if hasattr(torch.nn, "LinearCrossEntropyOptions") else {})
+
+
+def _total(loss: Loss) -> Total:
     def total(rows: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
         weights = torch.full((len(rows),), 1 / len(rows), device=rows.device)
         return loss(lambda some: F.linear(some, weight), rows, ids, weights)[0]
@@ -32,12 +41,16 @@ def _total(loss: Loss) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return total
 
 
+def _of_torch(rows: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    return F.linear_cross_entropy(rows, weight, ids, options=torch.nn.LinearCrossEntropyOptions())
+
+
 def section(bench: Bench) -> Iterator[Record]:
     """Times where all logits fit beside their gradients; memory where nothing but logits is in the way."""
     dim, vocabulary = (16, 50) if bench.small else (DIM, VOCABULARY)
     for table, rows in ((LEARNED, FEW), (FROZEN, FEW), (FROZEN, MANY)):
         count = rows >> 10 if bench.small else rows
-        totals = {name: _total(loss) for name, loss in LOSSES.items()}
+        totals = candidates()
 
         def inputs(count: int = count, learned: bool = table == LEARNED) -> tuple[Tensor, ...]:
             def made(*size: int) -> Tensor:

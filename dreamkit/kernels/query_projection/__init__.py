@@ -13,9 +13,10 @@ from torch import Tensor
 
 from dreamkit.kernels import usable
 from dreamkit.kernels.query_projection import op
+from dreamkit.kernels.query_projection.reference import rows_of
 from dreamkit.kernels.query_projection.tiles import is_fused
 
-__all__ = ["Layer", "query_projection"]
+__all__ = ["Layer", "query_projection", "rows_of"]
 
 Layer = tuple[Tensor, Tensor | None]  # weight (out, in) and bias (out,)
 
@@ -41,7 +42,9 @@ def query_projection(
 
     The norm is computed in float32 at least, and rounded once, to the dtype of the first layer: that of its weight, or
     autocast's. (Where a library rounds before the norm's weight too, as transformers does for LLaMA in bfloat16, the
-    last bit can differ.) Nothing is read back by the host, and gradients are summed in a fixed order.
+    last bit can differ.) Few rows without a pooled vector are gathered, normed and projected in one launch, or two if
+    the sum over D is split; otherwise the normed rows are written once, for context and pooled vector. Nothing is read
+    back by the host, and gradients are summed in a fixed order.
     """
     layers = [_cast(layer, hidden_RD) for layer in layers]
     (weight, bias), *rest = layers

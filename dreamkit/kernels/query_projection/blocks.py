@@ -1,4 +1,4 @@
-"""Where the rows that are wanted lie, and what the kernels share.
+"""Where the rows that are wanted lie.
 
 R rows of hidden states, N images, Q dream queries, D language width. Row m of the M = N Q wanted ones is row m % Q of
 the block of image m // Q.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,6 +19,11 @@ class Blocks(NamedTuple):
     base_N: Tensor
     drop_N: Tensor | None = None
     unconditional: Tensor | None = None
+
+    @classmethod
+    def of(cls, base_N: Tensor, drop_N: Tensor | None, unconditional: Tensor | None) -> Blocks:
+        """Blocks whose numbers lie side by side, as the kernels read them: a batch's bases are a column of its rows."""
+        return cls(base_N.contiguous(), None if drop_N is None else drop_N.contiguous(), unconditional)
 
 
 @triton.jit
@@ -36,13 +40,3 @@ def block_start(
         dropped = tl.load(drop + image, mask=inside, other=0)
         start = tl.where(dropped != 0, tl.load(unconditional), start)
     return start
-
-
-def by_rows(table: Tensor) -> Tensor:
-    """The table with its columns side by side."""
-    return table if table.stride(-1) == 1 else table.contiguous()
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """What sums are in."""
-    return torch.promote_types(dtype, torch.float32)

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dreamkit.kernels.query_projection.blocks import Blocks, block_start, by_rows, wide
+from dreamkit.kernels.query_projection.blocks import Blocks, block_start
+from dreamkit.kernels.tensors import by_rows, wide
 
 WEIGHT_ROWS, WEIGHT_COLUMNS = 32, 128  # what a program of `sum_norm_weight` reads at a time
 WEIGHT_SPLITS = 32  # programs that share the rows of a block of columns
@@ -146,7 +147,7 @@ def query_states(
             rstd,
             hidden,
             *blocks,
-            norm_weight,
+            norm_weight.contiguous(),
             hidden.stride(0),
             queries,
             dim,
@@ -170,7 +171,7 @@ def hidden_gradient(
             grad_NQD.contiguous(),
             hidden,
             *blocks,
-            norm_weight,
+            norm_weight.contiguous(),
             rstd_NQ,
             hidden.stride(0),
             images,
@@ -191,7 +192,7 @@ def norm_weight_gradient(
     images, queries, dim = grad_NQD.shape
     rows = images * queries
     splits = max(1, min(WEIGHT_SPLITS, triton.cdiv(rows, WEIGHT_ROWS)))
-    parts = rstd_NQ.new_zeros(splits, dim)
+    parts = rstd_NQ.new_empty(splits, dim) if images else rstd_NQ.new_zeros(1, dim)
     if images:
         sum_norm_weight[(triton.cdiv(dim, WEIGHT_COLUMNS), splits)](
             parts,

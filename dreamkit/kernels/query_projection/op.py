@@ -15,6 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from dreamkit.kernels import on_its_device, usable
 from dreamkit.kernels.query_projection import reference
+from dreamkit.kernels.tensors import wide
 
 _BLOCKS = "Tensor hidden_RD, Tensor base_N, Tensor? drop_N, Tensor? unconditional"
 _NORM = "SymInt queries, Tensor norm_weight, float eps, float offset"
@@ -42,7 +43,7 @@ def query_states(
         from dreamkit.kernels.query_projection import norm
         from dreamkit.kernels.query_projection.blocks import Blocks
 
-        blocks = Blocks(base_N, drop_N, unconditional)
+        blocks = Blocks.of(base_N, drop_N, unconditional)
         return norm.query_states(hidden_RD, blocks, queries, norm_weight, eps, offset, dtype)
     rows_NQ = reference.rows_of(base_N, drop_N, unconditional, queries)
     return reference.query_states(hidden_RD, rows_NQ, norm_weight, eps, offset, dtype)
@@ -60,9 +61,9 @@ def _(
     offset: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    images, wide = base_N.shape[0], torch.promote_types(hidden_RD.dtype, torch.float32)
+    images = base_N.shape[0]
     states = hidden_RD.new_empty(images, queries, hidden_RD.shape[1], dtype=dtype)
-    return states, hidden_RD.new_empty(images, queries, dtype=wide)
+    return states, hidden_RD.new_empty(images, queries, dtype=wide(hidden_RD.dtype))
 
 
 @custom_op(
@@ -90,7 +91,7 @@ def query_states_backward(
         from dreamkit.kernels.query_projection import norm
         from dreamkit.kernels.query_projection.blocks import Blocks
 
-        blocks = Blocks(base_N, drop_N, unconditional)
+        blocks = Blocks.of(base_N, drop_N, unconditional)
         if for_hidden:
             hidden = norm.hidden_gradient(grad_NQD, hidden_RD, blocks, norm_weight, rstd_NQ, offset)
         if for_weight:
@@ -144,7 +145,7 @@ def query_projection(
         from dreamkit.kernels.query_projection import projection
         from dreamkit.kernels.query_projection.blocks import Blocks
 
-        blocks = Blocks(base_N, drop_N, unconditional)
+        blocks = Blocks.of(base_N, drop_N, unconditional)
         return projection.query_projection(hidden_RD, blocks, queries, norm_weight, eps, offset, weight, bias)
     rows_NQ = reference.rows_of(base_N, drop_N, unconditional, queries)
     states, rstd = reference.query_states(hidden_RD, rows_NQ, norm_weight, eps, offset, weight.dtype)
@@ -164,9 +165,9 @@ def _(
     weight: Tensor,
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    images, wide = base_N.shape[0], torch.promote_types(hidden_RD.dtype, torch.float32)
+    images = base_N.shape[0]
     context = weight.new_empty(images, queries, weight.shape[0])
-    return context, hidden_RD.new_empty(images, queries, dtype=wide)
+    return context, hidden_RD.new_empty(images, queries, dtype=wide(hidden_RD.dtype))
 
 
 @register_flop_formula(torch.ops.dreamkit.query_projection)

@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dreamkit.kernels.query_projection.blocks import Blocks, block_start, by_rows, wide
+from dreamkit.kernels.query_projection.blocks import Blocks, block_start
 from dreamkit.kernels.query_projection.tiles import tile
+from dreamkit.kernels.tensors import by_rows, wide
 
 FINISH_BLOCK = 256  # columns of one row that a program of `finish` sums
 
@@ -126,7 +127,8 @@ def query_projection(
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The context (N, Q, C) of one dense layer, and 1 / rms of each row (N, Q)."""
-    hidden, weight = by_rows(hidden_RD), by_rows(weight)
+    hidden, weight, norm_weight = by_rows(hidden_RD), by_rows(weight), norm_weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
     images, (width, dim) = blocks.base_N.shape[0], weight.shape
     rows = images * queries
     chosen = tile(rows, width, dim, weight.dtype)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dreamkit.kernels.tensors import wide
+
 
 def rows_of(base_N: Tensor, drop_N: Tensor | None, unconditional: Tensor | None, queries: int) -> Tensor:
     """The rows (N, Q) of each image's queries: from its base on, or the unconditional ones where it is dropped."""
@@ -21,7 +23,7 @@ def query_states(
     hidden_RD: Tensor, rows_NQ: Tensor, norm_weight: Tensor, eps: float, offset: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The normed rows (N, Q, D), rounded once, to `dtype`; and 1 / rms of each (N, Q), in float32 at least."""
-    x = _wide(hidden_RD[rows_NQ])
+    x = hidden_RD[rows_NQ].to(wide(hidden_RD.dtype))
     rstd = torch.rsqrt(x.square().mean(-1) + eps)
     return (x * rstd[..., None] * (offset + norm_weight.to(x.dtype))).to(dtype), rstd
 
@@ -30,7 +32,7 @@ def hidden_gradient(
     grad_NQD: Tensor, hidden_RD: Tensor, rows_NQ: Tensor, norm_weight: Tensor, rstd_NQ: Tensor, offset: float
 ) -> Tensor:
     """The gradient (R, D) of the hidden states; rows that several images have are summed in a fixed order."""
-    states = _wide(hidden_RD[rows_NQ]) * rstd_NQ[..., None]
+    states = hidden_RD[rows_NQ].to(wide(hidden_RD.dtype)) * rstd_NQ[..., None]
     grad = grad_NQD.to(states.dtype) * (offset + norm_weight.to(states.dtype))
     grad = rstd_NQ[..., None] * (grad - states * (grad * states).mean(-1, keepdim=True))
     # torch's scatter that sorts and uses no atomics
@@ -43,9 +45,5 @@ def norm_weight_gradient(
     grad_NQD: Tensor, hidden_RD: Tensor, rows_NQ: Tensor, norm_weight: Tensor, rstd_NQ: Tensor
 ) -> Tensor:
     """The gradient (D,) of the norm's weight."""
-    states = _wide(hidden_RD[rows_NQ]) * rstd_NQ[..., None]
+    states = hidden_RD[rows_NQ].to(wide(hidden_RD.dtype)) * rstd_NQ[..., None]
     return (grad_NQD.to(states.dtype) * states).sum((0, 1)).to(norm_weight.dtype)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

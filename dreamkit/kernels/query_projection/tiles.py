@@ -31,9 +31,9 @@ def is_fused(rows: int, hidden: torch.dtype, weight: torch.dtype) -> bool:
 
     Few rows leave most of a GPU idle unless the sum over D is split, and are bound by launches and by reading the
     matrix; with many, the product dominates, which the vendor's library does best. float16 is not fused: a row that
-    is scaled before it is divided by its rms can leave float16's range. Nor is float64 beside another dtype.
+    is scaled before it is divided by its rms can leave float16's range. Nor is float64, which Triton cannot multiply.
     """
-    fits = weight != torch.float16 and (hidden == torch.float64) == (weight == torch.float64)
+    fits = weight not in (torch.float16, torch.float64) and hidden != torch.float64
     return rows <= FUSED_ROWS and fits
 
 
