@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
+from dreamkit import kernels
 from dreamkit.batch import Batch, Collator
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import DreamkitError
@@ -239,6 +240,32 @@ def test_the_operator_gives_what_the_parts_give(
     torch.testing.assert_close(loss, wanted)
     for (name, _), grad, expected in zip(model.named_parameters(), grads, wanted_grads, strict=True):
         torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("changes", [{}, DENSE, SDXL], ids=["linear", "mlp", "sdxl"])
+def test_a_step_on_a_gpu_is_the_same_without_kernels(changes: dict[str, Any], precision: torch.dtype) -> None:
+    model = tiny.model(**changes).float().cuda()
+    model.requires_grad_(True)
+    parts = model.vision_encoder.preprocess, model.image_decoder.preprocess
+    batch = Collator(model.sequencer(), *parts, condition_drop=0.5)(DOCUMENTS).to("cuda")
+
+    def step() -> list[Tensor]:
+        torch.manual_seed(0)
+        model.zero_grad()
+        with torch.autocast("cuda", precision, enabled=precision != torch.float32):
+            losses = model(batch)
+        losses.loss.backward()
+        return [losses.lm, losses.denoising, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    bound = 1e-3 if precision == torch.float32 else 5e-2
+    found = step()
+    with kernels.disabled():
+        wanted = step()
+    for own, other in zip(found, wanted, strict=True):
+        assert (own - other).norm() <= bound * other.norm()
 
 
 def test_new_tokens_learn_under_a_frozen_language_model() -> None:
