@@ -14,10 +14,10 @@ from rich.console import Console
 from torch import Tensor
 
 from dreamkit.errors import DreamkitError
-from dreamkit.kernels.bench import query_projection
+from dreamkit.kernels.bench import label_loss, query_projection
 from dreamkit.kernels.bench.clock import Clock
 from dreamkit.kernels.bench.figures import Figure, Work
-from dreamkit.kernels.bench.harness import GRAPHS, Bench, Case, measured
+from dreamkit.kernels.bench.harness import GRAPHS, MEMORY, WHOLE_MEMORY, Bench, Case, measured
 from dreamkit.kernels.bench.machine import Machine
 from dreamkit.kernels.bench.records import FLOOR, OUT_OF_TIME, Record, Records, Verdict
 from dreamkit.kernels.bench.report import RAN, TRIAL, page, show, show_verdicts, write, written
@@ -304,3 +304,17 @@ def test_targets_that_were_not_reached_are_open() -> None:
     verdicts = list(query_projection.targets(sized(1.5, images=(1,))))
     assert {verdict.met for verdict in verdicts} == {None}
     assert [verdict.found for verdict in verdicts if "N >=" in verdict.target] == ["not measured"] * 3
+
+
+@pytest.mark.parametrize("has_own", [True, False])
+def test_the_loss_is_measured_beside_torchs_own(has_own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch has one, in time and memory, whether or not the head is trained."""
+    if not has_own:
+        monkeypatch.delattr(torch.nn, "LinearCrossEntropyOptions", raising=False)
+    elif not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        pytest.skip("torch has none")
+    found = Records(label_loss.section(bench()))
+    for table, measure in product((label_loss.LEARNED, label_loss.FROZEN), ("", MEMORY, WHOLE_MEMORY)):
+        names = {record.candidate for record in found if record.table == table + measure} - {FLOOR}
+        assert names == {"eager", "ours", *([label_loss.TORCH] if has_own else [])}
+    assert [record.problem for record in found if record.failed] == []

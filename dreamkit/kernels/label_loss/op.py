@@ -10,7 +10,8 @@ What else there is, and why it is not used:
   cap, and is no part of autocast. Its sum knows weights of classes, not of rows, and gives no losses by row; where it
   gives them (`reduction="none"`) it computes the logits a second time in the backward pass. Losses and the gradient of
   the matrix are rounded to the rows' dtype, the latter after each chunk on a GPU. As one opaque operator it shows
-  counters (`dreamkit plan`) neither its memory nor its floating-point operations.
+  counters (`dreamkit plan`) neither its memory nor its floating-point operations. The benchmark measures it, with the
+  same weight for each row.
 - Liger's fused loss and cut-cross-entropy are Triton kernels of one matrix, and run on no CPU; the second computes the
   logits again. torchtune's `LinearCrossEntropyLoss` keeps the logits of every chunk for the backward pass.
 
