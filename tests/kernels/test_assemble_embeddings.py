@@ -13,7 +13,8 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dreamkit.kernels.assemble_embeddings import assemble_embeddings, fill_slots, look_up
+from dreamkit.kernels import disabled
+from dreamkit.kernels.assemble_embeddings import assemble_embeddings, fill_slots, look_up, reference
 from dreamkit.kernels.assemble_embeddings.op import sum_groups
 from triton_cpu import AMPERE, HOPPER, compiled, interpreted, recorded
 
@@ -255,6 +256,19 @@ def test_sums_are_in_order_and_in_float32_at_least() -> None:
     assert sum_groups(rows.double(), order, starts).tolist() == [[1.0], [1.0]]
 
 
+def test_the_reference_sums_without_atomics() -> None:
+    with Operators() as operators:
+        reference.sum_groups(torch.randn(6, 4), torch.randperm(6), torch.tensor([0, 2, 2, 5]))
+    atomic = {
+        "aten::index_add_",
+        "aten::index_add",
+        "aten::scatter_add",
+        "aten::scatter_add_",
+        "aten::scatter_reduce",
+    }
+    assert operators.names and not atomic & {name.split(".")[0] for name in operators.names}
+
+
 def test_compiled_without_a_break() -> None:
     def step(given: Arguments) -> Tensor:
         return assemble_embeddings(*given).square().sum()
@@ -309,3 +323,21 @@ def test_on_a_gpu(dtype: torch.dtype, scale: float | None) -> None:
         own = ours.gradients()[name]
         assert torch.equal(own, again.gradients()[name]), f"the gradient of {name} differs from run to run"
         assert (own.double() - gradient).norm() / gradient.norm() < bound, name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("blocks", [8, 200])
+def test_without_kernels_sums_are_the_same_every_time_on_a_gpu(blocks: int) -> None:
+    """Of as few rows as torch sums in one way, and of as many as it sums in another."""
+    given = arguments(3, 64, blocks, 64, 700, 300, 4, 640, device="cuda").trained(*TABLES)
+    found = []
+    with disabled():
+        for _ in range(5):
+            again = given.trained(*TABLES)
+            embeds = assemble_embeddings(*again)
+            embeds.backward(torch.randn(embeds.shape, generator=torch.Generator().manual_seed(1)).to(embeds))
+            found.append(again.gradients())
+    for gradients in found[1:]:
+        for name, gradient in gradients.items():
+            assert torch.equal(gradient, found[0][name]), name

@@ -77,7 +77,7 @@ def _(
 )
 @on_its_device
 def sum_groups(rows: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-    """The sums (G, D) of the rows of each group, added in the order they are named in, in float32 at least.
+    """The sums (G, D) of the rows of each group, in a fixed order and in float32 at least.
 
     Group g has the rows `order[starts[g] : starts[g + 1]]`; what lies behind the last start belongs to none.
     """

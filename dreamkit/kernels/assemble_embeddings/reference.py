@@ -45,11 +45,12 @@ def fill_slots(
 
 
 def sum_groups(rows_RD: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-    """The sums (G, D) of the rows of each group, in float32 at least.
+    """The sums (G, D) of the rows of each group, in a fixed order and in float32 at least.
 
     Group g has the rows `order[starts[g] : starts[g + 1]]`; what lies behind the last start belongs to none.
     """
     wide = torch.promote_types(rows_RD.dtype, torch.float32)
     group = torch.searchsorted(starts[1:], torch.arange(len(order), device=order.device), right=True)
-    sums = torch.zeros(len(starts), rows_RD.shape[1], dtype=wide, device=rows_RD.device)
-    return sums.index_add_(0, group, rows_RD[order].to(wide))[:-1]
+    # torch's scatter that sorts and uses no atomics
+    sums = torch.ops.aten.embedding_dense_backward(rows_RD[order].to(wide), group, len(starts), -1, False)
+    return sums[:-1]
