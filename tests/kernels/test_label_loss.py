@@ -159,6 +159,21 @@ def test_one_matrix_that_two_names_lead_to_has_one_gradient() -> None:
     torch.testing.assert_close(found, torch.autograd.grad(whole, table)[0])
 
 
+@pytest.mark.parametrize("budget", [1, 10**6])
+def test_a_matrix_computed_before_hands_its_gradient_on(budget: int) -> None:
+    """It lives on after the loss: others go through it too."""
+    torch.manual_seed(0)
+    leaf, rows = torch.randn(9, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    ids, weights = torch.tensor([3, 8, 1, 1, 0]), torch.rand(5)
+
+    def found(loss: Callable[..., Any], **options: Any) -> tuple[Tensor, ...]:
+        matrix = F.normalize(leaf.tanh(), dim=-1)
+        total = loss(lambda some: F.linear(some, matrix), rows, ids, weights, **options)[0]
+        return torch.autograd.grad(total + matrix[0].sum(), [rows, leaf])
+
+    torch.testing.assert_close(found(label_loss, budget=budget), found(label_loss_reference))
+
+
 V, D, L = 32_000, 4096, 150_000
 
 

@@ -47,8 +47,9 @@ def label_loss(
     """Cross entropy of `logits(rows)`, (L, V), and the labels `ids_L`, in float32 at least.
 
     `logits` is asked for some rows at a time, so many that what is made of their logits takes about `budget` bytes. The
-    gradient reaches the rows and every leaf that `logits` computes with; it is added up in float32 at least, and can be
-    taken once by each backward pass, but not differentiated.
+    gradient reaches the rows and every leaf that `logits` computes with, also through what was computed of it before,
+    which each chunk goes through again; it is added up in float32 at least, and can be taken once by each backward
+    pass, but not differentiated.
     """
     one = logits(rows_LD[:1].detach())
     size = _rows_at_once(one, budget)
@@ -82,8 +83,10 @@ class _LabelLoss(torch.autograd.Function):
             losses.append(loss)
             wanted = [rows, *learned] if to_rows else [*learned]
             if wanted:
+                # what `logits` computes with may have been computed before: the next chunk's gradients take that way
+                # too. The chunk's own graph ends with it.
                 with _no_autocast(rows.device.type):  # as in any backward pass
-                    given = [*torch.autograd.grad(found, wanted, error)]
+                    given = [*torch.autograd.grad(found, wanted, error, retain_graph=True)]
                 if grad_LD is not None:
                     grad_LD[chunk] = given.pop(0)
                 for grad in grads:
