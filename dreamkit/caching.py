@@ -17,14 +17,23 @@ from torch.utils.data import ConcatDataset, DataLoader
 from dreamkit import folders
 from dreamkit.build import build
 from dreamkit.cache.keys import picture_key
-from dreamkit.cache.maker import maker, why_not
+from dreamkit.cache.maker import (
+    Preprocess,
+    compute,
+    maker,
+    preprocess_of,
+    preprocessed,
+    training_precision,
+    why_not,
+)
 from dreamkit.cache.manifest import (
     FORMAT,
-    MADE_BY,
     TABLES,
     CacheManifest,
     Table,
     TableRecord,
+    begin,
+    refuse_table,
     refuse_to_replace,
 )
 from dreamkit.cache.reading import EXTRAS
@@ -70,9 +79,11 @@ def make_cache(
     recipe, as in `dreamkit.train.train`. A cache that is in `out` already is replaced.
 
     Raises:
-        CacheError: nothing can be cached, there is no data, or `out` holds something else.
+        CacheError: nothing can be cached, there is no data, or `out` holds something else or is being written.
     """
     out = Path(out).absolute()
+    if only is not None:
+        refuse_table(only)
     refuse_to_replace(out)
     if datasets is None:
         datasets = [registry.get("dataset", section.name)(section.config) for section in recipe.data]
@@ -80,19 +91,19 @@ def make_cache(
         raise CacheError(
             "there are no documents to cache the pictures of; name a data set that has some under data"
         )
-    if model is None:
-        model = build(recipe, registry)
-        if recipe.init is not None:
-            load_weights(model, recipe.init)
-    model.set_trainable(recipe.train.trainable)
-    reasons = _reasons(model, only)
-    makers = {table: maker(model, recipe, table) for table in reasons if reasons[table] is None}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device).eval()
-    partial = folders.begin(out)
+    partial = begin(out)
     try:
+        if model is None:
+            model = build(recipe, registry)
+            if recipe.init is not None:
+                load_weights(model, recipe.init)
+        model.set_trainable(recipe.train.trainable)
+        model.eval()
+        reasons = _reasons(model, only)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        makers = {table: maker(model, recipe, table, device) for table in reasons if reasons[table] is None}
         makings = {t: _Making(t, model, device, ShardWriter(partial, t, shard_bytes)) for t in makers}
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bfloat16"):
+        with training_precision(recipe, device):
             _fill(makings, datasets, recipe.train.workers, on_progress)
         tables: dict[str, TableRecord] = {
             table: makings[table].writer.record(makers[table]) for table in makers
@@ -111,8 +122,6 @@ def _reasons(model: DreamModel, only: str | None) -> dict[Table, str | None]:
     Raises:
         CacheError: there is none.
     """
-    if only not in (None, *TABLES):
-        raise CacheError(f"'{only}' found, but one of these is to be cached: {', '.join(TABLES)}")
     reasons = {table: why_not(model, table) for table in TABLES if only in (None, table)}
     if None not in reasons.values():
         listed = "".join(f"\n  {table}: {reason}" for table, reason in reasons.items())
@@ -127,7 +136,7 @@ def _fill(
     # a batch without an image to read or to draw is completed by this one
     dummy = Document((Image(blank_picture(), draw=True),), name="dummy")
     documents: Any = ConcatDataset([cast(Any, dataset) for dataset in ([dummy], *datasets)])
-    reader = _Reader({table: making.preprocess for table, making in makings.items()})
+    reader = _Reader({table: preprocess_of(making.model, table) for table, making in makings.items()})
     looked = 0
     for found in DataLoader(documents, DOCUMENTS, num_workers=workers, collate_fn=reader):
         for table, (keys, inputs) in found.pictures.items():
@@ -152,7 +161,7 @@ class _Found(NamedTuple):
 class _Reader:
     """Preprocesses the pictures of documents; each once, as far as this process knows."""
 
-    preprocess: Mapping[Table, Callable[[Sequence[Picture]], Any]]
+    preprocess: Mapping[Table, Preprocess]
     known: dict[Table, set[bytes]] = field(default_factory=dict)
 
     def __call__(self, documents: Sequence[Document]) -> _Found:
@@ -166,8 +175,7 @@ class _Reader:
         for table, pictures in new.items():
             self.known.setdefault(table, set()).update(pictures)
             if pictures:
-                made = self.preprocess[table](list(pictures.values()))
-                pixels, extras = made if isinstance(made, tuple) else (made, {})
+                pixels, extras = preprocessed(self.preprocess[table], [*pictures.values()])
                 found[table] = (
                     [*pictures],
                     {PIXELS: pixels, **{EXTRAS + name: extras[name] for name in extras}},
@@ -186,12 +194,6 @@ class _Making:
     known: set[bytes] = field(default_factory=set)
     waiting: dict[bytes, dict[str, Tensor]] = field(default_factory=dict)
 
-    @property
-    def preprocess(self) -> Callable[[Sequence[Picture]], Any]:
-        """That of the part, which needs no device."""
-        method: Callable[[Sequence[Picture]], Any] = self.model.parts()[MADE_BY[self.table]].preprocess  # type: ignore[assignment]
-        return method
-
     def take(self, keys: Sequence[bytes], inputs: Mapping[str, Tensor]) -> None:
         """Computes pictures that are new; `inputs` (N, ...) are what they were preprocessed to."""
         for number, key in enumerate(keys):
@@ -202,7 +204,6 @@ class _Making:
             if len(self.waiting) == PICTURES:
                 self.compute()
 
-    @torch.no_grad()
     def compute(self) -> None:
         """Computes and writes what waits."""
         if not self.waiting:
@@ -210,11 +211,6 @@ class _Making:
         rows = [*self.waiting.values()]
         inputs = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         pixels = inputs.pop(PIXELS).to(self.device)
-        if self.table == "features":
-            made = {"features": self.model.vision_encoder(pixels)}
-        else:
-            mean, std = self.model.image_decoder.posterior(pixels)
-            made = {"mean": mean, **({} if std is None else {"std": std})}
-        made = {name: tensor.cpu() for name, tensor in made.items()}
+        made = {name: tensor.cpu() for name, tensor in compute(self.model, self.table, pixels).items()}
         self.writer.add([*self.waiting], made | inputs)
         self.waiting = {}

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-
-T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -29,11 +24,6 @@ def barrier() -> None:
     """Waits until every process is here."""
     if world_size() > 1:
         dist.barrier()
-
-
-def share(items: Sequence[T]) -> Sequence[T]:
-    """This process's share of `items`, which all processes have together."""
-    return items[dist.get_rank() :: world_size()] if dist.is_initialized() else items
 
 
 def total(tensor: Tensor) -> Tensor:

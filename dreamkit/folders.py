@@ -25,8 +25,8 @@ def describe_files(folder: Path) -> dict[str, FileRecord]:
     }
 
 
-def damaged_files(folder: Path, files: Mapping[str, FileRecord]) -> list[str]:
-    """Reads `files` of `folder`; a line for each that is missing, cut short or changed."""
+def damaged_files(folder: Path, files: Mapping[str, FileRecord], *, read: bool = True) -> list[str]:
+    """A line for each of `files` of `folder` that is missing or cut short, or, where they are `read`, changed."""
     problems = []
     for name, said in sorted(files.items()):
         path = folder / name
@@ -34,7 +34,7 @@ def damaged_files(folder: Path, files: Mapping[str, FileRecord]) -> list[str]:
             problems.append(f"{name}: missing")
         elif path.stat().st_size != said["size"]:
             problems.append(f"{name}: {path.stat().st_size} bytes, but {said['size']} were written")
-        elif sha256(path) != said["sha256"]:
+        elif read and sha256(path) != said["sha256"]:
             problems.append(f"{name}: its bytes are not those that were written (sha256 differs)")
     return problems
 
@@ -49,10 +49,25 @@ def replaced_folder(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.replaced")
 
 
-def begin(folder: Path) -> Path:
-    """An empty partial folder for `folder`; whether that may be replaced is for the caller to know."""
+def left_behind(folder: Path, manifest: str) -> str | None:
+    """Of a `folder` that is missing: in words, what holds its `manifest` since a save was interrupted."""
+    for left in (replaced_folder(folder), partial_folder(folder)):
+        if not folder.exists() and (left / manifest).is_file():
+            return f"{folder}: missing, but an interrupted save left {left}; rename that to {folder.name}"
+    return None
+
+
+def begin(folder: Path, *, alone: bool = False) -> Path:
+    """An empty partial folder for `folder`; whether that may be replaced is for the caller to know.
+
+    One that is there is emptied.
+
+    Raises:
+        FileExistsError: one is there, and `alone` says that it may be somebody else's.
+    """
     partial = partial_folder(folder)
-    shutil.rmtree(partial, ignore_errors=True)
+    if not alone:
+        shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     return partial
 
@@ -60,7 +75,12 @@ def begin(folder: Path) -> Path:
 def commit(folder: Path) -> None:
     """Makes the partial folder of `folder` the real one, after everything in it has reached the disk."""
     partial, replaced = partial_folder(folder), replaced_folder(folder)
+    mode = (
+        partial.stat().st_mode & 0o666
+    )  # what the umask lets files have: safetensors lets nobody else read its own
     for path in [*partial.rglob("*"), partial]:
+        if path.is_file():
+            path.chmod(mode)
         _sync(path)
     shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():

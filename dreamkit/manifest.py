@@ -10,11 +10,11 @@ from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_type
 
 from dreamkit.errors import CheckpointError, DreamkitError
 from dreamkit.files import occupied
-from dreamkit.folders import FileRecord, damaged_files, partial_folder, replaced_folder
+from dreamkit.folders import FileRecord, damaged_files, left_behind
 
 FORMAT = 2
 MANIFEST = "dreamkit.json"
-_WORDS = {int: "a whole number", str: "text", list: "a list"}
+_WORDS = {int: "a whole number", float: "a number", str: "text", list: "a list"}
 
 
 class ComponentRecord(TypedDict):
@@ -171,9 +171,8 @@ def refuse_to_replace(folder: Path) -> None:
 
 
 def _not_a_checkpoint(folder: Path) -> str:
-    for left in (replaced_folder(folder), partial_folder(folder)):
-        if not folder.exists() and (left / MANIFEST).is_file():
-            return f"{folder}: missing, but an interrupted save left {left}; rename that to {folder.name}"
+    if left := left_behind(folder, MANIFEST):
+        return left
     if folder.is_dir():
         found = f"it has no {MANIFEST}"
     else:

@@ -63,7 +63,7 @@ def train(
         CheckpointError: the resume point or `recipe.init` is damaged or does not fit.
         RecipeError, CacheError: so is `train.cache`, or it lacks a picture.
     """
-    if problems := cache_problems(recipe):
+    if problems := cache_problems(recipe, registry):
         raise RecipeError(problems)
     out = Path(out).absolute()
     points = _resume_points(out) if resume else []
@@ -86,7 +86,7 @@ def train(
     model.set_trainable(recipe.train.trainable)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("nothing is to be trained; name parts in train.trainable, or add model.adapters")
-    cache = open_cache(recipe, model)
+    cache = open_cache(recipe, model, arguments.device)
     if cache is not None:
         _show(cache)
     if recipe.train.gradient_checkpointing:

@@ -1,20 +1,21 @@
 """A training run from a cache is the run without it, and a cache that would make another one is refused."""
 
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import caches
 import layouts
 import tiny
 from caches import REGISTRY
 from dreamkit.build import build
-from dreamkit.cache.reading import Cache, open_cache
+from dreamkit.cache.reading import Cache, cache_problems, open_cache
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import CacheError, RecipeError
 from dreamkit.interfaces import ImageDecoder
@@ -25,6 +26,7 @@ from dreamkit_transformers.clip import Clip
 from product.parts import parts
 
 BUILDING = 1  # call of a tower on the meta device, to learn its shapes
+PROBES = {"float32": 1, "bfloat16": 2}  # calls to compare it with a cache: exactly, and as in training
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def model_of(recipe: Any) -> DreamModel:
 
 
 def opened(recipe: Any, model: DreamModel | None = None) -> Cache:
-    found = open_cache(recipe, model or model_of(recipe))
+    found = open_cache(recipe, model or model_of(recipe), torch.device("cpu"))
     assert found is not None
     return found
 
@@ -90,7 +92,7 @@ def test_training_from_a_cache_is_training_without_and_runs_no_frozen_part(
     assert counted.calls == {"forward": BUILDING + 4, "encode": 4}
     counted = Counted(monkeypatch, (Clip, "forward"), (ImageDecoder, "encode"))
     with_it = run(tmp_path / "with", caches.recipe(tmp_path / "cache", train=settings))
-    assert counted.calls == {"forward": BUILDING, "encode": 0}
+    assert counted.calls == {"forward": 2 * BUILDING + PROBES[precision], "encode": 0}
     tolerance = 1e-4 if precision == "float32" else 1e-2
     torch.testing.assert_close(losses(with_it), losses(without), rtol=tolerance, atol=0)
     said = capsys.readouterr().err
@@ -197,6 +199,20 @@ def shaken_vae(recipe: Any) -> DreamModel:
 
 
 CLIP = tiny.RECIPE["model"]["vision_encoder"]
+SD = tiny.RECIPE["model"]["image_decoder"]
+NOT_ALIKE = (
+    r"computes: %s of a fixed picture: [^ ]+, .* in the cache, [^ ]+, .* now \(.* of it, at most 0.001\)"
+)
+
+
+def changed(section: dict[str, Any], *path: str, **values: Any) -> dict[str, Any]:
+    """The section of a part, its `config`, or what is in that at `path`, with other values."""
+    section = deepcopy(section)
+    config = section["config"]
+    for key in path:
+        config = config[key]
+    config |= values
+    return section
 
 
 @pytest.mark.parametrize(
@@ -215,9 +231,17 @@ CLIP = tiny.RECIPE["model"]["vision_encoder"]
             {"model.vision_encoder": {**CLIP, "name": "siglip"}},
             "vision_encoder: name: 'clip' in the cache, 'siglip' now",
         ),
+        ({"model.vision_encoder": changed(CLIP, hidden_act="relu")}, NOT_ALIKE % "features"),
+        ({"model.vision_encoder": changed(CLIP, layer_norm_eps=1e-2)}, NOT_ALIKE % "features"),
         (
-            {"model.image_decoder": {**tiny.RECIPE["model"]["image_decoder"], "image_size": 32}},
-            "image_decoder: image_size: None in the cache, 32 now",
+            {"model.vision_encoder": changed(CLIP, image_size=24)},
+            r"vision_encoder: features of shape \[4, 16\] in the cache, \[9, 16\] now; make it anew",
+        ),
+        ({"model.image_decoder": changed(SD, "vae", scaling_factor=0.5)}, NOT_ALIKE % "mean"),
+        ({"model.image_decoder": changed(SD, "vae", shift_factor=0.5)}, NOT_ALIKE % "mean"),
+        (
+            {"model.image_decoder": {**SD, "image_size": 32}},
+            r"image_decoder: mean of shape \[4, 8, 8\] in the cache, \[4, 16, 16\] now; make it anew",
         ),
         (
             {"train": {"precision": "bfloat16"}},
@@ -244,7 +268,8 @@ def test_other_preprocessing_is_an_error(cache: Path, monkeypatch: pytest.Monkey
     preprocess = Clip.preprocess
     monkeypatch.setattr(Clip, "preprocess", lambda self, pictures: preprocess(self, pictures).flip(1))
     with pytest.raises(
-        CacheError, match=r"features: vision_encoder: preprocess: \w{16}\.\.\. in the cache, \w"
+        CacheError,
+        match=r"features: vision_encoder: preprocess: pixels of a fixed picture: .* in the cache, .* now",
     ):
         opened(caches.recipe(cache))
 
@@ -258,6 +283,89 @@ def test_latents_outlive_the_training_of_a_network_and_not_of_the_autoencoder(ca
     with pytest.raises(CacheError, match="latents: image_decoder: weights: ") as raised:
         opened(recipe, shaken_vae(recipe))
     assert "features" not in str(raised.value)
+
+
+def other_decoder_half(model: DreamModel) -> None:
+    with torch.no_grad():
+        for parameter in model.image_decoder.vae.decoder.parameters():
+            parameter.add_(0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "change"),
+    [
+        ({"model.image_decoder": {**SD, "snr_gamma": 5.0}}, None),
+        ({"model.image_decoder": changed(SD, "scheduler", beta_end=0.02)}, None),
+        ({"model.image_decoder": changed(SD, "unet", cross_attention_dim=20)}, None),
+        ({}, other_decoder_half),
+    ],
+    ids=["loss weight", "scheduler", "network", "decoding half"],
+)
+def test_what_makes_the_same_latents_may_be_otherwise(
+    cache: Path, changes: dict[str, Any], change: Any
+) -> None:
+    recipe = caches.recipe(cache, **changes)
+    model = model_of(recipe)
+    model.image_decoder.vae.load_state_dict(model_of(caches.recipe()).image_decoder.vae.state_dict())
+    if change is not None:
+        change(model)
+    assert not cache_problems(recipe, REGISTRY)
+    opened(recipe, model)
+
+
+def test_precision_matters_where_it_makes_a_difference(tmp_path: Path) -> None:
+    """SDXL's autoencoder computes in float32 whatever training does."""
+    sdxl = parts(REGISTRY)["image_decoder"]["sdxl"]
+    for precision in ("float32", "bfloat16"):
+        recipe = caches.recipe(tmp_path, train={"precision": precision}, **{"model.image_decoder": sdxl})
+        if precision == "float32":
+            caches.make(tmp_path, recipe, only="latents")
+        opened(recipe)
+    made = caches.make(tmp_path, caches.recipe(train={"precision": "bfloat16"})).manifest
+    assert {table: record["maker"]["precision"] for table, record in made.tables.items()} == {
+        "features": "bfloat16",
+        "latents": "bfloat16",
+    }
+
+
+class Rounded(Clip):
+    """As on another machine: float32 in another order."""
+
+    def forward(self, pixels_NCHW: Tensor) -> Tensor:
+        return super().forward(pixels_NCHW) * (1 + 1e-5)
+
+    def preprocess(self, pictures: Any) -> Tensor:
+        return super().preprocess(pictures) + 1e-5
+
+    def get_extra_state(self) -> Any:
+        return "no tensor"
+
+    def set_extra_state(self, state: Any) -> None:
+        raise AssertionError(state)
+
+
+def test_rounding_is_no_other_part(cache: Path) -> None:
+    recipe = caches.recipe(cache)
+    model = model_of(recipe)
+    model.vision_encoder.__class__ = Rounded
+    opened(recipe, model)
+
+
+def test_only_what_makes_tables_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[type] = []
+    model = model_of(caches.recipe())
+    apply = nn.Module._apply
+
+    def listen(self: nn.Module, *args: Any, **named: Any) -> Any:
+        moved.append(type(self))
+        return apply(self, *args, **named)
+
+    monkeypatch.setattr(nn.Module, "_apply", listen)
+    caches.make(tmp_path / "cache", caches.recipe(), model=model)
+    inside = {
+        type(module) for part in (model.vision_encoder, model.image_decoder.vae) for module in part.modules()
+    }
+    assert {type(model.vision_encoder), type(model.image_decoder.vae)} <= {*moved} <= inside
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -287,9 +395,13 @@ def test_only_what_is_asked_for_and_frozen_is_cached(tmp_path: Path, monkeypatch
         CacheError, match="StableDiffusion does not tell mean and standard deviation of its latents"
     ):
         caches.make(tmp_path / "none", caches.recipe(), only="latents")
-    with pytest.raises(
-        CacheError, match="'pixels' found, but one of these is to be cached: features, latents"
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(
+            CacheError, match="'pixels' found, but one of these is to be cached: features, latents"
+        ),
     ):
+        patched.delattr("dreamkit.caching.build")  # nothing is built before
         caches.make(tmp_path / "none", caches.recipe(), only="pixels")
     made, reasons = caches.make(tmp_path / "features", caches.recipe(), only="features")
     assert [*made.tables] == ["features"] and not reasons
@@ -312,7 +424,9 @@ def test_a_plan_computes_nothing_that_is_read(cache: Path, monkeypatch: pytest.M
     without = plan(caches.recipe(), REGISTRY)
     counted = Counted(monkeypatch, (Clip, "forward"), (ImageDecoder, "encode"))
     planned = plan(caches.recipe(cache), REGISTRY)
-    assert counted.calls == {"forward": BUILDING, "encode": 0}
+    assert counted.calls == {"forward": 2 * BUILDING, "encode": 0}
     assert planned.flops < without.flops
-    with pytest.raises(RecipeError, match=r"train\.cache: vision_encoder: layer"):
-        plan(caches.recipe(cache, **{"model.vision_encoder": {**CLIP, "layer": -1}}), REGISTRY)
+    with pytest.raises(
+        RecipeError, match=r"train\.cache: vision_encoder: features of shape \[4, 16\] in the cache"
+    ):
+        plan(caches.recipe(cache, **{"model.vision_encoder": changed(CLIP, image_size=24)}), REGISTRY)

@@ -1,6 +1,9 @@
 """`dreamkit cache`, and what other commands say of a cache."""
 
 import json
+import os
+import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,9 @@ def test_a_recipe_is_cached_checked_planned_and_trained_from(dreamkit, tmp_path:
     assert dreamkit("check", "recipe.yaml", "train.cache=kept")[0] == 0
     code, out, _ = dreamkit("plan", "recipe.yaml", "train.cache=kept")
     assert code == 0 and f"what {tmp_path / 'kept'} holds of images is read, and not computed" in out
+    code, out, err = dreamkit("inspect", "kept")
+    assert code == 0 and "every file is as it was written" in out
+    assert re.search(r"features +1 +features float32 \[4, 16\] +416 bytes +vision_encoder clip +float32", out)
     code, out, err = dreamkit("train", "recipe.yaml", "train.cache=kept", "--out", "run")
     assert code == 0 and "latents (pictures: 3, image_decoder does not encode)" in err
 
@@ -74,6 +80,15 @@ def test_a_cache_that_is_missing_is_told_with_its_place(dreamkit, tmp_path: Path
         code, out, err = dreamkit(*arguments)
         assert (code, out) == (2, "") and said in err
     assert not (tmp_path / "run").exists()
+
+
+def test_an_end_that_is_asked_for_leaves_nothing(
+    dreamkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(tmp_path.iterdir()), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("dreamkit.caching._fill", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert dreamkit("cache", "recipe.yaml", "--out", "kept")[0] == 128 + signal.SIGTERM
+    assert (sorted(tmp_path.iterdir()), signal.getsignal(signal.SIGTERM)) == before
 
 
 @pytest.mark.parametrize(

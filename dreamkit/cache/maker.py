@@ -1,67 +1,92 @@
-"""What of a model makes a table: whether it stays the same in training, and what tells it from another."""
+"""What of a model makes a table: how, whether it stays the same in training, and what tells it from another."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from PIL import Image as PIL
+from PIL.Image import Image as Picture
 from torch import Tensor, nn
 
-from dreamkit.cache.manifest import MADE_BY, Maker
+from dreamkit.cache.identity import ROUNDING, Maker, distance
+from dreamkit.cache.manifest import MADE_BY
+from dreamkit.cache.probe import Weights, exact_float32, probe_picture, samples
 from dreamkit.model import DreamModel
 from dreamkit.recipe import Recipe, plain
+
+Preprocess = Callable[[Sequence[Picture]], Any]  # that of either kind of part
 
 
 def why_not(model: DreamModel, table: str) -> str | None:
     """Why what makes a table cannot be computed once for `model`, whose trainable parts are set; None: it can."""
     key = MADE_BY[table]
-    module = _weights(model, table)
-    if module is None:
+    if table == "latents" and model.image_decoder.latent_root is None:
         name = type(model.image_decoder).__name__
         return f"{name} does not tell mean and standard deviation of its latents: its latent_root is None"
-    if any(parameter.requires_grad for parameter in module.parameters()):
+    if any(parameter.requires_grad for parameter in maker_module(model, table).parameters()):
         return f"{key} learns (train.trainable and model.adapters), so that what it computes changes"
     return None
 
 
-def maker(model: DreamModel, recipe: Recipe, table: str) -> Maker:
-    """What makes a table of `model`, which can make it."""
-    key = MADE_BY[table]
-    part, weights = model.parts()[key], _weights(model, table)
-    assert weights is not None, "what cannot be cached has no maker"
-    sample = part.preprocess([_sample()])  # type: ignore[operator]  # that of both kinds of part
-    pixels, extras = sample if isinstance(sample, tuple) else (sample, {})
-    return Maker(
-        part=plain(getattr(recipe.model, key)),
-        weights=_hash(weights.state_dict()),
-        image_size=part.spec.image_size,
-        preprocess=_hash({"": pixels, **extras}),
-        precision=recipe.train.precision,
-    )
-
-
-def _weights(model: DreamModel, table: str) -> nn.Module | None:
-    """The module whose weights decide on a table."""
+def maker_module(model: DreamModel, table: str) -> nn.Module:
+    """The module that alone makes a table, of a model that can make it."""
     if table == "features":
         return model.vision_encoder
     root = model.image_decoder.latent_root
-    return None if root is None else model.image_decoder.get_submodule(root)
+    assert root is not None, "what tells no posterior has no latents to cache"
+    return model.image_decoder.get_submodule(root)
 
 
-def _sample() -> PIL.Image:
-    """A small picture, wider than high, of all kinds of colours."""
-    width, height = 48, 32
-    return PIL.frombytes("RGB", (width, height), bytes(i * i // 7 % 256 for i in range(width * height * 3)))
+def preprocess_of(model: DreamModel, table: str) -> Preprocess:
+    method: Preprocess = model.parts()[MADE_BY[table]].preprocess  # type: ignore[assignment]
+    return method
 
 
-def _hash(tensors: Mapping[str, Any]) -> str:
-    """The sha256 of tensors with their names, dtypes and shapes."""
-    hashed = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        assert isinstance(tensor, Tensor), f"{name} is kept beside the weights, but is no tensor"
-        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        hashed.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return hashed.hexdigest()
+def preprocessed(preprocess: Preprocess, pictures: Sequence[Picture]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Pixels, and the extras of a decoder."""
+    made = preprocess(pictures)
+    return made if isinstance(made, tuple) else (made, {})
+
+
+@torch.no_grad()
+def compute(model: DreamModel, table: str, pixels_NCHW: Tensor) -> dict[str, Tensor]:
+    """The tensors (N, ...) of a table, but for extras."""
+    if table == "features":
+        return {"features": model.vision_encoder(pixels_NCHW)}
+    mean, std = model.image_decoder.posterior(pixels_NCHW)
+    return {"mean": mean, **({} if std is None else {"std": std})}
+
+
+def training_precision(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """The context that training computes in."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bfloat16")
+
+
+def maker(model: DreamModel, recipe: Recipe, table: str, device: torch.device) -> Maker:
+    """What makes a table of `model`, which can make it; that is moved to `device`, and nothing else.
+
+    It is asked what it makes of a picture: exactly, to be compared, and as in training, to see whether that differs.
+    """
+    module = maker_module(model, table)
+    was_training = module.training
+    module.to(device).eval()
+    pixels, extras = preprocessed(preprocess_of(model, table), [probe_picture()])
+    weights = Weights(model.parts()[MADE_BY[table]])
+    precision = recipe.train.precision
+    with exact_float32():
+        with weights:
+            exact = samples(compute(model, table, pixels.to(device)))
+        if precision != "float32":
+            with training_precision(recipe, device):
+                trained = samples(compute(model, table, pixels.to(device)))
+            if all(distance(exact[name], trained[name]) <= ROUNDING for name in exact):
+                precision = "float32"
+    module.train(was_training)
+    return {
+        "part": plain(getattr(recipe.model, MADE_BY[table])),
+        "weights": weights.sha256(),
+        "precision": precision,
+        "preprocess": samples({"pixels": pixels, **extras}),
+        "computes": exact,
+    }

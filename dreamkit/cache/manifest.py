@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args, get_type_hints
+from typing import Final, Literal, TypeAlias, TypedDict, get_args, get_type_hints
 
-from dreamkit.errors import CacheError
+from dreamkit import folders
+from dreamkit.cache.identity import Maker
+from dreamkit.errors import CacheError, did_you_mean
 from dreamkit.files import occupied
-from dreamkit.folders import FileRecord, damaged_files
+from dreamkit.folders import FileRecord, damaged_files, left_behind, partial_folder
 from dreamkit.manifest import misfits, read_json
 
 FORMAT = 1
@@ -20,20 +22,14 @@ MANIFEST = "cache.json"
 Table: TypeAlias = Literal["features", "latents"]
 TABLES: Final[tuple[Table, ...]] = get_args(Table)
 MADE_BY: Final[Mapping[str, str]] = {"features": "vision_encoder", "latents": "image_decoder"}
+HOLDS: Final[Mapping[str, tuple[str, ...]]] = {"features": ("features",), "latents": ("mean",)}  # at least
 
 
-class Maker(TypedDict):
-    """What computes a table.
-
-    `part` is its section of the recipe, `weights` a hash of those that take part, and `preprocess` one of what it makes
-    of a fixed picture, at `image_size` pixels; `precision` is that of `train`.
-    """
-
-    part: dict[str, Any]
-    weights: str
-    image_size: int
-    preprocess: str
-    precision: str
+# as safetensors has them
+DTYPES: Final = (
+    *("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
+    *("float16", "bfloat16", "float32", "float64", "complex64", "float8_e4m3fn", "float8_e5m2"),
+)
 
 
 class TensorRecord(TypedDict):
@@ -71,6 +67,8 @@ class CacheManifest:
         """
         path = folder / MANIFEST
         if not path.is_file():
+            if left := left_behind(folder, MANIFEST):
+                raise CacheError(left)
             found = "there is no such folder"
             if folder.exists():
                 found = f"it has no {MANIFEST}" if folder.is_dir() else "it is a file"
@@ -81,17 +79,22 @@ class CacheManifest:
             manifest = cls(**data)
             problems = [*manifest._contradictions()]
         if problems:
-            raise CacheError(_damaged(folder, MANIFEST, problems))
+            raise CacheError(damaged(path, problems))
         return manifest
 
-    def verify(self, folder: Path, files: Sequence[str]) -> None:
-        """Reads `files` and compares size and hash.
+    def verify(self, folder: Path, *, read: bool) -> None:
+        """Compares the size of every file, and, where they are `read`, the hash.
 
         Raises:
             CacheError: one is missing, cut short or changed; all of them are named.
         """
-        if problems := damaged_files(folder, {name: self.files[name] for name in files}):
-            raise CacheError(_damaged(folder, "", problems))
+        if problems := damaged_files(folder, self.files, read=read):
+            raise CacheError(damaged(folder, problems))
+
+    def size(self, table: str) -> int:
+        """The bytes of a table's files."""
+        shards = range(self.tables[table]["shards"])
+        return sum(self.files[shard_name(table, number)]["size"] for number in shards)
 
     def _contradictions(self) -> Iterator[str]:
         if not self.tables:
@@ -99,10 +102,22 @@ class CacheManifest:
         for table, record in self.tables.items():
             if table not in TABLES:
                 yield f"tables: '{table}' found, but a table is one of {', '.join(TABLES)}"
-            wanted = {shard_name(table, number) for number in range(record["shards"])}
+                continue
             found = {name for name in self.files if name.startswith(f"{table}-")}
-            if wanted != found or not wanted:
+            if found != {shard_name(table, number) for number in range(len(found))} or not found:
+                yield f"files: those of '{table}' are not numbered from 0 on: {', '.join(sorted(found)) or 'none'}"
+            if len(found) != record["shards"]:
                 yield f"files: {len(found)} of '{table}' found, but {record['shards']} shards"
+            if record["pictures"] < 1:
+                yield f"tables.{table}.pictures: {record['pictures']} found, but there is one at least"
+            if absent := [name for name in HOLDS[table] if name not in record["tensors"]]:
+                yield f"tables.{table}.tensors: missing: {', '.join(absent)}"
+            for name, tensor in record["tensors"].items():
+                at = f"tables.{table}.tensors.{name}"
+                if tensor["dtype"] not in DTYPES:
+                    yield f"{at}.dtype: '{tensor['dtype']}' found; {did_you_mean(tensor['dtype'], DTYPES)}"
+                if any(size < 0 for size in tensor["shape"]):
+                    yield f"{at}.shape: {tensor['shape']} found, but no size is below 0"
 
 
 def shard_name(table: str, number: int) -> str:
@@ -120,23 +135,28 @@ def refuse_to_replace(folder: Path) -> None:
         raise CacheError(f"{folder} {what}, and is not a cache; name another folder by --out, or remove it")
 
 
-def differing(table: str, there: Maker, here: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each thing said in `here` of what makes a table that is otherwise in a cache."""
-    for key, found in here.items():
-        before = there[key]  # type: ignore[literal-required]
-        if key != "part":
-            if before != found:
-                yield f"{MADE_BY[table]}: {key}: {_short(before)} in the cache, {_short(found)} now"
-            continue
-        for name in sorted(before.keys() | found.keys()):
-            # where weights came from is told, but what they are decides
-            if name != "pretrained" and before.get(name) != found.get(name):
-                was, now = before.get(name), found.get(name)
-                yield f"{MADE_BY[table]}: {name}: {was!r} in the cache, {now!r} now"
+def begin(folder: Path) -> Path:
+    """The empty folder that `folder` is written to until it is whole.
+
+    Raises:
+        CacheError: it is there already.
+    """
+    try:
+        return folders.begin(folder, alone=True)
+    except FileExistsError as error:
+        raise CacheError(
+            f"{partial_folder(folder)} is there: another `dreamkit cache` is writing {folder}, or one was killed; wait "
+            "for it, or remove that folder"
+        ) from error
 
 
-def _short(value: Any) -> str:
-    return f"{value:.16}..." if isinstance(value, str) and len(value) == 64 else str(value)
+def refuse_table(table: str) -> None:
+    """
+    Raises:
+        CacheError: there is no table of this name.
+    """
+    if table not in TABLES:
+        raise CacheError(f"'{table}' found, but one of these is to be cached: {', '.join(TABLES)}")
 
 
 def remedy(folder: Path) -> str:
@@ -144,6 +164,8 @@ def remedy(folder: Path) -> str:
     return f"make it anew from the recipe that is trained: dreamkit cache RECIPE --out {shlex.quote(str(folder))}"
 
 
-def _damaged(folder: Path, file: str, problems: list[str]) -> str:
+def damaged(path: Path, problems: list[str]) -> str:
+    """What to say of a folder, or a file in it, that is not as it was written."""
+    folder = path.parent if path.name == MANIFEST else path
     listed = "\n".join(f"  {problem}" for problem in problems)
-    return f"{folder / file}: the cache is damaged; {remedy(folder)}\n{listed}"
+    return f"{path}: the cache is damaged; {remedy(folder)}\n{listed}"

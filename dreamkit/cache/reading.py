@@ -11,14 +11,16 @@ from PIL.Image import Image as Picture
 from torch import Tensor
 
 from dreamkit.batch import Moments
+from dreamkit.cache.identity import differing
 from dreamkit.cache.keys import picture_key
 from dreamkit.cache.maker import maker, why_not
-from dreamkit.cache.manifest import MADE_BY, CacheManifest, differing, remedy, shard_name
+from dreamkit.cache.manifest import MADE_BY, CacheManifest, damaged, remedy, shard_name
 from dreamkit.cache.shards import Shards
-from dreamkit.distributed import share
 from dreamkit.errors import CacheError, RecipeProblem
+from dreamkit.fit import Fit, fit
 from dreamkit.model import DreamModel
-from dreamkit.recipe import Recipe, plain
+from dreamkit.plugins import Registry
+from dreamkit.recipe import Recipe
 
 KEY = "train.cache"
 EXTRAS = "extras."  # before the names of a decoder's extras, in a table of latents
@@ -50,7 +52,7 @@ class Cache(Tables):
     """The tables of a folder.
 
     Raises:
-        CacheError: it cannot be read; of `rows`, a picture that it lacks.
+        CacheError: it cannot be read, or holds other than its manifest says; of `rows`, a picture that it lacks.
     """
 
     def __init__(self, folder: Path, manifest: CacheManifest) -> None:
@@ -59,6 +61,16 @@ class Cache(Tables):
             table: Shards([folder / shard_name(table, number) for number in range(record["shards"])])
             for table, record in manifest.tables.items()
         }
+        problems = []
+        for table, shards in self.shards.items():
+            said, found = manifest.tables[table], (len(shards), shards.tensors())
+            if found != (said["pictures"], said["tensors"]):
+                wanted = f"{said['pictures']} of {said['tensors']}"
+                problems.append(
+                    f"{table}: {found[0]} pictures of {found[1]} are there, but {wanted} should be"
+                )
+        if problems:
+            raise CacheError(damaged(folder, problems))
 
     def __str__(self) -> str:
         tables = [
@@ -97,27 +109,28 @@ class Zeros(Tables):
         }
 
 
-def cache_problems(recipe: Recipe) -> list[RecipeProblem]:
+def cache_problems(recipe: Recipe, registry: Registry) -> list[RecipeProblem]:
     """What is wrong with `train.cache`, told without weights. Sections of a draft that are None are passed over."""
     if not recipe.train or recipe.train.cache is None:
         return []
     try:
-        messages = [*_unlike(recipe, Path(recipe.train.cache))]
+        messages = [*_unlike(fit(recipe, registry), Path(recipe.train.cache))]
     except CacheError as error:
         messages = [str(error)]
     return [RecipeProblem(recipe.place(KEY), KEY, message) for message in messages]
 
 
-def _unlike(recipe: Recipe, folder: Path) -> Iterator[str]:
-    """What the recipe says otherwise than a cache."""
+def _unlike(found: Fit, folder: Path) -> Iterator[str]:
+    """What the specs and the recipe say otherwise than a cache."""
+    model, train = found.recipe.model, found.recipe.train
+    adapters = getattr(model, "adapters", None) or ()
     for table, record in CacheManifest.read(folder).tables.items():
         part = MADE_BY[table]
-        section, adapters = getattr(recipe.model, part, None), getattr(recipe.model, "adapters", None)
-        if section is not None and section.config is not None:
-            here = {"part": plain(section), "precision": recipe.train.precision}
-            for line in differing(table, record["maker"], here):
-                yield f"{line}; {remedy(folder)}"
-        learning = {*(recipe.train.trainable or ()), *(adapter.target for adapter in adapters or ())}
+        for name, shape in _shapes(found, table).items():
+            if name in record["tensors"] and record["tensors"][name]["shape"] != shape:
+                before = record["tensors"][name]["shape"]
+                yield f"{part}: {name} of shape {before} in the cache, {shape} now; {remedy(folder)}"
+        learning = {*(train.trainable or ()), *(adapter.target for adapter in adapters)}
         if table == "features" and part in learning:
             yield (
                 f"it holds {table}, but {part} learns, so that they change; freeze it, or make a cache without them by "
@@ -125,25 +138,37 @@ def _unlike(recipe: Recipe, folder: Path) -> Iterator[str]:
             )
 
 
-def open_cache(recipe: Recipe, model: DreamModel) -> Cache | None:
-    """The cache that the training of `model` by `recipe` reads; None where it names none.
+def _shapes(found: Fit, table: str) -> dict[str, list[int]]:
+    """Of the tensors of a row, as far as the specs tell."""
+    vision, decoder = found.vision_encoder, found.image_decoder
+    if table == "features":
+        return {"features": [vision.num_tokens, vision.dim]} if vision else {}
+    shape = [*decoder.latent_shape((decoder.image_size,) * 2)] if decoder else None
+    return {"mean": shape, "std": shape} if shape else {}
 
-    Of several processes, each makes this call, and reads its share of the files to see that they are whole.
+
+def open_cache(recipe: Recipe, model: DreamModel, device: torch.device) -> Cache | None:
+    """The cache that the training of `model` by `recipe` on `device` reads; None where it names none.
+
+    What is spared is moved to `device`, and asked what it makes of a picture.
 
     Raises:
-        CacheError: it was made otherwise, what it holds is learning, or a file is damaged.
+        CacheError: it was made otherwise, what it holds is learning, or a file is missing or cut short.
     """
     if recipe.train.cache is None:
         return None
     folder = Path(recipe.train.cache)
     manifest = CacheManifest.read(folder)
+    manifest.verify(folder, read=False)
     problems: list[str] = []
     for table, record in manifest.tables.items():
         reason = why_not(model, table)
-        lines = [reason] if reason else differing(table, record["maker"], maker(model, recipe, table))
+        made_by = MADE_BY[table]
+        lines = (
+            [reason] if reason else differing(made_by, record["maker"], maker(model, recipe, table, device))
+        )
         problems += [f"  {table}: {line}" for line in lines]
     if problems:
         listed = "\n".join(problems)
         raise CacheError(f"{folder} does not fit this training; {remedy(folder)}\n{listed}")
-    manifest.verify(folder, share(sorted(manifest.files)))
     return Cache(folder, manifest)

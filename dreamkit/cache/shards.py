@@ -13,8 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dreamkit.cache.identity import Maker
 from dreamkit.cache.keys import KEY_BYTES
-from dreamkit.cache.manifest import Maker, TableRecord, TensorRecord, shard_name
+from dreamkit.cache.manifest import TableRecord, TensorRecord, shard_name
+from dreamkit.cache.probe import dtype_name
 from dreamkit.errors import CacheError
 
 KEYS = "keys"  # the tensor of a shard that holds its rows' keys
@@ -59,7 +61,7 @@ class ShardWriter:
 
 
 def _record(tensor: Tensor) -> TensorRecord:
-    return {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+    return {"dtype": dtype_name(tensor), "shape": list(tensor.shape)}
 
 
 class Shards:
@@ -85,6 +87,10 @@ class Shards:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": {}}
+
+    def tensors(self) -> dict[str, TensorRecord]:
+        """What a row holds."""
+        return {name: _record(tensor[0]) for name, tensor in self.rows([(0, 0)]).items()}
 
     def find(self, key: bytes) -> tuple[int, int] | None:
         """File and row of a key."""

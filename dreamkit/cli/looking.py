@@ -68,7 +68,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     draft, problems = draft_recipe(recipe, overrides or (), registry)
     found = fit(draft, registry) if draft is not None else None
     problems += found.problems if found is not None else []
-    problems += cache_problems(draft) if draft is not None else []
+    problems += cache_problems(draft, registry) if draft is not None else []
     if problems:
         raise RecipeError(problems)
     assert found is not None, "a recipe without problems is whole"
@@ -128,17 +128,21 @@ def plan(
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="a checkpoint's folder")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="that of a checkpoint or of a cache")],
 ) -> None:
-    """Say what a checkpoint holds, after reading every file to see that it is whole.
+    """Say what a checkpoint or a cache holds, after reading every file to see that it is whole.
 
     Example: dreamkit inspect run1/checkpoint
     """
     import yaml
     from rich.filesize import decimal
 
+    from dreamkit.cache.manifest import MANIFEST as CACHE
     from dreamkit.manifest import Manifest, adapter_file, weights_file
 
+    if (folder / CACHE).is_file():
+        _inspect_cache(folder)
+        return
     manifest = Manifest.read(folder)
     out = console()
     out.print(
@@ -160,3 +164,24 @@ def inspect(
     out.print(table)
     out.print(f"\ntokens: {manifest.tokens}\n\nrecipe:", markup=False)
     typer.echo(yaml.safe_dump(manifest.recipe, sort_keys=False, allow_unicode=True))
+
+
+def _inspect_cache(folder: Path) -> None:
+    from rich.filesize import decimal
+
+    from dreamkit.cache.manifest import MADE_BY, CacheManifest
+
+    manifest = CacheManifest.read(folder)
+    manifest.verify(folder, read=True)
+    out = console()
+    out.print(
+        f"format {manifest.format}, written by dreamkit {manifest.dreamkit}; every file is as it was written\n"
+    )
+    table = Table("table", "pictures", "of each", "size", "made by", "precision", box=None, pad_edge=False)
+    for name, record in manifest.tables.items():
+        rows = [f"{key} {tensor['dtype']} {tensor['shape']}" for key, tensor in record["tensors"].items()]
+        maker = record["maker"]
+        by = f"{MADE_BY[name]} {maker['part'].get('name')}"
+        size = decimal(manifest.size(name))
+        table.add_row(name, f"{record['pictures']:,}", ", ".join(rows), size, by, maker["precision"])
+    out.print(table)

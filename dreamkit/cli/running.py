@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -64,7 +66,6 @@ def cache(
     """
     from rich.filesize import decimal
 
-    from dreamkit.cache.manifest import shard_name
     from dreamkit.caching import make_cache
     from dreamkit.errors import DreamkitError
     from dreamkit.plugins import Registry
@@ -76,13 +77,17 @@ def cache(
     folder = loaded.train.cache if out is None else out
     if folder is None:
         raise DreamkitError("nothing says where to write the cache; add --out FOLDER, or set train.cache")
-    with caching_bar() as show:
-        made, reasons = make_cache(loaded, registry, folder, only=only, on_progress=show)
+    # as an interruption does, an end that is asked for leaves nothing of the folder
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with caching_bar() as show:
+            made, reasons = make_cache(loaded, registry, folder, only=only, on_progress=show)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     for left_out, reason in reasons.items():
         typer.echo(f"no {left_out}: {reason}", err=True)
     for table, record in made.tables.items():
-        size = sum(made.files[shard_name(table, number)]["size"] for number in range(record["shards"]))
-        typer.echo(f"{table} (pictures: {record['pictures']:,}), {decimal(size)}")
+        typer.echo(f"{table} (pictures: {record['pictures']:,}), {decimal(made.size(table))}")
     typer.echo(f"wrote {folder}; train with train.cache={folder}")
 
 

@@ -67,7 +67,7 @@ def plan(
         RecipeError: parts that do not fit, or cannot tell their size, or a `train.cache` that does not fit.
         DreamkitError: nothing is trained, or no row holds so many images.
     """
-    if problems := cache_problems(recipe):
+    if problems := cache_problems(recipe, registry):
         raise RecipeError(problems)
     model = outline(recipe, registry)
     model.set_trainable(recipe.train.trainable)

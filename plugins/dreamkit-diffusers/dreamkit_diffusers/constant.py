@@ -56,14 +56,19 @@ class Constant:
 
     @contextmanager
     def kept(self, dtype: torch.dtype, training: bool) -> Iterator[Condition]:
-        """The condition in the network's `dtype`; within, the layers compute once what they compute from it."""
+        """The condition in the network's `dtype`; within, the layers compute once what they compute from it.
+
+        While a CUDA graph is captured, they compute it anew: a graph may be replayed after all that is kept is gone.
+        """
+        if _is_capturing():
+            yield cast(self.condition, dtype)
+            return
         kind = self.condition.context.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         state = (dtype, training, autocast)
-        computed = self._computed.get(state) or (cast(self.condition, dtype), {})
-        if not _is_capturing():
-            self._computed[state] = computed
-        condition, outputs = computed
+        if state not in self._computed:
+            self._computed[state] = cast(self.condition, dtype), {}
+        condition, outputs = self._computed[state]
         token = _outputs.set(outputs)
         _shadow(self._places)
         try:
@@ -114,7 +119,7 @@ class _Shadow:
         if layer in outputs:
             return outputs[layer]
         output = layer(*args, **kwargs)
-        if not (_drops_out(layer) or _is_capturing()):
+        if not _drops_out(layer):
             outputs[layer] = output
         return output
 
@@ -123,7 +128,7 @@ class _Shadow:
 
 
 def _is_capturing() -> bool:
-    """Whether what is computed has no values before a CUDA graph is replayed, and is not to be kept."""
+    """Whether a CUDA graph is captured: what is computed has no values before it is replayed."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 

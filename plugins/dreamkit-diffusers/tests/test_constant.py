@@ -267,3 +267,15 @@ def test_schedulers_copy_nothing_from_where_the_latents_are(cls: Any) -> None:
     for scheduler in (None, *decoder.spec.schedulers):
         *_, last = decoder.denoising(given, guidance=1.0, steps=4, scheduler=scheduler)
         assert last.latents.is_meta
+
+
+def test_a_graph_reads_nothing_that_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be replayed when that is gone; and what is computed while it is captured has no values to keep."""
+    decoder = make(StableDiffusion)
+    given, latents, times = condition(decoder), torch.randn(2, 4, 8, 8), torch.tensor([900, 400])
+    counts, layer = counting(decoder), "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    with decoder.constant(given), torch.no_grad():
+        for capturing, calls in ((False, 1), (True, 2), (True, 3), (False, 3)):
+            monkeypatch.setattr("dreamkit_diffusers.constant._is_capturing", lambda: capturing)  # noqa: B023
+            decoder.denoise(latents, times, given, {})
+            assert counts[layer] == calls
