@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dreamkit import DreamkitError, Embedding, Head, LanguageModel
 from dreamkit_transformers.driving import Abilities
+from dreamkit_transformers.norms import noise, on_cpu
 from dreamkit_transformers.tokenizers import add_special, new_tokens
 
 NEW_ROW_NOISE = 0.1  # spread of new rows about the mean row, in standard deviations of the existing rows
@@ -33,7 +34,7 @@ class WithNewRows(LanguageModel):
     abilities: Abilities
     new_rows: Tensor  # (ids,) the row of an added token's id, or -1
     inside_ids: Tensor  # the ids of the first rows: those that lie within the model's matrices
-    embed_scale: Tensor  # what the library multiplies an embedding's rows by
+    embed_scale: Tensor | None  # what the library multiplies an embedding's rows by, where it is one number
     plain_embedding: type | None = None  # the class of an embedding that does no more than that
 
     def _without_new_rows(self) -> None:
@@ -52,7 +53,8 @@ class WithNewRows(LanguageModel):
         """Ids of the special `tokens`, in order; those the vocabulary lacks get new, separately trained rows.
 
         Raises:
-            DreamkitError: it was called before, and a token is new to it.
+            DreamkitError: it was called before, and a token is new to it; or what the model's embedding makes of a row
+                is not known, and a token is new to it.
         """
         unknown = sorted(set(tokens) - self.tokenizer.get_vocab().keys())
         if unknown and self.new_embed is not None:
@@ -68,6 +70,9 @@ class WithNewRows(LanguageModel):
 
         A tokenizer may know fewer tokens than the matrices have rows (they were padded to a round number), so
         that an added token's id may lie within them; or more.
+
+        Raises:
+            DreamkitError: what the model makes of a row is not known.
         """
         vocab_size = self.spec.vocab_size
         vocabulary = self.tokenizer.get_vocab()
@@ -76,12 +81,17 @@ class WithNewRows(LanguageModel):
         chosen = sorted(added | set(range(vocab_size, count)))
         if not chosen:
             return
+        base = self.model.get_input_embeddings()
+        if self.embed_scale is None:
+            raise DreamkitError(
+                f"no tokens can be added beside {type(base).__name__}, which does more than look up rows and scale "
+                "them; name tokens that the vocabulary holds in special_tokens, or choose another language model"
+            )
         table = torch.full((count,), -1)
         table[chosen] = torch.arange(len(chosen))
         inside = [index for index in chosen if index < vocab_size]
         self.new_rows = table.to(self.new_rows.device)
         self.inside_ids = torch.tensor(inside, dtype=torch.long, device=self.new_rows.device)
-        base = self.model.get_input_embeddings()
         self.new_embed = _rows_like(base.weight, len(chosen))
         if not self.tied:
             self.new_head = _rows_like(self.model.get_output_embeddings().weight, len(chosen))
@@ -96,7 +106,7 @@ class WithNewRows(LanguageModel):
         row = self.new_rows[ids]
         known = base(ids.clamp(max=self.spec.vocab_size - 1))
         new = F.embedding(row.clamp(min=0), self.new_embed)
-        if self.has_scale:
+        if self.has_scale and self.embed_scale is not None:
             new = new * self.embed_scale.to(new.dtype)
         return torch.where(row[..., None] < 0, known, new)
 
@@ -143,27 +153,37 @@ class WithNewRows(LanguageModel):
         return torch.cat([known, new.narrow(dim, inside, new.shape[dim] - inside)], dim=dim)
 
 
-def _scale(embedding: nn.Embedding) -> Tensor:
-    """What the library's embedding makes of a row of one."""
+@on_cpu()
+def _scale(embedding: nn.Embedding) -> Tensor | None:
+    """What the library's embedding makes of a row of one; None where it takes no row so short, or makes it longer."""
     rows = 1 + (embedding.padding_idx or 0)
     one = embedding.weight.new_ones(rows, 1)
     index = torch.zeros((), dtype=torch.long, device=one.device)
-    return functional_call(embedding, {"weight": one}, (index,)).detach().squeeze()
+    try:
+        found = functional_call(embedding, {"weight": one}, (index,))
+    except Exception:  # a norm or a projection of its own fails in any way it likes
+        return None
+    return found.squeeze() if isinstance(found, Tensor) and found.numel() == 1 else None
 
 
+@on_cpu()
 def _only_scales(embedding: nn.Embedding) -> bool:
     """Whether all it does, and all that flows back through it, is known: rows are looked up, and perhaps scaled."""
     if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
         return False
     if type(embedding).forward is nn.Embedding.forward:
         return True
-    if embedding.weight.is_meta or len([*embedding.parameters()]) != 1:
+    device, scale = embedding.weight.device, _scale(embedding)
+    if scale is None or device.type == "meta" or len([*embedding.parameters()]) != 1:
         return False
-    generator, scale = torch.Generator().manual_seed(0), _scale(embedding)
+    index = torch.zeros(1, dtype=torch.long, device=device)
     for dtype in (torch.float32, torch.bfloat16):  # whether a scale is rounded first shows in few bits
-        row = torch.randn(1, embedding.embedding_dim, generator=generator).to(dtype)
+        row = noise(1, embedding.embedding_dim).to(device, dtype)
         weight = row.expand(1 + (embedding.padding_idx or 0), -1)
-        found = functional_call(embedding, {"weight": weight}, (torch.zeros(1, dtype=torch.long),))
+        try:
+            found = functional_call(embedding, {"weight": weight}, (index,))
+        except Exception:  # such as one that takes a single dtype
+            return False
         if not torch.equal(found, row * scale.to(dtype)):
             return False
     return True

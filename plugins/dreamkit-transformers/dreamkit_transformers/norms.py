@@ -18,7 +18,7 @@ WIDE, NARROW = 1e3, 1e-3  # inputs beside which eps is nothing, and inputs it is
 
 
 @contextmanager
-def _on_cpu() -> Iterator[None]:
+def on_cpu() -> Iterator[None]:
     """Computes there also while a model is made on the meta device."""
     with torch.device("cpu"), torch.no_grad():
         yield
@@ -31,13 +31,13 @@ class RMSNorm(NamedTuple):
     offset: float
 
 
-@_on_cpu()
+@on_cpu()
 def is_norm(module: nn.Module, dim: int) -> bool:
     """Whether a module gives rows (D,) the same whatever their scale, each row for itself."""
     copied = _copy(module)
     if copied is None:
         return False
-    rows = _noise(3, dim)
+    rows = noise(3, dim)
     try:
         wide, wider = copied(WIDE * rows), copied(2 * WIDE * rows)
         alone = copied(WIDE * rows[1])
@@ -52,7 +52,7 @@ def is_norm(module: nn.Module, dim: int) -> bool:
     )
 
 
-@_on_cpu()
+@on_cpu()
 def as_rms_norm(module: nn.Module) -> RMSNorm | None:
     """The eps and offset of a norm with one weight a channel, where it is an RMS norm; None otherwise."""
     weight = getattr(module, "weight", None)
@@ -62,14 +62,14 @@ def as_rms_norm(module: nn.Module) -> RMSNorm | None:
     if copied is None:
         return None
     dim = len(weight)
-    random = _noise(1, dim)[0]
+    random = noise(1, dim)[0]
     copied.weight.copy_(random)
     level = torch.ones(dim)
     gain = copied(WIDE * level)
     offset = float((gain - random).mean().round())
     small = (copied(NARROW * level) / gain).median()
     eps = _named(module, NARROW**2 * (float(small) ** -2 - 1)) if small > 0 else math.nan
-    rows = torch.cat([_noise(4, dim), NARROW * _noise(4, dim)])
+    rows = torch.cat([noise(4, dim), NARROW * noise(4, dim)])
     by_hand = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + eps) * (offset + random)
     if not torch.allclose(copied(rows), by_hand, atol=1e-4, rtol=1e-3):
         return None
@@ -82,11 +82,11 @@ def _copy(module: nn.Module) -> nn.Module | None:
         return None
     copied = copy.deepcopy(module).to_empty(device="cpu").float().eval().requires_grad_(False)
     for tensor in copied.parameters():
-        tensor.copy_(1 + 0.1 * _noise(*tensor.shape))
+        tensor.copy_(1 + 0.1 * noise(*tensor.shape))
     return copied
 
 
-def _noise(*shape: int) -> Tensor:
+def noise(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), device="cpu")
 
 

@@ -5,9 +5,11 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
+from dreamkit import DreamkitError
 from dreamkit_transformers.families import Gemma
 from dreamkit_transformers.llama import Llama
 from dreamkit_transformers.new_rows import _only_scales
+from dreamkit_transformers.probe import make as make_model
 from small_language import TOKENS, make
 
 PADDING = 3
@@ -41,6 +43,30 @@ class Two(nn.Embedding):
         return torch.where((ids < 9)[..., None], super().forward(ids), self.other(ids.clamp(max=1)))
 
 
+class Wide(nn.Embedding):
+    """With a norm of its own, which takes rows of one width alone."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.norm = nn.LayerNorm(self.embedding_dim)
+
+    def forward(self, ids):
+        return self.norm(super().forward(ids))
+
+
+class Projected(nn.Embedding):
+    """Wider than its matrix, whatever that is."""
+
+    def forward(self, ids):
+        return super().forward(ids).repeat_interleave(2, -1)
+
+
+class Picky(Rescaled):
+    def forward(self, ids):
+        assert self.weight.shape[1] == 1 or self.weight.dtype != torch.bfloat16
+        return super().forward(ids)
+
+
 @pytest.mark.parametrize(
     ("embedding", "told"),
     [
@@ -50,6 +76,9 @@ class Two(nn.Embedding):
         (Rescaled(9, 4), False),
         (Normed(9, 4), False),
         (Two(9, 4), False),
+        (Wide(9, 4), False),
+        (Projected(9, 4), False),
+        (Picky(9, 4), False),
         (nn.Embedding(9, 4, max_norm=1.0), False),
         (nn.Embedding(9, 4, scale_grad_by_freq=True), False),
         (nn.Embedding(9, 4, sparse=True), False),
@@ -58,6 +87,25 @@ class Two(nn.Embedding):
 )
 def test_what_an_embedding_does(embedding, told):
     assert _only_scales(embedding) == told
+    with torch.device("meta"):  # as under any other default device
+        assert _only_scales(embedding) == told
+
+
+@pytest.mark.parametrize("odd", [Wide(260, 32), Projected(260, 16)], ids=lambda value: type(value).__name__)
+def test_an_embedding_that_cannot_be_tried_has_no_tables(odd):
+    """The part can be made of it and computes; what new rows would have to be is unknown."""
+    config = make().config
+    found = Llama._described(config)
+    model = make_model(found.model_class, found.library_config)
+    model.set_input_embeddings(odd)
+    part = Llama(config, found, model)
+    ids = torch.tensor([[1, 5, 9]])
+    assert part.embedding() is None
+    assert torch.equal(part.embed(ids), odd(ids)) and part.embed(ids).shape == (1, 3, 32)
+    with pytest.raises(
+        DreamkitError, match=f"beside {type(odd).__name__}, which does more than look up rows"
+    ):
+        part.add_tokens(TOKENS)
 
 
 @pytest.mark.parametrize("family", [Llama, Gemma])
