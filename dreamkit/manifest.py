@@ -141,7 +141,9 @@ def misfits(value: Any, wanted: Any, key: str = "") -> Iterator[str]:
         for number, item in enumerate(value):
             yield from misfits(item, get_args(wanted)[0], f"{below}{number}")
     elif type(value) is not wanted:
-        words = _WORDS.get(get_origin(wanted) or wanted, "an object")
+        words = (
+            "an object" if isinstance(wanted, dict) else _WORDS.get(get_origin(wanted) or wanted, "an object")
+        )
         yield f"{at}: {json.dumps(value):.60} found, but {words} is wanted"
 
 

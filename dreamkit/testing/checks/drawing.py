@@ -256,13 +256,14 @@ def constant_condition(subject: DecoderSubject, case: Case) -> None:
 
     def predictions() -> Tensor:
         """Those for both latents from both conditions, in turns."""
-        return torch.stack(
-            [
-                part.denoise(inputs["latents"], inputs["timesteps"], condition, extras)
-                for inputs in pair
-                for condition in conditions
-            ]
-        )
+        with seeded(0):
+            return torch.stack(
+                [
+                    part.denoise(inputs["latents"].clone(), inputs["timesteps"], condition, extras)
+                    for inputs in pair
+                    for condition in conditions
+                ]
+            )
 
     with torch.no_grad():
         wanted = predictions()
