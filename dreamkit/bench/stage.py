@@ -21,6 +21,7 @@ STAGE = "dreamllm/paper/stage2"
 LANGUAGE = "dreamkit_transformers/known/lmsys/vicuna-7b-v1.1"
 VISION = "dreamkit_transformers/known/openai/clip-vit-large-patch14"
 DECODER = "dreamkit_diffusers/known/stable-diffusion-v1-5/stable-diffusion-v1-5"
+SCHEDULER = "scheduler/scheduler_config.json"
 
 WEIGHT_STD = 0.02  # as LLaMA's are initialized
 IMAGES = (1, 4)  # of an interleaved document: fewest and most
@@ -47,25 +48,24 @@ def decoder_config(small: bool, registry: Registry) -> dict[str, Any]:
     return {key: value for key, value in parts["image_decoder"].items() if key != "name"}
 
 
-def _real(layers: int) -> dict[str, dict[str, Any]]:
-    def known(source: str, file: str) -> dict[str, Any]:
-        return json.loads((locate(f"pkg:{source}", [file], weights=False) / file).read_text(encoding="utf-8"))
+def _known(source: str, file: str) -> dict[str, Any]:
+    folder = locate(f"pkg:{source}", [file], weights=False)
+    found: dict[str, Any] = json.loads((folder / file).read_text(encoding="utf-8"))
+    return found
 
-    language = known(LANGUAGE, "config.json")
+
+def _real(layers: int) -> dict[str, dict[str, Any]]:
+    language = _known(LANGUAGE, "config.json")
     others = {"architectures", "rope_theta", "bos_token_id", "eos_token_id", "pad_token_id"}
     language = {key: value for key, value in language.items() if key not in others}
     language["num_hidden_layers"] = layers
-    files = {
-        "unet": "unet/config.json",
-        "vae": "vae/config.json",
-        "scheduler": "scheduler/scheduler_config.json",
-    }
+    files = {"unet": "unet/config.json", "vae": "vae/config.json", "scheduler": SCHEDULER}
     return {
         "language_model": {"name": "vicuna", "config": language},
-        "vision_encoder": {"name": "clip", "config": known(VISION, "config.json")["vision_config"]},
+        "vision_encoder": {"name": "clip", "config": _known(VISION, "config.json")["vision_config"]},
         "image_decoder": {
             "name": "stable-diffusion",
-            "config": {name: known(DECODER, file) for name, file in files.items()},
+            "config": {name: _known(DECODER, file) for name, file in files.items()},
         },
     }
 
@@ -76,6 +76,9 @@ def _miniatures(layers: int, registry: Registry) -> dict[str, dict[str, Any]]:
     for key, name in names.items():
         cls: Any = registry.get(key, name)
         found[key] = {"name": name, **plain(cls.miniature())}
+    found["image_decoder"]["config"]["scheduler"] = _known(
+        DECODER, SCHEDULER
+    )  # as many calls as of the real one
     found["language_model"]["config"] |= {"num_hidden_layers": layers, "max_position_embeddings": 256}
     return found
 

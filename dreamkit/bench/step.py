@@ -17,14 +17,14 @@ from dreamkit import kernels
 from dreamkit.batch import Batch, Collator
 from dreamkit.bench import stage
 from dreamkit.build import build
-from dreamkit.kernels.bench.figures import Figure, extrapolated, ratio
+from dreamkit.kernels.bench.figures import Figure, extrapolated
 from dreamkit.kernels.bench.harness import Bench, Case, measured
 from dreamkit.kernels.bench.records import Record, Records, Verdict, at_least
 from dreamkit.kernels.label_loss import LabelLoss
 from dreamkit.kernels.label_loss.reference import label_loss_reference
 from dreamkit.plugins import Registry
 
-TABLE, TOKENS, LOSS = "training step", "training step, useful tokens", "loss of a training step, forward"
+TABLE, TOKENS, LOSS = "training step", "training step, useful tokens", "loss of a training step"
 EAGER, PADDED, OURS = "eager", "eager, padded", "ours"
 FEW, MANY, ALL = 4, 8, 32  # layers: measured, measured, and of the whole model
 STEP_SPEEDUP, TOKENS_SPEEDUP = 1.15, 2.0
@@ -75,9 +75,11 @@ class Step:
         rows = self.packed.input_ids_BT.numel()
         return torch.randn(rows, self.model.language_model.spec.dim, device=self.device, requires_grad=True)
 
-    def loss(self, hidden_RD: Tensor) -> LabelLoss:
+    def loss(self, hidden_RD: Tensor) -> tuple[Tensor | None, ...]:
+        """The language model's, and the gradients of the hidden states and of what is trained of the head."""
         with torch.autocast(self.device.type, torch.bfloat16):
-            return self.model.label_losses(hidden_RD, self.packed)
+            loss = self.model.label_losses(hidden_RD, self.packed).total
+        return loss.detach(), *torch.autograd.grad(loss, [hidden_RD, *self.trained], allow_unused=True)
 
 
 @contextmanager
@@ -93,7 +95,6 @@ def unfused() -> Iterator[None]:
 
 def section(bench: Bench) -> Iterator[Record]:
     """Of two depths, and of the whole model by the line through them."""
-    found = Records()
     for layers in (FEW, MANY):
         made = cache(partial(Step, layers >> 2 if bench.small else layers, bench))
         case = Case(
@@ -106,10 +107,8 @@ def section(bench: Bench) -> Iterator[Record]:
                 OURS: lambda step: step.run(step.packed),
             },
             memory=True,
-            rotated=False,
         )
         for record in measured(bench, case):
-            found.append(record)
             yield record
             yield from _tokens(record, made)
         yield from measured(
@@ -124,9 +123,11 @@ def section(bench: Bench) -> Iterator[Record]:
         made.cache_clear()
         bench.clock.free()  # before the next one is made
     for candidate in (EAGER, PADDED, OURS):
-        few, many = (found.figure(TABLE, f"{layers} layers", candidate) for layers in (FEW, MANY))
+        few, many = (bench.found.figure(TABLE, f"{layers} layers", candidate) for layers in (FEW, MANY))
         if few is not None and many is not None:
             yield Record(TABLE, _whole(), candidate, figure=extrapolated(FEW, few, MANY, many, ALL))
+        elif any(bench.found.failed(TABLE, f"{layers} layers", candidate) for layers in (FEW, MANY)):
+            yield Record(TABLE, _whole(), candidate, problem="a depth failed", failed=True)
 
 
 def _inputs(made: Callable[[], Step], hidden: bool = False) -> tuple[Any, ...]:
@@ -146,8 +147,7 @@ def targets(records: Records) -> Iterator[Verdict]:
         (EAGER, STEP_SPEEDUP, "the same step in eager, padding removed"),
         (PADDED, TOKENS_SPEEDUP, "the useful tokens a second of padding to the longest"),
     ):
-        base, own = (records.figure(TABLE, _whole(), name) for name in (other, OURS))
-        found = None if base is None or own is None else ratio(base, own)
+        found = records.speedup(TABLE, _whole(), other, OURS)
         yield at_least(f"{_whole()}: {wanted:g} x {what}", wanted, [(found, _whole())], "x")
 
 

@@ -45,9 +45,19 @@ class Written(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        if not any(returned.alias_info for returned in func._schema.returns):
-            self.sizes += [each.numel() for each in tree_leaves(output) if isinstance(each, Tensor)][:1]
+        # told by the memory, for some views, such as `_unsafe_view`, say nowhere else that they are one
+        given = set() if func._schema.is_mutable else {_memory(each) for each in _tensors((args, kwargs))}
+        self.sizes += [each.numel() for each in _tensors(output) if _memory(each) not in given][:1]
         return output
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [each for each in tree_leaves(tree) if isinstance(each, Tensor)]
+
+
+def _memory(tensor: Tensor) -> int:
+    """Of a tensor that has data or none."""
+    return tensor.untyped_storage()._cdata
 
 
 def section() -> str:
@@ -147,8 +157,8 @@ def projections() -> Iterator[str]:
     cls: Any = REGISTRY.get("image_decoder", "stable-diffusion")
     real = cls.outline(cls.Config(**stage.decoder_config(False, REGISTRY)))
     layers = len([*_projecting(real)])
-    yield f"Stable Diffusion 1.5 with guidance, {drawing.STEPS} steps: its {layers} layers, each called as often as one"
-    yield "of a miniature is.\n"
+    yield f"Stable Diffusion 1.5 with guidance, {drawing.STEPS} steps of its own scheduler: its {layers} layers, each"
+    yield "called as often as one of a miniature is.\n"
     small = drawing.decoder(True, torch.device("cpu"))
     (layer, *_) = _projecting(small)
     calls: list[int] = []

@@ -1,11 +1,13 @@
 """What is made of measured samples, by known numbers and by properties."""
 
+from math import nan
 from statistics import median
 
 import pytest
+import torch
 from hypothesis import given, strategies as st
 
-from dreamkit.kernels.bench import query_projection
+from dreamkit.kernels.bench import assemble_embeddings, query_projection
 from dreamkit.kernels.bench.figures import Figure, Work, differ, extrapolated, ratio
 from dreamkit.kernels.bench.records import at_least, at_most
 
@@ -88,3 +90,19 @@ def test_a_target_of_which_something_is_missing_is_open_or_missed_but_never_met(
         "4.00 x (b); 1 of 2 not measured",
     )
     assert at_least("t", 3.0, [(None, "a"), (2.0, "b")], "x").met is False
+
+
+def test_a_target_of_which_something_failed_is_missed() -> None:
+    found = [(None, "a"), (4.0, "b"), (nan, "c")]
+    assert at_least("t", 3.0, found, "x") == at_most("t", 5.0, found, "x") == ("t", False, "failed (c)")
+
+
+@pytest.mark.parametrize("is_backward", [False, True])
+def test_what_a_call_reads_is_part_of_its_inputs(is_backward: bool) -> None:
+    """Every other block of the hidden states, the norm's weight and the matrix; gradients are no inputs."""
+    hidden, _, rows, norm, matrix = query_projection.inputs(4, 768, torch.device("meta"))
+    read = query_projection.reads(4, 768)
+    assert read == hidden[: rows.numel()].nbytes + norm.nbytes + matrix.nbytes < hidden.nbytes + matrix.nbytes
+    geometry = assemble_embeddings.Geometry()
+    assert geometry.reads == 4 * 2048 * 4096 * 2
+    assert geometry.reads < geometry.work(is_backward).bytes

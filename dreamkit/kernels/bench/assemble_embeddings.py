@@ -16,6 +16,7 @@ from dreamkit.kernels.bench.harness import Bench, Case, measured
 from dreamkit.kernels.bench.records import Record
 
 TABLE = "assembling embeddings"
+ITEMSIZE = 2  # bfloat16
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,17 @@ class Geometry:
 
     def work(self, is_backward: bool) -> Work:
         """Each row is read and written once; so is the gradient of it, and the tables' gradients are written."""
-        rows, itemsize = self.rows * self.tokens, 2
-        moved = 2 * rows * self.dim
+        rows = self.rows * self.tokens
+        moved = 2 * self.reads
         if is_backward:
             vision = self.images * self.vision_tokens
-            moved += (rows + vision + self.queries + self.vocabulary + self.added) * self.dim
-        return Work(moved * itemsize, 0)
+            moved += ITEMSIZE * (rows + vision + self.queries + self.vocabulary + self.added) * self.dim
+        return Work(moved, 0)
+
+    @property
+    def reads(self) -> int:
+        """Bytes of the rows."""
+        return ITEMSIZE * self.rows * self.tokens * self.dim
 
 
 def _eager(ids: Tensor, plan: Tensor, *slots_and_tables: Any) -> Tensor:
@@ -91,5 +97,6 @@ def section(bench: Bench) -> Iterator[Record]:
                 directions(CANDIDATES, LEARNED, is_backward, bench.small),
                 work=geometry.work(is_backward),
                 graphs=True,
+                reads=geometry.reads,
             ),
         )

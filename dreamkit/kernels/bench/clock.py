@@ -21,6 +21,9 @@ class Clock:
         self.device = device
         self.is_cuda = device.type == "cuda"
         self.seconds = seconds
+        self._is_capturing = False
+        if self.is_cuda:
+            torch.cuda.set_device(device)  # events, streams and graphs are those of the current one
 
     def samples(self, call: Callable[[], Any], parts: int = 1) -> list[float]:
         """Seconds of each of several calls, divided by the `parts` that a call consists of."""
@@ -60,9 +63,21 @@ class Clock:
                 call()
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
+        self._is_capturing = True  # and stays so in all that torch keeps of it where an error comes
         with torch.cuda.graph(graph):
             call()
+        self._is_capturing = False
         return graph.replay
+
+    def is_sound(self) -> bool:
+        """Whether anything can still be measured in this process, after an error."""
+        if not self.is_cuda:
+            return True
+        try:
+            torch.randn(1, device=self.device).item()
+        except RuntimeError:
+            return False
+        return not self._is_capturing
 
     def peak_bytes(self, call: Callable[[], Any]) -> tuple[int, int]:
         """The most that is allocated during the call: above what was there before, and all in all."""

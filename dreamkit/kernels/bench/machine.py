@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from shutil import which
 from typing import Any
 
@@ -54,11 +53,20 @@ def about(device: torch.device) -> dict[str, str]:
         "device": torch.cuda.get_device_name(device) if is_cuda else platform.machine() or "CPU",
         "driver": _driver() if is_cuda else "none",
         "torch": str(torch.__version__),
-        "triton": version("triton") if HAS_TRITON else "none",
+        "triton": _triton(),
         "CUDA": str(torch.version.cuda),
         "Python": platform.python_version(),
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def _triton() -> str:
+    """As it calls itself: distributions of it have several names."""
+    if not HAS_TRITON:
+        return "none"
+    import triton
+
+    return str(triton.__version__)
 
 
 def _per_second(clock: Clock, call: Callable[[], Any], amount: float) -> Figure:

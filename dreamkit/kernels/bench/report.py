@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from dreamkit.errors import DreamkitError
 from dreamkit.kernels.bench.figures import Figure, differ
 from dreamkit.kernels.bench.records import FLOOR, Record, Unit
 
@@ -107,9 +110,24 @@ def _all(results: Results) -> Iterator[Record]:
     yield from results.records
 
 
+def make_folder(out: Path) -> None:
+    """The folder that results will be written to.
+
+    Raises:
+        DreamkitError: they cannot be.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise DreamkitError(
+            f"--out {out}: no results can be written there ({error}); give another folder"
+        ) from error
+
+
 def write(results: Results, out: Path) -> None:
     """`results.json` and `benchmarks.md` in the folder `out`. A trial's have no figures."""
-    out.mkdir(parents=True, exist_ok=True)
 
     def plain(record: Record) -> dict[str, Any]:
         value, spread = (None, None) if results.trial or record.figure is None else record.figure
@@ -126,8 +144,15 @@ def write(results: Results, out: Path) -> None:
         "records": [plain(record) for record in _all(results)],
         "targets": [dict(zip(("target", "met", "found"), said, strict=True)) for said in _judged(results)],
     }
-    (out / "results.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    (out / "benchmarks.md").write_text(page(results), encoding="utf-8")
+    _replace(out / "results.json", json.dumps(values, indent=1) + "\n")
+    _replace(out / "benchmarks.md", page(results))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
 
 
 def show(results: Results, records: Iterable[Record], console: Console) -> None:
