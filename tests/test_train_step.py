@@ -1,7 +1,7 @@
 """A training step never makes the host wait for the device: no copy back, and none there but of the batch."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import TrainerCallback
+from torch.utils.data._utils.fetch import _MapDatasetFetcher
+from transformers import TrainerCallback, TrainingArguments
 
 import layouts
 import tiny
@@ -22,7 +23,7 @@ from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
 from dreamkit.recipe import Recipe
 from dreamkit.train import train
-from dreamkit.trainer import DreamTrainer
+from dreamkit.trainer import DreamTrainer, training_arguments
 
 REGISTRY = Registry.load()
 DOCUMENTS = tiny.documents()[:4]  # the fifth is a conversation, too long for the smallest models
@@ -79,31 +80,62 @@ def recipe(variant: str) -> Recipe:
 
 
 class Watched(TrainerCallback):
-    """Watches from the first batch of a step to what comes after the optimizer; logging may read."""
+    """Watches from the first step to the end of the last and all that lies between them, but for logging and saving.
+
+    `watching` is entered anew after each step, and so knows how many there were.
+    """
 
     def __init__(self, watching: Any) -> None:
-        self.watching, self.stack, self.steps = watching, ExitStack(), 0
+        self.watching, self.stack, self.steps, self.running = watching, ExitStack(), 0, False
+
+    def go_on(self) -> None:
+        self.stack.close()
+        if self.running:
+            self.stack.enter_context(self.watching())
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self.stack.close()
+        try:
+            yield
+        finally:
+            self.go_on()
 
     def on_step_begin(self, *args: Any, **named: Any) -> None:
-        self.stack.enter_context(self.watching())
+        if not self.steps:
+            self.running = True
+            self.go_on()
 
     def on_step_end(self, *args: Any, **named: Any) -> None:
-        self.stack.close()
         self.steps += 1
+        self.go_on()
+
+    def on_epoch_end(self, *args: Any, **named: Any) -> None:
+        self.running = False
+        self.go_on()
 
 
 @contextmanager
 def watched(callback: Watched) -> Iterator[list[DreamTrainer]]:
     """Adds `callback` to the trainer that is made, and tells it."""
     made: list[DreamTrainer] = []
-    init = DreamTrainer.__init__
+    init, log_or_save = DreamTrainer.__init__, DreamTrainer._maybe_log_save_evaluate
 
     def with_callback(self: DreamTrainer, *args: Any, **named: Any) -> None:
         init(self, *args, **named)
         self.add_callback(callback)
         made.append(self)
 
-    with patch.object(DreamTrainer, "__init__", with_callback), patch("dreamkit.train.save_checkpoint"):
+    def unwatched(self: DreamTrainer, *args: Any, **named: Any) -> None:
+        with callback.paused() if self.control.should_log or self.control.should_save else nullcontext():
+            log_or_save(self, *args, **named)
+
+    with (
+        patch.object(DreamTrainer, "__init__", with_callback),
+        patch.object(DreamTrainer, "_maybe_log_save_evaluate", unwatched),
+        patch("dreamkit.train.save_checkpoint"),
+        callback.stack,  # also where a step fails
+    ):
         yield made
 
 
@@ -116,7 +148,13 @@ def test_nothing_in_a_step_asks_for_values(variant: str, tmp_path: Path) -> None
 
     asked = Asked(counts_steps)
     callback = Watched(asked.watching)
-    with watched(callback) as made:
+    fetch = _MapDatasetFetcher.fetch
+
+    def on_host(self: Any, *args: Any) -> Any:
+        with callback.paused():  # a batch is made there
+            return fetch(self, *args)
+
+    with watched(callback) as made, patch.object(_MapDatasetFetcher, "fetch", on_host):
         train(recipe(variant), REGISTRY, tmp_path / "out", datasets=[layouts.TinyDocuments(DOCUMENTS)])
     assert callback.steps == 4 and asked.count > 1000
     assert asked.found == []
@@ -167,12 +205,46 @@ def test_nothing_is_copied_between_host_and_device_in_a_second_forward_pass(vari
         half = torch.autocast("cuda", torch.bfloat16, enabled=made.train.precision == "bfloat16")
     batch = on_fake_device(batch, fakes)
     model = on_fake_device(model, fakes).train()
-    with fakes, half, torch.no_grad():
+    recent = patch("dreamkit.kernels._is_recent", return_value=True)
+    with fakes, half, recent, torch.no_grad():
         model(batch)
         with asked:
             loss = model(batch).loss
     assert loss.device.type == "cuda" and asked.count > 100
     assert asked.found == []
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_batches_are_pinned_and_handed_over_without_waiting(has_gpu: bool, tmp_path: Path) -> None:
+    """The trainer is told to train on the CPU all the same, and then pins nothing itself."""
+    settings: dict[str, Any] = {}
+
+    def on_cpu(**given: Any) -> TrainingArguments:
+        settings.update(given)
+        return TrainingArguments(**given | {"use_cpu": True})
+
+    made = recipe("packed")
+    with (
+        patch("torch.cuda.is_available", return_value=has_gpu),
+        patch("dreamkit.trainer.TrainingArguments", on_cpu),
+    ):
+        arguments = training_arguments(made, tmp_path)
+    assert settings["dataloader_pin_memory"] == has_gpu
+    model = build(made, REGISTRY)
+    model.set_trainable(made.train.trainable)
+    collator = Collator(
+        model.sequencer(), model.vision_encoder.preprocess, model.image_decoder.preprocess, packing=True
+    )
+    trainer = DreamTrainer(model, made, arguments, layouts.TinyDocuments(DOCUMENTS), collator)
+    asked: list[bool] = []
+
+    def to(self: Batch, device: Any, non_blocking: bool = False) -> Batch:
+        asked.append(non_blocking)
+        return self
+
+    with patch.object(Batch, "to", to):
+        next(iter(trainer.get_train_dataloader()))
+    assert asked and {*asked} == {has_gpu}
 
 
 @pytest.mark.gpu
@@ -181,7 +253,7 @@ def test_nothing_is_copied_between_host_and_device_in_a_second_forward_pass(vari
 def test_nothing_in_a_step_waits_for_the_device(variant: str, tmp_path: Path) -> None:
     @contextmanager
     def strict() -> Iterator[None]:
-        if made[0].state.global_step:  # tables are brought there in the first step
+        if callback.steps:  # tables are brought there in the first one
             torch.cuda.set_sync_debug_mode("error")
         try:
             yield
@@ -192,3 +264,4 @@ def test_nothing_in_a_step_waits_for_the_device(variant: str, tmp_path: Path) ->
     with watched(callback) as made:
         train(recipe(variant), REGISTRY, tmp_path / "out", datasets=[layouts.TinyDocuments(DOCUMENTS)])
     assert callback.steps == 4
+    assert made[0].accelerator.non_blocking and made[0].args.dataloader_pin_memory
