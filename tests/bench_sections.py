@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,17 @@ def dying(bench: Bench) -> Iterator[Record]:
     yield from measured(bench, Case("first", "case", lambda: (torch.ones(4),), {"a": same}))
     yield from measured(bench, case({"a": same, "b": _dies, "c": same}, graphs=True))
     yield Record("last", "case", f"{len(bench.found)}", figure=Figure(1.0))
+
+
+def uncaptured(bench: Bench) -> Iterator[Record]:
+    """A candidate asks for a value on the host, which no graph can."""
+
+    def asks(x: Tensor) -> Tensor:
+        return x + float(x[0])
+
+    candidates = {"a": same, "b": asks, "c": same}
+    inputs = partial(torch.ones, 4, device=bench.device)
+    yield from measured(bench, Case("table", "case", lambda: (inputs(),), candidates, graphs=True))
 
 
 def look(bench: Bench) -> Iterator[Record]:

@@ -74,6 +74,18 @@ def test_a_candidate_that_ends_its_process_leaves_the_others_to_be_measured(
     ]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_capture_that_fails_leaves_the_others_to_be_captured(tmp_path: Path) -> None:
+    sections = (Section("uncaptured", 1, bench_sections.uncaptured),)
+    found = run(sections, benchmark_device("cuda", small=True), small=True, seconds=300, out=tmp_path)
+    assert [(*record.cell, record.failed) for record in found.records] == [
+        (table, "case", name, (table, name) == ("table" + GRAPHS, "b"))
+        for table in ("table", "table" + GRAPHS)
+        for name in "abc"
+    ]
+
+
 def test_each_section_is_written_before_the_next_one_runs(ran: tuple[Results, Path]) -> None:
     """One looks for it."""
     assert [r.cell for r in ran[0].records if "AssertionError" in r.problem] == []

@@ -55,9 +55,7 @@ def memory(frozen: float, trained: float) -> list[Verdict]:
     return list(
         label_loss.targets(
             Records(
-                Record(
-                    table + label_loss.ALONE + MEMORY, "148000 rows", "ours", "B", Figure(size), **settings
-                )
+                Record(table + label_loss.ALONE + MEMORY, "148000 rows", "ours", "B", Figure(size))
                 for table, size in pairs
             )
         )
