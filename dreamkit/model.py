@@ -248,8 +248,9 @@ class DreamModel(InterleavedGeneration, nn.Module):
         """
         blocks = (base_N, drop_N, unconditional, len(self.dream_queries))
         if usable(hidden_RD):
-            projectors = self.condition_projector, self.pooled_projector
-            fused = fused_condition(self.language_model, *projectors, hidden_RD, *blocks)
+            fused = fused_condition(
+                self.language_model, self.condition_projector, self.pooled_projector, hidden_RD, *blocks
+            )
             if fused is not None:
                 return fused
         return self.condition(self.language_model.final_norm(hidden_RD[rows_of(*blocks)]))
