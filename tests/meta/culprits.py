@@ -15,7 +15,7 @@ from dreamkit_transformers.siglip import Siglip
 from meta.breaking import computing, making, preprocessing, telling, with_class_method, with_config
 from meta.drawing import DRAWING, listens_to_no_extras
 from meta.language import LANGUAGE, forgets_positions, reverses_words
-from meta.parts import Decoder, Extra, Plain, Rooted, Tower, Words
+from meta.parts import Decoder, Extra, Misspelled, Plain, Promising, Rooted, Rootless, Tower, Words
 
 
 def of_any_kind(base: type, method: str) -> dict[str, type]:
@@ -121,6 +121,9 @@ MORE = [
     ("projector", "frozen_stays_frozen", computing(Plain, "forward", thaws_in_training)),
     ("image_decoder", "extras_agree", computing(Extra, "denoising", listens_to_no_extras)),
     ("image_decoder", "posterior_agrees", Rooted),
+    ("image_decoder", "posterior_agrees", Rootless),
+    ("image_decoder", "posterior_agrees", Misspelled),
+    ("image_decoder", "posterior_agrees", Promising),
     ("vision_encoder", "preprocess_colours", computing(Tower, "preprocess", preprocessing(swaps_channels))),
     (
         "vision_encoder",

@@ -11,7 +11,7 @@ import meta.breaking as broken
 from dreamkit.scaffold.parts.schedulers import Euler
 from dreamkit.specs import Condition
 from meta.breaking import computing
-from meta.parts import AskedDecoder, Decoder, Extra, Kept, Spread
+from meta.parts import AskedDecoder, Decoder, Extra, Kept, Spread, Untold
 
 
 def breaks_at_the_end(self, loss, latents, condition, extras, *, noise=None, timesteps=None, generator=None):
@@ -114,7 +114,7 @@ DRAWING = {
     "library_agrees": computing(AskedDecoder, "library_forward", broken.adds_to_the_library),
     "gradients_reach_input": computing(Decoder, "denoise", blind_to_its_context),
     "latents_agree": computing(Decoder, "decode", draws_off_the_scale),
-    "encode_repeats": computing(Decoder, "encode", encodes_with_any_noise),
+    "encode_repeats": computing(Untold, "encode", encodes_with_any_noise),
     "posterior_agrees": computing(Spread, "encode", encodes_to_the_mean),
     "perfect_prediction": computing(Decoder, "loss", never_is_content),
     "loss_agrees": computing(Decoder, "loss", measures_another_error),

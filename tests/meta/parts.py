@@ -67,6 +67,16 @@ class Extra(Decoder):
         return super().denoise(noisy, timesteps_N, condition, extras) + shift.to(noisy.dtype)
 
 
+class Untold(Decoder):
+    """A decoder that tells no posterior: its latents are made by an `encode` of its own."""
+
+    latent_root = None
+    posterior = ImageDecoder.posterior
+
+    def encode(self, targets_NCHW, generator=None):
+        return targets_NCHW
+
+
 class Kept(telling(Decoder, float32_modules=("vae",))):
     """A decoder with a last layer that half precision would break."""
 
@@ -98,12 +108,27 @@ class Spread(Decoder):
         mean = self.vae(targets_NCHW)
         return mean, 0.1 * torch.ones_like(mean)
 
-    def encode(self, targets_NCHW, generator=None):
-        return ImageDecoder.encode(self, targets_NCHW, generator)
-
 
 class Rooted(Spread):
     """One that says of another module that it makes its latents."""
+
+    latent_root = "network"
+
+
+class Rootless(Spread):
+    """One that does not say what makes its latents."""
+
+    latent_root = None
+
+
+class Misspelled(Spread):
+    """One that names a module which it has not."""
+
+    latent_root = "vea"
+
+
+class Promising(Untold):
+    """One that says what makes its latents, and does not tell them."""
 
     latent_root = "network"
 
@@ -171,6 +196,7 @@ SOUND = [
     ("image_decoder", Pooled),
     ("image_decoder", Kept),
     ("image_decoder", Spread),
+    ("image_decoder", Untold),
     ("language_model", Loner),
     ("language_model", telling(Words, sliding_window=4096)),
 ]

@@ -1,6 +1,6 @@
 """An image decoder: rectified flow (arXiv 2209.03003) on pixels. What predicts the flow is in `network`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -9,7 +9,7 @@ from PIL import ImageOps
 from PIL.Image import Image as Picture
 from torch import Tensor
 
-from dreamkit import Condition, DecoderSpec, ImageDecoder, PartConfig, to_rgb
+from dreamkit import Condition, DecoderSpec, Extras, ImageDecoder, PartConfig, to_rgb
 
 from .network import Network
 from .schedulers import SCHEDULERS, Euler, scheduler_of
@@ -35,6 +35,7 @@ class NewPart(ImageDecoder):
     """It learns the straight way from a picture (time 0) to noise (time 1), and draws by going back along it."""
 
     adapter_targets = ("to_q", "to_kv", "to_out")  # where LoRA attaches: the ends of module names
+    latent_root = ""  # whose weights alone make `posterior`: the name of an autoencoder, once there is one
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PartConfig):
@@ -76,8 +77,8 @@ class NewPart(ImageDecoder):
         pixels = torch.frombuffer(bytearray(squares), dtype=torch.uint8).view(-1, side, side, 3)
         return pixels.permute(0, 3, 1, 2) / 127.5 - 1, {}
 
-    def encode(self, targets_NCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return targets_NCHW
+    def posterior(self, targets_NCHW: Tensor) -> tuple[Tensor, None]:
+        return targets_NCHW, None
 
     def decode(self, latents: Tensor) -> Tensor:
         return (latents.float() / 2 + 0.5).clamp(0, 1)
@@ -90,9 +91,7 @@ class NewPart(ImageDecoder):
         t = timesteps_N[:, None, None, None]
         return ((1 - t) * latents + t * noise).to(latents.dtype), noise - latents
 
-    def denoise(
-        self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Mapping[str, Tensor]
-    ) -> Tensor:
+    def denoise(self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Extras) -> Tensor:
         return self.network(noisy, timesteps_N, condition)
 
     def scheduler(self, name: str | None = None) -> Euler:

@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreamkit.diffusion import drawn_latents
+from dreamkit.errors import did_you_mean
+from dreamkit.interfaces import ImageDecoder
 from dreamkit.testing.check import cases, check
 from dreamkit.testing.expect import (
+    ContractError,
     expect,
     expect_close,
     expect_finite,
@@ -75,7 +78,31 @@ def encode_repeats(subject: DecoderSubject, seed: int) -> None:
 
 
 def _tells_no_posterior(subject: DecoderSubject) -> str | None:
-    return "its latent_root is None: it gives no posterior" if subject.part.latent_root is None else None
+    tells = subject.part.latent_root is not None or _gives_posterior(subject.part)
+    return None if tells else "its latent_root is None: it gives no posterior"
+
+
+def _gives_posterior(part: ImageDecoder) -> bool:
+    return type(part).posterior is not ImageDecoder.posterior
+
+
+def _latent_module(part: ImageDecoder) -> nn.Module:
+    """The submodule that `latent_root` names, of a part that has one, and a posterior with it."""
+    root = part.latent_root
+    if root is None:
+        raise ContractError(
+            "posterior is given, but latent_root is None, so that no latents are cached; name the submodule whose "
+            "weights alone decide on it, or '' for the part itself"
+        )
+    if not _gives_posterior(part):
+        raise ContractError(f"latent_root is '{root}', but posterior is not given; write it, or name no root")
+    modules = dict(part.named_modules(remove_duplicate=False))
+    if root not in modules:
+        children = [name for name, _ in part.named_children()]
+        raise ContractError(
+            f"latent_root names '{root}', which {type(part).__name__} has not; {did_you_mean(root, children)}"
+        )
+    return modules[root]
 
 
 @check(KIND, unless=_tells_no_posterior, rows=st.integers(2, 3), seed=seeds)
@@ -85,6 +112,7 @@ def posterior_agrees(subject: DecoderSubject, rows: int, seed: int) -> None:
     Latents that were computed once and read from disk are those that training would have made.
     """
     part, side = subject.make(), subject.part.spec.image_size
+    inside = set(_latent_module(part).parameters())
     with seeded(seed):
         targets = torch.rand(rows, 3, side, side) * 2 - 1
     subject.doing = f"posterior(targets of shape {tuple(targets.shape)})"
@@ -100,7 +128,6 @@ def posterior_agrees(subject: DecoderSubject, rows: int, seed: int) -> None:
         expect_close(
             found, drawn_latents(mean, std, generator(seed)), "latents of encode", "mean + std * noise"
         )
-        inside = set(part.get_submodule(part.latent_root).parameters())
         for parameter in part.parameters():
             if parameter not in inside:
                 parameter.add_(1)
