@@ -125,6 +125,9 @@ def test_a_check_that_is_skipped_is_no_success(site: Path, tmp_path: Path) -> No
     options = ["mixed-bag", "--component", "broken", "--check", "dense_layers_agree"]
     done = run(site, tmp_path, "dreamkit", "test-plugin", *options)
     assert done.returncode == 1 and "skip   dense_layers_agree" in done.stdout, done.stdout
+    assert done.stdout.endswith(
+        "dense_layers_agree was asked for and tried on nothing, which is no success\n"
+    )
 
 
 def test_data_sets_are_imported(site: Path, tmp_path: Path) -> None:

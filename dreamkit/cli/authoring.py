@@ -25,7 +25,7 @@ def test_plugin(
     """Say whether everything an installed plug-in registers keeps its contract.
 
     Builds a miniature of each part and tries it on the checks of its kind, which docs/plugins/checks.md lists. Writes
-    no file. Exits with 1 where a check fails. Needs the extra dreamkit[testing].
+    no file. Exits with 1 where a check fails, or the one --check is skipped everywhere. Needs dreamkit[testing].
 
     Example: dreamkit test-plugin dreamkit-transformers --component clip --quick
     """
@@ -48,10 +48,10 @@ def test_plugin(
                 typer.echo(f"  {outcome}")
     ends = summary(all_outcomes)
     typer.echo(f"{len(found)} component{'s' if len(found) > 1 else ''} of {found[0].distribution}; {ends}")
-    tried = [outcome for outcome in all_outcomes if check in (None, outcome.check)]
-    if any(outcome.result == "failed" for outcome in all_outcomes) or all(
-        o.result == "skipped" for o in tried
-    ):
+    untried = all(outcome.result == "skipped" for outcome in all_outcomes if check in (None, outcome.check))
+    if untried:
+        typer.echo(f"{check} was asked for and tried on nothing, which is no success")
+    if untried or any(outcome.result == "failed" for outcome in all_outcomes):
         raise typer.Exit(1)
 
 
