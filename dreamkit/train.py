@@ -10,8 +10,10 @@ from typing import Any
 from accelerate.utils import set_seed
 from rich.console import Console
 
+from dreamkit import kernels
 from dreamkit.batch import Collator
 from dreamkit.build import build
+from dreamkit.cache.data import other_data
 from dreamkit.cache.reading import Cache, cache_problems, open_cache
 from dreamkit.checkpoint import LoadReport, load_checkpoint, load_weights, save_checkpoint
 from dreamkit.data.mixture import Mixture
@@ -86,6 +88,8 @@ def train(
     model.set_trainable(recipe.train.trainable)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("nothing is to be trained; name parts in train.trainable, or add model.adapters")
+    if arguments.device.type == "cuda":
+        _show(kernels.told(arguments.device))
     cache = open_cache(recipe, model, arguments.device)
     if cache is not None:
         _show(cache)
@@ -93,6 +97,9 @@ def train(
         model.enable_gradient_checkpointing()
     if datasets is None:
         datasets = [registry.get("dataset", section.name)(section.config) for section in recipe.data]
+    if cache is not None:
+        for line in other_data(cache.folder, cache.manifest, recipe, datasets):
+            _show(line)
     weights = [section.weight for section in recipe.data]
     documents = recipe.train.steps * recipe.train.accumulation * recipe.train.batch_size * world_size()
     mixture = Mixture(datasets, weights, documents, recipe.train.seed)
@@ -121,9 +128,9 @@ def train(
     return TrainResult(model, out / CHECKPOINT, log.entries, is_main())
 
 
-def _show(report: LoadReport | Cache) -> None:
+def _show(report: LoadReport | Cache | str) -> None:
     if is_main():
-        Console(stderr=True).print(report, soft_wrap=isinstance(report, Cache))
+        Console(stderr=True).print(report, soft_wrap=not isinstance(report, LoadReport))
 
 
 def _resume_points(out: Path) -> list[Path]:

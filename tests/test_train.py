@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -469,6 +470,28 @@ def test_a_stage_starts_from_the_one_before(tmp_path: Path) -> None:
     second = run(tmp_path / "second", recipe)
     for name, tensor in weights(second.model).items():
         torch.testing.assert_close(tensor, weights(first.model)[name], rtol=0, atol=1e-9)
+
+
+def test_a_run_on_a_gpu_says_whether_kernels_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Said(Exception):
+        pass
+
+    def say(device: torch.device) -> str:
+        return f"fused kernels: off, on {device}"
+
+    def stop(*_: Any) -> None:
+        raise Said
+
+    monkeypatch.setattr("dreamkit.kernels.told", say)
+    monkeypatch.setattr("dreamkit.train.open_cache", stop)
+    for kind, said in (("cpu", ""), ("cuda", "fused kernels: off, on cuda\n")):
+        arguments = SimpleNamespace(device=torch.device(kind))
+        monkeypatch.setattr("dreamkit.train.training_arguments", lambda *_, found=arguments: found)
+        with pytest.raises(Said):
+            run(tmp_path / kind)
+        assert capsys.readouterr().err == said
 
 
 def test_the_bar_shows_both_losses_and_the_steps(tmp_path: Path) -> None:

@@ -23,12 +23,9 @@ TENSOR = torch.zeros(1).as_subclass(OnDevice)
 
 
 @pytest.fixture(autouse=True)
-def triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "HAS_TRITON", True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", {1: (8, 0)}.get)
-    kernels._is_recent.cache_clear()
-    yield
-    kernels._is_recent.cache_clear()
 
 
 def test_a_kernel_is_usable_on_a_device_and_where_it_is_wanted() -> None:
@@ -44,6 +41,14 @@ def test_a_kernel_is_usable_on_a_device_and_where_it_is_wanted() -> None:
 def test_a_gpu_may_be_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", {1: (7, 5)}.get)
     assert not kernels.usable(TENSOR)
+
+
+def test_what_compiles_around_a_kernel_does_not_break_at_the_question() -> None:
+    torch.compiler.reset()
+    asked = torch.compile(
+        lambda x: x + kernels._is_recent(x.get_device() + 2), fullgraph=True, backend="eager"
+    )
+    assert asked(torch.zeros(1)).item() == 1
 
 
 def test_kernels_are_launched_on_the_device_of_the_first_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,11 +71,26 @@ def test_an_error_inside_switches_them_on_again() -> None:
     assert kernels.enabled()
 
 
-@pytest.mark.parametrize(("said", "wanted"), [("", True), ("1", True), ("0", False)])
+@pytest.mark.parametrize(
+    ("said", "wanted"), [("", True), ("1", True), ("On", True), ("0", False), ("FALSE", False)]
+)
 def test_the_environment_variable(said: str, wanted: bool) -> None:
     assert kernels._wanted(said) == wanted
 
 
 def test_another_value_is_refused() -> None:
-    with pytest.raises(DreamkitError, match="DREAMKIT_KERNELS is 'off'; set it to 0"):
-        kernels._wanted("off")
+    with pytest.raises(DreamkitError, match="DREAMKIT_KERNELS is 'none'; set it to 0"):
+        kernels._wanted("none")
+
+
+def test_it_is_told_whether_kernels_are_used_and_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "empty", lambda *size, device: TENSOR)
+    device = torch.device("cuda:1")
+    assert kernels.told(device) == "fused kernels: on"
+    with kernels.disabled():
+        assert kernels.told(device) == "fused kernels: off, DREAMKIT_KERNELS says so"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", {1: (7, 5)}.get)
+    kernels._is_recent.cache_clear()
+    assert "off, they need a GPU of compute capability 8.0 or newer" in kernels.told(device)
+    monkeypatch.setattr(kernels, "HAS_TRITON", False)
+    assert kernels.told(device) == "fused kernels: off, Triton or a C compiler is missing"
