@@ -17,6 +17,7 @@ from dreamkit.testing.check import CHECKS, Check
 from dreamkit.testing.subjects import KINDS
 from dreamkit_transformers.llama import Llama
 from meta.breaking import computing
+from meta.parts import Misspelled, Promising, Rootless
 
 KIND = "projector"
 sound = contracts.miniature(Linear)
@@ -119,6 +120,21 @@ def test_a_failure_says_found_wanted_call_input_and_command():
         "  smallest failing input: case=Case(rows=2, length=2, seed=0)",
         "  repeat it with: contracts.verify('projector', build, only='spec_agrees')",
     ]
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (Rootless, "posterior is given, but latent_root is None"),
+        (Misspelled, "latent_root names 'vea', which Misspelled has not; did you mean 'vae'?"),
+        (Promising, "latent_root is 'network', but posterior is not given"),
+    ],
+)
+def test_what_makes_latents_must_be_named(part, said):
+    (failure,) = contracts.verify(
+        "image_decoder", contracts.miniature(part), only="posterior_agrees", quick=True
+    ).failures
+    assert failure.message.startswith(f"posterior_agrees: {said}")
 
 
 def test_the_input_is_shrunk():

@@ -7,13 +7,20 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 import dreamkit
 from dreamkit import hookspecs, interfaces, specs
-from dreamkit.testing import listing
+from dreamkit.kernels.assemble_embeddings.reference import look_up
+from dreamkit.scaffold.parts.image_decoder import NewPart
+from dreamkit.testing import contracts, listing
 
 DOCS = Path(__file__).parent.parent / "docs" / "plugins"
 TUTORIAL = (DOCS / "tutorial.md").read_text()
@@ -156,3 +163,59 @@ def test_the_reference_has_every_field(cls: type) -> None:
     (given,) = re.findall(rf"`{cls.__name__}\(([^`]*)\)`", REFERENCE)
     fields = [field.name for field in dataclasses.fields(cls)]
     assert [name.split("=")[0].strip() for name in re.split(r", (?=\w)", given)] == fields
+
+
+def example(having: str, **names: Any) -> dict[str, Any]:
+    """What the one example of the reference that has some words defines."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", REFERENCE, re.DOTALL | re.MULTILINE)
+    (code,) = (block for block in blocks if having in block)
+    found: dict[str, Any] = {"torch": torch, **vars(specs), **names}
+    exec(code, found)
+    return found
+
+
+def holds(part: type, *checks: str) -> None:
+    report = contracts.verify("image_decoder", contracts.miniature(part), only=checks, quick=True)
+    assert [outcome.result for outcome in report.outcomes] == ["passed"] * len(checks), str(report)
+
+
+def test_the_references_latents_can_be_cached() -> None:
+    class Autoencoding(NewPart):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.vae = nn.Conv2d(3, 6, 1)
+
+    part = example("latent_root", ImageDecoder=Autoencoding)["Latent"]
+    holds(part, "posterior_agrees", "gradients_reach_trainable")
+    all_of_it = type("AllOfIt", (part,), {"trainable_parameters": nn.Module.parameters})
+    build = contracts.miniature(all_of_it)
+    report = contracts.verify("image_decoder", build, only="gradients_reach_trainable", quick=True)
+    assert "vae" in report.failures[0].message
+
+
+def test_the_references_decoder_keeps_what_is_constant() -> None:
+    computed = []
+
+    class Keeping(NewPart):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.kept: list[Any] = []
+
+        def keys_and_values(self, condition: specs.Condition) -> specs.Condition:
+            computed.append(condition)
+            return condition
+
+    defined = example("def constant", contextmanager=contextmanager)
+    part = type("Kept", (Keeping,), {name: defined[name] for name in ("constant", "denoise")})
+    holds(part, "constant_condition", "gradients_reach_input", "sample_alone")
+    decoder = part.from_config(part.miniature())
+    computed.clear()
+    decoder.sample(specs.Condition(torch.zeros(1, 2, 12)), steps=4, guidance=1.0)
+    assert len(computed) == 1 and not decoder.kept
+
+
+def test_the_references_tables_are_what_it_embeds() -> None:
+    defined = example("def embedding")
+    part = SimpleNamespace(table=nn.Embedding(5, 3), new_rows=nn.Parameter(torch.randn(2, 3)))
+    ids = torch.tensor([[6, 0, 4], [5, 1, 5]])
+    assert torch.equal(look_up(ids, *defined["embedding"](part)), defined["embed"](part, ids))

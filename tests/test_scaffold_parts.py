@@ -14,6 +14,7 @@ import torch
 from dreamkit.errors import ConfigError, SourceError
 from dreamkit.plugins import Registry
 from dreamkit.scaffold import KINDS, new_plugin
+from dreamkit.testing import contracts
 
 WITH_WEIGHTS = [kind for kind in KINDS if kind != "projector"]
 
@@ -110,6 +111,12 @@ def test_settings_that_cannot_be_are_refused(
     assert refused.value.problems.keys() == problems.keys()
     for key, said in problems.items():
         assert said in refused.value.problems[key]
+
+
+def test_the_latents_of_a_new_decoder_can_be_cached() -> None:
+    build = contracts.miniature(part("image-decoder"))
+    (outcome,) = contracts.verify("image_decoder", build, only="posterior_agrees", quick=True).outcomes
+    assert outcome.result == "passed", str(outcome)
 
 
 def test_the_projector_refuses_what_it_cannot_average() -> None:
