@@ -90,7 +90,6 @@ def test_it_is_told_whether_kernels_are_used_and_why_not(monkeypatch: pytest.Mon
     with kernels.disabled():
         assert kernels.told(device) == "fused kernels: off, DREAMKIT_KERNELS says so"
     monkeypatch.setattr(torch.cuda, "get_device_capability", {1: (7, 5)}.get)
-    kernels._is_recent.cache_clear()
     assert "off, they need a GPU of compute capability 8.0 or newer" in kernels.told(device)
     monkeypatch.setattr(kernels, "HAS_TRITON", False)
     assert kernels.told(device) == "fused kernels: off, Triton or a C compiler is missing"
