@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from dreamkit import folders
 from dreamkit.build import build
+from dreamkit.cache.data import data_records
 from dreamkit.cache.keys import picture_key
 from dreamkit.cache.maker import (
     Preprocess,
@@ -23,11 +25,13 @@ from dreamkit.cache.maker import (
     maker,
     preprocess_of,
     preprocessed,
+    row_bytes,
     training_precision,
     why_not,
 )
 from dreamkit.cache.manifest import (
     FORMAT,
+    MANIFEST,
     TABLES,
     CacheManifest,
     Table,
@@ -50,16 +54,31 @@ from dreamkit.sequence import blank_picture
 
 SHARD_BYTES = 512 * 2**20
 DOCUMENTS, PICTURES = 8, 32  # looked through, and computed, at a time
+NO_PICTURES = {"features": "the data has no image to read", "latents": "the data has no image to draw"}
 PIXELS = "pixels"  # of what is preprocessed, the tensor that is computed from
 
 OnProgress: TypeAlias = Callable[[CachingProgress], None]
 
 
+class Estimate(NamedTuple):
+    """The bytes that a picture takes in each table, the documents to go through, and the bytes free on the disk."""
+
+    picture: dict[Table, int]
+    documents: int
+    free: int
+
+    @property
+    def most(self) -> int:
+        """What it will take where each document has one picture for each table, and none comes twice."""
+        return self.documents * sum(self.picture.values())
+
+
 class Made(NamedTuple):
-    """The manifest of a cache, and of each table that it was not asked to leave out and yet lacks, why."""
+    """The manifest of a cache, why it lacks a table that it was asked for, and whether there was one."""
 
     manifest: CacheManifest
     reasons: dict[Table, str]
+    replaced: bool
 
 
 def make_cache(
@@ -67,24 +86,30 @@ def make_cache(
     registry: Registry,
     out: Path | str,
     *,
-    only: str | None = None,
+    only: Collection[str] = TABLES,
+    overwrite: bool = False,
     model: DreamModel | None = None,
     datasets: Sequence[Dataset] | None = None,
     shard_bytes: int = SHARD_BYTES,
+    on_start: Callable[[Estimate], None] = lambda estimate: None,
     on_progress: OnProgress = lambda progress: None,
 ) -> Made:
     """Writes to the folder `out`, whole or not at all, what the frozen parts of `recipe` make of its pictures.
 
-    These are the tables that can be made, or the one named by `only`. `model` and `datasets` stand in for those of the
-    recipe, as in `dreamkit.train.train`. A cache that is in `out` already is replaced.
+    These are the tables of `only` that can be made, and that the data has pictures for. `model` and `datasets` stand in
+    for those of the recipe, as in `dreamkit.train.train`. With `overwrite`, a cache in `out` is replaced.
 
     Raises:
-        CacheError: nothing can be cached, there is no data, or `out` holds something else or is being written.
+        CacheError: nothing can be cached, there is no data, `out` is in use, or this is one process of several.
     """
     out = Path(out).absolute()
-    if only is not None:
-        refuse_table(only)
-    refuse_to_replace(out)
+    for table in only:
+        refuse_table(table)
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise CacheError(
+            f"caching runs in one process, but WORLD_SIZE is {processes}; start `dreamkit cache` without torchrun"
+        )
+    refuse_to_replace(out, overwrite=overwrite)
     if datasets is None:
         datasets = [registry.get("dataset", section.name)(section.config) for section in recipe.data]
     if not any(len(dataset) for dataset in datasets):
@@ -99,55 +124,62 @@ def make_cache(
                 load_weights(model, recipe.init)
         model.set_trainable(recipe.train.trainable)
         model.eval()
-        reasons = _reasons(model, only)
+        reasons: dict[Table, str | None] = {t: why_not(model, t) for t in TABLES if t in only}
+        _refuse_without_table(reasons)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         makers = {table: maker(model, recipe, table, device) for table in reasons if reasons[table] is None}
         makings = {t: _Making(t, model, device, ShardWriter(partial, t, shard_bytes)) for t in makers}
+        sizes = {table: row_bytes(model, recipe, table, device) for table in makers}
+        on_start(Estimate(sizes, sum(map(len, datasets)), shutil.disk_usage(partial).free))
         with training_precision(recipe, device):
             _fill(makings, datasets, recipe.train.workers, on_progress)
+        reasons |= {table: NO_PICTURES[table] for table, making in makings.items() if not making.known}
+        _refuse_without_table(reasons)
         tables: dict[str, TableRecord] = {
-            table: makings[table].writer.record(makers[table]) for table in makers
+            table: makings[table].writer.record(makers[table]) for table in reasons if reasons[table] is None
         }
-        manifest = CacheManifest(FORMAT, version("dreamkit"), tables, folders.describe_files(partial))
+        data = data_records(recipe.data, datasets)
+        manifest = CacheManifest(FORMAT, version("dreamkit"), data, tables, folders.describe_files(partial))
         manifest.write(partial)
+        replaced = (out / MANIFEST).is_file()
         folders.commit(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Made(manifest, {table: reason for table, reason in reasons.items() if reason is not None})
+    left_out = {table: reason for table, reason in reasons.items() if reason is not None}
+    return Made(manifest, left_out, replaced)
 
 
-def _reasons(model: DreamModel, only: str | None) -> dict[Table, str | None]:
-    """The tables that are asked for, and why one cannot be made.
-
-    Raises:
-        CacheError: there is none.
+def _refuse_without_table(reasons: Mapping[Table, str | None]) -> None:
     """
-    reasons = {table: why_not(model, table) for table in TABLES if only in (None, table)}
+    Raises:
+        CacheError: there is a reason against each table that is asked for.
+    """
     if None not in reasons.values():
         listed = "".join(f"\n  {table}: {reason}" for table, reason in reasons.items())
-        raise CacheError(f"nothing here can be computed once and for all:{listed}")
-    return reasons
+        raise CacheError(f"there is nothing here that can be computed once and for all:{listed}")
 
 
 def _fill(
     makings: Mapping[Table, _Making], datasets: Sequence[Dataset], workers: int, on_progress: OnProgress
 ) -> None:
     """Goes through all documents, with as many processes that read them."""
-    # a batch without an image to read or to draw is completed by this one
-    dummy = Document((Image(blank_picture(), draw=True),), name="dummy")
-    documents: Any = ConcatDataset([cast(Any, dataset) for dataset in ([dummy], *datasets)])
+    documents: Any = ConcatDataset([cast(Any, dataset) for dataset in datasets])
     reader = _Reader({table: preprocess_of(making.model, table) for table, making in makings.items()})
-    looked = 0
+    looked, pictures = 0, set[bytes]()
+    on_progress(CachingProgress(0, len(documents), 0))
     for found in DataLoader(documents, DOCUMENTS, num_workers=workers, collate_fn=reader):
         for table, (keys, inputs) in found.pictures.items():
             makings[table].take(keys, inputs)
+            pictures.update(keys)
         looked += found.documents
-        on_progress(
-            CachingProgress(looked - 1, len(documents) - 1, sum(len(m.known) for m in makings.values()))
-        )
-    for making in makings.values():
-        making.compute()
-        making.writer.flush()
+        on_progress(CachingProgress(looked, len(documents), len(pictures)))
+    # a batch without an image to read or to draw is completed by this one
+    blank = _Reader(reader.preprocess)([Document((Image(blank_picture(), draw=True),), name="blank")])
+    for table, making in makings.items():
+        if making.known:
+            making.take(*blank.pictures[table])
+            making.compute()
+            making.writer.flush()
 
 
 class _Found(NamedTuple):

@@ -28,7 +28,7 @@ LOGGED = ("lm", "denoising", "loss", "learning_rate", "grad_norm")
 
 
 class CachingProgress(NamedTuple):
-    """How many of all documents have been looked through, and how many pictures found in them, over both tables."""
+    """How many of all documents have been looked through, and how many pictures found in them, each counted once."""
 
     documents: int
     of: int

@@ -96,8 +96,8 @@ def test_training_from_a_cache_is_training_without_and_runs_no_frozen_part(
     tolerance = 1e-4 if precision == "float32" else 1e-2
     torch.testing.assert_close(losses(with_it), losses(without), rtol=tolerance, atol=0)
     said = capsys.readouterr().err
-    assert f"read from {tmp_path / 'cache'}: features (pictures: 7, vision_encoder does not run), " in said
-    assert "latents (pictures: 4, image_decoder does not encode)" in said
+    assert f"read from {tmp_path / 'cache'}: features (pictures: 6, vision_encoder does not run), " in said
+    assert "latents (pictures: 3, image_decoder does not encode)" in said
 
 
 def test_rows_are_what_the_parts_make(cache: Path) -> None:
@@ -180,7 +180,7 @@ def test_files_have_a_size_at_most_and_each_picture_is_computed_once(tmp_path: P
     recipe = caches.recipe(tmp_path / "small")
     twice = tiny.documents() * 2
     made = caches.make(tmp_path / "small", recipe, twice, shard_bytes=1000).manifest
-    assert [made.tables[table]["pictures"] for table in ("features", "latents")] == [7, 4]
+    assert [made.tables[table]["pictures"] for table in ("features", "latents")] == [6, 3]
     features = [name for name in made.files if name.startswith("features-")]
     assert len(features) == made.tables["features"]["shards"] == 3  # of 4 x 16 float32 each
     rows = caches.batch(model_of(recipe), opened(recipe))
@@ -221,6 +221,10 @@ def changed(section: dict[str, Any], *path: str, **values: Any) -> dict[str, Any
         (
             {"train": {"seed": 1}},
             r"features: vision_encoder: weights: \w{16}\.\.\. in the cache, \w{16}\.\.\. now",
+        ),
+        (
+            {"train": {"seed": 1}},
+            r"vision_encoder: its weights are random .*, and come from train\.seed, which is 1 now",
         ),
         (
             {"train": {"seed": 1}},
@@ -317,11 +321,13 @@ def test_precision_matters_where_it_makes_a_difference(tmp_path: Path) -> None:
     """SDXL's autoencoder computes in float32 whatever training does."""
     sdxl = parts(REGISTRY)["image_decoder"]["sdxl"]
     for precision in ("float32", "bfloat16"):
-        recipe = caches.recipe(tmp_path, train={"precision": precision}, **{"model.image_decoder": sdxl})
+        recipe = caches.recipe(
+            tmp_path / "sdxl", train={"precision": precision}, **{"model.image_decoder": sdxl}
+        )
         if precision == "float32":
-            caches.make(tmp_path, recipe, only="latents")
+            caches.make(tmp_path / "sdxl", recipe, only=["latents"])
         opened(recipe)
-    made = caches.make(tmp_path, caches.recipe(train={"precision": "bfloat16"})).manifest
+    made = caches.make(tmp_path / "bfloat16", caches.recipe(train={"precision": "bfloat16"})).manifest
     assert {table: record["maker"]["precision"] for table, record in made.tables.items()} == {
         "features": "bfloat16",
         "latents": "bfloat16",
@@ -379,36 +385,103 @@ def test_a_picture_that_is_missing_is_an_error_that_names_its_document(
             caches.recipe(cache, train={"workers": workers}),
             datasets=[layouts.TinyDocuments(new)],
         )
-    said = f"a new one: the cache {cache} has no features of one of its pictures (24 x 24, RGB), so it is of other data"
+    said = (
+        f"a new one: the cache {cache} has no features of one of its pictures (24 x 24, RGB): data was added"
+    )
     assert said in str(raised.value) and f"dreamkit cache RECIPE --out {cache}" in str(raised.value)
 
 
 def test_only_what_is_asked_for_and_frozen_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learning = {"trainable": ["vision_encoder"]}
-    made, reasons = caches.make(tmp_path / "learning", caches.recipe(train=learning))
+    made, reasons, _ = caches.make(tmp_path / "learning", caches.recipe(train=learning))
     assert [*made.tables] == ["latents"] and reasons.keys() == {"features"}
     assert "vision_encoder learns (train.trainable and model.adapters)" in reasons["features"]
     with pytest.raises(CacheError, match=r"computed once and for all:\n  features: vision_encoder learns"):
-        caches.make(tmp_path / "none", caches.recipe(train=learning), only="features")
+        caches.make(tmp_path / "none", caches.recipe(train=learning), only=["features"])
     monkeypatch.setattr("dreamkit_diffusers.latent.LatentDecoder.latent_root", None)
+    with pytest.raises(
+        CacheError, match=r"StableDiffusion gives `posterior`, but its latent_root is None: .* test-plugin"
+    ):
+        caches.make(tmp_path / "none", caches.recipe(), only=["latents"])
+    monkeypatch.setattr("dreamkit_diffusers.latent.LatentDecoder.posterior", ImageDecoder.posterior)
     with pytest.raises(
         CacheError, match="StableDiffusion does not tell mean and standard deviation of its latents"
     ):
-        caches.make(tmp_path / "none", caches.recipe(), only="latents")
+        caches.make(tmp_path / "none", caches.recipe(), only=["latents"])
     with (
         monkeypatch.context() as patched,
-        pytest.raises(
-            CacheError, match="'pixels' found, but one of these is to be cached: features, latents"
-        ),
+        pytest.raises(CacheError, match="there is no table 'pixels' to make; known: features, latents"),
     ):
         patched.delattr("dreamkit.caching.build")  # nothing is built before
-        caches.make(tmp_path / "none", caches.recipe(), only="pixels")
-    made, reasons = caches.make(tmp_path / "features", caches.recipe(), only="features")
+        caches.make(tmp_path / "none", caches.recipe(), only=["pixels"])
+    made, reasons, _ = caches.make(tmp_path / "features", caches.recipe(), only=["features"])
     assert [*made.tables] == ["features"] and not reasons
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "learning"]
     recipe = caches.recipe(tmp_path / "features")
     batch = caches.batch(model_of(recipe), opened(recipe))
     assert batch.pixels_NCHW is None and batch.targets_MCHW is not None and batch.latent_mean_Mchw is None
+
+
+def broken_posterior(self: Any, targets_NCHW: Tensor) -> Any:
+    return self.vea.encode(targets_NCHW)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("latent_root", "vea", r"latent_root is 'vea': AttributeError: .*vea"),
+        ("posterior", broken_posterior, "posterior: AttributeError: .*vea"),
+        (
+            "posterior",
+            ImageDecoder.posterior,
+            "posterior: NotImplementedError: .* has neither `posterior` nor",
+        ),
+    ],
+)
+def test_a_mistake_of_a_plug_in_is_said_of_it(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Any, said: str
+) -> None:
+    monkeypatch.setattr(f"dreamkit_diffusers.latent.LatentDecoder.{name}", value)
+    for act in (lambda: caches.make(tmp_path / "new", caches.recipe()), lambda: opened(caches.recipe(cache))):
+        with pytest.raises(
+            CacheError, match=rf"latents cannot be made: image_decoder \(StableDiffusion\): {said}"
+        ) as raised:
+            act()
+        assert "`dreamkit test-plugin DISTRIBUTION` says" in str(raised.value)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("root", ["", "unet"])
+def test_latents_of_what_learns_have_a_cure_that_works(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    """Without weights it is told where the part as a whole makes them."""
+    monkeypatch.setattr("dreamkit_diffusers.latent.LatentDecoder.latent_root", root)
+    recipe = caches.recipe(cache, train={"trainable": ["image_decoder"]})
+    cure = "freeze it, or make a cache without latents by --only features"
+    assert [cure in problem.message for problem in cache_problems(recipe, REGISTRY)] == [True] * (root == "")
+    with pytest.raises(CacheError, match="image_decoder learns") as raised:
+        opened(recipe)
+    assert cure in str(raised.value) and "anew" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("draw", "table"), [(True, "latents"), (False, "features")])
+def test_what_the_data_has_no_pictures_for_has_no_table(tmp_path: Path, draw: bool, table: str) -> None:
+    """A table that is there has the blank too, which completes batches."""
+    documents = [Document((Text("a"), Image(tiny.picture(0), draw=draw, read=not draw)), name="a")]
+    made = caches.make(tmp_path / "cache", caches.recipe(), documents).manifest
+    assert [*made.tables] == [table] and made.tables[table]["pictures"] == 1  # type: ignore[literal-required]
+    recipe = caches.recipe(tmp_path / "cache")
+    computed = opened(recipe)
+    assert [len(shards) for shards in computed.shards.values()] == [2]
+    for given in (documents, [Document((Text("no picture at all"),), name="b")]):
+        caches.batch(model_of(recipe), computed, given)
+    text = [Document((Text("no picture at all"),), name="b")]
+    with pytest.raises(
+        CacheError, match="features: the data has no image to read\n  latents: the data has no image to draw"
+    ):
+        caches.make(tmp_path / "none", caches.recipe(), text)
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_resumed_run_may_take_up_a_cache(cache: Path, tmp_path: Path) -> None:

@@ -86,25 +86,28 @@ def flip(folder: Path) -> None:
         ),
         (
             lambda folder: reword(folder, '\n        "std": {', '\n        "stb": {'),
-            r"the cache is damaged; make it anew .*\n  latents: 4 pictures of .*'std'.* are there, but 4 of .*'stb'",
+            r"the cache is damaged; make it anew .*\n  latents: 4 rows of .*'std'.* are there, but 4 of .*'stb'",
         ),
         (
             lambda folder: reword(folder, '"mean": {\n          "dt', '"men": {\n          "dt'),
             "missing: mean",
         ),
         (
-            lambda folder: reword(folder, '"pictures": 7', '"pictures": 8'),
-            r"damaged.*\n  features: 7 pictures of .* are there, but 8 of",
+            lambda folder: reword(folder, '"pictures": 6', '"pictures": 7'),
+            r"damaged.*\n  features: 7 rows of .* are there, but 8 of",
         ),
         (
-            lambda folder: reword(folder, '"pictures": 7', '"pictures": 0'),
+            lambda folder: reword(folder, '"pictures": 6', '"pictures": 0'),
             "0 found, but there is one at least",
         ),
         (
             lambda folder: (folder / "cache.json").write_text("{"),
-            "not a manifest of dreamkit: JSONDecodeError",
+            r"not a manifest of dreamkit: JSONDecodeError: .*; make it anew .* --overwrite",
         ),
-        (lambda folder: (folder / "cache.json").unlink(), "copied is not a cache: it has no cache.json"),
+        (
+            lambda folder: (folder / "cache.json").unlink(),
+            "copied is not a cache: it has no cache.json; name one, or",
+        ),
         (shutil.rmtree, "copied is not a cache: there is no such folder; make it anew"),
     ],
 )
@@ -168,11 +171,13 @@ def test_an_interrupted_cache_leaves_nothing_and_the_one_before(copied: Path) ->
     before = {path.name: path.read_bytes() for path in copied.iterdir()}
     for folder in (copied, copied.with_name("new")):
         with pytest.raises(KeyboardInterrupt):
-            caches.make_cache(caches.recipe(), REGISTRY, folder, datasets=[Breaking()])
+            caches.make_cache(caches.recipe(), REGISTRY, folder, datasets=[Breaking()], overwrite=True)
     assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
     assert [path.name for path in copied.parent.iterdir()] == ["copied"]
-    caches.make(copied, caches.recipe(), tiny.documents()[:1])
-    assert CacheManifest.read(copied).tables["latents"]["pictures"] == 2
+    with pytest.raises(CacheError, match=r"copied is not empty; .* replace the cache in it by --overwrite"):
+        caches.make(copied, caches.recipe(), tiny.documents()[:1])
+    caches.make(copied, caches.recipe(), tiny.documents()[:1], overwrite=True)
+    assert CacheManifest.read(copied).tables["latents"]["pictures"] == 1
 
 
 def test_what_is_no_cache_is_not_replaced(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,19 +11,27 @@ from PIL.Image import Image as Picture
 from torch import Tensor, nn
 
 from dreamkit.cache.identity import ROUNDING, Maker, distance
+from dreamkit.cache.keys import KEY_BYTES
 from dreamkit.cache.manifest import MADE_BY
 from dreamkit.cache.probe import Weights, exact_float32, probe_picture, samples
+from dreamkit.errors import CacheError, DreamkitError
+from dreamkit.interfaces import ImageDecoder
 from dreamkit.model import DreamModel
 from dreamkit.recipe import Recipe, plain
 
+MENDING = "its plug-in needs mending: `dreamkit test-plugin DISTRIBUTION` says what its contract asks for"
+COMPUTES = {"features": "forward", "latents": "posterior"}  # the method
 Preprocess = Callable[[Sequence[Picture]], Any]  # that of either kind of part
 
 
 def why_not(model: DreamModel, table: str) -> str | None:
     """Why what makes a table cannot be computed once for `model`, whose trainable parts are set; None: it can."""
     key = MADE_BY[table]
-    if table == "latents" and model.image_decoder.latent_root is None:
-        name = type(model.image_decoder).__name__
+    decoder = model.image_decoder
+    if table == "latents" and decoder.latent_root is None:
+        name = type(decoder).__name__
+        if type(decoder).posterior is not ImageDecoder.posterior:
+            return f"{name} gives `posterior`, but its latent_root is None: it names no weights; {MENDING}"
         return f"{name} does not tell mean and standard deviation of its latents: its latent_root is None"
     if any(parameter.requires_grad for parameter in maker_module(model, table).parameters()):
         return f"{key} learns (train.trainable and model.adapters), so that what it computes changes"
@@ -35,7 +44,27 @@ def maker_module(model: DreamModel, table: str) -> nn.Module:
         return model.vision_encoder
     root = model.image_decoder.latent_root
     assert root is not None, "what tells no posterior has no latents to cache"
-    return model.image_decoder.get_submodule(root)
+    with _asked(model, table, f"latent_root is '{root}'"):
+        return model.image_decoder.get_submodule(root)
+
+
+@contextmanager
+def _asked(model: DreamModel, table: str, what: str) -> Iterator[None]:
+    """What a part does wrong when it is asked for a table is said of that part.
+
+    Raises:
+        CacheError: it fails at `what`.
+    """
+    part = model.parts()[MADE_BY[table]]
+    try:
+        yield
+    except (DreamkitError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the code of a plug-in may fail in any way
+        raise CacheError(
+            f"{table} cannot be made: {MADE_BY[table]} ({type(part).__name__}): {what}: {type(error).__name__}: "
+            f"{error}; {MENDING}"
+        ) from error
 
 
 def preprocess_of(model: DreamModel, table: str) -> Preprocess:
@@ -71,10 +100,11 @@ def maker(model: DreamModel, recipe: Recipe, table: str, device: torch.device) -
     module = maker_module(model, table)
     was_training = module.training
     module.to(device).eval()
-    pixels, extras = preprocessed(preprocess_of(model, table), [probe_picture()])
+    with _asked(model, table, "preprocess"):
+        pixels, extras = preprocessed(preprocess_of(model, table), [probe_picture()])
     weights = Weights(model.parts()[MADE_BY[table]])
     precision = recipe.train.precision
-    with exact_float32():
+    with exact_float32(), _asked(model, table, COMPUTES[table]):
         with weights:
             exact = samples(compute(model, table, pixels.to(device)))
         if precision != "float32":
@@ -90,3 +120,11 @@ def maker(model: DreamModel, recipe: Recipe, table: str, device: torch.device) -
         "preprocess": samples({"pixels": pixels, **extras}),
         "computes": exact,
     }
+
+
+def row_bytes(model: DreamModel, recipe: Recipe, table: str, device: torch.device) -> int:
+    """What a picture takes in a table; of a model whose `maker` was told."""
+    pixels, extras = preprocessed(preprocess_of(model, table), [probe_picture()])
+    with training_precision(recipe, device):
+        made = compute(model, table, pixels.to(device))
+    return KEY_BYTES + sum(tensor.nbytes for tensor in (*made.values(), *extras.values()))

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal, TypeAlias, TypedDict, get_args, get_type_hints
+from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args, get_type_hints
 
 from dreamkit import folders
 from dreamkit.cache.identity import Maker
@@ -18,11 +18,13 @@ from dreamkit.manifest import misfits, read_json
 
 FORMAT = 1
 MANIFEST = "cache.json"
+MAKE: Final = "dreamkit cache RECIPE --out"
 
 Table: TypeAlias = Literal["features", "latents"]
 TABLES: Final[tuple[Table, ...]] = get_args(Table)
 MADE_BY: Final[Mapping[str, str]] = {"features": "vision_encoder", "latents": "image_decoder"}
 HOLDS: Final[Mapping[str, tuple[str, ...]]] = {"features": ("features",), "latents": ("mean",)}  # at least
+SPARED: Final = {"features": "vision_encoder does not run", "latents": "image_decoder does not encode"}
 
 
 # as safetensors has them
@@ -40,10 +42,20 @@ class TensorRecord(TypedDict):
 
 
 class TableRecord(TypedDict):
+    """`pictures` are those of the data; one row more is that of the blank picture, which completes batches."""
+
     maker: Maker
     pictures: int
     shards: int
     tensors: dict[str, TensorRecord]
+
+
+class DataRecord(TypedDict):
+    """A data set as the recipe names it, and how many documents it had."""
+
+    name: str
+    settings: dict[str, Any]
+    documents: int
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,7 @@ class CacheManifest:
 
     format: int
     dreamkit: str
+    data: list[DataRecord]
     tables: dict[str, TableRecord]
     files: dict[str, FileRecord]
 
@@ -69,11 +82,18 @@ class CacheManifest:
         if not path.is_file():
             if left := left_behind(folder, MANIFEST):
                 raise CacheError(left)
-            found = "there is no such folder"
             if folder.exists():
                 found = f"it has no {MANIFEST}" if folder.is_dir() else "it is a file"
-            raise CacheError(f"{folder} is not a cache: {found}; {remedy(folder)}")
-        data = read_json(path, FORMAT, CacheError)
+                raise CacheError(
+                    f"{folder} is not a cache: {found}; name one, or make it in a new folder: {MAKE} FOLDER"
+                )
+            raise CacheError(f"{folder} is not a cache: there is no such folder; {remedy(folder)}")
+        try:
+            data = read_json(path, FORMAT, CacheError)
+        except CacheError as error:
+            if error.__cause__ is None:  # it can be read, and is of a newer format
+                raise
+            raise CacheError(f"{error}; {remedy(folder)}") from error
         problems = [*misfits(data, get_type_hints(cls))]
         if not problems:
             manifest = cls(**data)
@@ -90,6 +110,14 @@ class CacheManifest:
         """
         if problems := damaged_files(folder, self.files, read=read):
             raise CacheError(damaged(folder, problems))
+
+    def told(self, folder: Path) -> str:
+        """What training reads from `folder`, in a line."""
+        tables = [
+            f"{table} (pictures: {record['pictures']:,}, {SPARED[table]})"
+            for table, record in self.tables.items()
+        ]
+        return f"read from {folder}: {', '.join(tables)}"
 
     def size(self, table: str) -> int:
         """The bytes of a table's files."""
@@ -125,14 +153,18 @@ def shard_name(table: str, number: int) -> str:
     return f"{table}-{number:05}.safetensors"
 
 
-def refuse_to_replace(folder: Path) -> None:
+def refuse_to_replace(folder: Path, *, overwrite: bool) -> None:
     """
     Raises:
-        CacheError: `folder` holds something that is not a cache, and would be lost.
+        CacheError: `folder` holds something that would be lost, and is not a cache that is to be overwritten.
     """
     what = occupied(folder)
     if what is not None and not (folder / MANIFEST).is_file():
         raise CacheError(f"{folder} {what}, and is not a cache; name another folder by --out, or remove it")
+    if what is not None and not overwrite:
+        raise CacheError(
+            f"{folder} {what}; name a new folder by --out, or replace the cache in it by --overwrite"
+        )
 
 
 def begin(folder: Path) -> Path:
@@ -156,12 +188,19 @@ def refuse_table(table: str) -> None:
         CacheError: there is no table of this name.
     """
     if table not in TABLES:
-        raise CacheError(f"'{table}' found, but one of these is to be cached: {', '.join(TABLES)}")
+        raise CacheError(f"there is no table '{table}' to make; {did_you_mean(table, TABLES)}")
 
 
 def remedy(folder: Path) -> str:
     """What to do about a cache that does not fit."""
-    return f"make it anew from the recipe that is trained: dreamkit cache RECIPE --out {shlex.quote(str(folder))}"
+    replace = " --overwrite" if (folder / MANIFEST).is_file() else ""
+    return f"make it anew from the recipe that is trained: {MAKE} {shlex.quote(str(folder))}{replace}"
+
+
+def without(table: str) -> str:
+    """What to do about a table of what changes."""
+    others = [other for other in TABLES if other != table]
+    return f"make a cache without {table} by --only {' --only '.join(others)}"
 
 
 def damaged(path: Path, problems: list[str]) -> str:

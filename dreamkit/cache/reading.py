@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL.Image import Image as Picture
@@ -14,7 +15,7 @@ from dreamkit.batch import Moments
 from dreamkit.cache.identity import differing
 from dreamkit.cache.keys import picture_key
 from dreamkit.cache.maker import maker, why_not
-from dreamkit.cache.manifest import MADE_BY, CacheManifest, damaged, remedy, shard_name
+from dreamkit.cache.manifest import MADE_BY, CacheManifest, damaged, remedy, shard_name, without
 from dreamkit.cache.shards import Shards
 from dreamkit.errors import CacheError, RecipeProblem
 from dreamkit.fit import Fit, fit
@@ -24,7 +25,6 @@ from dreamkit.recipe import Recipe
 
 KEY = "train.cache"
 EXTRAS = "extras."  # before the names of a decoder's extras, in a table of latents
-SPARED = {"features": "vision_encoder does not run", "latents": "image_decoder does not encode"}
 
 Named = Sequence[tuple[str, Picture]]
 
@@ -56,7 +56,7 @@ class Cache(Tables):
     """
 
     def __init__(self, folder: Path, manifest: CacheManifest) -> None:
-        self.folder = folder
+        self.folder, self.manifest = folder, manifest
         self.shards = {
             table: Shards([folder / shard_name(table, number) for number in range(record["shards"])])
             for table, record in manifest.tables.items()
@@ -64,19 +64,15 @@ class Cache(Tables):
         problems = []
         for table, shards in self.shards.items():
             said, found = manifest.tables[table], (len(shards), shards.tensors())
-            if found != (said["pictures"], said["tensors"]):
-                wanted = f"{said['pictures']} of {said['tensors']}"
-                problems.append(
-                    f"{table}: {found[0]} pictures of {found[1]} are there, but {wanted} should be"
-                )
+            rows = said["pictures"] + 1  # that of the blank
+            if found != (rows, said["tensors"]):
+                wanted = f"{rows} of {said['tensors']}"
+                problems.append(f"{table}: {found[0]} rows of {found[1]} are there, but {wanted} should be")
         if problems:
             raise CacheError(damaged(folder, problems))
 
     def __str__(self) -> str:
-        tables = [
-            f"{table} (pictures: {len(shards):,}, {SPARED[table]})" for table, shards in self.shards.items()
-        ]
-        return f"read from {self.folder}: {', '.join(tables)}"
+        return self.manifest.told(self.folder)
 
     def rows(self, table: str, pictures: Named) -> dict[str, Tensor] | None:
         if table not in self.shards:
@@ -87,7 +83,8 @@ class Cache(Tables):
             if place is None:
                 raise CacheError(
                     f"{name}: the cache {self.folder} has no {table} of one of its pictures ({picture.width} x "
-                    f"{picture.height}, {picture.mode}), so it is of other data; {remedy(self.folder)}"
+                    f"{picture.height}, {picture.mode}): data was added or changed since it was made; "
+                    f"{remedy(self.folder)}"
                 )
             places.append(place)
         return self.shards[table].rows(places)
@@ -124,18 +121,26 @@ def _unlike(found: Fit, folder: Path) -> Iterator[str]:
     """What the specs and the recipe say otherwise than a cache."""
     model, train = found.recipe.model, found.recipe.train
     adapters = getattr(model, "adapters", None) or ()
-    for table, record in CacheManifest.read(folder).tables.items():
+    manifest = CacheManifest.read(folder)
+    manifest.verify(folder, read=False)
+    for table, record in manifest.tables.items():
         part = MADE_BY[table]
         for name, shape in _shapes(found, table).items():
             if name in record["tensors"] and record["tensors"][name]["shape"] != shape:
                 before = record["tensors"][name]["shape"]
                 yield f"{part}: {name} of shape {before} in the cache, {shape} now; {remedy(folder)}"
+                break
         learning = {*(train.trainable or ()), *(adapter.target for adapter in adapters)}
-        if table == "features" and part in learning:
-            yield (
-                f"it holds {table}, but {part} learns, so that they change; freeze it, or make a cache without them by "
-                "--only latents"
-            )
+        if part in learning and (table == "features" or _all_of_it(found)):
+            yield f"it holds {table}, but {part} learns, so that they change; freeze it, or {without(table)}"
+
+
+def _all_of_it(found: Fit) -> bool:
+    """Whether all weights of the image decoder decide on its latents."""
+    if found.image_decoder is None:
+        return False
+    cls: Any = found.registry.get("image_decoder", found.recipe.model.image_decoder.name)
+    return bool(cls.latent_root == "")
 
 
 def _shapes(found: Fit, table: str) -> dict[str, list[int]]:
@@ -145,6 +150,10 @@ def _shapes(found: Fit, table: str) -> dict[str, list[int]]:
         return {"features": [vision.num_tokens, vision.dim]} if vision else {}
     shape = [*decoder.latent_shape((decoder.image_size,) * 2)] if decoder else None
     return {"mean": shape, "std": shape} if shape else {}
+
+
+def _is_random(recipe: Recipe, part: str) -> bool:
+    return recipe.init is None and getattr(recipe.model, part).config.pretrained is None
 
 
 def open_cache(recipe: Recipe, model: DreamModel, device: torch.device) -> Cache | None:
@@ -160,15 +169,22 @@ def open_cache(recipe: Recipe, model: DreamModel, device: torch.device) -> Cache
     folder = Path(recipe.train.cache)
     manifest = CacheManifest.read(folder)
     manifest.verify(folder, read=False)
-    problems: list[str] = []
+    changing, other = [], []
     for table, record in manifest.tables.items():
-        reason = why_not(model, table)
         made_by = MADE_BY[table]
-        lines = (
-            [reason] if reason else differing(made_by, record["maker"], maker(model, recipe, table, device))
-        )
-        problems += [f"  {table}: {line}" for line in lines]
-    if problems:
-        listed = "\n".join(problems)
-        raise CacheError(f"{folder} does not fit this training; {remedy(folder)}\n{listed}")
+        if reason := why_not(model, table):
+            changing.append(f"  {table}: {reason}; freeze it, or {without(table)}")
+            continue
+        here = maker(model, recipe, table, device)
+        lines = [*differing(made_by, record["maker"], here)]
+        if record["maker"]["weights"] != here["weights"] and _is_random(recipe, made_by):
+            lines.append(
+                f"{made_by}: its weights are random (nothing is named by pretrained or init), and come from "
+                f"train.seed, which is {recipe.train.seed} now"
+            )
+        other += [f"  {table}: {line}" for line in lines]
+    if changing or other:
+        cure = f"; {remedy(folder)}" if other else ""
+        listed = "\n".join([*changing, *other])
+        raise CacheError(f"{folder} does not fit this training{cure}\n{listed}")
     return Cache(folder, manifest)

@@ -56,8 +56,9 @@ class ShardWriter:
         self._keys, self._rows = [], []
 
     def record(self, maker: Maker) -> TableRecord:
-        """What the manifest says of the table."""
-        return {"maker": maker, "pictures": self.pictures, "shards": self.shards, "tensors": self.tensors}
+        """What the manifest says of a table that has a row of the blank picture."""
+        pictures = self.pictures - 1  # without the blank
+        return {"maker": maker, "pictures": pictures, "shards": self.shards, "tensors": self.tensors}
 
 
 def _record(tensor: Tensor) -> TensorRecord:

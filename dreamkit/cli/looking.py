@@ -58,6 +58,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
 
     Example: dreamkit check digits/stage1 train.steps=100
     """
+    from dreamkit.cache.data import cache_notes
     from dreamkit.cache.reading import cache_problems
     from dreamkit.errors import RecipeError
     from dreamkit.fit import fit
@@ -71,11 +72,13 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     problems += cache_problems(draft, registry) if draft is not None else []
     if problems:
         raise RecipeError(problems)
-    assert found is not None, "a recipe without problems is whole"
+    assert found is not None and draft is not None, "a recipe without problems is whole"
     table = Table("part", "component", "takes and gives", box=None, pad_edge=False)
     for row in found.summary():
         table.add_row(*row)
     console().print(table)
+    for line in cache_notes(draft, registry):
+        console().print(line, soft_wrap=True)
 
 
 @app.command()
@@ -99,6 +102,7 @@ def plan(
     import json
     from dataclasses import asdict
 
+    from dreamkit.cache.data import cache_notes
     from dreamkit.plan import plan as make_plan
     from dreamkit.plan.advice import misfit
     from dreamkit.plan.report import report
@@ -116,6 +120,8 @@ def plan(
     else:
         for piece in report(planned, loaded):
             out.print(piece, soft_wrap=isinstance(piece, str))
+        for line in cache_notes(loaded, registry):
+            out.print(line, soft_wrap=True)
     if limit is None:
         return
     problems = misfit(planned, loaded, limit)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -54,7 +56,11 @@ def cache(
         Path | None,
         typer.Option(metavar="FOLDER", help="the folder to write; the default is the recipe's train.cache"),
     ] = None,
-    only: Annotated[str | None, typer.Option(metavar="TABLE", help="only latents, or only features")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[features|latents]", help="only this table; may be given twice"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the cache in FOLDER")] = False,
 ) -> None:
     """Compute once what the frozen parts of a recipe make of the pictures in its data.
 
@@ -66,10 +72,11 @@ def cache(
     """
     from rich.filesize import decimal
 
-    from dreamkit.caching import make_cache
+    from dreamkit.cache.manifest import TABLES
+    from dreamkit.caching import Estimate, make_cache
     from dreamkit.errors import DreamkitError
     from dreamkit.plugins import Registry
-    from dreamkit.progress import caching_bar
+    from dreamkit.progress import CachingProgress, caching_bar
     from dreamkit.recipe import load_recipe
 
     registry = Registry.load()
@@ -77,18 +84,42 @@ def cache(
     folder = loaded.train.cache if out is None else out
     if folder is None:
         raise DreamkitError("nothing says where to write the cache; add --out FOLDER, or set train.cache")
+
+    def tell(estimate: Estimate) -> None:
+        each = ", ".join(f"{table} take {decimal(size)}" for table, size in estimate.picture.items())
+        typer.echo(
+            f"{each} a picture; {estimate.documents:,} documents: {decimal(estimate.most)} at most where each has one "
+            f"picture for each table, and {decimal(estimate.free)} are free",
+            err=True,
+        )
+
     # as an interruption does, an end that is asked for leaves nothing of the folder
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        with caching_bar() as show:
-            made, reasons = make_cache(loaded, registry, folder, only=only, on_progress=show)
+        with ExitStack() as entered:
+            show: list[Callable[[CachingProgress], None]] = []
+
+            def move(at: CachingProgress) -> None:
+                if not show:  # what is refused before shows no bar
+                    show.append(entered.enter_context(caching_bar()))
+                show[0](at)
+
+            made, reasons, replaced = make_cache(
+                loaded,
+                registry,
+                folder,
+                only=only or TABLES,
+                overwrite=overwrite,
+                on_start=tell,
+                on_progress=move,
+            )
     finally:
         signal.signal(signal.SIGTERM, before)
     for left_out, reason in reasons.items():
         typer.echo(f"no {left_out}: {reason}", err=True)
     for table, record in made.tables.items():
         typer.echo(f"{table} (pictures: {record['pictures']:,}), {decimal(made.size(table))}")
-    typer.echo(f"wrote {folder}; train with train.cache={folder}")
+    typer.echo(f"{'replaced' if replaced else 'wrote'} {folder}; train with train.cache={folder}")
 
 
 @app.command()

@@ -55,8 +55,6 @@ def _assumptions(plan: Plan, recipe: Recipe) -> Iterator[str]:
         f"{train.accumulation} batch{'es' if train.accumulation > 1 else ''} a step\n"
         f"{images} in a document (--images), drawn and read back; a row has room for {plan.most_images}"
     )
-    if train.cache is not None:
-        yield f"what {train.cache} holds of images is read, and not computed"
     shared = f"{plan.processes} processes under FSDP" if plan.processes > 1 else "1 process"
     yield (
         f"weights in float32, computing in {train.precision}, gradient checkpointing "
