@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import layouts
 import tiny
 from dreamkit.batch import Batch, Collator
+from dreamkit.build import build
+from dreamkit.cache.reading import Cache, open_cache
 from dreamkit.caching import Made, make_cache
 from dreamkit.document import Document
 from dreamkit.model import DreamModel
 from dreamkit.plugins import Registry
 from dreamkit.recipe import Recipe
+from dreamkit.train import TrainResult, train as train_model
 
 REGISTRY = Registry.load()
+CLIP = tiny.RECIPE["model"]["vision_encoder"]
 FROZEN = [name for name in layouts.TRAINABLE if name != "language_model"]
 
 
@@ -36,3 +43,30 @@ def batch(model: DreamModel, computed: Any = None, documents: Sequence[Document]
     encoder, decoder = model.vision_encoder, model.image_decoder
     collator = Collator(model.sequencer(), encoder.preprocess, decoder.preprocess, computed=computed)
     return collator(documents or tiny.documents())
+
+
+def model_of(recipe: Any) -> DreamModel:
+    model = build(recipe, REGISTRY)
+    model.set_trainable(recipe.train.trainable)
+    return model
+
+
+def opened(recipe: Any, model: DreamModel | None = None) -> Cache:
+    found = open_cache(recipe, model or model_of(recipe), torch.device("cpu"))
+    assert found is not None
+    return found
+
+
+def run(out: Path, recipe: Any, **options: Any) -> TrainResult:
+    options.setdefault("datasets", [layouts.TinyDocuments()])
+    return train_model(recipe, REGISTRY, out, **options)
+
+
+def changed(section: dict[str, Any], *path: str, **values: Any) -> dict[str, Any]:
+    """The section of a part, its `config`, or what is in that at `path`, with other values."""
+    section = deepcopy(section)
+    config = section["config"]
+    for key in path:
+        config = config[key]
+    config |= values
+    return section

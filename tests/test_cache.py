@@ -1,7 +1,6 @@
 """A training run from a cache is the run without it, and a cache that would make another one is refused."""
 
 import shutil
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,13 @@ from torch import Tensor, nn
 import caches
 import layouts
 import tiny
-from caches import REGISTRY
-from dreamkit.build import build
-from dreamkit.cache.reading import Cache, cache_problems, open_cache
+from caches import CLIP, REGISTRY, changed, model_of, opened, run
+from dreamkit.cache.reading import cache_problems
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import CacheError, RecipeError
 from dreamkit.interfaces import ImageDecoder
-from dreamkit.model import DreamModel
 from dreamkit.plan import plan
-from dreamkit.train import TrainResult, train
+from dreamkit.train import TrainResult
 from dreamkit_transformers.clip import Clip
 from product.parts import parts
 
@@ -34,23 +31,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache") / "cache"
     caches.make(folder, caches.recipe())
     return folder
-
-
-def model_of(recipe: Any) -> DreamModel:
-    model = build(recipe, REGISTRY)
-    model.set_trainable(recipe.train.trainable)
-    return model
-
-
-def opened(recipe: Any, model: DreamModel | None = None) -> Cache:
-    found = open_cache(recipe, model or model_of(recipe), torch.device("cpu"))
-    assert found is not None
-    return found
-
-
-def run(out: Path, recipe: Any, **options: Any) -> TrainResult:
-    options.setdefault("datasets", [layouts.TinyDocuments()])
-    return train(recipe, REGISTRY, out, **options)
 
 
 def losses(result: TrainResult) -> Tensor:
@@ -189,172 +169,6 @@ def test_files_have_a_size_at_most_and_each_picture_is_computed_once(tmp_path: P
     same = caches.batch(model_of(large), opened(large))
     close(same.features_NVd, rows.features_NVd)  # type: ignore[arg-type]
     close(same.latent_mean_Mchw, rows.latent_mean_Mchw)  # type: ignore[arg-type]
-
-
-def shaken_vae(recipe: Any) -> DreamModel:
-    model = model_of(recipe)
-    with torch.no_grad():
-        next(model.image_decoder.vae.parameters()).add_(0.1)
-    return model
-
-
-CLIP = tiny.RECIPE["model"]["vision_encoder"]
-SD = tiny.RECIPE["model"]["image_decoder"]
-NOT_ALIKE = (
-    r"computes: %s of a fixed picture: [^ ]+, .* in the cache, [^ ]+, .* now \(.* of it, at most 0.001\)"
-)
-
-
-def changed(section: dict[str, Any], *path: str, **values: Any) -> dict[str, Any]:
-    """The section of a part, its `config`, or what is in that at `path`, with other values."""
-    section = deepcopy(section)
-    config = section["config"]
-    for key in path:
-        config = config[key]
-    config |= values
-    return section
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        (
-            {"train": {"seed": 1}},
-            r"features: vision_encoder: weights: \w{16}\.\.\. in the cache, \w{16}\.\.\. now",
-        ),
-        (
-            {"train": {"seed": 1}},
-            r"vision_encoder: its weights are random .*, and come from train\.seed, which is 1 now",
-        ),
-        (
-            {"train": {"seed": 1}},
-            r"latents: image_decoder: weights: \w{16}\.\.\. in the cache, \w{16}\.\.\. now",
-        ),
-        ({"model.vision_encoder": {**CLIP, "layer": -1}}, "vision_encoder: layer: -2 in the cache, -1 now"),
-        (
-            {"model.vision_encoder": {**CLIP, "name": "siglip"}},
-            "vision_encoder: name: 'clip' in the cache, 'siglip' now",
-        ),
-        ({"model.vision_encoder": changed(CLIP, hidden_act="relu")}, NOT_ALIKE % "features"),
-        ({"model.vision_encoder": changed(CLIP, layer_norm_eps=1e-2)}, NOT_ALIKE % "features"),
-        (
-            {"model.vision_encoder": changed(CLIP, image_size=24)},
-            r"vision_encoder: features of shape \[4, 16\] in the cache, \[9, 16\] now; make it anew",
-        ),
-        ({"model.image_decoder": changed(SD, "vae", scaling_factor=0.5)}, NOT_ALIKE % "mean"),
-        ({"model.image_decoder": changed(SD, "vae", shift_factor=0.5)}, NOT_ALIKE % "mean"),
-        (
-            {"model.image_decoder": {**SD, "image_size": 32}},
-            r"image_decoder: mean of shape \[4, 8, 8\] in the cache, \[4, 16, 16\] now; make it anew",
-        ),
-        (
-            {"train": {"precision": "bfloat16"}},
-            "vision_encoder: precision: float32 in the cache, bfloat16 now",
-        ),
-        (
-            {"train": {"trainable": ["vision_encoder"]}},
-            "it holds features, but vision_encoder learns, so that they change; freeze it, or make a cache without",
-        ),
-        (
-            {"model.adapters": [{"target": "vision_encoder", "rank": 2}]},
-            "it holds features, but vision_encoder learns, so that they change",
-        ),
-    ],
-)
-def test_another_maker_is_an_error(cache: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises((CacheError, RecipeError), match=said) as raised:
-        run(tmp_path / "out", caches.recipe(cache, **changes))
-    assert "layer" in said or "learns" in said or f"dreamkit cache RECIPE --out {cache}" in str(raised.value)
-    assert not (tmp_path / "out").exists()
-
-
-def test_other_preprocessing_is_an_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    preprocess = Clip.preprocess
-    monkeypatch.setattr(Clip, "preprocess", lambda self, pictures: preprocess(self, pictures).flip(1))
-    with pytest.raises(
-        CacheError,
-        match=r"features: vision_encoder: preprocess: pixels of a fixed picture: .* in the cache, .* now",
-    ):
-        opened(caches.recipe(cache))
-
-
-def test_latents_outlive_the_training_of_a_network_and_not_of_the_autoencoder(cache: Path) -> None:
-    recipe = caches.recipe(cache, train={"trainable": ["image_decoder", "condition_projector"]})
-    model = model_of(recipe)
-    with torch.no_grad():
-        next(model.image_decoder.unet.parameters()).add_(0.1)
-    opened(recipe, model)
-    with pytest.raises(CacheError, match="latents: image_decoder: weights: ") as raised:
-        opened(recipe, shaken_vae(recipe))
-    assert "features" not in str(raised.value)
-
-
-def other_decoder_half(model: DreamModel) -> None:
-    with torch.no_grad():
-        for parameter in model.image_decoder.vae.decoder.parameters():
-            parameter.add_(0.1)
-
-
-@pytest.mark.parametrize(
-    ("changes", "change"),
-    [
-        ({"model.image_decoder": {**SD, "snr_gamma": 5.0}}, None),
-        ({"model.image_decoder": changed(SD, "scheduler", beta_end=0.02)}, None),
-        ({"model.image_decoder": changed(SD, "unet", cross_attention_dim=20)}, None),
-        ({}, other_decoder_half),
-    ],
-    ids=["loss weight", "scheduler", "network", "decoding half"],
-)
-def test_what_makes_the_same_latents_may_be_otherwise(
-    cache: Path, changes: dict[str, Any], change: Any
-) -> None:
-    recipe = caches.recipe(cache, **changes)
-    model = model_of(recipe)
-    model.image_decoder.vae.load_state_dict(model_of(caches.recipe()).image_decoder.vae.state_dict())
-    if change is not None:
-        change(model)
-    assert not cache_problems(recipe, REGISTRY)
-    opened(recipe, model)
-
-
-def test_precision_matters_where_it_makes_a_difference(tmp_path: Path) -> None:
-    """SDXL's autoencoder computes in float32 whatever training does."""
-    sdxl = parts(REGISTRY)["image_decoder"]["sdxl"]
-    for precision in ("float32", "bfloat16"):
-        recipe = caches.recipe(
-            tmp_path / "sdxl", train={"precision": precision}, **{"model.image_decoder": sdxl}
-        )
-        if precision == "float32":
-            caches.make(tmp_path / "sdxl", recipe, only=["latents"])
-        opened(recipe)
-    made = caches.make(tmp_path / "bfloat16", caches.recipe(train={"precision": "bfloat16"})).manifest
-    assert {table: record["maker"]["precision"] for table, record in made.tables.items()} == {
-        "features": "bfloat16",
-        "latents": "bfloat16",
-    }
-
-
-class Rounded(Clip):
-    """As on another machine: float32 in another order."""
-
-    def forward(self, pixels_NCHW: Tensor) -> Tensor:
-        return super().forward(pixels_NCHW) * (1 + 1e-5)
-
-    def preprocess(self, pictures: Any) -> Tensor:
-        return super().preprocess(pictures) + 1e-5
-
-    def get_extra_state(self) -> Any:
-        return "no tensor"
-
-    def set_extra_state(self, state: Any) -> None:
-        raise AssertionError(state)
-
-
-def test_rounding_is_no_other_part(cache: Path) -> None:
-    recipe = caches.recipe(cache)
-    model = model_of(recipe)
-    model.vision_encoder.__class__ = Rounded
-    opened(recipe, model)
 
 
 def test_only_what_makes_tables_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
