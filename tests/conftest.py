@@ -1,9 +1,15 @@
-"""Settings of every test: one thread (several test processes share few cores) and no network."""
+"""Settings of every test: one thread (several test processes share few cores), no network, a GPU where it is needed."""
 
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")

@@ -43,13 +43,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str, of: Any = SECTIONS
     "device",
     [
         "cpu",
-        pytest.param(
-            "cuda",
-            marks=[
-                pytest.mark.gpu,
-                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-            ],
-        ),
+        pytest.param("cuda", marks=pytest.mark.gpu),
     ],
 )
 def test_a_trial_runs_everything(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

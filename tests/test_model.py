@@ -243,7 +243,6 @@ def test_the_operator_gives_what_the_parts_give(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("changes", [{}, DENSE, SDXL], ids=["linear", "mlp", "sdxl"])
 def test_a_step_on_a_gpu_is_the_same_without_kernels(changes: dict[str, Any], precision: torch.dtype) -> None:

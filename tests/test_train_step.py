@@ -248,7 +248,6 @@ def test_batches_are_pinned_and_handed_over_without_waiting(has_gpu: bool, tmp_p
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_nothing_in_a_step_waits_for_the_device(variant: str, tmp_path: Path) -> None:
     @contextmanager

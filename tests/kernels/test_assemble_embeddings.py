@@ -303,7 +303,6 @@ def test_compiled_ahead_of_time_without_spills(capability: int, dtype: torch.dty
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("scale", [None, 45.25])
 def test_on_a_gpu(dtype: torch.dtype, scale: float | None) -> None:
@@ -326,7 +325,6 @@ def test_on_a_gpu(dtype: torch.dtype, scale: float | None) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("blocks", [8, 200])
 def test_without_kernels_sums_are_the_same_every_time_on_a_gpu(blocks: int) -> None:
     """Of as few rows as torch sums in one way, and of as many as it sums in another."""

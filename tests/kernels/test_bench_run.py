@@ -75,7 +75,6 @@ def test_a_candidate_that_ends_its_process_leaves_the_others_to_be_measured(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_capture_that_fails_leaves_the_others_to_be_captured(tmp_path: Path) -> None:
     sections = (Section("uncaptured", 1, bench_sections.uncaptured),)
     found = run(sections, benchmark_device("cuda", small=True), small=True, seconds=300, out=tmp_path)

@@ -237,7 +237,6 @@ def test_the_norm_and_its_gradients_do_not_spill(capability: int, dtype: torch.d
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("images", [1, 4, 40])
 @pytest.mark.parametrize("pooled", [False, True])

@@ -14,6 +14,7 @@ from torch.library import custom_op
 
 from dreamkit.kernels import on_its_device, usable
 from dreamkit.kernels.assemble_embeddings import reference
+from dreamkit.kernels.tensors import wide
 
 _SCHEMA = (
     "(Tensor ids_BT, Tensor slots_BT, Tensor vision_rows_NV, Tensor vision_NVD, Tensor query_rows_KQ, "
@@ -90,8 +91,7 @@ def sum_groups(rows: Tensor, order: Tensor, starts: Tensor) -> Tensor:
 
 @sum_groups.register_fake
 def _(rows: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    return rows.new_empty(starts.shape[0] - 1, rows.shape[1], dtype=wide)
+    return rows.new_empty(starts.shape[0] - 1, rows.shape[1], dtype=wide(rows.dtype))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

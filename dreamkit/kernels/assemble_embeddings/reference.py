@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
+from dreamkit.kernels.tensors import wide
+
 
 def look_up(
     ids: Tensor,
@@ -49,8 +51,9 @@ def sum_groups(rows_RD: Tensor, order: Tensor, starts: Tensor) -> Tensor:
 
     Group g has the rows `order[starts[g] : starts[g + 1]]`; what lies behind the last start belongs to none.
     """
-    wide = torch.promote_types(rows_RD.dtype, torch.float32)
     group = torch.searchsorted(starts[1:], torch.arange(len(order), device=order.device), right=True)
     # torch's scatter that sorts and uses no atomics
-    sums = torch.ops.aten.embedding_dense_backward(rows_RD[order].to(wide), group, len(starts), -1, False)
+    sums = torch.ops.aten.embedding_dense_backward(
+        rows_RD[order].to(wide(rows_RD.dtype)), group, len(starts), -1, False
+    )
     return sums[:-1]

@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dreamkit.kernels.tensors import wide
+
 BUDGET: Final = 192 * 2**20  # bytes of one chunk's logits and what is made of them
 TILE: Final = 128  # rows of a matrix product that GPUs compute together
 
@@ -72,7 +74,7 @@ class _LabelLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         to_rows = ctx.needs_input_grad[2]
         grad_LD = torch.empty_like(rows_LD) if to_rows else None
-        grads = [torch.zeros_like(leaf, dtype=_wide(leaf)) for leaf in learned]
+        grads = [torch.zeros_like(leaf, dtype=wide(leaf.dtype)) for leaf in learned]
         losses = []
         for at in range(0, len(rows_LD), size):
             chunk = slice(at, at + size)
@@ -92,7 +94,7 @@ class _LabelLoss(torch.autograd.Function):
                 for grad in grads:
                     grad += given.pop(0)
             del found, error
-        by_row = torch.cat(losses) if losses else rows_LD.new_zeros(0, dtype=_wide(rows_LD))
+        by_row = torch.cat(losses) if losses else rows_LD.new_zeros(0, dtype=wide(rows_LD.dtype))
         ctx.to_rows = to_rows
         ctx.save_for_backward(
             *([] if grad_LD is None else [grad_LD]),
@@ -113,7 +115,7 @@ class _LabelLoss(torch.autograd.Function):
 def _loss_and_error(logits: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """The cross entropy of each row, and the gradient of their weighted sum with respect to the logits."""
     label = ids[:, None]
-    values = torch.log_softmax(logits, dim=-1, dtype=_wide(logits))
+    values = torch.log_softmax(logits, dim=-1, dtype=wide(logits.dtype))
     loss = -values.gather(1, label).squeeze(1)
     values.exp_()
     values.scatter_(1, label, values.gather(1, label) - 1)
@@ -123,14 +125,10 @@ def _loss_and_error(logits: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tenso
 
 def _rows_at_once(logits: Tensor, budget: int) -> int:
     """How many rows fit: two copies of their logits as they are, and two in the dtype of the loss."""
-    wide = torch.empty(0, dtype=_wide(logits), device="meta")
-    bytes_of_row = 2 * logits.shape[-1] * (logits.element_size() + wide.element_size())
+    of_loss = torch.empty(0, dtype=wide(logits.dtype), device="meta")
+    bytes_of_row = 2 * logits.shape[-1] * (logits.element_size() + of_loss.element_size())
     rows = max(1, budget // bytes_of_row)
     return rows if rows < TILE else rows - rows % TILE
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _no_autocast(kind: str) -> AbstractContextManager[Any]:
