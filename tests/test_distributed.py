@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 
 import layouts
 import tiny
-from dreamkit.checkpoint import load_checkpoint, save_checkpoint
+from dreamkit.checkpoints.load import load_checkpoint
+from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.mixture import Mixture
 from dreamkit.errors import TrainingError
-from dreamkit.plugins import Registry
-from dreamkit.train import train
+from dreamkit.registry.registry import Registry
+from dreamkit.training.run import train_recipe
 from processes import run_in_two
 
 
@@ -106,7 +107,7 @@ def test_the_document_that_is_not_finite_is_named_whoever_had_it(launched: Path)
 def test_a_run_of_two_processes_is_not_resumed_by_one(launched: Path) -> None:
     data = [layouts.TinyDocuments()]
     with pytest.raises(TrainingError, match="written by 2 processes, but 1 are here now"):
-        train(
+        train_recipe(
             layouts.recipe(save_every=1), Registry.load(), launched / "straight", datasets=data, resume=True
         )
 

@@ -2,13 +2,13 @@
 
 import sys
 
-from dreamkit.bench import __doc__ as about, drawing, step
-from dreamkit.kernels.bench.run import Section
-from dreamkit.kernels.bench.sections import KERNELS, main
+from dreamkit.bench import __doc__ as about, drawing, training_step
+from dreamkit.kernels.bench.benchmarks import KERNELS, main
+from dreamkit.kernels.bench.runner import Section
 
 SECTIONS = (
     *KERNELS,
-    Section("step", 8, step.section, step.targets),
+    Section("step", 8, training_step.section, training_step.targets),
     Section("drawing", 3, drawing.section, drawing.targets),
 )
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from dreamkit.bench import stage
-from dreamkit.interfaces import ImageDecoder
 from dreamkit.kernels.bench.harness import Bench, Case, measured
-from dreamkit.kernels.bench.records import Record, Records, Verdict, at_least
-from dreamkit.plugins import Registry
-from dreamkit.specs import Condition
+from dreamkit.kernels.bench.measurements import Record, Records, Verdict, at_least
+from dreamkit.parts.decoder import ImageDecoder
+from dreamkit.parts.specs import Condition
+from dreamkit.registry.registry import Registry
 
 STEPS, QUERIES = 50, 64
 TABLE = f"drawing, {STEPS} steps, without decoding"

@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dreamkit.document import Document, Image, Segment, Text
-from dreamkit.plugins import Registry
-from dreamkit.recipe import Recipe, load_recipe, plain
-from dreamkit.sources import locate
+from dreamkit.recipe.sections import Recipe, load_recipe, plain
+from dreamkit.registry.registry import Registry
+from dreamkit.storage.sources import locate
 
 STAGE = "dreamllm/paper/stage2"
 LANGUAGE = "dreamkit_transformers/known/lmsys/vicuna-7b-v1.1"

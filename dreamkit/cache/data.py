@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dreamkit.cache.manifest import CacheManifest, DataRecord
-from dreamkit.dataset import Dataset
-from dreamkit.plugins import Registry
-from dreamkit.recipe import DataSection, Recipe, plain
+from dreamkit.data.dataset import Dataset
+from dreamkit.recipe.sections import DataSection, Recipe, plain
+from dreamkit.registry.registry import Registry
 
 
 def data_records(sections: Sequence[DataSection], datasets: Sequence[Dataset]) -> list[DataRecord]:

@@ -15,9 +15,9 @@ from dreamkit.cache.keys import KEY_BYTES
 from dreamkit.cache.manifest import MADE_BY
 from dreamkit.cache.probe import Weights, exact_float32, probe_picture, samples
 from dreamkit.errors import CacheError, DreamkitError
-from dreamkit.interfaces import ImageDecoder
-from dreamkit.model import DreamModel
-from dreamkit.recipe import Recipe, plain
+from dreamkit.model.model import DreamModel
+from dreamkit.parts.decoder import ImageDecoder
+from dreamkit.recipe.sections import Recipe, plain
 
 MENDING = "its plug-in needs mending: `dreamkit test-plugin DISTRIBUTION` says what its contract asks for"
 COMPUTES = {"features": "forward", "latents": "posterior"}  # the method

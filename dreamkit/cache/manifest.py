@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args, get_type_hints
 
-from dreamkit import folders
 from dreamkit.cache.identity import Maker
+from dreamkit.checkpoints.manifest import misfits, read_json
 from dreamkit.errors import CacheError, did_you_mean
-from dreamkit.files import occupied
-from dreamkit.folders import FileRecord, damaged_files, left_behind, partial_folder
-from dreamkit.manifest import misfits, read_json
+from dreamkit.storage import folders
+from dreamkit.storage.folders import FileRecord, damaged_files, left_behind, occupied, partial_folder
 
 FORMAT = 1
 MANIFEST = "cache.json"

@@ -37,7 +37,7 @@ def test_plugin(
             if error.name != "hypothesis":
                 raise
             raise DreamkitError(f"{error}; install the kit: pip install 'dreamkit[testing]'") from error
-        from dreamkit.testing.report import Outcome, summary
+        from dreamkit.testing.outcomes import Outcome, summary
 
         found = components(name, component=component, check=check, quick=quick)
         all_outcomes: list[Outcome] = []
@@ -84,7 +84,7 @@ def new_plugin(
 
     from rich.tree import Tree
 
-    from dreamkit.plugins import Registry
+    from dreamkit.registry.registry import Registry
     from dreamkit.scaffold import KINDS, new_plugin as write
 
     if kind is None:

@@ -25,8 +25,8 @@ def import_published(
 
     Example: dreamkit import-published tests/reference/published-sd/checkpoint imported
     """
-    from dreamkit.plugins import Registry
-    from dreamkit.published import import_published as import_it
+    from dreamkit.checkpoints.published import import_published as import_it
+    from dreamkit.registry.registry import Registry
 
     import_it(folder, out, Registry.load())
     typer.echo(f"wrote {out}", err=True)
@@ -45,8 +45,8 @@ def merge_adapters(
 
     Example: dreamkit merge-adapters run1/checkpoint merged
     """
-    from dreamkit.merging import merge_adapters as merge
-    from dreamkit.plugins import Registry
+    from dreamkit.checkpoints.merge import merge_adapters as merge
+    from dreamkit.registry.registry import Registry
 
     targets = merge(checkpoint, out, Registry.load())
     typer.echo(f"merged the adapters of {', '.join(targets)}; wrote {out}", err=True)

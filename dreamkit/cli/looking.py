@@ -20,7 +20,7 @@ def plugins() -> None:
 
     Example: dreamkit plugins
     """
-    from dreamkit.plugins import KINDS, Registry
+    from dreamkit.registry.registry import KINDS, Registry
 
     registry = Registry.load()
     table = Table("kind", "name", "distribution", "summary", box=None, pad_edge=False)
@@ -41,7 +41,7 @@ def recipes() -> None:
 
     Example: dreamkit recipes
     """
-    from dreamkit.plugins import Registry
+    from dreamkit.registry.registry import Registry
 
     table = Table("recipe", "file", box=None, pad_edge=False)
     for name, path in sorted(Registry.load().recipes().items()):
@@ -58,12 +58,12 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
 
     Example: dreamkit check digits/stage1 train.steps=100
     """
+    from dreamkit.build.fit import fit
     from dreamkit.cache.data import cache_notes
-    from dreamkit.cache.reading import cache_problems
+    from dreamkit.cache.read import cache_problems
     from dreamkit.errors import RecipeError
-    from dreamkit.fit import fit
-    from dreamkit.plugins import Registry
-    from dreamkit.recipe import draft_recipe
+    from dreamkit.recipe.sections import draft_recipe
+    from dreamkit.registry.registry import Registry
 
     registry = Registry.load()
     draft, problems = draft_recipe(recipe, overrides or (), registry)
@@ -103,12 +103,12 @@ def plan(
     from dataclasses import asdict
 
     from dreamkit.cache.data import cache_notes
-    from dreamkit.plan import plan as make_plan
     from dreamkit.plan.advice import misfit
-    from dreamkit.plan.report import report
+    from dreamkit.plan.plan import plan as make_plan
     from dreamkit.plan.sizes import in_bytes, parse_bytes
-    from dreamkit.plugins import Registry
-    from dreamkit.recipe import load_recipe
+    from dreamkit.plan.tables import report
+    from dreamkit.recipe.sections import load_recipe
+    from dreamkit.registry.registry import Registry
 
     limit = None if memory is None else parse_bytes(memory)
     registry = Registry.load()
@@ -144,7 +144,7 @@ def inspect(
     from rich.filesize import decimal
 
     from dreamkit.cache.manifest import MANIFEST as CACHE
-    from dreamkit.manifest import Manifest, adapter_file, weights_file
+    from dreamkit.checkpoints.manifest import Manifest, adapter_file, weights_file
 
     if (folder / CACHE).is_file():
         _inspect_cache(folder)

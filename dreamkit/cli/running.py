@@ -29,9 +29,9 @@ def train(
 
     Example: dreamkit train digits/stage1 train.steps=100 --out run1
     """
-    from dreamkit.plugins import Registry
-    from dreamkit.recipe import load_recipe
-    from dreamkit.train import train as run
+    from dreamkit.recipe.sections import load_recipe
+    from dreamkit.registry.registry import Registry
+    from dreamkit.training.run import train_recipe as run
 
     registry = Registry.load()
     try:
@@ -73,11 +73,11 @@ def cache(
     from rich.filesize import decimal
 
     from dreamkit.cache.manifest import TABLES
-    from dreamkit.caching import Estimate, make_cache
+    from dreamkit.cache.write import Estimate, make_cache
     from dreamkit.errors import DreamkitError
-    from dreamkit.plugins import Registry
-    from dreamkit.progress import CachingProgress, caching_bar
-    from dreamkit.recipe import load_recipe
+    from dreamkit.progress.bars import CachingProgress, caching_bar
+    from dreamkit.recipe.sections import load_recipe
+    from dreamkit.registry.registry import Registry
 
     registry = Registry.load()
     loaded = load_recipe(recipe, overrides or (), registry)
@@ -136,7 +136,7 @@ def demo(
 
     Example: dreamkit demo --out demo --seed 1
     """
-    from dreamkit.plugins import Registry
+    from dreamkit.registry.registry import Registry
 
     figures = Registry.load().get("task", "digits-demo")().run(out, seed=seed)
     table = Table("figure", "value", box=None, pad_edge=False)
@@ -180,9 +180,9 @@ def generate(
 
     Example: dreamkit generate dreamkit-demo/checkpoint "two" --max-images 2 --out two
     """
+    from dreamkit.cli.live import write_document
     from dreamkit.data.records import open_picture
     from dreamkit.document import Document
-    from dreamkit.live import write_document
 
     pictures = [open_picture(path, "--image") for path in image or ()]
     document = Document.interleave(prompt, pictures, name="PROMPT", role="user" if chat else None)

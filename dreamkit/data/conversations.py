@@ -9,8 +9,8 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
+from dreamkit.data.dataset import Dataset
 from dreamkit.data.records import Records, open_picture, wrong_text, wrong_texts
-from dreamkit.dataset import Dataset
 from dreamkit.document import DRAW_SLOT, READ_SLOT, Document, Role
 from dreamkit.errors import did_you_mean
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dreamkit.data.dataset import Dataset
 from dreamkit.data.records import Records, open_picture, wrong_text, wrong_texts
-from dreamkit.dataset import Dataset
 from dreamkit.document import DRAW_SLOT, READ_SLOT, Document
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
-from dreamkit.dataset import Dataset
+from dreamkit.data.dataset import Dataset
 from dreamkit.document import Document
 from dreamkit.errors import TrainingError
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from PIL import Image as PIL
 
+from dreamkit.data.dataset import Dataset
 from dreamkit.data.records import Records, open_picture, wrong_text
-from dreamkit.dataset import Dataset
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import DocumentError
 

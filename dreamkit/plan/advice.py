@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from dreamkit.plan import Plan
+from dreamkit.plan.plan import Plan
 from dreamkit.plan.sizes import in_bytes
-from dreamkit.recipe import AdapterSection, Recipe
+from dreamkit.recipe.sections import AdapterSection, Recipe
 
 
 def misfit(plan: Plan, recipe: Recipe, limit: int) -> list[str]:

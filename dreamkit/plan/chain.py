@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dreamkit.fit import part_section
-from dreamkit.model import DreamModel
-from dreamkit.recipe import Recipe
+from dreamkit.build.fit import part_section
+from dreamkit.model.model import DreamModel
+from dreamkit.recipe.sections import Recipe
 
 Shape = tuple[int, ...]
 

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from dreamkit.distributed import units
-from dreamkit.plan.live import Bytes
+from dreamkit.plan.live_bytes import Bytes
 
 Device = Literal["cuda", "cpu"]
 

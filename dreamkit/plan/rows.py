@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dreamkit.batch import Batch, Collator
 from dreamkit.cache.manifest import CacheManifest
-from dreamkit.cache.reading import Zeros
+from dreamkit.cache.read import Zeros
+from dreamkit.data.batch import Batch, Collator
+from dreamkit.data.sequence import Sequence, Sequencer, blank_picture
 from dreamkit.errors import DreamkitError
-from dreamkit.model import DreamModel
-from dreamkit.recipe import Recipe
-from dreamkit.sequence import Sequence, Sequencer, blank_picture
+from dreamkit.model.model import DreamModel
+from dreamkit.recipe.sections import Recipe
 
 
 def full_batch(model: DreamModel, recipe: Recipe, images: int) -> Batch:

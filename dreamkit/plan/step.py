@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dreamkit.batch import Batch
+from dreamkit.data.batch import Batch
 from dreamkit.errors import DreamkitError
-from dreamkit.model import DreamModel
-from dreamkit.plan.live import Bytes, LiveBytes
-from dreamkit.recipe import Recipe
+from dreamkit.model.model import DreamModel
+from dreamkit.plan.live_bytes import Bytes, LiveBytes
+from dreamkit.recipe.sections import Recipe
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Final
 import yaml
 
 from dreamkit.errors import DreamkitError, did_you_mean, with_article
-from dreamkit.files import find_spec
-from dreamkit.hookspecs import ENTRY_POINT_GROUP
-from dreamkit.plugins import Registry, origin
+from dreamkit.registry.hookspecs import ENTRY_POINT_GROUP
+from dreamkit.registry.registry import Registry, origin
+from dreamkit.storage.packages import find_spec
 
 PREFIX = "dreamkit-"
 LICENSES: Final = ("Apache-2.0", "MIT", "BSD-3-Clause")

@@ -14,9 +14,9 @@ from string import Template
 from typing import Final
 
 from dreamkit.errors import DreamkitError, did_you_mean
-from dreamkit.files import occupied
-from dreamkit.plugins import KINDS as REGISTERED, Registry
+from dreamkit.registry.registry import KINDS as REGISTERED, Registry
 from dreamkit.scaffold.names import LICENSES, Names, PartKind, kind_called, names_for
+from dreamkit.storage.folders import occupied
 
 FOLDER = Path(__file__).parent
 CLASS = "NewPart"  # what the part is called in `dreamkit.scaffold.parts`

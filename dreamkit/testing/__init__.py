@@ -11,6 +11,6 @@ It needs the extra `dreamkit[testing]`, which brings hypothesis and pytest.
 
 from dreamkit.testing import contracts as contracts
 from dreamkit.testing.expect import ContractError as ContractError, KitError as KitError
-from dreamkit.testing.report import Outcome as Outcome, Report as Report
+from dreamkit.testing.outcomes import Outcome as Outcome, Report as Report
 
 __all__ = ["ContractError", "KitError", "Outcome", "Report", "contracts"]

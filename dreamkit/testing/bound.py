@@ -12,7 +12,7 @@ import torch
 
 from dreamkit.testing.check import Check
 from dreamkit.testing.expect import ContractError, KitError
-from dreamkit.testing.report import Outcome, Result
+from dreamkit.testing.outcomes import Outcome, Result
 from dreamkit.testing.subject import Subject
 
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dreamkit.errors import PluginError, did_you_mean
-from dreamkit.plugins import KINDS, Registry, distributions
+from dreamkit.registry.registry import KINDS, Registry, distributions
 from dreamkit.testing import contracts
 from dreamkit.testing.bound import Bound, outcomes
 from dreamkit.testing.expect import ContractError, KitError
-from dreamkit.testing.report import Outcome
+from dreamkit.testing.outcomes import Outcome
 from dreamkit.testing.subjects import KINDS as PARTS, miniature
 
 REGISTERED = "registered"  # the check that every component is put to, of whatever kind

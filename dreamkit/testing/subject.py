@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from dreamkit.fit import SPECS
-from dreamkit.interfaces import Part
+from dreamkit.build.fit import SPECS
+from dreamkit.parts.part import Part
 from dreamkit.testing.expect import KitError, expect_shape
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """The subjects of the four kinds of parts.
 
-Shape suffixes are those of `dreamkit.interfaces`.
+Shape suffixes are those of `dreamkit.parts`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
-from dreamkit.interfaces import ImageDecoder, LanguageModel, Part, PretrainedPart, Projector, VisionEncoder
-from dreamkit.specs import Condition
+from dreamkit.parts.decoder import ImageDecoder
+from dreamkit.parts.language import LanguageModel
+from dreamkit.parts.part import Part, PretrainedPart
+from dreamkit.parts.projector import Projector
+from dreamkit.parts.specs import Condition
+from dreamkit.parts.vision import VisionEncoder
 from dreamkit.testing.expect import KitError
 from dreamkit.testing.subject import Build, Case, Inputs, PictureSubject, Subject, seeded, weighted_sum
 

@@ -22,8 +22,8 @@ from dreamkit.kernels.bench.machine import Machine
 from dreamkit.kernels.query_projection import norm, projection
 from dreamkit.kernels.query_projection.blocks import Blocks
 from dreamkit.kernels.query_projection.tiles import is_fused
-from dreamkit.plan.live import LiveBytes
-from dreamkit.plugins import Registry
+from dreamkit.plan.live_bytes import LiveBytes
+from dreamkit.registry.registry import Registry
 from triton_cpu import recorded
 
 TITLE = "## Counts"

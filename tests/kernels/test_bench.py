@@ -15,7 +15,7 @@ from dreamkit.kernels.bench.clock import Clock
 from dreamkit.kernels.bench.figures import Figure, Work
 from dreamkit.kernels.bench.harness import GRAPHS, MEMORY, WHOLE_MEMORY, Bench, Case, measured
 from dreamkit.kernels.bench.machine import about
-from dreamkit.kernels.bench.records import FLOOR, OUT_OF_TIME, Cell, Records
+from dreamkit.kernels.bench.measurements import FLOOR, OUT_OF_TIME, Cell, Records
 
 
 def bench(**settings: Any) -> Bench:

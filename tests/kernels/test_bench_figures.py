@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 
 from dreamkit.kernels.bench import assemble_embeddings, query_projection
 from dreamkit.kernels.bench.figures import Figure, Work, differ, extrapolated, ratio
-from dreamkit.kernels.bench.records import at_least, at_most
+from dreamkit.kernels.bench.measurements import at_least, at_most
 
 times = st.floats(min_value=1e-6, max_value=1e3)
 figures = st.builds(Figure, times, st.floats(min_value=0, max_value=1))

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from bench_sections import MACHINE
 from dreamkit.kernels.bench.figures import Figure
-from dreamkit.kernels.bench.records import FLOOR, OUT_OF_TIME, Record, Records, Verdict
-from dreamkit.kernels.bench.report import RAN, TRIAL, page, show, show_verdicts, write, written
-from dreamkit.kernels.bench.run import Results
+from dreamkit.kernels.bench.measurements import FLOOR, OUT_OF_TIME, Record, Records, Verdict
+from dreamkit.kernels.bench.results_page import RAN, TRIAL, page, show, show_verdicts, write, written
+from dreamkit.kernels.bench.runner import Results
 
 
 def results(trial: bool) -> Results:

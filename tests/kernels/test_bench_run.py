@@ -16,8 +16,8 @@ from dreamkit.errors import DreamkitError
 from dreamkit.kernels.bench import isolated
 from dreamkit.kernels.bench.harness import GRAPHS
 from dreamkit.kernels.bench.machine import Machine
-from dreamkit.kernels.bench.records import OUT_OF_TIME, Cell, Record, Records, Verdict
-from dreamkit.kernels.bench.run import Results, Section, benchmark_device, measure_machine, run
+from dreamkit.kernels.bench.measurements import OUT_OF_TIME, Cell, Record, Records, Verdict
+from dreamkit.kernels.bench.runner import Results, Section, benchmark_device, measure_machine, run
 
 
 def judge(records: Records) -> list[Verdict]:
@@ -125,8 +125,8 @@ def test_a_candidate_that_hangs_is_told(tmp_path: Path, monkeypatch: pytest.Monk
             raise isolated.Broken("killed: nothing came")
         yield from (Record("table", "case", n, problem=failures.get(("table", "case", n), "")) for n in "abc")
 
-    monkeypatch.setattr("dreamkit.kernels.bench.run.sent", sent)
-    monkeypatch.setattr("dreamkit.kernels.bench.run._machine", lambda *_: MACHINE)
+    monkeypatch.setattr("dreamkit.kernels.bench.runner.sent", sent)
+    monkeypatch.setattr("dreamkit.kernels.bench.runner._machine", lambda *_: MACHINE)
     sections = (Section("hangs", 1, bench_sections.quick),)
     found = run(sections, CPU, small=True, seconds=60, out=tmp_path)
     assert [record.problem for record in found.records] == ["", "killed: nothing came", ""]
@@ -138,9 +138,9 @@ def test_what_breaks_when_the_time_is_up_is_told(tmp_path: Path, monkeypatch: py
         time.sleep(max(0.0, until - time.monotonic()))
         raise isolated.Broken("it died")
 
-    monkeypatch.setattr("dreamkit.kernels.bench.run.GRACE", 0.1)
-    monkeypatch.setattr("dreamkit.kernels.bench.run.sent", sent)
-    monkeypatch.setattr("dreamkit.kernels.bench.run._machine", lambda *_: MACHINE)
+    monkeypatch.setattr("dreamkit.kernels.bench.runner.GRACE", 0.1)
+    monkeypatch.setattr("dreamkit.kernels.bench.runner.sent", sent)
+    monkeypatch.setattr("dreamkit.kernels.bench.runner._machine", lambda *_: MACHINE)
     sections = (Section("broken", 1, bench_sections.quick), Section("late", 1, bench_sections.quick))
     found = run(sections, CPU, small=True, seconds=0.1, out=tmp_path)
     assert [(*record.cell, record.problem) for record in found.records] == [

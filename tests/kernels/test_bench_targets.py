@@ -12,7 +12,7 @@ from dreamkit.kernels.bench.clock import Clock
 from dreamkit.kernels.bench.figures import Figure
 from dreamkit.kernels.bench.gradients import COMPILED, TUNED
 from dreamkit.kernels.bench.harness import GRAPHS, MEMORY, Bench, Case
-from dreamkit.kernels.bench.records import FLOOR, Record, Records, Verdict
+from dreamkit.kernels.bench.measurements import FLOOR, Record, Records, Verdict
 
 
 def sized(ours: float, images: Sequence[int] = query_projection.IMAGES, tuned: float = 5.0) -> Records:

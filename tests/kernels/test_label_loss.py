@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dreamkit.kernels.label_loss import label_loss
 from dreamkit.kernels.label_loss.reference import label_loss_reference
-from dreamkit.plan.live import LiveBytes
+from dreamkit.plan.live_bytes import LiveBytes
 
 
 class Words(nn.Module):

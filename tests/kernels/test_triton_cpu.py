@@ -1,10 +1,9 @@
-"""The helpers by which kernels are tested without a GPU: `tests/triton_cpu.py`."""
+"""The helpers by which kernels are tested without a GPU: `tests/helpers/triton_cpu.py`."""
 
 import pytest
 import torch
 import triton
 import triton.language as tl
-
 from triton_cpu import AMPERE, HOPPER, compiled, interpreted, recorded
 
 

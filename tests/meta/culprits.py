@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import meta.breaking as broken
-from dreamkit.projectors import Linear
+from dreamkit.parts.projectors import Linear
 from dreamkit.testing.subjects import WIDTHS
 from dreamkit_transformers.siglip import Siglip
 from meta.breaking import computing, making, preprocessing, telling, with_class_method, with_config

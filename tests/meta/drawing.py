@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import meta.breaking as broken
+from dreamkit.parts.specs import Condition
 from dreamkit.scaffold.parts.schedulers import Euler
-from dreamkit.specs import Condition
 from meta.breaking import computing
 from meta.parts import AskedDecoder, Decoder, Extra, Kept, Spread, Untold
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import meta.breaking as broken
-from dreamkit.specs import ChatTemplate
+from dreamkit.parts.specs import ChatTemplate
 from dreamkit_transformers.llama import Llama
 from dreamkit_transformers.tokenizers import byte_tokenizer
 from meta.breaking import computing, making, telling

@@ -7,8 +7,8 @@ import dataclasses
 import torch
 from torch import nn
 
-from dreamkit.interfaces import ImageDecoder
-from dreamkit.projectors import Linear
+from dreamkit.parts.decoder import ImageDecoder
+from dreamkit.parts.projectors import Linear
 from dreamkit.scaffold.parts.image_decoder import NewPart
 from dreamkit_transformers.llama import Llama
 from dreamkit_transformers.siglip import Siglip

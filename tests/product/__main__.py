@@ -16,11 +16,11 @@ import warnings
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "helpers")]
 
 from tqdm import tqdm
 
-from dreamkit.plugins import Registry
+from dreamkit.registry.registry import Registry
 from product.parts import every, parts
 from product.table import page
 from product.trial import trial

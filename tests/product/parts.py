@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
-from dreamkit.plugins import Registry
-from dreamkit.recipe import plain
+from dreamkit.recipe.sections import plain
+from dreamkit.registry.registry import Registry
 
 
 class Combination(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import product
 
-from dreamkit.plugins import KINDS, Registry
+from dreamkit.registry.registry import KINDS, Registry
 from product.parts import Combination, Parts
 
 PASSED, FAILED = "●", "✗"

@@ -10,16 +10,17 @@ import torch
 from PIL import Image as PIL
 from torch import Tensor
 
-from dreamkit.batch import Batch, Collator
-from dreamkit.build import build
-from dreamkit.checkpoint import load_checkpoint, save_checkpoint
-from dreamkit.diffusion import unit_noise
+from dreamkit.build.build import build
+from dreamkit.build.fit import fit
+from dreamkit.checkpoints.load import load_checkpoint
+from dreamkit.checkpoints.save import save_checkpoint
+from dreamkit.data.batch import Batch, Collator
 from dreamkit.document import Document, Image, Text
-from dreamkit.events import ImageDone, collect
-from dreamkit.fit import fit
-from dreamkit.model import DreamModel
-from dreamkit.plugins import Registry
-from dreamkit.recipe import Recipe
+from dreamkit.model.events import ImageDone, collect
+from dreamkit.model.model import DreamModel
+from dreamkit.parts.sampling import unit_noise
+from dreamkit.recipe.sections import Recipe
+from dreamkit.registry.registry import Registry
 from product.parts import Combination, Parts
 
 LEARNING_RATE = 1e-3

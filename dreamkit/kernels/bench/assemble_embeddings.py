@@ -13,7 +13,7 @@ from dreamkit.kernels.assemble_embeddings import assemble_embeddings, fill_slots
 from dreamkit.kernels.bench.figures import Work
 from dreamkit.kernels.bench.gradients import EAGER, directions
 from dreamkit.kernels.bench.harness import Bench, Case, measured
-from dreamkit.kernels.bench.records import Record
+from dreamkit.kernels.bench.measurements import Record
 
 TABLE = "assembling embeddings"
 ITEMSIZE = 2  # bfloat16

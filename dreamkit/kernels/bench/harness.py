@@ -16,7 +16,7 @@ from dreamkit.kernels.bench.clock import Clock
 from dreamkit.kernels.bench.figures import Figure, Work
 from dreamkit.kernels.bench.isolated import said
 from dreamkit.kernels.bench.machine import Machine
-from dreamkit.kernels.bench.records import FLOOR, OUT_OF_TIME, Cell, Record, Records
+from dreamkit.kernels.bench.measurements import FLOOR, OUT_OF_TIME, Cell, Record, Records
 
 MOST_COPIES = 64  # of a case's inputs
 GRAPHS = ", CUDA graphs"  # what the name of a table ends in

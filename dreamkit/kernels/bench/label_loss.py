@@ -13,7 +13,7 @@ from torch import Tensor
 from dreamkit.kernels.bench.figures import Work
 from dreamkit.kernels.bench.gradients import EAGER, with_backward
 from dreamkit.kernels.bench.harness import MEMORY, Bench, Case, measured
-from dreamkit.kernels.bench.records import Record, Records, Verdict, at_most
+from dreamkit.kernels.bench.measurements import Record, Records, Verdict, at_most
 from dreamkit.kernels.label_loss import label_loss
 from dreamkit.kernels.label_loss.reference import label_loss_reference
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from dreamkit.kernels.bench.figures import Work
 from dreamkit.kernels.bench.gradients import COMPILED, EAGER, TUNED, directions
 from dreamkit.kernels.bench.harness import GRAPHS, Bench, Case, measured
-from dreamkit.kernels.bench.records import FLOOR, Record, Records, Verdict, at_least, at_most
+from dreamkit.kernels.bench.measurements import FLOOR, Record, Records, Verdict, at_least, at_most
 from dreamkit.kernels.query_projection import op, query_projection
 
 OURS = "ours"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
-from dreamkit.recipe import WITH_SOURCE
+from dreamkit.recipe.sections import WITH_SOURCE
 from dreamkit.testing.check import cases, check
 from dreamkit.testing.expect import (
     expect,

@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dreamkit.specs import Condition
+from dreamkit.parts.specs import Condition
 from dreamkit.testing.check import cases, check
 from dreamkit.testing.checks.pictures import picture
 from dreamkit.testing.expect import (

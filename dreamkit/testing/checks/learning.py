@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dreamkit.adapters import adapt, adapter_root, is_adapter
-from dreamkit.recipe import WITH_SOURCE, AdapterSection
+from dreamkit.model.adapters import adapt, adapter_root, is_adapter
+from dreamkit.recipe.sections import WITH_SOURCE, AdapterSection
 from dreamkit.testing.check import cases, check
 from dreamkit.testing.expect import expect, expect_close, expect_finite, expect_true
 from dreamkit.testing.subject import Case, Subject

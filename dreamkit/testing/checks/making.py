@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from dreamkit.errors import PluginError
-from dreamkit.hookspecs import ENTRY_POINT_GROUP
-from dreamkit.plugins import Registered, Registry
-from dreamkit.recipe import WITH_SOURCE, plain
-from dreamkit.recipe_schema import SchemaReader
-from dreamkit.recipe_tree import parse
+from dreamkit.recipe.schema import SchemaReader
+from dreamkit.recipe.sections import WITH_SOURCE, plain
+from dreamkit.recipe.tree import parse
+from dreamkit.registry.hookspecs import ENTRY_POINT_GROUP
+from dreamkit.registry.registry import Registered, Registry
 from dreamkit.testing.check import check
 from dreamkit.testing.expect import ContractError, expect, expect_true
 from dreamkit.testing.subject import Subject

@@ -12,9 +12,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dreamkit.diffusion import drawn_latents
 from dreamkit.errors import did_you_mean
-from dreamkit.interfaces import ImageDecoder
+from dreamkit.parts.decoder import ImageDecoder
+from dreamkit.parts.sampling import drawn_latents
 from dreamkit.testing.check import cases, check
 from dreamkit.testing.expect import (
     ContractError,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.Image import Image as Picture
 
-from dreamkit.pictures import to_rgb
+from dreamkit.parts.pictures import to_rgb
 from dreamkit.testing.check import check
 from dreamkit.testing.expect import expect, expect_close, expect_finite, expect_true, expect_within
 from dreamkit.testing.subject import PictureSubject

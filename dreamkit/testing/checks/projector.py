@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch.nn.functional import gelu
 
-from dreamkit.specs import ProjectorSpec
+from dreamkit.parts.specs import ProjectorSpec
 from dreamkit.testing.check import cases, check
 from dreamkit.testing.expect import expect, expect_close, expect_shape, expect_true
 from dreamkit.testing.subject import Case, seeded

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
+from dreamkit.data.sequence import IGNORED, Sequencer
 from dreamkit.document import Document, Text
-from dreamkit.sequence import IGNORED, Sequencer, SpecialTokens
+from dreamkit.recipe.special_tokens import SpecialTokens
 from dreamkit.testing.check import check
 from dreamkit.testing.expect import expect, expect_true
 from dreamkit.testing.subject import weighted_sum

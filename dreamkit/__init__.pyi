@@ -1,0 +1,52 @@
+# The public names, each with the module that defines it: `dreamkit/__init__.py` imports it when it is first asked for.
+
+from .checkpoints.load import load_checkpoint as load_checkpoint
+from .checkpoints.save import save_checkpoint as save_checkpoint
+from .data.dataset import Dataset as Dataset
+from .document import Document as Document, Image as Image, Text as Text
+from .errors import (
+    CacheError as CacheError,
+    CheckpointError as CheckpointError,
+    ConfigError as ConfigError,
+    DocumentError as DocumentError,
+    DreamkitError as DreamkitError,
+    PluginError as PluginError,
+    RecipeError as RecipeError,
+    SourceError as SourceError,
+    TrainingError as TrainingError,
+    did_you_mean as did_you_mean,
+)
+from .evaluation.task import Task as Task
+from .model.events import (
+    DenoisingStep as DenoisingStep,
+    DocumentDone as DocumentDone,
+    ImageDone as ImageDone,
+    ImageStarted as ImageStarted,
+    TextPiece as TextPiece,
+    collect as collect,
+)
+from .model.model import DreamModel as DreamModel
+from .parts.decoder import Extras as Extras, ImageDecoder as ImageDecoder
+from .parts.language import LanguageModel as LanguageModel
+from .parts.pictures import to_rgb as to_rgb
+from .parts.pooling import PoolingConfig as PoolingConfig
+from .parts.projector import Projector as Projector
+from .parts.sampling import Scheduler as Scheduler
+from .parts.specs import (
+    ChatTemplate as ChatTemplate,
+    Condition as Condition,
+    DecoderSpec as DecoderSpec,
+    Embedding as Embedding,
+    Head as Head,
+    LanguageSpec as LanguageSpec,
+    NormWeights as NormWeights,
+    PartConfig as PartConfig,
+    ProjectorSpec as ProjectorSpec,
+    VisionSpec as VisionSpec,
+)
+from .parts.vision import VisionEncoder as VisionEncoder
+from .recipe.sections import load_recipe as load_recipe
+from .registry.hookspecs import Component as Component, hookimpl as hookimpl
+from .registry.registry import Registry as Registry
+from .storage.sources import locate as locate
+from .training.run import train_recipe as train_recipe

@@ -1,0 +1,110 @@
+"""Recipe and plug-ins become a model, where the parts fit each other (`dreamkit.build.fit`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from dreamkit.model.adapters import adapt
+from dreamkit.errors import ConfigError, RecipeError
+from dreamkit.build.fit import FAILURES, Fit, fit, part_section
+from dreamkit.parts.part import Part
+from dreamkit.model.model import DreamModel
+from dreamkit.registry.registry import Registry
+from dreamkit.recipe.sections import WITH_SOURCE, Recipe
+
+
+def build(recipe: Recipe, registry: Registry) -> DreamModel:
+    """The model of a recipe, with the weights it names; fresh ones are drawn from the recipe's seed.
+
+    Raises:
+        RecipeError: parts that do not fit, or that cannot be made.
+    """
+    found = _fitting(recipe, registry)
+    torch.manual_seed(recipe.train.seed)
+    parts = {}
+    for key, cls, config in _with_source(found):
+        make = cls.from_config if config.pretrained is None else cls.from_pretrained
+        parts[key] = _made(found, f"model.{key}", make, config)
+    return _composed(found, parts)
+
+
+def outline(recipe: Recipe, registry: Registry) -> DreamModel:
+    """The model of a recipe on the meta device, without weights: `build`'s tensors in name, shape and dtype.
+
+    Raises:
+        RecipeError: parts that do not fit, or one that does not tell its outline.
+    """
+    found = _fitting(recipe, registry)
+    parts = {
+        key: _made(found, f"model.{key}", _outlined, cls, config) for key, cls, config in _with_source(found)
+    }
+    with torch.device("meta"):
+        return _composed(found, parts)
+
+
+def _outlined(cls: Any, config: Any) -> Part:
+    part = cls.outline(config)
+    if part is None and config.pretrained is None:
+        with torch.device("meta"):
+            part = cls.from_config(config)
+    if not isinstance(part, Part):
+        raise ConfigError(
+            {
+                "": f"{cls.__name__} does not tell its size before its weights are read: its `outline` gives "
+                f"{'nothing' if part is None else type(part).__name__}, where the part without weights is wanted; "
+                "its plug-in needs mending"
+            }
+        )
+    return part
+
+
+def _fitting(recipe: Recipe, registry: Registry) -> Fit:
+    found = fit(recipe, registry)
+    if found.problems:
+        raise RecipeError(found.problems)
+    return found
+
+
+def _with_source(found: Fit) -> Iterator[tuple[str, Any, Any]]:
+    """Key, class and config of each part that has weights to name."""
+    for key in WITH_SOURCE:
+        section = getattr(found.recipe.model, key)
+        yield key, found.registry.get(key, section.name), section.config
+
+
+def _composed(found: Fit, parts: dict[str, Any]) -> DreamModel:
+    """The model of `parts`, those with sources, and fresh projectors, with the recipe's adapters."""
+    recipe = found.recipe
+    sources: dict[str, str | None] = {key: getattr(recipe.model, key).config.pretrained for key in parts}
+    for key, spec in found.projectors.items():
+        section = part_section(recipe.model, key)
+        assert section is not None, "what has a spec has a section"
+        cls: Any = found.registry.get("projector", section.name)
+        sources[key] = None
+        parts[key] = _made(found, f"model.{key}", cls.from_config, section.config, spec)
+    model: DreamModel = _made(
+        found,
+        "model",
+        DreamModel,
+        **parts,
+        dream_queries=recipe.model.dream_queries,
+        special_tokens=recipe.model.special_tokens,
+        lm_weight=recipe.loss.lm,
+        vm_weight=recipe.loss.vm,
+    )
+    for index, adapter in enumerate(recipe.model.adapters):
+        _made(found, f"model.adapters.{index}", adapt, parts[adapter.target], adapter)
+    model.recipe = recipe
+    model.sources = sources
+    return model
+
+
+def _made(found: Fit, key: str, make: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    try:
+        return make(*args, **named)
+    except FAILURES as error:
+        found.refused(key, error)
+        raise RecipeError(found.problems) from error

@@ -1,0 +1,190 @@
+"""A cache that is read in place of running what made it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image as Picture
+from torch import Tensor
+
+from dreamkit.build.fit import Fit, fit
+from dreamkit.cache.identity import differing
+from dreamkit.cache.keys import picture_key
+from dreamkit.cache.maker import maker, why_not
+from dreamkit.cache.manifest import MADE_BY, CacheManifest, damaged, remedy, shard_name, without
+from dreamkit.cache.shards import Shards
+from dreamkit.data.batch import Moments
+from dreamkit.errors import CacheError, RecipeProblem
+from dreamkit.model.model import DreamModel
+from dreamkit.recipe.sections import Recipe
+from dreamkit.registry.registry import Registry
+
+KEY = "train.cache"
+EXTRAS = "extras."  # before the names of a decoder's extras, in a table of latents
+
+Named = Sequence[tuple[str, Picture]]
+
+
+class Tables(ABC):
+    """Tables as a `dreamkit.data.batch.Collator` takes them."""
+
+    @abstractmethod
+    def rows(self, table: str, pictures: Named) -> dict[str, Tensor] | None:
+        """The tensors (N, ...) of these pictures; None: there is no such table."""
+
+    def features(self, pictures: Named) -> Tensor | None:
+        rows = self.rows("features", pictures)
+        return None if rows is None else rows["features"]
+
+    def moments(self, pictures: Named) -> Moments | None:
+        rows = self.rows("latents", pictures)
+        if rows is None:
+            return None
+        extras = {name.removeprefix(EXTRAS): rows[name] for name in rows if name.startswith(EXTRAS)}
+        return Moments(rows["mean"], rows.get("std"), extras)
+
+
+class Cache(Tables):
+    """The tables of a folder.
+
+    Raises:
+        CacheError: it cannot be read, or holds other than its manifest says; of `rows`, a picture that it lacks.
+    """
+
+    def __init__(self, folder: Path, manifest: CacheManifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.shards = {
+            table: Shards([folder / shard_name(table, number) for number in range(record["shards"])])
+            for table, record in manifest.tables.items()
+        }
+        problems = []
+        for table, shards in self.shards.items():
+            said, found = manifest.tables[table], (len(shards), shards.tensors())
+            rows = said["pictures"] + 1  # that of the blank
+            if found != (rows, said["tensors"]):
+                wanted = f"{rows} of {said['tensors']}"
+                problems.append(f"{table}: {found[0]} rows of {found[1]} are there, but {wanted} should be")
+        if problems:
+            raise CacheError(damaged(folder, problems))
+
+    def __str__(self) -> str:
+        return self.manifest.told(self.folder)
+
+    def rows(self, table: str, pictures: Named) -> dict[str, Tensor] | None:
+        if table not in self.shards:
+            return None
+        places = []
+        for name, picture in pictures:
+            place = self.shards[table].find(picture_key(picture))
+            if place is None:
+                raise CacheError(
+                    f"{name}: the cache {self.folder} has no {table} of one of its pictures ({picture.width} x "
+                    f"{picture.height}, {picture.mode}): data was added or changed since it was made; "
+                    f"{remedy(self.folder)}"
+                )
+            places.append(place)
+        return self.shards[table].rows(places)
+
+
+class Zeros(Tables):
+    """A cache that has every picture, and zeros for it, of the shapes and types that a manifest tells."""
+
+    def __init__(self, manifest: CacheManifest) -> None:
+        self.manifest = manifest
+
+    def rows(self, table: str, pictures: Named) -> dict[str, Tensor] | None:
+        if table not in self.manifest.tables:
+            return None
+        tensors = self.manifest.tables[table]["tensors"]
+        return {
+            name: torch.zeros(len(pictures), *record["shape"], dtype=getattr(torch, record["dtype"]))
+            for name, record in tensors.items()
+        }
+
+
+def cache_problems(recipe: Recipe, registry: Registry) -> list[RecipeProblem]:
+    """What is wrong with `train.cache`, told without weights. Sections of a draft that are None are passed over."""
+    if not recipe.train or recipe.train.cache is None:
+        return []
+    try:
+        messages = [*_unlike(fit(recipe, registry), Path(recipe.train.cache))]
+    except CacheError as error:
+        messages = [str(error)]
+    return [RecipeProblem(recipe.place(KEY), KEY, message) for message in messages]
+
+
+def _unlike(found: Fit, folder: Path) -> Iterator[str]:
+    """What the specs and the recipe say otherwise than a cache."""
+    model, train = found.recipe.model, found.recipe.train
+    adapters = getattr(model, "adapters", None) or ()
+    manifest = CacheManifest.read(folder)
+    manifest.verify(folder, read=False)
+    for table, record in manifest.tables.items():
+        part = MADE_BY[table]
+        for name, shape in _shapes(found, table).items():
+            if name in record["tensors"] and record["tensors"][name]["shape"] != shape:
+                before = record["tensors"][name]["shape"]
+                yield f"{part}: {name} of shape {before} in the cache, {shape} now; {remedy(folder)}"
+                break
+        learning = {*(train.trainable or ()), *(adapter.target for adapter in adapters)}
+        if part in learning and (table == "features" or _all_of_it(found)):
+            yield f"it holds {table}, but {part} learns, so that they change; freeze it, or {without(table)}"
+
+
+def _all_of_it(found: Fit) -> bool:
+    """Whether all weights of the image decoder decide on its latents."""
+    if found.image_decoder is None:
+        return False
+    cls: Any = found.registry.get("image_decoder", found.recipe.model.image_decoder.name)
+    return bool(cls.latent_root == "")
+
+
+def _shapes(found: Fit, table: str) -> dict[str, list[int]]:
+    """Of the tensors of a row, as far as the specs tell."""
+    vision, decoder = found.vision_encoder, found.image_decoder
+    if table == "features":
+        return {"features": [vision.num_tokens, vision.dim]} if vision else {}
+    shape = [*decoder.latent_shape((decoder.image_size,) * 2)] if decoder else None
+    return {"mean": shape, "std": shape} if shape else {}
+
+
+def _is_random(recipe: Recipe, part: str) -> bool:
+    return recipe.init is None and getattr(recipe.model, part).config.pretrained is None
+
+
+def open_cache(recipe: Recipe, model: DreamModel, device: torch.device) -> Cache | None:
+    """The cache that the training of `model` by `recipe` on `device` reads; None where it names none.
+
+    What is spared is moved to `device`, and asked what it makes of a picture.
+
+    Raises:
+        CacheError: it was made otherwise, what it holds is learning, or a file is missing or cut short.
+    """
+    if recipe.train.cache is None:
+        return None
+    folder = Path(recipe.train.cache)
+    manifest = CacheManifest.read(folder)
+    manifest.verify(folder, read=False)
+    changing, other = [], []
+    for table, record in manifest.tables.items():
+        made_by = MADE_BY[table]
+        if reason := why_not(model, table):
+            changing.append(f"  {table}: {reason}; freeze it, or {without(table)}")
+            continue
+        here = maker(model, recipe, table, device)
+        lines = [*differing(made_by, record["maker"], here)]
+        if record["maker"]["weights"] != here["weights"] and _is_random(recipe, made_by):
+            lines.append(
+                f"{made_by}: its weights are random (nothing is named by pretrained or init), and come from "
+                f"train.seed, which is {recipe.train.seed} now"
+            )
+        other += [f"  {table}: {line}" for line in lines]
+    if changing or other:
+        cure = f"; {remedy(folder)}" if other else ""
+        listed = "\n".join([*changing, *other])
+        raise CacheError(f"{folder} does not fit this training{cure}\n{listed}")
+    return Cache(folder, manifest)

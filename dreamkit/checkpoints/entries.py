@@ -1,0 +1,52 @@
+"""The tensors of a model as a checkpoint names them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from dreamkit.model.adapters import is_adapter, spelled
+from dreamkit.model.model import DreamModel
+from dreamkit.recipe.sections import PARTS, Recipe
+
+
+@dataclass
+class Entry:
+    """A distinct tensor of a model: its part, its names in the model, and how a file spells these inside the part."""
+
+    part: str
+    tensor: Tensor
+    names: set[str]
+    keys: list[str]
+    is_new_row: bool
+
+
+def entries(model: DreamModel) -> list[Entry]:
+    """Every distinct tensor once; one that is tied has several names."""
+    new_rows = {id(row) for row in model.language_model.new_token_parameters()}
+    entries: dict[int, Entry] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        part, _, inside = name.partition(".")
+        key = spelled(inside) or part
+        entry = entries.setdefault(id(tensor), Entry(part, tensor, set(), [], id(tensor) in new_rows))
+        entry.names.add(name)
+        entry.keys.append(key)
+    return list(entries.values())
+
+
+def must_be_held(entry: Entry, sources: Mapping[str, object]) -> bool:
+    """Whether no source gives this tensor; `sources` are those of the parts."""
+    from_source = sources.get(entry.part) is not None and isinstance(entry.tensor, nn.Parameter)
+    return not from_source or is_adapter(entry.keys[0]) or entry.is_new_row
+
+
+def component_sections(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    """(key in the recipe, kind, component name) of everything a recipe asks plug-ins for."""
+    for key in PARTS:
+        section = getattr(recipe.model, key)
+        if section is not None:
+            yield key, "projector" if key.endswith("_projector") else key, section.name
+    for number, data in enumerate(recipe.data):
+        yield f"data.{number}", "dataset", data.name

@@ -1,0 +1,44 @@
+"""A checkpoint with adapters becomes one without, in which they are part of the weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from dreamkit.checkpoints.load import load_checkpoint
+from dreamkit.checkpoints.manifest import Manifest
+from dreamkit.checkpoints.save import save_checkpoint
+from dreamkit.errors import CheckpointError, DreamkitError
+from dreamkit.model.adapters import merge
+from dreamkit.registry.registry import Registry
+from dreamkit.storage.folders import occupied
+
+
+def merge_adapters(folder: Path, out: Path, registry: Registry) -> list[str]:
+    """Writes the checkpoint in `folder` to `out` with its adapters folded into the layers they adapt.
+
+    Returns the names of the parts that had one.
+
+    Raises:
+        CheckpointError: `folder` has no adapters or is no sound checkpoint, there is something at `out`, or an
+            adapter cannot be merged. Nothing is written then.
+    """
+    out = out.absolute()
+    if what := occupied(out):
+        raise CheckpointError(f"{out} {what}; name a new folder")
+    sections = Manifest.read(folder, verify=False).recipe.get("model")
+    if isinstance(sections, dict) and not sections.get("adapters"):
+        raise CheckpointError(f"{folder}: it has no adapters, so there is nothing to merge; use it as it is")
+    model, _ = load_checkpoint(folder, registry)
+    recipe = model.recipe
+    assert recipe is not None, "a loaded checkpoint has its recipe"
+    targets: list[str] = [adapter.target for adapter in recipe.model.adapters]
+    for target in targets:
+        try:
+            merged = merge(model.parts()[target])
+        except DreamkitError as error:
+            raise CheckpointError(f"{folder}: {target}: {error}") from error
+        model.changed |= {f"{target}.{name}" for name in merged}
+    model.recipe = replace(recipe, model=replace(recipe.model, adapters=()))
+    save_checkpoint(model, out, registry=registry)
+    return targets

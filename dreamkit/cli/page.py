@@ -1,0 +1,108 @@
+"""A document as one HTML page that needs nothing but itself: no script, and pictures inside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from html import escape
+from itertools import count, groupby
+
+from dreamkit.document import Document, Image, Text
+from dreamkit.parts.pictures import to_rgb
+
+LARGEST = 1024  # side in pixels of a picture in the page; a larger one is scaled down
+SMALL = 128  # a picture of a smaller side is shown in whole multiples of its pixels, about this large
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --paper: #fbfaf7; --ink: #1d1c1a; --quiet: #6b6760; --rule: #dedad2; --given: #efece5; --mark: #2f6f5e;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #17181a; --ink: #e8e6e1; --quiet: #a19d95; --rule: #35363a; --given: #222427; --mark: #7fc4ae;
+  }
+}
+body { margin: 0; background: var(--paper); color: var(--ink); font: 1.125rem/1.7 Georgia, serif; }
+main { max-width: 44rem; margin: 0 auto; padding: 3rem 1.25rem; }
+section { margin: 0 0 1.5rem; padding: 0.25rem 0 0.25rem 1.25rem; border-left: 3px solid var(--mark); }
+section.given { padding: 1rem 1.25rem; border: 0; border-radius: 6px; background: var(--given); }
+h1, h2, dl { font-family: system-ui, sans-serif; color: var(--quiet); }
+h1 { margin: 0 0 2rem; font-size: 1rem; font-weight: 600; }
+h2 { margin: 0 0 0.25rem; font-size: 0.75rem; font-weight: 600; letter-spacing: 0.06em; text-transform: uppercase; }
+section:not(.given) h2 { color: var(--mark); }
+p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+span + span::before { content: " "; }
+img { display: block; max-width: 100%; height: auto; margin: 0.5rem 0 0.75rem; border: 1px solid var(--rule);
+  border-radius: 4px; }
+img.small { display: inline; margin: 0.25rem 0.6rem; vertical-align: middle; image-rendering: pixelated; }
+img.small:first-child { margin-left: 0; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.1rem 1rem; margin: 2.5rem 0 0; padding-top: 1rem;
+  border-top: 1px solid var(--rule); font-size: 0.8rem; line-height: 1.5; }
+dd { margin: 0; overflow-wrap: anywhere; }
+"""
+
+
+def page(
+    document: Document,
+    *,
+    given: int = 0,
+    title: str = "A document",
+    facts: Mapping[str, object] | None = None,
+) -> str:
+    """`document` as HTML. Its first `given` segments are the prompt, and are set apart from what the model wrote.
+
+    `facts` are listed below it.
+    """
+    pictures = count(1)
+    parts = []
+    for (is_given, role), turn in groupby(
+        enumerate(document), key=lambda item: (item[0] < given, item[1].role)
+    ):
+        label = role or ("prompt" if is_given else "written by the model")
+        inside = "".join(
+            f"<span>{escape(segment.text.strip())}</span>"
+            if isinstance(segment, Text)
+            else _picture(segment, next(pictures), is_given)
+            for _, segment in turn
+        )
+        parts.append(
+            f'<section class="{"given" if is_given else "written"}"><h2>{label}</h2>\n<p>{inside}</p></section>'
+        )
+    if facts:
+        listed = "".join(
+            f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items()
+        )
+        parts.append(f"<dl>{listed}</dl>")
+    body = "\n".join(parts)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{escape(title)}</h1>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def _picture(image: Image, number: int, is_given: bool) -> str:
+    picture = to_rgb(image.picture)
+    width, height = picture.size
+    alt = f"picture {number}, {'given' if is_given else 'drawn by the model'}, {width} x {height} pixels"
+    picture.thumbnail((LARGEST, LARGEST))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode()
+    times = max(1, SMALL // max(picture.size))
+    small = ' class="small"' if times > 1 else ""
+    size = f'width="{picture.width * times}" height="{picture.height * times}"'
+    return f'<img{small} {size} alt="{alt}" src="data:image/png;base64,{data}">'

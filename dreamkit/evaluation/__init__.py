@@ -1,0 +1,1 @@
+"""Tasks, which measure a model."""

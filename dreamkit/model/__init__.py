@@ -1,0 +1,1 @@
+"""The model: four parts composed, its losses, its adapters, and the documents it writes."""

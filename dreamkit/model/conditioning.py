@@ -1,0 +1,52 @@
+"""What a decoder draws from, out of the language model's hidden states: by one operator where the parts allow it.
+
+R rows of hidden states, N images, Q dream queries; other shape suffixes are those of `dreamkit.parts`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dreamkit.kernels.query_projection import Layer, query_projection
+from dreamkit.parts.language import LanguageModel
+from dreamkit.parts.projector import Projector
+from dreamkit.parts.specs import Condition
+
+
+def fused_condition(
+    language_model: LanguageModel,
+    condition_projector: Projector,
+    pooled_projector: Projector | None,
+    hidden_RD: Tensor,
+    base_N: Tensor,
+    drop_N: Tensor | None,
+    unconditional: Tensor | None,
+    queries: int,
+) -> Condition | None:
+    """The condition of each image, whose Q rows of `hidden_RD` (R, D), before the final norm, begin at `base_N`.
+
+    An image is drawn from the rows that begin at `unconditional` where `drop_N` is true. None: a part is more than the
+    operator knows, which is an RMS norm, matrices with GELU between them, and one matrix for the pooled vector.
+    """
+    norm, layers = language_model.norm_weights, _layers(condition_projector)
+    pooled = None if pooled_projector is None else _layers(pooled_projector)
+    if norm is None or not layers or (pooled_projector is not None and (not pooled or len(pooled) > 1)):
+        return None
+    context, vector = query_projection(
+        hidden_RD,
+        base_N,
+        queries,
+        norm_weight=norm.weight,
+        eps=norm.eps,
+        offset=norm.offset,
+        layers=layers,
+        drop_N=drop_N,
+        unconditional=unconditional,
+        pooled=pooled[0] if pooled else None,
+    )
+    return Condition(context, pooled=vector)
+
+
+def _layers(projector: Projector) -> list[Layer] | None:
+    dense = projector.dense_layers()
+    return None if dense is None else [(layer.weight, layer.bias) for layer in dense]

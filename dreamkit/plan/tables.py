@@ -1,0 +1,84 @@
+"""A plan as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from dreamkit.plan.plan import Plan
+from dreamkit.plan.sizes import in_bytes, in_words
+from dreamkit.recipe.sections import Recipe
+
+LEFT_OUT = (
+    "Counted are live tensors, as torch makes them. Left out is what the device's context, libraries' workspaces,\n"
+    "communication and fragmentation take: a few GiB on a GPU."
+)
+
+
+def report(plan: Plan, recipe: Recipe) -> Iterator[RenderableType]:
+    """What `dreamkit plan` prints, piece by piece."""
+    for steps in plan.chain:
+        yield "\n  -> ".join(map(str, steps))
+    yield ""
+    yield _parts(plan)
+    yield ""
+    yield from _assumptions(plan, recipe)
+    yield ""
+    yield _memory(plan)
+    yield ""
+    together = f", {in_words(plan.flops * plan.processes)}FLOPs together" if plan.processes > 1 else ""
+    each = " on each device" if plan.processes > 1 else ""
+    yield f"peak {in_bytes(plan.memory.peak)}{each}; a step computes {in_words(plan.flops)}FLOPs{each}{together}"
+    yield LEFT_OUT
+
+
+def _parts(plan: Plan) -> Table:
+    table = Table("part", "component", box=None, pad_edge=False)
+    for name in ("parameters", "trainable", "bytes"):
+        table.add_column(name, justify="right")
+    for part in plan.parts:
+        table.add_row(
+            part.part, part.component, f"{part.parameters:,}", f"{part.trainable:,}", in_bytes(part.bytes)
+        )
+    whole = in_bytes(sum(part.bytes for part in plan.parts))
+    table.add_row("total", "", f"{plan.parameters:,}", f"{plan.trainable:,}", whole)
+    return table
+
+
+def _assumptions(plan: Plan, recipe: Recipe) -> Iterator[str]:
+    train = recipe.train
+    images = "1 image" if plan.images == 1 else f"{plan.images} images"
+    yield (
+        f"a batch of {train.batch_size} documents that fill {plan.length} tokens each, in {plan.rows} rows; "
+        f"{train.accumulation} batch{'es' if train.accumulation > 1 else ''} a step\n"
+        f"{images} in a document (--images), drawn and read back; a row has room for {plan.most_images}"
+    )
+    shared = f"{plan.processes} processes under FSDP" if plan.processes > 1 else "1 process"
+    yield (
+        f"weights in float32, computing in {train.precision}, gradient checkpointing "
+        f"{'on' if train.gradient_checkpointing else 'off'}, {shared}"
+    )
+    if plan.unchecked:
+        yield f"no gradient checkpointing in {', '.join(plan.unchecked)}, which cannot recompute activations"
+
+
+def _memory(plan: Plan) -> Table:
+    memory = plan.memory
+    table = Table("memory of a device", box=None, pad_edge=False)
+    for moment in ("forward and backward", "optimizer step"):
+        table.add_column(moment, justify="right")
+    rows = [("weights", memory.weights, memory.weights)]
+    if plan.processes > 1:
+        rows.append(("gathered by FSDP", memory.gathered, 0))
+    rows += [
+        ("optimizer states", memory.states, memory.states),
+        ("gradients", memory.computing.gradients, memory.gradients),
+        ("activations", memory.computing.activations, 0),
+        ("optimizer's own", 0, memory.scratch),
+        ("total", memory.while_computing, memory.while_updating),
+    ]
+    for name, computing, updating in rows:
+        table.add_row(name, *(in_bytes(count) if count else "-" for count in (computing, updating)))
+    return table

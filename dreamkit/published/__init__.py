@@ -1,3 +1,0 @@
-"""Importing checkpoints of the published code."""
-
-from dreamkit.published.importing import import_published as import_published

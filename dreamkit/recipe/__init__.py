@@ -1,0 +1,1 @@
+"""Recipes: their files, their sections, and how the one becomes the other."""

@@ -1,0 +1,214 @@
+"""YAML as a tree of values, each of which knows the file and line it was written in.
+
+The scalars are those of YAML 1.2: `2e-5` is a number, `yes` and `12:30` are text, and there are no dates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import yaml
+
+from dreamkit.errors import RecipeProblem
+from dreamkit.storage.paths import excerpt
+
+# no recipe comes near these
+MAX_DEPTH = 50  # of nested values
+MAX_VALUES = 10_000  # of a file; aliases of aliases stand for any number
+MAX_DIGITS = 100  # of a number
+
+
+class Broken:
+    """Stands for a value that a problem has been reported about, so that no more is said of it."""
+
+
+BROKEN: Final = Broken()
+Value: TypeAlias = "bool | int | float | str | list[Node] | dict[str, Node] | Broken | None"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value, where it was written (`file:line`), and the folder that a relative path in it starts from."""
+
+    value: Value
+    where: str
+    folder: Path
+
+    def plain(self) -> object:
+        """The value without its places; what is broken is None."""
+        if isinstance(self.value, dict):
+            return {key: node.plain() for key, node in self.value.items()}
+        if isinstance(self.value, list):
+            return [node.plain() for node in self.value]
+        return None if isinstance(self.value, Broken) else self.value
+
+    @classmethod
+    def of(cls, value: object, where: str, folder: Path) -> Node:
+        """The tree of a plain value, all of it written in one place."""
+        if isinstance(value, Mapping):
+            return cls({str(key): cls.of(item, where, folder) for key, item in value.items()}, where, folder)
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return cls([cls.of(item, where, folder) for item in value], where, folder)
+        known = value is None or isinstance(value, bool | int | float | str)
+        return cls(value if known else str(value), where, folder)  # type: ignore[arg-type]
+
+    def map(self, change: Callable[[tuple[str, ...], Node], Node], path: tuple[str, ...] = ()) -> Node:
+        """The tree with each of its scalars changed; `change` is given the path to it."""
+        if isinstance(self.value, dict):
+            changed = {key: node.map(change, (*path, key)) for key, node in self.value.items()}
+            return Node(changed, self.where, self.folder)
+        if isinstance(self.value, list):
+            items = [node.map(change, (*path, str(index))) for index, node in enumerate(self.value)]
+            return Node(items, self.where, self.folder)
+        return change(path, self)
+
+
+def said(value: object) -> str:
+    """A found value in an error message, with its type."""
+    match value:
+        case Node():
+            return said(value.value)
+        case None:
+            return "null"
+        case bool():
+            return f"{str(value).lower()} (true or false)"
+        case int():
+            return f"{value} (a whole number)"
+        case float():
+            return f"{value} (a number)"
+        case str():
+            return f"'{excerpt(value)}' (text)"
+        case list() | tuple():
+            return f"a list of {len(value)}"
+        case _:
+            return "a section"
+
+
+def parse(
+    text: str, place: Callable[[int], str], folder: Path, key: str = ""
+) -> tuple[Node, list[RecipeProblem]]:
+    """The tree of a YAML text, and its problems. `place` says where a line (from 1) is, `key` what it is under."""
+    reader = _Reader(place, folder)
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        message = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        where = place(mark.line + 1 if mark else 1)
+        reader.problems.append(
+            RecipeProblem(where, key or "recipe", f"not YAML: {' '.join(str(message).split())}")
+        )
+        return Node(BROKEN, where, folder), reader.problems
+    except RecursionError:
+        return reader.broken(place(1), key, "its values are nested too deeply"), reader.problems
+    if root is None:
+        return Node(None, place(1), folder), reader.problems
+    return reader.tree(root, place(root.start_mark.line + 1), key, ()), reader.problems
+
+
+class _Reader:
+    def __init__(self, place: Callable[[int], str], folder: Path) -> None:
+        self.place = place
+        self.folder = folder
+        self.problems: list[RecipeProblem] = []
+        self.values = 0
+
+    def broken(self, where: str, key: str, message: str) -> Node:
+        self.problems.append(RecipeProblem(where, key or "recipe", message))
+        return Node(BROKEN, where, self.folder)
+
+    def tree(self, node: yaml.Node, where: str, key: str, parents: tuple[yaml.Node, ...]) -> Node:
+        """`where` is the line of the key rather than of the value, which may begin on the next."""
+        if any(node is parent for parent in parents):
+            return self.broken(where, key, "this alias stands for a value that it is itself a part of")
+        if len(parents) > MAX_DEPTH:
+            return self.broken(where, key, f"nested more than {MAX_DEPTH} deep")
+        self.values += 1
+        if self.values == MAX_VALUES:
+            return self.broken(
+                where, key, f"more than {MAX_VALUES} values, counting what each alias stands for"
+            )
+        if self.values > MAX_VALUES:
+            return Node(BROKEN, where, self.folder)
+        inner, prefix = (*parents, node), f"{key}." if key else ""
+        if isinstance(node, yaml.MappingNode) and node.tag == _tag("map"):
+            entries: dict[str, Node] = {}
+            for key_node, value_node in node.value:
+                line = self.place(key_node.start_mark.line + 1)
+                if key_node.tag != _tag("str"):
+                    self.broken(line, key, f"the key '{_text(key_node)}' is not text; put it in quotes")
+                    continue
+                name = key_node.value
+                if name in entries:
+                    self.broken(
+                        line, prefix + name, f"found here and at {entries[name].where}; keep one of them"
+                    )
+                entries[name] = self.tree(value_node, line, prefix + name, inner)
+            return Node(entries, where, self.folder)
+        if isinstance(node, yaml.SequenceNode) and node.tag == _tag("seq"):
+            items = [
+                self.tree(item, self.place(item.start_mark.line + 1), f"{prefix}{index}", inner)
+                for index, item in enumerate(node.value)
+            ]
+            return Node(items, where, self.folder)
+        if node.tag in (_tag("int"), _tag("float")) and len(node.value) > MAX_DIGITS:
+            return self.broken(where, key, f"'{_text(node)}' has more than {MAX_DIGITS} digits")
+        try:
+            return Node(_SCALARS[node.tag](node.value), where, self.folder)
+        except (KeyError, TypeError, ValueError):
+            return self.broken(
+                where, key, f"'{_text(node)}' is not a value that a recipe holds as {node.tag}"
+            )
+
+
+def _text(node: yaml.Node) -> str:
+    return excerpt(node.value) if isinstance(node, yaml.ScalarNode) else "a section or list"
+
+
+def _tag(name: str) -> str:
+    return f"tag:yaml.org,2002:{name}"
+
+
+def _bool(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+def _string(text: str) -> str:
+    text.encode()  # raises ValueError for half of a pair of surrogates, which no file name or tokenizer takes
+    return text
+
+
+def _float(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_SCALARS: Mapping[str, Callable[[str], Value]] = {
+    _tag("null"): lambda text: None,
+    _tag("bool"): _bool,
+    _tag("int"): lambda text: int(text) if text.lstrip("+-").isdecimal() else int(text, 0),
+    _tag("float"): _float,
+    _tag("str"): _string,
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """Tells which text is which scalar by the core schema of YAML 1.2 (PyYAML's own is 1.1, where `2e-5` is text)."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+
+for _name, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+):
+    _Loader.add_implicit_resolver(_tag(_name), re.compile(rf"^(?:{_pattern})$"), _first)

@@ -1,0 +1,1 @@
+"""Plug-ins: found, loaded apart from each other, and asked for components by name."""

@@ -1,0 +1,1 @@
+"""Folders, paths and pretrained files on disk. Nothing here loads torch."""

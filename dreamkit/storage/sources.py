@@ -1,0 +1,291 @@
+"""Finding pretrained files: a local folder, data inside an installed package, or a model on the hub."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import constants, get_session, get_token, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
+
+from dreamkit.errors import SourceError
+from dreamkit.storage.folders import sha256
+from dreamkit.storage.packages import package_folder
+
+PROBE_SECONDS = 3.0
+PACKAGE_PREFIX = "pkg:"
+
+# the names under which transformers and diffusers save a model's weights
+_WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)(?:-\d+-of-(\d+))?\.(safetensors|bin)")
+_WEIGHTS_IN_WORDS = "weights (model, pytorch_model or diffusion_pytorch_model, .safetensors or .bin)"
+_SMALL_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+
+
+def locate(pretrained: str, files: Sequence[str], *, weights: bool = True, known: str | None = None) -> Path:
+    """The local folder that holds the model named by `pretrained`.
+
+    `pretrained` is a folder (which starts with `/`, `./`, `../` or `~`), `pkg:package/folder` for data inside an
+    installed package, which is not imported, or a hub name. A hub name is looked for in the cache; only if it is not
+    there is the hub asked, once and briefly, and what is needed downloaded.
+
+    `known` is the folder in which a plug-in keeps the config files of well-known hub models, by their names
+    (`pkg:package/folder`, and in it `owner/model/config.json`). Where no weights are needed and the cache lacks the
+    model, they answer in the hub's place, so that nothing has to be asked.
+
+    `files` are glob patterns, relative to the folder, each of which some file must match; `a|b` is matched by
+    either. With `weights`, every folder whose `config.json` they name must hold weights too.
+
+    Raises:
+        SourceError: the folder, the package or the hub name cannot be found, or a file is missing from it.
+    """
+    folder = _local_folder(pretrained)
+    if folder is None:
+        try:
+            return _from_hub(pretrained, files, weights, None if weights else known)
+        except SourceError as error:
+            near = [] if known is None else get_close_matches(pretrained, _described(known), cutoff=0.7)
+            if weights or not near:
+                raise
+            raise SourceError(f"{error}; known without asking: {' or '.join(near)}") from error
+    missing = _missing(_listing(folder), files, weights)
+    if missing:
+        raise SourceError(
+            f"'{pretrained}': the folder {folder} lacks {' and '.join(missing)}; it holds {_contents(folder)}. "
+            "Add what is missing, or name another folder"
+        )
+    return folder
+
+
+def fingerprint(pretrained: str) -> dict[str, str]:
+    """The sha256 of each weight, config and tokenizer file of a source, by its name relative to its folder.
+
+    Raises:
+        SourceError: as `locate`.
+    """
+    folder = locate(pretrained, ())
+    names = _listing(folder)
+    parents = {PurePosixPath(name).parent for name in names}
+    chosen = [name for name in names if name.endswith(_SMALL_SUFFIXES)]
+    chosen += [name for parent in parents for name in _weights_in(names, parent)]
+    hashes = {}
+    for name in sorted(chosen):
+        state = (folder / name).stat()
+        hashes[name] = _sha256(folder / name, state.st_size, state.st_mtime_ns)
+    return hashes
+
+
+def _described(known: str) -> list[str]:
+    """The names of the models whose config files a plug-in keeps in the folder `known`."""
+    folder = _local_folder(known)
+    return [] if folder is None else [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
+
+
+def _local_folder(pretrained: str) -> Path | None:
+    """The folder that `pretrained` says, or None where it is a hub name."""
+    if pretrained.startswith(PACKAGE_PREFIX):
+        package, _, inside = pretrained.removeprefix(PACKAGE_PREFIX).partition("/")
+        try:
+            return package_folder(package, inside)
+        except LookupError as error:
+            form = f"the form is {PACKAGE_PREFIX}package/folder"
+            raise SourceError(f"'{pretrained}': {error.args[0]} ({form})") from error
+    if not pretrained:
+        raise SourceError("'' names no source; give a folder, a hub name, or pkg:package/folder")
+    # Nothing else is a folder, so that one in the working directory never stands in for a model of the hub.
+    if not pretrained.startswith(("/", "./", "../", "~")) and pretrained not in (".", ".."):
+        return None
+    # not by `Path`, which raises for an unknown user and for a name that is too long
+    path = os.path.abspath(os.path.expanduser(pretrained))
+    if os.path.isdir(path):
+        return Path(path)
+    if os.path.exists(path):
+        raise SourceError(
+            f"'{pretrained}' is a file; name the folder that holds it: '{os.path.dirname(path)}'"
+        )
+    raise SourceError(f"'{pretrained}': there is no folder {path}; check the spelling")
+
+
+def _from_hub(name: str, files: Sequence[str], weights: bool, known: str | None) -> Path:
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        form = "it cannot be a hub name ('owner/model'), and a folder starts with '/', './', '../' or '~'"
+        raise SourceError(f"'{name}': {form}; check the spelling") from error
+    cached, lacking = _cached(name, files, weights)
+    if cached is not None and not lacking:
+        return cached
+    if known is not None and (folder := _local_folder(known)) is not None:
+        described = folder / name
+        if described.is_dir() and not _missing(_listing(described), files, weights):
+            return described
+    tried = f"'{name}': the cache {constants.HF_HUB_CACHE} "
+    tried += f"lacks {' and '.join(lacking)} of it" if cached is not None else "does not hold it"
+    if constants.HF_HUB_OFFLINE:
+        raise SourceError(f"{tried}, and HF_HUB_OFFLINE forbids asking the hub. {_REMEDY}")
+    tried += f", and the hub ({constants.ENDPOINT}) "
+    remote = _probe(name, tried)
+    lacking = _missing(remote, files, weights)
+    if lacking:
+        raise SourceError(f"{tried}lacks {' and '.join(lacking)} of it. Name a model that has them")
+    patterns = [_literal(file) for file in _needed(remote, files, weights)]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HTTPError, OSError) as error:
+        raise SourceError(f"{tried}broke off the download: {_reason(error)}. Try again") from error
+
+
+_REMEDY = "Name a local folder (as ./folder), set HF_HOME to where a cache holds it, or check the spelling"
+
+
+def _cached(name: str, files: Sequence[str], weights: bool) -> tuple[Path | None, list[str]]:
+    """The newest snapshot in the cache, if there is one, and what it lacks."""
+    try:
+        # no pattern: whether the snapshot is complete enough is judged here, by what is needed
+        folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=[]))
+    except LocalEntryNotFoundError:
+        return None, []
+    return folder, _missing(_listing(folder), files, weights)
+
+
+def _probe(name: str, tried: str) -> list[str]:
+    """The names of the model's files on the hub, which is asked once and waited for briefly."""
+    try:
+        return _ask_hub(name)
+    except GatedRepoError as error:
+        remedy = "Ask for it on its page, then log in with `hf auth login`"
+        raise SourceError(f"{tried}gives it only to accounts that it was granted to. {remedy}") from error
+    except RepositoryNotFoundError as error:
+        raise SourceError(f"{tried}answered that it does not exist, or is private. {_REMEDY}") from error
+    except HfHubHTTPError as error:
+        raise SourceError(f"{tried}answered with an error: {_reason(error)}. {_REMEDY}") from error
+    except (HTTPError, OSError, ValueError) as error:  # no connection, or an answer that is not the hub's
+        raise SourceError(f"{tried}could not be reached: {_reason(error)}. {_REMEDY}") from error
+
+
+def _ask_hub(name: str) -> list[str]:
+    """One request, without the library's own for telemetry. Raises what it raises, or TimeoutError."""
+    answer: Future[list[str]] = Future()
+    headers = {"authorization": f"Bearer {token}"} if (token := get_token()) else {}
+
+    def ask() -> None:
+        try:
+            url = f"{constants.ENDPOINT}/api/models/{name}"
+            response = get_session().get(url, headers=headers, timeout=PROBE_SECONDS)
+            hf_raise_for_status(response)
+            answer.set_result([sibling["rfilename"] for sibling in response.json().get("siblings", ())])
+        except Exception as error:
+            answer.set_exception(error)
+
+    # in a thread, because name look-up knows no timeout and connecting applies it to each of many addresses
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answer.result(PROBE_SECONDS)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {PROBE_SECONDS:g} seconds") from None
+
+
+def _missing(names: Iterable[str], files: Sequence[str], weights: bool) -> list[str]:
+    """What of `files`, and of the weights beside a `config.json` they name, is not among `names`."""
+    names = list(names)
+    missing = [
+        " or ".join(f"'{alternative}'" for alternative in pattern.split("|"))
+        for pattern in files
+        if not any(_matches(name, pattern) for name in names)
+    ]
+    if weights and not missing:
+        for parent in _model_folders(files):
+            inside = "" if str(parent) == "." else f" in {parent}/"
+            found = _weights_in(names, parent)
+            missing += _missing_shards(found) if found else [f"{_WEIGHTS_IN_WORDS}{inside}"]
+    return missing
+
+
+def _missing_shards(weights: Sequence[str]) -> list[str]:
+    """The shards that the names of the others tell of: each says how many there are."""
+    missing = set()
+    for name in weights:
+        *_, count, suffix = _WEIGHTS.fullmatch(PurePosixPath(name).name).groups()  # type: ignore[union-attr]
+        if count is not None:
+            stem = name[: name.rindex("-of-")].rpartition("-")[0]
+            missing |= {f"{stem}-{i:0{len(count)}d}-of-{count}.{suffix}" for i in range(1, int(count) + 1)}
+    return [f"'{name}'" for name in sorted(missing - set(weights))]
+
+
+def _needed(names: Sequence[str], files: Sequence[str], weights: bool) -> list[str]:
+    """What to download: small files beside those named, and one set of weights beside each `config.json`."""
+    parents = {
+        str(PurePosixPath(alternative).parent) for pattern in files for alternative in pattern.split("|")
+    }
+    needed = [
+        name
+        for name in names
+        if any(_matches(name, pattern) for pattern in files)
+        or (name.endswith(_SMALL_SUFFIXES) and str(PurePosixPath(name).parent) in parents)
+    ]
+    if weights:
+        needed += [name for parent in _model_folders(files) for name in _weights_in(names, parent)]
+    return needed
+
+
+def _model_folders(files: Sequence[str]) -> list[PurePosixPath]:
+    return [path.parent for path in map(PurePosixPath, files) if path.name == "config.json"]
+
+
+def _weights_in(names: Iterable[str], parent: PurePosixPath) -> list[str]:
+    """The weight files in one folder: safetensors where there are any, else pickles."""
+    paths = [path for path in map(PurePosixPath, names) if path.parent == parent]
+    weights = [str(path) for path in paths if _WEIGHTS.fullmatch(path.name)]
+    return [name for name in weights if name.endswith(".safetensors")] or weights
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a relative file name matches one of the globs in `pattern`; a `*` stays inside one folder."""
+    parts = name.split("/")
+    globs = [alternative.split("/") for alternative in pattern.split("|")]
+    return any(len(parts) == len(glob) and all(map(fnmatchcase, parts, glob)) for glob in globs)
+
+
+def _literal(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _listing(folder: Path) -> list[str]:
+    """Files of a folder and of the folders in it, which is as deep as models go; hidden ones left out."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for pattern in ("[!.]*", "[!.]*/[!.]*")
+        for path in folder.glob(pattern)
+        if path.is_file()
+    )
+
+
+def _contents(folder: Path, most: int = 12) -> str:
+    names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "nothing") + more
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: Path, size: int, changed_ns: int) -> str:
+    """The hash of a file as it is now: `size` and `changed_ns` are only the cache's key."""
+    return sha256(path)

@@ -1,0 +1,217 @@
+"""A training run: recipe and data in, a checkpoint, resume points and `log.jsonl` out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import set_seed
+from rich.console import Console
+
+from dreamkit import kernels
+from dreamkit.build.build import build
+from dreamkit.cache.data import other_data
+from dreamkit.cache.read import Cache, cache_problems, open_cache
+from dreamkit.checkpoints.load import LoadReport, load_checkpoint, load_weights
+from dreamkit.checkpoints.save import save_checkpoint
+from dreamkit.data.batch import Collator
+from dreamkit.data.dataset import Dataset
+from dreamkit.data.mixture import Mixture
+from dreamkit.distributed import barrier, is_main, shard, world_size
+from dreamkit.errors import CheckpointError, RecipeError, TrainingError
+from dreamkit.model.model import DreamModel
+from dreamkit.recipe.sections import Recipe
+from dreamkit.registry.registry import Registry
+from dreamkit.storage.folders import occupied
+from dreamkit.training.run_log import LogEntry, ProgressBar, RunLog
+from dreamkit.training.trainer import (
+    RESUME_POINTS,
+    STATE,
+    DreamTrainer,
+    processes,
+    resume_points,
+    training_arguments,
+)
+
+CHECKPOINT = "checkpoint"  # folder of the trained model
+LOG = "log.jsonl"
+# settings that a resumed run may have otherwise than the run before it: none of them changes what is learned
+# (a cache holds what would be computed without it, which is compared at every start)
+MAY_CHANGE = ("train.log_every", "train.save_every", "train.workers", "train.cache")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The trained model, the folder of its checkpoint, and what was logged; of several processes one `is_main`."""
+
+    model: DreamModel
+    checkpoint: Path
+    log: Sequence[LogEntry]
+    is_main: bool
+
+
+def train_recipe(
+    recipe: Recipe,
+    registry: Registry,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    model: DreamModel | None = None,
+    datasets: Sequence[Dataset] | None = None,
+    on_log: Callable[[LogEntry], None] | None = None,
+) -> TrainResult:
+    """Trains the model of `recipe` into the folder `out`; several processes started by `torchrun` share the work.
+
+    `model` is trained instead of a newly built one, and `datasets`, one for each section of `recipe.data`, are read
+    instead of those it names. With `resume` the run goes on from its last resume point as if never interrupted.
+
+    Raises:
+        TrainingError: `out` is in use or has nothing to resume, it would not be the same run, `model` is of another
+            recipe, nothing is to be trained, no data, or a loss or gradient that is not finite.
+        CheckpointError: the resume point or `recipe.init` is damaged or does not fit.
+        RecipeError, CacheError: so is `train.cache`, or it lacks a picture.
+    """
+    if problems := cache_problems(recipe, registry):
+        raise RecipeError(problems)
+    out = Path(out).absolute()
+    points = _resume_points(out) if resume else []
+    if not resume and (what := occupied(out)):
+        go_on = "go on with the run in it by --resume, or " if out.is_dir() else ""
+        raise TrainingError(f"{out} {what}; {go_on}name a new folder by --out")
+    arguments = training_arguments(recipe, out)
+    barrier()  # every process has looked before the first one writes
+    if points:
+        model = _load(points, registry)
+        _compare(points[-1], model.recipe, recipe)
+    elif model is None:
+        model = build(recipe, registry)
+        if recipe.init is not None:
+            _show(load_weights(model, recipe.init))
+    else:
+        _compare_model(model.recipe, recipe)
+    # What this run is, also in the checkpoint, whatever the model came from.
+    model.recipe, model.lm_weight, model.vm_weight = recipe, recipe.loss.lm, recipe.loss.vm
+    model.set_trainable(recipe.train.trainable)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise TrainingError("nothing is to be trained; name parts in train.trainable, or add model.adapters")
+    if arguments.device.type == "cuda":
+        _show(kernels.told(arguments.device))
+    cache = open_cache(recipe, model, arguments.device)
+    if cache is not None:
+        _show(cache)
+    if recipe.train.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    if datasets is None:
+        datasets = [registry.get("dataset", section.name)(section.config) for section in recipe.data]
+    if cache is not None:
+        for line in other_data(cache.folder, cache.manifest, recipe, datasets):
+            _show(line)
+    weights = [section.weight for section in recipe.data]
+    documents = recipe.train.steps * recipe.train.accumulation * recipe.train.batch_size * world_size()
+    mixture = Mixture(datasets, weights, documents, recipe.train.seed)
+    collator = Collator(
+        model.sequencer(recipe.train.max_length),
+        model.vision_encoder.preprocess,
+        model.image_decoder.preprocess,
+        packing=recipe.train.packing,
+        condition_drop=recipe.loss.condition_drop,
+        computed=cache,
+    )
+    if world_size() > 1:
+        shard(model.to(arguments.device), arguments.device)
+    log, bar = RunLog(out / LOG, on_log), ProgressBar()
+    callbacks = [log, bar] if is_main() else []
+    trainer = DreamTrainer(model, recipe, arguments, mixture, collator, callbacks, registry)
+    # The same model everywhere, but other noise in each process.
+    set_seed(recipe.train.seed, device_specific=True)
+    try:
+        trainer.train(resume_from_checkpoint=str(points[-1] / STATE) if points else None)
+    finally:
+        bar.stop()
+    trainer.check()
+    save_checkpoint(model, out / CHECKPOINT, registry=registry)
+    model.eval()
+    return TrainResult(model, out / CHECKPOINT, log.entries, is_main())
+
+
+def _show(report: LoadReport | Cache | str) -> None:
+    if is_main():
+        Console(stderr=True).print(report, soft_wrap=not isinstance(report, LoadReport))
+
+
+def _resume_points(out: Path) -> list[Path]:
+    points = resume_points(out)
+    if not points:
+        raise TrainingError(
+            f"{out} has nothing to resume: no folder {RESUME_POINTS}/step-N; train without --resume into a new folder "
+            "(train.save_every says how often a resume point is written)"
+        )
+    return points
+
+
+def _load(points: Sequence[Path], registry: Registry) -> DreamModel:
+    """The model of the last resume point."""
+    *older, point = points
+    try:
+        model, report = load_checkpoint(point, registry)
+    except CheckpointError as error:
+        if not older:
+            raise
+        raise CheckpointError(
+            f"{error}\nIf {point} cannot be mended, remove it; then --resume goes on from {older[-1]}"
+        ) from error
+    _show(report)
+    return model
+
+
+def _compare(point: Path, then: Recipe | None, now: Recipe) -> None:
+    """A resumed run must be the same run."""
+    assert then is not None, "a loaded checkpoint has its recipe"
+    differing = _differing(then, now)
+    if differing:
+        raise TrainingError(
+            f"{point} was written by another recipe; resume with the same one, or start a new run from it with "
+            f"init={point}:\n" + "\n".join(differing)
+        )
+    if processes(point) != world_size():
+        raise TrainingError(
+            f"{point} was written by {processes(point)} processes, but {world_size()} are here now, which would "
+            "train on other batches with other noise; start as many as there were (torchrun --nproc-per-node), or "
+            f"a new run from it with init={point}"
+        )
+
+
+def _compare_model(of_model: Recipe | None, recipe: Recipe) -> None:
+    """A checkpoint is rebuilt from its recipe, so that must be what the model is."""
+    differing = _differing(of_model, recipe, under="model.") if of_model is not None else []
+    if differing:
+        raise TrainingError(
+            "the model was built by another recipe than the one it is to be trained by; give both the same `model`:\n"
+            + "\n".join(differing)
+        )
+
+
+def _differing(then: Recipe, now: Recipe, under: str = "") -> list[str]:
+    """A line for each setting under a key that differs, and that has a say in what is learned."""
+    before, after = dict(_flat(then.to_dict())), dict(_flat(now.to_dict()))
+    return [
+        f"  {key}: {before.get(key)!r} there, {after.get(key)!r} now"
+        for key in sorted(before.keys() | after.keys())
+        if key.startswith(under)
+        and before.get(key) != after.get(key)
+        and key not in (*MAY_CHANGE, "model.language_model.tokenizer")
+    ]
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and plain values of a nested recipe."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for number, inner in enumerate(value):
+            yield from _flat(inner, f"{key}[{number}]")
+    else:
+        yield key, value

@@ -1,0 +1,132 @@
+"""What a training run shows and writes while it goes: a bar with both losses, and `log.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dreamkit.errors import TrainingError
+
+LogEntry = Mapping[str, float | None]
+LOGGED = ("lm", "denoising", "loss", "learning_rate", "grad_norm")
+
+
+class ProgressBar(TrainerCallback):
+    """Steps, both losses and the time left, on standard error."""
+
+    def __init__(self) -> None:
+        self.progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("text {task.fields[lm]}  image {task.fields[denoising]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.task = self.progress.add_task(
+            "", total=state.max_steps, completed=state.global_step, lm="-", denoising="-"
+        )
+        self.progress.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        shown = {name: value for name, value in (logs or {}).items() if name in ("lm", "denoising")}
+        fields: dict[str, Any] = {
+            name: "-" if value is None else f"{value:.4f}" for name, value in shown.items()
+        }
+        self.progress.update(self.task, **fields)
+
+    def stop(self) -> None:
+        """Leaves the bar as it is; also after an error, where the trainer calls nobody."""
+        self.progress.stop()
+
+
+class RunLog(TrainerCallback):
+    """Appends one line an interval to `log.jsonl`, and hands it to `on_log`.
+
+    Lines of steps after the one a run resumes at are dropped: they are about to be run again.
+    """
+
+    def __init__(self, path: Path, on_log: Callable[[LogEntry], None] | None = None) -> None:
+        self.path = path
+        self.hand_to = on_log
+        self.entries: list[LogEntry] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.entries = [entry for entry in self._read() if entry["step"] <= state.global_step]
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        partial.write_text("".join(map(_line, self.entries)))
+        os.replace(partial, self.path)
+        self.last = time.monotonic(), state.global_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is None or "lm" not in logs:  # the trainer's closing summary
+            return
+        (before, step), now = self.last, time.monotonic()
+        self.last = now, state.global_step
+        entry = {"step": state.global_step, **{name: logs.get(name) for name in LOGGED}}
+        entry["steps_per_second"] = (state.global_step - step) / (now - before)
+        self.entries.append(entry)
+        with self.path.open("a") as file:
+            file.write(_line(entry))
+        if self.hand_to is not None:
+            self.hand_to(entry)
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The entries of an earlier run; a last line that it was interrupted in is none."""
+        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        entries = []
+        for number, line in enumerate(lines, 1):
+            try:
+                entries.append(json.loads(line))
+            except ValueError as error:
+                if number < len(lines):
+                    raise TrainingError(
+                        f"{self.path}:{number}: not JSON: {error}; remove that line"
+                    ) from error
+        return entries
+
+
+def _line(entry: LogEntry) -> str:
+    """A line of the log; it has to be JSON, which knows no number that is not finite."""
+    return json.dumps(entry, allow_nan=False) + "\n"

@@ -1,0 +1,273 @@
+"""transformers' `Trainer`, fitted to a `DreamModel`: two losses, one global reduction, and checkpoints of our own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence, Sized
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+
+from dreamkit.checkpoints.save import save_checkpoint
+from dreamkit.data.batch import Batch, Collator
+from dreamkit.distributed import is_main, total, whole, world_size
+from dreamkit.document import Document
+from dreamkit.errors import TrainingError
+from dreamkit.model.model import DreamModel, Losses
+from dreamkit.recipe.sections import Recipe
+from dreamkit.registry.registry import Registry
+from dreamkit.training.loss_monitor import Meter, NotFinite
+
+RESUME_POINTS = "checkpoints"  # folder of the folders `step-N`
+STATE = "trainer"  # the trainer's state, inside a resume point
+PROCESSES = "processes.json"  # how many processes wrote it, inside that
+KEPT = 2
+MOST_NAMED = 10  # documents in one error
+
+
+def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
+    """The trainer's settings. Asks for the device, which joins the other processes where there are any."""
+    section = recipe.train
+    arguments = TrainingArguments(
+        output_dir=str(out),
+        max_steps=section.steps,
+        per_device_train_batch_size=section.batch_size,
+        gradient_accumulation_steps=section.accumulation,
+        learning_rate=section.learning_rate,
+        lr_scheduler_type=section.schedule,
+        warmup_steps=section.warmup,
+        weight_decay=section.weight_decay,
+        max_grad_norm=section.max_grad_norm,
+        optim="adamw_torch",
+        seed=section.seed,
+        logging_steps=section.log_every,
+        # Replacing losses that are not finite would hide them, and reads the device at every step.
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if section.save_every else "no",
+        save_steps=section.save_every or 1,
+        dataloader_num_workers=section.workers,
+        # a batch goes to the device while the host goes on
+        dataloader_pin_memory=torch.cuda.is_available(),
+        accelerator_config={"non_blocking": torch.cuda.is_available()},
+        use_cpu=not torch.cuda.is_available(),
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    assert arguments.device is not None
+    arguments._n_gpu = 1  # one process drives one device; DataParallel could not split a batch
+    return arguments
+
+
+class DreamTrainer(Trainer):
+    """Trains a `DreamModel` on documents in the order they come.
+
+    Gradients are those of `DreamModel.forward` with the counts of the global batch, over all processes and
+    accumulation steps; it makes no difference how a global batch is divided among them.
+    """
+
+    model: DreamModel
+    optimizer: Any  # accelerate's wrapper of torch's
+    lr_scheduler: Any
+
+    def __init__(
+        self,
+        model: DreamModel,
+        recipe: Recipe,
+        arguments: TrainingArguments,
+        documents: Dataset[Document],
+        collator: Collator,
+        callbacks: Sequence[TrainerCallback] = (),
+        registry: Registry | None = None,
+    ) -> None:
+        model.train()
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=documents,
+            data_collator=cast(Any, collator),  # to a Batch, and not to a dict of tensors
+            callbacks=[_LogLastStep(), *callbacks],
+        )
+        self.remove_callback(PrinterCallback)
+        # Several processes mean a sharded model (`dreamkit.distributed.shard`): accelerate must not wrap it in DDP.
+        self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+        self.autocast = partial(
+            torch.autocast,
+            arguments.device.type,
+            torch.bfloat16,
+            enabled=recipe.train.precision == "bfloat16",
+        )
+        self.meter = Meter(arguments.device)
+        self.registry = registry
+        self._batch = 0  # the number of the next batch of this process, from the start of the run
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(cast(Sized, self.train_dataset))
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Tensor]:
+        """The batches of one step, and the labelled tokens and drawn images in them over all processes, (2,)."""
+        self._batch = self.state.global_step * self.args.gradient_accumulation_steps
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        return batches, total(torch.stack([batch.counts for batch in batches]).sum(0).to(device))
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of one `Batch`; `num_items_in_batch` are the counts of the global one, a tensor."""
+        with self.autocast():
+            losses: Losses = model(inputs, counts=num_items_in_batch)
+        self.meter.add(self.state.global_step + 1, self._documents(), losses, num_items_in_batch)
+        self._batch += 1
+        # Gradients are averaged over processes, but the losses are shares of a sum.
+        loss = losses.loss * world_size()
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _documents(self) -> range:
+        """The numbers of the documents in this process's present batch: processes take whole batches in turn."""
+        size = self.args.per_device_train_batch_size
+        start = (self._batch * world_size() + self.args.process_index) * size
+        return range(start, start + size)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Tensor:
+        """The norm of the gradients before clipping. If it is not finite they become zero, to spare the weights."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.meter.add_gradient(self.state.global_step + 1, norm)
+        not_finite = ~norm.isfinite()  # stays on the device, as every step asks
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                grad = parameter.grad
+                (grad.to_local() if isinstance(grad, DTensor) else grad).masked_fill_(not_finite, 0.0)
+        return norm
+
+    def check(self) -> None:
+        """Looks at every loss and gradient since the last look; each process must make this call.
+
+        Raises:
+            TrainingError: one is not finite; step and documents are named, on every process.
+        """
+        found = self.meter.check()
+        if found is not None:
+            raise TrainingError(self._blame(found))
+
+    def _blame(self, found: NotFinite) -> str:
+        """Tries each suspected document alone: documents of a packed row spoil each other, and gradients add up."""
+        names = {number: self._training_document(number).name for number in found.documents}
+        bad = [name for number, name in names.items() if not self._is_finite_alone(number)]
+        named = list(dict.fromkeys(bad or names.values()))
+        listed = ", ".join(f"'{name}'" for name in named[:MOST_NAMED])
+        more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+        though, remedy = (
+            ("", "look at that document, or ") if bad else (", though each of its documents is alone", "")
+        )
+        return (
+            f"step {found.step}: the {found.what} is not finite{though}: {listed}{more}; nothing was saved after it; "
+            f"{remedy}lower train.learning_rate or train.max_grad_norm"
+        )
+
+    def _is_finite_alone(self, number: int) -> bool:
+        """Whether a document by itself has a finite loss and gradient; overwrites the gradients of the model."""
+        self.model.zero_grad()
+        collate = cast(Collator, self.data_collator)
+        batch = collate([self._training_document(number)]).to(self.args.device)
+        with self.autocast():
+            loss = self.model(batch).loss
+        loss.backward()
+        norm = whole(super()._get_grad_norm(self.model))
+        return bool(total(loss.detach()).isfinite()) and bool(norm.isfinite())
+
+    def _training_document(self, number: int) -> Document:
+        return cast(Dataset[Document], self.train_dataset)[number]
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        if "loss" in logs:  # and not the closing summary
+            self.check()
+            logs |= self.meter.read()
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """A resume point: a dreamkit checkpoint with the trainer's state in it. The last ones are kept."""
+        self.check()
+        points = Path(str(self.args.output_dir)) / RESUME_POINTS
+        point = points / f"step-{self.state.global_step}"
+        save_checkpoint(self.model, point, registry=self.registry, beside=self._write_state)
+        if is_main():
+            unfinished = points.glob(".step-*")  # what an interrupted run left
+            for old in [*resume_points(points.parent)[:-KEPT], *unfinished]:
+                shutil.rmtree(old)
+
+    def _write_state(self, folder: Path) -> None:
+        folder = folder / STATE
+        folder.mkdir(exist_ok=True)
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_rng_state(str(folder))
+        if is_main():
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+            (folder / PROCESSES).write_text(json.dumps(world_size()))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_optimizer_state_dict(self.model, self.optimizer.optimizer, options=options)
+        if is_main():
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        options = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(
+            self.model, self.optimizer.optimizer, optim_state_dict=state, options=options
+        )
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """The model was built from the resume point already."""
+
+
+class _LogLastStep(TrainerCallback):
+    """Logs the last step too, and leaves its checkpoint to the end of the run."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log, control.should_save = True, False
+
+
+def resume_points(out: Path) -> list[Path]:
+    """The resume points of a run, oldest first."""
+    points = (out / RESUME_POINTS).glob("step-*")
+    return sorted(
+        (point for point in points if point.name[5:].isdecimal()), key=lambda point: int(point.name[5:])
+    )
+
+
+def processes(point: Path) -> int:
+    """How many processes wrote a resume point."""
+    return int(json.loads((point / STATE / PROCESSES).read_text()))

@@ -1,0 +1,394 @@
+"""Which parts fit each other, told without weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from diffusers import ModelMixin
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
+
+import odd_parts
+from dreamkit.build.build import build
+from dreamkit.build.fit import check, fit
+from dreamkit.errors import RecipeError
+from dreamkit.recipe.sections import draft_recipe, load_recipe
+from dreamkit.registry.hookspecs import Component
+from dreamkit.registry.registry import KINDS, Registered, Registry
+from dreamkit_transformers.tokenizers import byte_tokenizer
+from odd_parts import read, tiny_part
+from tiny import recipe
+
+TRAIN = {"trainable": ["dream_queries"], "steps": 1, "batch_size": 1}
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return odd_parts.registry()
+
+
+def test_the_tiny_recipe_fits(registry: Registry) -> None:
+    found = fit(read(registry), registry)
+    assert found.problems == []
+    assert dict((part, shapes) for part, _, shapes in found.summary()) == {
+        "language_model": "256 x 32, vocabulary of 260",
+        "vision_encoder": "16 px -> 4 x 16",
+        "image_decoder": "any x 12 -> 16 px",
+        "visual_projector": "4 x 16 -> 4 x 32",
+        "condition_projector": "3 x 32 -> 3 x 12",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "fragments"),
+    [
+        (
+            {"model__image_decoder": tiny_part("image_decoder", "fixedtokens")},
+            "model.condition_projector",
+            ("gives 3 tokens", "takes 4", "set model.dream_queries to 4"),
+        ),
+        (
+            {"model__pooled_projector": {"name": "linear"}},
+            "model.pooled_projector",
+            ("'linear' found", "takes no pooled vector", "remove it"),
+        ),
+        (
+            {"train": {**TRAIN, "trainable": ["pooled_projector"]}},
+            "train.trainable",
+            ("'pooled_projector' found", "this model has none"),
+        ),
+        (
+            {
+                "model__image_decoder": tiny_part("image_decoder", "pooled"),
+                "model__pooled_projector": {"name": "doubling"},
+            },
+            "model.pooled_projector",
+            ("2 tokens of 1",),
+        ),
+        (
+            {"model__dream_queries": 300},
+            "model.dream_queries",
+            ("302 + 6 tokens", "row holds 256; lower model.dream_queries"),
+        ),
+        (
+            {"train": {**TRAIN, "max_length": 12}},
+            "train.max_length",
+            ("5 + 6 tokens", "row holds 12; raise train.max_length"),
+        ),
+        (
+            {"train": {**TRAIN, "trainable": ["condition_projector"]}, "loss": {"vm": 0}},
+            "train.trainable",
+            ("condition_projector found, which only drawing reaches", "loss.vm is 0"),
+        ),
+        ({"train": {**TRAIN, "max_length": 257}}, "train.max_length", ("rows of 257", "at most 256")),
+        (
+            {
+                "model__language_model": tiny_part("language_model", "apart"),
+                "train": {**TRAIN, "packing": True},
+            },
+            "train.packing",
+            ("true found", "set it to false, or leave it out"),
+        ),
+        (
+            {"model__condition_projector": {"name": "halving"}},
+            "model.condition_projector",
+            ("3 tokens go in", "pairs"),
+        ),
+        ({"model__visual_projector": {"name": "narrow"}}, "model.visual_projector", ("out_dim 5", "have 32")),
+        ({"model__visual_projector": {"name": "crashing"}}, "model.visual_projector", ("KeyError: 'a'",)),
+        (
+            {
+                "model__vision_encoder": tiny_part("vision_encoder", "unadaptable"),
+                "model__adapters": [{"target": "vision_encoder"}],
+            },
+            "model.adapters.0.target",
+            ("'unadaptable' names no layers", "'modules'"),
+        ),
+        (
+            {"model__adapters": [{"target": "language_model"}, {"target": "language_model", "rank": 3}]},
+            "model.adapters.1.target",
+            ("a second time",),
+        ),
+        (
+            {
+                "model__adapters": [{"target": "language_model"}],
+                "train": {**TRAIN, "trainable": ["language_model"]},
+            },
+            "train.trainable",
+            ("'language_model' found", "it has an adapter"),
+        ),
+        (
+            {"model__special_tokens": {"dream_end": "<dream_start>"}},
+            "model.special_tokens.dream_end",
+            ("'<dream_start>' found", "also dream_start"),
+        ),
+        (
+            {"model__special_tokens": {"dream_end": " "}},
+            "model.special_tokens.dream_end",
+            ("' ' found", "<dream_end>"),
+        ),
+        (
+            {"model__special_tokens": {"dream_start": "</s>"}},
+            "model.special_tokens.dream_start",
+            ("'</s>' found", "ends", "another name"),
+        ),
+        (
+            {"generation": {"scheduler": "dppm"}},
+            "generation.scheduler",
+            ("'dppm' is none of the schedulers that fit", "name one of these: ddpm, ddim"),
+        ),
+        ({"model__vision_encoder__layer": 7}, "model.vision_encoder.layer", ("layer 7", "3 layers")),
+    ],
+)
+def test_what_does_not_fit(
+    registry: Registry, changes: dict[str, Any], key: str, fragments: tuple[str, ...]
+) -> None:
+    described = read(registry, **changes)
+    (problem,) = check(described, registry)
+    assert problem.key == key
+    assert all(fragment in problem.message for fragment in fragments), problem.message
+    with pytest.raises(RecipeError) as caught:
+        build(described, registry)
+    assert caught.value.problems == (problem,)
+
+
+def test_a_number_of_tokens_that_the_decoder_does_not_take(registry: Registry) -> None:
+    """What to change is what would help: the queries where the projector follows them, else the projector."""
+    fixed = {"model__image_decoder": tiny_part("image_decoder", "fixedtokens")}
+    (problem,) = check(
+        read(registry, **fixed, model__condition_projector={"name": "mapper", "tokens": 5}), registry
+    )
+    assert "gives 5 tokens for 3 dream queries" in problem.message
+    assert "; name a projector that gives 4, such as {name: resampler, tokens: 4}" in problem.message
+    mended = {"name": "resampler", "tokens": 4}
+    assert check(read(registry, **fixed, model__condition_projector=mended), registry) == []
+    assert check(read(registry, **fixed, model__dream_queries=4), registry) == []
+
+
+def test_everything_that_does_not_fit_is_found_at_once(registry: Registry) -> None:
+    described = read(
+        registry,
+        model__image_decoder=tiny_part("image_decoder", "fixedtokens"),
+        model__visual_projector={"name": "narrow"},
+        model__adapters=[{"target": "image_decoder"}, {"target": "image_decoder"}],
+        train={**TRAIN, "max_length": 1000},
+    )
+    assert {problem.key for problem in check(described, registry)} == {
+        "model.condition_projector",
+        "model.visual_projector",
+        "model.adapters.1.target",
+        "train.max_length",
+    }
+
+
+WRONG = {
+    "model.language_model.config.hidden_sise": 3,
+    "model.language_model.config.hidden_act": "gleu",
+    "model.language_model.config.max_position_embeddings": 0,
+    "model.language_model.tokenizer": "./nowhere",
+    "model.vision_encoder.config.patch_size": 0,
+    "model.vision_encoder.config.num_hidden_layers": 100_000,
+    "model.image_decoder.config.unet.norm_num_groups": 5,
+    "model.image_decoder.config.unet.foo": 1,
+    "model.image_decoder.config.unet.bar": 1,
+    "model.image_decoder.config.vae.baz": 1,
+    "model.image_decoder.config.vae.latent_channels": 3,
+    "model.image_decoder.config.qux": 1,
+    "model.image_decoder.config.scheduler.num_train_timesteps": 0,
+    "model.image_decoder.image_size": 3,
+}
+
+
+def test_each_refused_value_is_placed_at_its_own_line(tmp_path: Path, registry: Registry) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(recipe(**WRONG), sort_keys=False))
+    lines = path.read_text().splitlines()
+    found = check(load_recipe(str(path), (), registry), registry)
+    assert {problem.key for problem in found} == WRONG.keys() and len(found) == len(WRONG)
+    for problem in found:
+        line = lines[int(problem.where.removeprefix(f"{path}:")) - 1]
+        assert line.strip().startswith(f"{problem.key.rpartition('.')[2]}:"), problem
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_refused_override_is_placed_on_the_command_line(
+    tmp_path: Path, registry: Registry, key: str
+) -> None:
+    path = tmp_path / "base.yaml"
+    path.write_text(yaml.safe_dump(recipe()))
+    (problem,) = check(load_recipe(str(path), [f"{key}={WRONG[key]}"], registry), registry)
+    assert (problem.where, problem.key) == ("command line", key)
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "no/such/hub/name", "pkg:nowhere/x", "bad name"])
+def test_a_source_that_is_not_there_is_placed_at_its_key(
+    tmp_path: Path, registry: Registry, source: str
+) -> None:
+    path = tmp_path / "bad.yaml"
+    changes = {
+        "model.vision_encoder": {"name": "clip", "layer": -1, "pretrained": source},
+        "model.language_model.tokenizer": source,
+    }
+    path.write_text(yaml.safe_dump(recipe(**changes), sort_keys=False))
+    lines = path.read_text().splitlines()
+    found = check(load_recipe(str(path), (), registry), registry)
+    assert {problem.key for problem in found} == {
+        "model.vision_encoder.pretrained",
+        "model.language_model.tokenizer",
+    }
+    for problem in found:
+        name = problem.key.rpartition(".")[2]
+        assert lines[int(problem.where.removeprefix(f"{path}:")) - 1].strip().startswith(f"{name}: ")
+        assert source.removeprefix("./") in problem.message
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "message"),
+    [
+        ("visual_projector", "exiting", "SystemExit: 0"),
+        ("visual_projector", "silent", "'silent' gives None where a ProjectorSpec is wanted"),
+        ("vision_encoder", "wordy", "'wordy' gives '16 px' where a VisionSpec is wanted"),
+    ],
+)
+def test_a_defect_of_a_part_is_a_problem_of_its_section(
+    registry: Registry, key: str, name: str, message: str
+) -> None:
+    section = tiny_part(key, name) if key == "vision_encoder" else {"name": name}
+    (problem,) = check(read(registry, **{f"model__{key}": section}), registry)
+    assert problem.key == f"model.{key}" and message in problem.message
+
+
+def test_a_linear_projector_that_is_not_there_is_a_problem(registry: Registry) -> None:
+    """The pooled projector that is taken where none is named, without the plug-in that has it."""
+    others = [c for kind in KINDS for c in registry.components(kind).values() if c.component.name != "linear"]
+    described = read(
+        registry,
+        model__image_decoder=tiny_part("image_decoder", "pooled"),
+        model__visual_projector={"name": "mlp"},
+        model__condition_projector={"name": "mlp"},
+    )
+    (problem,) = check(described, Registry(others))
+    assert problem.key == "model.pooled_projector" and "unknown projector 'linear'" in problem.message
+
+
+def twins(registry: Registry) -> Registry:
+    """As `registry`, but another distribution gives an `mlp` too."""
+    known = [component for kind in KINDS for component in registry.components(kind).values()]
+    return Registry(
+        [*known, Registered(Component("mlp", "odd_parts:Narrow"), "projector", "twin", "2.0", "twin")]
+    )
+
+
+def test_a_name_that_two_distributions_give_is_told_by_check(tmp_path: Path, registry: Registry) -> None:
+    path = tmp_path / "twins.yaml"
+    path.write_text(yaml.safe_dump(recipe(**{"model.visual_projector": {"name": "mlp"}})))
+    draft, (problem,) = draft_recipe(str(path), (), twins(registry))
+    assert problem.key == "model.visual_projector.name"
+    assert "dreamkit" in problem.message and "twin 2.0" in problem.message
+    assert draft is not None and check(draft, twins(registry)) == []
+
+
+def saved_parts(folder: Path, registry: Registry) -> dict[str, dict[str, Any]]:
+    """The sections of the three parts, whose folders hold weights."""
+    model = build(read(registry), registry)
+    size = {"height": 16, "width": 16}
+    parts: Any = model
+    parts.language_model.model.model.norm = parts.language_model.norm
+    parts.language_model.model.save_pretrained(folder / "language_model")
+    byte_tokenizer().save_pretrained(folder / "language_model")
+    CLIPVisionModel(CLIPVisionConfig(**recipe()["model"]["vision_encoder"]["config"])).save_pretrained(
+        folder / "vision_encoder"
+    )
+    CLIPImageProcessor(size=size, crop_size=size).save_pretrained(folder / "vision_encoder")
+    parts.image_decoder.unet.save_pretrained(folder / "image_decoder" / "unet")
+    parts.image_decoder.vae.save_pretrained(folder / "image_decoder" / "vae")
+    parts.image_decoder.schedule.save_pretrained(folder / "image_decoder" / "scheduler")
+    names = {"language_model": "vicuna", "vision_encoder": "clip", "image_decoder": "stable-diffusion"}
+    return {key: {"name": name, "pretrained": str(folder / key)} for key, name in names.items()}
+
+
+def test_checking_reads_no_weights_of_any_part(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sections = saved_parts(tmp_path, registry)
+    described = read(registry, **{f"model__{key}": section for key, section in sections.items()})
+    assert build(described, registry).sources == {
+        **{key: section["pretrained"] for key, section in sections.items()},
+        "visual_projector": None,
+        "condition_projector": None,
+    }
+    read_weights: list[str] = []
+
+    def refuse(*args: Any, **named: Any) -> None:
+        read_weights.append(repr(args))
+        raise AssertionError("weights are read")
+
+    for holder, name in (
+        (torch, "load"),
+        (safetensors, "safe_open"),
+        (safetensors.torch, "load_file"),
+        (PreTrainedModel, "from_pretrained"),
+        (ModelMixin, "from_pretrained"),
+    ):
+        monkeypatch.setattr(holder, name, refuse)
+    adapted = read(
+        registry,
+        **{f"model__{key}": section for key, section in sections.items()},
+        model__adapters=[{"target": key, "modules": [layer]} for key, layer in LAYERS.items()],
+    )
+    assert check(described, registry) == [] and check(adapted, registry) == [] and not read_weights
+    with pytest.raises(RecipeError, match="weights are read"):
+        build(described, registry)
+
+
+LAYERS = {"language_model": "up_proj", "vision_encoder": "layers.0.mlp.fc1", "image_decoder": "attn1.to_q"}
+
+
+@pytest.mark.parametrize("target", LAYERS)
+def test_the_layers_of_an_adapter_are_checked_without_weights(
+    tmp_path: Path, registry: Registry, target: str
+) -> None:
+    sections = saved_parts(tmp_path, registry)
+    modules = ["nope", LAYERS[target], "layers.0" if target != "image_decoder" else "down_blocks.0"]
+    for section in (sections[target], recipe()["model"][target]):
+        adapters = [{"target": target, "modules": modules}]
+        described = read(registry, **{f"model__{target}": section}, model__adapters=adapters)
+        missing, odd = check(described, registry)
+        assert missing.key == "model.adapters.0.modules.0" and "has no layer 'nope'" in missing.message
+        assert odd.key == "model.adapters.0.modules.2" and "a layer of weights is wanted" in odd.message
+
+
+def test_an_adapter_of_no_layers(registry: Registry) -> None:
+    described = read(registry, model__adapters=[{"target": "language_model", "modules": []}])
+    (problem,) = check(described, registry)
+    assert problem.key == "model.adapters.0.modules" and "an empty list found" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("reserved", "has 'name', which is the section's own"),
+        ("unreadable", "name 'Nothing' is not defined"),
+        ("unholdable", "Unholdable.Config.layers takes set[int], which no recipe can hold; its plug-in"),
+    ],
+)
+def test_a_component_whose_config_cannot_be_a_section(registry: Registry, name: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read(registry, model__visual_projector={"name": name})
+    (problem,) = caught.value.problems
+    assert problem.key.startswith("model.visual_projector") and message in problem.message
+
+
+def test_a_folder_without_weights_is_a_problem(tmp_path: Path, registry: Registry) -> None:
+    for key, section in saved_parts(tmp_path, registry).items():
+        described = read(registry, **{f"model__{key}": section})
+        assert check(described, registry) == []
+        for weights in tmp_path.glob(f"{key}/**/*.safetensors"):
+            weights.unlink()
+        (problem,) = check(described, registry)
+        assert problem.key == f"model.{key}.pretrained"
+        assert str(tmp_path / key) in problem.message and "weights" in problem.message

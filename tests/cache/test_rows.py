@@ -1,0 +1,139 @@
+"""Keys of pictures, and rows found by them in files of a bounded size."""
+
+import io
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings, strategies as st
+from PIL import Image as PIL
+from safetensors import safe_open
+from torch import Tensor
+
+from dreamkit.cache.keys import KEY_BYTES, picture_key
+from dreamkit.cache.manifest import shard_name
+from dreamkit.cache.shards import KEYS, Shards, ShardWriter
+from dreamkit.errors import CacheError
+
+
+def saved(picture: PIL.Image, kind: str, **options: object) -> PIL.Image:
+    """The picture as it is read from a file."""
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    opened = PIL.open(file)
+    opened.load()
+    return opened
+
+
+def palette(first: int, **info: object) -> PIL.Image:
+    picture = PIL.new("P", (4, 4))
+    picture.putpalette([first, 20, 30, 40, 50, 60])
+    picture.info |= info
+    return picture
+
+
+def turned(orientation: int) -> PIL.Image:
+    exif = PIL.Exif()
+    exif[0x0112] = orientation
+    return saved(tiny.picture(0), "jpeg", exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (tiny.picture(0), tiny.picture(1)),
+        (PIL.new("L", (4, 4)), PIL.new("RGB", (4, 4))),
+        (PIL.new("L", (4, 2)), PIL.new("L", (2, 4))),
+        (palette(10), palette(11)),
+        (palette(10), palette(10, transparency=0)),
+        (palette(10, transparency=0), palette(10, transparency=1)),
+        (turned(1), turned(6)),
+    ],
+    ids=["pixels", "mode", "size", "palette", "transparent", "another colour transparent", "orientation"],
+)
+def test_pictures_that_a_part_sees_otherwise_have_other_keys(one: PIL.Image, other: PIL.Image) -> None:
+    assert picture_key(one) != picture_key(other)
+
+
+@pytest.mark.parametrize("picture", [tiny.picture(0), palette(10), palette(10, transparency=0), turned(6)])
+def test_the_same_picture_has_one_key(picture: PIL.Image) -> None:
+    key = picture_key(picture)
+    assert len(key) == KEY_BYTES
+    assert key == picture_key(picture.copy()) == picture_key(pickle.loads(pickle.dumps(picture)))
+    assert picture_key(saved(tiny.picture(0), "png")) == picture_key(tiny.picture(0))
+
+
+# keys of which many begin alike, as no hash does
+keys = st.lists(
+    st.builds(
+        lambda first, second: bytes([first] * 8 + [second] * 8), st.integers(0, 3), st.integers(0, 255)
+    ),
+    unique=True,
+    min_size=1,
+    max_size=20,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(keys=keys, most=st.integers(1, 7), batch=st.integers(1, 9), data=st.data())
+def test_rows_are_found_by_their_keys(
+    tmp_path_factory: pytest.TempPathFactory, keys: list[bytes], most: int, batch: int, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    rows = {"a": torch.randn(len(keys), 2, 3), "b": torch.arange(len(keys), dtype=torch.int64)}
+    writer = ShardWriter(folder, "rows", limit=most * (2 * 3 * 4 + 8))
+    for start in range(0, len(keys), batch):
+        part = slice(start, start + batch)
+        writer.add(keys[part], {name: tensor[part] for name, tensor in rows.items()})
+    writer.flush()
+    files = [folder / shard_name("rows", number) for number in range(writer.shards)]
+    assert sorted(folder.iterdir()) == files and len(files) == -(-len(keys) // most)
+    shards = Shards(files)
+    assert len(shards) == writer.pictures == len(keys)
+    wanted = data.draw(st.lists(st.sampled_from(range(len(keys))), min_size=1))
+    places = [shards.find(keys[index]) for index in wanted]
+    found = shards.rows([place for place in places if place is not None])
+    assert found.keys() == rows.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, rows[name][wanted])
+    absent = data.draw(st.binary(min_size=16, max_size=16).filter(lambda key: key not in keys))
+    assert shards.find(absent) is None
+
+
+def test_a_row_that_is_larger_than_the_limit_is_a_file(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, "rows", limit=1)
+    writer.add([bytes(16), bytes([1] * 16)], {"a": torch.zeros(2, 5)})
+    writer.flush()
+    assert writer.shards == 2
+    with safe_open(tmp_path / shard_name("rows", 1), "pt") as shard:
+        assert shard.get_tensor(KEYS).tolist() == [[1] * 16]
+
+
+def _read(shards: Shards, key: bytes) -> Tensor:
+    place = shards.find(key)
+    assert place is not None
+    return shards.rows([place])["a"]
+
+
+def test_other_processes_open_files_of_their_own(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, "rows", limit=8)
+    keys = [bytes([number] * 16) for number in range(5)]
+    writer.add(keys, {"a": torch.arange(5.0)})
+    writer.flush()
+    shards = Shards([tmp_path / shard_name("rows", number) for number in range(writer.shards)])
+    opened = len(shards._handles)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(_read, (shards, keys[3])).tolist() == [3.0]
+    assert len(shards._handles) == opened
+    again = pickle.loads(pickle.dumps(shards))
+    assert not again._handles and _read(again, keys[4]).tolist() == [4.0]
+
+
+def test_a_file_that_holds_no_rows_is_named(tmp_path: Path) -> None:
+    file = tmp_path / shard_name("rows", 0)
+    file.write_bytes(b"no tensors")
+    with pytest.raises(CacheError, match=r"rows-00000\.safetensors cannot be read"):
+        Shards([file])

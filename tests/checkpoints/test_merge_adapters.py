@@ -1,0 +1,146 @@
+"""`dreamkit merge-adapters`: the merged checkpoint computes the same, holds what differs, or is not written at all."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from test_adapters import (
+    REGISTRY,
+    VARIANTS,
+    adapted as adapted,
+    adapters,
+    built,
+    close,
+    disturb,
+    outputs,
+    pipeline_of,
+    pytestmark as pytestmark,
+    sources as sources,
+    to_denoise,
+)
+
+from dreamkit import cli
+from dreamkit.checkpoints.load import load_checkpoint, load_weights
+from dreamkit.checkpoints.save import save_checkpoint
+from dreamkit.model.adapters import is_adapter
+from dreamkit.model.model import DreamModel
+from dreamkit.recipe.sections import WITH_SOURCE
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """Runs `dreamkit ARGUMENTS`: exit code and all that it prints."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["dreamkit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code or 0, "".join(capfd.readouterr())
+
+    return run
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_merged_checkpoint_computes_the_same(run, variant: str, tmp_path: Path) -> None:
+    sources = tiny.write_sources(tmp_path / "sources")
+    model = built(tiny.on_sources(sources, **adapters(**VARIANTS[variant])))
+    model.set_trainable([])
+    disturb(model)
+    save_checkpoint(model, tmp_path / "checkpoint", registry=REGISTRY)
+    code, said = run("merge-adapters", tmp_path / "checkpoint", tmp_path / "merged")
+    assert code == 0, said
+    assert said.endswith(
+        f"merged the adapters of language_model, vision_encoder, image_decoder; wrote {tmp_path / 'merged'}\n"
+    )
+    merged, report = load_checkpoint(tmp_path / "merged", REGISTRY)
+    assert not any(is_adapter(name) for name in merged.state_dict())
+    assert merged.recipe is not None and model.recipe is not None
+    assert merged.recipe.model.adapters == () and merged.sources == model.sources
+    close(outputs(merged), outputs(model), 5e-5)
+
+    # what differs from the sources is held, and nothing else
+    plain = built(tiny.on_sources(sources)).state_dict()
+    for part in WITH_SOURCE:
+        held = load_file(tmp_path / f"merged/{part}.safetensors")
+        new = {name for name in held if name.startswith("new_")}
+        differing = {
+            name for name in held.keys() - new if not torch.equal(held[name], plain[f"{part}.{name}"])
+        }
+        layers = {name for name in held.keys() - new if not name.endswith(".bias")}
+        assert differing == layers and layers
+        assert report.parts[part].from_source > 0
+    assert not (tmp_path / "merged/adapters").exists()
+
+    # and a stage without adapters starts from it
+    load_weights(built(tiny.on_sources(sources)), tmp_path / "merged")
+
+
+def test_a_part_held_whole_is_merged_too(run, tmp_path: Path) -> None:
+    model = built(tiny.recipe(**adapters(("image_decoder",))))
+    disturb(model)
+    save_checkpoint(model, tmp_path / "checkpoint", registry=REGISTRY)
+    assert run("merge-adapters", tmp_path / "checkpoint", tmp_path / "merged")[0] == 0
+    close(outputs(load_checkpoint(tmp_path / "merged", REGISTRY)[0]), outputs(model), 5e-5)
+
+
+def test_what_cannot_be_merged_is_refused_and_nothing_written(run, tmp_path: Path) -> None:
+    plain, broken, out = tmp_path / "plain", tmp_path / "broken", tmp_path / "out"
+    save_checkpoint(built(tiny.recipe()), plain, registry=REGISTRY)
+    model = built(tiny.recipe(**adapters(("language_model",))))
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("inf"))
+    save_checkpoint(model, broken, registry=REGISTRY)
+
+    assert run("merge-adapters", plain, out) == (
+        2,
+        f"dreamkit: {plain}: it has no adapters, so there is nothing to merge; use it as it is\n",
+    )
+    code, said = run("merge-adapters", broken, out)
+    assert code == 2 and f"{broken}: language_model: the adapter of " in said and "cannot be merged" in said
+    code, said = run("merge-adapters", broken, plain)
+    assert (code, said) == (2, f"dreamkit: {plain} is not empty; name a new folder\n")
+    code, said = run("merge-adapters", tmp_path / "none", out)
+    assert code == 2 and "is not a checkpoint: there is no such folder" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "plain"]
+
+
+def test_the_docs_open_adapters_and_merge_them(
+    run, monkeypatch: pytest.MonkeyPatch, adapted: tuple[DreamModel, Path], sources: Path, tmp_path: Path
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/checkpoints.md").read_text()
+    section = page.partition("## Adapters in peft and diffusers")[2].partition("\n## ")[0]
+    language, decoder = re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    (command,) = re.findall(r"^```sh\ndreamkit (.*?)\n```$", section, re.DOTALL | re.MULTILINE)
+    model, folder = adapted
+    # folders of this name are looked for before the hub
+    shutil.copytree(sources / "language_model", tmp_path / "lmsys/vicuna-7b-v1.1")
+    pipeline_of(sources).save_pretrained(tmp_path / "stable-diffusion-v1-5/stable-diffusion-v1-5")
+    shutil.copytree(folder.parent, tmp_path / "run1/checkpoint")
+    monkeypatch.chdir(tmp_path)
+
+    opened: dict[str, Any] = {}
+    exec(language, opened)
+    exec(decoder, opened)
+    ids = torch.arange(24).view(2, 12)
+    noisy, timesteps, condition = to_denoise(model.image_decoder)
+    with torch.no_grad():
+        torch.testing.assert_close(opened["model"](ids).logits, model.language_model.library_forward(ids))
+        torch.testing.assert_close(
+            opened["pipeline"].unet(noisy, timesteps, condition.context).sample,
+            model.image_decoder.denoise(noisy, timesteps, condition, {}),
+        )
+    assert run(*command.split())[0] == 0 and (tmp_path / "merged/dreamkit.json").is_file()
+
+
+def test_inspect_counts_the_tensors_of_an_adapter(run, adapted: tuple[DreamModel, Path]) -> None:
+    _, printed = run("inspect", adapted[1].parent)
+    held = load_file(adapted[1] / "image_decoder/adapter_model.safetensors")
+    assert re.search(rf"image_decoder .*\n  adapter +{len(held)} +\S+ (bytes|kB)", printed), printed

@@ -1,0 +1,166 @@
+"""The command line: what it prints, where, with which exit code, and what it does not import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import odd_parts
+import pytest
+import yaml
+from tiny import recipe
+
+from dreamkit import cli
+from dreamkit.registry.registry import Registry
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """Runs `dreamkit ARGUMENTS`: exit code, standard output, standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dreamkit", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["plugins"], ["recipes"], ["check", "--help"], ["generate", "--help"], []],
+)
+def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys; import dreamkit; dreamkit.Document; dreamkit.Component\n"
+        f"from dreamkit.cli import main; sys.argv = ['dreamkit', *{arguments}]\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code in (0, 2, None), end.code\n"
+        "heavy = {'torch', 'transformers', 'diffusers', 'peft', 'accelerate', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout + done.stderr
+
+
+def test_the_version_is_that_of_the_distribution(run) -> None:
+    from importlib.metadata import version
+
+    assert run("--version") == (0, f"dreamkit {version('dreamkit')}\n", "")
+
+
+def test_plugins_are_listed(run) -> None:
+    code, out, _ = run("plugins")
+    assert code == (1 if Registry.load().problems else 0)
+    lines = [line.split() for line in out.splitlines()]
+    assert ["projector", "mlp", "dreamkit"] in [line[:3] for line in lines]
+    assert ["vision_encoder", "clip", "dreamkit-transformers"] in [line[:3] for line in lines]
+
+
+def test_shipped_recipes_are_listed_and_each_is_there(run) -> None:
+    code, out, _ = run("recipes")
+    assert code == 0
+    listed = dict(line.split(maxsplit=1) for line in out.splitlines()[1:])
+    assert listed and all(Path(path.strip()).is_file() for path in listed.values())
+    assert set(listed) == set(Registry.load().recipes())
+
+
+def test_checking_a_sound_recipe_shows_its_parts(run, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe()))
+    code, out, err = run("check", str(path), "model.dream_queries=5")
+    assert (code, err) == (0, "")
+    rows = [" ".join(line.split()) for line in out.splitlines()]
+    assert "vision_encoder clip 16 px -> 4 x 16" in rows
+    assert "condition_projector linear 5 x 32 -> 5 x 12" in rows
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_checking_finds_what_is_wrong_and_what_does_not_fit_in_one_run(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = odd_parts.registry()
+    monkeypatch.setattr(Registry, "load", classmethod(lambda cls: registry))
+    monkeypatch.chdir(tmp_path)
+    bad = recipe(
+        **{"model.image_decoder.name": "fixedtokens", "model.dream_querys": 4, "loss": {"vm": "much"}}
+    )
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(bad))
+    code, out, err = run("check", "bad.yaml", "train.steps=0")
+    assert (code, out) == (2, "")
+    assert err.startswith("dreamkit: the recipe has 6 problems:\n")
+    assert "model.dream_querys: unknown key" in err and "did you mean 'dream_queries'?" in err
+    assert "loss.vm: 'much' (text) found, but a number is wanted" in err
+    assert "command line: train.steps: 0 found" in err
+    assert "train.trainable: missing" in err and "train.batch_size: missing" in err
+    assert "model.condition_projector: it gives 3 tokens for 3 dream queries" in err
+    assert "Traceback" not in err and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_recipe_that_is_not_there(run) -> None:
+    code, out, err = run("check", "digits/stage9")
+    assert (code, out) == (2, "")
+    assert "no recipe 'digits/stage9' is shipped" in err
+
+
+def test_wrong_usage_exits_with_2(run) -> None:
+    assert run("chekc")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["inspect", "file"], "file is not a checkpoint: it is a file"),
+        (["inspect", "x" * 300], "File name too long"),
+        (["generate", "x" * 300, "a"], "File name too long"),
+        (["train", "digits/stage1", "--out", "file"], "file is a file; name a new folder by --out"),
+        (["train", "digits/stage1", "--out", "x" * 300], "File name too long"),
+        (["train", "digits/stage1", "--out", "file/x"], "Not a directory"),
+        (["train", "digits/stage1", "--out", "/proc/nowhere"], "/proc/nowhere"),
+        (["demo", "--out", "file"], "file is a file"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_said_in_a_sentence(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    sentence = err.splitlines()[-1]
+    assert sentence.startswith("dreamkit: ") and said in sentence
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_error_that_is_about_no_path_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise OSError("the machine is on fire")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(OSError, match="on fire"):
+        cli.main()
+
+
+def test_a_damaged_manifest_is_refused_before_anything_is_printed(run, tmp_path: Path) -> None:
+    manifest = dict.fromkeys(("dreamkit", "recipe", "components", "tokens", "sources", "parts", "files"))
+    (tmp_path / "dreamkit.json").write_text(json.dumps({"format": 1, **manifest}))
+    code, out, err = run("inspect", str(tmp_path))
+    assert (code, out) == (2, "")
+    assert "components: null found, but an object is wanted" in err
+
+
+def test_a_new_plug_in_without_a_kind_is_told_the_kinds(run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("new-plugin", "dreamkit-wave") == (
+        2,
+        "",
+        "dreamkit: nothing says what dreamkit-wave gives; add --kind with one of vision-encoder, language-model, "
+        "projector, image-decoder\n",
+    )
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,268 @@
+"""Mixtures, and the readers of plain files."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings, strategies as st
+from PIL import Image as PIL
+
+from dreamkit.data.conversations import Conversations, ConversationsConfig
+from dreamkit.data.dataset import Dataset
+from dreamkit.data.interleaved import Interleaved, InterleavedConfig
+from dreamkit.data.mixture import Mixture
+from dreamkit.data.pairs import Pairs, PairsConfig
+from dreamkit.document import Document, Image, Text
+from dreamkit.errors import DocumentError, TrainingError
+
+
+class Numbers(Dataset):
+    """Documents `name 0`, `name 1`, ..."""
+
+    Config = object
+
+    def __init__(self, config: tuple[str, int]) -> None:
+        self.name, self.length = config
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Document:
+        return Document((Text(f"{self.name} {index}"),))
+
+
+def texts(mixture: Mixture) -> list[str]:
+    return [mixture[index].text for index in range(len(mixture))]
+
+
+def mixture_of(sizes: Sequence[int], weights: Sequence[float], length: int, seed: int) -> Mixture:
+    return Mixture([Numbers((str(n), size)) for n, size in enumerate(sizes)], weights, length, seed)
+
+
+mixtures = st.lists(st.tuples(st.integers(1, 9), st.floats(0.1, 10)), min_size=1, max_size=4)
+
+
+@settings(deadline=None)
+@given(mixtures, st.integers(0, 40), st.integers(0, 40), st.integers(0, 2**32 - 1))
+def test_document_i_depends_on_seed_and_i_alone(
+    sets: list[tuple[int, float]], length: int, more: int, seed: int
+) -> None:
+    sizes, weights = zip(*sets, strict=True)
+    short, long = mixture_of(sizes, weights, length, seed), mixture_of(sizes, weights, length + more, seed)
+    backwards = [long[index].text for index in reversed(range(length + more))]
+    assert backwards[::-1][:length] == texts(short)
+
+
+@settings(deadline=None)
+@given(mixtures, st.integers(1, 60), st.integers(0, 2**32 - 1))
+def test_each_data_set_is_gone_through_before_a_document_comes_again(
+    sets: list[tuple[int, float]], length: int, seed: int
+) -> None:
+    sizes, weights = zip(*sets, strict=True)
+    seen: dict[str, list[str]] = {}
+    for text in texts(mixture_of(sizes, weights, length, seed)):
+        seen.setdefault(text.split()[0], []).append(text)
+    for name, documents in seen.items():
+        size = sizes[int(name)]
+        for start in range(0, len(documents), size):
+            epoch = documents[start : start + size]
+            assert len(set(epoch)) == len(epoch)
+
+
+def test_weights_are_shares() -> None:
+    counts = Counter(text.split()[0] for text in texts(mixture_of([5, 50], [3.0, 1.0], 4000, seed=0)))
+    assert 0.72 < counts["0"] / 4000 < 0.78
+
+
+def test_seeds_and_epochs_have_orders_of_their_own() -> None:
+    first, second = (texts(mixture_of([50], [1], 100, seed)) for seed in (0, 1))
+    assert first[:50] != second[:50] and first[:50] != first[50:]
+    assert sorted(first[:50]) == sorted(second[:50]) == sorted(first[50:])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights", "said"),
+    [
+        ([], [], "no data"),
+        ([3, 0], [1, 1], r"data\.1.*no documents"),
+        ([3], [0.0], r"data\.0.*weight 0\.0"),
+    ],
+)
+def test_a_mixture_of_nothing_is_refused(sizes: list[int], weights: list[float], said: str) -> None:
+    with pytest.raises(TrainingError, match=said):
+        mixture_of(sizes, weights, 4, seed=0)
+
+
+def picture(folder: Path, name: str, colour: str = "red") -> str:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    PIL.new("RGB", (4, 4), colour).save(folder / name)
+    return name
+
+
+def write_lines(path: Path, records: Sequence[Any]) -> Path:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records))
+    return path
+
+
+def colour(image: Image) -> Any:
+    return image.picture.getpixel((0, 0))
+
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def test_pairs_of_lines(tmp_path: Path) -> None:
+    lines = [
+        {"image": picture(tmp_path, "a/r.png"), "caption": " red "},
+        "",
+        {"image": "b.png", "caption": "blue"},
+    ]
+    picture(tmp_path, "b.png", "blue")
+    path = write_lines(tmp_path / "data.jsonl", lines)
+    drawing, reading = Pairs(PairsConfig(path)), Pairs(PairsConfig(path, direction="read"))
+    assert len(drawing) == len(reading) == 2
+    text, image = drawing[0]
+    assert isinstance(text, Text) and text.text == "red"
+    assert isinstance(image, Image) and image.draw and not image.read and colour(image) == RED
+    image, text = reading[1]
+    assert isinstance(image, Image) and image.read and not image.draw and colour(image) == BLUE
+    assert isinstance(text, Text) and text.text == "blue"
+    assert reading[1].name == f"{path}:3"
+
+
+def test_pairs_of_a_folder(tmp_path: Path) -> None:
+    picture(tmp_path, "z/one.png", "blue")
+    (tmp_path / "z/one.txt").write_text("blue\n")
+    pairs = Pairs(PairsConfig(tmp_path))
+    assert [document.text for document in (pairs[0],)] == ["blue"] and len(pairs) == 1
+    picture(tmp_path, "two.png")
+    with pytest.raises(DocumentError, match=r"two\.png: no caption two\.txt"):
+        Pairs(PairsConfig(tmp_path))
+    (tmp_path / "two.png").rename(tmp_path / "three.png")
+    (tmp_path / "three.txt").write_text(" ")
+    with pytest.raises(DocumentError, match=r"three\.txt: the caption is empty"):
+        Pairs(PairsConfig(tmp_path))[0]
+    (tmp_path / "three.png").unlink()
+    with pytest.raises(DocumentError, match=r"three\.txt: there is no image"):
+        Pairs(PairsConfig(tmp_path))
+
+
+def test_interleaved(tmp_path: Path) -> None:
+    images = [picture(tmp_path, "r.png"), picture(tmp_path, "b.png", "blue")]
+    path = write_lines(
+        tmp_path / "data.jsonl", [{"text": "one"}, {"text": "a <image> b <image>", "images": images}]
+    )
+    document = Interleaved(InterleavedConfig(path))[1]
+    assert [type(segment) for segment in document] == [Text, Image, Text, Image]
+    assert [colour(image) for image in document.images] == [RED, BLUE]
+    assert all(image.draw and image.read for image in document.images)
+    document = Interleaved(InterleavedConfig(path, draw=False))[1]
+    assert not any(image.draw for image in document.images) and document.text == "a b"
+
+
+def test_conversations(tmp_path: Path) -> None:
+    record = {
+        "image": [picture(tmp_path, "im/r.png"), picture(tmp_path, "im/b.png", "blue")],
+        "conversations": [
+            {"from": "human", "value": "<image>\nthe other one?"},
+            {"from": "gpt", "value": "here: <image>"},
+        ],
+    }
+    lone = {"conversations": [{"from": "user", "value": "hi"}, {"from": "assistant", "value": "hello"}]}
+    array = tmp_path / "data.json"
+    array.write_text(json.dumps([lone, record], indent=1))
+    for path in (array, write_lines(tmp_path / "data.jsonl", [lone, record])):
+        data = Conversations(ConversationsConfig(path))
+        assert data[0].is_conversation and data[0].text == "hi hello"
+        assert [(segment.role, type(segment)) for segment in data[1]] == [
+            ("user", Image),
+            ("user", Text),
+            ("assistant", Text),
+            ("assistant", Image),
+        ]
+        shown, drawn = data[1].images
+        assert (shown.draw, drawn.draw) == (False, True) and (colour(shown), colour(drawn)) == (RED, BLUE)
+
+
+GOOD = {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]}
+BAD_RECORDS = [
+    (Pairs, PairsConfig, '{"image": ', "not JSON"),
+    (Pairs, PairsConfig, [1], "list found"),
+    (Pairs, PairsConfig, {"image": "a.png"}, "'caption' is missing.*its keys: image"),
+    (Pairs, PairsConfig, {"image": "a.png", "caption": 3}, "'caption' is 3"),
+    (Interleaved, InterleavedConfig, {"text": "a <image>"}, "0 images for 1 slots"),
+    (Interleaved, InterleavedConfig, {"text": "a", "images": "a.png"}, "list of paths"),
+    (Conversations, ConversationsConfig, {"conversations": []}, "list of turns"),
+    (Conversations, ConversationsConfig, {"conversations": ["hi"]}, "turn 0 is 'hi'"),
+    (
+        Conversations,
+        ConversationsConfig,
+        {"conversations": [{"from": "humn", "value": "x"}]},
+        "did you mean 'human'",
+    ),
+    (
+        Conversations,
+        ConversationsConfig,
+        {"conversations": [{"from": "human", "value": "x"}]},
+        "nothing to learn",
+    ),
+    (Conversations, ConversationsConfig, GOOD | {"image": "a.png"}, "1 images for 0 slots"),
+    (
+        Conversations,
+        ConversationsConfig,
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "<draw>"}]},
+        "turn 1 holds <draw>",
+    ),
+    (Conversations, ConversationsConfig, GOOD | {"image": [1]}, "list of paths"),
+]
+FINE: dict[type, Any] = {
+    Pairs: {"image": "a.png", "caption": "a"},
+    Interleaved: {"text": "a"},
+    Conversations: GOOD,
+}
+
+
+@pytest.mark.parametrize(("reader", "config", "record", "said"), BAD_RECORDS)
+def test_a_bad_record_is_named_by_file_and_line(
+    tmp_path: Path, reader: type, config: type, record: Any, said: str
+) -> None:
+    path = write_lines(tmp_path / "data.jsonl", [FINE[reader], "", record])
+    with pytest.raises(DocumentError, match=rf"data\.jsonl:3: .*{said}"):
+        reader(config(path))
+
+
+def test_a_bad_record_of_an_array_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([GOOD, GOOD, {"conversations": []}], indent=2))
+    line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "[]" in text) - 1
+    with pytest.raises(DocumentError, match=rf"data\.json:{line}: 'conversations'"):
+        Conversations(ConversationsConfig(path))
+    path.write_text('[\n{"conversations": ]')
+    with pytest.raises(DocumentError, match=r"data\.json:2: not JSON"):
+        Conversations(ConversationsConfig(path))
+
+
+def test_bad_pictures_are_named(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    PIL.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
+    (tmp_path / "short.png").write_bytes((tmp_path / "whole.png").read_bytes()[:1000])
+    for name, said in [
+        ("none.png", "there is no image"),
+        ("text.png", "cannot be read"),
+        ("short.png", "cannot be read"),
+    ]:
+        path = write_lines(tmp_path / "data.jsonl", [{"image": name, "caption": "x"}])
+        with pytest.raises(DocumentError, match=r"data\.jsonl:1: ") as caught:
+            Pairs(PairsConfig(path))[0]
+        assert name in str(caught.value) and said in str(caught.value)
+
+
+def test_no_file_and_no_records(tmp_path: Path) -> None:
+    with pytest.raises(DocumentError, match="no such file"):
+        Interleaved(InterleavedConfig(tmp_path / "none.jsonl"))
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(DocumentError, match="holds no records"):
+        Interleaved(InterleavedConfig(tmp_path / "empty.jsonl"))

@@ -1,0 +1,223 @@
+"""What README and docs say is so: their examples run, their links lead somewhere, and no key is left out."""
+
+import dataclasses
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer.main
+import yaml
+from typer.core import TyperGroup
+
+from dreamkit.build.fit import check
+from dreamkit.cli import app, main
+from dreamkit.recipe.sections import (
+    AdapterSection,
+    GenerationSection,
+    LossSection,
+    ModelSection,
+    Recipe,
+    TrainSection,
+    load_recipe,
+)
+from dreamkit.recipe.special_tokens import SpecialTokens
+from dreamkit.registry.registry import Registry
+from dreamkit.testing import contracts
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+README = (ROOT / "README.md").read_text()
+RECIPES = (ROOT / "docs" / "recipes.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def dreamkit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str]]:
+    """Runs the command in an empty folder, with more distributions installed: exit code and what it prints."""
+
+    def run(*arguments: str, path: Path | None = None) -> tuple[int, str]:
+        if path is not None:
+            monkeypatch.syspath_prepend(path)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["dreamkit", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the plug-in of the README, installed by pip from the files that the README shows."""
+    source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    names = []
+    for text in (*blocks(README, "toml"), *blocks(README, "python")):
+        if name := re.match(r"# (pyproject\.toml|dreamkit_pool/\S+\.py)", text):
+            names.append(name[1])
+            (source / name[1]).parent.mkdir(exist_ok=True)
+            (source / name[1]).write_text(text)
+    assert names == ["pyproject.toml", "dreamkit_pool/__init__.py", "dreamkit_pool/pool.py"]
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(site)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True)
+    return site
+
+
+def test_the_plug_in_of_the_readme_is_found(pool: Path, dreamkit: Callable) -> None:
+    code, printed = dreamkit("plugins", path=pool)
+    assert code == 0, printed
+    assert re.search(r"projector +pool +dreamkit-pool 0.1.0 +averages", printed)
+
+
+@pytest.mark.parametrize(
+    ("setting", "wanted", "said"),
+    [
+        ("{name: pool, every: 4}", 0, "visual_projector +pool +16 x 64 -> 4 x"),
+        ("{name: pool, every: 3}", 2, "visual_projector.every: .*does not divide 16 tokens"),
+        ("{name: pool, evry: 4}", 2, "did you mean 'every'"),
+    ],
+)
+def test_a_recipe_takes_it(pool: Path, dreamkit: Callable, setting: str, wanted: int, said: str) -> None:
+    assert "visual_projector: {name: pool, every: 4}" in README
+    code, printed = dreamkit("check", "digits/stage1", f"model.visual_projector={setting}", path=pool)
+    assert code == wanted, printed
+    assert re.search(said, printed)
+
+
+def test_it_keeps_its_contract(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(pool)
+    from dreamkit_pool.pool import Pool
+
+    report = contracts.verify("projector", contracts.miniature(Pool), quick=True)
+    assert report.ok, str(report)
+
+
+def test_the_swap_changes_one_line_and_names_components() -> None:
+    (diff,) = blocks(README, "diff")
+    assert [line[0] for line in diff.splitlines()] == [" ", "-", "+"]
+    known = Registry.load().components("vision_encoder")
+    for sign in "-+":
+        kept = "\n".join(line[1:] for line in diff.splitlines() if line[0] in (" ", sign))
+        (section,) = yaml.safe_load(kept)["model"].values()
+        assert section["name"] in known
+
+
+def test_the_readme_lists_every_command() -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    assert set(re.findall(r"^\| `dreamkit ([\w-]+)", README, re.MULTILINE)) == set(group.commands)
+
+
+def test_commands_in_the_docs_have_options_that_exist() -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    for page in PAGES:
+        text = page.read_text()
+        for block in (*blocks(text, "sh"), *blocks(text, "console")):
+            for name, rest in re.findall(r"dreamkit ([a-z][\w-]*)(.*)", block):
+                assert name in group.commands, f"{page.name}: dreamkit {name}"
+                known = {option for parameter in group.commands[name].params for option in parameter.opts}
+                unknown = set(re.findall(r"--[a-z][\w-]*", rest)) - known
+                assert not unknown, f"{page.name}: dreamkit {name} {unknown}"
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        Recipe,
+        ModelSection,
+        AdapterSection,
+        SpecialTokens,
+        LossSection,
+        TrainSection,
+        GenerationSection,
+    ],
+)
+def test_every_key_of_a_recipe_is_documented(section: type) -> None:
+    prose = re.sub(r"^```.*?^```$", "", RECIPES, flags=re.DOTALL | re.MULTILINE)
+    words = {word for code in re.findall(r"`([^`]+)`", prose) for word in re.findall(r"\w+", code)}
+    missing = {field.name for field in dataclasses.fields(section) if field.init} - words
+    assert not missing
+
+
+@pytest.mark.parametrize("kind", ["dataset", "projector"])
+def test_every_setting_of_the_core_is_documented(kind: str) -> None:
+    for name, registered in Registry.load().components(kind).items():
+        if registered.distribution == "dreamkit":
+            (row,) = re.findall(rf"^\| `{name}` \|(.*)", RECIPES, re.MULTILINE)
+            for field in dataclasses.fields(Registry.load().get(kind, name).Config):
+                assert f"`{field.name}" in row, f"{name}: {field.name}"
+
+
+@pytest.mark.parametrize(
+    "setting", re.findall(r"`(\{name: \w+[^`]*\})`", RECIPES.partition("### Projectors")[2])
+)
+def test_projectors_of_the_docs_are_right(setting: str, dreamkit: Callable) -> None:
+    code, printed = dreamkit("check", "digits/stage1", f"model.condition_projector={setting}")
+    assert code == 0, printed
+
+
+def test_the_recipe_of_the_docs_is_one(tmp_path: Path, dreamkit: Callable) -> None:
+    (text,) = blocks(RECIPES, "yaml")
+    (tmp_path / "recipe.yaml").write_text(text)
+    code, printed = dreamkit("check", "recipe.yaml")
+    assert code == 0, printed
+
+
+SWAPS = blocks(RECIPES.partition("## Swapping parts")[2], "sh")[0].splitlines()
+
+
+def test_a_swap_is_shown_for_each_interface() -> None:
+    shown = {key for line in SWAPS for key in re.findall(r"model\.(\w+)=", line)}
+    assert shown == {
+        "vision_encoder",
+        "language_model",
+        "visual_projector",
+        "condition_projector",
+        "image_decoder",
+    }
+
+
+@pytest.mark.parametrize("line", SWAPS)
+def test_swaps_shown_are_performed(dreamkit: Callable, line: str) -> None:
+    """As shown, and the same setting over every other stage that is shipped."""
+    command, *arguments = shlex.split(line)
+    code, printed = dreamkit(*arguments)
+    assert command == "dreamkit" and code == 0, printed
+    setting = arguments[-1]
+    key, name = re.findall(r"model\.(\w+)={name: ([\w-]+)", setting)[0]
+    assert re.search(rf"^{key} +{name} ", printed, re.MULTILINE), printed
+    registry = Registry.load()
+    stages = [name for name in registry.recipes() if re.search(r"/stage\d[\w-]*$", name)]
+    assert len(stages) > 8
+    for stage in stages:
+        swapped = load_recipe(stage, [setting], registry)
+        assert getattr(swapped.model, key).name == name
+        # rows of digits are too short for the tokens of large pictures
+        assert stage.startswith("digits/") or check(swapped, registry) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_in_the_docs_compiles(page: Path) -> None:
+    for number, code in enumerate(blocks(page.read_text(), "python")):
+        compile(code, f"{page.name}[{number}]", "exec")

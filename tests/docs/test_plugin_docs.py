@@ -1,0 +1,226 @@
+"""docs/plugins says what is so: its plug-in works, its list of checks is current, its reference leaves nothing out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import dreamkit
+from dreamkit.kernels.assemble_embeddings.reference import look_up
+from dreamkit.parts import specs
+from dreamkit.parts.decoder import ImageDecoder
+from dreamkit.parts.language import LanguageModel
+from dreamkit.parts.projector import Projector
+from dreamkit.parts.vision import VisionEncoder
+from dreamkit.registry import hookspecs
+from dreamkit.scaffold.parts.image_decoder import NewPart
+from dreamkit.testing import contracts, listing
+
+DOCS = Path(__file__).parents[2] / "docs" / "plugins"
+TUTORIAL = (DOCS / "tutorial.md").read_text()
+REFERENCE = (DOCS / "reference.md").read_text()
+FILES = {
+    "pyproject.toml",
+    "dreamkit_shuffle/__init__.py",
+    "dreamkit_shuffle/shuffle.py",
+    "tests/test_contract.py",
+}
+SIZES = ["train.batch_size=2", "data=[{name: digits, documents: {reading: 1, drawing: 1}}]"]
+
+
+@pytest.fixture(scope="module")
+def shuffle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The package of the tutorial, written as its blocks say, and where pip has installed it."""
+    source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    blocks = re.findall(r"^```(?:toml|python)\n# (\S+)\n(.*?)^```$", TUTORIAL, re.DOTALL | re.MULTILINE)
+    assert {name for name, _ in blocks} - {"wrong:"} == FILES
+    for name, text in blocks:
+        if name in FILES:
+            (source / name).parent.mkdir(exist_ok=True)
+            (source / name).write_text(text)
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(site)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True)
+    return source, site
+
+
+def run(shuffle: tuple[Path, Path], folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(shuffle[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_the_tutorials_plug_in_keeps_its_contract(shuffle: tuple[Path, Path]) -> None:
+    done = run(shuffle, shuffle[0], "pytest", "-q", "-rs", "-p", "no:cacheprovider")
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"\d\d passed, 1 skipped", done.stdout) and "dense_layers_agree" not in done.stdout
+    assert "its dense_layers() gives None" in done.stdout
+
+
+def test_the_tutorials_slip_is_found_as_it_says(shuffle: tuple[Path, Path], tmp_path: Path) -> None:
+    (wrong,) = re.findall(r"^# wrong: .*\n(.*)\n```", TUTORIAL, re.MULTILINE)
+    right = "side, factor = isqrt(self.spec.in_tokens), self.config.factor"
+    file = shuffle[0] / "dreamkit_shuffle" / "shuffle.py"
+    assert right in file.read_text()
+    (tmp_path / "slip.py").write_text(
+        file.read_text().replace(right, wrong)
+        + "\nfrom dreamkit.testing import contracts\n"
+        + "print(contracts.verify('projector', contracts.miniature(Shuffle), only='spec_agrees'))\n"
+    )
+    done = run(shuffle, tmp_path, "slip")
+    shown = re.findall(r"^```text\n(.*?): \.\.\.  \[(.*?)\]\n(.*?)\n", TUTORIAL, re.MULTILINE)
+    assert [(error, call, smallest.strip()) for error, call, smallest in shown] == [
+        (
+            "spec_agrees: EinopsError",
+            "forward(tokens of shape (2, 16, 24))",
+            "smallest failing input: case=Case(rows=2, length=2, seed=0)",
+        )
+    ]
+    for words in shown[0]:
+        assert words.strip() in done.stdout, done.stdout
+
+
+def test_the_tutorials_plug_in_is_checked_trained_and_drawn_with(
+    shuffle: tuple[Path, Path], tmp_path: Path
+) -> None:
+    listed = run(shuffle, tmp_path, "dreamkit", "plugins")
+    assert re.search(r"projector +shuffle +dreamkit-shuffle 0.1.0", listed.stdout), listed.stdout
+    part = "model.visual_projector={name: shuffle, factor: 2}"
+    done = run(shuffle, tmp_path, "dreamkit", "check", "digits/stage1", part)
+    assert re.search(r"visual_projector +shuffle +16 x \d+ -> 4 x", done.stdout), done.stdout + done.stderr
+    refused = run(shuffle, tmp_path, "dreamkit", "check", "digits/stage1", part.replace("2}", "3}"))
+    assert refused.returncode == 2
+    (said,) = re.findall(r"^dreamkit: the recipe.*?(?=^```)", TUTORIAL, re.MULTILINE | re.DOTALL)
+    assert refused.stderr == said
+    train = ["dreamkit", "train", "digits/stage1", part, "train.steps=2", *SIZES, "--out", "run"]
+    done = run(shuffle, tmp_path, *train)
+    assert done.returncode == 0, done.stderr
+    draw = [
+        "dreamkit",
+        "generate",
+        "run/checkpoint",
+        "two",
+        "--max-images",
+        "1",
+        "--max-tokens",
+        "4",
+        "--out",
+        "doc",
+    ]
+    done = run(shuffle, tmp_path, *draw)
+    assert done.returncode == 0 and (tmp_path / "doc" / "index.html").is_file(), done.stderr
+
+
+def test_the_list_of_checks_is_current() -> None:
+    command = "python -m dreamkit.testing.listing > docs/plugins/checks.md"
+    assert (DOCS / "checks.md").read_text() == listing.page(), f"write it anew: {command}"
+
+
+def test_the_reference_has_every_hook_and_every_interface() -> None:
+    for name in vars(hookspecs):
+        if name.startswith("dreamkit_"):
+            assert f"| `{name}()` |" in REFERENCE, name
+    for cls in (
+        VisionEncoder,
+        LanguageModel,
+        Projector,
+        ImageDecoder,
+    ):
+        (section,) = re.findall(rf"^## {cls.__name__}\n(.*?)(?=^## |\Z)", REFERENCE, re.MULTILINE | re.DOTALL)
+        for name, member in vars(cls).items():
+            if name.startswith("_") or not (callable(member) or isinstance(member, property | classmethod)):
+                continue
+            assert re.search(rf"^\| `{name}[(`]", section, re.MULTILINE), f"{cls.__name__}.{name}"
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        specs.VisionSpec,
+        specs.LanguageSpec,
+        specs.ProjectorSpec,
+        specs.DecoderSpec,
+        specs.ChatTemplate,
+        specs.Condition,
+        dreamkit.Component,
+        dreamkit.Document,
+        dreamkit.Text,
+        dreamkit.Image,
+    ],
+)
+def test_the_reference_has_every_field(cls: type) -> None:
+    (given,) = re.findall(rf"`{cls.__name__}\(([^`]*)\)`", REFERENCE)
+    fields = [field.name for field in dataclasses.fields(cls)]
+    assert [name.split("=")[0].strip() for name in re.split(r", (?=\w)", given)] == fields
+
+
+def example(having: str, **names: Any) -> dict[str, Any]:
+    """What the one example of the reference that has some words defines."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", REFERENCE, re.DOTALL | re.MULTILINE)
+    (code,) = (block for block in blocks if having in block)
+    found: dict[str, Any] = {"torch": torch, **vars(specs), **names}
+    exec(code, found)
+    return found
+
+
+def holds(part: type, *checks: str) -> None:
+    report = contracts.verify("image_decoder", contracts.miniature(part), only=checks, quick=True)
+    assert [outcome.result for outcome in report.outcomes] == ["passed"] * len(checks), str(report)
+
+
+def test_the_references_latents_can_be_cached() -> None:
+    class Autoencoding(NewPart):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.vae = nn.Conv2d(3, 6, 1)
+
+    part = example("latent_root", ImageDecoder=Autoencoding)["Latent"]
+    holds(part, "posterior_agrees", "gradients_reach_trainable")
+    all_of_it = type("AllOfIt", (part,), {"trainable_parameters": nn.Module.parameters})
+    build = contracts.miniature(all_of_it)
+    report = contracts.verify("image_decoder", build, only="gradients_reach_trainable", quick=True)
+    assert "vae" in report.failures[0].message
+
+
+def test_the_references_decoder_keeps_what_is_constant() -> None:
+    computed = []
+
+    class Keeping(NewPart):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.kept: list[Any] = []
+
+        def keys_and_values(self, condition: specs.Condition) -> specs.Condition:
+            computed.append(condition)
+            return condition
+
+    defined = example("def constant", contextmanager=contextmanager)
+    part = type("Kept", (Keeping,), {name: defined[name] for name in ("constant", "denoise")})
+    holds(part, "constant_condition", "gradients_reach_input", "sample_alone")
+    decoder = part.from_config(part.miniature())
+    computed.clear()
+    decoder.sample(specs.Condition(torch.zeros(1, 2, 12)), steps=4, guidance=1.0)
+    assert len(computed) == 1 and not decoder.kept
+
+
+def test_the_references_tables_are_what_it_embeds() -> None:
+    defined = example("def embedding")
+    part = SimpleNamespace(table=nn.Embedding(5, 3), new_rows=nn.Parameter(torch.randn(2, 3)))
+    ids = torch.tensor([[6, 0, 4], [5, 1, 5]])
+    assert torch.equal(look_up(ids, *defined["embedding"](part)), defined["embed"](part, ids))

@@ -1,0 +1,212 @@
+"""Training whose outcome can be compared between layouts: float64, and noise that depends on each image alone.
+
+Run by `torchrun` it is what each process of `test_distributed.py` does: `layouts.py FOLDER`.
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from dreamkit.build.build import build
+from dreamkit.checkpoints.save import save_checkpoint
+from dreamkit.data.batch import Batch, Collator
+from dreamkit.data.dataset import Dataset
+from dreamkit.data.mixture import Mixture
+from dreamkit.distributed import is_main, shard, total, whole, world_size
+from dreamkit.document import Document, Text
+from dreamkit.errors import TrainingError
+from dreamkit.model.model import DreamModel
+from dreamkit.recipe.sections import Recipe
+from dreamkit.registry.registry import Registry
+from dreamkit.training.run import train_recipe
+from dreamkit.training.run_log import RunLog
+from dreamkit.training.trainer import DreamTrainer, training_arguments
+
+TRAINABLE = ["language_model", "visual_projector", "condition_projector", "dream_queries", "new_tokens"]
+ADAPTERS = [
+    {"target": "language_model", "rank": 2, "use_dora": True},
+    {"target": "vision_encoder", "rank": 2},
+    {"target": "image_decoder", "rank": 2, "use_rslora": True},
+]
+STEPS = 3
+BAD_SEEDS = (0, 2)  # with which one process has the bad document, and the other
+TOLERANCE = 1e-12  # of weights after `STEPS`: a sum in another order, in float64
+
+
+class TinyDocuments(Dataset):
+    """The documents of `tiny`."""
+
+    def __init__(self, documents: Sequence[Document] | None = None) -> None:
+        self.documents = documents or tiny.documents()
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, index: int) -> Document:
+        return self.documents[index]
+
+
+@dataclass
+class FixedNoise:
+    """A collator whose batches leave nothing to chance."""
+
+    collator: Collator
+
+    def __call__(self, documents: Sequence[Document]) -> Batch:
+        batch = self.collator(documents)
+        images = batch.targets_MCHW.double()
+        latents = F.adaptive_avg_pool2d(images.mean(1, keepdim=True), 8).repeat(1, 4, 1, 1)
+        timesteps = (images.flatten(1).abs().sum(1) * 1000).long() % 1000
+        pixels = batch.pixels_NCHW.double()
+        return replace(
+            batch, pixels_NCHW=pixels, latents=latents, noise=(7 * latents).sin(), timesteps=timesteps
+        )
+
+
+def recipe(init: str | None = None, adapters: Sequence[dict[str, Any]] = (), **train_settings: Any) -> Recipe:
+    settings = {
+        "trainable": TRAINABLE,
+        "steps": STEPS,
+        "batch_size": 2,
+        "learning_rate": 1e-2,
+        "log_every": 1,
+    }
+    data = [{"name": "pairs", "path": "unused"}]
+    changes = {
+        "train": settings | train_settings,
+        "data": data,
+        "init": init,
+        "model.adapters": list(adapters),
+    }
+    changed = tiny.recipe(**changes)
+    return Recipe.from_dict(changed, Registry.load(), where="tiny")
+
+
+def collator(model: DreamModel) -> FixedNoise:
+    return FixedNoise(
+        Collator(model.sequencer(), model.vision_encoder.preprocess, model.image_decoder.preprocess)
+    )
+
+
+def train_layout(
+    out: Path, batch_size: int, accumulation: int, adapters: Sequence[dict[str, Any]] = ()
+) -> DreamModel:
+    """Trains with the same global batches, whatever the layout, and returns the model.
+
+    Where there are adapters, they learn in place of the language model.
+    """
+    trainable = TRAINABLE[1:] if adapters else TRAINABLE
+    settings = recipe(
+        adapters=adapters, batch_size=batch_size, accumulation=accumulation, trainable=trainable
+    )
+    arguments = training_arguments(settings, out)
+    model = tiny.model(**{"model.adapters": adapters})
+    model.recipe = settings
+    model.set_trainable(trainable)
+    batches = collator(model)
+    documents = STEPS * batch_size * accumulation * world_size()
+    mixture = Mixture([TinyDocuments()], [1.0], documents, seed=0)
+    if world_size() > 1:
+        shard(model, arguments.device)
+    log = [RunLog(out / "log.jsonl")] if is_main() else []
+    DreamTrainer(model, settings, arguments, mixture, batches, log).train()
+    return model
+
+
+def one_bad_document() -> list[Document]:
+    """Documents of which one, "bad", holds a tilde."""
+    good = [Document((Text(f"good {n}"),), name=f"good {n}") for n in range(5)]
+    return [*good, Document((Text("a ~"),), name="bad")]
+
+
+def embedding(model: DreamModel) -> nn.Module:
+    return model.language_model.model.get_input_embeddings()
+
+
+def spoil(model: DreamModel) -> None:
+    """Makes every loss after a tilde something that is not finite."""
+    (tilde,) = model.language_model.tokenize("~")
+    with torch.no_grad():
+        embedding(model).weight[tilde] = float("nan")
+
+
+def uneven_batches(model: DreamModel) -> list[Batch]:
+    """A batch of text alone, and one with images to read and to draw."""
+    draws, reads, text, *_ = tiny.documents()
+    make = collator(model)
+    return [make([text]), make([draws, reads])]
+
+
+def gradients(model: DreamModel, batches: Sequence[Batch], counts: Tensor) -> dict[str, Tensor]:
+    """Gradients of the global losses, from this process's batches, whole."""
+    model.requires_grad_(True).train()
+    for batch in batches:
+        loss = model(batch, counts=counts).loss * world_size()
+        loss.backward()
+    named = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {name: whole(grad) for name, grad in named.items() if grad is not None}
+
+
+def main(folder: Path) -> None:
+    device = torch.device("cpu")
+    training_arguments(recipe(), folder)  # joins the other process
+
+    model = tiny.model()
+    batch = uneven_batches(model)[dist.get_rank()]
+    shard(model, device)
+    assert sum(isinstance(module, FSDPModule) for module in model.modules()) > 5, (
+        "blocks are units of their own"
+    )
+    found = gradients(model, [batch], total(batch.counts))
+    before = whole(model.dream_queries)
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    assert not torch.equal(before, whole(model.dream_queries))
+    if is_main():
+        save_file(found, folder / "gradients.safetensors")
+
+    save_checkpoint(train_layout(folder / "2x2", 2, 1), folder / "2x2" / "checkpoint")
+
+    save_checkpoint(train_layout(folder / "2x1x2", 1, 2), folder / "2x1x2" / "checkpoint")
+
+    adapted = train_layout(folder / "adapted", 2, 1, ADAPTERS)
+    save_checkpoint(adapted, folder / "adapted" / "checkpoint")
+
+    for seed in BAD_SEEDS:
+        settings = recipe(steps=6, batch_size=1, log_every=6, seed=seed)
+        model = build(settings, Registry.load())
+        spoil(model)
+        try:
+            train_recipe(
+                settings,
+                Registry.load(),
+                folder / f"bad-{seed}",
+                model=model,
+                datasets=[TinyDocuments(one_bad_document())],
+            )
+        except TrainingError as error:
+            (folder / f"bad-{seed}.{dist.get_rank()}.txt").write_text(str(error))
+
+    straight, resumed = folder / "straight", folder / "resumed"
+    settings = recipe(save_every=1)
+    train_recipe(settings, Registry.load(), straight, datasets=[TinyDocuments()])
+    if is_main():
+        shutil.copytree(straight / "checkpoints/step-1", resumed / "checkpoints/step-1")
+    dist.barrier()
+    train_recipe(settings, Registry.load(), resumed, datasets=[TinyDocuments()], resume=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))

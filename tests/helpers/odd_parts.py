@@ -1,0 +1,183 @@
+"""Real parts with one thing changed, so that something about them does not fit; and a registry that has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tiny import recipe
+
+from dreamkit.parts.projectors import Linear
+from dreamkit.parts.specs import DecoderSpec, LanguageSpec, ProjectorSpec
+from dreamkit.recipe.sections import Recipe
+from dreamkit.registry.hookspecs import Component
+from dreamkit.registry.registry import KINDS, Registered, Registry
+from dreamkit_diffusers.stable_diffusion import StableDiffusion
+from dreamkit_transformers.clip import Clip
+from dreamkit_transformers.llama import Llama
+
+
+class FixedTokens(StableDiffusion):
+    """Takes a context of 4 tokens and no other."""
+
+    @classmethod
+    def spec_from(cls, config: Any) -> DecoderSpec:
+        return replace(super().spec_from(config), context_tokens=4)
+
+
+class Pooled(StableDiffusion):
+    """Asks for a pooled vector."""
+
+    @classmethod
+    def spec_from(cls, config: Any) -> DecoderSpec:
+        return replace(super().spec_from(config), pooled_dim=6)
+
+
+class Apart(Llama):
+    """Cannot keep documents of one row apart."""
+
+    @classmethod
+    def spec_from(cls, config: Any) -> LanguageSpec:
+        return replace(super().spec_from(config), packing=False)
+
+
+class Unadaptable(Clip):
+    """Names no layers for an adapter."""
+
+    adapter_targets = ()
+
+
+class Halving(Linear):
+    """Two tokens in, one token out."""
+
+    @classmethod
+    def spec_from(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+        if in_tokens % 2:
+            raise ValueError(f"{in_tokens} tokens go in, but pairs are needed; make them even")
+        return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=in_tokens // 2)
+
+
+class Doubling(Linear):
+    """One token in, two tokens out."""
+
+    @classmethod
+    def spec_from(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+        return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=in_tokens * 2)
+
+
+class Narrow(Linear):
+    """Gives tokens of width 5, whatever is asked for."""
+
+    @classmethod
+    def spec_from(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+        return ProjectorSpec(in_dim=in_dim, out_dim=5, in_tokens=in_tokens, out_tokens=in_tokens)
+
+
+class Crashing(Linear):
+    """Its code is wrong."""
+
+    @dataclass(frozen=True)
+    class Config:
+        names: tuple[str, int] = ("a", 1)
+
+    @classmethod
+    def spec_from(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+        raise KeyError(config.names[0])
+
+
+class Exiting(Linear):
+    """Leaves the program."""
+
+    @classmethod
+    def spec_from(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+        raise SystemExit(0)
+
+
+class Silent(Linear):
+    """Forgets to return its spec."""
+
+    @classmethod
+    def spec_from(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:  # type: ignore
+        pass
+
+
+class Wordy(Clip):
+    """Gives text for a spec."""
+
+    @classmethod
+    def spec_from(cls, config: Any) -> Any:
+        return "16 px"
+
+
+class Unmakeable(Linear):
+    """Has a spec, but cannot be made."""
+
+    @classmethod
+    def from_config(cls, config: Any, spec: ProjectorSpec) -> Unmakeable:
+        raise RuntimeError("no room")
+
+
+class Reserved(Linear):
+    """Its Config takes a key that belongs to the section."""
+
+    @dataclass(frozen=True)
+    class Config:
+        name: str = ""
+
+
+class Unreadable(Linear):
+    """The annotations of its Config mean nothing."""
+
+    @dataclass(frozen=True)
+    class Config:
+        depth: Nothing = None  # type: ignore[name-defined]  # noqa: F821
+
+
+class Unholdable(Linear):
+    """Its Config has what YAML has not."""
+
+    @dataclass(frozen=True)
+    class Config:
+        layers: set[int] = field(default_factory=set)
+
+
+ODD = {
+    "image_decoder": (FixedTokens, Pooled),
+    "language_model": (Apart,),
+    "vision_encoder": (Unadaptable, Wordy),
+    "projector": (
+        Halving,
+        Doubling,
+        Narrow,
+        Crashing,
+        Exiting,
+        Silent,
+        Unmakeable,
+        Reserved,
+        Unreadable,
+        Unholdable,
+    ),
+}
+
+
+def registry() -> Registry:
+    """The installed components, and these by their names in lower case."""
+    installed = Registry.load()
+    known = [component for kind in KINDS for component in installed.components(kind).values()]
+    odd = [
+        Registered(Component(cls.__name__.lower(), f"odd_parts:{cls.__name__}"), kind, "odd", "1.0", "odd")
+        for kind, classes in ODD.items()
+        for cls in classes
+    ]
+    return Registry([*known, *odd])
+
+
+def read(registry: Registry, **changes: Any) -> Recipe:
+    return Recipe.from_dict(
+        recipe(**{key.replace("__", "."): value for key, value in changes.items()}), registry
+    )
+
+
+def tiny_part(key: str, name: str) -> dict[str, Any]:
+    """The section of the tiny recipe with another component of the same config."""
+    return {"name": name, "config": recipe()["model"][key]["config"]}

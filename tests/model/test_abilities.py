@@ -1,0 +1,128 @@
+"""Language models that lack something: a cache, a way to keep documents of a row apart, or a bos token."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from dreamkit.build.fit import fit
+from dreamkit.data.batch import Collator
+from dreamkit.document import Document, Image, Text
+from dreamkit.model.events import TextPiece, collect
+from dreamkit.model.model import DreamModel
+from dreamkit.recipe.sections import Recipe
+from dreamkit.registry.registry import Registry
+
+MAMBA = {
+    "name": "causal-lm",
+    "config": {"model_type": "mamba", "hidden_size": 32, "state_size": 4, "num_hidden_layers": 2},
+}
+
+
+def collator(model: DreamModel, **options: Any) -> Collator:
+    return Collator(
+        model.sequencer(), model.vision_encoder.preprocess, model.image_decoder.preprocess, **options
+    )
+
+
+def test_without_a_cache_a_document_is_what_it_is_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model()
+    part = model.language_model
+    prompts = ["a", "longer one", Document((Image(tiny.picture(0)), Text("and then")))]
+    options: dict[str, Any] = {"max_tokens": 6, "max_images": 0, "ignore_eos": True}
+
+    def written() -> list[tuple[int, ...]]:
+        return [event.ids for event in model.generate(prompts, **options) if isinstance(event, TextPiece)]
+
+    wanted, states = written(), model.dream_states(prompts)
+    part.spec = replace(part.spec, cache=False)
+    monkeypatch.setattr(part, "new_cache", lambda: pytest.fail("a cache was asked for"))
+    assert written() == wanted
+    torch.testing.assert_close(model.dream_states(prompts), states)
+
+
+def test_one_document_a_row_where_a_model_cannot_keep_them_apart() -> None:
+    """And each then has the loss that it has alone."""
+    model = tiny.model(**{"model.language_model": MAMBA}).eval()
+    documents = tiny.documents()[:3]
+    batch = collator(model)(documents)
+    rows = [set(row[row >= 0].tolist()) for row in batch.segment_ids_BT]
+    assert [len(row) for row in rows] == [1] * len(rows) and len(rows) >= 3
+    assert len(collator(tiny.model())(documents).segment_ids_BT) == 1
+
+    def losses(batch: Any) -> torch.Tensor:
+        return model.label_losses(model.language_model(*model.inputs(batch)).flatten(0, 1), batch).by_row
+
+    together = losses(batch)
+    for number, document in enumerate(documents):
+        alone = collator(model)([document])
+        own = losses(alone)[alone.label_document_L == 0]
+        torch.testing.assert_close(own, together[batch.label_document_L == number], atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_without_attention_writes_and_draws() -> None:
+    model = tiny.model(**{"model.language_model": MAMBA})
+    (document,) = collect(model.generate("x", max_tokens=3, ignore_eos=True))
+    assert len(document) >= 1
+    assert model.dream_states(["x", "y z"]).isfinite().all()
+
+
+def test_a_model_without_bos_starts_after_the_end_of_a_text() -> None:
+    model = tiny.model()
+    part = model.language_model
+    part.spec = replace(part.spec, bos_id=None)
+    sequencer = model.sequencer()
+    assert sequencer.prompt(Document(())).ids == [part.spec.eos_ids[0]]
+    assert sequencer.prompt(Document((Text("a"),))).ids == part.tokenize("a")
+    assert sequencer.dummy(read=False, draw=False).targets == 1
+    (document,) = collect(model.generate("", max_tokens=2, max_images=0, ignore_eos=True))
+    assert len(document) == 1
+    drawing = collator(model)([Document((Image(tiny.picture(0), draw=True),))])
+    assert len(drawing.label_ids_L)
+
+
+@pytest.mark.parametrize("has_bos", [True, False])
+def test_the_unconditional_branch_that_is_learned_is_the_one_drawn_from(has_bos: bool) -> None:
+    model = tiny.model()
+    part = model.language_model
+    part.spec = replace(part.spec, bos_id=part.spec.bos_id if has_bos else None)
+    batch = collator(model, condition_drop=0.5)([Document((Text("a"), Image(tiny.picture(0), draw=True)))])
+    batch = replace(batch, pixels_NCHW=batch.pixels_NCHW.double())
+    with torch.no_grad():
+        hidden_RD = part(*model.inputs(batch)).flatten(0, 1)
+        learned = part.final_norm(hidden_RD[batch.unconditional_rows_Q])
+    torch.testing.assert_close(learned, model.dream_states("")[0])
+
+
+@pytest.mark.parametrize(("packing", "keys"), [(None, []), (False, []), (True, ["train.packing"])])
+def test_check_says_what_a_model_lacks(packing: bool | None, keys: list[str]) -> None:
+    registry = Registry.load()
+    train = {"trainable": ["dream_queries"], "steps": 1, "batch_size": 1, "packing": packing}
+    recipe = Recipe.from_dict(tiny.recipe(**{"model.language_model": MAMBA, "train": train}), registry)
+    found = fit(recipe, registry)
+    assert [problem.key for problem in found.problems] == keys
+    shapes = {part: shapes for part, _, shapes in found.summary()}
+    assert shapes["language_model"].endswith(", one document a row, decoding without a cache")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "gpt_oss", "intermediate_size": 24, "num_key_value_heads": 2, "num_local_experts": 4},
+        {"model_type": "falcon", "alibi": True},
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_a_model_that_the_meta_device_cannot_run_is_no_mistake_of_its_config(config: dict[str, Any]) -> None:
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+    }
+    section = {"name": "causal-lm", "config": {**sizes, **config}}
+    registry = Registry.load()
+    recipe = Recipe.from_dict(tiny.recipe(**{"model.language_model": section}), registry)
+    assert fit(recipe, registry).problems == []

@@ -1,0 +1,396 @@
+"""Adapters on any parts: they learn, come back, merge, and open in peft and in diffusers."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from layouts import TinyDocuments
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionModel, LlamaForCausalLM
+
+from dreamkit.build.build import build
+from dreamkit.checkpoints.load import load_checkpoint, load_weights
+from dreamkit.checkpoints.save import save_checkpoint
+from dreamkit.data.batch import Batch, Collator
+from dreamkit.errors import CheckpointError, DreamkitError
+from dreamkit.model.adapters import adapt, adapter_root, is_adapter, merge, spelled, write_adapter
+from dreamkit.model.model import DreamModel
+from dreamkit.parts.specs import Condition
+from dreamkit.recipe.sections import WITH_SOURCE, AdapterSection, Recipe
+from dreamkit.registry.registry import Registry
+from dreamkit.testing import contracts
+from dreamkit.testing.subject import Case
+from dreamkit.testing.subjects import SUBJECTS
+from dreamkit.training.run import train_recipe
+
+# peft asks transformers' models for it
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+REGISTRY = Registry.load()
+SMALL = ["visual_projector", "condition_projector", "dream_queries", "new_tokens"]
+VARIANTS: dict[str, dict[str, Any]] = {"lora": {}, "dora": {"use_dora": True}, "rslora": {"use_rslora": True}}
+COMBINATIONS = [c for count in (1, 2, 3) for c in itertools.combinations(WITH_SOURCE, count)]
+
+
+def adapters(targets: tuple[str, ...] = WITH_SOURCE, **settings: Any) -> dict[str, Any]:
+    """A change of the recipe."""
+    return {"model.adapters": [{"target": target, "rank": 2, "alpha": 6, **settings} for target in targets]}
+
+
+def built(recipe: dict[str, Any]) -> DreamModel:
+    return build(Recipe.from_dict(recipe, REGISTRY, where="tiny"), REGISTRY)
+
+
+def disturb(module: nn.Module) -> None:
+    """Stands in for training of adapters: fresh ones change nothing."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if is_adapter(name):
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+def a_batch(model: DreamModel) -> Batch:
+    """A batch that leaves nothing to chance."""
+    collator = Collator(model.sequencer(), model.vision_encoder.preprocess, model.image_decoder.preprocess)
+    batch = collator(tiny.documents())
+    generator = torch.Generator().manual_seed(0)
+    images = len(batch.targets_MCHW)
+    latents, noise = torch.randn(2, images, 4, 8, 8, generator=generator)
+    return replace(batch, latents=latents, noise=noise, timesteps=torch.arange(images) * 300 + 20)
+
+
+@torch.no_grad()
+def outputs(model: DreamModel) -> dict[str, Tensor]:
+    """What a model computes: logits, the loss of images, and a drawing."""
+    model.eval()
+    batch = a_batch(model)
+    hidden = model.language_model(*model.inputs(batch)).flatten(0, 1)
+    states = model.language_model.final_norm(hidden[batch.dream_rows_MQ])
+    condition = model.condition(states)
+    seed = torch.Generator().manual_seed(0)
+    drawn = model.image_decoder.sample(condition, guidance=1.0, steps=2, latents=batch.noise, generators=seed)
+    logits = model.language_model.logits(model.language_model.final_norm(hidden[batch.label_rows_L]))
+    return {"logits": logits, "losses": model.image_losses(hidden, batch), "drawn": drawn}
+
+
+def close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float = 0.0) -> None:
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            found[name], tensor, rtol=tolerance, atol=tolerance, msg=lambda said, n=name: f"{n}: {said}"
+        )
+
+
+def differs(adapted: Tensor, plain: Tensor) -> bool:
+    return not torch.allclose(adapted, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("targets", COMBINATIONS, ids="+".join)
+def test_any_combination_learns_comes_back_and_merges(
+    targets: tuple[str, ...], variant: str, tmp_path: Path
+) -> None:
+    model = built(tiny.recipe(**adapters(targets, **VARIANTS[variant])))
+    model.set_trainable(SMALL)
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    adapted = {name.partition(".")[0] for name in learning if is_adapter(name)}
+    assert adapted == set(targets)
+    kinds = {"lora_A", "lora_B", "lora_magnitude_vector"} if variant == "dora" else {"lora_A", "lora_B"}
+    assert {name.split(".")[-3] for name in learning if is_adapter(name)} == kinds
+
+    batch = a_batch(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    losses = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = model.train()(batch).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0]
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == learning
+    # The second step's: a fresh adapter's first matrices get nothing from second ones that are zero.
+    assert [n for n, p in model.named_parameters() if is_adapter(n) and not p.grad.any()] == []
+
+    before = outputs(model)
+    disturb(model)
+    expected = outputs(model)
+    assert any(differs(expected[name], before[name]) for name in expected)
+    save_checkpoint(model, tmp_path / "checkpoint", registry=REGISTRY)
+    loaded, _ = load_checkpoint(tmp_path / "checkpoint", REGISTRY)
+    close(outputs(loaded), expected)
+    for target in targets:
+        part = loaded.parts()[target]
+        assert merge(part) <= dict(part.named_parameters()).keys()
+    assert not any(is_adapter(name) for name in loaded.state_dict())
+    assert not any("base_layer" in name for name in loaded.state_dict())
+    close(outputs(loaded), expected, 5e-5)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_sources(tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def adapted(request: Any, sources: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DreamModel, Path]:
+    """A model with adapters on its three parts, and the folder of the adapters in its checkpoint."""
+    model = built(tiny.on_sources(sources, **adapters(**VARIANTS[request.param])))
+    model.set_trainable([])
+    disturb(model)
+    folder = tmp_path_factory.mktemp(request.param) / "checkpoint"
+    save_checkpoint(model, folder, registry=REGISTRY)
+    return model.eval(), folder / "adapters"
+
+
+@torch.no_grad()
+def test_peft_opens_a_language_models(adapted: tuple[DreamModel, Path], sources: Path) -> None:
+    model, folder = adapted
+    ids = torch.arange(24).view(2, 12)
+    plain = LlamaForCausalLM.from_pretrained(sources / "language_model").eval()
+    before = plain(ids).logits
+    opened = PeftModel.from_pretrained(plain, folder / "language_model").eval()
+    logits = opened(ids).logits
+    torch.testing.assert_close(model.language_model.library_forward(ids), logits)
+    assert differs(logits, before)
+    config = json.loads((folder / "language_model/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(sources / "language_model")
+    assert (config["task_type"], config["inference_mode"]) == ("CAUSAL_LM", True)
+    assert config["target_modules"] == sorted(config["target_modules"])
+
+
+@torch.no_grad()
+def test_peft_opens_a_vision_encoders(adapted: tuple[DreamModel, Path], sources: Path) -> None:
+    model, folder = adapted
+    pixels = model.vision_encoder.preprocess([tiny.picture(0), tiny.picture(1)])
+    plain = CLIPVisionModel.from_pretrained(sources / "vision_encoder").eval()
+    before = plain(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    opened = PeftModel.from_pretrained(plain, folder / "vision_encoder").eval()
+    output = opened(pixel_values=pixels, output_hidden_states=True)
+    features = output.hidden_states[-2][:, 1:]
+    torch.testing.assert_close(model.vision_encoder(pixels), features)
+    assert differs(features, before)
+
+
+def to_denoise(decoder: Any) -> tuple[Tensor, Tensor, Condition]:
+    noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    context = torch.randn(2, 3, decoder.spec.context_dim, generator=torch.Generator().manual_seed(2))
+    return noisy, torch.tensor([20, 700]), Condition(context)
+
+
+def pipeline_of(sources: Path) -> Any:
+    """The image decoder of `sources` as diffusers has it, with a text encoder that it would need to draw."""
+    sizes = {"hidden_size": 12, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    words = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+    return diffusers.StableDiffusionPipeline(
+        vae=diffusers.AutoencoderKL.from_pretrained(sources / "image_decoder/vae"),
+        text_encoder=CLIPTextModel(CLIPTextConfig(vocab_size=2, **sizes)),
+        tokenizer=CLIPTokenizer(vocab=words, merges=[]),
+        unet=diffusers.UNet2DConditionModel.from_pretrained(sources / "image_decoder/unet"),
+        scheduler=diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@torch.no_grad()
+def test_peft_and_diffusers_open_a_decoders(adapted: tuple[DreamModel, Path], sources: Path) -> None:
+    model, folder = adapted
+    noisy, timesteps, condition = to_denoise(model.image_decoder)
+    expected = model.image_decoder.denoise(noisy, timesteps, condition, {})
+
+    plain = diffusers.UNet2DConditionModel.from_pretrained(sources / "image_decoder/unet")
+    assert differs(expected, plain(noisy, timesteps, condition.context).sample)
+    opened = PeftModel.from_pretrained(plain, folder / "image_decoder").eval()
+    torch.testing.assert_close(opened(noisy, timesteps, condition.context).sample, expected)
+
+    pipeline = pipeline_of(sources)
+    pipeline.load_lora_weights(folder / "image_decoder")
+    torch.testing.assert_close(pipeline.unet(noisy, timesteps, condition.context).sample, expected)
+
+
+def adapted_part(kind: str, name: str, folder: Path, **settings: Any) -> tuple[Any, Any, Any]:
+    """A part with an adapter, which is written to `folder`, the same part without, and what calls them."""
+    subject = SUBJECTS[kind](contracts.miniature(REGISTRY.get(kind, name)))
+    part, plain = subject.make(), subject.make()
+    adapt(part, AdapterSection(kind, rank=2, alpha=6, **settings))  # type: ignore[arg-type]
+    disturb(part)
+    tensors = {spelled(n): p.detach() for n, p in part.named_parameters() if is_adapter(n)}
+    write_adapter(part, tensors, folder / "adapter/adapter_model.safetensors", None)
+    return part, plain, lambda of: subject.call(of, subject.inputs(Case(2, 3, seed=0)))
+
+
+PARTS = [(kind, name) for kind in WITH_SOURCE for name in sorted(REGISTRY.components(kind))]
+
+
+@pytest.mark.parametrize(("kind", "name"), PARTS)
+def test_peft_opens_the_adapter_of_every_part_and_it_merges(kind: str, name: str, tmp_path: Path) -> None:
+    part, plain, call = adapted_part(kind, name, tmp_path, use_dora=True, use_rslora=True)
+    before, expected = call(plain), call(part)
+    assert differs(expected, before)
+    # it puts its layers into the model that it is given
+    PeftModel.from_pretrained(adapter_root(plain), tmp_path / "adapter")
+    torch.testing.assert_close(call(plain), expected)
+    merge(part)
+    torch.testing.assert_close(call(part), expected, rtol=1e-4, atol=1e-4)
+
+
+PIPELINES = {
+    "stable-diffusion": diffusers.StableDiffusionPipeline,
+    "sdxl": diffusers.StableDiffusionXLPipeline,
+    "sd3": diffusers.StableDiffusion3Pipeline,
+    "sana": diffusers.SanaPipeline,
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", sorted(REGISTRY.components("image_decoder")))
+def test_a_pipeline_of_diffusers_opens_the_adapter_of_every_decoder(
+    name: str, variant: str, tmp_path: Path
+) -> None:
+    part, plain, call = adapted_part("image_decoder", name, tmp_path, **VARIANTS[variant])
+    before, expected = call(plain), call(part)
+    assert differs(expected, before)
+    wanted = inspect.signature(PIPELINES[name].__init__).parameters.values()
+    given = {p.name: getattr(plain, p.name, None) for p in wanted if p.default is p.empty}
+    del given["self"]
+    pipeline = PIPELINES[name](**given | {"scheduler": plain.scheduler()})
+    pipeline.load_lora_weights(tmp_path / "adapter")
+    torch.testing.assert_close(call(plain), expected)
+    with safe_open(tmp_path / "adapter/pytorch_lora_weights.safetensors", "pt") as file:
+        metadata = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert metadata[f"{part.adapter_root}.lora_alpha"] == 6
+
+
+def test_an_adapter_of_every_kind_of_layer_comes_back_and_merges(tmp_path: Path) -> None:
+    modules = {
+        "language_model": ["embed_tokens", "down_proj"],
+        "vision_encoder": ["patch_embedding", "fc1"],
+        "image_decoder": ["conv1", "to_out.0"],
+    }
+    change = adapters()
+    for adapter in change["model.adapters"]:
+        adapter["modules"] = modules[adapter["target"]]
+    model = built(tiny.recipe(**change))
+    model.set_trainable([])
+    disturb(model)
+    expected = outputs(model)
+    save_checkpoint(model, tmp_path / "checkpoint", registry=REGISTRY)
+    loaded, _ = load_checkpoint(tmp_path / "checkpoint", REGISTRY)
+    close(outputs(loaded), expected)
+    for target in WITH_SOURCE:
+        merge(loaded.parts()[target])
+    close(outputs(loaded), expected, 5e-5)
+
+
+def test_a_fresh_adapter_changes_nothing_but_tied_weights_do_not_merge() -> None:
+    change: dict[str, Any] = {"model.adapters": [{"target": "language_model", "modules": ["lm_head"]}]}
+    recipe = tiny.recipe(**change)
+    recipe["model"]["language_model"]["config"]["tie_word_embeddings"] = True
+    with pytest.warns(UserWarning, match="tie_word_embeddings"):
+        model = built(recipe)
+    with pytest.raises(DreamkitError, match=r"lm_head cannot be merged: its weights are also .*embed_tokens"):
+        merge(model.language_model)
+    assert any(is_adapter(name) for name in model.state_dict())
+
+
+def test_weights_that_are_not_finite_do_not_merge() -> None:
+    model = built(tiny.recipe(**adapters(("language_model",))))
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("inf"))
+    with pytest.raises(DreamkitError, match=r"q_proj cannot be merged"):
+        merge(model.language_model)
+
+
+def test_small_parts_and_adapters_are_trained_and_saved_together(sources: Path, tmp_path: Path) -> None:
+    settings = {"trainable": SMALL, "steps": 2, "batch_size": 2, "learning_rate": 1e-2, "log_every": 1}
+    changes = adapters(use_dora=True) | {
+        "train": settings | {"gradient_checkpointing": True},
+        "data": [{"name": "pairs", "path": "unused"}],
+    }
+    recipe = Recipe.from_dict(tiny.on_sources(sources, **changes), REGISTRY, where="tiny")
+    fresh = build(recipe, REGISTRY).state_dict()
+    result = train_recipe(recipe, REGISTRY, tmp_path / "run", datasets=[TinyDocuments()])
+    learned = result.model.state_dict()
+    moved = {name for name, tensor in learned.items() if not torch.equal(tensor, fresh[name])}
+    small = ("visual_projector", "condition_projector", "dream_queries", "language_model.new_")
+    assert moved == {name for name in learned if is_adapter(name) or name.startswith(small)}
+    folder = tmp_path / "run/checkpoint"
+    held = {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")}
+    assert held == {
+        *(f"{name}.safetensors" for name in ("visual_projector", "condition_projector", "dream_queries")),
+        "language_model.safetensors",
+        *(f"adapters/{target}/adapter_model.safetensors" for target in WITH_SOURCE),
+        "adapters/image_decoder/pytorch_lora_weights.safetensors",
+    }
+    assert load_file(folder / "language_model.safetensors").keys() == {"new_embed", "new_head"}
+    loaded, report = load_checkpoint(folder, REGISTRY)
+    assert all(torch.equal(tensor, learned[name]) for name, tensor in loaded.state_dict().items())
+    assert sum(part.fresh + part.missing for part in report.parts.values()) == 0
+
+
+def test_gradients_are_the_same_with_gradient_checkpointing() -> None:
+    def gradients(checkpointing: bool) -> dict[str, Tensor]:
+        model = built(tiny.recipe(**adapters()))
+        model.set_trainable(["dream_queries"])
+        disturb(model)
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        model.train()(a_batch(model)).loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    plain, recomputed = gradients(False), gradients(True)
+    assert recomputed.keys() == plain.keys()
+    close(recomputed, plain, 1e-5)
+
+
+def test_the_loss_of_an_adapted_head_is_that_of_its_logits() -> None:
+    model = built(tiny.recipe(**{"model.adapters": [{"target": "language_model", "modules": ["lm_head"]}]}))
+    model.set_trainable(["dream_queries"])
+    disturb(model)
+    batch, part = a_batch(model), model.language_model
+    hidden = torch.randn(batch.input_ids_BT.numel(), part.spec.dim)
+    rows = part.final_norm(hidden[batch.label_rows_L])
+    wanted = F.cross_entropy(part.logits(rows), batch.label_ids_L, reduction="none")
+    assert differs(F.cross_entropy(F.linear(rows, part.head().weight), batch.label_ids_L), wanted.mean())
+    found = model.label_losses(hidden, batch)
+    torch.testing.assert_close(found.by_row, wanted)
+    adapted = [p for name, p in part.named_parameters() if is_adapter(name)]
+    expected = torch.autograd.grad((wanted * batch.label_weight_L).sum(), adapted)
+    torch.testing.assert_close(torch.autograd.grad(found.total, adapted), expected)
+
+
+def test_an_adapter_that_would_count_otherwise_is_refused(tmp_path: Path) -> None:
+    targets = ("language_model",)
+    save_checkpoint(built(tiny.recipe(**adapters(targets))), tmp_path / "checkpoint", registry=REGISTRY)
+    load_weights(built(tiny.recipe(**adapters(targets, dropout=0.1))), tmp_path / "checkpoint")
+    for settings, said in (
+        ({"alpha": 7}, "has alpha 6.0, but the recipe's has 7.0"),
+        ({"use_rslora": True}, "has use_rslora False, but the recipe's has True"),
+    ):
+        with pytest.raises(CheckpointError, match=f"its adapter of language_model {said}"):
+            load_weights(built(tiny.recipe(**adapters(targets, **settings))), tmp_path / "checkpoint")
+
+
+def test_names_in_files() -> None:
+    assert spelled("a.base_layer.weight") == "a.weight"
+    assert spelled("default.a.lora_A.default.weight") == "default.a.lora_A.weight"
+    assert spelled("a.lora_magnitude_vector.default.weight") == "a.lora_magnitude_vector"
+    assert spelled("a.lora_embedding_A.default") == "a.lora_embedding_A"
+    for name in ("a.weight", "a.lora_A.weight", "a.lora_magnitude_vector", "new_embed", ""):
+        assert spelled(name) == name

@@ -1,0 +1,77 @@
+"""The core's own projectors keep their contract, and so does a language model with a tokenizer of SentencePiece."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dreamkit.parts.projectors import MLP, Encoder, Linear, Mapper, Resampler
+from dreamkit.testing import contracts
+from dreamkit.testing.subjects import WIDTHS
+from dreamkit_transformers.llama import Vicuna
+
+PUBLISHED = Path(__file__).parents[2] / "reference" / "published-sd" / "checkpoint"
+
+
+@contracts.parametrize("projector", contracts.miniature(Linear))
+def test_linear(check):
+    check()
+
+
+@contracts.parametrize("projector", contracts.miniature(MLP))
+def test_mlp(check):
+    check()
+
+
+@contracts.parametrize("projector", contracts.miniature(Resampler))
+def test_resampler(check):
+    check()
+
+
+@contracts.parametrize("projector", contracts.miniature(Mapper))
+def test_mapper(check):
+    check()
+
+
+@contracts.parametrize("projector", contracts.miniature(Encoder))
+def test_encoder(check):
+    check()
+
+
+NARROWING = {"in_dim": 32, "in_tokens": 3, "out_dim": 12}  # as a condition projector does
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "widths"),
+    [
+        (Linear, {"bias": False}, WIDTHS),
+        (MLP, {"depth": 1}, WIDTHS),
+        (MLP, {"depth": 3, "hidden_dim": 7, "bias": False}, WIDTHS),
+        (Resampler, {"tokens": 1, "depth": 1}, WIDTHS),
+        (Resampler, {"tokens": 20, "depth": 1, "heads": 3}, NARROWING),
+        (Mapper, {"width": 9, "heads": 3, "depth": 2}, WIDTHS),
+        (Mapper, {"tokens": 5, "width": 16, "depth": 1}, NARROWING),
+        (Encoder, {"depth": 1}, WIDTHS),
+        (Encoder, {"depth": 1, "width": 18, "heads": 3}, NARROWING),
+    ],
+    ids=str,
+)
+def test_other_forms(cls, options, widths):
+    config = cls.Config(**options)
+    report = contracts.verify(
+        "projector", lambda: cls.from_config(config, cls.spec_from(config, **widths)), quick=True
+    )
+    assert report.ok, str(report)
+
+
+def test_a_sentencepiece_tokenizer():
+    """That of the published model, whose vocabulary the miniature is given."""
+
+    def build():
+        config = replace(Vicuna.miniature(), tokenizer=str(PUBLISHED))
+        return Vicuna.from_config(config)
+
+    report = contracts.verify("language_model", build)
+    assert report.ok, str(report)

@@ -1,0 +1,83 @@
+"""Image decoders in a recipe: one line swaps them, and what does not fit them is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tiny import documents, recipe
+
+from dreamkit.build.build import build
+from dreamkit.build.fit import check
+from dreamkit.data.batch import Collator
+from dreamkit.parts.projector import Projector
+from dreamkit.recipe.sections import Recipe
+from dreamkit.registry.registry import Registry
+
+# diffusers' schedulers turn tensors into arrays in a way that NumPy 2 warns of
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+REGISTRY = Registry.load()
+NOISE = ("ddpm", "ddim", "dpm-solver++", "unipc", "euler")
+FLOW = ("flow-match-euler", "dpm-solver++", "unipc")
+DECODERS = {"stable-diffusion": NOISE, "sdxl": NOISE, "sd3": FLOW, "sana": FLOW}
+
+
+def described(name: str, image_size: int | None = None, **changes: Any) -> Recipe:
+    """The tiny recipe with a decoder's miniature in one line."""
+    config = REGISTRY.get("image_decoder", name).miniature().config
+    section = {"name": name, "config": config, "image_size": image_size}
+    return Recipe.from_dict(recipe(**{"model.image_decoder": section, **changes}), REGISTRY)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_decoder_is_swapped_in_one_line(name: str) -> None:
+    given = described(name)
+    assert check(given, REGISTRY) == []
+    model = build(given, REGISTRY)
+    assert (model.pooled_projector is not None) == (name in ("sdxl", "sd3"))
+    projectors = [name for name, part in model.parts().items() if isinstance(part, Projector)]
+    model.set_trainable([*projectors, "dream_queries"])
+    collate = Collator(
+        model.sequencer(), model.vision_encoder.preprocess, model.image_decoder.preprocess, packing=False
+    )
+    batch = collate(documents())
+    model(batch).loss.backward()
+    for key, parameter in model.named_parameters():
+        reached = parameter.grad is not None and parameter.grad.abs().sum() > 0
+        assert reached == parameter.requires_grad, key
+    condition = model.condition(model.dream_states(["a"]))
+    images = model.image_decoder.sample(condition, steps=2, guidance=1.0)
+    assert images.shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("scheduler", dict.fromkeys((*NOISE, *FLOW)))
+def test_a_scheduler_that_does_not_fit_the_objective_is_refused(name: str, scheduler: str) -> None:
+    problems = check(described(name, generation={"scheduler": scheduler}), REGISTRY)
+    if scheduler in DECODERS[name]:
+        assert problems == []
+        return
+    (problem,) = problems
+    objective = "flow matching" if DECODERS[name] is FLOW else "denoising over a noise schedule"
+    assert problem.key == "generation.scheduler"
+    assert f"'{scheduler}' is none of the schedulers that fit" in problem.message
+    assert f"objective, {objective}" in problem.message
+    assert ", ".join(DECODERS[name]) in problem.message
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "multiple"),
+    [("stable-diffusion", 17, 2), ("sdxl", 17, 2), ("sd3", 18, 4), ("sana", 17, 2)],
+)
+def test_an_image_size_that_cannot_be_drawn_is_refused(name: str, size: int, multiple: int) -> None:
+    (problem,) = check(described(name, image_size=size), REGISTRY)
+    assert problem.key == "model.image_decoder.image_size"
+    assert f"{size} found, but a positive multiple of {multiple} pixels is wanted" in problem.message
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_pooled_projector_is_for_a_decoder_that_wants_one(name: str) -> None:
+    problems = check(described(name, **{"model.pooled_projector": {"name": "linear"}}), REGISTRY)
+    keys = [problem.key for problem in problems]
+    assert keys == ([] if name in ("sdxl", "sd3") else ["model.pooled_projector"])

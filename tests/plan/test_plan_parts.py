@@ -1,0 +1,33 @@
+"""Plans of every part: each is followed without data, and its parameters are counted as they are built."""
+
+from __future__ import annotations
+
+import pytest
+
+from dreamkit.build.build import build
+from dreamkit.plan.plan import plan
+from dreamkit.recipe.sections import Recipe
+from dreamkit.registry.registry import Registry
+from product.parts import Combination, parts
+from product.trial import recipe
+
+REGISTRY = Registry.load()
+PARTS = parts(REGISTRY)
+USUAL = Combination("clip", "llama", "linear", "stable-diffusion (epsilon)")
+
+
+# diffusers' schedulers turn tensors into arrays in a way that NumPy 2 warns of
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize(("key", "name"), [(key, name) for key, named in PARTS.items() for name in named])
+def test_every_part_is_planned(key: str, name: str) -> None:
+    made = Recipe.from_dict(recipe(USUAL._replace(**{key: name}), PARTS), REGISTRY)
+    model = build(made, REGISTRY)
+    model.set_trainable(made.train.trainable)
+    planned = plan(made, REGISTRY)
+    counted = {part.part: (part.parameters, part.trainable) for part in planned.parts}
+    rows = {id(row) for row in model.language_model.new_token_parameters()}
+    for part_name, part in model.parts().items():
+        own = [each for each in part.parameters() if id(each) not in rows]
+        learned = sum(each.numel() for each in own if each.requires_grad)
+        assert counted[part_name] == (sum(each.numel() for each in own), learned)
+    assert planned.memory.peak > 0 and planned.flops > 0

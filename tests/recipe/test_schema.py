@@ -1,0 +1,119 @@
+"""A dataclass with a field that no recipe can hold is refused as soon as it is read, before anything is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, make_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from dreamkit.recipe.schema import SchemaReader
+from dreamkit.recipe.tree import parse
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@dataclass(frozen=True)
+class Inner:
+    tree: Inner | None = None
+    sizes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Odd:
+    device: torch.device | None = None
+    inner: Inner | None = None
+
+
+def said(cls: type, text: str = "{}") -> list[str]:
+    tree, problems = parse(text, lambda line: f"line {line}", Path())
+    reader = SchemaReader()
+    reader.section(cls, tree, "part")
+    return [problem.message for problem in [*problems, *reader.problems]]
+
+
+def section(annotation: Any) -> type:
+    return make_dataclass("Section", [("setting", annotation, field(default=None))], frozen=True)
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        None,
+        bool,
+        int | None,
+        float,
+        str,
+        Path,
+        Any,
+        object,
+        dict,
+        list,
+        Literal["a", 2, None],
+        list[list[int]],
+        tuple[int, str],
+        tuple[int, ...],
+        Sequence[float],
+        dict[str, Any],
+        Mapping[str, list[Inner]],
+        Inner | None,
+    ],
+    ids=str,
+)
+def test_what_a_recipe_can_hold(annotation: Any) -> None:
+    assert said(section(annotation)) == []
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        set,
+        set[int],
+        frozenset[str],
+        bytes,
+        complex,
+        tuple,
+        Sequence,
+        Mapping,
+        torch.Tensor,
+        torch.dtype | None,
+        Colour,
+        Literal["a", Colour.RED],
+        Callable[[int], int],
+        type[int],
+        list[set[int]],
+        list[torch.Tensor] | int,
+        dict[str, bytes],
+        dict[int, str],
+        dict[str, Odd],
+    ],
+    ids=str,
+)
+def test_what_no_recipe_can_hold(annotation: Any) -> None:
+    """Also where nothing is written for it: its default would be found out when a checkpoint is saved."""
+    for text in ("{}", "{setting: 1}"):
+        (message,) = said(section(annotation), text)
+        assert message.endswith(", which no recipe can hold; its plug-in needs mending")
+
+
+def test_it_says_which_fields() -> None:
+    @dataclass(frozen=True)
+    class Config:
+        weights: torch.Tensor
+        kinds: set[int]
+        odd: list[Odd]
+        made: set[int] = field(default_factory=set, init=False)
+
+    Config.__annotations__ = {"weights": torch.Tensor, "kinds": set[int], "odd": list[Odd], "made": set[int]}
+    (message,) = said(Config)
+    words = message.replace("test_it_says_which_fields.<locals>.", "")
+    assert words == (
+        "Config.weights takes Tensor and Config.kinds takes set[int] and Odd.device takes torch.device | None, "
+        "which no recipe can hold; its plug-in needs mending"
+    )

@@ -1,0 +1,120 @@
+"""The shipped recipes: each of them checks, with each part swapped, and has the numbers of the paper."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from dreamkit.build.fit import check
+from dreamkit.recipe.sections import Recipe, draft_recipe, load_recipe
+from dreamkit.registry.registry import Registry
+
+SHIPPED = Registry.load().recipes()
+STAGES = ("stage1-read", "stage1-draw", "stage2", "stage3")
+WITH = {
+    "image_decoder": ("sd21", "sd15", "sdxl"),
+    "language_model": ("vicuna", "llama"),
+    "vision_encoder": ("clip", "siglip"),
+    "adapters": (None, "lora"),
+}
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return Registry.load()
+
+
+def recipe(registry: Registry, name: str, *swaps: str | None) -> Recipe:
+    return load_recipe(name, [f"dreamllm/with/{swap}" for swap in swaps if swap], registry)
+
+
+def test_recipes_are_found_recursively(registry: Registry) -> None:
+    folder = Path(__file__).parents[2] / "recipes"
+    files = {file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml")}
+    assert files <= SHIPPED.keys()
+    released = {f"dreamllm/{whose}/{stage}" for whose in ("paper", "released") for stage in STAGES}
+    swaps = {f"dreamllm/with/{swap}" for swap in itertools.chain(*WITH.values()) if swap}
+    assert files == released | swaps | {"dreamllm/base"}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_recipe_checks(registry: Registry, name: str) -> None:
+    """As it is, or laid over a stage where it is no stage of its own."""
+    if name.endswith("/base"):
+        problems = draft_recipe(name, (), registry)[1]
+        assert {problem.key for problem in problems} <= {"train", "train.trainable", "train.steps"}
+        return
+    made = (
+        recipe(registry, "dreamllm/paper/stage2", Path(name).name)
+        if "/with/" in name
+        else load_recipe(name, (), registry)
+    )
+    assert made.train.trainable and made.data
+    assert check(made, registry) == []
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_headers_give_a_command_that_names_the_recipe(name: str) -> None:
+    first = SHIPPED[name].read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ")
+    assert name.endswith("/base") or name in first.split(), first
+
+
+@pytest.mark.parametrize("swaps", list(itertools.product(*WITH.values())), ids=str)
+def test_parts_swap_in_every_stage(registry: Registry, swaps: tuple[str | None, ...]) -> None:
+    """Every one of them checks, and learns what it learned before, but for what an adapter learns in its place."""
+    stages = STAGES[2:] if "lora" in swaps else STAGES
+    for whose, stage in itertools.product(("paper", "released"), stages):
+        made, plain = (recipe(registry, f"dreamllm/{whose}/{stage}", *names) for names in (swaps, ()))
+        in_place = {adapter.target for adapter in made.model.adapters}
+        assert in_place == ({"language_model"} if "lora" in swaps else set())
+        assert set(made.train.trainable) == set(plain.train.trainable) - in_place
+        assert check(made, registry) == []
+
+
+def test_the_numbers_of_the_paper(registry: Registry) -> None:
+    """Table of arXiv 2309.11499's appendix, and the released configs; steps are documents over the global batch."""
+    rows = {
+        # stage: (documents in thousands, epochs, learning rate, (lm, vm)) of the paper, and documents as released
+        "stage1-read": (558, 1, 2e-3, (1, 0), 558),
+        "stage1-draw": (30_000, 1, 2e-3, (0, 1), 60_000),
+        "stage2": (4_000, 1, 2e-5, (1, 10), 17_000),
+        "stage3": (120, 3, 4e-5, (1, 10), 1_285),
+    }
+    for stage, (documents, epochs, rate, loss, released) in rows.items():
+        for whose, total, batch in (("paper", documents * epochs, 8), ("released", released, 16)):
+            made = recipe(registry, f"dreamllm/{whose}/{stage}")
+            train = made.train
+            assert train.batch_size == batch
+            assert train.steps == pytest.approx(total * 1000 / (batch * 128), rel=0.005)
+            assert train.warmup == pytest.approx(0.003 * train.steps, abs=1)
+            assert (train.learning_rate, train.weight_decay, train.schedule) == (rate, 0, "cosine")
+            assert (train.max_length, made.model.dream_queries) == (2048, 64)
+            assert (made.loss.lm, made.loss.vm) == loss
+            learns = "language_model" in train.trainable
+            assert learns == (stage in ("stage2", "stage3"))
+            assert not {"vision_encoder", "image_decoder"} & set(train.trainable)
+
+
+def test_a_swap_is_one_line(registry: Registry, tmp_path: Path) -> None:
+    """In a recipe of one's own, on the command line by a recipe, and on the command line by the part."""
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: [dreamllm/paper/stage2, dreamllm/with/sdxl]\n")
+    section = "{name: sdxl, pretrained: stabilityai/stable-diffusion-xl-base-1.0}"
+    by_file = load_recipe(str(own), (), registry)
+    by_recipe = recipe(registry, "dreamllm/paper/stage2", "sdxl")
+    by_part = load_recipe("dreamllm/paper/stage2", [f"model.image_decoder={section}"], registry)
+    assert by_file == by_recipe == by_part
+    assert by_file.model.image_decoder.name == "sdxl"
+
+
+def test_recipes_lie_over_each_other_in_order_and_settings_over_them_all(
+    registry: Registry, tmp_path: Path
+) -> None:
+    for name, steps in (("first", 1), ("second", 2)):
+        (tmp_path / f"{name}.yaml").write_text(f"train: {{steps: {steps}, warmup: {steps}}}\n")
+    over = [str(tmp_path / "first.yaml"), "train.steps=3", str(tmp_path / "second.yaml")]
+    train = load_recipe("dreamllm/paper/stage2", over, registry).train
+    assert (train.steps, train.warmup) == (3, 2)

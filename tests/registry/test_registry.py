@@ -1,0 +1,315 @@
+"""Plug-ins, and above all broken ones: each is a real distribution, installed by pip into a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from tiny import recipe
+
+from dreamkit.errors import PluginError, RecipeError
+from dreamkit.parts.projector import Projector
+from dreamkit.recipe.sections import Recipe
+from dreamkit.registry import core
+from dreamkit.registry.registry import KINDS, Registry
+
+HOOKS = "from dreamkit import Component, hookimpl\n"
+PROJECTOR = "from dreamkit.parts.projectors import Linear\n\nclass {name}(Linear):\n    pass\n"
+
+
+def giving(target: str, name: str, hook: str = "dreamkit_projectors", arguments: str = "") -> str:
+    """Source of a hook that gives one component."""
+    return f"{HOOKS}\n@hookimpl\ndef {hook}({arguments}):\n    return [Component({name!r}, {target!r}, 'a summary')]\n"
+
+
+# distribution that binds a class in its own way -> how
+BINDINGS = {
+    "by_globals": "globals()['Bound'] = type('Bound', (Linear,), {})\n",
+    "by_global": "def bind():\n    global Bound\n    class Bound(Linear):\n        pass\nbind()\n",
+    "by_loop": "for Bound in (type('Bound', (Linear,), {}),):\n    pass\n",
+    "by_decorator": "def made(function): return Linear\n@made\ndef Bound(): pass\n",
+    "by_alias": "if True:\n    from dreamkit.parts.projectors import Linear as Bound\n",
+    "by_star": "from dreamkit.parts.projectors import *\nexec('class Bound(Linear): pass')\n",
+}
+
+# distribution -> {file of its package: source}; the package is the distribution's name with underscores
+DISTRIBUTIONS = {
+    "good": {"__init__.py": giving("good.parts:Good", "good"), "parts.py": PROJECTOR.format(name="Good")},
+    "no-import": {"__init__.py": "import a_library_nobody_has\n" + giving("no_import:A", "no-import")},
+    "exits": {"__init__.py": "raise SystemExit('bye')\n"},
+    "misspelled": {
+        "__init__.py": giving("misspelled.parts:A", "misspelled", hook="dreamkit_projector")
+        + giving("misspelled.parts:B", "well-spelled"),
+        "parts.py": PROJECTOR.format(name="B"),
+    },
+    "argument": {"__init__.py": giving("argument.parts:A", "argument", arguments="recipe")},
+    "twin-one": {
+        "__init__.py": giving("twin_one.parts:Twin", "twin"),
+        "parts.py": PROJECTOR.format(name="Twin"),
+    },
+    "twin-two": {
+        "__init__.py": giving("twin_two.parts:Twin", "twin"),
+        "parts.py": PROJECTOR.format(name="Twin"),
+    },
+    "no-class": {
+        "__init__.py": giving("no_class.parts:Gohst", "ghost"),
+        "parts.py": PROJECTOR.format(name="Ghost"),
+    },
+    "no-module": {"__init__.py": giving("no_module.nowhere:A", "nowhere")},
+    "no-hook": {"__init__.py": "def dreamkit_projectors():\n    return []\n"},
+    "raises": {
+        "__init__.py": f"{HOOKS}\n@hookimpl\ndef dreamkit_projectors():\n    raise RuntimeError('oh no')\n"
+    },
+    "no-list": {"__init__.py": f"{HOOKS}\n@hookimpl\ndef dreamkit_projectors():\n    return 'good'\n"},
+    "base-exception": {"__init__.py": "class Unusual(BaseException): pass\nraise Unusual('bye')\n"},
+    "base-raises": {
+        "__init__.py": f"{HOOKS}\n@hookimpl\ndef dreamkit_projectors():\n    raise BaseException('oh no')\n"
+    },
+    "no-return": {"__init__.py": f"{HOOKS}\n@hookimpl\ndef dreamkit_datasets():\n    []\n"},
+    "no-repr": {
+        "__init__.py": f"{HOOKS}\nclass Odd:\n    def __repr__(self): raise RuntimeError('no words')\n"
+        "\n@hookimpl\ndef dreamkit_projectors():\n    return Odd()\n"
+    },
+    "twice": {
+        "__init__.py": f"{HOOKS}\n@hookimpl\ndef dreamkit_projectors():\n"
+        "    return [Component('twice', f'twice.parts:{name}') for name in 'AB']\n",
+        "parts.py": PROJECTOR.format(name="A") + PROJECTOR.format(name="B"),
+    },
+    "empty-name": {"__init__.py": giving("good.parts:Good", "")},
+    "two-lines": {"__init__.py": giving("good.parts:Good", "two\nlines")},
+    "function": {
+        "__init__.py": giving("function.parts:make", "function"),
+        "parts.py": "def make():\n    pass\n",
+    },
+    "leads-out": {"__init__.py": f"{HOOKS}\n@hookimpl\ndef dreamkit_recipes():\n    return 'pluggy:../..'\n"},
+    "no-recipes": {"__init__.py": f"{HOOKS}\n@hookimpl\ndef dreamkit_recipes():\n    return 'pluggy:x'\n"},
+    **{
+        name: {
+            "__init__.py": giving(f"{name}.parts:Bound", name),
+            "parts.py": "from dreamkit.parts.projectors import Linear\n" + source,
+        }
+        for name, source in BINDINGS.items()
+    },
+    "abstract": {
+        "__init__.py": giving("abstract.parts:Part", "abstract"),
+        "parts.py": "from dataclasses import dataclass\nfrom dreamkit import Projector\n\n"
+        "class Part(Projector):\n    @dataclass(frozen=True)\n    class Config:\n        pass\n",
+    },
+    "base-late": {
+        "__init__.py": giving("base_late.parts:Late", "base-late"),
+        "parts.py": "raise BaseException('too late')\nclass Late: pass\n",
+    },
+    "late": {
+        "__init__.py": giving("late.parts:Late", "late"),
+        "parts.py": "import a_library_nobody_has\nLate = 1\n",
+    },
+    "other-kind": {
+        "__init__.py": giving("other_kind.parts:Other", "other-kind"),
+        "parts.py": "class Other:\n    pass\n",
+    },
+}
+
+
+def write_wheel(folder: Path, name: str, files: dict[str, str]) -> Path:
+    package = name.replace("-", "_")
+    info = f"{package}-1.2.dist-info"
+    written = {f"{package}/{file}": source for file, source in files.items()} | {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": f"[dreamkit.plugins]\n{package} = {package}\n",
+    }
+    record = "".join(f"{file},,\n" for file in [*written, f"{info}/RECORD"])
+    path = folder / f"{package}-1.2-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for file, source in (written | {f"{info}/RECORD": record}).items():
+            wheel.writestr(file, source)
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all of the distributions installed in it."""
+    wheels = tmp_path_factory.mktemp("wheels")
+    target = tmp_path_factory.mktemp("installed")
+    paths = [str(write_wheel(wheels, name, files)) for name, files in DISTRIBUTIONS.items()]
+    options = ["--quiet", "--no-deps", "--no-index", "--no-compile", "--target", str(target)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, *paths], check=True)
+    return target
+
+
+@pytest.fixture
+def registry(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    monkeypatch.syspath_prepend(str(installed))
+    return Registry.load()
+
+
+def dreamkit(installed: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dreamkit", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(installed), **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+PROBLEMS = {
+    "no-import": "No module named 'a_library_nobody_has'",
+    "exits": "SystemExit: bye",
+    "misspelled": "unknown hook 'dreamkit_projector'; did you mean 'dreamkit_projectors'?",
+    "argument": "{'recipe'}",
+    "twin-one": "projector 'twin' is also given by twin-two 1.2",
+    "twin-two": "projector 'twin' is also given by twin-one 1.2",
+    "no-class": "module 'no_class.parts' has no class 'Gohst'; did you mean 'Ghost'?",
+    "no-module": "there is no module 'no_module.nowhere'",
+    "no-hook": "it implements no hook; decorate functions of no_hook by dreamkit.hookimpl",
+    "raises": "dreamkit_projectors failed: RuntimeError: oh no",
+    "no-list": "'good'",
+    "base-exception": "importing base_exception failed: Unusual: bye",
+    "base-raises": "dreamkit_projectors failed: BaseException: oh no",
+    "no-return": "dreamkit_datasets returned None; a `return` may be missing",
+    "no-repr": "reading it failed: RuntimeError: no words",
+    "twice": "projector 'twice' is given more than once; remove one",
+    "empty-name": "projector '': no recipe can write this name",
+    "two-lines": "projector 'two\\nlines': no recipe can write this name",
+    "function": "'make' of module 'function.parts' is a function, but a class is wanted",
+    "leads-out": "'../..' leads out of package 'pluggy'",
+    "no-recipes": "package 'pluggy' is installed, but there is no folder",
+}
+
+
+def test_every_broken_plugin_is_listed_and_stops_no_other(installed: Path) -> None:
+    listed = dreamkit(installed, "plugins")
+    assert listed.returncode == 1, listed.stderr
+    assert "Traceback" not in listed.stdout + listed.stderr
+    problems = {
+        line for line in listed.stdout.splitlines() if line.startswith("problem: ") and " 1.2: " in line
+    }
+    for name, message in PROBLEMS.items():
+        entry_point = name.replace("-", "_")
+        mine = [p for p in problems if p.startswith(f"problem: plug-in '{entry_point}' of {name} 1.2: ")]
+        assert len(mine) == 1 and message in mine[0], (name, listed.stdout)
+    assert len(problems) == len(PROBLEMS)
+    components = [line.split()[:3] for line in listed.stdout.splitlines() if line not in problems]
+    for name, distribution in {"good": "good", "well-spelled": "misspelled", "linear": "dreamkit"}.items():
+        assert ["projector", name, distribution] in components
+
+
+def test_listing_plugins_imports_no_heavy_library(installed: Path) -> None:
+    code = (
+        "import sys; from dreamkit.cli import main; sys.argv = ['dreamkit', 'plugins']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'diffusers', 'peft', 'no_class.parts'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("name", ["no-import", "misspelled", "argument", "ghost", "nowhere"])
+def test_a_recipe_asking_for_a_missing_name_is_told_of_the_broken_plugins(
+    registry: Registry, name: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_dict(recipe(**{"model.visual_projector": {"name": name}}), registry)
+    message = str(caught.value)
+    assert f"model.visual_projector.name: unknown projector '{name}'" in message
+    distribution = {"ghost": "no-class", "nowhere": "no-module"}.get(name, name)
+    assert f"of {distribution} 1.2: " in message and PROBLEMS[distribution] in message
+
+
+def test_a_recipe_asking_for_a_broken_plugin_is_told_by_the_command(installed: Path, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model:\n  visual_projector: {name: ghost}\n")
+    run = dreamkit(installed, "check", str(path))
+    assert run.returncode == 2
+    assert f"{path}:2: model.visual_projector.name: unknown projector 'ghost'" in run.stderr
+    assert "'no_class' of no-class 1.2" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_two_distributions_with_one_name_are_both_named(registry: Registry) -> None:
+    with pytest.raises(PluginError, match=r"projector 'twin' is given by twin-one 1\.2 and by twin-two 1\.2"):
+        registry.get("projector", "twin")
+    assert "twin" not in registry.components("projector")
+
+
+def test_a_class_that_cannot_be_imported_is_named_with_its_distribution(registry: Registry) -> None:
+    with pytest.raises(
+        PluginError, match=r"'late' of late 1\.2: importing late\.parts:Late failed: ModuleNotFoundError"
+    ):
+        registry.get("projector", "late")
+
+
+def test_an_abstract_class_is_refused_with_what_it_lacks(registry: Registry) -> None:
+    with pytest.raises(
+        PluginError, match=r"abstract\.parts:Part lacks forward, from_config, spec_from; implement"
+    ):
+        registry.get("projector", "abstract")
+
+
+def test_any_failure_of_an_import_is_said(registry: Registry) -> None:
+    with pytest.raises(PluginError, match=r"importing base_late\.parts:Late failed: BaseException: too late"):
+        registry.get("projector", "base-late")
+
+
+@pytest.mark.parametrize("name", BINDINGS)
+def test_a_class_may_be_bound_in_any_way(registry: Registry, name: str) -> None:
+    assert issubclass(registry.get("projector", name), Projector)
+
+
+def test_a_class_of_another_kind_is_refused(registry: Registry) -> None:
+    with pytest.raises(PluginError, match=r"other_kind\.parts:Other is no subclass of dreamkit\.Projector"):
+        registry.get("projector", "other-kind")
+
+
+def test_what_works_is_handed_out(registry: Registry) -> None:
+    assert issubclass(registry.get("projector", "good"), Projector)
+    registered = registry.components("projector")["good"]
+    assert (registered.distribution, registered.version, registered.entry_point) == ("good", "1.2", "good")
+
+
+def test_the_nearest_name_is_suggested(registry: Registry) -> None:
+    with pytest.raises(PluginError, match="unknown projector 'liner'; did you mean 'linear'"):
+        registry.get("projector", "liner")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "names"),
+    [
+        ("good", {"good"}),
+        ("good,core", {"good", *(component.name for component in core.dreamkit_projectors())}),
+        ("", set()),
+    ],
+)
+def test_the_allow_list_limits_what_is_loaded(
+    installed: Path, monkeypatch: pytest.MonkeyPatch, allowed: str, names: set[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(installed))
+    monkeypatch.setenv("DREAMKIT_PLUGINS", allowed)
+    registry = Registry.load()
+    assert set(registry.components("projector")) == names
+    assert registry.problems == ()
+
+
+def test_the_allow_list_chooses_between_twins(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(installed))
+    monkeypatch.setenv("DREAMKIT_PLUGINS", "twin_one")
+    assert Registry.load().get("projector", "twin").__module__ == "twin_one.parts"
+
+
+def test_an_allowed_plugin_that_is_not_installed_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DREAMKIT_PLUGINS", "core,cor")
+    (problem,) = Registry.load().problems
+    assert "DREAMKIT_PLUGINS" in str(problem) and "did you mean 'core'?" in str(problem)
+
+
+def test_the_installed_first_party_plugins_have_no_problems() -> None:
+    registry = Registry.load()
+    assert registry.problems == ()
+    for kind in KINDS:
+        for name in registry.components(kind):
+            assert registry.get(kind, name).__name__

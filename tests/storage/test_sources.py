@@ -1,0 +1,303 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from dreamkit.errors import SourceError
+from dreamkit.storage.sources import fingerprint, locate
+
+HUB_FILES = {
+    "config.json": b"{}",
+    "tokenizer.json": b"{}",
+    "model.safetensors": b"safe",
+    "pytorch_model.bin": b"pickle",
+    "README.md": b"words",
+    "other/model.safetensors": b"unasked for",
+}
+SHA = "a" * 40
+LONG = "a" * 300  # more than a file name can have
+
+ASK = """
+import sys
+from dreamkit.storage import sources
+from dreamkit.errors import SourceError
+sources.PROBE_SECONDS = float(sys.argv[3])
+try:
+    folder = sources.locate(sys.argv[1], ["config.json"], weights=sys.argv[2] == "weights")
+except SourceError as error:
+    print("error", error)
+else:
+    print(*sorted(path.name for path in folder.iterdir()))
+"""
+
+
+class Hub(BaseHTTPRequestHandler):
+    """One model, `known/model`. `broken/*` is an error of the server, and for `slow/*` it never answers."""
+
+    requests: list[str]
+    closing: threading.Event
+
+    def do_GET(self) -> None:
+        self.requests.append(self.path)
+        if self.path.startswith("/api/models/known/model/tree"):
+            files = [
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for name, data in HUB_FILES.items()
+            ]
+            self.answer(200, json.dumps(files).encode())
+        elif self.path.startswith("/api/models/known/model"):
+            siblings = [{"rfilename": name} for name in HUB_FILES]
+            self.answer(200, json.dumps({"id": "known/model", "sha": SHA, "siblings": siblings}).encode())
+        elif self.path.startswith("/known/model/resolve/"):
+            self.answer(200, HUB_FILES[self.path.partition(SHA + "/")[2]])
+        elif "broken" in self.path:
+            self.answer(500, b"")
+        elif "slow" in self.path:
+            self.closing.wait()
+        else:
+            self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
+
+    do_HEAD = do_GET
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        digest = hashlib.sha1(body).hexdigest()
+        fixed = {"Content-Length": str(len(body)), "ETag": f'"{digest}"', "X-Repo-Commit": SHA}
+        for name, value in {**fixed, **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        """Stays quiet."""
+
+
+@pytest.fixture
+def hub() -> Iterator[tuple[str, list[str]]]:
+    """The address of a hub on this machine, and the paths it was asked for."""
+    requests: list[str] = []
+    closing = threading.Event()
+    handler = type("CountingHub", (Hub,), {"requests": requests, "closing": closing})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", requests
+    closing.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def ask(
+    name: str, home: Path, endpoint: str, weights: bool = True, patience: float = 30, **environment: str
+) -> str:
+    """What `locate` says in a fresh process, whose hub is at `endpoint`."""
+    inherited = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
+    inherited.pop("HF_HUB_OFFLINE", None)
+    inherited.pop("TRANSFORMERS_OFFLINE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, name, "weights" if weights else "", str(patience)],
+        env={**inherited, "HF_HOME": str(home), "HF_ENDPOINT": endpoint, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def write(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+def test_folders_are_told_by_how_they_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "part", "config.json", "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (str(tmp_path / "part"), "./part", f"../{tmp_path.name}/part", "~/part"):
+        assert locate(name, ["config.json"]) == tmp_path / "part"
+    monkeypatch.chdir("part")
+    assert locate(".", ["config.json"]) == tmp_path / "part"
+
+
+@pytest.mark.parametrize("name", ["part", "nobody/model", "deep/er/model"])
+def test_a_folder_in_the_working_directory_stands_in_for_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write(tmp_path / name, "config.json", "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match=r"\./"):
+        locate(name, ["config.json"])
+    assert locate(f"./{name}", ["config.json"]) == tmp_path / name
+
+
+def test_package_data() -> None:
+    assert (locate("pkg:pluggy/", ["__init__.py"], weights=False) / "__init__.py").is_file()
+    assert locate("pkg:torch/nn", ["__init__.py"], weights=False).name == "nn"
+    assert locate("pkg:torch.nn/modules", ["__init__.py"], weights=False).name == "modules"
+
+
+def test_a_package_is_looked_into_without_being_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "evilpk", "sub/__init__.py", "sub/data/config.json")
+    (tmp_path / "evilpk/__init__.py").write_text("raise SystemExit('code was run')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("pkg:evilpk/sub/data", "pkg:evilpk.sub/data"):
+        assert locate(name, ["config.json"], weights=False) == tmp_path / "evilpk/sub/data"
+    with pytest.raises(SourceError, match="no installed package"):
+        locate("pkg:evilpk.nowhere/data", [])
+    assert "evilpk" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pkg:no_such_package/x", ["no_such_package", "install"]),
+        ("pkg:", ["pkg:package/folder"]),
+        ("pkg:pluggy/nowhere", ["pluggy", "nowhere", "no folder"]),
+        ("pkg:pluggy/../torch", ["'../torch' leads out of package 'pluggy'"]),
+        ("pkg:pluggy//etc", ["'/etc' leads out of package 'pluggy'"]),
+        ("pkg:pluggy._hooks/x", ["no installed package"]),
+        ("pkg:__main__/x", ["no installed package"]),
+        (f"pkg:{LONG}/x", ["no installed package"]),
+        (f"pkg:pluggy.{LONG}/x", ["no installed package"]),
+        (f"pkg:pluggy/{LONG}", ["no folder"]),
+        (f"./{LONG}", ["no folder"]),
+        (LONG, ["cannot be a hub name"]),
+        ("./a\0b", ["no folder"]),
+        ("pkg:pluggy/a\0b", ["no folder"]),
+        ("pkg:a\0b/x", ["no installed package"]),
+        ("~nosuchuser/x", ["no folder", "~nosuchuser/x"]),
+        ("/nowhere/at/all", ["/nowhere/at/all", "no folder"]),
+        ("../nowhere", ["no folder"]),
+        ("", ["name"]),
+        ("two words/model", ["two words", "cannot be a hub name"]),
+        (__file__, ["is a file"]),
+    ],
+)
+def test_names_that_can_be_nothing(name: str, words: list[str]) -> None:
+    with pytest.raises(SourceError) as caught:
+        locate(name, ["config.json"])
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_missing_files_are_named_with_what_is_there(tmp_path: Path) -> None:
+    write(tmp_path, "unet/config.json", "unet/diffusion_pytorch_model.bin", "notes.txt")
+    with pytest.raises(SourceError) as caught:
+        locate(str(tmp_path), ["unet/config.json", "vae/config.json", "tokenizer*"])
+    message = str(caught.value)
+    assert (
+        f"the folder {tmp_path} lacks 'vae/config.json' and 'tokenizer*'; it holds notes.txt, unet/."
+        in message
+    )
+
+
+def test_weights_are_wanted_beside_a_config_only(tmp_path: Path) -> None:
+    write(tmp_path, "unet/config.json", "scheduler/scheduler_config.json", "unet/readme.safetensors")
+    files = ["unet/config.json", "scheduler/scheduler_config.json"]
+    assert locate(str(tmp_path), files, weights=False) == tmp_path
+    with pytest.raises(SourceError, match=r"weights .* in unet/"):
+        locate(str(tmp_path), files)
+    write(tmp_path, "unet/diffusion_pytorch_model.bin")
+    assert locate(str(tmp_path), files) == tmp_path
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "config.json", "model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors")
+    with pytest.raises(SourceError, match=r"lacks 'model-00002-of-00003\.safetensors';"):
+        locate(str(tmp_path), ["config.json"])
+    write(tmp_path, "model-00002-of-00003.safetensors")
+    assert locate(str(tmp_path), ["config.json"]) == tmp_path
+
+
+def test_fingerprint_changes_with_weights_and_config_alone(tmp_path: Path) -> None:
+    write(tmp_path, "config.json", "model.safetensors", "pytorch_model.bin", "README.md", "sub/config.json")
+    before = fingerprint(str(tmp_path))
+    assert list(before) == ["config.json", "model.safetensors", "sub/config.json"]
+    assert before["config.json"] == hashlib.sha256(b"config.json").hexdigest()
+    (tmp_path / "README.md").write_text("other words")
+    assert fingerprint(str(tmp_path)) == before
+    (tmp_path / "model.safetensors").write_text("other weights")
+    after = fingerprint(str(tmp_path))
+    assert [name for name in before if before[name] != after[name]] == ["model.safetensors"]
+
+
+def test_an_unknown_hub_name_is_asked_for_once(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    endpoint, requests = hub
+    message = ask("nobody/nothing", tmp_path, endpoint)
+    assert requests == ["/api/models/nobody/nothing"]
+    for words in ("nobody/nothing", str(tmp_path / "hub"), endpoint, "does not exist", "HF_HOME"):
+        assert words in message
+
+
+def test_an_error_of_the_hub_is_not_retried(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    endpoint, requests = hub
+    assert "answered with an error" in ask("broken/model", tmp_path, endpoint)
+    assert requests == ["/api/models/broken/model"]
+
+
+def test_a_hub_that_does_not_answer_is_waited_for_briefly(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    endpoint, requests = hub
+    message = ask("slow/model", tmp_path, endpoint, patience=0.5)
+    assert "could not be reached" in message and "no answer within 0.5 seconds" in message
+    assert requests == ["/api/models/slow/model"]
+
+
+def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
+    message = ask("nobody/nothing", tmp_path, "http://127.0.0.1:9")
+    for words in ("nobody/nothing", str(tmp_path / "hub"), "could not be reached", "local folder", "HF_HOME"):
+        assert words in message
+
+
+def test_offline_asks_nothing(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    endpoint, requests = hub
+    assert "HF_HUB_OFFLINE" in ask("known/model", tmp_path, endpoint, HF_HUB_OFFLINE="1")
+    assert requests == []
+
+
+def test_download_what_is_needed_then_use_the_cache(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    endpoint, requests = hub
+    assert ask("known/model", tmp_path, endpoint, weights=False) == "config.json tokenizer.json"
+    assert "/api/models/known/model" in requests
+    del requests[:]
+    assert ask("known/model", tmp_path, endpoint, weights=False) == "config.json tokenizer.json"
+    assert requests == []
+    # the weights are not there yet: the pickle beside the safetensors is never fetched
+    assert ask("known/model", tmp_path, endpoint) == "config.json model.safetensors tokenizer.json"
+    assert not any("pytorch_model" in path or "other/" in path for path in requests)
+    del requests[:]
+    assert "model.safetensors" in ask("known/model", tmp_path, endpoint, HF_HUB_OFFLINE="1")
+    assert requests == []
+
+
+def test_known_configs_answer_for_the_hub_where_no_weights_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = tmp_path / "known"
+    (known / "owner" / "model").mkdir(parents=True)
+    (known / "owner" / "model" / "config.json").write_text("{}")
+    monkeypatch.setattr("dreamkit.storage.sources.constants.HF_HUB_OFFLINE", True)
+
+    def find(name: str, files: list[str], **options: bool) -> Path:
+        return locate(name, files, known=str(known), **options)
+
+    assert find("owner/model", ["config.json"], weights=False) == known / "owner" / "model"
+    for name, files, weights in (
+        ("owner/model", ["config.json"], True),
+        ("owner/model", ["tokenizer.json"], False),
+        ("owner/other", ["config.json"], False),
+    ):
+        with pytest.raises(SourceError, match="HF_HUB_OFFLINE forbids"):
+            find(name, files, weights=weights)
+    with pytest.raises(SourceError, match=r"known without asking: owner/model$"):
+        find("owner/modal", ["config.json"], weights=False)
