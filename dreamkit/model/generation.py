@@ -1,15 +1,10 @@
-"""The interleaved loop: decode text, draw at the dream token, read the picture back, decode on.
-
-Every position of a document passes through the language model once: prompt, words, dream queries and the picture read
-back all go through one cache. Documents of a batch advance together, each at its own position; the slots where one of
-them has nothing to say are padding that nobody sees.
-"""
+"""The interleaved loop: decode text, draw at the dream token, read the picture back, decode on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image as PIL
@@ -26,146 +21,14 @@ from dreamkit.model.events import (
     ImageStarted,
     TextPiece,
 )
+from dreamkit.model.session import Session
 from dreamkit.parts.specs import Condition
 from dreamkit.recipe.sections import GenerationSection
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-    from dreamkit.data.sequence import Sequencer
     from dreamkit.model.model import DreamModel
-
-Prompt = Document | str
-
-
-class InterleavedGeneration:
-    """What lets a `DreamModel` write documents."""
-
-    @torch.no_grad()
-    def generate(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        *,
-        seed: int | Sequence[int] = 0,
-        size: tuple[int, int] | None = None,
-        ignore_eos: bool = False,
-        **settings: Any,
-    ) -> Iterator[Event]:
-        """Goes on from each prompt, and yields what happens as it happens; `collect` gathers the documents.
-
-        `seed` is one for every document, or one each: a document depends on its own prompt and seed alone, not on the
-        batch it is in. `size` is (height, width) in pixels. `ignore_eos` writes up to the limits. `settings` are the
-        fields of a recipe's `generation` section, and take the place of the model's own: `max_tokens`, `max_images`,
-        `temperature` (0 is greedy), `top_p`, `scheduler`, `steps`, `guidance`.
-
-        Raises:
-            DocumentError: a prompt that does not fit into the model's length, or a number of seeds that is not theirs.
-        DreamkitError: an unknown setting, a scheduler that the decoder does not have, or more steps than it takes.
-        """
-        model = cast("DreamModel", self)
-        known = [setting.name for setting in fields(GenerationSection)]
-        for name in settings:
-            if name not in known:
-                raise DreamkitError(f"there is no setting '{name}'; {did_you_mean(name, known)}")
-        options = replace(model.recipe.generation if model.recipe else GenerationSection(), **settings)
-        was_training = model.training
-        model.eval()
-        try:
-            yield from _Generation(model, _documents(prompts), seed, size, ignore_eos, options).events()
-        finally:
-            model.train(was_training)
-
-    @torch.no_grad()
-    def dream_states(self, prompts: Prompt | Sequence[Prompt]) -> Tensor:
-        """What the dream queries become after each prompt: (N, Q, D), after the final norm."""
-        documents = _documents(prompts)
-        session = _Session(cast("DreamModel", self), len(documents))
-        embeds = [torch.cat([prompt, session.dream_inputs()]) for prompt in session.prompt_inputs(documents)]
-        hidden = session.feed(dict(enumerate(embeds)))
-        return torch.stack([session.dream_states(hidden[number]) for number in range(len(documents))])
-
-
-def _documents(prompts: Prompt | Sequence[Prompt]) -> list[Document]:
-    several = [prompts] if isinstance(prompts, (Document, str)) else list(prompts)
-    return [
-        Document((Text(p),) if p else (), name=f"prompt {n}") if isinstance(p, str) else p
-        for n, p in enumerate(several)
-    ]
-
-
-class _Session:
-    """One pass of a batch of documents through the language model, in pieces of any length.
-
-    A model that cannot go on from a cache is given all of a document again with each piece.
-    """
-
-    def __init__(self, model: DreamModel, documents: int) -> None:
-        self.model = model
-        self.sequencer: Sequencer = model.sequencer()
-        self.cache = model.language_model.new_cache() if model.language_model.spec.cache else None
-        self.past: list[Tensor | None] = [None] * documents  # what was fed, where there is no cache
-        self.positions = [0] * documents
-        self.device = model.dream_queries.device
-
-    def embed(self, ids: list[int]) -> Tensor:
-        return self.model.language_model.embed(torch.tensor(ids, dtype=torch.long, device=self.device))
-
-    def dream_inputs(self) -> Tensor:
-        """The dream token and the queries: (1 + Q, D)."""
-        return torch.cat([self.embed([self.sequencer.dream_start]), self.model.dream_queries])
-
-    def read_inputs(self, pictures: Sequence[Picture]) -> list[Tensor]:
-        """Each picture between its tokens: (V + 2, D)."""
-        if not pictures:
-            return []
-        pixels = self.model.vision_encoder.preprocess(pictures).to(self.device)
-        vision_NVD = self.model.visual_projector(self.model.vision_encoder(pixels))
-        start, end = self.embed([self.sequencer.image_start]), self.embed([self.sequencer.image_end])
-        return [torch.cat([start, vision_VD, end]) for vision_VD in vision_NVD]
-
-    def prompt_inputs(self, documents: Sequence[Document]) -> list[Tensor]:
-        """The embeddings (T, D) of each prompt."""
-        sequences = [self.sequencer.prompt(document) for document in documents]
-        read = iter(self.read_inputs([picture for sequence in sequences for _, picture in sequence.reads]))
-        prompts = []
-        for sequence in sequences:
-            embeds = self.embed(sequence.ids)
-            for at, _ in sequence.reads:
-                picture = next(read)
-                embeds[at - 1 : at - 1 + len(picture)] = picture
-            prompts.append(embeds)
-        return prompts
-
-    def feed(self, inputs: dict[int, Tensor]) -> dict[int, Tensor]:
-        """Runs each document's next embeddings (t, D) through the language model -> hidden states (t, D)."""
-        given = inputs if self.cache is not None else self._with_past(inputs)
-        width = max(len(embeds) for embeds in given.values())
-        dim = self.model.language_model.spec.dim
-        embeds_BTD = self.model.dream_queries.new_zeros(len(self.positions), width, dim)
-        position_ids = torch.zeros(len(self.positions), width, dtype=torch.long)
-        segment_ids = torch.full_like(position_ids, -1)
-        for number, embeds in given.items():
-            start, length = 0 if self.cache is None else self.positions[number], len(embeds)
-            embeds_BTD[number, :length] = embeds
-            position_ids[number, :length] = torch.arange(start, start + length)
-            segment_ids[number, :length] = 0
-            self.positions[number] = start + length
-        hidden = self.model.language_model(
-            embeds_BTD, position_ids.to(self.device), segment_ids.to(self.device), cache=self.cache
-        )
-        return {
-            number: hidden[number, : len(embeds)][-len(inputs[number]) :] for number, embeds in given.items()
-        }
-
-    def _with_past(self, inputs: dict[int, Tensor]) -> dict[int, Tensor]:
-        for number, embeds in inputs.items():
-            past = self.past[number]
-            self.past[number] = embeds if past is None else torch.cat([past, embeds])
-        return {number: past for number in inputs if (past := self.past[number]) is not None}
-
-    def dream_states(self, hidden_TD: Tensor) -> Tensor:
-        """The dream states (Q, D) at the end of hidden states that end with the queries."""
-        return self.model.language_model.final_norm(hidden_TD[-len(self.model.dream_queries) :])
 
 
 @dataclass
@@ -193,25 +56,31 @@ class _Writer:
         return Document((*self.prompt.segments, *self.written), name=self.prompt.name)
 
 
-class _Generation:
-    """The loop over a batch of writers."""
+class Generation:
+    """A batch of documents that one model writes. `events` yields what happens as it happens.
+
+    Raises:
+        DocumentError: a prompt that does not fit into the model's length, or a number of seeds that is not theirs.
+        DreamkitError: an unknown setting, a scheduler that the decoder does not have, or more steps than it takes.
+    """
 
     def __init__(
         self,
         model: DreamModel,
-        prompts: list[Document],
+        prompts: Sequence[Document],
+        *,
         seed: int | Sequence[int],
         size: tuple[int, int] | None,
         ignore_eos: bool,
-        options: GenerationSection,
+        settings: Mapping[str, Any],
     ) -> None:
         seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
         if len(seeds) != len(prompts):
             raise DocumentError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one, or one each")
         self.model = model
-        self.options = options
+        self.options = options = _options(model, settings)
         self.size = size
-        self.session = session = _Session(model, len(prompts))
+        self.session = session = Session(model, len(prompts))
         self.writers = [
             _Writer(number, prompt, torch.Generator().manual_seed(seeds[number]), inputs)
             for number, (prompt, inputs) in enumerate(
@@ -281,7 +150,7 @@ class _Generation:
     def _write(self, writer: _Writer, logits_V: Tensor) -> Iterator[Event]:
         """One token: a word, the end, or the decision to draw."""
         logits_V[self.never] = -torch.inf
-        token = self._choose(logits_V, writer.generator)
+        token = _sampled(logits_V, self.options, writer.generator)
         writer.tokens += 1
         if token in self.ends:
             writer.reason = "end"
@@ -298,19 +167,6 @@ class _Generation:
             writer.run.append(token)
             yield from self._show(writer, finished=False)
             writer.inputs = self.session.embed([token])
-
-    def _choose(self, logits_V: Tensor, generator: torch.Generator) -> int:
-        if self.options.temperature == 0:
-            return int(logits_V.argmax())
-        # The greatest logit becomes 0, so that division by a tiny temperature leaves no two infinite ones.
-        logits_V = logits_V.cpu().double()
-        scaled_V = (logits_V - logits_V.max()) / self.options.temperature
-        probabilities, order = scaled_V.softmax(-1).sort(descending=True)
-        # The smallest set of tokens that holds top_p of the probability; the first one is always in it.
-        outside = probabilities.cumsum(-1) - probabilities >= self.options.top_p
-        outside[0] = False
-        probabilities[outside] = 0
-        return int(order[torch.multinomial(probabilities, 1, generator=generator)])
 
     def _show(self, writer: _Writer, finished: bool) -> Iterator[Event]:
         """What of the current run of text is new; an unfinished character waits for its last byte."""
@@ -334,7 +190,7 @@ class _Generation:
         base_N = queries * torch.arange(len(writers), device=hidden_RD.device)
         decoder = self.model.image_decoder
         for done in decoder.denoising(
-            self.model.drawn_from(hidden_RD, base_N),
+            self.model.conditions(hidden_RD, base_N),
             None if self.negative is None else self.negative[[0] * len(writers)],
             scheduler=self.options.scheduler,
             steps=self.options.steps,
@@ -360,6 +216,30 @@ class _Generation:
             writer.images += 1
             writer.drawing = False
             writer.inputs = torch.cat([dream_end, inputs])
+
+
+def _options(model: DreamModel, settings: Mapping[str, Any]) -> GenerationSection:
+    """The generation settings of the model's recipe, those of `settings` in their place."""
+    known = [setting.name for setting in fields(GenerationSection)]
+    for name in settings:
+        if name not in known:
+            raise DreamkitError(f"there is no setting '{name}'; {did_you_mean(name, known)}")
+    return replace(model.recipe.generation if model.recipe else GenerationSection(), **settings)
+
+
+def _sampled(logits_V: Tensor, options: GenerationSection, generator: torch.Generator) -> int:
+    """The id of the next token, greedy at temperature 0."""
+    if options.temperature == 0:
+        return int(logits_V.argmax())
+    # The greatest logit becomes 0, so that division by a tiny temperature leaves no two infinite ones.
+    logits_V = logits_V.cpu().double()
+    scaled_V = (logits_V - logits_V.max()) / options.temperature
+    probabilities, order = scaled_V.softmax(-1).sort(descending=True)
+    # The smallest set of tokens that holds top_p of the probability; the first one is always in it.
+    outside = probabilities.cumsum(-1) - probabilities >= options.top_p
+    outside[0] = False
+    probabilities[outside] = 0
+    return int(order[torch.multinomial(probabilities, 1, generator=generator)])
 
 
 def _picture(image_CHW: Tensor) -> Picture:

@@ -5,8 +5,8 @@ Shape suffixes are those of `dreamkit.parts` and `dreamkit.data.batch`.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Final, NamedTuple, Self, cast
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Final, NamedTuple, Self, cast
 
 import torch
 from einops import rearrange
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dreamkit.data.batch import Batch
 from dreamkit.data.sequence import Sequencer
+from dreamkit.document import Document, Text
 from dreamkit.errors import DreamkitError, did_you_mean
 from dreamkit.kernels import usable
 from dreamkit.kernels.assemble_embeddings import assemble_embeddings, fill_slots
@@ -21,12 +22,14 @@ from dreamkit.kernels.label_loss import LabelLoss, label_loss
 from dreamkit.kernels.query_projection import rows_of
 from dreamkit.model.adapters import is_adapter
 from dreamkit.model.conditioning import fused_condition
-from dreamkit.model.generation import InterleavedGeneration
+from dreamkit.model.events import Event
+from dreamkit.model.generation import Generation
+from dreamkit.model.session import Session
 from dreamkit.parts.decoder import ImageDecoder
 from dreamkit.parts.language import LanguageModel
 from dreamkit.parts.part import Part
 from dreamkit.parts.projector import Projector
-from dreamkit.parts.sampling import drawn_latents
+from dreamkit.parts.sampling import sample_latents
 from dreamkit.parts.specs import Condition
 from dreamkit.parts.vision import VisionEncoder
 from dreamkit.recipe.sections import PARTS, TRAINABLE, Recipe
@@ -41,6 +44,7 @@ FED_BY: Final[dict[str, tuple[str, ...]]] = {
     "pooled_projector": ("language_model",),
     "image_decoder": ("condition_projector", "pooled_projector"),
 }
+Prompt = Document | str
 QUERY_STD = 0.02  # initial scale of the dream queries, as in the published code
 
 
@@ -56,7 +60,7 @@ class Losses(NamedTuple):
     by_document: Tensor
 
 
-class DreamModel(InterleavedGeneration, nn.Module):
+class DreamModel(nn.Module):
     """A language model that reads images through one part and draws them through another.
 
     `recipe` and `sources` (part -> the name its weights came from, or None) say how it was built, where a recipe did.
@@ -217,7 +221,7 @@ class DreamModel(InterleavedGeneration, nn.Module):
         if batch.latents is not None:
             return batch.latents
         if batch.latent_mean_Mchw is not None:
-            return drawn_latents(batch.latent_mean_Mchw, batch.latent_std_Mchw)
+            return sample_latents(batch.latent_mean_Mchw, batch.latent_std_Mchw)
         assert batch.targets_MCHW is not None, "an image to draw is targets or moments"
         return self.image_decoder.encode(batch.targets_MCHW)
 
@@ -232,12 +236,12 @@ class DreamModel(InterleavedGeneration, nn.Module):
         if batch.unconditional_rows_Q is not None:
             drop_M = torch.rand(base_M.shape[0], device=base_M.device) < batch.condition_drop
             unconditional = batch.unconditional_rows_Q[0]
-        condition = self.drawn_from(hidden_RD, base_M, drop_M, unconditional)
+        condition = self.conditions(hidden_RD, base_M, drop_M, unconditional)
         return self.image_decoder.loss(
             self.latents(batch), condition, batch.extras, noise=batch.noise, timesteps=batch.timesteps
         )
 
-    def drawn_from(
+    def conditions(
         self,
         hidden_RD: Tensor,
         base_N: Tensor,
@@ -263,3 +267,52 @@ class DreamModel(InterleavedGeneration, nn.Module):
         if self.pooled_projector is not None:
             pooled = self.pooled_projector(dream_states_NQD.mean(1, keepdim=True)).squeeze(1)
         return Condition(self.condition_projector(dream_states_NQD), pooled=pooled)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        seed: int | Sequence[int] = 0,
+        size: tuple[int, int] | None = None,
+        ignore_eos: bool = False,
+        **settings: Any,
+    ) -> Iterator[Event]:
+        """Go on from each prompt, and yield what happens as it happens; `collect` gathers the documents.
+
+        `seed` is one for every document, or one each: a document depends on its own prompt and seed alone, not on the
+        batch it is in. `size` is (height, width) in pixels. `ignore_eos` writes up to the limits. `settings` are the
+        fields of a recipe's `generation` section, and take the place of the model's own: `max_tokens`, `max_images`,
+        `temperature` (0 is greedy), `top_p`, `scheduler`, `steps`, `guidance`.
+
+        Raises:
+            DocumentError: a prompt that does not fit into the model's length, or a number of seeds that is not theirs.
+            DreamkitError: an unknown setting, a scheduler that the decoder does not have, or more steps than it takes.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            documents = _documents(prompts)
+            generation = Generation(
+                self, documents, seed=seed, size=size, ignore_eos=ignore_eos, settings=settings
+            )
+            yield from generation.events()
+        finally:
+            self.train(was_training)
+
+    @torch.no_grad()
+    def dream_states(self, prompts: Prompt | Sequence[Prompt]) -> Tensor:
+        """Return the hidden states (N, Q, D) of the dream queries after each prompt, after the final norm."""
+        documents = _documents(prompts)
+        session = Session(self, len(documents))
+        embeds = [torch.cat([prompt, session.dream_inputs()]) for prompt in session.prompt_inputs(documents)]
+        hidden = session.feed(dict(enumerate(embeds)))
+        return torch.stack([session.dream_states(hidden[number]) for number in range(len(documents))])
+
+
+def _documents(prompts: Prompt | Sequence[Prompt]) -> list[Document]:
+    several = [prompts] if isinstance(prompts, (Document, str)) else list(prompts)
+    return [
+        Document((Text(p),) if p else (), name=f"prompt {n}") if isinstance(p, str) else p
+        for n, p in enumerate(several)
+    ]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dreamkit.parts.part import PretrainedPart
 from dreamkit.parts.precision import keeping_float32
-from dreamkit.parts.sampling import Denoised, Scheduler, denoising_steps, drawn_latents, unit_noise
+from dreamkit.parts.sampling import Denoised, Scheduler, denoising_steps, sample_latents, unit_noise
 from dreamkit.parts.specs import Condition, DecoderSpec
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class ImageDecoder(PretrainedPart):
 
     def encode(self, targets_NCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Targets (N, 3, H, W) in [-1, 1] -> scaled latents, drawn from the posterior with `generator`."""
-        return drawn_latents(*self.posterior(targets_NCHW), generator)
+        return sample_latents(*self.posterior(targets_NCHW), generator)
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:

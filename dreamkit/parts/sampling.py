@@ -48,7 +48,7 @@ def unit_noise(
     return torch.stack([row.to(like.device) for row in rows])
 
 
-def drawn_latents(mean: Tensor, std: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
+def sample_latents(mean: Tensor, std: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
     """Latents (N, c, h, w) of a posterior of this mean and standard deviation; without one, the mean itself."""
     return mean if std is None else mean + std * unit_noise(mean.shape, generator, mean)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dreamkit.errors import did_you_mean
 from dreamkit.parts.decoder import ImageDecoder
-from dreamkit.parts.sampling import drawn_latents
+from dreamkit.parts.sampling import sample_latents
 from dreamkit.testing.check import cases, check
 from dreamkit.testing.expect import (
     ContractError,
@@ -126,7 +126,7 @@ def posterior_agrees(subject: DecoderSubject, rows: int, seed: int) -> None:
     with torch.no_grad():
         found = part.encode(targets, generator(seed))
         expect_close(
-            found, drawn_latents(mean, std, generator(seed)), "latents of encode", "mean + std * noise"
+            found, sample_latents(mean, std, generator(seed)), "latents of encode", "mean + std * noise"
         )
         for parameter in part.parameters():
             if parameter not in inside:
