@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from dreamkit import kernels
-from dreamkit.bench import drawing, stage, step
+from dreamkit.bench import drawing, stage, training_step
 from dreamkit.bench.__main__ import SECTIONS
 from dreamkit.build.build import outline
 from dreamkit.build.fit import check
-from dreamkit.kernels.bench import sections
+from dreamkit.kernels.bench import benchmarks
 from dreamkit.kernels.bench.clock import Clock
 from dreamkit.kernels.bench.figures import Figure
 from dreamkit.kernels.bench.harness import Bench
@@ -36,7 +36,7 @@ REGISTRY = Registry.load()
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str, of: Any = SECTIONS) -> int:
     monkeypatch.setattr("sys.argv", ["bench", *arguments])
-    return sections.main("dreamkit.bench", "", of)
+    return benchmarks.main("dreamkit.bench", "", of)
 
 
 @pytest.mark.parametrize(
@@ -152,27 +152,27 @@ def test_its_documents_are_always_the_same_and_fit_into_a_row() -> None:
 
 
 @pytest.fixture(scope="module")
-def made() -> step.Step:
+def made() -> training_step.Step:
     machine = Machine(Figure(1.0), {}, 0, {})
-    return step.Step(2, Bench(Clock(CPU, 0.0), machine, small=True))
+    return training_step.Step(2, Bench(Clock(CPU, 0.0), machine, small=True))
 
 
-def test_both_batches_hold_the_same_documents(made: step.Step) -> None:
+def test_both_batches_hold_the_same_documents(made: training_step.Step) -> None:
     assert made.packed.input_ids_BT.numel() < made.padded.input_ids_BT.numel()
     for batch in (made.packed, made.padded):
         assert int((batch.segment_ids_BT >= 0).sum()) == made.tokens
         assert batch.counts.tolist() == made.packed.counts.tolist()
 
 
-def test_steps_start_from_the_same_weights_and_find_the_same_loss(made: step.Step) -> None:
+def test_steps_start_from_the_same_weights_and_find_the_same_loss(made: training_step.Step) -> None:
     before = [parameter.clone() for parameter in made.trained]
-    losses = [made.run(made.packed), made.run(made.padded), step.unfused()(made.run)(made.packed)]
+    losses = [made.run(made.packed), made.run(made.padded), training_step.unfused()(made.run)(made.packed)]
     assert torch.stack(losses).isfinite().all()
     torch.testing.assert_close(torch.stack(losses), losses[0].expand(3), rtol=5e-3, atol=0)
     assert all(torch.equal(one, other) for one, other in zip(before, made.trained, strict=True))
 
 
-def test_the_step_to_compare_with_has_no_kernel_and_all_logits_at_once(made: step.Step) -> None:
+def test_the_step_to_compare_with_has_no_kernel_and_all_logits_at_once(made: training_step.Step) -> None:
     seen: list[tuple[bool, int]] = []
     logits = made.model.language_model.logits
 
@@ -182,7 +182,7 @@ def test_the_step_to_compare_with_has_no_kernel_and_all_logits_at_once(made: ste
 
     made.model.language_model.logits = look  # type: ignore[method-assign]
     try:
-        step.unfused()(made.run)(made.packed)
+        training_step.unfused()(made.run)(made.packed)
         assert seen == [(False, len(made.packed.label_rows_L))]
         seen.clear()
         made.run(made.packed)
@@ -192,11 +192,11 @@ def test_the_step_to_compare_with_has_no_kernel_and_all_logits_at_once(made: ste
         del made.model.language_model.logits
 
 
-def test_the_loss_of_a_step_has_gradients_of_the_head(made: step.Step) -> None:
+def test_the_loss_of_a_step_has_gradients_of_the_head(made: training_step.Step) -> None:
     """Ours computes them in the forward pass, so that all candidates have to."""
     hidden = made.hidden()
     loss, to_hidden, *others = made.loss(hidden)
-    eager = step.unfused()(made.loss)(hidden)
+    eager = training_step.unfused()(made.loss)(hidden)
     assert loss is not None and to_hidden is not None and to_hidden.shape == hidden.shape
     assert 0 < sum(grad is not None for grad in others) < 4
     for one, other in zip((loss, to_hidden, *others), eager, strict=True):
@@ -220,35 +220,39 @@ def test_drawing_is_compared_with_keys_and_values_of_each_step() -> None:
 
 def test_targets_of_the_step() -> None:
     def records(eager: float, padded: float) -> Records:
-        times = {step.EAGER: eager, step.PADDED: padded, step.OURS: 1.0}
+        times = {training_step.EAGER: eager, training_step.PADDED: padded, training_step.OURS: 1.0}
         return Records(
-            Record(step.TABLE, "32 layers, by slope", name, figure=Figure(time, 0.01))
+            Record(training_step.TABLE, "32 layers, by slope", name, figure=Figure(time, 0.01))
             for name, time in times.items()
         )
 
-    assert [verdict.met for verdict in step.targets(records(1.2, 2.1))] == [True, True]
-    assert [verdict.met for verdict in step.targets(records(1.1, 1.9))] == [False, False]
-    assert [verdict.met for verdict in step.targets(Records())] == [None, None]
-    failed = [Record(step.TABLE, "32 layers, by slope", step.OURS, problem="x", failed=True)]
-    assert [verdict.met for verdict in step.targets(Records(failed))] == [False, False]
+    assert [verdict.met for verdict in training_step.targets(records(1.2, 2.1))] == [True, True]
+    assert [verdict.met for verdict in training_step.targets(records(1.1, 1.9))] == [False, False]
+    assert [verdict.met for verdict in training_step.targets(Records())] == [None, None]
+    failed = [
+        Record(training_step.TABLE, "32 layers, by slope", training_step.OURS, problem="x", failed=True)
+    ]
+    assert [verdict.met for verdict in training_step.targets(Records(failed))] == [False, False]
 
 
 def test_what_fails_at_one_depth_fails_for_the_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(Figure(1.0), {}, 0, {})
     bench = Bench(Clock(CPU, 0.0), machine, small=True)
     times = {
-        step.EAGER: Figure(1.0),
-        step.PADDED: None,
-        step.OURS: None,
+        training_step.EAGER: Figure(1.0),
+        training_step.PADDED: None,
+        training_step.OURS: None,
     }
     for layers, (name, figure) in product((4, 8), times.items()):
-        failed = layers == 8 and name == step.OURS
-        bench.found.append(Record(step.TABLE, f"{layers} layers", name, figure=figure, failed=failed))
-    monkeypatch.setattr(step, "measured", lambda *_: iter(()))
-    found = list(step.section(bench))
+        failed = layers == 8 and name == training_step.OURS
+        bench.found.append(
+            Record(training_step.TABLE, f"{layers} layers", name, figure=figure, failed=failed)
+        )
+    monkeypatch.setattr(training_step, "measured", lambda *_: iter(()))
+    found = list(training_step.section(bench))
     assert [(r.case, r.candidate, r.failed) for r in found] == [
-        ("32 layers, by slope", step.EAGER, False),
-        ("32 layers, by slope", step.OURS, True),
+        ("32 layers, by slope", training_step.EAGER, False),
+        ("32 layers, by slope", training_step.OURS, True),
     ]
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
-from test_adapters import (
+from adapted_models import (
     REGISTRY,
     VARIANTS,
     adapted as adapted,
@@ -22,10 +21,10 @@ from test_adapters import (
     disturb,
     outputs,
     pipeline_of,
-    pytestmark as pytestmark,
     sources as sources,
     to_denoise,
 )
+from safetensors.torch import load_file
 
 from dreamkit import cli
 from dreamkit.checkpoints.load import load_checkpoint, load_weights
@@ -33,6 +32,9 @@ from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.model.adapters import is_adapter
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import WITH_SOURCE
+
+# peft asks transformers' models for it
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
 @pytest.fixture

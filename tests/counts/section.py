@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from asking import Asked
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from triton_cpu import recorded
 
-from asking import Asked
-from dreamkit.bench import drawing, stage, step
+from dreamkit.bench import drawing, stage, training_step
 from dreamkit.kernels.bench import assemble_embeddings, label_loss, query_projection
 from dreamkit.kernels.bench.clock import Clock
 from dreamkit.kernels.bench.figures import Figure
@@ -24,7 +25,6 @@ from dreamkit.kernels.query_projection.blocks import Blocks
 from dreamkit.kernels.query_projection.tiles import is_fused
 from dreamkit.plan.live_bytes import LiveBytes
 from dreamkit.registry.registry import Registry
-from triton_cpu import recorded
 
 TITLE = "## Counts"
 INTRO = f"""{TITLE}
@@ -180,7 +180,9 @@ def _projecting(decoder: nn.Module) -> Iterator[nn.Module]:
 def read_back() -> Iterator[str]:
     """By a whole step of a miniature: forward, backward, clipping, optimizer."""
     yield "### Values that the host reads back from the device, in one training step\n"
-    made = step.Step(2, Bench(Clock(torch.device("cpu"), 0.0), Machine(Figure(0.0), {}, 0, {}), small=True))
+    made = training_step.Step(
+        2, Bench(Clock(torch.device("cpu"), 0.0), Machine(Figure(0.0), {}, 0, {}), small=True)
+    )
     made.run(made.packed)  # the optimizer has a state after it
     # torch keeps the optimizer's numbers of steps on the host
     asked = Asked(lambda tensor: any(tensor is state["step"] for state in made.optimizer.state.values()))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +13,35 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from adapted_models import (
+    REGISTRY,
+    SMALL,
+    VARIANTS,
+    a_batch,
+    adapted as adapted,
+    adapters,
+    built,
+    close,
+    disturb,
+    outputs,
+    pipeline_of,
+    sources as sources,
+    to_denoise,
+)
 from layouts import TinyDocuments
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionModel, LlamaForCausalLM
+from torch import Tensor
+from transformers import CLIPVisionModel, LlamaForCausalLM
 
 from dreamkit.build.build import build
 from dreamkit.checkpoints.load import load_checkpoint, load_weights
 from dreamkit.checkpoints.save import save_checkpoint
-from dreamkit.data.batch import Batch, Collator
 from dreamkit.errors import CheckpointError, DreamkitError
 from dreamkit.model.adapters import adapt, adapter_root, is_adapter, merge, spelled, write_adapter
 from dreamkit.model.model import DreamModel
-from dreamkit.parts.specs import Condition
 from dreamkit.recipe.sections import WITH_SOURCE, AdapterSection, Recipe
-from dreamkit.registry.registry import Registry
 from dreamkit.testing import contracts
 from dreamkit.testing.subject import Case
 from dreamkit.testing.subjects import SUBJECTS
@@ -40,59 +50,7 @@ from dreamkit.training.run import train_recipe
 # peft asks transformers' models for it
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-REGISTRY = Registry.load()
-SMALL = ["visual_projector", "condition_projector", "dream_queries", "new_tokens"]
-VARIANTS: dict[str, dict[str, Any]] = {"lora": {}, "dora": {"use_dora": True}, "rslora": {"use_rslora": True}}
 COMBINATIONS = [c for count in (1, 2, 3) for c in itertools.combinations(WITH_SOURCE, count)]
-
-
-def adapters(targets: tuple[str, ...] = WITH_SOURCE, **settings: Any) -> dict[str, Any]:
-    """A change of the recipe."""
-    return {"model.adapters": [{"target": target, "rank": 2, "alpha": 6, **settings} for target in targets]}
-
-
-def built(recipe: dict[str, Any]) -> DreamModel:
-    return build(Recipe.from_dict(recipe, REGISTRY, where="tiny"), REGISTRY)
-
-
-def disturb(module: nn.Module) -> None:
-    """Stands in for training of adapters: fresh ones change nothing."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if is_adapter(name):
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-
-
-def a_batch(model: DreamModel) -> Batch:
-    """A batch that leaves nothing to chance."""
-    collator = Collator(model.sequencer(), model.vision_encoder.preprocess, model.image_decoder.preprocess)
-    batch = collator(tiny.documents())
-    generator = torch.Generator().manual_seed(0)
-    images = len(batch.targets_MCHW)
-    latents, noise = torch.randn(2, images, 4, 8, 8, generator=generator)
-    return replace(batch, latents=latents, noise=noise, timesteps=torch.arange(images) * 300 + 20)
-
-
-@torch.no_grad()
-def outputs(model: DreamModel) -> dict[str, Tensor]:
-    """What a model computes: logits, the loss of images, and a drawing."""
-    model.eval()
-    batch = a_batch(model)
-    hidden = model.language_model(*model.inputs(batch)).flatten(0, 1)
-    states = model.language_model.final_norm(hidden[batch.dream_rows_MQ])
-    condition = model.condition(states)
-    seed = torch.Generator().manual_seed(0)
-    drawn = model.image_decoder.sample(condition, guidance=1.0, steps=2, latents=batch.noise, generators=seed)
-    logits = model.language_model.logits(model.language_model.final_norm(hidden[batch.label_rows_L]))
-    return {"logits": logits, "losses": model.image_losses(hidden, batch), "drawn": drawn}
-
-
-def close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float = 0.0) -> None:
-    for name, tensor in expected.items():
-        torch.testing.assert_close(
-            found[name], tensor, rtol=tolerance, atol=tolerance, msg=lambda said, n=name: f"{n}: {said}"
-        )
 
 
 def differs(adapted: Tensor, plain: Tensor) -> bool:
@@ -141,22 +99,6 @@ def test_any_combination_learns_comes_back_and_merges(
     close(outputs(loaded), expected, 5e-5)
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_sources(tmp_path_factory.mktemp("sources"))
-
-
-@pytest.fixture(scope="module", params=VARIANTS)
-def adapted(request: Any, sources: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DreamModel, Path]:
-    """A model with adapters on its three parts, and the folder of the adapters in its checkpoint."""
-    model = built(tiny.on_sources(sources, **adapters(**VARIANTS[request.param])))
-    model.set_trainable([])
-    disturb(model)
-    folder = tmp_path_factory.mktemp(request.param) / "checkpoint"
-    save_checkpoint(model, folder, registry=REGISTRY)
-    return model.eval(), folder / "adapters"
-
-
 @torch.no_grad()
 def test_peft_opens_a_language_models(adapted: tuple[DreamModel, Path], sources: Path) -> None:
     model, folder = adapted
@@ -184,28 +126,6 @@ def test_peft_opens_a_vision_encoders(adapted: tuple[DreamModel, Path], sources:
     features = output.hidden_states[-2][:, 1:]
     torch.testing.assert_close(model.vision_encoder(pixels), features)
     assert differs(features, before)
-
-
-def to_denoise(decoder: Any) -> tuple[Tensor, Tensor, Condition]:
-    noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    context = torch.randn(2, 3, decoder.spec.context_dim, generator=torch.Generator().manual_seed(2))
-    return noisy, torch.tensor([20, 700]), Condition(context)
-
-
-def pipeline_of(sources: Path) -> Any:
-    """The image decoder of `sources` as diffusers has it, with a text encoder that it would need to draw."""
-    sizes = {"hidden_size": 12, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
-    words = {"<|startoftext|>": 0, "<|endoftext|>": 1}
-    return diffusers.StableDiffusionPipeline(
-        vae=diffusers.AutoencoderKL.from_pretrained(sources / "image_decoder/vae"),
-        text_encoder=CLIPTextModel(CLIPTextConfig(vocab_size=2, **sizes)),
-        tokenizer=CLIPTokenizer(vocab=words, merges=[]),
-        unet=diffusers.UNet2DConditionModel.from_pretrained(sources / "image_decoder/unet"),
-        scheduler=diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
 
 
 @torch.no_grad()

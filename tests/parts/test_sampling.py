@@ -14,8 +14,8 @@ from PIL.Image import Image as Picture
 from torch import Tensor, nn
 
 from dreamkit.parts.decoder import ImageDecoder
-from dreamkit.parts.part import Condition, DecoderSpec
 from dreamkit.parts.sampling import denoising_steps, unit_noise
+from dreamkit.parts.specs import Condition, DecoderSpec
 
 # diffusers' schedulers turn tensors into arrays in a way that NumPy 2 warns of
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

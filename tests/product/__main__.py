@@ -1,13 +1,16 @@
 """Tries every combination of parts in one process, and prints the page of results.
 
     python tests/product > docs/parts.md
+    python tests/product --state FILE       # the same, but goes on where it was stopped
 
 Exits with 1 where a combination fails.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
+import json
 import os
 import sys
 import tempfile
@@ -22,30 +25,47 @@ sys.path.insert(1, str(Path(__file__).parents[1] / "helpers"))
 from tqdm import tqdm
 
 from dreamkit.registry.registry import Registry
-from product.parts import every, parts
+from product.parts import Combination, every, parts
 from product.table import page
 from product.trial import trial
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python tests/product", description=__doc__.partition("\n")[0])
+    parser.add_argument("--state", type=Path, help="a file of the results so far, which are not tried again")
+    state: Path | None = parser.parse_args().state
     registry = Registry.load()
     found = parts(registry)
-    results = {}
+    results = former_results(state)
     bar = tqdm(every(found), unit="combination", smoothing=0, mininterval=2)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # of diffusers
         for number, combination in enumerate(bar):
+            if combination in results:
+                continue
             try:
                 trial(combination, found, registry, Path(folder) / "checkpoint")
                 results[combination] = ""
             except Exception as error:  # whatever a part does wrong is its result
                 results[combination] = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 bar.write(f"{combination}: {traceback.format_exc()}", file=sys.stderr)
+            if state is not None:
+                with state.open("a") as file:
+                    file.write(json.dumps([*combination, results[combination]]) + "\n")
             if number % 50 == 0:
                 gc.collect()
-    sys.stdout.write(page(found, results, registry))
+    sys.stdout.write(
+        page(found, {combination: results[combination] for combination in every(found)}, registry)
+    )
     return 1 if any(results.values()) else 0
+
+
+def former_results(state: Path | None) -> dict[Combination, str]:
+    """Return the results in the file `state`; a last line that is cut short counts for nothing."""
+    lines = state.read_text().splitlines(keepends=True) if state is not None and state.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    return {Combination(*names): reason for *names, reason in rows}
 
 
 if __name__ == "__main__":
