@@ -7,11 +7,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import bench_sections
 import pytest
 import torch
 from torch import Tensor, nn
 
+import bench_sections
 from dreamkit import kernels
 from dreamkit.bench import drawing, stage, training_step
 from dreamkit.bench.__main__ import SECTIONS

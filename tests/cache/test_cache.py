@@ -5,14 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import caches
-import layouts
 import pytest
-import tiny
 import torch
-from caches import CLIP, REGISTRY, changed, model_of, opened, run
 from torch import Tensor, nn
 
+import caches
+import layouts
+import tiny
+from caches import CLIP, REGISTRY, changed, model_of, opened, run
 from dreamkit.cache.read import cache_problems
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import CacheError, RecipeError

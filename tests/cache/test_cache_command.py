@@ -6,11 +6,11 @@ import re
 import signal
 from pathlib import Path
 
-import layouts
 import pytest
-import tiny
 import yaml
 
+import layouts
+import tiny
 from dreamkit import cli
 
 

@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import caches
 import layouts
-import pytest
 import tiny
 from caches import REGISTRY
-
 from dreamkit.cache.manifest import CacheManifest
 from dreamkit.document import Document
 from dreamkit.errors import CacheError, RecipeError

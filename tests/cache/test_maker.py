@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import caches
 import pytest
-import tiny
 import torch
-from caches import CLIP, REGISTRY, changed, model_of, opened, run
 from torch import Tensor
 
+import caches
+import tiny
+from caches import CLIP, REGISTRY, changed, model_of, opened, run
 from dreamkit.cache.read import cache_problems
 from dreamkit.errors import CacheError, RecipeError
 from dreamkit.model.model import DreamModel

@@ -3,11 +3,11 @@
 import math
 from typing import Any
 
-import caches
 import pytest
 import torch
-from caches import REGISTRY
 
+import caches
+from caches import REGISTRY
 from dreamkit.build.build import build
 from dreamkit.cache.identity import ROUNDING, TOLERANCE, Sample, differing, distance
 from dreamkit.cache.maker import compute, maker, preprocess_of, preprocessed

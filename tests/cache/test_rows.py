@@ -6,13 +6,13 @@ import pickle
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image as PIL
 from safetensors import safe_open
 from torch import Tensor
 
+import tiny
 from dreamkit.cache.keys import KEY_BYTES, picture_key
 from dreamkit.cache.manifest import shard_name
 from dreamkit.cache.shards import KEYS, Shards, ShardWriter

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from tiny import on_sources
 from torch import nn
 
+import tiny
 from dreamkit.build.build import build
 from dreamkit.checkpoints.load import load_checkpoint, load_weights
 from dreamkit.checkpoints.manifest import FORMAT, Manifest
@@ -25,6 +24,7 @@ from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.storage.folders import describe_files
+from tiny import on_sources
 
 REGISTRY = Registry.load()
 NO_TENSORS = hashlib.sha256(b"no tensors").hexdigest()

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from safetensors.torch import load_file
+
+import tiny
 from adapted_models import (
     REGISTRY,
     VARIANTS,
@@ -24,8 +26,6 @@ from adapted_models import (
     sources as sources,
     to_denoise,
 )
-from safetensors.torch import load_file
-
 from dreamkit import cli
 from dreamkit.checkpoints.load import load_checkpoint, load_weights
 from dreamkit.checkpoints.save import save_checkpoint

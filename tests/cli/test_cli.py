@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import odd_parts
 import pytest
 import yaml
-from tiny import recipe
 
+import odd_parts
 from dreamkit import cli
 from dreamkit.registry.registry import Registry
+from tiny import recipe
 
 
 @pytest.fixture

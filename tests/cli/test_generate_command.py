@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from PIL import Image as PIL
 
+import tiny
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.cli import main
 from dreamkit.data.batch import Collator

@@ -5,10 +5,10 @@ import io
 from html.parser import HTMLParser
 
 import pytest
-import tiny
 from hypothesis import given, strategies as st
 from PIL import Image as PIL
 
+import tiny
 from dreamkit.cli.page import page
 from dreamkit.document import Document, Image, Segment, Text
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from asking import Asked
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from triton_cpu import recorded
 
+from asking import Asked
 from dreamkit.bench import drawing, stage, training_step
 from dreamkit.kernels.bench import assemble_embeddings, label_loss, query_projection
 from dreamkit.kernels.bench.clock import Clock
@@ -25,6 +24,7 @@ from dreamkit.kernels.query_projection.blocks import Blocks
 from dreamkit.kernels.query_projection.tiles import is_fused
 from dreamkit.plan.live_bytes import LiveBytes
 from dreamkit.registry.registry import Registry
+from triton_cpu import recorded
 
 TITLE = "## Counts"
 INTRO = f"""{TITLE}

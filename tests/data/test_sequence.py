@@ -1,9 +1,9 @@
 """Documents to sequences: the published layout, what is learned, and what is refused."""
 
 import pytest
-import tiny
 from hypothesis import given, strategies as st
 
+import tiny
 from dreamkit.data.sequence import IGNORED
 from dreamkit.document import Document, Image, Segment, Text
 from dreamkit.errors import DocumentError

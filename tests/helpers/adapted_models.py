@@ -9,11 +9,11 @@ from typing import Any
 
 import diffusers
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+import tiny
 from dreamkit.build.build import build
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Batch, Collator

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import tiny
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -21,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import tiny
 from dreamkit.build.build import build
 from dreamkit.data.dataset import Dataset
 from dreamkit.distributed import is_main

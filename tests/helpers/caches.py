@@ -7,10 +7,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import layouts
-import tiny
 import torch
 
+import layouts
+import tiny
 from dreamkit.build.build import build
 from dreamkit.cache.read import Cache, open_cache
 from dreamkit.cache.write import Made, make_cache

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import tiny
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+import tiny
 from dreamkit.build.build import build
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Batch, Collator

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tiny import recipe
-
 from dreamkit.parts.projectors import Linear
 from dreamkit.parts.specs import DecoderSpec, LanguageSpec, ProjectorSpec
 from dreamkit.recipe.sections import Recipe
@@ -15,6 +13,7 @@ from dreamkit.registry.registry import KINDS, Registered, Registry
 from dreamkit_diffusers.stable_diffusion import StableDiffusion
 from dreamkit_transformers.clip import Clip
 from dreamkit_transformers.llama import Llama
+from tiny import recipe
 
 
 class FixedTokens(StableDiffusion):

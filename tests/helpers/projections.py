@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
-from triton_cpu import Launch, interpreted
 
 from dreamkit.kernels.query_projection import query_projection
 from dreamkit.kernels.query_projection.tiles import FUSED_ROWS
+from triton_cpu import Launch, interpreted
 
 PACKAGE = "dreamkit.kernels.query_projection."
 KERNELS = tuple(PACKAGE + name for name in ("blocks", "norm", "projection"))

@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from dreamkit.build.fit import fit
 from dreamkit.data.batch import Collator
 from dreamkit.document import Document, Image, Text

@@ -10,9 +10,15 @@ from typing import Any
 
 import diffusers
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPVisionModel, LlamaForCausalLM
+
+import tiny
 from adapted_models import (
     REGISTRY,
     SMALL,
@@ -28,13 +34,6 @@ from adapted_models import (
     sources as sources,
     to_denoise,
 )
-from layouts import TinyDocuments
-from peft import PeftModel
-from safetensors import safe_open
-from safetensors.torch import load_file
-from torch import Tensor
-from transformers import CLIPVisionModel, LlamaForCausalLM
-
 from dreamkit.build.build import build
 from dreamkit.checkpoints.load import load_checkpoint, load_weights
 from dreamkit.checkpoints.save import save_checkpoint
@@ -46,6 +45,7 @@ from dreamkit.testing import contracts
 from dreamkit.testing.subject import Case
 from dreamkit.testing.subjects import SUBJECTS
 from dreamkit.training.run import train_recipe
+from layouts import TinyDocuments
 
 # peft asks transformers' models for it
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

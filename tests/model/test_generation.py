@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
+import tiny
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import DocumentError, DreamkitError
 from dreamkit.model.events import (

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import tiny
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.distributed import shard, whole
 from dreamkit.model import model as module

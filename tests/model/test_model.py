@@ -6,13 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton_cpu import interpreted
 
+import tiny
 from dreamkit import kernels
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.document import Document, Image, Text
@@ -20,6 +19,7 @@ from dreamkit.errors import DreamkitError
 from dreamkit.kernels.query_projection import query_projection
 from dreamkit.recipe.sections import TRAINABLE
 from dreamkit_diffusers.sdxl import SDXL as SDXLDecoder
+from triton_cpu import interpreted
 
 MODEL = tiny.model()
 DOCUMENTS = tiny.documents()

@@ -4,8 +4,8 @@ from collections import Counter
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 from dreamkit.data.batch import Collator
 
 FIRST = {  # of a block of each part, what runs first: once, or once more in the backward pass

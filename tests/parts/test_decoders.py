@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tiny import documents, recipe
 
 from dreamkit.build.build import build
 from dreamkit.build.fit import check
@@ -13,6 +12,7 @@ from dreamkit.data.batch import Collator
 from dreamkit.parts.projector import Projector
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
+from tiny import documents, recipe
 
 # diffusers' schedulers turn tensors into arrays in a way that NumPy 2 warns of
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -8,17 +8,16 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import alive
 import pytest
-import tiny
 import yaml
-from alive import ALL, JOINTS, LORA, WIDE
-from processes import run_in_two
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
+import alive
+import tiny
+from alive import ALL, JOINTS, LORA, WIDE
 from dreamkit.build.build import build, outline
 from dreamkit.cli import app
 from dreamkit.errors import DreamkitError, RecipeError
@@ -28,6 +27,7 @@ from dreamkit.plan.rows import full_batch
 from dreamkit.plan.sizes import in_bytes, in_words, parse_bytes
 from dreamkit.recipe.sections import PARTS, AdapterSection, load_recipe
 from dreamkit.registry.registry import Registry
+from processes import run_in_two
 
 TOLERANCE = 0.15
 REGISTRY = Registry.load()

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings, strategies as st
-from tiny import recipe as tiny_recipe
 
 from dreamkit.build.build import build
 from dreamkit.build.fit import check
@@ -19,6 +18,7 @@ from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe, draft_recipe, load_recipe
 from dreamkit.recipe.tree import parse
 from dreamkit.registry.registry import Registry
+from tiny import recipe as tiny_recipe
 
 TRAIN: dict[str, Any] = {
     "trainable": ["visual_projector", "new_tokens"],

@@ -9,13 +9,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from tiny import recipe
 
 from dreamkit.errors import PluginError, RecipeError
 from dreamkit.parts.projector import Projector
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry import core
 from dreamkit.registry.registry import KINDS, Registry
+from tiny import recipe
 
 HOOKS = "from dreamkit import Component, hookimpl\n"
 PROJECTOR = "from dreamkit.parts.projectors import Linear\n\nclass {name}(Linear):\n    pass\n"

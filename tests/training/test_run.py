@@ -9,15 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import layouts
 import pytest
-import tiny
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from typer.testing import CliRunner
 
+import layouts
+import tiny
 from dreamkit import TrainingError
 from dreamkit.build.build import build
 from dreamkit.checkpoints.load import load_checkpoint

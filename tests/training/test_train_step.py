@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import layouts
 import pytest
-import tiny
 import torch
-from asking import Asked
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data._utils.fetch import _MapDatasetFetcher
 from transformers import TrainerCallback, TrainingArguments
 
+import layouts
+import tiny
+from asking import Asked
 from dreamkit.build.build import build
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.model.model import DreamModel

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings, strategies as st
 
+import tiny
 from dreamkit.errors import ConfigError
 from dreamkit.parts.projectors import Encoder, Mapper, Resampler
 from dreamkit.parts.projectors.blocks import head_count

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+import tiny
 from dreamkit.errors import ConfigError
 from dreamkit.parts.projectors import MLP, Linear
 

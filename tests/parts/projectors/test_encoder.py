@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from transformers import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RotaryEmbedding
 
+import tiny
 from dreamkit.parts.projectors import Encoder
 
 WIDTH, HEADS = 24, 3

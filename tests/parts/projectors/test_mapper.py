@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 
+import tiny
 from dreamkit.parts.projectors import Mapper
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import IPAdapterPlusImageProjectionBlock
 from torch import Tensor, nn
 
+import tiny
 from dreamkit.parts.projectors import Resampler
 
 OPTIONS = {"tokens": 5, "depth": 2, "width": 16, "heads": 4}
