@@ -108,7 +108,8 @@ class Patchwork(VisionEncoder):
         return pixels.permute(0, 3, 1, 2) / 255 - 0.5
 
     def forward(self, pixels_NCHW):
-        tokens = self.mixers(self.patches(pixels_NCHW).flatten(2).transpose(1, 2))
+        patches = self.patches(pixels_NCHW.to(self.patches.weight.dtype))
+        tokens = self.mixers(patches.flatten(2).transpose(1, 2))
         return self.config.pooled(tokens, self.grid)
 
 
