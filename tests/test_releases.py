@@ -1,0 +1,122 @@
+"""What earlier releases left behind: their checkpoints, runs and caches give what they gave."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dreamkit import load_checkpoint, save_checkpoint
+from releases.measure import measured, picture, same
+from releases.using import MANIFESTS, RELEASES, dreamkit, logged, placed
+
+CHECKPOINTS = ("checkpoint", "adapters", "imported")
+MOST_BYTES = 5 * 10**6
+
+
+@pytest.fixture(scope="module", params=RELEASES, ids=lambda path: path.name)
+def release(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of a release, which no test changes."""
+    return placed(request.param, tmp_path_factory.mktemp("release") / "copy")
+
+
+@pytest.fixture(scope="module")
+def expected(release: Path) -> Any:
+    return json.loads((release / "expected.json").read_text())
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_checkpoint_gives_the_numbers_it_gave(name: str, release: Path, expected: Any) -> None:
+    model, _ = load_checkpoint(release / name)
+    same(measured(model), expected[name])
+
+
+@pytest.mark.parametrize("name", [*CHECKPOINTS, "parts", "run/checkpoints/step-2", "cache"])
+def test_a_folder_can_be_inspected_and_is_whole(name: str, release: Path) -> None:
+    said = dreamkit("inspect", release / name).out
+    assert "every file is as it was written" in said
+    assert ("features" if name == "cache" else "visual_projector") in said
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_what_was_loaded_is_written_again(name: str, release: Path, tmp_path: Path) -> None:
+    first, _ = load_checkpoint(release / name)
+    save_checkpoint(first, tmp_path / "again")
+    second, _ = load_checkpoint(tmp_path / "again")
+    before, after = first.state_dict(), second.state_dict()
+    assert before.keys() == after.keys()
+    assert [key for key in before if not torch.equal(before[key], after[key])] == []
+
+
+def test_a_document_is_written_from_the_command_line(release: Path, expected: Any, tmp_path: Path) -> None:
+    prompt, *said = expected["checkpoint"]["written"][1]["said"]
+    assert [*map(type, said)] == [dict, str, dict], "it learned to draw"
+    out = tmp_path / "document"
+    done = dreamkit("generate", release / "checkpoint", prompt, "--max-tokens", 10, "--seed", 5, "--out", out)
+    assert done.out.splitlines() == [f"{out}/image-0.png", said[1], f"{out}/image-1.png"]
+    assert {path.name for path in out.iterdir()} == {"image-0.png", "image-1.png", "index.html"}
+    picture(3).save(tmp_path / "shown.png")
+    shown = ("--image", tmp_path / "shown.png", "--chat", "--overwrite", "--out", out)
+    assert dreamkit("generate", release / "checkpoint", "<image> what?", *shown).out
+
+
+def test_adapters_are_folded_into_the_weights(release: Path, expected: Any, tmp_path: Path) -> None:
+    dreamkit("merge-adapters", release / "adapters", tmp_path / "merged")
+    model, _ = load_checkpoint(tmp_path / "merged")
+    written = expected["adapters"]["written"]
+    assert [each["said"][1:] for each in measured(model)["written"][:2]] == [
+        e["said"][1:] for e in written[:2]
+    ]
+
+
+def test_a_stage_starts_from_a_checkpoint(release: Path, expected: Any, tmp_path: Path) -> None:
+    dreamkit("train", release / "run.yaml", "--out", tmp_path / "run")
+    same(logged(tmp_path / "run"), expected["run"])
+
+
+@pytest.mark.parametrize("given", RELEASES, ids=lambda path: path.name)
+@pytest.mark.parametrize("cached", [False, True], ids=["computing", "from a cache"])
+def test_a_run_that_was_stopped_goes_on(cached: bool, given: Path, tmp_path: Path) -> None:
+    folder = placed(given, tmp_path / "release")
+    run, settings = folder / "run", [f"train.cache={folder / 'cache'}"] if cached else []
+    assert not (run / "checkpoint").exists()
+    dreamkit("train", folder / "run.yaml", *settings, "--resume", "--out", run)
+    same(logged(run), json.loads((folder / "expected.json").read_text())["run"])
+    load_checkpoint(run / "checkpoint")
+
+
+def test_a_stopped_run_can_be_started_from(release: Path, tmp_path: Path) -> None:
+    point = release / "run/checkpoints/step-2"
+    dreamkit("train", release / "run.yaml", f"init={point}", "train.steps=1", "--out", tmp_path / "run")
+    assert len(logged(tmp_path / "run")) == 1
+
+
+def test_training_reads_a_cache(release: Path, expected: Any, tmp_path: Path) -> None:
+    setting = f"train.cache={release / 'cache'}"
+    told = dreamkit("check", release / "run.yaml", setting).out
+    assert "read from" in told and "may lack" not in told
+    done = dreamkit("train", release / "run.yaml", setting, "--out", tmp_path / "run")
+    assert "vision_encoder does not run" in done.err and "image_decoder does not encode" in done.err
+    same(logged(tmp_path / "run"), expected["cache"])
+    same(expected["cache"], expected["run"])
+
+
+def test_every_public_name_is_there(expected: Any) -> None:
+    for module, names in expected["names"].items():
+        found = importlib.import_module(module)
+        assert {*names} <= {*found.__all__}, module
+        for name in names:
+            assert getattr(found, name) is not None
+
+
+@pytest.mark.parametrize("given", RELEASES, ids=lambda path: path.name)
+def test_a_release_is_small_and_names_no_folder_of_a_machine(given: Path) -> None:
+    files = [path for path in given.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert sum(path.stat().st_size for path in files) < MOST_BYTES
+    for path in (path for path in files if path.name in MANIFESTS or path.suffix in (".yaml", ".jsonl")):
+        assert not re.search(r'[" ](/|~|[A-Z]:\\)\w', path.read_text()), path
