@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -32,6 +33,7 @@ def dreamkit(*arguments: object, code: int = 0) -> Done:
     ended = 0
     with (
         mock.patch.object(sys, "argv", argv),
+        mock.patch.dict(os.environ),  # which a command may change for itself
         mock.patch("torch.cuda.is_available", return_value=False),
         contextlib.redirect_stdout(io.StringIO()) as out,
         contextlib.redirect_stderr(io.StringIO()) as err,

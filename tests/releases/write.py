@@ -1,10 +1,10 @@
-"""Writes what this release leaves behind, for later ones to be tested on. Run it once a release, and in no test.
+"""Writes what this release leaves behind, for later ones to be tested on; for once a release.
 
 python tests/releases/write.py OUT
 
-OUT is `tests/releases/vX_Y`, and holds nothing yet but `packages`: plug-ins as third parties write them against
-this release, one for each kind of part and one for a data set, with the recipe `shapes/five` of all five. Those of
-the release before can be copied, and changed to use what is new.
+OUT is `tests/releases/vX_Y`, and holds nothing yet but `packages`: plug-ins as third parties write them
+against this release, one for each kind of part and one for a data set, with the recipe `shapes/five` of all
+five. Those of the release before can be copied, and changed to use what is new.
 """
 
 from __future__ import annotations
