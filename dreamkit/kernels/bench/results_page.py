@@ -1,24 +1,23 @@
-"""Results as JSON, as tables of a page, and on the terminal."""
+"""The results of a benchmark: as JSON, as tables of a page, and on the terminal."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from dreamkit.errors import DreamkitError
 from dreamkit.kernels.bench.figures import Figure, differ
-from dreamkit.kernels.bench.measurements import FLOOR, Record, Unit
-
-if TYPE_CHECKING:
-    from dreamkit.kernels.bench.runner import Results
+from dreamkit.kernels.bench.machine import Machine
+from dreamkit.kernels.bench.measurements import FLOOR, Record, Records, Unit, Verdict
 
 TRIAL = "A trial in miniature: it shows that the program runs, and no figure of it means anything."
 RAN = "ran"  # in the place of a figure, in a trial
@@ -30,6 +29,20 @@ _SCALES: Mapping[Unit, tuple[tuple[float, str], ...]] = {
     "B/s": ((1e12, "TB/s"), (1e9, "GB/s")),
     "FLOP/s": ((1e12, "TFLOP/s"), (1e9, "GFLOP/s")),
 }
+
+
+@dataclass
+class Results:
+    """What was found so far, on which machine; `trial`: in miniature, so that no time means anything."""
+
+    machine: Machine
+    trial: bool
+    records: Records = field(default_factory=Records)
+    verdicts: list[Verdict] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        return any(record.failed for record in self.records)
 
 
 def written(figure: Figure, unit: Unit) -> str:

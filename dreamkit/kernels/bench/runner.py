@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,10 +23,9 @@ from dreamkit.kernels.bench.measurements import (
     Record,
     Records,
     Targets,
-    Verdict,
     no_targets,
 )
-from dreamkit.kernels.bench.results_page import make_folder, show, write
+from dreamkit.kernels.bench.results_page import Results, make_folder, show, write
 
 SECONDS = 0.05  # of measuring a candidate, in each of its two rounds
 GRACE = 10.0  # seconds after the end of all in which a section may end by itself
@@ -45,20 +44,6 @@ class Section:
     share: float
     run: Callable[[Bench], Iterator[Record]]
     targets: Targets = no_targets
-
-
-@dataclass
-class Results:
-    """What was found so far, on which machine; `trial`: in miniature, so that no time means anything."""
-
-    machine: Machine
-    trial: bool
-    records: Records = field(default_factory=Records)
-    verdicts: list[Verdict] = field(default_factory=list)
-
-    @property
-    def failed(self) -> bool:
-        return any(record.failed for record in self.records)
 
 
 def benchmark_device(name: str, small: bool) -> torch.device:

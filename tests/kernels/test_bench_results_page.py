@@ -11,8 +11,7 @@ from rich.console import Console
 from bench_sections import MACHINE
 from dreamkit.kernels.bench.figures import Figure
 from dreamkit.kernels.bench.measurements import FLOOR, OUT_OF_TIME, Record, Records, Verdict
-from dreamkit.kernels.bench.results_page import RAN, TRIAL, page, show, show_verdicts, write, written
-from dreamkit.kernels.bench.runner import Results
+from dreamkit.kernels.bench.results_page import RAN, TRIAL, Results, page, show, show_verdicts, write, written
 
 
 def results(trial: bool) -> Results:

@@ -17,7 +17,8 @@ from dreamkit.kernels.bench import isolated
 from dreamkit.kernels.bench.harness import GRAPHS
 from dreamkit.kernels.bench.machine import Machine
 from dreamkit.kernels.bench.measurements import OUT_OF_TIME, Cell, Record, Records, Verdict
-from dreamkit.kernels.bench.runner import Results, Section, benchmark_device, measure_machine, run
+from dreamkit.kernels.bench.results_page import Results
+from dreamkit.kernels.bench.runner import Section, benchmark_device, measure_machine, run
 
 
 def judge(records: Records) -> list[Verdict]:
