@@ -15,7 +15,7 @@ from dreamkit.build.fit import Fit, fit
 from dreamkit.cache.identity import differing
 from dreamkit.cache.keys import picture_key
 from dreamkit.cache.maker import maker, why_not
-from dreamkit.cache.manifest import MADE_BY, CacheManifest, damaged, remedy, shard_name, without
+from dreamkit.cache.manifest import MADE_BY, CacheManifest, remedy, shard_name, without
 from dreamkit.cache.shards import Shards
 from dreamkit.data.batch import Moments
 from dreamkit.errors import CacheError, RecipeProblem
@@ -69,7 +69,7 @@ class Cache(Tables):
                 wanted = f"{rows} of {said['tensors']}"
                 problems.append(f"{table}: {found[0]} rows of {found[1]} are there, but {wanted} should be")
         if problems:
-            raise CacheError(damaged(folder, problems))
+            raise manifest.damaged(folder, problems)
 
     def __str__(self) -> str:
         return self.manifest.told(self.folder)

@@ -28,24 +28,14 @@ from dreamkit.cache.maker import (
     training_precision,
     why_not,
 )
-from dreamkit.cache.manifest import (
-    FORMAT,
-    MANIFEST,
-    TABLES,
-    CacheManifest,
-    Table,
-    TableRecord,
-    begin,
-    refuse_table,
-    refuse_to_replace,
-)
+from dreamkit.cache.manifest import TABLES, CacheManifest, Table, TableRecord
 from dreamkit.cache.read import EXTRAS
 from dreamkit.cache.shards import ShardWriter
 from dreamkit.checkpoints.load import load_weights
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.sequence import blank_picture
 from dreamkit.document import Document, Image
-from dreamkit.errors import CacheError
+from dreamkit.errors import CacheError, did_you_mean
 from dreamkit.model.model import DreamModel
 from dreamkit.progress.bars import CachingProgress
 from dreamkit.recipe.sections import Recipe
@@ -104,19 +94,19 @@ def make_cache(
     """
     out = Path(out).absolute()
     for table in only:
-        refuse_table(table)
+        _refuse_unknown(table)
     if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise CacheError(
             f"caching runs in one process, but WORLD_SIZE is {processes}; start `dreamkit cache` without torchrun"
         )
-    refuse_to_replace(out, overwrite=overwrite)
+    _refuse_to_replace(out, overwrite)
     if datasets is None:
         datasets = [registry.get("dataset", section.name)(section.config) for section in recipe.data]
     if not any(len(dataset) for dataset in datasets):
         raise CacheError(
             "there are no documents to cache the pictures of; name a data set that has some under data"
         )
-    partial = begin(out)
+    partial = _begin(out)
     try:
         if model is None:
             model = build(recipe, registry)
@@ -139,14 +129,56 @@ def make_cache(
             table: makings[table].writer.record(makers[table]) for table in reasons if reasons[table] is None
         }
         data = data_records(recipe.data, datasets)
-        manifest = CacheManifest(FORMAT, version("dreamkit"), data, tables, folders.describe_files(partial))
+        manifest = CacheManifest(
+            format=CacheManifest.FORMAT,
+            dreamkit=version("dreamkit"),
+            data=data,
+            tables=tables,
+            files=folders.describe_files(partial),
+        )
         manifest.write(partial)
-        replaced = (out / MANIFEST).is_file()
+        replaced = (out / CacheManifest.FILE).is_file()
         folders.commit(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     left_out = {table: reason for table, reason in reasons.items() if reason is not None}
     return Made(manifest, left_out, replaced)
+
+
+def _refuse_unknown(table: str) -> None:
+    """
+    Raises:
+        CacheError: there is no table of this name.
+    """
+    if table not in TABLES:
+        raise CacheError(f"there is no table '{table}' to make; {did_you_mean(table, TABLES)}")
+
+
+def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
+    """
+    Raises:
+        CacheError: `folder` holds something that would be lost, and is not a cache that is to be overwritten.
+    """
+    CacheManifest.refuse_to_replace(folder, instead="name another folder by --out")
+    if not overwrite and (what := folders.occupied(folder)):
+        raise CacheError(
+            f"{folder} {what}; name a new folder by --out, or replace the cache in it by --overwrite"
+        )
+
+
+def _begin(folder: Path) -> Path:
+    """The empty folder that `folder` is written to until it is whole.
+
+    Raises:
+        CacheError: it is there already.
+    """
+    try:
+        return folders.begin(folder, alone=True)
+    except FileExistsError as error:
+        raise CacheError(
+            f"{folders.partial_folder(folder)} is there: another `dreamkit cache` is writing {folder}, or one was "
+            "killed; wait for it, or remove that folder"
+        ) from error
 
 
 def _refuse_without_table(reasons: Mapping[Table, str | None]) -> None:

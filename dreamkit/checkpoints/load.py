@@ -14,7 +14,7 @@ from torch import Tensor
 from dreamkit.build.build import build
 from dreamkit.checkpoints.compare import compare_adapters, compare_source, compare_tokens
 from dreamkit.checkpoints.entries import Entry, component_sections, entries, must_be_held
-from dreamkit.checkpoints.manifest import MANIFEST, Manifest, adapter_file, weights_file
+from dreamkit.checkpoints.manifest import Manifest, adapter_file, weights_file
 from dreamkit.errors import CheckpointError, PluginError
 from dreamkit.model.adapters import in_part, is_adapter, spelled
 from dreamkit.model.model import DreamModel
@@ -70,7 +70,7 @@ def load_checkpoint(folder: Path | str, registry: Registry | None = None) -> tup
             ) from error
     for part, source in manifest.sources.items():
         compare_source(folder, part, source, source["name"])
-    where = str(folder / MANIFEST)
+    where = str(folder / Manifest.FILE)
     recipe = Recipe.from_dict(manifest.recipe, registry, where=where)
     if getattr(recipe.model.language_model.config, "tokenizer", None) is not None:
         # It was named apart from the weights; the checkpoint has a copy of its own.
@@ -164,7 +164,7 @@ def _copy(
 
 
 def _held(model: DreamModel, folder: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
-    """The tensors that a checkpoint holds, by part and by what `_entries` calls them."""
+    """The tensors that a checkpoint holds, by part and by what `entries` calls them."""
     read = {part: _read(folder / weights_file(part)) for part in manifest.parts}
     # format 1 called an adapter's tensors as peft's modules do
     held = {part: {spelled(name): tensor for name, tensor in read[part].items()} for part in read}

@@ -11,14 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dreamkit.checkpoints.entries import component_sections, entries, must_be_held
-from dreamkit.checkpoints.manifest import (
-    FORMAT,
-    ComponentRecord,
-    Manifest,
-    adapter_file,
-    refuse_to_replace,
-    weights_file,
-)
+from dreamkit.checkpoints.manifest import ComponentRecord, Manifest, adapter_file, weights_file
 from dreamkit.distributed import barrier, is_main, whole
 from dreamkit.errors import CheckpointError
 from dreamkit.model.adapters import is_adapter, write_adapter
@@ -63,7 +56,7 @@ def save_checkpoint(
                 group = adapters if is_adapter(entry.keys[0]) else held
                 group.setdefault(entry.part, {})[entry.keys[0]] = copy
     if is_main():
-        refuse_to_replace(folder)
+        Manifest.refuse_to_replace(folder)
         folders.begin(folder)
     barrier()
     partial = folders.partial_folder(folder)
@@ -78,7 +71,7 @@ def save_checkpoint(
             write_adapter(model.parts()[part], tensors, partial / adapter_file(part), base)
         model.language_model.save_tokenizer(partial / "tokenizer")
         Manifest(
-            format=FORMAT,
+            format=Manifest.FORMAT,
             dreamkit=version("dreamkit"),
             recipe=model.recipe.to_dict(),
             components=_components(model.recipe, registry or Registry.load()),

@@ -143,10 +143,10 @@ def inspect(
     import yaml
     from rich.filesize import decimal
 
-    from dreamkit.cache.manifest import MANIFEST as CACHE
+    from dreamkit.cache.manifest import CacheManifest
     from dreamkit.checkpoints.manifest import Manifest, adapter_file, weights_file
 
-    if (folder / CACHE).is_file():
+    if (folder / CacheManifest.FILE).is_file():
         _inspect_cache(folder)
         return
     manifest = Manifest.read(folder)

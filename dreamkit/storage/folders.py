@@ -62,14 +62,6 @@ def replaced_folder(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.replaced")
 
 
-def left_behind(folder: Path, manifest: str) -> str | None:
-    """Of a `folder` that is missing: in words, what holds its `manifest` since a save was interrupted."""
-    for left in (replaced_folder(folder), partial_folder(folder)):
-        if not folder.exists() and (left / manifest).is_file():
-            return f"{folder}: missing, but an interrupted save left {left}; rename that to {folder.name}"
-    return None
-
-
 def begin(folder: Path, *, alone: bool = False) -> Path:
     """An empty partial folder for `folder`; whether that may be replaced is for the caller to know.
 

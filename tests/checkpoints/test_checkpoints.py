@@ -17,7 +17,7 @@ from torch import nn
 import tiny
 from dreamkit.build.build import build
 from dreamkit.checkpoints.load import load_checkpoint, load_weights
-from dreamkit.checkpoints.manifest import FORMAT, Manifest
+from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.errors import CheckpointError, DreamkitError
 from dreamkit.model.model import DreamModel
@@ -269,9 +269,10 @@ def test_a_file_cut_short_and_a_file_gone(copied: Path) -> None:
 
 
 def test_a_newer_format(copied: Path) -> None:
-    edit_manifest(copied, format=FORMAT + 1, dreamkit="9.9", anything="else")
+    edit_manifest(copied, format=Manifest.FORMAT + 1, dreamkit="9.9", anything="else")
     with pytest.raises(
-        CheckpointError, match=rf"version {FORMAT + 1}, written by dreamkit 9\.9.*up to {FORMAT}"
+        CheckpointError,
+        match=rf"version {Manifest.FORMAT + 1}, written by dreamkit 9\.9.*up to {Manifest.FORMAT}",
     ):
         load_checkpoint(copied)
 

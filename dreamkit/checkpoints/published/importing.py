@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dreamkit.build.build import build
-from dreamkit.checkpoints.manifest import refuse_to_replace
+from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.checkpoints.published.files import read_bin, read_json, under
 from dreamkit.checkpoints.published.sections import HEAD, QUERIES, VISION, Drawing, sections, unpack
 from dreamkit.checkpoints.save import save_checkpoint
@@ -41,7 +41,7 @@ def import_published(folder: Path, out: Path, registry: Registry) -> DreamModel:
     config = read_json(folder / "config.json")
     published = _plugins(config, folder / "config.json")
     out = out.absolute()
-    refuse_to_replace(out)
+    Manifest.refuse_to_replace(out)
     # Beside `out`, where there is room for weights; what cannot be written there is said before any are read.
     with tempfile.TemporaryDirectory(dir=next(p for p in out.parents if p.exists())) as scratch:
         # The weights are laid out as the libraries save them, so that each part loads its own in its own way.
