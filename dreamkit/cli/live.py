@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dreamkit.checkpoints.load import load_checkpoint
 from dreamkit.cli.page import page
 from dreamkit.document import Document
 from dreamkit.errors import DreamkitError
 from dreamkit.model.events import DenoisingStep, DocumentDone, Event, ImageDone, ImageStarted, TextPiece
+from dreamkit.progress.bars import Bar
 from dreamkit.storage.folders import occupied
 
 PAGE, PICTURE = "index.html", "image-{}.png"
@@ -86,10 +85,7 @@ def follow(events: Iterable[Event], output: Output) -> DocumentDone:
     Text goes to standard output. A picture is shown as the name of its file, on a line of its own where it stands in
     the text; a bar on standard error counts the steps while it is drawn.
     """
-    err = Console(stderr=True)
-    columns = TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
-    task = bar.add_task("")
+    bar = Bar("drawing", transient=True)
     done = None
     line_is_open = False
     try:
@@ -102,10 +98,9 @@ def follow(events: Iterable[Event], output: Output) -> DocumentDone:
                     if line_is_open:  # the bar would wipe the line out
                         print(flush=True)
                         line_is_open = False
-                    bar.reset(task)
-                    bar.start()
+                    bar.move(0)
                 case DenoisingStep(step=step, steps=steps):
-                    bar.update(task, completed=step + 1, total=steps)
+                    bar.move(step + 1, steps)
                 case ImageDone(image=image, picture=picture):
                     bar.stop()
                     file = output.file(PICTURE.format(image))

@@ -59,7 +59,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     Example: dreamkit check digits/stage1 train.steps=100
     """
     from dreamkit.build.fit import fit
-    from dreamkit.cache.data import cache_notes
+    from dreamkit.cache.provenance import cache_notes
     from dreamkit.cache.read import cache_problems
     from dreamkit.errors import RecipeError
     from dreamkit.recipe.sections import draft_recipe
@@ -102,7 +102,7 @@ def plan(
     import json
     from dataclasses import asdict
 
-    from dreamkit.cache.data import cache_notes
+    from dreamkit.cache.provenance import cache_notes
     from dreamkit.plan.advice import misfit
     from dreamkit.plan.plan import plan as make_plan
     from dreamkit.plan.sizes import in_bytes, parse_bytes

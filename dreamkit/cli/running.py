@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -72,10 +70,11 @@ def cache(
     """
     from rich.filesize import decimal
 
+    from dreamkit.cache.fill import CachingProgress
     from dreamkit.cache.manifest import TABLES
     from dreamkit.cache.write import Estimate, make_cache
     from dreamkit.errors import DreamkitError
-    from dreamkit.progress.bars import CachingProgress, caching_bar
+    from dreamkit.progress.bars import Bar
     from dreamkit.recipe.sections import load_recipe
     from dreamkit.registry.registry import Registry
 
@@ -96,13 +95,10 @@ def cache(
     # as an interruption does, an end that is asked for leaves nothing of the folder
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        with ExitStack() as entered:
-            show: list[Callable[[CachingProgress], None]] = []
+        with Bar("caching", "{task.fields[pictures]} pictures") as bar:
 
             def move(at: CachingProgress) -> None:
-                if not show:  # what is refused before shows no bar
-                    show.append(entered.enter_context(caching_bar()))
-                show[0](at)
+                bar.move(at.documents, at.of, pictures=at.pictures)
 
             made, reasons, replaced = make_cache(
                 loaded,

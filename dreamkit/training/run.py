@@ -12,7 +12,7 @@ from rich.console import Console
 
 from dreamkit import kernels
 from dreamkit.build.build import build
-from dreamkit.cache.data import other_data
+from dreamkit.cache.provenance import other_data
 from dreamkit.cache.read import Cache, cache_problems, open_cache
 from dreamkit.checkpoints.load import LoadReport, load_checkpoint, load_weights
 from dreamkit.checkpoints.save import save_checkpoint
@@ -25,7 +25,8 @@ from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.storage.folders import occupied
-from dreamkit.training.run_log import LogEntry, ProgressBar, RunLog
+from dreamkit.training.run_bar import RunBar
+from dreamkit.training.run_log import LogEntry, RunLog
 from dreamkit.training.trainer import (
     RESUME_POINTS,
     STATE,
@@ -121,7 +122,7 @@ def train_recipe(
     )
     if world_size() > 1:
         shard(model.to(arguments.device), arguments.device)
-    log, bar = RunLog(out / LOG, on_log), ProgressBar()
+    log, bar = RunLog(out / LOG, on_log), RunBar()
     callbacks = [log, bar] if is_main() else []
     trainer = DreamTrainer(model, recipe, arguments, mixture, collator, callbacks, registry)
     # The same model everywhere, but other noise in each process.

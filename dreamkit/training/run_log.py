@@ -1,4 +1,4 @@
-"""What a training run shows and writes while it goes: a bar with both losses, and `log.jsonl`."""
+"""The log of a training run, `log.jsonl`."""
 
 from __future__ import annotations
 
@@ -9,67 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dreamkit.errors import TrainingError
 
 LogEntry = Mapping[str, float | None]
 LOGGED = ("lm", "denoising", "loss", "learning_rate", "grad_norm")
-
-
-class ProgressBar(TrainerCallback):
-    """Steps, both losses and the time left, on standard error."""
-
-    def __init__(self) -> None:
-        self.progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("text {task.fields[lm]}  image {task.fields[denoising]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.task = self.progress.add_task(
-            "", total=state.max_steps, completed=state.global_step, lm="-", denoising="-"
-        )
-        self.progress.start()
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.progress.update(self.task, completed=state.global_step)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        shown = {name: value for name, value in (logs or {}).items() if name in ("lm", "denoising")}
-        fields: dict[str, Any] = {
-            name: "-" if value is None else f"{value:.4f}" for name, value in shown.items()
-        }
-        self.progress.update(self.task, **fields)
-
-    def stop(self) -> None:
-        """Leaves the bar as it is; also after an error, where the trainer calls nobody."""
-        self.progress.stop()
 
 
 class RunLog(TrainerCallback):

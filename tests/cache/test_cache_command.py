@@ -97,7 +97,7 @@ def test_an_end_that_is_asked_for_leaves_nothing(
     dreamkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = sorted(tmp_path.iterdir()), signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("dreamkit.cache.write._fill", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("dreamkit.cache.write.fill", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert dreamkit("cache", "recipe.yaml", "--out", "kept")[0] == 128 + signal.SIGTERM
     assert (sorted(tmp_path.iterdir()), signal.getsignal(signal.SIGTERM)) == before
 

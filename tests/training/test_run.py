@@ -31,7 +31,8 @@ from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training.loss_monitor import Meter, NotFinite
 from dreamkit.training.run import TrainResult, train_recipe
-from dreamkit.training.run_log import LogEntry, ProgressBar, RunLog
+from dreamkit.training.run_bar import RunBar
+from dreamkit.training.run_log import LogEntry, RunLog
 from dreamkit.training.trainer import DreamTrainer, training_arguments
 
 REGISTRY = Registry.load()
@@ -495,12 +496,12 @@ def test_a_run_on_a_gpu_says_whether_kernels_are_used(
 
 
 def test_the_bar_shows_both_losses_and_the_steps(tmp_path: Path) -> None:
-    bar, state, control = ProgressBar(), TrainerState(), TrainerControl()
+    bar, state, control = RunBar(), TrainerState(), TrainerControl()
     arguments = training_arguments(layouts.recipe(), tmp_path)
 
     def shown() -> str:
         console = Console(width=120, file=StringIO(), record=True)
-        console.print(bar.progress)
+        console.print(bar.bar.progress)
         return console.export_text()
 
     state.max_steps = 8
