@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from dreamkit.model.adapters import is_adapter, spelled
 from dreamkit.model.model import DreamModel
-from dreamkit.recipe.sections import PARTS, Recipe
 
 
 @dataclass
@@ -40,13 +39,3 @@ def must_be_held(entry: Entry, sources: Mapping[str, object]) -> bool:
     """Whether no source gives this tensor; `sources` are those of the parts."""
     from_source = sources.get(entry.part) is not None and isinstance(entry.tensor, nn.Parameter)
     return not from_source or is_adapter(entry.keys[0]) or entry.is_new_row
-
-
-def component_sections(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
-    """(key in the recipe, kind, component name) of everything a recipe asks plug-ins for."""
-    for key in PARTS:
-        section = getattr(recipe.model, key)
-        if section is not None:
-            yield key, "projector" if key.endswith("_projector") else key, section.name
-    for number, data in enumerate(recipe.data):
-        yield f"data.{number}", "dataset", data.name

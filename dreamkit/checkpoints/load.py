@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dreamkit.build.build import build
 from dreamkit.checkpoints.compare import compare_adapters, compare_source, compare_tokens
-from dreamkit.checkpoints.entries import Entry, component_sections, entries, must_be_held
+from dreamkit.checkpoints.components import component_sections
+from dreamkit.checkpoints.entries import Entry, entries, must_be_held
 from dreamkit.checkpoints.manifest import Manifest, adapter_file, weights_file
 from dreamkit.errors import CheckpointError, PluginError
 from dreamkit.model.adapters import in_part, is_adapter, spelled

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dreamkit.checkpoints.entries import component_sections, entries, must_be_held
-from dreamkit.checkpoints.manifest import ComponentRecord, Manifest, adapter_file, weights_file
+from dreamkit.checkpoints.components import component_records
+from dreamkit.checkpoints.entries import entries, must_be_held
+from dreamkit.checkpoints.manifest import Manifest, adapter_file, weights_file
 from dreamkit.distributed import barrier, is_main, whole
 from dreamkit.errors import CheckpointError
 from dreamkit.model.adapters import is_adapter, write_adapter
 from dreamkit.model.model import DreamModel
-from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.storage import folders
 from dreamkit.storage.sources import fingerprint
@@ -74,7 +74,7 @@ def save_checkpoint(
             format=Manifest.FORMAT,
             dreamkit=version("dreamkit"),
             recipe=model.recipe.to_dict(),
-            components=_components(model.recipe, registry or Registry.load()),
+            components=component_records(model.recipe, registry or Registry.load()),
             tokens=dict(model.token_ids),
             sources={
                 part: {"name": source, "files": fingerprint(source)}
@@ -87,16 +87,3 @@ def save_checkpoint(
         ).write(partial)
         folders.commit(folder)
     barrier()
-
-
-def _components(recipe: Recipe, registry: Registry) -> dict[str, ComponentRecord]:
-    components: dict[str, ComponentRecord] = {}
-    for key, kind, name in component_sections(recipe):
-        registered = registry.components(kind)[name]
-        components[key] = {
-            "kind": kind,
-            "name": name,
-            "distribution": registered.distribution,
-            "version": registered.version,
-        }
-    return components

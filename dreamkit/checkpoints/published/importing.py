@@ -18,8 +18,10 @@ from torch import Tensor
 
 from dreamkit.build.build import build
 from dreamkit.checkpoints.manifest import Manifest
-from dreamkit.checkpoints.published.files import read_bin, read_json, under
-from dreamkit.checkpoints.published.sections import HEAD, QUERIES, VISION, Drawing, sections, unpack
+from dreamkit.checkpoints.published.layout import HEAD, QUERIES, VISION, Drawing
+from dreamkit.checkpoints.published.reading import read_bin, read_json, under
+from dreamkit.checkpoints.published.translating import sections
+from dreamkit.checkpoints.published.unpacking import unpack
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.errors import CheckpointError
 from dreamkit.model.model import DreamModel

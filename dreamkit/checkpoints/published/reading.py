@@ -1,10 +1,9 @@
-"""Reading the files of a published checkpoint, and writing them as the libraries behind the parts do."""
+"""Reads the files of a published checkpoint."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dreamkit.errors import CheckpointError, SourceError
@@ -48,21 +47,6 @@ def component(name: str, folder: Path, files: list[str]) -> Path:
 
 def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def write(
-    folder: Path, config: dict[str, Any], state: dict[str, Tensor], file: str = "model.safetensors"
-) -> None:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    # Cloned, since tensors that are tied in a state dict share memory, which safetensors refuses.
-    save_file({name: t.clone().contiguous() for name, t in state.items()}, folder / file, {"format": "pt"})
-
-
-def copy(source: Path, target: Path, names: list[str] | tuple[str, ...]) -> None:
-    for name in names:
-        if (source / name).is_file():
-            shutil.copy(source / name, target / name)
 
 
 def read_json(file: Path) -> dict[str, Any]:

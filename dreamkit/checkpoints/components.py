@@ -1,0 +1,33 @@
+"""The components that a recipe names, and who gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dreamkit.checkpoints.manifest import ComponentRecord
+from dreamkit.recipe.sections import PARTS, Recipe
+from dreamkit.registry.registry import Registry
+
+
+def component_sections(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    """(key in the recipe, kind, component name) of everything a recipe asks plug-ins for."""
+    for key in PARTS:
+        section = getattr(recipe.model, key)
+        if section is not None:
+            yield key, "projector" if key.endswith("_projector") else key, section.name
+    for number, data in enumerate(recipe.data):
+        yield f"data.{number}", "dataset", data.name
+
+
+def component_records(recipe: Recipe, registry: Registry) -> dict[str, ComponentRecord]:
+    """What a manifest says of the components of `recipe`, by key."""
+    components: dict[str, ComponentRecord] = {}
+    for key, kind, name in component_sections(recipe):
+        registered = registry.components(kind)[name]
+        components[key] = {
+            "kind": kind,
+            "name": name,
+            "distribution": registered.distribution,
+            "version": registered.version,
+        }
+    return components

@@ -1,0 +1,90 @@
+"""Lays the parts of a published checkpoint out as folders that their libraries read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig
+
+from dreamkit.checkpoints.published.layout import HEAD, VISION
+from dreamkit.checkpoints.published.reading import component, language_weights, read_json, under
+
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def unpack(
+    folder: Path, config: dict[str, Any], states: Mapping[str, dict[str, Tensor]], scratch: Path
+) -> tuple[dict[str, Path], dict[str, dict[str, Any]]]:
+    """Lays each part out as a folder of its library; returns these folders, and the configs in them."""
+    published = config["plugins_init_kwargs"]
+    folders = {name: scratch / name for name in ("language_model", "vision_encoder", "image_decoder")}
+
+    weights = {name: t for name, t in language_weights(folder) if not name.endswith("rotary_emb.inv_freq")}
+    llama = _current("llama", config)
+    _write(folders["language_model"], llama | {"model_type": "llama"}, weights)
+    _copy(folder, folders["language_model"], TOKENIZER_FILES)
+
+    clip_files = ["config.json", "preprocessor_config.json"]
+    clip_folder = component(published[VISION]["clip_vision_model_name_or_path"], folder, clip_files)
+    clip = read_json(clip_folder / "config.json")
+    clip = _current("clip_vision_model", clip.get("vision_config", clip))
+    weights = under(states[VISION], "clip_vision_model.")
+    _write(folders["vision_encoder"], clip | {"model_type": "clip_vision_model"}, weights)
+    _copy(clip_folder, folders["vision_encoder"], ["preprocessor_config.json"])
+
+    part_files = ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"]
+    decoder_folder = component(published[HEAD]["diffusion_name_or_path"], folder, part_files)
+    decoder = {file.split("/")[0]: read_json(decoder_folder / file) for file in part_files}
+    for part in ("unet", "vae"):
+        part_weights = under(states[HEAD], f"{part}.")
+        _write(
+            folders["image_decoder"] / part,
+            decoder[part],
+            part_weights,
+            "diffusion_pytorch_model.safetensors",
+        )
+    (folders["image_decoder"] / "scheduler").mkdir()
+    (folders["image_decoder"] / part_files[2]).write_text(json.dumps(decoder["scheduler"]))
+
+    bare = {name: {k: v for k, v in part.items() if not k.startswith("_")} for name, part in decoder.items()}
+    configs = {"language_model": llama, "vision_encoder": clip, "image_decoder": bare}
+    return folders, configs
+
+
+def _current(model_type: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an old config the library's present class has, under its present names, where it is not the default."""
+    known = AutoConfig.for_model(model_type).to_dict().keys() | {"rope_theta", "rope_scaling"}
+    general = {"model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
+    kept = {name: value for name, value in config.items() if name in known - general}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the old names, which the library translates
+        current = AutoConfig.for_model(model_type, **kept).to_diff_dict()
+    return {name: value for name, value in current.items() if name not in general}
+
+
+def _write(
+    folder: Path, config: dict[str, Any], state: dict[str, Tensor], file: str = "model.safetensors"
+) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    # Cloned, since tensors that are tied in a state dict share memory, which safetensors refuses.
+    save_file({name: t.clone().contiguous() for name, t in state.items()}, folder / file, {"format": "pt"})
+
+
+def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if (source / name).is_file():
+            shutil.copy(source / name, target / name)
