@@ -20,7 +20,7 @@ from dreamkit.kernels.bench.figures import Figure
 from dreamkit.kernels.bench.harness import Bench
 from dreamkit.kernels.bench.machine import Machine
 from dreamkit.kernels.query_projection import norm, projection
-from dreamkit.kernels.query_projection.blocks import Blocks
+from dreamkit.kernels.query_projection.row_blocks import Blocks
 from dreamkit.kernels.query_projection.tiles import is_fused
 from dreamkit.plan.live_bytes import LiveBytes
 from dreamkit.registry.registry import Registry
@@ -85,7 +85,7 @@ def launches() -> Iterator[str]:
 
 def _kernels(hidden: Tensor, base: Tensor, rows: Tensor, weight: Tensor, matrix: Tensor) -> str:
     blocks, queries, eps = Blocks(base), query_projection.QUERIES, query_projection.EPS
-    modules = ("norm", "projection", "blocks")
+    modules = ("norm", "projection", "row_blocks")
     with recorded(*(f"dreamkit.kernels.query_projection.{name}" for name in modules)) as found:
         if is_fused(len(base) * queries, hidden.dtype, matrix.dtype):
             projection.query_projection(hidden, blocks, queries, weight, eps, 0.0, matrix, None)

@@ -22,7 +22,7 @@ from dreamkit.kernels.query_projection.tiles import FUSED_ROWS
 from triton_cpu import Launch, interpreted
 
 PACKAGE = "dreamkit.kernels.query_projection."
-KERNELS = tuple(PACKAGE + name for name in ("blocks", "norm", "projection"))
+KERNELS = tuple(PACKAGE + name for name in ("row_blocks", "norm", "projection"))
 EPS = 1e-5
 WIDE = st.integers(8, 40)  # so wide that the norm's gradient does not cancel in float32
 

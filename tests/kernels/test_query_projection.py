@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dreamkit.kernels.query_projection import op
-from dreamkit.kernels.query_projection.blocks import Blocks
+from dreamkit.kernels.query_projection.row_blocks import Blocks
 from dreamkit.kernels.query_projection.tiles import FUSED_ROWS, is_fused, tile
 from projections import EPS, KERNELS, WIDE, Case, case, cases, check, error, kernels_run
 from triton_cpu import AMPERE, HOPPER, SHARED, compiled, recorded

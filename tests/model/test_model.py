@@ -192,7 +192,7 @@ def test_condition_drop_draws_from_the_unconditional_prompt() -> None:
 
 
 KERNELS = (
-    *(f"dreamkit.kernels.query_projection.{name}" for name in ("blocks", "norm", "projection")),
+    *(f"dreamkit.kernels.query_projection.{name}" for name in ("row_blocks", "norm", "projection")),
     "dreamkit.kernels.assemble_embeddings.kernels",
 )
 DENSE = {"model.condition_projector": {"name": "mlp", "depth": 3}}

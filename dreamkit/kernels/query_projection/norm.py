@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dreamkit.kernels.query_projection.blocks import Blocks, block_start
+from dreamkit.kernels.query_projection.row_blocks import Blocks, block_start
 from dreamkit.kernels.tensors import by_rows, wide
 
 WEIGHT_ROWS, WEIGHT_COLUMNS = 32, 128  # what a program of `sum_norm_weight` reads at a time

@@ -41,7 +41,7 @@ def query_states(
     """The normed rows of each image (N, Q, D) in `dtype`, and 1 / rms of each (N, Q), which has no gradient."""
     if usable(hidden_RD):
         from dreamkit.kernels.query_projection import norm
-        from dreamkit.kernels.query_projection.blocks import Blocks
+        from dreamkit.kernels.query_projection.row_blocks import Blocks
 
         blocks = Blocks.of(base_N, drop_N, unconditional)
         return norm.query_states(hidden_RD, blocks, queries, norm_weight, eps, offset, dtype)
@@ -89,7 +89,7 @@ def query_states_backward(
     hidden, weight = hidden_RD.new_empty(0), norm_weight.new_empty(0)
     if usable(hidden_RD):
         from dreamkit.kernels.query_projection import norm
-        from dreamkit.kernels.query_projection.blocks import Blocks
+        from dreamkit.kernels.query_projection.row_blocks import Blocks
 
         blocks = Blocks.of(base_N, drop_N, unconditional)
         if for_hidden:
@@ -143,7 +143,7 @@ def query_projection(
     """One dense layer of the normed rows, (N, Q, C) in `weight`'s dtype, and 1 / rms of each row as `query_states`."""
     if usable(hidden_RD):
         from dreamkit.kernels.query_projection import projection
-        from dreamkit.kernels.query_projection.blocks import Blocks
+        from dreamkit.kernels.query_projection.row_blocks import Blocks
 
         blocks = Blocks.of(base_N, drop_N, unconditional)
         return projection.query_projection(hidden_RD, blocks, queries, norm_weight, eps, offset, weight, bias)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dreamkit.kernels.query_projection.blocks import Blocks, block_start
+from dreamkit.kernels.query_projection.row_blocks import Blocks, block_start
 from dreamkit.kernels.query_projection.tiles import tile
 from dreamkit.kernels.tensors import by_rows, wide
 
