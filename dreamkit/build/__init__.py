@@ -1,0 +1,1 @@
+"""Parts that fit each other, and the model that is built of them."""
