@@ -45,7 +45,7 @@ from .parts.specs import (
     VisionSpec as VisionSpec,
 )
 from .parts.vision import VisionEncoder as VisionEncoder
-from .recipe.sections import load_recipe as load_recipe
+from .recipe.loading import load_recipe as load_recipe
 from .registry.hookspecs import Component as Component, hookimpl as hookimpl
 from .registry.registry import Registry as Registry
 from .storage.sources import locate as locate

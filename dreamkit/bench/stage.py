@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dreamkit.document import Document, Image, Segment, Text
-from dreamkit.recipe.sections import Recipe, load_recipe, plain
+from dreamkit.recipe.loading import load_recipe
+from dreamkit.recipe.sections import Recipe, plain
 from dreamkit.registry.registry import Registry
 from dreamkit.storage.sources import locate
 

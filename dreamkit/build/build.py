@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from dreamkit.model.adapters import adapt
-from dreamkit.errors import ConfigError, RecipeError
 from dreamkit.build.fit import FAILURES, Fit, fit, part_section
-from dreamkit.parts.part import Part
+from dreamkit.errors import ConfigError, RecipeError
+from dreamkit.model.adapters import adapt
 from dreamkit.model.model import DreamModel
-from dreamkit.registry.registry import Registry
+from dreamkit.parts.part import Part
 from dreamkit.recipe.sections import WITH_SOURCE, Recipe
+from dreamkit.registry.registry import Registry
 
 
 def build(recipe: Recipe, registry: Registry) -> DreamModel:

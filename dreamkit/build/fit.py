@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from dreamkit.model.adapters import unfit
 from dreamkit.errors import RecipeProblem
-from dreamkit.registry.registry import Registry
+from dreamkit.model.adapters import unfit
 from dreamkit.parts.projectors import Linear
-from dreamkit.recipe.sections import PARTS, WITH_SOURCE, AdapterSection, ModelSection, PartSection, Recipe
-from dreamkit.recipe.schema import refusals
 from dreamkit.parts.specs import DecoderSpec, LanguageSpec, ProjectorSpec, VisionSpec
+from dreamkit.recipe.places import refusals
+from dreamkit.recipe.sections import PARTS, WITH_SOURCE, AdapterSection, ModelSection, PartSection, Recipe
+from dreamkit.registry.registry import Registry
 
 SPECS: Final[dict[str, type]] = {
     "vision_encoder": VisionSpec,

@@ -19,7 +19,8 @@ from dreamkit.checkpoints.manifest import Manifest, adapter_file, weights_file
 from dreamkit.errors import CheckpointError, PluginError
 from dreamkit.model.adapters import in_part, is_adapter, spelled
 from dreamkit.model.model import DreamModel
-from dreamkit.recipe.sections import PARTS, Recipe
+from dreamkit.recipe.loading import recipe_from_dict
+from dreamkit.recipe.sections import PARTS
 from dreamkit.registry.registry import Registry
 
 MOST_SHOWN = 10  # tensors named in one error
@@ -72,12 +73,12 @@ def load_checkpoint(folder: Path | str, registry: Registry | None = None) -> tup
     for part, source in manifest.sources.items():
         compare_source(folder, part, source, source["name"])
     where = str(folder / Manifest.FILE)
-    recipe = Recipe.from_dict(manifest.recipe, registry, where=where)
+    recipe = recipe_from_dict(manifest.recipe, registry, where=where)
     if getattr(recipe.model.language_model.config, "tokenizer", None) is not None:
         # It was named apart from the weights; the checkpoint has a copy of its own.
         own = recipe.to_dict()
         own["model"]["language_model"]["tokenizer"] = str(folder / "tokenizer")
-        recipe = Recipe.from_dict(own, registry, where=where)
+        recipe = recipe_from_dict(own, registry, where=where)
     model = build(recipe, registry)
     for part in model.sources.keys() - manifest.sources.keys():
         model.sources[part] = None

@@ -62,7 +62,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     from dreamkit.cache.provenance import cache_notes
     from dreamkit.cache.read import cache_problems
     from dreamkit.errors import RecipeError
-    from dreamkit.recipe.sections import draft_recipe
+    from dreamkit.recipe.loading import draft_recipe
     from dreamkit.registry.registry import Registry
 
     registry = Registry.load()
@@ -107,7 +107,7 @@ def plan(
     from dreamkit.plan.plan import plan as make_plan
     from dreamkit.plan.sizes import in_bytes, parse_bytes
     from dreamkit.plan.tables import report
-    from dreamkit.recipe.sections import load_recipe
+    from dreamkit.recipe.loading import load_recipe
     from dreamkit.registry.registry import Registry
 
     limit = None if memory is None else parse_bytes(memory)

@@ -27,7 +27,7 @@ def train(
 
     Example: dreamkit train digits/stage1 train.steps=100 --out run1
     """
-    from dreamkit.recipe.sections import load_recipe
+    from dreamkit.recipe.loading import load_recipe
     from dreamkit.registry.registry import Registry
     from dreamkit.training.run import train_recipe as run
 
@@ -75,7 +75,7 @@ def cache(
     from dreamkit.cache.write import Estimate, make_cache
     from dreamkit.errors import DreamkitError
     from dreamkit.progress.bars import Bar
-    from dreamkit.recipe.sections import load_recipe
+    from dreamkit.recipe.loading import load_recipe
     from dreamkit.registry.registry import Registry
 
     registry = Registry.load()

@@ -11,41 +11,32 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, Final, Literal, get_args, get_origin
+from typing import Any, Final, Literal, TypeAlias, get_args, get_origin
 
-from dreamkit.errors import ConfigError, DreamkitError, RecipeProblem, did_you_mean
+from dreamkit.errors import DreamkitError, PluginError, RecipeProblem, did_you_mean
+from dreamkit.recipe.fields import LISTS, UNIONS, has_default, item_types, own_keys, unheld_fields, wanted
+from dreamkit.recipe.places import join, refusals
+from dreamkit.recipe.source_keys import SOURCES, located, source_problem
 from dreamkit.recipe.tree import BROKEN, Broken, Node, said
 from dreamkit.storage.paths import written_path
 
+ConfigClass: TypeAlias = Callable[[str, str], type]
 NOTHING: Final[Mapping[str, Any]] = types.MappingProxyType({})
-_UNIONS = (typing.Union, types.UnionType)
-_LISTS = (list, tuple, Sequence)
-_SCALARS: Final[Mapping[Any, str]] = {
-    type(None): "null",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    Path: "a path",
-}
-
-
-def setting(default: Any = MISSING, **metadata: Any) -> Any:
-    """A dataclass field with bounds (`least`, `above`, `most`, `below`), text that is a path (`path=True`), or no key
-    of its own (`inner=True`)."""
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 class SchemaReader:
     """Turns nodes into values, collecting `problems` and, for every key, in `places`, where it was written.
 
-    What cannot be read is BROKEN. `complete` false: keys may be missing because a file is, and are not reported.
+    What cannot be read is BROKEN. `config_class` returns the `Config` of the component of a kind and a name, or raises
+    a PluginError; what names no component is read without. `complete` false: keys may be missing because a file is,
+    and are not reported.
     """
 
-    def __init__(self, *, complete: bool = True) -> None:
+    def __init__(self, config_class: ConfigClass | None = None, *, complete: bool = True) -> None:
+        self.config_class = config_class
         self.complete = complete
         self.problems: list[RecipeProblem] = []
         self.places: dict[str, str] = {}
@@ -68,7 +59,7 @@ class SchemaReader:
         fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
         try:
             annotations = typing.get_type_hints(cls)
-            unheld = list(_unheld(cls))
+            unheld = list(unheld_fields(cls))
         except Exception as error:  # annotations are code of the plug-in
             return self.problem(node, key, f"the annotations of {cls.__qualname__} cannot be read: {error}")
         if unheld:
@@ -105,14 +96,16 @@ class SchemaReader:
             return BROKEN
         if annotation in (Any, object) or (annotation in (dict, list) and isinstance(value, annotation)):
             return self._anything(node, key)
-        if origin in _UNIONS:
+        if origin in UNIONS:
             return self._one_of(annotation, node, key, meta)
         if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-            return self.nested(annotation, node, key, meta)
+            if "kind" in meta:
+                return self._component(annotation, node, key, meta)
+            return self.section(annotation, node, key, draft=meta.get("draft", False))
         if origin is Literal and any(value == arg and type(value) is type(arg) for arg in args):
             return value
-        if origin in _LISTS and isinstance(value, list):
-            wanted_types = _item_types(annotation, value)
+        if origin in LISTS and isinstance(value, list):
+            wanted_types = item_types(annotation, value)
             if len(wanted_types) != len(value):
                 return self._unwanted(annotation, node, key)
             pairs = enumerate(zip(wanted_types, value, strict=True))
@@ -125,9 +118,46 @@ class SchemaReader:
             return BROKEN if any(item is BROKEN for item in read.values()) else read
         return self._scalar(annotation, node, key, meta)
 
-    def nested(self, cls: type, node: Node, key: str, meta: Mapping[str, Any]) -> Any:
-        """A dataclass inside another."""
-        return self.section(cls, node, key)
+    def _component(self, cls: type, node: Node, key: str, meta: Mapping[str, Any]) -> Any:
+        """A section that names a component, whose other keys are those of the component's `Config`."""
+        if not isinstance(node.value, dict):
+            return self.section(cls, node, key)
+        assert self.config_class is not None, "a reader of components is given their classes"
+        kind, own = meta["kind"], own_keys(cls)
+        given = {name: item for name, item in node.value.items() if name in own}
+        # `config` stands in for the component's own, so that the section's own keys are read like any others.
+        section = self.section(
+            cls, Node({**given, "config": Node(None, node.where, node.folder)}, node.where, node.folder), key
+        )
+        name = given.get("name")
+        if name is None or not isinstance(name.value, str):
+            return BROKEN
+        try:
+            config_class = self.config_class(kind, name.value)
+        except PluginError as error:
+            return self.problem(name, join(key, "name"), str(error))
+        clash = sorted({f.name for f in dataclasses.fields(config_class)} & set(own))
+        if clash:
+            return self.problem(
+                name, key, f"the Config of {kind} '{name.value}' has '{clash[0]}', which is the section's own"
+            )
+        rest = {
+            k: self._located(item, join(key, k)) if k in SOURCES else item
+            for k, item in node.value.items()
+            if k not in own
+        }
+        config = self.section(config_class, Node(rest, node.where, node.folder), key, reserved=own)
+        if meta.get("sourced") and (problem := source_problem(rest, complete=self.complete)):
+            return self.problem(node, key, problem)
+        if section is BROKEN or config is BROKEN:
+            return BROKEN
+        return dataclasses.replace(section, config=config)
+
+    def _located(self, node: Node, key: str) -> Node:
+        try:
+            return located(node)
+        except DreamkitError as error:
+            return Node(self.problem(node, key, str(error)), node.where, node.folder)
 
     def _scalar(self, annotation: Any, node: Node, key: str, meta: Mapping[str, Any]) -> Any:
         value = node.value
@@ -196,97 +226,6 @@ class SchemaReader:
         if get_origin(annotation) is Literal and isinstance(node.value, str):
             near = f"; {did_you_mean(node.value, map(str, get_args(annotation)))}"
         return self.problem(node, key, f"{said(node)} found, but {wanted(annotation)} is wanted{near}")
-
-
-def wanted(annotation: Any) -> str:
-    """What a field takes, in an error message."""
-    origin, args = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return f"one of {', '.join(map(str, args))}"
-    if origin in _UNIONS:
-        return " or ".join(wanted(arg) for arg in args)
-    if origin in _LISTS:
-        each = [arg for arg in args if arg is not Ellipsis]
-        return f"a list of {', '.join(wanted(arg) for arg in each)}"
-    if annotation in (dict, Mapping) or origin in (dict, Mapping):
-        return "a section"
-    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        return f"a section with {', '.join(own_keys(annotation))}"
-    if annotation is list:
-        return "a list"
-    return _SCALARS.get(annotation, f"{annotation}, which no recipe can hold,")
-
-
-def own_keys(cls: type) -> list[str]:
-    """The keys of a section that is read into the dataclass `cls`."""
-    return [f.name for f in dataclasses.fields(cls) if f.init and not f.metadata.get("inner")]
-
-
-def refusals(error: BaseException, key: str, places: Mapping[str, str]) -> list[RecipeProblem]:
-    """What a part refuses of the section `key`, each at the key it is about."""
-    whole = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    refused = error.problems if isinstance(error, ConfigError) else {"": whole or type(error).__name__}
-    found = [(join(key, inner), message) for inner, message in refused.items()]
-    return [RecipeProblem(place(places, inner), inner or "recipe", message) for inner, message in found]
-
-
-def place(places: Mapping[str, str], key: str) -> str:
-    """Where `key`, or else the section around it, was written: `file:line`."""
-    while key and key not in places:
-        key = key.rpartition(".")[0]
-    return places.get(key, "recipe")
-
-
-def join(*steps: object) -> str:
-    """A dotted key path."""
-    return ".".join(str(step) for step in steps if step != "")
-
-
-def has_default(field: Field[Any]) -> bool:
-    return field.default is not MISSING or field.default_factory is not MISSING
-
-
-def _unheld(cls: type, above: tuple[type, ...] = ()) -> Iterator[str]:
-    """The fields of a dataclass, and of those in it, that take what is not read here. `above` are those it is in."""
-    annotations = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        if not field.init:
-            continue
-        annotation = annotations[field.name]
-        leaves = list(_leaves(annotation))
-        if None in leaves:
-            said = annotation.__qualname__ if isinstance(annotation, type) else annotation
-            yield f"{cls.__qualname__}.{field.name} takes {said}"
-        for leaf in leaves:
-            if leaf not in (None, cls, *above):
-                yield from _unheld(leaf, (cls, *above))
-
-
-def _leaves(annotation: Any) -> Iterator[Any]:
-    """The dataclasses in an annotation, and None for each thing in it that is not read here."""
-    origin, args = get_origin(annotation), get_args(annotation)
-    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        yield annotation
-    elif origin in _UNIONS or (origin in _LISTS and args):
-        for each in args:
-            if each is not Ellipsis:
-                yield from _leaves(each)
-    elif origin in (dict, Mapping) and args:
-        yield from _leaves(args[1])
-        if args[0] not in (str, Any, object):
-            yield None
-    elif origin is Literal:
-        if not all(type(each) in _SCALARS for each in args):
-            yield None
-    elif annotation not in (Any, object, dict, list, *_SCALARS):
-        yield None
-
-
-def _item_types(annotation: Any, items: Sequence[object]) -> Sequence[Any]:
-    """The annotation of each item; of another length than `items` where that is wrong."""
-    args = get_args(annotation)
-    is_fixed = get_origin(annotation) is tuple and Ellipsis not in args
-    return args if is_fixed else args[:1] * len(items)
 
 
 def _draft(cls: type, values: Mapping[str, Any]) -> Any:

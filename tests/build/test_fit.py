@@ -16,7 +16,7 @@ import odd_parts
 from dreamkit.build.build import build
 from dreamkit.build.fit import check, fit
 from dreamkit.errors import RecipeError
-from dreamkit.recipe.sections import draft_recipe, load_recipe
+from dreamkit.recipe.loading import draft_recipe, load_recipe
 from dreamkit.registry.hookspecs import Component
 from dreamkit.registry.registry import KINDS, Registered, Registry
 from dreamkit_transformers.tokenizers import byte_tokenizer

@@ -21,7 +21,7 @@ from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.errors import CheckpointError, DreamkitError
 from dreamkit.model.model import DreamModel
-from dreamkit.recipe.sections import Recipe
+from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.registry.registry import Registry
 from dreamkit.storage.folders import describe_files
 from tiny import on_sources
@@ -32,7 +32,7 @@ ADAPTER = {"target": "language_model", "rank": 2}
 
 
 def built(recipe: dict[str, Any] | None = None, **changes: Any) -> DreamModel:
-    return build(Recipe.from_dict(recipe or tiny.recipe(**changes), REGISTRY, where="tiny"), REGISTRY)
+    return build(recipe_from_dict(recipe or tiny.recipe(**changes), REGISTRY, where="tiny"), REGISTRY)
 
 
 def disturb(parameters: list[nn.Parameter]) -> None:

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from dreamkit.build.fit import check
 from dreamkit.cli import app, main
+from dreamkit.recipe.loading import load_recipe
 from dreamkit.recipe.sections import (
     AdapterSection,
     GenerationSection,
@@ -22,7 +23,6 @@ from dreamkit.recipe.sections import (
     ModelSection,
     Recipe,
     TrainSection,
-    load_recipe,
 )
 from dreamkit.recipe.special_tokens import SpecialTokens
 from dreamkit.registry.registry import Registry

@@ -20,7 +20,8 @@ from dreamkit.data.batch import Batch, Collator
 from dreamkit.model.adapters import is_adapter
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.specs import Condition
-from dreamkit.recipe.sections import WITH_SOURCE, Recipe
+from dreamkit.recipe.loading import recipe_from_dict
+from dreamkit.recipe.sections import WITH_SOURCE
 from dreamkit.registry.registry import Registry
 
 REGISTRY = Registry.load()
@@ -34,7 +35,7 @@ def adapters(targets: tuple[str, ...] = WITH_SOURCE, **settings: Any) -> dict[st
 
 
 def built(recipe: dict[str, Any]) -> DreamModel:
-    return build(Recipe.from_dict(recipe, REGISTRY, where="tiny"), REGISTRY)
+    return build(recipe_from_dict(recipe, REGISTRY, where="tiny"), REGISTRY)
 
 
 def disturb(module: nn.Module) -> None:

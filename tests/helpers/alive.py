@@ -26,6 +26,7 @@ from dreamkit.data.dataset import Dataset
 from dreamkit.distributed import is_main
 from dreamkit.document import Document, Image, Text
 from dreamkit.model.model import DreamModel
+from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training.run import train_recipe
@@ -102,7 +103,7 @@ def recipe(train_settings: dict[str, Any], **changes: Any) -> Recipe:
     settings = {"steps": 2, "learning_rate": 1e-3, "log_every": 1, "max_length": LENGTH, "batch_size": 4}
     data = [{"name": "pairs", "path": "unused"}]
     changed = tiny.recipe(**{"train": settings | train_settings, "data": data, **changes})
-    return Recipe.from_dict(changed, Registry.load(), where="tiny")
+    return recipe_from_dict(changed, Registry.load(), where="tiny")
 
 
 def real_peak(recipe: Recipe, out: Path, counter: StorageBytes | None = None) -> int:

@@ -17,6 +17,7 @@ from dreamkit.cache.write import Made, make_cache
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.document import Document
 from dreamkit.model.model import DreamModel
+from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training.run import TrainResult, train_recipe as train_model
@@ -31,7 +32,7 @@ def recipe(cache: Path | None = None, train: dict[str, Any] | None = None, **cha
     settings = {"trainable": FROZEN, "steps": 4, "batch_size": 2, "learning_rate": 1e-2, "log_every": 1}
     settings |= {"cache": None if cache is None else str(cache)} | (train or {})
     data = [{"name": "pairs", "path": "unused"}]
-    return Recipe.from_dict(tiny.recipe(train=settings, data=data, **changes), REGISTRY, where="tiny")
+    return recipe_from_dict(tiny.recipe(train=settings, data=data, **changes), REGISTRY, where="tiny")
 
 
 def make(out: Path, of: Recipe, documents: Sequence[Document] | None = None, **options: Any) -> Made:

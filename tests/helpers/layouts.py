@@ -27,6 +27,7 @@ from dreamkit.distributed import is_main, shard, total, whole, world_size
 from dreamkit.document import Document, Text
 from dreamkit.errors import TrainingError
 from dreamkit.model.model import DreamModel
+from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training.run import train_recipe
@@ -90,7 +91,7 @@ def recipe(init: str | None = None, adapters: Sequence[dict[str, Any]] = (), **t
         "model.adapters": list(adapters),
     }
     changed = tiny.recipe(**changes)
-    return Recipe.from_dict(changed, Registry.load(), where="tiny")
+    return recipe_from_dict(changed, Registry.load(), where="tiny")
 
 
 def collator(model: DreamModel) -> FixedNoise:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dreamkit.parts.projectors import Linear
 from dreamkit.parts.specs import DecoderSpec, LanguageSpec, ProjectorSpec
+from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.hookspecs import Component
 from dreamkit.registry.registry import KINDS, Registered, Registry
@@ -172,7 +173,7 @@ def registry() -> Registry:
 
 
 def read(registry: Registry, **changes: Any) -> Recipe:
-    return Recipe.from_dict(
+    return recipe_from_dict(
         recipe(**{key.replace("__", "."): value for key, value in changes.items()}), registry
     )
 

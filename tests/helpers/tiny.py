@@ -12,7 +12,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from dreamkit.build.build import build
 from dreamkit.document import Document, Image, Text
 from dreamkit.model.model import DreamModel
-from dreamkit.recipe.sections import WITH_SOURCE, Recipe
+from dreamkit.recipe.loading import recipe_from_dict
+from dreamkit.recipe.sections import WITH_SOURCE
 from dreamkit.registry.registry import Registry
 from dreamkit_transformers.tokenizers import byte_tokenizer
 
@@ -93,13 +94,13 @@ def recipe(**changes: Any) -> dict[str, Any]:
 def model(**changes: Any) -> DreamModel:
     """A model in float64, so that sums in another order are equal to many digits."""
     registry = Registry.load()
-    return build(Recipe.from_dict(recipe(**changes), registry, where="tiny"), registry).double()
+    return build(recipe_from_dict(recipe(**changes), registry, where="tiny"), registry).double()
 
 
 def write_sources(folder: Path) -> Path:
     """Writes random weights of the tiny parts to `folder`, as pretrained models in the Hugging Face format."""
     registry = Registry.load()
-    parts = build(Recipe.from_dict(recipe(), registry, where="tiny"), registry)
+    parts = build(recipe_from_dict(recipe(), registry, where="tiny"), registry)
     language, decoder = parts.language_model, parts.image_decoder
     language.model.model.norm = language.norm
     language.model.save_pretrained(folder / "language_model")

@@ -12,7 +12,7 @@ from dreamkit.data.batch import Collator
 from dreamkit.document import Document, Image, Text
 from dreamkit.model.events import TextPiece, collect
 from dreamkit.model.model import DreamModel
-from dreamkit.recipe.sections import Recipe
+from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.registry.registry import Registry
 
 MAMBA = {
@@ -100,7 +100,7 @@ def test_the_unconditional_branch_that_is_learned_is_the_one_drawn_from(has_bos:
 def test_check_says_what_a_model_lacks(packing: bool | None, keys: list[str]) -> None:
     registry = Registry.load()
     train = {"trainable": ["dream_queries"], "steps": 1, "batch_size": 1, "packing": packing}
-    recipe = Recipe.from_dict(tiny.recipe(**{"model.language_model": MAMBA, "train": train}), registry)
+    recipe = recipe_from_dict(tiny.recipe(**{"model.language_model": MAMBA, "train": train}), registry)
     found = fit(recipe, registry)
     assert [problem.key for problem in found.problems] == keys
     shapes = {part: shapes for part, _, shapes in found.summary()}
@@ -124,5 +124,5 @@ def test_a_model_that_the_meta_device_cannot_run_is_no_mistake_of_its_config(con
     }
     section = {"name": "causal-lm", "config": {**sizes, **config}}
     registry = Registry.load()
-    recipe = Recipe.from_dict(tiny.recipe(**{"model.language_model": section}), registry)
+    recipe = recipe_from_dict(tiny.recipe(**{"model.language_model": section}), registry)
     assert fit(recipe, registry).problems == []

@@ -40,7 +40,8 @@ from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.errors import CheckpointError, DreamkitError
 from dreamkit.model.adapters import adapt, adapter_root, is_adapter, merge, spelled, write_adapter
 from dreamkit.model.model import DreamModel
-from dreamkit.recipe.sections import WITH_SOURCE, AdapterSection, Recipe
+from dreamkit.recipe.loading import recipe_from_dict
+from dreamkit.recipe.sections import WITH_SOURCE, AdapterSection
 from dreamkit.testing import contracts
 from dreamkit.testing.subject import Case
 from dreamkit.testing.subjects import SUBJECTS
@@ -243,7 +244,7 @@ def test_small_parts_and_adapters_are_trained_and_saved_together(sources: Path, 
         "train": settings | {"gradient_checkpointing": True},
         "data": [{"name": "pairs", "path": "unused"}],
     }
-    recipe = Recipe.from_dict(tiny.on_sources(sources, **changes), REGISTRY, where="tiny")
+    recipe = recipe_from_dict(tiny.on_sources(sources, **changes), REGISTRY, where="tiny")
     fresh = build(recipe, REGISTRY).state_dict()
     result = train_recipe(recipe, REGISTRY, tmp_path / "run", datasets=[TinyDocuments()])
     learned = result.model.state_dict()

@@ -10,6 +10,7 @@ from dreamkit.build.build import build
 from dreamkit.build.fit import check
 from dreamkit.data.batch import Collator
 from dreamkit.parts.projector import Projector
+from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from tiny import documents, recipe
@@ -27,7 +28,7 @@ def described(name: str, image_size: int | None = None, **changes: Any) -> Recip
     """The tiny recipe with a decoder's miniature in one line."""
     config = REGISTRY.get("image_decoder", name).miniature().config
     section = {"name": name, "config": config, "image_size": image_size}
-    return Recipe.from_dict(recipe(**{"model.image_decoder": section, **changes}), REGISTRY)
+    return recipe_from_dict(recipe(**{"model.image_decoder": section, **changes}), REGISTRY)
 
 
 @pytest.mark.parametrize("name", DECODERS)

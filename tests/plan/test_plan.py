@@ -25,7 +25,8 @@ from dreamkit.plan.advice import misfit
 from dreamkit.plan.plan import plan
 from dreamkit.plan.rows import full_batch
 from dreamkit.plan.sizes import in_bytes, in_words, parse_bytes
-from dreamkit.recipe.sections import PARTS, AdapterSection, load_recipe
+from dreamkit.recipe.loading import load_recipe
+from dreamkit.recipe.sections import PARTS, AdapterSection
 from dreamkit.registry.registry import Registry
 from processes import run_in_two
 

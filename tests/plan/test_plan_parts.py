@@ -6,7 +6,7 @@ import pytest
 
 from dreamkit.build.build import build
 from dreamkit.plan.plan import plan
-from dreamkit.recipe.sections import Recipe
+from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.registry.registry import Registry
 from product.parts import Combination, parts
 from product.trial import recipe
@@ -20,7 +20,7 @@ USUAL = Combination("clip", "llama", "linear", "stable-diffusion (epsilon)")
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize(("key", "name"), [(key, name) for key, named in PARTS.items() for name in named])
 def test_every_part_is_planned(key: str, name: str) -> None:
-    made = Recipe.from_dict(recipe(USUAL._replace(**{key: name}), PARTS), REGISTRY)
+    made = recipe_from_dict(recipe(USUAL._replace(**{key: name}), PARTS), REGISTRY)
     model = build(made, REGISTRY)
     model.set_trainable(made.train.trainable)
     planned = plan(made, REGISTRY)

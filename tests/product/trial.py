@@ -19,7 +19,7 @@ from dreamkit.document import Document, Image, Text
 from dreamkit.model.events import ImageDone, collect
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.sampling import unit_noise
-from dreamkit.recipe.sections import Recipe
+from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.registry.registry import Registry
 from product.parts import Combination, Parts
 
@@ -40,7 +40,7 @@ def recipe(combination: Combination, parts: Parts) -> dict[str, Any]:
 
 def trial(combination: Combination, parts: Parts, registry: Registry, folder: Path) -> None:
     """Raises where something of it fails; a checkpoint is written to `folder`."""
-    made = Recipe.from_dict(recipe(combination, parts), registry, where=str(combination))
+    made = recipe_from_dict(recipe(combination, parts), registry, where=str(combination))
     assert not (problems := fit(made, registry).problems), f"check: {problems}"
     model = build(made, registry)
     model.set_trainable(made.train.trainable)

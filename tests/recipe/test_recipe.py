@@ -15,7 +15,7 @@ from dreamkit.build.build import build
 from dreamkit.build.fit import check
 from dreamkit.errors import RecipeError, RecipeProblem
 from dreamkit.model.model import DreamModel
-from dreamkit.recipe.sections import Recipe, draft_recipe, load_recipe
+from dreamkit.recipe.loading import draft_recipe, load_recipe, recipe_from_dict
 from dreamkit.recipe.tree import parse
 from dreamkit.registry.registry import Registry
 from tiny import recipe as tiny_recipe
@@ -95,7 +95,7 @@ def test_a_valid_recipe_is_read_with_its_defaults(base: Path, registry: Registry
 def test_plain_values_and_back(base: Path, registry: Registry) -> None:
     recipe = load_recipe(str(base), (), registry)
     plain = json.loads(json.dumps(recipe.to_dict()))
-    assert Recipe.from_dict(plain, registry) == recipe
+    assert recipe_from_dict(plain, registry) == recipe
     assert load_recipe(str(write(base.parent / "plain.yaml", plain)), (), registry) == recipe
 
 
@@ -104,13 +104,13 @@ def test_a_model_without_training_is_a_recipe(tmp_path: Path, registry: Registry
     assert recipe.train.trainable == () and recipe.data == ()
 
 
-def test_from_dict_is_as_strict(registry: Registry) -> None:
+def test_recipe_from_dict_is_as_strict(registry: Registry) -> None:
     data = whole_recipe()
     data["train"]["stepz"] = 3
     with pytest.raises(
         RecipeError, match=r"dreamkit\.json: train\.stepz: unknown key 'stepz'; did you mean 'steps'\?"
     ):
-        Recipe.from_dict(data, registry, where="dreamkit.json")
+        recipe_from_dict(data, registry, where="dreamkit.json")
 
 
 def test_places_are_those_of_the_keys(base: Path, registry: Registry) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dreamkit.build.fit import check
-from dreamkit.recipe.sections import Recipe, draft_recipe, load_recipe
+from dreamkit.recipe.loading import draft_recipe, load_recipe
+from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 
 SHIPPED = Registry.load().recipes()

@@ -12,7 +12,7 @@ import pytest
 
 from dreamkit.errors import PluginError, RecipeError
 from dreamkit.parts.projector import Projector
-from dreamkit.recipe.sections import Recipe
+from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.registry import core
 from dreamkit.registry.registry import KINDS, Registry
 from tiny import recipe
@@ -215,7 +215,7 @@ def test_a_recipe_asking_for_a_missing_name_is_told_of_the_broken_plugins(
     registry: Registry, name: str
 ) -> None:
     with pytest.raises(RecipeError) as caught:
-        Recipe.from_dict(recipe(**{"model.visual_projector": {"name": name}}), registry)
+        recipe_from_dict(recipe(**{"model.visual_projector": {"name": name}}), registry)
     message = str(caught.value)
     assert f"model.visual_projector.name: unknown projector '{name}'" in message
     distribution = {"ghost": "no-class", "nowhere": "no-module"}.get(name, name)

@@ -20,6 +20,7 @@ from asking import Asked
 from dreamkit.build.build import build
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.model.model import DreamModel
+from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training.run import train_recipe
@@ -76,7 +77,7 @@ def recipe(variant: str) -> Recipe:
     settings, changes = VARIANTS[variant]
     base = {"trainable": ALL, "steps": 4, "batch_size": 3, "learning_rate": 1e-3, "log_every": 2}
     changed = {"train": base | settings, "data": [{"name": "pairs", "path": "unused"}], **changes}
-    return Recipe.from_dict(tiny.recipe(**changed), REGISTRY, where="tiny")
+    return recipe_from_dict(tiny.recipe(**changed), REGISTRY, where="tiny")
 
 
 class Watched(TrainerCallback):

@@ -26,7 +26,7 @@ from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.errors import CheckpointError
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.projector import Projector
-from dreamkit.recipe.sections import Recipe
+from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.registry.registry import Registry
 
 # training settings of the published head that dreamkit does not have, and that do not change what a model computes
@@ -50,10 +50,10 @@ def import_published(folder: Path, out: Path, registry: Registry) -> DreamModel:
         states = {name: read_bin(folder / file) for name, file in Drawing.of(published).files().items()}
         folders, configs = unpack(folder, config, states, Path(scratch))
         parts = sections(config, states, folders=folders)
-        model = build(Recipe.from_dict(parts, registry, where=str(folder / "config.json")), registry)
+        model = build(recipe_from_dict(parts, registry, where=str(folder / "config.json")), registry)
         _compare_tokens(config, model, folder)
         final = sections(config, states, configs=configs, tokenizer=folders["language_model"])
-        model.recipe = Recipe.from_dict(final, registry, where=str(folder / "config.json"))
+        model.recipe = recipe_from_dict(final, registry, where=str(folder / "config.json"))
         model.sources = dict.fromkeys(model.sources)
         _load_rest(model, folder, states, Drawing.of(published))
         save_checkpoint(model, out)
