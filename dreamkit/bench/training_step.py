@@ -16,6 +16,7 @@ import dreamkit.model.model
 from dreamkit import kernels
 from dreamkit.bench import stage
 from dreamkit.build.build import build
+from dreamkit.build.fit import fit
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.kernels.bench.figures import Figure, extrapolated
 from dreamkit.kernels.bench.harness import Bench, Case, measured
@@ -37,7 +38,7 @@ class Step:
         registry = Registry.load()
         self.recipe = stage.recipe(layers, bench.small, registry)
         self.device = bench.device
-        model = self.model = stage.at_random(lambda: build(self.recipe, registry), self.device)
+        model = self.model = stage.at_random(lambda: build(fit(self.recipe, registry)), self.device)
         train = self.recipe.train
         model.set_trainable(train.trainable)
         if train.gradient_checkpointing:

@@ -7,23 +7,23 @@ from typing import Any
 
 import torch
 
-from dreamkit.build.fit import FAILURES, Fit, fit, part_section
+from dreamkit.build.fit_record import FAILURES, Fit, part_section
 from dreamkit.errors import ConfigError, RecipeError
 from dreamkit.model.adapters import adapt
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.part import Part
-from dreamkit.recipe.sections import WITH_SOURCE, Recipe
-from dreamkit.registry.registry import Registry
+from dreamkit.recipe.places import refusals
+from dreamkit.recipe.sections import WITH_SOURCE
 
 
-def build(recipe: Recipe, registry: Registry) -> DreamModel:
-    """The model of a recipe, with the weights it names; fresh ones are drawn from the recipe's seed.
+def build(found: Fit) -> DreamModel:
+    """The model of a recipe whose parts fit, with the weights it names; fresh ones are drawn from the recipe's seed.
 
     Raises:
         RecipeError: parts that do not fit, or that cannot be made.
     """
-    found = _fitting(recipe, registry)
-    torch.manual_seed(recipe.train.seed)
+    _refuse_misfits(found)
+    torch.manual_seed(found.recipe.train.seed)
     parts = {}
     for key, cls, config in _with_source(found):
         make = cls.from_config if config.pretrained is None else cls.from_pretrained
@@ -31,18 +31,23 @@ def build(recipe: Recipe, registry: Registry) -> DreamModel:
     return _composed(found, parts)
 
 
-def outline(recipe: Recipe, registry: Registry) -> DreamModel:
-    """The model of a recipe on the meta device, without weights: `build`'s tensors in name, shape and dtype.
+def outline(found: Fit) -> DreamModel:
+    """The model of a recipe whose parts fit, without weights: `build`'s tensors in name, shape and dtype, all meta.
 
     Raises:
         RecipeError: parts that do not fit, or one that does not tell its outline.
     """
-    found = _fitting(recipe, registry)
+    _refuse_misfits(found)
     parts = {
         key: _made(found, f"model.{key}", _outlined, cls, config) for key, cls, config in _with_source(found)
     }
     with torch.device("meta"):
         return _composed(found, parts)
+
+
+def _refuse_misfits(found: Fit) -> None:
+    if found.problems:
+        raise RecipeError(found.problems)
 
 
 def _outlined(cls: Any, config: Any) -> Part:
@@ -59,13 +64,6 @@ def _outlined(cls: Any, config: Any) -> Part:
             }
         )
     return part
-
-
-def _fitting(recipe: Recipe, registry: Registry) -> Fit:
-    found = fit(recipe, registry)
-    if found.problems:
-        raise RecipeError(found.problems)
-    return found
 
 
 def _with_source(found: Fit) -> Iterator[tuple[str, Any, Any]]:
@@ -106,5 +104,4 @@ def _made(found: Fit, key: str, make: Callable[..., Any], *args: Any, **named: A
     try:
         return make(*args, **named)
     except FAILURES as error:
-        found.refused(key, error)
-        raise RecipeError(found.problems) from error
+        raise RecipeError(refusals(error, key, found.recipe.places)) from error

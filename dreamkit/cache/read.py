@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL.Image import Image as Picture
 from torch import Tensor
 
-from dreamkit.build.fit import Fit, fit
 from dreamkit.cache.identity import differing
 from dreamkit.cache.keys import picture_key
 from dreamkit.cache.maker import maker, why_not
 from dreamkit.cache.manifest import MADE_BY, CacheManifest, remedy, shard_name, without
 from dreamkit.cache.shards import Shards
 from dreamkit.data.batch import Moments
-from dreamkit.errors import CacheError, RecipeProblem
+from dreamkit.errors import CacheError
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
-from dreamkit.registry.registry import Registry
 
-KEY = "train.cache"
 EXTRAS = "extras."  # before the names of a decoder's extras, in a table of latents
 
 Named = Sequence[tuple[str, Picture]]
@@ -104,52 +100,6 @@ class Zeros(Tables):
             name: torch.zeros(len(pictures), *record["shape"], dtype=getattr(torch, record["dtype"]))
             for name, record in tensors.items()
         }
-
-
-def cache_problems(recipe: Recipe, registry: Registry) -> list[RecipeProblem]:
-    """What is wrong with `train.cache`, told without weights. Sections of a draft that are None are passed over."""
-    if not recipe.train or recipe.train.cache is None:
-        return []
-    try:
-        messages = [*_unlike(fit(recipe, registry), Path(recipe.train.cache))]
-    except CacheError as error:
-        messages = [str(error)]
-    return [RecipeProblem(recipe.place(KEY), KEY, message) for message in messages]
-
-
-def _unlike(found: Fit, folder: Path) -> Iterator[str]:
-    """What the specs and the recipe say otherwise than a cache."""
-    model, train = found.recipe.model, found.recipe.train
-    adapters = getattr(model, "adapters", None) or ()
-    manifest = CacheManifest.read(folder)
-    manifest.verify(folder, read=False)
-    for table, record in manifest.tables.items():
-        part = MADE_BY[table]
-        for name, shape in _shapes(found, table).items():
-            if name in record["tensors"] and record["tensors"][name]["shape"] != shape:
-                before = record["tensors"][name]["shape"]
-                yield f"{part}: {name} of shape {before} in the cache, {shape} now; {remedy(folder)}"
-                break
-        learning = {*(train.trainable or ()), *(adapter.target for adapter in adapters)}
-        if part in learning and (table == "features" or _all_of_it(found)):
-            yield f"it holds {table}, but {part} learns, so that they change; freeze it, or {without(table)}"
-
-
-def _all_of_it(found: Fit) -> bool:
-    """Whether all weights of the image decoder decide on its latents."""
-    if found.image_decoder is None:
-        return False
-    cls: Any = found.registry.get("image_decoder", found.recipe.model.image_decoder.name)
-    return bool(cls.latent_root == "")
-
-
-def _shapes(found: Fit, table: str) -> dict[str, list[int]]:
-    """Of the tensors of a row, as far as the specs tell."""
-    vision, decoder = found.vision_encoder, found.image_decoder
-    if table == "features":
-        return {"features": [vision.num_tokens, vision.dim]} if vision else {}
-    shape = [*decoder.latent_shape((decoder.image_size,) * 2)] if decoder else None
-    return {"mean": shape, "std": shape} if shape else {}
 
 
 def _is_random(recipe: Recipe, part: str) -> bool:

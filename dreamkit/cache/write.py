@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from dreamkit.build.build import build
+from dreamkit.build.fit import fit
 from dreamkit.cache.fill import OnProgress, TableBuilder, fill
 from dreamkit.cache.maker import maker, row_bytes, training_precision, why_not
 from dreamkit.cache.manifest import TABLES, CacheManifest, Table, TableRecord
@@ -88,7 +89,7 @@ def make_cache(
     partial = _begin(out)
     try:
         if model is None:
-            model = build(recipe, registry)
+            model = build(fit(recipe, registry))
             if recipe.init is not None:
                 load_weights(model, recipe.init)
         model.set_trainable(recipe.train.trainable)

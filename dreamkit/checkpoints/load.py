@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dreamkit.build.build import build
+from dreamkit.build.fit import fit
 from dreamkit.checkpoints.compare import compare_adapters, compare_source, compare_tokens
 from dreamkit.checkpoints.components import component_sections
 from dreamkit.checkpoints.entries import Entry, entries, must_be_held
@@ -79,7 +80,7 @@ def load_checkpoint(folder: Path | str, registry: Registry | None = None) -> tup
         own = recipe.to_dict()
         own["model"]["language_model"]["tokenizer"] = str(folder / "tokenizer")
         recipe = recipe_from_dict(own, registry, where=where)
-    model = build(recipe, registry)
+    model = build(fit(recipe, registry))
     for part in model.sources.keys() - manifest.sources.keys():
         model.sources[part] = None
     compare_tokens(folder, manifest, model)

@@ -59,8 +59,8 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     Example: dreamkit check digits/stage1 train.steps=100
     """
     from dreamkit.build.fit import fit
+    from dreamkit.cache.problems import cache_problems
     from dreamkit.cache.provenance import cache_notes
-    from dreamkit.cache.read import cache_problems
     from dreamkit.errors import RecipeError
     from dreamkit.recipe.loading import draft_recipe
     from dreamkit.registry.registry import Registry
@@ -68,8 +68,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     registry = Registry.load()
     draft, problems = draft_recipe(recipe, overrides or (), registry)
     found = fit(draft, registry) if draft is not None else None
-    problems += found.problems if found is not None else []
-    problems += cache_problems(draft, registry) if draft is not None else []
+    problems += [*found.problems, *cache_problems(found)] if found is not None else []
     if problems:
         raise RecipeError(problems)
     assert found is not None and draft is not None, "a recipe without problems is whole"

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dreamkit.errors import DreamkitError, did_you_mean
+from dreamkit.errors import DreamkitError
 from dreamkit.parts.part import Part
 from dreamkit.recipe.sections import AdapterSection
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 _NAME: Final = "default"  # what peft calls an adapter that was given no name
-_ADAPTABLE: Final = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PEFT_PREFIX: Final = "base_model.model."  # before the names in its files
 # Models that diffusers' pipelines load adapters into, with their file and the key of its metadata.
 _PIPELINE_MODELS: Final = ("unet", "transformer")
@@ -72,36 +71,6 @@ def adapt(part: Part, adapter: AdapterSection) -> None:
         # a Conv1D of transformers has its weights the other way round; peft sets this itself, and says so
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
         inject_adapter_in_model(config, adapter_root(part), _NAME)
-
-
-def unfit(root: nn.Module, modules: Sequence[str], part: str, rank: int) -> Iterator[tuple[int, str]]:
-    """Which of `modules`, by index, are no layers of `root` that an adapter of `rank` can go into, and why not.
-
-    `part` is named.
-    """
-    from transformers.pytorch_utils import Conv1D  # as long to import
-
-    adaptable = (*_ADAPTABLE, Conv1D)
-    layers = {name: layer for name, layer in root.named_modules() if name}
-    for index, wanted in enumerate(modules):
-        named = [layer for name, layer in layers.items() if f".{name}".endswith(f".{wanted}")]
-        odd = sorted({type(layer).__name__ for layer in named if not isinstance(layer, adaptable)})
-        if not named:
-            known = {
-                name.rpartition(".")[2]
-                for name, layer in layers.items()
-                if isinstance(layer, nn.Linear | Conv1D)
-            }
-            yield index, f"'{part}' has no layer '{wanted}'; {did_you_mean(wanted, known)}"
-        elif odd:
-            yield index, f"'{wanted}' names a {' and a '.join(odd)}, but a layer of weights is wanted"
-        grouped = {getattr(layer, "groups", 1) for layer in named}
-        if wrong := sorted(groups for groups in grouped if rank % groups):
-            yield (
-                index,
-                f"'{wanted}' names a convolution of {wrong[-1]} groups, which rank {rank} is no multiple of; "
-                f"set rank to {wrong[-1]}, or name other layers",
-            )
 
 
 def write_adapter(part: Part, tensors: Mapping[str, Tensor], file: Path, base: str | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dreamkit.build.fit import part_section
+from dreamkit.build.fit_record import part_section
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dreamkit.build.build import outline
-from dreamkit.build.fit import part_section
-from dreamkit.cache.read import cache_problems
+from dreamkit.build.fit import fit
+from dreamkit.build.fit_record import part_section
+from dreamkit.cache.problems import cache_problems
 from dreamkit.errors import DreamkitError, RecipeError
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.part import Part
@@ -67,9 +68,10 @@ def plan(
         RecipeError: parts that do not fit, or cannot tell their size, or a `train.cache` that does not fit.
         DreamkitError: nothing is trained, or no row holds so many images.
     """
-    if problems := cache_problems(recipe, registry):
+    found = fit(recipe, registry)
+    if problems := cache_problems(found):
         raise RecipeError(problems)
-    model = outline(recipe, registry)
+    model = outline(found)
     model.set_trainable(recipe.train.trainable)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise DreamkitError(

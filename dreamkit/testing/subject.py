@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from dreamkit.build.fit import SPECS
+from dreamkit.build.fit_record import SPECS
 from dreamkit.parts.part import Part
 from dreamkit.testing.expect import KitError, expect_shape
 

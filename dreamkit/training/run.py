@@ -12,8 +12,10 @@ from rich.console import Console
 
 from dreamkit import kernels
 from dreamkit.build.build import build
+from dreamkit.build.fit import fit
+from dreamkit.cache.problems import cache_problems
 from dreamkit.cache.provenance import other_data
-from dreamkit.cache.read import Cache, cache_problems, open_cache
+from dreamkit.cache.read import Cache, open_cache
 from dreamkit.checkpoints.load import LoadReport, load_checkpoint, load_weights
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Collator
@@ -74,7 +76,8 @@ def train_recipe(
         CheckpointError: the resume point or `recipe.init` is damaged or does not fit.
         RecipeError, CacheError: so is `train.cache`, or it lacks a picture.
     """
-    if problems := cache_problems(recipe, registry):
+    found = fit(recipe, registry)
+    if problems := cache_problems(found):
         raise RecipeError(problems)
     out = Path(out).absolute()
     points = _resume_points(out) if resume else []
@@ -87,7 +90,7 @@ def train_recipe(
         model = _load(points, registry)
         _compare(points[-1], model.recipe, recipe)
     elif model is None:
-        model = build(recipe, registry)
+        model = build(found)
         if recipe.init is not None:
             _show(load_weights(model, recipe.init))
     else:

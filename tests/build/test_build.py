@@ -9,7 +9,7 @@ import torch
 
 import odd_parts
 from dreamkit.build.build import build
-from dreamkit.build.fit import check, fit
+from dreamkit.build.fit import fit
 from dreamkit.data.batch import Collator
 from dreamkit.errors import RecipeError
 from dreamkit.model.adapters import is_adapter
@@ -29,7 +29,7 @@ def registry() -> Registry:
 def test_the_seed_decides_every_fresh_weight(registry: Registry) -> None:
     def weights(seed: int, before: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(before)
-        return build(read(registry, train={**TRAIN, "seed": seed}), registry).state_dict()
+        return build(fit(read(registry, train={**TRAIN, "seed": seed}), registry)).state_dict()
 
     first, again, other = weights(1, before=0), weights(1, before=9), weights(2, before=0)
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -39,7 +39,7 @@ def test_the_seed_decides_every_fresh_weight(registry: Registry) -> None:
 
 def test_what_a_model_knows_of_its_recipe(registry: Registry) -> None:
     described = read(registry, loss={"lm": 2, "vm": 3})
-    model = build(described, registry)
+    model = build(fit(described, registry))
     assert model.recipe is described
     assert (model.lm_weight, model.vm_weight) == (2, 3)
     assert model.pooled_projector is None
@@ -47,7 +47,7 @@ def test_what_a_model_knows_of_its_recipe(registry: Registry) -> None:
 
 def test_a_pooled_projector_is_linear_where_none_is_named(registry: Registry) -> None:
     decoder = tiny_part("image_decoder", "pooled")
-    model = build(read(registry, model__image_decoder=decoder), registry)
+    model = build(fit(read(registry, model__image_decoder=decoder), registry))
     assert model.pooled_projector is not None
     assert model.pooled_projector.dense_layers()[0].weight.shape == (6, 32)
     learning = {}
@@ -62,7 +62,7 @@ def test_a_pooled_projector_is_linear_where_none_is_named(registry: Registry) ->
         {"visual_projector"},
     ]
     named = read(registry, model__image_decoder=decoder, model__pooled_projector={"name": "mlp", "depth": 3})
-    assert len(build(named, registry).pooled_projector.dense_layers()) == 3
+    assert len(build(fit(named, registry)).pooled_projector.dense_layers()) == 3
 
 
 def miniature(registry: Registry, kind: str, name: str) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def test_from_stable_diffusion_to_sdxl_it_is_one_line(registry: Registry) -> Non
     assert found.problems == [] and found.image_decoder is not None
     spec = found.projectors["pooled_projector"]
     assert (spec.in_dim, spec.in_tokens, spec.out_dim) == (32, 1, found.image_decoder.pooled_dim)
-    model = build(described, registry)
+    model = build(fit(described, registry))
     batch = Collator(model.sequencer(), model.vision_encoder.preprocess, model.image_decoder.preprocess)(
         documents()
     )
@@ -94,7 +94,7 @@ def test_the_condition_projector_is_told_the_scale_of_its_decoder(registry: Regi
         model__condition_projector=section,
         model__visual_projector=section | {"width": 8},
     )
-    model = build(described, registry)
+    model = build(fit(described, registry))
     scale = model.image_decoder.spec.context_scale
     assert scale == pytest.approx(5.5**0.5)
     assert model.condition_projector.spec.out_scale == scale
@@ -108,7 +108,7 @@ def test_adapters_are_all_that_learns_of_their_part(registry: Registry, use_dora
     adapters = [
         {"target": "language_model", "rank": 2, "modules": ["q_proj", "v_proj"], "use_dora": use_dora}
     ]
-    model = build(read(registry, model__adapters=adapters), registry)
+    model = build(fit(read(registry, model__adapters=adapters), registry))
     learning = {name for name, p in model.language_model.named_parameters() if p.requires_grad}
     adapted = {name.split(".lora_")[0] for name in learning}
     assert learning and all(is_adapter(name) for name in learning)
@@ -125,11 +125,11 @@ def test_adapters_are_all_that_learns_of_their_part(registry: Registry, use_dora
 def test_an_adapter_without_such_layers_is_a_problem(registry: Registry) -> None:
     described = read(registry, model__adapters=[{"target": "language_model", "modules": ["no_such_layer"]}])
     with pytest.raises(RecipeError, match=r"model\.adapters\.0.*no_such_layer"):
-        build(described, registry)
+        build(fit(described, registry))
 
 
 def test_a_part_that_cannot_be_made_is_a_problem_of_its_section(registry: Registry) -> None:
     described = read(registry, model__visual_projector={"name": "unmakeable"})
-    assert check(described, registry) == []
+    assert fit(described, registry).problems == []
     with pytest.raises(RecipeError, match=r"model\.visual_projector: RuntimeError: no room"):
-        build(described, registry)
+        build(fit(described, registry))

@@ -14,7 +14,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, 
 
 import odd_parts
 from dreamkit.build.build import build
-from dreamkit.build.fit import check, fit
+from dreamkit.build.fit import fit
 from dreamkit.errors import RecipeError
 from dreamkit.recipe.loading import draft_recipe, load_recipe
 from dreamkit.registry.hookspecs import Component
@@ -148,25 +148,25 @@ def test_what_does_not_fit(
     registry: Registry, changes: dict[str, Any], key: str, fragments: tuple[str, ...]
 ) -> None:
     described = read(registry, **changes)
-    (problem,) = check(described, registry)
+    (problem,) = fit(described, registry).problems
     assert problem.key == key
     assert all(fragment in problem.message for fragment in fragments), problem.message
     with pytest.raises(RecipeError) as caught:
-        build(described, registry)
+        build(fit(described, registry))
     assert caught.value.problems == (problem,)
 
 
 def test_a_number_of_tokens_that_the_decoder_does_not_take(registry: Registry) -> None:
     """What to change is what would help: the queries where the projector follows them, else the projector."""
     fixed = {"model__image_decoder": tiny_part("image_decoder", "fixedtokens")}
-    (problem,) = check(
+    (problem,) = fit(
         read(registry, **fixed, model__condition_projector={"name": "mapper", "tokens": 5}), registry
-    )
+    ).problems
     assert "gives 5 tokens for 3 dream queries" in problem.message
     assert "; name a projector that gives 4, such as {name: resampler, tokens: 4}" in problem.message
     mended = {"name": "resampler", "tokens": 4}
-    assert check(read(registry, **fixed, model__condition_projector=mended), registry) == []
-    assert check(read(registry, **fixed, model__dream_queries=4), registry) == []
+    assert fit(read(registry, **fixed, model__condition_projector=mended), registry).problems == []
+    assert fit(read(registry, **fixed, model__dream_queries=4), registry).problems == []
 
 
 def test_everything_that_does_not_fit_is_found_at_once(registry: Registry) -> None:
@@ -177,7 +177,7 @@ def test_everything_that_does_not_fit_is_found_at_once(registry: Registry) -> No
         model__adapters=[{"target": "image_decoder"}, {"target": "image_decoder"}],
         train={**TRAIN, "max_length": 1000},
     )
-    assert {problem.key for problem in check(described, registry)} == {
+    assert {problem.key for problem in fit(described, registry).problems} == {
         "model.condition_projector",
         "model.visual_projector",
         "model.adapters.1.target",
@@ -207,7 +207,7 @@ def test_each_refused_value_is_placed_at_its_own_line(tmp_path: Path, registry: 
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump(recipe(**WRONG), sort_keys=False))
     lines = path.read_text().splitlines()
-    found = check(load_recipe(str(path), (), registry), registry)
+    found = fit(load_recipe(str(path), (), registry), registry).problems
     assert {problem.key for problem in found} == WRONG.keys() and len(found) == len(WRONG)
     for problem in found:
         line = lines[int(problem.where.removeprefix(f"{path}:")) - 1]
@@ -220,7 +220,7 @@ def test_a_refused_override_is_placed_on_the_command_line(
 ) -> None:
     path = tmp_path / "base.yaml"
     path.write_text(yaml.safe_dump(recipe()))
-    (problem,) = check(load_recipe(str(path), [f"{key}={WRONG[key]}"], registry), registry)
+    (problem,) = fit(load_recipe(str(path), [f"{key}={WRONG[key]}"], registry), registry).problems
     assert (problem.where, problem.key) == ("command line", key)
 
 
@@ -235,7 +235,7 @@ def test_a_source_that_is_not_there_is_placed_at_its_key(
     }
     path.write_text(yaml.safe_dump(recipe(**changes), sort_keys=False))
     lines = path.read_text().splitlines()
-    found = check(load_recipe(str(path), (), registry), registry)
+    found = fit(load_recipe(str(path), (), registry), registry).problems
     assert {problem.key for problem in found} == {
         "model.vision_encoder.pretrained",
         "model.language_model.tokenizer",
@@ -258,7 +258,7 @@ def test_a_defect_of_a_part_is_a_problem_of_its_section(
     registry: Registry, key: str, name: str, message: str
 ) -> None:
     section = tiny_part(key, name) if key == "vision_encoder" else {"name": name}
-    (problem,) = check(read(registry, **{f"model__{key}": section}), registry)
+    (problem,) = fit(read(registry, **{f"model__{key}": section}), registry).problems
     assert problem.key == f"model.{key}" and message in problem.message
 
 
@@ -271,7 +271,7 @@ def test_a_linear_projector_that_is_not_there_is_a_problem(registry: Registry) -
         model__visual_projector={"name": "mlp"},
         model__condition_projector={"name": "mlp"},
     )
-    (problem,) = check(described, Registry(others))
+    (problem,) = fit(described, Registry(others)).problems
     assert problem.key == "model.pooled_projector" and "unknown projector 'linear'" in problem.message
 
 
@@ -289,12 +289,12 @@ def test_a_name_that_two_distributions_give_is_told_by_check(tmp_path: Path, reg
     draft, (problem,) = draft_recipe(str(path), (), twins(registry))
     assert problem.key == "model.visual_projector.name"
     assert "dreamkit" in problem.message and "twin 2.0" in problem.message
-    assert draft is not None and check(draft, twins(registry)) == []
+    assert draft is not None and fit(draft, twins(registry)).problems == []
 
 
 def saved_parts(folder: Path, registry: Registry) -> dict[str, dict[str, Any]]:
     """The sections of the three parts, whose folders hold weights."""
-    model = build(read(registry), registry)
+    model = build(fit(read(registry), registry))
     size = {"height": 16, "width": 16}
     parts: Any = model
     parts.language_model.model.model.norm = parts.language_model.norm
@@ -316,7 +316,7 @@ def test_checking_reads_no_weights_of_any_part(
 ) -> None:
     sections = saved_parts(tmp_path, registry)
     described = read(registry, **{f"model__{key}": section for key, section in sections.items()})
-    assert build(described, registry).sources == {
+    assert build(fit(described, registry)).sources == {
         **{key: section["pretrained"] for key, section in sections.items()},
         "visual_projector": None,
         "condition_projector": None,
@@ -340,9 +340,11 @@ def test_checking_reads_no_weights_of_any_part(
         **{f"model__{key}": section for key, section in sections.items()},
         model__adapters=[{"target": key, "modules": [layer]} for key, layer in LAYERS.items()],
     )
-    assert check(described, registry) == [] and check(adapted, registry) == [] and not read_weights
+    assert (
+        fit(described, registry).problems == [] and fit(adapted, registry).problems == [] and not read_weights
+    )
     with pytest.raises(RecipeError, match="weights are read"):
-        build(described, registry)
+        build(fit(described, registry))
 
 
 LAYERS = {"language_model": "up_proj", "vision_encoder": "layers.0.mlp.fc1", "image_decoder": "attn1.to_q"}
@@ -357,14 +359,14 @@ def test_the_layers_of_an_adapter_are_checked_without_weights(
     for section in (sections[target], recipe()["model"][target]):
         adapters = [{"target": target, "modules": modules}]
         described = read(registry, **{f"model__{target}": section}, model__adapters=adapters)
-        missing, odd = check(described, registry)
+        missing, odd = fit(described, registry).problems
         assert missing.key == "model.adapters.0.modules.0" and "has no layer 'nope'" in missing.message
         assert odd.key == "model.adapters.0.modules.2" and "a layer of weights is wanted" in odd.message
 
 
 def test_an_adapter_of_no_layers(registry: Registry) -> None:
     described = read(registry, model__adapters=[{"target": "language_model", "modules": []}])
-    (problem,) = check(described, registry)
+    (problem,) = fit(described, registry).problems
     assert problem.key == "model.adapters.0.modules" and "an empty list found" in problem.message
 
 
@@ -386,9 +388,9 @@ def test_a_component_whose_config_cannot_be_a_section(registry: Registry, name: 
 def test_a_folder_without_weights_is_a_problem(tmp_path: Path, registry: Registry) -> None:
     for key, section in saved_parts(tmp_path, registry).items():
         described = read(registry, **{f"model__{key}": section})
-        assert check(described, registry) == []
+        assert fit(described, registry).problems == []
         for weights in tmp_path.glob(f"{key}/**/*.safetensors"):
             weights.unlink()
-        (problem,) = check(described, registry)
+        (problem,) = fit(described, registry).problems
         assert problem.key == f"model.{key}.pretrained"
         assert str(tmp_path / key) in problem.message and "weights" in problem.message

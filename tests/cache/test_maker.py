@@ -10,7 +10,8 @@ from torch import Tensor
 import caches
 import tiny
 from caches import CLIP, REGISTRY, changed, model_of, opened, run
-from dreamkit.cache.read import cache_problems
+from dreamkit.build.fit import fit
+from dreamkit.cache.problems import cache_problems
 from dreamkit.errors import CacheError, RecipeError
 from dreamkit.model.model import DreamModel
 from dreamkit_transformers.clip import Clip
@@ -135,7 +136,7 @@ def test_what_makes_the_same_latents_may_be_otherwise(
     model.image_decoder.vae.load_state_dict(model_of(caches.recipe()).image_decoder.vae.state_dict())
     if change is not None:
         change(model)
-    assert not cache_problems(recipe, REGISTRY)
+    assert not cache_problems(fit(recipe, REGISTRY))
     opened(recipe, model)
 
 

@@ -9,6 +9,7 @@ import torch
 import caches
 from caches import REGISTRY
 from dreamkit.build.build import build
+from dreamkit.build.fit import fit
 from dreamkit.cache.identity import ROUNDING, TOLERANCE, Sample, differing, distance
 from dreamkit.cache.maker import compute, maker, preprocess_of, preprocessed
 from dreamkit.cache.probe import VALUES, Weights, exact_float32, probe_picture, samples
@@ -29,7 +30,7 @@ def test_no_other_weights_decide_on_what_is_computed(kind: str, name: str) -> No
     """And some of these do."""
     table = "features" if kind == "vision_encoder" else "latents"
     recipe = caches.recipe(**{f"model.{kind}": parts(REGISTRY)[kind][name]})
-    model = build(recipe, REGISTRY).eval()
+    model = build(fit(recipe, REGISTRY)).eval()
     part = model.parts()[kind]
     pixels, _ = preprocessed(preprocess_of(model, table), [probe_picture()])
     with Weights(part) as weights:

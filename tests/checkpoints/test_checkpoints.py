@@ -16,6 +16,7 @@ from torch import nn
 
 import tiny
 from dreamkit.build.build import build
+from dreamkit.build.fit import fit
 from dreamkit.checkpoints.load import load_checkpoint, load_weights
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.checkpoints.save import save_checkpoint
@@ -32,7 +33,7 @@ ADAPTER = {"target": "language_model", "rank": 2}
 
 
 def built(recipe: dict[str, Any] | None = None, **changes: Any) -> DreamModel:
-    return build(recipe_from_dict(recipe or tiny.recipe(**changes), REGISTRY, where="tiny"), REGISTRY)
+    return build(fit(recipe_from_dict(recipe or tiny.recipe(**changes), REGISTRY, where="tiny"), REGISTRY))
 
 
 def disturb(parameters: list[nn.Parameter]) -> None:

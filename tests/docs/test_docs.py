@@ -13,7 +13,7 @@ import typer.main
 import yaml
 from typer.core import TyperGroup
 
-from dreamkit.build.fit import check
+from dreamkit.build.fit import fit
 from dreamkit.cli import app, main
 from dreamkit.recipe.loading import load_recipe
 from dreamkit.recipe.sections import (
@@ -207,7 +207,7 @@ def test_swaps_shown_are_performed(dreamkit: Callable, line: str) -> None:
         swapped = load_recipe(stage, [setting], registry)
         assert getattr(swapped.model, key).name == name
         # rows of digits are too short for the tokens of large pictures
-        assert stage.startswith("digits/") or check(swapped, registry) == []
+        assert stage.startswith("digits/") or fit(swapped, registry).problems == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import tiny
 from dreamkit.build.build import build
+from dreamkit.build.fit import fit
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.model.adapters import is_adapter
@@ -35,7 +36,7 @@ def adapters(targets: tuple[str, ...] = WITH_SOURCE, **settings: Any) -> dict[st
 
 
 def built(recipe: dict[str, Any]) -> DreamModel:
-    return build(recipe_from_dict(recipe, REGISTRY, where="tiny"), REGISTRY)
+    return build(fit(recipe_from_dict(recipe, REGISTRY, where="tiny"), REGISTRY))
 
 
 def disturb(module: nn.Module) -> None:

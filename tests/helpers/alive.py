@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 import tiny
 from dreamkit.build.build import build
+from dreamkit.build.fit import fit
 from dreamkit.data.dataset import Dataset
 from dreamkit.distributed import is_main
 from dreamkit.document import Document, Image, Text
@@ -109,7 +110,7 @@ def recipe(train_settings: dict[str, Any], **changes: Any) -> Recipe:
 def real_peak(recipe: Recipe, out: Path, counter: StorageBytes | None = None) -> int:
     """Bytes at the fullest moment of two real training steps by dreamkit's own trainer."""
     registry = Registry.load()
-    model = build(recipe, registry)
+    model = build(fit(recipe, registry))
     counter = counter or StorageBytes()
     for tensor in (*model.parameters(), *model.buffers()):
         counter.see(tensor)

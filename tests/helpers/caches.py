@@ -12,6 +12,7 @@ import torch
 import layouts
 import tiny
 from dreamkit.build.build import build
+from dreamkit.build.fit import fit
 from dreamkit.cache.read import Cache, open_cache
 from dreamkit.cache.write import Made, make_cache
 from dreamkit.data.batch import Batch, Collator
@@ -47,7 +48,7 @@ def batch(model: DreamModel, computed: Any = None, documents: Sequence[Document]
 
 
 def model_of(recipe: Any) -> DreamModel:
-    model = build(recipe, REGISTRY)
+    model = build(fit(recipe, REGISTRY))
     model.set_trainable(recipe.train.trainable)
     return model
 

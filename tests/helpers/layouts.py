@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 
 import tiny
 from dreamkit.build.build import build
+from dreamkit.build.fit import fit
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.data.dataset import Dataset
@@ -185,7 +186,7 @@ def main(folder: Path) -> None:
 
     for seed in BAD_SEEDS:
         settings = recipe(steps=6, batch_size=1, log_every=6, seed=seed)
-        model = build(settings, Registry.load())
+        model = build(fit(settings, Registry.load()))
         spoil(model)
         try:
             train_recipe(

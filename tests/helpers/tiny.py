@@ -10,6 +10,7 @@ from PIL import Image as PIL
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from dreamkit.build.build import build
+from dreamkit.build.fit import fit
 from dreamkit.document import Document, Image, Text
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
@@ -94,13 +95,13 @@ def recipe(**changes: Any) -> dict[str, Any]:
 def model(**changes: Any) -> DreamModel:
     """A model in float64, so that sums in another order are equal to many digits."""
     registry = Registry.load()
-    return build(recipe_from_dict(recipe(**changes), registry, where="tiny"), registry).double()
+    return build(fit(recipe_from_dict(recipe(**changes), registry, where="tiny"), registry)).double()
 
 
 def write_sources(folder: Path) -> Path:
     """Writes random weights of the tiny parts to `folder`, as pretrained models in the Hugging Face format."""
     registry = Registry.load()
-    parts = build(recipe_from_dict(recipe(), registry, where="tiny"), registry)
+    parts = build(fit(recipe_from_dict(recipe(), registry, where="tiny"), registry))
     language, decoder = parts.language_model, parts.image_decoder
     language.model.model.norm = language.norm
     language.model.save_pretrained(folder / "language_model")

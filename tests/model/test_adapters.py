@@ -35,6 +35,7 @@ from adapted_models import (
     to_denoise,
 )
 from dreamkit.build.build import build
+from dreamkit.build.fit import fit
 from dreamkit.checkpoints.load import load_checkpoint, load_weights
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.errors import CheckpointError, DreamkitError
@@ -245,7 +246,7 @@ def test_small_parts_and_adapters_are_trained_and_saved_together(sources: Path, 
         "data": [{"name": "pairs", "path": "unused"}],
     }
     recipe = recipe_from_dict(tiny.on_sources(sources, **changes), REGISTRY, where="tiny")
-    fresh = build(recipe, REGISTRY).state_dict()
+    fresh = build(fit(recipe, REGISTRY)).state_dict()
     result = train_recipe(recipe, REGISTRY, tmp_path / "run", datasets=[TinyDocuments()])
     learned = result.model.state_dict()
     moved = {name for name, tensor in learned.items() if not torch.equal(tensor, fresh[name])}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dreamkit.build.build import build
-from dreamkit.build.fit import check
+from dreamkit.build.fit import fit
 from dreamkit.data.batch import Collator
 from dreamkit.parts.projector import Projector
 from dreamkit.recipe.loading import recipe_from_dict
@@ -34,8 +34,7 @@ def described(name: str, image_size: int | None = None, **changes: Any) -> Recip
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_decoder_is_swapped_in_one_line(name: str) -> None:
     given = described(name)
-    assert check(given, REGISTRY) == []
-    model = build(given, REGISTRY)
+    model = build(fit(given, REGISTRY))
     assert (model.pooled_projector is not None) == (name in ("sdxl", "sd3"))
     projectors = [name for name, part in model.parts().items() if isinstance(part, Projector)]
     model.set_trainable([*projectors, "dream_queries"])
@@ -55,7 +54,7 @@ def test_a_decoder_is_swapped_in_one_line(name: str) -> None:
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("scheduler", dict.fromkeys((*NOISE, *FLOW)))
 def test_a_scheduler_that_does_not_fit_the_objective_is_refused(name: str, scheduler: str) -> None:
-    problems = check(described(name, generation={"scheduler": scheduler}), REGISTRY)
+    problems = fit(described(name, generation={"scheduler": scheduler}), REGISTRY).problems
     if scheduler in DECODERS[name]:
         assert problems == []
         return
@@ -72,13 +71,13 @@ def test_a_scheduler_that_does_not_fit_the_objective_is_refused(name: str, sched
     [("stable-diffusion", 17, 2), ("sdxl", 17, 2), ("sd3", 18, 4), ("sana", 17, 2)],
 )
 def test_an_image_size_that_cannot_be_drawn_is_refused(name: str, size: int, multiple: int) -> None:
-    (problem,) = check(described(name, image_size=size), REGISTRY)
+    (problem,) = fit(described(name, image_size=size), REGISTRY).problems
     assert problem.key == "model.image_decoder.image_size"
     assert f"{size} found, but a positive multiple of {multiple} pixels is wanted" in problem.message
 
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_pooled_projector_is_for_a_decoder_that_wants_one(name: str) -> None:
-    problems = check(described(name, **{"model.pooled_projector": {"name": "linear"}}), REGISTRY)
+    problems = fit(described(name, **{"model.pooled_projector": {"name": "linear"}}), REGISTRY).problems
     keys = [problem.key for problem in problems]
     assert keys == ([] if name in ("sdxl", "sd3") else ["model.pooled_projector"])

@@ -19,6 +19,7 @@ import alive
 import tiny
 from alive import ALL, JOINTS, LORA, WIDE
 from dreamkit.build.build import build, outline
+from dreamkit.build.fit import fit
 from dreamkit.cli import app
 from dreamkit.errors import DreamkitError, RecipeError
 from dreamkit.plan.advice import misfit
@@ -89,7 +90,7 @@ def sizes(model: nn.Module) -> dict[str, tuple[Any, ...]]:
 def test_parameters_are_exactly_those_of_the_built_model(adapters: list[dict[str, Any]]) -> None:
     trainable = [name for name in ALL if not adapters or name != "language_model"]
     planned = alive.recipe({"trainable": trainable}, **{"model.adapters": adapters})
-    built, outlined = build(planned, REGISTRY), outline(planned, REGISTRY)
+    built, outlined = build(fit(planned, REGISTRY)), outline(fit(planned, REGISTRY))
     for model in (built, outlined):
         model.set_trainable(trainable)
     assert sizes(outlined) == sizes(built)
@@ -110,7 +111,7 @@ def test_parameters_are_exactly_those_of_the_built_model(adapters: list[dict[str
 def test_flops_are_those_that_torch_counts_in_a_real_step(checkpointing: bool) -> None:
     planned = alive.recipe({"trainable": ALL, "gradient_checkpointing": checkpointing, "accumulation": 2})
     found = plan(planned, REGISTRY).flops
-    model = build(planned, REGISTRY)
+    model = build(fit(planned, REGISTRY))
     model.set_trainable(ALL)
     model.train()
     if checkpointing:
@@ -125,7 +126,7 @@ def test_flops_are_those_that_torch_counts_in_a_real_step(checkpointing: bool) -
 def test_shapes_of_the_chain_are_those_of_a_real_pass() -> None:
     planned = alive.recipe({"trainable": ALL})
     (steps, words) = plan(planned, REGISTRY).chain
-    model = build(planned, REGISTRY)
+    model = build(fit(planned, REGISTRY))
     given: dict[str, tuple[int, ...]] = {}
     for name, part in model.parts().items():
         part.register_forward_hook(lambda m, i, out, name=name: given.update({name: tuple(out.shape[1:])}))

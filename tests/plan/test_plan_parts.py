@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dreamkit.build.build import build
+from dreamkit.build.fit import fit
 from dreamkit.plan.plan import plan
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.registry.registry import Registry
@@ -21,7 +22,7 @@ USUAL = Combination("clip", "llama", "linear", "stable-diffusion (epsilon)")
 @pytest.mark.parametrize(("key", "name"), [(key, name) for key, named in PARTS.items() for name in named])
 def test_every_part_is_planned(key: str, name: str) -> None:
     made = recipe_from_dict(recipe(USUAL._replace(**{key: name}), PARTS), REGISTRY)
-    model = build(made, REGISTRY)
+    model = build(fit(made, REGISTRY))
     model.set_trainable(made.train.trainable)
     planned = plan(made, REGISTRY)
     counted = {part.part: (part.parameters, part.trainable) for part in planned.parts}

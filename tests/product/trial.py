@@ -41,8 +41,9 @@ def recipe(combination: Combination, parts: Parts) -> dict[str, Any]:
 def trial(combination: Combination, parts: Parts, registry: Registry, folder: Path) -> None:
     """Raises where something of it fails; a checkpoint is written to `folder`."""
     made = recipe_from_dict(recipe(combination, parts), registry, where=str(combination))
-    assert not (problems := fit(made, registry).problems), f"check: {problems}"
-    model = build(made, registry)
+    found = fit(made, registry)
+    assert not found.problems, f"check: {found.problems}"
+    model = build(found)
     model.set_trainable(made.train.trainable)
     model.eval()  # nothing drops out
     batch = fixed_batch(model)

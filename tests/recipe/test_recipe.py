@@ -12,7 +12,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from dreamkit.build.build import build
-from dreamkit.build.fit import check
+from dreamkit.build.fit import fit
 from dreamkit.errors import RecipeError, RecipeProblem
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import draft_recipe, load_recipe, recipe_from_dict
@@ -89,7 +89,7 @@ def test_a_valid_recipe_is_read_with_its_defaults(base: Path, registry: Registry
     assert recipe.data[0].weight == 2 and recipe.data[0].config.path == base.parent / "pairs.jsonl"
     assert recipe.train.trainable == ("visual_projector", "new_tokens") and recipe.train.schedule == "cosine"
     assert isinstance(recipe.loss.vm, float)
-    assert check(recipe, registry) == []
+    assert fit(recipe, registry).problems == []
 
 
 def test_plain_values_and_back(base: Path, registry: Registry) -> None:
@@ -769,10 +769,10 @@ def test_any_mutation_is_accepted_and_builds_or_is_an_error(
     path.write_text("extends: other.yaml\n" + (written(own) if own else ""))
     lines = {str(file): len(file.read_text().splitlines()) for file in (path, other)}
     draft, reading = draft_recipe(str(path), overrides, registry)
-    found = [*reading, *(check(draft, registry) if draft is not None else [])]
+    found = [*reading, *(fit(draft, registry).problems if draft is not None else [])]
     try:
         recipe = load_recipe(str(path), overrides, registry)
-        model = build(recipe, registry)
+        model = build(fit(recipe, registry))
     except RecipeError as error:
         assert found and set(error.problems) <= set(found), "check finds all that building does"
         for problem in found:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamkit.build.fit import check
+from dreamkit.build.fit import fit
 from dreamkit.recipe.loading import draft_recipe, load_recipe
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
@@ -53,7 +53,7 @@ def test_every_shipped_recipe_checks(registry: Registry, name: str) -> None:
         else load_recipe(name, (), registry)
     )
     assert made.train.trainable and made.data
-    assert check(made, registry) == []
+    assert fit(made, registry).problems == []
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -72,7 +72,7 @@ def test_parts_swap_in_every_stage(registry: Registry, swaps: tuple[str | None, 
         in_place = {adapter.target for adapter in made.model.adapters}
         assert in_place == ({"language_model"} if "lora" in swaps else set())
         assert set(made.train.trainable) == set(plain.train.trainable) - in_place
-        assert check(made, registry) == []
+        assert fit(made, registry).problems == []
 
 
 def test_the_numbers_of_the_paper(registry: Registry) -> None:

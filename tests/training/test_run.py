@@ -20,6 +20,7 @@ import layouts
 import tiny
 from dreamkit import TrainingError
 from dreamkit.build.build import build
+from dreamkit.build.fit import fit
 from dreamkit.checkpoints.load import load_checkpoint
 from dreamkit.cli import app
 from dreamkit.data.batch import Collator
@@ -165,7 +166,7 @@ def test_everything_is_written_with_the_registry_of_the_run(
 
 
 def test_a_model_is_trained_by_the_recipe_of_the_run(tmp_path: Path) -> None:
-    model = build(layouts.recipe(steps=1), REGISTRY)
+    model = build(fit(layouts.recipe(steps=1), REGISTRY))
     recipe = layouts.recipe(steps=2)
     recipe = replace(recipe, loss=replace(recipe.loss, lm=0.25, vm=0.0))
     result = run(tmp_path / "given", recipe, model=model)
@@ -181,7 +182,7 @@ def test_a_model_is_trained_by_the_recipe_of_the_run(tmp_path: Path) -> None:
     )
     other = replace(recipe, model=replace(recipe.model, dream_queries=5))
     with pytest.raises(TrainingError, match=r"model\.dream_queries: 3 there, 5 now"):
-        run(tmp_path / "other", other, model=build(recipe, REGISTRY))
+        run(tmp_path / "other", other, model=build(fit(recipe, REGISTRY)))
 
 
 def test_the_last_two_resume_points_are_kept(tmp_path: Path) -> None:
@@ -219,7 +220,7 @@ def test_only_the_same_recipe_resumes(tmp_path: Path) -> None:
 def test_only_what_is_trainable_learns(tmp_path: Path) -> None:
     names = ["condition_projector", "dream_queries", "new_tokens"]
     recipe = layouts.recipe(trainable=names)
-    model = build(recipe, REGISTRY)
+    model = build(fit(recipe, REGISTRY))
     before = weights(model)
     modes = []
 
@@ -247,7 +248,7 @@ def test_nothing_to_train(tmp_path: Path) -> None:
 
 def test_adapters_learn_without_being_named(tmp_path: Path) -> None:
     recipe = layouts.recipe(**{"trainable": []}, adapters=[{"target": "language_model", "rank": 2}])
-    model = build(recipe, REGISTRY)
+    model = build(fit(recipe, REGISTRY))
     before = weights(model)
     after = weights(run(tmp_path, recipe, model=model).model)
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
@@ -290,7 +291,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, save_every: int
         seed=1,
     )
     recipe = replace(recipe, loss=replace(recipe.loss, condition_drop=0.5))
-    model = build(recipe, REGISTRY)
+    model = build(fit(recipe, REGISTRY))
     layouts.spoil(model)
     before = weights(model)
     with pytest.raises(TrainingError, match=r"step 3: the loss is not finite: 'bad'; nothing was saved"):
@@ -317,7 +318,7 @@ def spoil_gradients(model: DreamModel, which: Callable[[Tensor], Tensor]) -> Non
 @pytest.mark.parametrize("save_every", [0, 1])
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, save_every: int) -> None:
     recipe = layouts.recipe(steps=4, log_every=20, save_every=save_every, seed=1, accumulation=2)
-    model = build(recipe, REGISTRY)
+    model = build(fit(recipe, REGISTRY))
     (tilde,) = model.language_model.tokenize("~")
     spoil_gradients(model, lambda ids: ids == tilde)
     with pytest.raises(TrainingError, match=r"step 2: the gradient is not finite: 'bad'; nothing was saved"):
@@ -329,7 +330,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, save_every:
 
 def test_documents_that_are_only_bad_together(tmp_path: Path) -> None:
     documents = [Document((Text(name),), name=name) for name in ("one", "two")]
-    model = build(layouts.recipe(), REGISTRY)
+    model = build(fit(layouts.recipe(), REGISTRY))
     (end, *_) = model.language_model.spec.eos_ids
     # A document alone has two ends in its row: its own, and that of the dummy that draws.
     spoil_gradients(model, lambda ids: (ids == end) & ((ids == end).sum(1, keepdim=True) > 2))

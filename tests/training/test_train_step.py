@@ -18,6 +18,7 @@ import layouts
 import tiny
 from asking import Asked
 from dreamkit.build.build import build
+from dreamkit.build.fit import fit
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
@@ -188,7 +189,7 @@ def on_fake_device(value: Any, fakes: FakeTensorMode) -> Any:
 def test_nothing_is_copied_between_host_and_device_in_a_second_forward_pass(variant: str) -> None:
     """A table may be brought there in the first one. The device is of tensors without data."""
     made = recipe(variant)
-    model: DreamModel = build(made, REGISTRY)
+    model: DreamModel = build(fit(made, REGISTRY))
     model.set_trainable(made.train.trainable)
     collator = Collator(
         model.sequencer(),
@@ -231,7 +232,7 @@ def test_batches_are_pinned_and_handed_over_without_waiting(has_gpu: bool, tmp_p
     ):
         arguments = training_arguments(made, tmp_path)
     assert settings["dataloader_pin_memory"] == has_gpu
-    model = build(made, REGISTRY)
+    model = build(fit(made, REGISTRY))
     model.set_trainable(made.train.trainable)
     collator = Collator(
         model.sequencer(), model.vision_encoder.preprocess, model.image_decoder.preprocess, packing=True

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dreamkit.build.build import build
+from dreamkit.build.fit import fit
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.checkpoints.published.layout import HEAD, QUERIES, VISION, Drawing
 from dreamkit.checkpoints.published.reading import read_bin, read_json, under
@@ -50,7 +51,8 @@ def import_published(folder: Path, out: Path, registry: Registry) -> DreamModel:
         states = {name: read_bin(folder / file) for name, file in Drawing.of(published).files().items()}
         folders, configs = unpack(folder, config, states, Path(scratch))
         parts = sections(config, states, folders=folders)
-        model = build(recipe_from_dict(parts, registry, where=str(folder / "config.json")), registry)
+        recipe = recipe_from_dict(parts, registry, where=str(folder / "config.json"))
+        model = build(fit(recipe, registry))
         _compare_tokens(config, model, folder)
         final = sections(config, states, configs=configs, tokenizer=folders["language_model"])
         model.recipe = recipe_from_dict(final, registry, where=str(folder / "config.json"))
