@@ -11,10 +11,10 @@ from PIL.Image import Image as Picture
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
 
+from dreamkit.cache.computed import EXTRAS
 from dreamkit.cache.keys import picture_key
 from dreamkit.cache.maker import Preprocess, compute, preprocess_of, preprocessed
 from dreamkit.cache.manifest import Table
-from dreamkit.cache.read import EXTRAS
 from dreamkit.cache.shards import ShardWriter
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.sequence import blank_picture

@@ -2,46 +2,20 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL.Image import Image as Picture
 from torch import Tensor
 
+from dreamkit.cache.computed import Named, Tables
 from dreamkit.cache.identity import differing
 from dreamkit.cache.keys import picture_key
 from dreamkit.cache.maker import maker, why_not
 from dreamkit.cache.manifest import MADE_BY, CacheManifest, remedy, shard_name, without
 from dreamkit.cache.shards import Shards
-from dreamkit.data.batch import Moments
 from dreamkit.errors import CacheError
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
-
-EXTRAS = "extras."  # before the names of a decoder's extras, in a table of latents
-
-Named = Sequence[tuple[str, Picture]]
-
-
-class Tables(ABC):
-    """Tables as a `dreamkit.data.batch.Collator` takes them."""
-
-    @abstractmethod
-    def rows(self, table: str, pictures: Named) -> dict[str, Tensor] | None:
-        """The tensors (N, ...) of these pictures; None: there is no such table."""
-
-    def features(self, pictures: Named) -> Tensor | None:
-        rows = self.rows("features", pictures)
-        return None if rows is None else rows["features"]
-
-    def moments(self, pictures: Named) -> Moments | None:
-        rows = self.rows("latents", pictures)
-        if rows is None:
-            return None
-        extras = {name.removeprefix(EXTRAS): rows[name] for name in rows if name.startswith(EXTRAS)}
-        return Moments(rows["mean"], rows.get("std"), extras)
 
 
 class Cache(Tables):
@@ -84,22 +58,6 @@ class Cache(Tables):
                 )
             places.append(place)
         return self.shards[table].rows(places)
-
-
-class Zeros(Tables):
-    """A cache that has every picture, and zeros for it, of the shapes and types that a manifest tells."""
-
-    def __init__(self, manifest: CacheManifest) -> None:
-        self.manifest = manifest
-
-    def rows(self, table: str, pictures: Named) -> dict[str, Tensor] | None:
-        if table not in self.manifest.tables:
-            return None
-        tensors = self.manifest.tables[table]["tensors"]
-        return {
-            name: torch.zeros(len(pictures), *record["shape"], dtype=getattr(torch, record["dtype"]))
-            for name, record in tensors.items()
-        }
 
 
 def _is_random(recipe: Recipe, part: str) -> bool:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from dreamkit.cache.computed import Named, Tables
 from dreamkit.cache.manifest import CacheManifest
-from dreamkit.cache.read import Zeros
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.data.sequence import Sequence, Sequencer, blank_picture
 from dreamkit.errors import DreamkitError
@@ -28,7 +31,7 @@ def full_batch(model: DreamModel, recipe: Recipe, images: int) -> Batch:
         model.image_decoder.preprocess,
         packing=recipe.train.packing,
         condition_drop=recipe.loss.condition_drop,
-        computed=None if recipe.train.cache is None else Zeros(CacheManifest.read(Path(recipe.train.cache))),
+        computed=None if recipe.train.cache is None else _Zeros(CacheManifest.read(Path(recipe.train.cache))),
     )
     most = most_images(sequencer)
     if not 0 <= images <= most:
@@ -61,3 +64,19 @@ def _row(sequencer: Sequencer, images: int) -> Sequence:
         row.append([*sequencer.read_slots, sequencer.image_end], learn=False)
     row.append([end] * (sequencer.max_length - len(row)), learn=True)
     return row
+
+
+class _Zeros(Tables):
+    """A cache that has every picture, and zeros for it, of the shapes and types that a manifest tells."""
+
+    def __init__(self, manifest: CacheManifest) -> None:
+        self.manifest = manifest
+
+    def rows(self, table: str, pictures: Named) -> dict[str, Tensor] | None:
+        if table not in self.manifest.tables:
+            return None
+        tensors = self.manifest.tables[table]["tensors"]
+        return {
+            name: torch.zeros(len(pictures), *record["shape"], dtype=getattr(torch, record["dtype"]))
+            for name, record in tensors.items()
+        }
