@@ -20,7 +20,8 @@ def plugins() -> None:
 
     Example: dreamkit plugins
     """
-    from dreamkit.registry.registry import KINDS, Registry
+    from dreamkit.registry.kinds import KINDS
+    from dreamkit.registry.registry import Registry
 
     registry = Registry.load()
     table = Table("kind", "name", "distribution", "summary", box=None, pad_edge=False)

@@ -11,7 +11,8 @@ from dreamkit.parts.projectors import Linear
 from dreamkit.parts.specs import DecoderSpec, LanguageSpec, ProjectorSpec
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.hookspecs import Component
-from dreamkit.registry.registry import KINDS, Registered, Registry
+from dreamkit.registry.kinds import KINDS, Registered
+from dreamkit.registry.registry import Registry
 from dreamkit_diffusers.stable_diffusion import StableDiffusion
 from dreamkit_transformers.clip import Clip
 from dreamkit_transformers.llama import Llama
