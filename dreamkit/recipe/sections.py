@@ -226,7 +226,7 @@ class _RecipeSchema(SchemaReader):
         if name is None or not isinstance(name.value, str):
             return BROKEN
         try:
-            config_class = self.registry.get(kind, name.value).Config  # type: ignore[attr-defined]
+            config_class = self.registry.get(kind, name.value).Config
         except PluginError as error:
             return self.problem(name, join(key, "name"), str(error))
         clash = sorted({f.name for f in dataclasses.fields(config_class)} & set(own))

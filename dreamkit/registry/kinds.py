@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from dreamkit.registry.hookspecs import Component
@@ -11,10 +13,14 @@ from dreamkit.registry.hookspecs import Component
 
 @dataclass(frozen=True)
 class Kind:
-    """The hook that gives components of one kind, and the class of `dreamkit` they derive from."""
+    """The hook that gives components of one kind, and the class of `dreamkit` they derive from.
+
+    Components without such an `interface` are functions and typer apps. A name has at most `words` words.
+    """
 
     hook: str
-    interface: str
+    interface: str | None
+    words: int = 1
 
 
 KINDS: Mapping[str, Kind] = {
@@ -24,6 +30,7 @@ KINDS: Mapping[str, Kind] = {
     "image_decoder": Kind("dreamkit_image_decoders", "ImageDecoder"),
     "dataset": Kind("dreamkit_datasets", "Dataset"),
     "task": Kind("dreamkit_tasks", "Task"),
+    "command": Kind("dreamkit_commands", None, words=2),
 }
 
 
@@ -50,6 +57,10 @@ class Registered:
     entry_point: str
 
     @property
+    def name(self) -> str:
+        return self.component.name
+
+    @property
     def origin(self) -> str:
         return f"{self.distribution} {self.version}"
 
@@ -62,3 +73,10 @@ class ShippedRecipe:
     path: Path
     origin: str
     entry_point: str
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the comment at the top of the file; empty where there is none."""
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        comment = takewhile(str.strip, (line[1:] for line in takewhile(lambda line: line[:1] == "#", lines)))
+        return re.split(r"(?<=[.!?])\s", " ".join(map(str.strip, comment)), maxsplit=1)[0]

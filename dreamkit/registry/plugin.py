@@ -89,7 +89,7 @@ class Plugin:
         distribution = self.entry_point.dist
         assert distribution is not None, "entry points found by importlib.metadata know their distribution"
         for component in components:
-            wrong = _wrong_name(component.name) or malformed_target(component.target)
+            wrong = _wrong_name(component.name, KINDS[kind].words) or malformed_target(component.target)
             if wrong:
                 self._problem(f"{kind} {component.name!r}: {wrong}")
                 continue
@@ -119,7 +119,9 @@ def _is_component(given: object) -> bool:
     return isinstance(given, Component) and all(isinstance(v, str) for v in dataclasses.astuple(given))
 
 
-def _wrong_name(name: str) -> str | None:
-    if name and name.isprintable() and " " not in name:
+def _wrong_name(name: str, most: int) -> str | None:
+    """Return why nobody can write a name of at most `most` words, else None."""
+    words = name.split(" ")
+    if len(words) <= most and all(word and word.isprintable() for word in words):
         return None
-    return "no recipe can write this name; make it of letters, digits and '-'"
+    return f"expected {'one word' if most == 1 else 'one or two words'} of letters, digits and '-'"

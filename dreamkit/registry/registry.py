@@ -11,7 +11,9 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import entry_points
+from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 from dreamkit.errors import PluginError, did_you_mean
 from dreamkit.registry.hookspecs import ENTRY_POINT_GROUP
@@ -30,14 +32,15 @@ class Registry:
         registered: Sequence[Registered],
         recipes: Sequence[ShippedRecipe] = (),
         problems: Sequence[Problem] = (),
+        left_out: Collection[str] = (),
     ) -> None:
-        self._given: dict[tuple[str, str], list[Registered]] = defaultdict(list)
-        for each in registered:
-            self._given[each.kind, each.component.name].append(each)
+        """`left_out` are the entry points that are installed and not allowed."""
+        self._registered = tuple(registered)
         self._recipes: dict[str, list[ShippedRecipe]] = defaultdict(list)
         for recipe in recipes:
             self._recipes[recipe.name].append(recipe)
         self._problems = tuple(problems)
+        self._left_out = sorted(left_out)
 
     @classmethod
     def load(cls) -> Registry:
@@ -62,47 +65,71 @@ class Registry:
             registered += plugin.components
             recipes += plugin.recipes
             problems += plugin.problems
-        return cls(registered, recipes, problems)
+        return cls(registered, recipes, problems, installed - allowed)
 
     def components(self, kind: str) -> Mapping[str, Registered]:
-        """The usable components of a kind by name: those given by exactly one distribution."""
-        return {name: given[0] for (k, name), given in self._given.items() if k == kind and len(given) == 1}
+        """The usable components of a kind by name: those whose names clash with no other."""
+        return {
+            each.name: each
+            for each in self._registered
+            if each.kind == kind and len(self._claims(kind, each.name)) == 1
+        }
 
     @cached_property
     def problems(self) -> tuple[Problem, ...]:
-        """What is wrong with plug-ins, names given twice included."""
+        """What is wrong with plug-ins, names that clash included."""
         problems = list(self._problems)
-        for (kind, name), given in self._given.items():
-            problems += _clashes(f"{kind} '{name}'", given)
-        for name, shipped in self._recipes.items():
-            problems += _clashes(f"recipe '{name}'", shipped)
+        for mine in self._registered:
+            for other in self._claims(mine.kind, mine.name):
+                if other is not mine:
+                    problems.append(_clash(mine, other, mine.kind))
+        for shipped in self._recipes.values():
+            problems += [_clash(mine, other, "recipe") for mine, other in permutations(shipped, 2)]
         return tuple(dict.fromkeys(problems))
 
-    def get(self, kind: str, name: str) -> type:
-        """The class of a component.
+    def get(self, kind: str, name: str) -> Any:
+        """The class of a component; of a command, its function or typer app.
 
         Raises:
             PluginError: nobody gives the name, two do, or its class cannot be imported or is not of this kind.
         """
-        given = self._given.get((kind, name), [])
-        if len(given) > 1:
-            raise PluginError(
-                f"{kind} '{name}' is given by {' and by '.join(each.origin for each in given)}; only one of them may; "
-                f"uninstall the other, or name the plug-ins to use in {ALLOW_LIST}"
-            )
+        claims = self._claims(kind, name)
+        given = [each for each in claims if each.name == name]
         if not given:
+            first_words = {known.partition(" ")[0] for known in self.components(kind)} - {name}
+            near = did_you_mean(name, first_words.union(self.components(kind)))
+            raise PluginError(f"unknown {kind} '{name}'; {near}{self.about_problems()}")
+        if len(claims) > 1:
+            by = (each.origin + (f" (as '{each.name}')" if each.name != name else "") for each in claims)
             raise PluginError(
-                f"unknown {kind} '{name}'; {did_you_mean(name, self.components(kind))}{self.about_problems()}"
+                f"{kind} '{name}' is given by {' and by '.join(by)}; only one of them may; uninstall the other, or "
+                f"name the plug-ins to use in {ALLOW_LIST}"
             )
         return import_target(given[0])
 
+    def _claims(self, kind: str, name: str) -> list[Registered]:
+        """The components that have this name, or are commands of which one is the first word of the other."""
+        return [
+            each
+            for each in self._registered
+            if each.kind == kind
+            and (f"{each.name} ".startswith(f"{name} ") or f"{name} ".startswith(f"{each.name} "))
+        ]
+
     def recipes(self) -> Mapping[str, Path]:
-        """The shipped recipes by name, such as `dreamllm/paper/stage2`."""
-        return {name: shipped[0].path for name, shipped in self._recipes.items() if len(shipped) == 1}
+        """The files of the shipped recipes by name, such as `dreamllm/paper/stage2`."""
+        return {name: shipped.path for name, shipped in self.shipped_recipes().items()}
+
+    def shipped_recipes(self) -> Mapping[str, ShippedRecipe]:
+        """The usable shipped recipes by name: those whose names clash with no other."""
+        return {name: shipped[0] for name, shipped in self._recipes.items() if len(shipped) == 1}
 
     def about_problems(self) -> str:
-        """The end of an error message about a missing name: which plug-ins are broken, if any."""
-        return "".join(f"\n    perhaps because of {problem}" for problem in self.problems)
+        """The end of an error message about a missing name: which plug-ins are broken or left out, if any."""
+        reasons = [f"of {problem}" for problem in self.problems]
+        if self._left_out:
+            reasons.append(f"{ALLOW_LIST} leaves out {', '.join(self._left_out)}")
+        return "".join(f"\n    perhaps because {reason}" for reason in reasons)
 
 
 def distributions() -> set[str]:
@@ -112,13 +139,14 @@ def distributions() -> set[str]:
     }
 
 
-def _clashes(what: str, given: Collection[Registered | ShippedRecipe]) -> list[Problem]:
-    """The problems of those that all give `what`, where they are more than one."""
-    problems = []
-    for each in given if len(given) > 1 else ():
-        others = ", ".join(sorted({other.origin for other in given} - {each.origin}))
-        said = (
-            f"also given by {others}; uninstall one of them" if others else "given more than once; remove one"
-        )
-        problems.append(Problem(each.entry_point, each.origin, f"{what} is {said}"))
-    return problems
+def _clash(mine: Registered | ShippedRecipe, other: Registered | ShippedRecipe, kind: str) -> Problem:
+    """The problem of `mine`, whose name leaves none for `other`."""
+    what = f"{kind} '{mine.name}'"
+    if mine.name != other.name:
+        said = f"clashes with '{other.name}' of {other.origin}: a word is a command or a group of commands, not both"
+        remedy = "uninstall one of them" if mine.origin != other.origin else "rename one"
+    elif mine.origin != other.origin:
+        said, remedy = f"is also given by {other.origin}", "uninstall one of them"
+    else:
+        said, remedy = "is given more than once", "remove one"
+    return Problem(mine.entry_point, mine.origin, f"{what} {said}; {remedy}")

@@ -1,4 +1,4 @@
-"""What a component's `"module:name"` points at: its form, and the class it names, imported and checked."""
+"""What a component's `"module:name"` points at: its form, and the object it names, imported and checked."""
 
 from __future__ import annotations
 
@@ -15,27 +15,19 @@ def malformed_target(target: str) -> str | None:
     """Return why `target` cannot be imported whatever is installed, else None."""
     if re.fullmatch(r"\w+(\.\w+)*:\w+", target):
         return None
-    return f"expected a target of the form 'module:Class', got {target!r}"
+    return f"expected a target of the form 'module:name', got {target!r}"
 
 
-def import_target(registered: Registered) -> type:
-    """Import the class of a component.
+def import_target(registered: Registered) -> Any:
+    """Import what a component names: a class of its kind, or a command's function or typer app.
 
     Raises:
-        PluginError: it cannot be imported, or it is not a whole class of the component's kind.
+        PluginError: it cannot be imported, or it is not what the kind asks for.
     """
-    target = registered.component.target
-    what = f"{registered.kind} '{registered.component.name}' of {registered.origin}"
-    found = _find(target, what)
-    interface_name = KINDS[registered.kind].interface
-    interface = getattr(importlib.import_module("dreamkit"), interface_name)
-    if not (isinstance(found, type) and issubclass(found, interface)):
-        raise PluginError(f"{what}: {target} is no subclass of dreamkit.{interface_name}")
-    if abstract := ", ".join(sorted(getattr(found, "__abstractmethods__", ()))):
-        raise PluginError(f"{what}: {target} lacks {abstract}; implement what is missing")
-    config = getattr(found, "Config", None)
-    if registered.kind != "task" and not (isinstance(config, type) and dataclasses.is_dataclass(config)):
-        raise PluginError(f"{what}: {target} has no dataclass 'Config', its recipe section")
+    what = f"{registered.kind} '{registered.name}' of {registered.origin}"
+    found = _find(registered.component.target, what)
+    if wrong := _wrong_object(found, registered.kind):
+        raise PluginError(f"{what}: {registered.component.target} {wrong}")
     return found
 
 
@@ -56,3 +48,19 @@ def _find(target: str, what: str) -> Any:
     except BaseException as error:
         raise PluginError(f"{what}: importing {target} failed: {describe_error(error)}") from error
     raise PluginError(f"{what}: module '{module_name}' has no '{name}'; {did_you_mean(name, known)}")
+
+
+def _wrong_object(found: Any, kind: str) -> str | None:
+    """Return why `found` cannot be a component of the kind, else None."""
+    interface_name = KINDS[kind].interface
+    if interface_name is None:
+        return None if callable(found) else "is neither a function nor a typer app"
+    interface = getattr(importlib.import_module("dreamkit"), interface_name)
+    if not (isinstance(found, type) and issubclass(found, interface)):
+        return f"is no subclass of dreamkit.{interface_name}"
+    if abstract := ", ".join(sorted(getattr(found, "__abstractmethods__", ()))):
+        return f"lacks {abstract}; implement what is missing"
+    config = getattr(found, "Config", None)
+    if kind != "task" and not (isinstance(config, type) and dataclasses.is_dataclass(config)):
+        return "has no dataclass 'Config', its recipe section"
+    return None
