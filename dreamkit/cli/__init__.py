@@ -7,14 +7,6 @@ from typing import NoReturn
 
 import typer
 
-# Commands are listed in the order of these.
-# isort: off
-from dreamkit.cli import looking as looking
-from dreamkit.cli import running as running
-from dreamkit.cli import converting as converting
-from dreamkit.cli import authoring as authoring
-
-# isort: on
 from dreamkit.cli.app import app as app
 from dreamkit.errors import DreamkitError
 

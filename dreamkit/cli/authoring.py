@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from dreamkit.cli.app import app, console
+from dreamkit.cli.shared import console
 from dreamkit.errors import DreamkitError
+from dreamkit.scaffold import KINDS
 
 
-@app.command()
 def test_plugin(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="an installed distribution, such as dreamkit-wave")
@@ -22,10 +22,11 @@ def test_plugin(
     check: Annotated[str | None, typer.Option(metavar="NAME", help="only this check")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="draw few inputs for each check")] = False,
 ) -> None:
-    """Say whether everything an installed plug-in registers keeps its contract.
+    """Test an installed plug-in's contract.
 
-    Builds a miniature of each part and tries it on the checks of its kind, which docs/plugins/checks.md lists. Writes
-    no file. Exits with 1 where a check fails, or the one --check is skipped everywhere. Needs dreamkit[testing].
+    Imports everything it registers. Builds a miniature of each part and tries it on the checks of its kind, which
+    docs/plugins/checks.md lists. Writes no file. Exits with 1 where a check fails, or the one --check is skipped
+    everywhere. Needs dreamkit[testing].
 
     Example: dreamkit test-plugin dreamkit-transformers --component clip --quick
     """
@@ -55,16 +56,13 @@ def test_plugin(
         raise typer.Exit(1)
 
 
-@app.command()
 def new_plugin(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="the distribution's name, such as dreamkit-wave")
     ],
     kind: Annotated[
         str | None,
-        typer.Option(
-            help="vision-encoder, language-model, projector or image-decoder: what it gives; required"
-        ),
+        typer.Option(metavar=f"[{'|'.join(KINDS)}]", help="what the package gives; required"),
     ] = None,
     license_name: Annotated[
         str, typer.Option("--license", help="Apache-2.0, MIT or BSD-3-Clause")
@@ -74,9 +72,10 @@ def new_plugin(
         Path | None, typer.Option(metavar="DIR", help="the folder to write; the default is ./NAME")
     ] = None,
 ) -> None:
-    """Write a plug-in package to start from: a small part that works, its tests, and how to publish it.
+    """Write a plug-in package to start from.
 
-    The package installs, and passes its contract test. Its part is a file of less than a hundred lines to change.
+    The package holds a small part that works, its tests, and how to publish it. It installs, and passes its contract
+    test. Its part is a file of less than a hundred lines to change.
 
     Example: dreamkit new-plugin dreamkit-wave --kind vision-encoder
     """
@@ -85,10 +84,11 @@ def new_plugin(
     from rich.tree import Tree
 
     from dreamkit.registry.registry import Registry
-    from dreamkit.scaffold import KINDS, new_plugin as write
+    from dreamkit.scaffold import new_plugin as write
 
     if kind is None:
-        raise DreamkitError(f"nothing says what {name} gives; add --kind with one of {', '.join(KINDS)}")
+        kinds = "".join(f"\n    {kind:<16}{given.summary}" for kind, given in KINDS.items())
+        raise DreamkitError(f"nothing says what {name} gives; add --kind with one of these:{kinds}")
     folder, files = write(name, kind, out, license=license_name, author=author, registry=Registry.load())
     branches = {Path(): Tree(str(folder))}
     for path in (path for file in files for path in [*reversed(file.parents), file]):

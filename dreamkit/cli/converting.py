@@ -7,10 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dreamkit.cli.app import app
 
-
-@app.command()
 def import_published(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="a checkpoint that the published code saved")
@@ -19,9 +16,10 @@ def import_published(
         Path, typer.Argument(metavar="OUT", help="the folder to write the dreamkit checkpoint to")
     ],
 ) -> None:
-    """Turn a checkpoint of the published DreamLLM code into a dreamkit checkpoint.
+    """Convert a published DreamLLM checkpoint.
 
-    The components that its config.json names are looked for as folders beside it, and else as hub names.
+    Writes one of dreamkit. The components that its config.json names are looked for as folders beside it, and else as
+    hub names.
 
     Example: dreamkit import-published tests/reference/published-sd/checkpoint imported
     """
@@ -32,14 +30,13 @@ def import_published(
     typer.echo(f"wrote {out}", err=True)
 
 
-@app.command()
 def merge_adapters(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="the folder of a checkpoint with adapters")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="the folder to write the merged checkpoint to")],
 ) -> None:
-    """Fold the adapters of a checkpoint into its weights.
+    """Fold adapters into a checkpoint's weights.
 
     What it writes computes the same without adapters. Their parts then hold the merged layers in full.
 

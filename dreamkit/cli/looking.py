@@ -8,48 +8,58 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dreamkit.cli.app import Overrides, RecipeName, app, console
+from dreamkit.cli.shared import Overrides, RecipeName, console, print_by_origin, print_lines
 
 
-@app.command()
 def plugins() -> None:
-    """List the installed components, and the plug-ins that are broken.
+    """List components and broken plug-ins.
 
     Exits with 1 where a plug-in is broken, after listing everything that works. The environment variable
-    DREAMKIT_PLUGINS, a comma-separated list of entry-point names, limits which plug-ins are loaded.
+    DREAMKIT_PLUGINS, a comma-separated list of entry-point names, limits which plug-ins are loaded; dreamkit's own
+    commands, projectors and data sets are those of "core".
 
     Example: dreamkit plugins
     """
-    from dreamkit.registry.registry import KINDS, Registry
+    from dreamkit.registry.kinds import KINDS
+    from dreamkit.registry.registry import Registry
 
     registry = Registry.load()
-    table = Table("kind", "name", "distribution", "summary", box=None, pad_edge=False)
-    for kind in KINDS:
-        for name, registered in sorted(registry.components(kind).items()):
-            table.add_row(kind, name, registered.origin, registered.component.summary)
+    print_by_origin(
+        ("kind", "name", "distribution", "summary"),
+        [
+            (kind, name, registered.origin, registered.component.summary)
+            for kind in KINDS
+            for name, registered in sorted(registry.components(kind).items())
+        ],
+    )
     out = console()
-    out.print(table)
     for problem in registry.problems:
         out.print(f"problem: {problem}", style="red", soft_wrap=True)
     if registry.problems:
         raise typer.Exit(1)
 
 
-@app.command()
-def recipes() -> None:
+def recipes(
+    paths: Annotated[bool, typer.Option("--paths", help="print the files, not what they are for")] = False,
+) -> None:
     """List the shipped recipes.
 
-    Example: dreamkit recipes
+    Prints what each is for: the first sentence of its header.
+
+    Example: dreamkit recipes --paths
     """
     from dreamkit.registry.registry import Registry
 
-    table = Table("recipe", "file", box=None, pad_edge=False)
-    for name, path in sorted(Registry.load().recipes().items()):
-        table.add_row(name, str(path))
-    console().print(table)
+    shipped = sorted(Registry.load().shipped_recipes().items())
+    if paths:
+        print_lines(("recipe", "file"), [(name, str(recipe.path)) for name, recipe in shipped])
+    else:
+        print_by_origin(
+            ("recipe", "distribution", "summary"),
+            [(name, recipe.origin, recipe.summary) for name, recipe in shipped],
+        )
 
 
-@app.command()
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Check a recipe without loading any weights.
 
@@ -80,7 +90,6 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
         console().print(line, soft_wrap=True)
 
 
-@app.command()
 def plan(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -91,10 +100,11 @@ def plan(
     images: Annotated[int, typer.Option(min=0, help="images in each document, drawn and read back")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="print the numbers as JSON")] = False,
 ) -> None:
-    """Tell what a recipe's training takes, without loading any weights.
+    """Print shapes, parameters, memory and FLOPs.
 
     Prints the parts with the shapes between them, their parameters, the memory of a device, and the floating-point
-    operations of a step. Exits with 1 where that is more than --memory, and says what to change.
+    operations of a training step. Loads no weights. Exits with 1 where that is more than --memory, and says what to
+    change.
 
     Example: dreamkit plan digits/stage2 train.batch_size=64 --memory 8GiB
     """
@@ -131,11 +141,12 @@ def plan(
     typer.echo(fits, err=as_json)
 
 
-@app.command()
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="that of a checkpoint or of a cache")],
 ) -> None:
-    """Say what a checkpoint or a cache holds, after reading every file to see that it is whole.
+    """Verify and show a checkpoint or a cache.
+
+    Reads every file, to see that it is whole.
 
     Example: dreamkit inspect run1/checkpoint
     """

@@ -10,10 +10,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dreamkit.cli.app import Overrides, RecipeName, app, console, finite
+from dreamkit.cli.shared import Overrides, RecipeName, console, finite
 
 
-@app.command()
 def train(
     recipe: RecipeName,
     out: Annotated[Path, typer.Option(help="a new folder for the checkpoint, resume points and log.jsonl")],
@@ -46,7 +45,6 @@ def train(
         typer.echo(f"wrote {result.checkpoint}")
 
 
-@app.command()
 def cache(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -60,11 +58,12 @@ def cache(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the cache in FOLDER")] = False,
 ) -> None:
-    """Compute once what the frozen parts of a recipe make of the pictures in its data.
+    """Compute latents and features once.
 
-    These are the features of images to read, where the vision encoder does not learn, and mean and standard deviation
-    of the latents of images to draw. train.cache=FOLDER makes training read them. Pictures are found by what they hold,
-    so data may be mixed otherwise, or left out, without a new cache. Runs on a CUDA device where there is one.
+    These are what the frozen parts of a recipe make of the pictures in its data: the features of images to read, where
+    the vision encoder does not learn, and mean and standard deviation of the latents of images to draw.
+    train.cache=FOLDER makes training read them. Pictures are found by what they hold, so data may be mixed otherwise,
+    or left out, without a new cache. Runs on a CUDA device where there is one.
 
     Example: dreamkit cache digits/stage1 --out digits-cache
     """
@@ -118,17 +117,16 @@ def cache(
     typer.echo(f"{'replaced' if replaced else 'wrote'} {folder}; train with train.cache={folder}")
 
 
-@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="a new folder for checkpoint, figures and report")] = Path(
         "dreamkit-demo"
     ),
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="seed of training and measuring")] = 0,
 ) -> None:
-    """Train a miniature model on real handwriting in a few minutes, measure it, and write a report.
+    """Train and measure a miniature model.
 
-    Runs the shipped recipes digits/stage1, stage2 and stage3, one after the other. Writes OUT/checkpoint,
-    OUT/metrics.json and OUT/report.html, and exits with 2 where a figure misses its target.
+    Takes a few minutes: the shipped recipes digits/stage1, stage2 and stage3, one after the other, on real handwriting.
+    Writes OUT/checkpoint, OUT/metrics.json and OUT/report.html, and exits with 2 where a figure misses its target.
 
     Example: dreamkit demo --out demo --seed 1
     """
@@ -142,7 +140,6 @@ def demo(
     typer.echo(f"wrote to {out}: {', '.join(sorted(file.name for file in out.iterdir()))}")
 
 
-@app.command()
 def generate(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="a folder that dreamkit wrote")],
     prompt: Annotated[
@@ -169,10 +166,10 @@ def generate(
         float | None, typer.Option(min=0, callback=finite, help="0 always takes the likeliest token")
     ] = None,
 ) -> None:
-    """Go on with a document: text as it is written, pictures as they are drawn.
+    """Continue a document with text and images.
 
-    Writes image-0.png and so on, and index.html with the whole document. What is not set here is as the checkpoint's
-    recipe has it. Runs on a CUDA device where there is one.
+    Shows text as it is written, and pictures as they are drawn. Writes image-0.png and so on, and index.html with the
+    whole document. What is not set here is as the checkpoint's recipe has it. Runs on a CUDA device where there is one.
 
     Example: dreamkit generate dreamkit-demo/checkpoint "two" --max-images 2 --out two
     """

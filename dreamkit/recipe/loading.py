@@ -49,7 +49,7 @@ def _read(
     tree: Node, registry: Registry, *, complete: bool = True
 ) -> tuple[Recipe | None, list[RecipeProblem]]:
     def config_class(kind: str, name: str) -> type:
-        return registry.get(kind, name).Config  # type: ignore[attr-defined]
+        return registry.get(kind, name).Config
 
     reader = SchemaReader(config_class, complete=complete)
     recipe = reader.section(Recipe, tree, "", draft=True)

@@ -1,4 +1,4 @@
-"""The parts that need only torch and the data sets of plain files, registered through the same door as everyone's."""
+"""The core's own parts, data sets, commands and recipes, registered through the same door as everyone's."""
 
 from collections.abc import Sequence
 
@@ -30,6 +30,38 @@ def dreamkit_datasets() -> Sequence[Component]:
         Component("pairs", "dreamkit.data.pairs:Pairs", "images with captions, to draw or to read"),
         Component("interleaved", "dreamkit.data.interleaved:Interleaved", "documents of text and images"),
         Component("conversations", "dreamkit.data.conversations:Conversations", "LLaVA's JSON, about images"),
+    )
+
+
+@hookimpl
+def dreamkit_commands() -> Sequence[Component]:
+    """In the order of `dreamkit --help`; a summary is the first sentence of the command's own help."""
+    return (
+        Component("demo", "dreamkit.cli.running:demo", "Train and measure a miniature model."),
+        Component("plugins", "dreamkit.cli.looking:plugins", "List components and broken plug-ins."),
+        Component("recipes", "dreamkit.cli.looking:recipes", "List the shipped recipes."),
+        Component("check", "dreamkit.cli.looking:check", "Check a recipe without loading any weights."),
+        Component("plan", "dreamkit.cli.looking:plan", "Print shapes, parameters, memory and FLOPs."),
+        Component("train", "dreamkit.cli.running:train", "Train the model of a recipe."),
+        Component("cache", "dreamkit.cli.running:cache", "Compute latents and features once."),
+        Component("inspect", "dreamkit.cli.looking:inspect", "Verify and show a checkpoint or a cache."),
+        Component("generate", "dreamkit.cli.running:generate", "Continue a document with text and images."),
+        Component(
+            "import-published",
+            "dreamkit.cli.converting:import_published",
+            "Convert a published DreamLLM checkpoint.",
+        ),
+        Component(
+            "merge-adapters",
+            "dreamkit.cli.converting:merge_adapters",
+            "Fold adapters into a checkpoint's weights.",
+        ),
+        Component(
+            "new-plugin", "dreamkit.cli.authoring:new_plugin", "Write a plug-in package to start from."
+        ),
+        Component(
+            "test-plugin", "dreamkit.cli.authoring:test_plugin", "Test an installed plug-in's contract."
+        ),
     )
 
 

@@ -1,6 +1,6 @@
 """The hooks a plug-in package implements, and the record it answers with.
 
-A package names its hook module under the entry-point group `dreamkit.plugins`. Hooks only name classes, as
+A package names its hook module under the entry-point group `dreamkit.plugins`. Hooks only name classes and commands, as
 `"module:Class"`, so that listing plug-ins imports neither torch nor any library behind a part.
 """
 
@@ -20,7 +20,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 class Component:
     """One named thing a plug-in offers.
 
-    `name` is what a recipe writes, `target` is `"module:Class"`, `summary` one line for `dreamkit plugins`.
+    `name` is what a recipe or a command line writes, `target` is `"module:Class"`, `summary` one line for `dreamkit
+    plugins`.
     """
 
     name: str
@@ -61,6 +62,15 @@ def dreamkit_datasets() -> Sequence[Component]:
 @hookspec
 def dreamkit_tasks() -> Sequence[Component]:
     """Classes of `dreamkit.Task`, which measure a model and write what they found."""
+    return ()
+
+
+@hookspec
+def dreamkit_commands() -> Sequence[Component]:
+    """Commands of `dreamkit`, each a function or a `typer.Typer`, imported when it is used.
+
+    A name is one word, or two of which the first is a group's: `data index`. `summary` is the line in `--help`.
+    """
     return ()
 
 

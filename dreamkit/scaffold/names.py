@@ -13,7 +13,8 @@ import yaml
 
 from dreamkit.errors import DreamkitError, did_you_mean, with_article
 from dreamkit.registry.hookspecs import ENTRY_POINT_GROUP
-from dreamkit.registry.registry import Registry, origin
+from dreamkit.registry.plugin import origin
+from dreamkit.registry.registry import Registry
 from dreamkit.storage.packages import find_spec
 
 PREFIX = "dreamkit-"

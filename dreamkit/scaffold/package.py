@@ -14,7 +14,8 @@ from string import Template
 from typing import Final
 
 from dreamkit.errors import DreamkitError, did_you_mean
-from dreamkit.registry.registry import KINDS as REGISTERED, Registry
+from dreamkit.registry.kinds import KINDS as REGISTERED
+from dreamkit.registry.registry import Registry
 from dreamkit.scaffold.names import LICENSES, Names, PartKind, kind_called, names_for
 from dreamkit.storage.folders import occupied
 

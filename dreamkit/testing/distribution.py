@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dreamkit.errors import PluginError, did_you_mean
-from dreamkit.registry.registry import KINDS, Registry, distributions
+from dreamkit.registry.kinds import KINDS
+from dreamkit.registry.registry import Registry, distributions
 from dreamkit.testing import contracts
 from dreamkit.testing.bound import Bound, outcomes
 from dreamkit.testing.expect import ContractError, KitError

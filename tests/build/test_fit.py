@@ -18,7 +18,8 @@ from dreamkit.build.fit import fit
 from dreamkit.errors import RecipeError
 from dreamkit.recipe.loading import draft_recipe, load_recipe
 from dreamkit.registry.hookspecs import Component
-from dreamkit.registry.registry import KINDS, Registered, Registry
+from dreamkit.registry.kinds import KINDS, Registered
+from dreamkit.registry.registry import Registry
 from dreamkit_transformers.tokenizers import byte_tokenizer
 from odd_parts import read, tiny_part
 from tiny import recipe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 import odd_parts
 from dreamkit import cli
+from dreamkit.registry.kinds import ShippedRecipe
 from dreamkit.registry.registry import Registry
 from tiny import recipe
 
@@ -65,9 +67,48 @@ def test_plugins_are_listed(run) -> None:
 def test_shipped_recipes_are_listed_and_each_is_there(run) -> None:
     code, out, _ = run("recipes")
     assert code == 0
+    shipped = Registry.load().shipped_recipes()
+    rows = [re.split("  +", line) for line in out.splitlines()[1:]]
+    assert rows == [[name, recipe.origin, recipe.summary] for name, recipe in sorted(shipped.items())]
+    code, out, _ = run("recipes", "--paths")
+    assert code == 0
     listed = dict(line.split(maxsplit=1) for line in out.splitlines()[1:])
-    assert listed and all(Path(path.strip()).is_file() for path in listed.values())
-    assert set(listed) == set(Registry.load().recipes())
+    assert listed and all(Path(path).is_file() for path in listed.values())
+    assert set(listed) == set(shipped)
+
+
+@pytest.mark.parametrize(
+    ("text", "summary"),
+    [
+        ("# One thing, as in 1.5. Another.\n# dreamkit train one\nmodel: {}\n", "One thing, as in 1.5."),
+        ("# A sentence\n# on two lines\n#\n# dreamkit train one\n", "A sentence on two lines"),
+        ("#\n# too late\n", ""),
+        ("model: {}  # no header\n", ""),
+        ("", ""),
+    ],
+)
+def test_the_first_sentence_of_a_header_is_what_a_recipe_is_for(
+    tmp_path: Path, text: str, summary: str
+) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text(text)
+    assert ShippedRecipe("one", path, "tiny 1.0", "tiny").summary == summary
+
+
+@pytest.mark.parametrize("what", ["plugins", "recipes"])
+def test_on_a_terminal_of_80_columns_only_summaries_are_wrapped(
+    run, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    rows = [re.split("  +", line) for line in run(what)[1].splitlines()[1:]]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    out = re.sub(r"\x1b\[[0-9;]*m", "", run(what)[1])
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 80
+    for *names, origin, summary in rows:
+        assert origin in lines
+        assert re.search("^  " + " +".join(map(re.escape, names)) + "  ", out, re.MULTILINE)
+        assert re.search(r"\s+".join(map(re.escape, summary.split())), out)
 
 
 def test_checking_a_sound_recipe_shows_its_parts(run, tmp_path: Path) -> None:
@@ -160,7 +201,11 @@ def test_a_new_plug_in_without_a_kind_is_told_the_kinds(run, tmp_path: Path, mon
     assert run("new-plugin", "dreamkit-wave") == (
         2,
         "",
-        "dreamkit: nothing says what dreamkit-wave gives; add --kind with one of vision-encoder, language-model, "
-        "projector, image-decoder\n",
+        "dreamkit: nothing says what dreamkit-wave gives; add --kind with one of these:\n"
+        "    vision-encoder  a small vision transformer\n"
+        "    language-model  a small transformer that writes bytes\n"
+        "    projector       averages neighbouring tokens\n"
+        "    image-decoder   a small rectified flow on pixels\n",
     )
+    assert "[vision-encoder|language-model|projector|image-decoder]" in run("new-plugin", "--help")[1]
     assert not list(tmp_path.iterdir())

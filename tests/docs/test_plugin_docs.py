@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import dreamkit
+from dreamkit.cli import main
 from dreamkit.kernels.assemble_embeddings.reference import look_up
 from dreamkit.parts import specs
 from dreamkit.parts.decoder import ImageDecoder
@@ -26,6 +27,7 @@ from dreamkit.parts.vision import VisionEncoder
 from dreamkit.registry import hookspecs
 from dreamkit.scaffold.parts.image_decoder import NewPart
 from dreamkit.testing import contracts, listing
+from meta.installing import install
 
 DOCS = Path(__file__).parents[2] / "docs" / "plugins"
 TUTORIAL = (DOCS / "tutorial.md").read_text()
@@ -168,6 +170,30 @@ def test_the_reference_has_every_field(cls: type) -> None:
     (given,) = re.findall(rf"`{cls.__name__}\(([^`]*)\)`", REFERENCE)
     fields = [field.name for field in dataclasses.fields(cls)]
     assert [name.split("=")[0].strip() for name in re.split(r", (?=\w)", given)] == fields
+
+
+def test_the_references_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = dict(
+        re.findall(r"^```python\n# (dreamkit_count/\S+)\n(.*?)^```$", REFERENCE, re.DOTALL | re.MULTILINE)
+    )
+    install(tmp_path, "dreamkit_count", files["dreamkit_count/__init__.py"])
+    (tmp_path / "dreamkit_count" / "count.py").write_text(files["dreamkit_count/count.py"])
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def printed(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["dreamkit", *arguments])
+        with pytest.raises(SystemExit, match="0"):
+            main()
+        return capsys.readouterr().out
+
+    listed = "Commands of dreamkit_count 1.0:\n  data count  Count the documents of a recipe.\n"
+    assert listed in printed("--help")
+    assert "Example: dreamkit data count digits/stage1\n" in printed("data", "count", "--help")
+    assert re.fullmatch(
+        r"digits: [\d,]+ documents\n", printed("data", "count", "digits/stage1", "train.steps=1")
+    )
 
 
 def example(having: str, **names: Any) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from dreamkit.parts.specs import DecoderSpec, LanguageSpec, ProjectorSpec
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.hookspecs import Component
-from dreamkit.registry.registry import KINDS, Registered, Registry
+from dreamkit.registry.kinds import KINDS, Registered
+from dreamkit.registry.registry import Registry
 from dreamkit_diffusers.stable_diffusion import StableDiffusion
 from dreamkit_transformers.clip import Clip
 from dreamkit_transformers.llama import Llama

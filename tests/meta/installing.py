@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dreamkit.registry.registry import KINDS
+from dreamkit.registry.kinds import KINDS
 
 HOOK = """
 @hookimpl

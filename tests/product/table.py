@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import product
 
-from dreamkit.registry.registry import KINDS, Registry
+from dreamkit.registry.kinds import KINDS
+from dreamkit.registry.registry import Registry
 from product.parts import Combination, Parts
 
 PASSED, FAILED = "●", "✗"

@@ -17,6 +17,7 @@ from dreamkit.errors import RecipeError, RecipeProblem
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import draft_recipe, load_recipe, recipe_from_dict
 from dreamkit.recipe.tree import parse
+from dreamkit.registry.kinds import ShippedRecipe
 from dreamkit.registry.registry import Registry
 from tiny import recipe as tiny_recipe
 
@@ -190,19 +191,13 @@ def test_naming_another_part_replaces_its_section(base: Path, registry: Registry
 
 
 def test_a_shipped_recipe_is_found_by_name(base: Path) -> None:
-    registry = Registry([], [("tiny/base", base, next(iter(entry_points_of_core())))])
+    registry = Registry([], [ShippedRecipe("tiny/base", base, "tiny 1.0", "tiny")])
     with pytest.raises(RecipeError) as caught:  # this registry has no parts, but the recipe is found
         load_recipe("tiny/base", (), registry)
     assert {problem.where.rpartition(":")[0] for problem in caught.value.problems} == {str(base)}
     extending = write(base.parent / "own.yaml", "extends: tiny/bse\n")
     (problem,) = (p for p in problems(extending, registry) if p.key == "extends")
     assert problem.where == f"{extending}:1" and "did you mean 'tiny/base'?" in problem.message
-
-
-def entry_points_of_core() -> Any:
-    from importlib.metadata import entry_points
-
-    return entry_points(group="dreamkit.plugins", name="core")
 
 
 def test_a_cycle_is_told_with_its_links(tmp_path: Path, registry: Registry) -> None:

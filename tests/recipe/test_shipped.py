@@ -58,9 +58,16 @@ def test_every_shipped_recipe_checks(registry: Registry, name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_headers_give_a_command_that_names_the_recipe(name: str) -> None:
-    first = SHIPPED[name].read_text(encoding="utf-8").splitlines()[0]
-    assert first.startswith("# ")
-    assert name.endswith("/base") or name in first.split(), first
+    lines = itertools.takewhile(lambda line: line.startswith("# "), SHIPPED[name].read_text().splitlines())
+    *_, last = lines
+    assert name.endswith("/base") or name in last.split(), last
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_headers_begin_with_a_sentence_that_fits_into_a_list(registry: Registry, name: str) -> None:
+    summary = registry.shipped_recipes()[name].summary
+    assert summary.endswith(".") and len(summary) <= 48
+    assert SHIPPED[name].read_text().startswith(f"# {summary}\n")
 
 
 @pytest.mark.parametrize("swaps", list(itertools.product(*WITH.values())), ids=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -14,7 +15,8 @@ from dreamkit.errors import PluginError, RecipeError
 from dreamkit.parts.projector import Projector
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.registry import core
-from dreamkit.registry.registry import KINDS, Registry
+from dreamkit.registry.kinds import KINDS
+from dreamkit.registry.registry import Registry
 from tiny import recipe
 
 HOOKS = "from dreamkit import Component, hookimpl\n"
@@ -25,16 +27,6 @@ def giving(target: str, name: str, hook: str = "dreamkit_projectors", arguments:
     """Source of a hook that gives one component."""
     return f"{HOOKS}\n@hookimpl\ndef {hook}({arguments}):\n    return [Component({name!r}, {target!r}, 'a summary')]\n"
 
-
-# distribution that binds a class in its own way -> how
-BINDINGS = {
-    "by_globals": "globals()['Bound'] = type('Bound', (Linear,), {})\n",
-    "by_global": "def bind():\n    global Bound\n    class Bound(Linear):\n        pass\nbind()\n",
-    "by_loop": "for Bound in (type('Bound', (Linear,), {}),):\n    pass\n",
-    "by_decorator": "def made(function): return Linear\n@made\ndef Bound(): pass\n",
-    "by_alias": "if True:\n    from dreamkit.parts.projectors import Linear as Bound\n",
-    "by_star": "from dreamkit.parts.projectors import *\nexec('class Bound(Linear): pass')\n",
-}
 
 # distribution -> {file of its package: source}; the package is the distribution's name with underscores
 DISTRIBUTIONS = {
@@ -60,6 +52,11 @@ DISTRIBUTIONS = {
         "parts.py": PROJECTOR.format(name="Ghost"),
     },
     "no-module": {"__init__.py": giving("no_module.nowhere:A", "nowhere")},
+    "no-form": {"__init__.py": giving("no_form.parts.A", "no-form")},
+    "lazy": {
+        "__init__.py": giving("lazy.parts:Lazy", "lazy"),
+        "parts.py": "def __getattr__(name):\n    from dreamkit.parts.projectors import Linear\n    return Linear\n",
+    },
     "no-hook": {"__init__.py": "def dreamkit_projectors():\n    return []\n"},
     "raises": {
         "__init__.py": f"{HOOKS}\n@hookimpl\ndef dreamkit_projectors():\n    raise RuntimeError('oh no')\n"
@@ -87,13 +84,6 @@ DISTRIBUTIONS = {
     },
     "leads-out": {"__init__.py": f"{HOOKS}\n@hookimpl\ndef dreamkit_recipes():\n    return 'pluggy:../..'\n"},
     "no-recipes": {"__init__.py": f"{HOOKS}\n@hookimpl\ndef dreamkit_recipes():\n    return 'pluggy:x'\n"},
-    **{
-        name: {
-            "__init__.py": giving(f"{name}.parts:Bound", name),
-            "parts.py": "from dreamkit.parts.projectors import Linear\n" + source,
-        }
-        for name, source in BINDINGS.items()
-    },
     "abstract": {
         "__init__.py": giving("abstract.parts:Part", "abstract"),
         "parts.py": "from dataclasses import dataclass\nfrom dreamkit import Projector\n\n"
@@ -160,8 +150,7 @@ PROBLEMS = {
     "argument": "{'recipe'}",
     "twin-one": "projector 'twin' is also given by twin-two 1.2",
     "twin-two": "projector 'twin' is also given by twin-one 1.2",
-    "no-class": "module 'no_class.parts' has no class 'Gohst'; did you mean 'Ghost'?",
-    "no-module": "there is no module 'no_module.nowhere'",
+    "no-form": "projector 'no-form': expected a target of the form 'module:name', got 'no_form.parts.A'",
     "no-hook": "it implements no hook; decorate functions of no_hook by dreamkit.hookimpl",
     "raises": "dreamkit_projectors failed: RuntimeError: oh no",
     "no-list": "'good'",
@@ -170,9 +159,8 @@ PROBLEMS = {
     "no-return": "dreamkit_datasets returned None; a `return` may be missing",
     "no-repr": "reading it failed: RuntimeError: no words",
     "twice": "projector 'twice' is given more than once; remove one",
-    "empty-name": "projector '': no recipe can write this name",
-    "two-lines": "projector 'two\\nlines': no recipe can write this name",
-    "function": "'make' of module 'function.parts' is a function, but a class is wanted",
+    "empty-name": "projector '': expected one word of letters, digits and '-'",
+    "two-lines": "projector 'two\\nlines': expected one word of letters, digits and '-'",
     "leads-out": "'../..' leads out of package 'pluggy'",
     "no-recipes": "package 'pluggy' is installed, but there is no folder",
 }
@@ -210,7 +198,7 @@ def test_listing_plugins_imports_no_heavy_library(installed: Path) -> None:
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("name", ["no-import", "misspelled", "argument", "ghost", "nowhere"])
+@pytest.mark.parametrize("name", ["no-import", "misspelled", "argument", "no-form"])
 def test_a_recipe_asking_for_a_missing_name_is_told_of_the_broken_plugins(
     registry: Registry, name: str
 ) -> None:
@@ -218,17 +206,38 @@ def test_a_recipe_asking_for_a_missing_name_is_told_of_the_broken_plugins(
         recipe_from_dict(recipe(**{"model.visual_projector": {"name": name}}), registry)
     message = str(caught.value)
     assert f"model.visual_projector.name: unknown projector '{name}'" in message
-    distribution = {"ghost": "no-class", "nowhere": "no-module"}.get(name, name)
-    assert f"of {distribution} 1.2: " in message and PROBLEMS[distribution] in message
+    assert f"of {name} 1.2: " in message and PROBLEMS[name] in message
 
 
-def test_a_recipe_asking_for_a_broken_plugin_is_told_by_the_command(installed: Path, tmp_path: Path) -> None:
+# component -> what asking for it says
+WRONG_TARGETS = {
+    "ghost": "'ghost' of no-class 1.2: module 'no_class.parts' has no 'Gohst'; did you mean 'Ghost'?",
+    "nowhere": "'nowhere' of no-module 1.2: importing no_module.nowhere:A failed: ModuleNotFoundError: No module named",
+    "function": "'function' of function 1.2: function.parts:make is no subclass of dreamkit.Projector",
+    "late": "'late' of late 1.2: importing late.parts:Late failed: ModuleNotFoundError",
+    "base-late": "'base-late' of base-late 1.2: importing base_late.parts:Late failed: BaseException: too late",
+    "other-kind": "'other-kind' of other-kind 1.2: other_kind.parts:Other is no subclass of dreamkit.Projector",
+    "abstract": "'abstract' of abstract 1.2: abstract.parts:Part lacks forward, from_config, spec_from; implement",
+}
+
+
+@pytest.mark.parametrize("name", WRONG_TARGETS)
+def test_what_is_wrong_with_a_class_is_said_when_it_is_asked_for(registry: Registry, name: str) -> None:
+    assert name in registry.components("projector")
+    with pytest.raises(PluginError, match=re.escape(f"projector {WRONG_TARGETS[name]}")) as caught:
+        registry.get("projector", name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_asking_for_a_class_that_is_not_there_is_told_by_the_command(
+    installed: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("model:\n  visual_projector: {name: ghost}\n")
     run = dreamkit(installed, "check", str(path))
     assert run.returncode == 2
-    assert f"{path}:2: model.visual_projector.name: unknown projector 'ghost'" in run.stderr
-    assert "'no_class' of no-class 1.2" in run.stderr and "Traceback" not in run.stderr
+    assert f"{path}:2: model.visual_projector.name: projector {WRONG_TARGETS['ghost']}" in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def test_two_distributions_with_one_name_are_both_named(registry: Registry) -> None:
@@ -237,33 +246,8 @@ def test_two_distributions_with_one_name_are_both_named(registry: Registry) -> N
     assert "twin" not in registry.components("projector")
 
 
-def test_a_class_that_cannot_be_imported_is_named_with_its_distribution(registry: Registry) -> None:
-    with pytest.raises(
-        PluginError, match=r"'late' of late 1\.2: importing late\.parts:Late failed: ModuleNotFoundError"
-    ):
-        registry.get("projector", "late")
-
-
-def test_an_abstract_class_is_refused_with_what_it_lacks(registry: Registry) -> None:
-    with pytest.raises(
-        PluginError, match=r"abstract\.parts:Part lacks forward, from_config, spec_from; implement"
-    ):
-        registry.get("projector", "abstract")
-
-
-def test_any_failure_of_an_import_is_said(registry: Registry) -> None:
-    with pytest.raises(PluginError, match=r"importing base_late\.parts:Late failed: BaseException: too late"):
-        registry.get("projector", "base-late")
-
-
-@pytest.mark.parametrize("name", BINDINGS)
-def test_a_class_may_be_bound_in_any_way(registry: Registry, name: str) -> None:
-    assert issubclass(registry.get("projector", name), Projector)
-
-
-def test_a_class_of_another_kind_is_refused(registry: Registry) -> None:
-    with pytest.raises(PluginError, match=r"other_kind\.parts:Other is no subclass of dreamkit\.Projector"):
-        registry.get("projector", "other-kind")
+def test_a_module_may_make_its_class_when_asked(registry: Registry) -> None:
+    assert issubclass(registry.get("projector", "lazy"), Projector)
 
 
 def test_what_works_is_handed_out(registry: Registry) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dreamkit.registry import core
 from meta.installing import hook, install
 
 BROKEN = """
@@ -86,9 +87,10 @@ def test_everything_registered_is_tested_and_counted(site: Path, tmp_path: Path)
         "dataset pairs",
         "dataset interleaved",
         "dataset conversations",
+        *(f"command {command.name}" for command in core.dreamkit_commands()),
     ]
     assert done.stdout.splitlines()[-1] == (
-        "8 components of dreamkit; 95 checks ran: 95 passed, 0 failed, 0 failed as expected; 3 skipped"
+        "21 components of dreamkit; 108 checks ran: 108 passed, 0 failed, 0 failed as expected; 3 skipped"
     )
     assert not list(tmp_path.iterdir())
 

@@ -21,7 +21,8 @@ from dreamkit.recipe.schema import SchemaReader
 from dreamkit.recipe.sections import WITH_SOURCE, plain
 from dreamkit.recipe.tree import parse
 from dreamkit.registry.hookspecs import ENTRY_POINT_GROUP
-from dreamkit.registry.registry import Registered, Registry
+from dreamkit.registry.kinds import Registered
+from dreamkit.registry.registry import Registry
 from dreamkit.testing.check import check
 from dreamkit.testing.expect import ContractError, expect, expect_true
 from dreamkit.testing.subject import Subject

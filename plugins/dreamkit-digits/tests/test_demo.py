@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shlex
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,9 @@ def test_a_recipe_names_its_command_and_freezes_what_the_paper_freezes(registry:
     recipe = load_recipe(name, (), registry)
     assert not {"vision_encoder", "image_decoder"} & set(recipe.train.trainable)
     assert ("language_model" in recipe.train.trainable) == (name != "digits/stage1")
-    header = registry.recipes()[name].read_text(encoding="utf-8").splitlines()[0]
-    assert shlex.split(header)[:4] == ["#", "dreamkit", "train", name]
+    lines = registry.recipes()[name].read_text(encoding="utf-8").splitlines()
+    *_, command = takewhile(lambda line: line.startswith("# "), lines)
+    assert shlex.split(command)[:4] == ["#", "dreamkit", "train", name]
 
 
 def test_a_document_fits_into_a_row(registry: Registry) -> None:

@@ -1,0 +1,67 @@
+"""Arguments and output that commands share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="a recipe file, or the name of a shipped recipe")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="settings to change, such as train.steps=100; or another recipe to lay over, such as dreamllm/with/sdxl",
+    ),
+]
+
+
+def console() -> Console:
+    """Standard output; wide enough that nothing is cut where it is not a terminal."""
+    out = Console(highlight=False, markup=False)
+    return out if out.is_terminal else Console(highlight=False, markup=False, width=200)
+
+
+def print_by_origin(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows `(*names, origin, summary)`: on a terminal below a heading for each origin, else one line each.
+
+    Only summaries are wrapped.
+    """
+    out = console()
+    if not out.is_terminal:
+        print_lines(headers, rows)
+        return
+    widths = _widths(row[:-2] for row in rows)
+    for number, origin in enumerate(sorted({row[-2] for row in rows})):
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for width in widths:
+            table.add_column(no_wrap=True, min_width=width)
+        for *names, _, summary in (row for row in rows if row[-2] == origin):
+            table.add_row(*names, summary)
+        out.print("\n" * (number > 0) + origin, style="bold")
+        out.print(Padding(table, (0, 0, 0, 2)))
+
+
+def print_lines(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns, a line each."""
+    lines = [[" ".join(cell.split()) for cell in row] for row in (headers, *rows)]
+    widths = _widths(lines)
+    for line in lines:
+        typer.echo("  ".join(map(str.ljust, line, widths)).rstrip())
+
+
+def _widths(rows: Iterable[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+
+def finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
