@@ -56,7 +56,9 @@ class LatentDecoder(ImageDecoder):
 
     @classmethod
     def spec_from(cls, config: Any) -> DecoderSpec:
-        return cls._spec(config, components.described(cls.layout, config, weights=config.is_local))
+        return cls._spec(
+            config, components.described(cls.layout, config, weights=config.is_local, tried=False)
+        )
 
     @classmethod
     def outline(cls, config: Any) -> Self:
