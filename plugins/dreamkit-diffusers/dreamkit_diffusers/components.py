@@ -93,11 +93,10 @@ class Described:
             raise ConfigError(self.problems)
 
 
-def described(layout: Layout, config: PartConfig, *, weights: bool = False, tried: bool = True) -> Described:
-    """The configs of a section.
+def described(layout: Layout, config: PartConfig, *, weights: bool = False) -> Described:
+    """The configs of a section. A recipe's were made on the meta device, so that its `problems` are all there are.
 
-    Where they are `tried`, each is made on the meta device, so that its `problems` are all there are. That imports
-    diffusers' networks. Values in a recipe are always tried.
+    Those of a folder are a model's, and are made with the part: it would take diffusers' networks to try them.
 
     Raises:
         ConfigError: there is no such folder, a file or config is missing, or, with `weights`, the weights are.
@@ -127,18 +126,22 @@ def described(layout: Layout, config: PartConfig, *, weights: bool = False, trie
     for name, model in layout.models.items():
         _check_class(found, name, model)
         _check_blocks(found, name)
-        if (tried or found.folder is None) and found.is_sound(name):
-            _try(found, name, model)
+        if found.folder is None and found.is_sound(name):
+            with torch.device("meta"):
+                _make(found, name, model)
     _check_schedule(found)
     return found
 
 
 def random(found: Described, device: str | None = None) -> Components:
-    """The components with random weights, drawn from torch's global generator."""
+    """The components with random weights, drawn from torch's global generator.
+
+    Raises:
+        ConfigError: a config does not describe a model.
+    """
     with nullcontext() if device is None else torch.device(device):
-        network, vae = (
-            model.kind.from_config(found.given[name]) for name, model in found.layout.models.items()
-        )
+        network, vae = [_make(found, name, model) for name, model in found.layout.models.items()]
+    found.raise_any()
     return Components(network, vae, found.given["scheduler"])
 
 
@@ -220,13 +223,14 @@ def _numbers(value: Any) -> list[float]:
     return [value] if isinstance(value, int | float) else []
 
 
-def _try(found: Described, name: str, model: Network) -> None:
+def _make(found: Described, name: str, model: Network) -> Any:
+    """Return a model with random weights; None, and a problem in `found`, where its config describes none."""
     try:
-        with torch.device("meta"):
-            model.kind.from_config(found.given[name])
+        return model.kind.from_config(found.given[name])
     # whatever a mistaken value makes diffusers raise, which can be anything
     except Exception as error:
         found.problem(name, f"it does not describe a {model.name}: {_reason(error)}")
+        return None
 
 
 def _load(model: type[ModelMixin], folder: Path) -> ModelMixin:
@@ -253,7 +257,7 @@ def _check_schedule(found: Described) -> None:
         return
     try:
         made = [*schedulers.tried(config)]
-    except Exception as error:  # as in `_try`
+    except Exception as error:  # as in `_make`
         found.problem("scheduler", f"it does not describe a noise schedule: {_reason(error)}")
         return
     betas = [getattr(scheduler, "betas", torch.zeros(1)) for scheduler in made]

@@ -56,9 +56,7 @@ class LatentDecoder(ImageDecoder):
 
     @classmethod
     def spec_from(cls, config: Any) -> DecoderSpec:
-        return cls._spec(
-            config, components.described(cls.layout, config, weights=config.is_local, tried=False)
-        )
+        return cls._spec(config, components.described(cls.layout, config, weights=config.is_local))
 
     @classmethod
     def outline(cls, config: Any) -> Self:

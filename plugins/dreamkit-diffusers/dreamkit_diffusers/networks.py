@@ -1,6 +1,6 @@
-"""Networks of diffusers by name, with the arguments of their constructors, and not imported for these.
+"""Networks of diffusers by name. The arguments of a constructor are read from its source, so that a spec imports none.
 
-diffusers imports its other networks with the first one, and those of transformers and peft with them.
+With the first network, diffusers imports all of the same kind, and those of transformers and peft.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import diffusers
 
 @dataclass(frozen=True)
 class Network:
-    """A class of diffusers, and the module in `diffusers.models` whose source defines it."""
+    """A class of diffusers, and the file in `diffusers/models` that defines it."""
 
     name: str
-    module: str
+    file: str
 
     @property
     def kind(self) -> Any:
@@ -31,36 +31,37 @@ class Network:
     @cached_property
     def arguments(self) -> Mapping[str, Any]:
         """The arguments of the constructor, which are the keys of a config, with their defaults."""
-        written = _written_arguments(self.name, self.module)
+        written = _written_arguments(self.name, self.file)
         if written is not None:
             return written
         return {name: each.default for name, each in inspect.signature(self.kind).parameters.items()}
 
 
-def _written_arguments(name: str, module: str) -> dict[str, Any] | None:
-    """Read the arguments of a class's constructor from its source; return None if they are not plainly there."""
-    file = resources.files("diffusers").joinpath(
-        "models", *module.split(".")[:-1], f"{module.split('.')[-1]}.py"
-    )
+def _written_arguments(name: str, file: str) -> dict[str, Any] | None:
+    """Read the arguments of a class's constructor from its source.
+
+    Return None if they are not plainly there: another release may have moved the class, or write it otherwise.
+    """
+    source = resources.files("diffusers") / "models" / file
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        (made,) = (
+        (constructor,) = (
             method
-            for node in tree.body
+            for node in ast.parse(source.read_text(encoding="utf-8")).body
             if isinstance(node, ast.ClassDef) and node.name == name
             for method in node.body
             if isinstance(method, ast.FunctionDef) and method.name == "__init__"
         )
-        names = [each.arg for each in made.args.args[1:]]
-        return {
-            name: ast.literal_eval(default) for name, default in zip(names, made.args.defaults, strict=True)
-        }
-    except (OSError, SyntaxError, ValueError):  # another release may have moved it, or write it otherwise
+        takes = constructor.args
+        if takes.posonlyargs or takes.vararg or takes.kwonlyargs or takes.kwarg:
+            return None
+        defaults = zip(takes.args[1:], takes.defaults, strict=True)
+        return {argument.arg: ast.literal_eval(default) for argument, default in defaults}
+    except (OSError, SyntaxError, ValueError):
         return None
 
 
-UNET = Network("UNet2DConditionModel", "unets.unet_2d_condition")
-SD3_TRANSFORMER = Network("SD3Transformer2DModel", "transformers.transformer_sd3")
-SANA_TRANSFORMER = Network("SanaTransformer2DModel", "transformers.sana_transformer")
-KL = Network("AutoencoderKL", "autoencoders.autoencoder_kl")
-DC = Network("AutoencoderDC", "autoencoders.autoencoder_dc")
+UNET = Network("UNet2DConditionModel", "unets/unet_2d_condition.py")
+SD3_TRANSFORMER = Network("SD3Transformer2DModel", "transformers/transformer_sd3.py")
+SANA_TRANSFORMER = Network("SanaTransformer2DModel", "transformers/sana_transformer.py")
+KL = Network("AutoencoderKL", "autoencoders/autoencoder_kl.py")
+DC = Network("AutoencoderDC", "autoencoders/autoencoder_dc.py")

@@ -35,7 +35,7 @@ def test_a_spec_loads_no_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_arguments_are_read_as_the_class_has_them(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {name: each.default for name, each in inspect.signature(network.kind).parameters.items()}
-    assert networks._written_arguments(network.name, network.module) == wanted
-    assert Network(network.name, "moved.elsewhere").arguments == wanted
+    assert networks._written_arguments(network.name, network.file) == wanted
+    assert Network(network.name, "moved/elsewhere.py").arguments == wanted
     monkeypatch.setattr(Network, "kind", property(lambda _: pytest.fail("the class was asked")))
-    assert Network(network.name, network.module).arguments == wanted
+    assert Network(network.name, network.file).arguments == wanted

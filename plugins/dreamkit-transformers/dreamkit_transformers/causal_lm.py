@@ -98,7 +98,7 @@ class CausalLM(WithNewRows):
         assert config.pretrained is not None, "the recipe gives either a source or a config"
         folder = source_folder(config, weights=True)  # before the rest, which then reads these files
         found = cls._described(config)
-        found.abilities()  # before the weights are read: the model may be refused
+        found.abilities()  # before the weights are read: they may be those of a model that cannot be driven
         return cls(config, found, load_weights(found.model_class, folder, found.library_config))
 
     @classmethod
@@ -107,7 +107,7 @@ class CausalLM(WithNewRows):
 
     @classmethod
     def _random(cls, config: LanguageConfig, found: Described) -> Self:
-        found.abilities()
+        found.abilities()  # before the model is made
         return cls(config, found, make(found.model_class, found.library_config))
 
     @classmethod
