@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import ModelMixin
 
 from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean, locate
+from dreamkit_diffusers.networks import Network
 from dreamkit_diffusers.schedulers import Schedulers, is_count
 
-Model = TypeVar("Model", bound=ModelMixin)
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 KNOWN = "pkg:dreamkit_diffusers/known"  # config files of well-known hub models
 MAX_LAYERS = 100  # of a block; making them takes time, even without weights
@@ -31,13 +31,13 @@ class Layout:
     """
 
     network: str
-    network_class: Any
-    vae_class: Any
+    predictor: Network
+    vae: Network
     schedulers: Schedulers
 
     @property
-    def models(self) -> dict[str, Any]:
-        return {self.network: self.network_class, "vae": self.vae_class}
+    def models(self) -> dict[str, Network]:
+        return {self.network: self.predictor, "vae": self.vae}
 
     @property
     def files(self) -> dict[str, str]:
@@ -69,7 +69,7 @@ class Described:
 
     @property
     def values(self) -> dict[str, dict[str, Any]]:
-        return {name: _defaults(model) | self.given[name] for name, model in self.layout.models.items()}
+        return {name: {**model.arguments, **self.given[name]} for name, model in self.layout.models.items()}
 
     def problem(self, key: str, message: str) -> None:
         """Something wrong with a value, such as `unet.sample_size`. Those of a folder are all told of its name."""
@@ -94,7 +94,9 @@ class Described:
 
 
 def described(layout: Layout, config: PartConfig, *, weights: bool = False) -> Described:
-    """The configs of a section, each of which was made on the meta device, so that its `problems` are all there are.
+    """The configs of a section. A recipe's were made on the meta device, so that its `problems` are all there are.
+
+    Those of a folder are a model's, and are made with the part: it would take diffusers' networks to try them.
 
     Raises:
         ConfigError: there is no such folder, a file or config is missing, or, with `weights`, the weights are.
@@ -117,23 +119,29 @@ def described(layout: Layout, config: PartConfig, *, weights: bool = False) -> D
                 said = f"{given[name]!r} found" if name in given else "missing"
                 found.problem(name, f"{said}, but a section of the values of a {files[name]} is wanted")
         for name, model in layout.models.items():
-            _check_keys(found, name, found.given[name], _arguments(model))
+            _check_keys(found, name, found.given[name], model.arguments)
         _check_keys(found, "scheduler", found.given["scheduler"], layout.schedulers.keys())
         if not all(isinstance(given.get(name), Mapping) for name in files):
             found.raise_any()
     for name, model in layout.models.items():
         _check_class(found, name, model)
         _check_blocks(found, name)
-        if found.is_sound(name):
-            _try(found, name, model)
+        if found.folder is None and found.is_sound(name):
+            with torch.device("meta"):
+                _make(found, name, model)
     _check_schedule(found)
     return found
 
 
 def random(found: Described, device: str | None = None) -> Components:
-    """The components with random weights, drawn from torch's global generator."""
+    """The components with random weights, drawn from torch's global generator.
+
+    Raises:
+        ConfigError: a config does not describe a model.
+    """
     with nullcontext() if device is None else torch.device(device):
-        network, vae = (model.from_config(found.given[name]) for name, model in found.layout.models.items())
+        network, vae = [_make(found, name, model) for name, model in found.layout.models.items()]
+    found.raise_any()
     return Components(network, vae, found.given["scheduler"])
 
 
@@ -144,7 +152,7 @@ def pretrained(found: Described) -> Components:
         SourceError: weights are damaged, or some are missing.
     """
     assert found.folder is not None, "only a folder has weights"
-    network, vae = (_load(model, found.folder / name) for name, model in found.layout.models.items())
+    network, vae = (_load(model.kind, found.folder / name) for name, model in found.layout.models.items())
     return Components(network, vae, found.given["scheduler"])
 
 
@@ -173,14 +181,6 @@ def _read(file: Path) -> dict[str, Any]:
     return values
 
 
-def _arguments(model: type) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(model).parameters
-
-
-def _defaults(model: type) -> dict[str, Any]:
-    return {name: argument.default for name, argument in _arguments(model).items()}
-
-
 def _check_keys(found: Described, name: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
     """diffusers only warns of keys it does not know; those that start with `_` it writes itself."""
     known = set(known)
@@ -191,10 +191,10 @@ def _check_keys(found: Described, name: str, given: Mapping[str, Any], known: It
             )
 
 
-def _check_class(found: Described, name: str, model: type) -> None:
-    named = found.given[name].get("_class_name", model.__name__)
-    if named != model.__name__:
-        message = f"it is of class '{named}', but '{model.__name__}' is wanted; name another source"
+def _check_class(found: Described, name: str, model: Network) -> None:
+    named = found.given[name].get("_class_name", model.name)
+    if named != model.name:
+        message = f"it is of class '{named}', but '{model.name}' is wanted; name another source"
         found.problem(f"{name}._class_name", message)
 
 
@@ -223,16 +223,17 @@ def _numbers(value: Any) -> list[float]:
     return [value] if isinstance(value, int | float) else []
 
 
-def _try(found: Described, name: str, model: Any) -> None:
+def _make(found: Described, name: str, model: Network) -> Any:
+    """Return a model with random weights; None, and a problem in `found`, where its config describes none."""
     try:
-        with torch.device("meta"):
-            model.from_config(found.given[name])
+        return model.kind.from_config(found.given[name])
     # whatever a mistaken value makes diffusers raise, which can be anything
     except Exception as error:
-        found.problem(name, f"it does not describe a {model.__name__}: {_reason(error)}")
+        found.problem(name, f"it does not describe a {model.name}: {_reason(error)}")
+        return None
 
 
-def _load(model: type[Model], folder: Path) -> Model:
+def _load(model: type[ModelMixin], folder: Path) -> ModelMixin:
     try:
         loaded, info = model.from_pretrained(
             folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
@@ -255,8 +256,8 @@ def _check_schedule(found: Described) -> None:
     if not found.is_sound("scheduler"):
         return
     try:
-        made = schedulers.own(config), schedulers.training(config)
-    except Exception as error:  # as in `_try`
+        made = [*schedulers.tried(config)]
+    except Exception as error:  # as in `_make`
         found.problem("scheduler", f"it does not describe a noise schedule: {_reason(error)}")
         return
     betas = [getattr(scheduler, "betas", torch.zeros(1)) for scheduler in made]

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffusers import AutoencoderDC, SanaTransformer2DModel
 from torch import Tensor
 
 from dreamkit import Condition
+from dreamkit_diffusers import networks
 from dreamkit_diffusers.components import Described, Layout
 from dreamkit_diffusers.constant import Place, key_value_layers
 from dreamkit_diffusers.flow import FlowDecoder
 from dreamkit_diffusers.latent import Extras
 from dreamkit_diffusers.schedulers import FLOW
 
+if TYPE_CHECKING:
+    from diffusers import SanaTransformer2DModel
+
 
 class Sana(FlowDecoder):
     """A transformer that attends to a context, which it norms, and has no positions."""
 
-    layout = Layout("transformer", SanaTransformer2DModel, AutoencoderDC, FLOW)
+    layout = Layout("transformer", networks.SANA_TRANSFORMER, networks.DC, FLOW)
     transformer: SanaTransformer2DModel
     adapter_targets = tuple(
         f"{attention}.{layer}"

@@ -1,27 +1,26 @@
-"""Sampling schedulers by name, all of them diffusers' own: those that fit an objective, made from one config."""
+"""Sampling schedulers by name, all of them diffusers' own: those that fit an objective, made from one config.
+
+A class is imported when it is used: some bring scipy.
+"""
 
 from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    SchedulerMixin,
-    UniPCMultistepScheduler,
-)
+import diffusers
+from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from dreamkit import DreamkitError, did_you_mean
 
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
 MAX_TIMESTEPS = 100_000
 
-Table = dict[str, tuple[type[SchedulerMixin], dict[str, Any]]]
+Table = dict[str, tuple[str, dict[str, Any]]]
 
 
 def is_count(value: Any) -> bool:
@@ -31,29 +30,34 @@ def is_count(value: Any) -> bool:
 class Schedulers(ABC):
     """The schedulers that fit one objective.
 
-    `objective` says it in words, and `table` has, by what a recipe writes, the class and what is set over the config.
+    `objective` says it in words, and `table` has, by what a recipe writes, the name of the class and what is set over
+    the config.
     """
 
     objective: ClassVar[str]
-    default: ClassVar[type[SchedulerMixin]]
+    default: ClassVar[str]  # the name of a class
     table: ClassVar[Table]
     sort: ClassVar[str]  # the classes that a config may name, in words
 
     @abstractmethod
-    def classes(self) -> dict[str, type[SchedulerMixin]]:
-        """diffusers' classes that a config may name, by name."""
+    def candidates(self) -> Iterable[str]:
+        """Return the names of the classes that a config may name, if each `takes` its betas."""
+
+    def takes(self, named: str) -> bool:
+        """Return whether a config may name this class."""
+        return named in self.candidates()
 
     @abstractmethod
     def misfits(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """What of a config makes no schedule of this objective: keys, and what is wrong with them."""
 
     @abstractmethod
-    def settings(self, scheduler: type[SchedulerMixin], config: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(self, scheduler: str, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config in the words of a class, whichever class it was written for."""
 
     def keys(self) -> set[str]:
         """What a config may hold: one file serves many classes, and each takes its own keys."""
-        return {key for found in self.classes().values() for key in inspect.signature(found).parameters}
+        return {key for named in self.candidates() if self.takes(named) for key in _parameters(named)}
 
     def problems(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """All that is wrong with the values of a config, by key."""
@@ -61,7 +65,8 @@ class Schedulers(ABC):
         if not is_count(steps) or steps > MAX_TIMESTEPS:
             message = f"{steps!r} found, but a whole number from 1 to {MAX_TIMESTEPS} is wanted"
             yield "num_train_timesteps", message
-        if named is not None and named not in (known := self.classes()):
+        if named is not None and not self.takes(named):
+            known = [each for each in self.candidates() if self.takes(each)]
             yield (
                 "_class_name",
                 f"it is of class '{named}', but {self.sort} is wanted; {did_you_mean(named, known)}",
@@ -71,12 +76,23 @@ class Schedulers(ABC):
 
     def training(self, config: Mapping[str, Any]) -> Any:
         """A scheduler of the default class, whichever class the config names."""
-        return self.default.from_config(self.settings(self.default, config))
+        return _make(self.default, self.settings(self.default, config))
 
     def own(self, config: Mapping[str, Any]) -> SchedulerMixin:
         """A fresh scheduler of the class that the config itself names, or else of the default one."""
-        named = self.classes()[config.get("_class_name", self.default.__name__)]
-        return named.from_config(self.settings(named, config))
+        named = config.get("_class_name", self.default)
+        return _make(named, self.settings(named, config))
+
+    def tried(self, config: Mapping[str, Any]) -> Iterator[SchedulerMixin]:
+        """Yield what `own` and `training` would make, for their values only.
+
+        Their config lacks the keys of other classes: to find these, diffusers imports all of its schedulers.
+        """
+        for named in (config.get("_class_name", self.default), self.default):
+            settings = self.settings(named, config).items()
+            yield getattr(diffusers, named)(
+                **{key: value for key, value in settings if key in _parameters(named)}
+            )
 
     def named(self, name: str, config: Mapping[str, Any]) -> SchedulerMixin:
         """A fresh scheduler by dreamkit's name for it.
@@ -94,30 +110,29 @@ class Schedulers(ABC):
             )
             raise DreamkitError(said)
         scheduler, fixed = self.table[name]
-        return scheduler.from_config(self.settings(scheduler, config), **fixed)
+        return _make(scheduler, self.settings(scheduler, config), **fixed)
 
 
 class NoiseSchedulers(Schedulers):
     """Those over a table of betas: what is trained takes noise out, as in DDPM (arXiv 2006.11239)."""
 
     objective = "denoising over a noise schedule"
-    default = DDPMScheduler
-    sort = f"one with a table of betas, such as '{default.__name__}',"
+    default = "DDPMScheduler"
+    sort = f"one with a table of betas, such as '{default}',"
     table: ClassVar[Table] = {
-        "ddpm": (DDPMScheduler, {}),
-        "ddim": (DDIMScheduler, {}),
-        "dpm-solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-        "unipc": (UniPCMultistepScheduler, {}),
-        "euler": (EulerDiscreteScheduler, {}),
+        "ddpm": ("DDPMScheduler", {}),
+        "ddim": ("DDIMScheduler", {}),
+        "dpm-solver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+        "unipc": ("UniPCMultistepScheduler", {}),
+        "euler": ("EulerDiscreteScheduler", {}),
     }
     predictions = ("epsilon", "v_prediction", "sample")
 
-    def classes(self) -> dict[str, type[SchedulerMixin]]:
-        return {
-            found.__name__: found
-            for found in DDPMScheduler().compatibles
-            if "beta_schedule" in inspect.signature(found).parameters
-        }
+    def candidates(self) -> Iterable[str]:
+        return KarrasDiffusionSchedulers.__members__
+
+    def takes(self, named: str) -> bool:
+        return super().takes(named) and "beta_schedule" in _parameters(named)
 
     def misfits(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         kind = config.get("prediction_type", self.predictions[0])
@@ -128,7 +143,7 @@ class NoiseSchedulers(Schedulers):
                 f"{did_you_mean(kind, self.predictions)}",
             )
 
-    def settings(self, scheduler: type[SchedulerMixin], config: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(self, scheduler: str, config: Mapping[str, Any]) -> dict[str, Any]:
         # These classes take each other's configs, but some have no such setting, and DDPM's default clips latents,
         # which are not pixels, to [-1, 1].
         return {"clip_sample": False, **config}
@@ -138,13 +153,13 @@ class FlowSchedulers(Schedulers):
     """Those along straight lines from noise to image: what is trained is their direction (arXiv 2210.02747)."""
 
     objective = "flow matching"
-    default = FlowMatchEulerDiscreteScheduler
+    default = "FlowMatchEulerDiscreteScheduler"
     table: ClassVar[Table] = {
-        "flow-match-euler": (FlowMatchEulerDiscreteScheduler, {}),
-        "dpm-solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-        "unipc": (UniPCMultistepScheduler, {}),
+        "flow-match-euler": ("FlowMatchEulerDiscreteScheduler", {}),
+        "dpm-solver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+        "unipc": ("UniPCMultistepScheduler", {}),
     }
-    sort = " or ".join(f"'{found.__name__}'" for found, _ in table.values())
+    sort = " or ".join(f"'{named}'" for named, _ in table.values())
     # what makes a scheduler over betas one of flow matching
     along: ClassVar[dict[str, Any]] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
     # ways of spacing sigmas that a class takes to be those of betas: along straight lines it would draw NaN
@@ -153,15 +168,15 @@ class FlowSchedulers(Schedulers):
         "UniPCMultistepScheduler": ("use_exponential_sigmas", "use_beta_sigmas"),
     }
 
-    def classes(self) -> dict[str, type[SchedulerMixin]]:
-        return {found.__name__: found for found, _ in self.table.values()}
+    def candidates(self) -> Iterable[str]:
+        return [named for named, _ in self.table.values()]
 
     def misfits(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        if config.get("_class_name", self.default.__name__) != self.default.__name__:
+        named = config.get("_class_name", self.default)
+        if named != self.default:
             for key, wanted in self.along.items():
                 if config.get(key) != wanted:
                     yield key, f"{config.get(key)!r} found, but {wanted!r} is wanted for flow matching"
-        named = config.get("_class_name", self.default.__name__)
         for key in self.unspaced.get(named, ()):
             if config.get(key):
                 said = f"{config[key]!r} found, but '{named}' cannot do so in flow matching; set it to false"
@@ -176,16 +191,24 @@ class FlowSchedulers(Schedulers):
 
     def shift(self, config: Mapping[str, Any]) -> float:
         """By how much noisy times are favoured: sigma becomes shift sigma / (1 + (shift - 1) sigma)."""
-        is_default = config.get("_class_name", self.default.__name__) == self.default.__name__
+        is_default = config.get("_class_name", self.default) == self.default
         return float(config.get("shift" if is_default else "flow_shift", 1.0))
 
-    def settings(self, scheduler: type[SchedulerMixin], config: Mapping[str, Any]) -> dict[str, Any]:
-        known = inspect.signature(scheduler).parameters
+    def settings(self, scheduler: str, config: Mapping[str, Any]) -> dict[str, Any]:
+        known = _parameters(scheduler)
         told = {"shift": self.shift(config), "flow_shift": self.shift(config), **self.along}
-        unknown = self.unspaced.get(scheduler.__name__, ())
+        unknown = self.unspaced.get(scheduler, ())
         return {
             key: value for key, value in {**config, **told}.items() if key in known and key not in unknown
         }
+
+
+def _parameters(named: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(getattr(diffusers, named)).parameters
+
+
+def _make(named: str, settings: Mapping[str, Any], **fixed: Any) -> SchedulerMixin:
+    return getattr(diffusers, named).from_config(settings, **fixed)
 
 
 NOISE, FLOW = NoiseSchedulers(), FlowSchedulers()

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch import Tensor
 
 from dreamkit import Condition
-from dreamkit_diffusers import miniatures
+from dreamkit_diffusers import miniatures, networks
 from dreamkit_diffusers.components import Described, Layout
 from dreamkit_diffusers.constant import Place
 from dreamkit_diffusers.flow import FlowDecoder
 from dreamkit_diffusers.latent import Extras
 from dreamkit_diffusers.schedulers import FLOW, is_count
 
+if TYPE_CHECKING:
+    from diffusers import SD3Transformer2DModel
+
 
 class SD3(FlowDecoder):
     """A transformer that is given a context and a pooled vector; it takes no mask."""
 
-    layout = Layout("transformer", SD3Transformer2DModel, AutoencoderKL, FLOW)
+    layout = Layout("transformer", networks.SD3_TRANSFORMER, networks.KL, FLOW)
     transformer: SD3Transformer2DModel
     # those of diffusers' own training script; the second attention of SD3.5's blocks is left as it is
     adapter_targets = tuple(

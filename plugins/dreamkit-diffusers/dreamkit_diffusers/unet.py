@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock
-
-from dreamkit_diffusers import miniatures
+from dreamkit_diffusers import miniatures, networks
 from dreamkit_diffusers.components import Described, Layout
 from dreamkit_diffusers.constant import Place, key_value_layers
 from dreamkit_diffusers.noise import NoiseDecoder
 from dreamkit_diffusers.schedulers import NOISE
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
 
 # settings by which a UNet wants another condition than a context
 CONDITIONS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim")
@@ -27,7 +27,7 @@ class UNetDecoder(NoiseDecoder):
     `addition` is what a UNet of this decoder has in `addition_embed_type`.
     """
 
-    layout = Layout("unet", UNet2DConditionModel, AutoencoderKL, NOISE)
+    layout = Layout("unet", networks.UNET, networks.KL, NOISE)
     addition: ClassVar[str | None] = None
     unet: UNet2DConditionModel
     # those of the UNet's transformers
@@ -68,6 +68,9 @@ class UNetDecoder(NoiseDecoder):
             found.problem(f"unet.{key}", message)
 
     def constant_layers(self) -> Iterator[Place]:
+        # the UNet has imported it: at the top of this file it would load diffusers' networks for every spec
+        from diffusers.models.attention import BasicTransformerBlock
+
         for block in self.unet.modules():
             if isinstance(block, BasicTransformerBlock):
                 if block.only_cross_attention:

@@ -286,6 +286,19 @@ def test_all_that_is_wrong_with_a_folder_is_told_at_once(edit: Helper, folder: P
         assert fragment in said
 
 
+def test_a_folder_whose_values_make_no_model_is_refused_when_it_is_made(edit: Helper, folder: Path) -> None:
+    edit(folder / "unet" / "config.json", down_block_types=["NoBlock2D"] * 2)
+    edit(folder / "vae" / "config.json", down_block_types=["NoBlock2D"] * 2)
+    config = Config(pretrained=str(folder))
+    for make in (StableDiffusion.outline, StableDiffusion.from_config):
+        with pytest.raises(
+            SourceError, match=r"UNet2DConditionModel: .*vae/config\.json: .* AutoencoderKL: "
+        ):
+            make(config)
+    with pytest.raises(SourceError, match="the UNet2DConditionModel in .* cannot be loaded"):
+        StableDiffusion.from_pretrained(config)
+
+
 @pytest.mark.parametrize(
     ("parts", "key", "message"),
     [

@@ -13,8 +13,6 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 Split = Literal["train", "heldout"]
 
@@ -64,6 +62,10 @@ def load(split: Split) -> Digits:
 
     Raises ValueError for any other name.
     """
+    # at the top of this file they would load scikit-learn for every recipe that is only checked
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     if split not in ("train", "heldout"):
         raise ValueError(f'there is no split {split!r}: choose "train" or "heldout"')
     source = load_digits()

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
+import transformers
 from torch import Tensor, nn
-from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 SMALL = {
     "image_size": 16,
@@ -25,16 +28,25 @@ SMALL = {
 class Architecture:
     """A tower whose config has `image_size` and `patch_size`, whose layers are in `layers`, and which norms at last.
 
-    `small` are the values of a miniature's config.
+    `model` and `processor` name the library's classes. Both import its networks, so they load at first use: a spec
+    needs neither. `small` are the values of a miniature's config.
     """
 
     model_types: ClassVar[tuple[str, ...]]
     config_class: ClassVar[type[PreTrainedConfig]]
-    model_class: ClassVar[type[PreTrainedModel]]
-    processor_class: ClassVar[type[BaseImageProcessor]]
+    model: ClassVar[str]
+    processor: ClassVar[str]
     layers: ClassVar[str] = "encoder.layers"
     last_norm: ClassVar[str] = "post_layernorm"
     small: ClassVar[Mapping[str, Any]] = SMALL
+
+    @property
+    def model_class(self) -> type[PreTrainedModel]:
+        return getattr(transformers, self.model)
+
+    @property
+    def processor_class(self) -> type[BaseImageProcessor]:
+        return getattr(transformers, self.processor)
 
     def own_size(self, library_config: Any) -> int:
         """The side in pixels of the pictures whose position embeddings the model has."""
@@ -81,9 +93,31 @@ class Architecture:
         """The family's processor for square pictures, where no source has one."""
         raise NotImplementedError
 
+    def written_shape(self, values: Mapping[str, Any], library_config: Any) -> tuple[int, int] | None:
+        """Return the height and width of the images that a processor file asks for.
+
+        Return None where they depend on the image, or on defaults of the processor's class.
+        """
+        size, crop = values.get("size"), values.get("crop_size")
+        if type(size) is int:  # as in older files
+            size = {"shortest_edge": size}
+        if type(crop) is int:
+            crop = {"height": crop, "width": crop}
+        if not values.get("do_resize") or not _is_size(size):
+            return None
+        shape = crop if values.get("do_center_crop", crop is not None) else size
+        return (shape["height"], shape["width"]) if _is_size(shape) and "height" in shape else None
+
     def read_processor(self, folder: Path, library_config: Any) -> BaseImageProcessor:
         """The processor in a folder; it makes square pictures. Raises what the library raises."""
         return self.processor_class.from_pretrained(folder, local_files_only=True)
+
+
+def _is_size(size: Any) -> TypeGuard[Mapping[str, int]]:
+    """Return whether this is a size as processors write it, with lengths that an image can have."""
+    if not isinstance(size, Mapping) or {*size} not in ({"height", "width"}, {"shortest_edge"}):
+        return False
+    return all(type(length) is int and length > 0 for length in size.values())
 
 
 def not_whole(library_config: Any, *names: str) -> dict[str, str]:

@@ -11,13 +11,12 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dreamkit import ChatTemplate, LanguageSpec, NormWeights
 from dreamkit_transformers.adaptable import adaptable
@@ -30,6 +29,9 @@ from dreamkit_transformers.new_rows import WithNewRows
 from dreamkit_transformers.norms import as_rms_norm
 from dreamkit_transformers.probe import make
 from dreamkit_transformers.tokenizers import save_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class CausalLM(WithNewRows):
         self.tokenizer = found.tokenizer
         self.chat = self.chat_template(config, found.tokenizer)
         self.spec: LanguageSpec = found.spec(config, self.chat.assistant[1])
-        self.abilities = found.abilities
+        self.abilities = found.abilities()
         self.model: Any = model
         self.norm: nn.Module = nn.Identity()
         if self.abilities.norm is not None:
@@ -64,7 +66,7 @@ class CausalLM(WithNewRows):
             model.set_submodule(self.abilities.norm, nn.Identity())
         self._rms_norm = as_rms_norm(self.norm)
         if not self.adapter_targets:
-            own = adaptable(model, found.abilities.linear_layers)
+            own = adaptable(model, self.abilities.linear_layers)
             self.adapter_targets = own  # type: ignore[misc]  # a class's, or each model's own
         self._without_new_rows()
 
@@ -96,6 +98,7 @@ class CausalLM(WithNewRows):
         assert config.pretrained is not None, "the recipe gives either a source or a config"
         folder = source_folder(config, weights=True)  # before the rest, which then reads these files
         found = cls._described(config)
+        found.abilities()  # before the weights are read: they may be those of a model that cannot be driven
         return cls(config, found, load_weights(found.model_class, folder, found.library_config))
 
     @classmethod
@@ -104,6 +107,7 @@ class CausalLM(WithNewRows):
 
     @classmethod
     def _random(cls, config: LanguageConfig, found: Described) -> Self:
+        found.abilities()  # before the model is made
         return cls(config, found, make(found.model_class, found.library_config))
 
     @classmethod
@@ -189,7 +193,9 @@ class CausalLM(WithNewRows):
 
     def _layers(self) -> list[nn.Module]:
         marked: list[nn.Module] = [
-            module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)
+            module
+            for module in self.model.modules()
+            if isinstance(module, transformers.GradientCheckpointingLayer)
         ]
         count = self.model.config.num_hidden_layers
         lists = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]

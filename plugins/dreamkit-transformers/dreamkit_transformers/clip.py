@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import BaseImageProcessor, CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig
 
 from dreamkit_transformers.architectures import Architecture
 from dreamkit_transformers.vision import VisionTower
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor
 
 
 class ClipArchitecture(Architecture):
@@ -15,14 +18,14 @@ class ClipArchitecture(Architecture):
 
     model_types = ("clip_vision_model", "clip")
     config_class = CLIPVisionConfig
-    model_class = CLIPVisionModel
-    processor_class = CLIPImageProcessor
+    model = "CLIPVisionModel"
+    processor = "CLIPImageProcessor"
 
     def prefix_tokens(self, library_config: Any) -> int:
         return 1
 
     def default_processor(self, side: int) -> BaseImageProcessor:
-        return CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+        return self.processor_class(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 
 class Clip(VisionTower):

@@ -9,16 +9,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging as library_logging
 
 from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LibraryConfig = TypeVar("LibraryConfig", bound=PreTrainedConfig)
 Built = TypeVar("Built")

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -36,9 +36,14 @@ from dreamkit_transformers.tokenizers import (
     rows_needed,
 )
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 DECODERS = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)  # the model types that the library has a causal model for
 COMMON = ("gpt2", "gpt_neox", "llama", "opt", "qwen3")  # some of them, for a name that is like none
 ENDLESS = 2**20  # tokens: what is said of a model whose length nothing limits
+# Model types whose `Limits` need no trial: the tests compare them with one.
+USUAL = frozenset({"gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +53,50 @@ class LanguageConfig(PartConfig):
     tokenizer: str | None = None
 
 
+class Limits(NamedTuple):
+    """The part of a spec that depends on how the library's model computes."""
+
+    dim: int
+    max_length: int
+    packing: bool
+    cache: bool
+
+
 @dataclass(frozen=True)
 class Described:
-    model_class: type[PreTrainedModel]
+    """The library's config and tokenizer, and the setting `key` that they are from."""
+
     library_config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     eos_ids: tuple[int, ...]  # those that the source names besides the tokenizer's
-    abilities: Abilities
+    key: str
+
+    @property
+    def model_class(self) -> type[PreTrainedModel]:
+        """The library's class of the model, which is imported when it is asked for."""
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(self.library_config)]
+        return kind
+
+    def abilities(self) -> Abilities:
+        """Return what a trial of the model finds.
+
+        Raises:
+            ConfigError: the model cannot be driven.
+        """
+        return abilities(self.model_class, self.library_config, self.key)
+
+    def limits(self) -> Limits:
+        """Return the limits of the model, from a trial unless its type is one of the usual.
+
+        Raises:
+            ConfigError: the trial finds that the model cannot be driven.
+        """
+        config: Any = self.library_config
+        if config.model_type in USUAL and not getattr(config, "use_bidirectional_attention", False):
+            return Limits(config.hidden_size, config.max_position_embeddings, packing=True, cache=True)
+        found = self.abilities()
+        length = getattr(config, found.length or "max_position_embeddings", None) or ENDLESS
+        return Limits(getattr(config, found.width), length, found.masks != "none", found.cache)
 
     def spec(self, config: LanguageConfig, turn_end: str) -> LanguageSpec:
         """The spec; a special token that `turn_end` begins with ends a text too.
@@ -91,19 +133,19 @@ class Described:
                 "generation_config.json or config.json, or name the tokenizer that belongs to the model",
                 key,
             )
+        limits = self.limits()
         pad_id = eos[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         reserved = {index for index in (tokenizer.bos_token_id, *eos, pad_id) if index is not None}
         return LanguageSpec(
-            dim=getattr(library_config, self.abilities.width),
+            dim=limits.dim,
             vocab_size=library_config.vocab_size,
-            max_length=getattr(library_config, self.abilities.length or "max_position_embeddings", None)
-            or ENDLESS,
+            max_length=limits.max_length,
             sliding_window=_window(library_config),
             bos_id=tokenizer.bos_token_id,
             eos_ids=eos,
             pad_id=pad_id,
-            packing=self.abilities.masks != "none",
-            cache=self.abilities.cache,
+            packing=limits.packing,
+            cache=limits.cache,
             reserved_tokens=tuple(tokenizer.convert_ids_to_tokens(sorted(reserved))),
         )
 
@@ -137,10 +179,8 @@ def describe(config: LanguageConfig, model_types: Sequence[str], has_bos: bool =
             )
     raise_all(errors)
     assert tokenizer is not None and library_config is not None, "what cannot be read is a problem"
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(library_config)]
     key = "config" if config.pretrained is None else "pretrained"
-    found = abilities(model_class, library_config, key)
-    return Described(model_class, library_config, tokenizer, tuple(eos_ids), found)
+    return Described(library_config, tokenizer, tuple(eos_ids), key)
 
 
 def source_folder(config: LanguageConfig, weights: bool) -> Path:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
-from transformers import (
-    BaseImageProcessor,
-    BitImageProcessor,
-    Dinov2Config,
-    Dinov2Model,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import Dinov2Config, Dinov2WithRegistersConfig, PreTrainedConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from dreamkit_transformers.architectures import SMALL, Architecture
 from dreamkit_transformers.vision import VisionTower
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor
 
 CROP = 224 / 256  # how much of the shorter edge the published preprocessing keeps
 
@@ -32,8 +26,8 @@ class Dinov2Architecture(Architecture):
 
     model_types = ("dinov2",)
     config_class: ClassVar[type[PreTrainedConfig]] = Dinov2Config
-    model_class: ClassVar[type[PreTrainedModel]] = Dinov2Model
-    processor_class = BitImageProcessor
+    model = "Dinov2Model"
+    processor = "BitImageProcessor"
     layers = "encoder.layer"
     last_norm = "layernorm"
     small = {name: value for name, value in SMALL.items() if name != "intermediate_size"} | {"mlp_ratio": 2}
@@ -52,7 +46,7 @@ class Dinov2Architecture(Architecture):
         return {"pixel_values": pixels_NCHW}  # it interpolates unasked
 
     def default_processor(self, side: int) -> BaseImageProcessor:
-        return BitImageProcessor(
+        return self.processor_class(
             size={"shortest_edge": round(side / CROP)},
             crop_size={"height": side, "width": side},
             image_mean=IMAGENET_DEFAULT_MEAN,
@@ -65,7 +59,7 @@ class RegistersArchitecture(Dinov2Architecture):
 
     model_types = ("dinov2_with_registers",)
     config_class = Dinov2WithRegistersConfig
-    model_class = Dinov2WithRegistersModel
+    model = "Dinov2WithRegistersModel"
 
     def prefix_tokens(self, library_config: Any) -> int:
         return 1 + library_config.num_register_tokens

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
 from dreamkit_transformers.masks import TokenCache, attention_masks
 
@@ -50,7 +51,9 @@ def decoder_of(model: Any) -> Any:
     """The model without its head."""
     if model.base_model is not model:
         return model.base_model
-    return next((child for child in model.children() if isinstance(child, PreTrainedModel)), model)
+    return next(
+        (child for child in model.children() if isinstance(child, transformers.PreTrainedModel)), model
+    )
 
 
 def new_cache(config: Any, masks: Masks) -> TokenCache:

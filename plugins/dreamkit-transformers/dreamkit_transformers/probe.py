@@ -10,11 +10,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from dreamkit import ConfigError
 from dreamkit_transformers.adaptable import pattern, takes_adapter
@@ -24,6 +23,9 @@ from dreamkit_transformers.heads import logits_of_head, soft_capped
 from dreamkit_transformers.masks import TokenCache
 from dreamkit_transformers.norms import is_norm
 from dreamkit_transformers.shrinking import SHORT, VOCABULARY, WINDOW, limited_copies, small_copies
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 LARGEST = 150_000_000  # parameters of a copy that is tried
 TOLERANCE = 1e-3  # of the largest hidden state: rounding is a hundred times less, a leak a hundred times more

@@ -5,27 +5,22 @@ N images, G patches along a side, p pixels along one of a patch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+import transformers
 from einops import rearrange
 from torch import Tensor
-from transformers import (
-    BaseImageProcessor,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Siglip2ImageProcessor,
-    Siglip2VisionConfig,
-    Siglip2VisionModel,
-    SiglipImageProcessor,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from transformers import PreTrainedConfig, Siglip2VisionConfig, SiglipVisionConfig
 
 from dreamkit_transformers.architectures import SMALL, Architecture, not_rgb, not_whole
 from dreamkit_transformers.vision import VisionTower
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor
 
 
 class SiglipArchitecture(Architecture):
@@ -33,8 +28,8 @@ class SiglipArchitecture(Architecture):
 
     model_types = ("siglip_vision_model", "siglip")
     config_class: ClassVar[type[PreTrainedConfig]] = SiglipVisionConfig
-    model_class: ClassVar[type[PreTrainedModel]] = SiglipVisionModel
-    processor_class: ClassVar[type[BaseImageProcessor]] = SiglipImageProcessor
+    model = "SiglipVisionModel"
+    processor = "SiglipImageProcessor"
 
     def trim(self, library_config: Any, kept: int) -> list[str]:
         dropped = super().trim(library_config, kept)
@@ -45,7 +40,8 @@ class SiglipArchitecture(Architecture):
 
     def default_processor(self, side: int) -> BaseImageProcessor:
         half = [0.5] * 3
-        return SiglipImageProcessor(size={"height": side, "width": side}, image_mean=half, image_std=half)
+        square = {"height": side, "width": side}
+        return transformers.SiglipImageProcessor(size=square, image_mean=half, image_std=half)
 
 
 class NaFlexArchitecture(SiglipArchitecture):
@@ -53,8 +49,8 @@ class NaFlexArchitecture(SiglipArchitecture):
 
     model_types = ("siglip2_vision_model", "siglip2")
     config_class = Siglip2VisionConfig
-    model_class = Siglip2VisionModel
-    processor_class = Siglip2ImageProcessor
+    model = "Siglip2VisionModel"
+    processor = "Siglip2ImageProcessor"
     small = {name: value for name, value in SMALL.items() if name != "image_size"} | {"num_patches": 4}
 
     def own_size(self, library_config: Any) -> int:
@@ -82,10 +78,14 @@ class NaFlexArchitecture(SiglipArchitecture):
         # no mask: nothing is padded
         return {"pixel_values": patches, "pixel_attention_mask": None, "spatial_shapes": shapes}
 
+    def written_shape(self, values: Mapping[str, Any], library_config: Any) -> tuple[int, int]:
+        side = self.own_size(library_config)
+        return side, side
+
     def read_processor(self, folder: Path, library_config: Any) -> BaseImageProcessor:
         found: Any = super().read_processor(folder, library_config)
         side = self.own_size(library_config)
-        return SiglipImageProcessor(
+        return transformers.SiglipImageProcessor(
             size={"height": side, "width": side},
             resample=found.resample,
             do_rescale=found.do_rescale,

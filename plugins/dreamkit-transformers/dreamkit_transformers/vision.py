@@ -9,18 +9,15 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from PIL import Image
 from PIL.Image import Image as Picture
 from torch import Tensor
-from transformers import BaseImageProcessor, PreTrainedModel
 
 from dreamkit import (
     ConfigError,
     PoolingConfig,
-    SourceError,
     VisionEncoder,
     VisionSpec,
     did_you_mean,
@@ -35,16 +32,16 @@ from dreamkit_transformers.configs import (
     gathering,
     load_weights,
     on_meta,
-    one_line,
-    quiet,
     raise_all,
     read_json,
     refuse,
 )
+from dreamkit_transformers.processors import PROCESSOR_FILE, SourceProcessor
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedModel
 
 log = logging.getLogger(__name__)
-
-PROCESSOR_FILE = "preprocessor_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +64,14 @@ class _Described:
     library_config: Any
     grid: tuple[int, int]
     spec: VisionSpec
-    processor: BaseImageProcessor
+    source: SourceProcessor | None  # None: a config has none
+
+    def processor(self) -> BaseImageProcessor:
+        side = self.spec.image_size
+        with torch.device("cpu"):  # its images have values also where the part is on the meta device
+            return (
+                self.architecture.default_processor(side) if self.source is None else self.source.make(side)
+            )
 
 
 class VisionTower(VisionEncoder):
@@ -80,11 +84,16 @@ class VisionTower(VisionEncoder):
     architectures: ClassVar[tuple[Architecture, ...]]
 
     def __init__(
-        self, config: VisionConfig, found: _Described, model: PreTrainedModel, dropped: Sequence[str]
+        self,
+        config: VisionConfig,
+        found: _Described,
+        processor: BaseImageProcessor,
+        model: PreTrainedModel,
+        dropped: Sequence[str],
     ) -> None:
         super().__init__()
         self.config, self.spec = config, found.spec
-        self.architecture, self.grid, self.processor = found.architecture, found.grid, found.processor
+        self.architecture, self.grid, self.processor = found.architecture, found.grid, processor
         self.model: Any = model
         self.dropped = (*dropped, *self.architecture.drop(model))
 
@@ -113,19 +122,20 @@ class VisionTower(VisionEncoder):
         assert config.pretrained is not None, "the recipe gives either a source or a config"
         folder = cls._folder(config.pretrained, weights=True)
         found = cls._described(config)
+        processor = found.processor()  # before the weights: it may be refused
         dropped = cls._trim(config, found)
         model = load_weights(found.architecture.model_class, folder, found.library_config)
-        part = cls(config, found, model, dropped)
+        part = cls(config, found, processor, model, dropped)
         log.info("%s: layer %d needs no %s", folder, config.layer, ", ".join(part.dropped))
         return part
 
     @classmethod
     def _random(cls, config: VisionConfig, found: _Described) -> Self:
+        processor = found.processor()
         dropped = cls._trim(config, found)
         model_class = found.architecture.model_class
-        return cls(
-            config, found, model_class._from_config(found.library_config, attn_implementation="sdpa"), dropped
-        )
+        model = model_class._from_config(found.library_config, attn_implementation="sdpa")
+        return cls(config, found, processor, model, dropped)
 
     @classmethod
     def _trim(cls, config: VisionConfig, found: _Described) -> list[str]:
@@ -150,15 +160,15 @@ class VisionTower(VisionEncoder):
         with gathering(errors):
             _kept_layers(library_config, config.layer)
         raise_all(errors)
-        side = config.image_size or architecture.own_size(library_config)
-        if folder is None:
-            processor = architecture.default_processor(side)
-        else:
-            processor, side = _read_processor(architecture, library_config, folder, config.image_size)
+        source = None
+        if folder is not None:
+            source = SourceProcessor(architecture, library_config, folder, config.image_size)
+        own_side = config.image_size or architecture.own_size(library_config)
+        side = own_side if source is None else source.side()
         grid = (side // library_config.patch_size,) * 2
         tokens, dim = config.pooled_shape(grid, library_config.hidden_size)
         spec = VisionSpec(image_size=side, num_tokens=tokens, dim=dim)
-        return _Described(architecture, library_config, grid, spec, processor)
+        return _Described(architecture, library_config, grid, spec, source)
 
     @classmethod
     def _architecture(cls, config: VisionConfig, folder: Path | None) -> tuple[Architecture, Any]:
@@ -209,56 +219,6 @@ class VisionTower(VisionEncoder):
         size = self.spec.image_size
         self(torch.zeros(1, 3, size, size))
         return self
-
-
-def _read_processor(
-    architecture: Architecture, library_config: Any, folder: Path, wanted: int | None
-) -> tuple[BaseImageProcessor, int]:
-    """The processor in a folder, scaled to make pictures of `wanted` pixels where that is given; and their side.
-
-    Raises:
-        SourceError: the library refuses it, or it makes pictures that the model does not read.
-    """
-    file = folder / PROCESSOR_FILE
-    try:
-        with quiet():
-            processor: Any = architecture.read_processor(folder, library_config)
-            made = _makes(processor)
-            side = wanted or architecture.size_from(library_config, made[-1])
-            if wanted not in (None, made[-1]):
-                for name in ("size", "crop_size"):
-                    _scale(processor, name, side / made[-1])
-                made = _makes(processor)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        name = architecture.processor_class.__name__
-        raise SourceError(f"{file}: {name} refuses it: {one_line(error)}") from error
-    if made != (3, side, side):
-        reason = "config.json says that the model reads" if wanted is None else "image_size asks for"
-        raise SourceError(
-            f"{file} makes pixels of shape {made}, but {reason} {(3, side, side)}; "
-            "change its size and crop_size, or the model's image_size"
-        )
-    if side % library_config.patch_size and side != architecture.own_size(library_config):
-        raise SourceError(
-            f"{file} makes pixels of shape {made}, but the model's patches have {library_config.patch_size} pixels "
-            "along a side; set image_size to a multiple of that"
-        )
-    return processor, side
-
-
-def _makes(processor: BaseImageProcessor) -> tuple[int, ...]:
-    """The shape of what a processor makes of an oblong picture."""
-    oblong = Image.new("RGB", (3, 5))
-    return tuple(processor([oblong], return_tensors="pt")["pixel_values"].shape[1:])
-
-
-def _scale(processor: Any, name: str, factor: float) -> None:
-    """Multiplies a processor's size, where it has it."""
-    size = getattr(processor, name, None)
-    if size is not None:
-        setattr(
-            processor, name, {edge: round(length * factor) for edge, length in dict(size).items() if length}
-        )
 
 
 def _check_size(config: VisionConfig, patch: int, own: int) -> None:

@@ -1,11 +1,14 @@
 """Each family computes what the library computes from ids, and owns its template and its special tokens."""
 
+import json
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from dreamkit import ConfigError, SourceError
+from dreamkit_transformers import described
 from dreamkit_transformers.causal_lm import CausalLM, LanguageConfig
 from dreamkit_transformers.families import Gemma, Mistral, Phi, Qwen
 from dreamkit_transformers.llama import Llama, Vicuna
@@ -98,6 +101,33 @@ def test_added_tokens_are_embedded_and_judged_like_the_others(cls, config, offse
     else:  # phi's: a token that was never seen has the mean bias
         torch.testing.assert_close(found[:, 260] - found[:, 9], (bias[:260].mean() - bias[9]).expand(3))
         assert bias[260] == bias[261]
+
+
+@pytest.mark.parametrize(("cls", "config", "offset"), CASES.values(), ids=CASES)
+def test_what_a_spec_takes_for_usual_is_what_a_trial_finds(cls, config, offset, monkeypatch):
+    found = cls._described(cls.Config(config={**SIZES, **config}))
+    monkeypatch.setattr(described, "abilities", lambda *_: pytest.fail("it was tried"))
+    usual = found.limits()
+    monkeypatch.undo()
+    monkeypatch.setattr(described, "USUAL", frozenset())
+    assert found.limits() == usual
+
+
+def test_every_model_type_that_is_taken_for_usual_has_a_case():
+    made = (cls._described(cls.Config(config={**SIZES, **config})) for cls, config, _ in CASES.values())
+    assert {found.library_config.model_type for found in made} == described.USUAL
+
+
+def test_a_gemma_whose_tokens_see_those_after_them_is_refused(tmp_path):
+    part = make(Gemma, CASES["gemma 3"][1])
+    part.model.save_pretrained(tmp_path)
+    part.tokenizer.save_pretrained(tmp_path)
+    config = Gemma.Config(pretrained=str(tmp_path))
+    assert Gemma.spec_from(config) == part.spec
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "use_bidirectional_attention": True}))
+    with pytest.raises(ConfigError, match="cannot be used as a language model"):
+        Gemma.spec_from(config)
 
 
 def test_gemmas_embeddings_are_scaled_by_the_root_of_the_width():

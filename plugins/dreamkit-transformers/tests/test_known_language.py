@@ -43,6 +43,13 @@ def test_a_well_known_model_is_described_and_counted(family, name, count, length
     assert spec.packing and spec.cache
     outline = family.outline(config)
     assert outline.spec == spec
+    found = outline.abilities  # of a trial, which the spec did without
+    assert (found.masks != "none", found.cache, found.width, found.length) == (
+        True,
+        True,
+        "hidden_size",
+        None,
+    )
     assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
     assert sum(parameter.numel() for parameter in outline.parameters()) == count
     ids = outline.add_tokens(["<dream_start>", "<dream_end>"])

@@ -266,6 +266,43 @@ def test_sources_that_do_not_fit(folders, tmp_path):
         Clip.spec_from(VisionConfig(pretrained=folder))
 
 
+@families
+@pytest.mark.parametrize("image_size", [None, 30])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"crop_size": 20, "do_center_crop": True},
+        {"crop_size": {"height": 16, "width": 20}, "do_center_crop": True},
+        {"do_center_crop": False},
+        {"do_center_crop": True, "crop_size": None},
+        {"do_resize": False},
+        {"do_resize": None},
+        {"size": {"shortest_edge": 40}},
+        {"size": {"height": 20, "width": 40}},
+        {"size": {"height": 0, "width": 20}},
+        {"size": 20},
+        {"size": "wide"},
+        {"size": None},
+    ],
+    ids=str,
+)
+def test_the_spec_of_a_processor_file_is_what_the_processor_makes(
+    family, change, image_size, folders, tmp_path
+):
+    """What the file says without its class is what the class makes of it, or the same error."""
+    folder, _ = folders(family)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    config, found = VisionConfig(pretrained=folder, image_size=image_size), []
+    for made in (family[0].spec_from, lambda config: family[0].from_pretrained(config).spec):
+        try:
+            found.append(made(config))
+        except SourceError as error:
+            found.append(str(error))
+    assert found[0] == found[1]
+
+
 def test_damaged_and_foreign_weights(folders, tmp_path):
     folder, _ = folders(FAMILIES[0])
     weights = tmp_path / "model.safetensors"
