@@ -156,7 +156,7 @@ def test_every_key_of_a_recipe_is_documented(section: type) -> None:
 @pytest.mark.parametrize("kind", ["dataset", "projector"])
 def test_every_setting_of_the_core_is_documented(kind: str) -> None:
     for name, registered in Registry.load().components(kind).items():
-        if registered.distribution == "dreamkit":
+        if registered.distribution == "dreamkit-core":
             (row,) = re.findall(rf"^\| `{name}` \|(.*)", RECIPES, re.MULTILINE)
             for field in dataclasses.fields(Registry.load().get(kind, name).Config):
                 assert f"`{field.name}" in row, f"{name}: {field.name}"

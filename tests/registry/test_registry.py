@@ -191,7 +191,8 @@ def test_every_broken_plugin_is_listed_and_stops_no_other(installed: Path) -> No
         assert len(mine) == 1 and message in mine[0], (name, listed.stdout)
     assert len(problems) == len(PROBLEMS)
     components = [line.split()[:3] for line in listed.stdout.splitlines() if line not in problems]
-    for name, distribution in {"good": "good", "well-spelled": "misspelled", "linear": "dreamkit"}.items():
+    giver = {"good": "good", "well-spelled": "misspelled", "linear": "dreamkit-core"}
+    for name, distribution in giver.items():
         assert ["projector", name, distribution] in components
 
 

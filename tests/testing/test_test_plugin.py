@@ -74,7 +74,7 @@ def run(site: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[
 
 
 def test_everything_registered_is_tested_and_counted(site: Path, tmp_path: Path) -> None:
-    done = run(site, tmp_path, "dreamkit", "test-plugin", "dreamkit", "--quick")
+    done = run(site, tmp_path, "dreamkit", "test-plugin", "dreamkit-core", "--quick")
     assert done.returncode == 0, done.stdout + done.stderr
     headers = re.findall(r"^(?!\d)\w.*", done.stdout, re.MULTILINE)
     assert headers == [
@@ -88,7 +88,7 @@ def test_everything_registered_is_tested_and_counted(site: Path, tmp_path: Path)
         "dataset conversations",
     ]
     assert done.stdout.splitlines()[-1] == (
-        "8 components of dreamkit; 95 checks ran: 95 passed, 0 failed, 0 failed as expected; 3 skipped"
+        "8 components of dreamkit-core; 95 checks ran: 95 passed, 0 failed, 0 failed as expected; 3 skipped"
     )
     assert not list(tmp_path.iterdir())
 
@@ -186,4 +186,4 @@ def test_without_hypothesis_the_extra_is_named(site: Path, tmp_path: Path) -> No
     done = subprocess.run(
         [sys.executable, "-c", hidden], capture_output=True, text=True, check=False, cwd=tmp_path
     )
-    assert done.returncode == 2 and "pip install 'dreamkit[testing]'" in done.stderr, done.stderr
+    assert done.returncode == 2 and "pip install 'dreamkit-core[testing]'" in done.stderr, done.stderr
