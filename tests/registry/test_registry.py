@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from dreamkit.parts.projector import Projector
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.registry import core
 from dreamkit.registry.registry import KINDS, Registry
+from meta.installing import write_wheel
 from tiny import recipe
 
 HOOKS = "from dreamkit import Component, hookimpl\n"
@@ -114,20 +114,10 @@ DISTRIBUTIONS = {
 }
 
 
-def write_wheel(folder: Path, name: str, files: dict[str, str]) -> Path:
+def plug_in_wheel(folder: Path, name: str, files: dict[str, str]) -> Path:
     package = name.replace("-", "_")
-    info = f"{package}-1.2.dist-info"
-    written = {f"{package}/{file}": source for file, source in files.items()} | {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/entry_points.txt": f"[dreamkit.plugins]\n{package} = {package}\n",
-    }
-    record = "".join(f"{file},,\n" for file in [*written, f"{info}/RECORD"])
-    path = folder / f"{package}-1.2-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as wheel:
-        for file, source in (written | {f"{info}/RECORD": record}).items():
-            wheel.writestr(file, source)
-    return path
+    inside = {f"{package}/{file}": source for file, source in files.items()}
+    return write_wheel(folder, name, "1.2", inside, f"[dreamkit.plugins]\n{package} = {package}\n")
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +125,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all of the distributions installed in it."""
     wheels = tmp_path_factory.mktemp("wheels")
     target = tmp_path_factory.mktemp("installed")
-    paths = [str(write_wheel(wheels, name, files)) for name, files in DISTRIBUTIONS.items()]
+    paths = [str(plug_in_wheel(wheels, name, files)) for name, files in DISTRIBUTIONS.items()]
     options = ["--quiet", "--no-deps", "--no-index", "--no-compile", "--target", str(target)]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, *paths], check=True)
     return target
