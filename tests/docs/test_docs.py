@@ -217,6 +217,23 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+ASKING = [
+    *PAGES,
+    ROOT / "pyproject.toml",
+    *ROOT.glob("plugins/*/pyproject.toml"),
+    *ROOT.glob("plugins/*/README.md"),
+    *ROOT.glob("dreamkit/**/*.py"),
+    *ROOT.glob("dreamkit/scaffold/templates/*"),
+]
+
+
+def test_nobody_is_sent_to_the_package_index_for_dreamkit() -> None:
+    """The `dreamkit` there is another project's."""
+    asks = re.compile(r"""\bdreamkit(\[|[<>=~!]=|\$)|pip install ['"]?dreamkit(?![-\w])""")
+    found = {str(path): match[0] for path in ASKING if (match := asks.search(path.read_text()))}
+    assert not found
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_in_the_docs_compiles(page: Path) -> None:
     for number, code in enumerate(blocks(page.read_text(), "python")):

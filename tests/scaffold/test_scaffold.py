@@ -157,6 +157,7 @@ def test_its_metadata_is_what_it_needs(kind: str, written: dict[str, Path]) -> N
         for p in third_party
     ]
     assert sorted(project["dependencies"]) == sorted(needed)
+    assert project["optional-dependencies"] == {"test": ["dreamkit-core[testing]"]}
 
 
 def test_its_requirements_are_those_of_dreamkit() -> None:
