@@ -2,4 +2,8 @@
 
 import lazy_loader
 
+from dreamkit_core import warn_if_mixed
+
+warn_if_mixed()
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -175,7 +175,7 @@ def test_the_examples_with_a_checkpoint_work(tmp_path: Path, monkeypatch: pytest
     ("arguments", "code", "said"),
     [
         ([], 2, "Usage: python -m dreamkit [OPTIONS] COMMAND"),
-        (["--version"], 0, f"dreamkit {version('dreamkit')}"),
+        (["--version"], 0, f"dreamkit {version('dreamkit-core')}"),
     ],
 )
 def test_the_module_is_the_command(arguments: list[str], code: int, said: str) -> None:

@@ -111,7 +111,7 @@ def make_cache(
         data = data_records(recipe.data, datasets)
         manifest = CacheManifest(
             format=CacheManifest.FORMAT,
-            dreamkit=version("dreamkit"),
+            dreamkit=version("dreamkit-core"),
             data=data,
             tables=tables,
             files=folders.describe_files(partial),

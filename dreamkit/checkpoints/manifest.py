@@ -49,6 +49,11 @@ class Manifest(FolderManifest):
     parts: dict[str, int]
     adapters: dict[str, int]
 
+    def __post_init__(self) -> None:
+        for component in self.components.values():
+            if component["distribution"] == "dreamkit":  # the core's name in older checkpoints
+                component["distribution"] = "dreamkit-core"
+
     @classmethod
     def read(cls, folder: Path, *, verify: bool = True) -> Manifest:
         """The manifest of `folder`; with `verify`, every file is read and compared with it.

@@ -72,7 +72,7 @@ def save_checkpoint(
         model.language_model.save_tokenizer(partial / "tokenizer")
         Manifest(
             format=Manifest.FORMAT,
-            dreamkit=version("dreamkit"),
+            dreamkit=version("dreamkit-core"),
             recipe=model.recipe.to_dict(),
             components=component_records(model.recipe, registry or Registry.load()),
             tokens=dict(model.token_ids),

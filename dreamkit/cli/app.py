@@ -23,7 +23,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"dreamkit {version('dreamkit')}")
+        typer.echo(f"dreamkit {version('dreamkit-core')}")
         raise typer.Exit
 
 

@@ -26,7 +26,7 @@ def test_plugin(
 
     Imports everything it registers. Builds a miniature of each part and tries it on the checks of its kind, which
     docs/plugins/checks.md lists. Writes no file. Exits with 1 where a check fails, or the one --check is skipped
-    everywhere. Needs dreamkit[testing].
+    everywhere. Needs dreamkit-core[testing].
 
     Example: dreamkit test-plugin dreamkit-transformers --component clip --quick
     """
@@ -37,7 +37,7 @@ def test_plugin(
         except ModuleNotFoundError as error:
             if error.name != "hypothesis":
                 raise
-            raise DreamkitError(f"{error}; install the kit: pip install 'dreamkit[testing]'") from error
+            raise DreamkitError(f"{error}; install the kit: pip install 'dreamkit-core[testing]'") from error
         from dreamkit.testing.outcomes import Outcome, summary
 
         found = components(name, component=component, check=check, quick=quick)

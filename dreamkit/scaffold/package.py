@@ -86,10 +86,10 @@ def _files(
         "year": str(date.today().year),
         "holder": author or f"the authors of {names.distribution}",
         "authors": f"authors = [{{ name = {json.dumps(author, ensure_ascii=False)} }}]\n" if author else "",
-        "dreamkit_range": compatible(version("dreamkit")),
+        "dreamkit_range": compatible(version("dreamkit-core")),
         "save_tokenizer": "part.save_tokenizer(folder)\n" if "words" in kind.beside else "",
     }
-    needed = ["dreamkit" + values["dreamkit_range"], *_requirements(sources.values())]
+    needed = ["dreamkit-core" + values["dreamkit_range"], *_requirements(sources.values())]
     values["dependencies"] = "\n".join(f'    "{each}",' for each in needed)
 
     def filled(template: str) -> str:

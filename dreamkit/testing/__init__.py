@@ -6,7 +6,7 @@
     def test_contract(check):
         check()
 
-It needs the extra `dreamkit[testing]`, which brings hypothesis and pytest.
+It needs the extra `dreamkit-core[testing]`, which brings hypothesis and pytest.
 """
 
 from dreamkit.testing import contracts as contracts

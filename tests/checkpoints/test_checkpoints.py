@@ -363,6 +363,36 @@ def test_a_component_that_is_not_installed(copied: Path) -> None:
         load_checkpoint(copied)
 
 
+@pytest.fixture
+def older(copied: Path) -> Path:
+    """A checkpoint whose manifest names the core as its distribution was once called."""
+    components = json.loads((copied / "dreamkit.json").read_text())["components"]
+    of_core = [record for record in components.values() if record["distribution"] == "dreamkit-core"]
+    assert of_core
+    for record in of_core:
+        record["distribution"] = "dreamkit"
+    edit_manifest(copied, components=components)
+    return copied
+
+
+def test_a_checkpoint_of_the_older_distribution_loads_without_notice(
+    older: Path, saved: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model, report = load_checkpoint(older)
+    assert capfd.readouterr() == ("", "")
+    same(model, load_checkpoint(saved)[0])
+    assert report.parts == load_checkpoint(saved)[1].parts
+    assert Manifest.read(older).components == Manifest.read(saved).components
+
+
+def test_what_the_older_distribution_gave_is_asked_of_the_present_one(
+    older: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DREAMKIT_PLUGINS", "transformers,diffusers")
+    with pytest.raises(CheckpointError, match=r"of dreamkit-core 0\.\S+, which is needed to load it"):
+        load_checkpoint(older)
+
+
 def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"it has no dreamkit\.json"):
         load_checkpoint(tmp_path)

@@ -53,14 +53,14 @@ def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
 def test_the_version_is_that_of_the_distribution(run) -> None:
     from importlib.metadata import version
 
-    assert run("--version") == (0, f"dreamkit {version('dreamkit')}\n", "")
+    assert run("--version") == (0, f"dreamkit {version('dreamkit-core')}\n", "")
 
 
 def test_plugins_are_listed(run) -> None:
     code, out, _ = run("plugins")
     assert code == (1 if Registry.load().problems else 0)
     lines = [line.split() for line in out.splitlines()]
-    assert ["projector", "mlp", "dreamkit"] in [line[:3] for line in lines]
+    assert ["projector", "mlp", "dreamkit-core"] in [line[:3] for line in lines]
     assert ["vision_encoder", "clip", "dreamkit-transformers"] in [line[:3] for line in lines]
 
 

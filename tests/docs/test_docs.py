@@ -151,7 +151,7 @@ def test_every_key_of_a_recipe_is_documented(section: type) -> None:
 @pytest.mark.parametrize("kind", ["dataset", "projector"])
 def test_every_setting_of_the_core_is_documented(kind: str) -> None:
     for name, registered in Registry.load().components(kind).items():
-        if registered.distribution == "dreamkit":
+        if registered.distribution == "dreamkit-core":
             (row,) = re.findall(rf"^\| `{name}` \|(.*)", RECIPES, re.MULTILINE)
             for field in dataclasses.fields(Registry.load().get(kind, name).Config):
                 assert f"`{field.name}" in row, f"{name}: {field.name}"
@@ -210,6 +210,23 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+ASKING = [
+    *PAGES,
+    ROOT / "pyproject.toml",
+    *ROOT.glob("plugins/*/pyproject.toml"),
+    *ROOT.glob("plugins/*/README.md"),
+    *ROOT.glob("dreamkit/**/*.py"),
+    *ROOT.glob("dreamkit/scaffold/templates/*"),
+]
+
+
+def test_nobody_is_sent_to_the_package_index_for_dreamkit() -> None:
+    """The `dreamkit` there is another project's."""
+    asks = re.compile(r"""\bdreamkit(\[|[<>=~!]=|\$)|pip install ['"]?dreamkit(?![-\w])""")
+    found = {str(path): match[0] for path in ASKING if (match := asks.search(path.read_text()))}
+    assert not found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

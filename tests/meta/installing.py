@@ -1,7 +1,9 @@
-"""Distributions with plug-ins in a folder, as pip would leave them there."""
+"""Distributions in a folder, as pip would leave them there, and wheels of them."""
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from dreamkit.registry.kinds import KINDS
@@ -23,6 +25,26 @@ def install(site: Path, package: str, hooks: str, parts: str = "") -> None:
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[dreamkit.plugins]\n{package} = {package}\n")
+
+
+def write_wheel(
+    folder: Path, name: str, version: str, files: Mapping[str, str], entry_points: str = ""
+) -> Path:
+    """Write a wheel into `folder`; `files` maps the paths in it to their text."""
+    stem = f"{name.replace('-', '_')}-{version}"
+    info = f"{stem}.dist-info"
+    written = {
+        **files,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": entry_points,
+    }
+    record = "".join(f"{file},,\n" for file in [*written, f"{info}/RECORD"])
+    path = folder / f"{stem}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for file, text in (written | {f"{info}/RECORD": record}).items():
+            wheel.writestr(file, text)
+    return path
 
 
 def hook(kind: str, name: str, target: str) -> str:

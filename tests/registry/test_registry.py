@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.registry import core
 from dreamkit.registry.kinds import KINDS
 from dreamkit.registry.registry import Registry
+from meta.installing import write_wheel
 from tiny import recipe
 
 HOOKS = "from dreamkit import Component, hookimpl\n"
@@ -104,20 +104,10 @@ DISTRIBUTIONS = {
 }
 
 
-def write_wheel(folder: Path, name: str, files: dict[str, str]) -> Path:
+def plug_in_wheel(folder: Path, name: str, files: dict[str, str]) -> Path:
     package = name.replace("-", "_")
-    info = f"{package}-1.2.dist-info"
-    written = {f"{package}/{file}": source for file, source in files.items()} | {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/entry_points.txt": f"[dreamkit.plugins]\n{package} = {package}\n",
-    }
-    record = "".join(f"{file},,\n" for file in [*written, f"{info}/RECORD"])
-    path = folder / f"{package}-1.2-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as wheel:
-        for file, source in (written | {f"{info}/RECORD": record}).items():
-            wheel.writestr(file, source)
-    return path
+    inside = {f"{package}/{file}": source for file, source in files.items()}
+    return write_wheel(folder, name, "1.2", inside, f"[dreamkit.plugins]\n{package} = {package}\n")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +115,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all of the distributions installed in it."""
     wheels = tmp_path_factory.mktemp("wheels")
     target = tmp_path_factory.mktemp("installed")
-    paths = [str(write_wheel(wheels, name, files)) for name, files in DISTRIBUTIONS.items()]
+    paths = [str(plug_in_wheel(wheels, name, files)) for name, files in DISTRIBUTIONS.items()]
     options = ["--quiet", "--no-deps", "--no-index", "--no-compile", "--target", str(target)]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, *paths], check=True)
     return target
@@ -179,7 +169,8 @@ def test_every_broken_plugin_is_listed_and_stops_no_other(installed: Path) -> No
         assert len(mine) == 1 and message in mine[0], (name, listed.stdout)
     assert len(problems) == len(PROBLEMS)
     components = [line.split()[:3] for line in listed.stdout.splitlines() if line not in problems]
-    for name, distribution in {"good": "good", "well-spelled": "misspelled", "linear": "dreamkit"}.items():
+    giver = {"good": "good", "well-spelled": "misspelled", "linear": "dreamkit-core"}
+    for name, distribution in giver.items():
         assert ["projector", name, distribution] in components
 
 

@@ -153,10 +153,11 @@ def test_its_metadata_is_what_it_needs(kind: str, written: dict[str, Path]) -> N
     imported = set.union(*(imported_by(path) for path in (folder / package).glob("*.py")))
     third_party = sorted(imported - sys.stdlib_module_names)
     needed = [
-        f"dreamkit{compatible(version('dreamkit'))}" if p == "dreamkit" else REQUIREMENTS[p]
+        f"dreamkit-core{compatible(version('dreamkit-core'))}" if p == "dreamkit" else REQUIREMENTS[p]
         for p in third_party
     ]
     assert sorted(project["dependencies"]) == sorted(needed)
+    assert project["optional-dependencies"] == {"test": ["dreamkit-core[testing]"]}
 
 
 def test_its_requirements_are_those_of_dreamkit() -> None:
@@ -208,7 +209,7 @@ def test_its_hook_module_imports_no_torch(written: dict[str, Path], tmp_path: Pa
         ("dreamkit-sana", "image-decoder", "has an image decoder 'sana' already"),
         ("dreamkit-12", "projector", "no text in a recipe"),
         ("dreamkit-null", "projector", "no text in a recipe"),
-        ("dreamkit-core", "projector", "is called 'core' already"),
+        ("core", "projector", "is called 'core' already"),
         ("dreamkit-wave", "vison-encoder", "did you mean 'vision-encoder'?"),
     ],
 )

@@ -75,7 +75,7 @@ def run(site: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[
 
 
 def test_everything_registered_is_tested_and_counted(site: Path, tmp_path: Path) -> None:
-    done = run(site, tmp_path, "dreamkit", "test-plugin", "dreamkit", "--quick")
+    done = run(site, tmp_path, "dreamkit", "test-plugin", "dreamkit-core", "--quick")
     assert done.returncode == 0, done.stdout + done.stderr
     headers = re.findall(r"^(?!\d)\w.*", done.stdout, re.MULTILINE)
     assert headers == [
@@ -90,7 +90,7 @@ def test_everything_registered_is_tested_and_counted(site: Path, tmp_path: Path)
         *(f"command {command.name}" for command in core.dreamkit_commands()),
     ]
     assert done.stdout.splitlines()[-1] == (
-        "21 components of dreamkit; 108 checks ran: 108 passed, 0 failed, 0 failed as expected; 3 skipped"
+        "21 components of dreamkit-core; 108 checks ran: 108 passed, 0 failed, 0 failed as expected; 3 skipped"
     )
     assert not list(tmp_path.iterdir())
 
@@ -188,4 +188,4 @@ def test_without_hypothesis_the_extra_is_named(site: Path, tmp_path: Path) -> No
     done = subprocess.run(
         [sys.executable, "-c", hidden], capture_output=True, text=True, check=False, cwd=tmp_path
     )
-    assert done.returncode == 2 and "pip install 'dreamkit[testing]'" in done.stderr, done.stderr
+    assert done.returncode == 2 and "pip install 'dreamkit-core[testing]'" in done.stderr, done.stderr

@@ -295,7 +295,7 @@ def test_a_folder_whose_values_make_no_model_is_refused_when_it_is_made(edit: He
             SourceError, match=r"UNet2DConditionModel: .*vae/config\.json: .* AutoencoderKL: "
         ):
             make(config)
-    with pytest.raises(SourceError, match="the UNet2DConditionModel in .* cannot be loaded"):
+    with pytest.raises(SourceError, match=r"the UNet2DConditionModel in .* cannot be loaded"):
         StableDiffusion.from_pretrained(config)
 
 

@@ -1,0 +1,133 @@
+"""Another project's `dreamkit` of the package index beside this one: the command and the import say so."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from dreamkit_core import MIXED
+from meta.installing import write_wheel
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+VERSION = PROJECT["version"]
+PLUGINS = "[dreamkit.plugins]\ncore = dreamkit.registry.core\n"
+# the other project's files, in short; the library they import is not installed
+THEIRS = {
+    "dreamkit/__init__.py": "from .agent import Agent\n\n__all__ = ['Agent']\n",
+    "dreamkit/agent.py": "import a_library_nobody_has\n\nclass Agent:\n    pass\n",
+    "dreamkit/utils/__init__.py": "",
+}
+CHECKOUT = ("checkout",)
+
+# Folders on the path, and the distributions installed in each, one over the other.
+Layout = Sequence[Sequence[str]]
+BESIDE: dict[str, Layout] = {
+    "overwritten": [("theirs", "ours")],
+    "hidden": [CHECKOUT, ("theirs",)],
+    "beside the older": [("theirs", "ours"), ("older editable",)],
+    "behind the older": [("older editable",), ("theirs", "ours")],
+}
+IN_PLACE: dict[str, Layout] = {
+    "overwriting": [("ours", "theirs")],
+    "hiding a checkout": [("theirs",), CHECKOUT],
+    "uninstalled": [("ours", "theirs", "not theirs")],
+}
+# `older` is this project's distribution as it was once called, `moved` another one whose package has another name
+ALONE: dict[str, Layout] = {
+    "ours": [("ours",)],
+    "checkout": [CHECKOUT],
+    "older": [("older", "ours")],
+    "older editable": [("older editable", "ours")],
+    "moved": [("moved", "ours")],
+}
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    package = [path for ending in ("py", "pyi") for path in ROOT.glob(f"dreamkit/**/*.{ending}")]
+    ours = {str(path.relative_to(ROOT)): path.read_text() for path in (*package, ROOT / "dreamkit_core.py")}
+    made = {
+        "ours": ("dreamkit-core", VERSION, ours, PLUGINS),
+        "theirs": ("dreamkit", VERSION, THEIRS),
+        "older": ("dreamkit", VERSION, ours, PLUGINS),
+        "older editable": ("dreamkit", VERSION, {"__editable__.dreamkit.pth": f"{ROOT}\n"}, PLUGINS),
+        "moved": ("dreamkit", "1.0", {"dreamer/__init__.py": ""}),
+    }
+    return {name: write_wheel(tmp_path_factory.mktemp("wheel"), *wheel) for name, wheel in made.items()}
+
+
+def lay_out(layout: Layout, wheels: dict[str, Path], folder: Path) -> dict[str, str]:
+    """Install distributions into folders, or uninstall them; return the environment of a process that imports these."""
+    path = []
+    for number, names in enumerate(layout):
+        site = ROOT if names == CHECKOUT else folder / f"site{number}"
+        for name in names if site != ROOT else ():
+            with zipfile.ZipFile(wheels[name.removeprefix("not ")]) as wheel:
+                if name.startswith("not "):
+                    for file in wheel.namelist():
+                        (site / file).unlink()
+                else:
+                    wheel.extractall(site)
+        path.append(str(site))
+    libraries = [entry for entry in sys.path if not Path(entry).is_relative_to(ROOT)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([*path, *libraries])}
+
+
+def python(code: str, environment: dict[str, str], folder: Path) -> tuple[int, str, str]:
+    """Run code without editable installs: exit code, standard output, standard error."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def command(environment: dict[str, str], folder: Path) -> tuple[int, str, str]:
+    """Run `dreamkit --version`, as the script does that pip makes for the command."""
+    module, _, function = PROJECT["scripts"]["dreamkit"].partition(":")
+    code = f"import sys; from {module} import {function}; sys.argv = ['dreamkit', '--version']; {function}()"
+    return python(code, environment, folder)
+
+
+@pytest.mark.parametrize("layout", BESIDE)
+def test_another_project_s_package_beside_is_told(
+    layout: str, wheels: dict[str, Path], tmp_path: Path
+) -> None:
+    environment = lay_out(BESIDE[layout], wheels, tmp_path)
+    assert command(environment, tmp_path) == (0, f"dreamkit {VERSION}\n", f"dreamkit: {MIXED}\n")
+    code, out, err = python("import dreamkit\nprint(dreamkit.Document.__name__)", environment, tmp_path)
+    assert (code, out) == (0, "Document\n")
+    assert err == f"<string>:1: UserWarning: {MIXED}\n"
+
+
+@pytest.mark.parametrize("layout", IN_PLACE)
+def test_the_command_runs_nothing_of_a_package_in_place_of_its_own(
+    layout: str, wheels: dict[str, Path], tmp_path: Path
+) -> None:
+    environment = lay_out(IN_PLACE[layout], wheels, tmp_path)
+    assert command(environment, tmp_path) == (2, "", f"dreamkit: {MIXED}\n")
+
+
+@pytest.mark.parametrize("layout", ALONE)
+def test_nothing_is_said_of_this_project_s_own(layout: str, wheels: dict[str, Path], tmp_path: Path) -> None:
+    environment = lay_out(ALONE[layout], wheels, tmp_path) | {"PYTHONWARNINGS": "error"}
+    assert command(environment, tmp_path) == (0, f"dreamkit {VERSION}\n", "")
+    assert python("import dreamkit", environment, tmp_path) == (0, "", "")
+
+
+def test_importing_the_package_stays_quick(tmp_path: Path) -> None:
+    """It takes a few milliseconds; importlib.metadata alone would take several times as long."""
+    code = "import sys, dreamkit; print('importlib.metadata' in sys.modules)"
+    assert python(code, lay_out([CHECKOUT], {}, tmp_path), tmp_path) == (0, "False\n", "")
