@@ -2,7 +2,7 @@
 
 import lazy_loader
 
-from dreamkit_core import warn_if_mixed
+from dreamkit.neighbour import warn_if_mixed
 
 warn_if_mixed()
 

@@ -49,7 +49,9 @@ class Registry:
 
         The commands of dreamkit itself are always there: `dreamkit plugins` is what shows what is wrong.
         """
-        found = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda e: (origin(e), e.name))
+        by_origin = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda e: (origin(e), e.name))
+        # One module is one plug-in, also where a distribution that was renamed is installed under both names.
+        found = {(entry_point.name, entry_point.value): entry_point for entry_point in by_origin}.values()
         installed = {entry_point.name for entry_point in found}
         allowed = set(installed)
         if ALLOW_LIST in os.environ:

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from dreamkit_core import MIXED
+from dreamkit.neighbour import MIXED
 from meta.installing import write_wheel
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 VERSION = PROJECT["version"]
+SCRIPT = ROOT / "dreamkit" / "cli" / "script" / "dreamkit"
 PLUGINS = "[dreamkit.plugins]\ncore = dreamkit.registry.core\n"
 # the other project's files, in short; the library they import is not installed
 THEIRS = {
@@ -53,7 +54,7 @@ ALONE: dict[str, Layout] = {
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     package = [path for ending in ("py", "pyi") for path in ROOT.glob(f"dreamkit/**/*.{ending}")]
-    ours = {str(path.relative_to(ROOT)): path.read_text() for path in (*package, ROOT / "dreamkit_core.py")}
+    ours = {str(path.relative_to(ROOT)): path.read_text() for path in package}
     made = {
         "ours": ("dreamkit-core", VERSION, ours, PLUGINS),
         "theirs": ("dreamkit", VERSION, THEIRS),
@@ -95,9 +96,8 @@ def python(code: str, environment: dict[str, str], folder: Path) -> tuple[int, s
 
 
 def command(environment: dict[str, str], folder: Path) -> tuple[int, str, str]:
-    """Run `dreamkit --version`, as the script does that pip makes for the command."""
-    module, _, function = PROJECT["scripts"]["dreamkit"].partition(":")
-    code = f"import sys; from {module} import {function}; sys.argv = ['dreamkit', '--version']; {function}()"
+    """Run `dreamkit --version` by the script that is installed as the command."""
+    code = f"import runpy, sys; sys.argv = ['dreamkit', '--version']; runpy.run_path({str(SCRIPT)!r})"
     return python(code, environment, folder)
 
 
@@ -117,7 +117,12 @@ def test_the_command_runs_nothing_of_a_package_in_place_of_its_own(
     layout: str, wheels: dict[str, Path], tmp_path: Path
 ) -> None:
     environment = lay_out(IN_PLACE[layout], wheels, tmp_path)
-    assert command(environment, tmp_path) == (2, "", f"dreamkit: {MIXED}\n")
+    code, out, err = command(environment, tmp_path)
+    assert (code, out) == (2, "")
+    assert err.startswith(
+        "dreamkit: the package 'dreamkit' that Python finds is another project's; run `pip uninstall "
+    )
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("layout", ALONE)
