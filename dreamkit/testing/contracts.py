@@ -10,9 +10,9 @@ from dreamkit.testing import checks as _all  # noqa: F401  importing them makes 
 from dreamkit.testing.bound import Bound, outcomes
 from dreamkit.testing.check import CHECKS, Check
 from dreamkit.testing.expect import ContractError, KitError
+from dreamkit.testing.kinds import KINDS, SUBJECTS, miniature as miniature
 from dreamkit.testing.outcomes import Report
 from dreamkit.testing.subject import Build
-from dreamkit.testing.subjects import KINDS, SUBJECTS, miniature as miniature
 
 __all__ = ["checks", "miniature", "parametrize", "verify"]
 

@@ -11,8 +11,8 @@ from dreamkit.registry.registry import KINDS, Registry, distributions
 from dreamkit.testing import contracts
 from dreamkit.testing.bound import Bound, outcomes
 from dreamkit.testing.expect import ContractError, KitError
+from dreamkit.testing.kinds import KINDS as PARTS, miniature
 from dreamkit.testing.outcomes import Outcome
-from dreamkit.testing.subjects import KINDS as PARTS, miniature
 
 REGISTERED = "registered"  # the check that every component is put to, of whatever kind
 

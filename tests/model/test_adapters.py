@@ -34,7 +34,7 @@ from dreamkit.recipe.sections import WITH_SOURCE, AdapterSection, Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.testing import contracts
 from dreamkit.testing.subject import Case
-from dreamkit.testing.subjects import SUBJECTS
+from dreamkit.testing.kinds import SUBJECTS
 from dreamkit.training.run import train_recipe
 
 # peft asks transformers' models for it

@@ -14,7 +14,7 @@ import torch
 from dreamkit.parts.projectors import Linear
 from dreamkit.testing import ContractError, KitError, Outcome, Report, contracts
 from dreamkit.testing.check import CHECKS, Check
-from dreamkit.testing.subjects import KINDS
+from dreamkit.testing.kinds import KINDS
 from dreamkit_transformers.llama import Llama
 from meta.breaking import computing
 from meta.parts import Misspelled, Promising, Rootless

@@ -24,8 +24,8 @@ from dreamkit.registry.hookspecs import ENTRY_POINT_GROUP
 from dreamkit.registry.registry import Registered, Registry
 from dreamkit.testing.check import check
 from dreamkit.testing.expect import ContractError, expect, expect_true
+from dreamkit.testing.kinds import KINDS
 from dreamkit.testing.subject import Subject
-from dreamkit.testing.subjects import KINDS
 
 IMPORT_SECONDS = 60
 HEAVY = {"torch", "transformers", "diffusers", "timm"}  # libraries that take seconds to import

@@ -26,8 +26,8 @@ from dreamkit.testing.expect import (
     expect_true,
     expect_within,
 )
+from dreamkit.testing.kinds import DecoderSubject
 from dreamkit.testing.subject import FLOATS, Case, Inputs, generator, seeded
-from dreamkit.testing.subjects import DecoderSubject
 
 KIND = "image_decoder"
 

@@ -21,8 +21,8 @@ from dreamkit.testing.expect import (
     expect_shape,
     expect_true,
 )
+from dreamkit.testing.kinds import LanguageSubject, positions
 from dreamkit.testing.subject import Case, Inputs, seeded, weighted_sum
-from dreamkit.testing.subjects import LanguageSubject, positions
 
 KIND = "language_model"
 paddings = st.integers(0, 3)

@@ -9,8 +9,8 @@ from torch.nn.functional import gelu
 from dreamkit.parts.specs import ProjectorSpec
 from dreamkit.testing.check import cases, check
 from dreamkit.testing.expect import expect, expect_close, expect_shape, expect_true
+from dreamkit.testing.kinds import ProjectorSubject
 from dreamkit.testing.subject import Case, seeded
-from dreamkit.testing.subjects import ProjectorSubject
 
 widths = st.integers(1, 9)
 
