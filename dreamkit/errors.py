@@ -98,4 +98,4 @@ def did_you_mean(name: Any, names: Iterable[str]) -> str:
 
 def with_article(kind: str) -> str:
     """A part's kind in a sentence: `image_decoder` is an image decoder."""
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind.replace('_', ' ')}"
+    return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind.replace('_', ' ')}"

@@ -11,7 +11,6 @@ import dreamkit
 CORE = Path(dreamkit.__file__).parent
 SAME_JOB = {"__init__.py", "__main__.py", "op.py", "reference.py", "manifest.py"}  # for different things
 WRITTEN = "scaffold/parts"  # the files of the packages that it writes
-EXCEPTIONS = {f"testing/checks/{name}.py" for name in ("drawing", "language", "pictures", "projector")}
 
 
 def test_no_two_files_share_a_name() -> None:
@@ -21,8 +20,7 @@ def test_no_two_files_share_a_name() -> None:
         if path.name not in SAME_JOB and place.parent.as_posix() != WRITTEN:
             places[path.name].append(place.as_posix())
     assert len(places) > 100
-    shared = [sorted({*paths} - EXCEPTIONS) for paths in places.values()]
-    assert [paths for paths in shared if len(paths) > 1] == []
+    assert [paths for paths in places.values() if len(paths) > 1] == []
 
 
 def test_a_file_that_says_so_loads_no_torch() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from textwrap import indent
 from typing import Annotated
 
 import typer
@@ -30,23 +31,29 @@ def test_plugin(
 
     Example: dreamkit test-plugin dreamkit-transformers --component clip --quick
     """
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = folder  # else it leaves one here
-        try:
-            from dreamkit.testing.distribution import components
-        except ModuleNotFoundError as error:
-            if error.name != "hypothesis":
-                raise
-            raise DreamkitError(f"{error}; install the kit: pip install 'dreamkit-core[testing]'") from error
-        from dreamkit.testing.outcomes import Outcome, summary
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = folder  # else it leaves one here
+            try:
+                from dreamkit.testing.distribution import components
+            except ModuleNotFoundError as error:
+                if error.name != "hypothesis":
+                    raise
+                raise DreamkitError(
+                    f"{error}; install the kit: pip install 'dreamkit-core[testing]'"
+                ) from error
+            from dreamkit.testing.outcomes import Outcome, summary
 
-        found = components(name, component=component, check=check, quick=quick)
-        all_outcomes: list[Outcome] = []
-        for each in found:
-            typer.echo(str(each))
-            for outcome in each.outcomes():
-                all_outcomes.append(outcome)
-                typer.echo(f"  {outcome}")
+            found = components(name, component=component, check=check, quick=quick)
+            all_outcomes: list[Outcome] = []
+            for each in found:
+                typer.echo(str(each))
+                for outcome in each.outcomes():
+                    all_outcomes.append(outcome)
+                    typer.echo(indent(str(outcome), "  "))
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(130) from None
     ends = summary(all_outcomes)
     typer.echo(f"{len(found)} component{'s' if len(found) > 1 else ''} of {found[0].distribution}; {ends}")
     untried = all(outcome.result == "skipped" for outcome in all_outcomes if check in (None, outcome.check))

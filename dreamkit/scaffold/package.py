@@ -20,6 +20,12 @@ from dreamkit.scaffold.names import LICENSES, Names, PartKind, kind_called, name
 from dreamkit.storage.folders import occupied
 
 FOLDER = Path(__file__).parent
+TRAINED: Final = (
+    "visual_projector",
+    "condition_projector",
+    "dream_queries",
+    "new_tokens",
+)  # by digits/stage1
 CLASS = "NewPart"  # what the part is called in `dreamkit.scaffold.parts`
 
 # top-level package that a part imports -> what its distribution asks for
@@ -68,7 +74,10 @@ def _files(
 ) -> dict[str, str]:
     """The text of each file, by its path in the package's folder."""
     section = f"{{name: {names.component}{', config: {}' if kind.beside else ''}}}"
-    overrides = {f"model.{kind.section}": section, **kind.more}
+    more = dict(kind.more)
+    if kind.beside:  # weights of its own, which are random and must be trained too
+        more["train.trainable"] = f"[{', '.join((*TRAINED, kind.section))}]"
+    overrides = {f"model.{kind.section}": section, **more}
     values = {
         "name": names.distribution,
         "package": names.package,
@@ -80,7 +89,7 @@ def _files(
         "hook": REGISTERED[kind.module].hook,
         "section": kind.section,
         "recipe_value": section,
-        "recipe_more": "".join(f"{key}: {value}\n" for key, value in kind.more.items()),
+        "recipe_more": "".join(_yaml(key, value) for key, value in more.items()),
         "overrides": " ".join(f"'{key}={value}'" for key, value in overrides.items()),
         "license": license,
         "year": str(date.today().year),
@@ -112,6 +121,12 @@ def _files(
         ".github/workflows/test.yml": filled("test.yml.in"),
         ".github/workflows/publish.yml": filled("publish.yml.in"),
     }
+
+
+def _yaml(key: str, value: str) -> str:
+    """Return a dotted key and its value as lines of a recipe."""
+    section, _, name = key.partition(".")
+    return f"{section}:\n  {name}: {value}\n" if name else f"{section}: {value}\n"
 
 
 def compatible(found: str) -> str:

@@ -7,6 +7,7 @@ import unittest
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any, TypeAlias
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings, strategies as st
@@ -19,6 +20,8 @@ Draw: TypeAlias = "st.SearchStrategy[Any] | Callable[[Any], st.SearchStrategy[An
 Gate: TypeAlias = Callable[[Any], str | None]
 
 EXAMPLES, QUICK_EXAMPLES = 15, 2  # inputs drawn for a check, and in a quick run
+LONGEST = 600  # characters of an error that the part raises: torch may name every tensor of a state dict
+FLAKY = ", but not again on the same input: the part is not deterministic"
 
 # Every check of rows takes two or more; one row is a check of its own, and a row beside others another.
 cases = st.builds(Case, rows=st.integers(2, 4), length=st.integers(2, 7), seed=st.integers(0, 999))
@@ -60,25 +63,26 @@ class Check:
         except BaseException:  # what is wrong with the part, the check itself will say
             return None
 
-    def test(self, subject: Subject, *, quick: bool = False, repeat: str = "") -> None:
-        """Tries the part on drawn inputs. `repeat` is the command that does so again.
+    def test(self, subject: Subject, *, quick: bool = False) -> None:
+        """Tries the part on drawn inputs.
 
         Raises:
-            ContractError: with what was found, what should be, the smallest failing input, and `repeat`.
+            ContractError: with what was found and what should be, the call, and the smallest failing input. Its
+                cause is the error that the check or the part raised.
         """
-        __tracebackhide__ = True  # an author looks for the part's own lines
         last: dict[str, Any] = {}
         try:
             self._hold(subject, last, quick)
         except Exception as error:
             subject.renew()
-            raise ContractError(self._message(error, subject.doing, last, repeat)) from (
-                None if isinstance(error, ContractError) else error
-            )
+            flaky = isinstance(error, Flaky)
+            # the first of what hypothesis then gathers is what was seen
+            first = error.exceptions[0] if flaky and isinstance(error, BaseExceptionGroup) else error
+            problem = _said(first) + (FLAKY if flaky else "")
+            raise ContractError(problem, *_circumstances(subject.doing, last)) from first
 
     def _hold(self, subject: Subject, last: dict[str, Any], quick: bool) -> None:
         """Runs the check on inputs that hypothesis draws; `last` becomes those that failed, as small as can be."""
-        __tracebackhide__ = True
         subject.doing = ""
         draws = {
             name: draw if isinstance(draw, st.SearchStrategy) else draw(subject)
@@ -107,19 +111,6 @@ class Check:
 
         once()
 
-    def _message(self, error: Exception, doing: str, last: Mapping[str, Any], repeat: str) -> str:
-        if isinstance(error, Flaky):  # the first of what it gathers is what was seen
-            first = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
-            told = f"{_said(first)}, but not again on the same input: the part is not deterministic"
-        else:
-            told = _said(error)
-        lines = [f"{self.name}: {told}  [{doing}]" if doing else f"{self.name}: {told}"]
-        if last:
-            lines.append(f"smallest failing input: {', '.join(f'{k}={v!r}' for k, v in last.items())}")
-        if repeat:
-            lines.append(f"repeat it with: {repeat}")
-        return "\n  ".join(lines)
-
 
 def check(*kinds: str, unless: Gate | None = None, **inputs: Draw) -> Callable[[Callable[..., None]], Check]:
     """Makes a check of a function: `kinds` of parts, and a strategy for each argument behind the subject."""
@@ -135,7 +126,15 @@ def check(*kinds: str, unless: Gate | None = None, **inputs: Draw) -> Callable[[
 def _said(error: BaseException) -> str:
     if isinstance(error, ContractError):
         return str(error)
-    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
+    return shorten(f"{type(error).__name__}: {str(error) or 'no reason given'}", LONGEST, placeholder=" ...")
+
+
+def _circumstances(doing: str, inputs: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the call that failed, and its inputs."""
+    if doing:
+        yield f"during {doing}"
+    if inputs:
+        yield f"smallest failing input: {', '.join(f'{k}={v!r}' for k, v in inputs.items())}"
 
 
 @contextmanager

@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 from dreamkit.errors import did_you_mean, with_article
 from dreamkit.testing import checks as _all  # noqa: F401  importing them makes them
-from dreamkit.testing.bound import Bound, outcomes
+from dreamkit.testing.bound import Bound, Mistake, outcomes
 from dreamkit.testing.check import CHECKS, Check
 from dreamkit.testing.expect import ContractError, KitError
 from dreamkit.testing.outcomes import Report
 from dreamkit.testing.subject import Build
-from dreamkit.testing.subjects import KINDS, SUBJECTS, miniature as miniature
+from dreamkit.testing.subject_kinds import KINDS, SUBJECTS, miniature as miniature
 
 __all__ = ["checks", "miniature", "parametrize", "verify"]
 
@@ -49,8 +49,11 @@ def bind(
     for name in (*chosen, *expected):
         if name not in known:
             raise KitError(f"there is no check '{name}' of {with_article(kind)}; {did_you_mean(name, known)}")
-    one = SUBJECTS[kind](build)
-    return [Bound(known[name], one, expected.get(name), quick, repeat.format(check=name)) for name in chosen]
+    one, reported = SUBJECTS[kind](build), dict[Mistake, str]()
+    return [
+        Bound(known[name], one, expected.get(name), quick, repeat.format(check=name), reported)
+        for name in chosen
+    ]
 
 
 def parametrize(

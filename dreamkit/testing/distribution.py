@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from importlib import metadata
 
-from dreamkit.errors import PluginError, did_you_mean
+from dreamkit.errors import PluginError, did_you_mean, with_article
 from dreamkit.registry.kinds import KINDS
 from dreamkit.registry.registry import Registry, distributions
 from dreamkit.testing import contracts
-from dreamkit.testing.bound import Bound, outcomes
+from dreamkit.testing.bound import Bound, fail, outcomes
 from dreamkit.testing.expect import ContractError, KitError
+from dreamkit.testing.locating import raised_at
 from dreamkit.testing.outcomes import Outcome
-from dreamkit.testing.subjects import KINDS as PARTS, miniature
+from dreamkit.testing.subject_kinds import KINDS as PARTS, miniature
 
 REGISTERED = "registered"  # the check that every component is put to, of whatever kind
 
@@ -32,13 +34,14 @@ class Component:
         return f"{self.kind} {self.name}"
 
     def registered(self) -> None:
-        """The plug-in works, and its class can be imported and is of its kind.
+        """The plug-in works, and its class can be imported and is of its kind: a test, for pytest.
 
         Raises:
             ContractError: it does not.
         """
+        __tracebackhide__ = True
         if self.problem is not None:
-            raise ContractError(f"{REGISTERED}: {self.problem}")
+            fail(ContractError(self.problem), self.problem)
 
     def outcomes(self) -> Iterator[Outcome]:
         """What becomes of its checks, one by one."""
@@ -58,10 +61,7 @@ def components(
     registry, wanted = Registry.load(), normalized(distribution)
     installed = {normalized(name): name for name in distributions()}
     if wanted not in installed:
-        raise PluginError(
-            f"no installed plug-in is called '{distribution}'; {did_you_mean(distribution, installed.values())}; "
-            "install it, such as with `pip install -e .`"
-        )
+        raise PluginError(_not_a_plugin(distribution, registry, installed.values()))
     name = installed[wanted]
     found = [
         Component(name, "plug-in", problem.entry_point, problem=problem.message)
@@ -81,11 +81,31 @@ def components(
     return chosen if check is None else _only(chosen, check)
 
 
+def _not_a_plugin(name: str, registry: Registry, installed: Iterable[str]) -> str:
+    """Return why nothing can be tested under `name`, none of the `installed` distributions with plug-ins."""
+    found = [each for kind in KINDS if (each := registry.components(kind).get(name))]
+    if found:
+        return "\n".join(
+            f"'{name}' is {with_article(each.kind)} of {each.distribution}; test it with: dreamkit test-plugin "
+            f"{each.distribution} --component {name}"
+            for each in found
+        )
+    try:
+        version = metadata.version(name)
+    except (metadata.PackageNotFoundError, ValueError):
+        return (
+            f"no installed plug-in is called '{name}'; {did_you_mean(name, installed)}; "
+            "install it, such as with `pip install -e .`"
+        )
+    return f"'{name}' {version} is installed, but registers no dreamkit plug-in; see `dreamkit plugins`"
+
+
 def _component(registry: Registry, distribution: str, kind: str, name: str, quick: bool) -> Component:
     try:
         cls = registry.get(kind, name)
     except PluginError as error:
-        return Component(distribution, kind, name, problem=str(error))
+        place = raised_at(error, registry.components(kind)[name].component.target.partition(":")[0])
+        return Component(distribution, kind, name, problem=f"{place}: {error}" if place else str(error))
     if kind not in PARTS:
         return Component(distribution, kind, name)
     repeat = f"dreamkit test-plugin {distribution} --component {name} --check {{check}}"
@@ -94,10 +114,14 @@ def _component(registry: Registry, distribution: str, kind: str, name: str, quic
 
 
 def _only(chosen: list[Component], check: str) -> list[Component]:
-    """Those components that have the check, and it alone."""
+    """Those components that have the check, and beside `registered`, which all have, it alone."""
+    if check == REGISTERED:
+        return [replace(each, bound=()) for each in chosen]
     known = {bound.name for each in chosen for bound in each.bound}
     if check not in known:
-        raise KitError(f"there is no check '{check}' of what is registered; {did_you_mean(check, known)}")
+        raise KitError(
+            f"there is no check '{check}' of what is registered; {did_you_mean(check, {REGISTERED, *known})}"
+        )
     return [
         replace(each, bound=bound)
         for each in chosen

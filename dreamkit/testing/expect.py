@@ -15,7 +15,10 @@ TOLERANCE = 1e-4
 
 
 class ContractError(AssertionError):
-    """A part that does not keep its contract."""
+    """A part that does not keep its contract. `args` are the lines of its message, what is wrong first."""
+
+    def __str__(self) -> str:
+        return "\n  ".join(map(str, self.args))
 
 
 class KitError(DreamkitError):
@@ -47,7 +50,7 @@ def expect_shape(tensor: object, name: str, legend: str, shape: Sequence[int]) -
 
 def expect_finite(tensor: Tensor, name: str) -> None:
     odd = int((~tensor.isfinite()).sum())
-    expect_true(not odd, f"{name} has {odd} values of {tensor.numel()} that are nan or inf", "finite")
+    expect_true(not odd, f"{name} is nan or inf in {odd} of {tensor.numel()} values", "finite")
 
 
 def expect_within(tensor: Tensor, name: str, least: float, most: float) -> None:

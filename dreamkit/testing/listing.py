@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from dreamkit.testing import contracts
 from dreamkit.testing.check import CHECKS, Check
-from dreamkit.testing.subjects import KINDS
+from dreamkit.testing.subject_kinds import KINDS
 
 HEAD = """# The checks
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from textwrap import indent
 from typing import Final, Literal, TypeAlias
 
 Result: TypeAlias = Literal["passed", "failed", "expected", "skipped"]
@@ -23,6 +24,8 @@ class Outcome:
 
     def __str__(self) -> str:
         line = f"{MARKS[self.result]:<6} {self.check:<28} {self.seconds:5.1f} s"
+        if "\n" in self.message:
+            return f"{line}\n{indent(self.message, '  ')}"
         return f"{line}  {self.message}" if self.message else line
 
 

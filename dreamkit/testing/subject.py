@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dreamkit.build.fit_record import SPECS
+from dreamkit.errors import with_article
 from dreamkit.parts.part import Part
 from dreamkit.testing.expect import KitError, expect_shape
 
@@ -50,7 +52,8 @@ def generator(seed: int) -> torch.Generator:
 class Subject(ABC):
     """A part of one kind, made afresh by `build` as often as a check needs one.
 
-    `doing` is the call under way, in words, for messages.
+    `doing` is the call under way, in words, for messages. `definition` is the part's class; until a part is built, the
+    class or function that `build` wraps.
     """
 
     kind: ClassVar[str]
@@ -61,6 +64,7 @@ class Subject(ABC):
     def __init__(self, build: Build) -> None:
         self.build = build
         self.doing = ""
+        self.definition: Callable[..., Any] = inspect.unwrap(build)
 
     def make(self, seed: int = 0) -> Any:
         """A fresh part in evaluation mode, with weights drawn from `seed`.
@@ -99,18 +103,21 @@ class Subject(ABC):
             raise KitError(f"build() failed: {type(error).__name__}: {error}") from error
         if not isinstance(part, self.interface):
             raise KitError(
-                f"build() gave a {type(part).__name__}, but a dreamkit.{self.interface.__name__} is wanted"
+                f"build() gave {with_article(type(part).__name__)}, but a dreamkit.{self.interface.__name__} is wanted"
             )
+        self.definition = type(part)
         if own:
             raise KitError(
                 "build() sets torch's seed; leave that to the kit, which compares parts of other weights"
             )
         if not hasattr(part, "config"):
-            raise KitError(f"build() gave a {type(part).__name__} without 'config'; set it in __init__")
-        if not isinstance(getattr(part, "spec", None), SPECS[self.kind]):
-            given = type(getattr(part, "spec", None)).__name__
             raise KitError(
-                f"the spec of what build() gave is a {given}, but a {SPECS[self.kind].__name__} is wanted"
+                f"build() gave {with_article(type(part).__name__)} without 'config'; set it in __init__"
+            )
+        if not isinstance(getattr(part, "spec", None), SPECS[self.kind]):
+            given = with_article(type(getattr(part, "spec", None)).__name__)
+            raise KitError(
+                f"the spec of what build() gave is {given}, but a {SPECS[self.kind].__name__} is wanted"
             )
         return part.eval()
 

@@ -10,11 +10,11 @@ import torch
 
 import meta.breaking as broken
 from dreamkit.parts.projectors import Linear
-from dreamkit.testing.subjects import WIDTHS
+from dreamkit.testing.subject_kinds import WIDTHS
 from dreamkit_transformers.siglip import Siglip
 from meta.breaking import computing, making, preprocessing, telling, with_class_method, with_config
-from meta.drawing import DRAWING, listens_to_no_extras
-from meta.language import LANGUAGE, forgets_positions, reverses_words
+from meta.decoders import DRAWING, listens_to_no_extras
+from meta.language_models import LANGUAGE, forgets_positions, reverses_words
 from meta.parts import Decoder, Extra, Misspelled, Plain, Promising, Rooted, Rootless, Tower, Words
 
 

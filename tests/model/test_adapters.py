@@ -45,7 +45,7 @@ from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import WITH_SOURCE, AdapterSection
 from dreamkit.testing import contracts
 from dreamkit.testing.subject import Case
-from dreamkit.testing.subjects import SUBJECTS
+from dreamkit.testing.subject_kinds import SUBJECTS
 from dreamkit.training.run import train_recipe
 from layouts import TinyDocuments
 

@@ -21,9 +21,10 @@ import yaml
 
 from dreamkit import cli
 from dreamkit.errors import DreamkitError
+from dreamkit.recipe.sections import load_recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.scaffold import KINDS, LICENSES, new_plugin
-from dreamkit.scaffold.package import REQUIREMENTS, compatible
+from dreamkit.scaffold.package import REQUIREMENTS, TRAINED, compatible
 
 ROOT = Path(__file__).parents[2]
 MOST_LINES = 99
@@ -78,22 +79,36 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 COMMANDS = """
 import json, sys
 from dreamkit.cli import app
-commands, tests = json.loads(sys.argv[1])
+commands, section, tests = json.loads(sys.argv[1])
 for arguments in commands:
     if app(arguments, standalone_mode=False):
         sys.exit(f"{arguments} failed")
+
+import torch
+from dreamkit.build.build import build
+from dreamkit.checkpoints.load import load_checkpoint
+from dreamkit.registry.registry import Registry
+registry = Registry.load()
+model, _ = load_checkpoint("run/checkpoint", registry)
+trained, fresh = (getattr(each, section) for each in (model, build(model.recipe, registry)))
+for (name, now), before in zip(trained.named_parameters(), fresh.parameters(), strict=True):
+    print("weights", "as built:" if torch.equal(now, before) else "trained:", name)
+
 import pytest
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", tests]))
 """
 # enough for a frozen language model to learn, by the rows of new tokens alone, that a picture follows these words
 FEW = ("train.steps=16", "train.batch_size=4", "train.learning_rate=0.1", "train.warmup=0")
 DRAWING = "data=[{name: digits, documents: {drawing: 1}}]"
-GENERATE = "generate run/checkpoint 'a one' --max-tokens 8 --max-images 1 --steps 2 --out doc"
+GENERATE = "generate drawing/checkpoint 'a one' --max-tokens 8 --max-images 1 --steps 2 --out doc"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_installs_and_works(kind: str, written: dict[str, Path], python: Path, tmp_path: Path) -> None:
-    """From a wheel, in an empty folder: it is listed, fits, learns, draws, and keeps its contract."""
+    """From a wheel, in an empty folder: it is listed, fits, learns, draws, and keeps its contract.
+
+    The README's commands run as they are written.
+    """
     folder, component = written[kind], NAMES[kind].removeprefix("dreamkit-")
     wheels, empty = tmp_path / "wheels", tmp_path / "empty"
     empty.mkdir()
@@ -108,14 +123,27 @@ def test_it_installs_and_works(kind: str, written: dict[str, Path], python: Path
     check, train = (
         shlex.split(line)[1:] for line in re.findall(r"^dreamkit (?:check|train) .*", readme, re.M)
     )
-    commands = [check, [*train, *FEW, DRAWING], shlex.split(GENERATE)]
+    draw = ["drawing" if word == "run" else word for word in train]
+    commands = [check, train, [*draw, *FEW, DRAWING], shlex.split(GENERATE)]
     commands += [["test-plugin", NAMES[kind], "--quick"]]
-    said = run(python, "-c", COMMANDS, json.dumps([commands, str(folder / "tests")]), cwd=empty)
+    given = [commands, KINDS[kind].section, str(folder / "tests")]
+    said = run(python, "-c", COMMANDS, json.dumps(given), cwd=empty)
     assert component in said
+    assert "weights trained: " in said and "weights as built: " not in said
     assert (empty / "doc" / "index.html").is_file()
     # what a language model of random weights writes is anyone's guess
     assert (empty / "doc" / "image-0.png").is_file() or kind == "language-model"
     assert re.search(r"^\d\d passed", said, re.MULTILINE)
+
+
+def test_the_recipe_of_the_readme_trains_the_part_beside_what_joins_it(written: dict[str, Path]) -> None:
+    trained = load_recipe("digits/stage1", (), Registry.load()).train.trainable
+    assert trained == TRAINED
+    for kind, folder in written.items():
+        (recipe,) = re.findall(r"```yaml\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+        section, given = KINDS[kind].section, yaml.safe_load(recipe)
+        assert set(given.get("train", {"trainable": trained})["trainable"]) == {*trained, section}
+        assert given["model"][section]["name"] == NAMES[kind].removeprefix("dreamkit-")
 
 
 def test_the_modules_to_start_from_are_short() -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 import unittest
-from pathlib import Path
 
+import einops
 import pytest
 import torch
 
 from dreamkit.parts.projectors import Linear
 from dreamkit.testing import ContractError, KitError, Outcome, Report, contracts
 from dreamkit.testing.check import CHECKS, Check
-from dreamkit.testing.subjects import KINDS
+from dreamkit.testing.subject_kinds import KINDS
 from dreamkit_transformers.llama import Llama
 from meta.breaking import computing
 from meta.parts import Misspelled, Promising, Rootless
@@ -38,6 +37,10 @@ def without(name):
     part = sound()
     delattr(part, name)
     return part
+
+
+def line_of(function):
+    return function.__code__.co_firstlineno
 
 
 def loses_a_row(self, forward, tokens):
@@ -116,7 +119,9 @@ def test_a_failure_says_found_wanted_call_input_and_command():
     found = "projected.shape=(1, 16, 32), but should be (N, out_tokens, out_dim)=(2, 16, 32)"
     lines = message.splitlines()
     assert lines == [
-        f"spec_agrees: {found}  [forward(tokens of shape (2, 16, 24))]",
+        found,
+        "  spec_agrees: What a part gives has the shape that its spec says, and is finite.",
+        "  during forward(tokens of shape (2, 16, 24))",
         "  smallest failing input: case=Case(rows=2, length=2, seed=0)",
         "  repeat it with: contracts.verify('projector', build, only='spec_agrees')",
     ]
@@ -134,7 +139,7 @@ def test_what_makes_latents_must_be_named(part, said):
     (failure,) = contracts.verify(
         "image_decoder", contracts.miniature(part), only="posterior_agrees", quick=True
     ).failures
-    assert failure.message.startswith(f"posterior_agrees: {said}")
+    assert re.match(rf".*meta/parts\.py:\d+: {said}.*\n  posterior_agrees: ", failure.message)
 
 
 def test_the_input_is_shrunk():
@@ -157,7 +162,78 @@ def test_an_exception_of_the_part_is_its_failure():
 
     outcome = only(breaks)
     assert outcome.result == "failed"
-    assert outcome.message.startswith("batch_of_one: RuntimeError: out of paper  [forward(tokens of shape")
+    place, _, said = outcome.message.partition(": ")
+    assert place.endswith(f"test_contracts.py:{line_of(breaks) + 1}")
+    assert said.startswith("RuntimeError: out of paper\n  batch_of_one: The smallest input, one row, gives")
+
+
+def test_the_place_is_the_authors_own_line():
+    """Not that of a library that the part calls, nor that of an error which the part makes another of."""
+
+    def breaks(self, forward, tokens):
+        try:
+            return torch.zeros(1)[{}["rows"]]
+        except KeyError as error:
+            raise ValueError("no rows") from error
+
+    message = only(breaks).message
+    assert f"test_contracts.py:{line_of(breaks) + 4}: ValueError: no rows\n" in message
+
+    def breaks_torch(self, forward, tokens):
+        return einops.rearrange(tokens, "a b -> b a")
+
+    assert f"test_contracts.py:{line_of(breaks_torch) + 1}: EinopsError: " in only(breaks_torch).message
+
+
+def test_what_is_computed_wrongly_is_told_at_the_class():
+    class Short(Linear):
+        def forward(self, tokens):
+            return super().forward(tokens)[:-1]
+
+    (outcome,) = contracts.verify(KIND, contracts.miniature(Short), only="spec_agrees").outcomes
+    assert re.match(rf".*test_contracts\.py:{line_of(Short.forward) - 1}: projected\.shape=", outcome.message)
+
+
+def test_an_error_that_is_its_own_cause_has_a_place():
+    def breaks(self, forward, tokens):
+        error = RuntimeError("round and round")
+        raise error from error
+
+    assert f"test_contracts.py:{line_of(breaks) + 2}: RuntimeError: round" in only(breaks).message
+
+
+def test_a_long_error_is_cut():
+    def breaks(self, forward, tokens):
+        raise RuntimeError("too long a story " * 1000)
+
+    first = only(breaks).message.splitlines()[0]
+    assert first.endswith(" ...") and 600 < len(first) < 700 + len(__file__)
+
+
+def test_one_mistake_is_told_once():
+    """Errors of one line are one mistake, whatever numbers they give; another line is another mistake."""
+
+    def breaks(self, forward, tokens):
+        if tokens.dtype == torch.float64:
+            raise RuntimeError("no float64")
+        raise RuntimeError(f"cannot take {len(tokens)} rows of {tokens.shape[-1]}")
+
+    names = ["determinism", "batch_of_one", "any_neighbours", "dtype_kept"]
+    outcomes = contracts.verify(KIND, broken(breaks), only=names).outcomes
+    places = [f"test_contracts.py:{line_of(breaks) + line}" for line in (2, 3)]
+    assert f"{places[1]}: RuntimeError: cannot take 2 rows of 24\n  determinism: " in outcomes[0].message
+    for outcome in outcomes[1:3]:
+        assert re.fullmatch(rf"the same error as in `determinism`, at .*{places[1]}", outcome.message)
+    assert f"{places[0]}: RuntimeError: no float64\n  dtype_kept: " in outcomes[3].message
+
+
+def test_an_expected_failure_tells_no_mistake():
+    def breaks(self, forward, tokens):
+        raise RuntimeError("out of paper")
+
+    names = ["determinism", "batch_of_one"]
+    report = contracts.verify(KIND, broken(breaks), only=names, expected_failures={"determinism": "known"})
+    assert "RuntimeError: out of paper\n  batch_of_one: " in report.outcomes[1].message
 
 
 def test_leaving_the_program_is_a_failure():
@@ -220,7 +296,8 @@ def test_a_failure_that_comes_and_goes_is_called_so():
 def test_what_cannot_be_built_passes_nothing(build, said):
     report = contracts.verify(KIND, build, only=["determinism", "dtype_kept"])
     assert [outcome.result for outcome in report.outcomes] == ["failed", "failed"]
-    assert all(said in outcome.message for outcome in report.outcomes)
+    first, second = (outcome.message for outcome in report.outcomes)
+    assert said in first and second.startswith("the same error as in `determinism`, at ")
 
 
 @pytest.mark.parametrize(
@@ -291,66 +368,9 @@ def test_an_unknown_expected_failure_is_an_error():
             use(KIND, sound, expected_failures={"determinsm": "a slip"})
 
 
-# pytest
-
-
-def pytest_on(folder: Path, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    if text:
-        (folder / "test_part.py").write_text(text)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-
-
-PART = """
-import sys
-sys.path.insert(0, {tests!r})
-from dreamkit.parts.projectors import Linear
-from dreamkit.testing import contracts
-from meta.breaking import computing, loses_the_row
-
-class Sound(Linear):
-    def dense_layers(self):
-        return None
-
-@contracts.parametrize("projector", contracts.miniature({part}), {expected!r}, quick=True)
-def test_contract(check):
-    check()
-"""
-
-
-def written(part: str, **expected: str) -> str:
-    return PART.format(tests=str(Path(__file__).parents[1]), part=part, expected=expected)
-
-
-def test_under_pytest_each_check_is_a_test_by_its_name(tmp_path):
-    run = pytest_on(tmp_path, "-k", "determinism or dense_layers", text=written("Sound"))
-    assert run.returncode == 0, run.stdout
-    assert "PASSED test_part.py::test_contract[determinism]" in run.stdout
-    assert re.search(r"SKIPPED .*its dense_layers\(\) gives None: it is more than matrices", run.stdout)
-    assert "1 passed, 1 skipped" in run.stdout
-
-
-def test_under_pytest_a_failure_names_the_test_that_repeats_it(tmp_path):
-    text = written('computing(Sound, "forward", loses_the_row)')
-    run = pytest_on(tmp_path, "-k", "batch_of_one", text=text)
-    assert run.returncode == 1
-    assert 'repeat it with: pytest "test_part.py::test_contract[batch_of_one]"' in run.stdout
-    assert (
-        "class Check" not in run.stdout and "def test(" not in run.stdout
-    )  # the kit's own lines help no author
-
-
-def test_under_pytest_an_expected_failure_that_passes_is_an_error(tmp_path):
-    run = pytest_on(tmp_path, "-k", "determinism", text=written("Sound", determinism="it rolls dice"))
-    assert run.returncode == 1 and "XPASS(strict)" in run.stdout
-    text = written('computing(Sound, "forward", loses_the_row)', batch_of_one="known")
-    run = pytest_on(tmp_path, "-k", "batch_of_one", text=text)
-    assert run.returncode == 0 and "XFAIL test_part.py::test_contract[batch_of_one] - known" in run.stdout
-
-
 def test_a_test_calls_its_check():
     """What `parametrize` hands to a test raises where the part is broken."""
     mark = contracts.parametrize(KIND, broken(loses_a_row)).args
     bound = {param.id: param.values[0] for param in mark[1]}
-    with pytest.raises(ContractError, match=r"spec_agrees: projected\.shape"):
+    with pytest.raises(ContractError, match=r"^projected\.shape.*\n  spec_agrees: "):
         bound["spec_agrees"]()

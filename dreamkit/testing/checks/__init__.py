@@ -2,12 +2,12 @@
 
 from dreamkit.testing.checks import (
     computing as computing,
-    drawing as drawing,
-    language as language,
+    drawn_images as drawn_images,
+    hidden_states as hidden_states,
     learning as learning,
     making as making,
     objective as objective,
-    pictures as pictures,
-    projector as projector,
-    words as words,
+    preprocessing as preprocessing,
+    projecting as projecting,
+    tokenizing as tokenizing,
 )

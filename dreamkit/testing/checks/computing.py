@@ -20,7 +20,7 @@ from dreamkit.testing.expect import (
     expect_true,
 )
 from dreamkit.testing.subject import FLOATS, Case, Inputs, Subject, seeded
-from dreamkit.testing.subjects import KINDS, DecoderSubject, LanguageSubject, positions
+from dreamkit.testing.subject_kinds import KINDS, DecoderSubject, LanguageSubject, positions
 
 SINGLE_TOLERANCE = 1e-3  # what float32 may differ from float64, and bfloat16 may not
 

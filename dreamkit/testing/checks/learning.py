@@ -7,7 +7,7 @@ from dreamkit.recipe.sections import WITH_SOURCE, AdapterSection
 from dreamkit.testing.check import cases, check
 from dreamkit.testing.expect import expect, expect_close, expect_finite, expect_true
 from dreamkit.testing.subject import Case, Subject
-from dreamkit.testing.subjects import KINDS
+from dreamkit.testing.subject_kinds import KINDS
 
 
 @check(*KINDS, case=cases)

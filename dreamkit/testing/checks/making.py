@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from dreamkit.errors import PluginError
+from dreamkit.errors import PluginError, with_article
 from dreamkit.recipe.schema import SchemaReader
 from dreamkit.recipe.sections import WITH_SOURCE, plain
 from dreamkit.recipe.tree import parse
@@ -26,7 +26,7 @@ from dreamkit.registry.registry import Registry
 from dreamkit.testing.check import check
 from dreamkit.testing.expect import ContractError, expect, expect_true
 from dreamkit.testing.subject import Subject
-from dreamkit.testing.subjects import KINDS
+from dreamkit.testing.subject_kinds import KINDS
 
 IMPORT_SECONDS = 60
 HEAVY = {"torch", "transformers", "diffusers", "timm"}  # libraries that take seconds to import
@@ -94,7 +94,9 @@ def config_frozen(subject: Subject) -> None:
     config, cls = subject.part.config, type(subject.part)
     kind = getattr(cls, "Config", None)
     expect_true(
-        isinstance(config, kind or ()), f"config is a {type(config).__name__}", f"a {cls.__name__}.Config"
+        isinstance(config, kind or ()),
+        f"config is {with_article(type(config).__name__)}",
+        f"{with_article(cls.__name__)}.Config",
     )
     expect_true(dataclasses.is_dataclass(kind), f"Config={kind}", "a dataclass")
     expect(kind.__dataclass_params__.frozen, True, "Config.__dataclass_params__.frozen")  # type: ignore[union-attr]

@@ -27,7 +27,7 @@ from dreamkit.testing.expect import (
     expect_within,
 )
 from dreamkit.testing.subject import FLOATS, Case, Inputs, generator, seeded
-from dreamkit.testing.subjects import DecoderSubject
+from dreamkit.testing.subject_kinds import DecoderSubject
 
 KIND = "image_decoder"
 

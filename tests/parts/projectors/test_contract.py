@@ -9,7 +9,7 @@ import pytest
 
 from dreamkit.parts.projectors import MLP, Encoder, Linear, Mapper, Resampler
 from dreamkit.testing import contracts
-from dreamkit.testing.subjects import WIDTHS
+from dreamkit.testing.subject_kinds import WIDTHS
 from dreamkit_transformers.llama import Vicuna
 
 PUBLISHED = Path(__file__).parents[2] / "reference" / "published-sd" / "checkpoint"

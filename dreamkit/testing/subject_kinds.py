@@ -6,6 +6,7 @@ Shape suffixes are those of `dreamkit.parts`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -219,6 +220,7 @@ def miniature(cls: type[Part]) -> Build:
             f"{cls!r} is no part; give a subclass of {', '.join(s.interface.__name__ for s in SUBJECTS.values())}"
         )
 
+    @wraps(cls, updated=())
     def build() -> Part:
         config = cls.miniature()
         if issubclass(cls, Projector):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dreamkit.parts.specs import Condition
 from dreamkit.testing.check import cases, check
-from dreamkit.testing.checks.pictures import picture
+from dreamkit.testing.checks.preprocessing import picture
 from dreamkit.testing.expect import (
     ContractError,
     expect,
@@ -25,7 +25,7 @@ from dreamkit.testing.expect import (
     expect_true,
 )
 from dreamkit.testing.subject import Case, Inputs, generator, seeded
-from dreamkit.testing.subjects import DecoderSubject
+from dreamkit.testing.subject_kinds import DecoderSubject
 
 KIND = "image_decoder"
 ORACLE_STEPS = 12

@@ -6,11 +6,12 @@ import torch
 from hypothesis import strategies as st
 from torch.nn.functional import gelu
 
+from dreamkit.errors import with_article
 from dreamkit.parts.specs import ProjectorSpec
 from dreamkit.testing.check import cases, check
 from dreamkit.testing.expect import expect, expect_close, expect_shape, expect_true
 from dreamkit.testing.subject import Case, seeded
-from dreamkit.testing.subjects import ProjectorSubject
+from dreamkit.testing.subject_kinds import ProjectorSubject
 
 widths = st.integers(1, 9)
 
@@ -28,7 +29,8 @@ def any_neighbours(subject: ProjectorSubject, in_dim: int, in_tokens: int, out_d
         spec = cls.spec_from(config, **asked)
     except ValueError:  # such as a ConfigError: widths it cannot serve
         return
-    expect_true(isinstance(spec, ProjectorSpec), f"spec is a {type(spec).__name__}", "a ProjectorSpec")
+    given = with_article(type(spec).__name__)
+    expect_true(isinstance(spec, ProjectorSpec), f"spec is {given}", "a ProjectorSpec")
     for name, width in asked.items():
         expect(getattr(spec, name), width, f"spec.{name}")
     with seeded(0), torch.no_grad():

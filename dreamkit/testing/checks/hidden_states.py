@@ -22,7 +22,7 @@ from dreamkit.testing.expect import (
     expect_true,
 )
 from dreamkit.testing.subject import Case, Inputs, seeded, weighted_sum
-from dreamkit.testing.subjects import LanguageSubject, positions
+from dreamkit.testing.subject_kinds import LanguageSubject, positions
 
 KIND = "language_model"
 paddings = st.integers(0, 3)
