@@ -15,7 +15,6 @@ import torch
 from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 from transformers.utils import logging as library_logging
 
 from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean
@@ -62,8 +61,11 @@ def _mistake(kind: type[PreTrainedConfig], name: str, value: Any) -> str | None:
             return f"{value} found, but at least 1 is wanted"
         if value > MAX_LAYERS and usual.endswith("_layers"):
             return f"{value} found, but at most {MAX_LAYERS} is wanted"
-    if name == "hidden_act" and value not in ACT2FN:
-        return f"{value!r} found, but the name of an activation is wanted; {did_you_mean(value, ACT2FN)}"
+    if name == "hidden_act":
+        from transformers.activations import ACT2FN  # with it come accelerate and half of transformers
+
+        if value not in ACT2FN:
+            return f"{value!r} found, but the name of an activation is wanted; {did_you_mean(value, ACT2FN)}"
     try:
         with quiet():  # the other values are not yet the user's
             kind(**{name: value})
