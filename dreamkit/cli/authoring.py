@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -45,6 +46,7 @@ def test_plugin(
             from dreamkit.testing.outcomes import Outcome, summary
 
             found = components(name, component=component, check=check, quick=quick)
+            gc.freeze()  # while torch's many objects are collected, hypothesis's callback would lose a Ctrl-C
             all_outcomes: list[Outcome] = []
             for each in found:
                 typer.echo(str(each))
