@@ -6,8 +6,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+
+# Time says nothing where several processes share few cores.
+settings.register_profile("dreamkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("dreamkit")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

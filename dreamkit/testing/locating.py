@@ -56,7 +56,7 @@ def _is_authors(module: str, path: str, package: str) -> bool:
     top = module.partition(".")[0]
     if top in (package, "dreamkit"):  # dreamkit's files have an author where the part is its own
         return top == package
-    return top not in sys.stdlib_module_names and not INSTALLED.intersection(Path(path).parts)
+    return top not in sys.stdlib_module_names and not INSTALLED.intersection(Path(path).resolve().parts)
 
 
 def _shown(path: str, line: int) -> str:

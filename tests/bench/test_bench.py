@@ -42,7 +42,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str, of: Any = SECTIONS
 @pytest.mark.parametrize(
     "device",
     [
-        "cpu",
+        pytest.param("cpu", marks=pytest.mark.full),
         pytest.param("cuda", marks=pytest.mark.gpu),
     ],
 )

@@ -21,7 +21,7 @@ import yaml
 
 from dreamkit import cli
 from dreamkit.errors import DreamkitError
-from dreamkit.recipe.sections import load_recipe
+from dreamkit.recipe.loading import load_recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.scaffold import KINDS, LICENSES, new_plugin
 from dreamkit.scaffold.package import REQUIREMENTS, TRAINED, compatible
