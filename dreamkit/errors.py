@@ -96,6 +96,11 @@ def did_you_mean(name: Any, names: Iterable[str]) -> str:
     return f"known: {', '.join(known)}" if known else "none are known"
 
 
+def article(word: str) -> str:
+    """The indefinite article before a word or the name of a class."""
+    return "an" if word.lstrip("_")[:1].lower() in tuple("aeiou") else "a"
+
+
 def with_article(kind: str) -> str:
     """A part's kind in a sentence: `image_decoder` is an image decoder."""
-    return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind.replace('_', ' ')}"
+    return f"{article(kind)} {kind.replace('_', ' ')}"

@@ -27,7 +27,7 @@ def is_mixed() -> bool:
         re.search("^dreamkit/", _read(folder, info, "RECORD"), re.MULTILINE)
         and "[dreamkit.plugins]" not in _read(folder, info, "entry_points.txt")
         for folder in sys.path
-        for info in glob("dreamkit-*.dist-info", root_dir=folder)
+        for info in glob("[Dd][Rr][Ee][Aa][Mm][Kk][Ii][Tt]-*.dist-info", root_dir=folder)
     )
 
 

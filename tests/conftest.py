@@ -1,8 +1,10 @@
 """Settings of every test: one thread (several test processes share few cores), no network, a GPU where it is needed."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, too
 
 import pytest
 import torch
@@ -13,6 +15,36 @@ torch.set_num_threads(1)
 # Time says nothing where several processes share few cores.
 settings.register_profile("dreamkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dreamkit")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    about = "leave out the tests that FILE names, and add those that pass: a run that was stopped goes on"
+    parser.addoption("--passed", type=Path, metavar="FILE", help=about)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (file := config.getoption("--passed")) is not None:
+        config.pluginmanager.register(Passed(file, is_worker=hasattr(config, "workerinput")))
+
+
+class Passed:
+    """The tests that passed before, in a file of their names."""
+
+    def __init__(self, file: Path, *, is_worker: bool) -> None:
+        self.file = file
+        self.is_worker = (
+            is_worker  # its results are reported to the process that started it, which writes them
+        )
+        self.before = set(file.read_text().splitlines()) if file.exists() else set()
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in self.before])
+        items[:] = [item for item in items if item.nodeid not in self.before]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.passed and not self.is_worker:
+            with self.file.open("a") as file:
+                file.write(f"{report.nodeid}\n")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -66,7 +66,7 @@ def _invalid_modules(
 
     `part` is named.
     """
-    from transformers.pytorch_utils import Conv1D  # as long to import
+    from transformers.pytorch_utils import Conv1D  # takes as long to import as torch
 
     adaptable = (*_ADAPTABLE, Conv1D)
     layers = {name: layer for name, layer in root.named_modules() if name}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
@@ -49,11 +49,6 @@ class Manifest(FolderManifest):
     parts: dict[str, int]
     adapters: dict[str, int]
 
-    def __post_init__(self) -> None:
-        for component in self.components.values():
-            if component["distribution"] == "dreamkit":  # the core's name in older checkpoints
-                component["distribution"] = "dreamkit-core"
-
     @classmethod
     def read(cls, folder: Path, *, verify: bool = True) -> Manifest:
         """The manifest of `folder`; with `verify`, every file is read and compared with it.
@@ -61,7 +56,10 @@ class Manifest(FolderManifest):
         Raises:
             CheckpointError: not a checkpoint, one of a newer format, or one with a damaged or missing file.
         """
-        manifest = super().read(folder)
+        written = super().read(folder)
+        manifest = replace(
+            written, components={key: _renamed(each) for key, each in written.components.items()}
+        )
         if verify:
             manifest.verify(folder)
         return manifest
@@ -100,3 +98,12 @@ def weights_file(part: str) -> str:
 def adapter_file(part: str) -> str:
     """The name of the file, in a checkpoint, that holds the adapter of a part; in its folder are peft's others."""
     return f"adapters/{part}/adapter_model.safetensors"
+
+
+def _renamed(component: ComponentRecord) -> ComponentRecord:
+    """Return the record with the core's distribution by its present name; older checkpoints have its former one."""
+    return (
+        {**component, "distribution": "dreamkit-core"}
+        if component["distribution"] == "dreamkit"
+        else component
+    )

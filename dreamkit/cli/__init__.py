@@ -9,13 +9,10 @@ import typer
 
 from dreamkit.cli.app import app as app
 from dreamkit.errors import DreamkitError
-from dreamkit.neighbour import MIXED, is_mixed
 
 
 def main() -> None:
     """Runs the command line. What the user can mend is said in a sentence on stderr, with exit code 2."""
-    if is_mixed():
-        typer.echo(f"dreamkit: {MIXED}", err=True)
     try:
         app()
     except DreamkitError as error:

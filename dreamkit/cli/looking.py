@@ -16,7 +16,7 @@ def plugins() -> None:
 
     Exits with 1 where a plug-in is broken, after listing everything that works. The environment variable
     DREAMKIT_PLUGINS, a comma-separated list of entry-point names, limits which plug-ins are loaded; dreamkit's own
-    commands, projectors and data sets are those of "core".
+    projectors and data sets are those of "core".
 
     Example: dreamkit plugins
     """

@@ -190,7 +190,7 @@ class Generation:
         base_N = queries * torch.arange(len(writers), device=hidden_RD.device)
         decoder = self.model.image_decoder
         for done in decoder.denoising(
-            self.model.conditions(hidden_RD, base_N),
+            self.model.drawn_from(hidden_RD, base_N),
             None if self.negative is None else self.negative[[0] * len(writers)],
             scheduler=self.options.scheduler,
             steps=self.options.steps,

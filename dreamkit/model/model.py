@@ -6,7 +6,7 @@ Shape suffixes are those of `dreamkit.parts` and `dreamkit.data.batch`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Final, NamedTuple, Self, cast
+from typing import Any, ClassVar, Final, NamedTuple, Self, cast
 
 import torch
 from einops import rearrange
@@ -66,6 +66,9 @@ class DreamModel(nn.Module):
     `recipe` and `sources` (part -> the name its weights came from, or None) say how it was built, where a recipe did.
     `changed` names the tensors that may differ from their source: ever trainable, or read from a checkpoint.
     """
+
+    PARTS: ClassVar[tuple[str, ...]] = PARTS
+    TRAINABLE: ClassVar[tuple[str, ...]] = TRAINABLE
 
     recipe: Recipe | None = None
     sources: dict[str, str | None]
@@ -236,12 +239,12 @@ class DreamModel(nn.Module):
         if batch.unconditional_rows_Q is not None:
             drop_M = torch.rand(base_M.shape[0], device=base_M.device) < batch.condition_drop
             unconditional = batch.unconditional_rows_Q[0]
-        condition = self.conditions(hidden_RD, base_M, drop_M, unconditional)
+        condition = self.drawn_from(hidden_RD, base_M, drop_M, unconditional)
         return self.image_decoder.loss(
             self.latents(batch), condition, batch.extras, noise=batch.noise, timesteps=batch.timesteps
         )
 
-    def conditions(
+    def drawn_from(
         self,
         hidden_RD: Tensor,
         base_N: Tensor,

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args, get_origin
 from dreamkit.errors import DreamkitError, PluginError, RecipeProblem, did_you_mean
 from dreamkit.recipe.fields import LISTS, UNIONS, has_default, item_types, own_keys, unheld_fields, wanted
 from dreamkit.recipe.places import join, refusals
-from dreamkit.recipe.source_keys import SOURCES, located, source_problem
+from dreamkit.recipe.source_keys import SOURCES, given_sources, located, source_problem
 from dreamkit.recipe.tree import BROKEN, Broken, Node, said
 from dreamkit.storage.paths import written_path
 
@@ -147,8 +147,11 @@ class SchemaReader:
             if k not in own
         }
         config = self.section(config_class, Node(rest, node.where, node.folder), key, reserved=own)
-        if meta.get("sourced") and (problem := source_problem(rest, complete=self.complete)):
-            return self.problem(node, key, problem)
+        sources = given_sources(rest)
+        if meta.get("sourced") and len(sources) != 1:
+            if sources or self.complete:  # else the source may be in the file that is missing
+                self.problem(node, key, source_problem(sources))
+            return BROKEN
         if section is BROKEN or config is BROKEN:
             return BROKEN
         return dataclasses.replace(section, config=config)

@@ -27,15 +27,18 @@ def located(node: Node) -> Node:
     return node
 
 
-def source_problem(section: Mapping[str, Node], *, complete: bool) -> str | None:
-    """Return what is wrong with the sources of a section's weights, of which there is exactly one; None: nothing.
+def given_sources(section: Mapping[str, Node]) -> dict[str, Node]:
+    """Return those of `pretrained` and `config` that a section gives."""
+    return {
+        key: section[key]
+        for key in ("pretrained", "config")
+        if key in section and section[key].value is not None
+    }
 
-    `complete` false: a source may be missing because a file is, and is not reported.
-    """
-    given = {k: section[k] for k in ("pretrained", "config") if k in section and section[k].value is not None}
-    if len(given) == 2:
-        places = " and ".join(f"'{k}' ({item.where})" for k, item in given.items())
-        return f"{places} found, but only one is wanted; set the other to null"
-    if not given and complete:
+
+def source_problem(sources: Mapping[str, Node]) -> str:
+    """Return what is wrong with sources that are none, or two, where a section wants exactly one."""
+    if not sources:
         return "neither 'pretrained' nor 'config' found; name the weights, or describe random ones"
-    return None
+    places = " and ".join(f"'{key}' ({item.where})" for key, item in sources.items())
+    return f"{places} found, but only one is wanted; set the other to null"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from dreamkit.registry.hookspecs import PROJECT, Component
+from dreamkit.registry.hookspecs import Component
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Registered:
-    """A component and who gives it."""
+    """A component and who gives it; `is_core`: dreamkit itself."""
 
     component: Component
     kind: str
     distribution: str
     version: str
     entry_point: str
+    is_core: bool = False
 
     @property
     def name(self) -> str:
@@ -67,7 +68,7 @@ class Registered:
     @property
     def is_own_command(self) -> bool:
         """True for a command of dreamkit itself, which no plug-in can take away."""
-        return self.kind == "command" and self.component.target.startswith(f"{PROJECT}.")
+        return self.kind == "command" and self.is_core
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from dreamkit.registry.kinds import KINDS, Problem, Registered, ShippedRecipe
 from dreamkit.registry.targets import describe_error, malformed_target
 from dreamkit.storage.packages import package_folder
 
+CORE = "dreamkit.registry.core"
+
 
 class Plugin:
     """What one entry point gives, and what is wrong with it."""
@@ -93,9 +95,8 @@ class Plugin:
             if wrong:
                 self._problem(f"{kind} {component.name!r}: {wrong}")
                 continue
-            self.components.append(
-                Registered(component, kind, distribution.name, distribution.version, self.entry_point.name)
-            )
+            given_by = distribution.name, distribution.version, self.entry_point.name
+            self.components.append(Registered(component, kind, *given_by, is_core=is_core(self.entry_point)))
 
     def _add_recipes(self, place: object) -> None:
         package, _, folder = str(place).partition(":")
@@ -107,6 +108,11 @@ class Plugin:
         for path in sorted(root.rglob("*.yaml")):
             name = path.relative_to(root).with_suffix("").as_posix()
             self.recipes.append(ShippedRecipe(name, path, origin(self.entry_point), self.entry_point.name))
+
+
+def is_core(entry_point: EntryPoint) -> bool:
+    """Return True for the entry point of dreamkit itself."""
+    return entry_point.module == CORE
 
 
 def origin(entry_point: EntryPoint) -> str:

@@ -18,11 +18,10 @@ from typing import Any
 from dreamkit.errors import PluginError, did_you_mean
 from dreamkit.registry.hookspecs import ENTRY_POINT_GROUP
 from dreamkit.registry.kinds import Problem, Registered, ShippedRecipe
-from dreamkit.registry.plugin import Plugin, origin
+from dreamkit.registry.plugin import Plugin, is_core, origin
 from dreamkit.registry.targets import import_target
 
 ALLOW_LIST = "DREAMKIT_PLUGINS"
-CORE = "dreamkit.registry.core"  # the module of the core's own entry point
 
 
 class Registry:
@@ -68,7 +67,7 @@ class Registry:
         ]
         for entry_point in found:
             if entry_point.name not in allowed:
-                if entry_point.module == CORE:
+                if is_core(entry_point):
                     registered += [each for each in Plugin(entry_point).components if each.is_own_command]
                 continue
             plugin = Plugin(entry_point)

@@ -135,7 +135,7 @@ class FolderManifest(ABC):
         if type(version) is int and version > cls.FORMAT:
             raise cls.ERROR(
                 f"{path}: format version {version}, written by dreamkit {data.get('dreamkit', '?')}, but this "
-                f"dreamkit reads versions up to {cls.FORMAT}; install a newer dreamkit"
+                f"dreamkit reads versions up to {cls.FORMAT}; install a newer dreamkit-core"
             )
 
 

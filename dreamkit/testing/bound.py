@@ -59,7 +59,7 @@ class Bound:
             self.test()
         except (ContractError, KitError) as error:
             test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
-            fail(error, self.report(error, self.repeat or f'pytest "{test}"', IN_FULL))
+            fail(error, self.report(error, self.repeat or (f'pytest "{test}"' if test else ""), IN_FULL))
 
     def skips(self) -> str | None:
         """Why the part need not pass; None where it must."""
@@ -95,9 +95,8 @@ class Bound:
             if first != self.name:
                 return f"the same error as in `{first}`{f', at {place}' if place else ''}"
         head = f"{place}: {problem}" if place else problem
-        return "\n  ".join(
-            [head, f"{self.name}: {self.check.holds}", *details, f"repeat it with: {repeat}", *more]
-        )
+        again = [f"repeat it with: {repeat}"] if repeat else []
+        return "\n  ".join([head, f"{self.name}: {self.check.holds}", *details, *again, *more])
 
 
 def outcomes(bound: Iterable[Bound]) -> Iterator[Outcome]:

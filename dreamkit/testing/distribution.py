@@ -73,7 +73,7 @@ def components(
             if normalized(each.distribution) == wanted:
                 found.append(_component(registry, name, kind, each.component.name, quick))
     if not found:
-        raise PluginError(f"'{name}' registers no part, data set or task, so there is nothing to test")
+        raise PluginError(f"'{name}' registers nothing, so there is nothing to test")
     names = {each.name for each in found}
     if component is not None and component not in names:
         raise PluginError(f"'{name}' registers no '{component}'; {did_you_mean(component, names)}")

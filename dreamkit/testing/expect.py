@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreamkit.errors import DreamkitError
+from dreamkit.errors import DreamkitError, article
 
 # Sums in another order differ by some rounding errors; what a mistake changes is far larger.
 TOLERANCE = 1e-4
@@ -23,6 +23,11 @@ class ContractError(AssertionError):
 
 class KitError(DreamkitError):
     """The kit was asked for something it cannot do: an unknown check or kind, or a part that cannot be built."""
+
+
+def named(cls: type) -> str:
+    """Return the name of a class, with its article."""
+    return f"{article(cls.__name__)} {cls.__name__}"
 
 
 def expect(found: Any, wanted: Any, name: str, legend: str = "") -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
 KIT = Path(__file__).parent
-INSTALLED = {"site-packages", "dist-packages"}  # the folders that pip and Debian install into
 
 
 def raised_at(error: BaseException, module: str) -> str | None:
@@ -56,7 +56,15 @@ def _is_authors(module: str, path: str, package: str) -> bool:
     top = module.partition(".")[0]
     if top in (package, "dreamkit"):  # dreamkit's files have an author where the part is its own
         return top == package
-    return top not in sys.stdlib_module_names and not INSTALLED.intersection(Path(path).resolve().parts)
+    return top not in sys.stdlib_module_names and not any(
+        Path(path).is_relative_to(folder) for folder in _installed()
+    )
+
+
+@cache
+def _installed() -> list[Path]:
+    """Return the folders of the path that distributions are installed into; an editable install is not in one."""
+    return [Path(folder) for folder in sys.path if folder and any(Path(folder).glob("*.dist-info"))]
 
 
 def _shown(path: str, line: int) -> str:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from dreamkit.build.fit_record import SPECS
-from dreamkit.errors import with_article
 from dreamkit.parts.part import Part
-from dreamkit.testing.expect import KitError, expect_shape
+from dreamkit.testing.expect import KitError, expect_shape, named
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -103,7 +102,7 @@ class Subject(ABC):
             raise KitError(f"build() failed: {type(error).__name__}: {error}") from error
         if not isinstance(part, self.interface):
             raise KitError(
-                f"build() gave {with_article(type(part).__name__)}, but a dreamkit.{self.interface.__name__} is wanted"
+                f"build() gave {named(type(part))}, but a dreamkit.{self.interface.__name__} is wanted"
             )
         self.definition = type(part)
         if own:
@@ -111,11 +110,9 @@ class Subject(ABC):
                 "build() sets torch's seed; leave that to the kit, which compares parts of other weights"
             )
         if not hasattr(part, "config"):
-            raise KitError(
-                f"build() gave {with_article(type(part).__name__)} without 'config'; set it in __init__"
-            )
+            raise KitError(f"build() gave {named(type(part))} without 'config'; set it in __init__")
         if not isinstance(getattr(part, "spec", None), SPECS[self.kind]):
-            given = with_article(type(getattr(part, "spec", None)).__name__)
+            given = named(type(getattr(part, "spec", None)))
             raise KitError(
                 f"the spec of what build() gave is {given}, but a {SPECS[self.kind].__name__} is wanted"
             )

@@ -24,7 +24,7 @@ class NotFinite:
     documents: tuple[int, ...]
 
 
-class Meter:
+class LossMonitor:
     """Sums over an interval of steps. `add` and `add_gradient` copy nothing to the host; `check` and `read` do, on all
     processes."""
 

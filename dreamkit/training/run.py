@@ -72,8 +72,9 @@ def train_recipe(
         CheckpointError: the resume point or `recipe.init` is damaged or does not fit.
         RecipeError, CacheError: so is `train.cache`, or it lacks a picture.
     """
-    found = fit(recipe, registry)
-    if problems := cache_problems(found):
+    is_built = model is None and not resume
+    found = fit(recipe, registry) if is_built or recipe.train.cache is not None else None
+    if found is not None and (problems := cache_problems(found)):
         raise RecipeError(problems)
     out = Path(out).absolute()
     points = _resume_points(out) if resume else []
@@ -86,6 +87,7 @@ def train_recipe(
         model = _load(points, registry)
         compare_run(points[-1], model.recipe, recipe)
     elif model is None:
+        assert found is not None, "a recipe whose model is built was fitted"
         model = build(found)
         if recipe.init is not None:
             _show(load_weights(model, recipe.init))

@@ -36,7 +36,7 @@ from dreamkit.errors import TrainingError
 from dreamkit.model.model import DreamModel, Losses
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
-from dreamkit.training.loss_monitor import Meter, NotFinite
+from dreamkit.training.loss_monitor import LossMonitor, NotFinite
 
 RESUME_POINTS = "checkpoints"  # folder of the folders `step-N`
 STATE = "trainer"  # the trainer's state, inside a resume point
@@ -117,7 +117,7 @@ class DreamTrainer(Trainer):
             torch.bfloat16,
             enabled=recipe.train.precision == "bfloat16",
         )
-        self.meter = Meter(arguments.device)
+        self.meter = LossMonitor(arguments.device)
         self.registry = registry
         self._batch = 0  # the number of the next batch of this process, from the start of the run
 

@@ -90,7 +90,7 @@ PACKAGES = {
     ),
     "halts": ([("stops", "halts.parts:app", "Its module exits.")], "raise SystemExit('bye')\n"),
     "greedy": (
-        [("check", "greedy.parts:f", ""), ("train fast", "greedy.parts:f", "")],
+        [("check", "greedy.parts:f", ""), ("train fast", "dreamkit.cli.looking:plugins", "")],
         "def f(): print('mine')",
     ),
     "wordy": ([("one two three", "wordy.parts:app", "")], ""),

@@ -32,7 +32,7 @@ from product.trial import trial
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python tests/product", description=__doc__.partition("\n")[0])
-    parser.add_argument("--state", type=Path, help="a file of the results so far, which are not tried again")
+    parser.add_argument("--state", type=Path, help="a file of what passed so far, which is not tried again")
     state: Path | None = parser.parse_args().state
     registry = Registry.load()
     found = parts(registry)
@@ -50,9 +50,9 @@ def main() -> int:
             except Exception as error:  # whatever a part does wrong is its result
                 results[combination] = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 bar.write(f"{combination}: {traceback.format_exc()}", file=sys.stderr)
-            if state is not None:
+            if state is not None and not results[combination]:
                 with state.open("a") as file:
-                    file.write(json.dumps([*combination, results[combination]]) + "\n")
+                    file.write(json.dumps(combination) + "\n")
             if number % 50 == 0:
                 gc.collect()
     sys.stdout.write(
@@ -62,10 +62,12 @@ def main() -> int:
 
 
 def former_results(state: Path | None) -> dict[Combination, str]:
-    """Return the results in the file `state`; a last line that is cut short counts for nothing."""
-    lines = state.read_text().splitlines(keepends=True) if state is not None and state.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    return {Combination(*names): reason for *names, reason in rows}
+    """Return the combinations that passed before, named in the file `state`; a line that is cut short is removed."""
+    if state is None or not state.exists():
+        return {}
+    lines = [line for line in state.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    state.write_text("".join(lines))
+    return {Combination(*json.loads(line)): "" for line in lines}
 
 
 if __name__ == "__main__":

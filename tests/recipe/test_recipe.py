@@ -208,6 +208,16 @@ def test_a_cycle_is_told_with_its_links(tmp_path: Path, registry: Registry) -> N
     assert "a.yaml -> b.yaml -> a.yaml" in problem.message
 
 
+def test_a_missing_base_is_the_only_problem_of_a_part_whose_source_it_may_give(
+    tmp_path: Path, registry: Registry
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("extends: missing.yaml\nmodel:\n  image_decoder: {name: sdxl}\n")
+    draft, problems = draft_recipe(str(file), (), registry)
+    assert draft is not None and draft.model.image_decoder is None
+    assert [problem.key for problem in problems + fit(draft, registry).problems] == ["extends"]
+
+
 def test_a_missing_base_does_not_hide_other_problems(tmp_path: Path, registry: Registry) -> None:
     path = write(tmp_path / "a.yaml", "extends: nowhere.yaml\ntrain: {stepz: 3}\n")
     found = problems(path, registry)

@@ -86,11 +86,12 @@ for arguments in commands:
 
 import torch
 from dreamkit.build.build import build
+from dreamkit.build.fit import fit
 from dreamkit.checkpoints.load import load_checkpoint
 from dreamkit.registry.registry import Registry
 registry = Registry.load()
 model, _ = load_checkpoint("run/checkpoint", registry)
-trained, fresh = (getattr(each, section) for each in (model, build(model.recipe, registry)))
+trained, fresh = (getattr(each, section) for each in (model, build(fit(model.recipe, registry))))
 for (name, now), before in zip(trained.named_parameters(), fresh.parameters(), strict=True):
     print("weights", "as built:" if torch.equal(now, before) else "trained:", name)
 

@@ -207,7 +207,7 @@ def test_data_sets_are_imported(site: Path, tmp_path: Path) -> None:
             "'sound' is a projector of mixed_bag; test it with: dreamkit test-plugin mixed_bag --component sound\n",
         ),
         (["torch"], f"'torch' {version('torch')} is installed, but registers no dreamkit plug-in; see"),
-        (["idle"], "'idle' registers no part, data set or task, so there is nothing to test"),
+        (["idle"], "'idle' registers nothing, so there is nothing to test"),
         (["mixed-bag", "--component", "brokn"], "'mixed_bag' registers no 'brokn'; did you mean 'broken'?"),
         (
             ["mixed-bag", "--check", "dtype_kpt"],

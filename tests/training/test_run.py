@@ -30,7 +30,7 @@ from dreamkit.model.model import DreamModel, Losses
 from dreamkit.parts.specs import Condition
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
-from dreamkit.training.loss_monitor import Meter, NotFinite
+from dreamkit.training.loss_monitor import LossMonitor, NotFinite
 from dreamkit.training.run import TrainResult, train_recipe
 from dreamkit.training.run_bar import RunBar
 from dreamkit.training.run_log import LogEntry, RunLog
@@ -388,7 +388,7 @@ def test_a_meter_begins_anew_after_it_was_read() -> None:
     model = tiny.model()
     batch = layouts.uneven_batches(model)[1]
     losses = Losses(*(tensor.detach() for tensor in model(batch)))
-    meter = Meter(torch.device("cpu"))
+    meter = LossMonitor(torch.device("cpu"))
     for step in range(1, 4):
         meter.add(step, [0, 1], losses, batch.counts)
     assert meter.read() == pytest.approx({"lm": float(losses.lm), "denoising": float(losses.denoising)})
@@ -396,7 +396,7 @@ def test_a_meter_begins_anew_after_it_was_read() -> None:
 
 
 def test_the_first_step_that_is_not_finite_is_found_and_its_loss_before_its_gradient() -> None:
-    meter = Meter(torch.device("cpu"))
+    meter = LossMonitor(torch.device("cpu"))
     nan = float("nan")
 
     def add(step: int, documents: list[int], by_document: list[float], norm: float | None) -> None:

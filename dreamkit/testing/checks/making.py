@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from dreamkit.errors import PluginError, with_article
+from dreamkit.errors import PluginError
 from dreamkit.recipe.schema import SchemaReader
 from dreamkit.recipe.sections import WITH_SOURCE, plain
 from dreamkit.recipe.tree import parse
@@ -24,7 +24,7 @@ from dreamkit.registry.hookspecs import ENTRY_POINT_GROUP
 from dreamkit.registry.kinds import Registered
 from dreamkit.registry.registry import Registry
 from dreamkit.testing.check import check
-from dreamkit.testing.expect import ContractError, expect, expect_true
+from dreamkit.testing.expect import ContractError, expect, expect_true, named
 from dreamkit.testing.subject import Subject
 from dreamkit.testing.subject_kinds import KINDS
 
@@ -95,8 +95,8 @@ def config_frozen(subject: Subject) -> None:
     kind = getattr(cls, "Config", None)
     expect_true(
         isinstance(config, kind or ()),
-        f"config is {with_article(type(config).__name__)}",
-        f"{with_article(cls.__name__)}.Config",
+        f"config is {named(type(config))}",
+        f"{named(cls)}.Config",
     )
     expect_true(dataclasses.is_dataclass(kind), f"Config={kind}", "a dataclass")
     expect(kind.__dataclass_params__.frozen, True, "Config.__dataclass_params__.frozen")  # type: ignore[union-attr]

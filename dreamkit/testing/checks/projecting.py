@@ -6,10 +6,9 @@ import torch
 from hypothesis import strategies as st
 from torch.nn.functional import gelu
 
-from dreamkit.errors import with_article
 from dreamkit.parts.specs import ProjectorSpec
 from dreamkit.testing.check import cases, check
-from dreamkit.testing.expect import expect, expect_close, expect_shape, expect_true
+from dreamkit.testing.expect import expect, expect_close, expect_shape, expect_true, named
 from dreamkit.testing.subject import Case, seeded
 from dreamkit.testing.subject_kinds import ProjectorSubject
 
@@ -29,7 +28,7 @@ def any_neighbours(subject: ProjectorSubject, in_dim: int, in_tokens: int, out_d
         spec = cls.spec_from(config, **asked)
     except ValueError:  # such as a ConfigError: widths it cannot serve
         return
-    given = with_article(type(spec).__name__)
+    given = named(type(spec))
     expect_true(isinstance(spec, ProjectorSpec), f"spec is {given}", "a ProjectorSpec")
     for name, width in asked.items():
         expect(getattr(spec, name), width, f"spec.{name}")

@@ -93,7 +93,8 @@ class Described:
         """
         config: Any = self.library_config
         if config.model_type in USUAL and not getattr(config, "use_bidirectional_attention", False):
-            return Limits(config.hidden_size, config.max_position_embeddings, packing=True, cache=True)
+            length = config.max_position_embeddings or ENDLESS
+            return Limits(config.hidden_size, length, packing=True, cache=True)
         found = self.abilities()
         length = getattr(config, found.length or "max_position_embeddings", None) or ENDLESS
         return Limits(getattr(config, found.width), length, found.masks != "none", found.cache)
