@@ -17,7 +17,7 @@ from dreamkit.recipe.sections import WITH_SOURCE
 
 
 def build(found: Fit) -> DreamModel:
-    """The model of a recipe whose parts fit, with the weights it names; fresh ones are drawn from the recipe's seed.
+    """The model of a recipe whose parts fit, with the weights it names; the recipe's seed decides fresh ones.
 
     Raises:
         RecipeError: parts that do not fit, or that cannot be made.

@@ -22,7 +22,7 @@ def test_plugin(
     ],
     component: Annotated[str | None, typer.Option(metavar="NAME", help="only this component of it")] = None,
     check: Annotated[str | None, typer.Option(metavar="NAME", help="only this check")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="draw few inputs for each check")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="try few inputs for each check")] = False,
 ) -> None:
     """Test an installed plug-in's contract.
 

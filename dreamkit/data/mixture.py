@@ -13,7 +13,7 @@ from dreamkit.errors import TrainingError
 
 
 class Mixture(TorchDataset[Document]):
-    """`length` documents, each from a data set drawn in proportion to its weight.
+    """`length` documents, each from a data set chosen in proportion to its weight.
 
     Document i depends on `seed` and i alone, so that a run resumes anywhere, and processes can share it. Each data set
     is gone through completely, in a new order every time, before a document of it comes again.
@@ -36,8 +36,10 @@ class Mixture(TorchDataset[Document]):
         self.datasets = list(datasets)
         self.seed = seed
         shares = torch.tensor(weights, dtype=torch.float64).cumsum(0)
-        draws = torch.rand(length, dtype=torch.float64, generator=_generator(seed))
-        self.choices = torch.searchsorted(shares, draws * shares[-1], right=True).clamp(max=len(datasets) - 1)
+        uniform = torch.rand(length, dtype=torch.float64, generator=_generator(seed))
+        self.choices = torch.searchsorted(shares, uniform * shares[-1], right=True).clamp(
+            max=len(datasets) - 1
+        )
         self.turns = torch.zeros(length, dtype=torch.int64)  # how often the same data set came before
         for number in range(len(datasets)):
             chosen = self.choices == number

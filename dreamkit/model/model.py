@@ -220,7 +220,7 @@ class DreamModel(nn.Module):
         return cast(Tensor, self.vision_encoder(batch.pixels_NCHW))
 
     def latents(self, batch: Batch) -> Tensor:
-        """Scaled latents (M, c, h, w) of the images to draw, drawn anew each time from their posterior."""
+        """Scaled latents (M, c, h, w) of the images to draw, sampled anew each time from their posterior."""
         if batch.latents is not None:
             return batch.latents
         if batch.latent_mean_Mchw is not None:

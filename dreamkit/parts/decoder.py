@@ -54,7 +54,7 @@ class ImageDecoder(PretrainedPart):
         raise NotImplementedError(f"{type(self).__qualname__} has neither `posterior` nor its own `encode`")
 
     def encode(self, targets_NCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Targets (N, 3, H, W) in [-1, 1] -> scaled latents, drawn from the posterior with `generator`."""
+        """Targets (N, 3, H, W) in [-1, 1] -> scaled latents, sampled from the posterior with noise from `generator`."""
         return sample_latents(*self.posterior(targets_NCHW), generator)
 
     @abstractmethod
@@ -63,7 +63,7 @@ class ImageDecoder(PretrainedPart):
 
     @abstractmethod
     def timesteps(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Training timesteps (count,) drawn as the objective wants them."""
+        """Training timesteps (count,), random as the objective wants them."""
 
     @abstractmethod
     def noisy(self, latents: Tensor, noise: Tensor, timesteps_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +164,7 @@ class ImageDecoder(PretrainedPart):
 
         `guidance` is the classifier-free guidance scale w of arXiv 2207.12598 as diffusers counts it: negative +
         w (positive - negative), so 1 draws from `condition` alone. `size` is (height, width) in pixels. `generators`
-        is one for the batch, or one an image. `latents` are the initial unit-variance noise, else drawn.
+        is one for the batch, or one an image. `latents` are the initial unit-variance noise; None: it comes from `generators`.
 
         Raises:
             ValueError: steps < 1, guidance without `negative`, a size the decoder cannot draw, or a bad scheduler.

@@ -73,7 +73,7 @@ class PretrainedPart(Part):
     @classmethod
     @abstractmethod
     def from_config(cls, config: Any) -> Self:
-        """The part with random weights, drawn from torch's global generator."""
+        """The part with random weights from torch's global generator."""
 
     @classmethod
     @abstractmethod

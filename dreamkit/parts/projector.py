@@ -28,7 +28,7 @@ class Projector(Part):
     @classmethod
     @abstractmethod
     def from_config(cls, config: Any, spec: ProjectorSpec) -> Self:
-        """The projector with random weights, drawn from torch's global generator."""
+        """The projector with random weights from torch's global generator."""
 
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class PartSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """A data set, drawn from in proportion to `weight`."""
+    """A data set, from which documents are taken in proportion to `weight`."""
 
     name: str
     config: Any = setting(inner=True)

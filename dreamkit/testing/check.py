@@ -1,4 +1,4 @@
-"""A check: a named property of a part, the inputs hypothesis draws for it, and the run that tells what is broken."""
+"""A check: a named property of a part, the inputs hypothesis makes for it, and the run that tells what is broken."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dreamkit.testing.subject import Case, Subject
 Draw: TypeAlias = "st.SearchStrategy[Any] | Callable[[Any], st.SearchStrategy[Any]]"
 Gate: TypeAlias = Callable[[Any], str | None]
 
-EXAMPLES, QUICK_EXAMPLES = 15, 2  # inputs drawn for a check, and in a quick run
+EXAMPLES, QUICK_EXAMPLES = 15, 2  # inputs of a check, and in a quick run
 LONGEST = 600  # characters of an error that the part raises: torch may name every tensor of a state dict
 FLAKY = ", but not again on the same input: the part is not deterministic"
 
@@ -64,7 +64,7 @@ class Check:
             return None
 
     def test(self, subject: Subject, *, quick: bool = False) -> None:
-        """Tries the part on drawn inputs.
+        """Tries the part on inputs that hypothesis makes.
 
         Raises:
             ContractError: with what was found and what should be, the call, and the smallest failing input. Its
@@ -82,7 +82,7 @@ class Check:
             raise ContractError(problem, *_circumstances(subject.doing, last)) from first
 
     def _hold(self, subject: Subject, last: dict[str, Any], quick: bool) -> None:
-        """Runs the check on inputs that hypothesis draws; `last` becomes those that failed, as small as can be."""
+        """Runs the check on inputs that hypothesis makes; `last` becomes those that failed, as small as can be."""
         subject.doing = ""
         draws = {
             name: draw if isinstance(draw, st.SearchStrategy) else draw(subject)

@@ -93,7 +93,7 @@ def verify(
 
     `build` makes a fresh, tiny, offline part on the CPU, with weights from torch's global generator. `only` names one
     check or several. `expected_failures` are reasons by the names of checks; one that passes counts as a failure.
-    `quick` draws few inputs for each check, and ends within seconds.
+    `quick` tries few inputs for each check, and ends within seconds.
 
     Raises:
         KitError: an unknown kind or an unknown name of a check.

@@ -17,7 +17,7 @@ TARGETS = pytest.StashKey[list[Component]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("dreamkit", "dreamkit's contract kit")
     group.addoption(OPTION, metavar="NAME", help="the installed distribution whose parts are tested")
-    group.addoption(QUICK, action="store_true", help="draw few inputs for each check")
+    group.addoption(QUICK, action="store_true", help="try few inputs for each check")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -28,7 +28,7 @@ Inputs: TypeAlias = dict[str, Tensor]
 
 
 class Case(NamedTuple):
-    """Inputs of `rows` rows, of `length` tokens where their number is free, with values drawn from `seed`."""
+    """Inputs of `rows` rows, of `length` tokens where their number is free, with random values by `seed`."""
 
     rows: int
     length: int
@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draws from torch's global generator as from a fresh one of `seed`, and leaves it as it was."""
+    """Seeds torch's global generator with `seed`, and leaves it as it was afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -66,7 +66,7 @@ class Subject(ABC):
         self.definition: Callable[..., Any] = inspect.unwrap(build)
 
     def make(self, seed: int = 0) -> Any:
-        """A fresh part in evaluation mode, with weights drawn from `seed`.
+        """A fresh part in evaluation mode, with random weights by `seed`.
 
         They are shaken: fresh weights may be zeros, or so small that a mistake makes no difference.
 

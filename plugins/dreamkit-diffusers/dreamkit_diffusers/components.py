@@ -134,7 +134,7 @@ def described(layout: Layout, config: PartConfig, *, weights: bool = False) -> D
 
 
 def random(found: Described, device: str | None = None) -> Components:
-    """The components with random weights, drawn from torch's global generator.
+    """The components with random weights from torch's global generator.
 
     Raises:
         ConfigError: a config does not describe a model.
