@@ -164,7 +164,7 @@ class ImageDecoder(PretrainedPart):
 
         `guidance` is the classifier-free guidance scale w of arXiv 2207.12598 as diffusers counts it: negative +
         w (positive - negative), so 1 draws from `condition` alone. `size` is (height, width) in pixels. `generators`
-        is one for the batch, or one an image. `latents` are the initial unit-variance noise; None: it comes from `generators`.
+        is one for the batch, or one an image. `latents` are the initial unit-variance noise (None: of `generators`).
 
         Raises:
             ValueError: steps < 1, guidance without `negative`, a size the decoder cannot draw, or a bad scheduler.
