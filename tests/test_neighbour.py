@@ -120,7 +120,7 @@ def test_the_command_runs_nothing_of_a_package_in_place_of_its_own(
     code, out, err = command(environment, tmp_path)
     assert (code, out) == (2, "")
     assert err.startswith(
-        "dreamkit: the package 'dreamkit' that Python finds is another project's; run `pip uninstall "
+        "dreamkit: the package 'dreamkit' that Python finds is another project's, or what that left of "
     )
     assert err.count("\n") == 1
 

@@ -66,6 +66,9 @@ class Manifest(FolderManifest):
 
     @classmethod
     def find_hint(cls, folder: Path) -> str:
+        inside = folder / "checkpoint"  # where a run and the demo write theirs
+        if (inside / cls.FILE).is_file():
+            return f"did you mean {inside}?"
         return "name the folder that `dreamkit train --out` wrote `checkpoint` into"
 
     @classmethod

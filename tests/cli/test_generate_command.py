@@ -202,6 +202,13 @@ def test_a_folder_that_is_no_checkpoint(command: Command, tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
+def test_the_folder_around_a_checkpoint_is_told_the_checkpoint(command: Command, checkpoint: Path) -> None:
+    run = checkpoint.parent / "run"
+    shutil.copytree(checkpoint, run / "checkpoint")
+    code, _, err = command("generate", run, "say")
+    assert code == 2 and f"did you mean {run / 'checkpoint'}?" in err
+
+
 def test_on_a_terminal_a_bar_counts_the_steps(
     command: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
