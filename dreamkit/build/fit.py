@@ -1,4 +1,4 @@
-"""Whether the parts of a recipe fit each other, told from their specs, without weights."""
+"""The fit of a recipe's parts to each other, found from their specs, without weights."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Fit:
         self.problems += refusals(error, key, self.recipe.places)
 
     def attempt(self, key: str, make: Callable[..., Any], *args: Any, **named: Any) -> Any:
-        """What `make` returns; None, and problems at `key`, where it raises."""
+        """Return what `make` returns; None, with problems at `key`, if it raises."""
         try:
             return make(*args, **named)
         except FAILURES as error:
@@ -51,7 +51,7 @@ class Fit:
             return None
 
     def spec(self, kind: str, key: str, section: PartSection, **widths: int) -> Any:
-        """What the component of a section says of it; None, and problems at `key`, where it cannot."""
+        """Return the spec of the component that a section names; None, with problems at `key`, if it has none."""
         cls = self.attempt(key, self.registry.get, kind, section.name)
         if cls is None:
             return None

@@ -76,7 +76,7 @@ def fit_generation(found: Fit) -> None:
 
 
 def fit_loss(found: Fit, model: ModelSection) -> None:
-    """What only the denoising loss reaches learns nothing where that has no weight."""
+    """Refuse a denoising loss of weight 0 if no other loss reaches anything that is trained."""
     loss, train = found.recipe.loss, found.recipe.train
     if not loss or loss.vm != 0 or not train or not train.trainable:
         return

@@ -1,1 +1,1 @@
-"""Data sets that dreamkit reads itself, and how several are mixed."""
+"""Data sets and their mixture; a document becomes a sequence, and sequences become a batch."""
