@@ -78,7 +78,9 @@ def lay_out(layout: Layout, wheels: dict[str, Path], folder: Path) -> dict[str, 
                 else:
                     wheel.extractall(site)
         path.append(str(site))
-    libraries = [entry for entry in sys.path if not Path(entry).is_relative_to(ROOT)]
+    # of an environment that may lie in the checkout, as the README makes it
+    is_library = {entry: Path(entry).is_relative_to(sys.prefix) for entry in sys.path}
+    libraries = [entry for entry in sys.path if is_library[entry] or not Path(entry).is_relative_to(ROOT)]
     return {**os.environ, "PYTHONPATH": os.pathsep.join([*path, *libraries])}
 
 
