@@ -225,19 +225,19 @@ def test_the_references_decoder_keeps_what_is_constant() -> None:
     class Keeping(NewPart):
         def __init__(self, config: Any) -> None:
             super().__init__(config)
-            self.kept: list[Any] = []
+            self.cached: list[Any] = []
 
         def keys_and_values(self, condition: specs.Condition) -> specs.Condition:
             computed.append(condition)
             return condition
 
-    defined = example("def constant", contextmanager=contextmanager)
+    defined = example("def cache_condition", contextmanager=contextmanager)
     part = type("Kept", (Keeping,), {name: defined[name] for name in ("cache_condition", "denoise")})
     holds(part, "constant_condition", "gradients_reach_input", "draw_alone")
     decoder = part.from_config(part.tiny_config())
     computed.clear()
     decoder.draw(specs.Condition(torch.zeros(1, 2, 12)), steps=4, guidance=1.0)
-    assert len(computed) == 1 and not decoder.kept
+    assert len(computed) == 1 and not decoder.cached
 
 
 def test_the_references_tables_are_what_it_embeds() -> None:

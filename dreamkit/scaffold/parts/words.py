@@ -19,11 +19,7 @@ STD = 0.02  # standard deviation of new embeddings
 
 
 class Words(LanguageModel):
-    """A language model without its transformer: text to ids, ids to embeddings, hidden states to logits.
-
-    The rows of added tokens are a parameter of their own, `new_rows` (K, D), so that they can be trained while the rest
-    is frozen.
-    """
+    """A tokenizer, embedding and head. The rows of added tokens, `new_rows` (K, D), can be trained alone."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, dim: int) -> None:
         super().__init__()
