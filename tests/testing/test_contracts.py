@@ -15,15 +15,15 @@ from dreamkit.testing import ContractError, KitError, Outcome, Report, contracts
 from dreamkit.testing.check import CHECKS, Check
 from dreamkit.testing.subject_kinds import KINDS
 from dreamkit_transformers.llama import Llama
-from meta.breaking import computing
-from meta.parts import Misspelled, Promising, Rootless
+from meta.breaking import with_method
+from meta.parts import Misspelled, NoPosteriorMethod, NoPosteriorModule
 
 KIND = "projector"
 sound = contracts.tiny_part(Linear)
 
 
 def broken(change):
-    return contracts.tiny_part(computing(Linear, "forward", change))
+    return contracts.tiny_part(with_method(Linear, "forward", change))
 
 
 def outcome_of(change, check="batch_of_one"):
@@ -125,12 +125,12 @@ def test_a_failure_names_expected_and_actual_value_call_input_and_command():
 @pytest.mark.parametrize(
     ("part", "problem"),
     [
-        (Rootless, "expected a posterior_module beside posterior, got None"),
+        (NoPosteriorModule, "expected a posterior_module beside posterior, got None"),
         (
             Misspelled,
             "expected the name of a submodule of Misspelled in posterior_module, got 'vea'; did you mean 'vae'",
         ),
-        (Promising, "missing posterior, but posterior_module is 'network'"),
+        (NoPosteriorMethod, "missing posterior, but posterior_module is 'network'"),
     ],
 )
 def test_posterior_and_posterior_module_need_each_other(part, problem):
@@ -260,7 +260,7 @@ def test_a_part_that_skips_its_check_fails(where, skip):
         raise skip
 
     check = "dense_layers_agree" if where == "dense_layers" else "batch_of_one"
-    part = build if where == "build" else contracts.tiny_part(computing(Linear, where, skips))
+    part = build if where == "build" else contracts.tiny_part(with_method(Linear, where, skips))
     (outcome,) = contracts.verify(KIND, part, only=check).outcomes
     assert outcome.result == "failed" and "no time" in outcome.message
 
@@ -310,7 +310,7 @@ def test_a_part_that_cannot_be_built_fails_every_check(build, problem):
     ids=["too few", "raises"],
 )
 def test_a_part_that_cannot_be_prepared_fails(add_tokens, problem):
-    part = contracts.tiny_part(computing(Llama, "add_tokens", add_tokens))
+    part = contracts.tiny_part(with_method(Llama, "add_tokens", add_tokens))
     (outcome,) = contracts.verify("language_model", part, only="causality").outcomes
     assert outcome.result == "failed" and problem in outcome.message
 

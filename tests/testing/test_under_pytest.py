@@ -22,7 +22,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from dreamkit.parts.projectors import Linear
 from dreamkit.testing import contracts
-from meta.breaking import computing, loses_the_row
+from meta.breaking import with_method, drops_the_batch_dimension
 
 class Sound(Linear):
     def dense_layers(self):
@@ -100,7 +100,7 @@ def test_under_pytest_each_check_is_a_test_with_its_name(tmp_path):
 
 
 def test_under_pytest_a_failure_prints_the_command_that_repeats_it(tmp_path):
-    text = contract_test('computing(Sound, "forward", loses_the_row)')
+    text = contract_test('with_method(Sound, "forward", drops_the_batch_dimension)')
     run = pytest_on(tmp_path, "-k", "batch_of_one", text=text)
     assert run.returncode == 1
     assert 'repeat it with: pytest "test_part.py::test_contract[batch_of_one]"' in run.stdout
@@ -111,7 +111,7 @@ def test_under_pytest_a_failure_prints_the_command_that_repeats_it(tmp_path):
 def test_under_pytest_an_expected_failure_that_passes_is_an_error(tmp_path):
     run = pytest_on(tmp_path, "-k", "determinism", text=contract_test("Sound", determinism="it rolls dice"))
     assert run.returncode == 1 and "XPASS(strict)" in run.stdout
-    text = contract_test('computing(Sound, "forward", loses_the_row)', batch_of_one="known")
+    text = contract_test('with_method(Sound, "forward", drops_the_batch_dimension)', batch_of_one="known")
     run = pytest_on(tmp_path, "-k", "batch_of_one", text=text)
     assert run.returncode == 0 and "XFAIL test_part.py::test_contract[batch_of_one] - known" in run.stdout
 
