@@ -10,7 +10,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from string import Template
-from typing import Final
+from typing import Any, Final
 
 from dreamkit.errors import DreamkitError, did_you_mean
 from dreamkit.registry.kinds import KINDS as REGISTERED
@@ -80,16 +80,10 @@ def _files(
     if kind.has_weights:  # its random weights must be trained too
         settings["train.trainable"] = f"[{', '.join((*TRAINED, kind.section))}]"
     overrides = {f"model.{kind.section}": section, **settings}
-    values = {
-        "name": names.distribution,
-        "package": names.package,
-        "component": names.component,
-        "class_name": names.class_name,
-        "module": kind.module,
-        "title": kind.title,
-        "summary": kind.summary,
+    values: dict[str, Any] = {
+        **vars(names),
+        **vars(kind),
         "hook": REGISTERED[kind.module].hook,
-        "section": kind.section,
         "recipe_value": section,
         "recipe_more": "".join(_yaml(key, value) for key, value in settings.items()),
         "overrides": " ".join(f"'{key}={value}'" for key, value in overrides.items()),
@@ -139,7 +133,7 @@ def compatible(dreamkit_version: str) -> str:
     return f">={major}.{minor},<{f'0.{minor + 1}' if major == 0 else major + 1}"
 
 
-def _license(name: str, values: Mapping[str, str]) -> str:
+def _license(name: str, values: Mapping[str, Any]) -> str:
     """Return the text of a license. The Apache License is dreamkit's own file, so its copyright line is replaced."""
     ours = re.compile(r"Copyright \d{4} The dreamkit authors")
     text = ours.sub("Copyright $year $holder", _text(f"templates/LICENSE-{name}"))

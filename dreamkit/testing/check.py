@@ -86,8 +86,12 @@ class Check:
             flaky = isinstance(error, Flaky)
             # hypothesis groups the errors of a flaky check; the first is the original failure
             first = error.exceptions[0] if flaky and isinstance(error, BaseExceptionGroup) else error
-            problem = _problem(first) + (FLAKY if flaky else "")
-            raise ContractError(problem, *_circumstances(subject.call_text, last)) from first
+            lines = [_problem(first) + (FLAKY if flaky else "")]
+            if subject.call_text:
+                lines.append(f"during {subject.call_text}")
+            if last:
+                lines.append(f"smallest failing input: {', '.join(f'{k}={v!r}' for k, v in last.items())}")
+            raise ContractError(*lines) from first
 
     def _try_inputs(self, subject: Subject, last: dict[str, Any], quick: bool) -> None:
         """Run the check on inputs that hypothesis makes; `last` ends as the smallest failing input."""
@@ -141,14 +145,6 @@ def _problem(error: BaseException) -> str:
     if isinstance(error, ContractError):
         return str(error)
     return shorten(f"{type(error).__name__}: {str(error) or 'no message'}", LONGEST, placeholder=" ...")
-
-
-def _circumstances(call: str, inputs: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines with the call that failed and its inputs."""
-    if call:
-        yield f"during {call}"
-    if inputs:
-        yield f"smallest failing input: {', '.join(f'{k}={v!r}' for k, v in inputs.items())}"
 
 
 @contextmanager
