@@ -31,37 +31,37 @@ class Component:
 
 @hookspec
 def dreamkit_vision_encoders() -> Sequence[Component]:
-    """Return the subclasses of `dreamkit.VisionEncoder`."""
+    """Return components of subclasses of `dreamkit.VisionEncoder`."""
     return ()
 
 
 @hookspec
 def dreamkit_language_models() -> Sequence[Component]:
-    """Return the subclasses of `dreamkit.LanguageModel`."""
+    """Return components of subclasses of `dreamkit.LanguageModel`."""
     return ()
 
 
 @hookspec
 def dreamkit_projectors() -> Sequence[Component]:
-    """Return the subclasses of `dreamkit.Projector`."""
+    """Return components of subclasses of `dreamkit.Projector`."""
     return ()
 
 
 @hookspec
 def dreamkit_image_decoders() -> Sequence[Component]:
-    """Return the subclasses of `dreamkit.ImageDecoder`."""
+    """Return components of subclasses of `dreamkit.ImageDecoder`."""
     return ()
 
 
 @hookspec
 def dreamkit_datasets() -> Sequence[Component]:
-    """Return the subclasses of `dreamkit.Dataset`, which yield `dreamkit.Document`s."""
+    """Return components of subclasses of `dreamkit.Dataset`, which yield `dreamkit.Document`s."""
     return ()
 
 
 @hookspec
 def dreamkit_tasks() -> Sequence[Component]:
-    """Return the subclasses of `dreamkit.Task`, which measure a model and write the results."""
+    """Return components of subclasses of `dreamkit.Task`, which measure a model and write the results."""
     return ()
 
 

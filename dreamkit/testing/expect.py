@@ -33,8 +33,8 @@ def named(cls: type) -> str:
 def expect(actual: Any, expected: Any, name: str, legend: str = "") -> None:
     """Fail unless `actual`, the value of `name`, equals `expected`. `legend` explains `expected`: "(N, V, dim)"."""
     if actual != expected:
-        wanted, got = (repr(value) if isinstance(value, str) else value for value in (expected, actual))
-        raise ContractError(f"expected {name}{f' {legend}' if legend else ''}={wanted}, got {got}")
+        shown = [repr(value) if isinstance(value, str) else value for value in (expected, actual)]
+        raise ContractError(f"expected {name}{f' {legend}' if legend else ''}={shown[0]}, got {shown[1]}")
 
 
 def expect_true(holds: object, actual: str, expected: str) -> None:

@@ -67,8 +67,8 @@ def fixed_batch(model: DreamModel) -> Batch:
     """Return two documents, one with a drawn image and one with a read image, with fixed noise and timesteps."""
     decoder, encoder = model.image_decoder, model.vision_encoder
     documents = [
-        Document((Text("a cat"), Image(picture(0), draw=True)), name="draws"),
-        Document((Image(picture(1)), Text("a dog")), name="reads"),
+        Document((Text("a cat"), Image(random_image(0), draw=True)), name="draws"),
+        Document((Image(random_image(1)), Text("a dog")), name="reads"),
     ]
     collator = Collator(model.sequencer(), encoder.preprocess, decoder.preprocess, packing=False)
     batch = collator(documents)
@@ -80,7 +80,7 @@ def fixed_batch(model: DreamModel) -> Batch:
     return replace(batch, latents=latents, noise=noise, timesteps=timesteps)
 
 
-def picture(seed: int) -> PIL.Image:
+def random_image(seed: int) -> PIL.Image:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (24, 24, 3), generator=generator, dtype=torch.uint8)
     return PIL.fromarray(pixels.numpy())
