@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,9 @@ def test_training_reads_a_cache(release: Path, expected: Any, tmp_path: Path) ->
 def test_every_public_name_is_there(expected: Any) -> None:
     for module, names in expected["names"].items():
         found = importlib.import_module(module)
-        assert {*names} <= {*found.__all__}, module
         for name in names:
-            assert getattr(found, name) is not None
+            with nullcontext() if name in found.__all__ else pytest.warns(DeprecationWarning):
+                assert getattr(found, name) is not None
 
 
 @pytest.mark.parametrize("given", RELEASES, ids=lambda path: path.name)

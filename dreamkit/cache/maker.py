@@ -28,11 +28,15 @@ def why_not(model: DreamModel, table: str) -> str | None:
     """Why what makes a table cannot be computed once for `model`, whose trainable parts are set; None: it can."""
     key = MADE_BY[table]
     decoder = model.image_decoder
-    if table == "latents" and decoder.latent_root is None:
+    if table == "latents" and decoder.posterior_module is None:
         name = type(decoder).__name__
         if type(decoder).posterior is not ImageDecoder.posterior:
-            return f"{name} gives `posterior`, but its latent_root is None: it names no weights; {MENDING}"
-        return f"{name} does not tell mean and standard deviation of its latents: its latent_root is None"
+            return (
+                f"{name} gives `posterior`, but its posterior_module is None: it names no weights; {MENDING}"
+            )
+        return (
+            f"{name} does not tell mean and standard deviation of its latents: its posterior_module is None"
+        )
     if any(parameter.requires_grad for parameter in maker_module(model, table).parameters()):
         return f"{key} learns (train.trainable and model.adapters), so that what it computes changes"
     return None
@@ -42,9 +46,9 @@ def maker_module(model: DreamModel, table: str) -> nn.Module:
     """The module that alone makes a table, of a model that can make it."""
     if table == "features":
         return model.vision_encoder
-    root = model.image_decoder.latent_root
+    root = model.image_decoder.posterior_module
     assert root is not None, "what tells no posterior has no latents to cache"
-    with _asked(model, table, f"latent_root is '{root}'"):
+    with _asked(model, table, f"posterior_module is '{root}'"):
         return model.image_decoder.get_submodule(root)
 
 

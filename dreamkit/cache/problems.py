@@ -48,7 +48,7 @@ def _all_of_it(found: Fit) -> bool:
     if found.image_decoder is None:
         return False
     cls: Any = found.registry.get("image_decoder", found.recipe.model.image_decoder.name)
-    return bool(cls.latent_root == "")
+    return bool(cls.posterior_module == "")
 
 
 def _shapes(found: Fit, table: str) -> dict[str, list[int]]:

@@ -213,9 +213,10 @@ def test_only_what_is_asked_for_and_frozen_is_cached(tmp_path: Path, monkeypatch
     assert "vision_encoder learns (train.trainable and model.adapters)" in reasons["features"]
     with pytest.raises(CacheError, match=r"computed once and for all:\n  features: vision_encoder learns"):
         caches.make(tmp_path / "none", caches.recipe(train=learning), only=["features"])
-    monkeypatch.setattr("dreamkit_diffusers.latent.LatentDecoder.latent_root", None)
+    monkeypatch.setattr("dreamkit_diffusers.latent.LatentDecoder.posterior_module", None)
     with pytest.raises(
-        CacheError, match=r"StableDiffusion gives `posterior`, but its latent_root is None: .* test-plugin"
+        CacheError,
+        match=r"StableDiffusion gives `posterior`, but its posterior_module is None: .* test-plugin",
     ):
         caches.make(tmp_path / "none", caches.recipe(), only=["latents"])
     monkeypatch.setattr("dreamkit_diffusers.latent.LatentDecoder.posterior", ImageDecoder.posterior)
@@ -244,7 +245,7 @@ def broken_posterior(self: Any, targets_NCHW: Tensor) -> Any:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("latent_root", "vea", r"latent_root is 'vea': AttributeError: .*vea"),
+        ("posterior_module", "vea", r"posterior_module is 'vea': AttributeError: .*vea"),
         ("posterior", broken_posterior, "posterior: AttributeError: .*vea"),
         (
             "posterior",
@@ -271,7 +272,7 @@ def test_latents_of_what_learns_have_a_cure_that_works(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str
 ) -> None:
     """Without weights it is told where the part as a whole makes them."""
-    monkeypatch.setattr("dreamkit_diffusers.latent.LatentDecoder.latent_root", root)
+    monkeypatch.setattr("dreamkit_diffusers.latent.LatentDecoder.posterior_module", root)
     recipe = caches.recipe(cache, train={"trainable": ["image_decoder"]})
     cure = "freeze it, or make a cache without latents by --only features"
     assert [cure in problem.message for problem in cache_problems(fit(recipe, REGISTRY))] == [True] * (
