@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings, strategies as st
 from hypothesis.errors import Flaky
 
+from dreamkit.earlier_names import EarlierName
 from dreamkit.testing.expect import ContractError
 from dreamkit.testing.subject import Case, Subject
 
@@ -44,6 +45,8 @@ class Check:
     run: Callable[..., None]
     inputs: Mapping[str, Draw] = field(default_factory=dict)
     unless: SkipReason | None = None
+
+    protects = EarlierName("rationale")
 
     @property
     def holds(self) -> str:
