@@ -133,8 +133,8 @@ def projector(
     return cls.from_config(config, replace(spec, out_rms=out_rms)).double()
 
 
-def shaken(part: Any) -> Any:
-    """The part with noise on its parameters, so that none is 0 or 1 or the same as another."""
+def perturb(part: Any) -> Any:
+    """Add noise to the parameters of `part`, so that none is 0 or 1 or equal to another; return it."""
     with torch.no_grad():
         for parameter in part.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

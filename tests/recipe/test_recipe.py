@@ -509,7 +509,7 @@ def test_what_a_key_does_not_take(
     ("section", "message"),
     [
         ("loss: {lm: 0, denoising: 0}", "nothing would be learned"),
-        ("model: {visual_projector: {name: mlp, depth: 0}}", "0 found, but an MLP has at least 1 matrix"),
+        ("model: {visual_projector: {name: mlp, depth: 0}}", "expected at least 1, got 0"),
     ],
 )
 def test_what_a_section_refuses(base: Path, registry: Registry, section: str, message: str) -> None:

@@ -220,7 +220,9 @@ class TestAnyFamily:
         assert torch.equal(part(pixels), expected)
 
     def test_a_pool_that_does_not_divide(self, part_class, config):
-        with pytest.raises(ConfigError, match="3 does not divide the grid of 4 x 4 tokens; give 1, 2 or 4"):
+        with pytest.raises(
+            ConfigError, match="divisor of the 4 x 4 grid of tokens, got 3; set it to one of 1, 2, 4"
+        ):
             part_class.infer_spec(VisionConfig(config=config, pool=3))
 
 
