@@ -18,7 +18,7 @@ from dreamkit.checkpoints.components import component_sections
 from dreamkit.checkpoints.entries import Entry, entries, must_be_held
 from dreamkit.checkpoints.manifest import Manifest, adapter_file, weights_file
 from dreamkit.errors import CheckpointError, PluginError
-from dreamkit.model.adapters import in_part, is_adapter, spelled
+from dreamkit.model.adapters import is_adapter, names_in_part, stored_name
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import PARTS
@@ -170,9 +170,9 @@ def _held(model: DreamModel, folder: Path, manifest: Manifest) -> dict[str, dict
     """The tensors that a checkpoint holds, by part and by what `entries` calls them."""
     read = {part: _read(folder / weights_file(part)) for part in manifest.parts}
     # format 1 called an adapter's tensors as peft's modules do
-    held = {part: {spelled(name): tensor for name, tensor in read[part].items()} for part in read}
+    held = {part: {stored_name(name): tensor for name, tensor in read[part].items()} for part in read}
     for part in manifest.adapters:
-        tensors = in_part(model.parts()[part], _read(folder / adapter_file(part)))
+        tensors = names_in_part(model.parts()[part], _read(folder / adapter_file(part)))
         held.setdefault(part, {}).update(tensors)
     return held
 

@@ -1,4 +1,4 @@
-"""What a decoder draws from, out of the language model's hidden states: by one operator where the parts allow it.
+"""The condition of images from the language model's hidden states, by one fused operator.
 
 R rows of hidden states, N images, Q dream queries; other shape suffixes are those of `dreamkit.parts`.
 """
@@ -23,10 +23,11 @@ def fused_condition(
     unconditional: Tensor | None,
     queries: int,
 ) -> Condition | None:
-    """The condition of each image, whose Q rows of `hidden_RD` (R, D), before the final norm, begin at `base_N`.
+    """Compute the condition of N images from hidden states (R, D) before the final norm; None if unsupported.
 
-    An image is drawn from the rows that begin at `unconditional` where `drop_N` is true. None: a part is more than the
-    operator knows, which is an RMS norm, matrices with GELU between them, and one matrix for the pooled vector.
+    The operator supports an RMS norm, a condition projector of linear layers with GELU between them, and a pooled
+    projector of one linear layer. Each image has Q rows of `hidden_RD`. They start at its row of `base_N` (N,), or at
+    `unconditional` () if its `drop_N` (N,) is true.
     """
     norm, layers = language_model.norm_weights, _layers(condition_projector)
     pooled = None if pooled_projector is None else _layers(pooled_projector)

@@ -119,7 +119,7 @@ def train_recipe(
         model.image_decoder.preprocess,
         packing=recipe.train.packing,
         condition_drop=recipe.loss.condition_drop,
-        computed=cache,
+        cache=cache,
     )
     if world_size() > 1:
         shard(model.to(arguments.device), arguments.device)

@@ -43,7 +43,7 @@ def make(out: Path, of: Recipe, documents: Sequence[Document] | None = None, **o
 def batch(model: DreamModel, computed: Any = None, documents: Sequence[Document] | None = None) -> Batch:
     """One batch of all documents."""
     encoder, decoder = model.vision_encoder, model.image_decoder
-    collator = Collator(model.sequencer(), encoder.preprocess, decoder.preprocess, computed=computed)
+    collator = Collator(model.sequencer(), encoder.preprocess, decoder.preprocess, cache=computed)
     return collator(documents or tiny.documents())
 
 
