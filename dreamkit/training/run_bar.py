@@ -1,4 +1,4 @@
-"""The bar of a training run."""
+"""The progress bar of a training run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dreamkit.progress.bars import Bar
 
 
 class RunBar(TrainerCallback):
-    """Steps, both losses and the time left, on standard error."""
+    """A progress bar on standard error with steps, both losses and the remaining time."""
 
     def __init__(self) -> None:
         self.bar = Bar("training", "text {task.fields[lm]}  image {task.fields[denoising]}")
@@ -33,12 +33,13 @@ class RunBar(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        shown = {name: value for name, value in (logs or {}).items() if name in ("lm", "denoising")}
         facts: dict[str, Any] = {
-            name: "-" if value is None else f"{value:.4f}" for name, value in shown.items()
+            name: "-" if value is None else f"{value:.4f}"
+            for name, value in (logs or {}).items()
+            if name in ("lm", "denoising")
         }
         self.bar.move(**facts)
 
     def stop(self) -> None:
-        """Leave the bar as it is; also after an error, when the trainer calls no callback."""
+        """End the bar. The run calls this, since the trainer calls no callback after an error."""
         self.bar.stop()

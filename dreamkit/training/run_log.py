@@ -18,14 +18,14 @@ LOGGED = ("lm", "denoising", "loss", "learning_rate", "grad_norm")
 
 
 class RunLog(TrainerCallback):
-    """Appends one line an interval to `log.jsonl`, and hands it to `on_log`.
+    """A log that appends one line per interval to the file `path`, and passes it to `on_log`.
 
-    Lines of steps after the one a run resumes at are dropped: they are about to be run again.
+    A resumed run drops the lines of steps that it repeats.
     """
 
     def __init__(self, path: Path, on_log: Callable[[LogEntry], None] | None = None) -> None:
         self.path = path
-        self.hand_to = on_log
+        self.on_entry = on_log
         self.entries: list[LogEntry] = []
 
     def on_train_begin(
@@ -45,7 +45,7 @@ class RunLog(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if logs is None or "lm" not in logs:  # the trainer's closing summary
+        if logs is None or "lm" not in logs:  # the trainer's final summary
             return
         (before, step), now = self.last, time.monotonic()
         self.last = now, state.global_step
@@ -54,11 +54,15 @@ class RunLog(TrainerCallback):
         self.entries.append(entry)
         with self.path.open("a") as file:
             file.write(_line(entry))
-        if self.hand_to is not None:
-            self.hand_to(entry)
+        if self.on_entry is not None:
+            self.on_entry(entry)
 
     def _read(self) -> list[dict[str, Any]]:
-        """The entries of an earlier run; a last line that it was interrupted in is none."""
+        """Return the entries of an earlier run, without a last line whose writing was interrupted.
+
+        Raises:
+            TrainingError: another line is not JSON.
+        """
         lines = self.path.read_text().splitlines() if self.path.is_file() else []
         entries = []
         for number, line in enumerate(lines, 1):
@@ -67,11 +71,11 @@ class RunLog(TrainerCallback):
             except ValueError as error:
                 if number < len(lines):
                     raise TrainingError(
-                        f"{self.path}:{number}: not JSON: {error}; remove that line"
+                        f"{self.path}:{number}: invalid JSON: {error}; remove this line"
                     ) from error
         return entries
 
 
 def _line(entry: LogEntry) -> str:
-    """A line of the log; it has to be JSON, which knows no number that is not finite."""
+    """Return a line of the log. JSON has no numbers that are not finite: one is an error here."""
     return json.dumps(entry, allow_nan=False) + "\n"

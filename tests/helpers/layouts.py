@@ -136,8 +136,8 @@ def embedding(model: DreamModel) -> nn.Module:
     return model.language_model.model.get_input_embeddings()
 
 
-def spoil(model: DreamModel) -> None:
-    """Makes every loss after a tilde something that is not finite."""
+def make_losses_nan(model: DreamModel) -> None:
+    """Make every loss after a tilde NaN."""
     (tilde,) = model.language_model.tokenize("~")
     with torch.no_grad():
         embedding(model).weight[tilde] = float("nan")
@@ -187,7 +187,7 @@ def main(folder: Path) -> None:
     for seed in BAD_SEEDS:
         settings = recipe(steps=6, batch_size=1, log_every=6, seed=seed)
         model = build(fit(settings, Registry.load()))
-        spoil(model)
+        make_losses_nan(model)
         try:
             train_recipe(
                 settings,

@@ -17,6 +17,7 @@ from dreamkit.data.batch import Batch, Collator
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import DreamkitError
 from dreamkit.kernels.query_projection import query_projection
+from dreamkit.parts.specs import Condition
 from dreamkit.recipe.sections import TRAINABLE
 from dreamkit_diffusers.sdxl import SDXL as SDXLDecoder
 from triton_cpu import interpreted
@@ -178,6 +179,28 @@ def test_a_dropped_condition_ignores_the_prompt() -> None:
 
     assert denoising("a cat", 1.0) == pytest.approx(denoising("b", 1.0), rel=1e-12)
     assert denoising("a cat", 0.0) != denoising("b", 0.0)
+
+
+def test_conditions_are_dropped_image_by_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [Document((Text(str(n)), Image(tiny.picture(n), draw=True, read=False))) for n in range(12)]
+    batch = fix_noise(collator(condition_drop=0.5)(documents))
+    conditions = []
+    loss = MODEL.image_decoder.loss
+
+    def record_condition(latents: Tensor, condition: Condition, *args: Any, **kwargs: Any) -> Tensor:
+        conditions.append(condition.context)
+        return loss(latents, condition, *args, **kwargs)
+
+    monkeypatch.setattr(MODEL.image_decoder, "loss", record_condition)
+    with torch.no_grad():
+        for drop in (0.0, 1.0, 0.5):
+            torch.manual_seed(0)
+            MODEL(replace(batch, condition_drop=drop))
+    kept, dropped, mixed = conditions
+    assert not torch.isclose(kept, dropped).all((1, 2)).any()
+    is_dropped = (mixed == dropped).all((1, 2))
+    assert torch.equal(mixed, torch.where(is_dropped[:, None, None], dropped, kept))
+    assert 2 <= is_dropped.sum() <= 10
 
 
 KERNELS = (
