@@ -23,12 +23,12 @@ from adapted_models import (
     REGISTRY,
     SMALL,
     VARIANTS,
-    a_batch,
     adapted as adapted,
     adapters,
     built,
     close,
     disturb,
+    fixed_batch,
     outputs,
     sources as sources,
 )
@@ -71,7 +71,7 @@ def test_any_combination_can_be_trained_saved_and_merged(
     kinds = {"lora_A", "lora_B", "lora_magnitude_vector"} if variant == "dora" else {"lora_A", "lora_B"}
     assert {name.split(".")[-3] for name in trainable if is_adapter(name)} == kinds
 
-    batch = a_batch(model)
+    batch = fixed_batch(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     losses = []
     for _ in range(2):
@@ -260,7 +260,7 @@ def test_gradient_checkpointing_changes_no_gradient_of_adapters() -> None:
         disturb(model)
         if checkpointing:
             model.enable_gradient_checkpointing()
-        model.train()(a_batch(model)).loss.backward()
+        model.train()(fixed_batch(model)).loss.backward()
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
     plain, recomputed = gradients(False), gradients(True)
@@ -272,7 +272,7 @@ def test_the_loss_of_an_adapted_head_uses_its_logits() -> None:
     model = built(tiny.recipe(**{"model.adapters": [{"target": "language_model", "modules": ["lm_head"]}]}))
     model.set_trainable(["dream_queries"])
     disturb(model)
-    batch, part = a_batch(model), model.language_model
+    batch, part = fixed_batch(model), model.language_model
     hidden = torch.randn(batch.input_ids_BT.numel(), part.spec.dim)
     rows = part.final_norm(hidden[batch.label_rows_L])
     losses = F.cross_entropy(part.logits(rows), batch.label_ids_L, reduction="none")

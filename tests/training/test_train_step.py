@@ -1,8 +1,9 @@
 """A training step never makes the host wait for the device: it copies only the batch to it, and nothing back."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,7 +17,6 @@ from transformers import TrainerCallback, TrainingArguments
 
 import layouts
 import tiny
-from asking import Asked
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
 from dreamkit.data.batch import Batch, Collator
@@ -26,6 +26,7 @@ from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training.run import train_recipe
 from dreamkit.training.trainer import DreamTrainer, training_arguments
+from host_reads import HostReads
 
 REGISTRY = Registry.load()
 DOCUMENTS = tiny.documents()[:4]  # the fifth, a conversation, is too long for the smallest models
@@ -142,6 +143,25 @@ def add_callback(callback: WatchSteps) -> Iterator[list[DreamTrainer]]:
         yield trainers
 
 
+READS: dict[str, Callable[[Tensor], Any]] = {
+    **{name: methodcaller(name) for name in ("item", "tolist", "cpu", "numpy", "nonzero")},
+    "bool": bool,
+    "float": float,
+    "mask": lambda tensor: tensor[tensor > 0],
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_a_read_of_a_tensor_is_recorded(read: Callable[[Tensor], Any]) -> None:
+    host_reads, tensor = HostReads(), torch.ones(1)
+    with host_reads.watch():
+        tensor + 1
+    assert not host_reads.reads
+    with host_reads.watch():
+        read(tensor)
+    assert host_reads.reads
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_step_reads_no_value_of_a_tensor(variant: str, tmp_path: Path) -> None:
     def counts_steps(tensor: Tensor) -> bool:
@@ -149,8 +169,8 @@ def test_a_step_reads_no_value_of_a_tensor(variant: str, tmp_path: Path) -> None
         states = trainers[0].optimizer.state.values()
         return any(tensor is state.get("step") for state in states)
 
-    asked = Asked(counts_steps)
-    callback = WatchSteps(asked.watching)
+    host_reads = HostReads(counts_steps)
+    callback = WatchSteps(host_reads.watch)
     fetch = _MapDatasetFetcher.fetch
 
     def on_host(self: Any, *args: Any) -> Any:
@@ -159,8 +179,8 @@ def test_a_step_reads_no_value_of_a_tensor(variant: str, tmp_path: Path) -> None
 
     with add_callback(callback) as trainers, patch.object(_MapDatasetFetcher, "fetch", on_host):
         train_recipe(recipe(variant), REGISTRY, tmp_path / "out", datasets=[layouts.TinyDocuments(DOCUMENTS)])
-    assert callback.steps == 4 and asked.count > 1000
-    assert asked.found == []
+    assert callback.steps == 4 and host_reads.operators > 1000
+    assert host_reads.reads == []
 
 
 def on_fake_device(value: Any, fakes: FakeTensorMode) -> Any:
@@ -200,7 +220,7 @@ def test_a_second_forward_pass_copies_nothing_between_host_and_device(variant: s
         condition_drop=settings.loss.condition_drop,
     )
     batch = collator(DOCUMENTS)
-    fakes, asked = FakeTensorMode(allow_non_fake_inputs=True), Asked()
+    fakes, host_reads = FakeTensorMode(allow_non_fake_inputs=True), HostReads()
     has_device = {"amp.common.amp_definitely_not_available": False, "is_bf16_supported": True}
     with ExitStack() as patches:
         for name, answer in has_device.items():
@@ -211,10 +231,10 @@ def test_a_second_forward_pass_copies_nothing_between_host_and_device(variant: s
     recent = patch("dreamkit.kernels._is_recent", return_value=True)
     with fakes, half, recent, torch.no_grad():
         model(batch)
-        with asked:
+        with host_reads:
             loss = model(batch).loss
-    assert loss.device.type == "cuda" and asked.count > 100
-    assert asked.found == []
+    assert loss.device.type == "cuda" and host_reads.operators > 100
+    assert host_reads.reads == []
 
 
 @pytest.mark.parametrize("has_gpu", [True, False])
