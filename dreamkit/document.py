@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from dreamkit.earlier_names import with_earlier_arguments, with_earlier_fields
 from dreamkit.errors import DocumentError
 
 if TYPE_CHECKING:
@@ -17,27 +18,29 @@ Role: TypeAlias = Literal["system", "user", "assistant"]
 READ_SLOT, DRAW_SLOT = "<image>", "<draw>"
 
 
+@with_earlier_fields(learn="train_on")
 @dataclass(frozen=True)
 class Text:
-    """A run of text. `learn`: the language model is trained to write it."""
+    """A run of text. `train_on`: the language model is trained to write it."""
 
     text: str
-    learn: bool = True
+    train_on: bool = True
     role: Role | None = None
 
 
+@with_earlier_fields(learn="train_on")
 @dataclass(frozen=True)
 class Image:
     """A picture in its place.
 
-    `draw`: the model learns to draw it there (and, as `learn` says, to decide to). `read`: it is shown to the model.
+    `draw`: the model learns to draw it there (and, as `train_on` says, to decide to). `read`: it is shown to the model.
     A picture drawn and read is drawn first and then read back, as in the published layout.
     """
 
     picture: Picture
     read: bool = True
     draw: bool = False
-    learn: bool = True
+    train_on: bool = True
     role: Role | None = None
 
     def __post_init__(self) -> None:
@@ -90,13 +93,14 @@ class Document:
         return tuple(segment for segment in self.segments if isinstance(segment, Image))
 
     @classmethod
+    @with_earlier_arguments(learn="train_on")
     def interleave(
         cls,
         text: str,
         images: Sequence[Picture] = (),
         *,
         name: str = "document",
-        learn: bool = True,
+        train_on: bool = True,
         role: Role | None = None,
     ) -> Document:
         """Makes a document of `text` in which `<image>` stands for a picture to read and `<draw>` for one to draw.
@@ -115,9 +119,9 @@ class Document:
         segments: list[Segment] = []
         for piece in pieces:
             if piece in (READ_SLOT, DRAW_SLOT):
-                segments.append(Image(next(pictures), draw=piece == DRAW_SLOT, learn=learn, role=role))
+                segments.append(Image(next(pictures), draw=piece == DRAW_SLOT, train_on=train_on, role=role))
             elif piece.strip():
-                segments.append(Text(piece.strip(), learn=learn, role=role))
+                segments.append(Text(piece.strip(), train_on=train_on, role=role))
         return cls(tuple(segments), name=name)
 
     def __add__(self, other: Document) -> Document:

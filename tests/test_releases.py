@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,9 @@ def test_the_command_in_the_refusal_recreates_a_cache_of_format_1(expected: Any,
 def test_every_public_name_is_there(expected: Any) -> None:
     for module, names in expected["names"].items():
         found = importlib.import_module(module)
-        assert {*names} <= {*found.__all__}, module
         for name in names:
-            assert getattr(found, name) is not None
+            with nullcontext() if name in found.__all__ else pytest.warns(DeprecationWarning):
+                assert getattr(found, name) is not None
 
 
 @pytest.mark.parametrize("given", RELEASES, ids=lambda path: path.name)

@@ -16,6 +16,8 @@ from dreamkit.testing import contracts
 from releases.measure import measured, same
 from releases.using import RELEASES, dreamkit, installed, logged, placed
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* is now called:DeprecationWarning")
+
 PARTS = {
     "vision_encoder": "patchwork",
     "language_model": "scribe",
@@ -101,7 +103,7 @@ def test_they_use_public_names_alone(given: Path, expected: Any) -> None:
 @pytest.mark.parametrize("kind", PARTS)
 def test_they_keep_their_contracts(kind: str, site: Path) -> None:
     cls = Registry.load().get(kind, PARTS[kind])
-    report = contracts.verify(kind, contracts.miniature(cls), quick=True)
+    report = contracts.verify(kind, contracts.tiny_part(cls), quick=True)
     assert report.ok, str(report)
 
 

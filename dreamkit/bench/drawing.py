@@ -36,7 +36,7 @@ def decoder(small: bool, device: torch.device) -> ImageDecoder:
 def draw(decoder: ImageDecoder, positive: Condition, negative: Condition, steps: int = STEPS) -> Tensor:
     """The last latents of a guided drawing, always of the same noise."""
     generator = torch.Generator().manual_seed(0)
-    *_, last = decoder.denoising(positive, negative, steps=steps, generators=generator)
+    *_, last = decoder.draw_steps(positive, negative, steps=steps, generators=generator)
     return last.latents
 
 
@@ -44,7 +44,7 @@ def draw_projecting(
     decoder: ImageDecoder, positive: Condition, negative: Condition, steps: int = STEPS
 ) -> Tensor:
     """As `draw`, but that nothing is kept from step to step."""
-    with patch.object(decoder, "constant", lambda condition: nullcontext()):
+    with patch.object(decoder, "cache_condition", lambda condition: nullcontext()):
         return draw(decoder, positive, negative, steps)
 
 

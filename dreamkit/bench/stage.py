@@ -76,7 +76,7 @@ def _miniatures(layers: int, registry: Registry) -> dict[str, dict[str, Any]]:
     found = {}
     for key, name in names.items():
         cls: Any = registry.get(key, name)
-        found[key] = {"name": name, **plain(cls.miniature())}
+        found[key] = {"name": name, **plain(cls.tiny_config())}
     found["image_decoder"]["config"]["scheduler"] = _known(
         DECODER, SCHEDULER
     )  # as many calls as of the real one

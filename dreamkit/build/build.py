@@ -31,15 +31,15 @@ def build(found: Fit) -> DreamModel:
     return _composed(found, parts)
 
 
-def outline(found: Fit) -> DreamModel:
+def build_on_meta(found: Fit) -> DreamModel:
     """The model of a recipe whose parts fit, without weights: `build`'s tensors in name, shape and dtype, all meta.
 
     Raises:
-        RecipeError: parts that do not fit, or one that does not tell its outline.
+        RecipeError: parts that do not fit, or one without `meta_modules`.
     """
     _refuse_misfits(found)
     parts = {
-        key: _made(found, f"model.{key}", _outlined, cls, config) for key, cls, config in _with_source(found)
+        key: _made(found, f"model.{key}", _on_meta, cls, config) for key, cls, config in _with_source(found)
     }
     with torch.device("meta"):
         return _composed(found, parts)
@@ -50,15 +50,15 @@ def _refuse_misfits(found: Fit) -> None:
         raise RecipeError(found.problems)
 
 
-def _outlined(cls: Any, config: Any) -> Part:
-    part = cls.outline(config)
+def _on_meta(cls: Any, config: Any) -> Part:
+    part = cls.meta_modules(config)
     if part is None and config.pretrained is None:
         with torch.device("meta"):
             part = cls.from_config(config)
     if not isinstance(part, Part):
         raise ConfigError(
             {
-                "": f"{cls.__name__} does not tell its size before its weights are read: its `outline` gives "
+                "": f"{cls.__name__} does not tell its size before its weights are read: its `meta_modules` gives "
                 f"{'nothing' if part is None else type(part).__name__}, where the part without weights is wanted; "
                 "its plug-in needs mending"
             }
@@ -91,7 +91,7 @@ def _composed(found: Fit, parts: dict[str, Any]) -> DreamModel:
         dream_queries=recipe.model.dream_queries,
         special_tokens=recipe.model.special_tokens,
         lm_weight=recipe.loss.lm,
-        vm_weight=recipe.loss.vm,
+        denoising_weight=recipe.loss.denoising,
     )
     for index, adapter in enumerate(recipe.model.adapters):
         _made(found, f"model.adapters.{index}", adapt, parts[adapter.target], adapter)

@@ -42,7 +42,7 @@ def _fit_modules(found: Fit, index: int, adapter: AdapterSection, cls: Any, sect
         return
     key = f"model.adapters.{index}"
     before = len(found.problems)
-    outline = found.attempt(key, cls.outline, section.config)
+    outline = found.attempt(key, cls.meta_modules, section.config)
     if len(found.problems) > before:
         return
     if adapter.modules is None:

@@ -13,7 +13,7 @@ def fit_projectors(found: Fit, model: ModelSection) -> None:
     language, vision, decoder = found.language_model, found.vision_encoder, found.image_decoder
 
     def project(
-        key: str, in_dim: int, in_tokens: int, out_dim: int, out_scale: float = 1.0
+        key: str, in_dim: int, in_tokens: int, out_dim: int, out_rms: float = 1.0
     ) -> ProjectorSpec | None:
         section = part_section(model, key)
         if section is None:
@@ -29,7 +29,7 @@ def fit_projectors(found: Fit, model: ModelSection) -> None:
                 )
                 return None
         if spec is not None:
-            spec = replace(spec, out_scale=out_scale)
+            spec = replace(spec, out_rms=out_rms)
             found.projectors[key] = spec
         return spec
 

@@ -56,7 +56,7 @@ class Fit:
         if cls is None:
             return None
         before = len(self.problems)
-        spec = self.attempt(key, cls.spec_from, section.config, **widths)
+        spec = self.attempt(key, cls.infer_spec, section.config, **widths)
         if isinstance(spec, SPECS[kind]):
             return spec
         if len(self.problems) == before:

@@ -78,12 +78,13 @@ def fit_generation(found: Fit) -> None:
 def fit_loss(found: Fit, model: ModelSection) -> None:
     """Refuse a denoising loss of weight 0 if no other loss reaches anything that is trained."""
     loss, train = found.recipe.loss, found.recipe.train
-    if not loss or loss.vm != 0 or not train or not train.trainable:
+    if not loss or loss.denoising != 0 or not train or not train.trainable:
         return
     learning = {*train.trainable, *(adapter.target for adapter in model.adapters or ())}
     if learning <= {"condition_projector", "pooled_projector", "image_decoder"}:
         found.problem(
             "train.trainable",
-            f"{', '.join(sorted(learning))} found, which only drawing reaches, but loss.vm is 0 "
-            f"({found.recipe.place('loss')}), so nothing would learn; give loss.vm a weight, or train another part",
+            f"{', '.join(sorted(learning))} found, which only drawing reaches, but loss.denoising is 0 "
+            f"({found.recipe.place('loss')}), so nothing would learn; give loss.denoising a weight, or "
+            "train another part",
         )

@@ -36,11 +36,13 @@ def uncacheable_reason(model: DreamModel, table: str) -> str | None:
         CacheError: the image decoder names a submodule that it does not have.
     """
     decoder = model.image_decoder
-    if table == "latents" and decoder.latent_root is None:
+    if table == "latents" and decoder.posterior_module is None:
         name = type(decoder).__name__
         if type(decoder).posterior is not ImageDecoder.posterior:
-            return f"{name} has `posterior`, but its latent_root is None, so its weights are unknown; {FIX}"
-        return f"{name} has no `posterior` to compute them with: its latent_root is None"
+            return (
+                f"{name} has `posterior`, but its posterior_module is None, so its weights are unknown; {FIX}"
+            )
+        return f"{name} has no `posterior` to compute them with: its posterior_module is None"
     if any(parameter.requires_grad for parameter in table_module(model, table).parameters()):
         return f"{PART_OF[table]} {IS_TRAINED}"
     return None
@@ -54,9 +56,9 @@ def table_module(model: DreamModel, table: str) -> nn.Module:
     """
     if table == "features":
         return model.vision_encoder
-    name = model.image_decoder.latent_root
+    name = model.image_decoder.posterior_module
     assert name is not None, "a decoder without a posterior has no latents to cache"
-    with plugin_errors(model, table, f"latent_root is '{name}'"):
+    with plugin_errors(model, table, f"posterior_module is '{name}'"):
         return model.image_decoder.get_submodule(name)
 
 

@@ -144,7 +144,7 @@ def _is_trained(fitted: Fit, table: str) -> bool:
     if table == "features":
         return True
     cls: Any = fitted.registry.get(part, model.image_decoder.name) if fitted.image_decoder else None
-    return cls is not None and cls.latent_root == ""
+    return cls is not None and cls.posterior_module == ""
 
 
 def data_records(sections: Sequence[DataSection], datasets: Sequence[Dataset]) -> list[DataRecord]:

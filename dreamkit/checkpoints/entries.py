@@ -24,7 +24,7 @@ class Entry:
 
 def entries(model: DreamModel) -> list[Entry]:
     """Every distinct tensor once; one that is tied has several names."""
-    new_rows = {id(row) for row in model.language_model.new_token_parameters()}
+    new_rows = {id(row) for row in model.language_model.added_token_parameters()}
     entries: dict[int, Entry] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         part, _, inside = name.partition(".")

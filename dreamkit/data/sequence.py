@@ -45,9 +45,9 @@ class Sequence:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def append(self, ids: list[int], learn: bool) -> None:
+    def append(self, ids: list[int], train_on: bool) -> None:
         self.ids += ids
-        self.labels += ids if learn else [IGNORED] * len(ids)
+        self.labels += ids if train_on else [IGNORED] * len(ids)
 
     @property
     def targets(self) -> int:
@@ -88,11 +88,11 @@ class Sequencer:
         """
         sequence = self._begin(document)
         if not document.is_conversation and document.segments:
-            sequence.append([self.language_model.spec.eos_ids[0]], learn=document.segments[-1].learn)
+            sequence.append([self.language_model.spec.eos_ids[0]], train_on=document.segments[-1].train_on)
         if not sequence.targets and not sequence.draws:
             raise DocumentError(
                 f"{document.name}: nothing to learn: all {len(sequence)} labels are masked and no image is drawn; "
-                "mark a text with learn=True, give the assistant a turn, or draw an image"
+                "mark a text with train_on=True, give the assistant a turn, or draw an image"
             )
         return self._checked(sequence, "shorten it or raise train.max_length")
 
@@ -103,7 +103,7 @@ class Sequencer:
     def unconditional(self) -> Sequence:
         """What classifier-free guidance draws from without a prompt: the dream queries after an empty text."""
         sequence = self._after_something(self._empty("unconditional", weight=0.0))
-        self._draw(sequence, None, learn=False)
+        self._draw(sequence, None, train_on=False)
         return sequence
 
     def dummy(self, *, read: bool, draw: bool) -> Sequence:
@@ -113,20 +113,20 @@ class Sequencer:
         if read:
             self._read(sequence, blank)
         if draw:
-            self._draw(sequence, blank, learn=False)
-        self._after_something(sequence).append([self.language_model.spec.eos_ids[0]], learn=True)
+            self._draw(sequence, blank, train_on=False)
+        self._after_something(sequence).append([self.language_model.spec.eos_ids[0]], train_on=True)
         return sequence
 
     def _after_something(self, sequence: Sequence) -> Sequence:
         """What a first token can follow: where there is no bos token, the end of another text."""
         if not sequence.ids:
-            sequence.append([self.language_model.spec.eos_ids[0]], learn=False)
+            sequence.append([self.language_model.spec.eos_ids[0]], train_on=False)
         return sequence
 
     def _empty(self, name: str, weight: float = 1.0) -> Sequence:
         sequence = Sequence(name, weight=weight)
         if self.language_model.spec.bos_id is not None:
-            sequence.append([self.language_model.spec.bos_id], learn=True)
+            sequence.append([self.language_model.spec.bos_id], train_on=True)
         return sequence
 
     def _begin(self, document: Document, prompt: bool = False) -> Sequence:
@@ -134,24 +134,24 @@ class Sequencer:
         for segment in self._templated(document, prompt):
             if isinstance(segment, Text):
                 ids = self.language_model.tokenize(segment.text, special=isinstance(segment, _TemplateText))
-                sequence.append(ids, segment.learn)
+                sequence.append(ids, segment.train_on)
             else:
                 if segment.draw and not prompt:
-                    self._draw(sequence, segment.picture, segment.learn)
+                    self._draw(sequence, segment.picture, segment.train_on)
                 if segment.read or prompt:
                     self._read(sequence, segment.picture)
         return sequence
 
-    def _draw(self, sequence: Sequence, picture: Picture | None, learn: bool) -> None:
-        sequence.append([self.dream_start], learn)
+    def _draw(self, sequence: Sequence, picture: Picture | None, train_on: bool) -> None:
+        sequence.append([self.dream_start], train_on)
         if picture is not None:
             sequence.draws.append((len(sequence), picture))
-        sequence.append([*self.dream_slots, self.dream_end], learn=False)
+        sequence.append([*self.dream_slots, self.dream_end], train_on=False)
 
     def _read(self, sequence: Sequence, picture: Picture) -> None:
-        sequence.append([self.image_start], learn=False)
+        sequence.append([self.image_start], train_on=False)
         sequence.reads.append((len(sequence), picture))
-        sequence.append([*self.read_slots, self.image_end], learn=False)
+        sequence.append([*self.read_slots, self.image_end], train_on=False)
 
     def _templated(self, document: Document, prompt: bool) -> Iterator[Segment]:
         """The segments of a document, with the chat template's words around a conversation's turns."""
@@ -160,14 +160,16 @@ class Sequencer:
             return
         chat = self.language_model.chat
         if document.segments[0].role != "system" and chat.default_system:
-            yield from _turn(chat.system, [Text(chat.default_system, learn=False)])
+            yield from _turn(chat.system, [Text(chat.default_system, train_on=False)])
         turns = [
             (role, list(segments)) for role, segments in groupby(document, key=lambda segment: segment.role)
         ]
         for number, (role, segments) in enumerate(turns):
             if role == "assistant":
                 is_open = prompt and number == len(turns) - 1
-                yield from _turn(chat.assistant, segments, learn_end=segments[-1].learn, is_open=is_open)
+                yield from _turn(
+                    chat.assistant, segments, train_on_end=segments[-1].train_on, is_open=is_open
+                )
             else:
                 yield from _turn(
                     chat.user if role == "user" else chat.system, [_unlearned(s) for s in segments]
@@ -194,17 +196,17 @@ class _TemplateText(Text):
 
 
 def _turn(
-    around: tuple[str, str], segments: list[Segment], *, learn_end: bool = False, is_open: bool = False
+    around: tuple[str, str], segments: list[Segment], *, train_on_end: bool = False, is_open: bool = False
 ) -> Iterator[Segment]:
     before, after = around
     if before:
-        yield _TemplateText(before, learn=False)
+        yield _TemplateText(before, train_on=False)
     yield from segments
     if after and not is_open:
-        yield _TemplateText(after, learn=learn_end)
+        yield _TemplateText(after, train_on=train_on_end)
 
 
 def _unlearned(segment: Segment) -> Segment:
     if isinstance(segment, Text):
-        return Text(segment.text, learn=False, role=segment.role)
-    return Image(segment.picture, segment.read, segment.draw, learn=False, role=segment.role)
+        return Text(segment.text, train_on=False, role=segment.role)
+    return Image(segment.picture, segment.read, segment.draw, train_on=False, role=segment.role)

@@ -94,7 +94,7 @@ class Generation:
         self.dream_start = sequencer.dream_start
         # A picture takes its queries and its vision tokens, each between two special tokens.
         self.picture_length = sequencer.dream_queries + sequencer.vision_tokens + 4
-        unwritten = {*model.token_ids.values(), *model.language_model.unwritten_ids}
+        unwritten = {*model.token_ids.values(), *model.language_model.suppressed_ids}
         drawing = {self.dream_start} if options.max_images else set()
         self.never = sorted(unwritten - drawing - set(spec.eos_ids))
         self.negative: Condition | None = None
@@ -189,8 +189,8 @@ class Generation:
         hidden_RD = torch.cat([hidden[writer.number][-queries:] for writer in writers])
         base_N = queries * torch.arange(len(writers), device=hidden_RD.device)
         decoder = self.model.image_decoder
-        for done in decoder.denoising(
-            self.model.drawn_from(hidden_RD, base_N),
+        for done in decoder.draw_steps(
+            self.model.image_condition(hidden_RD, base_N),
             None if self.negative is None else self.negative[[0] * len(writers)],
             scheduler=self.options.scheduler,
             steps=self.options.steps,

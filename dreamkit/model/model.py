@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dreamkit.data.batch import Batch
 from dreamkit.data.sequence import Sequencer
 from dreamkit.document import Document, Text
+from dreamkit.earlier_names import EarlierName, with_earlier_arguments
 from dreamkit.errors import DreamkitError, did_you_mean
 from dreamkit.kernels import usable
 from dreamkit.kernels.assemble_embeddings import assemble_embeddings, fill_slots
@@ -74,6 +75,9 @@ class DreamModel(nn.Module):
     sources: dict[str, str | None]
     changed: set[str]
 
+    vm_weight = EarlierName("denoising_weight")
+
+    @with_earlier_arguments(vm_weight="denoising_weight")
     def __init__(
         self,
         *,
@@ -86,7 +90,7 @@ class DreamModel(nn.Module):
         dream_queries: int,
         special_tokens: SpecialTokens | None = None,
         lm_weight: float = 1.0,
-        vm_weight: float = 10.0,
+        denoising_weight: float = 10.0,
     ) -> None:
         super().__init__()
         self.language_model = language_model
@@ -100,7 +104,7 @@ class DreamModel(nn.Module):
         names = self.special_tokens.names()
         self.token_ids = dict(zip(names, language_model.add_tokens(names), strict=True))
         self.lm_weight = lm_weight
-        self.vm_weight = vm_weight
+        self.denoising_weight = denoising_weight
         self.sources = {}
         self.changed = set()
 
@@ -132,7 +136,7 @@ class DreamModel(nn.Module):
         for name in names:
             if name not in TRAINABLE:
                 raise DreamkitError(f"cannot train '{name}'; {did_you_mean(name, TRAINABLE)}")
-        rows = self.language_model.new_token_parameters()
+        rows = self.language_model.added_token_parameters()
         if "new_tokens" in names and not rows:
             raise DreamkitError(
                 "cannot train 'new_tokens': the language model's vocabulary already holds "
@@ -195,7 +199,7 @@ class DreamModel(nn.Module):
         by_document = by_document.index_add(0, batch.label_document_L, weighted_L)
         by_document = by_document.index_add(0, batch.draw_document_M, image_loss_M.detach())
         return Losses(
-            loss=self.lm_weight * lm + self.vm_weight * denoising,
+            loss=self.lm_weight * lm + self.denoising_weight * denoising,
             lm=lm.detach(),
             denoising=denoising.detach(),
             by_document=by_document,
@@ -239,12 +243,12 @@ class DreamModel(nn.Module):
         if batch.unconditional_rows_Q is not None:
             drop_M = torch.rand(base_M.shape[0], device=base_M.device) < batch.condition_drop
             unconditional = batch.unconditional_rows_Q[0]
-        condition = self.drawn_from(hidden_RD, base_M, drop_M, unconditional)
+        condition = self.image_condition(hidden_RD, base_M, drop_M, unconditional)
         return self.image_decoder.loss(
             self.latents(batch), condition, batch.extras, noise=batch.noise, timesteps=batch.timesteps
         )
 
-    def drawn_from(
+    def image_condition(
         self,
         hidden_RD: Tensor,
         base_N: Tensor,

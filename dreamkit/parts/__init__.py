@@ -5,6 +5,6 @@ V vision tokens of an image, Q dream queries, D language width, C context width,
 L labelled tokens. Images are float, in [-1, 1] where a decoder trains on them and in [0, 1] where one is drawn.
 
 A part is an `nn.Module` whose class names a frozen dataclass `Config`: its section of a recipe. It is made by
-`from_config` (random weights) or `from_pretrained` (weights of a named source), and `spec_from` tells its shapes
+`from_config` (random weights) or `from_pretrained` (weights of a named source), and `infer_spec` tells its shapes
 beforehand, from config and tokenizer files alone. `dreamkit.testing` checks what is said here.
 """

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dreamkit.earlier_names import EarlierName
 from dreamkit.parts.part import PretrainedPart
 from dreamkit.parts.precision import keeping_float32
 from dreamkit.parts.sampling import Denoised, Scheduler, denoising_steps, sample_latents, unit_noise
@@ -28,13 +29,19 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class ImageDecoder(PretrainedPart):
-    """A condition to a picture, by diffusion or flow in a latent space. It owns objective, schedulers and scales.
+    """An image generator: it draws from a condition by diffusion or flow, and owns objective, schedulers and scales.
 
-    `latent_root` names the submodule whose weights alone make `posterior` ("": the part itself); None: it has none.
+    `posterior_module` names the submodule that alone computes `posterior` ("": the part itself). None: no posterior.
     """
 
     spec: DecoderSpec
-    latent_root: ClassVar[str | None] = None
+    posterior_module: ClassVar[str | None] = None
+
+    latent_root = EarlierName("posterior_module")
+    noisy = EarlierName("add_noise")
+    constant = EarlierName("cache_condition")
+    sample = EarlierName("draw")
+    denoising = EarlierName("draw_steps")
 
     @abstractmethod
     def preprocess(self, pictures: Sequence[Picture]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -66,14 +73,14 @@ class ImageDecoder(PretrainedPart):
         """Training timesteps (count,), random as the objective wants them."""
 
     @abstractmethod
-    def noisy(self, latents: Tensor, noise: Tensor, timesteps_N: Tensor) -> tuple[Tensor, Tensor]:
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps_N: Tensor) -> tuple[Tensor, Tensor]:
         """The noisy latents of the given timesteps, and what the network should predict from them."""
 
     @abstractmethod
     def denoise(self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Extras) -> Tensor:
         """The network's prediction for noisy latents (N, c, h, w)."""
 
-    def constant(self, condition: Condition) -> AbstractContextManager[None]:
+    def cache_condition(self, condition: Condition) -> AbstractContextManager[None]:
         """Within it, `denoise` may keep what it computes from `condition` alone.
 
         That is from this very object, whose tensors stay as they are within, as do the part's weights. What is
@@ -110,12 +117,12 @@ class ImageDecoder(PretrainedPart):
             noise = unit_noise(latents.shape, generator, latents)
         if timesteps is None:
             timesteps = self.timesteps(latents.shape[0], generator).to(latents.device)
-        noisy, target = self.noisy(latents, noise, timesteps)
+        noisy, target = self.add_noise(latents, noise, timesteps)
         prediction = self.denoise(noisy, timesteps, condition, extras)
         return F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(1)
 
     @torch.no_grad()
-    def sample(
+    def draw(
         self,
         condition: Condition,
         negative: Condition | None = None,
@@ -129,8 +136,8 @@ class ImageDecoder(PretrainedPart):
         latents: Tensor | None = None,
         on_step: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """Draws images (N, 3, H, W) in [0, 1]; the arguments are those of `denoising`."""
-        for done in self.denoising(
+        """Draws images (N, 3, H, W) in [0, 1]; the arguments are those of `draw_steps`."""
+        for done in self.draw_steps(
             condition,
             negative,
             extras,
@@ -147,7 +154,7 @@ class ImageDecoder(PretrainedPart):
         return self.decode(drawn)
 
     @torch.no_grad()
-    def denoising(
+    def draw_steps(
         self,
         condition: Condition,
         negative: Condition | None = None,
@@ -191,5 +198,5 @@ class ImageDecoder(PretrainedPart):
             without, with_it = self.denoise(pair, timestep.expand(2 * shape[0]), given, extras).chunk(2)
             return without + guidance * (with_it - without)
 
-        with self.constant(given):
+        with self.cache_condition(given):
             yield from denoising_steps(self.scheduler(scheduler), steps, noise, predict, generators)

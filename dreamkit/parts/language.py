@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamkit.earlier_names import EarlierName
 from dreamkit.parts.part import PretrainedPart
 from dreamkit.parts.specs import ChatTemplate, Embedding, Head, LanguageSpec, NormWeights
 
@@ -23,6 +24,9 @@ class LanguageModel(PretrainedPart):
 
     spec: LanguageSpec
     chat: ChatTemplate
+
+    new_token_parameters = EarlierName("added_token_parameters")
+    unwritten_ids = EarlierName("suppressed_ids")
 
     @abstractmethod
     def tokenize(self, text: str, special: bool = False) -> list[int]:
@@ -41,11 +45,11 @@ class LanguageModel(PretrainedPart):
         """Ids of the special `tokens`, in order; those the vocabulary lacks get new, separately trained rows."""
 
     @abstractmethod
-    def new_token_parameters(self) -> Sequence[nn.Parameter]:
+    def added_token_parameters(self) -> Sequence[nn.Parameter]:
         """The rows of added tokens, in the embedding and in the head; empty where nothing was added."""
 
     @property
-    def unwritten_ids(self) -> frozenset[int]:
+    def suppressed_ids(self) -> frozenset[int]:
         """Ids of added special tokens, such as padding and placeholders, that a text never holds."""
         return frozenset()
 

@@ -8,13 +8,15 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
+from dreamkit.earlier_names import EarlierName, adopt_earlier_names
+
 
 class Part(nn.Module, ABC):
     """What the four interfaces have in common.
 
     `config` is the section it was made from, and `spec` describes the made part. `adapter_targets` names the linear
     layers (by the end of their module name) that LoRA attaches to when a recipe names none; a part without any cannot
-    be adapted (one that finds them in its model may set them in `__init__`, and so does its `outline`). They are
+    be adapted (one that finds them in its model may set them in `__init__`, and so does its `meta_modules`). They are
     looked for in `adapter_root`, the name of the submodule that is the library's own model, so that the library can
     open what was learned; "" is the part itself.
     """
@@ -25,8 +27,15 @@ class Part(nn.Module, ABC):
     config: Any
     spec: Any
 
+    miniature = EarlierName("tiny_config")
+    spec_from = EarlierName("infer_spec")
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        adopt_earlier_names(cls)
+
     @classmethod
-    def miniature(cls) -> Any:
+    def tiny_config(cls) -> Any:
         """The Config of a tiny part with random weights, made offline: what `dreamkit test-plugin` builds.
 
         Widths of about 16, two layers, pictures of 16 to 32 pixels: a forward pass takes milliseconds. Unless a class
@@ -45,9 +54,11 @@ class Part(nn.Module, ABC):
 class PretrainedPart(Part):
     """A part whose weights come from a named source, or at random from a small config."""
 
+    outline = EarlierName("meta_modules")
+
     @classmethod
     @abstractmethod
-    def spec_from(cls, config: Any) -> Any:
+    def infer_spec(cls, config: Any) -> Any:
         """The spec of the part that `config` describes, without reading or making weights.
 
         Raises:
@@ -56,14 +67,14 @@ class PretrainedPart(Part):
         """
 
     @classmethod
-    def miniature(cls) -> Any:
+    def tiny_config(cls) -> Any:
         raise NotImplementedError(
-            f"{cls.__qualname__} has no miniature to be tested by; return a small Config with random weights from "
-            "its classmethod `miniature`"
+            f"{cls.__qualname__} has no tiny config to test it with; return a small Config with random weights from "
+            "its classmethod `tiny_config`"
         )
 
     @classmethod
-    def outline(cls, config: Any) -> nn.Module | None:
+    def meta_modules(cls, config: Any) -> nn.Module | None:
         """Modules of the names and types that the part of `config` has, on the meta device; None: it does not tell.
 
         What it gives is asked, before any weights are read, whether an adapter finds its layers.

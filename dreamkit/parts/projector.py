@@ -22,7 +22,7 @@ class Projector(Part):
 
     @classmethod
     @abstractmethod
-    def spec_from(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+    def infer_spec(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
         """The spec between neighbours of these widths, the number of output tokens decided by `config`."""
 
     @classmethod

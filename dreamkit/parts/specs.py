@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dreamkit.earlier_names import with_earlier_fields
+
 
 @dataclass(frozen=True, kw_only=True)
 class PartConfig:
@@ -61,11 +63,12 @@ class LanguageSpec:
     reserved_tokens: tuple[str, ...] = ()
 
 
+@with_earlier_fields(out_scale="out_rms")
 @dataclass(frozen=True)
 class ProjectorSpec:
     """Tokens (N, in_tokens, in_dim) go in, (N, out_tokens, out_dim) come out.
 
-    `out_scale` is the root mean square that whoever takes the tokens is used to, where it says (a decoder's
+    `out_rms` is the root mean square that whoever takes the tokens is used to, where it says (a decoder's
     `context_scale`): what a projector that ends in a norm brings them to. It is set by what is built around it.
     """
 
@@ -73,7 +76,7 @@ class ProjectorSpec:
     out_dim: int
     in_tokens: int
     out_tokens: int
-    out_scale: float = 1.0
+    out_rms: float = 1.0
 
 
 @dataclass(frozen=True)

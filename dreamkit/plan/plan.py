@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dreamkit.build.build import outline
+from dreamkit.build.build import build_on_meta
 from dreamkit.build.fit import fit
 from dreamkit.build.fit_record import part_section
 from dreamkit.cache.recipe_check import cache_problems
@@ -71,7 +71,7 @@ def plan(
     found = fit(recipe, registry)
     if problems := cache_problems(found):
         raise RecipeError(problems)
-    model = outline(found)
+    model = build_on_meta(found)
     model.set_trainable(recipe.train.trainable)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise DreamkitError(
@@ -115,7 +115,7 @@ def _unchecked(model: DreamModel) -> tuple[str, ...]:
 
 def _sizes(model: DreamModel, recipe: Recipe) -> tuple[PartSize, ...]:
     """Rows of added tokens are told apart from the rest of the language model."""
-    tokens = {id(rows): rows for rows in model.language_model.new_token_parameters()}
+    tokens = {id(rows): rows for rows in model.language_model.added_token_parameters()}
     groups = {
         name: [parameter for parameter in part.parameters() if id(parameter) not in tokens]
         for name, part in model.parts().items()

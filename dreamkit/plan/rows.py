@@ -55,14 +55,14 @@ def _row(sequencer: Sequencer, images: int) -> Sequence:
     blank = blank_picture()
     end = sequencer.language_model.spec.eos_ids[0]
     row = Sequence("row")
-    row.append([end], learn=True)
+    row.append([end], train_on=True)
     for _ in range(images):
-        row.append([sequencer.dream_start], learn=True)
+        row.append([sequencer.dream_start], train_on=True)
         row.draws.append((len(row), blank))
-        row.append([*sequencer.dream_slots, sequencer.dream_end, sequencer.image_start], learn=False)
+        row.append([*sequencer.dream_slots, sequencer.dream_end, sequencer.image_start], train_on=False)
         row.reads.append((len(row), blank))
-        row.append([*sequencer.read_slots, sequencer.image_end], learn=False)
-    row.append([end] * (sequencer.max_length - len(row)), learn=True)
+        row.append([*sequencer.read_slots, sequencer.image_end], train_on=False)
+    row.append([end] * (sequencer.max_length - len(row)), train_on=True)
     return row
 
 

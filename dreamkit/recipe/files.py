@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dreamkit.errors import DreamkitError, RecipeProblem, did_you_mean
+from dreamkit.recipe.earlier_keys import current_path, with_current_keys
 from dreamkit.recipe.tree import BROKEN, Broken, Node, parse, said
 from dreamkit.storage.paths import written_path
 
@@ -110,7 +111,7 @@ class RecipeFiles:
                 continue
             merged = self._merge(merged, self._file(found, chain), ())
         own = {key: node for key, node in tree.value.items() if key != "extends"}
-        return self._merge(merged, Node(own, tree.where, path.parent), ())
+        return self._merge(merged, with_current_keys(Node(own, tree.where, path.parent)), ())
 
     def _extended(self, extends: Node | None) -> list[Node]:
         if extends is None or isinstance(extends.value, Broken):
@@ -127,7 +128,7 @@ class RecipeFiles:
     def _overridden(self, tree: Node, text: str) -> Node:
         """The tree with `a.b=value` laid over it."""
         key, equals, value = text.partition("=")
-        steps = key.strip().split(".")
+        steps = current_path(key.strip().split("."))
         if not equals or not all(steps):
             self._problem(
                 COMMAND_LINE,
@@ -137,7 +138,7 @@ class RecipeFiles:
             return tree
         leaf, problems = parse(value, lambda line: COMMAND_LINE, Path.cwd(), key.strip())
         self.problems += problems
-        return self._set(tree, steps, leaf, ())
+        return self._set(tree, steps, with_current_keys(leaf, steps), ())
 
     def _set(self, base: Node, steps: Sequence[str], leaf: Node, path: tuple[str, ...]) -> Node:
         """`base`, which is at `path`, with `leaf` merged into it at `steps` from there."""

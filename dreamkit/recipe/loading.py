@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamkit.errors import RecipeError, RecipeProblem
+from dreamkit.recipe.earlier_keys import with_current_keys
 from dreamkit.recipe.files import RecipeFiles
 from dreamkit.recipe.schema import SchemaReader
 from dreamkit.recipe.sections import Recipe
@@ -42,7 +43,7 @@ def recipe_from_dict(data: Mapping[str, Any], registry: Registry, where: str = "
     Raises:
         RecipeError: with every problem.
     """
-    return _sound(*_read(Node.of(data, where, Path.cwd()), registry))
+    return _sound(*_read(with_current_keys(Node.of(data, where, Path.cwd())), registry))
 
 
 def _read(

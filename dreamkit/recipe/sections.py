@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
 
+from dreamkit.earlier_names import with_earlier_fields
 from dreamkit.recipe.fields import setting
 from dreamkit.recipe.places import place
 from dreamkit.recipe.special_tokens import SpecialTokens
@@ -65,17 +66,23 @@ class ModelSection:
     adapters: tuple[AdapterSection, ...] = ()
 
 
+@with_earlier_fields(vm="denoising")
 @dataclass(frozen=True)
 class LossSection:
-    """Loss = lm * language modelling + vm * denoising. `condition_drop`: share of images drawn without a condition."""
+    """Weights of the loss: lm * language-modelling loss + denoising * denoising loss.
+
+    `condition_drop` is the probability that an image is trained without its condition.
+    """
 
     lm: float = setting(1.0, least=0)
-    vm: float = setting(10.0, least=0)
+    denoising: float = setting(10.0, least=0)
     condition_drop: float = setting(0.0, least=0, most=1)
 
     def __post_init__(self) -> None:
-        if self.lm == self.vm == 0:
-            raise ValueError("lm is 0 and vm is 0, so nothing would be learned; give one of them a weight")
+        if self.lm == self.denoising == 0:
+            raise ValueError(
+                "lm is 0 and denoising is 0, so nothing would be learned; give one of them a weight"
+            )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     from dreamkit.testing import contracts
 
-    @contracts.parametrize("projector", contracts.miniature(Pool))
+    @contracts.parametrize("projector", contracts.tiny_part(Pool))
     def test_contract(check):
         check()
 

@@ -48,7 +48,7 @@ class Check:
         return inspect.getdoc(self.run).split("\n\n")[0].replace("\n", " ")  # type: ignore[union-attr]
 
     @property
-    def protects(self) -> str:
+    def rationale(self) -> str:
         """What a user is spared by it: the second paragraph."""
         return inspect.getdoc(self.run).split("\n\n")[1].replace("\n", " ")  # type: ignore[union-attr]
 

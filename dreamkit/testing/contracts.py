@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from dreamkit.earlier_names import warn_of
 from dreamkit.errors import did_you_mean, with_article
 from dreamkit.testing import checks as _all  # noqa: F401  importing them makes them
 from dreamkit.testing.bound import Bound, Mistake, outcomes
@@ -12,11 +13,18 @@ from dreamkit.testing.check import CHECKS, Check
 from dreamkit.testing.expect import ContractError, KitError
 from dreamkit.testing.outcomes import Report
 from dreamkit.testing.subject import Build
-from dreamkit.testing.subject_kinds import KINDS, SUBJECTS, miniature as miniature
+from dreamkit.testing.subject_kinds import KINDS, SUBJECTS, tiny_part as tiny_part
 
-__all__ = ["checks", "miniature", "parametrize", "verify"]
+__all__ = ["checks", "parametrize", "tiny_part", "verify"]
 
 Test = TypeVar("Test", bound=Callable[..., Any])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "miniature":
+        warn_of("contracts.miniature", "contracts.tiny_part")
+        return tiny_part
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
 def checks(kind: str) -> tuple[Check, ...]:
@@ -61,7 +69,7 @@ def parametrize(
 ) -> Callable[[Test], Test]:
     """Makes a pytest test of one function with an argument `check`, which it calls: one test a check, by its name.
 
-        @contracts.parametrize("projector", contracts.miniature(Pool))
+        @contracts.parametrize("projector", contracts.tiny_part(Pool))
         def test_contract(check):
             check()
 

@@ -15,7 +15,7 @@ from dreamkit.testing.bound import Bound, fail, outcomes
 from dreamkit.testing.expect import ContractError, KitError
 from dreamkit.testing.locating import raised_at
 from dreamkit.testing.outcomes import Outcome
-from dreamkit.testing.subject_kinds import KINDS as PARTS, miniature
+from dreamkit.testing.subject_kinds import KINDS as PARTS, tiny_part
 
 REGISTERED = "registered"  # the check that every component is put to, of whatever kind
 
@@ -109,7 +109,7 @@ def _component(registry: Registry, distribution: str, kind: str, name: str, quic
     if kind not in PARTS:
         return Component(distribution, kind, name)
     repeat = f"dreamkit test-plugin {distribution} --component {name} --check {{check}}"
-    bound = contracts.bind(kind, miniature(cls), quick=quick, repeat=repeat)
+    bound = contracts.bind(kind, tiny_part(cls), quick=quick, repeat=repeat)
     return Component(distribution, kind, name, tuple(bound))
 
 

@@ -190,9 +190,9 @@ class Subject(ABC):
         return expect_shape(self.call(part, inputs), self.output, self.legend, self.shape(inputs))
 
     def spec_again(self) -> Any:
-        """What `spec_from` says of the part's config."""
-        self.doing = "spec_from(config)"
-        return type(self.part).spec_from(self.part.config)
+        """What `infer_spec` says of the part's config."""
+        self.doing = "infer_spec(config)"
+        return type(self.part).infer_spec(self.part.config)
 
 
 class PictureSubject(Subject):

@@ -120,8 +120,8 @@ class ProjectorSubject(Subject):
     def spec_again(self) -> Any:
         spec = self.part.spec
         widths = {name: getattr(spec, name) for name in WIDTHS}
-        self.doing = f"spec_from(config, {', '.join(f'{name}={width}' for name, width in widths.items())})"
-        return type(self.part).spec_from(self.part.config, **widths)
+        self.doing = f"infer_spec(config, {', '.join(f'{name}={width}' for name, width in widths.items())})"
+        return type(self.part).infer_spec(self.part.config, **widths)
 
 
 class DecoderSubject(PictureSubject):
@@ -190,13 +190,13 @@ class DecoderSubject(PictureSubject):
             return steps
         return wanted  # and what it says will be told
 
-    def sample(self, part: Any, inputs: Inputs, **options: Any) -> Tensor:
+    def draw(self, part: Any, inputs: Inputs, **options: Any) -> Tensor:
         """Pictures drawn for the condition of `inputs`, without guidance unless `options` say otherwise."""
         steps = self.steps(part)
         options = {"guidance": 1.0, **options}
         told = ", ".join(f"{name}={value}" for name, value in options.items() if _is_plain(value))
-        self.doing = f"sample(context of shape {tuple(inputs['context'].shape)}, steps={steps}, {told})"
-        return part.sample(self.condition(inputs), steps=steps, **options)
+        self.doing = f"draw(context of shape {tuple(inputs['context'].shape)}, steps={steps}, {told})"
+        return part.draw(self.condition(inputs), steps=steps, **options)
 
 
 def _is_plain(value: object) -> bool:
@@ -209,8 +209,8 @@ SUBJECTS: Final[Mapping[str, type[Subject]]] = {
 KINDS: Final = tuple(SUBJECTS)
 
 
-def miniature(cls: type[Part]) -> Build:
-    """What builds the part that `cls.miniature()` describes; a projector between widths of the kit's own.
+def tiny_part(cls: type[Part]) -> Build:
+    """What builds the part that `cls.tiny_config()` describes; a projector between widths of the kit's own.
 
     Raises:
         KitError: it is none of the four kinds of parts.
@@ -222,9 +222,9 @@ def miniature(cls: type[Part]) -> Build:
 
     @wraps(cls, updated=())
     def build() -> Part:
-        config = cls.miniature()
+        config = cls.tiny_config()
         if issubclass(cls, Projector):
-            return cls.from_config(config, cls.spec_from(config, **WIDTHS))
+            return cls.from_config(config, cls.infer_spec(config, **WIDTHS))
         return cls.from_config(config)
 
     return build

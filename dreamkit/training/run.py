@@ -94,7 +94,7 @@ def train_recipe(
     else:
         compare_model(model.recipe, recipe)
     # What this run is, also in the checkpoint, whatever the model came from.
-    model.recipe, model.lm_weight, model.vm_weight = recipe, recipe.loss.lm, recipe.loss.vm
+    model.recipe, model.lm_weight, model.denoising_weight = recipe, recipe.loss.lm, recipe.loss.denoising
     model.set_trainable(recipe.train.trainable)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("nothing is to be trained; name parts in train.trainable, or add model.adapters")

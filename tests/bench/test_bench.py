@@ -15,7 +15,7 @@ import bench_sections
 from dreamkit import kernels
 from dreamkit.bench import drawing, stage, training_step
 from dreamkit.bench.__main__ import SECTIONS
-from dreamkit.build.build import outline
+from dreamkit.build.build import build_on_meta
 from dreamkit.build.fit import fit
 from dreamkit.kernels.bench import benchmarks
 from dreamkit.kernels.bench.clock import Clock
@@ -112,7 +112,7 @@ def test_the_kernels_benchmark_imports_no_model() -> None:
 
 def test_the_real_stage_is_the_shipped_one_at_its_sizes() -> None:
     recipe = stage.recipe(8, small=False, registry=REGISTRY)
-    model = outline(fit(recipe, REGISTRY))
+    model = build_on_meta(fit(recipe, REGISTRY))
     layer = 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096  # LLaMA-7B's
     language = sum(parameter.numel() for parameter in model.language_model.model.parameters())
     assert language == 8 * layer + 2 * 32000 * 4096

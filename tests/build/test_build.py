@@ -38,10 +38,10 @@ def test_the_seed_decides_every_fresh_weight(registry: Registry) -> None:
 
 
 def test_what_a_model_knows_of_its_recipe(registry: Registry) -> None:
-    described = read(registry, loss={"lm": 2, "vm": 3})
+    described = read(registry, loss={"lm": 2, "denoising": 3})
     model = build(fit(described, registry))
     assert model.recipe is described
-    assert (model.lm_weight, model.vm_weight) == (2, 3)
+    assert (model.lm_weight, model.denoising_weight) == (2, 3)
     assert model.pooled_projector is None
 
 
@@ -67,7 +67,7 @@ def test_a_pooled_projector_is_linear_where_none_is_named(registry: Registry) ->
 
 def miniature(registry: Registry, kind: str, name: str) -> dict[str, Any]:
     """The section of a component's own miniature."""
-    return {"name": name, **plain(registry.get(kind, name).miniature())}
+    return {"name": name, **plain(registry.get(kind, name).tiny_config())}
 
 
 def test_from_stable_diffusion_to_sdxl_it_is_one_line(registry: Registry) -> None:
@@ -97,10 +97,10 @@ def test_the_condition_projector_is_told_the_scale_of_its_decoder(registry: Regi
     model = build(fit(described, registry))
     scale = model.image_decoder.spec.context_scale
     assert scale == pytest.approx(5.5**0.5)
-    assert model.condition_projector.spec.out_scale == scale
+    assert model.condition_projector.spec.out_rms == scale
     condition = model.condition_projector(torch.randn(2, 3, 32))
     assert condition.square().mean().sqrt().item() == pytest.approx(scale, rel=0.01)
-    assert model.visual_projector.spec.out_scale == 1
+    assert model.visual_projector.spec.out_rms == 1
 
 
 @pytest.mark.parametrize("use_dora", [False, True])

@@ -81,9 +81,9 @@ def test_the_tiny_recipe_fits(registry: Registry) -> None:
             ("5 + 6 tokens", "row holds 12; raise train.max_length"),
         ),
         (
-            {"train": {**TRAIN, "trainable": ["condition_projector"]}, "loss": {"vm": 0}},
+            {"train": {**TRAIN, "trainable": ["condition_projector"]}, "loss": {"denoising": 0}},
             "train.trainable",
-            ("condition_projector found, which only drawing reaches", "loss.vm is 0"),
+            ("condition_projector found, which only drawing reaches", "loss.denoising is 0"),
         ),
         ({"train": {**TRAIN, "max_length": 257}}, "train.max_length", ("rows of 257", "at most 256")),
         (

@@ -237,9 +237,9 @@ def test_an_unknown_table_is_refused_before_a_model_is_built(
 def test_a_decoder_that_names_no_module_has_no_latents_to_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dreamkit_diffusers.latent.LatentDecoder.latent_root", None)
+    monkeypatch.setattr("dreamkit_diffusers.latent.LatentDecoder.posterior_module", None)
     with pytest.raises(
-        CacheError, match=r"StableDiffusion has `posterior`, but its latent_root is None.*test-plugin"
+        CacheError, match=r"StableDiffusion has `posterior`, but its posterior_module is None.*test-plugin"
     ):
         caches.write(tmp_path / "none", caches.recipe(), only=["latents"])
     monkeypatch.setattr("dreamkit_diffusers.latent.LatentDecoder.posterior", ImageDecoder.posterior)
@@ -259,7 +259,7 @@ def broken_preprocess(self: Any, pictures: Any) -> Any:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("latent_root", "vea", r"latent_root is 'vea': AttributeError: .*vea"),
+        ("posterior_module", "vea", r"posterior_module is 'vea': AttributeError: .*vea"),
         ("preprocess", broken_preprocess, "preprocess: AttributeError: .*pixels"),
         ("posterior", broken_posterior, "posterior: AttributeError: .*vea"),
         (

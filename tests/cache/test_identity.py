@@ -153,7 +153,7 @@ def test_latents_of_a_trained_decoder_are_refused_if_the_named_module_is_trained
     cache: Path, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
     """Without weights, only a decoder that names itself as a whole is certain to be trained."""
-    monkeypatch.setattr("dreamkit_diffusers.latent.LatentDecoder.latent_root", module)
+    monkeypatch.setattr("dreamkit_diffusers.latent.LatentDecoder.posterior_module", module)
     recipe = caches.recipe(cache, train={"trainable": ["image_decoder"]})
     hint = "freeze it, or create a cache without latents: --only features"
     problems = cache_problems(fit(recipe, REGISTRY))

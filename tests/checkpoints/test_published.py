@@ -229,7 +229,7 @@ def drawn(reference: Reference, two_threads: None) -> tuple[Tensor, Tensor]:
     options = {"steps": meta["steps"], "guidance": meta["guidance_scale"]}
     latents = reference.expected["draw.initial_latents"]
     with torch.no_grad():
-        images = model.image_decoder.sample(
+        images = model.image_decoder.draw(
             condition,
             negative,
             generators=generator,
@@ -252,7 +252,7 @@ def test_sampled_images(reference: Reference, drawn: tuple[Tensor, Tensor]) -> N
 def test_images_of_prompts(reference: Reference) -> None:
     """The whole way, from the words of a prompt to its picture."""
     model, meta, expected = reference.model, reference.meta, reference.expected
-    images = model.image_decoder.sample(
+    images = model.image_decoder.draw(
         model.condition(model.dream_states(meta["prompts"])),
         model.condition(model.dream_states([""] * len(meta["prompts"]))),
         steps=meta["steps"],

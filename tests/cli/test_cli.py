@@ -129,7 +129,7 @@ def test_checking_finds_what_is_wrong_and_what_does_not_fit_in_one_run(
     monkeypatch.setattr(Registry, "load", classmethod(lambda cls: registry))
     monkeypatch.chdir(tmp_path)
     bad = recipe(
-        **{"model.image_decoder.name": "fixedtokens", "model.dream_querys": 4, "loss": {"vm": "much"}}
+        **{"model.image_decoder.name": "fixedtokens", "model.dream_querys": 4, "loss": {"denoising": "much"}}
     )
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump(bad))
@@ -137,7 +137,7 @@ def test_checking_finds_what_is_wrong_and_what_does_not_fit_in_one_run(
     assert (code, out) == (2, "")
     assert err.startswith("dreamkit: the recipe has 6 problems:\n")
     assert "model.dream_querys: unknown key" in err and "did you mean 'dream_queries'?" in err
-    assert "loss.vm: 'much' (text) found, but a number is wanted" in err
+    assert "loss.denoising: 'much' (text) found, but a number is wanted" in err
     assert "command line: train.steps: 0 found" in err
     assert "train.trainable: missing" in err and "train.batch_size: missing" in err
     assert "model.condition_projector: it gives 3 tokens for 3 dream queries" in err

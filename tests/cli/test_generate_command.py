@@ -189,7 +189,7 @@ def test_what_fails_before_the_first_picture_leaves_nothing(
     def no_room(*args: object, **kwargs: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("dreamkit.parts.decoder.ImageDecoder.denoising", no_room)
+    monkeypatch.setattr("dreamkit.parts.decoder.ImageDecoder.draw_steps", no_room)
     with pytest.raises(RuntimeError, match="out of memory"):
         command("generate", checkpoint, "say")
     assert not list(tmp_path.iterdir())

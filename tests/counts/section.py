@@ -155,7 +155,7 @@ def projections() -> Iterator[str]:
     """Layers of the real UNet, and the calls of one in a drawing by a miniature."""
     yield "### Products that make keys and values of the context, in one drawing\n"
     cls: Any = REGISTRY.get("image_decoder", "stable-diffusion")
-    real = cls.outline(cls.Config(**stage.decoder_config(False, REGISTRY)))
+    real = cls.meta_modules(cls.Config(**stage.decoder_config(False, REGISTRY)))
     layers = len([*_projecting(real)])
     yield f"Stable Diffusion 1.5 with guidance, {drawing.STEPS} steps of its own scheduler: its {layers} layers, each"
     yield "called as often as one of a miniature is.\n"

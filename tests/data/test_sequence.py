@@ -55,7 +55,7 @@ def test_names_of_special_tokens_in_a_text_are_only_text() -> None:
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        (Document((Text("a", learn=False),), name="d7"), "d7: nothing to learn"),
+        (Document((Text("a", train_on=False),), name="d7"), "d7: nothing to learn"),
         (Document((Text("hi", role="user"),), name="d8"), "d8: nothing to learn"),
         (
             Document((Text("hi", role="user"), Text("x", False, "assistant")), name="d8"),
@@ -96,7 +96,7 @@ def test_slots_are_where_the_sequence_says(parts: list[Segment]) -> None:
     try:
         sequence = SEQUENCER.sequence(document)
     except DocumentError:
-        assert not any(part.draw if isinstance(part, Image) else part.learn for part in parts)
+        assert not any(part.draw if isinstance(part, Image) else part.train_on for part in parts)
         assert not (parts and parts[-1].learn)
         return
     patch = IDS["<im_patch>"]

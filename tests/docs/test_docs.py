@@ -100,7 +100,7 @@ def test_it_keeps_its_contract(pool: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.syspath_prepend(pool)
     from dreamkit_pool.pool import Pool
 
-    report = contracts.verify("projector", contracts.miniature(Pool), quick=True)
+    report = contracts.verify("projector", contracts.tiny_part(Pool), quick=True)
     assert report.ok, str(report)
 
 

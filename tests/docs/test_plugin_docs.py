@@ -201,7 +201,7 @@ def example(having: str, **names: Any) -> dict[str, Any]:
 
 
 def holds(part: type, *checks: str) -> None:
-    report = contracts.verify("image_decoder", contracts.miniature(part), only=checks, quick=True)
+    report = contracts.verify("image_decoder", contracts.tiny_part(part), only=checks, quick=True)
     assert [outcome.result for outcome in report.outcomes] == ["passed"] * len(checks), str(report)
 
 
@@ -211,10 +211,10 @@ def test_the_references_latents_can_be_cached() -> None:
             super().__init__(config)
             self.vae = nn.Conv2d(3, 6, 1)
 
-    part = example("latent_root", ImageDecoder=Autoencoding)["Latent"]
+    part = example("posterior_module", ImageDecoder=Autoencoding)["Latent"]
     holds(part, "posterior_agrees", "gradients_reach_trainable")
     all_of_it = type("AllOfIt", (part,), {"trainable_parameters": nn.Module.parameters})
-    build = contracts.miniature(all_of_it)
+    build = contracts.tiny_part(all_of_it)
     report = contracts.verify("image_decoder", build, only="gradients_reach_trainable", quick=True)
     assert "vae" in report.failures[0].message
 
@@ -232,11 +232,11 @@ def test_the_references_decoder_keeps_what_is_constant() -> None:
             return condition
 
     defined = example("def constant", contextmanager=contextmanager)
-    part = type("Kept", (Keeping,), {name: defined[name] for name in ("constant", "denoise")})
-    holds(part, "constant_condition", "gradients_reach_input", "sample_alone")
-    decoder = part.from_config(part.miniature())
+    part = type("Kept", (Keeping,), {name: defined[name] for name in ("cache_condition", "denoise")})
+    holds(part, "constant_condition", "gradients_reach_input", "draw_alone")
+    decoder = part.from_config(part.tiny_config())
     computed.clear()
-    decoder.sample(specs.Condition(torch.zeros(1, 2, 12)), steps=4, guidance=1.0)
+    decoder.draw(specs.Condition(torch.zeros(1, 2, 12)), steps=4, guidance=1.0)
     assert len(computed) == 1 and not decoder.kept
 
 

@@ -67,7 +67,7 @@ def outputs(model: DreamModel) -> dict[str, Tensor]:
     states = model.language_model.final_norm(hidden[batch.dream_rows_MQ])
     condition = model.condition(states)
     seed = torch.Generator().manual_seed(0)
-    drawn = model.image_decoder.sample(condition, guidance=1.0, steps=2, latents=batch.noise, generators=seed)
+    drawn = model.image_decoder.draw(condition, guidance=1.0, steps=2, latents=batch.noise, generators=seed)
     logits = model.language_model.logits(model.language_model.final_norm(hidden[batch.label_rows_L]))
     return {"logits": logits, "losses": model.image_losses(hidden, batch), "drawn": drawn}
 

@@ -13,7 +13,7 @@ def form(cls: Any, drop: tuple[str, ...] = (), **changes: Any) -> Any:
     """
 
     def build() -> Any:
-        given = cls.miniature()
+        given = cls.tiny_config()
         config = {**given.config, **changes.get("config", {})}
         kept = {name: value for name, value in config.items() if name not in drop}
         return cls.from_config(replace(given, **{**changes, "config": kept}))

@@ -27,7 +27,7 @@ found = []
 for kind, name, section in parts:
     cls = registry.get(kind, name)
     if section is not None:
-        cls.spec_from(cls.Config(**section))
+        cls.infer_spec(cls.Config(**section))
     found.append([module for module in heavy if module in sys.modules])
 print(json.dumps(found))
 """

@@ -22,24 +22,24 @@ class FixedTokens(StableDiffusion):
     """Takes a context of 4 tokens and no other."""
 
     @classmethod
-    def spec_from(cls, config: Any) -> DecoderSpec:
-        return replace(super().spec_from(config), context_tokens=4)
+    def infer_spec(cls, config: Any) -> DecoderSpec:
+        return replace(super().infer_spec(config), context_tokens=4)
 
 
 class Pooled(StableDiffusion):
     """Asks for a pooled vector."""
 
     @classmethod
-    def spec_from(cls, config: Any) -> DecoderSpec:
-        return replace(super().spec_from(config), pooled_dim=6)
+    def infer_spec(cls, config: Any) -> DecoderSpec:
+        return replace(super().infer_spec(config), pooled_dim=6)
 
 
 class Apart(Llama):
     """Cannot keep documents of one row apart."""
 
     @classmethod
-    def spec_from(cls, config: Any) -> LanguageSpec:
-        return replace(super().spec_from(config), packing=False)
+    def infer_spec(cls, config: Any) -> LanguageSpec:
+        return replace(super().infer_spec(config), packing=False)
 
 
 class Unadaptable(Clip):
@@ -52,7 +52,7 @@ class Halving(Linear):
     """Two tokens in, one token out."""
 
     @classmethod
-    def spec_from(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+    def infer_spec(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
         if in_tokens % 2:
             raise ValueError(f"{in_tokens} tokens go in, but pairs are needed; make them even")
         return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=in_tokens // 2)
@@ -62,7 +62,7 @@ class Doubling(Linear):
     """One token in, two tokens out."""
 
     @classmethod
-    def spec_from(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+    def infer_spec(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
         return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=in_tokens * 2)
 
 
@@ -70,7 +70,7 @@ class Narrow(Linear):
     """Gives tokens of width 5, whatever is asked for."""
 
     @classmethod
-    def spec_from(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+    def infer_spec(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
         return ProjectorSpec(in_dim=in_dim, out_dim=5, in_tokens=in_tokens, out_tokens=in_tokens)
 
 
@@ -82,7 +82,7 @@ class Crashing(Linear):
         names: tuple[str, int] = ("a", 1)
 
     @classmethod
-    def spec_from(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+    def infer_spec(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
         raise KeyError(config.names[0])
 
 
@@ -90,7 +90,7 @@ class Exiting(Linear):
     """Leaves the program."""
 
     @classmethod
-    def spec_from(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+    def infer_spec(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
         raise SystemExit(0)
 
 
@@ -98,7 +98,7 @@ class Silent(Linear):
     """Forgets to return its spec."""
 
     @classmethod
-    def spec_from(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:  # type: ignore
+    def infer_spec(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:  # type: ignore
         pass
 
 
@@ -106,7 +106,7 @@ class Wordy(Clip):
     """Gives text for a spec."""
 
     @classmethod
-    def spec_from(cls, config: Any) -> Any:
+    def infer_spec(cls, config: Any) -> Any:
         return "16 px"
 
 

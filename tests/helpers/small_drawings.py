@@ -19,7 +19,7 @@ STEPS = 3
 def make(cls: Any, **network: Any) -> Any:
     """A miniature in evaluation mode, with values of its network changed."""
     torch.manual_seed(0)
-    small = cls.miniature()
+    small = cls.tiny_config()
     name = cls.layout.network
     return cls.from_config(
         replace(small, config={**small.config, name: {**small.config[name], **network}})
@@ -39,7 +39,7 @@ def steps_of(decoder: Any, seed: int = 1, guidance: float = 7.5, **options: Any)
     random = torch.Generator().manual_seed(seed)
     given = condition(decoder, seed)
     return (
-        done.latents for done in decoder.denoising(given, guidance=guidance, generators=random, **options)
+        done.latents for done in decoder.draw_steps(given, guidance=guidance, generators=random, **options)
     )
 
 
@@ -49,9 +49,9 @@ def drawn(decoder: Any, seed: int = 1, **options: Any) -> Tensor:
 
 @contextmanager
 def keeping_nothing(decoder: Any) -> Iterator[None]:
-    decoder.constant = lambda condition: nullcontext()
+    decoder.cache_condition = lambda condition: nullcontext()
     yield
-    del decoder.constant
+    del decoder.cache_condition
 
 
 def check_drawing(decoder: Any, **options: Any) -> None:

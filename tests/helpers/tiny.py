@@ -125,12 +125,12 @@ def on_sources(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def projector(
-    cls: Any, in_dim: int = 24, in_tokens: int = 6, out_dim: int = 32, out_scale: float = 1.0, **options: Any
+    cls: Any, in_dim: int = 24, in_tokens: int = 6, out_dim: int = 32, out_rms: float = 1.0, **options: Any
 ) -> Any:
     """A projector between neighbours of these widths, its settings `options`, in float64."""
     config = cls.Config(**options)
-    spec = cls.spec_from(config, in_dim=in_dim, in_tokens=in_tokens, out_dim=out_dim)
-    return cls.from_config(config, replace(spec, out_scale=out_scale)).double()
+    spec = cls.infer_spec(config, in_dim=in_dim, in_tokens=in_tokens, out_dim=out_dim)
+    return cls.from_config(config, replace(spec, out_rms=out_rms)).double()
 
 
 def shaken(part: Any) -> Any:

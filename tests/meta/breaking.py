@@ -38,13 +38,13 @@ def making(base: type, change: Callable[[Any], None]) -> type:
 def telling(base: type, **changes: Any) -> type:
     """`base`, whose spec says something else, beforehand and afterwards."""
 
-    def spec_from(cls, *args, **kwargs):
-        return dataclasses.replace(super(broken, cls).spec_from(*args, **kwargs), **changes)
+    def infer_spec(cls, *args, **kwargs):
+        return dataclasses.replace(super(broken, cls).infer_spec(*args, **kwargs), **changes)
 
     def change(part):
         part.spec = dataclasses.replace(part.spec, **changes)
 
-    broken = type(f"Broken{base.__name__}", (making(base, change),), {"spec_from": classmethod(spec_from)})
+    broken = type(f"Broken{base.__name__}", (making(base, change),), {"infer_spec": classmethod(infer_spec)})
     return broken
 
 
@@ -62,11 +62,13 @@ def with_config(base: type, change: Callable[[type], type]) -> type:
     """`base` with another Config, which is what `change` makes of its own."""
     config = change(base.Config)
 
-    def miniature(cls):
-        given = super(broken, cls).miniature()
+    def tiny_config(cls):
+        given = super(broken, cls).tiny_config()
         return config(**{f.name: getattr(given, f.name) for f in dataclasses.fields(given)})
 
-    broken = type(f"Broken{base.__name__}", (base,), {"Config": config, "miniature": classmethod(miniature)})
+    broken = type(
+        f"Broken{base.__name__}", (base,), {"Config": config, "tiny_config": classmethod(tiny_config)}
+    )
     return broken
 
 

@@ -23,7 +23,7 @@ def of_any_kind(base: type, method: str) -> dict[str, type]:
     return {
         "config_frozen": with_config(base, broken.not_frozen),
         "config_round_trip": with_config(base, broken.counts_its_makings),
-        "spec_without_weights": with_class_method(base, "spec_from", broken.makes_weights),
+        "spec_without_weights": with_class_method(base, "infer_spec", broken.makes_weights),
         "batch_of_one": computing(base, method, broken.loses_the_row),
         "batch_invariance": computing(base, method, broken.looks_at_others),
         "determinism": computing(base, method, broken.drops_out),
@@ -43,7 +43,7 @@ def with_source(base: type) -> dict[str, type]:
     targets = (*base.adapter_targets, "no_such_layer")
     return {
         "adapters_attach": type("Broken", (base,), {"adapter_targets": targets}),
-        "outline_agrees": with_class_method(base, "outline", broken.has_more_in_its_outline),
+        "meta_modules_agree": with_class_method(base, "meta_modules", broken.has_more_in_its_outline),
     }
 
 
@@ -77,8 +77,8 @@ def miscounts(cls, original, config, **widths):
 
 
 PROJECTING = {
-    "spec_agrees": with_class_method(Plain, "spec_from", miscounts),
-    "any_neighbours": with_class_method(Linear, "spec_from", always_as_wide),
+    "spec_agrees": with_class_method(Plain, "infer_spec", miscounts),
+    "any_neighbours": with_class_method(Linear, "infer_spec", always_as_wide),
     "dense_layers_agree": computing(
         Linear, "forward", lambda self, original, tokens: torch.tanh(original(tokens))
     ),
@@ -119,7 +119,7 @@ MORE = [
     ("language_model", "embed_any_shape", computing(Words, "embed", reverses_words)),
     ("projector", "dtype_kept", computing(Plain, "forward", rounds_halfway)),
     ("projector", "frozen_stays_frozen", computing(Plain, "forward", thaws_in_training)),
-    ("image_decoder", "extras_agree", computing(Extra, "denoising", listens_to_no_extras)),
+    ("image_decoder", "extras_agree", computing(Extra, "draw_steps", listens_to_no_extras)),
     ("image_decoder", "posterior_agrees", Rooted),
     ("image_decoder", "posterior_agrees", Rootless),
     ("image_decoder", "posterior_agrees", Misspelled),

@@ -36,7 +36,7 @@ def never_is_content(self, loss, *args, **kwargs):
 
 
 def measures_another_error(self, loss, latents, condition, extras, *, noise, timesteps, generator=None):
-    noisy, target = self.noisy(latents, noise, timesteps)
+    noisy, target = self.add_noise(latents, noise, timesteps)
     return (self.denoise(noisy, timesteps, condition, extras) - target).abs().flatten(1).mean(1)
 
 
@@ -120,13 +120,13 @@ DRAWING = {
     "loss_agrees": computing(Decoder, "loss", measures_another_error),
     "scheduler_names": computing(Decoder, "scheduler", takes_any_scheduler),
     "perfect_drawing": computing(Decoder, "scheduler", steps_by_halves),
-    "sample_seed": computing(Decoder, "denoising", ignores_a_generator),
-    "sample_alone": computing(Decoder, "denoising", takes_the_first_generator),
-    "sample_size": computing(Decoder, "denoising", without("size")),
-    "guidance_scale": computing(Decoder, "denoising", guides_always),
-    "fixed_latents": computing(Decoder, "denoising", without("latents")),
+    "draw_seed": computing(Decoder, "draw_steps", ignores_a_generator),
+    "draw_alone": computing(Decoder, "draw_steps", takes_the_first_generator),
+    "draw_size": computing(Decoder, "draw_steps", without("size")),
+    "guidance_scale": computing(Decoder, "draw_steps", guides_always),
+    "fixed_latents": computing(Decoder, "draw_steps", without("latents")),
     "constant_condition": computing(
-        computing(Decoder, "constant", holds), "denoise", takes_any_for_the_held_one
+        computing(Decoder, "cache_condition", holds), "denoise", takes_any_for_the_held_one
     ),
     "float32_kept": computing(Kept, "_apply", half_of_everything),
 }

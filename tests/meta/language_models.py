@@ -103,6 +103,6 @@ LANGUAGE = {
     "text_round_trip": computing(Words, "tokenize", lowers_case),
     "special_tokens": computing(Words, "tokenize", parses_everything),
     "special_tokens_saved": computing(Words, "save_tokenizer", saves_another_tokenizer),
-    "new_token_rows": computing(Words, "new_token_parameters", hands_out_copies),
+    "new_token_rows": computing(Words, "added_token_parameters", hands_out_copies),
     "chat_template": making(Words, never_ends_its_turn),
 }

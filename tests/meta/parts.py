@@ -40,7 +40,7 @@ class Decoder(NewPart):
     """A small image decoder, with an outline."""
 
     @classmethod
-    def outline(cls, config):
+    def meta_modules(cls, config):
         with torch.device("meta"):
             return cls(config)
 
@@ -70,7 +70,7 @@ class Extra(Decoder):
 class Untold(Decoder):
     """A decoder that tells no posterior: its latents are made by an `encode` of its own."""
 
-    latent_root = None
+    posterior_module = None
     posterior = ImageDecoder.posterior
 
     def encode(self, targets_NCHW, generator=None):
@@ -94,7 +94,7 @@ class Kept(telling(Decoder, float32_modules=("vae",))):
 class Spread(Decoder):
     """A decoder whose latents are drawn around what a layer makes of the picture."""
 
-    latent_root = "vae"
+    posterior_module = "vae"
 
     def __init__(self, config):
         super().__init__(config)
@@ -112,25 +112,25 @@ class Spread(Decoder):
 class Rooted(Spread):
     """One that says of another module that it makes its latents."""
 
-    latent_root = "network"
+    posterior_module = "network"
 
 
 class Rootless(Spread):
     """One that does not say what makes its latents."""
 
-    latent_root = None
+    posterior_module = None
 
 
 class Misspelled(Spread):
     """One that names a module which it has not."""
 
-    latent_root = "vea"
+    posterior_module = "vea"
 
 
 class Promising(Untold):
     """One that says what makes its latents, and does not tell them."""
 
-    latent_root = "network"
+    posterior_module = "network"
 
 
 class Zeros(Plain):
@@ -149,9 +149,9 @@ class Resampler(Plain):
         self.latents = nn.Parameter(torch.randn(spec.out_tokens, spec.in_dim))
 
     @classmethod
-    def spec_from(cls, config, *, in_dim, in_tokens, out_dim):
+    def infer_spec(cls, config, *, in_dim, in_tokens, out_dim):
         return dataclasses.replace(
-            super().spec_from(config, in_dim=in_dim, in_tokens=in_tokens, out_dim=out_dim), out_tokens=3
+            super().infer_spec(config, in_dim=in_dim, in_tokens=in_tokens, out_dim=out_dim), out_tokens=3
         )
 
     def forward(self, tokens):
@@ -163,8 +163,8 @@ class Pooled(Decoder):
     """A decoder that wants a pooled vector, exactly 5 tokens of context, and no size but its own."""
 
     @classmethod
-    def spec_from(cls, config):
-        return dataclasses.replace(super().spec_from(config), pooled_dim=6, context_tokens=5)
+    def infer_spec(cls, config):
+        return dataclasses.replace(super().infer_spec(config), pooled_dim=6, context_tokens=5)
 
     def denoise(self, noisy, timesteps_N, condition, extras):
         if condition.context.shape[1] != 5 or condition.pooled is None:

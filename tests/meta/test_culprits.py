@@ -50,32 +50,32 @@ def same_file(kind: str, name: str) -> list[str]:
 
 @pytest.mark.parametrize(("kind", "check", "part"), EVERY, ids=IDS)
 def test_a_culprit_fails_its_own_check_and_none_of_the_same_file(kind: str, check: str, part: type) -> None:
-    report = contracts.verify(kind, contracts.miniature(part), only=same_file(kind, check), quick=True)
+    report = contracts.verify(kind, contracts.tiny_part(part), only=same_file(kind, check), quick=True)
     assert [outcome.check for outcome in report.failures] == [check], str(report)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize(("kind", "check", "part"), EVERY, ids=IDS)
 def test_a_culprit_fails_its_own_check_alone(kind: str, check: str, part: type) -> None:
-    report = contracts.verify(kind, contracts.miniature(part), quick=True)
+    report = contracts.verify(kind, contracts.tiny_part(part), quick=True)
     assert [outcome.check for outcome in report.failures] == [check], str(report)
 
 
 @pytest.mark.parametrize("kind", BASES)
 def test_a_plug_in_that_imports_torch_fails_its_own_check_alone(kind: str) -> None:
     part = getattr(importlib.import_module("meta_heavy.parts"), f"Heavy{BASES[kind].__name__}")
-    report = contracts.verify(kind, contracts.miniature(part), quick=True)
+    report = contracts.verify(kind, contracts.tiny_part(part), quick=True)
     assert [outcome.check for outcome in report.failures] == ["light_import"], str(report)
     assert "meta_heavy imports torch" in report.failures[0].message
 
 
 @pytest.mark.parametrize("kind", BASES)
 def test_what_culprits_are_made_of_is_sound(kind: str) -> None:
-    report = contracts.verify(kind, contracts.miniature(BASES[kind]))
+    report = contracts.verify(kind, contracts.tiny_part(BASES[kind]))
     assert report.ok, str(report)
 
 
 @pytest.mark.parametrize(("kind", "part"), SOUND, ids=[f"{kind}-{part.__name__}" for kind, part in SOUND])
 def test_what_is_sound_in_another_way_passes(kind: str, part: type) -> None:
-    report = contracts.verify(kind, contracts.miniature(part), quick=True)
+    report = contracts.verify(kind, contracts.tiny_part(part), quick=True)
     assert report.ok, str(report)

@@ -148,7 +148,7 @@ def test_peft_and_diffusers_open_a_decoders(adapted: tuple[DreamModel, Path], so
 
 def adapted_part(kind: str, name: str, folder: Path, **settings: Any) -> tuple[Any, Any, Any]:
     """A part with an adapter, which is written to `folder`, the same part without, and what calls them."""
-    subject = SUBJECTS[kind](contracts.miniature(REGISTRY.get(kind, name)))
+    subject = SUBJECTS[kind](contracts.tiny_part(REGISTRY.get(kind, name)))
     part, plain = subject.make(), subject.make()
     adapt(part, AdapterSection(kind, rank=2, alpha=6, **settings))  # type: ignore[arg-type]
     disturb(part)

@@ -157,7 +157,9 @@ ABSENT = {
     "text only": [DOCUMENTS[2]],
     "images to read only": [DOCUMENTS[1]],
     "images to draw only": [Document((Text("a"), Image(tiny.picture(0), read=False, draw=True)))],
-    "nothing labelled": [Document((Image(tiny.picture(0), draw=True, learn=False), Text("b", learn=False)))],
+    "nothing labelled": [
+        Document((Image(tiny.picture(0), draw=True, train_on=False), Text("b", train_on=False)))
+    ],
 }
 
 
@@ -196,7 +198,7 @@ KERNELS = (
     "dreamkit.kernels.assemble_embeddings.kernels",
 )
 DENSE = {"model.condition_projector": {"name": "mlp", "depth": 3}}
-SDXL = {"model.image_decoder": {"name": "sdxl", "config": SDXLDecoder.miniature().config}}
+SDXL = {"model.image_decoder": {"name": "sdxl", "config": SDXLDecoder.tiny_config().config}}
 DEEP = {"model.condition_projector": {"name": "resampler", "tokens": 4}}
 
 
@@ -272,9 +274,9 @@ def test_new_tokens_learn_under_a_frozen_language_model() -> None:
     MODEL.zero_grad()
     MODEL.train()(fixed(collator()(DOCUMENTS))).loss.backward()
     trained = {id(p) for p in MODEL.parameters() if p.requires_grad}
-    assert trained == {id(p) for p in MODEL.language_model.new_token_parameters()}
+    assert trained == {id(p) for p in MODEL.language_model.added_token_parameters()}
     assert all(
-        p.grad is not None and p.grad.abs().max() > 0 for p in MODEL.language_model.new_token_parameters()
+        p.grad is not None and p.grad.abs().max() > 0 for p in MODEL.language_model.added_token_parameters()
     )
 
 

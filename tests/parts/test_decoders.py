@@ -26,7 +26,7 @@ DECODERS = {"stable-diffusion": NOISE, "sdxl": NOISE, "sd3": FLOW, "sana": FLOW}
 
 def described(name: str, image_size: int | None = None, **changes: Any) -> Recipe:
     """The tiny recipe with a decoder's miniature in one line."""
-    config = REGISTRY.get("image_decoder", name).miniature().config
+    config = REGISTRY.get("image_decoder", name).tiny_config().config
     section = {"name": name, "config": config, "image_size": image_size}
     return recipe_from_dict(recipe(**{"model.image_decoder": section, **changes}), REGISTRY)
 
@@ -47,7 +47,7 @@ def test_a_decoder_is_swapped_in_one_line(name: str) -> None:
         reached = parameter.grad is not None and parameter.grad.abs().sum() > 0
         assert reached == parameter.requires_grad, key
     condition = model.condition(model.dream_states(["a"]))
-    images = model.image_decoder.sample(condition, steps=2, guidance=1.0)
+    images = model.image_decoder.draw(condition, steps=2, guidance=1.0)
     assert images.shape == (1, 3, 16, 16)
 
 

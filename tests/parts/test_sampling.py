@@ -37,7 +37,7 @@ class Small(ImageDecoder):
         self.schedule = DDPMScheduler(clip_sample=False)
 
     @classmethod
-    def spec_from(cls, config: Any) -> DecoderSpec:
+    def infer_spec(cls, config: Any) -> DecoderSpec:
         return cls().spec
 
     @classmethod
@@ -64,7 +64,7 @@ class Small(ImageDecoder):
     def timesteps(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         return torch.randint(1000, (count,), generator=generator)
 
-    def noisy(self, latents: Tensor, noise: Tensor, timesteps_N: Tensor) -> tuple[Tensor, Tensor]:
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps_N: Tensor) -> tuple[Tensor, Tensor]:
         return self.schedule.add_noise(latents, noise, timesteps_N), noise
 
     def denoise(
@@ -112,7 +112,7 @@ def test_one_generator_draws_the_whole_batch() -> None:
 @pytest.mark.parametrize("latents", [None, torch.zeros(2, 3, 4, 4)])
 def test_a_wrong_number_of_generators_is_an_error(decoder: Small, latents: Tensor | None) -> None:
     with pytest.raises(ValueError, match="3 generators for 2 images"):
-        decoder.sample(
+        decoder.draw(
             condition(2), guidance=1.0, steps=1, generators=[seeded(n) for n in range(3)], latents=latents
         )
 
@@ -155,7 +155,7 @@ def test_loss_of_half_precision_is_measured_in_float32(decoder: Small) -> None:
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 3.5])
 def test_sample_is_the_hand_written_loop(decoder: Small, name: str, guidance: float) -> None:
     positive, negative = condition(2), condition(2, seed=2)
-    drawn = decoder.sample(
+    drawn = decoder.draw(
         positive, negative, scheduler=name, steps=4, guidance=guidance, size=(8, 12), generators=seeded(7)
     )
     generator, scheduler = seeded(7), decoder.scheduler(name)
@@ -176,7 +176,7 @@ def test_sample_is_the_hand_written_loop(decoder: Small, name: str, guidance: fl
 
 def test_without_guidance_the_negative_condition_does_not_matter(decoder: Small) -> None:
     images = [
-        decoder.sample(condition(2), negative, steps=3, guidance=1.0, generators=seeded(1))
+        decoder.draw(condition(2), negative, steps=3, guidance=1.0, generators=seeded(1))
         for negative in (None, condition(2, seed=8))
     ]
     assert torch.equal(*images)
@@ -186,7 +186,7 @@ def test_without_guidance_the_negative_condition_does_not_matter(decoder: Small)
 @pytest.mark.parametrize("kind", [list, tuple])
 def test_an_image_alone_is_the_image_in_a_batch(decoder: Small, name: str, kind: type) -> None:
     positive, negative = condition(3), condition(3, seed=2)
-    together = decoder.sample(
+    together = decoder.draw(
         positive,
         negative,
         scheduler=name,
@@ -196,7 +196,7 @@ def test_an_image_alone_is_the_image_in_a_batch(decoder: Small, name: str, kind:
     )
     for row in range(3):
         one = slice(row, row + 1)
-        alone = decoder.sample(
+        alone = decoder.draw(
             positive[one],
             negative[one],
             scheduler=name,
@@ -211,11 +211,11 @@ def test_an_image_alone_is_the_image_in_a_batch(decoder: Small, name: str, kind:
 def test_every_step_is_shown(decoder: Small) -> None:
     seen: list[tuple[int, Tensor]] = []
     arguments: dict[str, Any] = {"steps": 3, "guidance": 1.0, "latents": torch.randn(1, 3, 4, 4)}
-    image = decoder.sample(
+    image = decoder.draw(
         condition(1), on_step=lambda step, latents: seen.append((step, latents)), **arguments
     )
     assert [step for step, _ in seen] == [0, 1, 2]
-    for (number, shown), done in zip(seen, decoder.denoising(condition(1), **arguments), strict=True):
+    for (number, shown), done in zip(seen, decoder.draw_steps(condition(1), **arguments), strict=True):
         assert (done.step, done.steps) == (number, 3)
         assert torch.equal(shown, done.latents)
     with torch.no_grad():
@@ -224,21 +224,21 @@ def test_every_step_is_shown(decoder: Small) -> None:
 
 def test_sampling_keeps_no_graph_of_a_trainable_decoder(decoder: Small) -> None:
     context = Condition(condition(1).context.requires_grad_())
-    assert not decoder.sample(context, steps=2, guidance=1.0).requires_grad
+    assert not decoder.draw(context, steps=2, guidance=1.0).requires_grad
 
 
 def test_a_mask_reaches_both_branches(decoder: Small) -> None:
     mask = torch.tensor([[1, 1, 0, 0]])
     arguments: dict[str, Any] = {"steps": 2, "guidance": 2.0, "latents": torch.randn(1, 3, 4, 4)}
     positive, negative = condition(1), condition(1, seed=2)
-    masked = decoder.sample(Condition(positive.context, mask), Condition(negative.context, mask), **arguments)
-    zeroed = decoder.sample(
+    masked = decoder.draw(Condition(positive.context, mask), Condition(negative.context, mask), **arguments)
+    zeroed = decoder.draw(
         Condition(positive.context * mask[..., None]),
         Condition(negative.context * mask[..., None]),
         **arguments,
     )
     torch.testing.assert_close(masked, zeroed)
-    assert not torch.allclose(masked, decoder.sample(positive, negative, **arguments))
+    assert not torch.allclose(masked, decoder.draw(positive, negative, **arguments))
 
 
 @pytest.mark.parametrize("name", ["mask", "pooled"])
@@ -263,7 +263,7 @@ def test_conditions_that_cannot_be_joined(name: str) -> None:
 )
 def test_what_cannot_be_drawn_is_an_error(decoder: Small, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        decoder.sample(condition(1), **{"guidance": 1.0, "steps": 1, **arguments})
+        decoder.draw(condition(1), **{"guidance": 1.0, "steps": 1, **arguments})
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -303,7 +303,7 @@ class Watched(Small):
         self.constants: list[Condition] = []
 
     @contextmanager
-    def constant(self, condition: Condition) -> Iterator[None]:
+    def cache_condition(self, condition: Condition) -> Iterator[None]:
         self.constants.append(condition)
         try:
             yield
@@ -321,7 +321,7 @@ class Watched(Small):
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_a_drawing_has_one_constant_condition(guidance: float) -> None:
     decoder, positive, negative = Watched(), condition(2), condition(2, seed=2)
-    runs = [decoder.denoising(positive, negative, steps=3, guidance=guidance) for _ in range(3)]
+    runs = [decoder.draw_steps(positive, negative, steps=3, guidance=guidance) for _ in range(3)]
     for run in runs:
         next(run)
     assert len({id(constant) for constant in decoder.constants}) == 3

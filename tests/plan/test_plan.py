@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import alive
 import tiny
 from alive import ALL, JOINTS, LORA, WIDE
-from dreamkit.build.build import build, outline
+from dreamkit.build.build import build, build_on_meta
 from dreamkit.build.fit import fit
 from dreamkit.cli import app
 from dreamkit.errors import DreamkitError, RecipeError
@@ -90,7 +90,7 @@ def sizes(model: nn.Module) -> dict[str, tuple[Any, ...]]:
 def test_parameters_are_exactly_those_of_the_built_model(adapters: list[dict[str, Any]]) -> None:
     trainable = [name for name in ALL if not adapters or name != "language_model"]
     planned = alive.recipe({"trainable": trainable}, **{"model.adapters": adapters})
-    built, outlined = build(fit(planned, REGISTRY)), outline(fit(planned, REGISTRY))
+    built, outlined = build(fit(planned, REGISTRY)), build_on_meta(fit(planned, REGISTRY))
     for model in (built, outlined):
         model.set_trainable(trainable)
     assert sizes(outlined) == sizes(built)
@@ -103,7 +103,7 @@ def test_parameters_are_exactly_those_of_the_built_model(adapters: list[dict[str
     by_name = {part.part: part for part in found.parts}
     assert by_name["dream_queries"].parameters == by_name["dream_queries"].trainable == 3 * 32
     assert by_name["vision_encoder"].trainable == 0
-    rows = sum(rows.numel() for rows in built.language_model.new_token_parameters())
+    rows = sum(rows.numel() for rows in built.language_model.added_token_parameters())
     assert by_name["new_tokens"].parameters == rows > 0
 
 
@@ -183,10 +183,10 @@ def test_a_part_that_does_not_tell_its_size_is_named(monkeypatch: pytest.MonkeyP
     clip = REGISTRY.get("vision_encoder", "clip")
     planned = alive.recipe({"trainable": ALL})
     exact = plan(planned, REGISTRY)
-    monkeypatch.setattr(clip, "outline", classmethod(lambda cls, config: None))
+    monkeypatch.setattr(clip, "meta_modules", classmethod(lambda cls, config: None))
     assert plan(planned, REGISTRY) == exact  # a part of a `config` can be made on the meta device
-    monkeypatch.setattr(clip, "outline", classmethod(lambda cls, config: nn.Linear(1, 1)))
-    with pytest.raises(RecipeError, match=r"model\.vision_encoder: .*its `outline` gives Linear"):
+    monkeypatch.setattr(clip, "meta_modules", classmethod(lambda cls, config: nn.Linear(1, 1)))
+    with pytest.raises(RecipeError, match=r"model\.vision_encoder: .*its `meta_modules` gives Linear"):
         plan(planned, REGISTRY)
 
 

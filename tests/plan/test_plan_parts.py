@@ -26,7 +26,7 @@ def test_every_part_is_planned(key: str, name: str) -> None:
     model.set_trainable(made.train.trainable)
     planned = plan(made, REGISTRY)
     counted = {part.part: (part.parameters, part.trainable) for part in planned.parts}
-    rows = {id(row) for row in model.language_model.new_token_parameters()}
+    rows = {id(row) for row in model.language_model.added_token_parameters()}
     for part_name, part in model.parts().items():
         own = [each for each in part.parameters() if id(each) not in rows]
         learned = sum(each.numel() for each in own if each.requires_grad)

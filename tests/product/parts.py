@@ -32,11 +32,11 @@ def parts(registry: Registry) -> Parts:
 
     def section(kind: str, name: str) -> dict[str, Any]:
         cls: Any = registry.get(kind, name)
-        return {"name": name, **plain(cls.miniature())}
+        return {"name": name, **plain(cls.tiny_config())}
 
     encoders = {name: section("vision_encoder", name) for name in ("clip", "siglip", "siglip2", "dinov2")}
     timm: Any = registry.get("vision_encoder", "timm")
-    for name, config in (("timm (ViT)", timm.miniature()), ("timm (ConvNet)", timm.miniature_convnet())):
+    for name, config in (("timm (ViT)", timm.tiny_config()), ("timm (ConvNet)", timm.tiny_convnet_config())):
         encoders[name] = {"name": "timm", **plain(config)}
     noise = section("image_decoder", "stable-diffusion")
     schedule = {**noise["config"]["scheduler"], "prediction_type": "v_prediction"}

@@ -33,7 +33,7 @@ def whole_recipe() -> dict[str, Any]:
     return {
         **tiny_recipe(**{"model.adapters": [{"target": "language_model", "rank": 2}]}),
         "data": [{"name": "pairs", "path": "pairs.jsonl", "weight": 2}],
-        "loss": {"lm": 1, "vm": 10, "condition_drop": 0.1},
+        "loss": {"lm": 1, "denoising": 10, "condition_drop": 0.1},
         "train": {**TRAIN, "trainable": list(TRAIN["trainable"])},
     }
 
@@ -89,7 +89,7 @@ def test_a_valid_recipe_is_read_with_its_defaults(base: Path, registry: Registry
     assert recipe.model.adapters[0].rank == 2 and recipe.model.adapters[0].alpha == 32
     assert recipe.data[0].weight == 2 and recipe.data[0].config.path == base.parent / "pairs.jsonl"
     assert recipe.train.trainable == ("visual_projector", "new_tokens") and recipe.train.schedule == "cosine"
-    assert isinstance(recipe.loss.vm, float)
+    assert isinstance(recipe.loss.denoising, float)
     assert fit(recipe, registry).problems == []
 
 
@@ -159,11 +159,11 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
 def test_extending_merges_sections_and_replaces_lists(base: Path, registry: Registry) -> None:
     path = write(
         base.parent / "more.yaml",
-        "extends: base.yaml\nloss: {vm: 3}\nmodel: {vision_encoder: {layer: -1}}\n"
+        "extends: base.yaml\nloss: {denoising: 3}\nmodel: {vision_encoder: {layer: -1}}\n"
         "train: {trainable: [dream_queries]}\n",
     )
     recipe = load_recipe(str(path), (), registry)
-    assert (recipe.loss.vm, recipe.loss.condition_drop) == (3, 0.1)
+    assert (recipe.loss.denoising, recipe.loss.condition_drop) == (3, 0.1)
     assert recipe.train.trainable == ("dream_queries",) and recipe.train.steps == 3
     assert recipe.model.vision_encoder.config.layer == -1
     assert recipe.model.vision_encoder.config.config["patch_size"] == 8
@@ -227,11 +227,11 @@ def test_a_missing_base_does_not_hide_other_problems(tmp_path: Path, registry: R
 def test_a_problem_is_placed_in_the_file_that_has_it(base: Path, registry: Registry) -> None:
     broken = base.read_text().replace("steps: 3", "steps: three")
     write(base, broken)
-    path = write(base.parent / "more.yaml", "extends: base.yaml\nloss: {vm: much}\n")
+    path = write(base.parent / "more.yaml", "extends: base.yaml\nloss: {denoising: much}\n")
     found = problems(path, registry)
     assert {(p.where, p.key) for p in found} == {
         (line_of(base, "steps: three"), "train.steps"),
-        (f"{path}:2", "loss.vm"),
+        (f"{path}:2", "loss.denoising"),
     }
 
 
@@ -257,7 +257,7 @@ def test_overrides(base: Path, registry: Registry) -> None:
     assert recipe.train.trainable == ("dream_queries",)
     assert recipe.model.condition_projector.config.depth == 3
     assert recipe.model.adapters[0].rank == 4
-    assert (recipe.loss.lm, recipe.loss.vm) == (2, 10)
+    assert (recipe.loss.lm, recipe.loss.denoising) == (2, 10)
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -508,7 +508,7 @@ def test_what_a_key_does_not_take(
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ("loss: {lm: 0, vm: 0}", "nothing would be learned"),
+        ("loss: {lm: 0, denoising: 0}", "nothing would be learned"),
         ("model: {visual_projector: {name: mlp, depth: 0}}", "0 found, but an MLP has at least 1 matrix"),
     ],
 )
@@ -636,8 +636,8 @@ def test_a_recipe_at_home_can_be_extended(
 ) -> None:
     monkeypatch.setenv("HOME", str(base.parent))
     (tmp_path / "elsewhere").mkdir()
-    path = write(tmp_path / "elsewhere" / "more.yaml", "extends: ~/base.yaml\nloss: {vm: 3}\n")
-    assert load_recipe(str(path), (), registry).loss.vm == 3
+    path = write(tmp_path / "elsewhere" / "more.yaml", "extends: ~/base.yaml\nloss: {denoising: 3}\n")
+    assert load_recipe(str(path), (), registry).loss.denoising == 3
 
 
 def test_a_file_that_is_not_there(base: Path, registry: Registry) -> None:
@@ -798,3 +798,30 @@ def test_any_mutation_is_accepted_and_builds_or_is_an_error(
                 value,
                 read,
             )
+
+
+@pytest.mark.parametrize(
+    ("written", "overrides"),
+    [
+        ("loss: {vm: 3}", []),
+        ("loss: {denoising: 2}", ["loss.vm=3"]),
+        ("loss: {denoising: 2}", ["loss={vm: 3}"]),
+        ("loss: {vm: 2}", ["loss.denoising=3"]),
+    ],
+)
+def test_an_earlier_key_is_read_as_todays(
+    written: str, overrides: list[str], base: Path, registry: Registry
+) -> None:
+    path = write(base.parent / "earlier.yaml", f"extends: base.yaml\n{written}\n")
+    assert load_recipe(str(path), overrides, registry).loss.denoising == 3
+
+
+def test_a_key_by_its_earlier_and_todays_name_is_refused(base: Path, registry: Registry) -> None:
+    path = write(base.parent / "both.yaml", "extends: base.yaml\nloss: {vm: 3, denoising: 3}\n")
+    (problem,) = problems(path, registry)
+    assert (problem.key, problem.message.split(";")[0]) == ("loss.vm", "unknown key 'vm'")
+
+
+def test_a_dictionary_may_hold_an_earlier_key(registry: Registry) -> None:
+    recipe = recipe_from_dict({**whole_recipe(), "loss": {"lm": 1, "vm": 4}}, registry)
+    assert recipe.loss.denoising == 4

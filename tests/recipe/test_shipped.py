@@ -100,7 +100,7 @@ def test_the_numbers_of_the_paper(registry: Registry) -> None:
             assert train.warmup == pytest.approx(0.003 * train.steps, abs=1)
             assert (train.learning_rate, train.weight_decay, train.schedule) == (rate, 0, "cosine")
             assert (train.max_length, made.model.dream_queries) == (2048, 64)
-            assert (made.loss.lm, made.loss.vm) == loss
+            assert (made.loss.lm, made.loss.denoising) == loss
             learns = "language_model" in train.trainable
             assert learns == (stage in ("stage2", "stage3"))
             assert not {"vision_encoder", "image_decoder"} & set(train.trainable)

@@ -208,7 +208,7 @@ WRONG_TARGETS = {
     "late": "'late' of late 1.2: importing late.parts:Late failed: ModuleNotFoundError",
     "base-late": "'base-late' of base-late 1.2: importing base_late.parts:Late failed: BaseException: too late",
     "other-kind": "'other-kind' of other-kind 1.2: other_kind.parts:Other is no subclass of dreamkit.Projector",
-    "abstract": "'abstract' of abstract 1.2: abstract.parts:Part lacks forward, from_config, spec_from; implement",
+    "abstract": "'abstract' of abstract 1.2: abstract.parts:Part lacks forward, from_config, infer_spec; implement",
 }
 
 

@@ -54,7 +54,7 @@ def measured(model: DreamModel) -> dict[str, Any]:
     noise = torch.arange(mean.numel()).double().mul(math.e).sin().mul(math.sqrt(2)).view(mean.shape)
     timesteps = decoder.timesteps(2, torch.Generator().manual_seed(0))
     loss = decoder.loss(mean, condition, extras, noise=noise, timesteps=timesteps)
-    drawn = decoder.sample(condition, steps=2, guidance=1.0, latents=noise)
+    drawn = decoder.draw(condition, steps=2, guidance=1.0, latents=noise)
     tensors = {
         "features": features,
         "vision tokens": model.visual_projector(features),

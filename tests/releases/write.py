@@ -59,7 +59,7 @@ data:
   - {name: pairs, path: data/pairs.jsonl, direction: read, weight: 0.5}
   - {name: interleaved, path: data/pages.jsonl}
   - {name: conversations, path: data/talks.json}
-loss: {lm: 1, vm: 1, condition_drop: 0.1}
+loss: {lm: 1, denoising: 1, condition_drop: 0.1}
 train:
   trainable: [language_model, visual_projector, condition_projector, image_decoder, dream_queries, new_tokens]
   steps: 80

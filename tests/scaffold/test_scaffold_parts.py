@@ -51,7 +51,7 @@ def test_weights_are_read_back(kind: str, weights: Any) -> None:
     cls = type(weights)
     config = cls.Config(pretrained="./weights")
     read = cls.from_pretrained(config)
-    assert read.spec == weights.spec == cls.spec_from(config)
+    assert read.spec == weights.spec == cls.infer_spec(config)
     state, again = weights.state_dict(), read.state_dict()
     assert state.keys() == again.keys()
     assert all(torch.equal(state[name], again[name]) for name in state)
@@ -68,17 +68,17 @@ def test_weights_that_do_not_fit_are_refused(kind: str, weights: Any) -> None:
         cls.from_pretrained(config)
     Path("weights/config.json").write_text('{"dims": 64}')
     with pytest.raises(SourceError, match=r"config\.json of './weights': .*'dims'; did you mean 'dim'\?"):
-        cls.spec_from(config)
+        cls.infer_spec(config)
     Path("weights/config.json").write_text("[1]")
     with pytest.raises(SourceError, match=r"config\.json cannot be read"):
-        cls.spec_from(config)
+        cls.infer_spec(config)
     Path("weights/config.json").write_text('{"dim": 32}')
     Path("weights/model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(SourceError, match=r"model\.safetensors"):
         cls.from_pretrained(config)
     Path("weights/model.safetensors").unlink()
     with pytest.raises(SourceError, match="lacks weights"):
-        cls.spec_from(config)
+        cls.infer_spec(config)
 
 
 @pytest.mark.parametrize("kind", ["language-model"])
@@ -87,10 +87,10 @@ def test_a_tokenizer_that_cannot_end_a_text_is_refused(kind: str, weights: Any) 
     Path("weights/tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
     config = type(weights).Config(pretrained="./weights")
     with pytest.raises(SourceError, match="the tokenizer has no eos_token"):
-        type(weights).spec_from(config)
+        type(weights).infer_spec(config)
     Path("weights/tokenizer.json").write_text("{}")
     with pytest.raises(SourceError, match="the tokenizer cannot be read"):
-        type(weights).spec_from(config)
+        type(weights).infer_spec(config)
 
 
 @pytest.mark.parametrize("kind", WITH_WEIGHTS)
@@ -107,14 +107,14 @@ def test_settings_that_cannot_be_are_refused(
 ) -> None:
     cls = part(kind)
     with pytest.raises(ConfigError) as refused:
-        cls.spec_from(cls.Config(config=config))
+        cls.infer_spec(cls.Config(config=config))
     assert refused.value.problems.keys() == problems.keys()
     for key, said in problems.items():
         assert said in refused.value.problems[key]
 
 
 def test_the_latents_of_a_new_decoder_can_be_cached() -> None:
-    build = contracts.miniature(part("image-decoder"))
+    build = contracts.tiny_part(part("image-decoder"))
     (outcome,) = contracts.verify("image_decoder", build, only="posterior_agrees", quick=True).outcomes
     assert outcome.result == "passed", str(outcome)
 
@@ -124,4 +124,4 @@ def test_the_projector_refuses_what_it_cannot_average() -> None:
     with pytest.raises(ConfigError, match="0 found"):
         cls.Config(every=0)
     with pytest.raises(ConfigError, match="2 found, which does not divide 5 tokens"):
-        cls.spec_from(cls.Config(), in_dim=2, in_tokens=5, out_dim=2)
+        cls.infer_spec(cls.Config(), in_dim=2, in_tokens=5, out_dim=2)

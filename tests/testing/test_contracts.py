@@ -19,12 +19,12 @@ from meta.breaking import computing
 from meta.parts import Misspelled, Promising, Rootless
 
 KIND = "projector"
-sound = contracts.miniature(Linear)
+sound = contracts.tiny_part(Linear)
 ON_LINEAR = {"light_import": "only a test knows it", "dense_layers_agree": "it is more than a matrix"}
 
 
 def broken(change):
-    return contracts.miniature(computing(Linear, "forward", change))
+    return contracts.tiny_part(computing(Linear, "forward", change))
 
 
 def only(change, check="batch_of_one"):
@@ -54,7 +54,7 @@ def test_the_public_names_are_these():
     import dreamkit.testing
 
     assert dreamkit.testing.__all__ == ["ContractError", "KitError", "Outcome", "Report", "contracts"]
-    assert contracts.__all__ == ["checks", "miniature", "parametrize", "verify"]
+    assert contracts.__all__ == ["checks", "parametrize", "tiny_part", "verify"]
     assert all(hasattr(dreamkit.testing, name) for name in dreamkit.testing.__all__)
     assert all(hasattr(contracts, name) for name in contracts.__all__)
 
@@ -65,7 +65,7 @@ def test_checks_have_names_and_say_what_they_protect_from(kind):
     assert len({check.name for check in checks}) == len(checks) > 10
     for check in checks:
         assert kind in check.kinds
-        assert check.holds.endswith(".") and check.protects.endswith("."), check.name
+        assert check.holds.endswith(".") and check.rationale.endswith("."), check.name
 
 
 def test_every_check_is_of_a_kind():
@@ -81,7 +81,7 @@ def test_an_unknown_kind_is_an_error_with_the_nearest_name():
 
 def test_what_is_no_part_has_no_miniature():
     with pytest.raises(KitError, match=r"<class 'int'> is no part; give a subclass of VisionEncoder"):
-        contracts.miniature(int)
+        contracts.tiny_part(int)
 
 
 # reports
@@ -130,14 +130,14 @@ def test_a_failure_says_found_wanted_call_input_and_command():
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        (Rootless, "posterior is given, but latent_root is None"),
-        (Misspelled, "latent_root names 'vea', which Misspelled has not; did you mean 'vae'?"),
-        (Promising, "latent_root is 'network', but posterior is not given"),
+        (Rootless, "posterior is given, but posterior_module is None"),
+        (Misspelled, "posterior_module names 'vea', which Misspelled has not; did you mean 'vae'?"),
+        (Promising, "posterior_module is 'network', but posterior is not given"),
     ],
 )
 def test_what_makes_latents_must_be_named(part, said):
     (failure,) = contracts.verify(
-        "image_decoder", contracts.miniature(part), only="posterior_agrees", quick=True
+        "image_decoder", contracts.tiny_part(part), only="posterior_agrees", quick=True
     ).failures
     assert re.match(rf".*meta/parts\.py:\d+: {said}.*\n  posterior_agrees: ", failure.message)
 
@@ -190,7 +190,7 @@ def test_what_is_computed_wrongly_is_told_at_the_class():
         def forward(self, tokens):
             return super().forward(tokens)[:-1]
 
-    (outcome,) = contracts.verify(KIND, contracts.miniature(Short), only="spec_agrees").outcomes
+    (outcome,) = contracts.verify(KIND, contracts.tiny_part(Short), only="spec_agrees").outcomes
     assert re.match(rf".*test_contracts\.py:{line_of(Short.forward) - 1}: projected\.shape=", outcome.message)
 
 
@@ -262,7 +262,7 @@ def test_a_required_check_that_is_skipped_is_a_failure(where, leaving):
         raise leaving
 
     check = "dense_layers_agree" if where == "dense_layers" else "batch_of_one"
-    part = build if where == "build" else contracts.miniature(computing(Linear, where, leaves))
+    part = build if where == "build" else contracts.tiny_part(computing(Linear, where, leaves))
     (outcome,) = contracts.verify(KIND, part, only=check).outcomes
     assert outcome.result == "failed" and "no time" in outcome.message
 
@@ -309,7 +309,7 @@ def test_what_cannot_be_built_passes_nothing(build, said):
     ids=["too few", "raises"],
 )
 def test_a_part_that_cannot_be_prepared_passes_nothing(add_tokens, said):
-    part = contracts.miniature(computing(Llama, "add_tokens", add_tokens))
+    part = contracts.tiny_part(computing(Llama, "add_tokens", add_tokens))
     (outcome,) = contracts.verify("language_model", part, only="causality").outcomes
     assert outcome.result == "failed" and said in outcome.message
 
@@ -354,7 +354,7 @@ def test_an_expected_failure_of_a_check_that_is_not_run_is_an_error():
 
     expected = {"dense_layers_agree": "why not"}
     report = contracts.verify(
-        KIND, contracts.miniature(Mixed), only="dense_layers_agree", expected_failures=expected
+        KIND, contracts.tiny_part(Mixed), only="dense_layers_agree", expected_failures=expected
     )
     assert "is expected to fail (why not), but is not run, because its dense_layers() gives None" in str(
         report

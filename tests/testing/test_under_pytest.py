@@ -28,7 +28,7 @@ class Sound(Linear):
     def dense_layers(self):
         return None
 
-@contracts.parametrize("projector", contracts.miniature({part}), {expected!r}, quick=True)
+@contracts.parametrize("projector", contracts.tiny_part({part}), {expected!r}, quick=True)
 def test_contract(check):
     check()
 """
@@ -54,7 +54,7 @@ class Pool(Projector):
         self.layer = nn.Linear(spec.in_dim, spec.out_dim)
 
     @classmethod
-    def spec_from(cls, config, *, in_dim, in_tokens, out_dim):
+    def infer_spec(cls, config, *, in_dim, in_tokens, out_dim):
         return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=in_tokens)
 
     @classmethod
@@ -75,7 +75,7 @@ def test_contract(check):
 MOST_LINES = 15  # of a failure
 
 
-def pool_with(folder: Path, right: str, wrong: str, build: str = "contracts.miniature(Pool)") -> int:
+def pool_with(folder: Path, right: str, wrong: str, build: str = "contracts.tiny_part(Pool)") -> int:
     """Write the part with a mistake, and its contract test; return the line of the mistake's last line."""
     assert POOL.count(right) == 1
     text = POOL.replace(right, wrong)
@@ -166,7 +166,7 @@ def test_under_pytest_a_wrong_result_is_told_at_the_class(tmp_path):
     assert len(shown["spec_agrees"]) < MOST_LINES
 
 
-@pytest.mark.parametrize("build", ["contracts.miniature(Pool)", "lambda: Pool(None, None)"])
+@pytest.mark.parametrize("build", ["contracts.tiny_part(Pool)", "lambda: Pool(None, None)"])
 def test_under_pytest_a_part_that_cannot_be_built_is_told_once(tmp_path, build):
     wrong = 'super().__init__()\n        {}["weights"]'
     line = pool_with(tmp_path, "super().__init__()", wrong, build)

@@ -168,14 +168,14 @@ def test_everything_is_written_with_the_registry_of_the_run(
 def test_a_model_is_trained_by_the_recipe_of_the_run(tmp_path: Path) -> None:
     model = build(fit(layouts.recipe(steps=1), REGISTRY))
     recipe = layouts.recipe(steps=2)
-    recipe = replace(recipe, loss=replace(recipe.loss, lm=0.25, vm=0.0))
+    recipe = replace(recipe, loss=replace(recipe.loss, lm=0.25, denoising=0.0))
     result = run(tmp_path / "given", recipe, model=model)
     assert result.log[0]["loss"] == pytest.approx(0.25 * (result.log[0]["lm"] or 0.0), rel=1e-4)
     reloaded, _ = load_checkpoint(result.checkpoint, REGISTRY)
     assert reloaded.recipe is not None
     assert (reloaded.recipe.train.steps, reloaded.recipe.loss) == (2, recipe.loss)
     after = run(tmp_path / "after", replace(recipe, init=str(result.checkpoint)))
-    assert (after.model.recipe, after.model.lm_weight, after.model.vm_weight) == (
+    assert (after.model.recipe, after.model.lm_weight, after.model.denoising_weight) == (
         replace(recipe, init=str(result.checkpoint)),
         0.25,
         0.0,
@@ -272,7 +272,7 @@ def test_the_last_step_is_logged(tmp_path: Path) -> None:
 def test_a_loss_nobody_had_is_not_zero(tmp_path: Path) -> None:
     (entry,) = run(tmp_path / "text", layouts.recipe(steps=1), documents=[Document((Text("words"),))]).log
     assert entry["denoising"] is None and entry["lm"] is not None
-    drawn = Document((Image(tiny.picture(0), draw=True, read=False, learn=False),))
+    drawn = Document((Image(tiny.picture(0), draw=True, read=False, train_on=False),))
     (entry,) = run(tmp_path / "image", layouts.recipe(steps=1), documents=[drawn]).log
     assert entry["denoising"] is not None and entry["lm"] is None
 

@@ -34,7 +34,7 @@ LORA = [{"target": name, "rank": 2} for name in ("language_model", "image_decode
 
 
 def miniature(kind: str, name: str, **settings: Any) -> dict[str, Any]:
-    config = REGISTRY.get(kind, name).miniature()
+    config = REGISTRY.get(kind, name).tiny_config()
     given = {key: value for key, value in asdict(config).items() if value is not None}
     return {"name": name, **given, **settings}
 
@@ -51,7 +51,7 @@ FAMILIES = sorted(
     name
     for name in REGISTRY.components("language_model")
     if REGISTRY.get("language_model", name)
-    .spec_from(REGISTRY.get("language_model", name).miniature())
+    .infer_spec(REGISTRY.get("language_model", name).tiny_config())
     .packing
 )
 SNR = decoder("stable-diffusion", snr_gamma=5.0)

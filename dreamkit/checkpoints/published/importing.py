@@ -93,7 +93,7 @@ def _compare_tokens(config: Mapping[str, Any], model: DreamModel, folder: Path) 
                 f"{folder}: the tokenizer gives {name} the id {found}, but config.json says {told.get(name)} "
                 "(special_tokens2ids_dict); a tokenizer file is missing or another model's"
             )
-    if model.language_model.new_token_parameters():
+    if model.language_model.added_token_parameters():
         raise CheckpointError(f"{folder}: the language model's vocabulary has no rows for {', '.join(told)}")
 
 

@@ -50,7 +50,7 @@ def sections(
         },
         "loss": {
             "lm": config.get("loss_weight_lm", 1.0),
-            "vm": config.get("loss_weight_vm", 10.0),
+            "denoising": config.get("loss_weight_vm", 10.0),
             "condition_drop": published[HEAD].get("drop_prob") or 0.0,
         },
         # The published code samples with DDPM, whichever scheduler the decoder's folder names.

@@ -30,7 +30,7 @@ class Linear(Projector):
         self.layer = initialised(nn.Linear(spec.in_dim, spec.out_dim, bias=config.bias))
 
     @classmethod
-    def spec_from(cls, config: Linear.Config, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+    def infer_spec(cls, config: Linear.Config, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
         return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=in_tokens)
 
     @classmethod
@@ -74,7 +74,7 @@ class MLP(Projector):
         )
 
     @classmethod
-    def spec_from(cls, config: MLP.Config, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+    def infer_spec(cls, config: MLP.Config, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
         return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=in_tokens)
 
     @classmethod

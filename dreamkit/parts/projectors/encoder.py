@@ -31,7 +31,7 @@ class Encoder(DeepProjector):
     """MetaQuery's connector (arXiv 2504.06256, section 3.2): (N, T, in_dim) -> (N, T, out_dim).
 
     `depth` layers in which every token sees every other, with rotary positions; then two matrices with GELU between
-    them; then an RMS norm, whose learned weight starts at `spec.out_scale`: at first, what comes out has the root mean
+    them; then an RMS norm, whose learned weight starts at `spec.out_rms`: at first, what comes out has the root mean
     square that the decoder is used to, whatever the scale of what goes in.
     """
 
@@ -59,15 +59,17 @@ class Encoder(DeepProjector):
         self.out_layers = nn.Sequential(
             nn.Linear(width, out_dim), nn.GELU(approximate="tanh"), nn.Linear(out_dim, out_dim)
         )
-        self.norm = _RMSNorm(out_dim, OUT_NORM_EPS, spec.out_scale)
+        self.norm = _RMSNorm(out_dim, OUT_NORM_EPS, spec.out_rms)
         self.head_dim = width // heads
 
     @classmethod
-    def miniature(cls) -> Encoder.Config:
+    def tiny_config(cls) -> Encoder.Config:
         return cls.Config(depth=2, width=16, heads=2)
 
     @classmethod
-    def spec_from(cls, config: Encoder.Config, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+    def infer_spec(
+        cls, config: Encoder.Config, *, in_dim: int, in_tokens: int, out_dim: int
+    ) -> ProjectorSpec:
         head_count(_width(config, in_dim), config.heads, even=True)
         return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=in_tokens)
 

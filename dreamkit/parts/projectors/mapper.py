@@ -55,11 +55,11 @@ class Mapper(DeepProjector):
         self.out_layer = nn.Linear(width, spec.out_dim)
 
     @classmethod
-    def miniature(cls) -> Mapper.Config:
+    def tiny_config(cls) -> Mapper.Config:
         return cls.Config(width=16, depth=1, heads=2)
 
     @classmethod
-    def spec_from(cls, config: Mapper.Config, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+    def infer_spec(cls, config: Mapper.Config, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
         tokens = in_tokens if config.tokens is None else config.tokens
         return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=tokens)
 

@@ -57,11 +57,11 @@ class Resampler(DeepProjector):
         self.out_layer = initialised(nn.Linear(width, spec.out_dim))
 
     @classmethod
-    def miniature(cls) -> Resampler.Config:
+    def tiny_config(cls) -> Resampler.Config:
         return cls.Config(tokens=4, depth=2, width=16, heads=2)
 
     @classmethod
-    def spec_from(
+    def infer_spec(
         cls, config: Resampler.Config, *, in_dim: int, in_tokens: int, out_dim: int
     ) -> ProjectorSpec:
         head_count(_width(config, in_dim, out_dim), config.heads)

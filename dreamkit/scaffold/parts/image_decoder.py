@@ -35,7 +35,9 @@ class NewPart(ImageDecoder):
     """It learns the straight way from a picture (time 0) to noise (time 1), and draws by going back along it."""
 
     adapter_targets = ("to_q", "to_kv", "to_out")  # where LoRA attaches: the ends of module names
-    latent_root = ""  # whose weights alone make `posterior`: the name of an autoencoder, once there is one
+    posterior_module = (
+        ""  # whose weights alone make `posterior`: the name of an autoencoder, once there is one
+    )
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PartConfig):
@@ -44,11 +46,11 @@ class NewPart(ImageDecoder):
     def __init__(self, config: Config) -> None:
         super().__init__()
         sizes = read_sizes(Sizes, config)
-        self.config, self.spec = config, self.spec_from(config)
+        self.config, self.spec = config, self.infer_spec(config)
         self.network = Network(sizes.patch_size, sizes.dim, sizes.layers, sizes.heads, sizes.context_dim)
 
     @classmethod
-    def spec_from(cls, config: Config) -> DecoderSpec:
+    def infer_spec(cls, config: Config) -> DecoderSpec:
         sizes = read_sizes(Sizes, config)
         return DecoderSpec(
             context_dim=sizes.context_dim,
@@ -60,7 +62,7 @@ class NewPart(ImageDecoder):
         )
 
     @classmethod
-    def miniature(cls) -> Config:  # what `dreamkit test-plugin` builds
+    def tiny_config(cls) -> Config:  # what `dreamkit test-plugin` builds
         return cls.Config(config={"image_size": 16, "dim": 16, "layers": 2, "context_dim": 12})
 
     @classmethod
@@ -87,7 +89,7 @@ class NewPart(ImageDecoder):
         device = self.network.inlet.weight.device if generator is None else generator.device
         return 1 - torch.rand(count, generator=generator, device=device)  # in (0, 1]
 
-    def noisy(self, latents: Tensor, noise: Tensor, timesteps_N: Tensor) -> tuple[Tensor, Tensor]:
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps_N: Tensor) -> tuple[Tensor, Tensor]:
         t = timesteps_N[:, None, None, None]
         return ((1 - t) * latents + t * noise).to(latents.dtype), noise - latents
 

@@ -40,14 +40,14 @@ class NewPart(Words):
     def __init__(self, config: Config) -> None:
         sizes = read_sizes(Sizes, config)
         super().__init__(tokenizer_of(config), sizes.dim)
-        self.config, self.spec = config, self.spec_from(config)
+        self.config, self.spec = config, self.infer_spec(config)
         self.positions = nn.Embedding(sizes.max_length, sizes.dim)
         self.blocks = nn.ModuleList(Block(f"block {n}", sizes.dim, sizes.heads) for n in range(sizes.layers))
         self.norm = nn.RMSNorm(sizes.dim, eps=EPS)
         nn.init.normal_(self.positions.weight, std=STD)
 
     @classmethod
-    def spec_from(cls, config: Config) -> LanguageSpec:
+    def infer_spec(cls, config: Config) -> LanguageSpec:
         sizes, tokenizer = read_sizes(Sizes, config), tokenizer_of(config)
         bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         return LanguageSpec(
@@ -61,7 +61,7 @@ class NewPart(Words):
         )
 
     @classmethod
-    def miniature(cls) -> Config:  # what `dreamkit test-plugin` builds
+    def tiny_config(cls) -> Config:  # what `dreamkit test-plugin` builds
         return cls.Config(config={"dim": 16, "max_length": 64})
 
     @classmethod

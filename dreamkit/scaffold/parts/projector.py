@@ -33,7 +33,7 @@ class NewPart(Projector):
 
     # The widths are those of the neighbours; what the projector decides is how many tokens come out.
     @classmethod
-    def spec_from(cls, config: Config, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+    def infer_spec(cls, config: Config, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
         if in_tokens % config.every:
             raise ConfigError({"every": f"{config.every} found, which does not divide {in_tokens} tokens"})
         out_tokens = in_tokens // config.every

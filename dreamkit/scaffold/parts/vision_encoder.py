@@ -60,20 +60,20 @@ class NewPart(VisionEncoder):
     def __init__(self, config: Config) -> None:
         super().__init__()
         sizes = read_sizes(Sizes, config)
-        self.config, self.spec = config, self.spec_from(config)
+        self.config, self.spec = config, self.infer_spec(config)
         self.patches = nn.Conv2d(3, sizes.dim, sizes.patch_size, stride=sizes.patch_size)
         self.places = nn.Parameter(0.02 * torch.randn(self.spec.num_tokens, sizes.dim))
         self.blocks = nn.Sequential(*(Block(sizes.dim, sizes.heads) for _ in range(sizes.layers)))
         self.norm = nn.LayerNorm(sizes.dim)
 
     @classmethod
-    def spec_from(cls, config: Config) -> VisionSpec:
+    def infer_spec(cls, config: Config) -> VisionSpec:
         sizes = read_sizes(Sizes, config)
         num_tokens = (sizes.image_size // sizes.patch_size) ** 2
         return VisionSpec(image_size=sizes.image_size, num_tokens=num_tokens, dim=sizes.dim)
 
     @classmethod
-    def miniature(cls) -> Config:  # what `dreamkit test-plugin` builds
+    def tiny_config(cls) -> Config:  # what `dreamkit test-plugin` builds
         return cls.Config(config={"image_size": 16, "dim": 16})
 
     @classmethod

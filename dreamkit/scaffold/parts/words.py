@@ -48,15 +48,15 @@ class Words(LanguageModel):
         if missing:  # near the mean row: a new token is as likely as an average one
             mean = self.rows.detach().mean(0).expand(missing, -1)
             fresh = mean + STD * torch.randn_like(mean)
-            self.new_rows = nn.Parameter(torch.cat([*self.new_token_parameters(), fresh]))
+            self.new_rows = nn.Parameter(torch.cat([*self.added_token_parameters(), fresh]))
         vocabulary = self.tokenizer.get_vocab()
         return [vocabulary[token] for token in tokens]
 
-    def new_token_parameters(self) -> Sequence[nn.Parameter]:
+    def added_token_parameters(self) -> Sequence[nn.Parameter]:
         return [] if self.new_rows is None else [self.new_rows]
 
     def head(self) -> Head:
-        return Head(torch.cat([self.rows, *self.new_token_parameters()]))
+        return Head(torch.cat([self.rows, *self.added_token_parameters()]))
 
     def embed(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.head().weight)
@@ -65,7 +65,7 @@ class Words(LanguageModel):
         return Embedding(self.head().weight)
 
     @property
-    def unwritten_ids(self) -> frozenset[int]:
+    def suppressed_ids(self) -> frozenset[int]:
         return frozenset(self.tokenizer.added_tokens_decoder) - {self.tokenizer.eos_token_id}
 
 

@@ -43,7 +43,7 @@ def _takes_no_extras(subject: DecoderSubject) -> str | None:
 
 @check(KIND, unless=_takes_no_extras, case=cases, width=st.integers(4, 24), height=st.integers(4, 24))
 def extras_agree(subject: DecoderSubject, case: Case, width: int, height: int) -> None:
-    """The extras of `preprocess` are like those of `default_extras`; the loss takes them, `sample` hands its own on.
+    """The extras of `preprocess` are like those of `default_extras`; the loss takes them, `draw` hands its own on.
 
     What a decoder is told of a picture in training, such as its original size, it is told in drawing too.
     """
@@ -67,7 +67,7 @@ def extras_agree(subject: DecoderSubject, case: Case, width: int, height: int) -
         return denoise(noisy, timesteps_N, condition, given)
 
     part.denoise = listen
-    subject.sample(part, inputs, extras=extras)
+    subject.draw(part, inputs, extras=extras)
     for name, extra in extras.items():
         expect_true(
             name in seen[0], f"denoise is given the extras {sorted(seen[0])}", "those given to sample"
@@ -106,18 +106,18 @@ def perfect_drawing(subject: DecoderSubject, case: Case) -> None:
     kind = part.timesteps(1).dtype
 
     def predict(noisy: Tensor, timesteps_N: Tensor, *rest: Any) -> Tensor:
-        """The target that goes with these noisy latents of `clean`; `noisy` is linear in both of its arguments."""
+        """The target that goes with these noisy latents of `clean`; `add_noise` is linear in both of its arguments."""
         timesteps_N = timesteps_N.to(kind)
         zeros, ones = torch.zeros_like(clean), torch.ones_like(clean)
-        signal, spread = (part.noisy(a, b, timesteps_N)[0] for a, b in ((clean, zeros), (zeros, ones)))
-        return part.noisy(clean, (noisy - signal) / spread.clamp(min=1e-4), timesteps_N)[1]
+        signal, spread = (part.add_noise(a, b, timesteps_N)[0] for a, b in ((clean, zeros), (zeros, ones)))
+        return part.add_noise(clean, (noisy - signal) / spread.clamp(min=1e-4), timesteps_N)[1]
 
     part.denoise = predict
     for name in (None, *(part.spec.schedulers or ())):
         steps = subject.steps(part, ORACLE_STEPS, name)
         subject.doing = f"denoising(scheduler={name!r}, steps={steps}) by a perfect network"
         with seeded(case.seed + 1):  # noise that is not the latents themselves
-            *_, last = part.denoising(
+            *_, last = part.draw_steps(
                 subject.condition(inputs),
                 scheduler=name,
                 steps=steps,
@@ -131,14 +131,14 @@ def perfect_drawing(subject: DecoderSubject, case: Case) -> None:
 
 
 @check(KIND, case=cases)
-def sample_seed(subject: DecoderSubject, case: Case) -> None:
-    """`sample` with generators of one seed gives one picture, whatever else was drawn; another seed gives another.
+def draw_seed(subject: DecoderSubject, case: Case) -> None:
+    """`draw` with generators of one seed gives one picture, whatever else was drawn; another seed gives another.
 
     A picture that was liked can be drawn again.
     """
     inputs = subject.inputs(case)
     first, again, other = (
-        subject.sample(subject.part, inputs, generators=generator(seed))
+        subject.draw(subject.part, inputs, generators=generator(seed))
         for seed in (case.seed, case.seed, case.seed + 1)
     )
     expect_close(again, first, "images", "of the same seed")
@@ -157,23 +157,23 @@ def _plain(subject: DecoderSubject) -> Any:
 
 
 @check(KIND, case=cases)
-def sample_alone(subject: DecoderSubject, case: Case) -> None:
+def draw_alone(subject: DecoderSubject, case: Case) -> None:
     """With a generator for each picture, a picture is the same whatever is drawn beside it.
 
     A seed names a picture, not a picture in a batch of some size.
     """
     part, inputs = _plain(subject), subject.inputs(case)
     own = range(case.rows)
-    together = subject.sample(part, inputs, generators=[generator(row) for row in own])
+    together = subject.draw(part, inputs, generators=[generator(row) for row in own])
     for row in own:
         twice = {name: tensor[[row, row]] for name, tensor in inputs.items()}
-        alone = subject.sample(part, twice, generators=[generator(row), generator(row)])
+        alone = subject.draw(part, twice, generators=[generator(row), generator(row)])
         expect_close(together[row], alone[0], f"images[{row}] beside others", "by itself")
 
 
 @check(KIND, height=multiples, width=multiples, seed=seeds)
-def sample_size(subject: DecoderSubject, height: int, width: int, seed: int) -> None:
-    """`sample` draws the size asked for, or refuses it; what is no multiple of `size_multiple` is a ValueError.
+def draw_size(subject: DecoderSubject, height: int, width: int, seed: int) -> None:
+    """`draw` draws the size asked for, or refuses it; what is no multiple of `size_multiple` is a ValueError.
 
     A wide picture is wide, and a size that cannot be drawn is said before minutes are spent on it.
     """
@@ -181,7 +181,7 @@ def sample_size(subject: DecoderSubject, height: int, width: int, seed: int) -> 
     multiple, side = part.spec.size_multiple, part.spec.image_size
     for size in ((side, side), (side + height * multiple, max(multiple, side + width * multiple))):
         try:
-            images = subject.sample(part, inputs, size=size)
+            images = subject.draw(part, inputs, size=size)
         except ValueError:
             if size == (side, side):
                 raise
@@ -189,7 +189,7 @@ def sample_size(subject: DecoderSubject, height: int, width: int, seed: int) -> 
         expect_shape(images, "images", "(N, 3, H, W)", (2, 3, *size))
     if multiple > 1:
         try:
-            subject.sample(part, inputs, size=(side + 1, side))
+            subject.draw(part, inputs, size=(side + 1, side))
         except ValueError:
             return
         raise ContractError(
@@ -209,7 +209,7 @@ def guidance_scale(subject: DecoderSubject, case: Case) -> None:
 
     def draw(given: Inputs, **options: Any) -> Tensor:
         with seeded(0):
-            return subject.sample(part, given, latents=latents, generators=generator(case.seed), **options)
+            return subject.draw(part, given, latents=latents, generators=generator(case.seed), **options)
 
     without = draw(inputs, guidance=1.0)
     found = draw(inputs, guidance=1.0, negative=subject.condition(negative))
@@ -236,9 +236,7 @@ def fixed_latents(subject: DecoderSubject, case: Case) -> None:
     for seed in (1, 1, 2):
         latents = torch.randn(inputs["latents"].shape, generator=generator(seed))
         with seeded(0):
-            given.append(
-                subject.sample(subject.part, inputs, latents=latents, generators=generator(case.seed))
-            )
+            given.append(subject.draw(subject.part, inputs, latents=latents, generators=generator(case.seed)))
     first, again, other = given
     expect_close(again, first, "images", "of the same latents")
     expect_different(other, first, "images of some latents - of others")
@@ -246,7 +244,7 @@ def fixed_latents(subject: DecoderSubject, case: Case) -> None:
 
 @check(KIND, case=cases)
 def constant_condition(subject: DecoderSubject, case: Case) -> None:
-    """Within `constant(condition)`, predictions from this condition and from others are to the bit those without.
+    """Predictions within `cache_condition(condition)`, from this condition and from others, are bitwise those without.
 
     What is computed once a picture, instead of once a step, changes neither it nor another one that is under way.
     """
@@ -267,11 +265,13 @@ def constant_condition(subject: DecoderSubject, case: Case) -> None:
 
     with torch.no_grad():
         wanted = predictions()
-        subject.doing = "denoise within constant(condition)"
-        with part.constant(conditions[0]):
-            expect_same(predictions(), wanted, "predictions within constant(condition)", "without")
-            subject.doing = "denoise within constant(...) of two conditions"
-            with part.constant(conditions[1]):
-                expect_same(predictions(), wanted, "predictions within constant(...) of two", "without")
-        subject.doing = "denoise after constant(condition)"
-        expect_same(predictions(), wanted, "predictions after constant(condition)", "before")
+        subject.doing = "denoise within cache_condition(condition)"
+        with part.cache_condition(conditions[0]):
+            expect_same(predictions(), wanted, "predictions within cache_condition(condition)", "without")
+            subject.doing = "denoise within cache_condition(...) of two conditions"
+            with part.cache_condition(conditions[1]):
+                expect_same(
+                    predictions(), wanted, "predictions within cache_condition(...) of two", "without"
+                )
+        subject.doing = "denoise after cache_condition(condition)"
+        expect_same(predictions(), wanted, "predictions after cache_condition(condition)", "before")

@@ -124,13 +124,13 @@ def config_round_trip(subject: Subject) -> None:
 
 @check(*KINDS)
 def spec_without_weights(subject: Subject) -> None:
-    """`spec_from` tells the made part's spec without making weights.
+    """`infer_spec` tells the made part's spec without making weights.
 
     `dreamkit check` answers in a second, for a model of 70 billion parameters too.
     """
     with _no_weights():
         told = subject.spec_again()
-    expect(told, subject.part.spec, "spec_from(config)", "part.spec")
+    expect(told, subject.part.spec, "infer_spec(config)", "part.spec")
 
 
 @contextmanager
@@ -138,7 +138,7 @@ def _no_weights() -> Iterator[None]:
     def refuse(module: nn.Module, name: str, parameter: Tensor | None) -> None:
         if parameter is not None and not parameter.is_meta:
             raise ContractError(
-                f"spec_from made {type(module).__name__}.{name} of shape {tuple(parameter.shape)} on "
+                f"infer_spec made {type(module).__name__}.{name} of shape {tuple(parameter.shape)} on "
                 f"{parameter.device}, but should make no weights; read the config alone, or use torch.device('meta')"
             )
 
@@ -151,17 +151,21 @@ def _no_weights() -> Iterator[None]:
 
 def _tells_no_outline(subject: Subject) -> str | None:
     part = subject.part
-    return "its outline() is None: it does not tell" if type(part).outline(part.config) is None else None
+    return (
+        "its meta_modules() is None: it does not tell"
+        if type(part).meta_modules(part.config) is None
+        else None
+    )
 
 
 @check(*WITH_SOURCE, unless=_tells_no_outline)
-def outline_agrees(subject: Subject) -> None:
-    """`outline` has the module names and types of the made part, without memory for weights.
+def meta_modules_agree(subject: Subject) -> None:
+    """`meta_modules` has the module names and types of the made part, without memory for weights.
 
     A recipe that adapts a layer the model lacks is refused before its weights are read.
     """
-    subject.doing = "outline(config)"
-    outline = type(subject.part).outline(subject.part.config)
+    subject.doing = "meta_modules(config)"
+    outline = type(subject.part).meta_modules(subject.part.config)
     found = {name: type(module).__name__ for name, module in outline.named_modules() if name}
     wanted = {name: type(module).__name__ for name, module in subject.make_as_built().named_modules() if name}
     odd = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))

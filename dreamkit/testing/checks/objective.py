@@ -78,8 +78,8 @@ def encode_repeats(subject: DecoderSubject, seed: int) -> None:
 
 
 def _tells_no_posterior(subject: DecoderSubject) -> str | None:
-    tells = subject.part.latent_root is not None or _gives_posterior(subject.part)
-    return None if tells else "its latent_root is None: it gives no posterior"
+    tells = subject.part.posterior_module is not None or _gives_posterior(subject.part)
+    return None if tells else "its posterior_module is None: it gives no posterior"
 
 
 def _gives_posterior(part: ImageDecoder) -> bool:
@@ -87,27 +87,29 @@ def _gives_posterior(part: ImageDecoder) -> bool:
 
 
 def _latent_module(part: ImageDecoder) -> nn.Module:
-    """The submodule that `latent_root` names, of a part that has one, and a posterior with it."""
-    root = part.latent_root
+    """The submodule that `posterior_module` names, of a part that has one, and a posterior with it."""
+    root = part.posterior_module
     if root is None:
         raise ContractError(
-            "posterior is given, but latent_root is None, so that no latents are cached; name the submodule whose "
+            "posterior is given, but posterior_module is None, so that no latents are cached; name the submodule whose "
             "weights alone decide on it, or '' for the part itself"
         )
     if not _gives_posterior(part):
-        raise ContractError(f"latent_root is '{root}', but posterior is not given; write it, or name no root")
+        raise ContractError(
+            f"posterior_module is '{root}', but posterior is not given; write it, or name no root"
+        )
     modules = dict(part.named_modules(remove_duplicate=False))
     if root not in modules:
         children = [name for name, _ in part.named_children()]
         raise ContractError(
-            f"latent_root names '{root}', which {type(part).__name__} has not; {did_you_mean(root, children)}"
+            f"posterior_module names '{root}', which {type(part).__name__} has not; {did_you_mean(root, children)}"
         )
     return modules[root]
 
 
 @check(KIND, unless=_tells_no_posterior, rows=st.integers(2, 3), seed=seeds)
 def posterior_agrees(subject: DecoderSubject, rows: int, seed: int) -> None:
-    """`encode` draws from `posterior`, which gives no gradient and on which only weights in `latent_root` decide.
+    """`encode` draws from `posterior`, which gives no gradient and on which only weights in `posterior_module` decide.
 
     Latents that were computed once and read from disk are those that training would have made.
     """
@@ -133,32 +135,32 @@ def posterior_agrees(subject: DecoderSubject, rows: int, seed: int) -> None:
                 parameter.add_(1)
     again = part.posterior(targets)[0]
     expect_close(
-        again, mean, f"mean after other weights than those of '{part.latent_root}' changed", "before"
+        again, mean, f"mean after other weights than those of '{part.posterior_module}' changed", "before"
     )
 
 
 def _loss(subject: DecoderSubject, part: Any, inputs: Inputs, predict: Callable[[Tensor], Tensor]) -> Tensor:
     """The loss (N,) where the network's prediction is `predict(target)`."""
     targets: list[Tensor] = []
-    noisy = part.noisy
+    add_noise = part.add_noise
 
     def listen(*args: Any, **named: Any) -> Any:
-        made = noisy(*args, **named)
+        made = add_noise(*args, **named)
         targets.append(made[1])
         return made
 
-    part.noisy, part.denoise = listen, lambda *args, **named: predict(targets[-1])
+    part.add_noise, part.denoise = listen, lambda *args, **named: predict(targets[-1])
     try:
         loss_N = subject.loss_N(part, inputs)
-        expect(len(targets), 1, "the number of times that loss calls noisy")
+        expect(len(targets), 1, "the number of times that loss calls add_noise")
         return loss_N
     finally:
-        del part.noisy, part.denoise
+        del part.add_noise, part.denoise
 
 
 @check(KIND, case=cases)
 def perfect_prediction(subject: DecoderSubject, case: Case) -> None:
-    """Where the network predicts exactly what `noisy` says it should, the loss is 0.
+    """Where the network predicts exactly what `add_noise` says it should, the loss is 0.
 
     The loss measures what the network is asked for, and not something else.
     """
@@ -171,7 +173,7 @@ def perfect_prediction(subject: DecoderSubject, case: Case) -> None:
 
 @check(KIND, case=cases)
 def loss_agrees(subject: DecoderSubject, case: Case) -> None:
-    """`loss` is the mean squared error of `denoise` against the target of `noisy`, times a weight of the timestep.
+    """`loss` is the mean squared error of `denoise` against the target of `add_noise`, times a weight of the timestep.
 
     What training reports is comparable, and caching latents or noise beforehand changes nothing.
     """
@@ -183,13 +185,13 @@ def loss_agrees(subject: DecoderSubject, case: Case) -> None:
         expect_true(bool((weight_N > 0).all()), f"loss={weight_N.tolist()}", "more than 0")
         with seeded(1):  # that of `subject.loss_N`
             noise = torch.randn(latents.shape)
-        noisy, target = part.noisy(latents, noise, timesteps)
+        noisy, target = part.add_noise(latents, noise, timesteps)
         expect_shape(noisy, "noisy", "(N, c, h, w)", latents.shape)
         prediction = part.denoise(noisy, timesteps, subject.condition(inputs), subject.extras(case.rows))
         error_N = (prediction - target).square().flatten(1).mean(1)
         subject.doing = f"loss(latents of shape {tuple(latents.shape)})"
         found = subject.loss_N(part, inputs)
-    expect_close(found, weight_N * error_N, "loss", "that of denoise and noisy")
+    expect_close(found, weight_N * error_N, "loss", "that of denoise and add_noise")
 
 
 def _all_take_half(subject: DecoderSubject) -> str | None:

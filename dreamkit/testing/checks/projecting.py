@@ -23,9 +23,9 @@ def any_neighbours(subject: ProjectorSubject, in_dim: int, in_tokens: int, out_d
     """
     cls, config = type(subject.part), subject.part.config
     asked = {"in_dim": in_dim, "in_tokens": in_tokens, "out_dim": out_dim}
-    subject.doing = f"spec_from(config, {', '.join(f'{name}={width}' for name, width in asked.items())})"
+    subject.doing = f"infer_spec(config, {', '.join(f'{name}={width}' for name, width in asked.items())})"
     try:
-        spec = cls.spec_from(config, **asked)
+        spec = cls.infer_spec(config, **asked)
     except ValueError:  # such as a ConfigError: widths it cannot serve
         return
     given = named(type(spec))

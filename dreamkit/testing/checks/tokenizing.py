@@ -26,7 +26,7 @@ words = st.lists(st.integers(0, 9999), min_size=1, max_size=6)
 
 def raw_text(part: Any, word: list[int]) -> str:
     """The text of ordinary tokens of the vocabulary."""
-    special = {*part.spec.eos_ids, part.spec.pad_id, part.spec.bos_id, *part.unwritten_ids}
+    special = {*part.spec.eos_ids, part.spec.pad_id, part.spec.bos_id, *part.suppressed_ids}
     ordinary = [index for index in range(part.spec.vocab_size) if index not in special]
     return part.decode([ordinary[number % len(ordinary)] for number in word]).strip()
 
@@ -53,8 +53,8 @@ def vocabulary(subject: LanguageSubject) -> None:
         subject.doing = f"tokenize('{name}', special=True)"
         found = part.tokenize(name, special=True)
         expect_true(len(found) == 1 and found[0] in ids, f"the ids of '{name}' are {found}", f"one of {ids}")
-    unwritten = sorted(set(spec.eos_ids) & part.unwritten_ids)
-    expect(unwritten, [], "eos_ids among unwritten_ids")
+    unwritten = sorted(set(spec.eos_ids) & part.suppressed_ids)
+    expect(unwritten, [], "eos_ids among suppressed_ids")
 
 
 @check(KIND, word=st.lists(st.integers(0, 9999), min_size=12, max_size=24))
@@ -120,13 +120,13 @@ def special_tokens_saved(subject: LanguageSubject) -> None:
 
 @check(KIND)
 def new_token_rows(subject: LanguageSubject) -> None:
-    """Rows of added tokens learn under a frozen model: those of `new_token_parameters()`.
+    """Rows of added tokens learn under a frozen model: those of `added_token_parameters()`.
 
     Stage I teaches a frozen language model when to draw.
     """
     part = subject.make()
-    rows = list(part.new_token_parameters())
-    expect_true(rows, "new_token_parameters() is empty", "the rows of the added tokens")
+    rows = list(part.added_token_parameters())
+    expect_true(rows, "added_token_parameters() is empty", "the rows of the added tokens")
     part.requires_grad_(False)
     for row in rows:
         row.requires_grad_(True)
@@ -137,7 +137,7 @@ def new_token_rows(subject: LanguageSubject) -> None:
     weighted_sum(part.logits(part.final_norm(hidden))).backward()
     for number, row in enumerate(rows):
         reached = row.grad is not None and bool((row.grad.abs().sum(-1) > 0).any())
-        expect_true(reached, f"new_token_parameters()[{number}] has no gradient", "reached by the loss")
+        expect_true(reached, f"added_token_parameters()[{number}] has no gradient", "reached by the loss")
 
 
 @check(KIND, turns=st.lists(st.tuples(words, words), min_size=1, max_size=3))

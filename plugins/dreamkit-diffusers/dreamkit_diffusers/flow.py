@@ -29,7 +29,7 @@ class FlowDecoder(LatentDecoder):
         shift = FLOW.shift(self.schedule_config)
         return self._steps * shift * sigmas_N / (1 + (shift - 1) * sigmas_N)
 
-    def noisy(self, latents: Tensor, noise: Tensor, timesteps_N: Tensor) -> tuple[Tensor, Tensor]:
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps_N: Tensor) -> tuple[Tensor, Tensor]:
         # in float32: half precision rounds the least noisy levels to no noise at all
         clean, noise = latents.float(), noise.float()
         sigmas = (timesteps_N.float() / self._steps).view(-1, *[1] * (clean.dim() - 1))

@@ -39,7 +39,7 @@ class LatentDecoder(ImageDecoder):
         image_size: int | None = None
 
     layout: ClassVar[Layout]
-    latent_root = "vae"
+    posterior_module = "vae"
     vae: Any
 
     def __init__(self, config: Any, spec: DecoderSpec, parts: Components) -> None:
@@ -55,11 +55,11 @@ class LatentDecoder(ImageDecoder):
         return self.get_submodule(self.layout.network)
 
     @classmethod
-    def spec_from(cls, config: Any) -> DecoderSpec:
+    def infer_spec(cls, config: Any) -> DecoderSpec:
         return cls._spec(config, components.described(cls.layout, config, weights=config.is_local))
 
     @classmethod
-    def outline(cls, config: Any) -> Self:
+    def meta_modules(cls, config: Any) -> Self:
         found = components.described(cls.layout, config)
         return cls(config, cls._spec(config, found), components.random(found, "meta"))
 
@@ -172,7 +172,7 @@ class LatentDecoder(ImageDecoder):
         with constant.kept(dtype, self.network.training) as kept:
             return self.predict(noisy, timesteps_N, kept, extras)
 
-    def constant(self, condition: Condition) -> AbstractContextManager[None]:
+    def cache_condition(self, condition: Condition) -> AbstractContextManager[None]:
         """Within it, and without gradients, the `constant_layers` are called once with what comes of `condition`."""
         # a compiled network would be compiled anew for what stands in for its layers
         return self._constants.holding(condition, [] if is_compiled(self.network) else self.constant_layers())

@@ -43,7 +43,7 @@ class NoiseDecoder(LatentDecoder):
             self.schedule.config.num_train_timesteps, (count,), generator=generator, device=device
         )
 
-    def noisy(self, latents: Tensor, noise: Tensor, timesteps_N: Tensor) -> tuple[Tensor, Tensor]:
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps_N: Tensor) -> tuple[Tensor, Tensor]:
         # In float32: half precision rounds the least noisy timesteps to no noise at all. diffusers keeps its
         # table on the device that it was last used on, so that a training step copies nothing.
         clean, noise = latents.float(), noise.float()

@@ -33,7 +33,7 @@ class Sana(FlowDecoder):
     adapter_root = "transformer"
 
     @classmethod
-    def miniature(cls) -> FlowDecoder.Config:
+    def tiny_config(cls) -> FlowDecoder.Config:
         transformer = {
             "in_channels": 4,
             "out_channels": 4,

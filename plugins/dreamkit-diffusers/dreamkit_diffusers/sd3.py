@@ -35,7 +35,7 @@ class SD3(FlowDecoder):
     adapter_root = "transformer"
 
     @classmethod
-    def miniature(cls) -> FlowDecoder.Config:
+    def tiny_config(cls) -> FlowDecoder.Config:
         transformer = {
             "sample_size": 8,
             "in_channels": 4,

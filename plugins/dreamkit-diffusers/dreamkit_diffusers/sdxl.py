@@ -29,7 +29,7 @@ class SDXL(UNetDecoder):
     addition = "text_time"
 
     @classmethod
-    def miniature(cls) -> UNetDecoder.Config:
+    def tiny_config(cls) -> UNetDecoder.Config:
         dim, pooled = 4, 10
         unet = {
             "addition_embed_type": "text_time",

@@ -16,7 +16,7 @@ class StableDiffusion(UNetDecoder):
     """A UNet that is given a context and nothing else."""
 
     @classmethod
-    def miniature(cls) -> UNetDecoder.Config:
+    def tiny_config(cls) -> UNetDecoder.Config:
         return cls.small()
 
     @classmethod

@@ -15,7 +15,7 @@ from dreamkit_diffusers.stable_diffusion import StableDiffusion
 
 torch.set_num_threads(1)
 
-TINY: dict[str, dict[str, Any]] = StableDiffusion.miniature().config or {}
+TINY: dict[str, dict[str, Any]] = StableDiffusion.tiny_config().config or {}
 
 
 @pytest.fixture(scope="session")

@@ -39,9 +39,9 @@ def test_pictures_are_the_same_to_the_bit(cls: Any, guidance: float, dtype: torc
     decoder = make(cls).to(dtype)
     for scheduler in (None, *decoder.spec.schedulers):
         check_drawing(decoder, guidance=guidance, scheduler=scheduler)
-    plain = decoder.sample(condition(decoder), guidance=1.0, steps=2, generators=torch.Generator())
+    plain = decoder.draw(condition(decoder), guidance=1.0, steps=2, generators=torch.Generator())
     with keeping_nothing(decoder):
-        wanted = decoder.sample(condition(decoder), guidance=1.0, steps=2, generators=torch.Generator())
+        wanted = decoder.draw(condition(decoder), guidance=1.0, steps=2, generators=torch.Generator())
     assert torch.equal(plain, wanted)
 
 
@@ -101,7 +101,7 @@ def test_one_condition_may_be_drawn_from_twice_at_a_time() -> None:
     decoder, given = make(StableDiffusion), condition(make(StableDiffusion))
     counts = counting(decoder)
     options: dict[str, Any] = {"guidance": 1.0, "steps": STEPS}
-    runs = [decoder.denoising(given, generators=torch.Generator().manual_seed(1), **options) for _ in "ab"]
+    runs = [decoder.draw_steps(given, generators=torch.Generator().manual_seed(1), **options) for _ in "ab"]
     next(runs[0])
     next(runs[1])
     runs[0].close()
@@ -127,11 +127,11 @@ def test_contexts_nest_and_overlap(cls: Any) -> None:
 
     with torch.no_grad():
         wanted = said(first), said(second)
-        a, b = decoder.constant(first), decoder.constant(second)
+        a, b = decoder.cache_condition(first), decoder.cache_condition(second)
         for step in (a.__enter__, b.__enter__, lambda: a.__exit__(None, None, None)):
             step()
             assert torch.equal(said(first), wanted[0]) and torch.equal(said(second), wanted[1])
-        with decoder.constant(second), decoder.constant(first), decoder.constant(first):
+        with decoder.cache_condition(second), decoder.cache_condition(first), decoder.cache_condition(first):
             assert torch.equal(said(first), wanted[0]) and torch.equal(said(second), wanted[1])
             equal = replace(first, context=first.context + 0)
             assert torch.equal(said(equal), wanted[0])
@@ -236,7 +236,7 @@ def test_gradients_reach_a_constant_condition(cls: Any) -> None:
     given = condition(decoder)
     given.context.requires_grad_(True)
     wanted = gradient(given)
-    with decoder.constant(given):
+    with decoder.cache_condition(given):
         with torch.no_grad():
             decoder.denoise(latents, torch.tensor([300, 600]), given, extras)
         for _ in range(2):
@@ -265,7 +265,7 @@ def test_schedulers_copy_nothing_from_where_the_latents_are(cls: Any) -> None:
     given = Condition(torch.empty(2, 5, 12, device="meta"))
     decoder.denoise = lambda noisy, timesteps, *rest: noisy / 2 + timesteps[0]
     for scheduler in (None, *decoder.spec.schedulers):
-        *_, last = decoder.denoising(given, guidance=1.0, steps=4, scheduler=scheduler)
+        *_, last = decoder.draw_steps(given, guidance=1.0, steps=4, scheduler=scheduler)
         assert last.latents.is_meta
 
 
@@ -274,7 +274,7 @@ def test_a_graph_reads_nothing_that_was_kept(monkeypatch: pytest.MonkeyPatch) ->
     decoder = make(StableDiffusion)
     given, latents, times = condition(decoder), torch.randn(2, 4, 8, 8), torch.tensor([900, 400])
     counts, layer = counting(decoder), "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
-    with decoder.constant(given), torch.no_grad():
+    with decoder.cache_condition(given), torch.no_grad():
         for capturing, calls in ((False, 1), (True, 2), (True, 3), (False, 3)):
             monkeypatch.setattr("dreamkit_diffusers.constant._is_capturing", lambda: capturing)  # noqa: B023
             decoder.denoise(latents, times, given, {})

@@ -24,29 +24,29 @@ def form(cls: Any, changes: dict[str, dict[str, Any]], **settings: Any) -> Any:
     """What builds a miniature with values of its parts changed, and other settings."""
 
     def build() -> Any:
-        given = cls.miniature()
+        given = cls.tiny_config()
         config = {name: {**part, **changes.get(name, {})} for name, part in given.config.items()}
         return cls.from_config(replace(given, config=config, **settings))
 
     return build
 
 
-@contracts.parametrize("image_decoder", contracts.miniature(StableDiffusion))
+@contracts.parametrize("image_decoder", contracts.tiny_part(StableDiffusion))
 def test_stable_diffusion(check):
     check()
 
 
-@contracts.parametrize("image_decoder", contracts.miniature(SDXL))
+@contracts.parametrize("image_decoder", contracts.tiny_part(SDXL))
 def test_sdxl(check):
     check()
 
 
-@contracts.parametrize("image_decoder", contracts.miniature(Sana))
+@contracts.parametrize("image_decoder", contracts.tiny_part(Sana))
 def test_sana(check):
     check()
 
 
-@contracts.parametrize("image_decoder", contracts.miniature(SD3))
+@contracts.parametrize("image_decoder", contracts.tiny_part(SD3))
 def test_sd3(check):
     check()
 

@@ -73,13 +73,13 @@ def test_the_spec_needs_config_files_only(decoder: StableDiffusion, folder: Path
     for weights in folder.glob("*/*.safetensors"):
         weights.write_bytes(b"not tensors: a spec needs none, but they must be there")
     with Devices() as devices:
-        spec = StableDiffusion.spec_from(Config(pretrained=str(folder)))
+        spec = StableDiffusion.infer_spec(Config(pretrained=str(folder)))
     # the noise schedule's thousand numbers are the most that is made
     assert devices.largest <= 1000
     assert spec == decoder.spec
     for weights in folder.glob("*/*.safetensors"):
         weights.unlink()
-    for make in (StableDiffusion.spec_from, StableDiffusion.from_pretrained):
+    for make in (StableDiffusion.infer_spec, StableDiffusion.from_pretrained):
         with pytest.raises(SourceError, match=r"weights .* in unet/"):
             make(Config(pretrained=str(folder)))
 
@@ -89,7 +89,7 @@ def test_the_spec_of_full_size_models(tmp_path: Path) -> None:
     blocks |= {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
     for sample_size, width, image_size in ((64, 768, 512), (96, 1024, 768)):
         unet = {"sample_size": sample_size, "cross_attention_dim": width}
-        spec = StableDiffusion.spec_from(Config(config={"unet": unet, "vae": blocks}))
+        spec = StableDiffusion.infer_spec(Config(config={"unet": unet, "vae": blocks}))
         assert spec == DecoderSpec(
             context_dim=width,
             image_size=image_size,
@@ -122,7 +122,7 @@ def test_the_spec_tells_the_shapes(
     )
     size = multiples * 2 ** (depth - 1)
     decoder = StableDiffusion.from_config(Config(config=config, image_size=size))
-    assert decoder.spec == StableDiffusion.spec_from(Config(config=config, image_size=size))
+    assert decoder.spec == StableDiffusion.infer_spec(Config(config=config, image_size=size))
     latents = decoder.encode(torch.zeros(1, 3, size, size))
     assert latents.shape == (1, *decoder.spec.latent_shape((size, size)))
     assert decoder.decode(latents).shape == (1, 3, size, size)
@@ -154,7 +154,7 @@ def test_latents_are_clipped_only_where_the_config_says_so(edit: Helper, folder:
 @pytest.mark.parametrize("file", ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"])
 def test_a_missing_file_is_named(folder: Path, file: str) -> None:
     (folder / file).unlink()
-    for make in (StableDiffusion.spec_from, StableDiffusion.from_pretrained):
+    for make in (StableDiffusion.infer_spec, StableDiffusion.from_pretrained):
         with pytest.raises(SourceError, match=file):
             make(Config(pretrained=str(folder)))
 
@@ -170,7 +170,7 @@ def test_a_missing_file_is_named(folder: Path, file: str) -> None:
 )
 def test_a_wrong_class_names_both(edit: Helper, folder: Path, file: str, named: str, wanted: str) -> None:
     edit(folder / file, _class_name=named)
-    for make in (StableDiffusion.spec_from, StableDiffusion.from_pretrained):
+    for make in (StableDiffusion.infer_spec, StableDiffusion.from_pretrained):
         with pytest.raises(SourceError, match=f"{file}.*'{named}'.*'{wanted}'"):
             make(Config(pretrained=str(folder)))
 
@@ -183,10 +183,10 @@ def test_damaged_files(folder: Path) -> None:
         StableDiffusion.from_pretrained(Config(pretrained=str(folder)))
     (folder / "unet" / "config.json").write_text("{")
     with pytest.raises(SourceError, match=r"unet/config\.json is not JSON"):
-        StableDiffusion.spec_from(Config(pretrained=str(folder)))
+        StableDiffusion.infer_spec(Config(pretrained=str(folder)))
     (folder / "unet" / "config.json").write_text("[]")
     with pytest.raises(SourceError, match=r"unet/config\.json holds a list"):
-        StableDiffusion.spec_from(Config(pretrained=str(folder)))
+        StableDiffusion.infer_spec(Config(pretrained=str(folder)))
 
 
 def test_weights_that_lack_tensors(folder: Path) -> None:
@@ -230,7 +230,7 @@ def refused(make: Helper, config: Config) -> dict[str, str]:
 def test_a_mistaken_value_is_told_at_its_key(
     tiny: Helper, part: str, key: str, value: Any, message: str
 ) -> None:
-    for make in (StableDiffusion.spec_from, StableDiffusion.from_config, StableDiffusion.outline):
+    for make in (StableDiffusion.infer_spec, StableDiffusion.from_config, StableDiffusion.meta_modules):
         ((found, said),) = refused(make, Config(config=tiny(**{part: {key: value}}))).items()
         assert found == f"config.{part}.{key}"
         assert re.search(message, said), said
@@ -255,7 +255,7 @@ def test_a_mistaken_value_is_told_at_its_key(
     ],
 )
 def test_a_mistaken_config_is_an_error(tiny: Helper, changes: dict[str, Any], message: str) -> None:
-    for make in (StableDiffusion.spec_from, StableDiffusion.from_config):
+    for make in (StableDiffusion.infer_spec, StableDiffusion.from_config):
         ((key, said),) = refused(make, Config(config=tiny(**changes))).items()
         assert key.startswith(f"config.{next(iter(changes))}") and re.search(message, said), (key, said)
 
@@ -263,7 +263,7 @@ def test_a_mistaken_config_is_an_error(tiny: Helper, changes: dict[str, Any], me
 def test_all_that_is_wrong_with_a_section_is_told_at_once(tiny: Helper) -> None:
     changes = {"unet": {"foo": 1, "bar": 2, "norm_num_groups": 5}, "vae": {"baz": 3}, "scheduler": {"s": 1}}
     config = Config(config=tiny(**changes) | {"qux": {}}, image_size=3, snr_gamma=-1.0)
-    assert refused(StableDiffusion.spec_from, config).keys() == {
+    assert refused(StableDiffusion.infer_spec, config).keys() == {
         "config.unet.foo",
         "config.unet.bar",
         "config.unet.norm_num_groups",
@@ -279,7 +279,7 @@ def test_all_that_is_wrong_with_a_folder_is_told_at_once(edit: Helper, folder: P
     edit(folder / "unet" / "config.json", cross_attention_dim=0, norm_num_groups=5)
     edit(folder / "vae" / "config.json", scaling_factor=0)
     with pytest.raises(SourceError) as caught:
-        StableDiffusion.spec_from(Config(pretrained=str(folder)))
+        StableDiffusion.infer_spec(Config(pretrained=str(folder)))
     ((key, said),) = caught.value.problems.items()
     assert key == "pretrained"
     for fragment in ("unet/config.json: cross_attention_dim: 0", "norm_num_groups: 5", "scaling_factor: 0"):
@@ -290,7 +290,7 @@ def test_a_folder_whose_values_make_no_model_is_refused_when_it_is_made(edit: He
     edit(folder / "unet" / "config.json", down_block_types=["NoBlock2D"] * 2)
     edit(folder / "vae" / "config.json", down_block_types=["NoBlock2D"] * 2)
     config = Config(pretrained=str(folder))
-    for make in (StableDiffusion.outline, StableDiffusion.from_config):
+    for make in (StableDiffusion.meta_modules, StableDiffusion.from_config):
         with pytest.raises(
             SourceError, match=r"UNet2DConditionModel: .*vae/config\.json: .* AutoencoderKL: "
         ):
@@ -308,15 +308,15 @@ def test_a_folder_whose_values_make_no_model_is_refused_when_it_is_made(edit: He
     ],
 )
 def test_a_config_of_the_wrong_parts(tiny: Helper, parts: dict[str, Any], key: str, message: str) -> None:
-    ((found, said),) = refused(StableDiffusion.spec_from, Config(config=tiny() | parts)).items()
+    ((found, said),) = refused(StableDiffusion.infer_spec, Config(config=tiny() | parts)).items()
     assert found == key and message in said
-    found_missing = refused(StableDiffusion.spec_from, Config(config={"unet": tiny()["unet"]}))
+    found_missing = refused(StableDiffusion.infer_spec, Config(config={"unet": tiny()["unet"]}))
     assert found_missing.keys() == {"config.vae"} and found_missing["config.vae"].startswith("missing")
 
 
 def test_an_outline_has_the_modules_of_the_part(tiny: Helper, folder: Path) -> None:
     for config in (Config(config=tiny()), Config(pretrained=str(folder))):
-        outline, part = StableDiffusion.outline(config), StableDiffusion.from_config(config)
+        outline, part = StableDiffusion.meta_modules(config), StableDiffusion.from_config(config)
         assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
         assert [name for name, _ in outline.named_modules()] == [name for name, _ in part.named_modules()]
 
@@ -341,7 +341,7 @@ def test_published_config_files_are_a_config(tiny: Helper) -> None:
     parts = {"unet": decoder.unet, "vae": decoder.vae, "scheduler": decoder.schedule}
     pasted = {name: json.loads(part.to_json_string()) for name, part in parts.items()}
     assert pasted["unet"]["_class_name"] == "UNet2DConditionModel"
-    assert StableDiffusion.spec_from(Config(config=pasted)) == decoder.spec
+    assert StableDiffusion.infer_spec(Config(config=pasted)) == decoder.spec
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_published_config_files_are_a_config(tiny: Helper) -> None:
 )
 def test_mistaken_settings(tiny: Helper, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(DreamkitError, match=message):
-        StableDiffusion.spec_from(Config(**{"config": tiny(), **settings}))
+        StableDiffusion.infer_spec(Config(**{"config": tiny(), **settings}))
 
 
 def test_weights_are_never_made_up_for_a_config(tiny: Helper) -> None:
@@ -374,7 +374,7 @@ def test_a_config_of_any_shape_is_built_or_refused(tiny: Helper, data: st.DataOb
         st.sampled_from([None, True, -1, 0, 3, 2.5, "three", [], [8], [8, 16, 32], {"a": 1}])
     )
     try:
-        spec = StableDiffusion.spec_from(Config(config=config))
+        spec = StableDiffusion.infer_spec(Config(config=config))
     except DreamkitError:
         return
     decoder = StableDiffusion.from_config(Config(config=config))

@@ -40,7 +40,7 @@ def make(cls: Any, seed: int = 0, **changes: dict[str, Any]) -> Any:
 
 
 def section(cls: Any, settings: dict[str, Any] | None = None, **changes: dict[str, Any]) -> Any:
-    given = cls.miniature()
+    given = cls.tiny_config()
     config = {name: {**part, **changes.get(name, {})} for name, part in given.config.items()}
     return replace(given, config=config, **(settings or {}))
 
@@ -133,7 +133,7 @@ def check_drawing(
 ) -> None:
     """Latents and images are those expected."""
     steps: list[Tensor] = []
-    drawn = decoder.sample(
+    drawn = decoder.draw(
         positive,
         negative,
         scheduler=name,
@@ -166,7 +166,7 @@ def test_noisy_is_what_diffusers_trains_on(cls: Any) -> None:
     decoder = make(cls)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     clean, noise, timesteps = latents_of(3), latents_of(3, seed=4), scheduler.timesteps[[0, 400, 999]]
-    noisy, target = decoder.noisy(clean, noise, timesteps)
+    noisy, target = decoder.add_noise(clean, noise, timesteps)
     torch.testing.assert_close(noisy, scheduler.scale_noise(clean, timesteps, noise))
     assert torch.equal(target, noise - clean)
 
@@ -191,7 +191,7 @@ def test_timesteps_are_drawn_as_diffusers_training_scripts_do(shift: float) -> N
 def test_half_precision_still_adds_the_little_noise_of_the_first_timesteps(cls: Any) -> None:
     decoder = make(cls).bfloat16()
     clean, noise = torch.zeros(1, 4, 8, 8, dtype=torch.bfloat16), latents_of(1).bfloat16()
-    noisy, _ = decoder.noisy(clean, noise, torch.tensor([0.3]))
+    noisy, _ = decoder.add_noise(clean, noise, torch.tensor([0.3]))
     torch.testing.assert_close(noisy.float(), 0.0003 * noise.float(), atol=0, rtol=0.01)
 
 
@@ -252,7 +252,7 @@ def test_every_scheduler_draws_from_a_folder_that_spaces_its_sigmas(
     decoder = make(Sana, scheduler={**own, spacing: True})
     positive, negative = condition(decoder), condition(decoder, seed=2)
     for name in (*SCHEDULERS, None):
-        drawn = decoder.sample(
+        drawn = decoder.draw(
             positive,
             negative,
             scheduler=name,
@@ -325,7 +325,7 @@ def test_the_scale_of_sanas_context() -> None:
     ],
 )
 def test_what_is_refused(cls: Any, changes: dict[str, Any], key: str, message: str) -> None:
-    for method in (cls.spec_from, cls.from_config, cls.outline):
+    for method in (cls.infer_spec, cls.from_config, cls.meta_modules):
         with pytest.raises(ConfigError) as caught:
             method(section(cls, **changes))
         ((found, said),) = caught.value.problems.items()

@@ -46,12 +46,12 @@ def test_a_known_model_has_its_published_size(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     cls, network, vae, pixels, context, pooled = MODELS[name]
     config = cls.Config(pretrained=name)
-    outline = cls.outline(config)
+    outline = cls.meta_modules(config)
     assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
     assert sum(parameter.numel() for parameter in outline.network.parameters()) == network
     assert sum(parameter.numel() for parameter in outline.vae.parameters()) == vae
     spec = outline.spec
-    assert isinstance(spec, DecoderSpec) and spec == cls.spec_from(config)
+    assert isinstance(spec, DecoderSpec) and spec == cls.infer_spec(config)
     assert (spec.image_size, spec.context_dim, spec.pooled_dim) == (pixels, context, pooled)
     scheduler = json.loads((KNOWN / name / "scheduler" / "scheduler_config.json").read_text())
     assert type(outline.scheduler()).__name__ == scheduler["_class_name"]
@@ -64,7 +64,7 @@ def test_a_known_model_of_other_parts_is_said_to_be_so(cls: Any, name: str) -> N
     if owns == MODELS[name][0].layout.network:
         return
     with pytest.raises(SourceError, match=rf"'{name}' has scheduler/, .*vae/, but {owns}/ is wanted"):
-        cls.spec_from(cls.Config(pretrained=name))
+        cls.infer_spec(cls.Config(pretrained=name))
 
 
 @pytest.mark.parametrize(
@@ -76,4 +76,4 @@ def test_a_known_model_of_other_parts_is_said_to_be_so(cls: Any, name: str) -> N
 )
 def test_a_known_model_of_the_other_decoder(cls: Any, name: str, other: str) -> None:
     with pytest.raises(ConfigError, match=f"unet/config.json: addition_embed_type: .*decoder '{other}'"):
-        cls.spec_from(cls.Config(pretrained=name))
+        cls.infer_spec(cls.Config(pretrained=name))

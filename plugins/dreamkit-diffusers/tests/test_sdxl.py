@@ -22,7 +22,7 @@ from dreamkit_diffusers.stable_diffusion import StableDiffusion
 # diffusers' schedulers turn tensors into arrays in a way that NumPy 2 warns of
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-OUTLINE = SDXL.outline(SDXL.miniature())
+OUTLINE = SDXL.meta_modules(SDXL.tiny_config())
 SCHEDULERS = ["ddpm", "ddim", "dpm-solver++", "unipc", "euler"]
 
 
@@ -31,7 +31,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def section(cls: Any = SDXL, **changes: dict[str, Any]) -> Any:
-    small = cls.miniature()
+    small = cls.tiny_config()
     return replace(
         small, config={name: {**part, **changes.get(name, {})} for name, part in small.config.items()}
     )
@@ -40,7 +40,7 @@ def section(cls: Any = SDXL, **changes: dict[str, Any]) -> Any:
 @pytest.fixture
 def decoder() -> SDXL:
     torch.manual_seed(0)
-    return SDXL.from_config(SDXL.miniature())
+    return SDXL.from_config(SDXL.tiny_config())
 
 
 def condition(images: int = 2, seed: int = 1) -> Condition:
@@ -81,7 +81,7 @@ def test_sample_is_the_diffusers_pipeline(decoder: SDXL, name: str | None) -> No
             for kind in ("latent", "pt")
         )
     steps: list[Tensor] = []
-    drawn = decoder.sample(
+    drawn = decoder.draw(
         positive,
         negative,
         scheduler=name,
@@ -182,7 +182,7 @@ def test_a_decoder_in_half_precision_keeps_the_autoencoder(decoder: SDXL) -> Non
         decoder.denoise(latents_of(2).bfloat16(), torch.tensor([9, 9]), half, e) for e in (extras, other)
     ]
     assert not torch.equal(*outputs)
-    assert decoder.sample(half, steps=2, guidance=1.0).dtype == torch.float32
+    assert decoder.draw(half, steps=2, guidance=1.0).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_unet_of_another_kind_is_refused(cls: Any, changes: Any, key: str, mes
         if isinstance(changes, dict)
         else cls.Config(config=section(changes).config)
     )
-    for method in (cls.spec_from, cls.from_config, cls.outline):
+    for method in (cls.infer_spec, cls.from_config, cls.meta_modules):
         with pytest.raises(ConfigError) as caught:
             method(config)
         said = caught.value.problems[f"config.unet.{key}"]

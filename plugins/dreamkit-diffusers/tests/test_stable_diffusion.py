@@ -63,7 +63,7 @@ def test_sample_is_the_diffusers_pipeline(make: Make, name: str | None, kind: st
             generator=seeded(9),
             output_type="pt",
         ).images
-    drawn = decoder.sample(
+    drawn = decoder.draw(
         positive, negative, scheduler=name, steps=6, guidance=3.0, latents=latents, generators=seeded(9)
     )
     assert drawn.shape == (2, 3, 16, 16)
@@ -73,12 +73,12 @@ def test_sample_is_the_diffusers_pipeline(make: Make, name: str | None, kind: st
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_an_image_alone_is_the_image_in_a_batch(decoder: StableDiffusion, name: str) -> None:
     positive, negative = condition(3), condition(3, seed=2)
-    together = decoder.sample(
+    together = decoder.draw(
         positive, negative, scheduler=name, steps=4, guidance=2.0, generators=[seeded(n) for n in range(3)]
     )
     for row in range(3):
         one = slice(row, row + 1)
-        alone = decoder.sample(
+        alone = decoder.draw(
             positive[one], negative[one], scheduler=name, steps=4, guidance=2.0, generators=[seeded(row)]
         )
         torch.testing.assert_close(alone, together[one], atol=1e-5, rtol=1e-4)
@@ -87,21 +87,21 @@ def test_an_image_alone_is_the_image_in_a_batch(decoder: StableDiffusion, name: 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_guidance_one_is_no_guidance(decoder: StableDiffusion, name: str) -> None:
     arguments: dict[str, Any] = {"scheduler": name, "steps": 3, "guidance": 1.0}
-    with_negative = decoder.sample(condition(1), condition(1, seed=2), generators=seeded(1), **arguments)
-    assert torch.equal(with_negative, decoder.sample(condition(1), generators=seeded(1), **arguments))
+    with_negative = decoder.draw(condition(1), condition(1, seed=2), generators=seeded(1), **arguments)
+    assert torch.equal(with_negative, decoder.draw(condition(1), generators=seeded(1), **arguments))
 
 
 def test_every_size_the_spec_allows_is_drawn(decoder: StableDiffusion) -> None:
     multiple = decoder.spec.size_multiple
     for size in [(multiple, 3 * multiple), (5 * multiple, 7 * multiple)]:
-        assert decoder.sample(condition(1), steps=1, guidance=1.0, size=size).shape == (1, 3, *size)
+        assert decoder.draw(condition(1), steps=1, guidance=1.0, size=size).shape == (1, 3, *size)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_noisy_is_what_diffusers_trains_on(make: Make, kind: str) -> None:
     decoder = make(scheduler={"prediction_type": kind})
     clean, noise, timesteps = latents_of(3), latents_of(3, seed=4), torch.tensor([0, 499, 999])
-    noisy, target = decoder.noisy(clean, noise, timesteps)
+    noisy, target = decoder.add_noise(clean, noise, timesteps)
     reference = DDPMScheduler.from_config(decoder.schedule_config)
     assert torch.equal(noisy, reference.add_noise(clean, noise, timesteps))
     wanted = {
@@ -115,12 +115,12 @@ def test_noisy_is_what_diffusers_trains_on(make: Make, kind: str) -> None:
 def test_half_precision_still_adds_the_little_noise_of_the_first_timesteps(decoder: StableDiffusion) -> None:
     decoder.bfloat16()
     clean, noise = torch.zeros(1, 4, 8, 8, dtype=torch.bfloat16), latents_of(1).bfloat16()
-    noisy, _ = decoder.noisy(clean, noise, torch.tensor([0]))
+    noisy, _ = decoder.add_noise(clean, noise, torch.tensor([0]))
     expected = (1 - decoder.schedule.alphas_cumprod[0]).sqrt() * noise.float()
     torch.testing.assert_close(noisy.float(), expected, atol=0, rtol=0.01)
     context = Condition(condition(1).context.bfloat16())
     assert decoder.loss(clean, context, {}, noise=noise, timesteps=torch.tensor([0])).isfinite().all()
-    assert decoder.sample(context, steps=2, guidance=1.0).dtype == torch.float32
+    assert decoder.draw(context, steps=2, guidance=1.0).dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,7 +128,7 @@ def test_loss_is_that_of_the_bare_models(make: Make, kind: str) -> None:
     decoder = make(scheduler={"prediction_type": kind})
     clean, noise, timesteps = latents_of(2), latents_of(2, seed=4), torch.tensor([3, 900])
     loss = decoder.loss(clean, condition(2), {}, noise=noise, timesteps=timesteps)
-    noisy, target = decoder.noisy(clean, noise, timesteps)
+    noisy, target = decoder.add_noise(clean, noise, timesteps)
     guess = decoder.unet(noisy, timesteps, condition(2).context).sample
     torch.testing.assert_close(loss, (guess - target).square().mean((1, 2, 3)))
 

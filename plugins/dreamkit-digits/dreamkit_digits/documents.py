@@ -33,7 +33,7 @@ class Scribe:
     def write(self, line: Line, *, given: int = 0) -> Segments:
         """The segments of `line`; the text of its first `given` pieces is not learned."""
         return tuple(
-            self.image(piece) if isinstance(piece, Picture) else Text(piece, learn=number >= given)
+            self.image(piece) if isinstance(piece, Picture) else Text(piece, train_on=number >= given)
             for number, piece in enumerate(line)
         )
 

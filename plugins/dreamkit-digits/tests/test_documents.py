@@ -96,7 +96,7 @@ def test_every_kind_of_line_comes() -> None:
 
 def test_the_question_of_a_sum_is_not_learned_and_its_answer_is() -> None:
     first, plus, second, answer, drawing = documents("sums")[0]
-    assert (plus.learn, answer.learn, drawing.learn) == (False, True, True)
+    assert (plus.train_on, answer.train_on, drawing.train_on) == (False, True, True)
     assert isinstance(first, Image) and isinstance(second, Image) and isinstance(drawing, Image)
     assert (first.draw, second.draw, drawing.draw) == (False, False, True)
     assert drawing.read

@@ -43,22 +43,22 @@ class Timm(VisionEncoder):
         self.train()  # as it was made, but for batch norms
 
     @classmethod
-    def miniature(cls) -> TimmConfig:
+    def tiny_config(cls) -> TimmConfig:
         sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2, "mlp_ratio": 2}
         return TimmConfig(config={"architecture": "vit_tiny_patch16_224", **sizes})
 
     @classmethod
-    def miniature_convnet(cls) -> TimmConfig:
-        """A ConvNeXt as small as `miniature`: the other kind of model that timm has."""
+    def tiny_convnet_config(cls) -> TimmConfig:
+        """A ConvNeXt as small as `tiny_config`: the other kind of model that timm has."""
         sizes = {"patch_size": 1, "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
         return TimmConfig(config={"architecture": "convnext_tiny", **sizes}, image_size=16)
 
     @classmethod
-    def spec_from(cls, config: TimmConfig) -> VisionSpec:
+    def infer_spec(cls, config: TimmConfig) -> VisionSpec:
         return describe(config).spec
 
     @classmethod
-    def outline(cls, config: TimmConfig) -> Self:
+    def meta_modules(cls, config: TimmConfig) -> Self:
         found = describe(config)
         return on_meta(lambda: cls._random(config, found), "config")
 
@@ -91,7 +91,7 @@ class Timm(VisionEncoder):
         """Those that the features depend on; a few models make more than that."""
 
         def unreached() -> set[str]:
-            outline = type(self).outline(self.config)
+            outline = type(self).meta_modules(self.config)
             side = self.spec.image_size
             outline(torch.zeros(1, 3, side, side)).sum().backward()
             return {name for name, each in outline.named_parameters() if each.grad is None}

@@ -13,12 +13,12 @@ from dreamkit_timm.models import TimmConfig
 
 
 def convnet() -> Timm:
-    return Timm.from_config(Timm.miniature_convnet())
+    return Timm.from_config(Timm.tiny_convnet_config())
 
 
 def form(**changes: Any) -> Any:
     """What builds the miniature with other settings."""
-    return lambda: Timm.from_config(replace(Timm.miniature(), **changes))
+    return lambda: Timm.from_config(replace(Timm.tiny_config(), **changes))
 
 
 def other(architecture: str, *, image_size: int = 32, **arguments: Any) -> Any:
@@ -27,7 +27,7 @@ def other(architecture: str, *, image_size: int = 32, **arguments: Any) -> Any:
     return lambda: Timm.from_config(TimmConfig(config=config, image_size=image_size))
 
 
-@contracts.parametrize("vision_encoder", contracts.miniature(Timm))
+@contracts.parametrize("vision_encoder", contracts.tiny_part(Timm))
 def test_vit(check):
     check()
 
@@ -43,7 +43,7 @@ FORMS = {
     "larger": form(image_size=32),
     "pooled": form(pool=2),
     "shuffled": form(pool=2, pooling="pixel-shuffle"),
-    "early stage": lambda: Timm.from_config(replace(Timm.miniature_convnet(), layer=0, pool=2)),
+    "early stage": lambda: Timm.from_config(replace(Timm.tiny_convnet_config(), layer=0, pool=2)),
     "batch norms": other("resnet10t", layers=[1, 1, 1, 1], channels=[8, 8, 16, 16]),
 }
 

@@ -11,8 +11,8 @@ from dreamkit import ConfigError, PoolingConfig, VisionSpec
 from dreamkit_timm.encoder import Timm
 from dreamkit_timm.models import TimmConfig, describe
 
-VIT = Timm.miniature().config
-CONVNET = Timm.miniature_convnet().config
+VIT = Timm.tiny_config().config
+CONVNET = Timm.tiny_convnet_config().config
 SMALL = {"vit": (VIT, 16), "convnet": (CONVNET, 16)}  # architectures with their sizes, and a picture's side
 kinds = pytest.mark.parametrize("kind", SMALL)
 
@@ -35,7 +35,7 @@ def test_features_are_timms_intermediates(kind, layer, source):
         everything = model.forward_intermediates(pixels, intermediates_only=True)
         expected = everything[index].flatten(2).transpose(1, 2)
         assert torch.equal(part(pixels), expected)
-    assert part.spec == Timm.spec_from(wanted) == VisionSpec(side, *expected.shape[1:])
+    assert part.spec == Timm.infer_spec(wanted) == VisionSpec(side, *expected.shape[1:])
 
 
 def test_the_last_layer_is_what_forward_features_gives_before_its_norm(source):
@@ -85,7 +85,7 @@ def test_what_the_features_do_not_depend_on_is_not_trained():
     side = part.spec.image_size
     part(torch.randn(1, 3, side, side)).sum().backward()
     assert {name for name, each in part.named_parameters() if each.grad is None} == left
-    vit = Timm.from_config(Timm.miniature())
+    vit = Timm.from_config(Timm.tiny_config())
     assert len(list(vit.trainable_parameters())) == len(list(vit.parameters()))
 
 
@@ -120,7 +120,7 @@ def test_preprocessing_is_timms_of_the_weights(name, size):
 
 
 def test_pictures_of_many_sizes_are_one_batch_in_their_order():
-    part = Timm.from_config(Timm.miniature())
+    part = Timm.from_config(Timm.tiny_config())
     several = [photo(50, 30), photo(3, 4).convert("L"), photo(16, 16).convert("P")]
     together = part.preprocess(several)
     assert together.shape == (3, 3, 16, 16)
@@ -163,16 +163,16 @@ def test_a_convnet_takes_any_multiple_of_its_reduction(source):
 )
 def test_sizes_that_a_model_does_not_take(config, size, said):
     with pytest.raises(ConfigError) as caught:
-        Timm.spec_from(TimmConfig(config=config, image_size=size))
+        Timm.infer_spec(TimmConfig(config=config, image_size=size))
     ((key, message),) = caught.value.problems.items()
     assert key == "image_size" and said in message
 
 
 def test_a_size_that_timm_refuses():
     config = {"architecture": "hiera_tiny_224", "embed_dim": 16, "num_heads": 1, "stages": [1, 1, 1, 1]}
-    assert Timm.spec_from(TimmConfig(config=config, layer=0)) == VisionSpec(224, 3136, 16)
+    assert Timm.infer_spec(TimmConfig(config=config, layer=0)) == VisionSpec(224, 3136, 16)
     with pytest.raises(ConfigError) as caught:
-        Timm.spec_from(TimmConfig(config=config, layer=0, image_size=240))
+        Timm.infer_spec(TimmConfig(config=config, layer=0, image_size=240))
     said = caught.value.problems["image_size"]
     assert said.startswith("240 found, but timm refuses it: ") and said.endswith("; give 224, its own")
 
@@ -180,16 +180,16 @@ def test_a_size_that_timm_refuses():
 def test_a_size_is_wanted_where_the_models_own_is_no_square():
     config = {**VIT, "img_size": [16, 24]}
     with pytest.raises(ConfigError) as caught:
-        Timm.spec_from(TimmConfig(config=config))
+        Timm.infer_spec(TimmConfig(config=config))
     assert caught.value.problems == {
         "image_size": "none found, but the model's own size, 16 x 24, is no square; name one"
     }
-    assert Timm.spec_from(TimmConfig(config=config, image_size=24)) == VisionSpec(24, 9, 16)
+    assert Timm.infer_spec(TimmConfig(config=config, image_size=24)) == VisionSpec(24, 9, 16)
 
 
 def test_an_early_stage_is_finer():
     config = TimmConfig(config=CONVNET, layer=0, image_size=10)
-    assert Timm.spec_from(config) == VisionSpec(10, 100, 8)  # 1 pixel apart, where the last are 8
+    assert Timm.infer_spec(config) == VisionSpec(10, 100, 8)  # 1 pixel apart, where the last are 8
 
 
 @kinds
@@ -204,4 +204,4 @@ def test_fewer_tokens(kind, pooling):
     assert torch.equal(part(pixels), expected)
     assert part.spec == VisionSpec(32, *expected.shape[1:])
     with pytest.raises(ConfigError, match=r"3 does not divide the grid of \d x \d tokens; give 1, 2"):
-        Timm.spec_from(TimmConfig(config=config, image_size=32, pool=3))
+        Timm.infer_spec(TimmConfig(config=config, image_size=32, pool=3))

@@ -10,10 +10,10 @@ from dreamkit_timm.models import TimmConfig
 
 
 def test_adapters_go_into_attention_and_mlp():
-    vit = Timm.from_config(Timm.miniature())
+    vit = Timm.from_config(Timm.tiny_config())
     layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     assert set(vit.adapter_targets) == {f"blocks.{index}.{name}" for index in (0, 1) for name in layers}
-    convnet = Timm.from_config(replace(Timm.miniature_convnet(), layer=1))
+    convnet = Timm.from_config(replace(Timm.tiny_convnet_config(), layer=1))
     layers = ("mlp.fc1", "mlp.fc2")
     assert set(convnet.adapter_targets) == {f"stages.{i}.blocks.0.{name}" for i in (0, 1) for name in layers}
 
@@ -48,19 +48,19 @@ def test_pointwise_convolutions_are_dense_layers():
     ],
 )
 def test_gates_are_left_alone(architecture, names):
-    part = Timm.outline(TimmConfig(config={"architecture": architecture}))
+    part = Timm.meta_modules(TimmConfig(config={"architecture": architecture}))
     assert {name.rpartition(".")[2] for name in part.adapter_targets} == names
     assert not [name for name in part.adapter_targets if ".se." in name or ".attn.gate" in name]
 
 
 def test_a_layer_that_is_not_called_is_not_adapted():
     """A BEiT reads the weights of `qkv` beside a bias of its own: what an adapter adds there would be lost."""
-    part = Timm.outline(TimmConfig(config={"architecture": "beit_base_patch16_224", "depth": 2}))
+    part = Timm.meta_modules(TimmConfig(config={"architecture": "beit_base_patch16_224", "depth": 2}))
     assert set(part.adapter_targets) == {f"blocks.0.{name}" for name in ("attn.proj", "mlp.fc1", "mlp.fc2")}
 
 
 def test_gates_are_told_where_only_one_place_is_left():
     config = TimmConfig(config={"architecture": "seresnet50"}, image_size=32)
-    assert Timm.spec_from(config).num_tokens == 1
-    larger = Timm.outline(replace(config, image_size=64))
-    assert Timm.outline(config).adapter_targets == larger.adapter_targets
+    assert Timm.infer_spec(config).num_tokens == 1
+    larger = Timm.meta_modules(replace(config, image_size=64))
+    assert Timm.meta_modules(config).adapter_targets == larger.adapter_targets

@@ -12,8 +12,8 @@ from dreamkit import ConfigError, SourceError, VisionSpec
 from dreamkit_timm.encoder import Timm
 from dreamkit_timm.models import TimmConfig
 
-VIT = Timm.miniature().config
-SMALL = {"vit": (VIT, 16), "convnet": (Timm.miniature_convnet().config, 16)}
+VIT = Timm.tiny_config().config
+SMALL = {"vit": (VIT, 16), "convnet": (Timm.tiny_convnet_config().config, 16)}
 kinds = pytest.mark.parametrize("kind", SMALL)
 LEVIT = {
     "architecture": "levit_128s",
@@ -42,7 +42,7 @@ def without_hub(monkeypatch, cache):
 )
 def test_hub_names_are_described_by_timm_itself(name, spec, monkeypatch, tmp_path):
     without_hub(monkeypatch, tmp_path)
-    assert Timm.spec_from(TimmConfig(pretrained=name)) == spec
+    assert Timm.infer_spec(TimmConfig(pretrained=name)) == spec
     with pytest.raises(SourceError, match="HF_HUB_OFFLINE"):
         Timm.from_pretrained(TimmConfig(pretrained=name))
 
@@ -50,13 +50,13 @@ def test_hub_names_are_described_by_timm_itself(name, spec, monkeypatch, tmp_pat
 def test_hub_names_that_timm_does_not_know(monkeypatch, tmp_path):
     without_hub(monkeypatch, tmp_path)
     with pytest.raises(SourceError, match=r"did you mean 'vit_base_patch16_224\.augreg_in21k'\?"):
-        Timm.spec_from(TimmConfig(pretrained="timm/vit_base_patch16_224.augreg_in21"))
+        Timm.infer_spec(TimmConfig(pretrained="timm/vit_base_patch16_224.augreg_in21"))
     with pytest.raises(SourceError, match=r"did you mean 'convnext_base\.fb_in22k'\?"):
-        Timm.spec_from(TimmConfig(pretrained="timm/convnext_bas.fb_in22k"))
+        Timm.infer_spec(TimmConfig(pretrained="timm/convnext_bas.fb_in22k"))
     with pytest.raises(SourceError, match=r"did you mean 'coatnet_rmlp_1_rw_224\.sw_in1k'"):
-        Timm.spec_from(TimmConfig(pretrained="timm/coatnet_rmlp_1_rw_224.sw_in"))
+        Timm.infer_spec(TimmConfig(pretrained="timm/coatnet_rmlp_1_rw_224.sw_in"))
     with pytest.raises(SourceError, match="'someone/model': the cache"):
-        Timm.spec_from(TimmConfig(pretrained="someone/model"))
+        Timm.infer_spec(TimmConfig(pretrained="someone/model"))
 
 
 def test_the_spec_of_a_folder_needs_no_weights(source):
@@ -64,7 +64,7 @@ def test_the_spec_of_a_folder_needs_no_weights(source):
     file = f"{folder}/model.safetensors"
     with open(file, "wb") as weights:
         weights.write(b"not tensors: a spec needs none, but they must be there")
-    assert Timm.spec_from(TimmConfig(pretrained=folder)).dim == 16
+    assert Timm.infer_spec(TimmConfig(pretrained=folder)).dim == 16
     with pytest.raises(SourceError, match="timm cannot load it"):
         Timm.from_pretrained(TimmConfig(pretrained=folder))
 
@@ -101,23 +101,23 @@ def test_folders_of_something_else(source, tmp_path):
     ):
         file.write_text(json.dumps(changed))
         with pytest.raises(ConfigError) as caught:
-            Timm.spec_from(TimmConfig(pretrained=folder))
+            Timm.infer_spec(TimmConfig(pretrained=folder))
         ((key, message),) = caught.value.problems.items()
         assert key == "pretrained" and said in message
     file.write_text("{")
     with pytest.raises(SourceError, match="cannot be read"):
-        Timm.spec_from(TimmConfig(pretrained=folder))
+        Timm.infer_spec(TimmConfig(pretrained=folder))
     (tmp_path / "model/model.safetensors").rename(tmp_path / "model/pytorch_model.bin")
     with pytest.raises(SourceError, match=r"lacks 'model\.safetensors'"):
-        Timm.spec_from(TimmConfig(pretrained=folder))
+        Timm.infer_spec(TimmConfig(pretrained=folder))
 
 
 def test_a_folder_that_changed_is_read_again(source):
     folder, _ = source(VIT)
-    assert Timm.spec_from(TimmConfig(pretrained=folder)).dim == 16
+    assert Timm.infer_spec(TimmConfig(pretrained=folder)).dim == 16
     shutil.rmtree(folder)
     source({**VIT, "embed_dim": 24})
-    assert Timm.spec_from(TimmConfig(pretrained=folder)).dim == 24
+    assert Timm.infer_spec(TimmConfig(pretrained=folder)).dim == 24
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_folder_that_changed_is_read_again(source):
 )
 def test_a_config_that_makes_no_model(config, key, said):
     with pytest.raises(ConfigError) as caught:
-        Timm.spec_from(TimmConfig(config=config))
+        Timm.infer_spec(TimmConfig(config=config))
     ((found, message),) = caught.value.problems.items()
     assert found == key and said in message, message
 
@@ -164,7 +164,7 @@ def test_a_layer_that_is_not_there(kind, layers):
     for layer in (layers, -layers - 1):
         said = f"layer {layer}, but the model has {layers} layers; give {-layers} to {layers - 1}"
         with pytest.raises(ConfigError) as caught:
-            Timm.spec_from(TimmConfig(config=config, layer=layer, image_size=side))
+            Timm.infer_spec(TimmConfig(config=config, layer=layer, image_size=side))
         assert caught.value.problems == {"layer": said}
 
 
@@ -172,7 +172,7 @@ def test_a_model_without_a_grid_is_refused():
     timm.models.register_model(vectors)
     try:
         with pytest.raises(ConfigError) as caught:
-            Timm.spec_from(TimmConfig(config={"architecture": "vectors"}))
+            Timm.infer_spec(TimmConfig(config={"architecture": "vectors"}))
     finally:
         timm.models._registry._clear_model_entries("vectors")
         del timm.models._registry._model_entrypoints["vectors"]
@@ -196,9 +196,9 @@ def test_sizes_that_the_weights_cannot_be_had_at(source):
     """A LeViT's table of attention biases is of one size; random ones may be of any."""
     folder, _ = source(LEVIT)
     Timm.from_pretrained(TimmConfig(pretrained=folder))
-    assert Timm.spec_from(TimmConfig(config=LEVIT, image_size=256)) == VisionSpec(256, 16, 16)
+    assert Timm.infer_spec(TimmConfig(config=LEVIT, image_size=256)) == VisionSpec(256, 16, 16)
     with pytest.raises(ConfigError) as caught:
-        Timm.spec_from(TimmConfig(pretrained=folder, image_size=256))
+        Timm.infer_spec(TimmConfig(pretrained=folder, image_size=256))
     assert caught.value.problems == {
         "image_size": "256 found, but timm does not resize the weights to it: "
         "stages.0.blocks.0.attn.attention_biases is 2, 196 in them, and 2, 256 here; give 224, its own"
@@ -208,10 +208,10 @@ def test_sizes_that_the_weights_cannot_be_had_at(source):
 def test_no_remedy_is_named_that_is_refused_itself(source):
     folder, _ = source(LEVIT)
     with pytest.raises(ConfigError) as caught:
-        Timm.spec_from(TimmConfig(pretrained=folder, image_size=250))
+        Timm.infer_spec(TimmConfig(pretrained=folder, image_size=250))
     assert caught.value.problems["image_size"].endswith("; give 224, its own")
     with pytest.raises(ConfigError) as caught:
-        Timm.spec_from(TimmConfig(config={"architecture": "crossvit_9_240"}, image_size=224))
+        Timm.infer_spec(TimmConfig(config={"architecture": "crossvit_9_240"}, image_size=224))
     assert caught.value.problems["image_size"].endswith("; give 240, its own")
 
 
@@ -231,7 +231,7 @@ def test_limits():
         ),
     ):
         with pytest.raises(ConfigError) as caught:
-            Timm.spec_from(TimmConfig(**{"config": VIT, **changes}))
+            Timm.infer_spec(TimmConfig(**{"config": VIT, **changes}))
         assert caught.value.problems == {key: said}
 
 
@@ -255,13 +255,13 @@ def test_limits():
 )
 def test_tags_without_weights_under_their_name(name, said):
     with pytest.raises(SourceError, match=said):
-        Timm.spec_from(TimmConfig(pretrained=name))
+        Timm.infer_spec(TimmConfig(pretrained=name))
 
 
 def test_weights_that_others_keep(monkeypatch, tmp_path):
     without_hub(monkeypatch, tmp_path)
-    spec = Timm.spec_from(TimmConfig(pretrained="naver-ai/rdnet_tiny.nv_in1k"))
-    assert spec == Timm.spec_from(TimmConfig(config={"architecture": "rdnet_tiny"}))
+    spec = Timm.infer_spec(TimmConfig(pretrained="naver-ai/rdnet_tiny.nv_in1k"))
+    assert spec == Timm.infer_spec(TimmConfig(config={"architecture": "rdnet_tiny"}))
 
 
 def test_loading_is_silent(source, capfd):

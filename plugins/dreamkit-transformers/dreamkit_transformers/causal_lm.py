@@ -73,19 +73,19 @@ class CausalLM(WithNewRows):
     # making
 
     @classmethod
-    def miniature(cls) -> Any:
+    def tiny_config(cls) -> Any:
         sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
         return cls.Config(config={"model_type": "gpt_neox", **sizes, "max_position_embeddings": 64})
 
     @classmethod
-    def spec_from(cls, config: LanguageConfig) -> LanguageSpec:
+    def infer_spec(cls, config: LanguageConfig) -> LanguageSpec:
         found = cls._described(config)
         if config.pretrained is None:
             return on_meta(lambda: cls._random(config, found)._tried()).spec
         return found.spec(config, cls.chat_template(config, found.tokenizer).assistant[1])
 
     @classmethod
-    def outline(cls, config: LanguageConfig) -> Self:
+    def meta_modules(cls, config: LanguageConfig) -> Self:
         found = cls._described(config)
         return on_meta(lambda: cls._random(config, found))
 
@@ -138,7 +138,7 @@ class CausalLM(WithNewRows):
         save_tokenizer(self.tokenizer, folder)
 
     @property
-    def unwritten_ids(self) -> frozenset[int]:
+    def suppressed_ids(self) -> frozenset[int]:
         """Added special tokens, and ids that are no token; a text starts, ends and fails with the others."""
         added = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         nameless = set(range(len(self.new_rows))) - set(self.tokenizer.get_vocab().values())

@@ -19,7 +19,7 @@ class Mistral(CausalLM):
     adapter_targets = Llama.adapter_targets
 
     @classmethod
-    def miniature(cls) -> Any:
+    def tiny_config(cls) -> Any:
         return cls.Config(config=gated_miniature(sliding_window=8))
 
     @classmethod
@@ -40,7 +40,7 @@ class Qwen(CausalLM):
     adapter_targets = Llama.adapter_targets
 
     @classmethod
-    def miniature(cls) -> Any:
+    def tiny_config(cls) -> Any:
         return cls.Config(config=gated_miniature(head_dim=4))
 
     @classmethod
@@ -58,7 +58,7 @@ class Gemma(CausalLM):
     adapter_targets = Llama.adapter_targets
 
     @classmethod
-    def miniature(cls) -> Any:
+    def tiny_config(cls) -> Any:
         layer_types = ["sliding_attention", "full_attention"]
         sizes = gated_miniature(
             head_dim=4, query_pre_attn_scalar=4, sliding_window=8, layer_types=layer_types
@@ -81,7 +81,7 @@ class Phi(CausalLM):
     model_types = ("phi3", "phi")
 
     @classmethod
-    def miniature(cls) -> Any:
+    def tiny_config(cls) -> Any:
         return cls.Config(config=gated_miniature())
 
     @classmethod

@@ -28,7 +28,7 @@ class Llama(CausalLM):
     adapter_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
     @classmethod
-    def miniature(cls) -> Any:
+    def tiny_config(cls) -> Any:
         return cls.Config(config=gated_miniature())
 
     @classmethod

@@ -96,7 +96,7 @@ class WithNewRows(LanguageModel):
         if not self.tied:
             self.new_head = _rows_like(self.model.get_output_embeddings().weight, len(chosen))
 
-    def new_token_parameters(self) -> Sequence[nn.Parameter]:
+    def added_token_parameters(self) -> Sequence[nn.Parameter]:
         return [rows for rows in (self.new_embed, self.new_head) if rows is not None]
 
     def embed(self, ids: Tensor) -> Tensor:

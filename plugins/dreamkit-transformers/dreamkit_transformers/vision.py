@@ -98,18 +98,18 @@ class VisionTower(VisionEncoder):
         self.dropped = (*dropped, *self.architecture.drop(model))
 
     @classmethod
-    def miniature(cls) -> VisionConfig:
+    def tiny_config(cls) -> VisionConfig:
         return VisionConfig(config=dict(cls.architectures[0].small))
 
     @classmethod
-    def spec_from(cls, config: VisionConfig) -> VisionSpec:
+    def infer_spec(cls, config: VisionConfig) -> VisionSpec:
         found = cls._described(config)
         if config.pretrained is None:
             on_meta(lambda: cls._random(config, found)._tried())
         return found.spec
 
     @classmethod
-    def outline(cls, config: VisionConfig) -> Self:
+    def meta_modules(cls, config: VisionConfig) -> Self:
         found = cls._described(config)
         return on_meta(lambda: cls._random(config, found))
 

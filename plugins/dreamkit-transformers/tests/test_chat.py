@@ -60,5 +60,5 @@ def test_the_template_of_any_model_is_its_tokenizers(template, wanted, tmp_path)
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     tokenizer.save_pretrained(tmp_path)
-    config = replace(CausalLM.miniature(), tokenizer=str(tmp_path))
+    config = replace(CausalLM.tiny_config(), tokenizer=str(tmp_path))
     assert CausalLM.from_config(config).chat == wanted

@@ -14,26 +14,26 @@ from forms import form
 
 
 def fixed_siglip2() -> Siglip2:
-    given = Siglip.miniature()
+    given = Siglip.tiny_config()
     return Siglip2.from_config(replace(given, config={**given.config, "model_type": "siglip_vision_model"}))
 
 
-@contracts.parametrize("vision_encoder", contracts.miniature(Clip))
+@contracts.parametrize("vision_encoder", contracts.tiny_part(Clip))
 def test_clip(check):
     check()
 
 
-@contracts.parametrize("vision_encoder", contracts.miniature(Siglip))
+@contracts.parametrize("vision_encoder", contracts.tiny_part(Siglip))
 def test_siglip(check):
     check()
 
 
-@contracts.parametrize("vision_encoder", contracts.miniature(Siglip2))
+@contracts.parametrize("vision_encoder", contracts.tiny_part(Siglip2))
 def test_siglip2(check):
     check()
 
 
-@contracts.parametrize("vision_encoder", contracts.miniature(Dinov2))
+@contracts.parametrize("vision_encoder", contracts.tiny_part(Dinov2))
 def test_dinov2(check):
     check()
 

@@ -11,17 +11,17 @@ from dreamkit_transformers.llama import Llama, Vicuna
 from forms import form
 
 
-@contracts.parametrize("language_model", contracts.miniature(CausalLM))
+@contracts.parametrize("language_model", contracts.tiny_part(CausalLM))
 def test_causal_lm(check):
     check()
 
 
-@contracts.parametrize("language_model", contracts.miniature(Gemma))
+@contracts.parametrize("language_model", contracts.tiny_part(Gemma))
 def test_gemma(check):
     check()
 
 
-@contracts.parametrize("language_model", contracts.miniature(Llama))
+@contracts.parametrize("language_model", contracts.tiny_part(Llama))
 def test_llama(check):
     check()
 
@@ -34,11 +34,11 @@ NOT_GIVEN = ("intermediate_size", "max_position_embeddings", "num_attention_head
 @pytest.mark.parametrize(
     "build",
     [
-        contracts.miniature(Mistral),
+        contracts.tiny_part(Mistral),
         form(Mistral, config={"sliding_window": 4}),
-        contracts.miniature(Phi),
-        contracts.miniature(Qwen),
-        contracts.miniature(Vicuna),
+        contracts.tiny_part(Phi),
+        contracts.tiny_part(Qwen),
+        contracts.tiny_part(Vicuna),
         form(Llama, config={"tie_word_embeddings": True}),
         form(Llama, config={"vocab_size": 270}),
         form(Vicuna, system_prompt=""),

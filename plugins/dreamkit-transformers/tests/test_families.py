@@ -123,11 +123,11 @@ def test_a_gemma_whose_tokens_see_those_after_them_is_refused(tmp_path):
     part.model.save_pretrained(tmp_path)
     part.tokenizer.save_pretrained(tmp_path)
     config = Gemma.Config(pretrained=str(tmp_path))
-    assert Gemma.spec_from(config) == part.spec
+    assert Gemma.infer_spec(config) == part.spec
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "use_bidirectional_attention": True}))
     with pytest.raises(ConfigError, match="cannot be used as a language model"):
-        Gemma.spec_from(config)
+        Gemma.infer_spec(config)
 
 
 def test_gemmas_embeddings_are_scaled_by_the_root_of_the_width():
@@ -189,23 +189,23 @@ def tokenizer_of(tmp_path, *names, bos=None, eos="</s>"):
     ids=["llama 3", "mistral", "qwen", "gemma", "phi 3", "phi 4", "phi 2"],
 )
 def test_what_stands_around_turns_and_ends_a_text(cls, names, asked, said, end, tmp_path):
-    config = cls.Config(config=cls.miniature().config, tokenizer=tokenizer_of(tmp_path, *names))
+    config = cls.Config(config=cls.tiny_config().config, tokenizer=tokenizer_of(tmp_path, *names))
     part = cls.from_config(config)
     assert (part.chat.user, part.chat.assistant) == (asked, said)
     ends = ["</s>"] if end is None else ["</s>", end]
     assert part.tokenizer.convert_ids_to_tokens(list(part.spec.eos_ids)) == ends
-    assert part.spec == cls.spec_from(config)
+    assert part.spec == cls.infer_spec(config)
     assert part.spec.bos_id is None and part.spec.pad_id == part.spec.eos_ids[0]
 
 
 def test_a_model_type_that_is_not_the_familys():
     with pytest.raises(ConfigError) as caught:
-        Gemma.spec_from(Gemma.Config(config={"model_type": "gemma4"}))
+        Gemma.infer_spec(Gemma.Config(config={"model_type": "gemma4"}))
     assert caught.value.problems == {
         "config.model_type": "'gemma4' found, but a decoder's is wanted; did you mean 'gemma'?"
     }
     with pytest.raises(ConfigError, match="which of the library's models is meant"):
-        CausalLM.spec_from(LanguageConfig(config={"hidden_size": 16}))
+        CausalLM.infer_spec(LanguageConfig(config={"hidden_size": 16}))
 
 
 @pytest.mark.parametrize(
@@ -221,4 +221,4 @@ def test_models_that_are_not_the_librarys(written, words, tmp_path):
     (tmp_path / "config.json").write_text(written)
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(SourceError, match=words):
-        CausalLM.spec_from(LanguageConfig(pretrained=tokenizer))
+        CausalLM.infer_spec(LanguageConfig(pretrained=tokenizer))

@@ -38,10 +38,10 @@ def _offline(monkeypatch, tmp_path):
 @pytest.mark.parametrize(("family", "name", "count", "length", "window", "bos", "ends"), KNOWN)
 def test_a_well_known_model_is_described_and_counted(family, name, count, length, window, bos, ends):
     config = family.Config(pretrained=name)
-    spec = family.spec_from(config)
+    spec = family.infer_spec(config)
     assert (spec.max_length, spec.sliding_window, spec.bos_id, spec.eos_ids) == (length, window, bos, ends)
     assert spec.packing and spec.cache
-    outline = family.outline(config)
+    outline = family.meta_modules(config)
     assert outline.spec == spec
     found = outline.abilities  # of a trial, which the spec did without
     assert (found.masks != "none", found.cache, found.width, found.length) == (
@@ -54,7 +54,7 @@ def test_a_well_known_model_is_described_and_counted(family, name, count, length
     assert sum(parameter.numel() for parameter in outline.parameters()) == count
     ids = outline.add_tokens(["<dream_start>", "<dream_end>"])
     assert len(set(ids)) == 2 and min(ids) >= outline.tokenizer.vocab_size
-    assert {tuple(rows.shape) for rows in outline.new_token_parameters()} == {(2, spec.dim)}
+    assert {tuple(rows.shape) for rows in outline.added_token_parameters()} == {(2, spec.dim)}
 
 
 def test_weights_are_not_known():
@@ -67,7 +67,7 @@ def test_weights_are_not_known():
 
 def test_an_unknown_name_is_unknown():
     with pytest.raises(SourceError, match="lmsys/vicuna-7b-v9"):
-        Vicuna.spec_from(VicunaConfig(pretrained="lmsys/vicuna-7b-v9"))
+        Vicuna.infer_spec(VicunaConfig(pretrained="lmsys/vicuna-7b-v9"))
 
 
 def test_the_page_lists_them_all() -> None:

@@ -16,17 +16,17 @@ from small_language import SMALL, SPEC, make, write
 def test_the_spec_of_a_source(tmp_path):
     folder, _ = write(tmp_path)
     config = LanguageConfig(pretrained=folder)
-    assert Llama.spec_from(config) == SPEC == Llama.from_pretrained(config).spec
-    assert Llama.spec_from(LanguageConfig(config=SMALL)) == SPEC == make().spec
+    assert Llama.infer_spec(config) == SPEC == Llama.from_pretrained(config).spec
+    assert Llama.infer_spec(LanguageConfig(config=SMALL)) == SPEC == make().spec
     file = tmp_path / "generation_config.json"
     file.write_text(json.dumps({"eos_token_id": [9, 2, 8]}))
-    assert Llama.spec_from(config).eos_ids == (2, 9, 8)
-    assert len(Llama.spec_from(config).reserved_tokens) == 5
+    assert Llama.infer_spec(config).eos_ids == (2, 9, 8)
+    assert len(Llama.infer_spec(config).reserved_tokens) == 5
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"not tensors: a spec needs none, but they must be there")
-    assert Llama.spec_from(config).dim == 32
+    assert Llama.infer_spec(config).dim == 32
     weights.unlink()
-    for made in (Llama.spec_from, Llama.from_pretrained):
+    for made in (Llama.infer_spec, Llama.from_pretrained):
         with pytest.raises(SourceError, match="weights"):
             made(config)
 
@@ -47,7 +47,7 @@ def test_the_spec_of_a_source(tmp_path):
 )
 def test_a_config_that_makes_no_model(change, key, words):
     with pytest.raises(ConfigError) as caught:
-        Llama.spec_from(LanguageConfig(config={**SMALL, **change}))
+        Llama.infer_spec(LanguageConfig(config={**SMALL, **change}))
     ((found, said),) = caught.value.problems.items()
     assert found == key and all(word in said for word in words), said
 
@@ -56,14 +56,14 @@ def test_all_that_is_wrong_with_a_section_is_told_at_once(tmp_path):
     wrong = {"hidden_sise": 8, "hidden_act": "gleu", "vocab_size": 0, "rms_norm_eps": "small"}
     config = LanguageConfig(config={**SMALL, **wrong}, tokenizer=str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError) as caught:
-        Llama.spec_from(config)
+        Llama.infer_spec(config)
     assert caught.value.problems.keys() == {"tokenizer", *(f"config.{name}" for name in wrong)}
 
 
 def test_an_outline_has_the_modules_of_the_part(tmp_path):
     folder, _ = write(tmp_path)
     for config in (LanguageConfig(pretrained=folder), LanguageConfig(config=SMALL)):
-        outline = Llama.outline(config)
+        outline = Llama.meta_modules(config)
         assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
         assert [name for name, _ in outline.named_modules()] == [name for name, _ in make().named_modules()]
 
@@ -72,11 +72,11 @@ def test_sources_that_do_not_fit(tmp_path):
     folder, _ = write(tmp_path, MistralForCausalLM, MistralConfig)
     config = LanguageConfig(pretrained=folder)
     with pytest.raises(SourceError, match="model_type 'mistral', but 'llama' is needed"):
-        Llama.spec_from(config)
+        Llama.infer_spec(config)
     write(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(SourceError, match=r"lacks 'tokenizer\.json' or 'tokenizer\.model'"):
-        Llama.spec_from(config)
+        Llama.infer_spec(config)
     other = tmp_path / "other"
     byte_tokenizer().save_pretrained(other)
     assert Llama.from_pretrained(replace(config, tokenizer=str(other))).spec == SPEC

@@ -30,7 +30,7 @@ def test_added_tokens_have_rows_of_their_own(vocab_size, rows, total, tied):
     assert part.add_tokens(TOKENS) == [260, 261, 2]
     assert part.add_tokens(["<dream_end>"]) == [261]
     assert torch.equal(before, part.model.get_input_embeddings().weight)
-    parameters = part.new_token_parameters()
+    parameters = part.added_token_parameters()
     assert [tuple(parameter.shape) for parameter in parameters] == [(rows, 32)] * (1 if tied else 2)
     head_rows = parameters[-1]
     ids = torch.tensor([[5, 260, 2, 261]])
@@ -64,14 +64,14 @@ def test_words_that_the_model_has_no_row_for_are_refused(tmp_path):
     with pytest.raises(
         DreamkitError, match="the tokenizer has 265 tokens, but the model's vocab_size is 260"
     ):
-        Llama.spec_from(config)
+        Llama.infer_spec(config)
 
 
 def test_new_rows_start_near_the_mean_row():
     part = make()
     part.add_tokens(TOKENS)
     for rows, weight in zip(
-        part.new_token_parameters(),
+        part.added_token_parameters(),
         (part.model.model.embed_tokens.weight, part.model.lm_head.weight),
         strict=True,
     ):
@@ -84,12 +84,12 @@ def test_only_new_rows_learn_under_a_frozen_model(vocab_size):
     part = make(vocab_size=vocab_size)
     part.add_tokens(TOKENS)
     part.requires_grad_(False)
-    for parameter in part.new_token_parameters():
+    for parameter in part.added_token_parameters():
         parameter.requires_grad_(True)
     ids = torch.tensor([[1, 260, 9]])
     hidden = part(part.embed(ids), *positions(3))
     part.logits(part.final_norm(hidden)).logsumexp(-1).sum().backward()
-    new_embed, new_head = part.new_token_parameters()
+    new_embed, new_head = part.added_token_parameters()
     assert new_embed.grad[0].abs().sum() > 0 and new_embed.grad[1].abs().sum() == 0
     assert (new_head.grad.abs().sum(-1) > 0).all()
     learned = {name for name, parameter in part.named_parameters() if parameter.grad is not None}
@@ -144,4 +144,4 @@ def test_a_padded_vocabulary_survives_saving(tmp_path):
 def test_what_a_text_never_holds():
     part = make(vocab_size=263)
     part.add_tokens(TOKENS)
-    assert part.unwritten_ids == {0, 260, 261, 262}
+    assert part.suppressed_ids == {0, 260, 261, 262}

@@ -214,8 +214,8 @@ def test_what_is_found_holds_for_larger_models(config, norm, soft_cap):
 
 def test_the_longest_text_is_found_whatever_it_is_called():
     mpt = {"model_type": "mpt", "d_model": 16, "n_heads": 4, "n_layers": 2, "max_seq_len": 16}
-    assert CausalLM.spec_from(LanguageConfig(config=mpt)).max_length == 16
-    assert CausalLM.spec_from(LanguageConfig(config={"model_type": "bloom", **BASE})).max_length == 2**20
+    assert CausalLM.infer_spec(LanguageConfig(config=mpt)).max_length == 16
+    assert CausalLM.infer_spec(LanguageConfig(config={"model_type": "bloom", **BASE})).max_length == 2**20
 
 
 CTRL = {"model_type": "ctrl", "n_embd": 16, "dff": 24, "n_layer": 3, "n_head": 4}
@@ -239,4 +239,4 @@ def test_layers_are_found_by_what_they_are():
 )
 def test_what_no_model_can_be_made_of_is_refused(config, words):
     with pytest.raises(ConfigError, match=words):
-        CausalLM.spec_from(LanguageConfig(config=config))
+        CausalLM.infer_spec(LanguageConfig(config=config))

@@ -108,7 +108,7 @@ def test_the_spec_is_that_of_the_output(family, folders):
     folder, _ = folders(family)
     spec = VisionSpec(image_size=20, num_tokens=16, dim=16)
     for config in (VisionConfig(pretrained=folder), VisionConfig(config=SMALL)):
-        assert part_class.spec_from(config) == spec
+        assert part_class.infer_spec(config) == spec
     for part in (
         part_class.from_pretrained(VisionConfig(pretrained=folder)),
         part_class.from_config(VisionConfig(config=SMALL)),
@@ -124,9 +124,9 @@ def test_the_spec_of_a_source_needs_no_weights(family, folders, tmp_path):
     folder, _ = folders(family)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"not tensors: a spec needs none, but they must be there")
-    assert part_class.spec_from(VisionConfig(pretrained=folder)).dim == 16
+    assert part_class.infer_spec(VisionConfig(pretrained=folder)).dim == 16
     weights.unlink()
-    for made in (part_class.spec_from, part_class.from_pretrained):
+    for made in (part_class.infer_spec, part_class.from_pretrained):
         with pytest.raises(SourceError, match="weights"):
             made(VisionConfig(pretrained=folder))
 
@@ -135,7 +135,7 @@ def test_the_spec_of_a_source_needs_no_weights(family, folders, tmp_path):
 def test_an_outline_has_the_modules_of_the_part(family, folders):
     folder, _ = folders(family)
     for config in (VisionConfig(pretrained=folder), VisionConfig(config=SMALL)):
-        outline, part = family[0].outline(config), family[0].from_config(config)
+        outline, part = family[0].meta_modules(config), family[0].from_config(config)
         assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
         assert [name for name, _ in outline.named_modules()] == [name for name, _ in part.named_modules()]
 
@@ -227,7 +227,7 @@ def test_gradient_checkpointing_changes_no_gradient(family):
 )
 def test_a_config_that_makes_no_model(family, change, key, words):
     with pytest.raises(ConfigError) as caught:
-        family[0].spec_from(VisionConfig(config={**SMALL, **change}))
+        family[0].infer_spec(VisionConfig(config={**SMALL, **change}))
     ((found, said),) = caught.value.problems.items()
     assert found == key and all(word in said for word in words), said
 
@@ -236,10 +236,10 @@ def test_a_config_that_makes_no_model(family, change, key, words):
 def test_all_that_is_wrong_with_a_section_is_told_at_once(family):
     wrong = {"hidden_sise": 8, "hidden_act": "gleu", "patch_size": 0}
     with pytest.raises(ConfigError) as caught:
-        family[0].spec_from(VisionConfig(config={**SMALL, **wrong}))
+        family[0].infer_spec(VisionConfig(config={**SMALL, **wrong}))
     assert caught.value.problems.keys() == {f"config.{name}" for name in wrong}
     with pytest.raises(ConfigError) as caught:
-        family[0].spec_from(VisionConfig(config={**SMALL, "num_channels": 1, "patch_size": 21}, layer=9))
+        family[0].infer_spec(VisionConfig(config={**SMALL, "num_channels": 1, "patch_size": 21}, layer=9))
     assert caught.value.problems.keys() == {"config.num_channels", "config.patch_size", "layer"}
 
 
@@ -249,21 +249,21 @@ def test_a_layer_that_is_not_there(family, layer, folders):
     folder, _ = folders(family)
     for source in ({"pretrained": folder}, {"config": SMALL}):
         with pytest.raises(DreamkitError, match=f"layer {layer}, but the model has 3 layers; give -4 to 3"):
-            family[0].spec_from(VisionConfig(layer=layer, **source))
+            family[0].infer_spec(VisionConfig(layer=layer, **source))
 
 
 def test_sources_that_do_not_fit(folders, tmp_path):
     folder, _ = folders(FAMILIES[0])
     with pytest.raises(SourceError, match="model_type 'clip_vision_model', but 'siglip_vision_model'"):
-        Siglip.spec_from(VisionConfig(pretrained=folder))
+        Siglip.infer_spec(VisionConfig(pretrained=folder))
     file = tmp_path / "preprocessor_config.json"
     processor = json.loads(file.read_text())
     file.write_text(json.dumps({**processor, "crop_size": {"height": 16, "width": 20}}))
     with pytest.raises(SourceError, match=r"\(3, 16, 20\).*\(3, 20, 20\)"):
-        Clip.spec_from(VisionConfig(pretrained=folder))
+        Clip.infer_spec(VisionConfig(pretrained=folder))
     file.unlink()
     with pytest.raises(SourceError, match="preprocessor_config"):
-        Clip.spec_from(VisionConfig(pretrained=folder))
+        Clip.infer_spec(VisionConfig(pretrained=folder))
 
 
 @families
@@ -295,7 +295,7 @@ def test_the_spec_of_a_processor_file_is_what_the_processor_makes(
     file = tmp_path / "preprocessor_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     config, found = VisionConfig(pretrained=folder, image_size=image_size), []
-    for made in (family[0].spec_from, lambda config: family[0].from_pretrained(config).spec):
+    for made in (family[0].infer_spec, lambda config: family[0].from_pretrained(config).spec):
         try:
             found.append(made(config))
         except SourceError as error:
@@ -321,4 +321,4 @@ def test_damaged_and_foreign_weights(folders, tmp_path):
         Clip.from_pretrained(VisionConfig(pretrained=folder))
     (tmp_path / "config.json").write_text("[1")
     with pytest.raises(SourceError, match="cannot be read"):
-        Clip.spec_from(VisionConfig(pretrained=folder))
+        Clip.infer_spec(VisionConfig(pretrained=folder))

@@ -96,7 +96,7 @@ def test_siglip2_opens_the_checkpoints_of_fixed_resolution(source):
     folder = source(model, SiglipImageProcessor(**SQUARE, **HALF))
     config = VisionConfig(pretrained=folder, layer=-1)
     part, other = Siglip2.from_pretrained(config), Siglip.from_pretrained(config)
-    assert part.spec == Siglip2.spec_from(config) == VisionSpec(20, 16, 16)
+    assert part.spec == Siglip2.infer_spec(config) == VisionSpec(20, 16, 16)
     pixels = part.preprocess([photo(31)])
     assert torch.equal(pixels, other.preprocess([photo(31)]))
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_a_config_names_which_of_the_familys_models_it_is():
     registers = VisionConfig(config={"model_type": "dinov2_with_registers", **REGISTERS})
     assert type(Dinov2.from_config(registers).model) is Dinov2WithRegistersModel
     with pytest.raises(ConfigError) as caught:
-        Dinov2.spec_from(VisionConfig(config={"model_type": "dinov2_with_register", **REGISTERS}))
+        Dinov2.infer_spec(VisionConfig(config={"model_type": "dinov2_with_register", **REGISTERS}))
     said = "'dinov2_with_register' is no Dinov2 model; did you mean 'dinov2_with_registers'?"
     assert caught.value.problems == {"config.model_type": said}
 
@@ -166,13 +166,13 @@ def test_dinov2_reads_what_its_processor_makes(source, tmp_path):
     """The published models have position embeddings for 518 pixels, and processors that make 224."""
     folder = source(dino(registers=False, image_size=40), BitImageProcessor(**DINO_PROCESSOR))
     config = VisionConfig(pretrained=folder)
-    assert Dinov2.spec_from(config) == Dinov2.from_pretrained(config).spec == VisionSpec(20, 16, 16)
+    assert Dinov2.infer_spec(config) == Dinov2.from_pretrained(config).spec == VisionSpec(20, 16, 16)
     file = tmp_path / "preprocessor_config.json"
     odd = {**json.loads(file.read_text()), "crop_size": {"height": 22, "width": 22}}
     file.write_text(json.dumps(odd))
     with pytest.raises(SourceError, match=r"shape \(3, 22, 22\), but the model's patches have 5 pixels"):
-        Dinov2.spec_from(config)
-    assert Dinov2.spec_from(VisionConfig(pretrained=folder, image_size=40)).num_tokens == 64
+        Dinov2.infer_spec(config)
+    assert Dinov2.infer_spec(VisionConfig(pretrained=folder, image_size=40)).num_tokens == 64
 
 
 def test_dinov2_crops_as_much_at_another_size(source):
@@ -193,7 +193,7 @@ class TestAnyFamily:
     def test_another_size(self, part_class, config):
         wanted = VisionConfig(config=config, image_size=30)
         part = part_class.from_config(wanted).eval()
-        assert part.spec == part_class.spec_from(wanted) == VisionSpec(30, 36, 16)
+        assert part.spec == part_class.infer_spec(wanted) == VisionSpec(30, 36, 16)
         pixels = part.preprocess([photo(41)])
         assert pixels.shape == (1, 3, 30, 30)
         features = part(pixels)
@@ -203,7 +203,7 @@ class TestAnyFamily:
     @pytest.mark.parametrize(("size", "give"), [(23, "20 or 25"), (29, "25 or 30"), (4, "5"), (0, "5")])
     def test_a_size_that_is_no_multiple_of_the_patches(self, part_class, config, size, give):
         with pytest.raises(ConfigError) as caught:
-            part_class.spec_from(VisionConfig(config=config, image_size=size))
+            part_class.infer_spec(VisionConfig(config=config, image_size=size))
         said = f"{size} found, but the encoder's patches have 5 pixels along a side; give {give}"
         assert caught.value.problems == {"image_size": said}
 
@@ -213,7 +213,7 @@ class TestAnyFamily:
         wanted = VisionConfig(config=config, pool=2, pooling=pooling)
         part = part_class.from_config(wanted).eval()
         part.load_state_dict(plain.state_dict())
-        assert part.spec == part_class.spec_from(wanted)
+        assert part.spec == part_class.infer_spec(wanted)
         assert part.spec == VisionSpec(20, 4, 16 if pooling == "mean" else 64)
         pixels = torch.randn(2, 3, 20, 20)
         expected = PoolingConfig(pool=2, pooling=pooling).pooled(plain(pixels), (4, 4))
@@ -221,12 +221,12 @@ class TestAnyFamily:
 
     def test_a_pool_that_does_not_divide(self, part_class, config):
         with pytest.raises(ConfigError, match="3 does not divide the grid of 4 x 4 tokens; give 1, 2 or 4"):
-            part_class.spec_from(VisionConfig(config=config, pool=3))
+            part_class.infer_spec(VisionConfig(config=config, pool=3))
 
 
 def test_position_embeddings_of_no_square():
     with pytest.raises(ConfigError) as caught:
-        Siglip2.spec_from(VisionConfig(config={**NAFLEX, "num_patches": 15}))
+        Siglip2.infer_spec(VisionConfig(config={**NAFLEX, "num_patches": 15}))
     said = "15 found, but position embeddings of a square grid are wanted; give 9 or 16"
     assert caught.value.problems == {"config.num_patches": said}
 
@@ -262,8 +262,8 @@ KNOWN = [
 def test_well_known_models_are_described_offline(name, part_class, spec, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     config = VisionConfig(pretrained=name)
-    assert part_class.spec_from(config) == spec
-    outline = part_class.outline(config)
+    assert part_class.infer_spec(config) == spec
+    outline = part_class.meta_modules(config)
     assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
     width, layers = spec.dim, outline.model.config.num_hidden_layers
     mlp = outline.model.get_submodule(f"{outline.architecture.layers}.0.mlp.fc1").out_features
@@ -278,8 +278,8 @@ def test_well_known_models_are_described_offline(name, part_class, spec, monkeyp
 
 def test_a_known_model_at_another_size_and_with_fewer_tokens():
     config = VisionConfig(pretrained="facebook/dinov2-large", image_size=518)
-    assert Dinov2.spec_from(config) == VisionSpec(518, 1369, 1024)
+    assert Dinov2.infer_spec(config) == VisionSpec(518, 1369, 1024)
     shuffled = VisionConfig(pretrained="google/siglip2-base-patch16-naflex", pool=2, pooling="pixel-shuffle")
-    assert Siglip2.spec_from(shuffled) == VisionSpec(256, 64, 3072)
+    assert Siglip2.infer_spec(shuffled) == VisionSpec(256, 64, 3072)
     with pytest.raises(ConfigError, match="27 x 27 tokens; give 1, 3, 9 or 27, or another image_size"):
-        Siglip2.spec_from(VisionConfig(pretrained="google/siglip2-so400m-patch14-384", pool=2))
+        Siglip2.infer_spec(VisionConfig(pretrained="google/siglip2-so400m-patch14-384", pool=2))

@@ -15,27 +15,27 @@ from dreamkit_transformers.llama import Vicuna
 PUBLISHED = Path(__file__).parents[2] / "reference" / "published-sd" / "checkpoint"
 
 
-@contracts.parametrize("projector", contracts.miniature(Linear))
+@contracts.parametrize("projector", contracts.tiny_part(Linear))
 def test_linear(check):
     check()
 
 
-@contracts.parametrize("projector", contracts.miniature(MLP))
+@contracts.parametrize("projector", contracts.tiny_part(MLP))
 def test_mlp(check):
     check()
 
 
-@contracts.parametrize("projector", contracts.miniature(Resampler))
+@contracts.parametrize("projector", contracts.tiny_part(Resampler))
 def test_resampler(check):
     check()
 
 
-@contracts.parametrize("projector", contracts.miniature(Mapper))
+@contracts.parametrize("projector", contracts.tiny_part(Mapper))
 def test_mapper(check):
     check()
 
 
-@contracts.parametrize("projector", contracts.miniature(Encoder))
+@contracts.parametrize("projector", contracts.tiny_part(Encoder))
 def test_encoder(check):
     check()
 
@@ -61,7 +61,7 @@ NARROWING = {"in_dim": 32, "in_tokens": 3, "out_dim": 12}  # as a condition proj
 def test_other_forms(cls, options, widths):
     config = cls.Config(**options)
     report = contracts.verify(
-        "projector", lambda: cls.from_config(config, cls.spec_from(config, **widths)), quick=True
+        "projector", lambda: cls.from_config(config, cls.infer_spec(config, **widths)), quick=True
     )
     assert report.ok, str(report)
 
@@ -70,7 +70,7 @@ def test_a_sentencepiece_tokenizer():
     """That of the published model, whose vocabulary the miniature is given."""
 
     def build():
-        config = replace(Vicuna.miniature(), tokenizer=str(PUBLISHED))
+        config = replace(Vicuna.tiny_config(), tokenizer=str(PUBLISHED))
         return Vicuna.from_config(config)
 
     report = contracts.verify("language_model", build)

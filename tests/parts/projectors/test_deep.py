@@ -81,14 +81,14 @@ def test_what_is_refused(cls: type, options: dict, problems: dict[str, str]) -> 
 )
 def test_what_neighbours_do_not_fit(cls: type, options: dict, in_dim: int, key: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        cls.spec_from(cls.Config(**options), in_dim=in_dim, in_tokens=4, out_dim=32)
+        cls.infer_spec(cls.Config(**options), in_dim=in_dim, in_tokens=4, out_dim=32)
     assert caught.value.problems.keys() == {key} and str(in_dim) in caught.value.problems[key]
 
 
 @pytest.mark.parametrize("cls", DEEP)
 def test_layers_are_computed_again_where_that_is_wanted(cls: type) -> None:
     torch.manual_seed(0)
-    part = tiny.projector(cls, **vars(cls.miniature())).train()
+    part = tiny.projector(cls, **vars(cls.tiny_config())).train()
     calls = []
     for layer in DEEP[cls](part):
         layer.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -109,4 +109,4 @@ def test_layers_are_computed_again_where_that_is_wanted(cls: type) -> None:
 
 @pytest.mark.parametrize("cls", DEEP)
 def test_they_are_not_dense(cls: type) -> None:
-    assert tiny.projector(cls, **vars(cls.miniature())).dense_layers() is None
+    assert tiny.projector(cls, **vars(cls.tiny_config())).dense_layers() is None

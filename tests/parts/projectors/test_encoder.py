@@ -111,7 +111,7 @@ def by_hand(layer: nn.Module, tokens: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("width", [None, 30])
 def test_it_computes_the_published_formula(width: int | None) -> None:
-    part = made(width=width, out_scale=2.5)
+    part = made(width=width, out_rms=2.5)
     tokens = torch.randn(3, 6, WIDTH, dtype=torch.float64)
     hidden = tokens if width is None else tokens @ part.in_layer.weight.T + part.in_layer.bias
     for layer in part.layers:
@@ -128,20 +128,20 @@ def test_it_computes_the_published_formula(width: int | None) -> None:
 )
 @settings(max_examples=40, deadline=None)
 def test_fresh_it_gives_the_wanted_scale_whatever_the_scale_it_takes(
-    exponent: float, out_scale: float, seed: int, widths: tuple[int, int], double: bool
+    exponent: float, out_rms: float, seed: int, widths: tuple[int, int], double: bool
 ) -> None:
     torch.manual_seed(seed)
     in_dim, out_dim = widths
-    part = tiny.projector(Encoder, in_dim=in_dim, out_dim=out_dim, out_scale=out_scale, depth=2)
+    part = tiny.projector(Encoder, in_dim=in_dim, out_dim=out_dim, out_rms=out_rms, depth=2)
     tokens = 10**exponent * torch.randn(2, 6, in_dim, dtype=torch.float64)
     if not double:
         part, tokens = part.float(), tokens.float()
     rms = part(tokens).square().mean(-1).sqrt()
-    torch.testing.assert_close(rms, torch.full_like(rms, out_scale), rtol=0.01, atol=0)
+    torch.testing.assert_close(rms, torch.full_like(rms, out_rms), rtol=0.01, atol=0)
 
 
 def test_a_scale_may_be_a_whole_number() -> None:
-    assert tiny.projector(Encoder, out_scale=2, depth=1).norm.weight.eq(2).all()
+    assert tiny.projector(Encoder, out_rms=2, depth=1).norm.weight.eq(2).all()
 
 
 def test_every_token_sees_every_other_and_where_it_stands() -> None:
