@@ -29,8 +29,8 @@ class Identity(TypedDict):
     """The facts that determine the rows of a table: a table belongs to a model with the same identity.
 
     `component`: name, distribution and version. `precision`: `train.precision`. `settings`: those of the recipe section
-    that can change the output, without `pretrained`, which only names the place of weights and config files.
-    `source_files`: sha256 of the config files of `pretrained`. `weights`: sha256 of the weights.
+    that can change the output, by dotted names; `pretrained` only names the place of weights and config files and is
+    left out. `source_files`: sha256 of these config files. `weights`: sha256 of the weights.
     """
 
     component: str

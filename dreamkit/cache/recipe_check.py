@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -23,9 +22,8 @@ from dreamkit.recipe.sections import DataSection, Recipe, plain
 from dreamkit.registry.registry import Registry
 
 KEY: Final = "train.cache"
-LOSS_ONLY: Final = (
-    "loss_only"  # metadata of a field of `Config` that changes the loss, and no feature or latent
-)
+# metadata of a field of `Config` that changes the loss, and no feature or latent
+LOSS_ONLY: Final = "loss_only"
 IS_TRAINED: Final = "is trained (train.trainable or model.adapters), so its output changes"
 
 
@@ -34,15 +32,25 @@ def recipe_identity(recipe: Recipe, registry: Registry, table: str) -> dict[str,
     part = PART_OF[table]
     section = getattr(recipe.model, part)
     component = registry.components(part)[section.name]
-    excluded = {field.name for field in dataclasses.fields(section.config) if field.metadata.get(LOSS_ONLY)}
-    settings = {
-        name: value for name, value in plain(section.config).items() if name not in {*excluded, "pretrained"}
-    }
+    fields = dataclasses.fields(section.config)
+    excluded = {"pretrained", *(field.name for field in fields if field.metadata.get(LOSS_ONLY))}
+    settings = {name: value for name, value in plain(section.config).items() if name not in excluded}
     return {
         "component": f"{section.name} ({component.origin})",
         "precision": recipe.train.precision,
-        "settings": json.loads(json.dumps(settings)),  # as they come back from a manifest
+        "settings": _flatten(settings),
     }
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return settings by dotted names, so that a message names the one that differs."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def identity_differences(part: str, cached: Identity, current: Mapping[str, Any]) -> Iterator[str]:
@@ -55,20 +63,24 @@ def identity_differences(part: str, cached: Identity, current: Mapping[str, Any]
     def line(name: str, before: str, now: str) -> str:
         return f"{part}: {name}: {before} in the cache, {now} now"
 
-    for key in ("component", "precision"):
-        if cached[key] != current[key]:  # type: ignore[literal-required]
-            yield line(key, cached[key], current[key])  # type: ignore[literal-required]
-    before, now = cached["settings"], current["settings"]
+    if cached["component"] != current["component"]:
+        yield line("component", cached["component"], current["component"])
+        return  # the settings of another component are other settings
+    if cached["precision"] != current["precision"]:
+        yield line("precision", cached["precision"], current["precision"])
+    before, now = (
+        {name: repr(value) for name, value in identity["settings"].items()} for identity in (cached, current)
+    )
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
-            yield line(name, repr(before.get(name)), repr(now.get(name)))
+            yield line(name, before.get(name, "unset"), now.get(name, "unset"))
     before, now = cached["source_files"], current.get("source_files", {})
     hashes = {name: (before[name], now[name]) for name in sorted(before.keys() & now.keys())}
     if "weights" in current:
         hashes["weights"] = cached["weights"], current["weights"]
-    for name, pair in hashes.items():
-        if pair[0] != pair[1]:
-            yield line(name, f"sha256 {pair[0]:.16}...", f"{pair[1]:.16}...")
+    for name, (old, new) in hashes.items():
+        if old != new:
+            yield line(name, f"sha256 {old:.16}...", f"{new:.16}...")
 
 
 def mismatch(folder: Path, trained: Sequence[str], different: Sequence[str]) -> str:
@@ -114,7 +126,10 @@ def cache_problems(fitted: Fit) -> list[RecipeProblem]:
 def _differences(fitted: Fit, manifest: CacheManifest, table: str) -> Iterator[str]:
     part, record = PART_OF[table], manifest.tables[table]
     section = getattr(fitted.recipe.model, part, None)
-    if section is not None and section.name in fitted.registry.components(part):
+    is_valid = (
+        section is not None and section.config is not None and fitted.recipe.train.precision is not None
+    )
+    if is_valid and section.name in fitted.registry.components(part):
         current = recipe_identity(fitted.recipe, fitted.registry, table)
         yield from identity_differences(part, record["identity"], current)
     # another `pretrained` is no difference in itself, but may have other shapes

@@ -110,8 +110,8 @@ def cache(
             )
     finally:
         signal.signal(signal.SIGTERM, before)
-    for table, reason in report.left_out.items():
-        typer.echo(f"no {table}: {reason}", err=True)
+    for left_out, reason in report.left_out.items():
+        typer.echo(f"no {left_out}: {reason}", err=True)
     for table, record in report.manifest.tables.items():
         typer.echo(f"{table} (images: {record['images']:,}), {decimal(report.manifest.size(table))}")
     typer.echo(f"{'replaced' if report.replaced else 'wrote'} {folder}; train with train.cache={folder}")
