@@ -64,7 +64,7 @@ def test_a_cache_is_checked_planned_inspected_and_trained_from(dreamkit: Command
         code, out, _ = dreamkit(command, "recipe.yaml", "train.cache=kept")
         assert code == 0 and out.splitlines()[-1] == summary
     code, out, _ = dreamkit("inspect", "kept")
-    assert code == 0 and "every file is as it was written" in out
+    assert code == 0 and "every file is intact" in out
     row = r"mean float32 \[4, 8, 8\], std float32 \[4, 8, 8\]"
     part = r"image_decoder stable-diffusion \(dreamkit-diffusers [\d.]+\)"
     assert re.search(rf"latents +2 +{row} +6.4 kB +{part} +float32", " ".join(out.split()))
