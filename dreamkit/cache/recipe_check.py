@@ -124,13 +124,16 @@ def cache_problems(fitted: Fit) -> list[RecipeProblem]:
 
 
 def _differences(fitted: Fit, manifest: CacheManifest, table: str) -> Iterator[str]:
-    part, record = PART_OF[table], manifest.tables[table]
-    section = getattr(fitted.recipe.model, part, None)
-    is_valid = (
-        section is not None and section.config is not None and fitted.recipe.train.precision is not None
-    )
-    if is_valid and section.name in fitted.registry.components(part):
-        current = recipe_identity(fitted.recipe, fitted.registry, table)
+    recipe, part, record = fitted.recipe, PART_OF[table], manifest.tables[table]
+    section = getattr(recipe.model, part, None)
+    names = fitted.registry.components(part)
+    if (
+        section
+        and section.name in names
+        and section.config is not None
+        and recipe.train.precision is not None
+    ):
+        current = recipe_identity(recipe, fitted.registry, table)
         yield from identity_differences(part, record["identity"], current)
     # another `pretrained` is no difference in itself, but may have other shapes
     for name, shape in _shapes(fitted, table).items():

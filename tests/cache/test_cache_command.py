@@ -109,6 +109,20 @@ def test_a_missing_cache_is_reported_with_its_line_in_the_recipe(dreamkit: Comma
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.precision=bfloat15",
+        "model.image_decoder.image_size=x",
+        "model.image_decoder.name=stable-difusion",
+    ],
+)
+def test_a_section_with_problems_of_its_own_is_not_compared(dreamkit: Command, override: str) -> None:
+    assert dreamkit("cache", "recipe.yaml", "--out", "kept")[0] == 0
+    code, _, err = dreamkit("check", "recipe.yaml", "train.cache=kept", override)
+    assert code == 2 and override.split("=")[0] in err and "train.cache" not in err
+
+
 def test_sigterm_leaves_no_folder(dreamkit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sorted(tmp_path.iterdir()), signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("dreamkit.cache.write.fill", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
