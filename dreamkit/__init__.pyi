@@ -1,5 +1,6 @@
 # The public names and the modules that define them. `dreamkit/__init__.py` imports a module at the first use of a name.
 
+from .build.build import build_model as build_model
 from .checkpoints.load import load_checkpoint as load_checkpoint
 from .checkpoints.save import save_checkpoint as save_checkpoint
 from .data.dataset import Dataset as Dataset
