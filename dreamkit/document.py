@@ -26,7 +26,7 @@ class Text:
     Attributes:
         text: the text, without special tokens: their names are plain text here.
         train_on: train the language model to write this text.
-        role: who says it, in a conversation; None in other documents.
+        role: speaker of the text, in a conversation; None in other documents.
     """
 
     text: str
@@ -46,7 +46,7 @@ class Image:
         read: the model reads the image.
         draw: train the model to draw the image.
         train_on: if `draw`, train the language model to write the dream token, which starts an image.
-        role: who shows or draws it, in a conversation; None in other documents.
+        role: speaker whose turn has the image, in a conversation; None in other documents.
 
     Raises:
         DocumentError: both `read` and `draw` are false.

@@ -5,23 +5,20 @@ R rows of hidden states, N images, Q dream queries; other shape suffixes are tho
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from dreamkit.kernels.query_projection import Layer, query_projection
-from dreamkit.parts.language import LanguageModel
 from dreamkit.parts.projector import Projector
 from dreamkit.parts.specs import Condition
 
+if TYPE_CHECKING:
+    from dreamkit.model.model import DreamModel
+
 
 def fused_condition(
-    language_model: LanguageModel,
-    condition_projector: Projector,
-    pooled_projector: Projector | None,
-    hidden_RD: Tensor,
-    base_N: Tensor,
-    drop_N: Tensor | None,
-    unconditional: Tensor | None,
-    queries: int,
+    model: DreamModel, hidden_RD: Tensor, base_N: Tensor, drop_N: Tensor | None, unconditional: Tensor | None
 ) -> Condition | None:
     """Compute the condition of N images from hidden states (R, D) before the final norm; None if unsupported.
 
@@ -29,14 +26,14 @@ def fused_condition(
     projector of one linear layer. Each image has Q rows of `hidden_RD`. They start at its row of `base_N` (N,), or at
     `unconditional` () if its `drop_N` (N,) is true.
     """
-    norm, layers = language_model.norm_weights, _layers(condition_projector)
-    pooled = None if pooled_projector is None else _layers(pooled_projector)
-    if norm is None or not layers or (pooled_projector is not None and (not pooled or len(pooled) > 1)):
+    norm, layers = model.language_model.norm_weights, _layers(model.condition_projector)
+    pooled = None if model.pooled_projector is None else _layers(model.pooled_projector)
+    if norm is None or not layers or (model.pooled_projector is not None and (not pooled or len(pooled) > 1)):
         return None
     context, vector = query_projection(
         hidden_RD,
         base_N,
-        queries,
+        len(model.dream_queries),
         norm_weight=norm.weight,
         eps=norm.eps,
         offset=norm.offset,

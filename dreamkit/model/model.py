@@ -285,14 +285,12 @@ class DreamModel(nn.Module):
 
         The rows start at the image's row of `base_N` (N,), or at `unconditional` () if its `drop_N` (N,) is true.
         """
-        blocks = (base_N, drop_N, unconditional, len(self.dream_queries))
         if usable(hidden_RD):
-            fused = fused_condition(
-                self.language_model, self.condition_projector, self.pooled_projector, hidden_RD, *blocks
-            )
+            fused = fused_condition(self, hidden_RD, base_N, drop_N, unconditional)
             if fused is not None:
                 return fused
-        return self.condition(self.language_model.final_norm(hidden_RD[rows_of(*blocks)]))
+        rows_NQ = rows_of(base_N, drop_N, unconditional, len(self.dream_queries))
+        return self.condition(self.language_model.final_norm(hidden_RD[rows_NQ]))
 
     def condition(self, dream_states_NQD: Tensor) -> Condition:
         """Return the condition of dream states (N, Q, D), after the final norm; their mean gives the pooled vector."""

@@ -42,15 +42,15 @@ class Bar:
         self.progress = Progress(*columns, console=console, transient=transient, disable=hidden)
         self._task = self.progress.add_task("", total=None)
 
-    def move(self, done: int | None = None, of: int | None = None, **facts: Any) -> None:
-        """Show `done` of `of` steps, and `facts`; None keeps the value.
+    def move(self, completed: int | None = None, total: int | None = None, **facts: Any) -> None:
+        """Show `completed` of `total` steps, and `facts`; None keeps the value.
 
-        If the bar is not shown, it starts at `done` or 0, with an elapsed time of 0; this call needs all facts.
+        If the bar is not shown, it starts at `completed` or 0, with an elapsed time of 0; this call needs all facts.
         """
         if self.progress.live.is_started:
-            self.progress.update(self._task, completed=done, total=of, **facts)
+            self.progress.update(self._task, completed=completed, total=total, **facts)
         else:
-            self.progress.reset(self._task, completed=done or 0, total=of, **facts)
+            self.progress.reset(self._task, completed=completed or 0, total=total, **facts)
             self.progress.start()
 
     def stop(self) -> None:

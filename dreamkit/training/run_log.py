@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from dreamkit.errors import TrainingError
 
@@ -28,24 +28,16 @@ class RunLog(TrainerCallback):
         self.on_entry = on_log
         self.entries: list[LogEntry] = []
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **named: Any) -> None:
         self.entries = [entry for entry in self._read() if entry["step"] <= state.global_step]
         partial = self.path.with_name(f".{self.path.name}.partial")
         partial.write_text("".join(map(_line, self.entries)))
         os.replace(partial, self.path)
         self.last = time.monotonic(), state.global_step
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if logs is None or "lm" not in logs:  # the trainer's final summary
+    def on_log(self, args: Any, state: TrainerState, *_: Any, **named: Any) -> None:
+        logs = named["logs"]
+        if "lm" not in logs:  # the trainer's final summary
             return
         (before, step), now = self.last, time.monotonic()
         self.last = now, state.global_step

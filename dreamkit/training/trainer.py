@@ -261,9 +261,7 @@ class DreamTrainer(Trainer):
 class _LogLastStep(TrainerCallback):
     """A callback that logs the last step, and writes no resume point for it: the run ends with a checkpoint."""
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **named: Any) -> None:
         if state.global_step >= state.max_steps:
             control.should_log, control.should_save = True, False
 

@@ -202,9 +202,9 @@ def test_previews_lead_to_the_finished_image(script: Callable) -> None:
     events = list(MODEL.generate("x", steps=3))
     steps = [event for event in events if isinstance(event, DenoisingStep)]
     assert [(step.step, step.steps) for step in steps] == [(0, 3), (1, 3), (2, 3)]
-    (done,) = [event for event in events if isinstance(event, ImageDone)]
-    assert steps[-1].preview().tobytes() == done.picture.tobytes()
-    assert steps[0].preview().tobytes() != done.picture.tobytes()
+    (image_done,) = [event for event in events if isinstance(event, ImageDone)]
+    assert steps[-1].preview().tobytes() == image_done.picture.tobytes()
+    assert steps[0].preview().tobytes() != image_done.picture.tobytes()
 
 
 def test_guidance_1_needs_no_unconditional_pass(script: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

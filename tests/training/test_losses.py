@@ -114,7 +114,7 @@ def test_a_nan_in_the_log_is_an_error(tmp_path: Path) -> None:
     arguments, state, control = TrainingArguments(str(tmp_path)), TrainerState(), TrainerControl()
     log.on_train_begin(arguments, state, control)
     with pytest.raises(ValueError, match="not JSON compliant"):
-        log.on_log(arguments, state, control, {"lm": 1.0, "grad_norm": float("nan")})
+        log.on_log(arguments, state, control, logs={"lm": 1.0, "grad_norm": float("nan")})
     assert log.path.read_text() == ""
 
 

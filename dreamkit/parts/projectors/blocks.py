@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dreamkit.errors import ConfigError
 from dreamkit.parts.projector import Projector
+from dreamkit.parts.specs import ProjectorSpec
 
 INIT_STD = 0.02  # standard deviation of initial weights: LLaMA's `initializer_range` in transformers
 HEAD_DIM = 64  # default width of a head, as in CLIP's vision encoders (arXiv 2103.00020)
@@ -75,7 +76,25 @@ def merge_heads(tokens: Tensor) -> Tensor:
     return tokens.transpose(1, 2).flatten(2)
 
 
-class DeepProjector(Projector):
+class CoreProjector(Projector):
+    """A projector that its constructor builds. It keeps the number of tokens, unless it overrides `infer_spec`."""
+
+    def __init__(self, config: Any, spec: ProjectorSpec) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+
+    @classmethod
+    def infer_spec(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+        """Return a spec with as many output tokens as input tokens."""
+        return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=in_tokens)
+
+    @classmethod
+    def from_config(cls, config: Any, spec: ProjectorSpec) -> Self:
+        """Build the projector with random weights from torch's global generator."""
+        return cls(config, spec)
+
+
+class DeepProjector(CoreProjector):
     """A projector whose layers can recompute their activations in the backward pass."""
 
     recomputes = False

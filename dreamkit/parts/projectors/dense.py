@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self
 
 from torch import Tensor, nn
 
-from dreamkit.parts.projector import Projector
-from dreamkit.parts.projectors.blocks import check_positive, init_linear
+from dreamkit.parts.projectors.blocks import CoreProjector, check_positive, init_linear
 from dreamkit.parts.specs import ProjectorSpec
 
 
-class Linear(Projector):
+class Linear(CoreProjector):
     """One linear layer: (N, T, in_dim) -> (N, T, out_dim)."""
 
     @dataclass(frozen=True)
@@ -24,17 +22,8 @@ class Linear(Projector):
         bias: bool = True
 
     def __init__(self, config: Linear.Config, spec: ProjectorSpec) -> None:
-        super().__init__()
-        self.config, self.spec = config, spec
+        super().__init__(config, spec)
         self.layer = init_linear(nn.Linear(spec.in_dim, spec.out_dim, bias=config.bias))
-
-    @classmethod
-    def infer_spec(cls, config: Linear.Config, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
-        return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=in_tokens)
-
-    @classmethod
-    def from_config(cls, config: Linear.Config, spec: ProjectorSpec) -> Self:
-        return cls(config, spec)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.layer(tokens)
@@ -43,7 +32,7 @@ class Linear(Projector):
         return (self.layer,)
 
 
-class MLP(Projector):
+class MLP(CoreProjector):
     """`depth` linear layers with GELU between them: (N, T, in_dim) -> (N, T, out_dim)."""
 
     @dataclass(frozen=True)
@@ -67,21 +56,12 @@ class MLP(Projector):
             check_positive(self, "depth", "hidden_dim")
 
     def __init__(self, config: MLP.Config, spec: ProjectorSpec) -> None:
-        super().__init__()
-        self.config, self.spec = config, spec
+        super().__init__(config, spec)
         hidden = spec.out_dim if config.hidden_dim is None else config.hidden_dim
         widths = [spec.in_dim, *[hidden] * (config.depth - 1), spec.out_dim]
         self.layers = nn.ModuleList(
             init_linear(nn.Linear(a, b, bias=config.bias)) for a, b in pairwise(widths)
         )
-
-    @classmethod
-    def infer_spec(cls, config: MLP.Config, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
-        return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=in_tokens)
-
-    @classmethod
-    def from_config(cls, config: MLP.Config, spec: ProjectorSpec) -> Self:
-        return cls(config, spec)
 
     def forward(self, tokens: Tensor) -> Tensor:
         for index, layer in enumerate(self.layers):

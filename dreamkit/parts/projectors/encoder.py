@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -59,8 +58,7 @@ class Encoder(DeepProjector):
                 head_count(self.width, self.heads, even=True)
 
     def __init__(self, config: Encoder.Config, spec: ProjectorSpec) -> None:
-        super().__init__()
-        self.config, self.spec = config, spec
+        super().__init__(config, spec)
         width, out_dim = _width(config, spec.in_dim), spec.out_dim
         heads = head_count(width, config.heads, even=True)
         self.in_layer = None if config.width is None else init_linear(nn.Linear(spec.in_dim, width))
@@ -80,11 +78,7 @@ class Encoder(DeepProjector):
         cls, config: Encoder.Config, *, in_dim: int, in_tokens: int, out_dim: int
     ) -> ProjectorSpec:
         head_count(_width(config, in_dim), config.heads, even=True)
-        return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=in_tokens)
-
-    @classmethod
-    def from_config(cls, config: Encoder.Config, spec: ProjectorSpec) -> Self:
-        return cls(config, spec)
+        return super().infer_spec(config, in_dim=in_dim, in_tokens=in_tokens, out_dim=out_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         hidden = tokens if self.in_layer is None else self.in_layer(tokens)

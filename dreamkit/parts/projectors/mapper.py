@@ -1,9 +1,8 @@
-"""A small encoder-decoder transformer with learned queries."""
+"""A small encoder-decoder transformer with trained queries."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +45,7 @@ class Mapper(DeepProjector):
             head_count(self.width, self.heads)
 
     def __init__(self, config: Mapper.Config, spec: ProjectorSpec) -> None:
-        super().__init__()
-        self.config, self.spec = config, spec
+        super().__init__(config, spec)
         width = config.width
         self.in_layer = nn.Linear(spec.in_dim, width)
         self.transformer = nn.Transformer(
@@ -71,10 +69,6 @@ class Mapper(DeepProjector):
     def infer_spec(cls, config: Mapper.Config, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
         tokens = in_tokens if config.tokens is None else config.tokens
         return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=tokens)
-
-    @classmethod
-    def from_config(cls, config: Mapper.Config, spec: ProjectorSpec) -> Self:
-        return cls(config, spec)
 
     def forward(self, tokens: Tensor) -> Tensor:
         encoder, decoder = self.transformer.encoder, self.transformer.decoder

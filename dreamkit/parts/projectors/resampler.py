@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -55,8 +54,7 @@ class Resampler(DeepProjector):
                 head_count(self.width, self.heads)
 
     def __init__(self, config: Resampler.Config, spec: ProjectorSpec) -> None:
-        super().__init__()
-        self.config, self.spec = config, spec
+        super().__init__(config, spec)
         width = _width(config, spec.in_dim, spec.out_dim)
         heads = head_count(width, config.heads)
         self.in_layer = init_linear(nn.Linear(spec.in_dim, width))
@@ -75,10 +73,6 @@ class Resampler(DeepProjector):
     ) -> ProjectorSpec:
         head_count(_width(config, in_dim, out_dim), config.heads)
         return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=config.tokens)
-
-    @classmethod
-    def from_config(cls, config: Resampler.Config, spec: ProjectorSpec) -> Self:
-        return cls(config, spec)
 
     def forward(self, tokens: Tensor) -> Tensor:
         latents = self.latents.expand(len(tokens), -1, -1)
