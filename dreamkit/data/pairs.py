@@ -20,8 +20,8 @@ class PairsConfig:
     """The recipe section of `pairs`.
 
     Attributes:
-        path: JSON Lines file with an image path and a caption in each line, or a folder of images, each with its
-            caption in a `.txt` file of the same name.
+        path: JSON Lines file with an image path and a caption in each line, or a folder of images. In a folder, each
+            image has its caption in a `.txt` file of the same name.
         direction: `draw` the image from its caption, or `read` the image and write the caption.
         images: folder of relative image paths; None is the folder of the file.
         image: key of the image path in a line.

@@ -80,7 +80,7 @@ class DreamModel(nn.Module):
         dream_queries: number Q of dream queries.
         special_tokens: names of the tokens around images; None is the published names.
         lm_weight: weight of the language-model loss.
-        denoising_weight: weight of the denoising loss; the default is the published one.
+        denoising_weight: weight of the denoising loss; 10 in the published stages II and III.
 
     Attributes:
         recipe: recipe that the model was built from; None if it was built from parts.
@@ -319,7 +319,7 @@ class DreamModel(nn.Module):
             seed: one for all documents, or one per document.
             size: (height, width) of images in pixels; None is the decoder's own.
             ignore_eos: continue after an end token, up to the limits.
-            settings: fields of a recipe's `generation` section, which replace those of the model's recipe:
+            **settings: fields of a recipe's `generation` section, which replace those of the model's recipe:
                 `max_tokens`, `max_images`, `temperature` (0 is greedy), `top_p`, `scheduler`, `steps`, `guidance`.
 
         Raises:

@@ -210,8 +210,8 @@ class ImageDecoder(PretrainedPart):
             extras: extras (N, ...); None is `default_extras`.
             scheduler: a name of `spec.schedulers`; None is the decoder's own.
             steps: number of denoising steps; some schedulers run more.
-            guidance: scale w of classifier-free guidance, negative + w (positive - negative), as diffusers counts it
-                (arXiv 2207.12598, equation 6, with w - 1 as its scale). 1 draws from `condition` alone.
+            guidance: scale w of classifier-free guidance: negative + w (positive - negative). 1 draws from `condition`
+                alone. diffusers counts it the same way; in arXiv 2207.12598, equation 6, the scale is w - 1.
             size: (height, width) in pixels; None is `spec.image_size` for both.
             generators: one for the batch or one per image, for all noise; None is torch's global generator.
             latents: initial unit-variance noise (N, c, h, w); None samples it from `generators`.

@@ -55,7 +55,7 @@ class LanguageSpec:
     Attributes:
         dim: width D of embeddings and hidden states.
         vocab_size: number of ids before tokens are added.
-        max_length: greatest length of a document in tokens.
+        max_length: greatest number of tokens of a document, and of a row of packed documents.
         bos_id: id that starts a document; None if documents start without one.
         eos_ids: ids that end a document. Training appends the first one; generation stops at any.
         pad_id: id that fills a row.

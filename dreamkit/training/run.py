@@ -80,8 +80,8 @@ def train_recipe(
         on_log: function to call with each entry of the log, such as `{"step": 10, "lm": 2.1, ...}`.
 
     Raises:
-        TrainingError: `out` is in use or has no resume point, the resumed run or `model` is of another recipe, nothing
-            is trainable, there is no data, or a loss or gradient is not finite.
+        TrainingError: `out` is in use or has no resume point. The resumed run or `model` is of another recipe. There
+            are no trainable parts or no data. A loss or gradient is not finite.
         CheckpointError: the resume point or `recipe.init` is damaged or does not fit.
         CacheError: `train.cache` is damaged, does not fit, or lacks an image.
         RecipeError: the parts of the recipe do not fit each other or `train.cache`.
@@ -92,7 +92,12 @@ def train_recipe(
     if fitted is not None and (problems := cache_problems(fitted)):
         raise RecipeError(problems)
     out = Path(out).absolute()
-    points = _resume_points(out) if resume else []
+    points = resume_points(out) if resume else []
+    if resume and not points:
+        raise TrainingError(
+            f"no resume point {RESUME_POINTS}/step-N in {out}; train without --resume into a new folder "
+            "(train.save_every sets the steps between resume points)"
+        )
     if not resume and (reason := occupied(out)):
         continuing = "continue its run with --resume or " if out.is_dir() else ""
         raise TrainingError(f"{out} {reason}; {continuing}pass a new folder with --out")
@@ -156,16 +161,6 @@ def train_recipe(
 def _show(report: LoadReport | Cache | str) -> None:
     if is_main():
         Console(stderr=True).print(report, soft_wrap=not isinstance(report, LoadReport))
-
-
-def _resume_points(out: Path) -> list[Path]:
-    points = resume_points(out)
-    if not points:
-        raise TrainingError(
-            f"no resume point {RESUME_POINTS}/step-N in {out}; train without --resume into a new folder "
-            "(train.save_every sets the steps between resume points)"
-        )
-    return points
 
 
 def _load(points: Sequence[Path], registry: Registry) -> DreamModel:
