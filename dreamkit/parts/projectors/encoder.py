@@ -29,8 +29,8 @@ OUT_NORM_EPS = 1e-5
 class Encoder(DeepProjector):
     """MetaQuery's connector (arXiv 2504.06256, section 3.2): (N, T, in_dim) -> (N, T, out_dim).
 
-    It has `depth` layers, in which every token attends to all with rotary positions (arXiv 2104.09864). Two linear layers
-    with GELU between them and an RMS norm follow. The norm's trained weight starts at `spec.out_rms`: at first, the
+    In its `depth` layers, every token attends to all with rotary positions (arXiv 2104.09864). Two linear layers with
+    GELU between them and an RMS norm follow. The norm's trained weight starts at `spec.out_rms`: at first, the
     output has the root mean square that the decoder expects, at any scale of the input.
     """
 
