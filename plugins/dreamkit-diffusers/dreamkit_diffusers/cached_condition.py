@@ -1,4 +1,4 @@
-"""A cache of what a network computes from its condition alone.
+"""A cache of the layers of a network that depend on its condition alone.
 
 A cached layer is a child of a module, under a name. While the network predicts, a stand-in in the module's `__dict__`,
 which Python reads before submodules, answers for the layer. So every caller uses the cache, while modules, hooks,
@@ -19,7 +19,7 @@ from torch import nn
 from dreamkit import Condition
 
 Child = tuple[nn.Module, str]  # a module, and the name of a layer in it
-State = tuple[torch.dtype, bool, torch.dtype | None]  # dtype, whether in training, dtype of autocast
+State = tuple[torch.dtype, bool, torch.dtype | None]  # dtype, training mode, dtype of autocast
 
 _outputs: ContextVar[dict[nn.Module, Any] | None] = ContextVar("outputs", default=None)  # of this thread
 _stand_ins = Lock()

@@ -98,7 +98,7 @@ class Configs:
         Raises:
             ConfigError: diffusers cannot build a model from its config.
         """
-        models = {name: self._build(name) for name in self.layout.models}
+        models = {name: self.build(name) for name in self.layout.models}
         self.raise_problems()
         return models
 
@@ -111,13 +111,8 @@ class Configs:
         assert self.folder is not None, "only a folder has weights"
         return {name: model.load(self.folder / name) for name, model in self.layout.models.items()}
 
-    def check_build(self, name: str) -> None:
-        """Build a model on the meta device if its config has no problem yet; add the problem that appears."""
-        if self.is_valid(name):
-            with torch.device("meta"):
-                self._build(name)
-
-    def _build(self, name: str) -> Any:
+    def build(self, name: str) -> Any:
+        """Build a model with random weights; on an error, add a problem and return None."""
         model = self.layout.models[name]
         try:
             return model.model_class.from_config(self.raw[name])
@@ -148,8 +143,9 @@ def read_configs(layout: Layout, config: PartConfig, *, weights: bool = False) -
     for name, model in layout.models.items():
         _check_class(configs, name, model)
         _check_blocks(configs, name)
-        if configs.folder is None:
-            configs.check_build(name)
+        if configs.folder is None and configs.is_valid(name):
+            with torch.device("meta"):
+                configs.build(name)
     _check_schedule(configs)
     return configs
 
@@ -179,7 +175,7 @@ def _from_recipe(layout: Layout, sections: Mapping[str, Any]) -> Configs:
 
 
 def _check_known(layout: Layout, config: PartConfig) -> None:
-    """Refuse a well-known model of another layout before the hub is asked for files that it lacks.
+    """Refuse a well-known model of another layout before the hub is searched for missing files.
 
     Raises:
         SourceError: the model has no folder for this layout's network.
