@@ -237,8 +237,8 @@ def _check_latents(configs: Configs) -> None:
         if channels != vae["latent_channels"]:
             configs.add_problem(
                 "vae.latent_channels" if vae_is_set else f"{name}.{end}",
-                f"expected the {noun}'s {end} to be the autoencoder's {vae['latent_channels']} latent channels, "
-                f"got {channels}; use a {noun} made for these latents",
+                f"expected {vae['latent_channels']} {end}, as many as the autoencoder's latents have, got {channels}; "
+                f"use a {noun} made for these latents",
             )
     configs.add_problem("vae.scaling_factor", number_error(vae["scaling_factor"]))
     if vae.get("shift_factor") is not None:

@@ -94,13 +94,13 @@ def _describe(text: str) -> Description:
         stride = None if default is None else _stride(model, _layer_index(config, shapes), default)
         model, arguments, shapes = _resize(source, model, side, default, stride)
     layer = _layer_index(config, shapes)
-    dim, *grid = shapes[layer]
-    tokens, width = config.pooled_shape((grid[0], grid[1]), dim)
+    dim, rows, columns = shapes[layer]
+    tokens, width = config.pooled_shape((rows, columns), dim)
     data_config = resolve_data_config({"input_size": (3, side, side)}, pretrained_cfg=model.pretrained_cfg)
     spec = VisionSpec(image_size=side, num_tokens=tokens, dim=width)
     prune(model, layer)
-    adapted = _adapter_layers(model, layer, side, (grid[0], grid[1]))
-    return Description(source.name, arguments, layer, (grid[0], grid[1]), spec, data_config, adapted)
+    adapted = _adapter_layers(model, layer, side, (rows, columns))
+    return Description(source.name, arguments, layer, (rows, columns), spec, data_config, adapted)
 
 
 def load(config: TimmConfig, description: Description) -> tuple[Any, tuple[str, ...]]:
