@@ -146,7 +146,10 @@ def with_gradients(call: Callable[..., Tensor], trained: Sequence[int]) -> Calla
 
 def compile_options(small: bool) -> dict[str, Any]:
     """Return the options of torch.compile; with `small`, it traces and generates no code, which takes minutes."""
-    return {"backend": "aot_eager" if small else "inductor", "dynamic": False}
+    if small:
+        return {"backend": "aot_eager", "dynamic": False}
+    # eager's random numbers, so that the losses of a step can be compared
+    return {"backend": "inductor", "dynamic": False, "options": {"fallback_random": True}}
 
 
 def describe(error: Exception) -> str:

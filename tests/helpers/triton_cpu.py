@@ -56,7 +56,7 @@ class MachineCode:
 def interpreted(*modules: str) -> Iterator[list[Launch]]:
     """Run the kernels of `modules` in Triton's interpreter, on CPU tensors; yield the list of launches.
 
-    `usable` is true inside the block, so the operators use their kernels. bfloat16 arithmetic is wrong in the interpreter.
+    `usable` is true inside the block, so the operators use their kernels. The interpreter computes bfloat16 wrongly.
     """
     launches: list[Launch] = []
 
