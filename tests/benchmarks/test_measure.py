@@ -77,14 +77,15 @@ def test_a_failure_is_reported_in_its_row_and_the_rest_goes_on(
     def cases(device: torch.device, small: bool) -> Iterator[Case]:
         yield Case("first", lambda: [torch.ones(3)], {"a": torch.neg, "b": broken, "c": torch.neg})
         yield Case("second", lambda: [broken(torch.ones(3))], {"a": torch.neg})
-        yield Case("third", lambda: [torch.ones(3)], {"a": torch.neg})
+        yield Case("third", lambda: [torch.ones(3)], {"a": broken, "b": torch.neg, "c": torch.abs})
 
     monkeypatch.setattr(command, "BENCHMARKS", {"bad": cases})
     assert run(monkeypatch) == 1
     cells = [[cell.strip() for cell in line.split("|")[1:4]] for line in capsys.readouterr().out.splitlines()]
     rows = {(case, name): time for case, name, time in filter(None, cells)}
     assert rows["first", "b"] == rows["second", "all"] == "failed: RuntimeError: out / of luck"
-    assert all("±" in rows[row] for row in [("first", "a"), ("first", "c"), ("third", "a")])
+    assert all("±" in rows[row] for row in [("first", "a"), ("first", "c"), ("third", "b")])
+    assert rows["third", "c"].startswith("failed: ValueError: tensor 0: expected a relative error")
 
 
 @pytest.mark.parametrize("name", ["query_projection", "assemble_embeddings", "label_loss"])

@@ -79,9 +79,8 @@ class _LabelLoss(torch.autograd.Function):
             chunk = slice(start, start + size)
             rows = rows_LD[chunk].detach().requires_grad_(needs_rows)
             with torch.enable_grad():
-                chunk_logits = logits(
-                    rows.view_as(rows)
-                )  # autocast would keep its copy of a leaf until it ends
+                # a view: autocast would keep its copy of a leaf until it ends
+                chunk_logits = logits(rows.view_as(rows))
             loss, error = _loss_and_error(chunk_logits.detach(), ids_L[chunk], weights_L[chunk])
             losses.append(loss)
             inputs = [rows, *leaves] if needs_rows else [*leaves]
