@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -51,6 +52,8 @@ def main() -> int:
         if not torch.cuda.is_available():
             parser.error("no GPU found; add --device cpu --small to try everything in miniature")
         torch.cuda.set_device(device)  # do_bench measures the current device
+    # torch.compile reads the version of torch through a cache of diffusers, which is harmless
+    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)
     rates = measure_rates(device, arguments.small)
     print(machine_line(device, rates))
     if arguments.small:
