@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dreamkit import ChatTemplate
 from dreamkit_transformers.causal_lm import CausalLM
-from dreamkit_transformers.described import LanguageConfig
+from dreamkit_transformers.description import LanguageConfig
 
 VICUNA_SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. "
