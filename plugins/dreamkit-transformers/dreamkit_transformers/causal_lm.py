@@ -27,8 +27,8 @@ from dreamkit_transformers.description import LanguageConfig, ModelDescription, 
 from dreamkit_transformers.masks import TokenCache
 from dreamkit_transformers.norms import as_rms_norm
 from dreamkit_transformers.probe import random_model
-from dreamkit_transformers.text_decoder import decoder_of, new_cache, run_decoder
-from dreamkit_transformers.tokenizers import save_tokenizer
+from dreamkit_transformers.text_decoder import decoder_of, new_cache, replaced_module, run_decoder
+from dreamkit_transformers.tokenizers import save_tokenizer, special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -141,10 +141,9 @@ class CausalLM(TokenAddingModel):
     @property
     def suppressed_ids(self) -> frozenset[int]:
         """Added special tokens and ids without a token, except bos, unk and eos."""
-        added = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         nameless = set(range(len(self.new_rows))) - set(self.tokenizer.get_vocab().values())
         allowed = {self.tokenizer.bos_token_id, self.tokenizer.unk_token_id, *self.spec.eos_ids}
-        return frozenset((added | nameless) - allowed)
+        return frozenset((special_ids(self.tokenizer) | nameless) - allowed)
 
     # computing
 
@@ -163,15 +162,8 @@ class CausalLM(TokenAddingModel):
         return run_decoder(decoder, self.abilities.masks, embeds_BTD, position_ids_BT, segment_ids_BT, cache)
 
     def library_forward(self, ids_BT: Tensor) -> Tensor:
-        name = self.abilities.norm
-        if name is None:
+        with replaced_module(self.model, self.abilities.norm, self.norm):
             return self.model(ids_BT, use_cache=False).logits
-        identity = self.model.get_submodule(name)
-        self.model.set_submodule(name, self.norm)
-        try:
-            return self.model(ids_BT, use_cache=False).logits
-        finally:
-            self.model.set_submodule(name, identity)
 
     def enable_gradient_checkpointing(self) -> None:
         # The library's own checkpointing works only in training mode. A frozen model is in evaluation mode, but

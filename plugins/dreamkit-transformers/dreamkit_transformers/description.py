@@ -32,6 +32,7 @@ from dreamkit_transformers.tokenizers import (
     new_tokens,
     read_tokenizer,
     rows_needed,
+    special_ids,
     tokenizer_files,
 )
 
@@ -256,15 +257,10 @@ def _window(library_config: Any) -> int | None:
     return getattr(library_config, "sliding_window", None) if has_window else None
 
 
-def _special_start(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the first token of `text` if it is special, else an empty list."""
+def _special_start(tokenizer: PreTrainedTokenizerBase, text: str) -> set[int]:
+    """Return the first token of `text` if it is special, else an empty set."""
     first = tokenizer(text, add_special_tokens=False)["input_ids"][:1] if text else []
-    return [index for index in first if index in tokenizer.all_special_ids or _is_special(tokenizer, index)]
-
-
-def _is_special(tokenizer: PreTrainedTokenizerBase, index: int) -> bool:
-    token = tokenizer.added_tokens_decoder.get(index)
-    return token is not None and token.special
+    return special_ids(tokenizer).intersection(first)
 
 
 def _eos_ids(folder: Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""Recognize norms by their outputs: names of classes and attributes differ between models.
+"""Recognize RMS norms by their outputs: names of classes and attributes differ between models.
 
 D width.
 """
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-WIDE, NARROW = 1e3, 1e-3  # input scales for which eps is negligible, and for which it matters
+NARROW = 1e-3  # an input scale at which eps matters
 MAX_PARAMETERS = 2 * 10**6  # a larger module is not a norm
 
 
@@ -29,27 +29,6 @@ class RMSNorm(NamedTuple):
 
     eps: float
     offset: float
-
-
-@on_cpu()
-def is_norm(module: nn.Module, dim: int) -> bool:
-    """Return True if the output for each row (D,) depends neither on the row's scale nor on other rows."""
-    copied = _cpu_copy(module)
-    if copied is None:
-        return False
-    rows = noise(3, dim)
-    try:
-        wide, wider = copied(WIDE * rows), copied(2 * WIDE * rows)
-        alone = copied(WIDE * rows[1])
-    except Exception:  # modules that do not accept rows fail in any way
-        return False
-    return (
-        isinstance(wide, Tensor)
-        and wide.shape == rows.shape
-        and torch.allclose(wide, wider, atol=1e-4, rtol=1e-3)
-        and torch.allclose(wide[1], alone, atol=1e-4, rtol=1e-3)
-        and not torch.allclose(wide, wide[:1].expand_as(wide), atol=1e-3)
-    )
 
 
 @on_cpu()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import product
@@ -22,7 +21,6 @@ from dreamkit_transformers.adapter_layers import accepts_adapter, name_pattern
 from dreamkit_transformers.configs import on_meta, one_line, quiet_library
 from dreamkit_transformers.heads import logit_scales, named_soft_cap, soft_capped
 from dreamkit_transformers.masks import TokenCache
-from dreamkit_transformers.norms import is_norm
 from dreamkit_transformers.small_configs import VOCABULARY, WINDOW, small_copies
 from dreamkit_transformers.text_decoder import (
     Abilities,
@@ -30,6 +28,7 @@ from dreamkit_transformers.text_decoder import (
     UnsupportedModelError,
     decoder_of,
     new_cache,
+    replaced_module,
     run_decoder,
 )
 
@@ -165,25 +164,21 @@ class _Probe:
 
     def _computes_logits(self, candidate: Abilities) -> bool:
         """Return True if the model's parts, run one after the other, compute its logits."""
-        norm: nn.Module = nn.Identity()
-        if candidate.norm is not None:
-            norm = self.model.get_submodule(candidate.norm)
-            self.model.set_submodule(candidate.norm, nn.Identity())
+        norm = nn.Identity() if candidate.norm is None else self.model.get_submodule(candidate.norm)
         positions = torch.arange(FIRST)[None]
         try:
-            hidden = run_decoder(
-                self.decoder, candidate.masks, self.embeds[0], positions, torch.zeros_like(positions)
-            )
+            with replaced_module(self.model, candidate.norm, nn.Identity()):
+                hidden = run_decoder(
+                    self.decoder, candidate.masks, self.embeds[0], positions, torch.zeros_like(positions)
+                )
         except Exception:  # a model that reads its norm's weights finds none
             return False
-        finally:
-            if candidate.norm is not None:
-                self.model.set_submodule(candidate.norm, norm)
         output = candidate.scale * self.head(norm(hidden))
-        largest = HUGE if candidate.soft_cap is None else 2 * candidate.soft_cap
-        factor = largest / output.abs().max()
-        with _multiplied_output(self.head, factor):
-            logits = self.model(self.texts[0], use_cache=False).logits
+        # large logits show a soft cap that the config does not name
+        factor = (HUGE if candidate.soft_cap is None else 2 * candidate.soft_cap) / output.abs().max()
+        hook = self.head.register_forward_hook(lambda _module, _inputs, output: factor * output)
+        logits = self.model(self.texts[0], use_cache=False).logits
+        hook.remove()
         return _close(soft_capped(factor * output, candidate.soft_cap), logits)
 
     def _check_embeddings(self) -> None:
@@ -223,17 +218,17 @@ class _Probe:
         return True
 
     def _final_norm(self, outputs: dict[str, list[Any]], last_hidden: Tensor) -> str | None:
-        """Return the name of the norm whose output is `last_hidden`, unless it belongs to the last layer."""
+        """Return the name of the norm whose output is `last_hidden`, unless it belongs to a layer."""
         for name in reversed(outputs):
             output, *more = outputs[name]
-            is_last = (
-                not more
+            if (
+                "Norm" in type(self.model.get_submodule(name)).__name__
                 and name_pattern(name) == name
+                and not more
                 and isinstance(output, Tensor)
                 and output.numel() == last_hidden.numel()
                 and torch.equal(output.reshape(last_hidden.shape), last_hidden)
-            )
-            if is_last and is_norm(self.model.get_submodule(name), last_hidden.shape[-1]):
+            ):
                 return name
         return None
 
@@ -317,16 +312,6 @@ def width_of(config: Any) -> int:
     """Return the width D of embeddings and hidden states; OPT projects them from and to the width of its layers."""
     width: int = getattr(config, "word_embed_proj_dim", None) or config.hidden_size
     return width
-
-
-@contextmanager
-def _multiplied_output(module: nn.Module, factor: Tensor) -> Iterator[None]:
-    """Multiply the output of `module` by `factor`."""
-    hook = module.register_forward_hook(lambda _module, _inputs, output: factor * output)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def _close(actual: Tensor, expected: Tensor) -> bool:

@@ -5,12 +5,14 @@ B rows, T tokens of this call, S tokens so far, D width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from dreamkit_transformers.masks import TokenCache, attention_masks
@@ -50,6 +52,20 @@ def decoder_of(model: Any) -> Any:
     return next(
         (child for child in model.children() if isinstance(child, transformers.PreTrainedModel)), model
     )
+
+
+@contextmanager
+def replaced_module(model: nn.Module, name: str | None, module: nn.Module) -> Iterator[None]:
+    """Replace the module `name` of `model`; None replaces nothing."""
+    if name is None:
+        yield
+        return
+    original = model.get_submodule(name)
+    model.set_submodule(name, module)
+    try:
+        yield
+    finally:
+        model.set_submodule(name, original)
 
 
 def new_cache(config: Any, masks: Masks) -> TokenCache:

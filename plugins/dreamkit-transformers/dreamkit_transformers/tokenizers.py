@@ -80,8 +80,12 @@ def _stand_in(file: Path) -> PreTrainedTokenizerBase:
 
 def rows_needed(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the number of embedding rows for ordinary text; special tokens that a model lacks get added rows."""
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return 1 + max(set(tokenizer.get_vocab().values()) - special, default=-1)
+    return 1 + max(set(tokenizer.get_vocab().values()) - special_ids(tokenizer), default=-1)
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the ids of all special tokens."""
+    return {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
 def new_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -42,7 +42,7 @@ def test_dinov2(check):
     "build",
     [
         form(Clip, layer=-1),
-        form(Siglip, layer=1),
+        form(Siglip, layer=1, image_size=32),
         form(Siglip, layer=-1, config={"image_size": 18, "patch_size": 4}),
         fixed_siglip2,
         form(Siglip2, image_size=32, pool=2),
@@ -53,7 +53,7 @@ def test_dinov2(check):
     ],
     ids=[
         "last layer",
-        "first layer",
+        "large siglip",
         "cut patches",
         "fixed resolution",
         "large naflex",

@@ -84,11 +84,13 @@ def make(name):
 
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_packing_cache_norm_and_scale_agree_with_the_library(name):
+def test_the_findings_agree_with_the_library(name):
     _, packing, cache, rms, scale = MODELS[name]
     part = make(name)
     assert (part.spec.packing, part.spec.cache) == (packing, cache)
     assert (part.norm_weights is not None, part.head().scale) == (rms, scale)
+    layers = [part.model.get_submodule(target) for target in part.adapter_targets]
+    assert layers and part.model.get_output_embeddings() not in layers
     part.add_tokens(TOKENS)
     texts = [torch.randint(3, 250, (1, length)) for length in (11, 7)]
     expected = [part.library_forward(text)[0] for text in texts]
@@ -114,13 +116,6 @@ def test_packing_cache_norm_and_scale_agree_with_the_library(name):
 
 def assert_close(actual, expected):
     torch.testing.assert_close(actual, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_adapter_targets_are_layers_of_the_decoder(name):
-    part = make(name)
-    layers = [part.model.get_submodule(target) for target in part.adapter_targets]
-    assert layers and part.model.get_output_embeddings() not in layers
 
 
 def test_a_config_is_probed_once_without_the_global_generator(monkeypatch):
