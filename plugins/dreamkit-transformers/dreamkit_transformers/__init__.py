@@ -20,9 +20,7 @@ def dreamkit_vision_encoders() -> Sequence[Component]:
 @hookimpl
 def dreamkit_language_models() -> Sequence[Component]:
     return (
-        Component(
-            "causal-lm", "dreamkit_transformers.causal_lm:CausalLM", "any decoder of transformers"
-        ),
+        Component("causal-lm", "dreamkit_transformers.causal_lm:CausalLM", "any decoder of transformers"),
         Component("gemma", "dreamkit_transformers.families:Gemma", "text models of Gemma 1, 2 and 3"),
         Component("llama", "dreamkit_transformers.llama:Llama", "LLaMA 1, 2 and 3"),
         Component("mistral", "dreamkit_transformers.families:Mistral", "Mistral 7B with its sliding window"),

@@ -22,11 +22,10 @@ from dreamkit import ChatTemplate, LanguageSpec, NormWeights
 from dreamkit_transformers.adapter_layers import layers_matching
 from dreamkit_transformers.added_tokens import TokenAddingModel
 from dreamkit_transformers.chat import template_of
-from dreamkit_transformers.configs import load_weights, on_meta
+from dreamkit_transformers.configs import load_weights, on_meta, random_model
 from dreamkit_transformers.description import LanguageConfig, ModelDescription, describe, source_folder
 from dreamkit_transformers.masks import TokenCache
 from dreamkit_transformers.norms import as_rms_norm
-from dreamkit_transformers.probe import random_model
 from dreamkit_transformers.text_decoder import decoder_of, new_cache, replaced_module, run_decoder
 from dreamkit_transformers.tokenizers import save_tokenizer, special_ids
 

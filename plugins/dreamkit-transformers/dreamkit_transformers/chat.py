@@ -41,6 +41,12 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
     return name if name in tokenizer.get_vocab() else str(tokenizer.eos_token)
 
 
+def named_turns(before: str, after: str) -> ChatTemplate:
+    """Return a template whose turns start with `before`, where `{role}` is the role's name, and end with `after`."""
+    user, assistant, system = ((before.format(role=role), after) for role in ("user", "assistant", "system"))
+    return ChatTemplate(user=user, assistant=assistant, system=system)
+
+
 def _read(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
     """Return the template if it renders a test conversation with fixed texts around turns, else None."""
     turns = [("user", QUESTION), ("assistant", ANSWER), ("user", FOLLOW_UP)]

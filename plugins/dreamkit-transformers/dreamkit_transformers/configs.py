@@ -111,6 +111,15 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+def random_model(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the library's model with random weights in float32."""
+    return kind._from_config(config, attn_implementation=_attention(kind), dtype=torch.float32)
+
+
+def _attention(kind: type[PreTrainedModel]) -> str:
+    return "sdpa" if kind._supports_sdpa else "eager"
+
+
 def load_weights(kind: type[PreTrainedModel], folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
     """Return the library's model in float32 with the weights in `folder`. Unused weights are not read.
 
@@ -123,7 +132,7 @@ def load_weights(kind: type[PreTrainedModel], folder: Path, config: PreTrainedCo
                 folder,
                 config=config,
                 dtype=torch.float32,
-                attn_implementation="sdpa" if kind._supports_sdpa else "eager",
+                attn_implementation=_attention(kind),
                 local_files_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are reported below

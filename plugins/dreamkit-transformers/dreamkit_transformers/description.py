@@ -206,11 +206,7 @@ def _model_type_problem(model_type: str, model_types: Sequence[str] = ()) -> str
     if model_types:
         return f"expected one of {', '.join(model_types)}, got '{model_type}'; {did_you_mean(model_type, model_types)}"
     near = did_you_mean(model_type, get_close_matches(model_type, DECODERS) or COMMON)
-    if model_type not in CONFIG_MAPPING:
-        return f"expected a text decoder of transformers, got '{model_type}'; {near}"
-    if getattr(CONFIG_MAPPING[model_type], "is_encoder_decoder", False):
-        return f"expected a text decoder, got the encoder-decoder '{model_type}'; {near}"
-    return f"expected a text decoder, got '{model_type}', a model of another kind; {near}"
+    return f"expected a text decoder of transformers, got '{model_type}'; {near}"
 
 
 def _from_folder(folder: Path, model_types: Sequence[str]) -> PreTrainedConfig:

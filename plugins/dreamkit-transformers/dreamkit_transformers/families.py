@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dreamkit import ChatTemplate
 from dreamkit_transformers.causal_lm import CausalLM
-from dreamkit_transformers.chat import end_of_turn
+from dreamkit_transformers.chat import end_of_turn, named_turns
 from dreamkit_transformers.llama import Llama, tiny_gated_config
 
 
@@ -46,7 +46,7 @@ class Qwen(CausalLM):
 
     @classmethod
     def chat_template(cls, config: Any, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
-        return _named_turns("<|im_start|>{role}\n", end_of_turn(tokenizer, "<|im_end|>") + "\n")
+        return named_turns("<|im_start|>{role}\n", end_of_turn(tokenizer, "<|im_end|>") + "\n")
 
 
 class Gemma(CausalLM):
@@ -89,15 +89,9 @@ class Phi(CausalLM):
     def chat_template(cls, config: Any, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
         vocabulary = tokenizer.get_vocab()
         if "<|im_sep|>" in vocabulary:
-            return _named_turns("<|im_start|>{role}<|im_sep|>", "<|im_end|>")
+            return named_turns("<|im_start|>{role}<|im_sep|>", "<|im_end|>")
         if "<|user|>" in vocabulary:
-            return _named_turns("<|{role}|>\n", "<|end|>\n")
+            return named_turns("<|{role}|>\n", "<|end|>\n")
         return ChatTemplate(
             user=("Instruct: ", "\n"), assistant=("Output: ", str(tokenizer.eos_token)), system=("", "\n")
         )
-
-
-def _named_turns(before: str, after: str) -> ChatTemplate:
-    """Return a template whose turns start with `before`, which names the role, and end with `after`."""
-    user, assistant, system = ((before.format(role=role), after) for role in ("user", "assistant", "system"))
-    return ChatTemplate(user=user, assistant=assistant, system=system)

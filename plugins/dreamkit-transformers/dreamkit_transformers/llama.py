@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dreamkit import ChatTemplate
 from dreamkit_transformers.causal_lm import CausalLM
+from dreamkit_transformers.chat import named_turns
 from dreamkit_transformers.description import LanguageConfig
 
 VICUNA_SYSTEM_PROMPT = (
@@ -34,11 +35,7 @@ class Llama(CausalLM):
     @classmethod
     def chat_template(cls, config: Any, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
         if "<|start_header_id|>" in tokenizer.get_vocab():
-            user, assistant, system = (
-                (f"<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>")
-                for role in ("user", "assistant", "system")
-            )
-            return ChatTemplate(user=user, assistant=assistant, system=system)
+            return named_turns("<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>")
         return ChatTemplate(
             user=("[INST]", "[/INST]"),
             assistant=("", str(tokenizer.eos_token)),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dreamkit import ConfigError
 from dreamkit_transformers.adapter_layers import accepts_adapter, name_pattern
-from dreamkit_transformers.configs import on_meta, one_line, quiet_library
+from dreamkit_transformers.configs import on_meta, one_line, quiet_library, random_model
 from dreamkit_transformers.heads import logit_scales, named_soft_cap, soft_capped
 from dreamkit_transformers.masks import TokenCache
 from dreamkit_transformers.small_configs import VOCABULARY, WINDOW, small_copies
@@ -73,12 +73,6 @@ def _probed(kind: type[PreTrainedModel], config_kind: type[PreTrainedConfig], va
         return str(reason)
     except Exception as error:  # model code raises any exception
         return f"a small copy fails: {one_line(error)}"
-
-
-def random_model(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """Return a model with random weights in float32, with sdpa attention if the library has it for this class."""
-    attention = "sdpa" if kind._supports_sdpa else "eager"
-    return kind._from_config(config, attn_implementation=attention, dtype=torch.float32)
 
 
 def _small_model(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:

@@ -34,6 +34,7 @@ from dreamkit_transformers.configs import (
     on_meta,
     raise_collected,
     raise_problems,
+    random_model,
     read_json,
 )
 from dreamkit_transformers.processors import PROCESSOR_FILE, SourceProcessor
@@ -134,8 +135,7 @@ class VisionTower(VisionEncoder):
     def _build_random(cls, config: VisionConfig, description: _Description) -> Self:
         processor = description.processor()
         dropped = cls._drop_layers(config, description)
-        model_class = description.architecture.model_class
-        model = model_class._from_config(description.library_config, attn_implementation="sdpa")
+        model = random_model(description.architecture.model_class, description.library_config)
         return cls(config, description, processor, model, dropped)
 
     @classmethod
@@ -204,8 +204,7 @@ class VisionTower(VisionEncoder):
     def library_forward(self, pixels_NCHW: Tensor) -> Tensor:
         # the library's whole tower; the weights after the chosen layer, here random, do not matter
         description = self._describe(self.config)
-        model_class = description.architecture.model_class
-        tower = model_class._from_config(description.library_config, attn_implementation="sdpa")
+        tower = random_model(description.architecture.model_class, description.library_config)
         tower.load_state_dict(self.model.state_dict(), strict=False)
         arguments = description.architecture.forward_arguments(description.library_config, pixels_NCHW)
         output = tower.to(pixels_NCHW).eval()(**arguments, output_hidden_states=True)

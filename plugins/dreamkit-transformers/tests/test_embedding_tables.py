@@ -7,9 +7,9 @@ from torch import nn
 
 from dreamkit import DreamkitError
 from dreamkit_transformers.added_tokens import _only_scales
+from dreamkit_transformers.configs import random_model
 from dreamkit_transformers.families import Gemma
 from dreamkit_transformers.llama import Llama
-from dreamkit_transformers.probe import random_model
 from small_language import TOKENS, make
 
 PADDING = 3

@@ -219,7 +219,7 @@ def test_a_model_type_of_another_family_is_an_error():
         ('{"model_type": "own_model"}', "expected a text decoder of transformers, got 'own_model'"),
         (
             '{"model_type": "t5"}',
-            "expected a text decoder, got the encoder-decoder 't5'; known: gpt2, .{,40}$",
+            "expected a text decoder of transformers, got 't5'; known: gpt2, .{,40}$",
         ),
     ],
 )

@@ -90,27 +90,20 @@ def test_embedding_runs_the_same_operators_for_any_ids_and_copies_nothing_to_the
     assert not operators(many).keys() & {"aten::item", "aten::_local_scalar_dense", "aten::nonzero"}
 
 
-def test_a_saved_tokenizer_adds_the_same_tokens_to_a_new_part(tmp_path):
-    part = make()
-    ids = part.add_tokens(["<dream_start>"])
-    text = "a </s><dream_start> b"
+@pytest.mark.parametrize("vocab_size", [260, 270])
+def test_a_saved_tokenizer_adds_the_same_tokens_to_a_new_part(vocab_size, tmp_path):
+    part = make(vocab_size=vocab_size)
+    ids = part.add_tokens(TOKENS)
     part.save_tokenizer(tmp_path)
-    loaded = Llama.from_config(LanguageConfig(config=SMALL, tokenizer=str(tmp_path)))
+    config = LanguageConfig(config={**SMALL, "vocab_size": vocab_size}, tokenizer=str(tmp_path))
+    loaded = Llama.from_config(config)
     assert loaded.spec == part.spec
-    assert loaded.add_tokens(["<dream_start>"]) == ids
+    assert loaded.add_tokens(TOKENS) == ids == [260, 261, 2]
+    text = "a </s><dream_start> b"
     assert loaded.tokenize(text, special=True) == part.tokenize(text, special=True)
     loaded.load_state_dict(part.state_dict())
-
-
-def test_a_padded_vocabulary_survives_saving(tmp_path):
-    part = make(vocab_size=270)
-    part.add_tokens(TOKENS)
-    part.save_tokenizer(tmp_path)
-    loaded = Llama.from_config(LanguageConfig(config={**SMALL, "vocab_size": 270}, tokenizer=str(tmp_path)))
-    assert loaded.add_tokens(TOKENS) == [260, 261, 2]
-    loaded.load_state_dict(part.state_dict())
-    ids = torch.tensor([260, 261, 2, 265])
-    assert torch.equal(loaded.embed(ids), part.embed(ids))
+    every_id = torch.arange(max(vocab_size, 262))
+    assert torch.equal(loaded.embed(every_id), part.embed(every_id))
 
 
 def test_suppressed_ids_are_added_tokens_padding_and_ids_without_a_token():
