@@ -19,8 +19,8 @@ _WORDS = {int: "a whole number", float: "a number", str: "text", list: "a list"}
 class FolderManifest(ABC):
     """The content of a manifest. Each kind of folder has a subclass, a dataclass that adds fields of its own.
 
-    `KIND` is the kind of folder in words, `FILE` the name of its manifest, `FORMAT` the newest format, and `ERROR` the
-    error raised about such folders.
+    `KIND` is the kind of folder in words, `FILE` the name of its manifest, `FORMAT` the newest format, `OLDEST` the
+    oldest that can be read, and `ERROR` the error raised about such folders.
 
     `dreamkit` is the version that wrote the folder. `files` gives size and sha256 of every other file in it.
     """
@@ -28,6 +28,7 @@ class FolderManifest(ABC):
     KIND: ClassVar[str]
     FILE: ClassVar[str]
     FORMAT: ClassVar[int]
+    OLDEST: ClassVar[int] = 1
     ERROR: ClassVar[type[DreamkitError]]
 
     format: int
@@ -69,7 +70,7 @@ class FolderManifest(ABC):
         """Read the manifest of `folder`, and none of the other files.
 
         Raises:
-            DreamkitError: `ERROR`: another kind of folder or none, a newer format, or a damaged manifest.
+            DreamkitError: `ERROR`: another kind of folder or none, a format that is not read, or a damaged manifest.
         """
         path = folder / cls.FILE
         if not path.is_file():
@@ -81,7 +82,7 @@ class FolderManifest(ABC):
                 f"{path}: not a manifest of dreamkit: {type(error).__name__}: {error}; {cls.mend_hint(folder)}"
             ) from error
         if isinstance(data, dict):
-            cls._refuse_newer(path, data)
+            cls._refuse_version(folder, data)
             data = cls.upgrade(data)
         types = get_type_hints(cls)
         problems = [*schema_errors(data, {field.name: types[field.name] for field in fields(cls)})]
@@ -130,13 +131,16 @@ class FolderManifest(ABC):
         return f"{folder} is not a {cls.KIND}: {found}; {cls.find_hint(folder)}"
 
     @classmethod
-    def _refuse_newer(cls, path: Path, data: Mapping[str, Any]) -> None:
+    def _refuse_version(cls, folder: Path, data: Mapping[str, Any]) -> None:
         version = data.get("format")
-        if type(version) is int and version > cls.FORMAT:
-            raise cls.ERROR(
-                f"{path}: format version {version}, written by dreamkit {data.get('dreamkit', '?')}, but this "
-                f"dreamkit reads versions up to {cls.FORMAT}; install a newer dreamkit-core"
-            )
+        if type(version) is not int or version < 1 or cls.OLDEST <= version <= cls.FORMAT:
+            return
+        origin = f"format version {version}, written by dreamkit {data.get('dreamkit', '?')}"
+        if version > cls.FORMAT:
+            limit, hint = f"up to {cls.FORMAT}", "install a newer dreamkit-core"
+        else:
+            limit, hint = f"from {cls.OLDEST} on", cls.mend_hint(folder)
+        raise cls.ERROR(f"{folder / cls.FILE}: {origin}, but this dreamkit reads versions {limit}; {hint}")
 
 
 def schema_errors(value: Any, wanted: Any, key: str = "") -> Iterator[str]:
