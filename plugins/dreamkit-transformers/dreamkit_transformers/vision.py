@@ -204,7 +204,7 @@ class VisionTower(VisionEncoder):
     def library_forward(self, pixels_NCHW: Tensor) -> Tensor:
         # the library's whole tower; the weights after the chosen layer, here random, do not matter
         description = self._describe(self.config)
-        tower = random_model(description.architecture.model_class, description.library_config)
+        tower: Any = random_model(description.architecture.model_class, description.library_config)
         tower.load_state_dict(self.model.state_dict(), strict=False)
         arguments = description.architecture.forward_arguments(description.library_config, pixels_NCHW)
         output = tower.to(pixels_NCHW).eval()(**arguments, output_hidden_states=True)

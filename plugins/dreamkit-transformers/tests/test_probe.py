@@ -39,6 +39,7 @@ NEXT = {
 SINKS = {**SHARED, "head_dim": 8, "layer_types": TYPES, "sliding_window": 4, "num_local_experts": 4}
 OPT = {**BASE, "ffn_dim": 24, "word_embed_proj_dim": 16, "max_position_embeddings": 64}
 NEO = {"hidden_size": 16, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
+CTRL = {"model_type": "ctrl", "n_embd": 16, "dff": 24, "n_layer": 3, "n_head": 4}
 # config; then packing, cache, final norm is an RMS norm, scale of the logits
 MODELS = {
     "opt": (OPT, True, True, False, 1.0),
@@ -65,6 +66,7 @@ MODELS = {
     "gpt2": ({"n_embd": 16, "n_head": 4, "n_layer": 2, "n_positions": 64}, True, True, False, 1.0),
     "gpt_neox": (WIDE, True, True, False, 1.0),
     "gpt_neo": (NEO, True, False, False, 1.0),
+    "ctrl": (CTRL, True, True, False, 1.0),  # changes its input in place
     "olmo2": (SHARED, True, True, True, 1.0),
     "cohere": ({**SHARED, "logit_scale": 0.25}, True, True, False, 0.25),
     "granite": ({**SHARED, "logits_scaling": 8.0, "embedding_multiplier": 3.0}, True, True, True, 0.125),
@@ -204,9 +206,6 @@ def test_max_length_is_read_from_the_config_or_unlimited():
     mpt = {"model_type": "mpt", "d_model": 16, "n_heads": 4, "n_layers": 2, "max_seq_len": 16}
     assert CausalLM.infer_spec(LanguageConfig(config=mpt)).max_length == 16
     assert CausalLM.infer_spec(LanguageConfig(config={"model_type": "bloom", **BASE})).max_length == 2**20
-
-
-CTRL = {"model_type": "ctrl", "n_embd": 16, "dff": 24, "n_layer": 3, "n_head": 4}
 
 
 def test_layers_without_a_mark_of_the_library_are_found_in_lists():
