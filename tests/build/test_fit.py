@@ -142,7 +142,7 @@ def test_the_tiny_recipe_fits(registry: Registry) -> None:
             "generation.scheduler",
             ("'dppm' is none of the schedulers that fit", "name one of these: ddpm, ddim"),
         ),
-        ({"model__vision_encoder__layer": 7}, "model.vision_encoder.layer", ("layer 7", "3 layers")),
+        ({"model__vision_encoder__layer": 7}, "model.vision_encoder.layer", ("got 7", "3 layers")),
     ],
 )
 def test_what_does_not_fit(

@@ -72,7 +72,7 @@ def test_a_scheduler_of_another_objective_is_an_error(name: str, scheduler: str)
 def test_an_image_size_between_multiples_is_an_error(name: str, size: int, multiple: int) -> None:
     (problem,) = fit(recipe_with(name, image_size=size), REGISTRY).problems
     assert problem.key == "model.image_decoder.image_size"
-    assert f"{size} found, but a positive multiple of {multiple} pixels is wanted" in problem.message
+    assert f"expected a positive multiple of {multiple} pixels" in problem.message
 
 
 @pytest.mark.parametrize("name", DECODERS)

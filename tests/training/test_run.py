@@ -159,7 +159,7 @@ def test_a_run_on_a_gpu_prints_the_status_of_kernels(
     def stop(*_: Any) -> None:
         raise Stopped
 
-    monkeypatch.setattr("dreamkit.kernels.told", status)
+    monkeypatch.setattr("dreamkit.kernels.kernel_status", status)
     monkeypatch.setattr("dreamkit.training.run.open_cache", stop)
     for kind, message in (("cpu", ""), ("cuda", "fused kernels: off, on cuda\n")):
         arguments = SimpleNamespace(device=torch.device(kind))
