@@ -15,9 +15,9 @@ LISTS = (list, tuple, Sequence)
 _SCALARS: Final[Mapping[Any, str]] = {
     type(None): "null",
     bool: "true or false",
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
-    str: "text",
+    str: "a string",
     Path: "a path",
 }
 
@@ -33,23 +33,23 @@ def setting(default: Any = MISSING, **metadata: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def wanted(annotation: Any) -> str:
-    """What a field takes, in an error message."""
+def expected_type(annotation: Any) -> str:
+    """Return the type that a field takes, as an error message names it."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return f"one of {', '.join(map(str, args))}"
     if origin in UNIONS:
-        return " or ".join(wanted(arg) for arg in args)
+        return " or ".join(expected_type(arg) for arg in args)
     if origin in LISTS:
         each = [arg for arg in args if arg is not Ellipsis]
-        return f"a list of {', '.join(wanted(arg) for arg in each)}"
+        return f"a list of {', '.join(expected_type(arg) for arg in each)}"
     if annotation in (dict, Mapping) or origin in (dict, Mapping):
         return "a section"
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return f"a section with {', '.join(own_keys(annotation))}"
     if annotation is list:
         return "a list"
-    return _SCALARS.get(annotation, f"{annotation}, which no recipe can hold,")
+    return _SCALARS.get(annotation, "a value")
 
 
 def own_keys(cls: type) -> list[str]:
@@ -70,8 +70,8 @@ def unheld_fields(cls: type, above: tuple[type, ...] = ()) -> Iterator[str]:
         annotation = annotations[field.name]
         leaves = list(_leaves(annotation))
         if None in leaves:
-            said = annotation.__qualname__ if isinstance(annotation, type) else annotation
-            yield f"{cls.__qualname__}.{field.name} takes {said}"
+            type_name = annotation.__qualname__ if isinstance(annotation, type) else annotation
+            yield f"{cls.__qualname__}.{field.name} ({type_name})"
         for leaf in leaves:
             if leaf not in (None, cls, *above):
                 yield from unheld_fields(leaf, (cls, *above))

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dreamkit.errors import DreamkitError, RecipeProblem, did_you_mean
 from dreamkit.recipe.earlier_keys import current_path, with_current_keys
-from dreamkit.recipe.tree import BROKEN, Broken, Node, parse, said
+from dreamkit.recipe.tree import BROKEN, Broken, Node, describe_value, parse
 from dreamkit.storage.paths import written_path
 
 COMMAND_LINE = "command line"
@@ -71,9 +71,7 @@ class RecipeFiles:
             beside = [other for other in path.parent.glob("*.yaml") if other.is_file()]
             near = [*self.shipped, *(str(Path(name).parent / other.name) for other in beside)]
             found = f"'{path}' is a folder" if path.is_dir() else f"no file '{path}'"
-            message = (
-                f"{found}, and no recipe '{name}' is shipped; {did_you_mean(name, near)}{self.about_missing}"
-            )
+            message = f"unknown recipe '{name}': {found}; {did_you_mean(name, near)}{self.about_missing}"
         self._problem(where, key, message)
         self.complete = False
         return None
@@ -84,7 +82,7 @@ class RecipeFiles:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            self._problem(str(path), "recipe", f"cannot be read: {error}")
+            self._problem(str(path), "recipe", f"cannot read the file: {error}")
             self.complete = False
             return empty
         tree, problems = parse(text, lambda line: f"{path}:{line}", path.parent)
@@ -92,7 +90,9 @@ class RecipeFiles:
         if not isinstance(tree.value, dict):
             if not isinstance(tree.value, Broken):
                 self._problem(
-                    tree.where, "recipe", f"{said(tree)} found, but a recipe is a section, such as 'model:'"
+                    tree.where,
+                    "recipe",
+                    f"expected sections such as 'model:', got {describe_value(tree.value)}",
                 )
             self.complete = False
             return empty
@@ -105,7 +105,7 @@ class RecipeFiles:
             if found in chain:
                 loop = " -> ".join(each.name for each in (*chain[chain.index(found) :], found))
                 self._problem(
-                    base.where, "extends", f"'{base.value}' extends itself: {loop}; take out one of these"
+                    base.where, "extends", f"'{base.value}' extends itself: {loop}; remove one of these links"
                 )
                 self.complete = False
                 continue
@@ -120,7 +120,7 @@ class RecipeFiles:
         for base in bases:
             if not isinstance(base.value, str):
                 self._problem(
-                    base.where, "extends", f"{said(base)} found, but the name of a recipe is wanted"
+                    base.where, "extends", f"expected the name of a recipe, got {describe_value(base.value)}"
                 )
                 self.complete = False
         return [base for base in bases if isinstance(base.value, str)]
@@ -133,7 +133,7 @@ class RecipeFiles:
             self._problem(
                 COMMAND_LINE,
                 text,
-                "this is not of the form key=value, such as train.steps=100, and no recipe",
+                "expected key=value, such as train.steps=100, or the name of a recipe",
             )
             return tree
         leaf, problems = parse(value, lambda line: COMMAND_LINE, Path.cwd(), key.strip())
@@ -145,7 +145,9 @@ class RecipeFiles:
         if not steps:
             if leaf.value == {} and isinstance(base.value, dict) and base.value:
                 self._problem(
-                    leaf.where, ".".join(path), "an empty section found, which changes nothing of this one"
+                    leaf.where,
+                    ".".join(path),
+                    "an empty section changes nothing; set its keys or leave it out",
                 )
             return self._merge(base, leaf, path)
         step, inner = steps[0], (*path, steps[0])
@@ -163,13 +165,14 @@ class RecipeFiles:
                 return Node({step: self._set(nothing, steps[1:], leaf, inner)}, leaf.where, leaf.folder)
             case Broken():
                 return base
-            case list(items):
-                wanted = f"from 0 to {len(items) - 1}" if items else "none, for it is empty"
-                message = f"{'.'.join(path)} is a list, and its items are {wanted}"
-            case None:
+            case list(items) if items:
+                message = (
+                    f"expected an index from 0 to {len(items) - 1} of the list {'.'.join(path)}, got '{step}'"
+                )
+            case list() | None:
                 message = f"{'.'.join(path)} has no items; set the whole list, as in {'.'.join(path)}=[...]"
             case _:
-                message = f"{'.'.join(path)} is {said(base)} ({base.where}), and has no keys of its own"
+                message = f"expected {'.'.join(path)} to be a section, got {describe_value(base.value)} at {base.where}"
         self._problem(leaf.where, ".".join(inner), message)
         return base if base.value is not None else Node(BROKEN, leaf.where, leaf.folder)
 
@@ -189,7 +192,9 @@ class RecipeFiles:
 
         def fail(path: tuple[str, ...], node: Node, error: Exception) -> Node:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            self._problem(node.where, ".".join(path), f"{said(node)} cannot be filled in: {reason}")
+            self._problem(
+                node.where, ".".join(path), f"cannot resolve {describe_value(node.value)}: {reason}"
+            )
             return Node(BROKEN, node.where, node.folder)
 
         def well_formed(path: tuple[str, ...], node: Node) -> Node:

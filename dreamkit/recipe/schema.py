@@ -17,10 +17,18 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args, get_origin
 
 from dreamkit.errors import DreamkitError, PluginError, RecipeProblem, did_you_mean
-from dreamkit.recipe.fields import LISTS, UNIONS, has_default, item_types, own_keys, unheld_fields, wanted
+from dreamkit.recipe.fields import (
+    LISTS,
+    UNIONS,
+    expected_type,
+    has_default,
+    item_types,
+    own_keys,
+    unheld_fields,
+)
 from dreamkit.recipe.places import join, refusals
 from dreamkit.recipe.source_keys import SOURCES, given_sources, located, source_problem
-from dreamkit.recipe.tree import BROKEN, Broken, Node, said
+from dreamkit.recipe.tree import BROKEN, Broken, Node, describe_value
 from dreamkit.storage.paths import written_path
 
 ConfigClass: TypeAlias = Callable[[str, str], type]
@@ -61,11 +69,11 @@ class SchemaReader:
             annotations = typing.get_type_hints(cls)
             unheld = list(unheld_fields(cls))
         except Exception as error:  # annotations are code of the plug-in
-            return self.problem(node, key, f"the annotations of {cls.__qualname__} cannot be read: {error}")
-        if unheld:
             return self.problem(
-                node, key, f"{' and '.join(unheld)}, which no recipe can hold; its plug-in needs mending"
+                node, key, f"cannot read the annotations of {cls.__qualname__}: {error}; fix its plug-in"
             )
+        if unheld:
+            return self.problem(node, key, f"a recipe cannot hold {', '.join(unheld)}; fix its plug-in")
         values: dict[str, Any] = {}
         for name, item in node.value.items():
             path = join(key, name)
@@ -77,7 +85,9 @@ class SchemaReader:
             if name not in values and not has_default(field):
                 values[name] = BROKEN
                 if self.complete:
-                    self.problem(node, join(key, name), f"missing; {wanted(annotations[name])} is wanted")
+                    self.problem(
+                        node, join(key, name), f"missing; expected {expected_type(annotations[name])}"
+                    )
         if not any(value is BROKEN for value in values.values()):
             try:
                 return cls(**values)
@@ -139,7 +149,9 @@ class SchemaReader:
         clash = sorted({f.name for f in dataclasses.fields(config_class)} & set(own))
         if clash:
             return self.problem(
-                name, key, f"the Config of {kind} '{name.value}' has '{clash[0]}', which is the section's own"
+                name,
+                key,
+                f"the Config of {kind} '{name.value}' has a field '{clash[0]}', a reserved key; fix its plug-in",
             )
         rest = {
             k: self._located(item, join(key, k)) if k in SOURCES else item
@@ -183,15 +195,13 @@ class SchemaReader:
         bounds = [(least, "at least"), (above, "more than"), (most, "at most"), (below, "less than")]
         bound = " and ".join(f"{words} {limit}" for limit, words in bounds if limit is not None)
         if isinstance(value, float) and not math.isfinite(value):
-            return self.problem(node, key, f"{value} found, but a finite number is wanted")
+            return self.problem(node, key, f"expected a finite number, got {value}")
         if isinstance(value, int) and abs(value) >= 2**63:
-            return self.problem(
-                node, key, f"{value} found, but a whole number of less than 64 bits is wanted"
-            )
+            return self.problem(node, key, f"expected an integer of at most 64 bits, got {value}")
         is_low = (least is not None and value < least) or (above is not None and value <= above)
         is_high = (most is not None and value > most) or (below is not None and value >= below)
         if is_low or is_high:
-            return self.problem(node, key, f"{value} found, but {bound} is wanted")
+            return self.problem(node, key, f"expected {bound}, got {value}")
         return annotation(value)
 
     def _one_of(self, annotation: Any, node: Node, key: str, meta: Mapping[str, Any]) -> Any:
@@ -228,7 +238,9 @@ class SchemaReader:
         near = ""
         if get_origin(annotation) is Literal and isinstance(node.value, str):
             near = f"; {did_you_mean(node.value, map(str, get_args(annotation)))}"
-        return self.problem(node, key, f"{said(node)} found, but {wanted(annotation)} is wanted{near}")
+        return self.problem(
+            node, key, f"expected {expected_type(annotation)}, got {describe_value(node.value)}{near}"
+        )
 
 
 def _draft(cls: type, values: Mapping[str, Any]) -> Any:

@@ -80,9 +80,7 @@ class LossSection:
 
     def __post_init__(self) -> None:
         if self.lm == self.denoising == 0:
-            raise ValueError(
-                "lm is 0 and denoising is 0, so nothing would be learned; give one of them a weight"
-            )
+            raise ValueError("expected lm or denoising above 0, got 0 for both; otherwise nothing is trained")
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,6 @@ def given_sources(section: Mapping[str, Node]) -> dict[str, Node]:
 def source_problem(sources: Mapping[str, Node]) -> str:
     """Return what is wrong with sources that are none, or two, where a section wants exactly one."""
     if not sources:
-        return "neither 'pretrained' nor 'config' found; name the weights, or describe random ones"
+        return "missing 'pretrained' or 'config': name weights or configure random ones"
     places = " and ".join(f"'{key}' ({item.where})" for key, item in sources.items())
-    return f"{places} found, but only one is wanted; set the other to null"
+    return f"expected one source, got {places}; set one of them to null"

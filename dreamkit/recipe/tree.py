@@ -67,23 +67,21 @@ class Node:
         return change(path, self)
 
 
-def said(value: object) -> str:
-    """A found value in an error message, with its type."""
+def describe_value(value: Value) -> str:
+    """Return a value and its type as an error message shows them."""
     match value:
-        case Node():
-            return said(value.value)
         case None:
             return "null"
         case bool():
-            return f"{str(value).lower()} (true or false)"
+            return f"{str(value).lower()} (boolean)"
         case int():
-            return f"{value} (a whole number)"
+            return f"{value} (integer)"
         case float():
-            return f"{value} (a number)"
+            return f"{value} (number)"
         case str():
-            return f"'{excerpt(value)}' (text)"
-        case list() | tuple():
-            return f"a list of {len(value)}"
+            return f"'{excerpt(value)}' (string)"
+        case list():
+            return f"a list of length {len(value)}"
         case _:
             return "a section"
 
@@ -100,11 +98,11 @@ def parse(
         message = getattr(error, "problem", None) or getattr(error, "reason", None) or error
         where = place(mark.line + 1 if mark else 1)
         reader.problems.append(
-            RecipeProblem(where, key or "recipe", f"not YAML: {' '.join(str(message).split())}")
+            RecipeProblem(where, key or "recipe", f"invalid YAML: {' '.join(str(message).split())}")
         )
         return Node(BROKEN, where, folder), reader.problems
     except RecursionError:
-        return reader.broken(place(1), key, "its values are nested too deeply"), reader.problems
+        return reader.broken(place(1), key, "values are nested too deeply"), reader.problems
     if root is None:
         return Node(None, place(1), folder), reader.problems
     return reader.tree(root, place(root.start_mark.line + 1), key, ()), reader.problems
@@ -124,13 +122,15 @@ class _Reader:
     def tree(self, node: yaml.Node, where: str, key: str, parents: tuple[yaml.Node, ...]) -> Node:
         """`where` is the line of the key rather than of the value, which may begin on the next."""
         if any(node is parent for parent in parents):
-            return self.broken(where, key, "this alias stands for a value that it is itself a part of")
+            return self.broken(where, key, "this alias refers to a value that contains it")
         if len(parents) > MAX_DEPTH:
-            return self.broken(where, key, f"nested more than {MAX_DEPTH} deep")
+            return self.broken(where, key, f"expected at most {MAX_DEPTH} levels of nesting, got more")
         self.values += 1
         if self.values == MAX_VALUES:
             return self.broken(
-                where, key, f"more than {MAX_VALUES} values, counting what each alias stands for"
+                where,
+                key,
+                f"expected at most {MAX_VALUES} values, got more; each use of an alias counts all its values",
             )
         if self.values > MAX_VALUES:
             return Node(BROKEN, where, self.folder)
@@ -140,12 +140,16 @@ class _Reader:
             for key_node, value_node in node.value:
                 line = self.place(key_node.start_mark.line + 1)
                 if key_node.tag != _tag("str"):
-                    self.broken(line, key, f"the key '{_text(key_node)}' is not text; put it in quotes")
+                    self.broken(
+                        line, key, f"expected a string as key, got '{_text(key_node)}'; put it in quotes"
+                    )
                     continue
                 name = key_node.value
                 if name in entries:
                     self.broken(
-                        line, prefix + name, f"found here and at {entries[name].where}; keep one of them"
+                        line,
+                        prefix + name,
+                        f"duplicate key, first set at {entries[name].where}; keep one of the two",
                     )
                 entries[name] = self.tree(value_node, line, prefix + name, inner)
             return Node(entries, where, self.folder)
@@ -156,13 +160,13 @@ class _Reader:
             ]
             return Node(items, where, self.folder)
         if node.tag in (_tag("int"), _tag("float")) and len(node.value) > MAX_DIGITS:
-            return self.broken(where, key, f"'{_text(node)}' has more than {MAX_DIGITS} digits")
+            return self.broken(
+                where, key, f"expected a number of at most {MAX_DIGITS} digits, got '{_text(node)}'"
+            )
         try:
             return Node(_SCALARS[node.tag](node.value), where, self.folder)
         except (KeyError, TypeError, ValueError):
-            return self.broken(
-                where, key, f"'{_text(node)}' is not a value that a recipe holds as {node.tag}"
-            )
+            return self.broken(where, key, f"cannot read '{_text(node)}' as {node.tag}")
 
 
 def _text(node: yaml.Node) -> str:

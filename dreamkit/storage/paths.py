@@ -21,7 +21,7 @@ def written_path(text: str | Path, folder: Path | None = None) -> Path:
         pass  # it may be there another time, or for another user
     except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise DreamkitError(f"'{excerpt(str(text))}' cannot be a path: {reason}") from error
+        raise DreamkitError(f"invalid path '{excerpt(str(text))}': {reason}") from error
     return path
 
 

@@ -374,9 +374,9 @@ def test_an_adapter_of_no_layers(registry: Registry) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("reserved", "has 'name', which is the section's own"),
+        ("reserved", "has a field 'name', a reserved key"),
         ("unreadable", "name 'Nothing' is not defined"),
-        ("unholdable", "Unholdable.Config.layers takes set[int], which no recipe can hold; its plug-in"),
+        ("unholdable", "a recipe cannot hold Unholdable.Config.layers (set[int]); fix its plug-in"),
     ],
 )
 def test_a_component_whose_config_cannot_be_a_section(registry: Registry, name: str, message: str) -> None:

@@ -137,8 +137,8 @@ def test_checking_finds_what_is_wrong_and_what_does_not_fit_in_one_run(
     assert (code, out) == (2, "")
     assert err.startswith("dreamkit: the recipe has 6 problems:\n")
     assert "model.dream_querys: unknown key" in err and "did you mean 'dream_queries'?" in err
-    assert "loss.denoising: 'much' (text) found, but a number is wanted" in err
-    assert "command line: train.steps: 0 found" in err
+    assert "loss.denoising: expected a number, got 'much' (string)" in err
+    assert "command line: train.steps: expected at least 1, got 0" in err
     assert "train.trainable: missing" in err and "train.batch_size: missing" in err
     assert "model.condition_projector: it gives 3 tokens for 3 dream queries" in err
     assert "Traceback" not in err and list(tmp_path.iterdir()) == [path]
@@ -147,7 +147,7 @@ def test_checking_finds_what_is_wrong_and_what_does_not_fit_in_one_run(
 def test_a_recipe_that_is_not_there(run) -> None:
     code, out, err = run("check", "digits/stage9")
     assert (code, out) == (2, "")
-    assert "no recipe 'digits/stage9' is shipped" in err
+    assert "unknown recipe 'digits/stage9'" in err
 
 
 def test_wrong_usage_exits_with_2(run) -> None:

@@ -31,7 +31,7 @@ class Odd:
     inner: Inner | None = None
 
 
-def said(cls: type, text: str = "{}") -> list[str]:
+def read_messages(cls: type, text: str = "{}") -> list[str]:
     tree, problems = parse(text, lambda line: f"line {line}", Path())
     reader = SchemaReader()
     reader.section(cls, tree, "part")
@@ -67,7 +67,7 @@ def section(annotation: Any) -> type:
     ids=str,
 )
 def test_what_a_recipe_can_hold(annotation: Any) -> None:
-    assert said(section(annotation)) == []
+    assert read_messages(section(annotation)) == []
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_what_a_recipe_can_hold(annotation: Any) -> None:
 def test_what_no_recipe_can_hold(annotation: Any) -> None:
     """Also where nothing is written for it: its default would be found out when a checkpoint is saved."""
     for text in ("{}", "{setting: 1}"):
-        (message,) = said(section(annotation), text)
-        assert message.endswith(", which no recipe can hold; its plug-in needs mending")
+        (message,) = read_messages(section(annotation), text)
+        assert message.startswith("a recipe cannot hold ") and message.endswith("; fix its plug-in")
 
 
 def test_it_says_which_fields() -> None:
@@ -111,9 +111,9 @@ def test_it_says_which_fields() -> None:
         made: set[int] = field(default_factory=set, init=False)
 
     Config.__annotations__ = {"weights": torch.Tensor, "kinds": set[int], "odd": list[Odd], "made": set[int]}
-    (message,) = said(Config)
+    (message,) = read_messages(Config)
     words = message.replace("test_it_says_which_fields.<locals>.", "")
     assert words == (
-        "Config.weights takes Tensor and Config.kinds takes set[int] and Odd.device takes torch.device | None, "
-        "which no recipe can hold; its plug-in needs mending"
+        "a recipe cannot hold Config.weights (Tensor), Config.kinds (set[int]), Odd.device (torch.device | None); "
+        "fix its plug-in"
     )
