@@ -140,7 +140,7 @@ def test_checking_finds_what_is_wrong_and_what_does_not_fit_in_one_run(
     assert "loss.denoising: expected a number, got 'much' (string)" in err
     assert "command line: train.steps: expected at least 1, got 0" in err
     assert "train.trainable: missing" in err and "train.batch_size: missing" in err
-    assert "model.condition_projector: it gives 3 tokens for 3 dream queries" in err
+    assert "model.condition_projector: expected 4 tokens for the image decoder" in err
     assert "Traceback" not in err and list(tmp_path.iterdir()) == [path]
 
 
