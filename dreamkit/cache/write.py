@@ -140,7 +140,7 @@ def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
         CacheError: `folder` holds something that would be lost, and is not a cache that is to be overwritten.
     """
     CacheManifest.refuse_to_replace(folder, instead="name another folder by --out")
-    if not overwrite and (what := folders.occupied(folder)):
+    if not overwrite and (what := folders.in_use_reason(folder)):
         raise CacheError(
             f"{folder} {what}; name a new folder by --out, or replace the cache in it by --overwrite"
         )

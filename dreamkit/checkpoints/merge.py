@@ -11,7 +11,7 @@ from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.errors import CheckpointError, DreamkitError
 from dreamkit.model.adapters import merge
 from dreamkit.registry.registry import Registry
-from dreamkit.storage.folders import occupied
+from dreamkit.storage.folders import in_use_reason
 
 
 def merge_adapters(folder: Path, out: Path, registry: Registry) -> list[str]:
@@ -24,7 +24,7 @@ def merge_adapters(folder: Path, out: Path, registry: Registry) -> list[str]:
             adapter cannot be merged. Nothing is written then.
     """
     out = out.absolute()
-    if what := occupied(out):
+    if what := in_use_reason(out):
         raise CheckpointError(f"{out} {what}; name a new folder")
     sections = Manifest.read(folder, verify=False).recipe.get("model")
     if isinstance(sections, dict) and not sections.get("adapters"):

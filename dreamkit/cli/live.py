@@ -15,7 +15,7 @@ from dreamkit.document import Document
 from dreamkit.errors import DreamkitError
 from dreamkit.model.events import DenoisingStep, DocumentDone, Event, ImageDone, ImageStarted, TextPiece
 from dreamkit.progress.bars import Bar
-from dreamkit.storage.folders import occupied
+from dreamkit.storage.folders import in_use_reason
 
 PAGE, PICTURE = "index.html", "image-{}.png"
 # A terminal would obey these characters, and a model may write any of them.
@@ -48,7 +48,7 @@ def write_document(
         CheckpointError: the checkpoint cannot be loaded.
         DocumentError: the prompt does not fit into the model's length.
     """
-    if (what := occupied(out)) and not (overwrite and out.is_dir()):
+    if (what := in_use_reason(out)) and not (overwrite and out.is_dir()):
         replace = ", or replace the document in it by --overwrite" if out.is_dir() else ""
         raise DreamkitError(f"{out} {what}; name a new folder by --out{replace}")
     model, _ = load_checkpoint(checkpoint)

@@ -1,4 +1,4 @@
-"""The batch that is planned for: as many documents as the recipe says, each filling a row."""
+"""The batch that a plan assumes: the recipe's number of documents, each filling a row."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dreamkit.recipe.sections import Recipe
 
 
 def full_batch(model: DreamModel, recipe: Recipe, images: int) -> Batch:
-    """A batch of documents of `train.max_length` tokens with `images` images, each drawn and read back.
+    """Return a batch of documents of `train.max_length` tokens with `images` images, each drawn and read back.
 
-    Every token of text is learned. What `train.cache` holds of images is in the batch.
+    Every token of text is labelled. The tables of `train.cache` are in the batch, as zeros.
 
     Raises:
-        DreamkitError: no row holds so many images.
+        DreamkitError: a row has no room for this number of images.
     """
     sequencer = model.sequencer(recipe.train.max_length)
     collator = Collator(
@@ -36,14 +36,14 @@ def full_batch(model: DreamModel, recipe: Recipe, images: int) -> Batch:
     most = most_images(sequencer)
     if not 0 <= images <= most:
         raise DreamkitError(
-            f"--images {images}, but a row of {sequencer.max_length} tokens holds 0 to {most}, each drawn and read "
-            f"back in {_image_length(sequencer)}; change it, or train.max_length"
+            f"expected --images from 0 to {most}, got {images}: a row has {sequencer.max_length} tokens, and an image "
+            f"takes {_image_length(sequencer)}; lower --images or raise train.max_length"
         )
     return collator.collate([_row(sequencer, images)] * recipe.train.batch_size)
 
 
 def most_images(sequencer: Sequencer) -> int:
-    """How many images, each drawn and read back, a row holds between its first token and its last."""
+    """Return the number of images, each drawn and read back, that fit between the first and last token of a row."""
     return (sequencer.max_length - 2) // _image_length(sequencer)
 
 
@@ -67,7 +67,7 @@ def _row(sequencer: Sequencer, images: int) -> Sequence:
 
 
 class _Zeros(Tables):
-    """A cache that has every picture, and zeros for it, of the shapes and types that a manifest tells."""
+    """A cache that returns zeros for every image, in the shapes and dtypes of a manifest."""
 
     def __init__(self, manifest: CacheManifest) -> None:
         self.manifest = manifest

@@ -25,7 +25,7 @@ from dreamkit.errors import CheckpointError, RecipeError, TrainingError
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
-from dreamkit.storage.folders import occupied
+from dreamkit.storage.folders import in_use_reason
 from dreamkit.training.run_bar import RunBar
 from dreamkit.training.run_log import LogEntry, RunLog
 from dreamkit.training.same_run import compare_model, compare_run
@@ -78,7 +78,7 @@ def train_recipe(
         raise RecipeError(problems)
     out = Path(out).absolute()
     points = _resume_points(out) if resume else []
-    if not resume and (what := occupied(out)):
+    if not resume and (what := in_use_reason(out)):
         go_on = "go on with the run in it by --resume, or " if out.is_dir() else ""
         raise TrainingError(f"{out} {what}; {go_on}name a new folder by --out")
     arguments = training_arguments(recipe, out)

@@ -265,7 +265,7 @@ def test_a_file_cut_short_and_a_file_gone(copied: Path) -> None:
     (copied / "tokenizer/tokenizer.json").unlink()
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(copied)
-    assert f"language_model.safetensors: {size // 2} bytes, but {size} were written" in str(caught.value)
+    assert f"language_model.safetensors: expected {size} bytes, got {size // 2}" in str(caught.value)
     assert "tokenizer/tokenizer.json: missing" in str(caught.value)
 
 

@@ -193,7 +193,7 @@ def test_a_damaged_manifest_is_refused_before_anything_is_printed(run, tmp_path:
     (tmp_path / "dreamkit.json").write_text(json.dumps({"format": 1, **manifest}))
     code, out, err = run("inspect", str(tmp_path))
     assert (code, out) == (2, "")
-    assert "components: null found, but an object is wanted" in err
+    assert "components: expected an object, got null" in err
 
 
 def test_a_new_plug_in_without_a_kind_is_told_the_kinds(run, tmp_path: Path, monkeypatch) -> None:

@@ -145,7 +145,7 @@ def _loss_bytes(loss: Callable[..., tuple[Tensor, ...]]) -> int:
         weight = torch.empty(label_loss.VOCABULARY, label_loss.DIM, dtype=torch.bfloat16, requires_grad=True)
         rows = torch.empty(label_loss.MANY, label_loss.DIM, dtype=torch.bfloat16, requires_grad=True)
         ids, weights = torch.empty(label_loss.MANY, dtype=torch.long), torch.empty(label_loss.MANY)
-    live = Wide(besides=[weight])
+    live = Wide(uncounted=[weight])
     with fakes, live:
         loss(lambda some: F.linear(some, weight), rows, ids, weights)[0].backward()
     return live.peak.total
