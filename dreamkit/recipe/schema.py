@@ -32,6 +32,7 @@ from dreamkit.recipe.tree import BROKEN, Broken, Node, describe_value
 from dreamkit.storage.paths import written_path
 
 ConfigClass: TypeAlias = Callable[[str, str], type]
+_CONTAINERS: Final[Mapping[type, Any]] = {dict: dict[str, Any], list: list[Any]}
 _NO_METADATA: Final[Mapping[str, Any]] = types.MappingProxyType({})
 _BOUNDS: Final[Mapping[str, str]] = {
     "least": "at least",
@@ -108,7 +109,7 @@ class SchemaReader:
         if value is BROKEN:
             return BROKEN
         if annotation in (Any, object) or (annotation in (dict, list) and isinstance(value, annotation)):
-            annotation = {dict: dict[str, Any], list: list[Any]}.get(type(value), type(value))
+            annotation = _CONTAINERS.get(type(value), type(value))
         origin, args = get_origin(annotation), get_args(annotation)
         if origin in UNIONS:
             return self._union(annotation, node, key, metadata)
