@@ -11,6 +11,7 @@ from dreamkit.cache.computed import Named, Tables
 from dreamkit.cache.manifest import CacheManifest
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.data.sequence import Sequence, Sequencer, blank_picture
+from dreamkit.document import Document, Image
 from dreamkit.errors import DreamkitError
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
@@ -39,7 +40,7 @@ def full_batch(model: DreamModel, recipe: Recipe, images: int) -> Batch:
             f"expected --images from 0 to {most}, got {images}: a row has {sequencer.max_length} tokens, and an image "
             f"takes {_image_length(sequencer)}; lower --images or raise train.max_length"
         )
-    return collator.collate([_row(sequencer, images)] * recipe.train.batch_size)
+    return collator.collate([_full_row(sequencer, images)] * recipe.train.batch_size)
 
 
 def most_images(sequencer: Sequencer) -> int:
@@ -51,17 +52,10 @@ def _image_length(sequencer: Sequencer) -> int:
     return len(sequencer.dream_slots) + len(sequencer.read_slots) + 4
 
 
-def _row(sequencer: Sequencer, images: int) -> Sequence:
-    blank = blank_picture()
+def _full_row(sequencer: Sequencer, images: int) -> Sequence:
+    image = Image(blank_picture(), draw=True)
+    row = sequencer.sequence(Document((image,) * images)) if images else Sequence("row")
     end = sequencer.language_model.spec.eos_ids[0]
-    row = Sequence("row")
-    row.append([end], train_on=True)
-    for _ in range(images):
-        row.append([sequencer.dream_start], train_on=True)
-        row.draws.append((len(row), blank))
-        row.append([*sequencer.dream_slots, sequencer.dream_end, sequencer.image_start], train_on=False)
-        row.reads.append((len(row), blank))
-        row.append([*sequencer.read_slots, sequencer.image_end], train_on=False)
     row.append([end] * (sequencer.max_length - len(row)), train_on=True)
     return row
 

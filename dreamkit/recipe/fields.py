@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
@@ -20,6 +20,7 @@ _SCALARS: Final[Mapping[Any, str]] = {
     str: "a string",
     Path: "a path",
 }
+_SUPPORTED: Final = (*_SCALARS, Any, object, dict, list)
 
 
 def setting(default: Any = MISSING, **metadata: Any) -> Any:
@@ -29,7 +30,7 @@ def setting(default: Any = MISSING, **metadata: Any) -> Any:
     `path=True`: the string is a path.
     `draft=True`: if the section has problems, its valid fields are read all the same.
     `kind=...`: the section names a component of this kind. `sourced=True`: it also has exactly one source of weights.
-    `inner=True`: the field holds that component's `Config`. It has no key; its own fields are keys of the section.
+    `inner=True`: the field holds that component's `Config`. It has no key itself; the fields of `Config` are keys.
     """
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -71,33 +72,30 @@ def unsupported_fields(cls: type, outer: tuple[type, ...] = ()) -> Iterator[str]
         if not field.init:
             continue
         annotation = annotations[field.name]
-        inner_types = list(_inner_types(annotation))
-        if None in inner_types:
+        leaves = list(_leaf_types(annotation))
+        nested = [leaf for leaf in leaves if isinstance(leaf, type) and dataclasses.is_dataclass(leaf)]
+        if any(leaf not in (*nested, *_SUPPORTED) for leaf in leaves):
             type_name = annotation.__qualname__ if isinstance(annotation, type) else annotation
             yield f"{cls.__qualname__}.{field.name} ({type_name})"
-        for inner in inner_types:
-            if inner not in (None, cls, *outer):
+        for inner in nested:
+            if inner not in (cls, *outer):
                 yield from unsupported_fields(inner, (cls, *outer))
 
 
-def _inner_types(annotation: Any) -> Iterator[Any]:
-    """Yield the dataclasses in an annotation, and None for each type that a recipe cannot hold."""
+def _leaf_types(annotation: Any) -> Iterator[Any]:
+    """Yield the types in an annotation, without the unions, lists and dicts around them."""
     origin, args = get_origin(annotation), get_args(annotation)
-    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        yield annotation
-    elif origin in UNIONS or (origin in LISTS and args):
-        for each in args:
-            if each is not Ellipsis:
-                yield from _inner_types(each)
-    elif origin in (dict, Mapping) and args:
-        yield from _inner_types(args[1])
-        if args[0] not in (str, Any, object):
-            yield None
+    if origin in UNIONS or origin in LISTS:
+        inner: Iterable[Any] = (arg for arg in args if arg is not Ellipsis)
+    elif origin in (dict, Mapping) and args[0] in (str, Any, object):
+        inner = args[1:]
     elif origin is Literal:
-        if not all(type(each) in _SCALARS for each in args):
-            yield None
-    elif annotation not in (Any, object, dict, list, *_SCALARS):
-        yield None
+        inner = map(type, args)
+    else:
+        yield annotation
+        return
+    for each in inner:
+        yield from _leaf_types(each)
 
 
 def item_types(annotation: Any, count: int) -> Sequence[Any]:

@@ -71,7 +71,7 @@ class SchemaReader:
         self.places[key] = node.where
         if not isinstance(node.value, dict):
             return self._mismatch(dict, node, key)
-        fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+        fields = {f.name: f for f in dataclasses.fields(cls) if f.init and not f.metadata.get("inner")}
         try:
             annotations = typing.get_type_hints(cls)
             unsupported = list(unsupported_fields(cls))
@@ -140,9 +140,7 @@ class SchemaReader:
         assert self.config_class is not None, "a reader of components has their classes"
         kind, own_keys = metadata["kind"], section_keys(cls)
         own = {name: item for name, item in node.value.items() if name in own_keys}
-        # `config` stands in for the component's own, so that the section's own keys are read like any others.
-        config_stand_in = Node(None, node.where, node.folder)
-        section = self.section(cls, Node({**own, "config": config_stand_in}, node.where, node.folder), key)
+        section = self.section(cls, Node(own, node.where, node.folder), key)
         name = own.get("name")
         if name is None or not isinstance(name.value, str):
             return BROKEN

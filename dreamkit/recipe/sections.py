@@ -26,7 +26,7 @@ class PartSection:
     """A part: the `name` of its component, whose `Config` has the section's other keys."""
 
     name: str
-    config: Any = setting(inner=True)
+    config: Any = setting(None, inner=True)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class DataSection:
     """A data set; the share of its documents in training is proportional to `weight`."""
 
     name: str
-    config: Any = setting(inner=True)
+    config: Any = setting(None, inner=True)
     weight: float = setting(1.0, above=0)
 
 

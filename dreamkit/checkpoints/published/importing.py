@@ -20,7 +20,7 @@ from dreamkit.build.build import build
 from dreamkit.build.fit import fit
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.checkpoints.published.layout import HEAD, QUERIES, VISION, Drawing
-from dreamkit.checkpoints.published.reading import read_bin, read_json, under
+from dreamkit.checkpoints.published.reading import read_json, read_tensors, under
 from dreamkit.checkpoints.published.translating import sections
 from dreamkit.checkpoints.published.unpacking import unpack
 from dreamkit.checkpoints.save import save_checkpoint
@@ -49,7 +49,7 @@ def import_published(folder: Path, out: Path, registry: Registry) -> DreamModel:
     # beside `out`: that disk has room for weights, and a folder that cannot be written is an error before any reading
     with tempfile.TemporaryDirectory(dir=next(p for p in out.parents if p.exists())) as scratch:
         # in the libraries' own layouts, so that each part loads its weights as usual
-        states = {name: read_bin(folder / file) for name, file in drawing.files().items()}
+        states = {name: read_tensors(folder / file) for name, file in drawing.files().items()}
         folders, configs = unpack(folder, config, states, Path(scratch))
         parts = sections(config, states, folders=folders)
         recipe = recipe_from_dict(parts, registry, where=str(folder / "config.json"))
@@ -105,7 +105,7 @@ def _load_queries_and_projectors(
 ) -> None:
     """Load the weights that no library reads: dream queries and projectors."""
     file = folder / f"{QUERIES}.bin"
-    queries = read_bin(file).get("dream_queries", torch.empty(0)).squeeze(0)
+    queries = read_tensors(file).get("dream_queries", torch.empty(0)).squeeze(0)
     if queries.shape != model.dream_queries.shape:
         expected, actual = tuple(model.dream_queries.shape), tuple(queries.shape)
         raise CheckpointError(f"{file}: expected dream_queries of shape {expected}, got {actual}")

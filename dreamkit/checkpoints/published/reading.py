@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -25,8 +24,7 @@ def language_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
         names = sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else [stem]
         if index.is_file() or (folder / stem).is_file():
             for name in names:
-                read = _read_safetensors if name.endswith(".safetensors") else read_bin
-                state = read(folder / name)
+                state = read_tensors(folder / name)
                 yield from ((key, t) for key, t in state.items() if key.startswith(("model.", "lm_head.")))
             return
     raise CheckpointError(
@@ -60,23 +58,16 @@ def read_json(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: expected a JSON object: {error}") from error
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Read a safetensors file or a `.bin` state dict; `weights_only` keeps pickled code from running."""
     try:
-        return load_file(file)
-    except FileNotFoundError:
-        raise CheckpointError(f"{file} is missing, but in the index beside it") from None
-    except SafetensorError as error:
-        raise CheckpointError(f"{file} is damaged: {error}") from error
-
-
-def read_bin(file: Path) -> dict[str, Tensor]:
-    """Read a state dict; `weights_only` keeps pickled code from running."""
-    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
         # only files in the newer zip format can be mapped into memory, which avoids reading unused tensors
         return dict(torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{file} is missing; a published checkpoint has one .bin for each plug-in"
+            f"{file} is missing; copy the whole folder of the published checkpoint"
         ) from None
     except Exception as error:  # torch raises several types for damaged and for unsafe files
         raise CheckpointError(f"{file}: cannot read it as a state dict of tensors: {error}") from error
