@@ -1,5 +1,6 @@
 # The public names, each with the module that defines it: `dreamkit/__init__.py` imports it when it is first asked for.
 
+from .build.build import build_model as build_model
 from .checkpoints.load import load_checkpoint as load_checkpoint
 from .checkpoints.save import save_checkpoint as save_checkpoint
 from .data.dataset import Dataset as Dataset

@@ -57,6 +57,7 @@ PUBLIC = [
     "TrainingError",
     "VisionEncoder",
     "VisionSpec",
+    "build_model",
     "collect",
     "did_you_mean",
     "hookimpl",

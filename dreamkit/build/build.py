@@ -7,13 +7,27 @@ from typing import Any
 
 import torch
 
+from dreamkit.build.fit import fit
 from dreamkit.build.fit_record import FAILURES, Fit, part_section
 from dreamkit.errors import ConfigError, RecipeError
 from dreamkit.model.adapters import adapt
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.part import Part
 from dreamkit.recipe.places import config_problems
-from dreamkit.recipe.sections import WITH_SOURCE
+from dreamkit.recipe.sections import WITH_SOURCE, Recipe
+from dreamkit.registry.registry import Registry
+
+
+def build_model(recipe: Recipe, registry: Registry) -> DreamModel:
+    """Build the model that `recipe.model` describes, on the CPU and in float32.
+
+    Parts with `pretrained` read their weights. `recipe.train.seed` determines the other weights. Adapters are included;
+    `recipe.init` and `recipe.train.trainable` are left to `train_recipe`.
+
+    Raises:
+        RecipeError: a part cannot be built, or two parts do not fit each other.
+    """
+    return build(fit(recipe, registry))
 
 
 def build(fit: Fit) -> DreamModel:

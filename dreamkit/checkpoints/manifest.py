@@ -70,7 +70,7 @@ class Manifest(FolderManifest):
         return "name the `checkpoint` in the --out folder of `dreamkit train`"
 
     @classmethod
-    def mend_hint(cls, folder: Path) -> str:
+    def repair_hint(cls, folder: Path) -> str:
         return "copy it again or use another"
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The `dreamkit` command: parses, calls, prints. What is heavy is imported inside the command that needs it."""
+"""The `dreamkit` command: parses, calls, prints. Each command imports heavy modules itself."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from dreamkit.errors import DreamkitError
 
 
 def main() -> None:
-    """Runs the command line. What the user can mend is said in a sentence on stderr, with exit code 2."""
+    """Run the command line. Print errors that the user can fix on stderr, and exit with code 2."""
     try:
         app()
     except DreamkitError as error:
         _refuse(str(error))
     except OSError as error:
-        if error.filename is None:  # not about a path that the user gave
+        if error.filename is None:  # the error is not about a path of the user
             raise
         _refuse(f"{error.filename}: {error.strerror}")
 
 
-def _refuse(sentence: str) -> NoReturn:
-    typer.echo(f"dreamkit: {sentence}", err=True)
+def _refuse(message: str) -> NoReturn:
+    typer.echo(f"dreamkit: {message}", err=True)
     sys.exit(2)

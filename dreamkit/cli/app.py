@@ -1,4 +1,4 @@
-"""The application: the commands that plug-ins give, and the options that stand before them."""
+"""The application: the commands of plug-ins, and the options before them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dreamkit.cli.commands import Commands
 app = typer.Typer(
     name="dreamkit",
     cls=Commands,
-    help="DreamLLM as a modular toolkit: language models that read images and draw them in one document.",
+    help="DreamLLM as a modular toolkit: language models that read and draw images in one document.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -19,8 +19,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(is_requested: bool) -> None:
+    if is_requested:
         from importlib.metadata import version
 
         typer.echo(f"dreamkit {version('dreamkit-core')}")

@@ -20,21 +20,21 @@ def test_plugin(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="an installed distribution, such as dreamkit-wave")
     ],
-    component: Annotated[str | None, typer.Option(metavar="NAME", help="only this component of it")] = None,
-    check: Annotated[str | None, typer.Option(metavar="NAME", help="only this check")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="try few inputs for each check")] = False,
+    component: Annotated[str | None, typer.Option(metavar="NAME", help="test only this component")] = None,
+    check: Annotated[str | None, typer.Option(metavar="NAME", help="run only this check")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="use few inputs for each check")] = False,
 ) -> None:
     """Test an installed plug-in's contract.
 
-    Imports everything it registers. Builds a miniature of each part and tries it on the checks of its kind, which
-    docs/plugins/checks.md lists. Writes no file. Exits with 1 where a check fails, or the one --check is skipped
-    everywhere. Needs dreamkit-core[testing].
+    Imports everything that the plug-in registers. Builds each part at a tiny size and runs the checks of its kind,
+    which docs/plugins/checks.md lists. Writes no file. Exits with code 1 if a check fails, or if --check is skipped
+    for every component. Needs dreamkit-core[testing].
 
     Example: dreamkit test-plugin dreamkit-transformers --component clip --quick
     """
     try:
         with tempfile.TemporaryDirectory() as folder:
-            os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = folder  # else it leaves one here
+            os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = folder  # the default is the working folder
             try:
                 from dreamkit.testing.distribution import components
             except ModuleNotFoundError as error:
@@ -45,23 +45,23 @@ def test_plugin(
                 ) from error
             from dreamkit.testing.outcomes import Outcome, summary
 
-            found = components(name, component=component, check=check, quick=quick)
-            gc.freeze()  # while torch's many objects are collected, hypothesis's callback would lose a Ctrl-C
+            tested = components(name, component=component, check=check, quick=quick)
+            gc.freeze()  # hypothesis's callback loses a Ctrl-C while torch's many objects are collected
             all_outcomes: list[Outcome] = []
-            for each in found:
-                typer.echo(str(each))
-                for outcome in each.outcomes():
+            for one in tested:
+                typer.echo(str(one))
+                for outcome in one.outcomes():
                     all_outcomes.append(outcome)
                     typer.echo(indent(str(outcome), "  "))
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         raise typer.Exit(130) from None
-    ends = summary(all_outcomes)
-    typer.echo(f"{len(found)} component{'s' if len(found) > 1 else ''} of {found[0].distribution}; {ends}")
-    untried = all(outcome.result == "skipped" for outcome in all_outcomes if check in (None, outcome.check))
-    if untried:
-        typer.echo(f"{check} was asked for and tried on nothing, which is no success")
-    if untried or any(outcome.result == "failed" for outcome in all_outcomes):
+    plural = "s" if len(tested) > 1 else ""
+    typer.echo(f"{len(tested)} component{plural} of {tested[0].distribution}; {summary(all_outcomes)}")
+    untested = all(outcome.result == "skipped" for outcome in all_outcomes if check in (None, outcome.check))
+    if untested:
+        typer.echo(f"nothing tested: {check} was skipped for every component")
+    if untested or any(outcome.result == "failed" for outcome in all_outcomes):
         raise typer.Exit(1)
 
 
@@ -71,20 +71,20 @@ def new_plugin(
     ],
     kind: Annotated[
         str | None,
-        typer.Option(metavar=f"[{'|'.join(KINDS)}]", help="what the package gives; required"),
+        typer.Option(metavar=f"[{'|'.join(KINDS)}]", help="the kind of component in the package; required"),
     ] = None,
     license_name: Annotated[
         str, typer.Option("--license", help="Apache-2.0, MIT or BSD-3-Clause")
     ] = "Apache-2.0",
-    author: Annotated[str | None, typer.Option(help="who holds the copyright")] = None,
+    author: Annotated[str | None, typer.Option(help="the copyright holder")] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="the folder to write; the default is ./NAME")
+        Path | None, typer.Option(metavar="DIR", help="the folder to write; default: ./NAME")
     ] = None,
 ) -> None:
     """Write a plug-in package to start from.
 
-    The package holds a small part that works, its tests, and how to publish it. It installs, and passes its contract
-    test. Its part is a file of less than a hundred lines to change.
+    The package has a small part that works, tests, and instructions to publish it. It can be installed at once, and
+    passes its contract test. The part is a file of fewer than 100 lines.
 
     Example: dreamkit new-plugin dreamkit-wave --kind vision-encoder
     """
@@ -96,8 +96,8 @@ def new_plugin(
     from dreamkit.scaffold import new_plugin as write
 
     if kind is None:
-        kinds = "".join(f"\n    {kind:<16}{given.summary}" for kind, given in KINDS.items())
-        raise DreamkitError(f"nothing says what {name} gives; add --kind with one of these:{kinds}")
+        kinds = "".join(f"\n    {kind:<16}{template.summary}" for kind, template in KINDS.items())
+        raise DreamkitError(f"missing --kind: choose the component that {name} provides:{kinds}")
     folder, files = write(name, kind, out, license=license_name, author=author, registry=Registry.load())
     branches = {Path(): Tree(str(folder))}
     for path in (path for file in files for path in [*reversed(file.parents), file]):

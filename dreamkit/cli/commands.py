@@ -1,4 +1,4 @@
-"""The commands that plug-ins give, as a group of typer: listed without importing them, imported when used."""
+"""The commands of plug-ins as a typer group. Listing a command does not import it; running it does."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dreamkit.registry.kinds import Registered
 from dreamkit.registry.registry import Registry
 from dreamkit.registry.targets import describe_error
 
-COMPLETION = ("install_completion", "show_completion")  # the options of an app that is run by itself
+COMPLETION = ("install_completion", "show_completion")  # typer adds these options to every app
 
 
 class Commands(TyperGroup):
-    """The commands whose names begin with `prefix`: all of them, or those of one first word, such as `"data "`.
+    """The commands whose names begin with `prefix`: all commands, or those of a first word such as `"data "`.
 
-    Typer brings click along, or depends on it, as its version has it; hence contexts and commands are `Any`.
+    Contexts and commands are `Any`, because some versions of typer hold a copy of click and others depend on click.
     """
 
     prefix = ""
@@ -35,10 +35,10 @@ class Commands(TyperGroup):
         return list(dict.fromkeys(name.partition(" ")[0] for name in self._inside()))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command, or the group, called `cmd_name` in this group.
+        """Return the command or group `cmd_name` of this group.
 
         Raises:
-            PluginError: there is none, two plug-ins give it, or it cannot be imported.
+            PluginError: the command is unknown, in two plug-ins, or cannot be imported.
         """
         name = self.prefix + cmd_name
         if any(inside.startswith(f"{cmd_name} ") for inside in self._inside()):
@@ -51,12 +51,12 @@ class Commands(TyperGroup):
         except Exception as error:
             registered = self.registry.components("command")[name]
             raise PluginError(
-                f"command '{name}' of {registered.origin}: typer makes no command of {registered.component.target}: "
-                f"{describe_error(error)}"
+                f"command '{name}' of {registered.origin}: typer cannot make a command of "
+                f"{registered.component.target}: {describe_error(error)}"
             ) from error
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write a section for each distribution, the core's first, and which plug-ins are broken."""
+        """Write a section for each distribution, the core's first, and a sentence about broken plug-ins."""
         sections: dict[str, list[tuple[str, str]]] = defaultdict(list)
         for name, registered in self._inside().items():
             heading = "Commands" if registered.is_own_command else f"Commands of {registered.origin}"
@@ -68,7 +68,7 @@ class Commands(TyperGroup):
             formatter.write(f"\nA command may be missing{about}\n")
 
     def _inside(self) -> Mapping[str, Registered]:
-        """The usable commands of this group, by the rest of their names."""
+        """Return the usable commands of this group by their names without `prefix`."""
         return {
             name.removeprefix(self.prefix): registered
             for name, registered in self.registry.components("command").items()
@@ -77,7 +77,7 @@ class Commands(TyperGroup):
 
 
 def _as_command(target: Any, name: str) -> Any:
-    """Make the command that a function or a typer app is, without an option to install completion."""
+    """Convert a function or a typer app into a command without options for shell completion."""
     app = target
     if not isinstance(target, typer.Typer):
         app = typer.Typer(rich_markup_mode=None)

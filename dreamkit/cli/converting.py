@@ -1,4 +1,4 @@
-"""Commands that make one checkpoint of another."""
+"""Commands that convert a checkpoint into another."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import typer
 
 
 def import_published(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="a checkpoint that the published code saved")
-    ],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a checkpoint of the published code")],
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="the folder to write the dreamkit checkpoint to")
     ],
 ) -> None:
     """Convert a published DreamLLM checkpoint.
 
-    Writes one of dreamkit. The components that its config.json names are looked for as folders beside it, and else as
+    Writes a dreamkit checkpoint. Its config.json names components: these are looked up as folders beside it, then as
     hub names.
 
     Example: dreamkit import-published tests/reference/published-sd/checkpoint imported
@@ -36,9 +34,9 @@ def merge_adapters(
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="the folder to write the merged checkpoint to")],
 ) -> None:
-    """Fold adapters into a checkpoint's weights.
+    """Merge adapters into a checkpoint's weights.
 
-    What it writes computes the same without adapters. Their parts then hold the merged layers in full.
+    The new checkpoint computes the same without adapters. It holds the merged layers whole.
 
     Example: dreamkit merge-adapters run1/checkpoint merged
     """

@@ -1,4 +1,4 @@
-"""Writes a document with the model of a checkpoint, and shows it as it comes: what `dreamkit generate` does."""
+"""Generation of a document by a checkpoint's model, shown on the console and written to a folder."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dreamkit.progress.bars import Bar
 from dreamkit.storage.folders import in_use_reason
 
 PAGE, PICTURE = "index.html", "image-{}.png"
-# A terminal would obey these characters, and a model may write any of them.
+# Control characters, which a model may write and a terminal would obey.
 UNPRINTED = {code: "\ufffd" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
 REASONS = {
-    "end": "the model ended it",
-    "tokens": "ended at the limit on tokens",
-    "images": "ended at the limit on images",
-    "length": "ended at the model's length",
+    "end": "the model ended the document",
+    "tokens": "the document reached the limit on tokens",
+    "images": "the document reached the limit on images",
+    "length": "the document reached the model's maximum length",
 }
 
 
@@ -38,55 +38,56 @@ def write_document(
     settings: Mapping[str, Any],
     overwrite: bool = False,
 ) -> str:
-    """Goes on from `prompt`; writes its pictures and a page of the whole document to the folder `out`.
+    """Continue `prompt`; write its images and a page of the whole document to the folder `out`.
 
-    Returns why the document ended. `settings` are those of `DreamModel.generate`. With `overwrite`, a former
-    document in `out` is removed, and nothing else that is there.
+    `settings` are those of `DreamModel.generate`. With `overwrite`, an earlier document in `out` is replaced; other
+    files stay. Return the reason why the document ended.
 
     Raises:
         DreamkitError: `out` is in use.
         CheckpointError: the checkpoint cannot be loaded.
         DocumentError: the prompt does not fit into the model's length.
     """
-    if (what := in_use_reason(out)) and not (overwrite and out.is_dir()):
-        replace = ", or replace the document in it by --overwrite" if out.is_dir() else ""
-        raise DreamkitError(f"{out} {what}; name a new folder by --out{replace}")
+    if (reason := in_use_reason(out)) and not (overwrite and out.is_dir()):
+        replace = ", or replace its document with --overwrite" if out.is_dir() else ""
+        raise DreamkitError(f"{out} {reason}; pass a new folder with --out{replace}")
     model, _ = load_checkpoint(checkpoint)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     output = Output(out)
-    done = follow(model.generate(prompt, seed=seed, **settings), output)
-    reason = REASONS[done.reason]
+    end = follow(model.generate(prompt, seed=seed, **settings), output)
+    reason = REASONS[end.reason]
     facts = {"checkpoint": checkpoint, "seed": seed, **settings, "end": reason}
-    text = page(done.result, given=len(prompt), title=title, facts=facts)
+    text = page(end.result, prompt_segments=len(prompt), title=title, facts=facts)
     output.file(PAGE).write_text(text, encoding="utf-8")
     return reason
 
 
 @dataclass
 class Output:
-    """The folder of a document, made and rid of a former document when the first file of this one is written."""
+    """The folder of a document. The first new file creates it, or removes an earlier document from it."""
 
     folder: Path
     is_begun: bool = False
 
     def file(self, name: str) -> Path:
+        """Return the path to write the file `name` to."""
         if not self.is_begun:
             self.folder.mkdir(parents=True, exist_ok=True)
             for pattern in (PAGE, PICTURE.format("*")):
-                for former in self.folder.glob(pattern):
-                    former.unlink()
+                for earlier in self.folder.glob(pattern):
+                    earlier.unlink()
             self.is_begun = True
         return self.folder / name
 
 
 def follow(events: Iterable[Event], output: Output) -> DocumentDone:
-    """Shows the events of one document on the console, writes its pictures to `output`, and returns the last event.
+    """Show the events of one document on the console, write its images to `output`, and return the last event.
 
-    Text goes to standard output. A picture is shown as the name of its file, on a line of its own where it stands in
-    the text; a bar on standard error counts the steps while it is drawn.
+    Print text, and the file name of each image on a line of its own, to standard output. A bar on standard error
+    counts the steps of the image being drawn.
     """
     bar = Bar("drawing", transient=True)
-    done = None
+    last = None
     line_is_open = False
     try:
         for event in events:
@@ -95,7 +96,7 @@ def follow(events: Iterable[Event], output: Output) -> DocumentDone:
                     print(text.translate(UNPRINTED), end="", flush=True)
                     line_is_open = not text.endswith("\n")
                 case ImageStarted():
-                    if line_is_open:  # the bar would wipe the line out
+                    if line_is_open:  # the bar would erase the line
                         print(flush=True)
                         line_is_open = False
                     bar.move(0)
@@ -107,10 +108,10 @@ def follow(events: Iterable[Event], output: Output) -> DocumentDone:
                     picture.save(file)
                     print(file, flush=True)
                 case DocumentDone():
-                    done = event
+                    last = event
     finally:
         bar.stop()
         if line_is_open:
             print(flush=True)
-    assert done is not None, "a generation ends with its document"
-    return done
+    assert last is not None, "a generation ends with DocumentDone"
+    return last

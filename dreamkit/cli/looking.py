@@ -1,4 +1,4 @@
-"""Commands that only look: at what is installed, at a recipe, at a checkpoint."""
+"""Commands that only read: what is installed, a recipe, a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dreamkit.cli.shared import Overrides, RecipeName, console, print_by_origin,
 def plugins() -> None:
     """List components and broken plug-ins.
 
-    Exits with 1 where a plug-in is broken, after listing everything that works. The environment variable
-    DREAMKIT_PLUGINS, a comma-separated list of entry-point names, limits which plug-ins are loaded; dreamkit's own
-    projectors and data sets are those of "core".
+    Lists everything that works, then each broken plug-in; exits with code 1 if there is one. To load only some
+    plug-ins, set the environment variable DREAMKIT_PLUGINS to a comma-separated list of entry-point names. "core" is
+    the one of dreamkit's own components.
 
     Example: dreamkit plugins
     """
@@ -40,11 +40,13 @@ def plugins() -> None:
 
 
 def recipes(
-    paths: Annotated[bool, typer.Option("--paths", help="print the files, not what they are for")] = False,
+    paths: Annotated[
+        bool, typer.Option("--paths", help="print the file of each recipe instead of its purpose")
+    ] = False,
 ) -> None:
     """List the shipped recipes.
 
-    Prints what each is for: the first sentence of its header.
+    Prints the purpose of each recipe, which is the first sentence of its header.
 
     Example: dreamkit recipes --paths
     """
@@ -63,27 +65,26 @@ def recipes(
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Check a recipe without loading any weights.
 
-    Finds every unknown key, wrong type, unknown component and pair of parts that do not fit, all in one run.
-    Prints the parts and their sizes where there is nothing to find, and exits with 2 otherwise.
+    Finds all unknown keys, wrong types, unknown components and parts that do not fit each other. Prints every problem
+    and exits with code 2. Without problems, prints the parts and their sizes.
 
     Example: dreamkit check digits/stage1 train.steps=100
     """
     from dreamkit.build.fit import fit
-    from dreamkit.cache.problems import cache_problems
-    from dreamkit.cache.provenance import cache_notes
+    from dreamkit.cache.recipe_check import cache_notes, cache_problems
     from dreamkit.errors import RecipeError
     from dreamkit.recipe.loading import draft_recipe
     from dreamkit.registry.registry import Registry
 
     registry = Registry.load()
     draft, problems = draft_recipe(recipe, overrides or (), registry)
-    found = fit(draft, registry) if draft is not None else None
-    problems += [*found.problems, *cache_problems(found)] if found is not None else []
+    fitted = fit(draft, registry) if draft is not None else None
+    problems += [*fitted.problems, *cache_problems(fitted)] if fitted is not None else []
     if problems:
         raise RecipeError(problems)
-    assert found is not None and draft is not None, "a recipe without problems is whole"
-    table = Table("part", "component", "takes and gives", box=None, pad_edge=False)
-    for row in found.summary():
+    assert fitted is not None and draft is not None, "a recipe without problems is complete"
+    table = Table("part", "component", "input -> output", box=None, pad_edge=False)
+    for row in fitted.summary():
         table.add_row(*row)
     console().print(table)
     for line in cache_notes(draft, registry):
@@ -96,22 +97,21 @@ def plan(
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="the memory of a device, such as 80GiB")
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="processes that train together, a device each")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="number of processes, one device each")] = 1,
     images: Annotated[int, typer.Option(min=0, help="images in each document, drawn and read back")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="print the numbers as JSON")] = False,
 ) -> None:
     """Print shapes, parameters, memory and FLOPs.
 
-    Prints the parts with the shapes between them, their parameters, the memory of a device, and the floating-point
-    operations of a training step. Loads no weights. Exits with 1 where that is more than --memory, and says what to
-    change.
+    Prints the parts with their shapes and parameters, the memory of a device, and the floating-point operations of a
+    training step. Loads no weights. If the memory exceeds --memory, prints what to change and exits with code 1.
 
     Example: dreamkit plan digits/stage2 train.batch_size=64 --memory 8GiB
     """
     import json
     from dataclasses import asdict
 
-    from dreamkit.cache.provenance import cache_notes
+    from dreamkit.cache.recipe_check import cache_notes
     from dreamkit.plan.advice import memory_advice
     from dreamkit.plan.plan import plan as make_plan
     from dreamkit.plan.sizes import format_bytes, parse_bytes
@@ -142,11 +142,11 @@ def plan(
 
 
 def inspect(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="that of a checkpoint or of a cache")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="the folder of a checkpoint or cache")],
 ) -> None:
-    """Verify and show a checkpoint or a cache.
+    """Verify and show a checkpoint or cache.
 
-    Reads every file, to see that it is whole.
+    Verifies every file, then shows the contents.
 
     Example: dreamkit inspect run1/checkpoint
     """
@@ -161,10 +161,8 @@ def inspect(
         return
     manifest = Manifest.read(folder)
     out = console()
-    out.print(
-        f"format {manifest.format}, written by dreamkit {manifest.dreamkit}; every file is as it was written\n"
-    )
-    table = Table("part", "component", "from", "tensors held", "size", "source", box=None, pad_edge=False)
+    out.print(f"format {manifest.format}, written by dreamkit {manifest.dreamkit}; every file is intact\n")
+    table = Table("part", "component", "from", "tensors", "size", "source", box=None, pad_edge=False)
     for part in dict.fromkeys([*manifest.components, *manifest.parts]):
         name = origin = source = ""
         if part in manifest.components:
@@ -185,19 +183,16 @@ def inspect(
 def _inspect_cache(folder: Path) -> None:
     from rich.filesize import decimal
 
-    from dreamkit.cache.manifest import MADE_BY, CacheManifest
+    from dreamkit.cache.manifest import PART_OF, CacheManifest
 
     manifest = CacheManifest.read(folder)
     manifest.verify(folder, read=True)
     out = console()
-    out.print(
-        f"format {manifest.format}, written by dreamkit {manifest.dreamkit}; every file is as it was written\n"
-    )
-    table = Table("table", "pictures", "of each", "size", "made by", "precision", box=None, pad_edge=False)
+    out.print(f"format {manifest.format}, written by dreamkit {manifest.dreamkit}; every file is intact\n")
+    table = Table("table", "images", "row", "size", "part", "precision", box=None, pad_edge=False)
     for name, record in manifest.tables.items():
-        rows = [f"{key} {tensor['dtype']} {tensor['shape']}" for key, tensor in record["tensors"].items()]
-        maker = record["maker"]
-        by = f"{MADE_BY[name]} {maker['part'].get('name')}"
-        size = decimal(manifest.size(name))
-        table.add_row(name, f"{record['pictures']:,}", ", ".join(rows), size, by, maker["precision"])
+        row = [f"{key} {tensor['dtype']} {tensor['shape']}" for key, tensor in record["tensors"].items()]
+        part = f"{PART_OF[name]} {record['identity']['component']}"
+        size, precision = decimal(manifest.size(name)), record["identity"]["precision"]
+        table.add_row(name, f"{record['images']:,}", ", ".join(row), size, part, precision)
     out.print(table)

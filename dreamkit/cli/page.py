@@ -1,4 +1,4 @@
-"""A document as one HTML page that needs nothing but itself: no script, and pictures inside it."""
+"""A document as one HTML page, with its images inside and without scripts."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from itertools import count, groupby
 from dreamkit.document import Document, Image, Text
 from dreamkit.parts.pictures import to_rgb
 
-LARGEST = 1024  # side in pixels of a picture in the page; a larger one is scaled down
-SMALL = 128  # a picture of a smaller side is shown in whole multiples of its pixels, about this large
+LARGEST = 1024  # longest side in pixels of an image in the page; larger images are scaled down
+SMALL = 128  # smaller images are enlarged by a whole factor to about this side
 
 STYLE = """
 :root {
   color-scheme: light dark;
-  --paper: #fbfaf7; --ink: #1d1c1a; --quiet: #6b6760; --rule: #dedad2; --given: #efece5; --mark: #2f6f5e;
+  --paper: #fbfaf7; --ink: #1d1c1a; --quiet: #6b6760; --rule: #dedad2; --prompt: #efece5; --mark: #2f6f5e;
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --paper: #17181a; --ink: #e8e6e1; --quiet: #a19d95; --rule: #35363a; --given: #222427; --mark: #7fc4ae;
+    --paper: #17181a; --ink: #e8e6e1; --quiet: #a19d95; --rule: #35363a; --prompt: #222427; --mark: #7fc4ae;
   }
 }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 1.125rem/1.7 Georgia, serif; }
 main { max-width: 44rem; margin: 0 auto; padding: 3rem 1.25rem; }
 section { margin: 0 0 1.5rem; padding: 0.25rem 0 0.25rem 1.25rem; border-left: 3px solid var(--mark); }
-section.given { padding: 1rem 1.25rem; border: 0; border-radius: 6px; background: var(--given); }
+section.prompt { padding: 1rem 1.25rem; border: 0; border-radius: 6px; background: var(--prompt); }
 h1, h2, dl { font-family: system-ui, sans-serif; color: var(--quiet); }
 h1 { margin: 0 0 2rem; font-size: 1rem; font-weight: 600; }
 h2 { margin: 0 0 0.25rem; font-size: 0.75rem; font-weight: 600; letter-spacing: 0.06em; text-transform: uppercase; }
-section:not(.given) h2 { color: var(--mark); }
+section:not(.prompt) h2 { color: var(--mark); }
 p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 span + span::before { content: " "; }
 img { display: block; max-width: 100%; height: auto; margin: 0.5rem 0 0.75rem; border: 1px solid var(--rule);
@@ -47,28 +47,28 @@ dd { margin: 0; overflow-wrap: anywhere; }
 def page(
     document: Document,
     *,
-    given: int = 0,
+    prompt_segments: int = 0,
     title: str = "A document",
     facts: Mapping[str, object] | None = None,
 ) -> str:
-    """`document` as HTML. Its first `given` segments are the prompt, and are set apart from what the model wrote.
+    """Return `document` as an HTML page that needs no other file.
 
-    `facts` are listed below it.
+    The first `prompt_segments` segments are the prompt, which looks different. `facts` are listed below the document.
     """
     pictures = count(1)
     parts = []
-    for (is_given, role), turn in groupby(
-        enumerate(document), key=lambda item: (item[0] < given, item[1].role)
+    for (is_prompt, role), turn in groupby(
+        enumerate(document), key=lambda item: (item[0] < prompt_segments, item[1].role)
     ):
-        label = role or ("prompt" if is_given else "written by the model")
+        label = role or ("prompt" if is_prompt else "written by the model")
         inside = "".join(
             f"<span>{escape(segment.text.strip())}</span>"
             if isinstance(segment, Text)
-            else _picture(segment, next(pictures), is_given)
+            else _picture(segment, next(pictures), is_prompt)
             for _, segment in turn
         )
         parts.append(
-            f'<section class="{"given" if is_given else "written"}"><h2>{label}</h2>\n<p>{inside}</p></section>'
+            f'<section class="{"prompt" if is_prompt else "written"}"><h2>{label}</h2>\n<p>{inside}</p></section>'
         )
     if facts:
         listed = "".join(
@@ -94,10 +94,12 @@ def page(
 """
 
 
-def _picture(image: Image, number: int, is_given: bool) -> str:
+def _picture(image: Image, number: int, is_prompt: bool) -> str:
     picture = to_rgb(image.picture)
     width, height = picture.size
-    alt = f"picture {number}, {'given' if is_given else 'drawn by the model'}, {width} x {height} pixels"
+    alt = (
+        f"image {number}, {'of the prompt' if is_prompt else 'drawn by the model'}, {width} x {height} pixels"
+    )
     picture.thumbnail((LARGEST, LARGEST))
     file = io.BytesIO()
     picture.save(file, "PNG")

@@ -1,4 +1,4 @@
-"""Commands that train a model or run one."""
+"""Commands that train or run a model."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ def train(
     recipe: RecipeName,
     out: Annotated[Path, typer.Option(help="a new folder for the checkpoint, resume points and log.jsonl")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the last resume point in OUT")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="continue from the latest resume point in OUT")
+    ] = False,
 ) -> None:
     """Train the model of a recipe.
 
-    Writes OUT/checkpoint at the end, OUT/checkpoints/step-N every train.save_every steps, and OUT/log.jsonl. Several
-    devices are used where torchrun starts one process on each.
+    Writes OUT/log.jsonl, OUT/checkpoints/step-N every train.save_every steps, and OUT/checkpoint at the end. To use
+    several devices, start one process on each with torchrun.
 
     Example: dreamkit train digits/stage1 train.steps=100 --out run1
     """
@@ -34,12 +36,12 @@ def train(
     try:
         result = run(load_recipe(recipe, overrides or (), registry), registry, out, resume=resume)
     except KeyboardInterrupt:
-        go_on = (
-            "--resume goes on from the last resume point"
+        hint = (
+            "continue from the latest resume point with --resume"
             if any(out.glob("checkpoints/*"))
-            else "nothing was kept"
+            else "no resume point was written yet; set train.save_every to write some"
         )
-        typer.echo(f"interrupted; {go_on} (train.save_every says how often one is written)", err=True)
+        typer.echo(f"interrupted; {hint}", err=True)
         raise typer.Exit(130) from None
     if result.is_main:
         typer.echo(f"wrote {result.checkpoint}")
@@ -50,20 +52,20 @@ def cache(
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="the folder to write; the default is the recipe's train.cache"),
+        typer.Option(metavar="FOLDER", help="the folder to write; default: the recipe's train.cache"),
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="[features|latents]", help="only this table; may be given twice"),
+        typer.Option(metavar="[features|latents]", help="write only this table; may be repeated"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the cache in FOLDER")] = False,
 ) -> None:
     """Compute latents and features once.
 
-    These are what the frozen parts of a recipe make of the pictures in its data: the features of images to read, where
-    the vision encoder does not learn, and mean and standard deviation of the latents of images to draw.
-    train.cache=FOLDER makes training read them. Pictures are found by what they hold, so data may be mixed otherwise,
-    or left out, without a new cache. Runs on a CUDA device where there is one.
+    Writes what the frozen parts of a recipe compute from the images in its data: vision features of images to read, if
+    the vision encoder is not trained, and mean and standard deviation of the latents of images to draw. Training with
+    train.cache=FOLDER reads them. An image is found by its content, so data can be mixed in another way or left out
+    without a new cache. Runs on a CUDA device if there is one.
 
     Example: dreamkit cache digits/stage1 --out digits-cache
     """
@@ -81,52 +83,52 @@ def cache(
     loaded = load_recipe(recipe, overrides or (), registry)
     folder = loaded.train.cache if out is None else out
     if folder is None:
-        raise DreamkitError("nothing says where to write the cache; add --out FOLDER, or set train.cache")
+        raise DreamkitError("no output folder: pass --out FOLDER or set train.cache")
 
-    def tell(estimate: Estimate) -> None:
-        each = ", ".join(f"{table} take {decimal(size)}" for table, size in estimate.picture.items())
+    def show_estimate(estimate: Estimate) -> None:
+        rows = ", ".join(f"{table} take {decimal(size)}" for table, size in estimate.row_bytes.items())
         typer.echo(
-            f"{each} a picture; {estimate.documents:,} documents: {decimal(estimate.most)} at most where each has one "
-            f"picture for each table, and {decimal(estimate.free)} are free",
+            f"{rows} per image; {estimate.documents:,} documents: at most {decimal(estimate.most_bytes)} with one "
+            f"image per table in each document; {decimal(estimate.free_bytes)} free",
             err=True,
         )
 
-    # as an interruption does, an end that is asked for leaves nothing of the folder
+    # SIGTERM removes the partial folder, as Ctrl-C does
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        with Bar("caching", "{task.fields[pictures]} pictures") as bar:
+        with Bar("caching", "{task.fields[images]} images") as bar:
 
-            def move(at: CachingProgress) -> None:
-                bar.move(at.documents, at.of, pictures=at.pictures)
+            def show_progress(progress: CachingProgress) -> None:
+                bar.move(progress.documents, progress.total, images=progress.images)
 
-            made, reasons, replaced = make_cache(
+            report = make_cache(
                 loaded,
                 registry,
                 folder,
                 only=only or TABLES,
                 overwrite=overwrite,
-                on_start=tell,
-                on_progress=move,
+                on_start=show_estimate,
+                on_progress=show_progress,
             )
     finally:
         signal.signal(signal.SIGTERM, before)
-    for left_out, reason in reasons.items():
+    for left_out, reason in report.left_out.items():
         typer.echo(f"no {left_out}: {reason}", err=True)
-    for table, record in made.tables.items():
-        typer.echo(f"{table} (pictures: {record['pictures']:,}), {decimal(made.size(table))}")
-    typer.echo(f"{'replaced' if replaced else 'wrote'} {folder}; train with train.cache={folder}")
+    for table, record in report.manifest.tables.items():
+        typer.echo(f"{table} (images: {record['images']:,}), {decimal(report.manifest.size(table))}")
+    typer.echo(f"{'replaced' if report.replaced else 'wrote'} {folder}; train with train.cache={folder}")
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="a new folder for checkpoint, figures and report")] = Path(
+    out: Annotated[Path, typer.Option(help="a new folder for the checkpoint, figures and report")] = Path(
         "dreamkit-demo"
     ),
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="seed of training and measuring")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="seed of training and measurement")] = 0,
 ) -> None:
-    """Train and measure a miniature model.
+    """Train and measure a tiny model.
 
-    Takes a few minutes: the shipped recipes digits/stage1, stage2 and stage3, one after the other, on real handwriting.
-    Writes OUT/checkpoint, OUT/metrics.json and OUT/report.html, and exits with 2 where a figure misses its target.
+    Trains the shipped recipes digits/stage1, stage2 and stage3 in turn, on real handwriting. Takes a few minutes.
+    Writes OUT/checkpoint, OUT/metrics.json and OUT/report.html. Exits with code 2 if a figure misses its target.
 
     Example: dreamkit demo --out demo --seed 1
     """
@@ -141,35 +143,34 @@ def demo(
 
 
 def generate(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="a folder that dreamkit wrote")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="the folder of a checkpoint")],
     prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="what to go on from; each <image> stands for a picture")
+        str, typer.Argument(metavar="PROMPT", help="the text to continue; each <image> stands for an image")
     ],
     image: Annotated[
-        list[Path] | None, typer.Option(metavar="PATH", help="a picture for the next <image> of the prompt")
+        list[Path] | None, typer.Option(metavar="PATH", help="the image for the next <image> of the prompt")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="the folder to write to")] = Path("dreamkit-out"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="the folder to write")] = Path("dreamkit-out"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the document in DIR")] = False,
     chat: Annotated[
         bool, typer.Option("--chat", help="make the prompt a user's turn in a conversation")
     ] = False,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**64 - 1, help="the same seed draws the same pictures")
-    ] = 0,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="tokens of text at most")] = None,
-    max_images: Annotated[int | None, typer.Option(min=0, help="pictures at most")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="the same seed draws the same images")] = 0,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="maximum number of text tokens")] = None,
+    max_images: Annotated[int | None, typer.Option(min=0, help="maximum number of images")] = None,
     guidance: Annotated[
-        float | None, typer.Option(min=0, callback=finite, help="scale of classifier-free guidance")
+        float | None, typer.Option(min=0, callback=finite, help="classifier-free guidance scale")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="denoising steps a picture")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="denoising steps an image")] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0, callback=finite, help="0 always takes the likeliest token")
+        float | None, typer.Option(min=0, callback=finite, help="0 always takes the most likely token")
     ] = None,
 ) -> None:
     """Continue a document with text and images.
 
-    Shows text as it is written, and pictures as they are drawn. Writes image-0.png and so on, and index.html with the
-    whole document. What is not set here is as the checkpoint's recipe has it. Runs on a CUDA device where there is one.
+    Prints text as it is written, and the file name of each image. Writes the images image-0.png and so on, and
+    index.html with the whole document. Omitted options default to the checkpoint's recipe. Uses a CUDA device if there
+    is one.
 
     Example: dreamkit generate dreamkit-demo/checkpoint "two" --max-images 2 --out two
     """

@@ -18,21 +18,21 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="settings to change, such as train.steps=100; or another recipe to lay over, such as dreamllm/with/sdxl",
+        help="settings to change, such as train.steps=100; or a recipe to merge on top, such as dreamllm/with/sdxl",
     ),
 ]
 
 
 def console() -> Console:
-    """Standard output; wide enough that nothing is cut where it is not a terminal."""
+    """Return a console on standard output. It is wide if standard output is not a terminal, so that nothing is cut."""
     out = Console(highlight=False, markup=False)
     return out if out.is_terminal else Console(highlight=False, markup=False, width=200)
 
 
 def print_by_origin(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows `(*names, origin, summary)`: on a terminal below a heading for each origin, else one line each.
+    """Print rows `(*names, origin, summary)`: under a heading for each origin on a terminal, else a line each.
 
-    Only summaries are wrapped.
+    Only summaries wrap.
     """
     out = console()
     if not out.is_terminal:
@@ -50,7 +50,7 @@ def print_by_origin(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> No
 
 
 def print_lines(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows in columns, a line each."""
+    """Print rows in columns, one line each."""
     lines = [[" ".join(cell.split()) for cell in row] for row in (headers, *rows)]
     widths = _widths(lines)
     for line in lines:
@@ -62,6 +62,7 @@ def _widths(rows: Iterable[Sequence[str]]) -> list[int]:
 
 
 def finite(value: float | None) -> float | None:
+    """Return `value`; refuse nan and infinity."""
     if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a finite number")
+        raise typer.BadParameter(f"expected a finite number, got {value}")
     return value

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from dreamkit.build.build import build_on_meta
 from dreamkit.build.fit import fit
 from dreamkit.build.fit_record import part_section
-from dreamkit.cache.problems import cache_problems
+from dreamkit.cache.recipe_check import cache_problems
 from dreamkit.errors import DreamkitError, RecipeError
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.part import Part

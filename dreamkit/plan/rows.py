@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dreamkit.cache.computed import Named, Tables
 from dreamkit.cache.manifest import CacheManifest
+from dreamkit.cache.read import NamedPictures, Tables
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.data.sequence import Sequence, Sequencer, blank_picture
 from dreamkit.document import Document, Image
@@ -61,12 +61,12 @@ def _full_row(sequencer: Sequencer, images: int) -> Sequence:
 
 
 class _Zeros(Tables):
-    """A cache that returns zeros for every image, in the shapes and dtypes of a manifest."""
+    """A cache with a row of zeros for every image, of the shapes and dtypes in a manifest."""
 
     def __init__(self, manifest: CacheManifest) -> None:
         self.manifest = manifest
 
-    def rows(self, table: str, pictures: Named) -> dict[str, Tensor] | None:
+    def rows(self, table: str, pictures: NamedPictures) -> dict[str, Tensor] | None:
         if table not in self.manifest.tables:
             return None
         tensors = self.manifest.tables[table]["tensors"]

@@ -37,14 +37,14 @@ def dreamkit_datasets() -> Sequence[Component]:
 def dreamkit_commands() -> Sequence[Component]:
     """In the order of `dreamkit --help`; a summary is the first sentence of the command's own help."""
     return (
-        Component("demo", "dreamkit.cli.running:demo", "Train and measure a miniature model."),
+        Component("demo", "dreamkit.cli.running:demo", "Train and measure a tiny model."),
         Component("plugins", "dreamkit.cli.looking:plugins", "List components and broken plug-ins."),
         Component("recipes", "dreamkit.cli.looking:recipes", "List the shipped recipes."),
         Component("check", "dreamkit.cli.looking:check", "Check a recipe without loading any weights."),
         Component("plan", "dreamkit.cli.looking:plan", "Print shapes, parameters, memory and FLOPs."),
         Component("train", "dreamkit.cli.running:train", "Train the model of a recipe."),
         Component("cache", "dreamkit.cli.running:cache", "Compute latents and features once."),
-        Component("inspect", "dreamkit.cli.looking:inspect", "Verify and show a checkpoint or a cache."),
+        Component("inspect", "dreamkit.cli.looking:inspect", "Verify and show a checkpoint or cache."),
         Component("generate", "dreamkit.cli.running:generate", "Continue a document with text and images."),
         Component(
             "import-published",
@@ -54,7 +54,7 @@ def dreamkit_commands() -> Sequence[Component]:
         Component(
             "merge-adapters",
             "dreamkit.cli.converting:merge_adapters",
-            "Fold adapters into a checkpoint's weights.",
+            "Merge adapters into a checkpoint's weights.",
         ),
         Component(
             "new-plugin", "dreamkit.cli.authoring:new_plugin", "Write a plug-in package to start from."

@@ -19,8 +19,8 @@ _TYPE_NAMES = {int: "an integer", float: "a number", str: "a string", list: "a l
 class FolderManifest(ABC):
     """The content of a manifest. Each kind of folder has a subclass with fields of its own.
 
-    `KIND` names the kind of folder in messages. `FILE` is the name of its manifest, `FORMAT` its newest format, and
-    `ERROR` the type of its errors.
+    `KIND` names the kind of folder in messages, and `FILE` is the name of its manifest. `FORMAT` is the newest format,
+    `OLDEST` the oldest that can be read, and `ERROR` the type of its errors.
 
     `dreamkit` is the version that wrote the folder. `files` has size and sha256 of every other file in it.
     """
@@ -28,6 +28,7 @@ class FolderManifest(ABC):
     KIND: ClassVar[str]
     FILE: ClassVar[str]
     FORMAT: ClassVar[int]
+    OLDEST: ClassVar[int] = 1
     ERROR: ClassVar[type[DreamkitError]]
 
     format: int
@@ -41,7 +42,7 @@ class FolderManifest(ABC):
 
     @classmethod
     @abstractmethod
-    def mend_hint(cls, folder: Path) -> str:
+    def repair_hint(cls, folder: Path) -> str:
         """Return the end of an error message about a damaged `folder`."""
 
     @classmethod
@@ -69,7 +70,7 @@ class FolderManifest(ABC):
         """Read the manifest of `folder`, but no other file.
 
         Raises:
-            DreamkitError: `ERROR`: no such folder, another kind, a newer format, or a damaged manifest.
+            DreamkitError: `ERROR`: no such folder, another kind, a format that is not read, or a damaged manifest.
         """
         path = folder / cls.FILE
         if not path.is_file():
@@ -78,10 +79,10 @@ class FolderManifest(ABC):
             data = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise cls.ERROR(
-                f"{path}: not a manifest of dreamkit: {type(error).__name__}: {error}; {cls.mend_hint(folder)}"
+                f"{path}: not a manifest of dreamkit: {type(error).__name__}: {error}; {cls.repair_hint(folder)}"
             ) from error
         if isinstance(data, dict):
-            cls._refuse_newer(path, data)
+            cls._refuse_version(folder, data)
             data = cls.upgrade(data)
         types = get_type_hints(cls)
         problems = [*schema_errors(data, {field.name: types[field.name] for field in fields(cls)})]
@@ -105,7 +106,7 @@ class FolderManifest(ABC):
     def damaged(cls, folder: Path, problems: Iterable[str], *, at: Path | None = None) -> DreamkitError:
         """Return the error about a damaged `folder`, with a line for each of `problems`."""
         listed = "".join(f"\n  {problem}" for problem in problems)
-        return cls.ERROR(f"{at or folder}: the {cls.KIND} is damaged; {cls.mend_hint(folder)}{listed}")
+        return cls.ERROR(f"{at or folder}: the {cls.KIND} is damaged; {cls.repair_hint(folder)}{listed}")
 
     @classmethod
     def refuse_to_replace(cls, folder: Path, *, instead: str = "name another folder") -> None:
@@ -132,13 +133,16 @@ class FolderManifest(ABC):
         return f"{folder} is not a {cls.KIND}: {reason}; {cls.find_hint(folder)}"
 
     @classmethod
-    def _refuse_newer(cls, path: Path, data: Mapping[str, Any]) -> None:
+    def _refuse_version(cls, folder: Path, data: Mapping[str, Any]) -> None:
         version = data.get("format")
-        if type(version) is int and version > cls.FORMAT:
-            raise cls.ERROR(
-                f"{path}: format version {version}, written by dreamkit {data.get('dreamkit', '?')}, but this "
-                f"dreamkit reads versions up to {cls.FORMAT}; install a newer dreamkit-core"
-            )
+        if type(version) is not int or version < 1 or cls.OLDEST <= version <= cls.FORMAT:
+            return
+        origin = f"format version {version}, written by dreamkit {data.get('dreamkit', '?')}"
+        if version > cls.FORMAT:
+            limit, hint = f"up to {cls.FORMAT}", "install a newer dreamkit-core"
+        else:
+            limit, hint = f"from {cls.OLDEST} on", cls.repair_hint(folder)
+        raise cls.ERROR(f"{folder / cls.FILE}: {origin}, but this dreamkit reads versions {limit}; {hint}")
 
 
 def schema_errors(value: Any, expected: Any, key: str = "") -> Iterator[str]:

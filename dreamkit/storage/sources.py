@@ -70,8 +70,10 @@ def locate(pretrained: str, files: Sequence[str], *, weights: bool = True, known
     return folder
 
 
-def fingerprint(pretrained: str) -> dict[str, str]:
-    """Return the sha256 of each weight, config and tokenizer file of a source, by its name in the folder.
+def fingerprint(pretrained: str, *, weights: bool = True) -> dict[str, str]:
+    """Return the sha256 of each config and tokenizer file of a source, by its name in the folder.
+
+    `weights` adds those of its weight files, which take time to read.
 
     Raises:
         SourceError: the source cannot be found, as in `locate`.
@@ -80,7 +82,8 @@ def fingerprint(pretrained: str) -> dict[str, str]:
     names = _listing(folder)
     parents = {PurePosixPath(name).parent for name in names}
     chosen = [name for name in names if name.endswith(_SMALL_SUFFIXES)]
-    chosen += [name for parent in parents for name in _weights_in(names, parent)]
+    if weights:
+        chosen += [name for parent in parents for name in _weights_in(names, parent)]
     hashes = {}
     for name in sorted(chosen):
         state = (folder / name).stat()

@@ -37,7 +37,7 @@ def _title(kinds: tuple[str, ...]) -> str:
 
 def _table(checks: Iterable[Check]) -> str:
     rows = [
-        f"| `{check.name}`{'' if check.unless is None else ' (*)'} | {check.holds} | {check.protects} |"
+        f"| `{check.name}`{'' if check.unless is None else ' (*)'} | {check.holds} | {check.rationale} |"
         for check in checks
     ]
     return "\n".join(["| check | what must hold | what it spares a user |", "|---|---|---|", *rows])

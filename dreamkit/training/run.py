@@ -12,9 +12,9 @@ from rich.console import Console
 from dreamkit import kernels
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
-from dreamkit.cache.problems import cache_problems
-from dreamkit.cache.provenance import other_data
-from dreamkit.cache.read import Cache, open_cache
+from dreamkit.cache.model_check import open_cache
+from dreamkit.cache.read import Cache
+from dreamkit.cache.recipe_check import cache_problems, data_notes
 from dreamkit.checkpoints.load import LoadReport, load_checkpoint, load_weights
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Collator
@@ -100,7 +100,7 @@ def train_recipe(
         raise TrainingError("nothing is to be trained; name parts in train.trainable, or add model.adapters")
     if arguments.device.type == "cuda":
         _show(kernels.told(arguments.device))
-    cache = open_cache(recipe, model, arguments.device)
+    cache = open_cache(recipe, model, registry)
     if cache is not None:
         _show(cache)
     if recipe.train.gradient_checkpointing:
@@ -108,7 +108,7 @@ def train_recipe(
     if datasets is None:
         datasets = [registry.get("dataset", section.name)(section.config) for section in recipe.data]
     if cache is not None:
-        for line in other_data(cache.folder, cache.manifest, recipe, datasets):
+        for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
             _show(line)
     weights = [section.weight for section in recipe.data]
     documents = recipe.train.steps * recipe.train.accumulation * recipe.train.batch_size * world_size()

@@ -201,7 +201,7 @@ def test_a_new_plug_in_without_a_kind_is_told_the_kinds(run, tmp_path: Path, mon
     assert run("new-plugin", "dreamkit-wave") == (
         2,
         "",
-        "dreamkit: nothing says what dreamkit-wave gives; add --kind with one of these:\n"
+        "dreamkit: missing --kind: choose the component that dreamkit-wave provides:\n"
         "    vision-encoder  a small vision transformer\n"
         "    language-model  a small transformer that writes bytes\n"
         "    projector       averages neighbouring tokens\n"

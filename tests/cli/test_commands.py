@@ -101,8 +101,8 @@ BROKEN = {
     "group": "command 'group' is given by ware1 1.0 and by ware2 1.0 (as 'group inside'); only one of them may",
     "ghost": "command 'ghost' of ware2 1.0: module 'ware2.parts' has no 'aap'; did you mean 'app'?",
     "nothing": "command 'nothing' of ware2 1.0: ware2.parts:nothing is neither a function nor a typer app",
-    "empty": "command 'empty' of ware2 1.0: typer makes no command of ware2.parts:empty: RuntimeError: ",
-    "untypable": "command 'untypable' of ware2 1.0: typer makes no command of ware2.parts:untypable: NameError: ",
+    "empty": "command 'empty' of ware2 1.0: typer cannot make a command of ware2.parts:empty: RuntimeError: ",
+    "untypable": "command 'untypable' of ware2 1.0: typer cannot make a command of ware2.parts:untypable: NameError: ",
     "late": "command 'late' of tardy 1.0: importing tardy.parts:app failed: ModuleNotFoundError: No module named",
     "stops": "command 'stops' of halts 1.0: importing halts.parts:app failed: SystemExit: bye",
 }

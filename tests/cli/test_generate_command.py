@@ -73,7 +73,7 @@ def pictures(page: Path) -> list[PIL.Image]:
 def test_writes_text_pictures_and_a_page(command: Command, checkpoint: Path) -> None:
     code, out, err = command("generate", checkpoint, "say", "--out", "new/folder")
     assert (code, out) == (0, "aha\nnew/folder/image-0.png\nso\n"), err
-    assert err == "the model ended it; wrote new/folder/index.html\n"
+    assert err == "the model ended the document; wrote new/folder/index.html\n"
     folder = Path("new/folder")
     assert {path.name for path in folder.iterdir()} == {"image-0.png", "index.html"}
     with PIL.open(folder / "image-0.png") as drawn:
@@ -90,7 +90,7 @@ def test_reads_pictures_in_a_conversation(command: Command, checkpoint: Path, tm
     assert given.tobytes() == tiny.picture(1).tobytes()
     text = (tmp_path / "dreamkit-out" / "index.html").read_text()
     assert re.findall(r'<section class="(\w+)"><h2>(\w+)', text) == [
-        ("given", "user"),
+        ("prompt", "user"),
         ("written", "assistant"),
     ]
 
@@ -105,9 +105,9 @@ def test_the_seed_decides_the_picture(command: Command, checkpoint: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "printed", "reason"),
     [
-        (["--max-images", 0, "--max-tokens", 2], "", "ended at the limit on tokens"),
-        (["--max-tokens", 1], "", "ended at the limit on tokens"),
-        (["--steps", 1, "--guidance", 1], "dreamkit-out/image-0.png", "the model ended it"),
+        (["--max-images", 0, "--max-tokens", 2], "", "the document reached the limit on tokens"),
+        (["--max-tokens", 1], "", "the document reached the limit on tokens"),
+        (["--steps", 1, "--guidance", 1], "dreamkit-out/image-0.png", "the model ended the document"),
     ],
 )
 def test_limits_and_settings_hold(
@@ -137,7 +137,7 @@ def test_a_former_document_is_replaced_only_when_asked(command: Command, checkpo
 def test_a_file_is_never_overwritten(command: Command, checkpoint: Path) -> None:
     Path("file").write_text("mine")
     code, _, err = command("generate", checkpoint, "say", "--out", "file", "--overwrite")
-    assert (code, err) == (2, "dreamkit: file is a file; name a new folder by --out\n")
+    assert (code, err) == (2, "dreamkit: file is a file; pass a new folder with --out\n")
     assert Path("file").read_text() == "mine"
 
 
@@ -152,8 +152,8 @@ def test_a_file_is_never_overwritten(command: Command, checkpoint: Path) -> None
         (["say " * 300], "but a row holds 256; shorten it (an image read takes"),
         (["say", "--steps", 0], "--steps"),
         (["say", "--guidance", -1], "--guidance"),
-        (["say", "--guidance", "inf"], "inf is not a finite number"),
-        (["say", "--temperature", "inf"], "inf is not a finite number"),
+        (["say", "--guidance", "inf"], "expected a finite number, got inf"),
+        (["say", "--temperature", "inf"], "expected a finite number, got inf"),
         (["say", "--temperature", "nan"], "--temperature"),
         (["say", "--seed", 2**64], "--seed"),
         (["say", "--out", "good.png/x"], "Not a directory"),

@@ -57,11 +57,11 @@ def test_shows_prompt_and_answer_apart() -> None:
     document = Document(
         (Text("one"), Image(tiny.picture(0)), Text(" two"), Image(tiny.picture(1), draw=True))
     )
-    shown = Page(page(document, given=2, title="<t>", facts={"seed": 3}))
-    assert shown.sections == [("given", ["one", "[image]"]), ("written", ["two", "[image]"])]
+    shown = Page(page(document, prompt_segments=2, title="<t>", facts={"seed": 3}))
+    assert shown.sections == [("prompt", ["one", "[image]"]), ("written", ["two", "[image]"])]
     assert [image["alt"] for image in shown.images] == [
-        "picture 1, given, 16 x 16 pixels",
-        "picture 2, drawn by the model, 16 x 16 pixels",
+        "image 1, of the prompt, 16 x 16 pixels",
+        "image 2, drawn by the model, 16 x 16 pixels",
     ]
     assert [picture(image).tobytes() for image in shown.images] == [tiny.picture(n).tobytes() for n in (0, 1)]
     assert all(link.startswith("data:") for link in shown.links)
@@ -70,10 +70,10 @@ def test_shows_prompt_and_answer_apart() -> None:
 def test_a_conversation_has_a_section_a_turn() -> None:
     roles = ["system", "user", "user", "assistant", "user"]
     document = Document(tuple(Text(str(n), role=role) for n, role in enumerate(roles)))
-    shown = Page(html := page(document, given=3))
+    shown = Page(html := page(document, prompt_segments=3))
     assert shown.sections == [
-        ("given", ["0"]),
-        ("given", ["1", "2"]),
+        ("prompt", ["0"]),
+        ("prompt", ["1", "2"]),
         ("written", ["3"]),
         ("written", ["4"]),
     ]
@@ -88,10 +88,10 @@ segments = st.one_of(
 @given(st.lists(segments), st.data(), st.text(st.characters(exclude_categories=["Cs", "Cc"])))
 def test_any_text_is_shown_as_it_is(written: list[Segment], data: st.DataObject, word: str) -> None:
     prompt = data.draw(st.integers(0, len(written)))
-    shown = Page(page(Document(tuple(written)), given=prompt, title=word, facts={word: word}))
+    shown = Page(page(Document(tuple(written)), prompt_segments=prompt, title=word, facts={word: word}))
     wanted = [segment.text.strip() if isinstance(segment, Text) else "[image]" for segment in written]
     assert [text for _, texts in shown.sections for text in texts] == wanted
-    assert sum(len(texts) for kind, texts in shown.sections if kind == "given") == prompt
+    assert sum(len(texts) for kind, texts in shown.sections if kind == "prompt") == prompt
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 16), (64, 40), (100, 128), (200, 300), (3000, 1500)])

@@ -1,4 +1,4 @@
-"""What README and docs say is so: their examples run, their links lead somewhere, and no key is left out."""
+"""What README and docs say is so: their examples run, and no key is left out."""
 
 import dataclasses
 import re
@@ -203,13 +203,6 @@ def test_swaps_shown_are_performed(dreamkit: Callable, line: str) -> None:
         assert getattr(swapped.model, key).name == name
         # rows of digits are too short for the tokens of large pictures
         assert stage.startswith("digits/") or fit(swapped, registry).problems == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
-        if not target.startswith("http"):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 ASKING = [

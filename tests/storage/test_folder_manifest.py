@@ -37,7 +37,7 @@ class Shelf(FolderManifest):
         return "buy one"
 
     @classmethod
-    def mend_hint(cls, folder: Path) -> str:
+    def repair_hint(cls, folder: Path) -> str:
         return "glue it"
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ class NoiseDecoder(LatentDecoder):
         `config`: {unet: {...}, vae: {...}, scheduler: {...}}, the values of diffusers' config files.
         """
 
-        snr_gamma: float | None = None
+        snr_gamma: float | None = field(default=None, metadata={"loss_only": True})
 
     def __init__(self, config: NoiseDecoder.Config, spec: DecoderSpec, parts: Components) -> None:
         super().__init__(config, spec, parts)

@@ -1,4 +1,4 @@
-"""dreamkit's embedded default: real handwriting, miniature parts, recipes, and the demo that measures them."""
+"""dreamkit's embedded default: real handwriting, tiny parts, recipes, and a demo with measured results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loss curves as inline SVG: one loss a chart, the stages side by side, the loss on a logarithmic scale."""
+"""Loss curves as inline SVG: one chart a loss, stages side by side, logarithmic scale."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from html import escape
 WIDTH, HEIGHT = 720, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 36
 WINDOW = 5
-"""Points that a running mean is of."""
+"""Points of a running mean."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Stage:
 
 
 def curve(stages: Sequence[Stage], key: str, title: str) -> str:
-    """The chart of the loss `key`: thin as it was logged, thick its running mean; empty where nothing was logged."""
+    """Return the chart of the loss `key`: logged values thin, running mean thick. Empty if nothing was logged."""
     lines, start = [], 0
     for stage in stages:
         logged = [(start + (entry["step"] or 0), entry[key]) for entry in stage.log]
@@ -38,7 +38,7 @@ def curve(stages: Sequence[Stage], key: str, title: str) -> str:
     frame = _Frame(max(start, 1), *_limits([y for line in lines for _, y in line]))
     means = [_running_mean(line) for line in lines]
     first, last = f"{means[0][0][1]:.3g}", f"{means[-1][-1][1]:.3g}"
-    said = f"{title} over {start} steps in {len(stages)} stages, from {first} to {last}"
+    description = f"{title} over {start} steps in {len(stages)} stages, from {first} to {last}"
     parts = [
         *_ticks(frame),
         *_stages(frame, stages),
@@ -46,13 +46,13 @@ def curve(stages: Sequence[Stage], key: str, title: str) -> str:
         *(f'<polyline class="mean" points="{_points(frame, line)}"/>' for line in means),
     ]
     return (
-        f'<svg role="img" viewBox="0 0 {WIDTH} {HEIGHT}" aria-label="{escape(said)}">'
+        f'<svg role="img" viewBox="0 0 {WIDTH} {HEIGHT}" aria-label="{escape(description)}">'
         f"{_label('title', 0, 14, 'start', f'{title}: {first} to {last}')}{''.join(parts)}</svg>"
     )
 
 
 def _running_mean(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Each point's mean with those of the `WINDOW` around it that there are."""
+    """Return the mean of each point and its neighbours within `WINDOW`."""
     half = WINDOW // 2
     around = [line[max(0, at - half) : at + half + 1] for at in range(len(line))]
     return [(x, sum(y for _, y in some) / len(some)) for (x, _), some in zip(line, around, strict=True)]
@@ -60,7 +60,7 @@ def _running_mean(line: Sequence[tuple[float, float]]) -> list[tuple[float, floa
 
 @dataclass(frozen=True)
 class _Frame:
-    """Steps and losses to places in the picture."""
+    """A map from steps and losses to positions in the chart."""
 
     steps: int
     low: float
@@ -75,19 +75,19 @@ class _Frame:
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """The range of `values`, widened to the next ticks."""
+    """Return the range of `values`, widened to the next ticks."""
     ticks = _around(min(values), max(values))
     return max(t for t in ticks if t < min(values)), min(t for t in ticks if t > max(values))
 
 
 def _around(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten, to beyond both ends of a range."""
+    """Return 1, 2 and 5 times the powers of ten, beyond both ends of a range."""
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
     return [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
 
 
 def _ticks(frame: _Frame) -> list[str]:
-    """The lines of the scale, and what they stand for."""
+    """Return the grid lines of the loss and their labels."""
     parts = []
     for loss in (loss for loss in _around(frame.low, frame.high) if frame.low <= loss <= frame.high):
         y = frame.y(loss)
@@ -97,7 +97,7 @@ def _ticks(frame: _Frame) -> list[str]:
 
 
 def _stages(frame: _Frame, stages: Sequence[Stage]) -> list[str]:
-    """A line where a stage ends, with the step there, and its title."""
+    """Return a line at the end of each stage, its step and its title."""
     parts, start = [], 0
     for stage in stages:
         end = start + stage.steps

@@ -1,7 +1,7 @@
 """The pictures: 1,797 real handwritten digits (UCI, as shipped with scikit-learn), as 16 x 16 RGB images.
 
-The split is fixed: 1,400 digits to train with and 397 held out, stratified by digit. Nothing in this
-distribution is ever trained on the held-out part, neither the demo nor the pretrained parts.
+The split is fixed: 1,400 digits to train with and 397 held out, stratified by digit. Neither
+the demo nor the pretrained parts are trained on the held-out part.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ def load(split: Split) -> Digits:
 
     Raises ValueError for any other name.
     """
-    # at the top of this file they would load scikit-learn for every recipe that is only checked
+    # imported here, because checking a recipe imports this file and needs no scikit-learn
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     if split not in ("train", "heldout"):
-        raise ValueError(f'there is no split {split!r}: choose "train" or "heldout"')
+        raise ValueError(f"expected 'train' or 'heldout', got {split!r}")
     source = load_digits()
     train, heldout = train_test_split(
         np.arange(len(source.target)), train_size=TRAIN_SIZE, stratify=source.target, random_state=SPLIT_SEED

@@ -1,4 +1,4 @@
-"""The data set `digits`: documents of real handwriting, made of the lines of `phrases`."""
+"""The data set `digits`: documents of real handwriting, from the lines of `phrases`."""
 
 from __future__ import annotations
 
@@ -13,70 +13,75 @@ from dreamkit_digits import digits, phrases
 from dreamkit_digits.phrases import Line, Picture
 
 DOCUMENTS = 100_000
-"""Documents of one data set; each is a line and handwriting drawn at random."""
+"""Documents of one data set. Each is a random line in random handwriting."""
 MOST_EXCHANGES = 2
 """Questions and requests in one conversation."""
-GIVEN_OF_A_SUM = 3
-"""The first pieces of a sum, "[2] plus [5]", are the question, which is not learned."""
+QUESTION_PIECES = 3
+"""Pieces of a sum that are its question, "[2] plus [5]", and are not trained on."""
 
 Segments = tuple[Text | Image, ...]
 Role = Literal["user", "assistant"]
 
 
 class Scribe:
-    """Writes lines of `phrases` as segments, in handwriting of one split, chosen by `rng`."""
+    """A writer of lines as segments, in handwriting of one split that `rng` chooses."""
 
     def __init__(self, split: digits.Split, rng: random.Random) -> None:
         self.rng = rng
         self._digits = digits.load(split)
 
-    def write(self, line: Line, *, given: int = 0) -> Segments:
-        """The segments of `line`; the text of its first `given` pieces is not learned."""
+    def write(self, line: Line, *, question_pieces: int = 0) -> Segments:
+        """Return the segments of `line`. Text of its first `question_pieces` pieces is not trained on."""
         return tuple(
-            self.image(piece) if isinstance(piece, Picture) else Text(piece, train_on=number >= given)
+            self.image(piece)
+            if isinstance(piece, Picture)
+            else Text(piece, train_on=number >= question_pieces)
             for number, piece in enumerate(line)
         )
 
     def image(self, piece: Picture) -> Image:
-        """A picture of the digit. One that is drawn is read back too, as it is when a model writes."""
+        """Return an image of the digit. A drawn image is also read back, as in generation."""
         index = self.rng.choice(self._digits.of(piece.digit).tolist())
         return Image(self._digits.image(index), draw=piece.drawn)
 
 
 def reading(scribe: Scribe) -> Segments:
-    """[7] is a seven."""
+    """Write "[7] is a seven"."""
     return scribe.write(phrases.reading(scribe.rng.randrange(10)))
 
 
 def drawing(scribe: Scribe) -> Segments:
-    """A seven [7]."""
+    """Write "a seven [7]"."""
     return scribe.write(phrases.drawing(scribe.rng.randrange(10)))
 
 
 def counting(scribe: Scribe) -> Segments:
-    """Two [2] three [3] four [4]."""
+    """Write "two [2] three [3] four [4]"."""
     return scribe.write(phrases.counting(scribe.rng.choice(phrases.COUNTING_STARTS)))
 
 
 def summing(scribe: Scribe) -> Segments:
-    """[2] plus [5] is seven [7]; the pairs held out never come."""
-    return scribe.write(phrases.summing(*scribe.rng.choice(phrases.TRAIN_PAIRS)), given=GIVEN_OF_A_SUM)
+    """Write "[2] plus [5] is seven [7]". Held-out pairs never occur."""
+    return scribe.write(
+        phrases.summing(*scribe.rng.choice(phrases.TRAIN_PAIRS)), question_pieces=QUESTION_PIECES
+    )
 
 
 def chatting(scribe: Scribe) -> Segments:
-    """A question about a picture, or a request for a drawing; then perhaps another."""
+    """Write one or two exchanges: a question about an image, or a request to draw one."""
     segments: Segments = ()
     for _ in range(scribe.rng.randint(1, MOST_EXCHANGES)):
         wordings, make = scribe.rng.choice(
-            ((phrases.QUESTIONS, phrases.asking), (phrases.REQUESTS, phrases.requesting))
+            ((phrases.QUESTIONS, phrases.question), (phrases.REQUESTS, phrases.request))
         )
         turn = make(scribe.rng.randrange(10), scribe.rng.randrange(len(wordings)))
-        segments += said("user", scribe.write(turn.user)) + said("assistant", scribe.write(turn.assistant))
+        segments += as_role("user", scribe.write(turn.user))
+        segments += as_role("assistant", scribe.write(turn.assistant))
     return segments
 
 
-def said(role: Role, segments: Segments) -> Segments:
-    """The segments as what `role` says in a conversation."""
+def as_role(role: Role, segments: Segments) -> Segments:
+    """Return the segments as those of `role` in a conversation."""
     return tuple(replace(segment, role=role) for segment in segments)
 
 
@@ -87,17 +92,17 @@ KINDS: Mapping[str, Callable[[Scribe], Segments]] = {
     "sums": summing,
     "chat": chatting,
 }
-"""What a recipe calls each kind of document."""
+"""The kinds of document by their names in a recipe."""
 
 
 class Digits(Dataset):
-    """Documents of real handwritten digits; document i depends on the config and i alone."""
+    """Documents of real handwritten digits. Document i depends only on the config and i."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """`documents`: kinds of document (those of `KINDS`), and how often each comes against the others.
+        """`documents`: kinds of document (those of `KINDS`) and their relative frequencies.
 
-        `split`: "train", or "heldout" for handwriting that nothing is trained on.
+        `split`: "train", or "heldout" for handwriting that no part is trained on.
         """
 
         documents: dict[str, float]
@@ -108,12 +113,13 @@ class Digits(Dataset):
             problems = {}
             for kind, weight in self.documents.items():
                 if kind not in KINDS:
-                    said = f"there is no kind of document '{kind}'; {did_you_mean(kind, KINDS)}"
-                    problems[f"documents.{kind}"] = said
+                    problems[f"documents.{kind}"] = (
+                        f"unknown kind of document '{kind}'; {did_you_mean(kind, KINDS)}"
+                    )
                 elif not (weight > 0 and math.isfinite(weight)):
-                    problems[f"documents.{kind}"] = f"{weight} found, but a weight is a positive number"
+                    problems[f"documents.{kind}"] = f"expected a positive number, got {weight}"
             if not self.documents:
-                problems["documents"] = f"it is empty; name one kind or more of {', '.join(KINDS)}"
+                problems["documents"] = f"expected one or more of {', '.join(KINDS)}, got none"
             if problems:
                 raise ConfigError(problems)
 
@@ -126,7 +132,7 @@ class Digits(Dataset):
 
     def __getitem__(self, index: int) -> Document:
         if not 0 <= index < DOCUMENTS:
-            raise IndexError(f"document {index}, but they are numbered from 0 to {DOCUMENTS - 1}")
+            raise IndexError(f"expected a document from 0 to {DOCUMENTS - 1}, got {index}")
         rng = random.Random(f"{self.config.seed} {index}")
         kinds, weights = zip(*self.config.documents.items(), strict=True)
         kind = rng.choices(kinds, weights)[0]

@@ -1,7 +1,7 @@
-"""The judge: says which digit a picture shows, to measure what was drawn.
+"""The judge: a classifier of the digit in a picture, which measures drawings.
 
-It is trained at run time, in under a second, on the real training digits only, and knows nothing of the
-vision tower or the decoder that it judges.
+It is trained at run time, in under a second, on the real training digits alone. It shares nothing with the vision
+encoder or the image decoder.
 """
 
 from __future__ import annotations

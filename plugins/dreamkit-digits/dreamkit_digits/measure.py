@@ -1,4 +1,4 @@
-"""Measures a model on held-out handwriting, through nothing but `model.generate`."""
+"""Measurement of a model on held-out handwriting, through `model.generate` alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dreamkit import Document, Image, Text, collect
 from dreamkit_digits import digits, phrases
-from dreamkit_digits.documents import GIVEN_OF_A_SUM, Scribe, Segments, said
+from dreamkit_digits.documents import QUESTION_PIECES, Scribe, Segments, as_role
 from dreamkit_digits.judge import Judge
 from dreamkit_digits.phrases import WORDS
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from dreamkit import DreamModel
 
 BATCH = 100
-"""Documents written together."""
+"""Documents generated together."""
 DRAWINGS = 25
 """Drawings of each digit."""
 SUMS = 4
-"""Sums of each pair of digits that was trained."""
+"""Sums of each trained pair of digits."""
 UNSEEN_SUMS = 15
-"""Sums of each pair of digits that was not."""
+"""Sums of each pair that was never trained."""
 COUNTS = 10
-"""Countings from each start."""
+"""Counts from each first digit."""
 CHATS = 10
 
 TARGETS: Mapping[str, float] = {
@@ -37,31 +37,32 @@ TARGETS: Mapping[str, float] = {
     "sum_accuracy": 0.85,
     "count_accuracy": 0.80,
 }
-"""The least that each figure of a demo has to be."""
+"""The lowest accepted value of each figure of a demo."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """A document that the model went on with, what it should have shown or named, and whether it did.
+    """A document that the model continued, and its judgement.
 
-    `given` of its segments were the prompt; `seen` is what the judge sees in each picture that was drawn.
+    The first `prompt_segments` segments are the prompt. `expected` are the digits to show or name; `seen` are the
+    digits that the judge sees in the drawn images; `right` is True if the continuation follows its rule.
     """
 
     document: Document
-    given: int
-    wanted: tuple[int, ...]
+    prompt_segments: int
+    expected: tuple[int, ...]
     seen: tuple[int, ...]
     right: bool
 
     @property
     def continuation(self) -> Segments:
-        """What the model wrote."""
-        return self.document.segments[self.given :]
+        """The segments that the model wrote."""
+        return self.document.segments[self.prompt_segments :]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything that was written to be judged, and the judge's own accuracy on real held-out digits."""
+    """All judged documents, and the judge's own accuracy on real held-out digits."""
 
     judge_accuracy: float
     judge_samples: int
@@ -73,7 +74,7 @@ class Measured:
     chats: Sequence[Written]
 
     def figures(self) -> dict[str, float | int]:
-        """Each share of right documents by name, and after it its number of samples."""
+        """Return the share of right documents for each exercise, and its number of samples."""
         figures: dict[str, float | int] = {
             "judge_accuracy": self.judge_accuracy,
             "judge_accuracy_samples": self.judge_samples,
@@ -92,20 +93,20 @@ class Measured:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model is given, and the digits that it should go on to show or name."""
+    """A prompt, and the digits that the continuation should show or name."""
 
     segments: Segments
-    wanted: tuple[int, ...]
+    expected: tuple[int, ...]
 
 
 Rule = Callable[[Segments, Sequence[int], Sequence[int]], bool]
-"""Whether a continuation is right, from its segments, the digits the judge sees in it, and those wanted."""
+"""A rule: takes the segments of a continuation, the digits seen in it and the expected ones; returns True if right."""
 Advance = Callable[[int], None]
-"""Told of every few documents that are done."""
+"""A callback that receives the number of documents just finished."""
 
 
 def measure(model: DreamModel, seed: int = 0, advance: Advance = lambda documents: None) -> Measured:
-    """Has `model` write `total()` documents, and judges them."""
+    """Generate `total()` documents with `model`, and judge them."""
     judge, heldout = Judge.train(), digits.load("heldout")
     written = {
         name: write(model, prompts, rule, judge, seed, advance)
@@ -115,12 +116,12 @@ def measure(model: DreamModel, seed: int = 0, advance: Advance = lambda document
 
 
 def total() -> int:
-    """The number of documents that `measure` has a model write."""
+    """Return the number of documents that `measure` generates."""
     return sum(len(prompts) for prompts, _ in exercises(0).values())
 
 
 def exercises(seed: int) -> Mapping[str, tuple[Sequence[Prompt], Rule]]:
-    """For each field of `Measured`: prompts, and the rule by which what follows is right."""
+    """Return prompts and the rule of a right continuation, for each field of `Measured`."""
     scribe = Scribe("heldout", random.Random(seed))
     return {
         "reads": (list(_readings()), names),
@@ -143,58 +144,60 @@ def write(
     seed: int = 0,
     advance: Advance = lambda documents: None,
 ) -> list[Written]:
-    """Has `model` go on from each of `prompts`, many at a time, and judges what it wrote."""
+    """Continue each of `prompts` with `model`, many at a time, and judge the continuations."""
     written = []
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
         seeds = [seed * 1_000_000 + number for number in range(start, start + len(batch))]
         documents = collect(model.generate([Document(prompt.segments) for prompt in batch], seed=seeds))
         pairs = zip(documents, batch, strict=True)
-        written += [judged(document, prompt, rule, judge) for document, prompt in pairs]
+        written += [judge_document(document, prompt, rule, judge) for document, prompt in pairs]
         advance(len(batch))
     return written
 
 
-def judged(document: Document, prompt: Prompt, rule: Rule, judge: Judge) -> Written:
-    """What the judge says of a document that goes on from `prompt`."""
-    given = len(prompt.segments)
-    continuation = document.segments[given:]
-    seen = tuple(judge.judge(drawn(continuation)).tolist())
-    return Written(document, given, prompt.wanted, seen, rule(continuation, seen, prompt.wanted))
+def judge_document(document: Document, prompt: Prompt, rule: Rule, judge: Judge) -> Written:
+    """Judge a document that continues `prompt`."""
+    start = len(prompt.segments)
+    continuation = document.segments[start:]
+    seen = tuple(judge.judge(drawn_pictures(continuation)).tolist())
+    return Written(document, start, prompt.expected, seen, rule(continuation, seen, prompt.expected))
 
 
-def drawn(segments: Segments) -> list[PILImage]:
-    """The pictures in `segments` that the model drew."""
+def drawn_pictures(segments: Segments) -> list[PILImage]:
+    """Return the pictures in `segments` that the model drew."""
     return [segment.picture for segment in segments if isinstance(segment, Image) and segment.draw]
 
 
-def names(continuation: Segments, seen: Sequence[int], wanted: Sequence[int]) -> bool:
-    """The text names the digit wanted, and nothing is drawn."""
-    return not seen and phrases.digit_in(Document(continuation).text) == wanted[0]
+def names(continuation: Segments, seen: Sequence[int], expected_digits: Sequence[int]) -> bool:
+    """Return True if the text names the expected digit and nothing is drawn."""
+    return not seen and phrases.digit_in(Document(continuation).text) == expected_digits[0]
 
 
-def draws(continuation: Segments, seen: Sequence[int], wanted: Sequence[int]) -> bool:
-    """One picture is drawn, and the judge sees the digit wanted in it."""
-    return tuple(seen) == tuple(wanted)
+def draws(continuation: Segments, seen: Sequence[int], expected_digits: Sequence[int]) -> bool:
+    """Return True if one image is drawn and the judge sees the expected digit in it."""
+    return tuple(seen) == tuple(expected_digits)
 
 
-def counts(continuation: Segments, seen: Sequence[int], wanted: Sequence[int]) -> bool:
-    """Picture, word, picture, word, picture: each of them right, and nothing more."""
+def counts(continuation: Segments, seen: Sequence[int], expected_digits: Sequence[int]) -> bool:
+    """Return True if image, word, image, word, image are all right, and nothing follows."""
     shape = [segment.text.strip() if isinstance(segment, Text) else None for segment in continuation]
-    first, *rest = wanted
+    first, *rest = expected_digits
     expected: list[str | None] = [None]
     for digit in rest:
         expected += [WORDS[digit], None]
     return shape == expected and tuple(seen) == (first, *rest)
 
 
-def answers(continuation: Segments, seen: Sequence[int], wanted: Sequence[int]) -> bool:
-    """The text names the digit wanted, and any picture shows it."""
-    return phrases.digit_in(Document(continuation).text) == wanted[0] and set(seen) <= set(wanted)
+def answers(continuation: Segments, seen: Sequence[int], expected_digits: Sequence[int]) -> bool:
+    """Return True if the text names the expected digit and every drawn image shows it."""
+    return phrases.digit_in(Document(continuation).text) == expected_digits[0] and set(seen) <= set(
+        expected_digits
+    )
 
 
 def _readings() -> Iterator[Prompt]:
-    """Every held-out picture once."""
+    """Return a prompt of every held-out picture."""
     return (Prompt((Image(picture),), (label,)) for picture, label in digits.load("heldout"))
 
 
@@ -203,7 +206,7 @@ def _drawing(digit: int) -> Prompt:
 
 
 def _sum(scribe: Scribe, a: int, b: int) -> Prompt:
-    question = scribe.write(phrases.summing(a, b))[:GIVEN_OF_A_SUM]
+    question = scribe.write(phrases.summing(a, b))[:QUESTION_PIECES]
     return Prompt((*question, Text("is")), (a + b,))
 
 
@@ -212,8 +215,8 @@ def _counting(start: int) -> Prompt:
 
 
 def _chat(scribe: Scribe, number: int) -> Prompt:
-    """In turn a question about a picture and a request for a drawing, in every wording."""
+    """Return, in turn, a question about an image and a request to draw one, in every wording."""
     digit = scribe.rng.randrange(10)
-    make = phrases.requesting if number % 2 else phrases.asking
+    make = phrases.request if number % 2 else phrases.question
     turn = make(digit, number // 2 % len(phrases.QUESTIONS))
-    return Prompt(said("user", scribe.write(turn.user)), (digit,))
+    return Prompt(as_role("user", scribe.write(turn.user)), (digit,))

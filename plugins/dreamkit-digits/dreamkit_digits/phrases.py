@@ -1,7 +1,7 @@
-"""The words: what the miniature DreamLLM reads, says and draws, as pure text.
+"""The words that the tiny DreamLLM reads and writes, as pure text.
 
-A line is a tuple of pieces, in order: text, and `Picture` where a picture of a digit stands. Which
-handwriting stands there is decided by whoever makes a document of the line.
+A line is a tuple of pieces: text, and a `Picture` for each picture of a digit. The maker of a document chooses the
+handwriting of each picture.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ REQUESTS = (
 
 @dataclass(frozen=True)
 class Picture:
-    """A place for a picture of `digit`; `drawn` where the model makes it, not where it is given one."""
+    """A place for a picture of `digit`. `drawn`: the model draws the picture; otherwise it only reads one."""
 
     digit: int
     drawn: bool
@@ -56,7 +56,7 @@ Line = tuple[str | Picture, ...]
 
 @dataclass(frozen=True)
 class Turn:
-    """One exchange of a chat: what the user says or shows, and what the assistant answers."""
+    """One exchange of a chat: the user's line and the assistant's answer."""
 
     user: Line
     assistant: Line
@@ -112,11 +112,11 @@ def summing(a: int, b: int) -> Line:
     )
 
 
-def asking(digit: int, wording: int = 0) -> Turn:
+def question(digit: int, wording: int = 0) -> Turn:
     """Return a question about a picture, in one of the wordings of `QUESTIONS`, and its answer."""
     return Turn((Picture(digit, drawn=False), QUESTIONS[wording]), (naming(digit),))
 
 
-def requesting(digit: int, wording: int = 0) -> Turn:
+def request(digit: int, wording: int = 0) -> Turn:
     """Return a request for a drawing, in one of the wordings of `REQUESTS`, and its answer."""
     return Turn((REQUESTS[wording].format(naming(digit)),), drawing(digit))

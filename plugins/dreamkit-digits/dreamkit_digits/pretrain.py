@@ -1,4 +1,4 @@
-"""Build the miniature pretrained parts from scratch: `python -m dreamkit_digits.pretrain OUT`."""
+"""Build the tiny pretrained parts from scratch: `python -m dreamkit_digits.pretrain OUT`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from dreamkit_digits.judge import Judge
 from dreamkit_digits.pretraining import autoencoder, denoiser, language, vision
 
 DESCRIPTION = """\
-Train the miniature parts of dreamkit-digits from random weights, with fixed seeds, on one CPU core:
+Train the tiny parts of dreamkit-digits from random weights, with fixed seeds, on one CPU core:
 a Stable Diffusion (vae/, unet/, text_encoder/, scheduler/), a SigLIP vision tower and a LLaMA.
-Nothing is downloaded, and the 397 held-out digits are used for measuring only."""
+It downloads nothing. The 397 held-out digits are only for measuring."""
 EXAMPLE = """\
 example:
   python -m dreamkit_digits.pretrain /tmp/parts          about a quarter of an hour
-  python -m dreamkit_digits.pretrain /tmp/parts -s 0.01  a quick trial of every step, not of any use
+  python -m dreamkit_digits.pretrain /tmp/parts -s 0.01  tries every step quickly; the parts are of no use
 
-writes OUT/stable-diffusion, OUT/siglip and OUT/llama in the Hugging Face folder format, over what is there,
-and OUT/quality.json with the measured quality, size and training time of each."""
+Writes OUT/stable-diffusion, OUT/siglip and OUT/llama in the Hugging Face format, and OUT/quality.json with the
+measured quality, size and training time of each. Replaces files that are there."""
 
 STAGES = (
     ("vae", "stable-diffusion/vae", autoencoder),
@@ -79,7 +79,7 @@ def main() -> None:
         "-s", "--scale", type=float, default=1.0, help="multiply every number of training steps (default: 1)"
     )
     arguments = parser.parse_args()
-    # Sums are taken in another order with more threads, and the parts would differ in their last digits.
+    # With more threads, sums have another order, and the parts would differ in their last digits.
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     pretrain(arguments.out, arguments.scale)

@@ -1,4 +1,4 @@
-"""The report of a demo: one page, with everything in it, of what was trained, measured and written."""
+"""The report of a demo: one page with losses, figures and documents."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ EXPLAINED: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """What a demo did: its stages, what it wrote, and its figures (those of `metrics.json`)."""
+    """A finished demo: its stages, documents, figures (those of `metrics.json`) and checkpoint."""
 
     stages: Sequence[Stage]
     measured: Measured
@@ -48,42 +48,40 @@ class Run:
 
 
 def report(run: Run) -> str:
-    """The page, as HTML that needs no other file."""
+    """Return the page as HTML that needs no other file."""
     measured, figures = run.measured, run.figures
     steps = sum(stage.steps for stage in run.stages)
     train, heldout = len(digits.load("train")), len(digits.load("heldout"))
     body = [
         "<h1>A language model that reads and draws digits</h1>",
-        f"<p>A miniature DreamLLM: a language model, joined to a vision encoder it reads through and a diffusion "
-        f"decoder it draws with. It was trained for {steps:,} steps in three stages on {train:,} real handwritten "
-        "digits, the vision encoder and the decoder frozen throughout. Everything below it wrote afterwards. "
-        f"Every picture it was given is one of {heldout} digits that nothing was trained on.</p>",
+        f"<p>A tiny DreamLLM: a language model that reads with a vision encoder and draws with a diffusion "
+        f"decoder. It was trained for {steps:,} steps in three stages on {train:,} real handwritten digits. The vision "
+        "encoder and the decoder were frozen. The model wrote everything below after training. "
+        f"Every picture in a prompt is one of {heldout} digits that no part was trained on.</p>",
         f'<p class="note">Seed {figures["seed"]:g}, {figures["seconds"]:.0f} seconds, '
-        f"{figures['peak_memory_bytes'] / 1e9:.1f} GB of memory at most.</p>",
+        f"{figures['peak_memory_bytes'] / 1e9:.1f} GB of memory at the peak.</p>",
         "<h2>Figures</h2>",
         _table(figures),
         "<h2>Losses</h2>",
         curve(run.stages, "lm", "Text loss (cross entropy of a token)"),
         curve(run.stages, "denoising", "Image loss (squared error of the predicted noise)"),
-        '<p class="note">Thin: as logged. Thick: the running mean. The image loss depends more on how noisy a picture '
-        "is, which is drawn at random, than on what the decoder is told, so that it moves little.</p>",
+        '<p class="note">Thin: logged values. Thick: their running mean. The image loss depends mostly on the amount '
+        "of noise, which is random, and little on the condition. So it changes little.</p>",
         "<h2>Drawings</h2>",
-        "<p>One row a prompt, such as “a seven”; each drawing starts from other noise.</p>",
+        "<p>One row a prompt, such as “a seven”; each image starts from different noise.</p>",
         _drawings(measured.draws),
         "<h2>Sums</h2>",
-        "<p>What the model was given stands on grey; the rest it wrote and drew."
-        f" {_words_right(measured.sums)}</p>",
+        f"<p>The prompt is on grey. The model wrote and drew the rest. {_words_right(measured.sums)}</p>",
         _documents(_spread(measured.sums), "short"),
         "<h2>Sums of pairs never trained</h2>",
-        f"<p>No document ever added these two digits in this order. {_words_right(measured.unseen_sums)}</p>",
+        f"<p>No training document adds these two digits in this order. {_words_right(measured.unseen_sums)}</p>",
         _documents(_spread(measured.unseen_sums), "short"),
         "<h2>Counting</h2>",
-        "<p>Given one word, the model goes on by itself: it decides when to draw, reads what it drew, "
-        "and writes on.</p>",
+        "<p>The prompt is one word. The model decides when to draw, reads its own image, and continues.</p>",
         _documents(_spread(measured.counts)),
         "<h2>Chat</h2>",
         _documents(measured.chats),
-        "<h2>Go on from here</h2>",
+        "<h2>Next</h2>",
         f'<pre><code>dreamkit generate {escape(str(run.checkpoint))} "a seven"\n'
         f"dreamkit inspect {escape(str(run.checkpoint))}</code></pre>",
     ]
@@ -99,7 +97,7 @@ def report(run: Run) -> str:
 
 def _table(figures: Mapping[str, float]) -> str:
     rows = []
-    for name, (title, what) in EXPLAINED.items():
+    for name, (title, meaning) in EXPLAINED.items():
         target = TARGETS.get(name)
         reached = "" if target is None else "reached" if figures[name] >= target else "missed"
         numbers = (
@@ -109,7 +107,7 @@ def _table(figures: Mapping[str, float]) -> str:
         )
         cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
         rows.append(
-            f'<tr><th scope="row">{title}</th><td>{what}</td>{cells}<td class="{reached}">{reached}</td></tr>'
+            f'<tr><th scope="row">{title}</th><td>{meaning}</td>{cells}<td class="{reached}">{reached}</td></tr>'
         )
     heads = ("Figure", "What is measured", "Right", "Samples", "Target", "")
     classes = ("", "", "number", "number", "number", "")
@@ -124,7 +122,7 @@ def _table(figures: Mapping[str, float]) -> str:
 
 def _drawings(draws: Sequence[Written]) -> str:
     rows = []
-    for digit, written in groupby(draws, key=lambda each: each.wanted[0]):
+    for digit, written in groupby(draws, key=lambda each: each.expected[0]):
         cells = []
         for each in list(written)[:DRAWINGS_SHOWN]:
             pictures = [piece.picture for piece in each.continuation if isinstance(piece, Image)]
@@ -141,10 +139,10 @@ def _documents(documents: Sequence[Written], kind: str = "") -> str:
 
 
 def _document(written: Written) -> str:
-    """Its segments in a row, or in a row a turn; those that were given look otherwise."""
-    given = "".join(_given(segment) for segment in written.document.segments[: written.given])
+    """Return a document in one row, or in one row a turn, with its prompt on grey."""
+    prompt = "".join(_prompt(segment) for segment in written.document.segments[: written.prompt_segments])
     rows = (
-        f'<span class="piece given">{given}</span>',
+        f'<span class="piece prompt">{prompt}</span>',
         f'<span class="piece">{_continuation(written)}</span>{_verdict(written)}',
     )
     if not written.document.is_conversation:
@@ -158,34 +156,32 @@ def _document(written: Written) -> str:
 def _verdict(written: Written) -> str:
     if written.right:
         return ""
-    return (
-        f'<span class="verdict">wrong: {", ".join(WORDS[digit] for digit in written.wanted)} expected</span>'
-    )
+    return f'<span class="verdict">wrong: {", ".join(WORDS[digit] for digit in written.expected)} expected</span>'
 
 
 def _continuation(written: Written) -> str:
-    """What the model wrote. A document wants its pictures in order, and a sum or a chat only one."""
+    """Return the continuation. Documents have several expected digits in order; a sum or a chat has one."""
     parts, count = [], 0
     for segment in written.continuation:
         if isinstance(segment, Text):
             parts.append(escape(segment.text))
         else:
-            wanted = written.wanted[min(count, len(written.wanted) - 1)]
-            parts.append(_drawn(segment.picture, written.seen[count], wanted))
+            expected = written.expected[min(count, len(written.expected) - 1)]
+            parts.append(_drawn(segment.picture, written.seen[count], expected))
             count += 1
     return "".join(f"<span>{part}</span>" for part in parts) or "<span>nothing</span>"
 
 
-def _given(segment: Text | Image) -> str:
+def _prompt(segment: Text | Image) -> str:
     if isinstance(segment, Text):
         return f"<span>{escape(segment.text)}</span>"
     return _picture(segment.picture, "a handwritten digit")
 
 
-def _drawn(picture: PILImage, seen: int, wanted: int) -> str:
-    if seen == wanted:
-        return f"<figure>{_picture(picture, f'drawing of {WORDS[wanted]}')}</figure>"
-    alt = f"drawing of {WORDS[wanted]} that looks like {WORDS[seen]}"
+def _drawn(picture: PILImage, seen: int, expected: int) -> str:
+    if seen == expected:
+        return f"<figure>{_picture(picture, f'drawing of {WORDS[expected]}')}</figure>"
+    alt = f"drawing of {WORDS[expected]} that looks like {WORDS[seen]}"
     return f'<figure class="wrong">{_picture(picture, alt)}<figcaption>✗ {WORDS[seen]}</figcaption></figure>'
 
 
@@ -197,12 +193,12 @@ def _picture(picture: PILImage, alt: str) -> str:
 
 
 def _words_right(sums: Sequence[Written]) -> str:
-    """How often the sum was right in words, whatever was drawn."""
-    right = sum(digit_in(Document(each.continuation).text) == each.wanted[0] for each in sums)
+    """Return a sentence on how often the word of the sum was right, apart from its drawing."""
+    right = sum(digit_in(Document(each.continuation).text) == each.expected[0] for each in sums)
     return f"The word was right in {right} of {len(sums)}."
 
 
 def _spread(written: Sequence[Written]) -> Sequence[Written]:
-    """A few documents at even distances, neither the best nor the worst."""
+    """Return a few documents at even distances, so that none is picked by its quality."""
     count = min(DOCUMENTS_SHOWN, len(written))
     return [written[number * len(written) // count] for number in range(count)]

@@ -1,4 +1,4 @@
-"""The task `digits-demo`: trains the shipped recipes stage by stage, measures, and writes a report."""
+"""The task `digits-demo`: trains the shipped recipes stage by stage, measures the model, and writes a report."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ STAGES: Mapping[str, str] = {
     "digits/stage2": "II: interleaved documents",
     "digits/stage3": "III: instructions",
 }
-"""The recipes, in order, and what each stage is called."""
+"""The recipes in order, with the titles of their stages."""
 MOST_MEMORY = 3 * 10**9  # bytes
 CHECKPOINT, METRICS, REPORT = "checkpoint", "metrics.json", "report.html"
 
 
 class DigitsDemo(Task):
-    """Writes `checkpoint/`, `metrics.json` and `report.html`, and beside them a folder a stage."""
+    """The demo. It writes `checkpoint/`, `metrics.json`, `report.html`, and a folder for each stage."""
 
     def run(self, out: Path, *, seed: int = 0) -> Mapping[str, float]:
-        begin = time.monotonic()
+        start = time.monotonic()
         out = Path(out).absolute()
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            what = "is not empty" if out.is_dir() else "is a file"
-            raise TrainingError(f"{out} {what}; remove it, or name another folder by --out")
+            reason = "is not empty" if out.is_dir() else "is a file"
+            raise TrainingError(f"{out} {reason}; remove it, or pass another folder with --out")
         with one_thread():
             model, stages = train(out, seed)
             save_checkpoint(model, out / CHECKPOINT)
-            measured = measured_with_bar(model, seed)
+            measured = measure_with_bar(model, seed)
         figures = {
             **measured.figures(),
             "seed": seed,
-            "seconds": round(time.monotonic() - begin, 1),
+            "seconds": round(time.monotonic() - start, 1),
             "peak_memory_bytes": peak_memory(),
         }
         finish(Run(stages, measured, figures, out / CHECKPOINT), out)
@@ -53,23 +53,23 @@ class DigitsDemo(Task):
 
 
 def finish(run: Run, out: Path) -> None:
-    """Writes figures and report to `out`.
+    """Write figures and report to `out`, then compare the figures with their targets.
 
     Raises:
-        TrainingError: afterwards, a figure below its target, or more memory than is promised.
+        TrainingError: a figure below its target, or a peak of memory above `MOST_MEMORY`.
     """
     (out / METRICS).write_text(json.dumps(run.figures, indent=2) + "\n", encoding="utf-8")
     (out / REPORT).write_text(report(run), encoding="utf-8")
     missed = [
-        f"{name} is {run.figures[name]:.1%}, but at least {target:.0%} is promised"
+        f"{name}: expected at least {target:.0%}, got {run.figures[name]:.1%}"
         for name, target in TARGETS.items()
         if run.figures[name] < target
     ]
     peak = run.figures["peak_memory_bytes"]
-    # With a CUDA device its libraries alone may take as much.
+    # The libraries of a CUDA device alone may take as much.
     if peak > MOST_MEMORY and not torch.cuda.is_available():
         missed.append(
-            f"peak_memory_bytes is {peak / 1e9:.1f} GB, but at most {MOST_MEMORY / 1e9:.0f} GB is promised"
+            f"peak_memory_bytes: expected at most {MOST_MEMORY / 1e9:.0f} GB, got {peak / 1e9:.1f} GB"
         )
     if missed:
         raise TrainingError(f"{'; '.join(missed)}; see {out / REPORT}")
@@ -77,10 +77,9 @@ def finish(run: Run, out: Path) -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Has torch compute with one thread, so that the figures are the same on any number of cores.
+    """Limit torch to one thread, so that the figures are the same on any number of cores.
 
-    Its threads also wait for each other busily, which on matrices this small and on cores that others use takes
-    longer than the work.
+    On matrices this small, threads also take longer to wait for each other than to compute.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -91,23 +90,23 @@ def one_thread() -> Iterator[None]:
 
 
 def train(out: Path, seed: int) -> tuple[DreamModel, list[Stage]]:
-    """Runs every stage from the checkpoint of the one before, as `dreamkit train` does by hand."""
+    """Train each stage from the checkpoint of the stage before it, as with `dreamkit train`."""
     registry, console = Registry.load(), Console(stderr=True)
     model, stages = None, []
-    start: list[str] = []
+    init: list[str] = []
     for name, title in STAGES.items():
         console.print(f"stage {title} ({name})", style="bold", highlight=False)
-        recipe = load_recipe(name, [f"train.seed={seed}", *start], registry)
+        recipe = load_recipe(name, [f"train.seed={seed}", *init], registry)
         result = train_recipe(recipe, registry, out / name.rpartition("/")[2])
-        start = [f"init={json.dumps(str(result.checkpoint))}"]
+        init = [f"init={json.dumps(str(result.checkpoint))}"]
         model = result.model
         stages.append(Stage(title, result.log))
     assert model is not None, "there are stages"
     return model, stages
 
 
-def measured_with_bar(model: DreamModel, seed: int) -> Measured:
-    """Measures, with a progress bar on standard error."""
+def measure_with_bar(model: DreamModel, seed: int) -> Measured:
+    """Measure, with a progress bar on standard error."""
     with Progress(
         TextColumn("measuring"),
         BarColumn(),
@@ -120,6 +119,6 @@ def measured_with_bar(model: DreamModel, seed: int) -> Measured:
 
 
 def peak_memory() -> int:
-    """The most memory this process ever held, in bytes."""
+    """Return the peak memory of this process in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts kilobytes

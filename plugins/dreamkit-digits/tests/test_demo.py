@@ -1,4 +1,4 @@
-"""The demo: its recipes chain, its model writes, and what it promises is kept or said to be missed."""
+"""The demo: its recipes chain, its model writes, and a missed target fails it."""
 
 import dataclasses
 import json
@@ -23,7 +23,9 @@ def registry() -> Registry:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_recipe_names_its_command_and_freezes_what_the_paper_freezes(registry: Registry, name: str) -> None:
+def test_each_recipe_states_its_command_and_freezes_the_parts_that_the_paper_freezes(
+    registry: Registry, name: str
+) -> None:
     recipe = load_recipe(name, (), registry)
     assert not {"vision_encoder", "image_decoder"} & set(recipe.train.trainable)
     assert ("language_model" in recipe.train.trainable) == (name != "digits/stage1")
@@ -32,8 +34,8 @@ def test_a_recipe_names_its_command_and_freezes_what_the_paper_freezes(registry:
     assert shlex.split(command)[:4] == ["#", "dreamkit", "train", name]
 
 
-def test_a_document_fits_into_a_row(registry: Registry) -> None:
-    """Three pictures drawn, read back, and the words between them, in the rows that the recipe packs."""
+def test_the_longest_document_fits_into_a_row(registry: Registry) -> None:
+    """It has three images that are drawn and read back, and the words between them."""
     recipe = load_recipe("digits/stage3", (), registry)
     assert recipe.train.max_length is not None
     longest = 3 * (recipe.model.dream_queries + 2 + 16 + 2) + 16
@@ -50,16 +52,18 @@ def test_the_stages_chain_and_the_model_writes(registry: Registry, tmp_path: Pat
         start = [f"init={result.checkpoint}"]
         assert len(result.log) == 1
     exercises = measure.exercises(seed=0)
-    done: list[int] = []
+    finished: list[int] = []
     for name in ("reads", "counts", "chats"):
         prompts, rule = exercises[name]
-        found = measure.write(result.model, prompts[:3], rule, Judge.train(), seed=1, advance=done.append)
-        assert [each.wanted for each in found] == [prompt.wanted for prompt in prompts[:3]]
-        assert all(
-            each.document.segments[: each.given] == prompt.segments
-            for each, prompt in zip(found, prompts[:3], strict=True)
+        documents = measure.write(
+            result.model, prompts[:3], rule, Judge.train(), seed=1, advance=finished.append
         )
-    assert done == [3, 3, 3]
+        assert [each.expected for each in documents] == [prompt.expected for prompt in prompts[:3]]
+        assert all(
+            each.document.segments[: each.prompt_segments] == prompt.segments
+            for each, prompt in zip(documents, prompts[:3], strict=True)
+        )
+    assert finished == [3, 3, 3]
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
@@ -87,17 +91,15 @@ def test_figures_that_reach_their_targets_pass(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_figure_that_misses_its_target_fails_the_demo_after_everything_is_written(
-    tmp_path: Path, name: str
-) -> None:
-    with pytest.raises(TrainingError, match=rf"{name} is \d+\.\d%, but at least"):
+def test_a_missed_target_fails_the_demo_after_all_files_are_written(tmp_path: Path, name: str) -> None:
+    with pytest.raises(TrainingError, match=rf"{name}: expected at least \d+%, got \d+\.\d%"):
         task.finish(run(**{name: TARGETS[name] - 0.001}), tmp_path)
     assert (tmp_path / "metrics.json").is_file()
     assert (tmp_path / "report.html").is_file()
 
 
-def test_more_memory_than_is_promised_fails_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_much_memory_fails_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(TrainingError, match=r"peak_memory_bytes is 3\.1 GB, but at most 3 GB is promised"):
+    with pytest.raises(TrainingError, match=r"peak_memory_bytes: expected at most 3 GB, got 3\.1 GB"):
         task.finish(run(peak_memory_bytes=31 * 10**8), tmp_path)
     assert (tmp_path / "report.html").is_file()

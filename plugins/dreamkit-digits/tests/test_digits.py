@@ -1,4 +1,4 @@
-"""The handwriting, its judge, the words, and the parts: what everything else here stands on."""
+"""The handwriting, its judge, the words, and the pretrained parts."""
 
 import itertools
 import json
@@ -21,19 +21,19 @@ LARGEST = 8_000_000
 FIRST_HELD_OUT = [1, 4, 8, 6, 5, 9, 9, 1, 3, 2, 2, 2]
 
 
-def test_the_split_is_whole_fixed_and_even() -> None:
+def test_the_split_is_complete_fixed_and_stratified() -> None:
     train, heldout = digits.load("train"), digits.load("heldout")
     assert (len(train), len(heldout)) == (1400, 397)
     for digit in range(10):
         assert abs(len(train.of(digit)) / 1400 - len(heldout.of(digit)) / 397) < 0.01
-    # Figures say nothing about parts that were trained on another split.
+    # The figures hold only for parts that were trained on this split.
     assert heldout.labels[:12].tolist() == FIRST_HELD_OUT
     assert train.pixels.shape[1:] == (16, 16, 3)
     with pytest.raises(ValueError, match="read-only"):
         train.pixels[0] = 0
 
 
-def test_the_judge_reads_real_digits_and_does_not_guess() -> None:
+def test_the_judge_reads_real_digits() -> None:
     heldout = digits.load("heldout")
     judge = Judge.train()
     assert judge.accuracy(heldout.pixels, heldout.labels) >= 0.98
@@ -42,8 +42,8 @@ def test_the_judge_reads_real_digits_and_does_not_guess() -> None:
     assert judge.judge([]).tolist() == []
 
 
-def test_held_out_pairs_are_fair() -> None:
-    """Each is known the other way round, and both digits and the sum are known from other pairs."""
+def test_a_held_out_pair_has_digits_and_a_sum_known_from_other_pairs() -> None:
+    """Its mirror is trained too."""
     assert set(TRAIN_PAIRS) | HELD_OUT_PAIRS == set(PAIRS)
     assert not set(TRAIN_PAIRS) & HELD_OUT_PAIRS
     assert {(b, a) for a, b in HELD_OUT_PAIRS} <= set(TRAIN_PAIRS)
@@ -76,7 +76,7 @@ def test_no_pretraining_text_adds_a_held_out_pair() -> None:
     ("text", "digit"),
     [("is a seven", 7), ("an eight.", 8), ("not one but two!", 2), ("a dog", None), ("", None), ("Zero", 0)],
 )
-def test_the_digit_that_a_text_names(text: str, digit: int | None) -> None:
+def test_the_last_digit_that_a_text_names_is_found(text: str, digit: int | None) -> None:
     assert phrases.digit_in(text) == digit
 
 
@@ -84,14 +84,14 @@ def test_names_have_their_article() -> None:
     assert [phrases.naming(digit) for digit in (1, 7, 8)] == ["a one", "a seven", "an eight"]
 
 
-def test_lines_that_leave_the_digits_are_refused() -> None:
+def test_lines_beyond_nine_are_refused() -> None:
     with pytest.raises(ValueError, match="5 plus 5 is 10"):
         phrases.summing(5, 5)
     with pytest.raises(ValueError, match="start is 8"):
         phrases.counting(8)
 
 
-def test_the_parts_are_small_and_as_measured() -> None:
+def test_the_parts_are_small_and_have_their_recorded_size() -> None:
     quality = json.loads((PARTS / "quality.json").read_text())
     for folder in ("stable-diffusion", "siglip", "llama"):
         size = sum(file.stat().st_size for file in (PARTS / folder).rglob("*") if file.is_file())
@@ -100,17 +100,19 @@ def test_the_parts_are_small_and_as_measured() -> None:
     assert quality["stable-diffusion"]["drawing_judge_accuracy"] >= 0.95
 
 
-def test_the_rebuild_command_makes_what_is_shipped(tmp_path: Path) -> None:
-    """One step of each: other weights, but the same files and configs."""
+def test_pretraining_writes_the_files_and_configs_that_are_shipped(tmp_path: Path) -> None:
+    """One step of each part is enough for that."""
     for _, place, module in STAGES:
         (tmp_path / place).mkdir(parents=True, exist_ok=True)
         module.train(tmp_path / place, 1)
     built, shipped = files(tmp_path), files(PARTS) - {Path("quality.json")}
     assert built == shipped
     for config in (file for file in built if file.name == "config.json"):
-        mine, theirs = (json.loads((root / config).read_text()) for root in (tmp_path, PARTS))
+        built_config, shipped_config = (json.loads((root / config).read_text()) for root in (tmp_path, PARTS))
         differing = {
-            key for key in mine | theirs if mine.get(key) != theirs.get(key) and not key.startswith("_")
+            key
+            for key in built_config | shipped_config
+            if built_config.get(key) != shipped_config.get(key) and not key.startswith("_")
         }
         # the scale of the latents depends on the weights, versions on what is installed
         assert differing <= {"scaling_factor", "transformers_version"}

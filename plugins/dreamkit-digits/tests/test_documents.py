@@ -1,4 +1,4 @@
-"""The data set: what its documents say is what their pictures show, and nothing held out is in them."""
+"""The data set: documents match their images, and hold no held-out digits."""
 
 import pytest
 from hypothesis import given, strategies as st
@@ -22,8 +22,8 @@ TURNS = {
     (turn.user, turn.assistant)
     for digit in range(10)
     for turn in (
-        *(phrases.asking(digit, wording) for wording in range(len(phrases.QUESTIONS))),
-        *(phrases.requesting(digit, wording) for wording in range(len(phrases.REQUESTS))),
+        *(phrases.question(digit, wording) for wording in range(len(phrases.QUESTIONS))),
+        *(phrases.request(digit, wording) for wording in range(len(phrases.REQUESTS))),
     )
 }
 numbers = st.integers(0, DOCUMENTS - 1)
@@ -44,14 +44,14 @@ def line(segments: tuple[Text | Image, ...], split: str = "train") -> Line:
 
 
 @given(number=numbers, seed=st.integers(0, 5), kind=st.sampled_from(sorted(LINES)))
-def test_a_document_shows_what_it_says(number: int, seed: int, kind: str) -> None:
+def test_the_images_of_a_document_match_its_text(number: int, seed: int, kind: str) -> None:
     document = documents(kind, seed=seed)[number]
     assert line(document.segments) in LINES[kind]
     assert not document.is_conversation
 
 
 @given(number=numbers)
-def test_a_conversation_answers_what_was_asked(number: int) -> None:
+def test_a_conversation_answers_its_questions(number: int) -> None:
     segments = list(documents("chat")[number])
     turns = []
     while segments:
@@ -65,9 +65,7 @@ def test_a_conversation_answers_what_was_asked(number: int) -> None:
 
 
 @given(number=numbers, kind=st.sampled_from(sorted(KINDS)), split=st.sampled_from(["train", "heldout"]))
-def test_a_document_is_the_same_every_time_and_keeps_to_its_split(
-    number: int, kind: str, split: digits.Split
-) -> None:
+def test_a_document_is_reproducible_and_uses_one_split(number: int, kind: str, split: digits.Split) -> None:
     once, again = documents(kind, split)[number], documents(kind, split)[number]
     assert pixels(once) == pixels(again)
     assert once.name == again.name and kind in once.name and str(number) in once.name
@@ -82,19 +80,19 @@ def test_the_splits_share_no_picture() -> None:
     assert not LABELS["train"].keys() & LABELS["heldout"].keys()
 
 
-def test_other_numbers_and_seeds_give_other_documents() -> None:
+def test_other_indices_and_seeds_give_other_documents() -> None:
     first = documents("sums")
     assert len({tuple(pixels(first[number])) for number in range(100)}) > 95
     assert [pixels(first[n]) for n in range(5)] != [pixels(documents("sums", seed=1)[n]) for n in range(5)]
 
 
-def test_every_kind_of_line_comes() -> None:
+def test_every_line_occurs() -> None:
     for kind, lines in LINES.items():
         data = documents(kind)
         assert {line(data[number].segments) for number in range(500)} == lines
 
 
-def test_the_question_of_a_sum_is_not_learned_and_its_answer_is() -> None:
+def test_the_answer_of_a_sum_is_trained_on_and_its_question_is_not() -> None:
     first, plus, second, answer, drawing = documents("sums")[0]
     assert (plus.train_on, answer.train_on, drawing.train_on) == (False, True, True)
     assert isinstance(first, Image) and isinstance(second, Image) and isinstance(drawing, Image)
@@ -102,7 +100,7 @@ def test_the_question_of_a_sum_is_not_learned_and_its_answer_is() -> None:
     assert drawing.read
 
 
-def test_weights_mix_the_kinds() -> None:
+def test_weights_set_the_frequency_of_kinds() -> None:
     data = Digits(Digits.Config(documents={"reading": 1, "counting": 3}))
     kinds = [data[number].name.rpartition(" ")[2] for number in range(400)]
     assert set(kinds) == {"reading", "counting"}
@@ -110,19 +108,19 @@ def test_weights_mix_the_kinds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "said"),
+    ("weights", "message"),
     [
         ({"counting": 1, "sum": 1}, "'sum'; did you mean 'sums'"),
-        ({"counting": 0}, "documents.counting: 0 found"),
-        ({"counting": float("nan")}, "documents.counting: nan found"),
-        ({}, "documents: it is empty"),
+        ({"counting": 0}, "documents.counting: expected a positive number, got 0"),
+        ({"counting": float("nan")}, "documents.counting: expected a positive number, got nan"),
+        ({}, "documents: expected one or more of reading, .*, got none"),
     ],
 )
-def test_a_mixture_that_cannot_be_drawn_is_refused(weights: dict[str, float], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_an_invalid_mixture_is_refused(weights: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Digits.Config(documents=weights)
 
 
-def test_a_number_beyond_the_last_is_refused() -> None:
+def test_an_index_beyond_the_last_is_refused() -> None:
     with pytest.raises(IndexError, match=str(DOCUMENTS)):
         documents("reading")[DOCUMENTS]

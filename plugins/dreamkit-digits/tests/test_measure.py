@@ -1,4 +1,4 @@
-"""What counts as right: the rules, on documents made by hand, and the prompts they are asked on."""
+"""The rules of right continuations, on hand-made documents, and the prompts."""
 
 import pytest
 
@@ -17,15 +17,17 @@ def judge() -> Judge:
     return Judge.train()
 
 
-def written(judge: Judge, rule: Rule, wanted: tuple[int, ...], *pieces: Piece) -> Written:
-    """What is thought of a continuation: words, and numbers for drawings of that digit."""
-    prompt = Prompt((Text("go on"), Image(PICTURES[0])), wanted)
-    said = [Text(piece) if isinstance(piece, str) else Image(PICTURES[piece], draw=True) for piece in pieces]
-    return measure.judged(Document((*prompt.segments, *said)), prompt, rule, judge)
+def written(judge: Judge, rule: Rule, expected: tuple[int, ...], *pieces: Piece) -> Written:
+    """Judge a continuation of words and of numbers, which stand for drawings of that digit."""
+    prompt = Prompt((Text("go on"), Image(PICTURES[0])), expected)
+    continuation = [
+        Text(piece) if isinstance(piece, str) else Image(PICTURES[piece], draw=True) for piece in pieces
+    ]
+    return measure.judge_document(Document((*prompt.segments, *continuation)), prompt, rule, judge)
 
 
 @pytest.mark.parametrize(
-    ("rule", "wanted", "right", "wrong"),
+    ("rule", "expected", "right", "wrong"),
     [
         (
             measure.names,
@@ -58,28 +60,28 @@ def written(judge: Judge, rule: Rule, wanted: tuple[int, ...], *pieces: Piece) -
         ),
     ],
 )
-def test_rules(
+def test_a_rule_accepts_right_continuations_only(
     judge: Judge,
     rule: Rule,
-    wanted: tuple[int, ...],
+    expected: tuple[int, ...],
     right: list[tuple[Piece, ...]],
     wrong: list[tuple[Piece, ...]],
 ) -> None:
-    assert [pieces for pieces in right if not written(judge, rule, wanted, *pieces).right] == []
-    assert [pieces for pieces in wrong if written(judge, rule, wanted, *pieces).right] == []
+    assert [pieces for pieces in right if not written(judge, rule, expected, *pieces).right] == []
+    assert [pieces for pieces in wrong if written(judge, rule, expected, *pieces).right] == []
 
 
 def test_only_what_the_model_wrote_is_judged(judge: Judge) -> None:
-    found = written(judge, measure.draws, (7,), "seven", 7)
-    assert found.seen == (7,)
-    assert found.given == 2
-    assert [type(segment) for segment in found.continuation] == [Text, Image]
+    result = written(judge, measure.draws, (7,), "seven", 7)
+    assert result.seen == (7,)
+    assert result.prompt_segments == 2
+    assert [type(segment) for segment in result.continuation] == [Text, Image]
 
 
-def test_figures_are_shares_with_their_numbers_of_samples(judge: Judge) -> None:
+def test_figures_are_shares_and_numbers_of_samples(judge: Judge) -> None:
     right, wrong = written(judge, measure.draws, (7,), 7), written(judge, measure.draws, (7,), 1)
-    found = measure.Measured(0.99, 397, [right], [right, wrong], [right] * 3 + [wrong], [wrong], [right], [])
-    assert found.figures() == {
+    result = measure.Measured(0.99, 397, [right], [right, wrong], [right] * 3 + [wrong], [wrong], [right], [])
+    assert result.figures() == {
         "judge_accuracy": 0.99,
         "judge_accuracy_samples": 397,
         "read_accuracy": 1.0,
@@ -93,10 +95,10 @@ def test_figures_are_shares_with_their_numbers_of_samples(judge: Judge) -> None:
         "sum_accuracy_unseen_pairs": 0.0,
         "sum_accuracy_unseen_pairs_samples": 1,
     }
-    assert set(measure.TARGETS) < set(found.figures())
+    assert set(measure.TARGETS) < set(result.figures())
 
 
-def test_prompts_are_of_held_out_handwriting_and_want_what_they_show() -> None:
+def test_prompts_show_held_out_digits_and_expect_what_they_show() -> None:
     heldout = digits.load("heldout")
     labels = {heldout.pixels[index].tobytes(): int(heldout.labels[index]) for index in range(len(heldout))}
     exercises = measure.exercises(seed=3)
@@ -108,17 +110,17 @@ def test_prompts_are_of_held_out_handwriting_and_want_what_they_show() -> None:
     assert sorted(prompt.segments[0].picture.tobytes() for prompt in reads) == sorted(  # type: ignore[union-attr]
         picture.tobytes() for picture in heldout.images
     )
-    assert all(shown(prompt) == prompt.wanted for prompt in reads)
+    assert all(shown(prompt) == prompt.expected for prompt in reads)
     for name, pairs in (("sums", set(phrases.TRAIN_PAIRS)), ("unseen_sums", phrases.HELD_OUT_PAIRS)):
         assert {shown(prompt) for prompt in exercises[name][0]} == pairs
-        assert all((sum(shown(prompt)),) == prompt.wanted for prompt in exercises[name][0])
+        assert all((sum(shown(prompt)),) == prompt.expected for prompt in exercises[name][0])
         assert all(prompt.segments[-1] == Text("is") for prompt in exercises[name][0])
     assert {prompt.segments for prompt in exercises["counts"][0]} == {(Text(WORDS[n]),) for n in range(8)}
-    assert {prompt.wanted[0] for prompt in exercises["draws"][0]} == set(range(10))
+    assert {prompt.expected[0] for prompt in exercises["draws"][0]} == set(range(10))
     assert measure.total() == sum(len(prompts) for prompts, _ in exercises.values())
 
 
-def test_there_are_enough_samples_to_mean_something() -> None:
+def test_each_exercise_has_enough_samples() -> None:
     enough = {"reads": 397, "draws": 200, "sums": 100, "counts": 50}
     exercises = measure.exercises(seed=0)
     assert {name: least for name, least in enough.items() if len(exercises[name][0]) < least} == {}

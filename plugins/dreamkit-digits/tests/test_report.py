@@ -1,4 +1,4 @@
-"""The report: one whole page that needs no other file, and says truly what was measured."""
+"""The report: one complete page that needs no other file and shows the measured figures."""
 
 import base64
 import io
@@ -51,13 +51,15 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def written(wanted: int, seen: int | None, said: str = "", role: str | None = None) -> Written:
+def written(expected: int, seen: int | None, text: str = "", role: str | None = None) -> Written:
     prompt = (Text("go <on>", role=role), Image(PICTURE, role=role))
     own = "assistant" if role else None
     drawing = () if seen is None else (Image(PICTURE, draw=True, role=own),)
-    continuation = (*((Text(said, role=own),) if said else ()), *drawing)
+    continuation = (*((Text(text, role=own),) if text else ()), *drawing)
     seen_digits = () if seen is None else (seen,)
-    return Written(Document((*prompt, *continuation)), len(prompt), (wanted,), seen_digits, seen == wanted)
+    return Written(
+        Document((*prompt, *continuation)), len(prompt), (expected,), seen_digits, seen == expected
+    )
 
 
 def run(**changes: float) -> Run:
@@ -76,7 +78,7 @@ def run(**changes: float) -> Run:
     return Run([Stage("I", log), Stage("II & more", log)], measured, figures, Path("/somewhere/checkpoint"))
 
 
-def test_the_page_is_whole_and_needs_no_other_file() -> None:
+def test_the_page_is_complete_and_needs_no_other_file() -> None:
     html = report(run())
     page = Page(html)
     assert page.all("html") == [{"lang": "en"}]
@@ -93,7 +95,7 @@ def test_the_page_is_whole_and_needs_no_other_file() -> None:
     assert "prefers-color-scheme: dark" in html
 
 
-def test_every_picture_is_there_and_is_described() -> None:
+def test_every_image_is_shown_with_a_description() -> None:
     images = Page(report(run())).all("img")
     assert all(image["alt"] for image in images)
     for image in images:
@@ -102,20 +104,20 @@ def test_every_picture_is_there_and_is_described() -> None:
     assert {image["alt"] for image in images} >= {"drawing of seven", "drawing of seven that looks like one"}
 
 
-def test_what_is_wrong_is_marked_in_words_too() -> None:
+def test_a_wrong_drawing_is_marked_in_words() -> None:
     page = Page(report(run()))
     marked = [attributes for attributes in page.all("figure") if attributes.get("class") == "wrong"]
     assert len(marked) == page.words.count("✗") == 2  # the seven that is a one, the five that is a six
     assert "wrong: five expected" in page.words
 
 
-def test_text_that_was_written_is_not_markup() -> None:
+def test_text_of_the_model_is_escaped() -> None:
     page = Page(report(run()))
     assert "nine & <four>" in page.words
     assert "go <on>" in page.words
 
 
-def test_the_table_says_what_was_reached() -> None:
+def test_the_table_shows_reached_and_missed_targets() -> None:
     words = Page(report(run(draw_accuracy=0.95, read_accuracy=0.949))).words
     assert "95.0%" in words and "94.9%" in words and "397" in words
     assert words.count("missed") == sum(
@@ -136,7 +138,7 @@ def test_the_word_of_a_sum_is_counted_apart_from_its_drawing() -> None:
         max_size=4,
     )
 )
-def test_a_curve_stays_in_its_frame_whatever_was_logged(losses: list[list[float | None]]) -> None:
+def test_a_curve_stays_in_its_frame(losses: list[list[float | None]]) -> None:
     stages = [
         Stage(f"<{number}>", [{"step": 10 * (row + 1), "lm": loss} for row, loss in enumerate(stage)])
         for number, stage in enumerate(losses)
@@ -155,7 +157,7 @@ def test_a_curve_stays_in_its_frame_whatever_was_logged(losses: list[list[float 
     assert all(0 <= x <= width and 0 <= y <= height for x, y in points)
 
 
-def test_a_curve_falls_as_the_loss_falls_by_the_same_for_the_same_factor() -> None:
+def test_equal_factors_of_the_loss_are_equal_distances_on_a_curve() -> None:
     log = [{"step": step, "lm": 10.0**-step} for step in range(1, 4)]
     root = ElementTree.fromstring(curve([Stage("I", log)], "lm", "loss"))
     points = next(root.iter("polyline")).get("points", "").split()

@@ -1,4 +1,4 @@
-"""The specs of the shipped parts are told, and the data set's section read, without networks and scikit-learn."""
+"""A recipe of the shipped parts and data set is checked without networks and scikit-learn."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How the miniature parts were pretrained; used by `python -m dreamkit_digits.pretrain` only."""
+"""Pretraining of the tiny parts, for `python -m dreamkit_digits.pretrain` only."""

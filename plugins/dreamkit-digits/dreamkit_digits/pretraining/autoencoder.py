@@ -1,4 +1,4 @@
-"""The miniature VAE: 16 x 16 x 3 pixels to 8 x 8 x 4 latents of unit variance."""
+"""The tiny VAE: 16 x 16 x 3 pixels to 8 x 8 x 4 latents of unit variance."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ STEPS = 1000
 BATCH = 48
 RATE = 2e-3
 KL_WEIGHT = 2e-4
-"""Against the mean squared error of a pixel: keeps the latents smooth, and still sharp."""
+"""Weight beside the mean squared error of a pixel: keeps latents smooth and images sharp."""
 LARGEST_SHIFT = 2
-"""Pixels by which training pictures are moved, so that the 1,400 are not learned by heart."""
+"""Pixels by which training pictures are moved, so that the VAE does not memorise the 1,400."""
 
 
 def train(folder: Path, steps: int = STEPS) -> None:

@@ -1,4 +1,4 @@
-"""What every pretraining loop shares: seeds, pictures as tensors, batches, schedules and averaged weights."""
+"""Helpers of all pretraining loops: seeds, pictures as tensors, batches, schedules and averaged weights."""
 
 from __future__ import annotations
 
@@ -85,5 +85,5 @@ class Averaged:
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Return how many numbers the module learns."""
+    """Return the number of the module's parameters."""
     return sum(parameter.numel() for parameter in module.parameters())

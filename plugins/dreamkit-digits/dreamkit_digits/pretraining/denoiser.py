@@ -1,4 +1,4 @@
-"""The miniature Stable Diffusion: a text-conditioned UNet on latents, its text encoder and scheduler."""
+"""The tiny Stable Diffusion: a text-conditioned UNet on latents, its text encoder and scheduler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The miniature LLaMA: half a million parameters that know digit words, counting and written addition."""
+"""The tiny LLaMA: half a million parameters that know digit words, counting and written addition."""
 
 from __future__ import annotations
 

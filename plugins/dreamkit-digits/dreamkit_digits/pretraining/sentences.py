@@ -1,4 +1,4 @@
-"""The text that the miniature LLaMA is pretrained on: digit words, counting, written addition and chat.
+"""The text that the tiny LLaMA is pretrained on: digit words, counting, written addition and chat.
 
 Every kind of line in `phrases` comes without its pictures, and with a stuttered word in the place of a
 picture: a picture is many tokens of one digit, so "two two two two" stands where [2] will, over the same
@@ -80,12 +80,12 @@ def _summing(rng: random.Random) -> str:
 
 
 def _asking(rng: random.Random) -> str:
-    turn = phrases.asking(rng.randrange(10), rng.randrange(len(phrases.QUESTIONS)))
+    turn = phrases.question(rng.randrange(10), rng.randrange(len(phrases.QUESTIONS)))
     return _chat(turn, max(1, stuttered(rng)))
 
 
 def _requesting(rng: random.Random) -> str:
-    turn = phrases.requesting(rng.randrange(10), rng.randrange(len(phrases.REQUESTS)))
+    turn = phrases.request(rng.randrange(10), rng.randrange(len(phrases.REQUESTS)))
     return _chat(turn, stuttered(rng))
 
 

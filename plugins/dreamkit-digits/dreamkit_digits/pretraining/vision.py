@@ -1,4 +1,4 @@
-"""The miniature SigLIP: a vision tower trained against the digits' names with the sigmoid loss."""
+"""The tiny SigLIP: a vision tower trained against the digits' names with the sigmoid loss."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RATE = 2e-3
 DECAY = 0.05
 WIDTH = 64
 LAYER = -2
-"""The hidden state that a language model is given."""
+"""The hidden state that the language model reads."""
 
 LARGEST_TURN = math.radians(12)
 LARGEST_SHEAR = 0.15
@@ -34,7 +34,7 @@ NOISE = 0.15
 class Names(nn.Module):
     """The text side: one learned vector a digit's name, with SigLIP's temperature and bias.
 
-    Ten names need no deeper text tower. It is thrown away after pretraining.
+    Ten names need no deeper text tower. The vectors are discarded after pretraining.
     """
 
     def __init__(self) -> None:

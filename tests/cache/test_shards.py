@@ -1,4 +1,4 @@
-"""Keys of pictures, and rows found by them in files of a bounded size."""
+"""Keys of images, and rows found by them in files of a limited size."""
 
 import io
 import multiprocessing
@@ -13,19 +13,18 @@ from safetensors import safe_open
 from torch import Tensor
 
 import tiny
-from dreamkit.cache.keys import KEY_BYTES, picture_key
 from dreamkit.cache.manifest import shard_name
-from dreamkit.cache.shards import KEYS, Shards, ShardWriter
+from dreamkit.cache.shards import KEY_BYTES, KEYS, Shards, ShardWriter, picture_key
 from dreamkit.errors import CacheError
 
 
-def saved(picture: PIL.Image, kind: str, **options: object) -> PIL.Image:
-    """The picture as it is read from a file."""
+def reread(picture: PIL.Image, kind: str, **options: object) -> PIL.Image:
+    """Save an image to a file in memory and return the image read from it."""
     file = io.BytesIO()
     picture.save(file, kind, **options)
-    opened = PIL.open(file)
-    opened.load()
-    return opened
+    result = PIL.open(file)
+    result.load()
+    return result
 
 
 def palette(first: int, **info: object) -> PIL.Image:
@@ -35,10 +34,10 @@ def palette(first: int, **info: object) -> PIL.Image:
     return picture
 
 
-def turned(orientation: int) -> PIL.Image:
+def rotated(orientation: int) -> PIL.Image:
     exif = PIL.Exif()
     exif[0x0112] = orientation
-    return saved(tiny.picture(0), "jpeg", exif=exif)
+    return reread(tiny.picture(0), "jpeg", exif=exif)
 
 
 @pytest.mark.parametrize(
@@ -50,23 +49,23 @@ def turned(orientation: int) -> PIL.Image:
         (palette(10), palette(11)),
         (palette(10), palette(10, transparency=0)),
         (palette(10, transparency=0), palette(10, transparency=1)),
-        (turned(1), turned(6)),
+        (rotated(1), rotated(6)),
     ],
-    ids=["pixels", "mode", "size", "palette", "transparent", "another colour transparent", "orientation"],
+    ids=["pixels", "mode", "size", "palette", "transparency", "transparent colour", "orientation"],
 )
-def test_pictures_that_a_part_sees_otherwise_have_other_keys(one: PIL.Image, other: PIL.Image) -> None:
+def test_images_that_look_different_to_a_part_have_different_keys(one: PIL.Image, other: PIL.Image) -> None:
     assert picture_key(one) != picture_key(other)
 
 
-@pytest.mark.parametrize("picture", [tiny.picture(0), palette(10), palette(10, transparency=0), turned(6)])
-def test_the_same_picture_has_one_key(picture: PIL.Image) -> None:
+@pytest.mark.parametrize("picture", [tiny.picture(0), palette(10), palette(10, transparency=0), rotated(6)])
+def test_equal_images_have_one_key(picture: PIL.Image) -> None:
     key = picture_key(picture)
     assert len(key) == KEY_BYTES
     assert key == picture_key(picture.copy()) == picture_key(pickle.loads(pickle.dumps(picture)))
-    assert picture_key(saved(tiny.picture(0), "png")) == picture_key(tiny.picture(0))
+    assert picture_key(reread(tiny.picture(0), "png")) == picture_key(tiny.picture(0))
 
 
-# keys of which many begin alike, as no hash does
+# keys with equal first halves, which hashes hardly ever have
 keys = st.lists(
     st.builds(
         lambda first, second: bytes([first] * 8 + [second] * 8), st.integers(0, 3), st.integers(0, 255)
@@ -92,18 +91,18 @@ def test_rows_are_found_by_their_keys(
     files = [folder / shard_name("rows", number) for number in range(writer.shards)]
     assert sorted(folder.iterdir()) == files and len(files) == -(-len(keys) // most)
     shards = Shards(files)
-    assert len(shards) == writer.pictures == len(keys)
-    wanted = data.draw(st.lists(st.sampled_from(range(len(keys))), min_size=1))
-    places = [shards.find(keys[index]) for index in wanted]
-    found = shards.rows([place for place in places if place is not None])
-    assert found.keys() == rows.keys()
-    for name, tensor in found.items():
-        assert torch.equal(tensor, rows[name][wanted])
+    assert len(shards) == writer.row_count == len(keys)
+    indices = data.draw(st.lists(st.sampled_from(range(len(keys))), min_size=1))
+    places = [shards.find(keys[index]) for index in indices]
+    read = shards.rows([place for place in places if place is not None])
+    assert read.keys() == rows.keys()
+    for name, tensor in read.items():
+        assert torch.equal(tensor, rows[name][indices])
     absent = data.draw(st.binary(min_size=16, max_size=16).filter(lambda key: key not in keys))
     assert shards.find(absent) is None
 
 
-def test_a_row_that_is_larger_than_the_limit_is_a_file(tmp_path: Path) -> None:
+def test_a_row_above_the_limit_gets_a_file_of_its_own(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, "rows", limit=1)
     writer.add([bytes(16), bytes([1] * 16)], {"a": torch.zeros(2, 5)})
     writer.flush()
@@ -112,27 +111,27 @@ def test_a_row_that_is_larger_than_the_limit_is_a_file(tmp_path: Path) -> None:
         assert shard.get_tensor(KEYS).tolist() == [[1] * 16]
 
 
-def _read(shards: Shards, key: bytes) -> Tensor:
+def read_row(shards: Shards, key: bytes) -> Tensor:
     place = shards.find(key)
     assert place is not None
     return shards.rows([place])["a"]
 
 
-def test_other_processes_open_files_of_their_own(tmp_path: Path) -> None:
+def test_each_process_opens_its_own_files(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, "rows", limit=8)
     keys = [bytes([number] * 16) for number in range(5)]
     writer.add(keys, {"a": torch.arange(5.0)})
     writer.flush()
     shards = Shards([tmp_path / shard_name("rows", number) for number in range(writer.shards)])
-    opened = len(shards._handles)
+    before = len(shards._handles)
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        assert pool.apply(_read, (shards, keys[3])).tolist() == [3.0]
-    assert len(shards._handles) == opened
-    again = pickle.loads(pickle.dumps(shards))
-    assert not again._handles and _read(again, keys[4]).tolist() == [4.0]
+        assert pool.apply(read_row, (shards, keys[3])).tolist() == [3.0]
+    assert len(shards._handles) == before
+    copy = pickle.loads(pickle.dumps(shards))
+    assert not copy._handles and read_row(copy, keys[4]).tolist() == [4.0]
 
 
-def test_a_file_that_holds_no_rows_is_named(tmp_path: Path) -> None:
+def test_the_error_about_an_unreadable_file_names_it(tmp_path: Path) -> None:
     file = tmp_path / shard_name("rows", 0)
     file.write_bytes(b"no tensors")
     with pytest.raises(CacheError, match=r"rows-00000\.safetensors cannot be read"):
