@@ -180,7 +180,7 @@ def _probe(name: str, tried: str) -> list[str]:
 
 
 def _ask_hub(name: str) -> list[str]:
-    """Make one request, without the library's telemetry; raise its error or a TimeoutError."""
+    """Make one request; raise its error or a TimeoutError. `HfApi` would add requests for telemetry."""
     answer: Future[list[str]] = Future()
     headers = {"authorization": f"Bearer {token}"} if (token := get_token()) else {}
 
