@@ -38,7 +38,7 @@ def weight_sources(section: Mapping[str, Node]) -> dict[str, Node]:
 
 
 def source_problem(sources: Mapping[str, Node]) -> str:
-    """Return the error message for no source, or for two, where a section needs exactly one."""
+    """Return the error message about no source, or about two; a section needs exactly one."""
     if not sources:
         return "missing 'pretrained' or 'config': name weights or configure random ones"
     places = " and ".join(f"'{key}' ({item.where})" for key, item in sources.items())
