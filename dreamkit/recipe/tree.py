@@ -102,10 +102,8 @@ def parse(
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         message = getattr(error, "problem", None) or getattr(error, "reason", None) or error
         where = place(mark.line + 1 if mark else 1)
-        reader.problems.append(
-            RecipeProblem(where, key or "recipe", f"invalid YAML: {' '.join(str(message).split())}")
-        )
-        return Node(BROKEN, where, folder), reader.problems
+        message = f"invalid YAML: {' '.join(str(message).split())}"
+        return reader.report(where, key, message), reader.problems
     except RecursionError:
         return reader.report(place(1), key, "values are nested too deeply"), reader.problems
     if root is None:

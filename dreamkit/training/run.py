@@ -99,7 +99,7 @@ def train_recipe(
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("nothing is to be trained; name parts in train.trainable, or add model.adapters")
     if arguments.device.type == "cuda":
-        _show(kernels.told(arguments.device))
+        _show(kernels.kernel_status(arguments.device))
     cache = open_cache(recipe, model, registry)
     if cache is not None:
         _show(cache)

@@ -486,7 +486,7 @@ def test_a_run_on_a_gpu_says_whether_kernels_are_used(
     def stop(*_: Any) -> None:
         raise Said
 
-    monkeypatch.setattr("dreamkit.kernels.told", say)
+    monkeypatch.setattr("dreamkit.kernels.kernel_status", say)
     monkeypatch.setattr("dreamkit.training.run.open_cache", stop)
     for kind, said in (("cpu", ""), ("cuda", "fused kernels: off, on cuda\n")):
         arguments = SimpleNamespace(device=torch.device(kind))

@@ -207,7 +207,7 @@ def test_nothing_is_copied_between_host_and_device_in_a_second_forward_pass(vari
         half = torch.autocast("cuda", torch.bfloat16, enabled=made.train.precision == "bfloat16")
     batch = on_fake_device(batch, fakes)
     model = on_fake_device(model, fakes).train()
-    recent = patch("dreamkit.kernels._is_recent", return_value=True)
+    recent = patch("dreamkit.kernels.capability.is_recent", return_value=True)
     with fakes, half, recent, torch.no_grad():
         model(batch)
         with asked:
