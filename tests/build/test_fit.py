@@ -150,7 +150,7 @@ def test_the_tiny_recipe_fits(registry: Registry) -> None:
             "generation.scheduler",
             ("expected one of ddpm, ddim", "got 'dppm'"),
         ),
-        ({"model__vision_encoder__layer": 7}, "model.vision_encoder.layer", ("layer 7", "3 layers")),
+        ({"model__vision_encoder__layer": 7}, "model.vision_encoder.layer", ("got 7", "3 layers")),
     ],
 )
 def test_a_misfit_is_reported_and_refused_by_build(

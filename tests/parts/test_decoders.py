@@ -73,7 +73,7 @@ def test_a_scheduler_that_does_not_fit_the_objective_is_refused(name: str, sched
 def test_an_image_size_that_cannot_be_drawn_is_refused(name: str, size: int, multiple: int) -> None:
     (problem,) = fit(described(name, image_size=size), REGISTRY).problems
     assert problem.key == "model.image_decoder.image_size"
-    assert f"{size} found, but a positive multiple of {multiple} pixels is wanted" in problem.message
+    assert f"expected a positive multiple of {multiple} pixels" in problem.message
 
 
 @pytest.mark.parametrize("name", DECODERS)

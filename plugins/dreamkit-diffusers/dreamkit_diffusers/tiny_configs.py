@@ -1,4 +1,4 @@
-"""Small configs of the models that several decoders share."""
+"""Configs of the tiny models that several decoders share."""
 
 from __future__ import annotations
 
