@@ -84,7 +84,7 @@ class CacheManifest(FolderManifest):
         return recreate_hint(folder)
 
     @classmethod
-    def mend_hint(cls, folder: Path) -> str:
+    def repair_hint(cls, folder: Path) -> str:
         return recreate_hint(folder)
 
     def summary(self, folder: Path) -> str:

@@ -136,7 +136,7 @@ def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
         CacheError: `folder` is a file, holds something else than a cache, or holds a cache that is not to be replaced.
     """
     CacheManifest.refuse_to_replace(folder, instead="pass another folder with --out")
-    if not overwrite and (reason := folders.occupied(folder)):
+    if not overwrite and (reason := folders.in_use_reason(folder)):
         raise CacheError(
             f"{folder} {reason}; pass a new folder with --out, or replace the cache with --overwrite"
         )

@@ -112,9 +112,9 @@ def plan(
     from dataclasses import asdict
 
     from dreamkit.cache.recipe_check import cache_notes
-    from dreamkit.plan.advice import misfit
+    from dreamkit.plan.advice import memory_advice
     from dreamkit.plan.plan import plan as make_plan
-    from dreamkit.plan.sizes import in_bytes, parse_bytes
+    from dreamkit.plan.sizes import format_bytes, parse_bytes
     from dreamkit.plan.tables import report
     from dreamkit.recipe.loading import load_recipe
     from dreamkit.registry.registry import Registry
@@ -133,11 +133,11 @@ def plan(
             out.print(line, soft_wrap=True)
     if limit is None:
         return
-    problems = misfit(planned, loaded, limit)
+    problems = memory_advice(planned, loaded, limit)
     if problems:
         typer.echo("\n".join(problems), err=as_json)
         raise typer.Exit(1)
-    fits = f"fits into {in_bytes(limit)}, {in_bytes(limit - planned.memory.peak)} to spare"
+    fits = f"fits into {format_bytes(limit)}, {format_bytes(limit - planned.memory.peak)} to spare"
     typer.echo(fits, err=as_json)
 
 

@@ -17,7 +17,7 @@ from dreamkit.errors import DreamkitError, did_you_mean
 from dreamkit.registry.kinds import KINDS as REGISTERED
 from dreamkit.registry.registry import Registry
 from dreamkit.scaffold.names import LICENSES, Names, PartKind, kind_called, names_for
-from dreamkit.storage.folders import occupied
+from dreamkit.storage.folders import in_use_reason
 
 FOLDER = Path(__file__).parent
 TRAINED: Final = (
@@ -62,7 +62,7 @@ def new_plugin(
     sources = {f"{stem}.py": _text(f"parts/{stem}.py") for stem in stems}
     names = names_for(name, chosen, _bound(sources.values()), registry)
     folder = Path(name) if out is None else out
-    if what := occupied(folder):
+    if what := in_use_reason(folder):
         raise DreamkitError(f"{folder} {what}; name a new folder by --out")
     files = _files(names, chosen, sources, license, author)
     _write(folder, files)

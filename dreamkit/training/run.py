@@ -25,7 +25,7 @@ from dreamkit.errors import CheckpointError, RecipeError, TrainingError
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
-from dreamkit.storage.folders import occupied
+from dreamkit.storage.folders import in_use_reason
 from dreamkit.training.run_bar import RunBar
 from dreamkit.training.run_log import LogEntry, RunLog
 from dreamkit.training.same_run import compare_model, compare_run
@@ -98,7 +98,7 @@ def train_recipe(
             f"no resume point {RESUME_POINTS}/step-N in {out}; train without --resume into a new folder "
             "(train.save_every sets the steps between resume points)"
         )
-    if not resume and (reason := occupied(out)):
+    if not resume and (reason := in_use_reason(out)):
         continuing = "continue its run with --resume or " if out.is_dir() else ""
         raise TrainingError(f"{out} {reason}; {continuing}pass a new folder with --out")
     arguments = training_arguments(recipe, out)

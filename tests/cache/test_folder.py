@@ -60,7 +60,7 @@ def flip_bit(folder: Path) -> None:
     [
         (
             truncate,
-            r"copy: the cache is damaged; recreate it .*\n  features-00000.safetensors: \d+ bytes, but \d+ were",
+            r"copy: the cache is damaged; recreate it .*\n  features-00000.safetensors: expected \d+ bytes, got \d+",
         ),
         (
             lambda folder: (folder / "features-00000.safetensors").unlink(),

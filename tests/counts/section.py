@@ -151,7 +151,7 @@ def _peak_logits_bytes(loss: Callable[..., tuple[Tensor, ...]]) -> int:
         weight = torch.empty(vocabulary, dim, dtype=torch.bfloat16, requires_grad=True)
         rows = torch.empty(count, dim, dtype=torch.bfloat16, requires_grad=True)
         ids, weights = torch.empty(count, dtype=torch.long), torch.empty(count)
-    live = VocabularyBytes(besides=[weight])
+    live = VocabularyBytes(uncounted=[weight])
     with fakes, live:
         loss(lambda chunk: F.linear(chunk, weight), rows, ids, weights)[0].backward()
     return live.peak.total

@@ -35,11 +35,11 @@ def adapters(targets: tuple[str, ...] = WITH_SOURCE, **settings: Any) -> dict[st
     return {"model.adapters": [{"target": target, "rank": 2, "alpha": 6, **settings} for target in targets]}
 
 
-def built(recipe: dict[str, Any]) -> DreamModel:
+def build_model(recipe: dict[str, Any]) -> DreamModel:
     return build(fit(recipe_from_dict(recipe, REGISTRY, where="tiny"), REGISTRY))
 
 
-def disturb(module: nn.Module) -> None:
+def perturb_adapters(module: nn.Module) -> None:
     """Add noise to adapters, in place of training: new ones change no output."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -87,21 +87,21 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=VARIANTS)
 def adapted(request: Any, sources: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DreamModel, Path]:
     """Return a model with adapters on three parts, and the folder of the adapters in its checkpoint."""
-    model = built(tiny.on_sources(sources, **adapters(**VARIANTS[request.param])))
+    model = build_model(tiny.on_sources(sources, **adapters(**VARIANTS[request.param])))
     model.set_trainable([])
-    disturb(model)
+    perturb_adapters(model)
     folder = tmp_path_factory.mktemp(request.param) / "checkpoint"
     save_checkpoint(model, folder, registry=REGISTRY)
     return model.eval(), folder / "adapters"
 
 
-def to_denoise(decoder: Any) -> tuple[Tensor, Tensor, Condition]:
+def denoising_inputs(decoder: Any) -> tuple[Tensor, Tensor, Condition]:
     noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     context = torch.randn(2, 3, decoder.spec.context_dim, generator=torch.Generator().manual_seed(2))
     return noisy, torch.tensor([20, 700]), Condition(context)
 
 
-def pipeline_of(sources: Path) -> Any:
+def build_pipeline(sources: Path) -> Any:
     """Build the diffusers pipeline of the image decoder of `sources`, with the text encoder that it needs."""
     sizes = {"hidden_size": 12, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
     words = {"<|startoftext|>": 0, "<|endoftext|>": 1}

@@ -184,7 +184,7 @@ def peak_bytes_and_flops(dtype: torch.dtype, trained: bool, autocast: bool) -> t
         weight = nn.Parameter(torch.empty(V, D, dtype=dtype), requires_grad=trained)
         rows = torch.empty(L, D, dtype=dtype, requires_grad=True)
         ids, weights = torch.empty(L, dtype=torch.long), torch.empty(L)
-    live = LiveBytes(besides=[weight, rows, ids, weights])
+    live = LiveBytes(uncounted=[weight, rows, ids, weights])
     with fakes, live, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = label_loss(lambda rows: F.linear(rows, weight), rows, ids, weights)
         assert loss.total.requires_grad

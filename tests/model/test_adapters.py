@@ -25,11 +25,11 @@ from adapted_models import (
     VARIANTS,
     adapted as adapted,
     adapters,
-    built,
+    build_model,
     close,
-    disturb,
     fixed_batch,
     outputs,
+    perturb_adapters,
     sources as sources,
 )
 from dreamkit.build.build import build
@@ -63,7 +63,7 @@ def differs(adapted: Tensor, plain: Tensor) -> bool:
 def test_any_combination_can_be_trained_saved_and_merged(
     targets: tuple[str, ...], variant: str, tmp_path: Path
 ) -> None:
-    model = built(tiny.recipe(**adapters(targets, **VARIANTS[variant])))
+    model = build_model(tiny.recipe(**adapters(targets, **VARIANTS[variant])))
     model.set_trainable(SMALL)
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     adapted = {name.partition(".")[0] for name in trainable if is_adapter(name)}
@@ -86,7 +86,7 @@ def test_any_combination_can_be_trained_saved_and_merged(
     assert [n for n, p in model.named_parameters() if is_adapter(n) and not p.grad.any()] == []
 
     before = outputs(model)
-    disturb(model)
+    perturb_adapters(model)
     expected = outputs(model)
     assert any(differs(expected[name], before[name]) for name in expected)
     save_checkpoint(model, tmp_path / "checkpoint", registry=REGISTRY)
@@ -134,7 +134,7 @@ def adapted_part(kind: str, name: str, folder: Path, **settings: Any) -> tuple[A
     subject = SUBJECTS[kind](contracts.tiny_part(REGISTRY.get(kind, name)))
     part, plain = subject.make(), subject.make()
     adapt(part, AdapterSection(kind, rank=2, alpha=6, **settings))  # type: ignore[arg-type]
-    disturb(part)
+    perturb_adapters(part)
     tensors = {stored_name(n): p.detach() for n, p in part.named_parameters() if is_adapter(n)}
     write_adapter(part, tensors, folder / "adapter/adapter_model.safetensors", None)
     return part, plain, lambda part: subject.call(part, subject.inputs(Case(2, 3, seed=0)))
@@ -193,9 +193,9 @@ def test_adapters_of_all_kinds_of_layers_can_be_saved_and_merged(tmp_path: Path)
     change = adapters()
     for adapter in change["model.adapters"]:
         adapter["modules"] = modules[adapter["target"]]
-    model = built(tiny.recipe(**change))
+    model = build_model(tiny.recipe(**change))
     model.set_trainable([])
-    disturb(model)
+    perturb_adapters(model)
     expected = outputs(model)
     save_checkpoint(model, tmp_path / "checkpoint", registry=REGISTRY)
     loaded, _ = load_checkpoint(tmp_path / "checkpoint", REGISTRY)
@@ -210,7 +210,7 @@ def test_an_adapter_of_tied_weights_is_not_merged() -> None:
     recipe = tiny.recipe(**change)
     recipe["model"]["language_model"]["config"]["tie_word_embeddings"] = True
     with pytest.warns(UserWarning, match="tie_word_embeddings"):
-        model = built(recipe)
+        model = build_model(recipe)
     with pytest.raises(
         DreamkitError, match=r"cannot merge the adapter of \S*lm_head: its weights are also .*embed_tokens"
     ):
@@ -219,7 +219,7 @@ def test_an_adapter_of_tied_weights_is_not_merged() -> None:
 
 
 def test_weights_that_are_not_finite_are_not_merged() -> None:
-    model = built(tiny.recipe(**adapters(("language_model",))))
+    model = build_model(tiny.recipe(**adapters(("language_model",))))
     with torch.no_grad():
         next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("inf"))
     with pytest.raises(DreamkitError, match=r"cannot merge the adapter of \S*q_proj"):
@@ -255,9 +255,9 @@ def test_small_parts_and_adapters_are_trained_and_saved_together(sources: Path, 
 
 def test_gradient_checkpointing_changes_no_gradient_of_adapters() -> None:
     def gradients(checkpointing: bool) -> dict[str, Tensor]:
-        model = built(tiny.recipe(**adapters()))
+        model = build_model(tiny.recipe(**adapters()))
         model.set_trainable(["dream_queries"])
-        disturb(model)
+        perturb_adapters(model)
         if checkpointing:
             model.enable_gradient_checkpointing()
         model.train()(fixed_batch(model)).loss.backward()
@@ -269,9 +269,11 @@ def test_gradient_checkpointing_changes_no_gradient_of_adapters() -> None:
 
 
 def test_the_loss_of_an_adapted_head_uses_its_logits() -> None:
-    model = built(tiny.recipe(**{"model.adapters": [{"target": "language_model", "modules": ["lm_head"]}]}))
+    model = build_model(
+        tiny.recipe(**{"model.adapters": [{"target": "language_model", "modules": ["lm_head"]}]})
+    )
     model.set_trainable(["dream_queries"])
-    disturb(model)
+    perturb_adapters(model)
     batch, part = fixed_batch(model), model.language_model
     hidden = torch.randn(batch.input_ids_BT.numel(), part.spec.dim)
     rows = part.final_norm(hidden[batch.label_rows_L])
@@ -286,14 +288,14 @@ def test_the_loss_of_an_adapted_head_uses_its_logits() -> None:
 
 def test_an_adapter_with_another_scale_is_not_loaded(tmp_path: Path) -> None:
     targets = ("language_model",)
-    save_checkpoint(built(tiny.recipe(**adapters(targets))), tmp_path / "checkpoint", registry=REGISTRY)
-    load_weights(built(tiny.recipe(**adapters(targets, dropout=0.1))), tmp_path / "checkpoint")
+    save_checkpoint(build_model(tiny.recipe(**adapters(targets))), tmp_path / "checkpoint", registry=REGISTRY)
+    load_weights(build_model(tiny.recipe(**adapters(targets, dropout=0.1))), tmp_path / "checkpoint")
     for settings, message in (
         ({"alpha": 7}, "has alpha 6.0, but the recipe's has 7.0"),
         ({"use_rslora": True}, "has use_rslora False, but the recipe's has True"),
     ):
         with pytest.raises(CheckpointError, match=f"its adapter of language_model {message}"):
-            load_weights(built(tiny.recipe(**adapters(targets, **settings))), tmp_path / "checkpoint")
+            load_weights(build_model(tiny.recipe(**adapters(targets, **settings))), tmp_path / "checkpoint")
 
 
 def test_names_in_checkpoint_files() -> None:

@@ -268,5 +268,7 @@ def test_a_well_known_model_accepts_another_image_size_and_pooling():
     assert Dinov2.infer_spec(config) == VisionSpec(518, 1369, 1024)
     shuffled = VisionConfig(pretrained="google/siglip2-base-patch16-naflex", pool=2, pooling="pixel-shuffle")
     assert Siglip2.infer_spec(shuffled) == VisionSpec(256, 64, 3072)
-    with pytest.raises(ConfigError, match="27 x 27 tokens; give 1, 3, 9 or 27, or another image_size"):
+    with pytest.raises(
+        ConfigError, match="27 x 27 grid of tokens, got 2; set it to one of 1, 3, 9, 27 or change image_size"
+    ):
         Siglip2.infer_spec(VisionConfig(pretrained="google/siglip2-so400m-patch14-384", pool=2))
