@@ -291,10 +291,13 @@ def test_an_adapter_with_another_scale_is_not_loaded(tmp_path: Path) -> None:
     save_checkpoint(build_model(tiny.recipe(**adapters(targets))), tmp_path / "checkpoint", registry=REGISTRY)
     load_weights(build_model(tiny.recipe(**adapters(targets, dropout=0.1))), tmp_path / "checkpoint")
     for settings, message in (
-        ({"alpha": 7}, "has alpha 6.0, but the recipe's has 7.0"),
-        ({"use_rslora": True}, "has use_rslora False, but the recipe's has True"),
+        ({"alpha": 7}, "expected alpha 6.0 of the adapter of language_model, got 7.0 in the recipe"),
+        (
+            {"use_rslora": True},
+            "expected use_rslora False of the adapter of language_model, got True in the recipe",
+        ),
     ):
-        with pytest.raises(CheckpointError, match=f"its adapter of language_model {message}"):
+        with pytest.raises(CheckpointError, match=message):
             load_weights(build_model(tiny.recipe(**adapters(targets, **settings))), tmp_path / "checkpoint")
 
 
