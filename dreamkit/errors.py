@@ -1,13 +1,14 @@
-"""What goes wrong, in one tree, so that callers can catch as much or as little as they want.
+"""The tree of exceptions.
 
-DreamkitError (ValueError)     anything the user can mend; the command line prints it and exits with 2
-├── PluginError                a component is unknown, broken, or given by two distributions
-├── RecipeError                one or many `RecipeProblem`s: file, line, key, values, nearest name
-├── SourceError                pretrained files that are not where the recipe says
-├── DocumentError              a document that cannot be learned from or generated from
+DreamkitError (ValueError)     any error that the user can fix; the command line prints it and exits with code 2
+├── PluginError                an unknown or broken component, or one name in two distributions
+├── RecipeError                one or more `RecipeProblem`s, each with file, line and key
+├── ConfigError                invalid settings in a part's recipe section
+│   └── SourceError            pretrained files that cannot be found
+├── DocumentError              a document that cannot be used for training or generation
 ├── CheckpointError            a checkpoint that is damaged, too new, or does not fit
-├── CacheError                 a cache of latents or features that is damaged, does not fit, or lacks a picture
-└── TrainingError              a run that cannot go on, such as a loss that is not finite
+├── CacheError                 a cache that is damaged, does not fit, or lacks an image
+└── TrainingError              a run that cannot continue, such as one with a loss that is not finite
 """
 
 import difflib
@@ -17,27 +18,28 @@ from typing import Any
 
 
 class DreamkitError(ValueError):
-    """Base of every error a user can mend."""
+    """Base class of every error that the user can fix."""
 
 
 class PluginError(DreamkitError):
-    """A component that is unknown, broken, or given twice."""
+    """An unknown or broken component, or one name in two distributions."""
 
 
 class ConfigError(DreamkitError):
-    """What a part refuses of its recipe section, in `problems`: messages by key.
+    """Invalid settings in a part's recipe section; `problems` maps keys to messages.
 
-    A key is relative to the section and dotted, such as `image_size` or `config.unet.norm_num_groups`; an empty one
-    means the section as a whole.
+    A key is a dotted path in the section, such as `image_size` or `config.unet.norm_num_groups`. The empty key stands
+    for the whole section.
     """
 
     def __init__(self, problems: Mapping[str, str]) -> None:
         self.problems = dict(problems)
-        super().__init__("\n".join(f"{key}: {said}" if key else said for key, said in self.problems.items()))
+        lines = (f"{key}: {message}" if key else message for key, message in self.problems.items())
+        super().__init__("\n".join(lines))
 
 
 class SourceError(ConfigError):
-    """Pretrained files that were looked for and not found; `key` is the setting that names them."""
+    """Pretrained files that cannot be found; `key` is the setting that names them."""
 
     def __init__(self, message: str, key: str = "pretrained") -> None:
         super().__init__({key: message})
@@ -45,27 +47,27 @@ class SourceError(ConfigError):
 
 
 class DocumentError(DreamkitError):
-    """A document that cannot be turned into a sequence."""
+    """A document that cannot be converted to a sequence."""
 
 
 class CheckpointError(DreamkitError):
-    """A checkpoint folder that cannot be written, read or trusted."""
+    """A checkpoint folder that cannot be written or read, or whose files have changed."""
 
 
 class CacheError(DreamkitError):
-    """A cache of latents or features that cannot be written, read or trusted."""
+    """A cache of latents or features that cannot be written or read, or whose files have changed."""
 
 
 class TrainingError(DreamkitError):
-    """A training run that cannot go on."""
+    """A training run that cannot continue."""
 
 
 @dataclass(frozen=True)
 class RecipeProblem:
-    """One thing wrong with a recipe.
+    """One problem of a recipe.
 
-    `where` is `file:line` or `command line`, `key` the dotted key path, `message` says what was found, what was
-    wanted and what to change.
+    `where` is `file:line` or `command line`, and `key` a dotted path. `message` has the expected and the actual value,
+    and what to change.
     """
 
     where: str
@@ -77,7 +79,7 @@ class RecipeProblem:
 
 
 class RecipeError(DreamkitError):
-    """All the problems of a recipe at once, in `problems`."""
+    """Every problem of a recipe, in `problems`."""
 
     def __init__(self, problems: Sequence[RecipeProblem]) -> None:
         self.problems = tuple(problems)
@@ -88,7 +90,7 @@ class RecipeError(DreamkitError):
 
 
 def did_you_mean(name: Any, names: Iterable[str]) -> str:
-    """The end of an error message about an unknown `name`: the nearest of `names`, or all of them."""
+    """Return the end of an error message about an unknown `name`: the nearest of `names`, or all of them."""
     known = sorted(names)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
     if near:
@@ -97,10 +99,10 @@ def did_you_mean(name: Any, names: Iterable[str]) -> str:
 
 
 def article(word: str) -> str:
-    """The indefinite article before a word or the name of a class."""
+    """Return the indefinite article for a word or the name of a class."""
     return "an" if word.lstrip("_")[:1].lower() in tuple("aeiou") else "a"
 
 
 def with_article(kind: str) -> str:
-    """A part's kind in a sentence: `image_decoder` is an image decoder."""
+    """Return a kind of part with its article, such as "an image decoder" for `image_decoder`."""
     return f"{article(kind)} {kind.replace('_', ' ')}"

@@ -1,6 +1,6 @@
-"""Another project's `dreamkit` beside this one: the package index has a distribution of that name, with such a package.
+"""Detection of another project's `dreamkit`, a distribution on the package index with a package of that name.
 
-pip writes the files of one over those of the other, and takes files of both away with either.
+If both are installed, pip overwrites files of one with files of the other. Uninstalling either removes files of both.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import warnings
 from glob import glob
 
 MIXED = (
-    "the package 'dreamkit' is not dreamkit-core's alone: the distribution 'dreamkit', on the package index another "
-    "project's, is installed beside it; run `pip uninstall dreamkit dreamkit-core`, then install dreamkit-core again"
+    "the distribution 'dreamkit', which belongs to another project, is installed beside dreamkit-core and shares its "
+    "package; run `pip uninstall dreamkit dreamkit-core`, then install dreamkit-core again"
 )
 
 
 def is_mixed() -> bool:
-    """Return True if another project's distribution `dreamkit` has a package of that name.
+    """Return True if another project's distribution `dreamkit` with a package of that name is installed.
 
-    Its files decide: this project's distribution once had the same name and version, but lists plug-ins.
+    Plug-ins tell them apart: this project's distribution had the same name once, but it lists plug-ins.
     """
-    # importlib.metadata would find the same, but takes several times as long to import as dreamkit itself.
+    # importlib.metadata takes several times as long to import as dreamkit itself.
     return any(
         re.search("^dreamkit/", _read(folder, info, "RECORD"), re.MULTILINE)
         and "[dreamkit.plugins]" not in _read(folder, info, "entry_points.txt")
@@ -32,13 +32,13 @@ def is_mixed() -> bool:
 
 
 def warn_if_mixed() -> None:
-    """Warn whoever imports the calling module if another project's `dreamkit` is installed too."""
+    """Warn the importer of the calling module if another project's `dreamkit` is installed too."""
     if is_mixed():
         warnings.warn(MIXED, stacklevel=3)
 
 
 def _read(*path: str) -> str:
-    """Return the text of a file, "" if there is none."""
+    """Return the text of a file, or "" if it does not exist."""
     try:
         with open(os.path.join(*path), encoding="utf-8", errors="replace") as file:
             return file.read()

@@ -1,4 +1,4 @@
-"""Another project's `dreamkit` of the package index beside this one: the command and the import say so."""
+"""Another project's `dreamkit` beside this one: the command and the import warn."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 VERSION = PROJECT["version"]
 SCRIPT = ROOT / "dreamkit" / "cli" / "script" / "dreamkit"
 PLUGINS = "[dreamkit.plugins]\ncore = dreamkit.registry.core\n"
-# the other project's files, in short; the library they import is not installed
+# a few files of the other project; the library that they import is not installed
 THEIRS = {
     "dreamkit/__init__.py": "from .agent import Agent\n\n__all__ = ['Agent']\n",
     "dreamkit/agent.py": "import a_library_nobody_has\n\nclass Agent:\n    pass\n",
@@ -28,7 +28,7 @@ THEIRS = {
 }
 CHECKOUT = ("checkout",)
 
-# Folders on the path, and the distributions installed in each, one over the other.
+# Folders on the path, each with its distributions in the order of installation.
 Layout = Sequence[Sequence[str]]
 BESIDE: dict[str, Layout] = {
     "overwritten": [("theirs", "ours")],
@@ -41,7 +41,7 @@ IN_PLACE: dict[str, Layout] = {
     "hiding a checkout": [("theirs",), CHECKOUT],
     "uninstalled": [("ours", "theirs", "not theirs")],
 }
-# `older` is this project's distribution as it was once called, `moved` another one whose package has another name
+# `older` is this project's distribution by its old name, `moved` another project's with a package of another name
 ALONE: dict[str, Layout] = {
     "ours": [("ours",)],
     "checkout": [CHECKOUT],
@@ -55,18 +55,20 @@ ALONE: dict[str, Layout] = {
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     package = [path for ending in ("py", "pyi") for path in ROOT.glob(f"dreamkit/**/*.{ending}")]
     ours = {str(path.relative_to(ROOT)): path.read_text() for path in package}
-    made = {
+    distributions = {
         "ours": ("dreamkit-core", VERSION, ours, PLUGINS),
         "theirs": ("dreamkit", VERSION, THEIRS),
         "older": ("dreamkit", VERSION, ours, PLUGINS),
         "older editable": ("dreamkit", VERSION, {"__editable__.dreamkit.pth": f"{ROOT}\n"}, PLUGINS),
         "moved": ("dreamkit", "1.0", {"dreamer/__init__.py": ""}),
     }
-    return {name: write_wheel(tmp_path_factory.mktemp("wheel"), *wheel) for name, wheel in made.items()}
+    return {
+        name: write_wheel(tmp_path_factory.mktemp("wheel"), *wheel) for name, wheel in distributions.items()
+    }
 
 
 def lay_out(layout: Layout, wheels: dict[str, Path], folder: Path) -> dict[str, str]:
-    """Install distributions into folders, or uninstall them; return the environment of a process that imports these."""
+    """Install and uninstall distributions in folders; return the environment of a process that imports from these."""
     path = []
     for number, names in enumerate(layout):
         site = ROOT if names == CHECKOUT else folder / f"site{number}"
@@ -78,15 +80,15 @@ def lay_out(layout: Layout, wheels: dict[str, Path], folder: Path) -> dict[str, 
                 else:
                     wheel.extractall(site)
         path.append(str(site))
-    # of an environment that may lie in the checkout, as the README makes it
+    # the environment may be inside the checkout, as in the README
     is_library = {entry: Path(entry).is_relative_to(sys.prefix) for entry in sys.path}
     libraries = [entry for entry in sys.path if is_library[entry] or not Path(entry).is_relative_to(ROOT)]
     return {**os.environ, "PYTHONPATH": os.pathsep.join([*path, *libraries])}
 
 
 def python(code: str, environment: dict[str, str], folder: Path) -> tuple[int, str, str]:
-    """Run code without editable installs: exit code, standard output, standard error."""
-    done = subprocess.run(
+    """Run code without editable installs; return exit code, standard output and standard error."""
+    process = subprocess.run(
         [sys.executable, "-S", "-c", code],
         cwd=folder,
         env=environment,
@@ -94,17 +96,17 @@ def python(code: str, environment: dict[str, str], folder: Path) -> tuple[int, s
         text=True,
         check=False,
     )
-    return done.returncode, done.stdout, done.stderr
+    return process.returncode, process.stdout, process.stderr
 
 
 def command(environment: dict[str, str], folder: Path) -> tuple[int, str, str]:
-    """Run `dreamkit --version` by the script that is installed as the command."""
+    """Run `dreamkit --version` with the script of the installed command."""
     code = f"import runpy, sys; sys.argv = ['dreamkit', '--version']; runpy.run_path({str(SCRIPT)!r})"
     return python(code, environment, folder)
 
 
 @pytest.mark.parametrize("layout", BESIDE)
-def test_another_project_s_package_beside_is_told(
+def test_another_project_s_package_causes_a_warning(
     layout: str, wheels: dict[str, Path], tmp_path: Path
 ) -> None:
     environment = lay_out(BESIDE[layout], wheels, tmp_path)
@@ -115,7 +117,7 @@ def test_another_project_s_package_beside_is_told(
 
 
 @pytest.mark.parametrize("layout", IN_PLACE)
-def test_the_command_runs_nothing_of_a_package_in_place_of_its_own(
+def test_the_command_does_not_run_another_project_s_package(
     layout: str, wheels: dict[str, Path], tmp_path: Path
 ) -> None:
     environment = lay_out(IN_PLACE[layout], wheels, tmp_path)
@@ -128,13 +130,15 @@ def test_the_command_runs_nothing_of_a_package_in_place_of_its_own(
 
 
 @pytest.mark.parametrize("layout", ALONE)
-def test_nothing_is_said_of_this_project_s_own(layout: str, wheels: dict[str, Path], tmp_path: Path) -> None:
+def test_this_project_s_own_packages_cause_no_warning(
+    layout: str, wheels: dict[str, Path], tmp_path: Path
+) -> None:
     environment = lay_out(ALONE[layout], wheels, tmp_path) | {"PYTHONWARNINGS": "error"}
     assert command(environment, tmp_path) == (0, f"dreamkit {VERSION}\n", "")
     assert python("import dreamkit", environment, tmp_path) == (0, "", "")
 
 
-def test_importing_the_package_stays_quick(tmp_path: Path) -> None:
-    """It takes a few milliseconds; importlib.metadata alone would take several times as long."""
+def test_import_does_not_load_importlib_metadata(tmp_path: Path) -> None:
+    """The import takes a few milliseconds; importlib.metadata alone takes several times as long."""
     code = "import sys, dreamkit; print('importlib.metadata' in sys.modules)"
     assert python(code, lay_out([CHECKOUT], {}, tmp_path), tmp_path) == (0, "False\n", "")

@@ -1,4 +1,4 @@
-"""The package as a whole: what it exports, what importing it costs, what plug-ins may use, and what the help says."""
+"""The package as a whole: its public names, their use by plug-ins, and the examples in the help."""
 
 import ast
 import re
@@ -75,18 +75,18 @@ def run(*command: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
 
 
 def dreamkit_imports(path: Path) -> list[ast.Import | ast.ImportFrom]:
-    """The statements of a file that import from dreamkit."""
-    found = []
+    """Return the statements of a file that import from dreamkit."""
+    statements = []
     for node in ast.walk(ast.parse(path.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and not node.level:
             names = [node.module]
         if any(name == "dreamkit" or name.startswith("dreamkit.") for name in names):
-            found.append(node)
-    return found
+            statements.append(node)
+    return statements
 
 
-def test_the_public_names_are_these() -> None:
+def test_the_public_names_are_as_listed() -> None:
     assert dreamkit.__all__ == PUBLIC
 
 
@@ -112,14 +112,14 @@ def test_plug_ins_use_public_names_only(path: Path) -> None:
             assert alias.name in PUBLIC, f"{where}: {alias.name} is not in dreamkit.__all__"
 
 
-def test_every_plug_in_is_looked_at() -> None:
+def test_every_plug_in_is_checked() -> None:
     for folder in ROOT.glob("plugins/*/"):
         files = list(folder.glob("dreamkit_*/**/*.py"))
         assert any(dreamkit_imports(path) for path in files), f"no file of {folder.name} imports dreamkit"
 
 
 def examples() -> dict[str, list[list[str]]]:
-    """The command lines that the help of each command gives."""
+    """Return the example command lines in the help of each command."""
     return {
         name: [
             shlex.split(example)
@@ -149,23 +149,23 @@ def test_the_example_works_in_an_empty_folder(name: str, tmp_path: Path) -> None
 
 
 def test_the_examples_with_a_checkpoint_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One after the other, in a folder that holds what they name; training and drawing are cut short."""
+    """The examples run in order, in a folder with the files that they name; training and drawing are shortened."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tests").symlink_to(ROOT / "tests")
-    few = {
+    short = {
         "train": ["train.steps=1", "train.batch_size=2"],
         "generate": ["--steps", "2", "--max-tokens", "9"],
     }
-    made = {
+    outputs = {
         "train": ["run1/checkpoint/dreamkit.json", "run1/log.jsonl"],
         "generate": ["two/index.html"],
         "import-published": ["imported/dreamkit.json"],
     }
     for name in ("train", "inspect", "generate", "import-published"):
         for _, *arguments in examples()[name]:
-            result = CliRunner().invoke(app, [*arguments, *few.get(name, ())], catch_exceptions=False)
+            result = CliRunner().invoke(app, [*arguments, *short.get(name, ())], catch_exceptions=False)
             assert result.exit_code == 0, result.output
-            assert all(Path(file).is_file() for file in made.get(name, ())), result.output
+            assert all(Path(file).is_file() for file in outputs.get(name, ())), result.output
         if name == "train":
             (tmp_path / "dreamkit-demo").symlink_to(tmp_path / "run1")
         if name == "inspect":
@@ -173,13 +173,13 @@ def test_the_examples_with_a_checkpoint_work(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "output"),
     [
         ([], 2, "Usage: python -m dreamkit [OPTIONS] COMMAND"),
         (["--version"], 0, f"dreamkit {version('dreamkit-core')}"),
     ],
 )
-def test_the_module_is_the_command(arguments: list[str], code: int, said: str) -> None:
+def test_python_m_dreamkit_runs_the_command(arguments: list[str], code: int, output: str) -> None:
     result = run("-m", "dreamkit", *arguments)
     assert result.returncode == code
-    assert said in result.stdout + result.stderr
+    assert output in result.stdout + result.stderr

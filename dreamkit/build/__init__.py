@@ -1,1 +1,1 @@
-"""Parts that fit each other, and the model that is built of them."""
+"""The check that a recipe's parts fit each other, and the model built of them."""

@@ -1,4 +1,4 @@
-"""Recipe and plug-ins become a model, where the parts fit each other (`dreamkit.build.fit`)."""
+"""A model from a recipe whose parts fit (`dreamkit.build.fit`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dreamkit.errors import ConfigError, RecipeError
 from dreamkit.model.adapters import adapt
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.part import Part
-from dreamkit.recipe.places import refusals
+from dreamkit.recipe.places import config_problems
 from dreamkit.recipe.sections import WITH_SOURCE, Recipe
 from dreamkit.registry.registry import Registry
 
@@ -30,75 +30,68 @@ def build_model(recipe: Recipe, registry: Registry) -> DreamModel:
     return build(fit(recipe, registry))
 
 
-def build(found: Fit) -> DreamModel:
-    """The model of a recipe whose parts fit, with the weights it names; the recipe's seed decides fresh ones.
+def build(fit: Fit) -> DreamModel:
+    """Build the model of a recipe, with the weights that it names; its seed determines random weights.
 
     Raises:
-        RecipeError: parts that do not fit, or that cannot be made.
+        RecipeError: parts do not fit, or a part fails to build.
     """
-    _refuse_misfits(found)
-    torch.manual_seed(found.recipe.train.seed)
+    fit.require_valid()
+    torch.manual_seed(fit.recipe.train.seed)
     parts = {}
-    for key, cls, config in _with_source(found):
-        make = cls.from_config if config.pretrained is None else cls.from_pretrained
-        parts[key] = _made(found, f"model.{key}", make, config)
-    return _composed(found, parts)
+    for key, cls, config in _sourced_parts(fit):
+        build_part = cls.from_config if config.pretrained is None else cls.from_pretrained
+        parts[key] = _call(fit, f"model.{key}", build_part, config)
+    return _compose(fit, parts)
 
 
-def build_on_meta(found: Fit) -> DreamModel:
-    """The model of a recipe whose parts fit, without weights: `build`'s tensors in name, shape and dtype, all meta.
+def build_on_meta(fit: Fit) -> DreamModel:
+    """Build the model of a recipe on the meta device: tensors as in `build`, but without data.
 
     Raises:
-        RecipeError: parts that do not fit, or one without `meta_modules`.
+        RecipeError: parts do not fit, or a part has no `meta_modules`.
     """
-    _refuse_misfits(found)
+    fit.require_valid()
     parts = {
-        key: _made(found, f"model.{key}", _on_meta, cls, config) for key, cls, config in _with_source(found)
+        key: _call(fit, f"model.{key}", _part_on_meta, cls, config)
+        for key, cls, config in _sourced_parts(fit)
     }
     with torch.device("meta"):
-        return _composed(found, parts)
+        return _compose(fit, parts)
 
 
-def _refuse_misfits(found: Fit) -> None:
-    if found.problems:
-        raise RecipeError(found.problems)
-
-
-def _on_meta(cls: Any, config: Any) -> Part:
+def _part_on_meta(cls: Any, config: Any) -> Part:
     part = cls.meta_modules(config)
     if part is None and config.pretrained is None:
         with torch.device("meta"):
             part = cls.from_config(config)
     if not isinstance(part, Part):
-        raise ConfigError(
-            {
-                "": f"{cls.__name__} does not tell its size before its weights are read: its `meta_modules` gives "
-                f"{'nothing' if part is None else type(part).__name__}, where the part without weights is wanted; "
-                "its plug-in needs mending"
-            }
-        )
+        type_name = "None" if part is None else type(part).__name__
+        expected = f"expected the part without weights from {cls.__name__}.meta_modules"
+        type_name = "None" if part is None else type(part).__name__
+        raise ConfigError({"": f"{expected}, got {type_name}; fix its plug-in"})
     return part
 
 
-def _with_source(found: Fit) -> Iterator[tuple[str, Any, Any]]:
-    """Key, class and config of each part that has weights to name."""
+def _sourced_parts(fit: Fit) -> Iterator[tuple[str, Any, Any]]:
+    """Yield key, class and config of each part whose section names a source of weights."""
     for key in WITH_SOURCE:
-        section = getattr(found.recipe.model, key)
-        yield key, found.registry.get(key, section.name), section.config
+        section = getattr(fit.recipe.model, key)
+        yield key, fit.registry.get(key, section.name), section.config
 
 
-def _composed(found: Fit, parts: dict[str, Any]) -> DreamModel:
-    """The model of `parts`, those with sources, and fresh projectors, with the recipe's adapters."""
-    recipe = found.recipe
+def _compose(fit: Fit, parts: dict[str, Any]) -> DreamModel:
+    """Compose the model of `parts`, new projectors and the recipe's adapters."""
+    recipe = fit.recipe
     sources: dict[str, str | None] = {key: getattr(recipe.model, key).config.pretrained for key in parts}
-    for key, spec in found.projectors.items():
+    for key, spec in fit.projectors.items():
         section = part_section(recipe.model, key)
-        assert section is not None, "what has a spec has a section"
-        cls: Any = found.registry.get("projector", section.name)
+        assert section is not None, "a part with a spec has a section"
+        cls: Any = fit.registry.get("projector", section.name)
         sources[key] = None
-        parts[key] = _made(found, f"model.{key}", cls.from_config, section.config, spec)
-    model: DreamModel = _made(
-        found,
+        parts[key] = _call(fit, f"model.{key}", cls.from_config, section.config, spec)
+    model: DreamModel = _call(
+        fit,
         "model",
         DreamModel,
         **parts,
@@ -108,14 +101,15 @@ def _composed(found: Fit, parts: dict[str, Any]) -> DreamModel:
         denoising_weight=recipe.loss.denoising,
     )
     for index, adapter in enumerate(recipe.model.adapters):
-        _made(found, f"model.adapters.{index}", adapt, parts[adapter.target], adapter)
+        _call(fit, f"model.adapters.{index}", adapt, parts[adapter.target], adapter)
     model.recipe = recipe
     model.sources = sources
     return model
 
 
-def _made(found: Fit, key: str, make: Callable[..., Any], *args: Any, **named: Any) -> Any:
+def _call(fit: Fit, key: str, function: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    """Call `function`; raise its failure as a problem of `key`."""
     try:
-        return make(*args, **named)
+        return function(*args, **named)
     except FAILURES as error:
-        raise RecipeError(refusals(error, key, found.recipe.places)) from error
+        raise RecipeError(config_problems(error, key, fit.recipe.places)) from error

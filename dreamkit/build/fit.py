@@ -1,4 +1,4 @@
-"""The fit of a recipe's parts to each other, found from their specs, without weights."""
+"""The check that a recipe's parts fit each other, from their specs and without weights."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from dreamkit.registry.registry import Registry
 
 
 def fit(recipe: Recipe, registry: Registry) -> Fit:
-    """The specs of the parts and what does not fit. Sections of a draft that are None are passed over."""
-    found = Fit(recipe, registry)
+    """Infer the specs of the parts and check them; skip sections of a draft that are None."""
+    result = Fit(recipe, registry)
     model = recipe.model
     if model is None:
-        return found
+        return result
     for kind in WITH_SOURCE:
         section = getattr(model, kind)
         if section is not None:
-            setattr(found, kind, found.spec(kind, f"model.{kind}", section))
-    fit_projectors(found, model)
-    fit_lengths(found, model)
-    fit_adapters(found, model)
-    fit_tokens(found, model)
-    fit_generation(found)
-    fit_loss(found, model)
-    return found
+            setattr(result, kind, result.infer_spec(kind, f"model.{kind}", section))
+    fit_projectors(result, model)
+    fit_lengths(result, model)
+    fit_adapters(result, model)
+    fit_tokens(result, model)
+    fit_generation(result)
+    fit_loss(result, model)
+    return result

@@ -1,4 +1,4 @@
-"""Projectors between parts: they bring tokens from the width of one to that of the next."""
+"""Check of projectors: each maps the width of one part to that of the next."""
 
 from __future__ import annotations
 
@@ -9,67 +9,82 @@ from dreamkit.parts.specs import ProjectorSpec
 from dreamkit.recipe.sections import ModelSection
 
 
-def fit_projectors(found: Fit, model: ModelSection) -> None:
-    language, vision, decoder = found.language_model, found.vision_encoder, found.image_decoder
-
-    def project(
-        key: str, in_dim: int, in_tokens: int, out_dim: int, out_rms: float = 1.0
-    ) -> ProjectorSpec | None:
-        section = part_section(model, key)
-        if section is None:
-            return None
-        widths = {"in_dim": in_dim, "in_tokens": in_tokens, "out_dim": out_dim}
-        spec: ProjectorSpec | None = found.spec("projector", f"model.{key}", section, **widths)
-        for name, width in widths.items() if spec is not None else ():
-            if getattr(spec, name) != width:
-                found.problem(
-                    f"model.{key}",
-                    f"'{section.name}' has {name} {getattr(spec, name)}, but its neighbours have {width}; "
-                    "name another projector",
-                )
-                return None
-        if spec is not None:
-            spec = replace(spec, out_rms=out_rms)
-            found.projectors[key] = spec
-        return spec
-
+def fit_projectors(fit: Fit, model: ModelSection) -> None:
+    language, vision, decoder = fit.language_model, fit.vision_encoder, fit.image_decoder
     if language and vision:
-        project("visual_projector", vision.dim, vision.num_tokens, language.dim)
+        _fit_projector(fit, model, "visual_projector", vision.dim, vision.num_tokens, language.dim)
     if language and decoder and model.dream_queries is not None:
-        spec = project(
+        spec = _fit_projector(
+            fit,
+            model,
             "condition_projector",
             language.dim,
             model.dream_queries,
             decoder.context_dim,
             decoder.context_scale,
         )
-        if spec and decoder.context_tokens not in (None, spec.out_tokens):
-            follows = spec.out_tokens == model.dream_queries  # else the projector's own settings say how many
-            queries = f"set model.dream_queries to {decoder.context_tokens}, or " if follows else ""
-            found.problem(
+        expected = decoder.context_tokens
+        if spec and expected not in (None, spec.out_tokens):
+            # otherwise the projector's own settings determine the number of tokens
+            follows_queries = spec.out_tokens == model.dream_queries
+            queries = f"set model.dream_queries to {expected}, or " if follows_queries else ""
+            fit.problem(
                 "model.condition_projector",
-                f"it gives {spec.out_tokens} tokens for {model.dream_queries} dream queries "
-                f"({found.recipe.place('model.dream_queries')}), but the image decoder takes {decoder.context_tokens} "
-                f"({found.recipe.place('model.image_decoder')}); {queries}name a projector that gives "
-                f"{decoder.context_tokens}, such as {{name: resampler, tokens: {decoder.context_tokens}}}",
+                f"expected {expected} tokens for the image decoder ({fit.recipe.place('model.image_decoder')}), "
+                f"got {spec.out_tokens} from {model.dream_queries} dream queries "
+                f"({fit.recipe.place('model.dream_queries')}); {queries}name a projector that returns {expected}, "
+                f"such as {{name: resampler, tokens: {expected}}}",
             )
-    if language and decoder and decoder.pooled_dim is not None:
-        spec = project("pooled_projector", language.dim, 1, decoder.pooled_dim)
+    if not decoder:
+        return
+    if decoder.pooled_dim is None:
+        _fit_without_pooled(fit, model)
+    elif language:
+        spec = _fit_projector(fit, model, "pooled_projector", language.dim, 1, decoder.pooled_dim)
         if spec and spec.out_tokens != 1:
-            found.problem(
+            fit.problem(
                 "model.pooled_projector",
-                f"it makes {spec.out_tokens} tokens of 1, but a pooled vector is 1; set its tokens to 1 where it has "
-                "such a setting, or name another projector, such as linear",
+                f"expected 1 token from 1, got {spec.out_tokens}; set its number of tokens to 1, or name another "
+                "projector, such as linear",
             )
-    if decoder and decoder.pooled_dim is None and model.pooled_projector is not None:
-        found.problem(
-            "model.pooled_projector",
-            f"'{model.pooled_projector.name}' found, but the image decoder takes no pooled vector "
-            f"({found.recipe.place('model.image_decoder')}); remove it, or set it to null",
+
+
+def _fit_projector(
+    fit: Fit,
+    model: ModelSection,
+    key: str,
+    in_dim: int,
+    in_tokens: int,
+    out_dim: int,
+    out_rms: float = 1.0,
+) -> ProjectorSpec | None:
+    """Infer the spec of the projector `key`, and check it against the widths of its neighbours."""
+    section = part_section(model, key)
+    if section is None:
+        return None
+    widths = {"in_dim": in_dim, "in_tokens": in_tokens, "out_dim": out_dim}
+    spec: ProjectorSpec | None = fit.infer_spec("projector", f"model.{key}", section, **widths)
+    if spec is None:
+        return None
+    for name, width in widths.items():
+        if getattr(spec, name) != width:
+            fit.problem(
+                f"model.{key}",
+                f"expected {name} {width} between its neighbours, got {getattr(spec, name)} from '{section.name}'; "
+                "name another projector",
+            )
+            return None
+    fit.projectors[key] = spec = replace(spec, out_rms=out_rms)
+    return spec
+
+
+def _fit_without_pooled(fit: Fit, model: ModelSection) -> None:
+    """Check that nothing names a pooled projector, since the image decoder takes no pooled vector."""
+    place = fit.recipe.place("model.image_decoder")
+    message = f"the image decoder ({place}) takes no pooled vector; remove it"
+    if model.pooled_projector is not None:
+        fit.problem(
+            "model.pooled_projector", f"unused '{model.pooled_projector.name}': {message} or set it to null"
         )
-    trainable = found.recipe.train.trainable if found.recipe.train else None
-    if decoder and decoder.pooled_dim is None and "pooled_projector" in (trainable or ()):
-        found.problem(
-            "train.trainable",
-            "'pooled_projector' found, but this model has none: its image decoder takes no pooled vector; remove it",
-        )
+    if fit.recipe.train and "pooled_projector" in (fit.recipe.train.trainable or ()):
+        fit.problem("train.trainable", f"no 'pooled_projector' in this model: {message}")

@@ -1,4 +1,4 @@
-"""The record of how the parts of a recipe fit: the specs that they tell, and the problems."""
+"""The result of checking a recipe's parts: their specs and the problems."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from dreamkit.errors import RecipeProblem
+from dreamkit.errors import RecipeError, RecipeProblem, article
 from dreamkit.parts.projectors import Linear
 from dreamkit.parts.specs import DecoderSpec, LanguageSpec, ProjectorSpec, VisionSpec
-from dreamkit.recipe.places import refusals
+from dreamkit.recipe.places import config_problems
 from dreamkit.recipe.sections import PARTS, ModelSection, PartSection, Recipe
 from dreamkit.registry.registry import Registry
 
@@ -25,7 +25,7 @@ FAILURES = (Exception, SystemExit)
 
 @dataclass
 class Fit:
-    """The specs of a recipe's parts, those that could be told, and all that does not fit."""
+    """The specs of a recipe's parts, each None if it could not be inferred, and every problem."""
 
     recipe: Recipe
     registry: Registry
@@ -38,20 +38,21 @@ class Fit:
     def problem(self, key: str, message: str) -> None:
         self.problems.append(RecipeProblem(self.recipe.place(key), key, message))
 
-    def refused(self, key: str, error: BaseException) -> None:
-        """The problems that a part has with its section `key`."""
-        self.problems += refusals(error, key, self.recipe.places)
+    def require_valid(self) -> None:
+        """Raise a RecipeError if there are problems."""
+        if self.problems:
+            raise RecipeError(self.problems)
 
-    def attempt(self, key: str, make: Callable[..., Any], *args: Any, **named: Any) -> Any:
-        """Return what `make` returns; None, with problems at `key`, if it raises."""
+    def attempt(self, key: str, function: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        """Return the result of `function`; if it raises, add problems at `key` and return None."""
         try:
-            return make(*args, **named)
+            return function(*args, **named)
         except FAILURES as error:
-            self.refused(key, error)
+            self.problems += config_problems(error, key, self.recipe.places)
             return None
 
-    def spec(self, kind: str, key: str, section: PartSection, **widths: int) -> Any:
-        """Return the spec of the component that a section names; None, with problems at `key`, if it has none."""
+    def infer_spec(self, kind: str, key: str, section: PartSection, **widths: int) -> Any:
+        """Return the spec of the component that `section` names; add problems at `key` and return None if it fails."""
         cls = self.attempt(key, self.registry.get, kind, section.name)
         if cls is None:
             return None
@@ -60,39 +61,35 @@ class Fit:
         if isinstance(spec, SPECS[kind]):
             return spec
         if len(self.problems) == before:
-            wanted = SPECS[kind].__name__
+            expected = SPECS[kind].__name__
             self.problem(
-                key, f"'{section.name}' gives {spec!r} where a {wanted} is wanted; its plug-in needs mending"
+                key,
+                f"expected {article(expected)} {expected} from '{section.name}', got {spec!r}; fix its plug-in",
             )
         return None
 
     def summary(self) -> list[tuple[str, str, str]]:
-        """Of a recipe that fits: part, component, and what it takes and gives."""
-        vision, language, decoder, model = (
-            self.vision_encoder,
-            self.language_model,
-            self.image_decoder,
-            self.recipe.model,
-        )
-        assert vision and language and decoder, "parts of a recipe that fits have specs"
+        """Return part, component, and input and output shapes of each part. The recipe must have no problems."""
+        vision, language, decoder = self.vision_encoder, self.language_model, self.image_decoder
+        assert vision and language and decoder, "parts of a valid recipe have specs"
         context = decoder.context_tokens or "any"
         pooled = f" and a pooled vector of {decoder.pooled_dim}" if decoder.pooled_dim else ""
-        lacks = "" if language.packing else ", one document a row"
-        lacks += "" if language.cache else ", decoding without a cache"
+        limits = "" if language.packing else ", one document a row"
+        limits += "" if language.cache else ", decoding without a cache"
         shapes = {
             "vision_encoder": f"{vision.image_size} px -> {vision.num_tokens} x {vision.dim}",
-            "language_model": f"{language.max_length} x {language.dim}, vocabulary of {language.vocab_size}{lacks}",
+            "language_model": f"{language.max_length} x {language.dim}, vocabulary of {language.vocab_size}{limits}",
             "image_decoder": f"{context} x {decoder.context_dim}{pooled} -> {decoder.image_size} px",
         }
         for key, spec in self.projectors.items():
             shapes[key] = f"{spec.in_tokens} x {spec.in_dim} -> {spec.out_tokens} x {spec.out_dim}"
-        sections = {key: part_section(model, key) for key in PARTS if key in shapes}
+        sections = {key: part_section(self.recipe.model, key) for key in PARTS if key in shapes}
         return [(key, section.name, shapes[key]) for key, section in sections.items() if section is not None]
 
 
 def part_section(model: ModelSection, key: str) -> PartSection | None:
-    """The section of a part; a pooled projector that is not named is linear."""
+    """Return the section of a part; that of a pooled projector defaults to a linear one."""
     section: PartSection | None = getattr(model, key)
-    return (
-        PartSection("linear", Linear.Config()) if section is None and key == "pooled_projector" else section
-    )
+    if section is None and key == "pooled_projector":
+        return PartSection("linear", Linear.Config())
+    return section

@@ -1,90 +1,80 @@
-"""Settings beside the parts: lengths of rows, names of tokens, the scheduler, and what learns."""
+"""Check of settings beside the parts: row length, special tokens, scheduler, loss."""
 
 from __future__ import annotations
+
+from dataclasses import asdict
 
 from dreamkit.build.fit_record import Fit
 from dreamkit.recipe.sections import ModelSection
 
 
-def fit_lengths(found: Fit, model: ModelSection) -> None:
-    train, language = found.recipe.train, found.language_model
+def fit_lengths(fit: Fit, model: ModelSection) -> None:
+    train, language = fit.recipe.train, fit.language_model
     if not train or not language:
         return
+    place = fit.recipe.place("model.language_model")
     if train.max_length is not None and train.max_length > language.max_length:
-        found.problem(
+        fit.problem(
             "train.max_length",
-            f"rows of {train.max_length} tokens, but the language model takes at most {language.max_length} "
-            f"({found.recipe.place('model.language_model')}); set it to {language.max_length} or less",
+            f"expected at most the language model's {language.max_length} tokens ({place}), got {train.max_length}",
         )
     if train.packing and not language.packing:
-        found.problem(
+        fit.problem(
             "train.packing",
-            "true found, but the language model cannot keep documents in one row apart "
-            f"({found.recipe.place('model.language_model')}); set it to false, or leave it out",
+            f"the language model ({place}) cannot separate documents in one row; set it to false or leave it out",
         )
-    visual = found.projectors.get("visual_projector")
-    room = language.max_length if train.max_length is None else train.max_length
+    visual = fit.projectors.get("visual_projector")
+    length = language.max_length if train.max_length is None else train.max_length
     if visual and model.dream_queries is not None:
-        # as in `dreamkit.data.sequence`: both kinds of slots stand between two tokens, all between <s> and </s>
+        # as in `dreamkit.data.sequence`: two tokens around each kind of slots, <s> and </s> around everything
         drawn, read = model.dream_queries + 2, visual.out_tokens + 2
-        if drawn + read + 2 > room:
+        if drawn + read + 2 > length:
             key = "model.dream_queries" if train.max_length is None else "train.max_length"
-            longer = "raise train.max_length, " if room < language.max_length else ""
-            found.problem(
+            longer = "raise train.max_length, " if length < language.max_length else ""
+            fit.problem(
                 key,
                 f"an image that is drawn and read back takes {drawn} + {read} tokens, and <s> and </s> one each, but a "
-                f"row holds {room}; {longer}lower model.dream_queries ({model.dream_queries}), or take "
-                f"a vision encoder or visual projector with fewer than {visual.out_tokens} tokens",
+                f"row has {length}; {longer}lower model.dream_queries ({model.dream_queries}), or name a vision "
+                f"encoder or visual projector with fewer than {visual.out_tokens} tokens",
             )
 
 
-def fit_tokens(found: Fit, model: ModelSection) -> None:
-    tokens = model.special_tokens
-    if tokens is None:
+def fit_tokens(fit: Fit, model: ModelSection) -> None:
+    if model.special_tokens is None:
         return
-    apart: dict[str, str] = {}
-    for name in ("dream_start", "dream_end", "image_start", "image_end", "image_patch", "dream_patch"):
-        token = getattr(tokens, name)
-        other = apart.setdefault(token, name)
+    first: dict[str, str] = {}
+    for name, token in asdict(model.special_tokens).items():
+        key, other = f"model.special_tokens.{name}", first.setdefault(token, name)
         if not token.strip():
-            found.problem(
-                f"model.special_tokens.{name}", f"'{token}' found, but a token has a name, such as <{name}>"
-            )
-        elif other != name and (other, name) != ("image_patch", "dream_patch"):
-            found.problem(
-                f"model.special_tokens.{name}",
-                f"'{token}' found, which is also {other}; give one another name",
-            )
-        elif found.language_model and token in found.language_model.reserved_tokens:
-            found.problem(
-                f"model.special_tokens.{name}",
-                f"'{token}' found, which starts, ends or pads the language model's texts "
-                f"({found.recipe.place('model.language_model')}); give it another name",
-            )
+            fit.problem(key, f"expected the name of a token, such as <{name}>, got '{token}'")
+        elif {other, name} not in ({name}, {"image_patch", "dream_patch"}):
+            fit.problem(key, f"'{token}' is also {other}; rename one of them")
+        elif fit.language_model and token in fit.language_model.reserved_tokens:
+            place = fit.recipe.place("model.language_model")
+            fit.problem(key, f"'{token}' is reserved by the language model ({place}); choose another name")
 
 
-def fit_generation(found: Fit) -> None:
-    name, decoder = found.recipe.generation and found.recipe.generation.scheduler, found.image_decoder
-    known = None if decoder is None else decoder.schedulers
-    if decoder is not None and name is not None and known is not None and name not in known:
-        objective = f", {decoder.objective}" if decoder.objective else ""
-        found.problem(
-            "generation.scheduler",
-            f"'{name}' is none of the schedulers that fit the image decoder's objective{objective} "
-            f"({found.recipe.place('model.image_decoder')}); name one of these: {', '.join(known)}",
-        )
+def fit_generation(fit: Fit) -> None:
+    name, decoder = fit.recipe.generation and fit.recipe.generation.scheduler, fit.image_decoder
+    if decoder is None or name is None or decoder.schedulers is None or name in decoder.schedulers:
+        return
+    objective = f", {decoder.objective}" if decoder.objective else ""
+    fit.problem(
+        "generation.scheduler",
+        f"expected one of {', '.join(decoder.schedulers)}, for the image decoder's objective{objective} "
+        f"({fit.recipe.place('model.image_decoder')}), got '{name}'",
+    )
 
 
-def fit_loss(found: Fit, model: ModelSection) -> None:
-    """Refuse a denoising loss of weight 0 if no other loss reaches anything that is trained."""
-    loss, train = found.recipe.loss, found.recipe.train
+def fit_loss(fit: Fit, model: ModelSection) -> None:
+    """Report a denoising loss of weight 0 if no other loss reaches a trained part."""
+    loss, train = fit.recipe.loss, fit.recipe.train
     if not loss or loss.denoising != 0 or not train or not train.trainable:
         return
-    learning = {*train.trainable, *(adapter.target for adapter in model.adapters or ())}
-    if learning <= {"condition_projector", "pooled_projector", "image_decoder"}:
-        found.problem(
+    trained = {*train.trainable, *(adapter.target for adapter in model.adapters or ())}
+    if trained <= {"condition_projector", "pooled_projector", "image_decoder"}:
+        fit.problem(
             "train.trainable",
-            f"{', '.join(sorted(learning))} found, which only drawing reaches, but loss.denoising is 0 "
-            f"({found.recipe.place('loss')}), so nothing would learn; give loss.denoising a weight, or "
-            "train another part",
+            f"only drawing trains {', '.join(sorted(trained))}, but loss.denoising is 0 ({fit.recipe.place('loss')}); "
+            "raise loss.denoising or train another part",
         )

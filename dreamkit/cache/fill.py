@@ -1,4 +1,4 @@
-"""Goes through the documents of a recipe's data, and computes the tables of their pictures, each picture once."""
+"""Computation of the tables: reads the documents of a recipe's data and computes each of their images once."""
 
 from __future__ import annotations
 
@@ -11,115 +11,147 @@ from PIL.Image import Image as Picture
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
 
-from dreamkit.cache.computed import EXTRAS
-from dreamkit.cache.keys import picture_key
-from dreamkit.cache.maker import Preprocess, compute, preprocess_of, preprocessed
-from dreamkit.cache.manifest import Table
-from dreamkit.cache.shards import ShardWriter
+from dreamkit.cache.manifest import PART_OF, Table
+from dreamkit.cache.model_check import plugin_errors, table_module
+from dreamkit.cache.read import EXTRAS
+from dreamkit.cache.shards import KEY_BYTES, ShardWriter, picture_key
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.sequence import blank_picture
-from dreamkit.document import Document, Image
+from dreamkit.document import Document
 from dreamkit.model.model import DreamModel
 
-DOCUMENTS, PICTURES = 8, 32  # looked through, and computed, at a time
-PIXELS = "pixels"  # of what is preprocessed, the tensor that is computed from
+DOCUMENTS, PICTURES = 8, 32  # read at a time; computed at a time
+PIXELS = "pixels"  # the preprocessed tensor that a part computes from; other tensors are stored as they are
+
+Preprocess: TypeAlias = Callable[[Sequence[Picture]], Any]  # of a vision encoder or an image decoder
 
 
 class CachingProgress(NamedTuple):
-    """How many of all documents have been looked through, and how many pictures found in them, each counted once."""
+    """Progress through the data: documents read, documents in all, and distinct images in those read."""
 
     documents: int
-    of: int
-    pictures: int
+    total: int
+    images: int
 
 
 OnProgress: TypeAlias = Callable[[CachingProgress], None]
 
 
-@dataclass
 class TableBuilder:
-    """A table in the making: pictures wait until they are a batch."""
+    """A table while it is computed: images wait until they fill a batch.
 
-    table: Table
-    model: DreamModel
-    device: torch.device
-    writer: ShardWriter
-    known: set[bytes] = field(default_factory=set)
-    waiting: dict[bytes, dict[str, Tensor]] = field(default_factory=dict)
+    The part is moved to `device`. The row of the blank image is computed at once, so a part that fails does so early.
 
-    def take(self, keys: Sequence[bytes], inputs: Mapping[str, Tensor]) -> None:
-        """Computes pictures that are new; `inputs` (N, ...) are what they were preprocessed to."""
+    Raises:
+        CacheError: an error in the code of the part.
+    """
+
+    def __init__(self, table: Table, model: DreamModel, device: torch.device, writer: ShardWriter) -> None:
+        self.table, self.model, self.device, self.writer = table, model, device, writer
+        self._waiting: dict[bytes, dict[str, Tensor]] = {}
+        table_module(model, table).to(device)
+        blank = blank_picture()
+        with plugin_errors(model, table, "preprocess"):
+            inputs = preprocess(self.preprocess, [blank])
+        self._blank = picture_key(blank), self._rows(inputs)
+        self._keys = {self._blank[0]}
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return self.model.parts()[PART_OF[self.table]].preprocess  # type: ignore[return-value]
+
+    @property
+    def row_bytes(self) -> int:
+        return KEY_BYTES + sum(tensor.nbytes for tensor in self._blank[1].values())
+
+    def add(self, keys: Sequence[bytes], inputs: Mapping[str, Tensor]) -> None:
+        """Compute the images that are new; `inputs` are their preprocessed tensors (N, ...)."""
         for number, key in enumerate(keys):
-            if key in self.known:
+            if key in self._keys:
                 continue
-            self.known.add(key)
-            self.waiting[key] = {name: tensor[number] for name, tensor in inputs.items()}
-            if len(self.waiting) == PICTURES:
-                self.compute()
+            self._keys.add(key)
+            self._waiting[key] = {name: tensor[number] for name, tensor in inputs.items()}
+            if len(self._waiting) == PICTURES:
+                self._compute()
 
-    def compute(self) -> None:
-        """Computes and writes what waits."""
-        if not self.waiting:
-            return
-        rows = [*self.waiting.values()]
+    def finish(self) -> bool:
+        """Write the remaining rows; return False, without writing any, if the data had no image for this table."""
+        if self._keys == {self._blank[0]}:
+            return False
+        if self._waiting:
+            self._compute()
+        # completes a batch that has no image to read or to draw
+        self.writer.add([self._blank[0]], self._blank[1])
+        self.writer.flush()
+        return True
+
+    def _compute(self) -> None:
+        rows = [*self._waiting.values()]
         inputs = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-        pixels = inputs.pop(PIXELS).to(self.device)
-        made = {name: tensor.cpu() for name, tensor in compute(self.model, self.table, pixels).items()}
-        self.writer.add([*self.waiting], made | inputs)
-        self.waiting = {}
+        self.writer.add([*self._waiting], self._rows(inputs))
+        self._waiting = {}
+
+    @torch.no_grad()
+    def _rows(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors (N, ...) of the table for preprocessed images."""
+        rows = {name: tensor for name, tensor in inputs.items() if name != PIXELS}
+        pixels_NCHW = inputs[PIXELS].to(self.device)
+        if self.table == "features":
+            with plugin_errors(self.model, self.table, "forward"):
+                return {"features": self.model.vision_encoder(pixels_NCHW).cpu(), **rows}
+        with plugin_errors(self.model, self.table, "posterior"):
+            mean, std = self.model.image_decoder.posterior(pixels_NCHW)
+        moments = {"mean": mean.cpu()} if std is None else {"mean": mean.cpu(), "std": std.cpu()}
+        return {**moments, **rows}
 
 
 def fill(
     builders: Mapping[Table, TableBuilder], datasets: Sequence[Dataset], workers: int, on_progress: OnProgress
 ) -> None:
-    """Goes through all documents, with as many processes that read them."""
+    """Read all documents with `workers` processes, and compute the tables of their images."""
     documents: Any = ConcatDataset([cast(Any, dataset) for dataset in datasets])
-    reader = _Reader({table: preprocess_of(builder.model, table) for table, builder in builders.items()})
-    looked, pictures = 0, set[bytes]()
+    reader = _Reader({table: builder.preprocess for table, builder in builders.items()})
+    documents_read, images = 0, set[bytes]()
     on_progress(CachingProgress(0, len(documents), 0))
-    for found in DataLoader(documents, DOCUMENTS, num_workers=workers, collate_fn=reader):
-        for table, (keys, inputs) in found.pictures.items():
-            builders[table].take(keys, inputs)
-            pictures.update(keys)
-        looked += found.documents
-        on_progress(CachingProgress(looked, len(documents), len(pictures)))
-    # a batch without an image to read or to draw is completed by this one
-    blank = _Reader(reader.preprocess)([Document((Image(blank_picture(), draw=True),), name="blank")])
-    for table, builder in builders.items():
-        if builder.known:
-            builder.take(*blank.pictures[table])
-            builder.compute()
-            builder.writer.flush()
+    for batch in DataLoader(documents, DOCUMENTS, num_workers=workers, collate_fn=reader):
+        for table, (keys, inputs) in batch.tables.items():
+            builders[table].add(keys, inputs)
+            images.update(keys)
+        documents_read += batch.documents
+        on_progress(CachingProgress(documents_read, len(documents), len(images)))
 
 
-class _Found(NamedTuple):
-    """How many documents were looked through, and by table the keys of their pictures and what these became."""
+def preprocess(method: Preprocess, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+    """Return the pixels, and the extras of an image decoder, by the names they have in a table; (N, ...)."""
+    result = method(pictures)
+    pixels, extras = result if isinstance(result, tuple) else (result, {})
+    return {PIXELS: pixels, **{EXTRAS + name: extras[name] for name in extras}}
+
+
+class _ReadBatch(NamedTuple):
+    """The number of documents read; for each table, keys and preprocessed tensors of their new images."""
 
     documents: int
-    pictures: dict[Table, tuple[list[bytes], dict[str, Tensor]]]
+    tables: dict[Table, tuple[list[bytes], dict[str, Tensor]]]
 
 
 @dataclass
 class _Reader:
-    """Preprocesses the pictures of documents; each once, as far as this process knows."""
+    """The preprocessing of documents' images; a process that reads documents does it once for each image."""
 
-    preprocess: Mapping[Table, Preprocess]
-    known: dict[Table, set[bytes]] = field(default_factory=dict)
+    methods: Mapping[Table, Preprocess]
+    keys: dict[Table, set[bytes]] = field(default_factory=dict)
 
-    def __call__(self, documents: Sequence[Document]) -> _Found:
-        new: dict[Table, dict[bytes, Picture]] = {table: {} for table in self.preprocess}
+    def __call__(self, documents: Sequence[Document]) -> _ReadBatch:
+        new: dict[Table, dict[bytes, Picture]] = {table: {} for table in self.methods}
         for image in (image for document in documents for image in document.images):
             key = picture_key(image.picture)
-            for table, wanted in (("features", image.read), ("latents", image.draw)):
-                if wanted and table in new and key not in self.known.setdefault(table, set()):
+            for table, is_used in (("features", image.read), ("latents", image.draw)):
+                if is_used and table in new and key not in self.keys.setdefault(table, set()):
                     new[table][key] = image.picture
-        found: dict[Table, tuple[list[bytes], dict[str, Tensor]]] = {}
+        tables = {}
         for table, pictures in new.items():
-            self.known.setdefault(table, set()).update(pictures)
+            self.keys.setdefault(table, set()).update(pictures)
             if pictures:
-                pixels, extras = preprocessed(self.preprocess[table], [*pictures.values()])
-                found[table] = (
-                    [*pictures],
-                    {PIXELS: pixels, **{EXTRAS + name: extras[name] for name in extras}},
-                )
-        return _Found(len(documents), found)
+                tables[table] = [*pictures], preprocess(self.methods[table], [*pictures.values()])
+        return _ReadBatch(len(documents), tables)

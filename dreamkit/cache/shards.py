@@ -1,7 +1,8 @@
-"""Rows of tensors by key, in files of a bounded size."""
+"""Rows of tensors, found by the content of an image, in files of a limited size."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 from collections.abc import Mapping, Sequence
@@ -9,74 +10,87 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import ExifTags
+from PIL.Image import Image as Picture
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dreamkit.cache.identity import Maker
-from dreamkit.cache.keys import KEY_BYTES
-from dreamkit.cache.manifest import TableRecord, TensorRecord, shard_name
-from dreamkit.cache.probe import dtype_name
+from dreamkit.cache.manifest import Identity, TableRecord, TensorRecord, shard_name
 from dreamkit.errors import CacheError
 
-KEYS = "keys"  # the tensor of a shard that holds its rows' keys
+KEYS = "keys"  # the tensor of a shard that holds the keys of its rows
+KEY_BYTES = 16
+
+
+def picture_key(picture: Picture) -> bytes:
+    """Return the key of a decoded image: a hash of `KEY_BYTES` bytes of everything that a part may see of it.
+
+    Mode, size and bytes are not all: `to_rgb` also uses the palette, the transparent colour and the orientation.
+    """
+    hashed = hashlib.blake2b(picture.tobytes(), digest_size=KEY_BYTES)
+    palette = picture.getpalette(None) if picture.mode in ("P", "PA") else None
+    orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    seen = (picture.mode, picture.size, palette, picture.info.get("transparency"), orientation)
+    hashed.update(repr(seen).encode())
+    return hashed.digest()
 
 
 class ShardWriter:
-    """Writes the shards of a table, each of at most `limit` bytes of rows, or of one row."""
+    """The files of a table while they are written: each has at most `limit` bytes of rows, or one row."""
 
     def __init__(self, folder: Path, table: str, limit: int) -> None:
         self.folder, self.table, self.limit = folder, table, limit
-        self.pictures = self.shards = 0
+        self.row_count = self.shards = 0
         self.tensors: dict[str, TensorRecord] = {}
         self._keys: list[bytes] = []
         self._rows: list[dict[str, Tensor]] = []
 
     def add(self, keys: Sequence[bytes], rows: Mapping[str, Tensor]) -> None:
-        """`rows` are tensors (N, ...), a row for each of `keys`."""
+        """Add one row for each of `keys`; `rows` are tensors (N, ...)."""
         for number, key in enumerate(keys):
             row = {name: tensor[number] for name, tensor in rows.items()}
             if not self.tensors:
                 self.tensors = {name: _record(tensor) for name, tensor in row.items()}
-                self._most = max(1, self.limit // sum(tensor.nbytes for tensor in row.values()))
+                self._rows_per_shard = max(1, self.limit // sum(tensor.nbytes for tensor in row.values()))
             self._keys.append(key)
             self._rows.append(row)
-            if len(self._rows) == self._most:
+            if len(self._rows) == self._rows_per_shard:
                 self.flush()
 
     def flush(self) -> None:
-        """Writes what is left."""
+        """Write the rows that are not in a file yet."""
         if not self._rows:
             return
         rows = {name: torch.stack([row[name] for row in self._rows]) for name in self.tensors}
         keys = torch.frombuffer(bytearray(b"".join(self._keys)), dtype=torch.uint8).view(-1, KEY_BYTES)
         save_file({KEYS: keys, **rows}, self.folder / shard_name(self.table, self.shards))
-        self.pictures += len(self._keys)
+        self.row_count += len(self._keys)
         self.shards += 1
         self._keys, self._rows = [], []
 
-    def record(self, maker: Maker) -> TableRecord:
-        """What the manifest says of a table that has a row of the blank picture."""
-        pictures = self.pictures - 1  # without the blank
-        return {"maker": maker, "pictures": pictures, "shards": self.shards, "tensors": self.tensors}
+    def record(self, identity: Identity) -> TableRecord:
+        """Return the manifest's record of a table that has a row of the blank image."""
+        images = self.row_count - 1  # without the blank
+        return {"identity": identity, "images": images, "shards": self.shards, "tensors": self.tensors}
 
 
 def _record(tensor: Tensor) -> TensorRecord:
-    return {"dtype": dtype_name(tensor), "shape": list(tensor.shape)}
+    return {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
 
 
 class Shards:
-    """The rows of a table. Each process opens a file when it first reads a row of it.
+    """The rows of a table, for reading. Each process opens a file when it first reads a row of it.
 
     Raises:
-        CacheError: a file that holds no rows.
+        CacheError: a file cannot be read.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = files
         self._handles: dict[tuple[int, int], Any] = {}  # by process and file
         keys = [self._open(number).get_tensor(KEYS) for number in range(len(files))]
-        # 128 bits as two numbers, in order of the first: a list of bytes would be ten times as large
+        # two numbers of 64 bits, sorted by the first: a list of bytes would be ten times as large
         words = torch.cat(keys).contiguous().view(torch.int64)
         order = words[:, 0].argsort()
         self._first, self._second = (column.contiguous() for column in words[order].unbind(1))
@@ -90,11 +104,11 @@ class Shards:
         return {**self.__dict__, "_handles": {}}
 
     def tensors(self) -> dict[str, TensorRecord]:
-        """What a row holds."""
+        """Return dtype and shape of each tensor in a row."""
         return {name: _record(tensor[0]) for name, tensor in self.rows([(0, 0)]).items()}
 
     def find(self, key: bytes) -> tuple[int, int] | None:
-        """File and row of a key."""
+        """Return file and row of a key; None if there is no such row."""
         first, second = struct.unpack("=qq", key)
         at = int(torch.searchsorted(self._first, first))
         while at < len(self) and self._first[at] == first:
@@ -104,7 +118,7 @@ class Shards:
         return None
 
     def rows(self, places: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        """The tensors (N, ...) of the rows at these places, in this order."""
+        """Return the tensors (N, ...) of the rows at N `places`, in their order."""
         names = [name for name in self._open(places[0][0]).keys() if name != KEYS]  # noqa: SIM118
         return {
             name: torch.cat([self._open(file).get_slice(name)[row : row + 1] for file, row in places])
@@ -112,10 +126,10 @@ class Shards:
         }
 
     def _open(self, number: int) -> Any:
-        place = os.getpid(), number
-        if place not in self._handles:
+        owner = os.getpid(), number
+        if owner not in self._handles:
             try:
-                self._handles[place] = safe_open(self.files[number], "pt").__enter__()
+                self._handles[owner] = safe_open(self.files[number], "pt").__enter__()
             except (SafetensorError, OSError) as error:
                 raise CacheError(f"{self.files[number]} cannot be read: {error}") from error
-        return self._handles[place]
+        return self._handles[owner]

@@ -1,4 +1,4 @@
-"""Writes a cache: a folder with the latents and features of all pictures of a recipe's data, whole or not at all."""
+"""Writing of a cache: a folder that appears only when it is complete."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
 from dreamkit.cache.fill import OnProgress, TableBuilder, fill
-from dreamkit.cache.maker import maker, row_bytes, training_precision, why_not
 from dreamkit.cache.manifest import TABLES, CacheManifest, Table, TableRecord
-from dreamkit.cache.provenance import data_records
+from dreamkit.cache.model_check import table_identity, uncacheable_reason
+from dreamkit.cache.recipe_check import data_records
 from dreamkit.cache.shards import ShardWriter
 from dreamkit.checkpoints.load import load_weights
 from dreamkit.data.dataset import Dataset
@@ -27,27 +27,27 @@ from dreamkit.registry.registry import Registry
 from dreamkit.storage import folders
 
 SHARD_BYTES = 512 * 2**20
-NO_PICTURES = {"features": "the data has no image to read", "latents": "the data has no image to draw"}
+NO_IMAGES = {"features": "the data has no image to read", "latents": "the data has no image to draw"}
 
 
 class Estimate(NamedTuple):
-    """The bytes that a picture takes in each table, the documents to go through, and the bytes free on the disk."""
+    """The bytes that one image takes in each table, the number of documents, and the free bytes of the disk."""
 
-    picture: dict[Table, int]
+    row_bytes: dict[Table, int]
     documents: int
-    free: int
+    free_bytes: int
 
     @property
-    def most(self) -> int:
-        """What it will take where each document has one picture for each table, and none comes twice."""
-        return self.documents * sum(self.picture.values())
+    def most_bytes(self) -> int:
+        """The size of the tables for one image per table in each document, all of them different."""
+        return self.documents * sum(self.row_bytes.values())
 
 
-class Made(NamedTuple):
-    """The manifest of a cache, why it lacks a table that it was asked for, and whether there was one."""
+class CacheReport(NamedTuple):
+    """The manifest of a written cache, the reason for each requested table that it lacks, and if it replaced one."""
 
     manifest: CacheManifest
-    reasons: dict[Table, str]
+    left_out: dict[Table, str]
     replaced: bool
 
 
@@ -63,18 +63,20 @@ def make_cache(
     shard_bytes: int = SHARD_BYTES,
     on_start: Callable[[Estimate], None] = lambda estimate: None,
     on_progress: OnProgress = lambda progress: None,
-) -> Made:
-    """Writes to the folder `out`, whole or not at all, what the frozen parts of `recipe` make of its pictures.
+) -> CacheReport:
+    """Write the outputs of the frozen parts of `recipe` for the images of its data to the folder `out`.
 
-    These are the tables of `only` that can be made, and that the data has pictures for. `model` and `datasets` stand in
-    for those of the recipe, as in `dreamkit.training.run.train_recipe`. With `overwrite`, a cache in `out` is replaced.
+    The folder appears only when it is complete. It has the tables of `only` that can be cached and that the data has
+    images for. `model` and `datasets` replace those of the recipe, as in `dreamkit.training.run.train_recipe`.
+    `overwrite` allows replacing a cache in `out`.
 
     Raises:
-        CacheError: nothing can be cached, there is no data, `out` is in use, or this is one process of several.
+        CacheError: no table can be cached, there is no data, `out` is in use, or this is one process of several.
     """
     out = Path(out).absolute()
     for table in only:
-        _refuse_unknown(table)
+        if table not in TABLES:
+            raise CacheError(f"unknown table '{table}'; {did_you_mean(table, TABLES)}")
     if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise CacheError(
             f"caching runs in one process, but WORLD_SIZE is {processes}; start `dreamkit cache` without torchrun"
@@ -83,9 +85,7 @@ def make_cache(
     if datasets is None:
         datasets = [registry.get("dataset", section.name)(section.config) for section in recipe.data]
     if not any(len(dataset) for dataset in datasets):
-        raise CacheError(
-            "there are no documents to cache the pictures of; name a data set that has some under data"
-        )
+        raise CacheError("the data has no documents; name a data set that has some under data")
     partial = _begin(out)
     try:
         if model is None:
@@ -94,25 +94,29 @@ def make_cache(
                 load_weights(model, recipe.init)
         model.set_trainable(recipe.train.trainable)
         model.eval()
-        reasons: dict[Table, str | None] = {t: why_not(model, t) for t in TABLES if t in only}
+        reasons: dict[Table, str | None] = {t: uncacheable_reason(model, t) for t in TABLES if t in only}
         _refuse_without_table(reasons)
+        cacheable = [table for table in reasons if reasons[table] is None]
+        identities = {table: table_identity(model, recipe, registry, table) for table in cacheable}
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        makers = {table: maker(model, recipe, table, device) for table in reasons if reasons[table] is None}
-        builders = {t: TableBuilder(t, model, device, ShardWriter(partial, t, shard_bytes)) for t in makers}
-        sizes = {table: row_bytes(model, recipe, table, device) for table in makers}
-        on_start(Estimate(sizes, sum(map(len, datasets)), shutil.disk_usage(partial).free))
-        with training_precision(recipe, device):
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bfloat16"):
+            builders = {
+                t: TableBuilder(t, model, device, ShardWriter(partial, t, shard_bytes)) for t in cacheable
+            }
+            sizes = {table: builder.row_bytes for table, builder in builders.items()}
+            on_start(Estimate(sizes, sum(map(len, datasets)), shutil.disk_usage(partial).free))
             fill(builders, datasets, recipe.train.workers, on_progress)
-        reasons |= {table: NO_PICTURES[table] for table, builder in builders.items() if not builder.known}
+            reasons |= {table: NO_IMAGES[table] for table in cacheable if not builders[table].finish()}
         _refuse_without_table(reasons)
         tables: dict[str, TableRecord] = {
-            table: builders[table].writer.record(makers[table]) for table in reasons if reasons[table] is None
+            table: builders[table].writer.record(identities[table])
+            for table in reasons
+            if reasons[table] is None
         }
-        data = data_records(recipe.data, datasets)
         manifest = CacheManifest(
             format=CacheManifest.FORMAT,
             dreamkit=version("dreamkit-core"),
-            data=data,
+            data=data_records(recipe.data, datasets),
             tables=tables,
             files=folders.describe_files(partial),
         )
@@ -122,50 +126,43 @@ def make_cache(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     left_out = {table: reason for table, reason in reasons.items() if reason is not None}
-    return Made(manifest, left_out, replaced)
-
-
-def _refuse_unknown(table: str) -> None:
-    """
-    Raises:
-        CacheError: there is no table of this name.
-    """
-    if table not in TABLES:
-        raise CacheError(f"there is no table '{table}' to make; {did_you_mean(table, TABLES)}")
+    return CacheReport(manifest, left_out, replaced)
 
 
 def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
-    """
+    """Raise if writing to `folder` would lose something that `overwrite` does not allow to lose.
+
     Raises:
-        CacheError: `folder` holds something that would be lost, and is not a cache that is to be overwritten.
+        CacheError: `folder` is a file, holds something else than a cache, or holds a cache that is not to be replaced.
     """
-    CacheManifest.refuse_to_replace(folder, instead="name another folder by --out")
-    if not overwrite and (what := folders.occupied(folder)):
+    CacheManifest.refuse_to_replace(folder, instead="pass another folder with --out")
+    if not overwrite and (reason := folders.in_use_reason(folder)):
         raise CacheError(
-            f"{folder} {what}; name a new folder by --out, or replace the cache in it by --overwrite"
+            f"{folder} {reason}; pass a new folder with --out, or replace the cache with --overwrite"
         )
 
 
 def _begin(folder: Path) -> Path:
-    """The empty folder that `folder` is written to until it is whole.
+    """Create the empty folder that becomes `folder` when it is complete.
 
     Raises:
-        CacheError: it is there already.
+        CacheError: it exists already.
     """
     try:
         return folders.begin(folder, alone=True)
     except FileExistsError as error:
         raise CacheError(
-            f"{folders.partial_folder(folder)} is there: another `dreamkit cache` is writing {folder}, or one was "
+            f"{folders.partial_folder(folder)} exists: another `dreamkit cache` is writing {folder}, or one was "
             "killed; wait for it, or remove that folder"
         ) from error
 
 
 def _refuse_without_table(reasons: Mapping[Table, str | None]) -> None:
-    """
+    """Raise if there is a reason against each requested table.
+
     Raises:
-        CacheError: there is a reason against each table that is asked for.
+        CacheError: no table is left.
     """
     if None not in reasons.values():
         listed = "".join(f"\n  {table}: {reason}" for table, reason in reasons.items())
-        raise CacheError(f"there is nothing here that can be computed once and for all:{listed}")
+        raise CacheError(f"nothing can be cached:{listed}")

@@ -1,4 +1,4 @@
-"""Comparison of a checkpoint's manifest with a model, a recipe and sources as they are now."""
+"""Comparison of a checkpoint's manifest with a model, a recipe and the present files of sources."""
 
 from __future__ import annotations
 
@@ -14,39 +14,36 @@ from dreamkit.storage.sources import fingerprint
 def compare_tokens(folder: Path, manifest: Manifest, model: DreamModel) -> None:
     if manifest.tokens != model.token_ids:
         raise CheckpointError(
-            f"{folder}: its special tokens are {manifest.tokens}, but the model's are {model.token_ids}; "
-            "give model.special_tokens the same names, and model.language_model the same tokenizer"
+            f"{folder}: expected the special tokens {manifest.tokens}, got {model.token_ids}; use the same "
+            "model.special_tokens and the same tokenizer of model.language_model"
         )
 
 
 def compare_adapters(folder: Path, manifest: Manifest, recipe: Recipe) -> None:
-    """Compares the settings of adapters, some of which their tensors do not tell."""
-    ours, theirs = (
+    """Compare the settings of adapters, some of which do not show in the shapes of tensors."""
+    actual, expected = (
         {adapter["target"]: adapter for adapter in sections["model"]["adapters"]}
         for sections in (recipe.to_dict(), manifest.recipe)
     )
-    for target in ours.keys() & theirs.keys():
+    for target in actual.keys() & expected.keys():
         for key in ("rank", "alpha", "modules", "use_dora", "use_rslora"):
-            here, there = ours[target][key], theirs[target][key]
-            if here != there:
+            if actual[target][key] != expected[target][key]:
                 raise CheckpointError(
-                    f"{folder}: its adapter of {target} has {key} {there}, but the recipe's has {here}, with which its "
-                    "weights would not fit, or count otherwise; give both the same"
+                    f"{folder}: expected {key} {expected[target][key]} of the adapter of {target}, got "
+                    f"{actual[target][key]} in the recipe; use the same value"
                 )
 
 
 def compare_source(folder: Path, part: str, source: SourceRecord, name: str) -> None:
-    """Compares the files of `name` as they are now with those that a part of the checkpoint stands on."""
+    """Compare the present files of the source `name` with the hashes in the checkpoint."""
     try:
         now = fingerprint(name)
     except SourceError as error:
-        raise CheckpointError(
-            f"{folder}: its {part} stands on '{name}', which cannot be read: {error}"
-        ) from error
-    then = source["files"]
-    differing = sorted(file for file in now.keys() | then.keys() if now.get(file) != then.get(file))
+        raise CheckpointError(f"{folder}: cannot read '{name}', the source of its {part}: {error}") from error
+    before = source["files"]
+    differing = sorted(file for file in now.keys() | before.keys() if now.get(file) != before.get(file))
     if differing:
         raise CheckpointError(
-            f"{folder}: its {part} stands on '{source['name']}' as it was when the checkpoint was written, but in "
-            f"'{name}' these differ now: {', '.join(differing)}; restore them, or train again"
+            f"{folder}: the source of its {part} was '{source['name']}', but in '{name}' these files differ: "
+            f"{', '.join(differing)}; restore them or train again"
         )

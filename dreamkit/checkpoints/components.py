@@ -1,4 +1,4 @@
-"""The components that a recipe names, and who gave them."""
+"""The components that a recipe names, and their distributions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dreamkit.registry.registry import Registry
 
 
 def component_sections(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
-    """(key in the recipe, kind, component name) of everything a recipe asks plug-ins for."""
+    """Yield recipe key, kind and component name of each component in a recipe."""
     for key in PARTS:
         section = getattr(recipe.model, key)
         if section is not None:
@@ -20,14 +20,14 @@ def component_sections(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
 
 
 def component_records(recipe: Recipe, registry: Registry) -> dict[str, ComponentRecord]:
-    """What a manifest says of the components of `recipe`, by key."""
-    components: dict[str, ComponentRecord] = {}
+    """Return the records of the components of `recipe` for a manifest, by recipe key."""
+    records: dict[str, ComponentRecord] = {}
     for key, kind, name in component_sections(recipe):
         registered = registry.components(kind)[name]
-        components[key] = {
+        records[key] = {
             "kind": kind,
             "name": name,
             "distribution": registered.distribution,
             "version": registered.version,
         }
-    return components
+    return records

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint folder. Loads no torch."""
+"""The manifest of a checkpoint folder. This module loads no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dreamkit.storage.folder_manifest import FolderManifest
 
 
 class ComponentRecord(TypedDict):
-    """What a recipe calls a part, and who gave it."""
+    """The component of a part, and its distribution."""
 
     kind: str
     name: str
@@ -21,7 +21,7 @@ class ComponentRecord(TypedDict):
 
 
 class SourceRecord(TypedDict):
-    """The name of pretrained files, and the sha256 of each."""
+    """The name of a source of weights, and the sha256 of each of its files."""
 
     name: str
     files: dict[str, str]
@@ -29,12 +29,11 @@ class SourceRecord(TypedDict):
 
 @dataclass(frozen=True)
 class Manifest(FolderManifest):
-    """What `dreamkit.json` says.
+    """The content of `dreamkit.json`.
 
-    `recipe` is resolved and plain. `components` names, for each part, what the recipe calls it and the distribution
-    and version that gave it. `tokens` maps special tokens to ids. `sources` holds, for each part that stands on
-    pretrained files, their name and hashes. `parts` counts the tensors held for each part, and `adapters` those of its
-    adapter.
+    `recipe` has plain values, absolute paths and every default. `components` has name, distribution and version of each
+    part's component. `tokens` maps special tokens to ids. `sources` has the name and file hashes of each part's source.
+    `parts` counts the saved tensors of each part, and `adapters` those of its adapter.
     """
 
     KIND: ClassVar[str] = "checkpoint"
@@ -51,62 +50,59 @@ class Manifest(FolderManifest):
 
     @classmethod
     def read(cls, folder: Path, *, verify: bool = True) -> Manifest:
-        """The manifest of `folder`; with `verify`, every file is read and compared with it.
+        """Read the manifest of `folder`; with `verify`, compare every file with it.
 
         Raises:
-            CheckpointError: not a checkpoint, one of a newer format, or one with a damaged or missing file.
+            CheckpointError: not a checkpoint, a newer format, or a damaged or missing file.
         """
-        written = super().read(folder)
-        manifest = replace(
-            written, components={key: _renamed(each) for key, each in written.components.items()}
-        )
+        manifest = super().read(folder)
+        components = {key: _current_record(record) for key, record in manifest.components.items()}
+        manifest = replace(manifest, components=components)
         if verify:
             manifest.verify(folder)
         return manifest
 
     @classmethod
     def find_hint(cls, folder: Path) -> str:
-        inside = folder / "checkpoint"  # where a run and the demo write theirs
+        inside = folder / "checkpoint"  # that of a run or of the demo
         if (inside / cls.FILE).is_file():
             return f"did you mean {inside}?"
-        return "name the folder that `dreamkit train --out` wrote `checkpoint` into"
+        return "name the `checkpoint` in the --out folder of `dreamkit train`"
 
     @classmethod
-    def mend_hint(cls, folder: Path) -> str:
+    def repair_hint(cls, folder: Path) -> str:
         return "copy it again or use another"
 
     @classmethod
     def upgrade(cls, data: dict[str, Any]) -> dict[str, Any]:
-        # format 1 had adapters among the weights of their parts
+        # format 1 had adapters in the weight files of their parts
         return {"adapters": {}, **data} if data.get("format") == 1 else data
 
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
-        for key, held, file_of in (
+        for key, counts, file_of in (
             ("parts", self.parts, weights_file),
             ("adapters", self.adapters, adapter_file),
         ):
-            for part in held:
+            for part in counts:
                 if file_of(part) not in self.files:
-                    yield f"{key}: '{part}' found, but no file {file_of(part)}"
+                    yield f"{key}: '{part}' has no file {file_of(part)}"
         for part in sorted(self.adapters.keys() - self.components.keys()):
-            yield f"adapters: '{part}' found, but it is not among the components"
+            yield f"adapters: '{part}' is not in components"
 
 
 def weights_file(part: str) -> str:
-    """The name of the file, in a checkpoint, that holds what there is of a part but its adapter."""
+    """Return the name of the checkpoint file with the tensors of a part, except its adapter."""
     return f"{part}.safetensors"
 
 
 def adapter_file(part: str) -> str:
-    """The name of the file, in a checkpoint, that holds the adapter of a part; in its folder are peft's others."""
+    """Return the name of the checkpoint file with the adapter of a part; peft's other files are beside it."""
     return f"adapters/{part}/adapter_model.safetensors"
 
 
-def _renamed(component: ComponentRecord) -> ComponentRecord:
-    """Return the record with the core's distribution by its present name; older checkpoints have its former one."""
-    return (
-        {**component, "distribution": "dreamkit-core"}
-        if component["distribution"] == "dreamkit"
-        else component
-    )
+def _current_record(component: ComponentRecord) -> ComponentRecord:
+    """Return the record with the core's present distribution name, which was "dreamkit" in older checkpoints."""
+    if component["distribution"] != "dreamkit":
+        return component
+    return {**component, "distribution": "dreamkit-core"}

@@ -1,4 +1,4 @@
-"""A checkpoint with adapters becomes one without, in which they are part of the weights."""
+"""Merging of a checkpoint's adapters into its weights."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.errors import CheckpointError, DreamkitError
 from dreamkit.model.adapters import merge
 from dreamkit.registry.registry import Registry
-from dreamkit.storage.folders import occupied
+from dreamkit.storage.folders import in_use_reason
 
 
 def merge_adapters(folder: Path, out: Path, registry: Registry) -> list[str]:
-    """Writes the checkpoint in `folder` to `out` with its adapters folded into the layers they adapt.
+    """Write the checkpoint in `folder` to `out` with its adapters merged into the adapted layers.
 
-    Returns the names of the parts that had one.
+    Return the names of the adapted parts.
 
     Raises:
-        CheckpointError: `folder` has no adapters or is no sound checkpoint, there is something at `out`, or an
-            adapter cannot be merged. Nothing is written then.
+        CheckpointError: `folder` has no adapters or is not a valid checkpoint, `out` is not a new folder, or an adapter
+            cannot be merged. Then nothing is written.
     """
     out = out.absolute()
-    if what := occupied(out):
-        raise CheckpointError(f"{out} {what}; name a new folder")
+    if reason := in_use_reason(out):
+        raise CheckpointError(f"{out} {reason}; name a new folder")
     sections = Manifest.read(folder, verify=False).recipe.get("model")
     if isinstance(sections, dict) and not sections.get("adapters"):
-        raise CheckpointError(f"{folder}: it has no adapters, so there is nothing to merge; use it as it is")
+        raise CheckpointError(f"{folder}: it has no adapters to merge; use it as it is")
     model, _ = load_checkpoint(folder, registry)
     recipe = model.recipe
     assert recipe is not None, "a loaded checkpoint has its recipe"

@@ -1,4 +1,4 @@
-"""Saving: a model becomes a checkpoint folder, whole or not at all."""
+"""Saving of a model as a checkpoint folder, which appears only when complete."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dreamkit.checkpoints.components import component_records
-from dreamkit.checkpoints.entries import entries, must_be_held
+from dreamkit.checkpoints.entries import entries, needs_saving
 from dreamkit.checkpoints.manifest import Manifest, adapter_file, weights_file
 from dreamkit.distributed import barrier, is_main, whole
 from dreamkit.errors import CheckpointError
@@ -29,31 +29,30 @@ def save_checkpoint(
     registry: Registry | None = None,
     beside: Callable[[Path], None] | None = None,
 ) -> None:
-    """Writes `model` to `folder`, whole or not at all; a checkpoint that is there already is replaced.
+    """Write `model` to `folder`, which appears only when complete; a checkpoint in its place is replaced.
 
-    `beside` may write more files into the folder it is given. Where several processes train together, each of them
-    must make this call; the first one writes.
+    `beside` is called with the unfinished folder and may write more files into it. If several processes train together,
+    each must call this function; the first one writes.
 
     Raises:
-        CheckpointError: the model was built without a recipe, or `folder` holds something else.
+        CheckpointError: the model has no recipe, or `folder` holds other files.
     """
     folder = Path(folder).absolute()
     if model.recipe is None:
-        raise CheckpointError(
-            "this model was built without a recipe, so nothing can rebuild it; set model.recipe"
-        )
-    held: dict[str, dict[str, Tensor]] = {}
+        raise CheckpointError("the model has no recipe to be rebuilt from; set model.recipe")
+    weights: dict[str, dict[str, Tensor]] = {}
     adapters: dict[str, dict[str, Tensor]] = {}
-    unlike: set[str] = set()  # parts whose source is not what their adapters were trained on
+    changed: set[str] = set()  # parts whose weights differ from their source
     for entry in entries(model):
-        own = must_be_held(entry, model.sources)
-        if own or entry.tensor.requires_grad or entry.names & model.changed:
-            unlike |= set() if own else {entry.part}
+        is_new = needs_saving(entry, model.sources)
+        if is_new or entry.tensor.requires_grad or entry.names & model.changed:
+            if not is_new:
+                changed.add(entry.part)
             tensor = whole(entry.tensor)
             if is_main():
-                # A copy: safetensors refuses tensors that share storage, such as views of one larger buffer.
+                # safetensors refuses tensors that share storage, such as views of one larger buffer
                 copy = tensor.clone(memory_format=torch.contiguous_format)
-                group = adapters if is_adapter(entry.keys[0]) else held
+                group = adapters if is_adapter(entry.keys[0]) else weights
                 group.setdefault(entry.part, {})[entry.keys[0]] = copy
     if is_main():
         Manifest.refuse_to_replace(folder)
@@ -64,10 +63,10 @@ def save_checkpoint(
         beside(partial)
     barrier()
     if is_main():
-        for part, tensors in held.items():
+        for part, tensors in weights.items():
             save_file(tensors, partial / weights_file(part))
         for part, tensors in adapters.items():
-            base = None if part in unlike else model.sources.get(part)
+            base = None if part in changed else model.sources.get(part)
             write_adapter(model.parts()[part], tensors, partial / adapter_file(part), base)
         model.language_model.save_tokenizer(partial / "tokenizer")
         Manifest(
@@ -81,7 +80,7 @@ def save_checkpoint(
                 for part, source in model.sources.items()
                 if source is not None
             },
-            parts={part: len(tensors) for part, tensors in held.items()},
+            parts={part: len(tensors) for part, tensors in weights.items()},
             adapters={part: len(tensors) for part, tensors in adapters.items()},
             files=folders.describe_files(partial),
         ).write(partial)

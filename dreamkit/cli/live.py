@@ -15,7 +15,7 @@ from dreamkit.document import Document
 from dreamkit.errors import DreamkitError
 from dreamkit.model.events import DenoisingStep, DocumentDone, Event, ImageDone, ImageStarted, TextPiece
 from dreamkit.progress.bars import Bar
-from dreamkit.storage.folders import occupied
+from dreamkit.storage.folders import in_use_reason
 
 PAGE, PICTURE = "index.html", "image-{}.png"
 # Control characters, which a model may write and a terminal would obey.
@@ -48,7 +48,7 @@ def write_document(
         CheckpointError: the checkpoint cannot be loaded.
         DocumentError: the prompt does not fit into the model's length.
     """
-    if (reason := occupied(out)) and not (overwrite and out.is_dir()):
+    if (reason := in_use_reason(out)) and not (overwrite and out.is_dir()):
         replace = ", or replace its document with --overwrite" if out.is_dir() else ""
         raise DreamkitError(f"{out} {reason}; pass a new folder with --out{replace}")
     model, _ = load_checkpoint(checkpoint)

@@ -71,8 +71,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     Example: dreamkit check digits/stage1 train.steps=100
     """
     from dreamkit.build.fit import fit
-    from dreamkit.cache.problems import cache_problems
-    from dreamkit.cache.provenance import cache_notes
+    from dreamkit.cache.recipe_check import cache_notes, cache_problems
     from dreamkit.errors import RecipeError
     from dreamkit.recipe.loading import draft_recipe
     from dreamkit.registry.registry import Registry
@@ -112,10 +111,10 @@ def plan(
     import json
     from dataclasses import asdict
 
-    from dreamkit.cache.provenance import cache_notes
-    from dreamkit.plan.advice import misfit
+    from dreamkit.cache.recipe_check import cache_notes
+    from dreamkit.plan.advice import memory_advice
     from dreamkit.plan.plan import plan as make_plan
-    from dreamkit.plan.sizes import in_bytes, parse_bytes
+    from dreamkit.plan.sizes import format_bytes, parse_bytes
     from dreamkit.plan.tables import report
     from dreamkit.recipe.loading import load_recipe
     from dreamkit.registry.registry import Registry
@@ -134,11 +133,11 @@ def plan(
             out.print(line, soft_wrap=True)
     if limit is None:
         return
-    problems = misfit(planned, loaded, limit)
+    problems = memory_advice(planned, loaded, limit)
     if problems:
         typer.echo("\n".join(problems), err=as_json)
         raise typer.Exit(1)
-    fits = f"fits into {in_bytes(limit)}, {in_bytes(limit - planned.memory.peak)} to spare"
+    fits = f"fits into {format_bytes(limit)}, {format_bytes(limit - planned.memory.peak)} to spare"
     typer.echo(fits, err=as_json)
 
 
@@ -184,17 +183,16 @@ def inspect(
 def _inspect_cache(folder: Path) -> None:
     from rich.filesize import decimal
 
-    from dreamkit.cache.manifest import MADE_BY, CacheManifest
+    from dreamkit.cache.manifest import PART_OF, CacheManifest
 
     manifest = CacheManifest.read(folder)
     manifest.verify(folder, read=True)
     out = console()
     out.print(f"format {manifest.format}, written by dreamkit {manifest.dreamkit}; every file is intact\n")
-    table = Table("table", "pictures", "of each", "size", "made by", "precision", box=None, pad_edge=False)
+    table = Table("table", "images", "row", "size", "part", "precision", box=None, pad_edge=False)
     for name, record in manifest.tables.items():
-        rows = [f"{key} {tensor['dtype']} {tensor['shape']}" for key, tensor in record["tensors"].items()]
-        maker = record["maker"]
-        by = f"{MADE_BY[name]} {maker['part'].get('name')}"
-        size = decimal(manifest.size(name))
-        table.add_row(name, f"{record['pictures']:,}", ", ".join(rows), size, by, maker["precision"])
+        row = [f"{key} {tensor['dtype']} {tensor['shape']}" for key, tensor in record["tensors"].items()]
+        part = f"{PART_OF[name]} {record['identity']['component']}"
+        size, precision = decimal(manifest.size(name)), record["identity"]["precision"]
+        table.add_row(name, f"{record['images']:,}", ", ".join(row), size, part, precision)
     out.print(table)

@@ -56,16 +56,16 @@ def cache(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="[features|latents]", help="compute only this table; may be used twice"),
+        typer.Option(metavar="[features|latents]", help="write only this table; may be repeated"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the cache in FOLDER")] = False,
 ) -> None:
     """Compute latents and features once.
 
-    These are what the frozen parts of a recipe make of the pictures in its data: the features of images to read, where
-    the vision encoder does not learn, and mean and standard deviation of the latents of images to draw.
-    train.cache=FOLDER makes training read them. Pictures are found by what they hold, so data may be mixed otherwise,
-    or left out, without a new cache. Runs on a CUDA device where there is one.
+    Writes what the frozen parts of a recipe compute from the images in its data: vision features of images to read, if
+    the vision encoder is not trained, and mean and standard deviation of the latents of images to draw. Training with
+    train.cache=FOLDER reads them. An image is found by its content, so data can be mixed in another way or left out
+    without a new cache. Runs on a CUDA device if there is one.
 
     Example: dreamkit cache digits/stage1 --out digits-cache
     """
@@ -83,40 +83,40 @@ def cache(
     loaded = load_recipe(recipe, overrides or (), registry)
     folder = loaded.train.cache if out is None else out
     if folder is None:
-        raise DreamkitError("nothing says where to write the cache; add --out FOLDER, or set train.cache")
+        raise DreamkitError("no output folder: pass --out FOLDER or set train.cache")
 
-    def tell(estimate: Estimate) -> None:
-        each = ", ".join(f"{table} take {decimal(size)}" for table, size in estimate.picture.items())
+    def show_estimate(estimate: Estimate) -> None:
+        rows = ", ".join(f"{table} take {decimal(size)}" for table, size in estimate.row_bytes.items())
         typer.echo(
-            f"{each} a picture; {estimate.documents:,} documents: {decimal(estimate.most)} at most where each has one "
-            f"picture for each table, and {decimal(estimate.free)} are free",
+            f"{rows} per image; {estimate.documents:,} documents: at most {decimal(estimate.most_bytes)} with one "
+            f"image per table in each document; {decimal(estimate.free_bytes)} free",
             err=True,
         )
 
-    # as an interruption does, an end that is asked for leaves nothing of the folder
+    # SIGTERM removes the partial folder, as Ctrl-C does
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        with Bar("caching", "{task.fields[pictures]} pictures") as bar:
+        with Bar("caching", "{task.fields[images]} images") as bar:
 
-            def move(at: CachingProgress) -> None:
-                bar.move(at.documents, at.of, pictures=at.pictures)
+            def show_progress(progress: CachingProgress) -> None:
+                bar.move(progress.documents, progress.total, images=progress.images)
 
-            made, reasons, replaced = make_cache(
+            report = make_cache(
                 loaded,
                 registry,
                 folder,
                 only=only or TABLES,
                 overwrite=overwrite,
-                on_start=tell,
-                on_progress=move,
+                on_start=show_estimate,
+                on_progress=show_progress,
             )
     finally:
         signal.signal(signal.SIGTERM, before)
-    for left_out, reason in reasons.items():
+    for left_out, reason in report.left_out.items():
         typer.echo(f"no {left_out}: {reason}", err=True)
-    for table, record in made.tables.items():
-        typer.echo(f"{table} (pictures: {record['pictures']:,}), {decimal(made.size(table))}")
-    typer.echo(f"{'replaced' if replaced else 'wrote'} {folder}; train with train.cache={folder}")
+    for table, record in report.manifest.tables.items():
+        typer.echo(f"{table} (images: {record['images']:,}), {decimal(report.manifest.size(table))}")
+    typer.echo(f"{'replaced' if report.replaced else 'wrote'} {folder}; train with train.cache={folder}")
 
 
 def demo(

@@ -1,8 +1,8 @@
-"""Fused computations, each with a plain PyTorch reference beside it that is used wherever Triton cannot run.
+"""Fused computations, each with a plain PyTorch reference that runs wherever Triton cannot.
 
-A folder each: `reference` is what is computed, the Triton code does the same in fewer launches, and the operator
-chooses between them. The environment variable `DREAMKIT_KERNELS=0` (or `off`) has the reference everywhere, and so has
-`with disabled():`, for what is computed inside it. Triton needs a C compiler, and here a GPU as new as an A100.
+Each folder has a `reference`, Triton code that computes the same in fewer launches, and an operator that chooses
+between them. Triton needs a C compiler, and its kernels here need a GPU as new as an A100. The environment variable
+`DREAMKIT_KERNELS=0` (or `off`) selects the references everywhere, `with disabled():` only inside the block.
 """
 
 from __future__ import annotations
@@ -20,56 +20,55 @@ from torch import Tensor
 
 from dreamkit.errors import DreamkitError
 
-# Triton builds what launches its kernels by a C compiler.
+# Triton compiles the code that launches its kernels with a C compiler.
 HAS_TRITON: Final = find_spec("triton") is not None and any(
     map(which, (os.environ.get("CC", "gcc"), "clang"))
 )
-LEAST_CAPABILITY: Final = (8, 0)  # of a GPU (A100) that has tensor cores for bfloat16
 SWITCH: Final = "DREAMKIT_KERNELS"  # the environment variable
-ON, OFF = ("1", "on", "true"), ("0", "off", "false")  # what it may say, in any case
-Computed = TypeVar("Computed")
+ON, OFF = ("1", "on", "true"), ("0", "off", "false")  # its values, in lower or upper case
+Output = TypeVar("Output")
 
 
-def _wanted(said: str) -> bool:
-    if said.lower() not in ("", *ON, *OFF):
-        raise DreamkitError(f"{SWITCH} is '{said}'; set it to 0, which switches fused kernels off, or to 1")
-    return said.lower() not in OFF
+def _parse_switch(value: str) -> bool:
+    if value.lower() not in ("", *ON, *OFF):
+        raise DreamkitError(f"{SWITCH}: expected 0 (fused kernels off) or 1 (on), got '{value}'")
+    return value.lower() not in OFF
 
 
-_enabled = _wanted(os.environ.get(SWITCH, ""))
+_enabled = _parse_switch(os.environ.get(SWITCH, ""))
 
 
 def enabled() -> bool:
-    """Whether fused paths are wanted, here and now."""
+    """Return True if fused kernels are switched on here and now."""
     return _enabled
 
 
 def usable(tensor: Tensor) -> bool:
-    """Whether Triton kernels are wanted, and can run on what `tensor` lies on."""
-    return _enabled and HAS_TRITON and tensor.is_cuda and _is_recent(tensor.get_device())
+    """Return True if Triton kernels are switched on and can run on the device of `tensor`."""
+    if not (_enabled and HAS_TRITON and tensor.is_cuda):
+        return False
+    from dreamkit.kernels.capability import is_recent
+
+    return is_recent(tensor.get_device())
 
 
-def told(device: torch.device) -> str:
-    """Whether kernels are used on a CUDA `device` of this machine, and why where they are not."""
+def kernel_status(device: torch.device) -> str:
+    """Return "fused kernels: on" for a CUDA `device` of this machine, or "off" with the reason."""
     if usable(torch.empty(0, device=device)):
         return "fused kernels: on"
     if not _enabled:
-        reason = f"{SWITCH} says so"
-    elif not HAS_TRITON:
-        reason = "Triton or a C compiler is missing"
-    else:
-        reason = f"they need a GPU of compute capability {'.'.join(map(str, LEAST_CAPABILITY))} or newer"
-    return f"fused kernels: off, {reason}"
+        return f"fused kernels: off, switched off by {SWITCH}"
+    if not HAS_TRITON:
+        return "fused kernels: off, Triton or a C compiler is missing"
+    from dreamkit.kernels.capability import LEAST_CAPABILITY
 
-
-@torch.compiler.assume_constant_result  # what compiles around a kernel cannot trace the question
-def _is_recent(device: int) -> bool:
-    return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+    capability = ".".join(map(str, LEAST_CAPABILITY))
+    return f"fused kernels: off, they need a GPU of compute capability {capability} or newer"
 
 
 @contextmanager
 def disabled() -> Iterator[None]:
-    """Inside it, the references compute everything; a backward pass has to be run inside it too."""
+    """Compute everything inside the block with the references; run the backward pass inside it too."""
     global _enabled
     before, _enabled = _enabled, False
     try:
@@ -78,11 +77,11 @@ def disabled() -> Iterator[None]:
         _enabled = before
 
 
-def on_its_device(compute: Callable[..., Computed]) -> Callable[..., Computed]:
-    """`compute` with its first argument's device as the current one, to which Triton launches its kernels."""
+def on_its_device(compute: Callable[..., Output]) -> Callable[..., Output]:
+    """Run `compute` with its first argument's device as the current one, on which Triton launches kernels."""
 
     @wraps(compute)
-    def on_device(first: Tensor, *args: Any, **kwargs: Any) -> Computed:
+    def on_device(first: Tensor, *args: Any, **kwargs: Any) -> Output:
         with torch.cuda.device_of(first):
             return compute(first, *args, **kwargs)
 

@@ -1,1 +1,1 @@
-"""Shapes, parameters, memory and operations of a training step, told without weights."""
+"""Shapes, parameters, memory and operations of a training step, computed without weights."""

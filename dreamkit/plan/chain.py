@@ -1,4 +1,4 @@
-"""The parts of a model in the order data goes through them, with the shape of what each gives."""
+"""The parts of a model in the order of data flow, with the shape of each output."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Step:
-    """A part, its component (none for what is no part), and what it gives: of one image, or of one row."""
+    """A part (or a tensor between parts), its component ("" for a tensor), and the shape of one image or row."""
 
     part: str
     component: str
     shape: Shape
 
     def __str__(self) -> str:
-        named = " ".join(name for name in (self.part, self.component) if name)
-        return f"{named} ({', '.join(map(str, self.shape))})"
+        label = " ".join(name for name in (self.part, self.component) if name)
+        return f"{label} ({', '.join(map(str, self.shape))})"
 
 
 def chain(model: DreamModel, recipe: Recipe) -> tuple[tuple[Step, ...], ...]:
-    """Lines of steps: from a picture that is read to the one that is drawn; to the pooled vector; to words."""
+    """Return the lines of steps that end in the drawn image, in the pooled vector (if any) and in the logits."""
     length = recipe.train.max_length or model.language_model.spec.max_length
     vision, decoder = model.vision_encoder.spec, model.image_decoder.spec
     dim, queries = model.language_model.spec.dim, len(model.dream_queries)
@@ -35,7 +35,6 @@ def chain(model: DreamModel, recipe: Recipe) -> tuple[tuple[Step, ...], ...]:
         assert section is not None, "a part of the model has a section"
         return Step(key, section.name, shape)
 
-    states = Step("dream states", "", (queries, dim))
     context = model.condition_projector.spec
     lines: list[tuple[Step, ...]] = [
         (
@@ -43,7 +42,7 @@ def chain(model: DreamModel, recipe: Recipe) -> tuple[tuple[Step, ...], ...]:
             part("vision_encoder", vision.num_tokens, vision.dim),
             part("visual_projector", model.visual_projector.spec.out_tokens, dim),
             part("language_model", length, dim),
-            states,
+            Step("dream states", "", (queries, dim)),
             part("condition_projector", context.out_tokens, context.out_dim),
             part("image_decoder", *decoder.latent_shape((decoder.image_size, decoder.image_size))),
             Step("image", "", (3, decoder.image_size, decoder.image_size)),

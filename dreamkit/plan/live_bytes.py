@@ -1,4 +1,4 @@
-"""Counting what a computation keeps in memory, and its floating-point operations, operator by operator."""
+"""A counter of the bytes that a computation keeps alive, and of its floating-point operations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 Kind = Literal["activations", "gradients"]
 
 _aten = torch.ops.aten
-# torch counts every fused attention but the CPU's, whose operators take the same arguments
+# torch has no formula for the CPU's fused attention, whose operators take the same arguments as the others
 _FLOPS: Final[dict[Any, Any]] = {
     _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
         _aten._scaled_dot_product_efficient_attention
@@ -30,7 +30,7 @@ _FLOPS: Final[dict[Any, Any]] = {
 
 @dataclass(frozen=True)
 class Bytes:
-    """Bytes of tensors that live at one moment, weights and optimizer states aside."""
+    """Bytes of the tensors alive at one moment, without weights and optimizer states."""
 
     activations: int = 0
     gradients: int = 0
@@ -44,34 +44,34 @@ class Bytes:
 
 
 @dataclass
-class _Held:
-    alive: weakref.ref[torch.UntypedStorage]
+class _Storage:
+    reference: weakref.ref[torch.UntypedStorage]
     kind: Kind
     count: int
 
 
 class LiveBytes(TorchDispatchMode):
-    """While it is entered, counts the storages that operators return for as long as they live.
+    """A dispatch mode that counts each storage that an operator returns, from then until its end.
 
-    `now` are the live bytes, `peak` those of the moment when they were most, and `flops` the floating-point operations
-    of matrix products, convolutions and attention so far, each multiplication and addition as one.
+    `now` has the live bytes and `peak` their maximum so far. `flops` are the floating-point operations of matrix
+    products, convolutions and attention so far; a multiplication and an addition are two.
     """
 
-    def __init__(self, *, besides: Iterable[Tensor] = ()) -> None:
-        """`besides`: tensors whose storages are not to be counted."""
+    def __init__(self, *, uncounted: Iterable[Tensor] = ()) -> None:
+        """Start at 0 and never count the storages of the `uncounted` tensors."""
         super().__init__()
         self.now = self.peak = Bytes()
         self.flops = 0
-        self._held: dict[int, _Held] = {}
-        for tensor in besides:
-            self._hold(tensor.untyped_storage(), "activations", 0)
+        self._storages: dict[int, _Storage] = {}
+        for tensor in uncounted:
+            self._add(tensor.untyped_storage(), "activations", 0)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
-            return True  # where code asks a tensor yes or no, it asks whether its input is sound
+            return True  # a part that reads a boolean checks its input, which is valid here
         output = func(*args, **kwargs)
         formula = _FLOPS.get(func._overloadpacket)
         if formula is not None:
@@ -82,28 +82,28 @@ class LiveBytes(TorchDispatchMode):
         return output
 
     def count(self, tensor: Tensor) -> None:
-        """Counts the storage of `tensor`, unless it is known already."""
+        """Count the storage of `tensor`, unless it is counted already."""
         storage = tensor.untyped_storage()
-        if id(storage) not in self._held:
-            self._hold(storage, "activations", storage.nbytes())
+        if id(storage) not in self._storages:
+            self._add(storage, "activations", storage.nbytes())
 
     def recount(self, tensor: Tensor, kind: Kind, count: int) -> None:
-        """Counts the storage of `tensor` as `count` bytes of another kind from now on."""
+        """Count the storage of `tensor` as `count` bytes of `kind` from now on."""
         storage = tensor.untyped_storage()
-        held = self._held.pop(id(storage), None)
-        if held is not None:
-            self.now = self.now.plus(held.kind, -held.count)
-        self._hold(storage, kind, count)
+        known = self._storages.pop(id(storage), None)
+        if known is not None:
+            self.now = self.now.plus(known.kind, -known.count)
+        self._add(storage, kind, count)
 
-    def _hold(self, storage: torch.UntypedStorage, kind: Kind, count: int) -> None:
+    def _add(self, storage: torch.UntypedStorage, kind: Kind, count: int) -> None:
         key = id(storage)
-        self._held[key] = _Held(weakref.ref(storage, partial(self._gone, key)), kind, count)
+        self._storages[key] = _Storage(weakref.ref(storage, partial(self._remove, key)), kind, count)
         self.now = self.now.plus(kind, count)
         if self.now.total > self.peak.total:
             self.peak = self.now
 
-    def _gone(self, key: int, reference: weakref.ref[torch.UntypedStorage]) -> None:
-        held = self._held.get(key)
-        if held is not None and held.alive is reference:
-            del self._held[key]
-            self.now = self.now.plus(held.kind, -held.count)
+    def _remove(self, key: int, reference: weakref.ref[torch.UntypedStorage]) -> None:
+        known = self._storages.get(key)
+        if known is not None and known.reference is reference:
+            del self._storages[key]
+            self.now = self.now.plus(known.kind, -known.count)

@@ -1,8 +1,8 @@
-"""What each device keeps of a model: all of it, or its share under FSDP and what is gathered for a while."""
+"""Memory of a model on each device: all of it, or under FSDP a share and what is gathered for a while."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,10 +18,10 @@ ADAM_STATES = 2  # of a parameter's size: the running means of the gradient and 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of live tensors on the fullest device, in the two moments of a step that can be the fullest.
+    """Bytes of live tensors on the fullest device, at the two moments of a step that can be the peak.
 
-    `computing`: at the peak of forward and backward, when gradients are not all there yet, or no longer all
-    gathered. `updating`: in the optimizer's step, when activations are gone, but every gradient is there.
+    `computing`: the peak of the forward and backward pass, when gradients are not yet complete or no longer gathered.
+    `gradients`, `scratch`: every gradient and the optimizer's temporary tensors in its step, without activations.
     """
 
     weights: int
@@ -44,53 +44,37 @@ class Memory:
         return max(self.while_computing, self.while_updating)
 
 
-@dataclass(frozen=True)
-class Shares:
-    """What a device keeps, in bytes, of a model that `processes` train together.
+def memory_of(model: nn.Module, processes: int, device: Device) -> Memory:
+    """Return the memory of `model` on each of `processes` devices, before anything is computed.
 
-    `gradient_bytes` is what it keeps of each parameter's gradient during the backward pass, by name.
+    Call `model.set_trainable` first. Under FSDP (more than one process) every parameter is divided along its first
+    dimension and buffers are not; see `dreamkit.distributed.shard`.
     """
-
-    weights: int
-    gradients: int
-    gathered: int
-    scratch: int
-    gradient_bytes: Mapping[str, int]
-
-    @property
-    def states(self) -> int:
-        return ADAM_STATES * self.gradients
-
-    def memory(self, computing: Bytes) -> Memory:
-        return Memory(self.weights, self.states, self.gathered, computing, self.gradients, self.scratch)
-
-
-def shares(model: nn.Module, processes: int, device: Device) -> Shares:
-    """What is kept of `model`, whose trainable parameters are known, on each of `processes` devices.
-
-    Under FSDP (more than one process) every parameter is divided along its first dimension, buffers are not; see
-    `dreamkit.distributed.shard`.
-    """
-    groups = _groups(model)
-    root = {id(parameter) for parameter in groups[-1]}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = sum(shard_bytes(parameter, processes) for parameter in model.parameters())
     gradients = sum(shard_bytes(parameter, processes) for parameter in trained)
-    return Shares(
+    return Memory(
         weights=weights + total_bytes(model.buffers()),
+        states=ADAM_STATES * gradients,
+        gathered=_gathered_bytes(_fsdp_groups(model)) if processes > 1 else 0,
+        computing=Bytes(),
         gradients=gradients,
-        gathered=_gathered(groups) if processes > 1 else 0,
-        scratch=_scratch(trained, processes, device),
-        # the root's gradients wait in full for the end of the backward pass
-        gradient_bytes={
-            name: shard_bytes(parameter, 1 if id(parameter) in root else processes)
-            for name, parameter in model.named_parameters()
-        },
+        scratch=_scratch_bytes(trained, processes, device),
     )
 
 
+def gradient_bytes(model: nn.Module, processes: int) -> dict[str, int]:
+    """Return the bytes of each parameter's gradient on one device during the backward pass, by name."""
+    # the root's gradients stay whole until the end of the backward pass
+    root = {id(parameter) for parameter in _fsdp_groups(model)[-1]}
+    return {
+        name: shard_bytes(parameter, 1 if id(parameter) in root else processes)
+        for name, parameter in model.named_parameters()
+    }
+
+
 def shard_bytes(parameter: Tensor, processes: int) -> int:
-    """Bytes of the largest share of a parameter that is divided along its first dimension."""
+    """Return the bytes of the largest share of a parameter that is divided along its first dimension."""
     if processes == 1 or parameter.dim() == 0:
         return parameter.nbytes
     rows = parameter.shape[0]
@@ -101,30 +85,33 @@ def total_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _groups(model: nn.Module) -> list[list[nn.Parameter]]:
-    """The parameters of each FSDP unit; the last one's are the root's."""
-    taken: set[int] = set()
+def _fsdp_groups(model: nn.Module) -> list[list[nn.Parameter]]:
+    """Return the parameters of each FSDP unit; those of the root come last."""
+    grouped: set[int] = set()
     groups = []
     for module in (*units(model), model):
-        own = [parameter for parameter in module.parameters() if id(parameter) not in taken]
-        taken |= {id(parameter) for parameter in own}
+        own = [parameter for parameter in module.parameters() if id(parameter) not in grouped]
+        grouped |= {id(parameter) for parameter in own}
         groups.append(own)
     return groups
 
 
-def _gathered(groups: list[list[nn.Parameter]]) -> int:
-    """What FSDP gathers of other devices' shares at once: the root's parameters for the whole pass, those of the block
-    that runs and of the next one, and the whole gradients of one."""
+def _gathered_bytes(groups: list[list[nn.Parameter]]) -> int:
+    """Return the most that FSDP gathers from other devices at once.
+
+    These are the root's parameters during the whole pass, those of the current and of the next block, and the whole
+    gradients of one block.
+    """
     *blocks, root = groups
     largest = max(blocks, key=total_bytes, default=[])
     gradients = total_bytes(parameter for parameter in largest if parameter.requires_grad)
     return total_bytes(root) + 2 * total_bytes(largest) + gradients
 
 
-def _scratch(trained: list[nn.Parameter], processes: int, device: Device) -> int:
-    """What torch's AdamW makes in a step beside its states: the root of the second moment and what it is divided to.
+def _scratch_bytes(trained: list[nn.Parameter], processes: int, device: Device) -> int:
+    """Return the temporary memory of torch's AdamW: the root of the second moment, and the quotient by it.
 
-    On a GPU it makes one of all parameters together, unless they are sharded; else two, of one after the other.
+    On one GPU it makes one such tensor for all parameters together, otherwise two for one parameter at a time.
     """
     if device == "cuda" and processes == 1:
         return total_bytes(trained)

@@ -1,27 +1,27 @@
-"""What a recipe will take, told on the meta device without weights: sizes, memory, floating-point operations."""
+"""The plan of a training step, computed on the meta device: sizes, memory, floating-point operations."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dreamkit.build.build import build_on_meta
 from dreamkit.build.fit import fit
 from dreamkit.build.fit_record import part_section
-from dreamkit.cache.problems import cache_problems
+from dreamkit.cache.recipe_check import cache_problems
 from dreamkit.errors import DreamkitError, RecipeError
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.part import Part
 from dreamkit.plan.chain import Step, chain
-from dreamkit.plan.memory import Device, Memory, shares, total_bytes
+from dreamkit.plan.memory import Device, Memory, gradient_bytes, memory_of, total_bytes
 from dreamkit.plan.rows import full_batch, most_images
-from dreamkit.plan.step import measure
+from dreamkit.plan.step import measure_step
 from dreamkit.recipe.sections import WITH_SOURCE, Recipe
 from dreamkit.registry.registry import Registry
 
 
 @dataclass(frozen=True)
 class PartSize:
-    """Parameters of a part, how many of them are trained, and bytes of its parameters and buffers."""
+    """The size of a part: parameters, trainable ones among them, and bytes of parameters and buffers."""
 
     part: str
     component: str
@@ -32,11 +32,12 @@ class PartSize:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step of a recipe takes, on each of `processes` devices.
+    """Shapes, sizes, memory and operations of a training step on each of `processes` devices.
 
-    `images` of each document are drawn and read; a row has room for `most_images`. `rows` counts what a batch is
-    completed by too. `unchecked` are parts with a source that a gradient passes through, and that cannot recompute
-    their activations. `flops` are those of one device.
+    `rows` are those of a batch, padding rows included; `length` is their number of tokens.
+    `images` in each document are drawn and read; a row has room for `most_images`.
+    `unchecked` are parts with a source that a gradient passes through but that cannot recompute their activations.
+    `flops` are those of one device.
     """
 
     chain: tuple[tuple[Step, ...], ...]
@@ -62,59 +63,58 @@ class Plan:
 def plan(
     recipe: Recipe, registry: Registry, *, processes: int = 1, images: int = 1, device: Device = "cuda"
 ) -> Plan:
-    """The plan of a training step of `recipe`. `device` says whose optimizer runs.
+    """Plan a training step of `recipe`; `device` is the one that the optimizer runs on.
 
     Raises:
-        RecipeError: parts that do not fit, or cannot tell their size, or a `train.cache` that does not fit.
-        DreamkitError: nothing is trained, or no row holds so many images.
+        RecipeError: parts do not fit, a part has no `meta_modules`, or `train.cache` does not fit.
+        DreamkitError: nothing is trained, or a row has no room for this number of images.
     """
-    found = fit(recipe, registry)
-    if problems := cache_problems(found):
+    result = fit(recipe, registry)
+    if problems := cache_problems(result):
         raise RecipeError(problems)
-    model = build_on_meta(found)
+    model = build_on_meta(result)
     model.set_trainable(recipe.train.trainable)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise DreamkitError(
-            "nothing is to be trained, so there is no step to plan; name parts in train.trainable, or add "
-            "model.adapters"
+            "no step to plan, since nothing is trained; name parts in train.trainable or add model.adapters"
         )
     model.train()
-    unchecked: tuple[str, ...] = ()
     if recipe.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-        unchecked = _unchecked(model)
     batch = full_batch(model, recipe, images)
     rows, length = batch.input_ids_BT.shape
-    sequencer = model.sequencer(recipe.train.max_length)
-    parts, steps = _sizes(model, recipe), chain(model, recipe)
-    kept = shares(model, processes, device)
-    measured = measure(model, batch, recipe, kept.gradient_bytes)
+    # everything about the model is read before the step, which uses its tensors up
+    parts, steps, memory = _sizes(model, recipe), chain(model, recipe), memory_of(model, processes, device)
+    unchecked = _unchecked(model) if recipe.train.gradient_checkpointing else ()
+    most = most_images(model.sequencer(recipe.train.max_length))
+    computing, flops = measure_step(model, batch, recipe, gradient_bytes(model, processes))
     return Plan(
         chain=steps,
         parts=parts,
-        memory=kept.memory(measured.computing),
-        flops=measured.flops,
+        memory=replace(memory, computing=computing),
+        flops=flops,
         processes=processes,
         rows=rows,
         length=length,
         images=images,
-        most_images=most_images(sequencer),
+        most_images=most,
         unchecked=unchecked,
     )
 
 
 def _unchecked(model: DreamModel) -> tuple[str, ...]:
-    """The parts with a source that a gradient passes through, and that know of no checkpointing."""
-    reached, none = model.reached_parts(), Part.enable_gradient_checkpointing
+    """Return the parts with a source that a gradient passes through and that lack gradient checkpointing."""
+    reached = model.reached_parts()
     return tuple(
         name
         for name in WITH_SOURCE
-        if name in reached and type(reached[name]).enable_gradient_checkpointing is none
+        if name in reached
+        and type(reached[name]).enable_gradient_checkpointing is Part.enable_gradient_checkpointing
     )
 
 
 def _sizes(model: DreamModel, recipe: Recipe) -> tuple[PartSize, ...]:
-    """Rows of added tokens are told apart from the rest of the language model."""
+    """Return the size of each part; rows of added tokens are counted apart from the language model."""
     tokens = {id(rows): rows for rows in model.language_model.added_token_parameters()}
     groups = {
         name: [parameter for parameter in part.parameters() if id(parameter) not in tokens]

@@ -1,4 +1,4 @@
-"""The batch that is planned for: as many documents as the recipe says, each filling a row."""
+"""The batch that a plan assumes: the recipe's number of documents, each filling a row."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dreamkit.cache.computed import Named, Tables
 from dreamkit.cache.manifest import CacheManifest
+from dreamkit.cache.read import NamedPictures, Tables
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.data.sequence import Sequence, Sequencer, blank_picture
+from dreamkit.document import Document, Image
 from dreamkit.errors import DreamkitError
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
 
 
 def full_batch(model: DreamModel, recipe: Recipe, images: int) -> Batch:
-    """A batch of documents of `train.max_length` tokens with `images` images, each drawn and read back.
+    """Return a batch of documents of `train.max_length` tokens with `images` images, each drawn and read back.
 
-    Every token of text is learned. What `train.cache` holds of images is in the batch.
+    Every token of text is labelled. The tables of `train.cache` are in the batch, as zeros.
 
     Raises:
-        DreamkitError: no row holds so many images.
+        DreamkitError: a row has no room for this number of images.
     """
     sequencer = model.sequencer(recipe.train.max_length)
     collator = Collator(
@@ -31,19 +32,19 @@ def full_batch(model: DreamModel, recipe: Recipe, images: int) -> Batch:
         model.image_decoder.preprocess,
         packing=recipe.train.packing,
         condition_drop=recipe.loss.condition_drop,
-        computed=None if recipe.train.cache is None else _Zeros(CacheManifest.read(Path(recipe.train.cache))),
+        cache=None if recipe.train.cache is None else _Zeros(CacheManifest.read(Path(recipe.train.cache))),
     )
     most = most_images(sequencer)
     if not 0 <= images <= most:
         raise DreamkitError(
-            f"--images {images}, but a row of {sequencer.max_length} tokens holds 0 to {most}, each drawn and read "
-            f"back in {_image_length(sequencer)}; change it, or train.max_length"
+            f"expected --images from 0 to {most}, got {images}: a row has {sequencer.max_length} tokens, and an image "
+            f"takes {_image_length(sequencer)}; lower --images or raise train.max_length"
         )
-    return collator.collate([_row(sequencer, images)] * recipe.train.batch_size)
+    return collator.collate([_full_row(sequencer, images)] * recipe.train.batch_size)
 
 
 def most_images(sequencer: Sequencer) -> int:
-    """How many images, each drawn and read back, a row holds between its first token and its last."""
+    """Return the number of images, each drawn and read back, that fit between the first and last token of a row."""
     return (sequencer.max_length - 2) // _image_length(sequencer)
 
 
@@ -51,28 +52,21 @@ def _image_length(sequencer: Sequencer) -> int:
     return len(sequencer.dream_slots) + len(sequencer.read_slots) + 4
 
 
-def _row(sequencer: Sequencer, images: int) -> Sequence:
-    blank = blank_picture()
+def _full_row(sequencer: Sequencer, images: int) -> Sequence:
+    image = Image(blank_picture(), draw=True)
+    row = sequencer.sequence(Document((image,) * images)) if images else Sequence("row")
     end = sequencer.language_model.spec.eos_ids[0]
-    row = Sequence("row")
-    row.append([end], train_on=True)
-    for _ in range(images):
-        row.append([sequencer.dream_start], train_on=True)
-        row.draws.append((len(row), blank))
-        row.append([*sequencer.dream_slots, sequencer.dream_end, sequencer.image_start], train_on=False)
-        row.reads.append((len(row), blank))
-        row.append([*sequencer.read_slots, sequencer.image_end], train_on=False)
     row.append([end] * (sequencer.max_length - len(row)), train_on=True)
     return row
 
 
 class _Zeros(Tables):
-    """A cache that has every picture, and zeros for it, of the shapes and types that a manifest tells."""
+    """A cache with a row of zeros for every image, of the shapes and dtypes in a manifest."""
 
     def __init__(self, manifest: CacheManifest) -> None:
         self.manifest = manifest
 
-    def rows(self, table: str, pictures: Named) -> dict[str, Tensor] | None:
+    def rows(self, table: str, pictures: NamedPictures) -> dict[str, Tensor] | None:
         if table not in self.manifest.tables:
             return None
         tensors = self.manifest.tables[table]["tensors"]

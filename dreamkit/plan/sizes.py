@@ -1,8 +1,9 @@
-"""Sizes in words: `80GiB`, `24GB`."""
+"""Sizes as text: `80GiB`, `24GB`."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from dreamkit.errors import DreamkitError
@@ -12,35 +13,34 @@ _UNITS: Final[dict[str, int]] = {
     **{f"{letter}B": 1000**power for power, letter in enumerate("KMGTP", start=1)},
     **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGTP", start=1)},
 }
-_SPELLED: Final = {unit.upper(): unit for unit in _UNITS}
+_BYTES_BY_UNIT: Final = {unit.upper(): count for unit, count in _UNITS.items()}
 
 
 def parse_bytes(text: str) -> int:
-    """The bytes of a number with a unit; `GB` are thousands of thousands, `GiB` powers of 1024.
+    """Return the number of bytes in a text such as `80GiB`; `GB` are powers of 1000, `GiB` of 1024.
 
     Raises:
-        DreamkitError: no number, no unit, or nothing.
+        DreamkitError: no number, no unit, or less than a byte.
     """
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]+)\s*", text)
-    unit = found and _SPELLED.get(found[2].upper())
-    if not found or not unit or not (count := int(float(found[1]) * _UNITS[unit])):
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]+)\s*", text)
+    count = int(float(match[1]) * _BYTES_BY_UNIT.get(match[2].upper(), 0)) if match else 0
+    if not count:
         raise DreamkitError(
-            f"'{text}' is no amount of memory; write a number and one of {', '.join(_UNITS)}, such as 80GiB"
+            f"expected an amount of memory, got '{text}'; write a number and one of {', '.join(_UNITS)}, such as 80GiB"
         )
     return count
 
 
-def in_bytes(count: float) -> str:
-    """A number of bytes in the largest binary unit that leaves at least 1."""
-    for power, letter in reversed([*enumerate("KMGTP", start=1)]):
-        if count >= 1024**power:
-            return f"{count / 1024**power:.2f} {letter}iB"
-    return f"{count:.0f} B"
+def format_bytes(count: float) -> str:
+    """Return a number of bytes in the largest binary unit of which it is at least 1."""
+    return _format(count, 1024, ["B", "KiB", "MiB", "GiB", "TiB", "PiB"])
 
 
-def in_words(count: float) -> str:
-    """A large number in thousands of thousands: 6.74 G."""
-    for power, letter in reversed([*enumerate("kMGTPE", start=1)]):
-        if count >= 1000**power:
-            return f"{count / 1000**power:.2f} {letter}"
-    return f"{count:.0f} "
+def format_count(count: float) -> str:
+    """Return a number in powers of 1000, ready for a unit: `6.74 G`."""
+    return _format(count, 1000, ["", *"kMGTPE"])
+
+
+def _format(count: float, base: int, units: Sequence[str]) -> str:
+    power = max((power for power in range(len(units)) if count >= base**power), default=0)
+    return f"{count / base**power:.{2 if power else 0}f} {units[power]}"

@@ -1,4 +1,4 @@
-"""A plan as tables."""
+"""The report of a plan, as tables and text."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from dreamkit.plan.plan import Plan
-from dreamkit.plan.sizes import in_bytes, in_words
+from dreamkit.plan.sizes import format_bytes, format_count
 from dreamkit.recipe.sections import Recipe
 
 LEFT_OUT = (
-    "Counted are live tensors, as torch makes them. Left out is what the device's context, libraries' workspaces,\n"
-    "communication and fragmentation take: a few GiB on a GPU."
+    "This counts live tensors. It leaves out the device's context, workspaces of libraries, communication and\n"
+    "fragmentation: a few GiB on a GPU."
 )
 
 
 def report(plan: Plan, recipe: Recipe) -> Iterator[RenderableType]:
-    """What `dreamkit plan` prints, piece by piece."""
+    """Yield the parts of the output of `dreamkit plan`."""
     for steps in plan.chain:
         yield "\n  -> ".join(map(str, steps))
     yield ""
@@ -28,9 +28,12 @@ def report(plan: Plan, recipe: Recipe) -> Iterator[RenderableType]:
     yield ""
     yield _memory(plan)
     yield ""
-    together = f", {in_words(plan.flops * plan.processes)}FLOPs together" if plan.processes > 1 else ""
-    each = " on each device" if plan.processes > 1 else ""
-    yield f"peak {in_bytes(plan.memory.peak)}{each}; a step computes {in_words(plan.flops)}FLOPs{each}{together}"
+    peak, flops = format_bytes(plan.memory.peak), f"{format_count(plan.flops)}FLOPs"
+    if plan.processes == 1:
+        yield f"peak {peak}; a step computes {flops}"
+    else:
+        together = f"{format_count(plan.flops * plan.processes)}FLOPs"
+        yield f"peak {peak} on each device; a step computes {flops} on each device, {together} together"
     yield LEFT_OUT
 
 
@@ -40,9 +43,9 @@ def _parts(plan: Plan) -> Table:
         table.add_column(name, justify="right")
     for part in plan.parts:
         table.add_row(
-            part.part, part.component, f"{part.parameters:,}", f"{part.trainable:,}", in_bytes(part.bytes)
+            part.part, part.component, f"{part.parameters:,}", f"{part.trainable:,}", format_bytes(part.bytes)
         )
-    whole = in_bytes(sum(part.bytes for part in plan.parts))
+    whole = format_bytes(sum(part.bytes for part in plan.parts))
     table.add_row("total", "", f"{plan.parameters:,}", f"{plan.trainable:,}", whole)
     return table
 
@@ -76,9 +79,9 @@ def _memory(plan: Plan) -> Table:
         ("optimizer states", memory.states, memory.states),
         ("gradients", memory.computing.gradients, memory.gradients),
         ("activations", memory.computing.activations, 0),
-        ("optimizer's own", 0, memory.scratch),
+        ("optimizer scratch", 0, memory.scratch),
         ("total", memory.while_computing, memory.while_updating),
     ]
     for name, computing, updating in rows:
-        table.add_row(name, *(in_bytes(count) if count else "-" for count in (computing, updating)))
+        table.add_row(name, *(format_bytes(count) if count else "-" for count in (computing, updating)))
     return table

@@ -1,1 +1,1 @@
-"""Recipes: their files, their sections, and how the one becomes the other."""
+"""Recipes: sections, files and overrides, and the strict reader."""

@@ -1,4 +1,4 @@
-"""Earlier names of recipe keys. They are read as today's, so that old recipes and checkpoints still load."""
+"""Earlier names of recipe keys, read as the current ones, so that old recipes and checkpoints still load."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EARLIER: Final[Mapping[tuple[str, ...], str]] = {("loss", "vm"): "denoising"}
 
 
 def current_path(steps: Sequence[str]) -> tuple[str, ...]:
-    """Return the path of a key with every step by today's name."""
+    """Return the path of a key with the current name of every step."""
     path: tuple[str, ...] = ()
     for step in steps:
         path = (*path, EARLIER.get((*path, step), step))
@@ -19,9 +19,9 @@ def current_path(steps: Sequence[str]) -> tuple[str, ...]:
 
 
 def with_current_keys(node: Node, path: tuple[str, ...] = ()) -> Node:
-    """Return the tree of `node`, which is at `path`, with its keys by today's names.
+    """Return the tree of `node`, which is at `path`, with the current names of its keys.
 
-    A section that has a key by both names keeps both, and the schema refuses the earlier one as unknown.
+    A section with both names of a key keeps both; then the schema reader reports the earlier one as unknown.
     """
     if not isinstance(node.value, dict):
         return node

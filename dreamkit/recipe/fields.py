@@ -1,11 +1,11 @@
-"""Fields of sections: how they are declared, and what their annotations take."""
+"""Dataclass fields of recipe sections: their declaration and the types that a recipe can hold."""
 
 from __future__ import annotations
 
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
@@ -15,45 +15,46 @@ LISTS = (list, tuple, Sequence)
 _SCALARS: Final[Mapping[Any, str]] = {
     type(None): "null",
     bool: "true or false",
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
-    str: "text",
+    str: "a string",
     Path: "a path",
 }
+_SUPPORTED: Final = (*_SCALARS, Any, object, dict, list)
 
 
 def setting(default: Any = MISSING, **metadata: Any) -> Any:
-    """Declare a dataclass field, with metadata for the reader of recipes.
+    """Declare a dataclass field, with metadata for the recipe reader.
 
-    Numbers have bounds (`least`, `above`, `most`, `below`), and text may be a path (`path=True`).
-    `draft=True`: a section with problems is read as far as it can be. `kind=...`: a section names a component of this
-    kind, and with `sourced=True` exactly one source of weights. `inner=True`: the field, which has no key of its own,
-    is that component's `Config`, whose keys stand beside those of the section.
+    `least`, `above`, `most`, `below`: bounds of a number.
+    `path=True`: the string is a path.
+    `draft=True`: if the section has problems, its valid fields are read all the same.
+    `kind=...`: the section names a component of this kind. `sourced=True`: it also has exactly one source of weights.
+    `inner=True`: the field holds that component's `Config`. It has no key itself; the fields of `Config` are keys.
     """
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def wanted(annotation: Any) -> str:
-    """What a field takes, in an error message."""
+def expected_type(annotation: Any) -> str:
+    """Return the type that a field takes, in the words of an error message."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return f"one of {', '.join(map(str, args))}"
     if origin in UNIONS:
-        return " or ".join(wanted(arg) for arg in args)
+        return " or ".join(expected_type(arg) for arg in args)
     if origin in LISTS:
-        each = [arg for arg in args if arg is not Ellipsis]
-        return f"a list of {', '.join(wanted(arg) for arg in each)}"
+        return f"a list of {', '.join(expected_type(arg) for arg in args if arg is not Ellipsis)}"
     if annotation in (dict, Mapping) or origin in (dict, Mapping):
         return "a section"
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        return f"a section with {', '.join(own_keys(annotation))}"
+        return f"a section with {', '.join(section_keys(annotation))}"
     if annotation is list:
         return "a list"
-    return _SCALARS.get(annotation, f"{annotation}, which no recipe can hold,")
+    return _SCALARS.get(annotation, "a value")
 
 
-def own_keys(cls: type) -> list[str]:
-    """The keys of a section that is read into the dataclass `cls`."""
+def section_keys(cls: type) -> list[str]:
+    """Return the keys of a section that is read into the dataclass `cls`."""
     return [f.name for f in dataclasses.fields(cls) if f.init and not f.metadata.get("inner")]
 
 
@@ -61,44 +62,44 @@ def has_default(field: Field[Any]) -> bool:
     return field.default is not MISSING or field.default_factory is not MISSING
 
 
-def unheld_fields(cls: type, above: tuple[type, ...] = ()) -> Iterator[str]:
-    """The fields of a dataclass, and of those in it, that take what is not read here. `above` are those it is in."""
+def unsupported_fields(cls: type, outer: tuple[type, ...] = ()) -> Iterator[str]:
+    """Yield each field of `cls`, and of the dataclasses in it, whose type a recipe cannot hold.
+
+    `outer` are the dataclasses around `cls`.
+    """
     annotations = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if not field.init:
             continue
         annotation = annotations[field.name]
-        leaves = list(_leaves(annotation))
-        if None in leaves:
-            said = annotation.__qualname__ if isinstance(annotation, type) else annotation
-            yield f"{cls.__qualname__}.{field.name} takes {said}"
-        for leaf in leaves:
-            if leaf not in (None, cls, *above):
-                yield from unheld_fields(leaf, (cls, *above))
+        leaves = list(_leaf_types(annotation))
+        nested = [leaf for leaf in leaves if isinstance(leaf, type) and dataclasses.is_dataclass(leaf)]
+        if any(leaf not in (*nested, *_SUPPORTED) for leaf in leaves):
+            type_name = annotation.__qualname__ if isinstance(annotation, type) else annotation
+            yield f"{cls.__qualname__}.{field.name} ({type_name})"
+        for inner in nested:
+            if inner not in (cls, *outer):
+                yield from unsupported_fields(inner, (cls, *outer))
 
 
-def _leaves(annotation: Any) -> Iterator[Any]:
-    """The dataclasses in an annotation, and None for each thing in it that is not read here."""
+def _leaf_types(annotation: Any) -> Iterator[Any]:
+    """Yield the types in an annotation, without the unions, lists and dicts around them."""
     origin, args = get_origin(annotation), get_args(annotation)
-    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        yield annotation
-    elif origin in UNIONS or (origin in LISTS and args):
-        for each in args:
-            if each is not Ellipsis:
-                yield from _leaves(each)
-    elif origin in (dict, Mapping) and args:
-        yield from _leaves(args[1])
-        if args[0] not in (str, Any, object):
-            yield None
+    if origin in UNIONS or origin in LISTS:
+        inner: Iterable[Any] = (arg for arg in args if arg is not Ellipsis)
+    elif origin in (dict, Mapping) and args[0] in (str, Any, object):
+        inner = args[1:]
     elif origin is Literal:
-        if not all(type(each) in _SCALARS for each in args):
-            yield None
-    elif annotation not in (Any, object, dict, list, *_SCALARS):
-        yield None
+        inner = map(type, args)
+    else:
+        yield annotation
+        return
+    for each in inner:
+        yield from _leaf_types(each)
 
 
-def item_types(annotation: Any, items: Sequence[object]) -> Sequence[Any]:
-    """The annotation of each item; of another length than `items` where that is wrong."""
+def item_types(annotation: Any, count: int) -> Sequence[Any]:
+    """Return the types of the items of a list annotation: `count` equal ones, or those of a fixed tuple."""
     args = get_args(annotation)
     is_fixed = get_origin(annotation) is tuple and Ellipsis not in args
-    return args if is_fixed else args[:1] * len(items)
+    return args if is_fixed else args[:1] * count

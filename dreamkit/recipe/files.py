@@ -1,7 +1,8 @@
-"""From the names of recipes and `key=value` overrides to one tree of values.
+"""One tree of values from the names of recipes and `key=value` overrides.
 
-A recipe extends others; later ones lie over earlier ones and itself over them all. Sections merge key by key, lists
-are replaced, and naming another part replaces its whole section: options of one part mean nothing to another.
+A recipe may extend others; a later one is merged over an earlier one, and the recipe itself over all of them.
+Sections merge key by key and lists are replaced. Naming another part replaces its whole section, because the options
+of one part do not apply to another.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dreamkit.errors import DreamkitError, RecipeProblem, did_you_mean
 from dreamkit.recipe.earlier_keys import current_path, with_current_keys
-from dreamkit.recipe.tree import BROKEN, Broken, Node, parse, said
+from dreamkit.recipe.tree import BROKEN, Broken, Node, describe_value, parse
 from dreamkit.storage.paths import written_path
 
 COMMAND_LINE = "command line"
@@ -22,33 +23,33 @@ SUFFIXES = (".yaml", ".yml")
 
 
 class RecipeFiles:
-    """Reads recipes, collecting `problems`.
+    """Reader of recipe files. It collects `problems`.
 
-    `shipped` are the recipes that plug-ins ship, by name; `about_missing` is said where a name is unknown.
-    `complete` turns false when a file could not be read, so that keys it would have held are not said to be missing.
+    `shipped` maps names to the recipes of plug-ins. `unknown_hint` is the end of the error about an unknown name.
+    `complete` turns false when a file cannot be read; then its keys are not reported as missing.
     """
 
-    def __init__(self, shipped: Mapping[str, Path], about_missing: str = "") -> None:
+    def __init__(self, shipped: Mapping[str, Path], unknown_hint: str = "") -> None:
         self.shipped = shipped
-        self.about_missing = about_missing
+        self.unknown_hint = unknown_hint
         self.problems: list[RecipeProblem] = []
         self.complete = True
 
     def read(self, name: str, overrides: Sequence[str]) -> Node:
-        """The merged tree of the recipe `name` (a file, or a shipped name), overridden, with `${...}` filled in.
+        """Return the merged tree of the recipe `name` (a file or a shipped name), with `${...}` resolved.
 
-        An override is `key=value`, or the name of another recipe, which lies over those before it.
+        An override is `key=value`, or the name of another recipe, which is merged over those before it.
         """
-        over = [text for text in overrides if self._is_recipe(text)]
+        recipes = [text for text in overrides if self._is_recipe(text)]
         tree = Node({}, COMMAND_LINE, Path.cwd())
-        for recipe in (name, *over):
+        for recipe in (name, *recipes):
             path = self._find(recipe, Path.cwd(), COMMAND_LINE, "recipe")
-            tree = tree if path is None else self._merge(tree, self._file(path, ()), ())
-        settings = [text for text in overrides if text not in over]
+            tree = tree if path is None else self._merge(tree, self._read_file(path, ()), ())
+        settings = [text for text in overrides if text not in recipes]
         # Those that name a part go first, since naming another part empties its section.
         for text in sorted(settings, key=lambda text: _names_part(text.partition("=")[0]), reverse=True):
-            tree = self._overridden(tree, text)
-        return self._filled(tree)
+            tree = self._override(tree, text)
+        return self._resolve(tree)
 
     def _is_recipe(self, override: str) -> bool:
         return "=" not in override and (
@@ -69,83 +70,76 @@ class RecipeFiles:
             if path.is_file():
                 return path.resolve()
             beside = [other for other in path.parent.glob("*.yaml") if other.is_file()]
-            near = [*self.shipped, *(str(Path(name).parent / other.name) for other in beside)]
-            found = f"'{path}' is a folder" if path.is_dir() else f"no file '{path}'"
-            message = (
-                f"{found}, and no recipe '{name}' is shipped; {did_you_mean(name, near)}{self.about_missing}"
-            )
+            names = [*self.shipped, *(str(Path(name).parent / other.name) for other in beside)]
+            reason = f"'{path}' is a folder" if path.is_dir() else f"no file '{path}'"
+            message = f"unknown recipe '{name}': {reason}; {did_you_mean(name, names)}{self.unknown_hint}"
         self._problem(where, key, message)
         self.complete = False
         return None
 
-    def _file(self, path: Path, extending: tuple[Path, ...]) -> Node:
-        """The merged tree of a file and what it extends; `extending` are the files that led here."""
+    def _read_file(self, path: Path, extending: tuple[Path, ...]) -> Node:
+        """Return the merged tree of a file and its bases; `extending` are the files whose base it is."""
         empty = Node({}, f"{path}:1", path.parent)
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            self._problem(str(path), "recipe", f"cannot be read: {error}")
+            self._problem(str(path), "recipe", f"cannot read the file: {error}")
             self.complete = False
             return empty
         tree, problems = parse(text, lambda line: f"{path}:{line}", path.parent)
         self.problems += problems
         if not isinstance(tree.value, dict):
             if not isinstance(tree.value, Broken):
-                self._problem(
-                    tree.where, "recipe", f"{said(tree)} found, but a recipe is a section, such as 'model:'"
-                )
+                message = f"expected sections such as 'model:', got {describe_value(tree.value)}"
+                self._problem(tree.where, "recipe", message)
             self.complete = False
             return empty
         merged = empty
-        for base in self._extended(tree.value.get("extends")):
-            found = self._find(str(base.value), path.parent, base.where, "extends")
-            if found is None:
+        for base in self._bases(tree.value.get("extends")):
+            base_path = self._find(str(base.value), path.parent, base.where, "extends")
+            if base_path is None:
                 continue
             chain = (*extending, path)
-            if found in chain:
-                loop = " -> ".join(each.name for each in (*chain[chain.index(found) :], found))
-                self._problem(
-                    base.where, "extends", f"'{base.value}' extends itself: {loop}; take out one of these"
-                )
+            if base_path in chain:
+                loop = " -> ".join(each.name for each in (*chain[chain.index(base_path) :], base_path))
+                message = f"'{base.value}' extends itself: {loop}; remove one of these links"
+                self._problem(base.where, "extends", message)
                 self.complete = False
                 continue
-            merged = self._merge(merged, self._file(found, chain), ())
+            merged = self._merge(merged, self._read_file(base_path, chain), ())
         own = {key: node for key, node in tree.value.items() if key != "extends"}
         return self._merge(merged, with_current_keys(Node(own, tree.where, path.parent)), ())
 
-    def _extended(self, extends: Node | None) -> list[Node]:
+    def _bases(self, extends: Node | None) -> list[Node]:
         if extends is None or isinstance(extends.value, Broken):
             return []
         bases = extends.value if isinstance(extends.value, list) else [extends]
         for base in bases:
             if not isinstance(base.value, str):
-                self._problem(
-                    base.where, "extends", f"{said(base)} found, but the name of a recipe is wanted"
-                )
+                message = f"expected the name of a recipe, got {describe_value(base.value)}"
+                self._problem(base.where, "extends", message)
                 self.complete = False
         return [base for base in bases if isinstance(base.value, str)]
 
-    def _overridden(self, tree: Node, text: str) -> Node:
-        """The tree with `a.b=value` laid over it."""
+    def _override(self, tree: Node, text: str) -> Node:
+        """Return the tree with the override `a.b=value` merged over it."""
         key, equals, value = text.partition("=")
         steps = current_path(key.strip().split("."))
         if not equals or not all(steps):
-            self._problem(
-                COMMAND_LINE,
-                text,
-                "this is not of the form key=value, such as train.steps=100, and no recipe",
-            )
+            message = "expected key=value, such as train.steps=100, or the name of a recipe"
+            self._problem(COMMAND_LINE, text, message)
             return tree
         leaf, problems = parse(value, lambda line: COMMAND_LINE, Path.cwd(), key.strip())
         self.problems += problems
         return self._set(tree, steps, with_current_keys(leaf, steps), ())
 
     def _set(self, base: Node, steps: Sequence[str], leaf: Node, path: tuple[str, ...]) -> Node:
-        """`base`, which is at `path`, with `leaf` merged into it at `steps` from there."""
+        """Return `base`, which is at `path`, with `leaf` merged into it at `steps` from there."""
+        name = ".".join(path)
         if not steps:
             if leaf.value == {} and isinstance(base.value, dict) and base.value:
                 self._problem(
-                    leaf.where, ".".join(path), "an empty section found, which changes nothing of this one"
+                    leaf.where, name, "an empty section changes nothing; set its keys or leave it out"
                 )
             return self._merge(base, leaf, path)
         step, inner = steps[0], (*path, steps[0])
@@ -156,75 +150,75 @@ class RecipeFiles:
                 return Node([*items[: int(step)], changed, *items[int(step) + 1 :]], base.where, base.folder)
             case dict(section):
                 changed = self._set(section.get(step, nothing), steps[1:], leaf, inner)
-                if len(path) == 2 and path[0] == "model" and _is_another(base, {step: changed}):
+                if len(path) == 2 and path[0] == "model" and _names_other_part(base, {step: changed}):
                     return Node({step: changed}, leaf.where, leaf.folder)
                 return Node({**section, step: changed}, base.where, base.folder)
             case None if not step.isdecimal():
                 return Node({step: self._set(nothing, steps[1:], leaf, inner)}, leaf.where, leaf.folder)
             case Broken():
                 return base
-            case list(items):
-                wanted = f"from 0 to {len(items) - 1}" if items else "none, for it is empty"
-                message = f"{'.'.join(path)} is a list, and its items are {wanted}"
-            case None:
-                message = f"{'.'.join(path)} has no items; set the whole list, as in {'.'.join(path)}=[...]"
-            case _:
-                message = f"{'.'.join(path)} is {said(base)} ({base.where}), and has no keys of its own"
+            case list(items) if items:
+                message = f"expected an index from 0 to {len(items) - 1} of the list {name}, got '{step}'"
+            case list() | None:
+                message = f"{name} has no items; set the whole list, as in {name}=[...]"
+            case value:
+                message = f"expected {name} to be a section, got {describe_value(value)} at {base.where}"
         self._problem(leaf.where, ".".join(inner), message)
         return base if base.value is not None else Node(BROKEN, leaf.where, leaf.folder)
 
     def _merge(self, base: Node, over: Node, path: tuple[str, ...]) -> Node:
-        """`over` laid over `base`, which is at `path`."""
+        """Return `over` merged over `base`, which is at `path`."""
         if not isinstance(base.value, dict) or not isinstance(over.value, dict):
             return over
-        if len(path) == 2 and path[0] == "model" and _is_another(base, over.value):
+        if len(path) == 2 and path[0] == "model" and _names_other_part(base, over.value):
             return over
         merged = dict(base.value)
         for key, node in over.value.items():
             merged[key] = self._merge(merged[key], node, (*path, key)) if key in merged else node
         return Node(merged, over.where, over.folder)
 
-    def _filled(self, tree: Node) -> Node:
-        """The tree with `${key}` and `${oc.env:NAME}` filled in by OmegaConf."""
+    def _resolve(self, tree: Node) -> Node:
+        """Return the tree with `${key}` and `${oc.env:NAME}` resolved by OmegaConf."""
 
         def fail(path: tuple[str, ...], node: Node, error: Exception) -> Node:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            self._problem(node.where, ".".join(path), f"{said(node)} cannot be filled in: {reason}")
+            self._problem(
+                node.where, ".".join(path), f"cannot resolve {describe_value(node.value)}: {reason}"
+            )
             return Node(BROKEN, node.where, node.folder)
 
-        def well_formed(path: tuple[str, ...], node: Node) -> Node:
+        def check_syntax(path: tuple[str, ...], node: Node) -> Node:
             try:
                 OmegaConf.create([node.value] if _is_interpolation(node) else [])
             except OmegaConfBaseException as error:
                 return fail(path, node, error)
             return node
 
-        def fill(path: tuple[str, ...], node: Node) -> Node:
+        def resolve(path: tuple[str, ...], node: Node) -> Node:
             if not _is_interpolation(node):
                 return node
-            section = config
+            value = config
             try:
-                for step in path[:-1]:
-                    section = section[int(step) if OmegaConf.is_list(section) else step]
-                value = section[int(path[-1]) if OmegaConf.is_list(section) else path[-1]]
+                for step in path:
+                    value = value[int(step) if OmegaConf.is_list(value) else step]
                 plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
             except (OmegaConfBaseException, RecursionError) as error:
                 return fail(path, node, error)
-            return Node.of(plain, node.where, node.folder)
+            return Node.from_plain(plain, node.where, node.folder)
 
-        tree = tree.map(well_formed)
+        tree = tree.map(check_syntax)
         config = OmegaConf.create(tree.plain())  # type: ignore[call-overload]
-        return tree.map(fill)
+        return tree.map(resolve)
 
 
 def _is_interpolation(node: Node) -> bool:
     return isinstance(node.value, str) and "${" in node.value
 
 
-def _is_another(base: Node, over: Mapping[str, Node]) -> bool:
-    """Whether `over` names another part than the section `base` does."""
-    named = base.value.get("name") if isinstance(base.value, dict) else None
-    return named is not None and "name" in over and named.value != over["name"].value
+def _names_other_part(base: Node, over: Mapping[str, Node]) -> bool:
+    """Return True if `over` names another part than the section `base` does."""
+    name = base.value.get("name") if isinstance(base.value, dict) else None
+    return name is not None and "name" in over and name.value != over["name"].value
 
 
 def _names_part(key: str) -> bool:

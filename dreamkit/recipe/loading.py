@@ -1,4 +1,4 @@
-"""Recipes are read: from files and overrides, or from plain values."""
+"""Loading of recipes, from files and overrides or from plain values."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from dreamkit.recipe.tree import Node
 from dreamkit.registry.registry import Registry
 
 
-def load_recipe(name: str, overrides: Sequence[str], registry: Registry) -> Recipe:
-    """Reads the recipe `name`, a file or a shipped name, with `key=value` overrides.
+def load_recipe(name: str, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
+    """Load the recipe `name`, a file or a shipped name, with `key=value` overrides.
+
+    `registry` defaults to the installed plug-ins (`Registry.load()`).
+    `dreamkit.build.fit.fit` checks that its parts fit each other.
 
     Raises:
-        RecipeError: with every problem. Whether the parts fit each other is for `dreamkit.build.fit.fit`.
+        RecipeError: every problem at once.
     """
-    return _sound(*draft_recipe(name, overrides, registry))
+    return _require_valid(*draft_recipe(name, overrides, registry or Registry.load()))
 
 
 def draft_recipe(
     name: str, overrides: Sequence[str], registry: Registry
 ) -> tuple[Recipe | None, list[RecipeProblem]]:
-    """As `load_recipe`, but returns the problems, and the recipe as far as it can be read.
+    """Load a recipe as `load_recipe` does, but return its problems beside it.
 
-    In a recipe with problems, a section that cannot be read is None, so that the others can still be checked.
+    A section with problems is None, so that the other sections can still be checked.
     """
     files = RecipeFiles(registry.recipes(), registry.about_problems())
     tree = files.read(name, overrides)
@@ -38,21 +41,19 @@ def draft_recipe(
 
 
 def recipe_from_dict(data: Mapping[str, Any], registry: Registry, where: str = "recipe") -> Recipe:
-    """The recipe of plain values, checked as strictly as one read from a file; `where` is said in errors.
+    """Return the recipe of plain values, checked as strictly as a file; errors name `where` as its place.
 
     Raises:
-        RecipeError: with every problem.
+        RecipeError: every problem at once.
     """
-    return _sound(*_read(with_current_keys(Node.of(data, where, Path.cwd())), registry))
+    tree = with_current_keys(Node.from_plain(data, where, Path.cwd()))
+    return _require_valid(*_read(tree, registry))
 
 
 def _read(
     tree: Node, registry: Registry, *, complete: bool = True
 ) -> tuple[Recipe | None, list[RecipeProblem]]:
-    def config_class(kind: str, name: str) -> type:
-        return registry.get(kind, name).Config
-
-    reader = SchemaReader(config_class, complete=complete)
+    reader = SchemaReader(lambda kind, name: registry.get(kind, name).Config, complete=complete)
     recipe = reader.section(Recipe, tree, "", draft=True)
     if not isinstance(recipe, Recipe):
         return None, reader.problems
@@ -60,8 +61,8 @@ def _read(
     return recipe, reader.problems
 
 
-def _sound(recipe: Recipe | None, problems: Sequence[RecipeProblem]) -> Recipe:
+def _require_valid(recipe: Recipe | None, problems: Sequence[RecipeProblem]) -> Recipe:
     if problems:
         raise RecipeError(problems)
-    assert recipe is not None, "what is not a recipe is a problem"
+    assert recipe is not None, "without a recipe there are problems"
     return recipe

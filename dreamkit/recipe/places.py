@@ -1,4 +1,4 @@
-"""Keys of a recipe as dotted paths, and the places where they were written."""
+"""Recipe keys as dotted paths, and the place (`file:line`) of each."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from collections.abc import Mapping
 from dreamkit.errors import ConfigError, RecipeProblem
 
 
-def refusals(error: BaseException, key: str, places: Mapping[str, str]) -> list[RecipeProblem]:
-    """What a part refuses of the section `key`, each at the key it is about."""
-    whole = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    refused = error.problems if isinstance(error, ConfigError) else {"": whole or type(error).__name__}
-    found = [(join(key, inner), message) for inner, message in refused.items()]
-    return [RecipeProblem(place(places, inner), inner or "recipe", message) for inner, message in found]
+def config_problems(error: BaseException, key: str, places: Mapping[str, str]) -> list[RecipeProblem]:
+    """Return the problems of the section `key` that a part reported by raising `error`."""
+    text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    messages = error.problems if isinstance(error, ConfigError) else {"": text or type(error).__name__}
+    by_path = {join(key, inner): message for inner, message in messages.items()}
+    return [
+        RecipeProblem(place(places, path), path or "recipe", message) for path, message in by_path.items()
+    ]
 
 
 def place(places: Mapping[str, str], key: str) -> str:
-    """Where `key`, or else the section around it, was written: `file:line`."""
+    """Return the `file:line` of `key`, or of the section around it if `key` is not written."""
     while key and key not in places:
         key = key.rpartition(".")[0]
     return places.get(key, "recipe")
 
 
 def join(*steps: object) -> str:
-    """A dotted key path."""
+    """Return a dotted key path."""
     return ".".join(str(step) for step in steps if step != "")

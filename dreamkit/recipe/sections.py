@@ -1,4 +1,4 @@
-"""The recipe: what a model is made of, what it learns from and how, as typed sections."""
+"""Typed sections of a recipe: model, data, loss, training and generation."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ TRAINABLE: Final[tuple[str, ...]] = get_args(Trainable)
 
 @dataclass(frozen=True)
 class PartSection:
-    """A part: the `name` of its component, and beside it in the recipe the fields of that component's `Config`."""
+    """A part: the `name` of its component, whose `Config` has the section's other keys."""
 
     name: str
-    config: Any = setting(inner=True)
+    config: Any = setting(None, inner=True)
 
 
 @dataclass(frozen=True)
 class DataSection:
-    """A data set, from which documents are taken in proportion to `weight`."""
+    """A data set; the share of its documents in training is proportional to `weight`."""
 
     name: str
-    config: Any = setting(inner=True)
+    config: Any = setting(None, inner=True)
     weight: float = setting(1.0, above=0)
 
 
 @dataclass(frozen=True)
 class AdapterSection:
-    """A LoRA adapter (arXiv 2106.09685) on a part; its layers are those of `modules`, or the ones the part names."""
+    """A LoRA adapter (arXiv 2106.09685) of the part `target`, on the layers `modules` (None: the part's default)."""
 
     target: Adaptable
     rank: int = setting(16, least=1, most=4096)
@@ -53,7 +53,7 @@ class AdapterSection:
 
 @dataclass(frozen=True)
 class ModelSection:
-    """The parts. `pooled_projector` is a linear one where the decoder wants a pooled vector and none is named."""
+    """The parts of a model. Without `pooled_projector`, a decoder with a pooled vector gets a linear one."""
 
     language_model: PartSection = setting(kind="language_model", sourced=True)
     vision_encoder: PartSection = setting(kind="vision_encoder", sourced=True)
@@ -71,7 +71,7 @@ class ModelSection:
 class LossSection:
     """Weights of the loss: lm * language-modelling loss + denoising * denoising loss.
 
-    `condition_drop` is the probability that an image is trained without its condition.
+    `condition_drop` is the probability of training an image unconditionally.
     """
 
     lm: float = setting(1.0, least=0)
@@ -80,19 +80,18 @@ class LossSection:
 
     def __post_init__(self) -> None:
         if self.lm == self.denoising == 0:
-            raise ValueError(
-                "lm is 0 and denoising is 0, so nothing would be learned; give one of them a weight"
-            )
+            raise ValueError("expected lm or denoising above 0, got 0 for both; otherwise nothing is trained")
 
 
 @dataclass(frozen=True)
 class TrainSection:
-    """`steps` updates, of `accumulation` batches of `batch_size` documents each on each device.
+    """Training of `steps` updates, each of `accumulation` batches of `batch_size` documents on every device.
 
-    `trainable` names what learns besides adapters. `warmup` is in steps, `max_length` in tokens of a row (None: the
-    language model's). `packing` puts several documents into a row (None: where the language model keeps them apart).
-    `log_every` and `save_every` in steps (0: only at the end). `cache` is the folder of latents and features that were
-    computed before.
+    `trainable` names what is trained besides adapters. `warmup` is in steps.
+    `max_length` is the number of tokens in a row (None: the language model's maximum).
+    `packing` puts several documents into a row (None: if the language model can keep them apart).
+    `log_every` and `save_every` are in steps; `save_every=0` saves only at the end.
+    `cache` is a folder that `dreamkit cache` wrote.
     """
 
     trainable: tuple[Trainable, ...]
@@ -117,7 +116,10 @@ class TrainSection:
 
 @dataclass(frozen=True)
 class GenerationSection:
-    """`max_tokens` of text and `max_images` at most; `steps` of denoising; `guidance` is the classifier-free scale."""
+    """Generation of at most `max_tokens` tokens of text and `max_images` images.
+
+    `steps` is the number of denoising steps, `guidance` the scale of classifier-free guidance.
+    """
 
     scheduler: str | None = None
     steps: int = setting(50, least=1)
@@ -132,7 +134,7 @@ class GenerationSection:
 class Recipe:
     """A model, its data and its training. `init` is a checkpoint to start from.
 
-    `places` says where keys were written. A recipe may leave out `train` and `data`; then it only describes a model.
+    `places` maps keys to their `file:line`. A recipe without `train` and `data` only describes a model.
     """
 
     model: ModelSection = setting(draft=True)
@@ -144,15 +146,16 @@ class Recipe:
     places: Mapping[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def place(self, key: str) -> str:
-        """Where `key`, or else the section around it, was written: `file:line`."""
+        """Return the `file:line` of `key`, or of the section around it if `key` is not written."""
         return place(self.places, key)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, resolved: absolute paths and every default. `recipe_from_dict` makes the same recipe of it."""
+        """Return plain values with absolute paths and every default; `recipe_from_dict` returns an equal recipe."""
         return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.init}
 
 
 def plain(value: Any) -> Any:
+    """Return a section or another value as dicts, lists and scalars."""
     if isinstance(value, PartSection | DataSection):
         own = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name != "config"}
         return {**own, **plain(value.config)}

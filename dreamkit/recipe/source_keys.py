@@ -1,4 +1,4 @@
-"""The keys of a part's section that say where its weights come from."""
+"""The keys of a part's section that name the source of its weights."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Final
 from dreamkit.recipe.tree import Node
 from dreamkit.storage.paths import written_path
 
-# keys that name a folder where there is one, and else a hub name
-SOURCES: Final = ("pretrained", "tokenizer")
+SOURCES: Final = ("pretrained", "tokenizer")  # keys that name a folder or a hub model
 
 
-def located(node: Node) -> Node:
-    """A source that is a folder, beside the file it is written in or by its form, as an absolute path.
+def resolve_source(node: Node) -> Node:
+    """Return a source that names a folder as an absolute path, and any other unchanged.
+
+    It names a folder if it begins like a path (`./`, `../`, `/`, `~`) or the folder exists beside its file.
 
     Raises:
-        DreamkitError: a path that cannot be one.
+        DreamkitError: an invalid path.
     """
     name = node.value
     if not isinstance(name, str) or not name:
@@ -27,8 +28,8 @@ def located(node: Node) -> Node:
     return node
 
 
-def given_sources(section: Mapping[str, Node]) -> dict[str, Node]:
-    """Return those of `pretrained` and `config` that a section gives."""
+def weight_sources(section: Mapping[str, Node]) -> dict[str, Node]:
+    """Return those of `pretrained` and `config` that a section sets."""
     return {
         key: section[key]
         for key in ("pretrained", "config")
@@ -37,8 +38,8 @@ def given_sources(section: Mapping[str, Node]) -> dict[str, Node]:
 
 
 def source_problem(sources: Mapping[str, Node]) -> str:
-    """Return what is wrong with sources that are none, or two, where a section wants exactly one."""
+    """Return the error message about no source, or about two; a section needs exactly one."""
     if not sources:
-        return "neither 'pretrained' nor 'config' found; name the weights, or describe random ones"
+        return "missing 'pretrained' or 'config': name weights or configure random ones"
     places = " and ".join(f"'{key}' ({item.where})" for key, item in sources.items())
-    return f"{places} found, but only one is wanted; set the other to null"
+    return f"expected one source, got {places}; set one of them to null"

@@ -1,4 +1,4 @@
-"""The names of the tokens that are added to a vocabulary. Loads no torch."""
+"""Names of the special tokens added to a vocabulary. This module loads no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The names of the added tokens in the vocabulary. The two patches are only placeholders and may be one token."""
+    """Names of the added tokens. The two patches only hold positions, so they may be the same token."""
 
     dream_start: str = "<dream_start>"
     dream_end: str = "<dream_end>"
@@ -17,5 +17,5 @@ class SpecialTokens:
     dream_patch: str = "<im_patch>"
 
     def names(self) -> list[str]:
-        """Every distinct token, in a fixed order."""
+        """Return every distinct token, in a fixed order."""
         return list(dict.fromkeys(getattr(self, f.name) for f in fields(self)))

@@ -1,6 +1,6 @@
-"""YAML as a tree of values, each of which knows the file and line it was written in.
+"""YAML as a tree of values, each with its file and line.
 
-The scalars are those of YAML 1.2: `2e-5` is a number, `yes` and `12:30` are text, and there are no dates.
+Scalars follow YAML 1.2: `2e-5` is a number, `yes` and `12:30` are strings, and there are no dates.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import yaml
 from dreamkit.errors import RecipeProblem
 from dreamkit.storage.paths import excerpt
 
-# no recipe comes near these
-MAX_DEPTH = 50  # of nested values
-MAX_VALUES = 10_000  # of a file; aliases of aliases stand for any number
-MAX_DIGITS = 100  # of a number
+# far above any real recipe
+MAX_DEPTH = 50  # nested values
+MAX_VALUES = 10_000  # in a file; a few nested aliases can expand to any number
+MAX_DIGITS = 100  # in a number
 
 
 class Broken:
-    """Stands for a value that a problem has been reported about, so that no more is said of it."""
+    """Placeholder of a value whose problem is reported already, so that it causes no second one."""
 
 
 BROKEN: Final = Broken()
@@ -32,14 +32,14 @@ Value: TypeAlias = "bool | int | float | str | list[Node] | dict[str, Node] | Br
 
 @dataclass(frozen=True)
 class Node:
-    """A value, where it was written (`file:line`), and the folder that a relative path in it starts from."""
+    """A value with its place (`file:line`) and the folder that its relative paths start from."""
 
     value: Value
     where: str
     folder: Path
 
     def plain(self) -> object:
-        """The value without its places; what is broken is None."""
+        """Return the value without places; a broken value is None."""
         if isinstance(self.value, dict):
             return {key: node.plain() for key, node in self.value.items()}
         if isinstance(self.value, list):
@@ -47,17 +47,19 @@ class Node:
         return None if isinstance(self.value, Broken) else self.value
 
     @classmethod
-    def of(cls, value: object, where: str, folder: Path) -> Node:
-        """The tree of a plain value, all of it written in one place."""
+    def from_plain(cls, value: object, where: str, folder: Path) -> Node:
+        """Return the tree of a plain value whose every key has the same place."""
         if isinstance(value, Mapping):
-            return cls({str(key): cls.of(item, where, folder) for key, item in value.items()}, where, folder)
+            return cls(
+                {str(key): cls.from_plain(item, where, folder) for key, item in value.items()}, where, folder
+            )
         if isinstance(value, Sequence) and not isinstance(value, str):
-            return cls([cls.of(item, where, folder) for item in value], where, folder)
-        known = value is None or isinstance(value, bool | int | float | str)
-        return cls(value if known else str(value), where, folder)  # type: ignore[arg-type]
+            return cls([cls.from_plain(item, where, folder) for item in value], where, folder)
+        is_scalar = value is None or isinstance(value, bool | int | float | str)
+        return cls(value if is_scalar else str(value), where, folder)  # type: ignore[arg-type]
 
     def map(self, change: Callable[[tuple[str, ...], Node], Node], path: tuple[str, ...] = ()) -> Node:
-        """The tree with each of its scalars changed; `change` is given the path to it."""
+        """Return the tree with `change(path, node)` in the place of each scalar `node`."""
         if isinstance(self.value, dict):
             changed = {key: node.map(change, (*path, key)) for key, node in self.value.items()}
             return Node(changed, self.where, self.folder)
@@ -67,23 +69,21 @@ class Node:
         return change(path, self)
 
 
-def said(value: object) -> str:
-    """A found value in an error message, with its type."""
+def describe_value(value: Value) -> str:
+    """Return a value and its type as an error message shows them."""
     match value:
-        case Node():
-            return said(value.value)
         case None:
             return "null"
         case bool():
-            return f"{str(value).lower()} (true or false)"
+            return f"{str(value).lower()} (boolean)"
         case int():
-            return f"{value} (a whole number)"
+            return f"{value} (integer)"
         case float():
-            return f"{value} (a number)"
+            return f"{value} (number)"
         case str():
-            return f"'{excerpt(value)}' (text)"
-        case list() | tuple():
-            return f"a list of {len(value)}"
+            return f"'{excerpt(value)}' (string)"
+        case list():
+            return f"a list of length {len(value)}"
         case _:
             return "a section"
 
@@ -91,7 +91,10 @@ def said(value: object) -> str:
 def parse(
     text: str, place: Callable[[int], str], folder: Path, key: str = ""
 ) -> tuple[Node, list[RecipeProblem]]:
-    """The tree of a YAML text, and its problems. `place` says where a line (from 1) is, `key` what it is under."""
+    """Return the tree of a YAML text, and its problems.
+
+    `place` returns the place of a line (from 1). `key` is the path of the whole text in the recipe.
+    """
     reader = _Reader(place, folder)
     try:
         root = yaml.compose(text, Loader=_Loader)
@@ -99,15 +102,13 @@ def parse(
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         message = getattr(error, "problem", None) or getattr(error, "reason", None) or error
         where = place(mark.line + 1 if mark else 1)
-        reader.problems.append(
-            RecipeProblem(where, key or "recipe", f"not YAML: {' '.join(str(message).split())}")
-        )
-        return Node(BROKEN, where, folder), reader.problems
+        message = f"invalid YAML: {' '.join(str(message).split())}"
+        return reader.report(where, key, message), reader.problems
     except RecursionError:
-        return reader.broken(place(1), key, "its values are nested too deeply"), reader.problems
+        return reader.report(place(1), key, "values are nested too deeply"), reader.problems
     if root is None:
         return Node(None, place(1), folder), reader.problems
-    return reader.tree(root, place(root.start_mark.line + 1), key, ()), reader.problems
+    return reader.read(root, place(root.start_mark.line + 1), key, ()), reader.problems
 
 
 class _Reader:
@@ -117,20 +118,22 @@ class _Reader:
         self.problems: list[RecipeProblem] = []
         self.values = 0
 
-    def broken(self, where: str, key: str, message: str) -> Node:
+    def report(self, where: str, key: str, message: str) -> Node:
         self.problems.append(RecipeProblem(where, key or "recipe", message))
         return Node(BROKEN, where, self.folder)
 
-    def tree(self, node: yaml.Node, where: str, key: str, parents: tuple[yaml.Node, ...]) -> Node:
-        """`where` is the line of the key rather than of the value, which may begin on the next."""
+    def read(self, node: yaml.Node, where: str, key: str, parents: tuple[yaml.Node, ...]) -> Node:
+        """Return the tree of a YAML node. `where` is the place of its key; the value may begin a line later."""
         if any(node is parent for parent in parents):
-            return self.broken(where, key, "this alias stands for a value that it is itself a part of")
+            return self.report(where, key, "this alias refers to a value that contains it")
         if len(parents) > MAX_DEPTH:
-            return self.broken(where, key, f"nested more than {MAX_DEPTH} deep")
+            return self.report(where, key, f"expected at most {MAX_DEPTH} levels of nesting, got more")
         self.values += 1
         if self.values == MAX_VALUES:
-            return self.broken(
-                where, key, f"more than {MAX_VALUES} values, counting what each alias stands for"
+            return self.report(
+                where,
+                key,
+                f"expected at most {MAX_VALUES} values, got more; each use of an alias counts all its values",
             )
         if self.values > MAX_VALUES:
             return Node(BROKEN, where, self.folder)
@@ -140,29 +143,33 @@ class _Reader:
             for key_node, value_node in node.value:
                 line = self.place(key_node.start_mark.line + 1)
                 if key_node.tag != _tag("str"):
-                    self.broken(line, key, f"the key '{_text(key_node)}' is not text; put it in quotes")
+                    self.report(
+                        line, key, f"expected a string as key, got '{_text(key_node)}'; put it in quotes"
+                    )
                     continue
                 name = key_node.value
                 if name in entries:
-                    self.broken(
-                        line, prefix + name, f"found here and at {entries[name].where}; keep one of them"
+                    self.report(
+                        line,
+                        prefix + name,
+                        f"duplicate key, first set at {entries[name].where}; keep one of the two",
                     )
-                entries[name] = self.tree(value_node, line, prefix + name, inner)
+                entries[name] = self.read(value_node, line, prefix + name, inner)
             return Node(entries, where, self.folder)
         if isinstance(node, yaml.SequenceNode) and node.tag == _tag("seq"):
             items = [
-                self.tree(item, self.place(item.start_mark.line + 1), f"{prefix}{index}", inner)
+                self.read(item, self.place(item.start_mark.line + 1), f"{prefix}{index}", inner)
                 for index, item in enumerate(node.value)
             ]
             return Node(items, where, self.folder)
         if node.tag in (_tag("int"), _tag("float")) and len(node.value) > MAX_DIGITS:
-            return self.broken(where, key, f"'{_text(node)}' has more than {MAX_DIGITS} digits")
+            return self.report(
+                where, key, f"expected a number of at most {MAX_DIGITS} digits, got '{_text(node)}'"
+            )
         try:
             return Node(_SCALARS[node.tag](node.value), where, self.folder)
         except (KeyError, TypeError, ValueError):
-            return self.broken(
-                where, key, f"'{_text(node)}' is not a value that a recipe holds as {node.tag}"
-            )
+            return self.report(where, key, f"cannot read '{_text(node)}' as {node.tag}")
 
 
 def _text(node: yaml.Node) -> str:
@@ -178,7 +185,7 @@ def _bool(text: str) -> bool:
 
 
 def _string(text: str) -> str:
-    text.encode()  # raises ValueError for half of a pair of surrogates, which no file name or tokenizer takes
+    text.encode()  # raises ValueError for a lone surrogate, which is invalid in file names and tokenizers
     return text
 
 
@@ -196,7 +203,7 @@ _SCALARS: Mapping[str, Callable[[str], Value]] = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Tells which text is which scalar by the core schema of YAML 1.2 (PyYAML's own is 1.1, where `2e-5` is text)."""
+    """Loader of scalars by YAML 1.2's core schema. PyYAML's own follows YAML 1.1, where `2e-5` is a string."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 

@@ -16,7 +16,7 @@ from dreamkit.errors import DreamkitError, did_you_mean
 from dreamkit.registry.kinds import KINDS as REGISTERED
 from dreamkit.registry.registry import Registry
 from dreamkit.scaffold.names import KINDS, LICENSES, Names, PartKind, names_for
-from dreamkit.storage.folders import occupied
+from dreamkit.storage.folders import in_use_reason
 
 FOLDER = Path(__file__).parent
 TRAINED: Final = (
@@ -64,7 +64,7 @@ def new_plugin(
     words = frozenset(re.findall(r"\w+", "".join(sources.values()))) - {CLASS}
     names = names_for(name, part, words, registry)
     folder = Path(name) if out is None else out
-    if reason := occupied(folder):
+    if reason := in_use_reason(folder):
         raise DreamkitError(f"{folder} {reason}; pass a new folder with --out")
     files = _files(names, part, sources, license, author)
     _write(folder, files)

@@ -1,1 +1,1 @@
-"""Folders, paths and pretrained files on disk. Nothing here loads torch."""
+"""Folders, paths and pretrained files on disk. No file here loads torch."""

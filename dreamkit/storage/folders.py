@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all, and that say of each file in them what it is. Loads no torch."""
+"""Folders that appear only when complete, and records of their files. This module loads no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class FileRecord(TypedDict):
 
 
 def describe_files(folder: Path) -> dict[str, FileRecord]:
-    """Size and sha256 of every file in `folder`, by its relative name."""
+    """Return size and sha256 of every file in `folder`, by its relative name."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
@@ -25,21 +25,21 @@ def describe_files(folder: Path) -> dict[str, FileRecord]:
 
 
 def damaged_files(folder: Path, files: Mapping[str, FileRecord], *, read: bool = True) -> list[str]:
-    """A line for each of `files` of `folder` that is missing or cut short, or, where they are `read`, changed."""
+    """Return a line for each of `files` that is missing in `folder`, has another size or, if `read`, another hash."""
     problems = []
-    for name, said in sorted(files.items()):
+    for name, record in sorted(files.items()):
         path = folder / name
         if not path.is_file():
             problems.append(f"{name}: missing")
-        elif path.stat().st_size != said["size"]:
-            problems.append(f"{name}: {path.stat().st_size} bytes, but {said['size']} were written")
-        elif read and sha256(path) != said["sha256"]:
-            problems.append(f"{name}: its bytes are not those that were written (sha256 differs)")
+        elif path.stat().st_size != record["size"]:
+            problems.append(f"{name}: expected {record['size']} bytes, got {path.stat().st_size}")
+        elif read and sha256(path) != record["sha256"]:
+            problems.append(f"{name}: its content has changed (sha256 differs)")
     return problems
 
 
-def occupied(folder: Path) -> str | None:
-    """What keeps `folder` from being a new one, in words: it is a file, or there is something in it."""
+def in_use_reason(folder: Path) -> str | None:
+    """Return why `folder` cannot be a new folder ("is a file", "is not empty"), or None if it can."""
     if not folder.exists():
         return None
     if not folder.is_dir():
@@ -53,22 +53,22 @@ def sha256(path: Path) -> str:
 
 
 def partial_folder(folder: Path) -> Path:
-    """Where `folder` is written until it is whole: beside it, so that a rename suffices."""
+    """Return the folder, beside `folder`, that is written until a rename completes `folder`."""
     return folder.with_name(f".{folder.name}.partial")
 
 
 def replaced_folder(folder: Path) -> Path:
-    """Where the former folder lies between the two renames that replace it."""
+    """Return the place of the old folder between the two renames that replace it."""
     return folder.with_name(f".{folder.name}.replaced")
 
 
 def begin(folder: Path, *, alone: bool = False) -> Path:
-    """An empty partial folder for `folder`; whether that may be replaced is for the caller to know.
+    """Create the empty partial folder of `folder`. The caller checks that `folder` may be replaced.
 
-    One that is there is emptied.
+    An existing partial folder is emptied, unless `alone`: then another process may be writing it.
 
     Raises:
-        FileExistsError: one is there, and `alone` says that it may be somebody else's.
+        FileExistsError: `alone`, and there is a partial folder.
     """
     partial = partial_folder(folder)
     if not alone:
@@ -78,11 +78,10 @@ def begin(folder: Path, *, alone: bool = False) -> Path:
 
 
 def commit(folder: Path) -> None:
-    """Makes the partial folder of `folder` the real one, after everything in it has reached the disk."""
+    """Replace `folder` by its partial folder, after every file in that has reached the disk."""
     partial, replaced = partial_folder(folder), replaced_folder(folder)
-    mode = (
-        partial.stat().st_mode & 0o666
-    )  # what the umask lets files have: safetensors lets nobody else read its own
+    # by the umask, since safetensors makes its files readable for their owner only
+    mode = partial.stat().st_mode & 0o666
     for path in [*partial.rglob("*"), partial]:
         if path.is_file():
             path.chmod(mode)

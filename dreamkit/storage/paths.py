@@ -1,4 +1,4 @@
-"""Paths as people write them: `~` stands for a home, and what can be no path at all is an error in words."""
+"""Paths as users write them, with `~` for a home folder, and short excerpts of long text."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from dreamkit.errors import DreamkitError
 
 
 def written_path(text: str | Path, folder: Path | None = None) -> Path:
-    """`text` as a path, with `~` expanded; a relative one starts from `folder`, where that is given.
+    """Return `text` as a path, with `~` expanded; a relative path starts from `folder`.
 
     Raises:
-        DreamkitError: nothing can ever be there, such as under an over-long name or in the home of nobody.
+        DreamkitError: an impossible path, such as an overlong name or the home of an unknown user.
     """
     try:
         path = (folder or Path()) / Path(text).expanduser()
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
-        pass  # it may be there another time, or for another user
+        pass  # it may exist later, or for another user
     except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise DreamkitError(f"'{excerpt(str(text))}' cannot be a path: {reason}") from error
+        raise DreamkitError(f"invalid path '{excerpt(str(text))}': {reason}") from error
     return path
 
 
 def excerpt(text: str, most: int = 80) -> str:
-    """Any text, made fit for an error message: its beginning, in characters that can be printed."""
+    """Return the beginning of a text for an error message, in characters that can be printed."""
     shown = text if len(text) <= most else f"{text[:most]}..."
     return shown.encode(errors="backslashreplace").decode()

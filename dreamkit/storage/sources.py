@@ -1,4 +1,4 @@
-"""Finding pretrained files: a local folder, data inside an installed package, or a model on the hub."""
+"""Location of pretrained files: a local folder, data inside an installed package, or a model on the hub."""
 
 from __future__ import annotations
 
@@ -32,26 +32,25 @@ PACKAGE_PREFIX = "pkg:"
 
 # the names under which transformers and diffusers save a model's weights
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)(?:-\d+-of-(\d+))?\.(safetensors|bin)")
-_WEIGHTS_IN_WORDS = "weights (model, pytorch_model or diffusion_pytorch_model, .safetensors or .bin)"
+_WEIGHTS_DESCRIPTION = "weights (model, pytorch_model or diffusion_pytorch_model, .safetensors or .bin)"
 _SMALL_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
 def locate(pretrained: str, files: Sequence[str], *, weights: bool = True, known: str | None = None) -> Path:
-    """The local folder that holds the model named by `pretrained`.
+    """Return the local folder of the model named by `pretrained`.
 
-    `pretrained` is a folder (which starts with `/`, `./`, `../` or `~`), `pkg:package/folder` for data inside an
-    installed package, which is not imported, or a hub name. A hub name is looked for in the cache; only if it is not
-    there is the hub asked, once and briefly, and what is needed downloaded.
+    `pretrained` is a folder (which starts with `/`, `./`, `../` or `~`), a hub name, or `pkg:package/folder` for data
+    inside an installed package, which is not imported. A hub name is looked up in the local hub cache first. If the
+    cache lacks it, one request with a short timeout goes to the hub, and the needed files are downloaded.
 
-    `known` is the folder in which a plug-in keeps the config files of well-known hub models, by their names
-    (`pkg:package/folder`, and in it `owner/model/config.json`). Where no weights are needed and the cache lacks the
-    model, they answer in the hub's place, so that nothing has to be asked.
+    `known` is a folder of a plug-in (`pkg:package/folder`) with the config files of well-known hub models, each as
+    `owner/model/config.json`. If no weights are needed and the hub cache lacks the model, these replace the request.
 
-    `files` are glob patterns, relative to the folder, each of which some file must match; `a|b` is matched by
-    either. With `weights`, every folder whose `config.json` they name must hold weights too.
+    `files` are glob patterns relative to the folder; each must match a file, and `a|b` matches either. With `weights`,
+    every folder whose `config.json` they name must have weights too.
 
     Raises:
-        SourceError: the folder, the package or the hub name cannot be found, or a file is missing from it.
+        SourceError: the folder, package or hub model cannot be found, or lacks a file.
     """
     folder = _local_folder(pretrained)
     if folder is None:
@@ -61,27 +60,30 @@ def locate(pretrained: str, files: Sequence[str], *, weights: bool = True, known
             near = [] if known is None else get_close_matches(pretrained, _described(known), cutoff=0.7)
             if weights or not near:
                 raise
-            raise SourceError(f"{error}; known without asking: {' or '.join(near)}") from error
+            raise SourceError(f"{error}; known without the hub: {' or '.join(near)}") from error
     missing = _missing(_listing(folder), files, weights)
     if missing:
         raise SourceError(
             f"'{pretrained}': the folder {folder} lacks {' and '.join(missing)}; it holds {_contents(folder)}. "
-            "Add what is missing, or name another folder"
+            "Add the missing files or name another folder"
         )
     return folder
 
 
-def fingerprint(pretrained: str) -> dict[str, str]:
-    """The sha256 of each weight, config and tokenizer file of a source, by its name relative to its folder.
+def fingerprint(pretrained: str, *, weights: bool = True) -> dict[str, str]:
+    """Return the sha256 of each config and tokenizer file of a source, by its name in the folder.
+
+    `weights` adds those of its weight files, which take time to read.
 
     Raises:
-        SourceError: as `locate`.
+        SourceError: the source cannot be found, as in `locate`.
     """
     folder = locate(pretrained, ())
     names = _listing(folder)
     parents = {PurePosixPath(name).parent for name in names}
     chosen = [name for name in names if name.endswith(_SMALL_SUFFIXES)]
-    chosen += [name for parent in parents for name in _weights_in(names, parent)]
+    if weights:
+        chosen += [name for parent in parents for name in _weights_in(names, parent)]
     hashes = {}
     for name in sorted(chosen):
         state = (folder / name).stat()
@@ -90,13 +92,13 @@ def fingerprint(pretrained: str) -> dict[str, str]:
 
 
 def _described(known: str) -> list[str]:
-    """The names of the models whose config files a plug-in keeps in the folder `known`."""
+    """Return the names of the models with config files in the folder `known` of a plug-in."""
     folder = _local_folder(known)
     return [] if folder is None else [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
 
 
 def _local_folder(pretrained: str) -> Path | None:
-    """The folder that `pretrained` says, or None where it is a hub name."""
+    """Return the folder that `pretrained` names, or None for a hub name."""
     if pretrained.startswith(PACKAGE_PREFIX):
         package, _, inside = pretrained.removeprefix(PACKAGE_PREFIX).partition("/")
         try:
@@ -105,11 +107,11 @@ def _local_folder(pretrained: str) -> Path | None:
             form = f"the form is {PACKAGE_PREFIX}package/folder"
             raise SourceError(f"'{pretrained}': {error.args[0]} ({form})") from error
     if not pretrained:
-        raise SourceError("'' names no source; give a folder, a hub name, or pkg:package/folder")
-    # Nothing else is a folder, so that one in the working directory never stands in for a model of the hub.
+        raise SourceError("expected a folder, a hub name or pkg:package/folder, got ''")
+    # Only these are folders, so that one in the working directory never replaces a model of the hub.
     if not pretrained.startswith(("/", "./", "../", "~")) and pretrained not in (".", ".."):
         return None
-    # not by `Path`, which raises for an unknown user and for a name that is too long
+    # os.path, since `Path` raises for an unknown user and for an overlong name
     path = os.path.abspath(os.path.expanduser(pretrained))
     if os.path.isdir(path):
         return Path(path)
@@ -153,9 +155,9 @@ _REMEDY = "Name a local folder (as ./folder), set HF_HOME to where a cache holds
 
 
 def _cached(name: str, files: Sequence[str], weights: bool) -> tuple[Path | None, list[str]]:
-    """The newest snapshot in the cache, if there is one, and what it lacks."""
+    """Return the newest snapshot in the hub cache, if any, and the files that it lacks."""
     try:
-        # no pattern: whether the snapshot is complete enough is judged here, by what is needed
+        # no patterns: `_missing` decides below whether the snapshot is complete enough
         folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=[]))
     except LocalEntryNotFoundError:
         return None, []
@@ -163,14 +165,14 @@ def _cached(name: str, files: Sequence[str], weights: bool) -> tuple[Path | None
 
 
 def _probe(name: str, tried: str) -> list[str]:
-    """The names of the model's files on the hub, which is asked once and waited for briefly."""
+    """Return the names of the model's files on the hub, from one request with a short timeout."""
     try:
         return _ask_hub(name)
     except GatedRepoError as error:
-        remedy = "Ask for it on its page, then log in with `hf auth login`"
-        raise SourceError(f"{tried}gives it only to accounts that it was granted to. {remedy}") from error
+        remedy = "Request access on its page, then log in with `hf auth login`"
+        raise SourceError(f"{tried}restricts it to accounts with access. {remedy}") from error
     except RepositoryNotFoundError as error:
-        raise SourceError(f"{tried}answered that it does not exist, or is private. {_REMEDY}") from error
+        raise SourceError(f"{tried}answered that it does not exist or is private. {_REMEDY}") from error
     except HfHubHTTPError as error:
         raise SourceError(f"{tried}answered with an error: {_reason(error)}. {_REMEDY}") from error
     except (HTTPError, OSError, ValueError) as error:  # no connection, or an answer that is not the hub's
@@ -178,7 +180,7 @@ def _probe(name: str, tried: str) -> list[str]:
 
 
 def _ask_hub(name: str) -> list[str]:
-    """One request, without the library's own for telemetry. Raises what it raises, or TimeoutError."""
+    """Make one request; raise its error or a TimeoutError. `HfApi` would add requests for telemetry."""
     answer: Future[list[str]] = Future()
     headers = {"authorization": f"Bearer {token}"} if (token := get_token()) else {}
 
@@ -191,7 +193,7 @@ def _ask_hub(name: str) -> list[str]:
         except Exception as error:
             answer.set_exception(error)
 
-    # in a thread, because name look-up knows no timeout and connecting applies it to each of many addresses
+    # in a thread, because name look-up has no timeout and connecting applies it to each address
     threading.Thread(target=ask, daemon=True).start()
     try:
         return answer.result(PROBE_SECONDS)
@@ -200,7 +202,7 @@ def _ask_hub(name: str) -> list[str]:
 
 
 def _missing(names: Iterable[str], files: Sequence[str], weights: bool) -> list[str]:
-    """What of `files`, and of the weights beside a `config.json` they name, is not among `names`."""
+    """Return those of `files`, and of the weights beside each `config.json` in them, that `names` lacks."""
     names = list(names)
     missing = [
         " or ".join(f"'{alternative}'" for alternative in pattern.split("|"))
@@ -210,13 +212,13 @@ def _missing(names: Iterable[str], files: Sequence[str], weights: bool) -> list[
     if weights and not missing:
         for parent in _model_folders(files):
             inside = "" if str(parent) == "." else f" in {parent}/"
-            found = _weights_in(names, parent)
-            missing += _missing_shards(found) if found else [f"{_WEIGHTS_IN_WORDS}{inside}"]
+            present = _weights_in(names, parent)
+            missing += _missing_shards(present) if present else [f"{_WEIGHTS_DESCRIPTION}{inside}"]
     return missing
 
 
 def _missing_shards(weights: Sequence[str]) -> list[str]:
-    """The shards that the names of the others tell of: each says how many there are."""
+    """Return the missing shards; the name of each shard has their number."""
     missing = set()
     for name in weights:
         *_, count, suffix = _WEIGHTS.fullmatch(PurePosixPath(name).name).groups()  # type: ignore[union-attr]
@@ -227,7 +229,7 @@ def _missing_shards(weights: Sequence[str]) -> list[str]:
 
 
 def _needed(names: Sequence[str], files: Sequence[str], weights: bool) -> list[str]:
-    """What to download: small files beside those named, and one set of weights beside each `config.json`."""
+    """Return the files to download: small ones beside those named, and the weights beside each `config.json`."""
     parents = {
         str(PurePosixPath(alternative).parent) for pattern in files for alternative in pattern.split("|")
     }
@@ -247,14 +249,14 @@ def _model_folders(files: Sequence[str]) -> list[PurePosixPath]:
 
 
 def _weights_in(names: Iterable[str], parent: PurePosixPath) -> list[str]:
-    """The weight files in one folder: safetensors where there are any, else pickles."""
+    """Return the weight files in one folder: its safetensors or, without any, its pickles."""
     paths = [path for path in map(PurePosixPath, names) if path.parent == parent]
     weights = [str(path) for path in paths if _WEIGHTS.fullmatch(path.name)]
     return [name for name in weights if name.endswith(".safetensors")] or weights
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a relative file name matches one of the globs in `pattern`; a `*` stays inside one folder."""
+    """Return True if a relative file name matches one of the globs in `pattern`; `*` does not match `/`."""
     parts = name.split("/")
     globs = [alternative.split("/") for alternative in pattern.split("|")]
     return any(len(parts) == len(glob) and all(map(fnmatchcase, parts, glob)) for glob in globs)
@@ -265,7 +267,7 @@ def _literal(name: str) -> str:
 
 
 def _listing(folder: Path) -> list[str]:
-    """Files of a folder and of the folders in it, which is as deep as models go; hidden ones left out."""
+    """Return the visible files of a folder and of its direct subfolders; models go no deeper."""
     return sorted(
         path.relative_to(folder).as_posix()
         for pattern in ("[!.]*", "[!.]*/[!.]*")
@@ -287,5 +289,5 @@ def _reason(error: Exception) -> str:
 
 @lru_cache(maxsize=1024)
 def _sha256(path: Path, size: int, changed_ns: int) -> str:
-    """The hash of a file as it is now: `size` and `changed_ns` are only the cache's key."""
+    """Return the hash of a file; `size` and `changed_ns` make a changed file a new cache key."""
     return sha256(path)

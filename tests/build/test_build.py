@@ -1,4 +1,4 @@
-"""The model that is built of a recipe whose parts fit."""
+"""The model built from a recipe whose parts fit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def registry() -> Registry:
     return odd_parts.registry()
 
 
-def test_the_seed_decides_every_fresh_weight(registry: Registry) -> None:
+def test_the_seed_determines_every_random_weight(registry: Registry) -> None:
     def weights(seed: int, before: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(before)
         return build(fit(read(registry, train={**TRAIN, "seed": seed}), registry)).state_dict()
@@ -37,27 +37,27 @@ def test_the_seed_decides_every_fresh_weight(registry: Registry) -> None:
         assert not torch.equal(first[name], other[name])
 
 
-def test_what_a_model_knows_of_its_recipe(registry: Registry) -> None:
-    described = read(registry, loss={"lm": 2, "denoising": 3})
-    model = build(fit(described, registry))
-    assert model.recipe is described
+def test_a_model_has_its_recipe_and_loss_weights(registry: Registry) -> None:
+    recipe = read(registry, loss={"lm": 2, "denoising": 3})
+    model = build(fit(recipe, registry))
+    assert model.recipe is recipe
     assert (model.lm_weight, model.denoising_weight) == (2, 3)
     assert model.pooled_projector is None
 
 
-def test_a_pooled_projector_is_linear_where_none_is_named(registry: Registry) -> None:
+def test_a_pooled_projector_is_linear_by_default(registry: Registry) -> None:
     decoder = tiny_part("image_decoder", "pooled")
     model = build(fit(read(registry, model__image_decoder=decoder), registry))
     assert model.pooled_projector is not None
     assert model.pooled_projector.dense_layers()[0].weight.shape == (6, 32)
-    learning = {}
+    trained = {}
     for trainable in ("condition_projector", "pooled_projector", "visual_projector"):
         model.set_trainable([trainable])
-        learning[trainable] = {
+        trained[trainable] = {
             name for name, part in model.parts().items() if next(part.parameters()).requires_grad
         }
-    assert learning["condition_projector"] == {"condition_projector", "pooled_projector"}
-    assert [learning[name] for name in ("pooled_projector", "visual_projector")] == [
+    assert trained["condition_projector"] == {"condition_projector", "pooled_projector"}
+    assert [trained[name] for name in ("pooled_projector", "visual_projector")] == [
         {"pooled_projector"},
         {"visual_projector"},
     ]
@@ -65,19 +65,19 @@ def test_a_pooled_projector_is_linear_where_none_is_named(registry: Registry) ->
     assert len(build(fit(named, registry)).pooled_projector.dense_layers()) == 3
 
 
-def miniature(registry: Registry, kind: str, name: str) -> dict[str, Any]:
-    """The section of a component's own miniature."""
+def tiny_section(registry: Registry, kind: str, name: str) -> dict[str, Any]:
+    """Return the section of a component's tiny config."""
     return {"name": name, **plain(registry.get(kind, name).tiny_config())}
 
 
-def test_from_stable_diffusion_to_sdxl_it_is_one_line(registry: Registry) -> None:
-    sdxl = miniature(registry, "image_decoder", "sdxl")
-    described = read(registry, model__image_decoder=sdxl)
-    found = fit(described, registry)
-    assert found.problems == [] and found.image_decoder is not None
-    spec = found.projectors["pooled_projector"]
-    assert (spec.in_dim, spec.in_tokens, spec.out_dim) == (32, 1, found.image_decoder.pooled_dim)
-    model = build(fit(described, registry))
+def test_one_line_swaps_stable_diffusion_for_sdxl(registry: Registry) -> None:
+    sdxl = tiny_section(registry, "image_decoder", "sdxl")
+    recipe = read(registry, model__image_decoder=sdxl)
+    result = fit(recipe, registry)
+    assert result.problems == [] and result.image_decoder is not None
+    spec = result.projectors["pooled_projector"]
+    assert (spec.in_dim, spec.in_tokens, spec.out_dim) == (32, 1, result.image_decoder.pooled_dim)
+    model = build(fit(recipe, registry))
     batch = Collator(model.sequencer(), model.vision_encoder.preprocess, model.image_decoder.preprocess)(
         documents()
     )
@@ -85,16 +85,16 @@ def test_from_stable_diffusion_to_sdxl_it_is_one_line(registry: Registry) -> Non
     assert model.pooled_projector.layer.weight.grad.abs().sum() > 0
 
 
-def test_the_condition_projector_is_told_the_scale_of_its_decoder(registry: Registry) -> None:
-    sana = miniature(registry, "image_decoder", "sana")
+def test_the_condition_projector_has_the_scale_of_its_decoder(registry: Registry) -> None:
+    sana = tiny_section(registry, "image_decoder", "sana")
     section = {"name": "encoder", "depth": 1}
-    described = read(
+    recipe = read(
         registry,
         model__image_decoder=sana,
         model__condition_projector=section,
         model__visual_projector=section | {"width": 8},
     )
-    model = build(fit(described, registry))
+    model = build(fit(recipe, registry))
     scale = model.image_decoder.spec.context_scale
     assert scale == pytest.approx(5.5**0.5)
     assert model.condition_projector.spec.out_rms == scale
@@ -104,14 +104,14 @@ def test_the_condition_projector_is_told_the_scale_of_its_decoder(registry: Regi
 
 
 @pytest.mark.parametrize("use_dora", [False, True])
-def test_adapters_are_all_that_learns_of_their_part(registry: Registry, use_dora: bool) -> None:
+def test_of_an_adapted_part_only_the_adapter_is_trained(registry: Registry, use_dora: bool) -> None:
     adapters = [
         {"target": "language_model", "rank": 2, "modules": ["q_proj", "v_proj"], "use_dora": use_dora}
     ]
     model = build(fit(read(registry, model__adapters=adapters), registry))
-    learning = {name for name, p in model.language_model.named_parameters() if p.requires_grad}
-    adapted = {name.split(".lora_")[0] for name in learning}
-    assert learning and all(is_adapter(name) for name in learning)
+    trained = {name for name, p in model.language_model.named_parameters() if p.requires_grad}
+    adapted = {name.split(".lora_")[0] for name in trained}
+    assert trained and all(is_adapter(name) for name in trained)
     assert {name.rpartition(".")[2] for name in adapted} == {"q_proj", "v_proj"} and len(adapted) == 2 * 2
     model.set_trainable(["dream_queries"])
     batch = Collator(
@@ -119,17 +119,11 @@ def test_adapters_are_all_that_learns_of_their_part(registry: Registry, use_dora
     )(documents()[:1])
     model(batch).loss.backward()
     gradients = {name for name, p in model.named_parameters() if p.grad is not None}
-    assert gradients == {f"language_model.{name}" for name in learning} | {"dream_queries"}
+    assert gradients == {f"language_model.{name}" for name in trained} | {"dream_queries"}
 
 
-def test_an_adapter_without_such_layers_is_a_problem(registry: Registry) -> None:
-    described = read(registry, model__adapters=[{"target": "language_model", "modules": ["no_such_layer"]}])
-    with pytest.raises(RecipeError, match=r"model\.adapters\.0.*no_such_layer"):
-        build(fit(described, registry))
-
-
-def test_a_part_that_cannot_be_made_is_a_problem_of_its_section(registry: Registry) -> None:
-    described = read(registry, model__visual_projector={"name": "unmakeable"})
-    assert fit(described, registry).problems == []
+def test_a_part_that_fails_to_build_is_a_problem_of_its_section(registry: Registry) -> None:
+    recipe = read(registry, model__visual_projector={"name": "unmakeable"})
+    assert fit(recipe, registry).problems == []
     with pytest.raises(RecipeError, match=r"model\.visual_projector: RuntimeError: no room"):
-        build(fit(described, registry))
+        build(fit(recipe, registry))

@@ -1,4 +1,4 @@
-"""A training run from a cache is the run without it, and a cache that would make another one is refused."""
+"""Training from a cache is training without it, and runs no part that the cache replaces."""
 
 import shutil
 from dataclasses import replace
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 import caches
 import layouts
 import tiny
-from caches import CLIP, REGISTRY, changed, model_of, opened, run
-from dreamkit.build.fit import fit
-from dreamkit.cache.problems import cache_problems
+from caches import CLIP, REGISTRY, build_model, open_with, run, with_config
+from dreamkit.data.sequence import blank_picture
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import CacheError, RecipeError
 from dreamkit.parts.decoder import ImageDecoder
@@ -23,35 +22,39 @@ from dreamkit.training.run import TrainResult
 from dreamkit_transformers.clip import Clip
 from product.parts import parts
 
-BUILDING = 1  # call of a tower on the meta device, to learn its shapes
-PROBES = {"float32": 1, "bfloat16": 2}  # calls to compare it with a cache: exactly, and as in training
+BUILDING = 1  # call of an encoder on the meta device, to find its shapes
+TEXT_ONLY = [Document((Text("no image at all"),), name="b")]
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache") / "cache"
-    caches.make(folder, caches.recipe())
+    caches.write(folder, caches.recipe())
     return folder
 
 
 def losses(result: TrainResult) -> Tensor:
-    """Those that were logged; 0 where a step had none."""
+    """Return the logged losses; 0 for a loss that a step does not have."""
     return torch.tensor(
         [[entry[name] or 0.0 for name in ("loss", "lm", "denoising")] for entry in result.log]
     )
 
 
-class Counted:
-    """How often methods are called, from now on."""
+def assert_close(actual: Tensor | None, expected: Tensor | None) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+class Calls:
+    """The number of calls of methods, from now on, by their names."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *methods: tuple[type, str]) -> None:
-        self.calls = {name: 0 for _, name in methods}
+        self.counts = {name: 0 for _, name in methods}
         for cls, name in methods:
             monkeypatch.setattr(cls, name, self._counting(getattr(cls, name), name))
 
     def _counting(self, method: Any, name: str) -> Any:
         def counted(*args: Any, **named: Any) -> Any:
-            self.calls[name] += 1
+            self.counts[name] += 1
             return method(*args, **named)
 
         return counted
@@ -59,7 +62,7 @@ class Counted:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_training_from_a_cache_is_training_without_and_runs_no_frozen_part(
+def test_training_from_a_cache_has_the_same_losses_and_runs_no_frozen_part(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -67,55 +70,52 @@ def test_training_from_a_cache_is_training_without_and_runs_no_frozen_part(
     workers: int,
 ) -> None:
     settings = {"precision": precision, "workers": workers}
-    caches.make(tmp_path / "cache", caches.recipe(train=settings))
-    counted = Counted(monkeypatch, (Clip, "forward"), (ImageDecoder, "encode"))
+    caches.write(tmp_path / "cache", caches.recipe(train=settings))
+    calls = Calls(monkeypatch, (Clip, "forward"), (ImageDecoder, "encode"))
     without = run(tmp_path / "without", caches.recipe(train=settings))
-    assert counted.calls == {"forward": BUILDING + 4, "encode": 4}
-    counted = Counted(monkeypatch, (Clip, "forward"), (ImageDecoder, "encode"))
-    with_it = run(tmp_path / "with", caches.recipe(tmp_path / "cache", train=settings))
-    assert counted.calls == {"forward": BUILDING + PROBES[precision], "encode": 0}
+    assert calls.counts == {"forward": BUILDING + 4, "encode": 4}
+    calls = Calls(monkeypatch, (Clip, "forward"), (ImageDecoder, "encode"))
+    cached = run(tmp_path / "cached", caches.recipe(tmp_path / "cache", train=settings))
+    assert calls.counts == {"forward": BUILDING, "encode": 0}
     tolerance = 1e-4 if precision == "float32" else 1e-2
-    torch.testing.assert_close(losses(with_it), losses(without), rtol=tolerance, atol=0)
-    said = capsys.readouterr().err
-    assert f"read from {tmp_path / 'cache'}: features (pictures: 6, vision_encoder does not run), " in said
-    assert "latents (pictures: 3, image_decoder does not encode)" in said
+    torch.testing.assert_close(losses(cached), losses(without), rtol=tolerance, atol=0)
+    err = capsys.readouterr().err
+    assert f"read from {tmp_path / 'cache'}: features (images: 6, vision_encoder does not run), " in err
+    assert "latents (images: 3, image_decoder does not encode)" in err
 
 
-def test_rows_are_what_the_parts_make(cache: Path) -> None:
-    """Of the latents as diffusers has them; the dummy's pictures are there too."""
+def test_rows_are_the_outputs_of_the_parts(cache: Path) -> None:
+    """Latents equal those of diffusers. The dummy's images are in the cache too."""
     recipe = caches.recipe(cache)
-    model = model_of(recipe)
-    computed = opened(recipe, model)
-    text = [Document((Text("no picture at all"),))]
-    for documents in (tiny.documents(), text):
-        found, plain = caches.batch(model, computed, documents), caches.batch(model, None, documents)
-        assert found.pixels_NCHW is None and found.targets_MCHW is None and found.extras == plain.extras == {}
-        assert plain.targets_MCHW is not None and found.latent_std_Mchw is not None
+    model = build_model(recipe)
+    tables = open_with(recipe, model)
+    for documents in (tiny.documents(), TEXT_ONLY):
+        cached, plain = caches.batch(model, tables, documents), caches.batch(model, None, documents)
+        assert (
+            cached.pixels_NCHW is None and cached.targets_MCHW is None and cached.extras == plain.extras == {}
+        )
+        assert plain.targets_MCHW is not None
         with torch.no_grad():
-            close(found.features_NVd, model.vision_encoder(plain.pixels_NCHW))
+            assert_close(cached.features_NVd, model.vision_encoder(plain.pixels_NCHW))
             posterior = model.image_decoder.vae.encode(plain.targets_MCHW).latent_dist
         scale = model.image_decoder.vae.config.scaling_factor
-        close(found.latent_mean_Mchw, scale * posterior.mean)
-        close(found.latent_std_Mchw, scale * posterior.std)
-        for other in ("input_ids_BT", "vision_rows_NV", "dream_rows_MQ", "counts"):
-            assert torch.equal(getattr(found, other), getattr(plain, other))
+        assert_close(cached.latent_mean_Mchw, scale * posterior.mean)
+        assert_close(cached.latent_std_Mchw, scale * posterior.std)
+        for name in ("input_ids_BT", "vision_rows_NV", "dream_rows_MQ", "counts"):
+            assert torch.equal(getattr(cached, name), getattr(plain, name))
 
 
-def close(found: Tensor | None, wanted: Tensor) -> None:
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-
-
-def test_each_step_draws_other_latents_from_the_posterior(cache: Path) -> None:
+def test_each_step_samples_other_latents_from_the_posterior(cache: Path) -> None:
     recipe = caches.recipe(cache)
-    model = model_of(recipe)
-    batch = caches.batch(model, opened(recipe, model))
+    model = build_model(recipe)
+    batch = caches.batch(model, open_with(recipe, model))
     mean, std = batch.latent_mean_Mchw, batch.latent_std_Mchw
     assert mean is not None and std is not None
     torch.manual_seed(0)
-    drawn = torch.stack([model.latents(batch) for _ in range(2000)])
-    off = (drawn.mean(0) - mean) / std * 2000**0.5  # unit normal
-    assert off.abs().mean() < 1 and off.square().mean().sub(1).abs() < 0.2
-    torch.testing.assert_close(drawn.std(0) / std, torch.ones_like(std), rtol=0, atol=0.1)
+    samples = torch.stack([model.latents(batch) for _ in range(2000)])
+    error = (samples.mean(0) - mean) / std * 2000**0.5  # unit normal
+    assert error.abs().mean() < 1 and error.square().mean().sub(1).abs() < 0.2
+    torch.testing.assert_close(samples.std(0) / std, torch.ones_like(std), rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_each_step_draws_other_latents_from_the_posterior(cache: Path) -> None:
     ],
 )
 def test_every_part_can_be_cached(tmp_path: Path, encoder: str, decoder: str) -> None:
-    """Losses with the same noise, of pictures of several shapes; and the extras are those of preprocessing."""
+    """Losses are the same with the same noise, for images of several shapes; extras are those of preprocessing."""
     every = parts(REGISTRY)
     sections = {"model.vision_encoder": every["vision_encoder"][encoder]}
     sections["model.image_decoder"] = every["image_decoder"][decoder]
@@ -138,114 +138,129 @@ def test_every_part_can_be_cached(tmp_path: Path, encoder: str, decoder: str) ->
     shapes = [(24, 16), (9, 40), (16, 16)]
     pictures = [tiny.picture(seed, 40).crop((0, 0, *shape)) for seed, shape in enumerate(shapes)]
     documents = [Document((Text("a"), Image(picture, draw=True)), name="a") for picture in pictures]
-    model = model_of(recipe)
-    caches.make(tmp_path, recipe, documents, model=model)
-    computed = opened(recipe, model)
-    assert (computed.moments([("a", pictures[0])]).std is None) == (decoder == "sana")  # type: ignore[union-attr]
+    model = build_model(recipe)
+    caches.write(tmp_path, recipe, documents, model=model)
+    tables = open_with(recipe, model)
+    moments = tables.moments([("a", pictures[0])])
+    assert moments is not None and (moments.std is None) == (decoder == "sana")
     model.eval()
-    batches = [caches.batch(model, given, documents) for given in (computed, None)]
-    assert (
-        batches[0].extras.keys() == batches[1].extras.keys() == ({"time_ids"} if decoder == "sdxl" else set())
-    )
-    for name, extra in batches[0].extras.items():
-        assert torch.equal(extra, batches[1].extras[name])
-    found = []
-    for batch in batches:
+    cached, plain = (caches.batch(model, computed, documents) for computed in (tables, None))
+    assert cached.extras.keys() == plain.extras.keys() == ({"time_ids"} if decoder == "sdxl" else set())
+    for name, extra in cached.extras.items():
+        assert torch.equal(extra, plain.extras[name])
+    results = []
+    for batch in (cached, plain):
         torch.manual_seed(0)  # of latents, noise and timesteps
-        found.append(model(batch))
-    torch.testing.assert_close(found[0].lm, found[1].lm, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found[0].denoising, found[1].denoising, rtol=1e-4, atol=1e-5)
+        results.append(model(batch))
+    torch.testing.assert_close(results[0].lm, results[1].lm, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(results[0].denoising, results[1].denoising, rtol=1e-4, atol=1e-5)
 
 
-def test_files_have_a_size_at_most_and_each_picture_is_computed_once(tmp_path: Path) -> None:
+def test_files_have_a_size_limit_and_each_image_is_computed_once(tmp_path: Path) -> None:
     recipe = caches.recipe(tmp_path / "small")
     twice = tiny.documents() * 2
-    made = caches.make(tmp_path / "small", recipe, twice, shard_bytes=1000).manifest
-    assert [made.tables[table]["pictures"] for table in ("features", "latents")] == [6, 3]
-    features = [name for name in made.files if name.startswith("features-")]
-    assert len(features) == made.tables["features"]["shards"] == 3  # of 4 x 16 float32 each
-    rows = caches.batch(model_of(recipe), opened(recipe))
-    large = replace(recipe, train=replace(recipe.train, cache=str(tmp_path / "large"), workers=2))
-    caches.make(tmp_path / "large", large, twice)
-    same = caches.batch(model_of(large), opened(large))
-    close(same.features_NVd, rows.features_NVd)  # type: ignore[arg-type]
-    close(same.latent_mean_Mchw, rows.latent_mean_Mchw)  # type: ignore[arg-type]
+    manifest = caches.write(tmp_path / "small", recipe, twice, shard_bytes=1000).manifest
+    assert [manifest.tables[table]["images"] for table in ("features", "latents")] == [6, 3]
+    files = [name for name in manifest.files if name.startswith("features-")]
+    assert len(files) == manifest.tables["features"]["shards"] == 3  # of 4 x 16 float32 each
+    small = caches.batch(build_model(recipe), open_with(recipe))
+    recipe = replace(recipe, train=replace(recipe.train, cache=str(tmp_path / "large"), workers=2))
+    caches.write(tmp_path / "large", recipe, twice)
+    large = caches.batch(build_model(recipe), open_with(recipe))
+    assert_close(large.features_NVd, small.features_NVd)
+    assert_close(large.latent_mean_Mchw, small.latent_mean_Mchw)
 
 
-def test_only_what_makes_tables_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_modules_of_tables_are_moved_to_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     moved: list[type] = []
-    model = model_of(caches.recipe())
+    model = build_model(caches.recipe())
     apply = nn.Module._apply
 
-    def listen(self: nn.Module, *args: Any, **named: Any) -> Any:
+    def record(self: nn.Module, *args: Any, **named: Any) -> Any:
         moved.append(type(self))
         return apply(self, *args, **named)
 
-    monkeypatch.setattr(nn.Module, "_apply", listen)
-    caches.make(tmp_path / "cache", caches.recipe(), model=model)
-    inside = {
-        type(module) for part in (model.vision_encoder, model.image_decoder.vae) for module in part.modules()
-    }
-    assert {type(model.vision_encoder), type(model.image_decoder.vae)} <= {*moved} <= inside
+    monkeypatch.setattr(nn.Module, "_apply", record)
+    caches.write(tmp_path / "cache", caches.recipe(), model=model)
+    modules = (model.vision_encoder, model.image_decoder.vae)
+    inside = {type(module) for part in modules for module in part.modules()}
+    assert {type(module) for module in modules} <= {*moved} <= inside
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_picture_that_is_missing_is_an_error_that_names_its_document(
+def test_the_error_about_a_missing_image_names_its_document(
     cache: Path, tmp_path: Path, workers: int
 ) -> None:
     new = [Document((Text("a"), Image(tiny.picture(77, 24), draw=True)), name="a new one")]
-    with pytest.raises(CacheError) as raised:
+    with pytest.raises(CacheError) as error:
         run(
             tmp_path / "out",
             caches.recipe(cache, train={"workers": workers}),
             datasets=[layouts.TinyDocuments(new)],
         )
-    said = (
-        f"a new one: the cache {cache} has no features of one of its pictures (24 x 24, RGB): data was added"
+    message = (
+        f"a new one: the cache {cache} has no features of one of its images (24 x 24, RGB): data was added"
     )
-    assert said in str(raised.value) and f"dreamkit cache RECIPE --out {cache}" in str(raised.value)
+    assert message in str(error.value) and f"dreamkit cache RECIPE --out {cache}" in str(error.value)
 
 
-def test_only_what_is_asked_for_and_frozen_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    learning = {"trainable": ["vision_encoder"]}
-    made, reasons, _ = caches.make(tmp_path / "learning", caches.recipe(train=learning))
-    assert [*made.tables] == ["latents"] and reasons.keys() == {"features"}
-    assert "vision_encoder learns (train.trainable and model.adapters)" in reasons["features"]
-    with pytest.raises(CacheError, match=r"computed once and for all:\n  features: vision_encoder learns"):
-        caches.make(tmp_path / "none", caches.recipe(train=learning), only=["features"])
+def test_a_table_of_a_trained_part_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    recipe = caches.recipe(train={"trainable": ["vision_encoder"]})
+    report = caches.write(tmp_path / "cache", recipe)
+    assert [*report.manifest.tables] == ["latents"] and report.left_out.keys() == {"features"}
+    reason = r"vision_encoder is trained \(train\.trainable or model\.adapters\), so its output changes"
+    with pytest.raises(CacheError, match=rf"nothing can be cached:\n  features: {reason}$") as error:
+        caches.write(tmp_path / "none", recipe, only=["features"])
+    assert report.left_out["features"] in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+def test_training_computes_a_table_that_was_not_requested(tmp_path: Path) -> None:
+    report = caches.write(tmp_path / "cache", caches.recipe(), only=["features"])
+    assert [*report.manifest.tables] == ["features"] and not report.left_out
+    recipe = caches.recipe(tmp_path / "cache")
+    batch = caches.batch(build_model(recipe), open_with(recipe))
+    assert batch.pixels_NCHW is None and batch.targets_MCHW is not None and batch.latent_mean_Mchw is None
+
+
+def test_an_unknown_table_is_refused_before_a_model_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("dreamkit.cache.write.build")
+    with pytest.raises(CacheError, match="unknown table 'pixels'; known: features, latents"):
+        caches.write(tmp_path / "none", caches.recipe(), only=["pixels"])
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_decoder_that_names_no_module_has_no_latents_to_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("dreamkit_diffusers.latent.LatentDecoder.posterior_module", None)
     with pytest.raises(
-        CacheError,
-        match=r"StableDiffusion gives `posterior`, but its posterior_module is None: .* test-plugin",
+        CacheError, match=r"StableDiffusion has `posterior`, but its posterior_module is None.*test-plugin"
     ):
-        caches.make(tmp_path / "none", caches.recipe(), only=["latents"])
+        caches.write(tmp_path / "none", caches.recipe(), only=["latents"])
     monkeypatch.setattr("dreamkit_diffusers.latent.LatentDecoder.posterior", ImageDecoder.posterior)
-    with pytest.raises(
-        CacheError, match="StableDiffusion does not tell mean and standard deviation of its latents"
-    ):
-        caches.make(tmp_path / "none", caches.recipe(), only=["latents"])
-    with (
-        monkeypatch.context() as patched,
-        pytest.raises(CacheError, match="there is no table 'pixels' to make; known: features, latents"),
-    ):
-        patched.delattr("dreamkit.cache.write.build")  # nothing is built before
-        caches.make(tmp_path / "none", caches.recipe(), only=["pixels"])
-    made, reasons, _ = caches.make(tmp_path / "features", caches.recipe(), only=["features"])
-    assert [*made.tables] == ["features"] and not reasons
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "learning"]
-    recipe = caches.recipe(tmp_path / "features")
-    batch = caches.batch(model_of(recipe), opened(recipe))
-    assert batch.pixels_NCHW is None and batch.targets_MCHW is not None and batch.latent_mean_Mchw is None
+    with pytest.raises(CacheError, match="StableDiffusion has no `posterior` to compute them with"):
+        caches.write(tmp_path / "none", caches.recipe(), only=["latents"])
+    assert not [*tmp_path.iterdir()]
 
 
 def broken_posterior(self: Any, targets_NCHW: Tensor) -> Any:
     return self.vea.encode(targets_NCHW)
 
 
+def broken_preprocess(self: Any, pictures: Any) -> Any:
+    return pictures.pixels
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("posterior_module", "vea", r"posterior_module is 'vea': AttributeError: .*vea"),
+        ("preprocess", broken_preprocess, "preprocess: AttributeError: .*pixels"),
         ("posterior", broken_posterior, "posterior: AttributeError: .*vea"),
         (
             "posterior",
@@ -254,55 +269,42 @@ def broken_posterior(self: Any, targets_NCHW: Tensor) -> Any:
         ),
     ],
 )
-def test_a_mistake_of_a_plug_in_is_said_of_it(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Any, said: str
+def test_an_error_in_the_code_of_a_plug_in_names_its_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Any, message: str
 ) -> None:
     monkeypatch.setattr(f"dreamkit_diffusers.latent.LatentDecoder.{name}", value)
-    for act in (lambda: caches.make(tmp_path / "new", caches.recipe()), lambda: opened(caches.recipe(cache))):
-        with pytest.raises(
-            CacheError, match=rf"latents cannot be made: image_decoder \(StableDiffusion\): {said}"
-        ) as raised:
-            act()
-        assert "`dreamkit test-plugin DISTRIBUTION` says" in str(raised.value)
+    start = r"cannot compute latents: image_decoder \(StableDiffusion\): "
+    with pytest.raises(CacheError, match=start + message) as error:
+        caches.write(tmp_path / "new", caches.recipe())
+    assert "fix its plug-in; `dreamkit test-plugin DISTRIBUTION`" in str(error.value)
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("root", ["", "unet"])
-def test_latents_of_what_learns_have_a_cure_that_works(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str
-) -> None:
-    """Without weights it is told where the part as a whole makes them."""
-    monkeypatch.setattr("dreamkit_diffusers.latent.LatentDecoder.posterior_module", root)
-    recipe = caches.recipe(cache, train={"trainable": ["image_decoder"]})
-    cure = "freeze it, or make a cache without latents by --only features"
-    assert [cure in problem.message for problem in cache_problems(fit(recipe, REGISTRY))] == [True] * (
-        root == ""
-    )
-    with pytest.raises(CacheError, match="image_decoder learns") as raised:
-        opened(recipe)
-    assert cure in str(raised.value) and "anew" not in str(raised.value)
-
-
 @pytest.mark.parametrize(("draw", "table"), [(True, "latents"), (False, "features")])
-def test_what_the_data_has_no_pictures_for_has_no_table(tmp_path: Path, draw: bool, table: str) -> None:
-    """A table that is there has the blank too, which completes batches."""
-    documents = [Document((Text("a"), Image(tiny.picture(0), draw=draw, read=not draw)), name="a")]
-    made = caches.make(tmp_path / "cache", caches.recipe(), documents).manifest
-    assert [*made.tables] == [table] and made.tables[table]["pictures"] == 1  # type: ignore[literal-required]
+def test_a_table_without_images_in_the_data_is_left_out(tmp_path: Path, draw: bool, table: str) -> None:
+    """The other table also has the blank image, which completes batches, and does not count it."""
+    pictures = [tiny.picture(0), blank_picture()]
+    documents = [
+        Document((Text("a"), Image(picture, draw=draw, read=not draw)), name="a") for picture in pictures
+    ]
+    manifest = caches.write(tmp_path / "cache", caches.recipe(), documents, shard_bytes=1).manifest
+    assert {name: record["images"] for name, record in manifest.tables.items()} == {table: 1}
+    assert all(name.startswith(table) for name in manifest.files)
     recipe = caches.recipe(tmp_path / "cache")
-    computed = opened(recipe)
-    assert [len(shards) for shards in computed.shards.values()] == [2]
-    for given in (documents, [Document((Text("no picture at all"),), name="b")]):
-        caches.batch(model_of(recipe), computed, given)
-    text = [Document((Text("no picture at all"),), name="b")]
-    with pytest.raises(
-        CacheError, match="features: the data has no image to read\n  latents: the data has no image to draw"
-    ):
-        caches.make(tmp_path / "none", caches.recipe(), text)
-    assert not (tmp_path / "none").exists()
+    tables = open_with(recipe)
+    assert [len(shards) for shards in tables.shards.values()] == [2]
+    for batch in (documents, TEXT_ONLY):
+        caches.batch(build_model(recipe), tables, batch)
 
 
-def test_a_resumed_run_may_take_up_a_cache(cache: Path, tmp_path: Path) -> None:
+def test_data_without_images_is_refused(tmp_path: Path) -> None:
+    message = "features: the data has no image to read\n  latents: the data has no image to draw"
+    with pytest.raises(CacheError, match=message):
+        caches.write(tmp_path / "none", caches.recipe(), TEXT_ONLY)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_resumed_run_may_add_a_cache(cache: Path, tmp_path: Path) -> None:
     settings = {"save_every": 2}
     straight = run(tmp_path / "straight", caches.recipe(train=settings))
     shutil.copytree(tmp_path / "straight/checkpoints/step-2", tmp_path / "resumed/checkpoints/step-2")
@@ -311,13 +313,14 @@ def test_a_resumed_run_may_take_up_a_cache(cache: Path, tmp_path: Path) -> None:
     assert resumed.log[-1]["loss"] == pytest.approx(straight.log[-1]["loss"], rel=1e-4)
 
 
-def test_a_plan_computes_nothing_that_is_read(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_with_a_cache_leaves_out_the_work_it_saves(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     without = plan(caches.recipe(), REGISTRY)
-    counted = Counted(monkeypatch, (Clip, "forward"), (ImageDecoder, "encode"))
-    planned = plan(caches.recipe(cache), REGISTRY)
-    assert counted.calls == {"forward": BUILDING, "encode": 0}
-    assert planned.flops < without.flops
-    with pytest.raises(
-        RecipeError, match=r"train\.cache: vision_encoder: features of shape \[4, 16\] in the cache"
-    ):
-        plan(caches.recipe(cache, **{"model.vision_encoder": changed(CLIP, image_size=24)}), REGISTRY)
+    calls = Calls(monkeypatch, (Clip, "forward"), (ImageDecoder, "encode"))
+    cached = plan(caches.recipe(cache), REGISTRY)
+    assert calls.counts == {"forward": BUILDING, "encode": 0}
+    assert cached.flops < without.flops
+    other = {"model.vision_encoder": with_config(CLIP, image_size=24)}
+    with pytest.raises(RecipeError, match=r"train\.cache: .* does not fit this training; recreate it"):
+        plan(caches.recipe(cache, **other), REGISTRY)

@@ -1,4 +1,4 @@
-"""The folder of a cache: whole or not there, and an error where it is not as it was written."""
+"""The folder of a cache: complete or absent, and an error if it is not as it was written."""
 
 import json
 import os
@@ -16,40 +16,39 @@ from dreamkit.cache.manifest import CacheManifest
 from dreamkit.document import Document
 from dreamkit.errors import CacheError, RecipeError
 from dreamkit.storage.folders import partial_folder, replaced_folder
-from dreamkit.training.run import train_recipe
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache") / "cache"
-    caches.make(folder, caches.recipe())
+    caches.write(folder, caches.recipe())
     return folder
 
 
 @pytest.fixture
-def copied(cache: Path, tmp_path: Path) -> Path:
-    """A cache that may be damaged."""
-    return Path(shutil.copytree(cache, tmp_path / "copied"))
+def copy(cache: Path, tmp_path: Path) -> Path:
+    """A cache that a test may damage."""
+    return Path(shutil.copytree(cache, tmp_path / "copy"))
 
 
-def rewrite(folder: Path, **changes: Any) -> None:
+def set_keys(folder: Path, **values: Any) -> None:
     path = folder / "cache.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def reword(folder: Path, old: str, new: str) -> None:
+def replace_text(folder: Path, old: str, new: str) -> None:
     path = folder / "cache.json"
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
 
 
-def cut(folder: Path) -> None:
+def truncate(folder: Path) -> None:
     shard = folder / "features-00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
 
 
-def flip(folder: Path) -> None:
+def flip_bit(folder: Path) -> None:
     shard = folder / "latents-00000.safetensors"
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
@@ -57,132 +56,150 @@ def flip(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (
-            cut,
-            r"copied: the cache is damaged; make it anew .*\n  features-00000.safetensors: \d+ bytes, but \d+ were",
+            truncate,
+            r"copy: the cache is damaged; recreate it .*\n  features-00000.safetensors: expected \d+ bytes, got \d+",
         ),
         (
             lambda folder: (folder / "features-00000.safetensors").unlink(),
             "features-00000.safetensors: missing",
         ),
         (
-            lambda folder: rewrite(folder, format=99),
+            lambda folder: set_keys(folder, format=99),
             "format version 99, written by dreamkit .*; install a newer",
         ),
-        (lambda folder: rewrite(folder, tables=[]), "tables: .* found, but an object is wanted"),
-        (lambda folder: rewrite(folder, tables={}), "tables: none found"),
-        (lambda folder: rewrite(folder, files={}), "files: 0 of 'features' found, but 1 shards"),
         (
-            lambda folder: reword(
+            lambda folder: set_keys(folder, format=1),
+            r"format version 1, written by dreamkit .* reads versions from 2 on; recreate it .* --overwrite",
+        ),
+        (lambda folder: set_keys(folder, tables=[]), "cache.json: the cache is damaged; .*\n  tables: "),
+        (lambda folder: set_keys(folder, tables={}), "tables: expected at least one, got none"),
+        (lambda folder: set_keys(folder, files={}), "files: expected 1 of 'features', got 0"),
+        (
+            lambda folder: replace_text(
                 folder, '"dtype": "float32",\n          "shape": [', '"dtype": "float33", "shape": ['
             ),
-            r"tables\.latents\.tensors\.mean\.dtype: 'float33' found; did you mean 'float32'\?",
+            r"tables\.latents\.tensors\.mean\.dtype: expected .* got 'float33'; did you mean 'float32'\?",
         ),
         (
-            lambda folder: reword(folder, '"shape": [\n            4,\n            16', '"shape": [-4, 16'),
-            r"tables\.features\.tensors\.features\.shape: \[-4, 16\] found, but no size is below 0",
+            lambda folder: replace_text(
+                folder, '"shape": [\n            4,\n            16', '"shape": [-4, 16'
+            ),
+            r"tables\.features\.tensors\.features\.shape: expected sizes of at least 0, got \[-4, 16\]",
         ),
         (
-            lambda folder: reword(folder, '\n        "std": {', '\n        "stb": {'),
-            r"the cache is damaged; make it anew .*\n  latents: 4 rows of .*'std'.* are there, but 4 of .*'stb'",
+            lambda folder: replace_text(folder, '\n        "std": {', '\n        "stb": {'),
+            r"the cache is damaged; recreate it .*\n  latents: expected 4 rows of .*'stb'.*, got 4 of .*'std'",
         ),
         (
-            lambda folder: reword(folder, '"mean": {\n          "dt', '"men": {\n          "dt'),
-            "missing: mean",
+            lambda folder: replace_text(folder, '"mean": {\n          "dt', '"men": {\n          "dt'),
+            r"tables\.latents\.tensors: 'mean' is missing",
         ),
         (
-            lambda folder: reword(folder, '"pictures": 6', '"pictures": 7'),
-            r"damaged.*\n  features: 7 rows of .* are there, but 8 of",
+            lambda folder: replace_text(folder, '"images": 6', '"images": 7'),
+            r"damaged.*\n  features: expected 8 rows of .*, got 7 of",
         ),
         (
-            lambda folder: reword(folder, '"pictures": 6', '"pictures": 0'),
-            "0 found, but there is one at least",
+            lambda folder: replace_text(folder, '"images": 6', '"images": 0'),
+            r"tables\.features\.images: expected at least 1, got 0",
         ),
         (
             lambda folder: (folder / "cache.json").write_text("{"),
-            r"not a manifest of dreamkit: JSONDecodeError: .*; make it anew .* --overwrite",
+            r"not a manifest of dreamkit: JSONDecodeError: .*; recreate it .* --overwrite",
         ),
         (
             lambda folder: (folder / "cache.json").unlink(),
-            "copied is not a cache: it has no cache.json; name one, or",
+            "copy is not a cache: it has no cache.json; name the folder of a cache, or create one",
         ),
-        (shutil.rmtree, "copied is not a cache: there is no such folder; make it anew"),
+        (shutil.rmtree, "copy is not a cache: there is no such folder; create it from .*/copy$"),
     ],
 )
-def test_a_damaged_cache_is_an_error(copied: Path, tmp_path: Path, damage: Any, said: str) -> None:
-    damage(copied)
-    with pytest.raises((CacheError, RecipeError), match=said):
-        train_recipe(caches.recipe(copied), REGISTRY, tmp_path / "out", datasets=[layouts.TinyDocuments()])
+def test_a_damaged_cache_is_refused_before_training(
+    copy: Path, tmp_path: Path, damage: Any, message: str
+) -> None:
+    damage(copy)
+    with pytest.raises((CacheError, RecipeError), match=message):
+        caches.run(tmp_path / "out", caches.recipe(copy))
     assert not (tmp_path / "out").exists()
 
 
-def test_what_was_changed_is_found_where_all_is_read(copied: Path) -> None:
-    manifest = CacheManifest.read(copied)
-    manifest.verify(copied, read=True)
-    flip(copied)
-    manifest.verify(copied, read=False)
+def test_changed_bytes_are_found_by_reading_every_file(copy: Path) -> None:
+    manifest = CacheManifest.read(copy)
+    manifest.verify(copy, read=True)
+    flip_bit(copy)
+    manifest.verify(copy, read=False)
+    with pytest.raises(CacheError, match=r"latents-00000\.safetensors: .*sha256 differs"):
+        manifest.verify(copy, read=True)
+
+
+@pytest.mark.parametrize("place", [partial_folder, replaced_folder])
+def test_the_error_about_a_missing_cache_names_the_folder_an_interruption_left(
+    copy: Path, place: Any
+) -> None:
+    copy.rename(place(copy))
     with pytest.raises(
-        CacheError, match=r"latents-00000\.safetensors: its bytes are not those that were written"
+        CacheError, match=f"missing, but an interrupted save left {place(copy)}; rename that to copy"
     ):
-        manifest.verify(copied, read=True)
+        CacheManifest.read(copy)
 
 
-@pytest.mark.parametrize("left", [partial_folder, replaced_folder])
-def test_a_cache_that_an_interruption_left_elsewhere_is_named(copied: Path, left: Any) -> None:
-    copied.rename(left(copied))
-    with pytest.raises(
-        CacheError, match=f"missing, but an interrupted save left {left(copied)}; rename that to copied"
-    ):
-        CacheManifest.read(copied)
-
-
-def test_two_do_not_write_one_folder(tmp_path: Path) -> None:
+def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:
     out = tmp_path / "cache"
     other = partial_folder(out)
     other.mkdir()
     (other / "features-00000.safetensors").touch()
     with pytest.raises(
-        CacheError, match=f"{other} is there: another `dreamkit cache` is writing {out}, or one was"
+        CacheError, match=f"{other} exists: another `dreamkit cache` is writing {out}, or one was killed"
     ):
-        caches.make(out, caches.recipe())
+        caches.write(out, caches.recipe())
     assert [*tmp_path.rglob("*.safetensors")] == [other / "features-00000.safetensors"]
 
 
-def test_others_may_read_it_as_the_umask_says(tmp_path: Path) -> None:
+def test_files_have_the_permissions_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        caches.make(tmp_path / "cache", caches.recipe())
+        caches.write(tmp_path / "cache", caches.recipe())
     finally:
         os.umask(before)
-    found = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
-    assert found.pop("cache") == 0o750 and len(found) == 3 and {*found.values()} == {0o640}
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes.pop("cache") == 0o750 and len(modes) == 3 and {*modes.values()} == {0o640}
 
 
-class Breaking(layouts.TinyDocuments):
+class Interrupting(layouts.TinyDocuments):
     def __getitem__(self, index: int) -> Document:
         if index == 4:
             raise KeyboardInterrupt
         return super().__getitem__(index)
 
 
-def test_an_interrupted_cache_leaves_nothing_and_the_one_before(copied: Path) -> None:
-    before = {path.name: path.read_bytes() for path in copied.iterdir()}
-    for folder in (copied, copied.with_name("new")):
+def test_an_interruption_leaves_the_old_cache_and_no_new_one(copy: Path) -> None:
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    for folder in (copy, copy.with_name("new")):
         with pytest.raises(KeyboardInterrupt):
-            caches.make_cache(caches.recipe(), REGISTRY, folder, datasets=[Breaking()], overwrite=True)
-    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
-    assert [path.name for path in copied.parent.iterdir()] == ["copied"]
-    with pytest.raises(CacheError, match=r"copied is not empty; .* replace the cache in it by --overwrite"):
-        caches.make(copied, caches.recipe(), tiny.documents()[:1])
-    caches.make(copied, caches.recipe(), tiny.documents()[:1], overwrite=True)
-    assert CacheManifest.read(copied).tables["latents"]["pictures"] == 1
+            caches.make_cache(caches.recipe(), REGISTRY, folder, datasets=[Interrupting()], overwrite=True)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    assert [path.name for path in copy.parent.iterdir()] == ["copy"]
 
 
-def test_what_is_no_cache_is_not_replaced(tmp_path: Path) -> None:
+def test_a_cache_is_replaced_only_with_overwrite(copy: Path) -> None:
+    documents = tiny.documents()[:1]
+    with pytest.raises(CacheError, match=r"copy is not empty; .* replace the cache with --overwrite"):
+        caches.write(copy, caches.recipe(), documents)
+    assert not caches.write(copy.with_name("new"), caches.recipe(), documents, overwrite=True).replaced
+    assert caches.write(copy, caches.recipe(), documents, overwrite=True).replaced
+    assert CacheManifest.read(copy).tables["latents"]["images"] == 1
+
+
+def test_a_folder_that_is_not_a_cache_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(CacheError, match="is not empty, and is not a cache; name another folder by --out"):
-        caches.make(tmp_path, caches.recipe())
-    with pytest.raises(CacheError, match="no documents to cache the pictures of"):
+    with pytest.raises(
+        CacheError, match="is not empty, and is not a cache; pass another folder with --out, or remove it"
+    ):
+        caches.write(tmp_path, caches.recipe(), overwrite=True)
+
+
+def test_data_without_documents_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="the data has no documents"):
         caches.make_cache(caches.recipe(), REGISTRY, tmp_path / "new", datasets=[])

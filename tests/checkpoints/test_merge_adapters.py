@@ -1,4 +1,4 @@
-"""`dreamkit merge-adapters`: the merged checkpoint computes the same, holds what differs, or is not written at all."""
+"""`dreamkit merge-adapters`: equal outputs, only changed tensors in the checkpoint, and errors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from adapted_models import (
     VARIANTS,
     adapted as adapted,
     adapters,
-    built,
+    build_model,
+    build_pipeline,
     close,
-    disturb,
+    denoising_inputs,
     outputs,
-    pipeline_of,
+    perturb_adapters,
     sources as sources,
-    to_denoise,
 )
 from dreamkit import cli
 from dreamkit.checkpoints.load import load_checkpoint, load_weights
@@ -33,33 +33,33 @@ from dreamkit.model.adapters import is_adapter
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import WITH_SOURCE
 
-# peft asks transformers' models for it
+# peft reads this attribute of transformers' models
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """Runs `dreamkit ARGUMENTS`: exit code and all that it prints."""
+    """Return a function that runs `dreamkit ARGUMENTS` and returns exit code and output."""
 
     def run(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["dreamkit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_info:
             cli.main()
-        return ended.value.code or 0, "".join(capfd.readouterr())
+        return exit_info.value.code or 0, "".join(capfd.readouterr())
 
     return run
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_merged_checkpoint_computes_the_same(run, variant: str, tmp_path: Path) -> None:
+def test_a_merged_checkpoint_has_the_same_outputs(run, variant: str, tmp_path: Path) -> None:
     sources = tiny.write_sources(tmp_path / "sources")
-    model = built(tiny.on_sources(sources, **adapters(**VARIANTS[variant])))
+    model = build_model(tiny.on_sources(sources, **adapters(**VARIANTS[variant])))
     model.set_trainable([])
-    disturb(model)
+    perturb_adapters(model)
     save_checkpoint(model, tmp_path / "checkpoint", registry=REGISTRY)
-    code, said = run("merge-adapters", tmp_path / "checkpoint", tmp_path / "merged")
-    assert code == 0, said
-    assert said.endswith(
+    code, output = run("merge-adapters", tmp_path / "checkpoint", tmp_path / "merged")
+    assert code == 0, output
+    assert output.endswith(
         f"merged the adapters of language_model, vision_encoder, image_decoder; wrote {tmp_path / 'merged'}\n"
     )
     merged, report = load_checkpoint(tmp_path / "merged", REGISTRY)
@@ -68,53 +68,53 @@ def test_a_merged_checkpoint_computes_the_same(run, variant: str, tmp_path: Path
     assert merged.recipe.model.adapters == () and merged.sources == model.sources
     close(outputs(merged), outputs(model), 5e-5)
 
-    # what differs from the sources is held, and nothing else
-    plain = built(tiny.on_sources(sources)).state_dict()
+    # only tensors that differ from the sources are saved
+    plain = build_model(tiny.on_sources(sources)).state_dict()
     for part in WITH_SOURCE:
-        held = load_file(tmp_path / f"merged/{part}.safetensors")
-        new = {name for name in held if name.startswith("new_")}
+        saved = load_file(tmp_path / f"merged/{part}.safetensors")
+        new = {name for name in saved if name.startswith("new_")}
         differing = {
-            name for name in held.keys() - new if not torch.equal(held[name], plain[f"{part}.{name}"])
+            name for name in saved.keys() - new if not torch.equal(saved[name], plain[f"{part}.{name}"])
         }
-        layers = {name for name in held.keys() - new if not name.endswith(".bias")}
+        layers = {name for name in saved.keys() - new if not name.endswith(".bias")}
         assert differing == layers and layers
         assert report.parts[part].from_source > 0
     assert not (tmp_path / "merged/adapters").exists()
 
-    # and a stage without adapters starts from it
-    load_weights(built(tiny.on_sources(sources)), tmp_path / "merged")
+    # a stage without adapters can start from it
+    load_weights(build_model(tiny.on_sources(sources)), tmp_path / "merged")
 
 
-def test_a_part_held_whole_is_merged_too(run, tmp_path: Path) -> None:
-    model = built(tiny.recipe(**adapters(("image_decoder",))))
-    disturb(model)
+def test_a_part_without_a_source_is_merged_too(run, tmp_path: Path) -> None:
+    model = build_model(tiny.recipe(**adapters(("image_decoder",))))
+    perturb_adapters(model)
     save_checkpoint(model, tmp_path / "checkpoint", registry=REGISTRY)
     assert run("merge-adapters", tmp_path / "checkpoint", tmp_path / "merged")[0] == 0
     close(outputs(load_checkpoint(tmp_path / "merged", REGISTRY)[0]), outputs(model), 5e-5)
 
 
-def test_what_cannot_be_merged_is_refused_and_nothing_written(run, tmp_path: Path) -> None:
+def test_an_impossible_merge_is_refused_and_writes_nothing(run, tmp_path: Path) -> None:
     plain, broken, out = tmp_path / "plain", tmp_path / "broken", tmp_path / "out"
-    save_checkpoint(built(tiny.recipe()), plain, registry=REGISTRY)
-    model = built(tiny.recipe(**adapters(("language_model",))))
+    save_checkpoint(build_model(tiny.recipe()), plain, registry=REGISTRY)
+    model = build_model(tiny.recipe(**adapters(("language_model",))))
     with torch.no_grad():
         next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("inf"))
     save_checkpoint(model, broken, registry=REGISTRY)
 
     assert run("merge-adapters", plain, out) == (
         2,
-        f"dreamkit: {plain}: it has no adapters, so there is nothing to merge; use it as it is\n",
+        f"dreamkit: {plain}: it has no adapters to merge; use it as it is\n",
     )
-    code, said = run("merge-adapters", broken, out)
-    assert code == 2 and f"{broken}: language_model: the adapter of " in said and "cannot be merged" in said
-    code, said = run("merge-adapters", broken, plain)
-    assert (code, said) == (2, f"dreamkit: {plain} is not empty; name a new folder\n")
-    code, said = run("merge-adapters", tmp_path / "none", out)
-    assert code == 2 and "is not a checkpoint: there is no such folder" in said
+    code, output = run("merge-adapters", broken, out)
+    assert code == 2 and f"{broken}: language_model: cannot merge the adapter of " in output
+    code, output = run("merge-adapters", broken, plain)
+    assert (code, output) == (2, f"dreamkit: {plain} is not empty; name a new folder\n")
+    code, output = run("merge-adapters", tmp_path / "none", out)
+    assert code == 2 and "is not a checkpoint: there is no such folder" in output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "plain"]
 
 
-def test_the_docs_open_adapters_and_merge_them(
+def test_the_examples_of_the_docs_read_and_merge_adapters(
     run, monkeypatch: pytest.MonkeyPatch, adapted: tuple[DreamModel, Path], sources: Path, tmp_path: Path
 ) -> None:
     page = (Path(__file__).parents[2] / "docs/checkpoints.md").read_text()
@@ -122,21 +122,21 @@ def test_the_docs_open_adapters_and_merge_them(
     language, decoder = re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
     (command,) = re.findall(r"^```sh\ndreamkit (.*?)\n```$", section, re.DOTALL | re.MULTILINE)
     model, folder = adapted
-    # folders of this name are looked for before the hub
+    # a folder of this name comes before the hub model
     shutil.copytree(sources / "language_model", tmp_path / "lmsys/vicuna-7b-v1.1")
-    pipeline_of(sources).save_pretrained(tmp_path / "stable-diffusion-v1-5/stable-diffusion-v1-5")
+    build_pipeline(sources).save_pretrained(tmp_path / "stable-diffusion-v1-5/stable-diffusion-v1-5")
     shutil.copytree(folder.parent, tmp_path / "run1/checkpoint")
     monkeypatch.chdir(tmp_path)
 
-    opened: dict[str, Any] = {}
-    exec(language, opened)
-    exec(decoder, opened)
+    namespace: dict[str, Any] = {}
+    exec(language, namespace)
+    exec(decoder, namespace)
     ids = torch.arange(24).view(2, 12)
-    noisy, timesteps, condition = to_denoise(model.image_decoder)
+    noisy, timesteps, condition = denoising_inputs(model.image_decoder)
     with torch.no_grad():
-        torch.testing.assert_close(opened["model"](ids).logits, model.language_model.library_forward(ids))
+        torch.testing.assert_close(namespace["model"](ids).logits, model.language_model.library_forward(ids))
         torch.testing.assert_close(
-            opened["pipeline"].unet(noisy, timesteps, condition.context).sample,
+            namespace["pipeline"].unet(noisy, timesteps, condition.context).sample,
             model.image_decoder.denoise(noisy, timesteps, condition, {}),
         )
     assert run(*command.split())[0] == 0 and (tmp_path / "merged/dreamkit.json").is_file()
@@ -144,5 +144,5 @@ def test_the_docs_open_adapters_and_merge_them(
 
 def test_inspect_counts_the_tensors_of_an_adapter(run, adapted: tuple[DreamModel, Path]) -> None:
     _, printed = run("inspect", adapted[1].parent)
-    held = load_file(adapted[1] / "image_decoder/adapter_model.safetensors")
-    assert re.search(rf"image_decoder .*\n  adapter +{len(held)} +\S+ (bytes|kB)", printed), printed
+    tensors = load_file(adapted[1] / "image_decoder/adapter_model.safetensors")
+    assert re.search(rf"image_decoder .*\n  adapter +{len(tensors)} +\S+ (bytes|kB)", printed), printed

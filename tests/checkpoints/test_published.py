@@ -1,6 +1,6 @@
-"""The published code's numbers, from a model imported from its checkpoint: float32 on a CPU.
+"""Equality with the published code's numbers, for models imported from its checkpoints, in float32 on a CPU.
 
-More folders of the form of those in `tests/reference` can be named in DREAMKIT_REFERENCE_DIRS, colon-separated.
+DREAMKIT_REFERENCE_DIRS may name more folders, colon-separated, in the format of those in `tests/reference`.
 """
 
 import json
@@ -37,7 +37,7 @@ TOLERANCE, IMAGE_TOLERANCE = 1e-5, 1e-4
 
 @dataclass
 class Reference:
-    """An imported model, read back from its checkpoint, beside what the published code computed."""
+    """A model imported and loaded from its checkpoint, and the numbers of the published code."""
 
     model: DreamModel
     expected: dict[str, Tensor]
@@ -45,7 +45,7 @@ class Reference:
 
     @property
     def batch(self) -> Batch:
-        """The reference's three documents, through our own sequences, with its pixels, latents and noise."""
+        """The reference's three documents in dreamkit's sequences, with the reference's pixels, latents and noise."""
         texts = self.meta["train_texts"]
         blank = PIL.new("RGB", (16, 16))
         read, draw = Image(blank), Image(blank, draw=True)
@@ -74,7 +74,7 @@ class Reference:
 
 
 @cache
-def imported(folder: Path, out: Path) -> Reference:
+def load_reference(folder: Path, out: Path) -> Reference:
     registry = Registry.load()
     import_published(folder / "checkpoint", out, registry)
     model, _ = load_checkpoint(out, registry)
@@ -83,9 +83,9 @@ def imported(folder: Path, out: Path) -> Reference:
 
 
 @cache
-def trained(folder: Path, out: Path) -> Losses:
-    """One training step's losses, gradients left on the model's parameters."""
-    reference = imported(folder, out)
+def training_losses(folder: Path, out: Path) -> Losses:
+    """Return the losses of a training step; the gradients stay on the parameters."""
+    reference = load_reference(folder, out)
     reference.model.requires_grad_(True)
     reference.model.train()
     losses = reference.model(reference.batch)
@@ -100,19 +100,19 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def reference(place: tuple[Path, Path]) -> Reference:
-    return imported(*place)
+    return load_reference(*place)
 
 
 @pytest.fixture
 def losses(place: tuple[Path, Path]) -> Losses:
-    return trained(*place)
+    return training_losses(*place)
 
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float = TOLERANCE) -> None:
     assert ours.shape == theirs.shape
     difference = (ours.detach() - theirs).abs().max().item()
     assert difference <= tolerance, (
-        f"maximum absolute difference {difference:.2e}, but at most {tolerance:.0e}"
+        f"expected a maximum absolute difference of at most {tolerance:.0e}, got {difference:.2e}"
     )
 
 
@@ -140,8 +140,8 @@ def test_logits(reference: Reference) -> None:
     model, batch = reference.model, reference.batch
     hidden = model.language_model(*model.inputs(batch))
     logits = model.language_model.logits(model.language_model.final_norm(hidden))
-    told = reference.expected["train.attention_mask"].bool()
-    close(logits[told], reference.expected["train.logits"][told])
+    mask = reference.expected["train.attention_mask"].bool()
+    close(logits[mask], reference.expected["train.logits"][mask])
 
 
 def test_lm_loss(reference: Reference, losses: Losses) -> None:
@@ -187,7 +187,7 @@ def test_gradients_of_projectors(reference: Reference, losses: Losses) -> None:
 
 
 def _layer_order(item: tuple[str, Tensor]) -> tuple[str, bool]:
-    """Layers in order, a layer's weight before its bias, as modules list their parameters."""
+    """Sort layers by name, and a layer's weight before its bias, as modules list their parameters."""
     layer, _, kind = item[0].rpartition(".")
     return layer, kind == "bias"
 
@@ -207,7 +207,7 @@ def test_dream_states(reference: Reference, key: str) -> None:
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """Sums in the order of the published run: latents reach 22, where one float32 rounding is 2e-6."""
+    """Use the published run's order of sums, since latents reach 22, where a float32 rounding is 2e-6."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -216,16 +216,16 @@ def two_threads() -> Iterator[None]:
 
 @pytest.fixture
 def drawn(reference: Reference, two_threads: None) -> tuple[Tensor, Tensor]:
-    """Final latents, and images (N, 3, H, W), from the reference's dream states.
+    """Return final latents and images (N, 3, H, W), drawn from the reference's dream states.
 
-    Ours are compared by themselves: sampling makes of the last float32 digit of a dream state ten of a latent.
+    Another test compares the dream states: drawing amplifies a difference of them tenfold.
     """
     model, meta, expected = reference.model, reference.meta, reference.expected
     generator = torch.Generator().manual_seed(meta["sampler_seed"])
     with torch.no_grad():
         condition = model.condition(expected["draw.prompt_embeds"])
         negative = model.condition(expected["draw.negative_prompt_embeds"])
-    seen: list[Tensor] = []
+    steps: list[Tensor] = []
     options = {"steps": meta["steps"], "guidance": meta["guidance_scale"]}
     latents = reference.expected["draw.initial_latents"]
     with torch.no_grad():
@@ -233,11 +233,11 @@ def drawn(reference: Reference, two_threads: None) -> tuple[Tensor, Tensor]:
             condition,
             negative,
             generators=generator,
-            on_step=lambda _, latents: seen.append(latents),
+            on_step=lambda _, latents: steps.append(latents),
             latents=latents,
             **options,
         )
-    return seen[-1], images
+    return steps[-1], images
 
 
 def test_sampled_latents(reference: Reference, drawn: tuple[Tensor, Tensor]) -> None:
@@ -250,7 +250,7 @@ def test_sampled_images(reference: Reference, drawn: tuple[Tensor, Tensor]) -> N
 
 @torch.no_grad()
 def test_images_of_prompts(reference: Reference) -> None:
-    """The whole way, from the words of a prompt to its picture."""
+    """Images drawn from prompts, through the language model."""
     model, meta, expected = reference.model, reference.meta, reference.expected
     images = model.image_decoder.draw(
         model.condition(model.dream_states(meta["prompts"])),
@@ -270,7 +270,7 @@ def test_caption_ids(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> N
     text = model.language_model.decode(prompt_ids[image_end + 1 :])
     prompt = Document((Image(PIL.new("RGB", (16, 16))), Text(text)))
     assert model.sequencer().prompt(prompt).ids == prompt_ids
-    # The reference's picture is given as pixels.
+    # the reference has the pixels of its image, but no image file
     monkeypatch.setattr(model.vision_encoder, "preprocess", lambda _: expected["caption.pixel_values"])
     count = expected["caption.output_ids"].shape[1] - len(prompt_ids)
     events = model.generate(prompt, max_tokens=count, max_images=0, ignore_eos=True)

@@ -24,13 +24,13 @@ PARTS = [f"model.{key}" for key in (*WITH_SOURCE, "visual_projector", "condition
 def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts, by the key of its section, how often a part is asked."""
     count: Counter[str] = Counter()
-    spec = Fit.spec
+    infer_spec = Fit.infer_spec
 
     def counted(self: Fit, kind: str, key: str, *args: Any, **widths: int) -> Any:
         count[key] += 1
-        return spec(self, kind, key, *args, **widths)
+        return infer_spec(self, kind, key, *args, **widths)
 
-    monkeypatch.setattr(Fit, "spec", counted)
+    monkeypatch.setattr(Fit, "infer_spec", counted)
     return count
 
 

@@ -32,7 +32,7 @@ RECIPE = {
     "generation": {"max_tokens": 2, "max_images": 0},
 }
 MODEL = ("dreamkit.model", "dreamkit.kernels", "dreamkit.plan", "dreamkit.checkpoints.load")
-TRAINING = ("dreamkit.training", "dreamkit.cache.read", "dreamkit.cache.write", "dreamkit.bench")
+TRAINING = ("dreamkit.training", "dreamkit.cache.model_check", "dreamkit.cache.write")
 TRAINERS = ("peft", "transformers.trainer")
 NETWORKS = ("transformers.modeling_utils", "diffusers.models", "timm", "sklearn")
 LIBRARIES = ("accelerate", "transformers.models", "diffusers")

@@ -1,4 +1,4 @@
-"""Writes the last section of docs/benchmarks.md anew.
+"""Rewrite the last section of docs/benchmarks.md.
 
 python tests/counts
 """

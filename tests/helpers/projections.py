@@ -1,4 +1,4 @@
-"""Cases of the query projection, computed by the operator and by the libraries' own modules.
+"""Problems of the query projection, solved by the operator and by the libraries' own modules.
 
 N images, Q queries, R rows of hidden states, D language width, C context width, P pooled width.
 """
@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -24,12 +24,12 @@ from triton_cpu import Launch, interpreted
 PACKAGE = "dreamkit.kernels.query_projection."
 KERNELS = tuple(PACKAGE + name for name in ("row_blocks", "norm", "projection"))
 EPS = 1e-5
-WIDE = st.integers(8, 40)  # so wide that the norm's gradient does not cancel in float32
+WIDE = st.integers(8, 40)  # so wide that the terms of the norm's gradient do not cancel in float32
 
 
 @contextmanager
 def kernels_run() -> Iterator[list[Launch]]:
-    """The kernels in the interpreter, the fused one also in float64, which only there it can compute."""
+    """Run the kernels in the interpreter, which also runs the fused one in float64."""
 
     def is_fused(rows: int, hidden: torch.dtype, weight: torch.dtype) -> bool:
         return rows <= FUSED_ROWS
@@ -38,8 +38,8 @@ def kernels_run() -> Iterator[list[Launch]]:
         yield launches
 
 
-class Case(NamedTuple):
-    """Arguments, and the parameters among them that learn."""
+class Problem(NamedTuple):
+    """Arguments of the query projection."""
 
     hidden: Tensor
     base: Tensor
@@ -59,8 +59,8 @@ class Case(NamedTuple):
             *(tensor for layer in layers for tensor in layer if tensor is not None),
         ]
 
-    def to(self, dtype: torch.dtype) -> Case:
-        """A copy with fresh leaves of another dtype, as the sum with random weights would be trained."""
+    def to(self, dtype: torch.dtype) -> Problem:
+        """Return a copy with fresh leaves of another dtype."""
 
         def cast(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.detach().to(dtype).requires_grad_()
@@ -72,8 +72,9 @@ class Case(NamedTuple):
             pooled=self.pooled and (cast(self.pooled[0]), cast(self.pooled[1])),
         )
 
-    def computed(self) -> tuple[Tensor, ...]:
-        found = query_projection(
+    def outputs(self) -> tuple[Tensor, ...]:
+        """Return the operator's context, and its pooled vector if there is one."""
+        context, pooled = query_projection(
             self.hidden,
             self.base,
             self.queries,
@@ -85,18 +86,18 @@ class Case(NamedTuple):
             unconditional=self.unconditional,
             pooled=self.pooled,
         )
-        assert (found[1] is None) == (self.pooled is None)
-        return found if found[1] is not None else found[:1]
+        assert (pooled is None) == (self.pooled is None)
+        return (context,) if pooled is None else (context, pooled)
 
-    def by_modules(self) -> tuple[Tensor, ...]:
-        """As the parts compute it by themselves: indexing, the language model's norm, linear layers."""
+    def module_outputs(self) -> tuple[Tensor, ...]:
+        """Compute the same as the parts do: indexing, the language model's norm, linear layers."""
         norm = (Gemma2RMSNorm if self.offset else LlamaRMSNorm)(self.hidden.shape[-1], eps=EPS)
         base = self.base
         if self.drop is not None:
             base = torch.where(self.drop, self.unconditional, base)
         rows = base[:, None] + torch.arange(self.queries, device=base.device)
         hidden = self.hidden.flatten(0, -2)
-        if hidden.dtype == torch.float64:  # their norms compute in float32
+        if hidden.dtype == torch.float64:  # the libraries' norms compute in float32
             x = hidden[rows]
             x = x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * (self.offset + self.norm_weight)
         else:
@@ -104,20 +105,19 @@ class Case(NamedTuple):
             norm.weight = self.norm_weight
             x = norm(hidden[rows])
         pooled = () if self.pooled is None else (F.linear(x.mean(1), *self.pooled),)
-        stack: list[nn.Module] = []
         context = x
         for index, (weight, bias) in enumerate(self.layers):
-            stack = [nn.GELU()] if index else []
-            context = F.linear(nn.Sequential(*stack)(context), weight, bias)
+            context = F.linear(F.gelu(context) if index else context, weight, bias)
         return context, *pooled
 
     def gradients(self, outputs: tuple[Tensor, ...]) -> list[Tensor]:
+        """Return the gradients of the leaves, for fixed random gradients of the outputs."""
         generator = torch.Generator().manual_seed(7)
         seeds = [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out) for out in outputs]
         return list(torch.autograd.grad(outputs, self.leaves(), seeds))
 
 
-def case(
+def make_problem(
     images: int = 2,
     queries: int = 3,
     dim: int = 5,
@@ -135,15 +135,15 @@ def case(
     dtype: torch.dtype = torch.float64,
     device: str = "cpu",
     seed: int = 0,
-) -> Case:
-    """Blocks in any order with `spare` rows behind each; the last block is the unconditional one."""
+) -> Problem:
+    """Make blocks in random order with `spare` rows after each; the last block is the unconditional one."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int, scale: float = 1.0) -> Tensor:
         return (scale * torch.randn(*shape, generator=generator, dtype=torch.float64)).to(device, dtype)
 
-    def apart(vector: Tensor) -> Tensor:
-        """The same numbers, but not side by side, where they are to be so."""
+    def spread(vector: Tensor) -> Tensor:
+        """Return the same numbers with a stride of 2 if `strided`."""
         return torch.stack([vector, vector], 1)[:, 0] if strided else vector
 
     rows = (images + 1) * (queries + spare)
@@ -155,24 +155,24 @@ def case(
     if twice and images > 1:
         base[-1] = base[0]
     dropped = (torch.rand(images, generator=generator) < 0.5).to(device) if drop else None
-    layers = [(random(width, dim, scale=dim**-0.5), apart(random(width)) if bias else None)]
+    layers = [(random(width, dim, scale=dim**-0.5), spread(random(width)) if bias else None)]
     if second:
         layers.append((random(3, width, scale=width**-0.5), random(3) if bias else None))
-    return Case(
+    return Problem(
         hidden,
-        apart(base.to(device)),
+        spread(base.to(device)),
         queries,
-        apart(random(dim) + 1 - offset),
+        spread(random(dim) + 1 - offset),
         offset,
         layers,
-        None if dropped is None else apart(dropped),
+        None if dropped is None else spread(dropped),
         bases[-1].to(device) if drop else None,
         (random(2, dim), random(2) if bias else None) if pooled else None,
     ).to(dtype)
 
 
-def cases(**fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
-    drawn = {
+def problems(**fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[Problem]:
+    strategies = {
         "images": st.integers(0, 3),
         "queries": st.integers(1, 5),
         "dim": st.integers(1, 40),
@@ -186,21 +186,22 @@ def cases(**fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
         },
         **fixed,
     }
-    return st.builds(case, **drawn)
+    return st.builds(make_problem, **strategies)
 
 
-def check(given: Case) -> None:
-    found, expected = given.computed(), given.by_modules()
-    assert [out.shape for out in found] == [out.shape for out in expected]
-    assert [out.dtype for out in found] == [out.dtype for out in expected]
+def check(problem: Problem) -> None:
+    """Compare the operator with the modules: shapes, dtypes, values and gradients."""
+    actual, expected = problem.outputs(), problem.module_outputs()
+    assert [out.shape for out in actual] == [out.shape for out in expected]
+    assert [out.dtype for out in actual] == [out.dtype for out in expected]
     for own, other in zip(
-        [*found, *given.gradients(found)], [*expected, *given.gradients(expected)], strict=True
+        [*actual, *problem.gradients(actual)], [*expected, *problem.gradients(expected)], strict=True
     ):
         assert error(own, other) < (1e-10 if own.dtype == torch.float64 else 1e-5)
 
 
-def error(found: Tensor, wanted: Tensor) -> float:
-    """||found - wanted|| / ||wanted||, or 0 where both are zero."""
-    found, wanted = found.detach().double(), wanted.detach().double()
-    difference = (found - wanted).norm()
-    return 0.0 if difference == 0 else float(difference / wanted.norm())  # NaN is no small number
+def error(actual: Tensor, expected: Tensor) -> float:
+    """Return ||actual - expected|| / ||expected||, or 0 if both are zero; NaN is not below any bound."""
+    actual, expected = actual.detach().double(), expected.detach().double()
+    difference = (actual - expected).norm()
+    return 0.0 if difference == 0 else float(difference / expected.norm())

@@ -1,8 +1,8 @@
-"""Triton kernels where there is no GPU: run by Triton's interpreter, or compiled for a GPU that is not there.
+"""Triton kernels without a GPU: run by Triton's interpreter, or compiled for a GPU.
 
-Both replace, for a while, the kernels of the named modules, and leave the functions that launch them as they are:
-`interpreted` runs what they launch on CPU tensors, `recorded` notes it, and `compiled` compiles what was noted, with
-the types, alignments and options that the launch itself would have had.
+`interpreted` and `recorded` replace the kernels of the named modules for the time of a block. The functions that launch
+them stay unchanged. `interpreted` runs each launch on CPU tensors, `recorded` only records it. `compiled` compiles a
+recorded launch with its types, alignments and options.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from triton.runtime.jit import JITFunction
 from dreamkit import kernels
 
 AMPERE, HOPPER = 80, 90
-SHARED = 99 * 1024  # bytes of shared memory that every GPU since an A100 gives to a program
+SHARED = 99 * 1024  # bytes of shared memory of a program on every GPU since the A100
 
 
 @dataclass
 class Launch:
-    """A kernel, its grid, and the arguments it was launched with (options such as `num_warps` among them)."""
+    """A kernel, its grid, and the arguments of its launch, including options such as `num_warps`."""
 
     kernel: JITFunction
     grid: tuple[int, ...]
@@ -44,9 +44,8 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What a compiled kernel is made of: instructions for tensor cores and those that spill registers, and its bytes
-    of shared memory."""
+class MachineCode:
+    """Numbers of a compiled kernel's tensor-core instructions and register spills, and its bytes of shared memory."""
 
     tensor_core: int
     spills: int
@@ -55,14 +54,14 @@ class Machine:
 
 @contextmanager
 def interpreted(*modules: str) -> Iterator[list[Launch]]:
-    """Runs the kernels of `modules` in Triton's interpreter, on CPU tensors; yields what was launched so far.
+    """Run the kernels of `modules` in Triton's interpreter, on CPU tensors; yield the list of launches.
 
-    `usable` is true meanwhile, so the operators take their kernels. bfloat16 arithmetic is wrong in the interpreter.
+    `usable` is true inside the block, so the operators use their kernels. The interpreter computes bfloat16 wrongly.
     """
     launches: list[Launch] = []
 
     class Interpreted(InterpretedFunction):
-        rewritten_fn: dict[Callable, Callable] = {}  # noqa: RUF012 (its own: rewriting leaves names that are restored)
+        rewritten_fn: dict[Callable, Callable] = {}  # noqa: RUF012 (not the shared one, whose kernels refer to restored names)
 
         def __init__(self, kernel: JITFunction) -> None:
             super().__init__(kernel.fn)
@@ -72,20 +71,20 @@ def interpreted(*modules: str) -> Iterator[list[Launch]]:
             launches.append(_launch(self.kernel, grid, args, kwargs))
             super().run(*args, grid=grid, warmup=warmup, **kwargs)
 
-    patch = interpreter._patch_lang
+    patch_lang = interpreter._patch_lang
 
     def patched(function: Callable) -> Any:
-        scope = patch(function)
-        # Triton 3.6's own fails with a NumPy that makes no number of an array of one
+        scope = patch_lang(function)
+        # Triton 3.6's own fails with a NumPy that does not convert an array of one element to a number
         tl.tensor.__index__ = lambda tensor: tensor.handle.data.item()
         return scope
 
-    # First: what is imported inside would stay interpreted
+    # imported first: a module imported inside the block would keep interpreted kernels
     spaces = [import_module(name) for name in modules]
     with ExitStack() as stack:
         stack.enter_context(triton.knobs.runtime.scope())
         triton.knobs.runtime.interpret = True
-        # Helpers that Triton itself writes in Triton, such as tl.sum, and what the interpreter patches for good
+        # Triton's helpers written in Triton, such as tl.sum, and the namespaces that the interpreter patches for good
         for space in (tl, tl.core, tl.math, tl.standard, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base):
             stack.enter_context(_restoring(space))
         stack.enter_context(_restoring(interpreter))
@@ -99,7 +98,7 @@ def interpreted(*modules: str) -> Iterator[list[Launch]]:
 
 @contextmanager
 def recorded(*modules: str) -> Iterator[list[Launch]]:
-    """Notes what is launched of the kernels of `modules`, and runs none: for tensors on the meta device."""
+    """Record the launches of the kernels of `modules` without running them: for tensors on the meta device."""
     launches: list[Launch] = []
 
     class Recorded:
@@ -110,15 +109,15 @@ def recorded(*modules: str) -> Iterator[list[Launch]]:
             return lambda *args, **kwargs: launches.append(_launch(self.kernel, grid, args, kwargs))
 
     with ExitStack() as stack:
-        for module in [import_module(name) for name in modules]:  # all, before one is changed
+        for module in [import_module(name) for name in modules]:  # all are imported before one is changed
             stack.enter_context(_restoring(module))
             _replace(module, Recorded)
         stack.enter_context(_kernels_usable())
         yield launches
 
 
-def compiled(launch: Launch, capability: int) -> Machine:
-    """The machine code that `launch` would run on a GPU of `capability` (80: A100, 90: H100 and H200)."""
+def compiled(launch: Launch, capability: int) -> MachineCode:
+    """Compile the machine code of `launch` for a GPU of `capability` (80: A100, 90: H100 and H200)."""
     kernel = launch.kernel
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
@@ -139,29 +138,29 @@ def compiled(launch: Launch, capability: int) -> Machine:
         kernel,
         tuple(signature.items()),
         tuple(constants.items()),
-        tuple((path, tuple(map(tuple, found))) for path, found in attributes.items()),
+        tuple((path, tuple(map(tuple, pairs))) for path, pairs in attributes.items()),
     )
     return _compiled(source, capability, tuple(sorted(options.items())))
 
 
 @cache
-def _compiled(source: tuple, capability: int, options: tuple) -> Machine:
+def _compiled(source: tuple, capability: int, options: tuple) -> MachineCode:
     kernel, signature, constants, attributes = source
-    made = triton.compile(
+    kernel_code = triton.compile(
         triton.compiler.ASTSource(
             kernel,
             dict(signature),
             dict(constants),
-            {path: [list(pair) for pair in found] for path, found in attributes},
+            {path: [list(pair) for pair in pairs] for path, pairs in attributes},
         ),
         target=GPUTarget("cuda", capability, 32),
         options=dict(options),
     )
-    lines = made.asm["sass"].splitlines()
-    return Machine(
+    lines = kernel_code.asm["sass"].splitlines()
+    return MachineCode(
         tensor_core=sum("HMMA" in line or "HGMMA" in line for line in lines),
         spills=sum("STL" in line or "LDL" in line for line in lines),
-        shared=made.metadata.shared,
+        shared=kernel_code.metadata.shared,
     )
 
 
@@ -172,7 +171,7 @@ def _launch(kernel: JITFunction, grid: tuple[int, ...], args: tuple, kwargs: dic
     }
     arguments = {**missing, **dict(zip(names, args, strict=False)), **kwargs}
     absent = [name for name in names if name not in arguments]
-    assert not absent, f"{kernel.__name__} is launched without {absent}"
+    assert not absent, f"{kernel.__name__} launched without {absent}"
     assert all(
         isinstance(value, Tensor | int | float | tl.dtype | str | None) for value in arguments.values()
     )
@@ -187,7 +186,7 @@ def _replace(space: Any, make: Callable[[JITFunction], Any]) -> None:
 
 @contextmanager
 def _restoring(space: Any) -> Iterator[None]:
-    """The names that a module or a class has before, with their values, are those it has after."""
+    """Restore the names and values of a module or class after the block."""
     before = dict(vars(space))
     try:
         yield
@@ -201,10 +200,10 @@ def _restoring(space: Any) -> Iterator[None]:
 
 @contextmanager
 def _kernels_usable() -> Iterator[None]:
-    asked = kernels.usable
+    real_usable = kernels.usable
     with ExitStack() as stack:
         for name, module in list(sys.modules.items()):
-            if name.startswith(kernels.__name__) and vars(module).get("usable") is asked:
+            if name.startswith(kernels.__name__) and vars(module).get("usable") is real_usable:
                 stack.enter_context(_restoring(module))
                 module.usable = lambda tensor: True  # type: ignore[attr-defined]
         yield

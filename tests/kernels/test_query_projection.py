@@ -1,4 +1,4 @@
-"""The fused query projection: kernels, reference and what the libraries' own modules compute agree.
+"""The fused query projection: kernels and reference agree with the libraries' own modules.
 
 N images, Q queries, R rows of hidden states, D language width, C context width, P pooled width.
 """
@@ -17,167 +17,175 @@ from torch.utils.flop_counter import FlopCounterMode
 from dreamkit.kernels.query_projection import op
 from dreamkit.kernels.query_projection.row_blocks import Blocks
 from dreamkit.kernels.query_projection.tiles import FUSED_ROWS, is_fused, tile
-from projections import EPS, KERNELS, WIDE, Case, case, cases, check, error, kernels_run
+from projections import EPS, KERNELS, WIDE, Problem, check, error, kernels_run, make_problem, problems
 from triton_cpu import AMPERE, HOPPER, SHARED, compiled, recorded
 
 
 @settings(max_examples=25, deadline=None)
-@given(cases())
-def test_the_kernels_are_what_the_modules_compute(given: Case) -> None:
+@given(problems())
+def test_the_kernels_agree_with_the_modules(problem: Problem) -> None:
     with kernels_run() as launches:
-        check(given)
-    assert given.base.numel() or not launches
+        check(problem)
+    assert problem.base.numel() or not launches
 
 
 @settings(max_examples=10, deadline=None)
-@given(cases(dtype=st.just(torch.float32), dim=WIDE))
-def test_the_kernels_in_float32(given: Case) -> None:
+@given(problems(dtype=st.just(torch.float32), dim=WIDE))
+def test_the_kernels_agree_with_the_modules_in_float32(problem: Problem) -> None:
     with kernels_run():
-        check(given)
+        check(problem)
 
 
 @settings(max_examples=40, deadline=None)
-@given(cases() | cases(dtype=st.just(torch.float32), dim=WIDE))
-def test_the_reference_is_what_the_modules_compute(given: Case) -> None:
-    check(given)
+@given(problems() | problems(dtype=st.just(torch.float32), dim=WIDE))
+def test_the_reference_agrees_with_the_modules(problem: Problem) -> None:
+    check(problem)
 
 
 @pytest.mark.parametrize("images", [1, 4])
 @pytest.mark.parametrize("drop", [False, True])
 def test_dropped_images_share_one_block(images: int, drop: bool) -> None:
-    """The unconditional rows take the gradients of all of them, and the rows of dropped images none."""
-    given = case(images, drop=True)._replace(drop=torch.full((images,), drop))
-    found = []
+    """The unconditional rows have the gradient of all dropped images; the images' own rows have none."""
+    problem = make_problem(images, drop=True)._replace(drop=torch.full((images,), drop))
+    grads = []
     for context in (nullcontext(), kernels_run()):
         with context:
-            (out,) = given.computed()
-            (grad,) = torch.autograd.grad(out.square().sum(), given.hidden)
+            (out,) = problem.outputs()
+            (grad,) = torch.autograd.grad(out.square().sum(), problem.hidden)
         assert (error(out[:1].expand_as(out), out) < 1e-12) is (drop or images == 1)
         used = set(grad.abs().sum(1).nonzero().flatten().tolist())
-        bases = [given.unconditional] if drop else given.base
+        bases = [problem.unconditional] if drop else problem.base
         assert used == {int(base) + query for base in bases for query in range(3)}
-        found.append(grad)
-    assert error(*found) < 1e-12
+        grads.append(grad)
+    assert error(*grads) < 1e-12
 
 
-def test_launches() -> None:
-    """One, or two where the sum over D is split; backward adds what is learned and nothing else."""
+def test_a_frozen_tensor_costs_no_launch() -> None:
+    """The forward pass has one launch, or two if the sum over D is split."""
 
-    def names(given: Case, *learned: Tensor) -> list[str]:
-        for leaf in given.leaves():
-            leaf.requires_grad_(any(leaf is each for each in learned))
+    def names(problem: Problem, *trained: Tensor) -> list[str]:
+        for leaf in problem.leaves():
+            leaf.requires_grad_(any(leaf is each for each in trained))
         with kernels_run() as launches:
-            out = sum(each.sum() for each in given.computed())
-            if learned:
+            out = sum(each.sum() for each in problem.outputs())
+            if trained:
                 out.backward()
         return [launch.name for launch in launches]
 
-    small, long = case(dim=32), case(dim=32 * 8)
+    small, long = make_problem(dim=32), make_problem(dim=32 * 8)
     assert names(small) == ["project"]
     assert names(long) == ["project", "finish"]
-    assert names(case(pooled=True)) == ["norm_rows"]
-    assert names(case(1, FUSED_ROWS + 1, 1)) == ["norm_rows"]
+    assert names(make_problem(pooled=True)) == ["norm_rows"]
+    assert names(make_problem(1, FUSED_ROWS + 1, 1)) == ["norm_rows"]
     assert names(small, small.hidden) == ["project", "scatter_rows"]
     assert names(small, small.norm_weight) == ["project", "sum_norm_weight"]
     assert names(small, small.layers[0][1]) == ["project"]
     assert names(small, small.layers[0][0]) == ["project", "norm_rows"]
 
 
-def test_the_sum_over_the_width_is_split() -> None:
+def test_a_split_sum_over_the_width_agrees_with_the_modules() -> None:
     for dtype in (torch.float32, torch.float64):
-        given = case(2, 3, 32 * 9 + 5, 33, dtype=dtype, strided=True, drop=True)
+        problem = make_problem(2, 3, 32 * 9 + 5, 33, dtype=dtype, strided=True, drop=True)
         with kernels_run() as launches:
-            check(given)
+            check(problem)
         assert launches[0].arguments["SPLITS"] > 1 and launches[1].name == "finish"
 
 
-def test_more_rows_than_a_program_takes() -> None:
-    """Of the product, and of the sum for the norm's weight, whose parts are uneven."""
-    given = case(5, 15, 3, 35, drop=True, twice=True)
+def test_more_rows_than_one_program_takes_agree_with_the_modules() -> None:
+    """Both the product and the sum for the norm's weight, whose parts are uneven, need several programs."""
+    problem = make_problem(5, 15, 3, 35, drop=True, twice=True)
     with kernels_run():
-        check(given)
+        check(problem)
 
 
 @pytest.mark.parametrize("triton", [True, False])
 @pytest.mark.parametrize("shape", [{"pooled": True}, {"drop": True, "offset": 1.0}], ids=str)
-def test_gradients_are_those_of_small_differences(shape: dict[str, Any], triton: bool) -> None:
-    given = case(2, 2, 3, 2, second=True, **shape)
+def test_gradients_agree_with_finite_differences(shape: dict[str, Any], triton: bool) -> None:
+    problem = make_problem(2, 2, 3, 2, second=True, **shape)
 
-    def computed(*leaves: Tensor) -> tuple[Tensor, ...]:
+    def outputs(*leaves: Tensor) -> tuple[Tensor, ...]:
         hidden, norm, w1, b1, w2, b2, *pooled = leaves
-        return given._replace(
+        return problem._replace(
             hidden=hidden, norm_weight=norm, layers=[(w1, b1), (w2, b2)], pooled=tuple(pooled) or None
-        ).computed()
+        ).outputs()
 
     with kernels_run() if triton else nullcontext():
-        assert torch.autograd.gradcheck(computed, given.leaves(), fast_mode=True)
+        assert torch.autograd.gradcheck(outputs, problem.leaves(), fast_mode=True)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
 @pytest.mark.parametrize("drop", [True, False])
-def test_the_operators_are_registered_soundly(drop: bool) -> None:
-    given = case(drop=drop, dtype=torch.float32)
-    norm = (given.hidden, given.base, given.drop, given.unconditional, 3, given.norm_weight, EPS, 1.0)
-    torch.library.opcheck(op.query_projection, (*norm, *given.layers[0]))
+def test_the_operators_pass_opcheck(drop: bool) -> None:
+    problem = make_problem(drop=drop, dtype=torch.float32)
+    norm = (
+        problem.hidden,
+        problem.base,
+        problem.drop,
+        problem.unconditional,
+        3,
+        problem.norm_weight,
+        EPS,
+        1.0,
+    )
+    torch.library.opcheck(op.query_projection, (*norm, *problem.layers[0]))
     torch.library.opcheck(op.query_states, (*norm, torch.float64))
     grad, rstd = torch.randn(2, 3, 5), torch.rand(2, 3)
     tensors = [each if each is None else each.detach() for each in norm[:4]]
-    for wanted in ((True, True), (True, False), (False, True)):
+    for needed in ((True, True), (True, False), (False, True)):
         torch.library.opcheck(
-            op.query_states_backward, (grad, *tensors, given.norm_weight.detach(), rstd, 1.0, *wanted)
+            op.query_states_backward, (grad, *tensors, problem.norm_weight.detach(), rstd, 1.0, *needed)
         )
 
 
 @pytest.mark.parametrize("shape", [{"pooled": True}, {"drop": True, "second": True}], ids=str)
 @pytest.mark.parametrize("triton", [True, False])
-def test_compiled_without_a_break(shape: dict[str, Any], triton: bool) -> None:
-    given = case(**shape)
+def test_torch_compile_has_no_graph_break(shape: dict[str, Any], triton: bool) -> None:
+    problem = make_problem(**shape)
     torch.compiler.reset()
     with kernels_run() if triton else nullcontext():
-        wanted = given.computed()
-        found = torch.compile(lambda: given.computed(), backend="aot_eager", fullgraph=True)()
+        expected = problem.outputs()
+        actual = torch.compile(lambda: problem.outputs(), backend="aot_eager", fullgraph=True)()
         for own, other in zip(
-            [*found, *given.gradients(found)], [*wanted, *given.gradients(wanted)], strict=True
+            [*actual, *problem.gradients(actual)], [*expected, *problem.gradients(expected)], strict=True
         ):
             assert error(own, other) < 1e-12
 
 
-def test_operations_are_counted() -> None:
-    given = case(2, 3, 5, 4)
-    wanted = 2 * (2 * 3) * 5 * 4
+def test_the_flop_counter_counts_the_product() -> None:
+    problem = make_problem(2, 3, 5, 4)
+    expected = 2 * (2 * 3) * 5 * 4
     for context in (nullcontext(), kernels_run()):
         with context, FlopCounterMode(display=False) as counter:
-            (out,) = given.computed()
-            assert counter.get_total_flops() == wanted
+            (out,) = problem.outputs()
+            assert counter.get_total_flops() == expected
             out.sum().backward()
-        assert counter.get_total_flops() == 3 * wanted
+        assert counter.get_total_flops() == 3 * expected
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_autocast(dtype: torch.dtype) -> None:
-    """Weights learn in their own dtype; the context has autocast's."""
-    given = case(second=True, pooled=True, dtype=torch.float32)
+def test_the_context_has_autocast_s_dtype_and_gradients_have_the_weights_dtype(dtype: torch.dtype) -> None:
+    problem = make_problem(second=True, pooled=True, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        found, wanted = given.computed(), given.by_modules()
-    exact = given.to(torch.float64)
-    reference = exact.by_modules()
+        actual, expected = problem.outputs(), problem.module_outputs()
+    exact = problem.to(torch.float64)
+    reference = exact.module_outputs()
     bound = 2e-2 if dtype == torch.bfloat16 else 1e-5
-    for own, other, true in zip(found, wanted, reference, strict=True):
+    for own, other, true in zip(actual, expected, reference, strict=True):
         assert own.dtype == other.dtype == dtype and error(own, true) < bound
     for own, leaf, true in zip(
-        given.gradients(found), given.leaves(), exact.gradients(reference), strict=True
+        problem.gradients(actual), problem.leaves(), exact.gradients(reference), strict=True
     ):
         assert own.dtype == leaf.dtype and error(own, true) < bound
 
 
 @pytest.mark.parametrize("norm", ["llama", "gemma"])
-def test_rounding_is_no_worse_than_the_libraries(norm: str) -> None:
-    given = case(2, 8, 64, 32, offset=float(norm == "gemma"), dtype=torch.bfloat16)
-    exact = given.to(torch.float64).by_modules()[0]
-    assert error(given.computed()[0], exact) <= 1.05 * error(given.by_modules()[0], exact)
+def test_rounding_errors_are_no_larger_than_the_libraries(norm: str) -> None:
+    problem = make_problem(2, 8, 64, 32, offset=float(norm == "gemma"), dtype=torch.bfloat16)
+    exact = problem.to(torch.float64).module_outputs()[0]
+    assert error(problem.outputs()[0], exact) <= 1.05 * error(problem.module_outputs()[0], exact)
 
 
-def test_which_path_is_taken() -> None:
+def test_few_rows_are_fused_and_tiles_fill_a_gpu() -> None:
     half, full = torch.bfloat16, torch.float32
     assert is_fused(256, half, half) and is_fused(256, full, half) and not is_fused(257, half, half)
     for dtypes in ((torch.float16, torch.float16), (full, torch.float64), (torch.float64, torch.float64)):
@@ -213,10 +221,10 @@ def test_the_product_runs_on_tensor_cores_without_spills(capability: int) -> Non
         full = [each.float() for each in (hidden, norm, weight)]
         projection.query_projection(full[0], blocks, 64, full[1], EPS, 0.0, full[2], None)
     for launch in launches:
-        made = compiled(launch, capability)
-        assert made.spills == 0 and made.shared <= SHARED, launch
+        code = compiled(launch, capability)
+        assert code.spills == 0 and code.shared <= SHARED, launch
         is_half = launch.name == "project" and launch.arguments["weight"].dtype == half
-        assert (made.tensor_core > 0) is is_half, launch
+        assert (code.tensor_core > 0) is is_half, launch
 
 
 @pytest.mark.parametrize("capability", [AMPERE, HOPPER])
@@ -240,14 +248,16 @@ def test_the_norm_and_its_gradients_do_not_spill(capability: int, dtype: torch.d
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("images", [1, 4, 40])
 @pytest.mark.parametrize("pooled", [False, True])
-def test_on_a_gpu(dtype: torch.dtype, images: int, pooled: bool) -> None:
-    given = case(
+def test_on_a_gpu_runs_are_identical_and_close_to_float64(
+    dtype: torch.dtype, images: int, pooled: bool
+) -> None:
+    problem = make_problem(
         images, 64, 1000, 260, dtype=dtype, device="cuda", second=True, drop=True, twice=True, pooled=pooled
     )
-    exact = given.to(torch.float64)
-    found, again, wanted = given.computed(), given.computed(), exact.by_modules()
+    exact = problem.to(torch.float64)
+    actual, again, expected = problem.outputs(), problem.outputs(), exact.module_outputs()
     bound = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
-    all_found, all_again = [*found, *given.gradients(found)], [*again, *given.gradients(again)]
-    for own, other, true in zip(all_found, all_again, [*wanted, *exact.gradients(wanted)], strict=True):
+    first, second = [*actual, *problem.gradients(actual)], [*again, *problem.gradients(again)]
+    for own, other, true in zip(first, second, [*expected, *exact.gradients(expected)], strict=True):
         assert torch.equal(own, other), "runs differ"
         assert error(own, true) < bound

@@ -1,4 +1,4 @@
-"""The helpers by which kernels are tested without a GPU: `tests/helpers/triton_cpu.py`."""
+"""Tests of `tests/helpers/triton_cpu.py`, which runs and compiles kernels without a GPU."""
 
 import pytest
 import torch
@@ -39,8 +39,8 @@ def test_a_kernel_and_its_helpers_are_interpreted(dtype):
     a, b = torch.randn(2, 5, 5, dtype=dtype)
     with interpreted(__name__) as launches:
         out = product(a, b, num_warps=2)
-    wanted = 2 * a @ b
-    torch.testing.assert_close(out, wanted + wanted.sum(1, keepdim=True))
+    expected = 2 * a @ b
+    torch.testing.assert_close(out, expected + expected.sum(1, keepdim=True))
     assert [(launch.name, launch.grid) for launch in launches] == [("product_kernel", (1,))]
     assert launches[0].arguments["num_warps"] == 2 and launches[0].arguments["PARTS"] == 1
     assert product_kernel is kernel and vars(tl)["sum"] is total and not triton.knobs.runtime.interpret
@@ -52,6 +52,6 @@ def test_a_launch_is_compiled_ahead_of_time(capability):
     with recorded(__name__) as launches:
         product(a, a, block=64, num_warps=4)
         product(a.float(), a.float(), block=32, num_warps=1, maxnreg=32)
-    by_tensor_cores, spilling = (compiled(launch, capability) for launch in launches)
-    assert by_tensor_cores.tensor_core > 0 and by_tensor_cores.spills == 0
+    on_tensor_cores, spilling = (compiled(launch, capability) for launch in launches)
+    assert on_tensor_cores.tensor_core > 0 and on_tensor_cores.spills == 0
     assert spilling.tensor_core == 0 and spilling.spills > 0

@@ -1,4 +1,4 @@
-"""Plans of every part: each is followed without data, and its parameters are counted as they are built."""
+"""Plans of every part: its step runs without data, and its parameters are those of the built part."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ USUAL = Combination("clip", "llama", "linear", "stable-diffusion (epsilon)")
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize(("key", "name"), [(key, name) for key, named in PARTS.items() for name in named])
 def test_every_part_is_planned(key: str, name: str) -> None:
-    made = recipe_from_dict(recipe(USUAL._replace(**{key: name}), PARTS), REGISTRY)
-    model = build(fit(made, REGISTRY))
-    model.set_trainable(made.train.trainable)
-    planned = plan(made, REGISTRY)
-    counted = {part.part: (part.parameters, part.trainable) for part in planned.parts}
+    loaded = recipe_from_dict(recipe(USUAL._replace(**{key: name}), PARTS), REGISTRY)
+    model = build(fit(loaded, REGISTRY))
+    model.set_trainable(loaded.train.trainable)
+    estimate = plan(loaded, REGISTRY)
+    counted = {part.part: (part.parameters, part.trainable) for part in estimate.parts}
     rows = {id(row) for row in model.language_model.added_token_parameters()}
     for part_name, part in model.parts().items():
         own = [each for each in part.parameters() if id(each) not in rows]
-        learned = sum(each.numel() for each in own if each.requires_grad)
-        assert counted[part_name] == (sum(each.numel() for each in own), learned)
-    assert planned.memory.peak > 0 and planned.flops > 0
+        trained = sum(each.numel() for each in own if each.requires_grad)
+        assert counted[part_name] == (sum(each.numel() for each in own), trained)
+    assert estimate.memory.peak > 0 and estimate.flops > 0

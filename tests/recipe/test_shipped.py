@@ -1,4 +1,4 @@
-"""The shipped recipes: each of them checks, with each part swapped, and has the numbers of the paper."""
+"""The shipped recipes: each is valid, also with other parts, and has the numbers of the paper."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def recipe(registry: Registry, name: str, *swaps: str | None) -> Recipe:
     return load_recipe(name, [f"dreamllm/with/{swap}" for swap in swaps if swap], registry)
 
 
-def test_recipes_are_found_recursively(registry: Registry) -> None:
+def test_every_recipe_in_the_folder_is_shipped(registry: Registry) -> None:
     folder = Path(__file__).parents[2] / "recipes"
     files = {file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml")}
     assert files <= SHIPPED.keys()
@@ -41,30 +41,30 @@ def test_recipes_are_found_recursively(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_recipe_checks(registry: Registry, name: str) -> None:
-    """As it is, or laid over a stage where it is no stage of its own."""
+def test_every_shipped_recipe_is_valid(registry: Registry, name: str) -> None:
+    """Recipes in `with/` are merged over a stage."""
     if name.endswith("/base"):
         problems = draft_recipe(name, (), registry)[1]
         assert {problem.key for problem in problems} <= {"train", "train.trainable", "train.steps"}
         return
-    made = (
+    loaded = (
         recipe(registry, "dreamllm/paper/stage2", Path(name).name)
         if "/with/" in name
         else load_recipe(name, (), registry)
     )
-    assert made.train.trainable and made.data
-    assert fit(made, registry).problems == []
+    assert loaded.train.trainable and loaded.data
+    assert fit(loaded, registry).problems == []
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_headers_give_a_command_that_names_the_recipe(name: str) -> None:
+def test_the_header_ends_with_a_command_that_names_the_recipe(name: str) -> None:
     lines = itertools.takewhile(lambda line: line.startswith("# "), SHIPPED[name].read_text().splitlines())
     *_, last = lines
     assert name.endswith("/base") or name in last.split(), last
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_headers_begin_with_a_sentence_that_fits_into_a_list(registry: Registry, name: str) -> None:
+def test_the_header_begins_with_a_short_sentence(registry: Registry, name: str) -> None:
     summary = registry.shipped_recipes()[name].summary
     assert summary.endswith(".") and len(summary) <= 48
     assert SHIPPED[name].read_text().startswith(f"# {summary}\n")
@@ -72,17 +72,17 @@ def test_headers_begin_with_a_sentence_that_fits_into_a_list(registry: Registry,
 
 @pytest.mark.parametrize("swaps", list(itertools.product(*WITH.values())), ids=str)
 def test_parts_swap_in_every_stage(registry: Registry, swaps: tuple[str | None, ...]) -> None:
-    """Every one of them checks, and learns what it learned before, but for what an adapter learns in its place."""
+    """Each combination is valid and trains the same parts, except that an adapter replaces its part."""
     stages = STAGES[2:] if "lora" in swaps else STAGES
     for whose, stage in itertools.product(("paper", "released"), stages):
-        made, plain = (recipe(registry, f"dreamllm/{whose}/{stage}", *names) for names in (swaps, ()))
-        in_place = {adapter.target for adapter in made.model.adapters}
-        assert in_place == ({"language_model"} if "lora" in swaps else set())
-        assert set(made.train.trainable) == set(plain.train.trainable) - in_place
-        assert fit(made, registry).problems == []
+        swapped, plain = (recipe(registry, f"dreamllm/{whose}/{stage}", *names) for names in (swaps, ()))
+        adapted = {adapter.target for adapter in swapped.model.adapters}
+        assert adapted == ({"language_model"} if "lora" in swaps else set())
+        assert set(swapped.train.trainable) == set(plain.train.trainable) - adapted
+        assert fit(swapped, registry).problems == []
 
 
-def test_the_numbers_of_the_paper(registry: Registry) -> None:
+def test_recipes_have_the_numbers_of_the_paper(registry: Registry) -> None:
     """Table of arXiv 2309.11499's appendix, and the released configs; steps are documents over the global batch."""
     rows = {
         # stage: (documents in thousands, epochs, learning rate, (lm, vm)) of the paper, and documents as released
@@ -93,21 +93,21 @@ def test_the_numbers_of_the_paper(registry: Registry) -> None:
     }
     for stage, (documents, epochs, rate, loss, released) in rows.items():
         for whose, total, batch in (("paper", documents * epochs, 8), ("released", released, 16)):
-            made = recipe(registry, f"dreamllm/{whose}/{stage}")
-            train = made.train
+            loaded = recipe(registry, f"dreamllm/{whose}/{stage}")
+            train = loaded.train
             assert train.batch_size == batch
             assert train.steps == pytest.approx(total * 1000 / (batch * 128), rel=0.005)
             assert train.warmup == pytest.approx(0.003 * train.steps, abs=1)
             assert (train.learning_rate, train.weight_decay, train.schedule) == (rate, 0, "cosine")
-            assert (train.max_length, made.model.dream_queries) == (2048, 64)
-            assert (made.loss.lm, made.loss.denoising) == loss
-            learns = "language_model" in train.trainable
-            assert learns == (stage in ("stage2", "stage3"))
+            assert (train.max_length, loaded.model.dream_queries) == (2048, 64)
+            assert (loaded.loss.lm, loaded.loss.denoising) == loss
+            is_trained = "language_model" in train.trainable
+            assert is_trained == (stage in ("stage2", "stage3"))
             assert not {"vision_encoder", "image_decoder"} & set(train.trainable)
 
 
-def test_a_swap_is_one_line(registry: Registry, tmp_path: Path) -> None:
-    """In a recipe of one's own, on the command line by a recipe, and on the command line by the part."""
+def test_one_line_swaps_a_part(registry: Registry, tmp_path: Path) -> None:
+    """Three ways: a file that extends two recipes, a recipe on the command line, a section on the command line."""
     own = tmp_path / "own.yaml"
     own.write_text("extends: [dreamllm/paper/stage2, dreamllm/with/sdxl]\n")
     section = "{name: sdxl, pretrained: stabilityai/stable-diffusion-xl-base-1.0}"
@@ -118,11 +118,9 @@ def test_a_swap_is_one_line(registry: Registry, tmp_path: Path) -> None:
     assert by_file.model.image_decoder.name == "sdxl"
 
 
-def test_recipes_lie_over_each_other_in_order_and_settings_over_them_all(
-    registry: Registry, tmp_path: Path
-) -> None:
+def test_recipes_override_in_order_and_settings_override_all(registry: Registry, tmp_path: Path) -> None:
     for name, steps in (("first", 1), ("second", 2)):
         (tmp_path / f"{name}.yaml").write_text(f"train: {{steps: {steps}, warmup: {steps}}}\n")
-    over = [str(tmp_path / "first.yaml"), "train.steps=3", str(tmp_path / "second.yaml")]
-    train = load_recipe("dreamllm/paper/stage2", over, registry).train
+    overrides = [str(tmp_path / "first.yaml"), "train.steps=3", str(tmp_path / "second.yaml")]
+    train = load_recipe("dreamllm/paper/stage2", overrides, registry).train
     assert (train.steps, train.warmup) == (3, 2)

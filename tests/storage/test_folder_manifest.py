@@ -1,4 +1,4 @@
-"""Manifests of folders: read as they were written, and refused where they are damaged."""
+"""Manifests of folders: read as written, and refused if damaged."""
 
 import json
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Book(TypedDict):
 
 
 class ShelfError(DreamkitError):
-    """A shelf that cannot be read."""
+    """An error about a shelf."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Shelf(FolderManifest):
         return "buy one"
 
     @classmethod
-    def mend_hint(cls, folder: Path) -> str:
+    def repair_hint(cls, folder: Path) -> str:
         return "glue it"
 
     @classmethod
@@ -47,7 +47,7 @@ class Shelf(FolderManifest):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A shelf with a file on it."""
+    """Return a shelf with one file."""
     folder = tmp_path / "shelf"
     folder.mkdir()
     (folder / "page.txt").write_text("once upon a time")
@@ -62,7 +62,7 @@ def edit(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_manifest_is_read_as_it_was_written(folder: Path) -> None:
+def test_a_manifest_is_read_as_written(folder: Path) -> None:
     text = (folder / "shelf.json").read_text(encoding="utf-8")
     assert [*json.loads(text)] == ["format", "dreamkit", "books", "lent", "files"] and "Ä" in text
     manifest = Shelf.read(folder)
@@ -71,7 +71,7 @@ def test_a_manifest_is_read_as_it_was_written(folder: Path) -> None:
     assert (folder / "shelf.json").read_text(encoding="utf-8") == text
 
 
-def test_an_older_format_is_read_as_the_newest(folder: Path) -> None:
+def test_an_older_format_is_upgraded(folder: Path) -> None:
     content = json.loads((folder / Shelf.FILE).read_text())
     del content["lent"]
     (folder / Shelf.FILE).write_text(json.dumps(content))
@@ -82,36 +82,38 @@ def test_an_older_format_is_read_as_the_newest(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"format": 4, "new": 1}, "format version 4, written by dreamkit 1, .* up to 3; install a newer"),
-        ({"format": 0}, "format: 0 found, but the first version is 1"),
-        ({"format": True}, "format: true found, but a whole number is wanted"),
+        ({"format": 0}, "format: expected at least 1, got 0"),
+        ({"format": True}, "format: expected an integer, got true"),
         ({"files": {"../a": {"size": 1, "sha256": ""}}}, r"files: '\.\./a' is not inside the shelf"),
         ({"files": {"/a": {"size": 1, "sha256": ""}}}, "files: '/a' is not inside the shelf"),
         ({"books": [{"title": "A"}]}, r"books\.0: missing or unknown: pages"),
-        ({"books": [{"title": "A", "pages": "9"}]}, r'books\.0\.pages: "9" found, but a whole number'),
-        ({"lent": {"ann": 1}}, r"lent\.ann: 1 found, but a list is wanted"),
+        ({"books": [{"title": "A", "pages": "9"}]}, r'books\.0\.pages: expected an integer, got "9"'),
+        ({"lent": {"ann": 1}}, r"lent\.ann: expected a list, got 1"),
     ],
 )
-def test_a_manifest_that_cannot_be_is_refused(folder: Path, changes: dict[str, Any], said: str) -> None:
+def test_an_invalid_manifest_is_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
     edit(folder, **changes)
-    with pytest.raises(ShelfError, match=said):
+    with pytest.raises(ShelfError, match=message):
         Shelf.read(folder)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 10**5, "\xff"])
-def test_what_is_no_json_is_refused(folder: Path, text: str) -> None:
+def test_invalid_json_is_refused(folder: Path, text: str) -> None:
     (folder / Shelf.FILE).write_bytes(text.encode("latin-1"))
     with pytest.raises(ShelfError, match=r"shelf\.json: not a manifest of dreamkit: .*; glue it$"):
         Shelf.read(folder)
 
 
-def test_every_file_that_is_not_as_it_was_is_named(folder: Path) -> None:
+def test_each_changed_or_missing_file_is_named(folder: Path) -> None:
     manifest = Shelf.read(folder)
     (folder / "page.txt").write_text("once upon a tide")
     manifest.verify(folder, read=False)
-    with pytest.raises(ShelfError, match=r"shelf: the shelf is damaged; glue it\n  page\.txt: its bytes"):
+    with pytest.raises(
+        ShelfError, match=r"shelf: the shelf is damaged; glue it\n  page\.txt: its content has changed"
+    ):
         manifest.verify(folder)
     (folder / "page.txt").unlink()
     with pytest.raises(ShelfError, match=r"page\.txt: missing"):
@@ -140,14 +142,14 @@ books = st.fixed_dictionaries({"title": st.text(), "pages": st.integers()})
 
 @settings(deadline=None)
 @given(st.dictionaries(st.text(), st.lists(books)))
-def test_a_value_of_the_wanted_type_fits(value: dict[str, list[Book]]) -> None:
+def test_a_value_of_the_expected_type_has_no_error(value: dict[str, list[Book]]) -> None:
     assert [*schema_errors(value, dict[str, list[Book]])] == []
 
 
 @settings(deadline=None)
 @given(json_values)
-def test_any_value_fits_or_has_an_error(value: Any) -> None:
-    def fits(value: Any) -> bool:
+def test_any_other_value_has_an_error(value: Any) -> None:
+    def is_book(value: Any) -> bool:
         return (
             isinstance(value, dict)
             and value.keys() == {"title", "pages"}
@@ -155,6 +157,6 @@ def test_any_value_fits_or_has_an_error(value: Any) -> None:
             and type(value["pages"]) is int
         )
 
-    of_list = type(value) is list and all(map(fits, value))
-    assert (not [*schema_errors(value, list[Book])]) == of_list
+    is_valid = type(value) is list and all(map(is_book, value))
+    assert (not [*schema_errors(value, list[Book])]) == is_valid
     assert [*schema_errors(value, Any)] == []

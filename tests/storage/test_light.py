@@ -1,4 +1,4 @@
-"""What storage loads: little, so that a command that only looks at a folder starts at once."""
+"""Imports of storage: few, so that a command that only reads a folder starts at once."""
 
 import subprocess
 import sys

@@ -1,3 +1,5 @@
+"""Pretrained sources: folders, package data and hub models, and the errors about missing ones."""
+
 import hashlib
 import json
 import os
@@ -19,12 +21,12 @@ HUB_FILES = {
     "model.safetensors": b"safe",
     "pytorch_model.bin": b"pickle",
     "README.md": b"words",
-    "other/model.safetensors": b"unasked for",
+    "other/model.safetensors": b"not needed",
 }
 SHA = "a" * 40
-LONG = "a" * 300  # more than a file name can have
+LONG = "a" * 300  # more characters than a file name may have
 
-ASK = """
+SCRIPT = """
 import sys
 from dreamkit.storage import sources
 from dreamkit.errors import SourceError
@@ -39,7 +41,7 @@ else:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """One model, `known/model`. `broken/*` is an error of the server, and for `slow/*` it never answers."""
+    """A hub with one model, `known/model`. It answers `broken/*` with a server error and `slow/*` never."""
 
     requests: list[str]
     closing: threading.Event
@@ -77,12 +79,12 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *args: object) -> None:
-        """Stays quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def hub() -> Iterator[tuple[str, list[str]]]:
-    """The address of a hub on this machine, and the paths it was asked for."""
+    """Yield the address of a hub on this machine, and the paths of its requests."""
     requests: list[str] = []
     closing = threading.Event()
     handler = type("CountingHub", (Hub,), {"requests": requests, "closing": closing})
@@ -96,21 +98,21 @@ def hub() -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
-def ask(
+def locate_in_subprocess(
     name: str, home: Path, endpoint: str, weights: bool = True, patience: float = 30, **environment: str
 ) -> str:
-    """What `locate` says in a fresh process, whose hub is at `endpoint`."""
+    """Run `locate` in a new process, whose hub is at `endpoint`; return its output."""
     inherited = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
     inherited.pop("HF_HUB_OFFLINE", None)
     inherited.pop("TRANSFORMERS_OFFLINE", None)
-    done = subprocess.run(
-        [sys.executable, "-c", ASK, name, "weights" if weights else "", str(patience)],
+    process = subprocess.run(
+        [sys.executable, "-c", SCRIPT, name, "weights" if weights else "", str(patience)],
         env={**inherited, "HF_HOME": str(home), "HF_ENDPOINT": endpoint, **environment},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
 
 
 def write(folder: Path, *names: str) -> None:
@@ -119,7 +121,7 @@ def write(folder: Path, *names: str) -> None:
         (folder / name).write_text(name)
 
 
-def test_folders_are_told_by_how_they_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_prefix_names_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "part", "config.json", "model.safetensors")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -130,7 +132,7 @@ def test_folders_are_told_by_how_they_start(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", ["part", "nobody/model", "deep/er/model"])
-def test_a_folder_in_the_working_directory_stands_in_for_no_model(
+def test_a_folder_in_the_working_directory_does_not_replace_a_hub_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     write(tmp_path / name, "config.json", "model.safetensors")
@@ -140,15 +142,13 @@ def test_a_folder_in_the_working_directory_stands_in_for_no_model(
     assert locate(f"./{name}", ["config.json"]) == tmp_path / name
 
 
-def test_package_data() -> None:
+def test_package_data_is_located() -> None:
     assert (locate("pkg:pluggy/", ["__init__.py"], weights=False) / "__init__.py").is_file()
     assert locate("pkg:torch/nn", ["__init__.py"], weights=False).name == "nn"
     assert locate("pkg:torch.nn/modules", ["__init__.py"], weights=False).name == "modules"
 
 
-def test_a_package_is_looked_into_without_being_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_package_data_is_located_without_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "evilpk", "sub/__init__.py", "sub/data/config.json")
     (tmp_path / "evilpk/__init__.py").write_text("raise SystemExit('code was run')")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -185,13 +185,13 @@ def test_a_package_is_looked_into_without_being_imported(
         (__file__, ["is a file"]),
     ],
 )
-def test_names_that_can_be_nothing(name: str, words: list[str]) -> None:
+def test_an_impossible_name_is_refused(name: str, words: list[str]) -> None:
     with pytest.raises(SourceError) as caught:
         locate(name, ["config.json"])
     assert all(word in str(caught.value) for word in words)
 
 
-def test_missing_files_are_named_with_what_is_there(tmp_path: Path) -> None:
+def test_missing_files_are_named_beside_the_present_ones(tmp_path: Path) -> None:
     write(tmp_path, "unet/config.json", "unet/diffusion_pytorch_model.bin", "notes.txt")
     with pytest.raises(SourceError) as caught:
         locate(str(tmp_path), ["unet/config.json", "vae/config.json", "tokenizer*"])
@@ -202,7 +202,7 @@ def test_missing_files_are_named_with_what_is_there(tmp_path: Path) -> None:
     )
 
 
-def test_weights_are_wanted_beside_a_config_only(tmp_path: Path) -> None:
+def test_weights_are_needed_only_beside_a_config(tmp_path: Path) -> None:
     write(tmp_path, "unet/config.json", "scheduler/scheduler_config.json", "unet/readme.safetensors")
     files = ["unet/config.json", "scheduler/scheduler_config.json"]
     assert locate(str(tmp_path), files, weights=False) == tmp_path
@@ -232,9 +232,9 @@ def test_fingerprint_changes_with_weights_and_config_alone(tmp_path: Path) -> No
     assert [name for name in before if before[name] != after[name]] == ["model.safetensors"]
 
 
-def test_an_unknown_hub_name_is_asked_for_once(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_an_unknown_hub_name_is_requested_once(hub: tuple[str, list[str]], tmp_path: Path) -> None:
     endpoint, requests = hub
-    message = ask("nobody/nothing", tmp_path, endpoint)
+    message = locate_in_subprocess("nobody/nothing", tmp_path, endpoint)
     assert requests == ["/api/models/nobody/nothing"]
     for words in ("nobody/nothing", str(tmp_path / "hub"), endpoint, "does not exist", "HF_HOME"):
         assert words in message
@@ -242,45 +242,52 @@ def test_an_unknown_hub_name_is_asked_for_once(hub: tuple[str, list[str]], tmp_p
 
 def test_an_error_of_the_hub_is_not_retried(hub: tuple[str, list[str]], tmp_path: Path) -> None:
     endpoint, requests = hub
-    assert "answered with an error" in ask("broken/model", tmp_path, endpoint)
+    assert "answered with an error" in locate_in_subprocess("broken/model", tmp_path, endpoint)
     assert requests == ["/api/models/broken/model"]
 
 
-def test_a_hub_that_does_not_answer_is_waited_for_briefly(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_a_silent_hub_times_out(hub: tuple[str, list[str]], tmp_path: Path) -> None:
     endpoint, requests = hub
-    message = ask("slow/model", tmp_path, endpoint, patience=0.5)
+    message = locate_in_subprocess("slow/model", tmp_path, endpoint, patience=0.5)
     assert "could not be reached" in message and "no answer within 0.5 seconds" in message
     assert requests == ["/api/models/slow/model"]
 
 
-def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
-    message = ask("nobody/nothing", tmp_path, "http://127.0.0.1:9")
+def test_an_unreachable_hub_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    message = locate_in_subprocess("nobody/nothing", tmp_path, "http://127.0.0.1:9")
     for words in ("nobody/nothing", str(tmp_path / "hub"), "could not be reached", "local folder", "HF_HOME"):
         assert words in message
 
 
-def test_offline_asks_nothing(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_offline_sends_no_request(hub: tuple[str, list[str]], tmp_path: Path) -> None:
     endpoint, requests = hub
-    assert "HF_HUB_OFFLINE" in ask("known/model", tmp_path, endpoint, HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE" in locate_in_subprocess("known/model", tmp_path, endpoint, HF_HUB_OFFLINE="1")
     assert requests == []
 
 
-def test_download_what_is_needed_then_use_the_cache(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_only_needed_files_are_downloaded_and_then_cached(hub: tuple[str, list[str]], tmp_path: Path) -> None:
     endpoint, requests = hub
-    assert ask("known/model", tmp_path, endpoint, weights=False) == "config.json tokenizer.json"
+    assert (
+        locate_in_subprocess("known/model", tmp_path, endpoint, weights=False) == "config.json tokenizer.json"
+    )
     assert "/api/models/known/model" in requests
     del requests[:]
-    assert ask("known/model", tmp_path, endpoint, weights=False) == "config.json tokenizer.json"
+    assert (
+        locate_in_subprocess("known/model", tmp_path, endpoint, weights=False) == "config.json tokenizer.json"
+    )
     assert requests == []
-    # the weights are not there yet: the pickle beside the safetensors is never fetched
-    assert ask("known/model", tmp_path, endpoint) == "config.json model.safetensors tokenizer.json"
+    # of the weights, only the safetensors are downloaded
+    assert (
+        locate_in_subprocess("known/model", tmp_path, endpoint)
+        == "config.json model.safetensors tokenizer.json"
+    )
     assert not any("pytorch_model" in path or "other/" in path for path in requests)
     del requests[:]
-    assert "model.safetensors" in ask("known/model", tmp_path, endpoint, HF_HUB_OFFLINE="1")
+    assert "model.safetensors" in locate_in_subprocess("known/model", tmp_path, endpoint, HF_HUB_OFFLINE="1")
     assert requests == []
 
 
-def test_known_configs_answer_for_the_hub_where_no_weights_are_needed(
+def test_known_configs_replace_the_hub_if_no_weights_are_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = tmp_path / "known"
@@ -299,5 +306,5 @@ def test_known_configs_answer_for_the_hub_where_no_weights_are_needed(
     ):
         with pytest.raises(SourceError, match="HF_HUB_OFFLINE forbids"):
             find(name, files, weights=weights)
-    with pytest.raises(SourceError, match=r"known without asking: owner/model$"):
+    with pytest.raises(SourceError, match=r"known without the hub: owner/model$"):
         find("owner/modal", ["config.json"], weights=False)

@@ -1,8 +1,8 @@
-"""Turns a checkpoint of the published code into a dreamkit checkpoint.
+"""Conversion of a checkpoint of the published code to a dreamkit checkpoint.
 
 A published checkpoint is a folder with `config.json`, the language model's weights (safetensors or `.bin`, sharded or
 not), and one `.bin` state dict each for the vision embedding, the dream queries and the diffusion head. Its config
-names Python classes under `_target_`; they are read as text and never imported.
+names Python classes under `_target_`; these names are never imported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dreamkit.build.build import build
 from dreamkit.build.fit import fit
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.checkpoints.published.layout import HEAD, QUERIES, VISION, Drawing
-from dreamkit.checkpoints.published.reading import read_bin, read_json, under
+from dreamkit.checkpoints.published.reading import read_json, read_tensors, under
 from dreamkit.checkpoints.published.translating import sections
 from dreamkit.checkpoints.published.unpacking import unpack
 from dreamkit.checkpoints.save import save_checkpoint
@@ -30,25 +30,26 @@ from dreamkit.parts.projector import Projector
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.registry.registry import Registry
 
-# training settings of the published head that dreamkit does not have, and that do not change what a model computes
-LEFT_OUT = ("noise_offset", "input_perturbation")
+# training settings of the published head that dreamkit lacks; they do not change the output of a model
+UNSUPPORTED = ("noise_offset", "input_perturbation")
 
 
 def import_published(folder: Path, out: Path, registry: Registry) -> DreamModel:
-    """Reads the published checkpoint in `folder`, writes a dreamkit checkpoint to `out`, and returns the model.
+    """Convert the published checkpoint in `folder` to a dreamkit checkpoint in `out`; return the model.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the checkpoint uses something dreamkit does not have.
-        SourceError: a component that `config.json` names is neither a folder nor a reachable hub name.
+        CheckpointError: a missing or damaged file, or a published feature that dreamkit lacks.
+        SourceError: a component in `config.json` is neither a folder nor a reachable hub name.
     """
     config = read_json(folder / "config.json")
-    published = _plugins(config, folder / "config.json")
+    published = _plugin_settings(config, folder / "config.json")
+    drawing = Drawing.of(published)
     out = out.absolute()
     Manifest.refuse_to_replace(out)
-    # Beside `out`, where there is room for weights; what cannot be written there is said before any are read.
+    # beside `out`: that disk has room for weights, and a folder that cannot be written is an error before any reading
     with tempfile.TemporaryDirectory(dir=next(p for p in out.parents if p.exists())) as scratch:
-        # The weights are laid out as the libraries save them, so that each part loads its own in its own way.
-        states = {name: read_bin(folder / file) for name, file in Drawing.of(published).files().items()}
+        # in the libraries' own layouts, so that each part loads its weights as usual
+        states = {name: read_tensors(folder / file) for name, file in drawing.files().items()}
         folders, configs = unpack(folder, config, states, Path(scratch))
         parts = sections(config, states, folders=folders)
         recipe = recipe_from_dict(parts, registry, where=str(folder / "config.json"))
@@ -57,57 +58,57 @@ def import_published(folder: Path, out: Path, registry: Registry) -> DreamModel:
         final = sections(config, states, configs=configs, tokenizer=folders["language_model"])
         model.recipe = recipe_from_dict(final, registry, where=str(folder / "config.json"))
         model.sources = dict.fromkeys(model.sources)
-        _load_rest(model, folder, states, Drawing.of(published))
+        _load_queries_and_projectors(model, folder, states, drawing)
         save_checkpoint(model, out)
-    for name in LEFT_OUT:
+    for name in UNSUPPORTED:
         if published[HEAD].get(name):
-            given = f"plugins_init_kwargs.{HEAD}.{name}={published[HEAD][name]}"
-            warnings.warn(f"{given} is left out: dreamkit does not train with it", stacklevel=2)
+            setting = f"plugins_init_kwargs.{HEAD}.{name}={published[HEAD][name]}"
+            warnings.warn(f"{setting} is ignored: dreamkit does not train with it", stacklevel=2)
     return model
 
 
-def _plugins(config: Mapping[str, Any], file: Path) -> dict[str, dict[str, Any]]:
-    """The settings of the published plug-ins, once it is sure that dreamkit has parts for them."""
+def _plugin_settings(config: Mapping[str, Any], file: Path) -> dict[str, dict[str, Any]]:
+    """Return the settings of the published plug-ins, after checking that dreamkit supports them."""
     if "plugins_init_kwargs" not in config:
         raise CheckpointError(
-            f"{file} has no 'plugins_init_kwargs', but model_type '{config.get('model_type')}'; "
-            "give the folder of a checkpoint that the published DreamLLM code saved"
+            f"{file}: expected 'plugins_init_kwargs', got model_type '{config.get('model_type')}' without it; name the "
+            "folder of a checkpoint that the published DreamLLM code saved"
         )
     published = dict(config["plugins_init_kwargs"])
     if missing := {VISION, QUERIES, HEAD} - published.keys():
-        raise CheckpointError(f"{file} has the plug-ins {sorted(published)}, but lacks {sorted(missing)}")
+        raise CheckpointError(f"{file}: missing plug-ins {sorted(missing)}, got {sorted(published)}")
     if published[VISION].get("use_additional_post_layernorm"):
         raise CheckpointError(
-            f"{file}: plugins_init_kwargs.{VISION}.use_additional_post_layernorm is true; "
-            "no released checkpoint has this extra norm after the visual projector, and dreamkit has no part for it"
+            f"{file}: expected plugins_init_kwargs.{VISION}.use_additional_post_layernorm false, got true; dreamkit "
+            "has no part for this norm after the visual projector, and no released checkpoint uses it"
         )
     return published
 
 
 def _compare_tokens(config: Mapping[str, Any], model: DreamModel, folder: Path) -> None:
-    """The tokenizer must give the added tokens the ids that the weights were trained with."""
-    told = config.get("special_tokens2ids_dict", {}).get("additional_special_tokens", {})
-    for name, found in model.token_ids.items():
-        if found != told.get(name):
+    """Check that the tokenizer's ids of added tokens are those that the weights were trained with."""
+    expected = config.get("special_tokens2ids_dict", {}).get("additional_special_tokens", {})
+    for name, actual in model.token_ids.items():
+        if actual != expected.get(name):
             raise CheckpointError(
-                f"{folder}: the tokenizer gives {name} the id {found}, but config.json says {told.get(name)} "
-                "(special_tokens2ids_dict); a tokenizer file is missing or another model's"
+                f"{folder}: expected id {expected.get(name)} of {name}, as in special_tokens2ids_dict of config.json, "
+                f"got {actual} from the tokenizer; a tokenizer file is missing or belongs to another model"
             )
     if model.language_model.added_token_parameters():
-        raise CheckpointError(f"{folder}: the language model's vocabulary has no rows for {', '.join(told)}")
+        raise CheckpointError(
+            f"{folder}: the language model's vocabulary has no rows for {', '.join(expected)}"
+        )
 
 
-def _load_rest(
+def _load_queries_and_projectors(
     model: DreamModel, folder: Path, states: Mapping[str, dict[str, Tensor]], drawing: Drawing
 ) -> None:
-    """The weights that belong to no library: queries and projectors."""
+    """Load the weights that no library reads: dream queries and projectors."""
     file = folder / f"{QUERIES}.bin"
-    queries = read_bin(file).get("dream_queries", torch.empty(0)).squeeze(0)
+    queries = read_tensors(file).get("dream_queries", torch.empty(0)).squeeze(0)
     if queries.shape != model.dream_queries.shape:
-        wanted = tuple(model.dream_queries.shape)
-        raise CheckpointError(
-            f"{file} has dream_queries of shape {tuple(queries.shape)}, but {wanted} is needed"
-        )
+        expected, actual = tuple(model.dream_queries.shape), tuple(queries.shape)
+        raise CheckpointError(f"{file}: expected dream_queries of shape {expected}, got {actual}")
     with torch.no_grad():
         model.dream_queries.copy_(queries)
     for part, (plugin, prefix) in drawing.projectors.items():
@@ -118,11 +119,11 @@ def _load_rest(
 
 
 def _load_projector(projector: Projector, state: Mapping[str, Tensor]) -> None:
-    """A published projector is one linear layer (`weight`), or several and GELUs (`0.weight`, `2.weight`...)."""
+    """Load one linear layer (`weight`), or several with GELUs between them (`0.weight`, `2.weight`, ...)."""
     layers = projector.dense_layers()
     assert layers is not None, "linear and mlp are dense"
     prefixes = [""] if "weight" in state else [f"{2 * number}." for number in range(len(layers))]
     for layer, prefix in zip(layers, prefixes, strict=True):
         layer.load_state_dict(under(state, prefix))
-    if left := [name for name in state if not name.startswith(tuple(prefixes))]:
-        raise ValueError(f"{', '.join(left)} would be left out; projector_depth is {len(layers)}")
+    if unused := [name for name in state if not name.startswith(tuple(prefixes))]:
+        raise ValueError(f"unused tensors {', '.join(unused)}; projector_depth is {len(layers)}")

@@ -1,4 +1,4 @@
-"""Where a published checkpoint keeps the parts of a model."""
+"""Places of a model's parts in a published checkpoint."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 VISION, QUERIES, HEAD = "clip_vision_embedding", "dream_embedding", "stable_diffusion_head"
-PROJECTOR = "projector.projector."  # of both projectors, in the state dicts of their plug-ins
+PROJECTOR = "projector.projector."  # prefix of both projectors, in the state dicts of their plug-ins
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What of a published checkpoint depends on the decoder it draws with.
+    """The part of a published checkpoint's layout that depends on its image decoder.
 
-    `projectors` has, by part, the plug-in that holds it and how its tensors start; `head` is the head's file.
+    `projectors` maps parts to their plug-in and the prefix of their tensors. `head` is the file of the head.
     """
 
     decoder: str
@@ -24,11 +24,11 @@ class Drawing:
 
     @staticmethod
     def of(published: Mapping[str, Any]) -> Drawing:
-        """That of the head whose class is named, which decides nothing else."""
+        """Return the layout for the head's class; its name is not used otherwise."""
         return SDXL if str(published[HEAD].get("_target_")).endswith("XLHead") else SD
 
     def files(self) -> dict[str, str]:
-        """The files of the two plug-ins with models, by plug-in."""
+        """Return the files of the two plug-ins with models, by plug-in."""
         return {VISION: f"{VISION}.bin", HEAD: self.head}
 
 

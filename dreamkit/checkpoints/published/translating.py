@@ -1,4 +1,4 @@
-"""Translates the config of a published checkpoint into a recipe."""
+"""Translation of a published checkpoint's config to a recipe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sections(
     configs: Mapping[str, dict[str, Any]] | None = None,
     tokenizer: Path | None = None,
 ) -> dict[str, Any]:
-    """The recipe of the model, its three big parts read from `folders` or described by `configs`."""
+    """Return the recipe of the model; its three big parts are read from `folders` or configured by `configs`."""
     published = config["plugins_init_kwargs"]
     drawing = Drawing.of(published)
 
@@ -53,7 +53,7 @@ def sections(
             "denoising": config.get("loss_weight_vm", 10.0),
             "condition_drop": published[HEAD].get("drop_prob") or 0.0,
         },
-        # The published code samples with DDPM, whichever scheduler the decoder's folder names.
+        # the published code draws with DDPM, whichever scheduler the decoder's folder names
         "generation": {"scheduler": "ddpm"},
     }
 
@@ -64,7 +64,7 @@ def _projector(published: Mapping[str, Any], bias: bool) -> dict[str, Any]:
         return {"name": "linear", "bias": bias}
     if kind == "mlp":
         return {"name": "mlp", "depth": published.get("projector_depth", 1), "bias": bias}
-    raise CheckpointError(f"projector_type '{kind}', but only linear and mlp can be imported")
+    raise CheckpointError(f"expected projector_type linear or mlp, got '{kind}'")
 
 
 def _is_biased(state: Mapping[str, Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""Lays the parts of a published checkpoint out as folders that their libraries read."""
+"""Conversion of a published checkpoint's parts to folders in the formats of their libraries."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOKENIZER_FILES = (
 def unpack(
     folder: Path, config: dict[str, Any], states: Mapping[str, dict[str, Tensor]], scratch: Path
 ) -> tuple[dict[str, Path], dict[str, dict[str, Any]]]:
-    """Lays each part out as a folder of its library; returns these folders, and the configs in them."""
+    """Write each part as a folder in its library's format; return the folders and their configs, by part."""
     published = config["plugins_init_kwargs"]
     folders = {name: scratch / name for name in ("language_model", "vision_encoder", "image_decoder")}
 
@@ -59,19 +59,20 @@ def unpack(
     (folders["image_decoder"] / "scheduler").mkdir()
     (folders["image_decoder"] / part_files[2]).write_text(json.dumps(decoder["scheduler"]))
 
-    bare = {name: {k: v for k, v in part.items() if not k.startswith("_")} for name, part in decoder.items()}
-    configs = {"language_model": llama, "vision_encoder": clip, "image_decoder": bare}
-    return folders, configs
+    decoder = {
+        name: {k: v for k, v in part.items() if not k.startswith("_")} for name, part in decoder.items()
+    }
+    return folders, {"language_model": llama, "vision_encoder": clip, "image_decoder": decoder}
 
 
 def _current(model_type: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of an old config the library's present class has, under its present names, where it is not the default."""
+    """Return the settings of an old config that the library still has, by present names and without defaults."""
     known = AutoConfig.for_model(model_type).to_dict().keys() | {"rope_theta", "rope_scaling"}
     general = {"model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
-    kept = {name: value for name, value in config.items() if name in known - general}
+    settings = {name: value for name, value in config.items() if name in known - general}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of the old names, which the library translates
-        current = AutoConfig.for_model(model_type, **kept).to_diff_dict()
+        warnings.simplefilter("ignore", FutureWarning)  # about old names, which the library translates
+        current = AutoConfig.for_model(model_type, **settings).to_diff_dict()
     return {name: value for name, value in current.items() if name not in general}
 
 
@@ -80,7 +81,7 @@ def _write(
 ) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
-    # Cloned, since tensors that are tied in a state dict share memory, which safetensors refuses.
+    # cloned, since tied tensors in a state dict share memory, which safetensors refuses
     save_file({name: t.clone().contiguous() for name, t in state.items()}, folder / file, {"format": "pt"})
 
 

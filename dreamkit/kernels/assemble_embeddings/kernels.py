@@ -1,6 +1,6 @@
-"""Input embeddings in one launch, and sums of some of their gradients in another.
+"""Triton kernels: input embeddings in one launch, sums of some of their gradients in another.
 
-R rows of embeddings laid end to end, D width.
+R rows of embeddings in sequence, D width.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dreamkit.kernels.tensors import by_rows, wide
+from dreamkit.kernels.tensors import accumulation_dtype, unit_stride_rows
 
-COPY_BLOCK = 2048  # columns that a program copies
-SUM_ROWS, SUM_BLOCK = 16, 128  # rows and columns that a program sums at a time
+COPY_BLOCK = 2048  # columns that one program copies
+SUM_ROWS, SUM_BLOCK = 16, 128  # rows and columns that one program sums at a time
 
 
 @triton.jit
@@ -26,11 +26,11 @@ def _copy(
     inside: tl.tensor,
     scale: tl.tensor | None,
 ) -> None:
-    """One row of a table, times the scale in the table's dtype, where there is one."""
+    """Copy one row of a table, times the scale, if any, in the table's dtype."""
     values = tl.load(table + row * stride + columns, mask=inside)
     if scale is not None:
         factor = tl.load(scale).to(values.dtype)
-        if values.dtype.primitive_bitwidth < 32:  # as PyTorch does: in float32, rounded once
+        if values.dtype.primitive_bitwidth < 32:  # like PyTorch: in float32, rounded once
             values = (values.to(tl.float32) * factor.to(tl.float32)).to(values.dtype)
         else:
             values = values * factor
@@ -56,7 +56,7 @@ def copy_rows(
     added_stride: int,
     BLOCK: tl.constexpr,
 ) -> None:
-    """A block of columns of one row of embeddings, (R, D): from the table that its slot or its id names."""
+    """Copy a block of columns of one row of embeddings, (R, D), from the table that its slot or its id selects."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < dim
@@ -71,11 +71,11 @@ def copy_rows(
         if added is None:
             _copy(target, weight, token, weight_stride, columns, inside, scale)
         else:
-            new = tl.load(added_rows + token)
-            if new < 0:
+            added_row = tl.load(added_rows + token)
+            if added_row < 0:
                 _copy(target, weight, token, weight_stride, columns, inside, scale)
             else:
-                _copy(target, added, new, added_stride, columns, inside, scale)
+                _copy(target, added, added_row, added_stride, columns, inside, scale)
 
 
 @triton.jit
@@ -89,13 +89,13 @@ def sum_rows(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """A block of columns of one group's sum, its rows added in order."""
+    """Sum a block of columns of one group, row by row in order."""
     group = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < dim
     first, end = tl.load(starts + group), tl.load(starts + group + 1)
     total = tl.zeros([BLOCK], dtype=sums.dtype.element_ty)
-    while first < end:  # a range of loaded numbers is beyond the interpreter of Triton 3.6
+    while first < end:  # the interpreter of Triton 3.6 has no range of loaded numbers
         places = first + tl.arange(0, ROWS)
         row = tl.load(order + places, mask=places < end, other=0)
         mask = (places < end)[:, None] & inside[None, :]
@@ -116,11 +116,15 @@ def assemble(
     scale: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Embeddings (B, T, D); the arguments are those of the operator."""
+    """Compute embeddings (B, T, D) from the operator's arguments."""
     dim = weight.shape[1]
     embeds_BTD = torch.empty(*ids_BT.shape, dim, dtype=dtype, device=weight.device)
-    vision, queries, weight = by_rows(vision_NVD.reshape(-1, dim)), by_rows(queries_QD), by_rows(weight)
-    added = None if added is None else by_rows(added)
+    vision, queries, weight = (
+        unit_stride_rows(vision_NVD.reshape(-1, dim)),
+        unit_stride_rows(queries_QD),
+        unit_stride_rows(weight),
+    )
+    added = None if added is None else unit_stride_rows(added)
     block = min(triton.next_power_of_2(dim), COPY_BLOCK)
     if ids_BT.numel():
         copy_rows[(ids_BT.numel(), triton.cdiv(dim, block))](
@@ -145,9 +149,9 @@ def assemble(
 
 
 def sum_groups(rows_RD: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-    """As the reference: sums (G, D) of the rows of each group."""
-    rows, dim, groups = by_rows(rows_RD), rows_RD.shape[1], len(starts) - 1
-    sums = torch.empty(groups, dim, dtype=wide(rows.dtype), device=rows.device)
+    """Sum the rows of each group, (G, D), like the reference."""
+    rows, dim, groups = unit_stride_rows(rows_RD), rows_RD.shape[1], len(starts) - 1
+    sums = torch.empty(groups, dim, dtype=accumulation_dtype(rows.dtype), device=rows.device)
     block = min(triton.next_power_of_2(dim), SUM_BLOCK)
     if groups:
         sum_rows[(groups, triton.cdiv(dim, block))](

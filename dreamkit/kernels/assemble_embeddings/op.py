@@ -1,6 +1,6 @@
-"""The operator: Triton where it runs, the reference elsewhere, and the gradients of both.
+"""The operator with its gradients: Triton where it runs, the reference elsewhere.
 
-B rows, T tokens of a row, R = B T rows laid end to end, N images to read, V vision tokens of an image, K blocks of Q
+B rows, T tokens of a row, R = B T rows in sequence, N images to read, V vision tokens of an image, K blocks of Q
 dream queries, D width.
 """
 
@@ -14,7 +14,7 @@ from torch.library import custom_op
 
 from dreamkit.kernels import on_its_device, usable
 from dreamkit.kernels.assemble_embeddings import reference
-from dreamkit.kernels.tensors import wide
+from dreamkit.kernels.tensors import accumulation_dtype
 
 _SCHEMA = (
     "(Tensor ids_BT, Tensor slots_BT, Tensor vision_rows_NV, Tensor vision_NVD, Tensor query_rows_KQ, "
@@ -37,11 +37,11 @@ def assemble_embeddings(
     scale: Tensor | None,
     padding_id: int | None,
 ) -> Tensor:
-    """Input embeddings (B, T, D), each row a copy of one row of a table, in one pass.
+    """Assemble input embeddings (B, T, D) in one pass; each row is a copy of one row of a table.
 
-    The plan `slots_BT` says where a row is from: -1 from the tables of words, which are those of `dreamkit.Embedding`;
-    0 <= slot < N V from the vision tokens laid end to end; N V + q from dream query q. `vision_rows_NV` and
-    `query_rows_KQ` are the same plan read the other way, which the gradients follow.
+    `slots_BT` selects the table: -1 means the tables of words, which are those of `dreamkit.Embedding`;
+    0 <= slot < N V a row of the vision tokens in sequence; N V + q dream query q. `vision_rows_NV` and `query_rows_KQ`
+    are the inverse: the embedding row of each vision token and of each query. The gradients use them.
     """
     if usable(ids_BT):
         from dreamkit.kernels.assemble_embeddings.kernels import assemble
@@ -78,9 +78,9 @@ def _(
 )
 @on_its_device
 def sum_groups(rows: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-    """The sums (G, D) of the rows of each group, in a fixed order and in float32 at least.
+    """Sum the rows of each group, (G, D), in a fixed order and in float32 at least.
 
-    Group g has the rows `order[starts[g] : starts[g + 1]]`; what lies behind the last start belongs to none.
+    Group g has the rows `order[starts[g] : starts[g + 1]]`; rows after the last start are in no group.
     """
     if usable(rows):
         from dreamkit.kernels.assemble_embeddings import kernels
@@ -91,10 +91,10 @@ def sum_groups(rows: Tensor, order: Tensor, starts: Tensor) -> Tensor:
 
 @sum_groups.register_fake
 def _(rows: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-    return rows.new_empty(starts.shape[0] - 1, rows.shape[1], dtype=wide(rows.dtype))
+    return rows.new_empty(starts.shape[0] - 1, rows.shape[1], dtype=accumulation_dtype(rows.dtype))
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ids, slots, vision_rows, vision, query_rows, queries, weight, added, added_rows, scale, ctx.padding_id = (
         inputs
     )
@@ -105,37 +105,37 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _gradients(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
-    """Of the tables that are trained, and of no other; sums are in a fixed order, and nothing is read back."""
+    """Compute gradients of the trained tables only, in a fixed order; the host reads no value."""
     ids, slots, vision_rows, query_rows, added_rows, scale = ctx.saved_tensors
-    _, _, _, for_vision, _, for_queries, for_weight, for_added, *_ = ctx.needs_input_grad
+    _, _, _, needs_vision, _, needs_queries, needs_weight, needs_added, *_ = ctx.needs_input_grad
     grad_RD = grad_BTD.flatten(0, 1)
     vision = queries = weight = added = None
-    if for_vision:  # a vision token has one row
+    if needs_vision:  # each vision token has exactly one row
         vision = grad_RD[vision_rows.flatten()].view(ctx.vision_shape).to(ctx.vision_dtype)
-    if for_queries:
+    if needs_queries:
         blocks, count = query_rows.shape
         starts = torch.arange(count + 1, device=query_rows.device) * blocks
         queries = sum_groups(grad_RD, query_rows.t().flatten(), starts).to(ctx.queries_dtype)
-    if for_weight or for_added:
+    if needs_weight or needs_added:
         is_word = (slots < 0).flatten()
-        row = torch.full_like(ids, -1).flatten() if added_rows is None else added_rows[ids].flatten()
-        if for_added:
-            keys, order = torch.where(is_word & (row >= 0), row, ctx.added).sort(stable=True)
+        added_row = torch.full_like(ids, -1).flatten() if added_rows is None else added_rows[ids].flatten()
+        if needs_added:
+            keys, order = torch.where(is_word & (added_row >= 0), added_row, ctx.added).sort(stable=True)
             starts = torch.searchsorted(keys, torch.arange(ctx.added + 1, device=keys.device))
-            added = _scaled(sum_groups(grad_RD, order, starts), scale, ctx.added_dtype)
-        if for_weight:
-            known = is_word & (row < 0)
+            added = _scale(sum_groups(grad_RD, order, starts), scale, ctx.added_dtype)
+        if needs_weight:
+            is_original = is_word & (added_row < 0)
             if ctx.padding_id is not None:
-                known &= ids.flatten() != ctx.padding_id
-            # torch's own, which sorts and uses no atomics; the row behind the last takes what is no word
-            keys = torch.where(known, ids.flatten(), ctx.words)
+                is_original &= ids.flatten() != ctx.padding_id
+            # torch's own sum, which sorts and uses no atomics; one more row collects everything else
+            keys = torch.where(is_original, ids.flatten(), ctx.words)
             sums = torch.ops.aten.embedding_dense_backward(grad_RD, keys, ctx.words + 1, ctx.words, False)
-            weight = _scaled(sums[: ctx.words], scale, ctx.weight_dtype)
+            weight = _scale(sums[: ctx.words], scale, ctx.weight_dtype)
     return None, None, None, vision, None, queries, weight, added, None, None, None
 
 
-def _scaled(sums: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _scale(sums: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     return (sums if scale is None else sums * scale.to(dtype)).to(dtype)
 
 
-assemble_embeddings.register_autograd(_gradients, setup_context=_keep)
+assemble_embeddings.register_autograd(_gradients, setup_context=_save_inputs)

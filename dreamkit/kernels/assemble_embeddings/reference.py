@@ -1,6 +1,6 @@
 """Input embeddings in plain PyTorch: words are looked up, then slots are filled.
 
-B rows, T tokens of a row, R = B T rows laid end to end, N images to read, V vision tokens of an image, K blocks of Q
+B rows, T tokens of a row, R = B T rows in sequence, N images to read, V vision tokens of an image, K blocks of Q
 dream queries, D width.
 """
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from dreamkit.kernels.tensors import wide
+from dreamkit.kernels.tensors import accumulation_dtype
 
 
 def look_up(
@@ -22,23 +22,23 @@ def look_up(
     scale: Tensor | None = None,
     padding_id: int | None = None,
 ) -> Tensor:
-    """Ids (...) -> input embeddings (..., D); the tables are those of `dreamkit.Embedding`."""
+    """Look up the input embeddings (..., D) of ids (...) in the tables of `dreamkit.Embedding`."""
     if added is None or added_rows is None:
-        return _scaled(F.embedding(ids, weight, padding_id), scale)
-    row = added_rows[ids]
-    known = F.embedding(ids.clamp(max=len(weight) - 1), weight, padding_id)
-    new = F.embedding(row.clamp(min=0), added)
-    return torch.where(row[..., None] < 0, _scaled(known, scale), _scaled(new, scale))
+        return _scale(F.embedding(ids, weight, padding_id), scale)
+    added_row = added_rows[ids]
+    original = F.embedding(ids.clamp(max=len(weight) - 1), weight, padding_id)
+    extra = F.embedding(added_row.clamp(min=0), added)
+    return torch.where(added_row[..., None] < 0, _scale(original, scale), _scale(extra, scale))
 
 
-def _scaled(rows: Tensor, scale: Tensor | None) -> Tensor:
+def _scale(rows: Tensor, scale: Tensor | None) -> Tensor:
     return rows if scale is None else rows * scale.to(rows.dtype)
 
 
 def fill_slots(
     embeds_BTD: Tensor, vision_rows_NV: Tensor, vision_NVD: Tensor, query_rows_KQ: Tensor, queries_QD: Tensor
 ) -> Tensor:
-    """Embeddings (B, T, D) with vision tokens and dream queries in the rows that are theirs."""
+    """Return embeddings (B, T, D) with vision tokens and dream queries written to their rows."""
     embeds = rearrange(embeds_BTD, "b t d -> (b t) d")
     queries = repeat(queries_QD, "q d -> (k q) d", k=query_rows_KQ.shape[0])
     embeds = embeds.index_copy(0, vision_rows_NV.flatten(), vision_NVD.flatten(0, 1).to(embeds.dtype))
@@ -47,13 +47,13 @@ def fill_slots(
 
 
 def sum_groups(rows_RD: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-    """The sums (G, D) of the rows of each group, in a fixed order and in float32 at least.
+    """Sum the rows of each group, (G, D), in a fixed order and in float32 at least.
 
-    Group g has the rows `order[starts[g] : starts[g + 1]]`; what lies behind the last start belongs to none.
+    Group g has the rows `order[starts[g] : starts[g + 1]]`; rows after the last start are in no group.
     """
     group = torch.searchsorted(starts[1:], torch.arange(len(order), device=order.device), right=True)
-    # torch's scatter that sorts and uses no atomics
+    # torch's scatter that sorts, so that it needs no atomics
     sums = torch.ops.aten.embedding_dense_backward(
-        rows_RD[order].to(wide(rows_RD.dtype)), group, len(starts), -1, False
+        rows_RD[order].to(accumulation_dtype(rows_RD.dtype)), group, len(starts), -1, False
     )
     return sums[:-1]

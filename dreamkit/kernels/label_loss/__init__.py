@@ -1,4 +1,4 @@
-"""Cross entropy of the rows that have a label, in chunks of rows, without the logits of all of them."""
+"""Cross entropy of the labelled rows, computed in chunks, so that the logits of all rows never exist at once."""
 
 from dreamkit.kernels.label_loss.op import LabelLoss, label_loss
 

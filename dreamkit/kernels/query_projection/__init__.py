@@ -1,4 +1,4 @@
-"""Dream states into a decoder's context: rows gathered, normed, dropped and projected.
+"""Dream states projected into a decoder's context: rows are gathered, dropped, normalized and projected.
 
 R rows of hidden states, N images, Q dream queries, D language width, C context width, P pooled width.
 """
@@ -34,17 +34,18 @@ def query_projection(
     unconditional: Tensor | None = None,
     pooled: Layer | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The context (N, Q, C) of each image's dream states, and of their mean the pooled vector (N, P).
+    """Compute the context (N, Q, C) of each image's dream states, and a pooled vector (N, P) of their mean.
 
-    `hidden_RD`, (R, D) or (B, T, D), is before the final norm, x / rms(x) * (offset + `norm_weight`). The rows of image
-    n are the `queries` ones from `base_N[n]` on (int64), or from `unconditional` on (int64, no dimensions) where
-    `drop_N` is true. Blocks of two images are the same one or have no row in common. `layers` have GELU between them.
+    `hidden_RD`, (R, D) or (B, T, D), is before the final norm, x / rms(x) * (offset + `norm_weight`). Image n has
+    `queries` rows, starting at `base_N[n]` (int64), or at `unconditional` (int64, no dimensions) if `drop_N[n]` is
+    true. The rows of two images are identical or disjoint. `layers` have GELU between them. `pooled` is one layer, or
+    None for no pooled vector.
 
-    The norm is computed in float32 at least, and rounded once, to the dtype of the first layer: that of its weight, or
-    autocast's. (Where a library rounds before the norm's weight too, as transformers does for LLaMA in bfloat16, the
-    last bit can differ.) Few rows without a pooled vector are gathered, normed and projected in one launch, or two if
-    the sum over D is split; otherwise the normed rows are written once, for context and pooled vector. Nothing is read
-    back by the host, and gradients are summed in a fixed order.
+    The norm is computed in float32 at least, and rounded once, to the dtype of the first layer's weight or to
+    autocast's. (The last bit can differ from a library that also rounds before the norm's weight, as transformers does
+    for LLaMA in bfloat16.) Few rows without a pooled vector are gathered, normalized and projected in one launch, or in
+    two if the sum over D is split. Otherwise the normalized rows are written once, for context and pooled vector. The
+    host reads no value, and gradients are summed in a fixed order.
     """
     layers = [_cast(layer, hidden_RD) for layer in layers]
     (weight, bias), *rest = layers
@@ -65,10 +66,10 @@ def query_projection(
 
 
 def _cast(layer: Layer, like: Tensor) -> Layer:
-    """The layer in autocast's dtype, where that is on."""
+    """Return the layer in autocast's dtype if autocast is on."""
     weight, bias = layer
-    kind = like.device.type
-    if not torch.is_autocast_enabled(kind):
+    device_type = like.device.type
+    if not torch.is_autocast_enabled(device_type):
         return layer
-    dtype = torch.get_autocast_dtype(kind)
+    dtype = torch.get_autocast_dtype(device_type)
     return weight.to(dtype), None if bias is None else bias.to(dtype)

@@ -1,6 +1,8 @@
-"""Rows gathered and normed, and the gradients of that: each one launch, and a sum for the norm's weight.
+"""Triton kernels that gather and normalize rows, and compute the gradients, in one launch each.
 
-R rows of hidden states, N images, Q dream queries, M = N Q rows that are wanted, D language width.
+The gradient of the norm's weight also takes a sum.
+
+R rows of hidden states, N images, Q dream queries, M = N Q gathered rows, D language width.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from dreamkit.kernels.query_projection.row_blocks import Blocks, block_start
-from dreamkit.kernels.tensors import by_rows, wide
+from dreamkit.kernels.tensors import accumulation_dtype, unit_stride_rows
 
-WEIGHT_ROWS, WEIGHT_COLUMNS = 32, 128  # what a program of `sum_norm_weight` reads at a time
+WEIGHT_ROWS, WEIGHT_COLUMNS = 32, 128  # read by one program of `sum_norm_weight` at a time
 WEIGHT_SPLITS = 32  # programs that share the rows of a block of columns
 
 
@@ -33,12 +35,12 @@ def norm_rows(
     OFFSET: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """One row, normed."""
+    """Gather and normalize one row."""
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     inside = column < dim
-    at = block_start(row // queries, row >= 0, base, drop, unconditional) + row % queries
-    x = tl.load(hidden + at * stride + column, mask=inside, other=0.0).to(rstd.dtype.element_ty)
+    source = block_start(row // queries, row >= 0, base, drop, unconditional) + row % queries
+    x = tl.load(hidden + source * stride + column, mask=inside, other=0.0).to(rstd.dtype.element_ty)
     scale = 1 / tl.sqrt(tl.sum(x * x, axis=0) / dim + EPS)
     factor = OFFSET + tl.load(norm_weight + column, mask=inside, other=0.0).to(x.dtype)
     y = x * scale * factor
@@ -64,10 +66,10 @@ def scatter_rows(
     IMAGES: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """The gradient of one row of the hidden states, by the first image that has it.
+    """Compute the gradient of one row of the hidden states, in the program of the first image with this row.
 
-    The images that share its block, as those that are dropped do, have the same row: their gradients are summed here,
-    in the images' order, and go through the norm once.
+    Images with the same block, such as dropped ones, share the row. Their gradients are summed in the order of the
+    images, then pass through the norm once.
     """
     row = tl.program_id(0)
     image, query = row // queries, row % queries
@@ -84,12 +86,12 @@ def scatter_rows(
             from_other = grad + (other * queries + query).to(tl.int64) * dim + column
             g += tl.load(from_other, mask=inside, other=0.0).to(g.dtype)
             other = tl.min(tl.where(sharing & (every > other), every, IMAGES), axis=0)
-        at = start + query
+        place = start + query
         scale = tl.load(rstd + row)
-        x = tl.load(hidden + at * stride + column, mask=inside, other=0.0).to(g.dtype) * scale
+        x = tl.load(hidden + place * stride + column, mask=inside, other=0.0).to(g.dtype) * scale
         g = g * (OFFSET + tl.load(norm_weight + column, mask=inside, other=0.0).to(g.dtype))
         g = scale * (g - x * (tl.sum(g * x, axis=0) / dim))
-        tl.store(grad_hidden + at * dim + column, g.to(grad_hidden.dtype.element_ty), mask=inside)
+        tl.store(grad_hidden + place * dim + column, g.to(grad_hidden.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -109,7 +111,7 @@ def sum_norm_weight(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
-    """Columns of the gradient of the norm's weight, of some of the rows: one of the parts (SPLITS, D)."""
+    """Sum columns of the gradient of the norm's weight over some of the rows: one of the parts (SPLITS, D)."""
     part = tl.program_id(1)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     is_column = column < dim
@@ -118,10 +120,10 @@ def sum_norm_weight(
     for first in range(part * share, tl.minimum(part * share + share, rows), ROWS):
         row = first + tl.arange(0, ROWS)
         is_row = row < rows
-        at = block_start(row // queries, is_row, base, drop, unconditional) + row % queries
+        source = block_start(row // queries, is_row, base, drop, unconditional) + row % queries
         mask = is_row[:, None] & is_column[None, :]
         g = tl.load(grad + row.to(tl.int64)[:, None] * dim + column[None, :], mask=mask, other=0.0)
-        x = tl.load(hidden + at[:, None] * stride + column[None, :], mask=mask, other=0.0)
+        x = tl.load(hidden + source[:, None] * stride + column[None, :], mask=mask, other=0.0)
         scale = tl.load(rstd + row, mask=is_row, other=0.0)
         total += tl.sum(g.to(total.dtype) * x.to(total.dtype) * scale[:, None], axis=0)
     tl.store(parts + part * dim + column, total, mask=is_column)
@@ -136,11 +138,11 @@ def query_states(
     offset: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """As the reference: the normed rows (N, Q, D), and 1 / rms of each (N, Q)."""
-    hidden = by_rows(hidden_RD)
+    """Compute the normalized rows (N, Q, D) and 1 / rms of each (N, Q), like the reference."""
+    hidden = unit_stride_rows(hidden_RD)
     images, dim = blocks.base_N.shape[0], hidden.shape[1]
     states = hidden.new_empty(images, queries, dim, dtype=dtype)
-    rstd = hidden.new_empty(images, queries, dtype=wide(hidden.dtype))
+    rstd = hidden.new_empty(images, queries, dtype=accumulation_dtype(hidden.dtype))
     if images:
         norm_rows[(images * queries,)](
             states,
@@ -161,8 +163,8 @@ def query_states(
 def hidden_gradient(
     grad_NQD: Tensor, hidden_RD: Tensor, blocks: Blocks, norm_weight: Tensor, rstd_NQ: Tensor, offset: float
 ) -> Tensor:
-    """As the reference: the gradient (R, D) of the hidden states."""
-    hidden = by_rows(hidden_RD)
+    """Compute the gradient (R, D) of the hidden states, like the reference."""
+    hidden = unit_stride_rows(hidden_RD)
     images, queries, dim = grad_NQD.shape
     grad_hidden = torch.zeros(hidden.shape, dtype=hidden.dtype, device=hidden.device)
     if images:
@@ -187,8 +189,8 @@ def hidden_gradient(
 def norm_weight_gradient(
     grad_NQD: Tensor, hidden_RD: Tensor, blocks: Blocks, norm_weight: Tensor, rstd_NQ: Tensor
 ) -> Tensor:
-    """As the reference: the gradient (D,) of the norm's weight."""
-    hidden = by_rows(hidden_RD)
+    """Compute the gradient (D,) of the norm's weight, like the reference."""
+    hidden = unit_stride_rows(hidden_RD)
     images, queries, dim = grad_NQD.shape
     rows = images * queries
     splits = max(1, min(WEIGHT_SPLITS, triton.cdiv(rows, WEIGHT_ROWS)))
@@ -212,6 +214,6 @@ def norm_weight_gradient(
 
 
 def _row_options(dim: int) -> dict[str, int]:
-    """Of kernels that hold a whole row: 16 numbers a thread where the row has 4096 of them or more."""
+    """Return the options of kernels that hold a whole row: 16 numbers a thread in a row of 4096 or more."""
     block = triton.next_power_of_2(dim)
     return {"BLOCK": block, "num_warps": min(16, max(1, block // 512))}

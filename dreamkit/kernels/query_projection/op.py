@@ -1,4 +1,4 @@
-"""The operators: Triton where it runs, the reference elsewhere, and the gradients of both.
+"""The operators with their gradients: Triton where it runs, the reference elsewhere.
 
 R rows of hidden states, N images, Q dream queries, D language width, C context width.
 """
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from dreamkit.kernels import on_its_device, usable
 from dreamkit.kernels.query_projection import reference
-from dreamkit.kernels.tensors import wide
+from dreamkit.kernels.tensors import accumulation_dtype
 
 _BLOCKS = "Tensor hidden_RD, Tensor base_N, Tensor? drop_N, Tensor? unconditional"
 _NORM = "SymInt queries, Tensor norm_weight, float eps, float offset"
@@ -38,7 +38,7 @@ def query_states(
     offset: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """The normed rows of each image (N, Q, D) in `dtype`, and 1 / rms of each (N, Q), which has no gradient."""
+    """Compute each image's normalized rows (N, Q, D) in `dtype`, and 1 / rms of each (N, Q), without a gradient."""
     if usable(hidden_RD):
         from dreamkit.kernels.query_projection import norm
         from dreamkit.kernels.query_projection.row_blocks import Blocks
@@ -63,14 +63,14 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     images = base_N.shape[0]
     states = hidden_RD.new_empty(images, queries, hidden_RD.shape[1], dtype=dtype)
-    return states, hidden_RD.new_empty(images, queries, dtype=wide(hidden_RD.dtype))
+    return states, hidden_RD.new_empty(images, queries, dtype=accumulation_dtype(hidden_RD.dtype))
 
 
 @custom_op(
     "dreamkit::query_states_backward",
     mutates_args=(),
-    schema=f"(Tensor grad_NQD, {_BLOCKS}, Tensor norm_weight, Tensor rstd_NQ, float offset, bool for_hidden, "
-    "bool for_weight) -> (Tensor, Tensor)",
+    schema=f"(Tensor grad_NQD, {_BLOCKS}, Tensor norm_weight, Tensor rstd_NQ, float offset, bool needs_hidden, "
+    "bool needs_weight) -> (Tensor, Tensor)",
 )
 @on_its_device
 def query_states_backward(
@@ -82,25 +82,25 @@ def query_states_backward(
     norm_weight: Tensor,
     rstd_NQ: Tensor,
     offset: float,
-    for_hidden: bool,
-    for_weight: bool,
+    needs_hidden: bool,
+    needs_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the hidden states (R, D) and of the norm's weight (D,); what is not asked for is empty."""
+    """Compute the gradients of the hidden states (R, D) and of the norm's weight (D,); one not needed is empty."""
     hidden, weight = hidden_RD.new_empty(0), norm_weight.new_empty(0)
     if usable(hidden_RD):
         from dreamkit.kernels.query_projection import norm
         from dreamkit.kernels.query_projection.row_blocks import Blocks
 
         blocks = Blocks.of(base_N, drop_N, unconditional)
-        if for_hidden:
+        if needs_hidden:
             hidden = norm.hidden_gradient(grad_NQD, hidden_RD, blocks, norm_weight, rstd_NQ, offset)
-        if for_weight:
+        if needs_weight:
             weight = norm.norm_weight_gradient(grad_NQD, hidden_RD, blocks, norm_weight, rstd_NQ)
         return hidden, weight
     rows_NQ = reference.rows_of(base_N, drop_N, unconditional, grad_NQD.shape[1])
-    if for_hidden:
+    if needs_hidden:
         hidden = reference.hidden_gradient(grad_NQD, hidden_RD, rows_NQ, norm_weight, rstd_NQ, offset)
-    if for_weight:
+    if needs_weight:
         weight = reference.norm_weight_gradient(grad_NQD, hidden_RD, rows_NQ, norm_weight, rstd_NQ)
     return hidden, weight
 
@@ -115,11 +115,11 @@ def _(
     norm_weight: Tensor,
     rstd_NQ: Tensor,
     offset: float,
-    for_hidden: bool,
-    for_weight: bool,
+    needs_hidden: bool,
+    needs_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    hidden = hidden_RD.new_empty(hidden_RD.shape if for_hidden else 0)
-    return hidden, norm_weight.new_empty(norm_weight.shape if for_weight else 0)
+    hidden = hidden_RD.new_empty(hidden_RD.shape if needs_hidden else 0)
+    return hidden, norm_weight.new_empty(norm_weight.shape if needs_weight else 0)
 
 
 @custom_op(
@@ -140,7 +140,7 @@ def query_projection(
     weight: Tensor,
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """One dense layer of the normed rows, (N, Q, C) in `weight`'s dtype, and 1 / rms of each row as `query_states`."""
+    """Project the normalized rows to (N, Q, C) in `weight`'s dtype; also return 1 / rms, like `query_states`."""
     if usable(hidden_RD):
         from dreamkit.kernels.query_projection import projection
         from dreamkit.kernels.query_projection.row_blocks import Blocks
@@ -167,7 +167,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     images = base_N.shape[0]
     context = weight.new_empty(images, queries, weight.shape[0])
-    return context, hidden_RD.new_empty(images, queries, dtype=wide(hidden_RD.dtype))
+    return context, hidden_RD.new_empty(images, queries, dtype=accumulation_dtype(hidden_RD.dtype))
 
 
 @register_flop_formula(torch.ops.dreamkit.query_projection)
@@ -185,11 +185,11 @@ def _flops(
     *args: Any,
     **kwargs: Any,
 ) -> int:
-    """Of the product: two a multiplication."""
+    """Count a multiplication and an addition for each product of two numbers."""
     return 2 * base[0] * queries * weight[0] * weight[1]
 
 
-def _keep_states(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save_states(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *blocks, _, norm_weight, _, ctx.offset, _ = inputs
     ctx.save_for_backward(*blocks, norm_weight, output[1])
     ctx.set_materialize_grads(False)
@@ -206,21 +206,21 @@ def _states_gradients(ctx: Any, grad_NQD: Tensor | None, _: Tensor | None) -> tu
 def _norm_gradients(
     ctx: Any, grad_NQD: Tensor, blocks: list[Any], norm_weight: Tensor, rstd: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    for_hidden, for_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[5]
+    needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[5]
     hidden, weight = query_states_backward(
-        grad_NQD, *blocks, norm_weight, rstd, ctx.offset, for_hidden, for_weight
+        grad_NQD, *blocks, norm_weight, rstd, ctx.offset, needs_hidden, needs_weight
     )
-    return hidden if for_hidden else None, weight if for_weight else None
+    return hidden if needs_hidden else None, weight if needs_weight else None
 
 
-def _keep_projection(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save_projection(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *blocks, ctx.queries, norm_weight, ctx.eps, ctx.offset, weight, _ = inputs
     ctx.save_for_backward(*blocks, norm_weight, weight, output[1])
     ctx.set_materialize_grads(False)
 
 
 def _projection_gradients(ctx: Any, grad_NQC: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Products of torch's around the norm's gradients; the normed rows are computed again where the matrix learns."""
+    """Compute torch's products around the norm's gradients; a trained matrix needs the normalized rows again."""
     if grad_NQC is None:
         return (None,) * 10
     *blocks, norm_weight, weight, rstd = ctx.saved_tensors
@@ -236,5 +236,5 @@ def _projection_gradients(ctx: Any, grad_NQC: Tensor | None, _: Tensor | None) -
     return hidden, None, None, None, None, norm, None, None, matrix, bias
 
 
-query_states.register_autograd(_states_gradients, setup_context=_keep_states)
-query_projection.register_autograd(_projection_gradients, setup_context=_keep_projection)
+query_states.register_autograd(_states_gradients, setup_context=_save_states)
+query_projection.register_autograd(_projection_gradients, setup_context=_save_projection)

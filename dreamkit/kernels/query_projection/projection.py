@@ -1,6 +1,6 @@
-"""Rows gathered, normed and projected in one launch, or in two where the sum over D is split.
+"""Triton kernels that gather, normalize and project rows in one launch, or in two if the sum over D is split.
 
-R rows of hidden states, N images, Q dream queries, M = N Q rows that are wanted, D language width, C context width.
+R rows of hidden states, N images, Q dream queries, M = N Q gathered rows, D language width, C context width.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dreamkit.kernels.query_projection.row_blocks import Blocks, block_start
 from dreamkit.kernels.query_projection.tiles import tile
-from dreamkit.kernels.tensors import by_rows, wide
+from dreamkit.kernels.tensors import accumulation_dtype, unit_stride_rows
 
-FINISH_BLOCK = 256  # columns of one row that a program of `finish` sums
+FINISH_BLOCK = 256  # columns of one row that one program of `finish` sums
 
 
 @triton.jit
@@ -40,17 +40,16 @@ def project(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ) -> None:
-    """A tile of the context, or one part of the sum over D that it is.
+    """Compute a tile of the context, or one part of its sum over D.
 
-    A row is divided by its rms after the product, which needs no pass before it; the norm's weight is multiplied
-    into the rows, which are in registers already for their squares, so that the matrix goes to the tensor cores as it
-    was read.
+    A row is divided by its rms after the product, so that no pass comes before the product. The norm's weight
+    multiplies the rows, which are in registers for their squares already, and the matrix stays as it is.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     part = tl.program_id(2)
     is_row, is_column = row < rows, column < width
-    at = block_start(row // queries, is_row, base, drop, unconditional) + row % queries
+    source = block_start(row // queries, is_row, base, drop, unconditional) + row % queries
     squares = tl.zeros([ROWS], dtype=rstd.dtype.element_ty)
     total = tl.zeros([ROWS, COLUMNS], dtype=rstd.dtype.element_ty)
     share = tl.cdiv(tl.cdiv(dim, DEPTH), SPLITS) * DEPTH
@@ -58,7 +57,7 @@ def project(
         k = first + tl.arange(0, DEPTH)
         is_k = k < dim
         x = tl.load(
-            hidden + at[:, None] * stride + k[None, :], mask=is_row[:, None] & is_k[None, :], other=0.0
+            hidden + source[:, None] * stride + k[None, :], mask=is_row[:, None] & is_k[None, :], other=0.0
         )
         x = x.to(squares.dtype)
         squares += tl.sum(x * x, axis=1)
@@ -97,7 +96,7 @@ def finish(
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Columns of one row of the context, of the parts that `project` left, summed in order."""
+    """Sum the parts that `project` wrote, in order, for some columns of one row of the context."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_column = column < width
@@ -126,14 +125,18 @@ def query_projection(
     weight: Tensor,
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The context (N, Q, C) of one dense layer, and 1 / rms of each row (N, Q)."""
-    hidden, weight, norm_weight = by_rows(hidden_RD), by_rows(weight), norm_weight.contiguous()
+    """Compute the context (N, Q, C) of one dense layer, and 1 / rms of each row (N, Q)."""
+    hidden, weight, norm_weight = (
+        unit_stride_rows(hidden_RD),
+        unit_stride_rows(weight),
+        norm_weight.contiguous(),
+    )
     bias = None if bias is None else bias.contiguous()
     images, (width, dim) = blocks.base_N.shape[0], weight.shape
     rows = images * queries
     chosen = tile(rows, width, dim, weight.dtype)
     context = weight.new_empty(images, queries, width)
-    rstd = hidden.new_empty(images, queries, dtype=wide(hidden.dtype))
+    rstd = hidden.new_empty(images, queries, dtype=accumulation_dtype(hidden.dtype))
     is_split = chosen.splits > 1
     parts = rstd.new_empty(chosen.splits, rows, width) if is_split else context
     squares = rstd.new_empty(chosen.splits, rows) if is_split else rstd

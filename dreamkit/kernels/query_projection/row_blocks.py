@@ -1,6 +1,6 @@
-"""Where the rows that are wanted lie.
+"""Positions of the gathered rows.
 
-R rows of hidden states, N images, Q dream queries, D language width. Row m of the M = N Q wanted ones is row m % Q of
+R rows of hidden states, N images, Q dream queries, D language width. Row m of the M = N Q gathered ones is row m % Q of
 the block of image m // Q.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Blocks(NamedTuple):
-    """The first row of each image's block; where `drop_N` is true, it is the `unconditional` one."""
+    """First rows of the images' blocks: `base_N`, or `unconditional` for images whose `drop_N` is true."""
 
     base_N: Tensor
     drop_N: Tensor | None = None
@@ -22,7 +22,7 @@ class Blocks(NamedTuple):
 
     @classmethod
     def of(cls, base_N: Tensor, drop_N: Tensor | None, unconditional: Tensor | None) -> Blocks:
-        """Blocks whose numbers lie side by side, as the kernels read them: a batch's bases are a column of its rows."""
+        """Make blocks of contiguous tensors, which the kernels need; a batch's bases are a column of its rows."""
         return cls(base_N.contiguous(), None if drop_N is None else drop_N.contiguous(), unconditional)
 
 
@@ -34,7 +34,7 @@ def block_start(
     drop: tl.tensor | None,
     unconditional: tl.tensor | None,
 ) -> tl.tensor:
-    """First rows of the blocks of images, of those that are `inside`."""
+    """Load the first rows of the blocks of those images that are `inside`."""
     start = tl.load(base + image, mask=inside, other=0)
     if drop is not None:
         dropped = tl.load(drop + image, mask=inside, other=0)

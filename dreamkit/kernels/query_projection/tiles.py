@@ -1,7 +1,7 @@
-"""How much one program of the fused projection computes, and when it is used at all.
+"""Choice of the fused projection, and of the share of one of its programs.
 
-M rows, D language width, C context width. These are functions of sizes and dtypes alone, not of the device, so that a
-result is the same on every run.
+M rows, D language width, C context width. The choice depends on sizes and dtypes, not on the device, so that every run
+has the same result.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Final, NamedTuple
 import torch
 
 FUSED_ROWS: Final = 256  # 4 images of 64 queries
-PROGRAMS: Final = 128  # about the multiprocessors of an A100 (108) or an H100 (132)
-LEAST_DEPTHS: Final = 4  # steps of the sum over D that are worth a program
+PROGRAMS: Final = 128  # about as many as multiprocessors of an A100 (108) or an H100 (132)
+LEAST_DEPTHS: Final = 4  # fewest steps over D that are worth a program
 
 
 class Tile(NamedTuple):
-    """`rows` x `columns` of the context a program, `depth` of D at a time, the sum over D in `splits` parts."""
+    """Share of one program: `rows` x `columns` of the context, `depth` of D at a time, D in `splits` parts."""
 
     rows: int
     columns: int
@@ -27,18 +27,19 @@ class Tile(NamedTuple):
 
 
 def is_fused(rows: int, hidden: torch.dtype, weight: torch.dtype) -> bool:
-    """Whether one kernel gathers, norms and projects; otherwise one gathers and norms, and torch's product follows.
+    """Return True if one kernel gathers, normalizes and projects; else the product is torch's.
 
-    Few rows leave most of a GPU idle unless the sum over D is split, and are bound by launches and by reading the
-    matrix; with many, the product dominates, which the vendor's library does best. float16 is not fused: a row that
-    is scaled before it is divided by its rms can leave float16's range. Nor is float64, which Triton cannot multiply.
+    Few rows leave most of a GPU idle unless the sum over D is split. Their time is that of launches and of reading the
+    matrix. For many rows the product dominates, and the GPU's library computes it best. float16 is not fused, because
+    a row that is scaled before it is divided by its rms can leave the range of float16. float64 is not fused, because
+    Triton cannot multiply it.
     """
-    fits = weight not in (torch.float16, torch.float64) and hidden != torch.float64
-    return rows <= FUSED_ROWS and fits
+    is_supported = weight not in (torch.float16, torch.float64) and hidden != torch.float64
+    return rows <= FUSED_ROWS and is_supported
 
 
 def tile(rows: int, width: int, dim: int, dtype: torch.dtype) -> Tile:
-    """The tile for M `rows`, C `width` and D `dim`: the sum is split until there are about `PROGRAMS` programs."""
+    """Choose the tile for M `rows`, C `width` and D `dim`; the sum is split to make about `PROGRAMS` programs."""
     if dtype.itemsize == 2:
         size, columns, depth, warps, stages = 64, 64, 64, 4, 4
     else:  # no tensor cores: float32 is not rounded to TF32
@@ -46,6 +47,6 @@ def tile(rows: int, width: int, dim: int, dtype: torch.dtype) -> Tile:
     if rows <= 16:
         size = 16
     programs = -(-rows // size) * -(-width // columns)
-    most = max(1, -(-dim // depth) // LEAST_DEPTHS)
-    splits = max(1, min(PROGRAMS // max(1, programs), most))
+    most_splits = max(1, -(-dim // depth) // LEAST_DEPTHS)
+    splits = max(1, min(PROGRAMS // max(1, programs), most_splits))
     return Tile(size, columns, depth, splits, warps, stages)

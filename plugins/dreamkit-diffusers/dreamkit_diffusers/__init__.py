@@ -1,4 +1,4 @@
-"""Image decoders made of diffusers' models."""
+"""Image decoders from diffusers' models."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""What all decoders here have in common: a network on the latents of an autoencoder."""
+"""The base of all image decoders of this plug-in: a network on the latents of an autoencoder."""
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -14,25 +13,25 @@ from PIL.Image import Image as Picture
 from torch import Tensor, nn
 
 from dreamkit import Condition, DecoderSpec, ImageDecoder, PartConfig, SourceError
-from dreamkit_diffusers import components
-from dreamkit_diffusers.components import Components, Described, Layout
-from dreamkit_diffusers.constant import Constants, Place, cast, is_compiled
+from dreamkit_diffusers.cached_condition import CachedCondition, Child, cast_condition, is_compiled
+from dreamkit_diffusers.configs import Configs, Layout, read_configs
 from dreamkit_diffusers.pixels import square_pixels
-from dreamkit_diffusers.schedulers import is_count
+from dreamkit_diffusers.values import count_error, is_count, number_error
 
 Extras = Mapping[str, Tensor]
 
 
 class LatentDecoder(ImageDecoder):
-    """Network, autoencoder and schedule of a folder in diffusers' layout; its text encoders are not used.
+    """Network, autoencoder and schedule of a folder in diffusers' layout, without its text encoders.
 
-    The autoencoder is never trained: its latents are what the network's loss is measured in.
+    The autoencoder is never trained: the network's loss is measured in its latents.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PartConfig):
-        """`image_size`: side in pixels of targets and drawings; None: the network's own.
+        """Settings of a decoder.
 
+        `image_size`: side in pixels of targets and drawn images; None: the network's own.
         `config`: {unet or transformer: {...}, vae: {...}, scheduler: {...}}, the values of diffusers' config files.
         """
 
@@ -42,13 +41,17 @@ class LatentDecoder(ImageDecoder):
     posterior_module = "vae"
     vae: Any
 
-    def __init__(self, config: Any, spec: DecoderSpec, parts: Components) -> None:
+    def __init__(self, config: Any, spec: DecoderSpec, configs: Configs, models: Mapping[str, Any]) -> None:
         super().__init__()
         self.config, self.spec = config, spec
-        self.add_module(self.layout.network, parts.network)
-        self.vae = parts.vae.requires_grad_(False)
-        self.schedule_config = parts.schedule_config
-        self._constants = Constants()
+        for name, model in models.items():
+            self.add_module(name, model)
+        self.vae.requires_grad_(False)
+        self.schedule_config = configs.raw["scheduler"]
+        self._cached_conditions: list[CachedCondition] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cached_conditions": []}  # copies and pickles are without caches
 
     @property
     def network(self) -> Any:
@@ -56,40 +59,42 @@ class LatentDecoder(ImageDecoder):
 
     @classmethod
     def infer_spec(cls, config: Any) -> DecoderSpec:
-        return cls._spec(config, components.described(cls.layout, config, weights=config.is_local))
+        return cls._spec(config, read_configs(cls.layout, config, weights=config.is_local))
 
     @classmethod
     def meta_modules(cls, config: Any) -> Self:
-        found = components.described(cls.layout, config)
-        return cls(config, cls._spec(config, found), components.random(found, "meta"))
+        configs = read_configs(cls.layout, config)
+        spec = cls._spec(config, configs)
+        with torch.device("meta"):
+            models = configs.build_models()
+        return cls(config, spec, configs, models)
 
     @classmethod
     def from_config(cls, config: Any) -> Self:
-        found = components.described(cls.layout, config)
-        return cls(config, cls._spec(config, found), components.random(found))
+        configs = read_configs(cls.layout, config)
+        return cls(config, cls._spec(config, configs), configs, configs.build_models())
 
     @classmethod
     def from_pretrained(cls, config: Any) -> Self:
         if config.pretrained is None:
-            raise SourceError("there are no weights to load without it; name a folder or a hub model")
-        found = components.described(cls.layout, config, weights=True)
-        return cls(config, cls._spec(config, found), components.pretrained(found))
+            raise SourceError("missing 'pretrained': name a folder or a hub model with weights")
+        configs = read_configs(cls.layout, config, weights=True)
+        return cls(config, cls._spec(config, configs), configs, configs.load_models())
 
     @classmethod
-    def _spec(cls, config: Any, found: Described) -> DecoderSpec:
-        """The spec, once all is checked that the configs of the parts must have in common.
+    def _spec(cls, config: Any, configs: Configs) -> DecoderSpec:
+        """Return the spec after checking that the configs fit each other.
 
         Raises:
-            ConfigError: all that is wrong with the section.
+            ConfigError: all problems of the section.
         """
-        name = cls.layout.network
-        network, vae = found.values[name], found.values["vae"]
-        cls.check(config, found)
-        _check_latents(found, name)
+        network, vae = configs.values[cls.layout.network], configs.values["vae"]
+        cls.check(config, configs)
+        _check_latents(configs)
         factor = cls._factor(vae)
         multiple = factor * cls._patch(network)
-        image_size = _image_size(config, found, name, factor, multiple)
-        found.raise_any()
+        image_size = _image_size(config.image_size, configs, factor, multiple)
+        configs.raise_problems()
         return DecoderSpec(
             image_size=image_size,
             latent_channels=vae["latent_channels"],
@@ -102,28 +107,28 @@ class LatentDecoder(ImageDecoder):
 
     @classmethod
     @abstractmethod
-    def check(cls, config: Any, found: Described) -> None:
-        """Tells `found` what is wrong with the configs besides what is wrong with each by itself."""
+    def check(cls, config: Any, configs: Configs) -> None:
+        """Add to `configs` the problems of this decoder's settings, and of configs that do not fit each other."""
 
     @classmethod
     @abstractmethod
     def condition_spec(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
-        """What the spec says of the condition, and of precision."""
+        """Return the spec's fields about the condition and precision."""
 
     @staticmethod
     def _factor(vae: Mapping[str, Any]) -> int:
-        """The side in pixels of one latent."""
+        """Return the side of one latent in pixels."""
         blocks = vae.get("block_out_channels", vae.get("encoder_block_out_channels"))
         return 2 ** (len(blocks) - 1) if isinstance(blocks, list | tuple) and blocks else 1
 
     @staticmethod
     def _patch(network: Mapping[str, Any]) -> int:
-        """The side in latents of one token of the network."""
+        """Return the side of one token of the network in latents."""
         patch = network.get("patch_size", 1)
         return patch if is_count(patch) else 1
 
     def trainable_parameters(self) -> Iterable[nn.Parameter]:
-        """The network's: no gradient reaches the autoencoder."""
+        """Return the network's parameters: no gradient reaches the autoencoder."""
         return self.network.parameters()
 
     def enable_gradient_checkpointing(self) -> None:
@@ -152,33 +157,38 @@ class LatentDecoder(ImageDecoder):
         return self.vae.config.get("shift_factor") or 0.0
 
     def _vae_precision(self) -> AbstractContextManager[Any]:
-        """No autocast around an autoencoder that is kept in float32, so that it also computes in it."""
-        kind = self.vae.device.type
-        if "vae" not in self.spec.float32_modules or not torch.amp.is_autocast_available(kind):
+        """Disable autocast around an autoencoder that must compute in float32."""
+        device = self.vae.device.type
+        if "vae" not in self.spec.float32_modules or not torch.amp.is_autocast_available(device):
             return nullcontext()
-        return torch.autocast(kind, enabled=False)
+        return torch.autocast(device, enabled=False)
 
     def denoise(self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Extras) -> Tensor:
         width, dtype = self.spec.pooled_dim, self.network.dtype
         if width is not None and condition.pooled is None:
-            raise ValueError(
-                f"the condition has no pooled vector, but this decoder wants one of width {width}; give pooled (N, "
-                f"{width})"
-            )
+            raise ValueError(f"expected a condition with a pooled vector (N, {width}), got none")
         noisy = noisy.to(dtype)
-        constant = None if torch.compiler.is_compiling() else self._constants.find(condition)
-        if constant is None or torch.is_grad_enabled():  # gradients belong to one step
-            return self.predict(noisy, timesteps_N, cast(condition, dtype), extras)
-        with constant.kept(dtype, self.network.training) as kept:
-            return self.predict(noisy, timesteps_N, kept, extras)
+        entries = () if torch.compiler.is_compiling() else tuple(self._cached_conditions)
+        cached = next((entry for entry in entries if entry.condition is condition), None)
+        if cached is None or torch.is_grad_enabled():  # gradients belong to one step
+            return self.predict(noisy, timesteps_N, cast_condition(condition, dtype), extras)
+        with cached.use(dtype, self.network.training) as cast:
+            return self.predict(noisy, timesteps_N, cast, extras)
 
-    def cache_condition(self, condition: Condition) -> AbstractContextManager[None]:
-        """Within it, and without gradients, the `constant_layers` are called once with what comes of `condition`."""
-        # a compiled network would be compiled anew for what stands in for its layers
-        return self._constants.holding(condition, [] if is_compiled(self.network) else self.constant_layers())
+    @contextmanager
+    def cache_condition(self, condition: Condition) -> Iterator[None]:
+        """Call the `condition_layers` once within the context, without gradients, and reuse their outputs."""
+        # stand-ins for its layers would recompile a compiled network
+        layers = [] if is_compiled(self.network) else self.condition_layers()
+        entry = CachedCondition(condition, layers)
+        self._cached_conditions.append(entry)
+        try:
+            yield
+        finally:
+            self._cached_conditions.remove(entry)
 
-    def constant_layers(self) -> Iterable[Place]:
-        """The layers that see the condition alone: each the module it is in, and its name there."""
+    def condition_layers(self) -> Iterable[Child]:
+        """Return the layers whose input is the condition alone."""
         return ()
 
     def library_forward(
@@ -188,58 +198,48 @@ class LatentDecoder(ImageDecoder):
 
     @abstractmethod
     def predict(self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Extras) -> Tensor:
-        """What the network says, called as diffusers' pipeline calls it."""
+        """Return the network's output, called as in diffusers' pipeline."""
 
     def scheduler(self, name: str | None = None) -> Any:
-        """A fresh diffusers scheduler; None: of the class that the decoder's own config names."""
-        schedulers = self.layout.schedulers
-        if name is None:
-            return schedulers.own(self.schedule_config)
-        return schedulers.named(name, self.schedule_config)
+        """Create a diffusers scheduler by name; None: of the class that the decoder's config names."""
+        return self.layout.schedulers.create(name, self.schedule_config)
 
 
-def _image_size(config: Any, found: Described, name: str, factor: int, multiple: int) -> int:
-    sample_size = found.values[name]["sample_size"]
-    wanted = f"a positive multiple of {multiple} pixels is wanted"
+def _image_size(image_size: int | None, configs: Configs, factor: int, multiple: int) -> int:
+    network = configs.layout.network
+    expected = f"expected a positive multiple of {multiple} pixels"
     if multiple != factor:
-        wanted += f" (the autoencoder's {factor}, times a patch size of {multiple // factor})"
-    if config.image_size is not None:
-        if config.image_size < 1 or config.image_size % multiple:
-            found.problems["image_size"] = f"{config.image_size} found, but {wanted}"
-        return int(config.image_size)
-    if not is_count(sample_size):
-        message = f"{sample_size!r} found, which is no number; set image_size"
-        found.problem(f"{name}.sample_size", message)
+        expected += f" (the autoencoder's {factor} times a patch size of {multiple // factor})"
+    if image_size is not None:
+        if image_size < 1 or image_size % multiple:
+            configs.problems["image_size"] = f"{expected}, got {image_size}"
+        return int(image_size)
+    sample_size = configs.values[network]["sample_size"]
+    error = count_error(sample_size)
+    if error is None and sample_size * factor % multiple:
+        error = f"{expected}, got {sample_size}, which is {sample_size * factor} pixels"
+    if error is not None:
+        configs.add_problem(f"{network}.sample_size", f"{error}; set image_size")
         return 0
-    if sample_size * factor % multiple:
-        message = (
-            f"{sample_size} found, which makes {sample_size * factor} pixels, but {wanted}; set image_size"
-        )
-        found.problem(f"{name}.sample_size", message)
     return int(sample_size * factor)
 
 
-def _check_latents(found: Described, name: str) -> None:
-    """The latents of the autoencoder must be what the network takes and gives."""
-    network, vae = found.values[name], found.values["vae"]
-    told = "UNet" if name == "unet" else name
-    # told of the one that was set
-    is_vaes = "latent_channels" in found.given["vae"] and "in_channels" not in found.given[name]
+def _check_latents(configs: Configs) -> None:
+    """Check that the autoencoder's latents fit the network, and their scale and shift."""
+    name = configs.layout.network
+    network, vae = configs.values[name], configs.values["vae"]
+    noun = "UNet" if name == "unet" else name
+    # the problem is reported at the value that was set
+    vae_is_set = "latent_channels" in configs.raw["vae"] and "in_channels" not in configs.raw[name]
     for end in ("in_channels", "out_channels"):
-        # diffusers' transformers give as many channels as they take unless told otherwise
+        # transformers of diffusers have as many outputs as inputs unless set
         channels = network["in_channels"] if network[end] is None else network[end]
         if channels != vae["latent_channels"]:
-            found.problem(
-                "vae.latent_channels" if is_vaes else f"{name}.{end}",
-                f"the {told}'s {end} is {network[end]}, but the autoencoder's latents have "
-                f"{vae['latent_channels']} channels; use a {told} made for these latents",
+            configs.add_problem(
+                "vae.latent_channels" if vae_is_set else f"{name}.{end}",
+                f"expected {vae['latent_channels']} {end}, as many as the autoencoder's latents have, got {channels}; "
+                f"use a {noun} made for these latents",
             )
-    scale, shift = vae["scaling_factor"], vae.get("shift_factor")
-    if not _is_finite(scale) or scale <= 0:
-        found.problem("vae.scaling_factor", f"{scale!r} found, but a positive number is wanted")
-    if shift is not None and not _is_finite(shift):
-        found.problem("vae.shift_factor", f"{shift!r} found, but a number or null is wanted")
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    configs.add_problem("vae.scaling_factor", number_error(vae["scaling_factor"]))
+    if vae.get("shift_factor") is not None:
+        configs.add_problem("vae.shift_factor", number_error(vae["shift_factor"], positive=False))

@@ -1,6 +1,7 @@
-"""Networks of diffusers by name. The arguments of a constructor are read from its source, so that a spec imports none.
+"""Networks of diffusers by name.
 
-With the first network, diffusers imports all of the same kind, and those of transformers and peft.
+A constructor's arguments are read from its source, because importing a network loads all of diffusers' networks, and
+those of transformers and peft. So a spec is inferred without these imports.
 """
 
 from __future__ import annotations
@@ -11,36 +12,66 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
+
+from dreamkit import SourceError
 
 
 @dataclass(frozen=True)
 class Network:
-    """A class of diffusers, and the file in `diffusers/models` that defines it."""
+    """A class of diffusers by `name`, and the file in `diffusers/models` that defines it."""
 
     name: str
     file: str
 
     @property
-    def kind(self) -> Any:
-        """The class, which is imported when it is asked for."""
+    def model_class(self) -> Any:
+        """The class, imported on access."""
         return getattr(diffusers, self.name)
 
     @cached_property
-    def arguments(self) -> Mapping[str, Any]:
-        """The arguments of the constructor, which are the keys of a config, with their defaults."""
-        written = _written_arguments(self.name, self.file)
-        if written is not None:
-            return written
-        return {name: each.default for name, each in inspect.signature(self.kind).parameters.items()}
+    def defaults(self) -> Mapping[str, Any]:
+        """The default of each constructor argument. The arguments are the keys of a config."""
+        defaults = _source_defaults(self.name, self.file)
+        if defaults is not None:
+            return defaults
+        parameters = inspect.signature(self.model_class).parameters
+        return {name: parameter.default for name, parameter in parameters.items()}
+
+    def load(self, folder: Path) -> Any:
+        """Load a model in float32.
+
+        Raises:
+            SourceError: weights are damaged or missing.
+        """
+        try:
+            model, info = self.model_class.from_pretrained(
+                folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
+        except Exception as error:
+            raise SourceError(f"the {self.name} in {folder} cannot be loaded: {reason(error)}") from error
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])
+            raise SourceError(
+                f"the weights in {folder} lack {len(missing)} tensors of its config.json, such as '{missing[0]}'; "
+                "download the files again"
+            )
+        return model
 
 
-def _written_arguments(name: str, file: str) -> dict[str, Any] | None:
-    """Read the arguments of a class's constructor from its source.
+def reason(error: Exception) -> str:
+    """Return the type and the message of a library's error."""
+    return f"{type(error).__name__}: {str(error).strip() or 'no reason given'}"
 
-    Return None if they are not plainly there: another release may have moved the class, or write it otherwise.
+
+def _source_defaults(name: str, file: str) -> dict[str, Any] | None:
+    """Read the defaults of a class's constructor from its source.
+
+    Return None if the source has another form: another release may have moved or rewritten the class.
     """
     source = resources.files("diffusers") / "models" / file
     try:
@@ -51,14 +82,21 @@ def _written_arguments(name: str, file: str) -> dict[str, Any] | None:
             for method in node.body
             if isinstance(method, ast.FunctionDef) and method.name == "__init__"
         )
-        takes = constructor.args
-        if takes.posonlyargs or takes.vararg or takes.kwonlyargs or takes.kwarg:
+        signature = constructor.args
+        if signature.posonlyargs or signature.vararg or signature.kwonlyargs or signature.kwarg:
             return None
-        defaults = zip(takes.args[1:], takes.defaults, strict=True)
-        return {argument.arg: ast.literal_eval(default) for argument, default in defaults}
+        pairs = zip(signature.args[1:], signature.defaults, strict=True)
+        return {argument.arg: ast.literal_eval(default) for argument, default in pairs}
     except (OSError, SyntaxError, ValueError):
         return None
 
+
+# an adapter's targets in attention layers
+ATTENTION_LAYERS = tuple(
+    f"{attention}.{layer}"
+    for attention in ("attn1", "attn2")
+    for layer in ("to_q", "to_k", "to_v", "to_out.0")
+)
 
 UNET = Network("UNet2DConditionModel", "unets/unet_2d_condition.py")
 SD3_TRANSFORMER = Network("SD3Transformer2DModel", "transformers/transformer_sd3.py")

@@ -1,51 +1,57 @@
-"""The objective of decoders with a noise schedule (arXiv 2006.11239): noise, velocity or image is predicted."""
+"""The objective of decoders with a noise schedule (arXiv 2006.11239): they predict noise, velocity or image."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dreamkit import Condition, DecoderSpec
-from dreamkit_diffusers.components import Components, Described
+from dreamkit_diffusers.configs import Configs
 from dreamkit_diffusers.latent import LatentDecoder
+from dreamkit_diffusers.values import number_error
 
 
 class NoiseDecoder(LatentDecoder):
-    """`schedule` adds noise in training."""
+    """A decoder whose `schedule` adds noise in training."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LatentDecoder.Config):
-        """`image_size`: side in pixels of targets and drawings; None: the UNet's own.
+        """Settings of a decoder.
 
-        `snr_gamma`: weights the loss by Min-SNR (arXiv 2303.09556, which proposes 5); None: all alike.
+        `image_size`: side in pixels of targets and drawn images; None: the UNet's own.
+        `snr_gamma`: weights the loss by Min-SNR (arXiv 2303.09556, which proposes 5); None: no weights.
         `config`: {unet: {...}, vae: {...}, scheduler: {...}}, the values of diffusers' config files.
         """
 
-        snr_gamma: float | None = None
+        snr_gamma: float | None = field(default=None, metadata={"loss_only": True})
 
-    def __init__(self, config: NoiseDecoder.Config, spec: DecoderSpec, parts: Components) -> None:
-        super().__init__(config, spec, parts)
-        self.schedule = self.layout.schedulers.training(parts.schedule_config)
+    def __init__(
+        self, config: NoiseDecoder.Config, spec: DecoderSpec, configs: Configs, models: Mapping[str, Any]
+    ) -> None:
+        super().__init__(config, spec, configs, models)
+        self.schedule = self.layout.schedulers.for_training(self.schedule_config)
         self.snr_gamma = config.snr_gamma
 
     @classmethod
-    def check(cls, config: NoiseDecoder.Config, found: Described) -> None:
-        if config.snr_gamma is not None and not config.snr_gamma > 0:
-            found.problems["snr_gamma"] = f"{config.snr_gamma} found, but a positive number is wanted"
+    def check(cls, config: NoiseDecoder.Config, configs: Configs) -> None:
+        error = None if config.snr_gamma is None else number_error(config.snr_gamma)
+        if error is not None:
+            configs.problems["snr_gamma"] = error
 
     def timesteps(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Uniform over the schedule; on the generator's device, or else the network's."""
+        """Sample uniformly from the schedule, on the generator's device, or else the network's."""
         device = self.network.device if generator is None else generator.device
         return torch.randint(
             self.schedule.config.num_train_timesteps, (count,), generator=generator, device=device
         )
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps_N: Tensor) -> tuple[Tensor, Tensor]:
-        # In float32: half precision rounds the least noisy timesteps to no noise at all. diffusers keeps its
-        # table on the device that it was last used on, so that a training step copies nothing.
+        # In float32: half precision rounds the least noisy timesteps to no noise at all. diffusers leaves its
+        # table on the device of its last use, so a training step copies nothing.
         clean, noise = latents.float(), noise.float()
         noisy = self.schedule.add_noise(clean, noise, timesteps_N).to(latents.dtype)
         kind = self.schedule.config.prediction_type
@@ -71,7 +77,7 @@ class NoiseDecoder(LatentDecoder):
         return loss_N if self.snr_gamma is None else loss_N * self._min_snr_weights(timesteps, self.snr_gamma)
 
     def _min_snr_weights(self, timesteps_N: Tensor, gamma: float) -> Tensor:
-        """(N,): min(SNR, gamma) weighs the error of the clean latents; here, that of what is predicted."""
+        """Return weights (N,) of the prediction's error: min(SNR, gamma) weighs that of the clean latents."""
         alphas_N = self.schedule.alphas_cumprod.to(timesteps_N.device)[timesteps_N]
         snr_N = alphas_N / (1 - alphas_N)
         kind = self.schedule.config.prediction_type

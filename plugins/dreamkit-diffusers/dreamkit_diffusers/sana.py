@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dreamkit import Condition
 from dreamkit_diffusers import networks
-from dreamkit_diffusers.components import Described, Layout
-from dreamkit_diffusers.constant import Place, key_value_layers
+from dreamkit_diffusers.cached_condition import Child, key_value_layers
+from dreamkit_diffusers.configs import Configs, Layout
 from dreamkit_diffusers.flow import FlowDecoder
 from dreamkit_diffusers.latent import Extras
 from dreamkit_diffusers.schedulers import FLOW
@@ -21,15 +21,11 @@ if TYPE_CHECKING:
 
 
 class Sana(FlowDecoder):
-    """A transformer that attends to a context, which it norms, and has no positions."""
+    """A transformer that normalizes its context, attends to it, and has no positions."""
 
     layout = Layout("transformer", networks.SANA_TRANSFORMER, networks.DC, FLOW)
     transformer: SanaTransformer2DModel
-    adapter_targets = tuple(
-        f"{attention}.{layer}"
-        for attention in ("attn1", "attn2")
-        for layer in ("to_q", "to_k", "to_v", "to_out.0")
-    )
+    adapter_targets = networks.ATTENTION_LAYERS
     adapter_root = "transformer"
 
     @classmethod
@@ -62,17 +58,17 @@ class Sana(FlowDecoder):
         return cls.Config(config={"transformer": transformer, "vae": vae, "scheduler": {"shift": 3.0}})
 
     @classmethod
-    def check(cls, config: FlowDecoder.Config, found: Described) -> None:
-        if found.values["transformer"]["guidance_embeds"]:
-            found.problem(
+    def check(cls, config: FlowDecoder.Config, configs: Configs) -> None:
+        if configs.values["transformer"]["guidance_embeds"]:
+            configs.add_problem(
                 "transformer.guidance_embeds",
-                "true found: it is distilled to be told a guidance scale (as Sana Sprint is), which 'sana' does not "
-                "do; name a model with false",
+                "expected false, got true (boolean); 'sana' does not support models that take a guidance scale as "
+                "input, such as Sana Sprint",
             )
 
     @classmethod
     def condition_spec(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
-        # what MetaQuery (arXiv 2504.06256) brings its condition of Sana to: that of Gemma 2's last hidden states
+        # MetaQuery (arXiv 2504.06256) scales its condition for Sana to Gemma 2's last hidden states
         return {"context_dim": network["caption_channels"], "context_scale": math.sqrt(5.5)}
 
     def predict(self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Extras) -> Tensor:
@@ -83,7 +79,7 @@ class Sana(FlowDecoder):
             timestep=timesteps_N * self.transformer.config.timestep_scale,
         ).sample
 
-    def constant_layers(self) -> Iterator[Place]:
+    def condition_layers(self) -> Iterator[Child]:
         yield from ((self.transformer, name) for name in ("caption_projection", "caption_norm"))
         for block in self.transformer.transformer_blocks:
             yield from key_value_layers(block.attn2)

@@ -1,19 +1,20 @@
-"""Sampling schedulers by name, all of them diffusers' own: those that fit an objective, made from one config.
+"""diffusers' schedulers by name, for each objective, created from one config.
 
-A class is imported when it is used: some bring scipy.
+A class is imported on use: some import scipy.
 """
 
 from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import diffusers
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from dreamkit import DreamkitError, did_you_mean
+from dreamkit_diffusers.values import count_error, describe_value, number_error
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -23,102 +24,84 @@ MAX_TIMESTEPS = 100_000
 Table = dict[str, tuple[str, dict[str, Any]]]
 
 
-def is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 class Schedulers(ABC):
-    """The schedulers that fit one objective.
+    """The schedulers of one objective.
 
-    `objective` says it in words, and `table` has, by what a recipe writes, the name of the class and what is set over
-    the config.
+    `table` maps a recipe's name to a class name and to the settings that replace the config's. `class_names` are the
+    classes that a config may name, if `accepts` agrees.
     """
 
     objective: ClassVar[str]
-    default: ClassVar[str]  # the name of a class
+    default: ClassVar[str]  # a class name
     table: ClassVar[Table]
-    sort: ClassVar[str]  # the classes that a config may name, in words
+    class_names: ClassVar[Sequence[str]]
+
+    def accepts(self, class_name: str) -> bool:
+        """Return True if a config may name this class."""
+        return class_name in self.class_names
 
     @abstractmethod
-    def candidates(self) -> Iterable[str]:
-        """Return the names of the classes that a config may name, if each `takes` its betas."""
-
-    def takes(self, named: str) -> bool:
-        """Return whether a config may name this class."""
-        return named in self.candidates()
+    def value_problems(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield the key and the message of each value that does not fit the objective."""
 
     @abstractmethod
-    def misfits(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """What of a config makes no schedule of this objective: keys, and what is wrong with them."""
-
-    @abstractmethod
-    def settings(self, scheduler: str, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The config in the words of a class, whichever class it was written for."""
+    def settings_for(self, class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the config with the keys of a class, whichever class wrote it."""
 
     def keys(self) -> set[str]:
-        """What a config may hold: one file serves many classes, and each takes its own keys."""
-        return {key for named in self.candidates() if self.takes(named) for key in _parameters(named)}
+        """Return all keys that a config may have: one file serves many classes, each with its own keys."""
+        return {key for name in self.class_names if self.accepts(name) for key in _parameters(name)}
 
     def problems(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """All that is wrong with the values of a config, by key."""
-        steps, named = config.get("num_train_timesteps", 1), config.get("_class_name")
-        if not is_count(steps) or steps > MAX_TIMESTEPS:
-            message = f"{steps!r} found, but a whole number from 1 to {MAX_TIMESTEPS} is wanted"
-            yield "num_train_timesteps", message
-        if named is not None and not self.takes(named):
-            known = [each for each in self.candidates() if self.takes(each)]
-            yield (
-                "_class_name",
-                f"it is of class '{named}', but {self.sort} is wanted; {did_you_mean(named, known)}",
-            )
+        """Yield the key and the message of each invalid value of a config."""
+        error = count_error(config.get("num_train_timesteps", 1), MAX_TIMESTEPS)
+        if error is not None:
+            yield "num_train_timesteps", error
+        class_name = config.get("_class_name", self.default)
+        if self.accepts(class_name):
+            yield from self.value_problems(config)
         else:
-            yield from self.misfits(config)
+            known = [name for name in self.class_names if self.accepts(name)]
+            message = f"expected a scheduler class for {self.objective}, got '{class_name}'"
+            yield "_class_name", f"{message}; {did_you_mean(class_name, known)}"
 
-    def training(self, config: Mapping[str, Any]) -> Any:
-        """A scheduler of the default class, whichever class the config names."""
-        return _make(self.default, self.settings(self.default, config))
+    def for_training(self, config: Mapping[str, Any]) -> Any:
+        """Create a scheduler of the default class, whichever class the config names."""
+        return _create(self.default, self.settings_for(self.default, config))
 
-    def own(self, config: Mapping[str, Any]) -> SchedulerMixin:
-        """A fresh scheduler of the class that the config itself names, or else of the default one."""
-        named = config.get("_class_name", self.default)
-        return _make(named, self.settings(named, config))
-
-    def tried(self, config: Mapping[str, Any]) -> Iterator[SchedulerMixin]:
-        """Yield what `own` and `training` would make, for their values only.
-
-        Their config lacks the keys of other classes: to find these, diffusers imports all of its schedulers.
-        """
-        for named in (config.get("_class_name", self.default), self.default):
-            settings = self.settings(named, config).items()
-            yield getattr(diffusers, named)(
-                **{key: value for key, value in settings if key in _parameters(named)}
-            )
-
-    def named(self, name: str, config: Mapping[str, Any]) -> SchedulerMixin:
-        """A fresh scheduler by dreamkit's name for it.
+    def create(self, name: str | None, config: Mapping[str, Any]) -> SchedulerMixin:
+        """Create a scheduler by its name in a recipe; None: of the config's own class.
 
         Raises:
-            DreamkitError: no such name, or one that does not fit the objective.
+            DreamkitError: no scheduler of this objective has the name.
         """
+        if name is None:
+            class_name = config.get("_class_name", self.default)
+            return _create(class_name, self.settings_for(class_name, config))
         if name not in self.table:
-            misfit = any(name in family.table for family in (NOISE, FLOW))
-            said = (
-                f"scheduler '{name}' does not fit the decoder's objective, {self.objective}; "
-                f"{' or '.join(self.table)} does"
-                if misfit
-                else f"there is no scheduler '{name}'; {did_you_mean(name, self.table)}"
-            )
-            raise DreamkitError(said)
-        scheduler, fixed = self.table[name]
-        return _make(scheduler, self.settings(scheduler, config), **fixed)
+            message = f"expected a scheduler for {self.objective}, got '{name}'"
+            raise DreamkitError(f"{message}; {did_you_mean(name, self.table)}")
+        class_name, fixed = self.table[name]
+        return _create(class_name, self.settings_for(class_name, config), **fixed)
+
+    def build_for_check(self, config: Mapping[str, Any]) -> list[SchedulerMixin]:
+        """Create the config's own scheduler and the one for training, without other classes' keys.
+
+        With such keys, diffusers imports all of its schedulers.
+        """
+        schedulers = []
+        for class_name in (config.get("_class_name", self.default), self.default):
+            settings, known = self.settings_for(class_name, config), _parameters(class_name)
+            own = {key: value for key, value in settings.items() if key in known}
+            schedulers.append(getattr(diffusers, class_name)(**own))
+        return schedulers
 
 
 class NoiseSchedulers(Schedulers):
-    """Those over a table of betas: what is trained takes noise out, as in DDPM (arXiv 2006.11239)."""
+    """Schedulers over a table of betas, for models that predict noise as in DDPM (arXiv 2006.11239)."""
 
     objective = "denoising over a noise schedule"
     default = "DDPMScheduler"
-    sort = f"one with a table of betas, such as '{default}',"
     table: ClassVar[Table] = {
         "ddpm": ("DDPMScheduler", {}),
         "ddim": ("DDIMScheduler", {}),
@@ -126,31 +109,26 @@ class NoiseSchedulers(Schedulers):
         "unipc": ("UniPCMultistepScheduler", {}),
         "euler": ("EulerDiscreteScheduler", {}),
     }
-    predictions = ("epsilon", "v_prediction", "sample")
+    class_names = tuple(KarrasDiffusionSchedulers.__members__)
+    prediction_types = ("epsilon", "v_prediction", "sample")
 
-    def candidates(self) -> Iterable[str]:
-        return KarrasDiffusionSchedulers.__members__
+    def accepts(self, class_name: str) -> bool:
+        return super().accepts(class_name) and "beta_schedule" in _parameters(class_name)
 
-    def takes(self, named: str) -> bool:
-        return super().takes(named) and "beta_schedule" in _parameters(named)
+    def value_problems(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        kind = config.get("prediction_type", "epsilon")
+        if kind not in self.prediction_types:
+            expected = ", ".join(self.prediction_types)
+            yield "prediction_type", f"expected one of {expected}, got {describe_value(kind)}"
 
-    def misfits(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        kind = config.get("prediction_type", self.predictions[0])
-        if kind not in self.predictions:
-            yield (
-                "prediction_type",
-                f"{kind!r} found, but {' or '.join(self.predictions)} is wanted; "
-                f"{did_you_mean(kind, self.predictions)}",
-            )
-
-    def settings(self, scheduler: str, config: Mapping[str, Any]) -> dict[str, Any]:
-        # These classes take each other's configs, but some have no such setting, and DDPM's default clips latents,
-        # which are not pixels, to [-1, 1].
+    def settings_for(self, class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+        # These classes read each other's configs. Some have no such key, and DDPM's default clips latents, which are
+        # not pixels, to [-1, 1].
         return {"clip_sample": False, **config}
 
 
 class FlowSchedulers(Schedulers):
-    """Those along straight lines from noise to image: what is trained is their direction (arXiv 2210.02747)."""
+    """Schedulers along straight lines from noise to image; the model predicts their direction (arXiv 2210.02747)."""
 
     objective = "flow matching"
     default = "FlowMatchEulerDiscreteScheduler"
@@ -159,56 +137,54 @@ class FlowSchedulers(Schedulers):
         "dpm-solver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
         "unipc": ("UniPCMultistepScheduler", {}),
     }
-    sort = " or ".join(f"'{named}'" for named, _ in table.values())
-    # what makes a scheduler over betas one of flow matching
-    along: ClassVar[dict[str, Any]] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-    # ways of spacing sigmas that a class takes to be those of betas: along straight lines it would draw NaN
-    unspaced: ClassVar[dict[str, tuple[str, ...]]] = {
+    class_names = tuple(class_name for class_name, _ in table.values())
+    # turn a scheduler over betas into one of flow matching
+    flow_settings: ClassVar[dict[str, Any]] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    # Spacings of sigmas that a class computes from betas. Along straight lines it would draw NaN.
+    unsupported_spacings: ClassVar[dict[str, tuple[str, ...]]] = {
         "DPMSolverMultistepScheduler": ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"),
         "UniPCMultistepScheduler": ("use_exponential_sigmas", "use_beta_sigmas"),
     }
 
-    def candidates(self) -> Iterable[str]:
-        return [named for named, _ in self.table.values()]
-
-    def misfits(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        named = config.get("_class_name", self.default)
-        if named != self.default:
-            for key, wanted in self.along.items():
-                if config.get(key) != wanted:
-                    yield key, f"{config.get(key)!r} found, but {wanted!r} is wanted for flow matching"
-        for key in self.unspaced.get(named, ()):
+    def value_problems(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        class_name = config.get("_class_name", self.default)
+        if class_name != self.default:
+            for key, expected in self.flow_settings.items():
+                if config.get(key) != expected:
+                    message = f"expected {describe_value(expected)} for flow matching, got"
+                    yield key, f"{message} {describe_value(config.get(key))}"
+        for key in self.unsupported_spacings.get(class_name, ()):
             if config.get(key):
-                said = f"{config[key]!r} found, but '{named}' cannot do so in flow matching; set it to false"
-                yield key, said
+                message = f"expected false with '{class_name}' in flow matching"
+                yield key, f"{message}, got {describe_value(config[key])}"
         for key in ("shift", "flow_shift"):
-            shift = config.get(key, 1.0)
-            if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift < float("inf"):
-                yield key, f"{shift!r} found, but a positive number is wanted"
+            error = number_error(config.get(key, 1.0))
+            if error is not None:
+                yield key, error
         if config.get("use_dynamic_shifting"):
-            message = "true found, but only a fixed shift can be sampled with; set it to false, and shift"
+            message = (
+                f"expected false, got {describe_value(config['use_dynamic_shifting'])}; set a fixed shift"
+            )
             yield "use_dynamic_shifting", message
 
     def shift(self, config: Mapping[str, Any]) -> float:
-        """By how much noisy times are favoured: sigma becomes shift sigma / (1 + (shift - 1) sigma)."""
+        """Return the shift towards noisy times: sigma becomes shift sigma / (1 + (shift - 1) sigma)."""
         is_default = config.get("_class_name", self.default) == self.default
         return float(config.get("shift" if is_default else "flow_shift", 1.0))
 
-    def settings(self, scheduler: str, config: Mapping[str, Any]) -> dict[str, Any]:
-        known = _parameters(scheduler)
-        told = {"shift": self.shift(config), "flow_shift": self.shift(config), **self.along}
-        unknown = self.unspaced.get(scheduler, ())
-        return {
-            key: value for key, value in {**config, **told}.items() if key in known and key not in unknown
-        }
+    def settings_for(self, class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+        shift = self.shift(config)
+        settings = {**config, "shift": shift, "flow_shift": shift, **self.flow_settings}
+        keys = _parameters(class_name).keys() - set(self.unsupported_spacings.get(class_name, ()))
+        return {key: value for key, value in settings.items() if key in keys}
 
 
-def _parameters(named: str) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(getattr(diffusers, named)).parameters
+def _parameters(class_name: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(getattr(diffusers, class_name)).parameters
 
 
-def _make(named: str, settings: Mapping[str, Any], **fixed: Any) -> SchedulerMixin:
-    return getattr(diffusers, named).from_config(settings, **fixed)
+def _create(class_name: str, settings: Mapping[str, Any], **fixed: Any) -> SchedulerMixin:
+    return getattr(diffusers, class_name).from_config(settings, **fixed)
 
 
 NOISE, FLOW = NoiseSchedulers(), FlowSchedulers()

@@ -8,23 +8,24 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dreamkit import Condition
-from dreamkit_diffusers import miniatures, networks
-from dreamkit_diffusers.components import Described, Layout
-from dreamkit_diffusers.constant import Place
+from dreamkit_diffusers import networks, tiny_configs
+from dreamkit_diffusers.cached_condition import Child
+from dreamkit_diffusers.configs import Configs, Layout
 from dreamkit_diffusers.flow import FlowDecoder
 from dreamkit_diffusers.latent import Extras
-from dreamkit_diffusers.schedulers import FLOW, is_count
+from dreamkit_diffusers.schedulers import FLOW
+from dreamkit_diffusers.values import count_error, is_count
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
 
 
 class SD3(FlowDecoder):
-    """A transformer that is given a context and a pooled vector; it takes no mask."""
+    """A transformer over a context without mask and a pooled vector."""
 
     layout = Layout("transformer", networks.SD3_TRANSFORMER, networks.KL, FLOW)
     transformer: SD3Transformer2DModel
-    # those of diffusers' own training script; the second attention of SD3.5's blocks is left as it is
+    # the targets of diffusers' training script, without the second attention of SD3.5's blocks
     adapter_targets = tuple(
         f"attn.{layer}"
         for layer in (
@@ -48,55 +49,46 @@ class SD3(FlowDecoder):
             "pooled_projection_dim": 10,
             "pos_embed_max_size": 12,
         }
-        vae = {**miniatures.VAE, "scaling_factor": 1.5305, "shift_factor": 0.0609}
+        vae = {**tiny_configs.VAE, "scaling_factor": 1.5305, "shift_factor": 0.0609}
         return cls.Config(config={"transformer": transformer, "vae": vae, "scheduler": {"shift": 3.0}})
 
     @classmethod
-    def check(cls, config: FlowDecoder.Config, found: Described) -> None:
-        values = found.values["transformer"]
-        heads, head, width = (
-            values[key] for key in ("num_attention_heads", "attention_head_dim", "caption_projection_dim")
-        )
-        if is_count(heads) and is_count(head) and width != heads * head:
-            found.problem(
+    def check(cls, config: FlowDecoder.Config, configs: Configs) -> None:
+        values, factor = configs.values["transformer"], cls._factor(configs.values["vae"])
+        heads, head_dim = values["num_attention_heads"], values["attention_head_dim"]
+        width, positions = values["caption_projection_dim"], values["pos_embed_max_size"]
+        if is_count(heads) and is_count(head_dim) and width != heads * head_dim:
+            configs.add_problem(
                 "transformer.caption_projection_dim",
-                f"{width!r} found, but the latents' tokens have a width of {heads} heads x {head}; set it to "
-                f"{heads * head}",
+                f"expected {heads * head_dim}, the width of the latents' tokens ({heads} heads x {head_dim}), "
+                f"got {width!r}",
             )
-        positions, own, factor = (
-            values["pos_embed_max_size"],
-            values["sample_size"],
-            cls._factor(found.values["vae"]),
-        )
-        if not is_count(positions):
-            message = f"{positions!r} found, but a whole number from 1 is wanted"
-            found.problem("transformer.pos_embed_max_size", message)
+        error = count_error(positions)
+        if error is not None:
+            configs.add_problem("transformer.pos_embed_max_size", error)
             return
-        most = positions * cls._patch(values) * factor
-        said = f"but the transformer has positions for at most {most} pixels (pos_embed_max_size {positions})"
-        if config.image_size is not None and config.image_size > most:
-            found.problems["image_size"] = f"{config.image_size} found, {said}; set it to {most} or less"
-        elif config.image_size is None and is_count(own) and own * factor > most:
-            message = (
-                f"{own} found, which makes {own * factor} pixels, {said}; set image_size to {most} or less"
+        largest, own = positions * cls._patch(values) * factor, values["sample_size"]
+        expected = f"expected at most {largest} pixels, which pos_embed_max_size {positions} allows"
+        if config.image_size is not None and config.image_size > largest:
+            configs.problems["image_size"] = f"{expected}, got {config.image_size}"
+        elif config.image_size is None and is_count(own) and own * factor > largest:
+            configs.add_problem(
+                "transformer.sample_size",
+                f"{expected}, got {own}, which is {own * factor} pixels; set image_size to {largest} or less",
             )
-            found.problem("transformer.sample_size", message)
 
     @classmethod
     def condition_spec(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "context_dim": network["joint_attention_dim"],
-            # Its context is a row of two encoders' tokens, CLIP's without a norm and padded with zeros, and T5's;
-            # they have no scale in common.
+            # The context joins tokens of CLIP, unnormalized and padded with zeros, and of T5. They share no scale.
             "context_scale": 1.0,
             "pooled_dim": network["pooled_projection_dim"],
         }
 
     def predict(self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Extras) -> Tensor:
         if condition.mask is not None:
-            raise ValueError(
-                "the condition has a mask, but SD3 attends to all of its context; give it without"
-            )
+            raise ValueError("expected a condition without a mask: SD3 attends to its whole context")
         return self.transformer(
             noisy,
             encoder_hidden_states=condition.context,
@@ -104,7 +96,7 @@ class SD3(FlowDecoder):
             timestep=timesteps_N,
         ).sample
 
-    def constant_layers(self) -> Iterator[Place]:
-        # in its blocks, the context's tokens have seen timestep and latents
+    def condition_layers(self) -> Iterator[Child]:
+        # inside the blocks, the context's tokens also depend on timestep and latents
         yield self.transformer, "context_embedder"
         yield self.transformer.time_text_embed, "text_embedder"

@@ -13,15 +13,15 @@ from dreamkit_diffusers.unet import UNetDecoder
 
 
 class StableDiffusion(UNetDecoder):
-    """A UNet that is given a context and nothing else."""
+    """A UNet conditioned on a context alone."""
 
     @classmethod
     def tiny_config(cls) -> UNetDecoder.Config:
-        return cls.small()
+        return cls.tiny_unet_config()
 
     @classmethod
     def condition_spec(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
-        # CLIP's text encoders end in a layer norm, whose output has unit scale
+        # CLIP's text encoders end in a layer norm, so the scale is 1
         return {"context_dim": network["cross_attention_dim"], "context_scale": 1.0}
 
     def predict(self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Extras) -> Tensor:

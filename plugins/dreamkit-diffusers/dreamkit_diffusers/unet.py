@@ -1,4 +1,4 @@
-"""What decoders with a UNet have in common."""
+"""The base of image decoders with a UNet."""
 
 from __future__ import annotations
 
@@ -6,69 +6,65 @@ import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dreamkit_diffusers import miniatures, networks
-from dreamkit_diffusers.components import Described, Layout
-from dreamkit_diffusers.constant import Place, key_value_layers
+from dreamkit_diffusers import networks, tiny_configs
+from dreamkit_diffusers.cached_condition import Child, key_value_layers
+from dreamkit_diffusers.configs import Configs, Layout
 from dreamkit_diffusers.noise import NoiseDecoder
 from dreamkit_diffusers.schedulers import NOISE
+from dreamkit_diffusers.values import describe_value
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-# settings by which a UNet wants another condition than a context
-CONDITIONS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim")
-ADDITION = CONDITIONS[0]
-DECODERS = {None: "stable-diffusion", "text_time": "sdxl"}  # by what their UNets have there
+# settings of a UNet that replace or extend its context as condition
+CONDITION_SETTINGS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim")
+DECODERS = {None: "stable-diffusion", "text_time": "sdxl"}  # by addition_embed_type
 
 
 class UNetDecoder(NoiseDecoder):
-    """A UNet, whose context is attended to, on the latents of an autoencoder (arXiv 2112.10752).
+    """A UNet that attends to a context, on the latents of an autoencoder (arXiv 2112.10752).
 
-    `addition` is what a UNet of this decoder has in `addition_embed_type`.
+    `addition_embed_type` is this setting's value in the UNets of the decoder.
     """
 
     layout = Layout("unet", networks.UNET, networks.KL, NOISE)
-    addition: ClassVar[str | None] = None
+    addition_embed_type: ClassVar[str | None] = None
     unet: UNet2DConditionModel
-    # those of the UNet's transformers
-    adapter_targets = tuple(
-        f"{attention}.{layer}"
-        for attention in ("attn1", "attn2")
-        for layer in ("to_q", "to_k", "to_v", "to_out.0")
-    )
+    adapter_targets = networks.ATTENTION_LAYERS
     adapter_root = "unet"
 
     @classmethod
-    def small(cls, **unet: Any) -> NoiseDecoder.Config:
-        """The Config of a miniature, with values of its UNet set."""
+    def tiny_unet_config(cls, **unet: Any) -> NoiseDecoder.Config:
+        """Return a tiny Config with these values of its UNet."""
         config = {
-            "unet": {**miniatures.UNET, **unet},
-            "vae": miniatures.VAE,
-            "scheduler": miniatures.SCHEDULE,
+            "unet": {**tiny_configs.UNET, **unet},
+            "vae": tiny_configs.VAE,
+            "scheduler": tiny_configs.SCHEDULE,
         }
         return cls.Config(config=copy.deepcopy(config))
 
     @classmethod
-    def check(cls, config: NoiseDecoder.Config, found: Described) -> None:
-        super().check(config, found)
-        unet = found.values["unet"]
-        for key in CONDITIONS:
-            given, wanted = unet[key], cls.addition if key == ADDITION else None
-            if given == wanted:
+    def check(cls, config: NoiseDecoder.Config, configs: Configs) -> None:
+        super().check(config, configs)
+        for key in CONDITION_SETTINGS:
+            value = configs.values["unet"][key]
+            is_addition = key == "addition_embed_type"
+            expected = cls.addition_embed_type if is_addition else None
+            if value == expected:
                 continue
-            is_others = key == ADDITION and given in DECODERS
             remedy = (
-                f"use the image decoder '{DECODERS[given]}' for this UNet"
-                if is_others
-                else "no image decoder here gives the condition that this UNet wants; name another one"
+                f"use the image decoder '{DECODERS[value]}' for this UNet"
+                if is_addition and value in tuple(DECODERS)
+                else "no image decoder of this plug-in supports this UNet; name another one"
             )
-            message = (
-                f"{given!r} found, but '{DECODERS[cls.addition]}' takes a UNet with {wanted!r}; {remedy}"
+            configs.add_problem(
+                f"unet.{key}",
+                f"expected {describe_value(expected)} for '{DECODERS[cls.addition_embed_type]}', "
+                f"got {describe_value(value)}; {remedy}",
             )
-            found.problem(f"unet.{key}", message)
 
-    def constant_layers(self) -> Iterator[Place]:
-        # the UNet has imported it: at the top of this file it would load diffusers' networks for every spec
+    def condition_layers(self) -> Iterator[Child]:
+        # imported here, after the UNet has loaded it: a spec needs none of diffusers' networks
         from diffusers.models.attention import BasicTransformerBlock
 
         for block in self.unet.modules():

@@ -1,4 +1,4 @@
-"""Well-known hub models are described offline, as large as they are published."""
+"""Well-known hub models are described offline, and have their published size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dreamkit import ConfigError, DecoderSpec, SourceError
+from dreamkit import ConfigError, SourceError
 from dreamkit_diffusers.sana import Sana
 from dreamkit_diffusers.sd3 import SD3
 from dreamkit_diffusers.sdxl import SDXL
@@ -32,10 +32,9 @@ MODELS: dict[str, tuple[Any, int, int, int, int, int | None]] = {
 }
 
 
-def test_every_known_model_is_tried() -> None:
-    assert {str(file.parent.parent.relative_to(KNOWN)) for file in KNOWN.glob("*/*/vae/config.json")} == set(
-        MODELS
-    )
+def test_every_known_model_is_tested() -> None:
+    names = {str(file.parent.parent.relative_to(KNOWN)) for file in KNOWN.glob("*/*/vae/config.json")}
+    assert names == set(MODELS)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -46,24 +45,29 @@ def test_a_known_model_has_its_published_size(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     cls, network, vae, pixels, context, pooled = MODELS[name]
     config = cls.Config(pretrained=name)
-    outline = cls.meta_modules(config)
-    assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
-    assert sum(parameter.numel() for parameter in outline.network.parameters()) == network
-    assert sum(parameter.numel() for parameter in outline.vae.parameters()) == vae
-    spec = outline.spec
-    assert isinstance(spec, DecoderSpec) and spec == cls.infer_spec(config)
+    modules = cls.meta_modules(config)
+    assert {parameter.device.type for parameter in modules.parameters()} == {"meta"}
+    assert sum(parameter.numel() for parameter in modules.network.parameters()) == network
+    assert sum(parameter.numel() for parameter in modules.vae.parameters()) == vae
+    spec = modules.spec
+    assert spec == cls.infer_spec(config)
     assert (spec.image_size, spec.context_dim, spec.pooled_dim) == (pixels, context, pooled)
     scheduler = json.loads((KNOWN / name / "scheduler" / "scheduler_config.json").read_text())
-    assert type(outline.scheduler()).__name__ == scheduler["_class_name"]
+    assert type(modules.scheduler()).__name__ == scheduler["_class_name"]
 
 
-@pytest.mark.parametrize("cls", [StableDiffusion, SDXL, SD3, Sana])
-@pytest.mark.parametrize("name", MODELS)
-def test_a_known_model_of_other_parts_is_said_to_be_so(cls: Any, name: str) -> None:
-    owns = cls.layout.network
-    if owns == MODELS[name][0].layout.network:
-        return
-    with pytest.raises(SourceError, match=rf"'{name}' has scheduler/, .*vae/, but {owns}/ is wanted"):
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [
+        (StableDiffusion, "stabilityai/stable-diffusion-3.5-medium"),
+        (SDXL, "Efficient-Large-Model/Sana_600M_512px_diffusers"),
+        (SD3, "stabilityai/stable-diffusion-xl-base-1.0"),
+        (Sana, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+    ],
+)
+def test_a_known_model_of_another_layout_is_refused(cls: Any, name: str) -> None:
+    folder, other = cls.layout.network, MODELS[name][0].layout.network
+    with pytest.raises(SourceError, match=rf"expected a folder {folder}/ in '{name}', got .*{other}/, vae/"):
         cls.infer_spec(cls.Config(pretrained=name))
 
 
@@ -74,6 +78,6 @@ def test_a_known_model_of_other_parts_is_said_to_be_so(cls: Any, name: str) -> N
         (SDXL, "stabilityai/stable-diffusion-2-1", "stable-diffusion"),
     ],
 )
-def test_a_known_model_of_the_other_decoder(cls: Any, name: str, other: str) -> None:
+def test_the_decoder_of_a_known_model_is_named(cls: Any, name: str, other: str) -> None:
     with pytest.raises(ConfigError, match=f"unet/config.json: addition_embed_type: .*decoder '{other}'"):
         cls.infer_spec(cls.Config(pretrained=name))

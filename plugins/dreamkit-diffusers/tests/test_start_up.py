@@ -1,4 +1,4 @@
-"""A spec is told without diffusers' networks, which take seconds to import."""
+"""A spec is inferred without diffusers' networks, which take seconds to import."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from dreamkit_diffusers import networks
 from dreamkit_diffusers.networks import Network
 from dreamkit_diffusers.sana import Sana
 from dreamkit_diffusers.sd3 import SD3
@@ -27,15 +26,17 @@ KNOWN = (
 )
 
 
-def test_a_spec_loads_no_network(tmp_path: Path) -> None:
+def test_a_spec_imports_no_network(tmp_path: Path) -> None:
     parts: list[Part] = [("image_decoder", name, {"pretrained": source}) for name, source in KNOWN]
     assert heavy_imports(parts, tmp_path) == {}
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_arguments_are_read_as_the_class_has_them(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = {name: each.default for name, each in inspect.signature(network.kind).parameters.items()}
-    assert networks._written_arguments(network.name, network.file) == wanted
-    assert Network(network.name, "moved/elsewhere.py").arguments == wanted
-    monkeypatch.setattr(Network, "kind", property(lambda _: pytest.fail("the class was asked")))
-    assert Network(network.name, network.file).arguments == wanted
+def test_defaults_are_read_from_source_without_the_class(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = inspect.signature(network.model_class).parameters
+    expected = {name: parameter.default for name, parameter in parameters.items()}
+    assert Network(network.name, "moved/elsewhere.py").defaults == expected
+    monkeypatch.setattr(Network, "model_class", property(lambda _: pytest.fail("the class was imported")))
+    assert Network(network.name, network.file).defaults == expected

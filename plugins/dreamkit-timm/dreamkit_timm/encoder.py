@@ -16,31 +16,33 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamkit import VisionEncoder, VisionSpec, to_rgb
-from dreamkit_timm.making import cut, features, on_meta
-from dreamkit_timm.models import Described, TimmConfig, describe, load
+from dreamkit_timm.creating import create_model, features, on_meta, prune
+from dreamkit_timm.models import Description, TimmConfig, describe, load
 
 log = logging.getLogger(__name__)
 
 
 class Timm(VisionEncoder):
-    """The features of one block or stage. `dropped` names what comes after it, which is not kept.
+    """The features of one block or stage. `dropped` names the removed modules that come after it.
 
-    Adapters go into the layers that `adaptable` names: a ViT's are those of attention and MLP.
+    Adapters go into the layers of `adapter_layers`: in a ViT, those of attention and MLP.
     """
 
     Config = TimmConfig
     adapter_root = "model"
 
-    def __init__(self, config: TimmConfig, found: Described, model: Any, dropped: Sequence[str]) -> None:
+    def __init__(
+        self, config: TimmConfig, description: Description, model: Any, dropped: Sequence[str]
+    ) -> None:
         super().__init__()
-        self.config, self.spec = config, found.spec
-        self.layer, self.grid = found.layer, found.grid
+        self.config, self.spec = config, description.spec
+        self.layer, self.grid = description.layer, description.grid
         self.model: Any = model
         self.dropped = tuple(dropped)
-        self.adapter_targets = found.adapted  # type: ignore[misc]  # each has its own
-        with torch.device("cpu"):  # it holds tensors; pictures are real where a part is only outlined
-            self.transform: Any = create_transform(**found.data_config, is_training=False)
-        self.train()  # as it was made, but for batch norms
+        self.adapter_targets = description.adapter_layers  # type: ignore[misc]  # differ between models
+        with torch.device("cpu"):  # the transform has tensors, and images are real even for modules on meta
+            self.transform: Any = create_transform(**description.data_config, is_training=False)
+        self.train()  # the default mode, except for batch norms
 
     @classmethod
     def tiny_config(cls) -> TimmConfig:
@@ -49,7 +51,7 @@ class Timm(VisionEncoder):
 
     @classmethod
     def tiny_convnet_config(cls) -> TimmConfig:
-        """A ConvNeXt as small as `tiny_config`: the other kind of model that timm has."""
+        """Return a ConvNeXt as small as `tiny_config`, for the other kind of model in timm."""
         sizes = {"patch_size": 1, "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
         return TimmConfig(config={"architecture": "convnext_tiny", **sizes}, image_size=16)
 
@@ -59,8 +61,8 @@ class Timm(VisionEncoder):
 
     @classmethod
     def meta_modules(cls, config: TimmConfig) -> Self:
-        found = describe(config)
-        return on_meta(lambda: cls._random(config, found), "config")
+        description = describe(config)
+        return on_meta(lambda: cls._random(config, description), "config")
 
     @classmethod
     def from_config(cls, config: TimmConfig) -> Self:
@@ -68,19 +70,19 @@ class Timm(VisionEncoder):
 
     @classmethod
     def from_pretrained(cls, config: TimmConfig) -> Self:
-        found = describe(config)
-        part = cls(config, found, *load(config, found))
+        description = describe(config)
+        part = cls(config, description, *load(config, description))
         log.info("%s: layer %d needs no %s", config.pretrained, part.layer, ", ".join(part.dropped))
         return part
 
     @classmethod
-    def _random(cls, config: TimmConfig, found: Described) -> Self:
-        model = found.make()
-        dropped = cut(model, found.layer)
-        return cls(config, found, model, dropped)
+    def _random(cls, config: TimmConfig, description: Description) -> Self:
+        model = create_model(description.name, description.arguments)
+        dropped = prune(model, description.layer)
+        return cls(config, description, model, dropped)
 
     def train(self, mode: bool = True) -> Self:
-        """Batch norms keep the statistics they came with, so that no picture's features depend on another's."""
+        """Set the mode, except for batch norms: their statistics stay, so no image's features depend on another."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, _BatchNorm):
@@ -88,13 +90,13 @@ class Timm(VisionEncoder):
         return self
 
     def trainable_parameters(self) -> Iterable[nn.Parameter]:
-        """Those that the features depend on; a few models make more than that."""
+        """Return the parameters that the features depend on; a few models have others too."""
 
         def unreached() -> set[str]:
-            outline = type(self).meta_modules(self.config)
+            part = type(self).meta_modules(self.config)
             side = self.spec.image_size
-            outline(torch.zeros(1, 3, side, side)).sum().backward()
-            return {name for name, each in outline.named_parameters() if each.grad is None}
+            part(torch.zeros(1, 3, side, side)).sum().backward()
+            return {name for name, parameter in part.named_parameters() if parameter.grad is None}
 
         unused = on_meta(unreached, "config")
         return [parameter for name, parameter in self.named_parameters() if name not in unused]
@@ -103,7 +105,7 @@ class Timm(VisionEncoder):
         try:
             self.model.set_grad_checkpointing(True)
         except (AssertionError, AttributeError):
-            log.info("%s recomputes no activations; they are kept", type(self.model).__name__)
+            log.info("%s does not support gradient checkpointing", type(self.model).__name__)
 
     def preprocess(self, pictures: Sequence[Picture]) -> Tensor:
         return torch.stack([self.transform(to_rgb(picture)) for picture in pictures])
@@ -112,11 +114,12 @@ class Timm(VisionEncoder):
         return self._tokens(features(self.model, self.layer, pixels_NCHW, stop_early=True))
 
     def library_forward(self, pixels_NCHW: Tensor) -> Tensor:
-        # the whole model, as timm makes it; what comes after the layer may be anything
-        whole = describe(self.config).make()
+        # timm's whole model; the layers after `layer` may have any weights
+        description = describe(self.config)
+        whole = create_model(description.name, description.arguments)
         whole.load_state_dict(self.model.state_dict(), strict=False)
         return self._tokens(features(whole.to(pixels_NCHW).eval(), self.layer, pixels_NCHW))
 
-    def _tokens(self, map_NChw: Tensor) -> Tensor:
-        """The features of each place, row by row, pooled: (N, V, dim)."""
-        return self.config.pooled(map_NChw.flatten(2).transpose(1, 2), self.grid)
+    def _tokens(self, features_NChw: Tensor) -> Tensor:
+        """Return the features of each place, row by row and pooled: (N, V, dim)."""
+        return self.config.pooled(features_NChw.flatten(2).transpose(1, 2), self.grid)

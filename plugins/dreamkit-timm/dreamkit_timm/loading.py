@@ -1,4 +1,4 @@
-"""Weights: whether those of a model can be had at another size, and a file of them in a model."""
+"""The weights of a file in a model, and a test of a model's weights at another size."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from dreamkit import SourceError
-from dreamkit_timm.making import make, one_line
+from dreamkit_timm.creating import create_model, one_line
 
 
-class _FromFile(Tensor):
-    """A tensor of a file, through whatever timm makes of it until it is copied into a model."""
+class _FileTensor(Tensor):
+    """A tensor of a file. It marks each weight that it, or a tensor that timm computes from it, is copied into."""
 
     @classmethod
     def __torch_function__(
@@ -28,43 +28,43 @@ class _FromFile(Tensor):
         return result
 
     def __deepcopy__(self, memo: Any) -> Self:
-        return self  # timm copies its settings, of which a state is one
+        return self  # timm copies its settings, and with them the state
 
 
-def fill(name: str, arguments: Mapping[str, Any], file: Path) -> tuple[Any, frozenset[str]]:
-    """A model with the weights of a file, and what of it the file lacks.
+def load_model(name: str, arguments: Mapping[str, Any], file: Path) -> tuple[Any, frozenset[str]]:
+    """Create a model with the weights of a file, and return it with the names of weights that the file lacks.
 
     Raises:
-        SourceError: the file is damaged, or its weights are of other shapes.
+        SourceError: the file is damaged, or its weights have other shapes.
     """
     try:
-        state = {key: each.as_subclass(_FromFile) for key, each in load_state_dict(str(file)).items()}
-        model = make(name, arguments, state)
-    except Exception as error:  # what is in the file reaches timm's conversions, which fail in any way
+        state = {key: tensor.as_subclass(_FileTensor) for key, tensor in load_state_dict(str(file)).items()}
+        model = create_model(name, arguments, state)
+    except Exception as error:  # timm's conversions raise any type of error
         raise SourceError(f"{file}: timm cannot load it: {one_line(error)}") from error
-    return model, frozenset(key for key, each in _weights(model).items() if not _is_filled(each))
+    # each copy from the file left a mark, which is removed here
+    missing = {
+        name
+        for name, weight in model.state_dict(keep_vars=True).items()
+        # other tensors are tables of indices and counters of batches, which belong to the architecture
+        if weight.is_floating_point() and not weight.__dict__.pop("from_file", False)
+    }
+    return model, frozenset(missing)
 
 
-def misfit(name: str, arguments: Mapping[str, Any], own: nn.Module) -> str | None:
-    """Why the weights of `own` do not fit the model that other arguments make, or None where they do.
+def weights_error(name: str, arguments: Mapping[str, Any], model: nn.Module) -> str | None:
+    """Return why the weights of `model` do not fit the model that `arguments` create, or None if they do.
 
-    All of it is on the meta device, and what timm does to weights of another size is done.
+    Both are on the meta device. timm first resizes the weights as it does for a file.
     """
-    state = own.state_dict()
+    state = model.state_dict()
     try:
         with torch.device("meta"):
-            make(name, arguments, state)
-    except Exception as error:  # timm's conversions fail in any way
+            create_model(name, arguments, state)
+    except Exception as error:  # timm's conversions raise any type of error
         shapes = re.search(r"for ([\w.]+): .*?\[([\d, ]*)\].*?\[([\d, ]*)\]", str(error))
-        return one_line(error) if shapes is None else "{} is {} in them, and {} here".format(*shapes.groups())
+        if shapes is None:
+            return one_line(error)
+        weight, actual, expected = shapes.groups()
+        return f"expected shape [{expected}] of {weight}, got [{actual}]"
     return None
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """By name; tables of indices and counters of batches are the architecture's."""
-    return {name: each for name, each in model.state_dict(keep_vars=True).items() if each.is_floating_point()}
-
-
-def _is_filled(weight: Tensor) -> bool:
-    """Whether it was copied from a file, and forgets it."""
-    return weight.__dict__.pop("from_file", False)

@@ -1,4 +1,4 @@
-"""What a recipe names: an architecture that timm knows, and the weights for it."""
+"""The source that a recipe names: an architecture of timm, and its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean, locate
 
 WEIGHTS: Final = "model.safetensors"
 _OWNER: Final = "timm/"
-# What is not of a model's making: where its weights come from, and the head, which is not kept.
+# arguments that do not change the features: the weights' source and the head
 _RESERVED: Final = frozenset(inspect.signature(timm.create_model).parameters) - {"kwargs"} | {
     "features_only",
     "num_classes",
@@ -29,121 +29,116 @@ _RESERVED: Final = frozenset(inspect.signature(timm.create_model).parameters) - 
 
 @dataclass(frozen=True)
 class Source:
-    """`name` is what `timm.create_model` takes, and `arguments` its keyword arguments, those of a folder included.
+    """A model by the `name` and the `arguments` that `timm.create_model` takes.
 
-    `architecture` is its name for timm. `told` is what the folder's config file says, where `name` is a folder.
-    `has_weights`: it will be filled with some, and not made with random ones.
+    `architecture` is timm's name of it. `config_text` is the content of a folder's config file, if `name` is a folder.
+    `has_weights`: its weights are loaded, not random.
     """
 
     name: str
     architecture: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    told: str = ""
+    config_text: str = ""
     has_weights: bool = False
 
 
-def source(config: PartConfig) -> Source:
-    """What `config` names, without weights.
+def find_source(config: PartConfig) -> Source:
+    """Return the source that `config` names, without its weights.
 
     Raises:
-        ConfigError: an architecture or a tag that timm does not know, or arguments that are not a model's.
-        SourceError: `config.pretrained` cannot be found, has no weights there, or holds another library's model.
+        ConfigError: timm lacks the architecture or the tag, or an argument does not change the features.
+        SourceError: `config.pretrained` does not exist, has no weights, or is another library's model.
     """
     if config.pretrained is None:
-        return _of_config(config.config or {})
-    name = _kept_elsewhere().get(config.pretrained) or config.pretrained.removeprefix(_OWNER)
-    if name == config.pretrained or name not in _tagged(name):
-        return _of_folder(_folder(config))
-    if said := _lacking(name, config.pretrained):
-        raise SourceError(f"'{config.pretrained}': {said}")
-    return Source(name, name, has_weights=True)  # described by timm itself, and nothing needs to be asked for
+        return _from_config(config.config or {})
+    name = _third_party_weights().get(config.pretrained) or config.pretrained.removeprefix(_OWNER)
+    if name == config.pretrained or name not in _tagged_names(name):
+        return _from_folder(_folder(config))
+    if message := _location_error(name, config.pretrained):
+        raise SourceError(f"'{config.pretrained}': {message}")
+    return Source(name, name, has_weights=True)  # timm itself describes it: nothing is downloaded
 
 
-def weights_file(pretrained: str) -> Path:
-    """The file that holds the weights of a source.
-
-    Raises:
-        SourceError: it cannot be found.
-    """
-    return locate(pretrained, ["config.json", WEIGHTS]) / WEIGHTS
-
-
-def _of_config(values: Mapping[str, Any]) -> Source:
+def _from_config(values: Mapping[str, Any]) -> Source:
     if "architecture" not in values:
-        raise ConfigError({"config.architecture": "none found; name one, such as vit_base_patch16_224"})
+        raise ConfigError(
+            {"config.architecture": "missing 'architecture': name one, such as vit_base_patch16_224"}
+        )
     name = values["architecture"]
     problems = {
-        f"config.{key}": "found, but it says nothing of the features; remove it"
+        f"config.{key}": f"'{key}' does not change the features; remove it"
         for key in _RESERVED & values.keys()
     }
-    if said := _unknown(name):
-        problems["config.architecture"] = said
+    if message := _name_error(name):
+        problems["config.architecture"] = message
     if problems:
         raise ConfigError(problems)
     return Source(name, name, {key: value for key, value in values.items() if key != "architecture"})
 
 
-def _unknown(name: object) -> str | None:
-    """What is wrong with an architecture's name, with its tag or without."""
+def _name_error(name: object) -> str | None:
+    """Return why `name`, with or without a tag, is not an architecture of timm, or None if it is."""
     if not isinstance(name, str) or not timm.is_model(name):
         architecture = str(name).partition(".")[0]
-        return f"timm has no architecture '{architecture}'; {_nearest(architecture, timm.list_models())}"
-    if "." in name and name not in _tagged(name):
-        return f"timm knows no weights '{name}', whose mean and size it would take; {did_you_mean(name, _tagged(name))}"
+        near = _nearest(architecture, timm.list_models())
+        return f"expected an architecture of timm, got '{architecture}'; {near}"
+    if "." in name and name not in _tagged_names(name):
+        near = did_you_mean(name, _tagged_names(name))
+        return f"expected a tag of timm, which sets mean and size of the input, got '{name}'; {near}"
     return None
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    """The nearest of more names than a message can list."""
+    """Return the hint at the nearest of many names, which a message cannot list."""
     near = did_you_mean(name, known)
-    return near if near.startswith("did you mean") else "timm.list_models() tells all it has"
+    return near if near.startswith("did you mean") else "timm.list_models() returns all names"
 
 
-def _tagged(name: str) -> list[str]:
-    """The names, with their tags, of the weights timm knows for an architecture."""
+def _tagged_names(name: str) -> list[str]:
+    """Return the names with tags of all weights of an architecture in timm."""
     return list(timm.models.get_arch_pretrained_cfgs(name))
 
 
-def _settings(name: str) -> PretrainedCfg:
-    """What timm knows of the weights of a name with its tag."""
-    known = timm.get_pretrained_cfg(name)
-    assert known is not None, "timm lists it"
-    return known
+def _pretrained_cfg(name: str) -> PretrainedCfg:
+    """Return timm's record of the weights of a name with its tag."""
+    record = timm.get_pretrained_cfg(name)
+    assert record is not None, "timm lists it"
+    return record
 
 
-def _with_weights(name: str) -> list[str]:
-    return [each for each in _tagged(name) if _settings(each).has_weights]
+def _names_with_weights(name: str) -> list[str]:
+    return [tagged for tagged in _tagged_names(name) if _pretrained_cfg(tagged).has_weights]
 
 
 @cache
-def _kept_elsewhere() -> dict[str, str]:
-    """The names, with their tags, of weights that others than timm keep on the hub, by where they are."""
+def _third_party_weights() -> dict[str, str]:
+    """Return timm's names with tags of weights that have another owner on the hub, by their hub name."""
     return {
-        kept: name
+        hub_name: name
         for name in timm.list_pretrained()
-        if (kept := _settings(name).hf_hub_id) and not kept.startswith(_OWNER)
+        if (hub_name := _pretrained_cfg(name).hf_hub_id) and not hub_name.startswith(_OWNER)
     }
 
 
-def _lacking(name: str, pretrained: str) -> str | None:
-    """Why the weights of a name with its tag are not to be had under a hub name, and what to do."""
-    known = _settings(name)
-    if known.hf_hub_id == pretrained:
+def _location_error(name: str, pretrained: str) -> str | None:
+    """Return why the hub name `pretrained` lacks the weights of a name with its tag, and a remedy; else None."""
+    record = _pretrained_cfg(name)
+    if record.hf_hub_id == pretrained:
         return None
-    if not known.has_weights:
-        others = _with_weights(name)
+    if not record.has_weights:
+        others = _names_with_weights(name)
         near = did_you_mean(name, others) if others else _nearest(name, timm.list_pretrained())
         return f"timm has no weights of this name; {near}"
     saved = f"a folder that timm.models.save_for_hf wrote of timm.create_model('{name}', pretrained=True)"
-    if not known.hf_hub_id:
-        return f"timm has its weights from {known.url}, not from the hub; name {saved}"
-    if known.hf_hub_id in _kept_elsewhere():
-        return f"its weights are kept as '{known.hf_hub_id}'; name that, or {saved}"
-    return f"its weights are kept as those of another model, '{known.hf_hub_id}'; name {saved}"
+    if not record.hf_hub_id:
+        return f"timm downloads these weights from {record.url}, not from the hub; name {saved}"
+    if record.hf_hub_id in _third_party_weights():
+        return f"the hub has these weights as '{record.hf_hub_id}'; name that, or {saved}"
+    return f"the hub has these weights only as those of '{record.hf_hub_id}'; name {saved}"
 
 
 def _folder(config: PartConfig) -> Path:
-    assert config.pretrained is not None, "only what is pretrained has a folder"
+    assert config.pretrained is not None, "a config has no folder"
     files = ["config.json", WEIGHTS] if config.is_local else ["config.json"]
     try:
         return locate(config.pretrained, files, weights=config.is_local)
@@ -151,28 +146,26 @@ def _folder(config: PartConfig) -> Path:
         name = config.pretrained.removeprefix(_OWNER)
         if config.is_local or name == config.pretrained:
             raise
-        known = _with_weights(name) or timm.list_pretrained()
-        near = did_you_mean(name, known)
+        near = did_you_mean(name, _names_with_weights(name) or timm.list_pretrained())
         if not near.startswith("did you mean"):
             raise
-        raise SourceError(f"{error}. Of those that timm knows, {near}") from error
+        raise SourceError(f"{error}; {near}") from error
 
 
-def _of_folder(folder: Path) -> Source:
+def _from_folder(folder: Path) -> Source:
     file = folder / "config.json"
     try:
-        told = file.read_text(encoding="utf-8")
-        content = json.loads(told)
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text)
     except (OSError, ValueError) as error:
         raise SourceError(f"{file} cannot be read: {error}") from error
     name = content.get("architecture") if isinstance(content, dict) else None
     if name is None:
-        raise SourceError(f"{file} names no architecture of timm; name another component or folder")
+        raise SourceError(f"{file}: missing 'architecture': name another component or folder")
     arguments = content.get("model_args") or {}
-    said = _unknown(name)
-    if said is None and _RESERVED & arguments.keys() - {"num_classes"}:
-        said = f"its model_args hold {', '.join(sorted(_RESERVED & arguments.keys()))}, which are no model's"
-    if said is not None:
-        raise SourceError(f"{file}: {said}")
-    kept = {key: value for key, value in arguments.items() if key != "num_classes"}
-    return Source(f"local-dir:{folder}", name, kept, told, has_weights=True)
+    if message := _name_error(name):
+        raise SourceError(f"{file}: {message}")
+    if reserved := sorted(_RESERVED & arguments.keys() - {"num_classes"}):
+        raise SourceError(f"{file}: unsupported model_args {', '.join(reserved)}; remove them")
+    arguments = {key: value for key, value in arguments.items() if key != "num_classes"}
+    return Source(f"local-dir:{folder}", name, arguments, text, has_weights=True)

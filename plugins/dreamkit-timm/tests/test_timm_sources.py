@@ -1,4 +1,4 @@
-"""Where timm's models and their weights come from, and what is told of those that will not do."""
+"""Sources of timm's models are found with their weights; errors name what to set instead."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ LEVIT = {
 }
 
 
-def without_hub(monkeypatch, cache):
+def disable_hub(monkeypatch, cache):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
@@ -41,14 +41,14 @@ def without_hub(monkeypatch, cache):
     ],
 )
 def test_hub_names_are_described_by_timm_itself(name, spec, monkeypatch, tmp_path):
-    without_hub(monkeypatch, tmp_path)
+    disable_hub(monkeypatch, tmp_path)
     assert Timm.infer_spec(TimmConfig(pretrained=name)) == spec
     with pytest.raises(SourceError, match="HF_HUB_OFFLINE"):
         Timm.from_pretrained(TimmConfig(pretrained=name))
 
 
-def test_hub_names_that_timm_does_not_know(monkeypatch, tmp_path):
-    without_hub(monkeypatch, tmp_path)
+def test_an_unknown_hub_name_is_refused_with_the_nearest(monkeypatch, tmp_path):
+    disable_hub(monkeypatch, tmp_path)
     with pytest.raises(SourceError, match=r"did you mean 'vit_base_patch16_224\.augreg_in21k'\?"):
         Timm.infer_spec(TimmConfig(pretrained="timm/vit_base_patch16_224.augreg_in21"))
     with pytest.raises(SourceError, match=r"did you mean 'convnext_base\.fb_in22k'\?"):
@@ -63,47 +63,50 @@ def test_the_spec_of_a_folder_needs_no_weights(source):
     folder, _ = source(VIT)
     file = f"{folder}/model.safetensors"
     with open(file, "wb") as weights:
-        weights.write(b"not tensors: a spec needs none, but they must be there")
+        weights.write(b"not tensors: a spec does not read weights, but they must exist")
     assert Timm.infer_spec(TimmConfig(pretrained=folder)).dim == 16
     with pytest.raises(SourceError, match="timm cannot load it"):
         Timm.from_pretrained(TimmConfig(pretrained=folder))
 
 
 @kinds
-def test_weights_that_lack_something(kind, source):
+def test_missing_and_misshapen_weights_are_refused(kind, source):
     config, side = SMALL[kind]
     folder, _ = source(config)
     file = f"{folder}/model.safetensors"
     weights = load_file(file)
     first = {"vit": "blocks.0.attn.qkv.weight", "convnet": "stages.0.blocks.0.conv_dw.weight"}[kind]
-    wanted = TimmConfig(pretrained=folder, image_size=side, layer=-2)
-    headless = {name: each for name, each in weights.items() if not name.startswith(("head.", "norm."))}
+    section = TimmConfig(pretrained=folder, image_size=side, layer=-2)
+    headless = {name: tensor for name, tensor in weights.items() if not name.startswith(("head.", "norm."))}
     save_file(headless, file)
-    Timm.from_pretrained(wanted)  # what is not used may lack
-    save_file({name: each for name, each in weights.items() if name != first}, file)
+    Timm.from_pretrained(section)  # weights of removed modules may be missing
+    save_file({name: tensor for name, tensor in weights.items() if name != first}, file)
     with pytest.raises(SourceError, match=f"the weights lack {first}"):
-        Timm.from_pretrained(wanted)
+        Timm.from_pretrained(section)
     save_file({**weights, first: weights[first][:1]}, file)
     with pytest.raises(SourceError, match="timm cannot load it"):
-        Timm.from_pretrained(wanted)
+        Timm.from_pretrained(section)
 
 
-def test_folders_of_something_else(source, tmp_path):
+def test_a_folder_of_another_library_is_refused(source, tmp_path):
     folder, _ = source(VIT)
     file = tmp_path / "model/config.json"
     content = json.loads(file.read_text())
-    for changed, said in (
+    for changed, expected in (
         ({**content, "architecture": "vit_tinny_patch16_224"}, "did you mean 'vit_tiny_patch16_224'?"),
-        ({"model_type": "clip"}, "names no architecture of timm"),
-        ({**content, "model_args": {"checkpoint_path": "/x"}}, "its model_args hold checkpoint_path"),
-        ({**content, "model_args": {"embed_dm": 8}}, "no 'embed_dm'; did you mean 'embed_dim'?"),
-        ([], "names no architecture of timm"),
+        ({"model_type": "clip"}, "missing 'architecture': "),
+        ({**content, "model_args": {"checkpoint_path": "/x"}}, "unsupported model_args checkpoint_path"),
+        (
+            {**content, "model_args": {"embed_dm": 8}},
+            "unknown argument 'embed_dm' of VisionTransformer; did you mean 'embed_dim'?",
+        ),
+        ([], "missing 'architecture': "),
     ):
         file.write_text(json.dumps(changed))
         with pytest.raises(ConfigError) as caught:
             Timm.infer_spec(TimmConfig(pretrained=folder))
         ((key, message),) = caught.value.problems.items()
-        assert key == "pretrained" and said in message
+        assert key == "pretrained" and expected in message
     file.write_text("{")
     with pytest.raises(SourceError, match="cannot be read"):
         Timm.infer_spec(TimmConfig(pretrained=folder))
@@ -121,9 +124,9 @@ def test_a_folder_that_changed_is_read_again(source):
 
 
 @pytest.mark.parametrize(
-    ("config", "key", "said"),
+    ("config", "key", "expected"),
     [
-        ({}, "config.architecture", "none found; name one"),
+        ({}, "config.architecture", "missing 'architecture': name one"),
         (
             {"architecture": "vit_bse_patch16_224"},
             "config.architecture",
@@ -132,40 +135,48 @@ def test_a_folder_that_changed_is_read_again(source):
         (
             {"architecture": "zzz"},
             "config.architecture",
-            "timm has no architecture 'zzz'; timm.list_models()",
+            "expected an architecture of timm, got 'zzz'; timm.list_models()",
         ),
-        ({"architecture": 7}, "config.architecture", "timm has no architecture '7'"),
+        ({"architecture": 7}, "config.architecture", "expected an architecture of timm, got '7'"),
         (
             {"architecture": "vit_base_patch16_224.augreg_in21"},
             "config.architecture",
             "did you mean 'vit_base_patch16_224.augreg_in21k'?",
         ),
-        ({**VIT, "num_classes": 3}, "config.num_classes", "says nothing of the features; remove it"),
-        ({**VIT, "pretrained": True}, "config.pretrained", "remove it"),
+        (
+            {**VIT, "num_classes": 3},
+            "config.num_classes",
+            "'num_classes' does not change the features; remove it",
+        ),
+        (
+            {**VIT, "pretrained": True},
+            "config.pretrained",
+            "'pretrained' does not change the features; remove it",
+        ),
         (
             {**VIT, "embed_dm": 8},
             "config.embed_dm",
-            "VisionTransformer takes no 'embed_dm'; did you mean 'embed_dim'?",
+            "unknown argument 'embed_dm' of VisionTransformer; did you mean 'embed_dim'?",
         ),
-        ({**VIT, "embed_dim": 15}, "config", "timm refuses it"),
-        ({**VIT, "in_chans": 1}, "config.in_chans", "in_chans 1 found, but pictures have 3"),
+        ({**VIT, "embed_dim": 15}, "config", "timm raised "),
+        ({**VIT, "in_chans": 1}, "config.in_chans", "expected in_chans 3, the channels of an image, got 1"),
     ],
 )
-def test_a_config_that_makes_no_model(config, key, said):
+def test_a_config_that_describes_no_model_is_refused(config, key, expected):
     with pytest.raises(ConfigError) as caught:
         Timm.infer_spec(TimmConfig(config=config))
-    ((found, message),) = caught.value.problems.items()
-    assert found == key and said in message, message
+    ((actual_key, message),) = caught.value.problems.items()
+    assert actual_key == key and expected in message, message
 
 
 @pytest.mark.parametrize(("kind", "layers"), [("vit", 3), ("convnet", 4)])
-def test_a_layer_that_is_not_there(kind, layers):
+def test_a_layer_out_of_range_is_refused(kind, layers):
     config, side = SMALL[kind]
     for layer in (layers, -layers - 1):
-        said = f"layer {layer}, but the model has {layers} layers; give {-layers} to {layers - 1}"
+        message = f"expected a layer from {-layers} to {layers - 1}, got {layer}"
         with pytest.raises(ConfigError) as caught:
             Timm.infer_spec(TimmConfig(config=config, layer=layer, image_size=side))
-        assert caught.value.problems == {"layer": said}
+        assert caught.value.problems == {"layer": message}
 
 
 def test_a_model_without_a_grid_is_refused():
@@ -176,11 +187,13 @@ def test_a_model_without_a_grid_is_refused():
     finally:
         timm.models._registry._clear_model_entries("vectors")
         del timm.models._registry._model_entrypoints["vectors"]
-    assert caught.value.problems == {"config": "Vectors gives no grid of features, but one is wanted"}
+    assert caught.value.problems == {
+        "config": "expected a model with a grid of features, got Vectors; name another one"
+    }
 
 
 class Vectors(torch.nn.Module):
-    """An image model whose features have no places."""
+    """An image model whose features have no grid."""
 
     pretrained_cfg = timm.models.PretrainedCfg().to_dict()
 
@@ -192,74 +205,80 @@ def vectors(pretrained=False, **arguments):
 # sizes of weights
 
 
-def test_sizes_that_the_weights_cannot_be_had_at(source):
-    """A LeViT's table of attention biases is of one size; random ones may be of any."""
+def test_a_size_that_timm_cannot_resize_weights_to_is_refused(source):
+    """A LeViT's attention biases have one size, unless they are random."""
     folder, _ = source(LEVIT)
     Timm.from_pretrained(TimmConfig(pretrained=folder))
     assert Timm.infer_spec(TimmConfig(config=LEVIT, image_size=256)) == VisionSpec(256, 16, 16)
     with pytest.raises(ConfigError) as caught:
         Timm.infer_spec(TimmConfig(pretrained=folder, image_size=256))
     assert caught.value.problems == {
-        "image_size": "256 found, but timm does not resize the weights to it: "
-        "stages.0.blocks.0.attn.attention_biases is 2, 196 in them, and 2, 256 here; give 224, its own"
+        "image_size": "timm cannot resize the weights to 256 pixels: expected shape [2, 256] of "
+        "stages.0.blocks.0.attn.attention_biases, got [2, 196]; set 224, the model's own"
     }
 
 
-def test_no_remedy_is_named_that_is_refused_itself(source):
+def test_only_sizes_that_work_are_suggested(source):
     folder, _ = source(LEVIT)
     with pytest.raises(ConfigError) as caught:
         Timm.infer_spec(TimmConfig(pretrained=folder, image_size=250))
-    assert caught.value.problems["image_size"].endswith("; give 224, its own")
+    assert caught.value.problems["image_size"].endswith("; set 224, the model's own")
     with pytest.raises(ConfigError) as caught:
         Timm.infer_spec(TimmConfig(config={"architecture": "crossvit_9_240"}, image_size=224))
-    assert caught.value.problems["image_size"].endswith("; give 240, its own")
+    assert caught.value.problems["image_size"].endswith("; set 240, the model's own")
 
 
-def test_limits():
-    for changes, key, said in (
-        ({"image_size": 100_000}, "image_size", "100000 found, but at most 4096 is wanted"),
-        ({"config": {**VIT, "img_size": 8192}}, "image_size", "8192 found, but at most 4096 is wanted"),
+@pytest.mark.parametrize(
+    ("changes", "key", "message"),
+    [
+        ({"image_size": 100_000}, "image_size", "expected at most 4096, got 100000"),
+        ({"config": {**VIT, "img_size": 8192}}, "image_size", "expected at most 4096, got 8192"),
         (
             {"config": {**VIT, "depth": 5000}},
             "config.depth",
-            "depth 5000 found, but at most 1000 layers are wanted",
+            "expected at most 1000 layers in depth, got 5000",
         ),
         (
             {"config": {"architecture": "convnext_tiny", "depths": [1, 999, 1, 1]}},
             "config.depths",
-            "depths 1002 found, but at most 1000 layers are wanted",
+            "expected at most 1000 layers in depths, got 1002",
         ),
-    ):
-        with pytest.raises(ConfigError) as caught:
-            Timm.infer_spec(TimmConfig(**{"config": VIT, **changes}))
-        assert caught.value.problems == {key: said}
+    ],
+)
+def test_sizes_and_depths_have_limits(changes, key, message):
+    with pytest.raises(ConfigError) as caught:
+        Timm.infer_spec(TimmConfig(**{"config": VIT, **changes}))
+    assert caught.value.problems == {key: message}
 
 
 # tags
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("timm/beit3_giant_patch14_224.untrained", "timm has no weights of this name"),
         (
             "timm/legacy_seresnet18.in1k",
-            "timm has its weights from https://.*not from the hub; name a folder that",
+            "timm downloads these weights from https://.*not from the hub; name a folder that",
         ),
-        ("timm/rdnet_tiny.nv_in1k", "its weights are kept as 'naver-ai/rdnet_tiny.nv_in1k'; name that, or"),
+        (
+            "timm/rdnet_tiny.nv_in1k",
+            "the hub has these weights as 'naver-ai/rdnet_tiny.nv_in1k'; name that, or",
+        ),
         (
             "timm/vit_base_patch16_clip_quickgelu_224.openai",
-            "those of another model, 'timm/vit_base_patch16_clip_224.openai'; name a folder",
+            "only as those of 'timm/vit_base_patch16_clip_224.openai'; name a folder",
         ),
     ],
 )
-def test_tags_without_weights_under_their_name(name, said):
-    with pytest.raises(SourceError, match=said):
+def test_a_tag_without_weights_under_its_name_is_refused(name, message):
+    with pytest.raises(SourceError, match=message):
         Timm.infer_spec(TimmConfig(pretrained=name))
 
 
-def test_weights_that_others_keep(monkeypatch, tmp_path):
-    without_hub(monkeypatch, tmp_path)
+def test_weights_of_another_owner_on_the_hub_are_described(monkeypatch, tmp_path):
+    disable_hub(monkeypatch, tmp_path)
     spec = Timm.infer_spec(TimmConfig(pretrained="naver-ai/rdnet_tiny.nv_in1k"))
     assert spec == Timm.infer_spec(TimmConfig(config={"architecture": "rdnet_tiny"}))
 

@@ -20,12 +20,10 @@ def dreamkit_vision_encoders() -> Sequence[Component]:
 @hookimpl
 def dreamkit_language_models() -> Sequence[Component]:
     return (
-        Component(
-            "causal-lm", "dreamkit_transformers.causal_lm:CausalLM", "any decoder that transformers loads"
-        ),
-        Component("gemma", "dreamkit_transformers.families:Gemma", "Gemma 1, 2 and 3, text alone"),
+        Component("causal-lm", "dreamkit_transformers.causal_lm:CausalLM", "any decoder of transformers"),
+        Component("gemma", "dreamkit_transformers.families:Gemma", "text models of Gemma 1, 2 and 3"),
         Component("llama", "dreamkit_transformers.llama:Llama", "LLaMA 1, 2 and 3"),
-        Component("mistral", "dreamkit_transformers.families:Mistral", "Mistral 7B, with its sliding window"),
+        Component("mistral", "dreamkit_transformers.families:Mistral", "Mistral 7B with its sliding window"),
         Component("phi", "dreamkit_transformers.families:Phi", "Phi 1.5 to 4"),
         Component("qwen", "dreamkit_transformers.families:Qwen", "Qwen 2, 2.5 and 3, with ChatML"),
         Component("vicuna", "dreamkit_transformers.llama:Vicuna", "LLaMA with Vicuna 1.1's chat template"),

@@ -1,6 +1,6 @@
-"""What a vision encoder has to know of a vision tower of the library: its classes, its names, its sizes.
+"""Vision towers of the library: classes, names of modules, and sizes.
 
-N images, T tokens of one (those before the patches included), H and W pixels.
+N images, T tokens of one image including those before its patches, H and W pixels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
-SMALL = {
+TINY = {
     "image_size": 16,
     "patch_size": 8,
     "hidden_size": 16,
@@ -26,10 +26,10 @@ SMALL = {
 
 
 class Architecture:
-    """A tower whose config has `image_size` and `patch_size`, whose layers are in `layers`, and which norms at last.
+    """A tower whose config has `image_size` and `patch_size`, with its layers in `layers` and a norm after them.
 
-    `model` and `processor` name the library's classes. Both import its networks, so they load at first use: a spec
-    needs neither. `small` are the values of a miniature's config.
+    `model` and `processor` name classes of the library, which import its networks. They load on first use: a spec
+    needs neither. `tiny` holds the values of a tiny config.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -38,65 +38,66 @@ class Architecture:
     processor: ClassVar[str]
     layers: ClassVar[str] = "encoder.layers"
     last_norm: ClassVar[str] = "post_layernorm"
-    small: ClassVar[Mapping[str, Any]] = SMALL
+    tiny: ClassVar[Mapping[str, Any]] = TINY
 
     @property
     def model_class(self) -> type[PreTrainedModel]:
+        """The library's class of the tower."""
         return getattr(transformers, self.model)
 
     @property
     def processor_class(self) -> type[BaseImageProcessor]:
+        """The library's class of the image processor."""
         return getattr(transformers, self.processor)
 
-    def own_size(self, library_config: Any) -> int:
-        """The side in pixels of the pictures whose position embeddings the model has."""
+    def native_size(self, library_config: Any) -> int:
+        """Return the side in pixels of the images that the position embeddings are for."""
         return library_config.image_size
 
-    def size_from(self, library_config: Any, made: int) -> int:
-        """The side in pixels to read unasked, of a source whose processor makes pictures of `made`."""
-        return self.own_size(library_config)
+    def default_size(self, library_config: Any, processor_size: int) -> int:
+        """Return the side in pixels to read if the recipe sets none; the processor makes `processor_size` pixels."""
+        return self.native_size(library_config)
 
-    def mistakes(self, library_config: Any) -> dict[str, str]:
-        """What the values of a config cannot be, by their names."""
+    def config_problems(self, library_config: Any) -> dict[str, str]:
+        """Return the problems with values of a config, by name."""
         size, patch = library_config.image_size, library_config.patch_size
-        problems = not_whole(library_config, "image_size", "patch_size")
+        problems = integer_problems(library_config, "image_size", "patch_size")
         if not problems and not 1 <= patch <= size:
-            problems["patch_size"] = f"{patch} does not fit image_size {size}; make it 1 to {size}"
-        return problems | not_rgb(library_config)
+            problems["patch_size"] = f"expected 1 to {size} (image_size), got {patch}"
+        return problems | channel_problems(library_config)
 
     def prefix_tokens(self, library_config: Any) -> int:
-        """How many tokens come before those of the patches: class token and registers."""
+        """Return the number of tokens before the patches: class token and registers."""
         return 0
 
-    def trim(self, library_config: Any, kept: int) -> list[str]:
-        """Takes off the config what comes after the layers that are kept, so that it is neither made nor read.
+    def drop_layers(self, library_config: Any, count: int) -> list[str]:
+        """Limit the config to the first `count` layers, so that later modules are neither built nor read.
 
-        Returns:
-            The names of what is then missing from the model, beside its last norm.
+        Return the names of these modules, except the last norm's.
         """
-        dropped = [f"{self.layers}.{index}" for index in range(kept, library_config.num_hidden_layers)]
-        library_config.num_hidden_layers = kept
+        dropped = [f"{self.layers}.{index}" for index in range(count, library_config.num_hidden_layers)]
+        library_config.num_hidden_layers = count
         return dropped
 
-    def drop(self, model: Any) -> list[str]:
-        """Takes out of a made model what its last layer's tokens do not depend on, and names it."""
+    def drop_modules(self, model: Any) -> list[str]:
+        """Remove from `model` the last norm and what its patch tokens do not depend on; return the removed names."""
         setattr(model, self.last_norm, nn.Identity())
         return [self.last_norm]
 
-    def arguments(self, library_config: Any, pixels_NCHW: Tensor) -> dict[str, Any]:
-        """What the library's `forward` takes for pixels of any size that fits."""
-        own = self.own_size(library_config)
-        resized = tuple(pixels_NCHW.shape[-2:]) != (own, own)
+    def forward_arguments(self, library_config: Any, pixels_NCHW: Tensor) -> dict[str, Any]:
+        """Return the arguments of the library's `forward` for pixels of any valid size."""
+        native = self.native_size(library_config)
+        resized = tuple(pixels_NCHW.shape[-2:]) != (native, native)
         return {"pixel_values": pixels_NCHW, **({"interpolate_pos_encoding": True} if resized else {})}
 
     def default_processor(self, side: int) -> BaseImageProcessor:
-        """The family's processor for square pictures, where no source has one."""
+        """Return the family's processor, for a part without a source; it makes square images of `side` pixels."""
         raise NotImplementedError
 
-    def written_shape(self, values: Mapping[str, Any], library_config: Any) -> tuple[int, int] | None:
-        """Return the height and width of the images that a processor file asks for.
+    def processed_shape(self, values: Mapping[str, Any], library_config: Any) -> tuple[int, int] | None:
+        """Return the height and width of the images that a processor with these file values makes.
 
-        Return None where they depend on the image, or on defaults of the processor's class.
+        Return None if they depend on the image or on defaults of the processor's class.
         """
         size, crop = values.get("size"), values.get("crop_size")
         if type(size) is int:  # as in older files
@@ -109,28 +110,28 @@ class Architecture:
         return (shape["height"], shape["width"]) if _is_size(shape) and "height" in shape else None
 
     def read_processor(self, folder: Path, library_config: Any) -> BaseImageProcessor:
-        """The processor in a folder; it makes square pictures. Raises what the library raises."""
+        """Return the processor in a folder; raise the library's exceptions."""
         return self.processor_class.from_pretrained(folder, local_files_only=True)
 
 
 def _is_size(size: Any) -> TypeGuard[Mapping[str, int]]:
-    """Return whether this is a size as processors write it, with lengths that an image can have."""
+    """Return True for a size as processors write it, with positive lengths."""
     if not isinstance(size, Mapping) or {*size} not in ({"height", "width"}, {"shortest_edge"}):
         return False
     return all(type(length) is int and length > 0 for length in size.values())
 
 
-def not_whole(library_config: Any, *names: str) -> dict[str, str]:
-    """Of the named values, those that are no whole number."""
+def integer_problems(library_config: Any, *names: str) -> dict[str, str]:
+    """Return the problems with named values that are not integers."""
     values = {name: getattr(library_config, name) for name in names}
     return {
-        name: f"{value!r} found, but a whole number is wanted"
+        name: f"expected an integer, got {value!r}"
         for name, value in values.items()
         if not isinstance(value, int)
     }
 
 
-def not_rgb(library_config: Any) -> dict[str, str]:
-    """A number of channels that is not a picture's."""
+def channel_problems(library_config: Any) -> dict[str, str]:
+    """Return the problem with a number of channels other than 3."""
     channels = library_config.num_channels
-    return {} if channels == 3 else {"num_channels": f"{channels} found, but pictures have 3"}
+    return {} if channels == 3 else {"num_channels": f"expected 3, the channels of an image, got {channels}"}

@@ -1,6 +1,6 @@
-"""A causal language model of transformers as a part: any that can be driven by embeddings, masks and positions.
+"""A causal language model of transformers as a part, driven by embeddings, masks and positions.
 
-A family is a subclass that names its model types and its chat template. What a model honours is found by `probe`.
+A family is a subclass with its model types and its chat template. `probe` finds what each model supports.
 
 B rows, T tokens of a row, D width.
 """
@@ -19,16 +19,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dreamkit import ChatTemplate, LanguageSpec, NormWeights
-from dreamkit_transformers.adaptable import adaptable
+from dreamkit_transformers.adapter_layers import layers_matching
+from dreamkit_transformers.added_tokens import TokenAddingModel
 from dreamkit_transformers.chat import template_of
-from dreamkit_transformers.configs import load_weights, on_meta
-from dreamkit_transformers.described import Described, LanguageConfig, describe, source_folder
-from dreamkit_transformers.driving import decoder_of, new_cache, run
+from dreamkit_transformers.configs import load_weights, on_meta, random_model
+from dreamkit_transformers.description import LanguageConfig, ModelDescription, describe, source_folder
 from dreamkit_transformers.masks import TokenCache
-from dreamkit_transformers.new_rows import WithNewRows
 from dreamkit_transformers.norms import as_rms_norm
-from dreamkit_transformers.probe import make
-from dreamkit_transformers.tokenizers import save_tokenizer
+from dreamkit_transformers.text_decoder import decoder_of, new_cache, replaced_module, run_decoder
+from dreamkit_transformers.tokenizers import save_tokenizer, special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,27 +37,27 @@ log = logging.getLogger(__name__)
 __all__ = ["CausalLM", "LanguageConfig"]
 
 
-class CausalLM(WithNewRows):
-    """Any decoder of transformers, with its final norm taken out, so that hidden states are those before it.
+class CausalLM(TokenAddingModel):
+    """Any decoder of transformers. Its final norm is taken out, so hidden states are those before the norm.
 
-    Its chat template is the tokenizer's, where that has one of turns with fixed texts around them.
+    The chat template is the tokenizer's if that puts fixed texts around turns, else a plain one.
+    `model_types` are the accepted model types: the first is the default, and an empty tuple accepts any decoder.
+    `has_bos`: the tokenizer of bytes has a bos token.
     """
 
     Config = LanguageConfig
     adapter_root = "model"
 
-    model_types: ClassVar[
-        tuple[str, ...]
-    ] = ()  # the first is meant where a config names none; none: all there are
-    has_bos: ClassVar[bool] = True  # whether a text begins with a token where the tokenizer is one of bytes
+    model_types: ClassVar[tuple[str, ...]] = ()
+    has_bos: ClassVar[bool] = True
 
-    def __init__(self, config: LanguageConfig, found: Described, model: PreTrainedModel) -> None:
+    def __init__(self, config: LanguageConfig, description: ModelDescription, model: PreTrainedModel) -> None:
         super().__init__()
         self.config = config
-        self.tokenizer = found.tokenizer
-        self.chat = self.chat_template(config, found.tokenizer)
-        self.spec: LanguageSpec = found.spec(config, self.chat.assistant[1])
-        self.abilities = found.abilities()
+        self.tokenizer = description.tokenizer
+        self.chat = self.chat_template(config, description.tokenizer)
+        self.spec: LanguageSpec = description.spec(config, self.chat.assistant[1])
+        self.abilities = description.abilities()
         self.model: Any = model
         self.norm: nn.Module = nn.Identity()
         if self.abilities.norm is not None:
@@ -66,11 +65,11 @@ class CausalLM(WithNewRows):
             model.set_submodule(self.abilities.norm, nn.Identity())
         self._rms_norm = as_rms_norm(self.norm)
         if not self.adapter_targets:
-            own = adaptable(model, self.abilities.linear_layers)
-            self.adapter_targets = own  # type: ignore[misc]  # a class's, or each model's own
-        self._without_new_rows()
+            targets = layers_matching(model, self.abilities.linear_layers)
+            self.adapter_targets = targets  # type: ignore[misc]  # of the class, or of this model alone
+        self._prepare_added_tokens()
 
-    # making
+    # building
 
     @classmethod
     def tiny_config(cls) -> Any:
@@ -79,48 +78,49 @@ class CausalLM(WithNewRows):
 
     @classmethod
     def infer_spec(cls, config: LanguageConfig) -> LanguageSpec:
-        found = cls._described(config)
+        description = cls._describe(config)
         if config.pretrained is None:
-            return on_meta(lambda: cls._random(config, found)._tried()).spec
-        return found.spec(config, cls.chat_template(config, found.tokenizer).assistant[1])
+            return on_meta(lambda: cls._build_random(config, description)._run_once()).spec
+        return description.spec(config, cls.chat_template(config, description.tokenizer).assistant[1])
 
     @classmethod
     def meta_modules(cls, config: LanguageConfig) -> Self:
-        found = cls._described(config)
-        return on_meta(lambda: cls._random(config, found))
+        description = cls._describe(config)
+        return on_meta(lambda: cls._build_random(config, description))
 
     @classmethod
     def from_config(cls, config: LanguageConfig) -> Self:
-        return cls._random(config, cls._described(config))
+        return cls._build_random(config, cls._describe(config))
 
     @classmethod
     def from_pretrained(cls, config: LanguageConfig) -> Self:
-        assert config.pretrained is not None, "the recipe gives either a source or a config"
-        folder = source_folder(config, weights=True)  # before the rest, which then reads these files
-        found = cls._described(config)
-        found.abilities()  # before the weights are read: they may be those of a model that cannot be driven
-        return cls(config, found, load_weights(found.model_class, folder, found.library_config))
+        assert config.pretrained is not None, "a recipe names a source or a config"
+        folder = source_folder(config, weights=True)  # first: downloads the files that the rest reads
+        description = cls._describe(config)
+        description.abilities()  # raises for unsupported models, before weights are read
+        return cls(
+            config, description, load_weights(description.model_class, folder, description.library_config)
+        )
 
     @classmethod
-    def _described(cls, config: LanguageConfig) -> Described:
+    def _describe(cls, config: LanguageConfig) -> ModelDescription:
         return describe(config, cls.model_types, cls.has_bos)
 
     @classmethod
-    def _random(cls, config: LanguageConfig, found: Described) -> Self:
-        found.abilities()  # before the model is made
-        return cls(config, found, make(found.model_class, found.library_config))
+    def _build_random(cls, config: LanguageConfig, description: ModelDescription) -> Self:
+        description.abilities()  # raises for unsupported models, before weights are made
+        return cls(config, description, random_model(description.model_class, description.library_config))
 
     @classmethod
     def chat_template(cls, config: Any, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
-        """What the family was taught to see around turns. Its texts are tokenized one by one."""
+        """Return the texts around turns that the family was trained with. Each text is tokenized by itself."""
         return template_of(tokenizer)
 
-    def _tried(self) -> Self:
-        """Itself, after a forward pass: values that do not go together show only there."""
-        if not self.abilities.on_meta:
-            return self
-        position_ids = torch.arange(2)[None]
-        self(torch.zeros(1, 2, self.spec.dim), position_ids, torch.zeros_like(position_ids))
+    def _run_once(self) -> Self:
+        """Run a forward pass, which fails if values of the config do not fit each other; return the part."""
+        if self.abilities.on_meta:
+            position_ids = torch.arange(2)[None]
+            self(torch.zeros(1, 2, self.spec.dim), position_ids, torch.zeros_like(position_ids))
         return self
 
     # words
@@ -139,11 +139,10 @@ class CausalLM(WithNewRows):
 
     @property
     def suppressed_ids(self) -> frozenset[int]:
-        """Added special tokens, and ids that are no token; a text starts, ends and fails with the others."""
-        added = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        """Added special tokens and ids without a token, except bos, unk and eos."""
         nameless = set(range(len(self.new_rows))) - set(self.tokenizer.get_vocab().values())
-        written = {self.tokenizer.bos_token_id, self.tokenizer.unk_token_id, *self.spec.eos_ids}
-        return frozenset((added | nameless) - written)
+        allowed = {self.tokenizer.bos_token_id, self.tokenizer.unk_token_id, *self.spec.eos_ids}
+        return frozenset((special_ids(self.tokenizer) | nameless) - allowed)
 
     # computing
 
@@ -157,29 +156,24 @@ class CausalLM(WithNewRows):
         segment_ids_BT: Tensor,
         cache: TokenCache | None = None,
     ) -> Tensor:
-        assert cache is None or self.spec.cache, "a model whose spec says cache=False is given none"
+        assert cache is None or self.spec.cache, "a model with spec.cache=False gets no cache"
         decoder = decoder_of(self.model)
-        return run(decoder, self.abilities.masks, embeds_BTD, position_ids_BT, segment_ids_BT, cache)
+        return run_decoder(decoder, self.abilities.masks, embeds_BTD, position_ids_BT, segment_ids_BT, cache)
 
     def library_forward(self, ids_BT: Tensor) -> Tensor:
-        name = self.abilities.norm
-        if name is None:
+        with replaced_module(self.model, self.abilities.norm, self.norm):
             return self.model(ids_BT, use_cache=False).logits
-        identity = self.model.get_submodule(name)
-        self.model.set_submodule(name, self.norm)
-        try:
-            return self.model(ids_BT, use_cache=False).logits
-        finally:
-            self.model.set_submodule(name, identity)
 
     def enable_gradient_checkpointing(self) -> None:
-        # The library's own recomputes only in training mode, but what flows back through a frozen model, which is
-        # in evaluation mode, is as large.
+        # The library's own checkpointing works only in training mode. A frozen model is in evaluation mode, but
+        # gradients flow back through it and need as much memory.
         layers = self._layers()
         if not layers:
-            log.warning("%s: its layers are not found; their activations are kept", type(self.model).__name__)
+            log.warning(
+                "%s: no layers found; gradient checkpointing has no effect", type(self.model).__name__
+            )
         for layer in layers:
-            layer.forward = partial(_recomputed, layer.forward)
+            layer.forward = partial(_checkpointed, layer.forward)
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         return self.norm(hidden)
@@ -192,6 +186,7 @@ class CausalLM(WithNewRows):
         return NormWeights(weight, self._rms_norm.eps, self._rms_norm.offset)
 
     def _layers(self) -> list[nn.Module]:
+        """Return the layers: modules that the library marks for checkpointing, else those in lists of their number."""
         marked: list[nn.Module] = [
             module
             for module in self.model.modules()
@@ -202,8 +197,8 @@ class CausalLM(WithNewRows):
         return marked or [layer for each in lists if len(each) == count for layer in each]
 
 
-def _recomputed(forward: Any, *args: Any, **named: Any) -> Any:
-    """A layer's output, its activations forgotten until they are needed; with a cache nothing flows back."""
+def _checkpointed(forward: Any, *args: Any, **named: Any) -> Any:
+    """Run a layer and recompute its activations in the backward pass; with a cache there is none."""
     if named.get("cache") is not None or not torch.is_grad_enabled():
         return forward(*args, **named)
     return checkpoint(forward, *args, use_reentrant=False, **named)

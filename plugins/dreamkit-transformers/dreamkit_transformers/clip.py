@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ClipArchitecture(Architecture):
-    """It has a class token."""
+    """CLIP's tower, with a class token."""
 
     model_types = ("clip_vision_model", "clip")
     config_class = CLIPVisionConfig
@@ -29,6 +29,6 @@ class ClipArchitecture(Architecture):
 
 
 class Clip(VisionTower):
-    """CLIP's vision tower. Its class token is left out."""
+    """CLIP's vision tower, without its class token."""
 
     architectures = (ClipArchitecture(),)

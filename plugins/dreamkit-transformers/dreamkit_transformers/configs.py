@@ -1,4 +1,4 @@
-"""Library configs: from a recipe's small dict, or from a folder; and the weights that go with them."""
+"""Library configs from a recipe's dict or from a folder, and the weights that fit them."""
 
 from __future__ import annotations
 
@@ -25,155 +25,165 @@ if TYPE_CHECKING:
 LibraryConfig = TypeVar("LibraryConfig", bound=PreTrainedConfig)
 Built = TypeVar("Built")
 
-KNOWN = "pkg:dreamkit_transformers/known"  # the config files of well-known models, by their names on the hub
-MAX_LAYERS = 1000  # making them takes time, even without weights
+KNOWN = "pkg:dreamkit_transformers/known"  # config files of well-known models, in folders of their names on the hub
+MAX_LAYERS = 1000  # building more takes minutes, even without weights
 
-# what a library's config class raises about a value it does not take
-_REFUSALS = (StrictDataclassError, ValueError, TypeError, KeyError)
+# exceptions of the library's config classes for invalid values
+_INVALID = (StrictDataclassError, ValueError, TypeError, KeyError)
 
 
 def config_from_dict(kind: type[LibraryConfig], values: Mapping[str, Any]) -> LibraryConfig:
-    """The library's config with these values; what it does not know it would swallow without a word.
+    """Return the library's config with these values. The library itself would accept unknown keys.
 
     Raises:
-        ConfigError: each key that `kind` does not have, and each value it refuses.
+        ConfigError: every unknown key and every invalid value.
     """
     known = {*(field.name for field in fields(kind)), *kind.attribute_map}
     problems = {}
     for name, value in values.items():
         if name not in known:
-            problems[name] = f"{kind.__name__} has no '{name}'; {did_you_mean(name, known)}"
-        elif said := _mistake(kind, name, value):
-            problems[name] = said
+            problems[name] = f"unknown key '{name}' in {kind.__name__}; {did_you_mean(name, known)}"
+        elif problem := _value_problem(kind, name, value):
+            problems[name] = problem
     if problems:
-        raise ConfigError({f"config.{name}": said for name, said in problems.items()})
+        raise ConfigError({f"config.{name}": problem for name, problem in problems.items()})
     try:
         return kind(**values)
-    except _REFUSALS as error:
-        raise ConfigError({"config": f"{kind.__name__} refuses it: {one_line(error)}"}) from error
+    except _INVALID as error:
+        raise ConfigError({"config": f"invalid for {kind.__name__}: {one_line(error)}"}) from error
 
 
-def _mistake(kind: type[PreTrainedConfig], name: str, value: Any) -> str | None:
-    """What is wrong with one value, whatever the others are."""
+def _value_problem(kind: type[PreTrainedConfig], name: str, value: Any) -> str | None:
+    """Return why a value is invalid regardless of the other values, or None."""
     if type(value) is int:
         usual = next((each for each, own in kind.attribute_map.items() if own == name), name)
         if value < 1 and (usual.startswith("num_") or usual.endswith(("_size", "_dim", "_embeddings"))):
-            return f"{value} found, but at least 1 is wanted"
+            return f"expected at least 1, got {value}"
         if value > MAX_LAYERS and usual.endswith("_layers"):
-            return f"{value} found, but at most {MAX_LAYERS} is wanted"
+            return f"expected at most {MAX_LAYERS}, got {value}"
     if name == "hidden_act":
-        from transformers.activations import ACT2FN  # with it come accelerate and half of transformers
+        from transformers.activations import ACT2FN  # imports accelerate and half of transformers
 
         if value not in ACT2FN:
-            return f"{value!r} found, but the name of an activation is wanted; {did_you_mean(value, ACT2FN)}"
+            return f"expected the name of an activation, got {value!r}; {did_you_mean(value, ACT2FN)}"
     try:
-        with quiet():  # the other values are not yet the user's
+        with quiet_library():  # warnings would be about defaults, not about the user's values
             kind(**{name: value})
     except StrictDataclassFieldValidationError as error:
         return one_line(error.__cause__ or error)
-    except _REFUSALS:
-        pass  # it may go with the other values, if not with their defaults
+    except _INVALID:
+        pass  # the value may be invalid only with the defaults of others
     return None
 
 
 def config_from_folder(kind: type[LibraryConfig], folder: Path, model_types: Sequence[str]) -> LibraryConfig:
-    """The config of a folder whose model is one of `model_types`.
+    """Return the config of a folder whose model is one of `model_types`.
 
     Raises:
-        SourceError: `config.json` cannot be read, or is another architecture's.
+        SourceError: `config.json` cannot be read or belongs to another architecture.
     """
     file = folder / "config.json"
-    found = read_json(file).get("model_type")
-    if found not in model_types:
-        wanted = " or ".join(f"'{name}'" for name in model_types)
+    model_type = read_json(file).get("model_type")
+    if model_type not in model_types:
+        expected = " or ".join(f"'{name}'" for name in model_types)
         raise SourceError(
-            f"{file} has model_type '{found}', but {wanted} is needed; name another component or folder"
+            f"{file}: expected model_type {expected}, got '{model_type}'; name another component or folder"
         )
     try:
-        with quiet():  # old configs use names that have been replaced; the library translates them
+        with quiet_library():  # old configs use earlier names, which the library translates
             return kind.from_pretrained(folder, local_files_only=True)
-    except (*_REFUSALS, OSError) as error:
-        raise SourceError(f"{file}: {kind.__name__} refuses it: {one_line(error)}") from error
+    except (*_INVALID, OSError) as error:
+        raise SourceError(f"{file}: invalid for {kind.__name__}: {one_line(error)}") from error
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Return the JSON object in a file.
 
     Raises:
-        SourceError: the file cannot be read, or holds something else.
+        SourceError: the file cannot be read or does not hold a JSON object.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SourceError(f"{file} cannot be read: {one_line(error)}") from error
     if not isinstance(content, dict):
-        raise SourceError(f"{file} holds a {type(content).__name__}, but a JSON object is needed")
+        raise SourceError(f"{file}: expected a JSON object, got {type(content).__name__}")
     return content
 
 
+def random_model(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the library's model with random weights in float32."""
+    return kind._from_config(config, attn_implementation=_attention(kind), dtype=torch.float32)
+
+
+def _attention(kind: type[PreTrainedModel]) -> str:
+    return "sdpa" if kind._supports_sdpa else "eager"
+
+
 def load_weights(kind: type[PreTrainedModel], folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
-    """The library's model with the weights in `folder`, in float32. Weights it has no use for are not read.
+    """Return the library's model in float32 with the weights in `folder`. Unused weights are not read.
 
     Raises:
-        SourceError: a weight file is damaged, a weight is missing, or one has another shape than in `config`.
+        SourceError: a weight file is damaged, a weight is missing, or its shape differs from that of `config`.
     """
     try:
-        with quiet():  # the library's report would list every layer left out on purpose
+        with quiet_library():  # the library's report would list every layer that was dropped on purpose
             loaded: Any = kind.from_pretrained(
                 folder,
                 config=config,
                 dtype=torch.float32,
-                attn_implementation="sdpa" if kind._supports_sdpa else "eager",
+                attn_implementation=_attention(kind),
                 local_files_only=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are in what it reports, and named below
+                ignore_mismatched_sizes=True,  # they are reported below
             )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise SourceError(f"{folder}: {kind.__name__} cannot load its weights: {one_line(error)}") from error
     model, report = loaded
-    wrong = [f"{name} (needed by {kind.__name__})" for name in report["missing_keys"]]
-    wrong += [
-        f"{name} of shape {tuple(needed)} (it is {tuple(found)})"
-        for name, found, needed in report["mismatched_keys"]
+    problems = [f"missing {name}" for name in sorted(report["missing_keys"])]
+    problems += [
+        f"expected {name} of shape {tuple(expected)}, got {tuple(actual)}"
+        for name, actual, expected in sorted(report["mismatched_keys"])
     ]
-    if wrong:
-        shown = ", ".join(sorted(wrong)[:3])
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    if problems:
+        shown = "; ".join(problems[:3])
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise SourceError(
-            f"{folder}: the weights lack {shown}{more}; the files are incomplete, or another model's than config.json"
+            f"{folder}: the weights do not fit {kind.__name__}: {shown}{more}; "
+            "use complete weight files that belong to config.json"
         )
     return model
 
 
 @contextmanager
-def gathering(errors: list[ConfigError]) -> Iterator[None]:
-    """Puts what is refused inside into `errors`, instead of raising it."""
+def collect_errors(errors: list[ConfigError]) -> Iterator[None]:
+    """Append a ConfigError raised inside to `errors` instead of raising it."""
     try:
         yield
     except ConfigError as error:
         errors.append(error)
 
 
-def raise_all(errors: Sequence[ConfigError]) -> None:
-    """Raises the one error as it is, or several as one."""
+def raise_collected(errors: Sequence[ConfigError]) -> None:
+    """Raise a single error as it is, or the problems of several as one ConfigError."""
     if len(errors) > 1:
-        raise ConfigError({key: said for error in errors for key, said in error.problems.items()})
+        raise ConfigError({key: problem for error in errors for key, problem in error.problems.items()})
     for error in errors:
         raise error
 
 
-def refuse(problems: Mapping[str, str], config: PartConfig) -> None:
-    """Raises a ConfigError where there are problems with a library config's values, at the setting they are from."""
+def raise_problems(problems: Mapping[str, str], config: PartConfig) -> None:
+    """Raise problems with the values of a library config, if any, as errors of `config` or of its source."""
     if problems and config.pretrained is None:
-        raise ConfigError({f"config.{name}": said for name, said in problems.items()})
+        raise ConfigError({f"config.{name}": problem for name, problem in problems.items()})
     if problems:
-        whole = "; ".join(f"{name}: {said}" for name, said in problems.items())
-        raise SourceError(f"'{config.pretrained}': {whole}; name another source")
+        joined = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
+        raise SourceError(f"'{config.pretrained}': {joined}; name another source")
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps the library's warnings to itself, and its progress bars where nobody watches them move."""
+def quiet_library() -> Iterator[None]:
+    """Suppress the library's warnings, and its progress bars where stderr is not a terminal."""
     verbosity = library_logging.get_verbosity()
     library_logging.set_verbosity_error()
     had_bars = library_logging.is_progress_bar_enabled()
@@ -190,19 +200,20 @@ def quiet() -> Iterator[None]:
 
 
 def on_meta(build: Callable[[], Built]) -> Built:
-    """What `build` makes, without memory for its weights.
+    """Return what `build` returns on the meta device, without memory for weights.
 
     Raises:
-        ConfigError: the config's values do not go together.
+        ConfigError: the values of the config do not fit each other.
     """
     try:
-        with torch.device("meta"), torch.no_grad(), quiet():
+        with torch.device("meta"), torch.no_grad(), quiet_library():
             return build()
     except ConfigError:
         raise
-    except Exception as error:  # a library's constructor fails in any way it likes
-        raise ConfigError({"config": f"no model can be made of it: {one_line(error)}"}) from error
+    except Exception as error:  # model code raises any exception
+        raise ConfigError({"config": f"cannot build a model from it: {one_line(error)}"}) from error
 
 
 def one_line(error: BaseException) -> str:
+    """Return the type and the message of an error on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

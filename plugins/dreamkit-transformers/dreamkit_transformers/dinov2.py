@@ -8,19 +8,19 @@ from torch import Tensor
 from transformers import Dinov2Config, Dinov2WithRegistersConfig, PreTrainedConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from dreamkit_transformers.architectures import SMALL, Architecture
+from dreamkit_transformers.architectures import TINY, Architecture
 from dreamkit_transformers.vision import VisionTower
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
-CROP = 224 / 256  # how much of the shorter edge the published preprocessing keeps
+CROP = 224 / 256  # share of the shorter edge in the crop of the published preprocessing
 
 
 class Dinov2Architecture(Architecture):
-    """It has a class token, and a mask token that only its pretraining uses.
+    """DINOv2's tower, with a class token and a mask token that only pretraining uses.
 
-    It was trained on pictures of several sizes: the published ones have position embeddings for 518 pixels, and a
+    It was trained on images of several sizes: the published models have position embeddings for 518 pixels and a
     processor that makes 224.
     """
 
@@ -30,20 +30,20 @@ class Dinov2Architecture(Architecture):
     processor = "BitImageProcessor"
     layers = "encoder.layer"
     last_norm = "layernorm"
-    small = {name: value for name, value in SMALL.items() if name != "intermediate_size"} | {"mlp_ratio": 2}
+    tiny = {name: value for name, value in TINY.items() if name != "intermediate_size"} | {"mlp_ratio": 2}
 
-    def size_from(self, library_config: Any, made: int) -> int:
-        return made
+    def default_size(self, library_config: Any, processor_size: int) -> int:
+        return processor_size
 
     def prefix_tokens(self, library_config: Any) -> int:
         return 1
 
-    def drop(self, model: Any) -> list[str]:
+    def drop_modules(self, model: Any) -> list[str]:
         model.embeddings.mask_token = None
-        return [*super().drop(model), "embeddings.mask_token"]
+        return [*super().drop_modules(model), "embeddings.mask_token"]
 
-    def arguments(self, library_config: Any, pixels_NCHW: Tensor) -> dict[str, Any]:
-        return {"pixel_values": pixels_NCHW}  # it interpolates unasked
+    def forward_arguments(self, library_config: Any, pixels_NCHW: Tensor) -> dict[str, Any]:
+        return {"pixel_values": pixels_NCHW}  # always interpolates position embeddings
 
     def default_processor(self, side: int) -> BaseImageProcessor:
         return self.processor_class(
@@ -55,7 +55,7 @@ class Dinov2Architecture(Architecture):
 
 
 class RegistersArchitecture(Dinov2Architecture):
-    """It has register tokens after its class token."""
+    """DINOv2's tower with register tokens after its class token."""
 
     model_types = ("dinov2_with_registers",)
     config_class = Dinov2WithRegistersConfig
@@ -66,7 +66,7 @@ class RegistersArchitecture(Dinov2Architecture):
 
 
 class Dinov2(VisionTower):
-    """DINOv2. Its class token and registers are left out."""
+    """DINOv2, without its class token and registers."""
 
     architectures = (Dinov2Architecture(), RegistersArchitecture())
     adapter_targets = ("q_proj", "k_proj", "v_proj", "o_proj")

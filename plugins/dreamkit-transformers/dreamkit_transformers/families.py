@@ -1,4 +1,4 @@
-"""Families of language models beside LLaMA: what they are called, and what they see around turns."""
+"""Families of language models besides LLaMA: their model types and chat templates."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from transformers import PreTrainedTokenizerBase
 
 from dreamkit import ChatTemplate
 from dreamkit_transformers.causal_lm import CausalLM
-from dreamkit_transformers.chat import end_of_turn
-from dreamkit_transformers.llama import Llama, gated_miniature
+from dreamkit_transformers.chat import end_of_turn, named_turns
+from dreamkit_transformers.llama import Llama, tiny_gated_config
 
 
 class Mistral(CausalLM):
-    """Mistral 7B, arXiv 2310.06825. It was shown a system message before the first user turn's text."""
+    """Mistral 7B, arXiv 2310.06825. A system message precedes the text of the first user turn."""
 
     model_types = ("mistral",)
     adapter_targets = Llama.adapter_targets
 
     @classmethod
     def tiny_config(cls) -> Any:
-        return cls.Config(config=gated_miniature(sliding_window=8))
+        return cls.Config(config=tiny_gated_config(sliding_window=8))
 
     @classmethod
     def chat_template(cls, config: Any, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
@@ -30,9 +30,10 @@ class Mistral(CausalLM):
 
 
 class Qwen(CausalLM):
-    """Qwen 2, 2.5 and 3, arXiv 2407.10671, 2412.15115 and 2505.09388, which start without a bos token.
+    """Qwen 2, 2.5 and 3, arXiv 2407.10671, 2412.15115 and 2505.09388, without a bos token.
 
-    Its template is ChatML, without the sentence that Qwen 2's puts where a conversation has no system message.
+    The template is ChatML. Qwen 2's own template adds a sentence to conversations without a system message; this
+    one does not.
     """
 
     model_types = ("qwen3", "qwen2")
@@ -41,17 +42,17 @@ class Qwen(CausalLM):
 
     @classmethod
     def tiny_config(cls) -> Any:
-        return cls.Config(config=gated_miniature(head_dim=4))
+        return cls.Config(config=tiny_gated_config(head_dim=4))
 
     @classmethod
     def chat_template(cls, config: Any, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
-        return _named_turns("<|im_start|>{role}\n", end_of_turn(tokenizer, "<|im_end|>") + "\n")
+        return named_turns("<|im_start|>{role}\n", end_of_turn(tokenizer, "<|im_end|>") + "\n")
 
 
 class Gemma(CausalLM):
-    """Gemma 1, 2 and 3's text models, arXiv 2403.08295, 2408.00118 and 2503.19786.
+    """Text models of Gemma 1, 2 and 3, arXiv 2403.08295, 2408.00118 and 2503.19786.
 
-    It was shown a system message at the start of the first user turn; here it stands before it.
+    Gemma was trained with the system message inside the first user turn; here the message precedes that turn.
     """
 
     model_types = ("gemma3_text", "gemma2", "gemma")
@@ -60,7 +61,7 @@ class Gemma(CausalLM):
     @classmethod
     def tiny_config(cls) -> Any:
         layer_types = ["sliding_attention", "full_attention"]
-        sizes = gated_miniature(
+        sizes = tiny_gated_config(
             head_dim=4, query_pre_attn_scalar=4, sliding_window=8, layer_types=layer_types
         )
         return cls.Config(config={"model_type": "gemma2", **sizes})
@@ -76,27 +77,21 @@ class Gemma(CausalLM):
 
 
 class Phi(CausalLM):
-    """Phi 1.5 and 2, arXiv 2309.05463, and Phi 3 and 4, arXiv 2404.14219 and 2412.08905, each with its template."""
+    """Phi 1.5 and 2, arXiv 2309.05463, and Phi 3 and 4, arXiv 2404.14219 and 2412.08905, each with its own template."""
 
     model_types = ("phi3", "phi")
 
     @classmethod
     def tiny_config(cls) -> Any:
-        return cls.Config(config=gated_miniature())
+        return cls.Config(config=tiny_gated_config())
 
     @classmethod
     def chat_template(cls, config: Any, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
         vocabulary = tokenizer.get_vocab()
         if "<|im_sep|>" in vocabulary:
-            return _named_turns("<|im_start|>{role}<|im_sep|>", "<|im_end|>")
+            return named_turns("<|im_start|>{role}<|im_sep|>", "<|im_end|>")
         if "<|user|>" in vocabulary:
-            return _named_turns("<|{role}|>\n", "<|end|>\n")
+            return named_turns("<|{role}|>\n", "<|end|>\n")
         return ChatTemplate(
             user=("Instruct: ", "\n"), assistant=("Output: ", str(tokenizer.eos_token)), system=("", "\n")
         )
-
-
-def _named_turns(before: str, after: str) -> ChatTemplate:
-    """Turns that begin with their role's name, and end alike."""
-    user, assistant, system = ((before.format(role=role), after) for role in ("user", "assistant", "system"))
-    return ChatTemplate(user=user, assistant=assistant, system=system)

@@ -1,4 +1,4 @@
-"""LLaMA, and Vicuna, which is LLaMA that was taught another chat template."""
+"""LLaMA, and Vicuna: LLaMA trained with another chat template."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dreamkit import ChatTemplate
 from dreamkit_transformers.causal_lm import CausalLM
-from dreamkit_transformers.described import LanguageConfig
+from dreamkit_transformers.chat import named_turns
+from dreamkit_transformers.description import LanguageConfig
 
 VICUNA_SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -20,8 +21,8 @@ VICUNA_SYSTEM_PROMPT = (
 class Llama(CausalLM):
     """LLaMA 1, 2 and 3, arXiv 2302.13971, 2307.09288 and 2407.21783.
 
-    With a tokenizer of LLaMA 3, its chat template is LLaMA 3's, else LLaMA 2's. LLaMA 2 was shown a system message
-    within the first user turn; here it stands before it.
+    The chat template is LLaMA 3's if the tokenizer has its tokens, else LLaMA 2's. LLaMA 2 was trained with the
+    system message inside the first user turn; here the message precedes that turn.
     """
 
     model_types = ("llama",)
@@ -29,16 +30,12 @@ class Llama(CausalLM):
 
     @classmethod
     def tiny_config(cls) -> Any:
-        return cls.Config(config=gated_miniature())
+        return cls.Config(config=tiny_gated_config())
 
     @classmethod
     def chat_template(cls, config: Any, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
         if "<|start_header_id|>" in tokenizer.get_vocab():
-            user, assistant, system = (
-                (f"<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>")
-                for role in ("user", "assistant", "system")
-            )
-            return ChatTemplate(user=user, assistant=assistant, system=system)
+            return named_turns("<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>")
         return ChatTemplate(
             user=("[INST]", "[/INST]"),
             assistant=("", str(tokenizer.eos_token)),
@@ -48,7 +45,10 @@ class Llama(CausalLM):
 
 @dataclass(frozen=True, kw_only=True)
 class VicunaConfig(LanguageConfig):
-    """`system_prompt` is said where a conversation has no system message: None is Vicuna's, "" none."""
+    """Settings of Vicuna.
+
+    `system_prompt` is the system message of conversations without one: None is Vicuna's own, "" is no message.
+    """
 
     system_prompt: str | None = None
 
@@ -60,16 +60,16 @@ class Vicuna(Llama):
 
     @classmethod
     def chat_template(cls, config: Any, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
-        own: str | None = config.system_prompt
+        system_prompt: str | None = config.system_prompt
         return ChatTemplate(
             user=("USER:", ""),
             assistant=("ASSISTANT:", str(tokenizer.eos_token)),
-            default_system=VICUNA_SYSTEM_PROMPT if own is None else own,
+            default_system=VICUNA_SYSTEM_PROMPT if system_prompt is None else system_prompt,
         )
 
 
-def gated_miniature(**others: Any) -> dict[str, Any]:
-    """The config of a tiny model of LLaMA's kind, of which the other families are."""
+def tiny_gated_config(**others: Any) -> dict[str, Any]:
+    """Return the config of a tiny model with gated MLPs, as in LLaMA and most other families."""
     sizes = {
         "hidden_size": 16,
         "intermediate_size": 24,

@@ -1,9 +1,9 @@
-"""Attention masks from segments and positions, and the cache whose tokens they know.
+"""Attention masks from segments and positions, and the KV cache that records both.
 
-transformers would guess packing from positions that restart, at the price of a device-to-host copy, and not
-at all with a cache. Masks that are given it takes as they are.
+transformers would infer packing from positions that restart, which copies from device to host and does not work
+with a cache. It uses masks passed to it unchanged.
 
-B rows, T tokens of this call, S tokens seen: those of the cache, then these T.
+B rows, T tokens of this call, S tokens so far: those in the cache, then these T.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ SLIDING = "sliding_attention"  # the library's name for layers with a window
 
 @dataclass
 class TokenCache:
-    """Keys and values of every layer, and the position and segment of every slot, empty ones (-1) included.
+    """Keys and values of every layer, and the position and segment of every slot (segment -1: empty).
 
-    The plain cache drops nothing. One with a window would count empty slots; here masks do the windowing.
+    `layers` keeps every token: the library's windowed caches would count empty slots, so the masks apply windows.
     """
 
     layers: DynamicCache = field(default_factory=DynamicCache)
@@ -30,7 +30,7 @@ class TokenCache:
     segment_ids_BS: Tensor | None = None
 
     def extend(self, position_ids_BT: Tensor, segment_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes T new slots; returns the positions and segments (B, S) of all."""
+        """Add T slots; return the positions and segments (B, S) of all slots."""
         if self.position_ids_BS is not None and self.segment_ids_BS is not None:
             position_ids_BT = torch.cat([self.position_ids_BS, position_ids_BT], dim=1)
             segment_ids_BT = torch.cat([self.segment_ids_BS, segment_ids_BT], dim=1)
@@ -45,10 +45,10 @@ def visible(
     segment_ids_BS: Tensor,
     window: int | None = None,
 ) -> Tensor:
-    """Which of S tokens each of the last T sees (B, 1, T, S): its own segment's, up to its own position.
+    """Return a mask (B, 1, T, S): True where one of the last T tokens sees one of the S tokens.
 
-    `window` is how many positions it sees at most, its own included. Padding sees itself alone, so that its
-    attention is finite.
+    A token sees its own segment up to its own position, at most `window` positions including its own. Padding sees
+    only itself, which keeps its attention finite.
     """
     distance = position_ids_BT[:, :, None] - position_ids_BS[:, None, :]
     seen = (segment_ids_BT[:, :, None] == segment_ids_BS[:, None, :]) & (distance >= 0)
@@ -69,16 +69,16 @@ def attention_masks(
     dtype: torch.dtype,
     by_type: bool,
 ) -> Tensor | dict[str, Tensor]:
-    """The masks a model of this config takes: one, or one for each type of layer.
+    """Return one mask (B, 1, T, S) for a model of `config`, or one for each type of layer.
 
-    `cache` takes the T tokens' positions and segments.
+    Extends `cache` by the T tokens. Masks are boolean, or of `dtype` to be added for eager attention.
     """
-    seen = (position_ids_BT, segment_ids_BT)
+    all_slots = (position_ids_BT, segment_ids_BT)
     if cache is not None:
-        seen = cache.extend(*seen)
+        all_slots = cache.extend(*all_slots)
 
     def mask(window: int | None) -> Tensor:
-        allowed = visible(position_ids_BT, segment_ids_BT, *seen, window)
+        allowed = visible(position_ids_BT, segment_ids_BT, *all_slots, window)
         if config._attn_implementation != "eager":
             return allowed
         forbidden = torch.finfo(dtype).min

@@ -1,4 +1,4 @@
-"""What a causal language model can honour, found out by trying a small copy of it.
+"""Find what a causal language model supports by running a small copy of it.
 
 B rows, T tokens of a row, D width.
 """
@@ -10,257 +10,234 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from dreamkit import ConfigError
-from dreamkit_transformers.adaptable import pattern, takes_adapter
-from dreamkit_transformers.configs import on_meta, one_line, quiet
-from dreamkit_transformers.driving import Abilities, Masks, Undrivable, decoder_of, new_cache, run
-from dreamkit_transformers.heads import logits_of_head, soft_capped
+from dreamkit_transformers.adapter_layers import accepts_adapter, name_pattern
+from dreamkit_transformers.configs import on_meta, one_line, quiet_library, random_model
+from dreamkit_transformers.heads import logit_scales, named_soft_cap, soft_capped
 from dreamkit_transformers.masks import TokenCache
-from dreamkit_transformers.norms import is_norm
-from dreamkit_transformers.shrinking import SHORT, VOCABULARY, WINDOW, limited_copies, small_copies
+from dreamkit_transformers.small_configs import VOCABULARY, WINDOW, small_copies
+from dreamkit_transformers.text_decoder import (
+    Abilities,
+    Masks,
+    UnsupportedModelError,
+    decoder_of,
+    new_cache,
+    replaced_module,
+    run_decoder,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-LARGEST = 150_000_000  # parameters of a copy that is tried
-TOLERANCE = 1e-3  # of the largest hidden state: rounding is a hundred times less, a leak a hundred times more
+MAX_PARAMETERS = 150_000_000  # of a copy
+TOLERANCE = 1e-3  # of the largest value; rounding errors are 100 times smaller, leaks 100 times larger
 FIRST, SECOND = 2 * WINDOW + 3, WINDOW + 2  # tokens of two documents, longer than any window
+HUGE = 1e6  # logits that only a soft cap would reduce
 
 
-def abilities(kind: type[PreTrainedModel], config: PreTrainedConfig, key: str = "config") -> Abilities:
-    """What models of this class and config can do; found once in a process for each config. `key` is its setting.
+def find_abilities(kind: type[PreTrainedModel], config: PreTrainedConfig, key: str = "config") -> Abilities:
+    """Return the abilities of models of this class and config; each config is probed once per process.
 
     Raises:
-        ConfigError: none can be driven, with the reason.
+        ConfigError: dreamkit cannot run such a model; the error is at `key`, the setting that names the model.
     """
     values = json.dumps(config.to_dict(), sort_keys=True, default=str)
-    found = _abilities(kind, type(config), values)  # type: ignore[arg-type]  # classes are hashable
-    if isinstance(found, str):
-        raise ConfigError({key: f"{kind.__name__} cannot be used as a language model: {found}"})
-    return found
+    result = _probed(kind, type(config), values)  # type: ignore[arg-type]  # classes are hashable
+    if isinstance(result, str):
+        raise ConfigError({key: f"{kind.__name__} cannot be used as a language model: {result}"})
+    return result
 
 
 @lru_cache(maxsize=4096)
-def _abilities(
-    kind: type[PreTrainedModel], config_kind: type[PreTrainedConfig], values: str
-) -> Abilities | str:
-    """What was found, or the reason why there is nothing to find."""
+def _probed(kind: type[PreTrainedModel], config_kind: type[PreTrainedConfig], values: str) -> Abilities | str:
+    """Return the abilities, or the reason why the model is unsupported."""
     config = config_kind.from_dict(json.loads(values))
     if config.is_encoder_decoder:
-        return "it has an encoder besides its decoder"
+        return "it is an encoder-decoder"
     if config.get_text_config() is not config:
-        return "it is more than a decoder of text"
+        return "it is more than a text decoder"
     if getattr(config, "num_hidden_layers", None) is None:
-        return "its config does not tell how many layers it has"
+        return "its config has no num_hidden_layers"
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad(), quiet():
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad(), quiet_library():
             torch.manual_seed(0)
-            return _found(kind, config)
-    except Undrivable as reason:
+            probe = _Probe(_small_model(kind, config))
+            return probe.with_logits(probe.abilities(kind), config)
+    except UnsupportedModelError as reason:
         return str(reason)
-    except Exception as error:  # a library's code fails in any way it likes
-        return f"a copy of it fails: {one_line(error)}"
+    except Exception as error:  # model code raises any exception
+        return f"a small copy fails: {one_line(error)}"
 
 
-def _found(kind: type[PreTrainedModel], config: PreTrainedConfig) -> Abilities:
-    """What is found with one copy, and is so with another of other sizes."""
-    first = _Probe(_small_model(kind, config))
-    found = first.abilities()
-    other = _Probe(_small_model(kind, config, deeper=True))
-    scale, soft_cap = logits_of_head(config, (first.model, other.model), first.ids)
-    length = None if _tells_length(config) else _length(kind, config)
-    found = replace(found, scale=scale(config), soft_cap=soft_cap, length=length)
-    found = replace(found, on_meta=_runs_on_meta(kind, first.model.config, found))
-    norm = found.norm if other.norm() == found.norm else None  # not that of the last layer
-    for each in dict.fromkeys((norm, None)):
-        if other.computes_with(replace(found, norm=each, scale=scale(other.model.config))):
-            return replace(found, norm=each)
-    raise Undrivable("its logits are not what its embedding, decoder and head give one after the other")
-
-
-def _runs_on_meta(kind: type[PreTrainedModel], config: Any, found: Abilities) -> bool:
-    positions = torch.arange(2)[None]
-
-    def trial() -> Tensor:
-        embeds = torch.zeros(1, 2, getattr(config, found.width))
-        decoder = decoder_of(make(kind, config))
-        return run(
-            decoder, found.masks, embeds, positions.to("meta"), torch.zeros_like(positions, device="meta")
-        )
-
-    try:
-        on_meta(trial)
-    except ConfigError:
-        return False
-    return True
-
-
-def _tells_length(config: Any) -> bool:
-    return bool(getattr(config, "max_position_embeddings", None))
-
-
-def _length(kind: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
-    """The config's name for the longest text, where there is one: made small, it lets no longer text through."""
-    for name, small in limited_copies(config):
-        try:
-            model = make(kind, small).eval()
-            decoder_of(model)(torch.zeros(1, SHORT, dtype=torch.long), use_cache=False)
-        except Exception:  # some other number, which cannot be as small
-            continue
-        try:
-            decoder_of(model)(torch.zeros(1, SHORT + 1, dtype=torch.long), use_cache=False)
-        except Exception:
-            return name
-    return None
-
-
-def _small_model(
-    kind: type[PreTrainedModel], config: PreTrainedConfig, deeper: bool = False
-) -> PreTrainedModel:
-    """The first of its small copies that runs, with weights that all matter."""
+def _small_model(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the first small copy that runs, with random weights that all affect its output."""
     reasons = []
-    for small in small_copies(config, deeper):
+    for small in small_copies(config):
         try:
-            outline = on_meta(partial(make, kind, small))
-            count = sum(parameter.numel() for parameter in outline.parameters())
-            if count > LARGEST:
+            meta_model = on_meta(partial(random_model, kind, small))
+            count = sum(parameter.numel() for parameter in meta_model.parameters())
+            if count > MAX_PARAMETERS:
                 reasons.append(
-                    f"what it does is tried on a small copy, but one of it has {count:,} parameters"
+                    f"expected a small copy of at most {MAX_PARAMETERS:,} parameters, got {count:,}"
                 )
                 continue
-            model = make(kind, small).eval()
+            model = random_model(kind, small).eval()
             for parameter in model.parameters():
                 if parameter.ndim > 1:
                     parameter.normal_(std=1 / math.sqrt(parameter.shape[-1]))
                 else:
                     parameter.add_(0.1 * torch.randn_like(parameter))
             decoder_of(model)(torch.zeros(1, 2, dtype=torch.long), use_cache=False)
-        except Exception as error:  # a library's code fails in any way it likes
-            reasons.append(f"a copy of it does not run: {one_line(error.__cause__ or error)}")
+        except Exception as error:  # model code raises any exception
+            reasons.append(f"a small copy fails: {one_line(error.__cause__ or error)}")
         else:
             return model
-    raise Undrivable(
-        "; ".join(dict.fromkeys(reasons))
-        or "no small copy of it can be made, on which to try what it does: its config is of one size"
+    raise UnsupportedModelError(
+        "; ".join(dict.fromkeys(reasons)) or "its config class rejects every small copy of the config"
     )
 
 
-def make(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """A model with random weights, in float32, with the library's choice of an attention that takes masks."""
-    attention = "sdpa" if kind._supports_sdpa else "eager"
-    return kind._from_config(config, attn_implementation=attention, dtype=torch.float32)
-
-
 class _Probe:
-    """One small model and two texts, which the library computes by itself to compare with."""
+    """One small model, two texts, and the hidden states that the library computes for each text alone."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.decoder = decoder_of(model)
-        if self.decoder is model:
-            raise Undrivable("the library does not tell its decoder from its head")
+        self.head = model.get_output_embeddings()
         self.embedding = model.get_input_embeddings()
-        if not isinstance(self.embedding, nn.Embedding) or not isinstance(
-            model.get_output_embeddings(), nn.Linear
-        ):
-            raise Undrivable("its words have no embedding matrix, or its head is none")
+        if self.decoder is model:
+            raise UnsupportedModelError("its decoder and its head are one module")
+        if not isinstance(self.embedding, nn.Embedding) or not isinstance(self.head, nn.Linear):
+            raise UnsupportedModelError("its embedding is not a matrix, or its head is not a linear layer")
         self.ids = torch.randint(3, VOCABULARY, (2, FIRST))
         self.texts = [self.ids[:1], self.ids[1:, :SECOND]]
-        self.embeds = [self.embedding(ids) for ids in self.texts]
-        self.wanted = [self.decoder(ids, use_cache=False).last_hidden_state for ids in self.texts]
+        self.expected = [self.decoder(ids, use_cache=False).last_hidden_state for ids in self.texts]
 
-    def abilities(self) -> Abilities:
-        self._can_be_driven()
+    @property
+    def embeds(self) -> list[Tensor]:
+        """The embeddings of both texts, computed anew: CTRL and GIT change their input in place."""
+        return [self.embedding(ids) for ids in self.texts]
+
+    def abilities(self, kind: type[PreTrainedModel]) -> Abilities:
+        """Return all abilities except those of the head."""
+        self._check_embeddings()
         masks: Masks = next((each for each in self._masks_to_try() if self._packs(each)), "none")
-        cache, width = self._caches(masks), self._width()
-        return Abilities(self.norm(), masks, cache, self._linear_layers(), width)
+        outputs, last_hidden = self._module_outputs()
+        return Abilities(
+            norm=self._final_norm(outputs, last_hidden),
+            masks=masks,
+            cache=self._continues_from_cache(masks),
+            linear_layers=frozenset(
+                name_pattern(name) for name in outputs if accepts_adapter(self.model, name)
+            ),
+            on_meta=self._runs_on_meta(kind, masks),
+        )
 
-    def computes_with(self, found: Abilities) -> bool:
-        """Whether its logits are those of its parts, used in the way that was found."""
-        wanted = self.model(self.texts[0], use_cache=False).logits
-        norm: nn.Module = nn.Identity()
-        if found.norm is not None:
-            norm = self.model.get_submodule(found.norm)
-            self.model.set_submodule(found.norm, nn.Identity())
-        position_ids = torch.arange(FIRST)[None]
+    def with_logits(self, abilities: Abilities, config: PreTrainedConfig) -> Abilities:
+        """Add the scale and the soft cap that `config` names, tested on this copy.
+
+        The final norm is dropped if the model does not compute its logits from the norm's output.
+        """
+        small = self.model.config
+        scales = zip(logit_scales(small), logit_scales(config), strict=True)
+        norms = dict.fromkeys((abilities.norm, None))
+        soft_caps = dict.fromkeys((named_soft_cap(config), None))
+        for norm, (small_scale, scale), soft_cap in product(norms, scales, soft_caps):
+            candidate = replace(abilities, norm=norm, scale=small_scale, soft_cap=soft_cap)
+            if self._computes_logits(candidate):
+                return replace(candidate, scale=scale)
+        raise UnsupportedModelError(
+            "its logits are not those of its embedding, decoder and head, with a scale and a soft cap of its config"
+        )
+
+    def _computes_logits(self, candidate: Abilities) -> bool:
+        """Return True if the model's parts, run one after the other, compute its logits."""
+        norm = nn.Identity() if candidate.norm is None else self.model.get_submodule(candidate.norm)
+        positions = torch.arange(FIRST)[None]
         try:
-            hidden = run(
-                self.decoder, found.masks, self.embeds[0], position_ids, torch.zeros_like(position_ids)
-            )
-            logits = found.scale * self.model.get_output_embeddings()(norm(hidden))
+            with replaced_module(self.model, candidate.norm, nn.Identity()):
+                hidden = run_decoder(
+                    self.decoder, candidate.masks, self.embeds[0], positions, torch.zeros_like(positions)
+                )
         except Exception:  # a model that reads its norm's weights finds none
             return False
-        finally:
-            if found.norm is not None:
-                self.model.set_submodule(found.norm, norm)
-        return _same(soft_capped(logits, found.soft_cap), wanted)
+        output = candidate.scale * self.head(norm(hidden))
+        # large logits show a soft cap that the config does not name
+        factor = (HUGE if candidate.soft_cap is None else 2 * candidate.soft_cap) / output.abs().max()
+        hook = self.head.register_forward_hook(lambda _module, _inputs, output: factor * output)
+        logits = self.model(self.texts[0], use_cache=False).logits
+        hook.remove()
+        return _close(soft_capped(factor * output, candidate.soft_cap), logits)
 
-    def _can_be_driven(self) -> None:
-        text, embeds, wanted = self.texts[0], self.embeds[0], self.wanted[0]
-        if not _same(self.decoder(text[:, :-2], use_cache=False).last_hidden_state, wanted[:, :-2]):
-            raise Undrivable("its tokens see those that come after them")
+    def _check_embeddings(self) -> None:
+        """Raise UnsupportedModelError unless the decoder is causal and computes the same from embeddings."""
+        text, embeds, expected = self.texts[0], self.embeds[0], self.expected[0]
+        if not _close(self.decoder(text[:, :-2], use_cache=False).last_hidden_state, expected[:, :-2]):
+            raise UnsupportedModelError("its tokens see later tokens")
         try:
-            found = self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
+            hidden = self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
         except Exception as error:
-            raise Undrivable(f"it takes no inputs_embeds: {one_line(error)}") from error
-        if not _same(found, wanted):
-            raise Undrivable("embeddings give it other hidden states than the tokens they belong to")
-        if found.shape != embeds.shape:
-            raise Undrivable(
-                f"its embeddings have width {embeds.shape[-1]}, but its hidden states {found.shape[-1]}"
+            raise UnsupportedModelError(f"it does not accept inputs_embeds: {one_line(error)}") from error
+        if not _close(hidden, expected):
+            raise UnsupportedModelError("its hidden states differ between tokens and their embeddings")
+        if hidden.shape != embeds.shape:
+            raise UnsupportedModelError(
+                f"its embeddings have width {embeds.shape[-1]}, but its hidden states {hidden.shape[-1]}"
+            )
+        if embeds.shape[-1] != width_of(self.model.config):
+            raise UnsupportedModelError(
+                f"its config does not name the width {embeds.shape[-1]} of its embeddings"
             )
 
-    def _width(self) -> str:
-        """The config's name for the width of the embedding."""
-        width, config = self.embeds[0].shape[-1], self.model.config
-        if config.hidden_size == width:
-            return "hidden_size"
-        names = (name for name, value in config.to_dict().items() if value == width and name.endswith("_dim"))
-        name = next(names, None)
-        if name is None:
-            raise Undrivable(f"its embeddings have width {width}, which its config does not tell")
-        return name
+    def _runs_on_meta(self, kind: type[PreTrainedModel], masks: Masks) -> bool:
+        config = self.model.config
+        positions = torch.arange(2)[None]
 
-    def norm(self) -> str | None:
-        """The name of the module that makes the last hidden states, where it is a norm and does nothing else."""
-        made, last = self._called()
-        dim = last.shape[-1]
-        names = [
-            name
-            for name, (output, *more) in made.items()
-            if not more
-            and isinstance(output, Tensor)
-            and output.numel() == last.numel()
-            and torch.equal(output.reshape(last.shape), last)
-        ]
-        return next((name for name in reversed(names) if is_norm(self.model.get_submodule(name), dim)), None)
+        def run_once() -> Tensor:
+            embeds = torch.zeros(1, 2, width_of(config))
+            decoder = decoder_of(random_model(kind, config))
+            segments = torch.zeros_like(positions, device="meta")
+            return run_decoder(decoder, masks, embeds, positions.to("meta"), segments)
 
-    def _linear_layers(self) -> frozenset[str]:
-        """Patterns of linear layers that are called: one whose weights are read elsewhere, as by a kernel, is not."""
-        called, _ = self._called()
-        self.model.train()
-        called_in_training, _ = self._called()
-        self.model.eval()
-        both = called.keys() & called_in_training.keys()
-        return frozenset(pattern(name) for name in both if takes_adapter(self.model, name))
+        try:
+            on_meta(run_once)
+        except ConfigError:
+            return False
+        return True
 
-    def _called(self) -> tuple[dict[str, list[Any]], Tensor]:
-        """All that each module gives for a text, by the module's name; and the last hidden states."""
-        given: dict[str, list[Any]] = {}
+    def _final_norm(self, outputs: dict[str, list[Any]], last_hidden: Tensor) -> str | None:
+        """Return the name of the norm whose output is `last_hidden`, unless it belongs to a layer."""
+        for name in reversed(outputs):
+            output, *more = outputs[name]
+            if (
+                "Norm" in type(self.model.get_submodule(name)).__name__
+                and name_pattern(name) == name
+                and not more
+                and isinstance(output, Tensor)
+                and output.numel() == last_hidden.numel()
+                and torch.equal(output.reshape(last_hidden.shape), last_hidden)
+            ):
+                return name
+        return None
 
-        def note(name: str) -> Any:
-            return lambda _module, _inputs, output: given.setdefault(name, []).append(output)
+    def _module_outputs(self) -> tuple[dict[str, list[Any]], Tensor]:
+        """Return all outputs of each called module for a text, by the module's name; and the last hidden states."""
+        outputs: dict[str, list[Any]] = {}
 
-        hooks = [module.register_forward_hook(note(name)) for name, module in self.model.named_modules()]
-        last = self.decoder(self.texts[0], use_cache=False).last_hidden_state
+        def record(name: str) -> Any:
+            return lambda _module, _inputs, output: outputs.setdefault(name, []).append(output)
+
+        hooks = [module.register_forward_hook(record(name)) for name, module in self.model.named_modules()]
+        last_hidden = self.decoder(self.texts[0], use_cache=False).last_hidden_state
         for hook in hooks:
             hook.remove()
-        return given, last
+        return outputs, last_hidden
 
     def _masks_to_try(self) -> Iterator[Masks]:
         if getattr(self.model.config, "layer_types", None) is not None:
@@ -268,26 +245,32 @@ class _Probe:
         yield "one"
 
     def _packs(self, masks: Masks) -> bool:
-        """Whether two documents in a row, among padding, are what each is alone."""
-        noise = 10 * torch.randn(1, 2, self.embeds[0].shape[-1])
-        embeds = torch.cat([noise, self.embeds[0], noise, self.embeds[1], noise], 1)
+        """Return True if two documents in one row, among padding, get the same hidden states as each alone."""
+        first_embeds, second_embeds = self.embeds
+        noise = 10 * torch.randn(1, 2, first_embeds.shape[-1])
+        embeds = torch.cat([noise, first_embeds, noise, second_embeds, noise], 1)
         position_ids, segment_ids = [], []
         for length, segment in ((2, -1), (FIRST, 0), (2, -1), (SECOND, 1), (2, -1)):
             position_ids.append(torch.arange(length))
             segment_ids.append(torch.full((length,), segment))
         try:
-            found = run(
+            hidden = run_decoder(
                 self.decoder, masks, embeds, torch.cat(position_ids)[None], torch.cat(segment_ids)[None]
             )
-        except Exception:  # masks that a model does not know fail in any way
+        except Exception:  # models fail in any way on masks of another form
             return False
-        first, second = found[:, 2 : 2 + FIRST], found[:, 4 + FIRST : 4 + FIRST + SECOND]
-        return bool(found.isfinite().all()) and _same(first, self.wanted[0]) and _same(second, self.wanted[1])
+        first, second = hidden[:, 2 : 2 + FIRST], hidden[:, 4 + FIRST : 4 + FIRST + SECOND]
+        return (
+            bool(hidden.isfinite().all())
+            and _close(first, self.expected[0])
+            and _close(second, self.expected[1])
+        )
 
-    def _caches(self, masks: Masks) -> bool:
-        """Whether two documents that go on by turns, with empty slots between, are what each is alone."""
+    def _continues_from_cache(self, masks: Masks) -> bool:
+        """Return True if two documents, continued in turn with empty slots, get the same as each alone."""
         cache = new_cache(self.model.config, masks)
-        done, pieces = [0, 0], [[], []]  # type: ignore[var-annotated]
+        lengths = [0, 0]
+        chunks: tuple[list[Tensor], list[Tensor]] = ([], [])
         try:
             for counts in (
                 (WINDOW, WINDOW - 1),
@@ -296,28 +279,36 @@ class _Probe:
                 (FIRST - WINDOW - 2, 1),
                 (1, SECOND - WINDOW - 1),
             ):
-                hidden = self._step(masks, cache, done, counts)
+                hidden = self._step(masks, cache, lengths, counts)
                 if not hidden.isfinite().all():
                     return False
                 for row, count in enumerate(counts):
-                    pieces[row].append(hidden[row, :count])
-                    done[row] += count
+                    chunks[row].append(hidden[row, :count])
+                    lengths[row] += count
         except Exception:
             return False
-        return all(_same(torch.cat(pieces[row])[None], self.wanted[row]) for row in (0, 1))
+        return all(_close(torch.cat(chunks[row])[None], self.expected[row]) for row in (0, 1))
 
-    def _step(self, masks: Masks, cache: TokenCache, done: list[int], counts: tuple[int, ...]) -> Tensor:
+    def _step(self, masks: Masks, cache: TokenCache, lengths: list[int], counts: tuple[int, ...]) -> Tensor:
+        """Run the next `counts` tokens of each row, after the `lengths` tokens in `cache`."""
         width = max(counts)
-        embeds = torch.randn(2, width, self.embeds[0].shape[-1])
+        texts = self.embeds
+        embeds = torch.randn(2, width, texts[0].shape[-1])
         position_ids, segment_ids = torch.zeros(2, width, dtype=torch.long), torch.full((2, width), -1)
         for row, count in enumerate(counts):
-            embeds[row, :count] = self.embeds[row][0, done[row] : done[row] + count]
-            position_ids[row, :count] = torch.arange(done[row], done[row] + count)
+            embeds[row, :count] = texts[row][0, lengths[row] : lengths[row] + count]
+            position_ids[row, :count] = torch.arange(lengths[row], lengths[row] + count)
             segment_ids[row, :count] = 0
-        return run(self.decoder, masks, embeds, position_ids, segment_ids, cache)
+        return run_decoder(self.decoder, masks, embeds, position_ids, segment_ids, cache)
 
 
-def _same(found: Tensor, wanted: Tensor) -> bool:
-    return found.shape == wanted.shape and bool(
-        (found - wanted).abs().max() <= TOLERANCE * wanted.abs().max()
+def width_of(config: Any) -> int:
+    """Return the width D of embeddings and hidden states; OPT projects them from and to the width of its layers."""
+    width: int = getattr(config, "word_embed_proj_dim", None) or config.hidden_size
+    return width
+
+
+def _close(actual: Tensor, expected: Tensor) -> bool:
+    return actual.shape == expected.shape and bool(
+        (actual - expected).abs().max() <= TOLERANCE * expected.abs().max()
     )

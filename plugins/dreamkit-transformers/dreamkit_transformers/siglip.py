@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 from transformers import PreTrainedConfig, Siglip2VisionConfig, SiglipVisionConfig
 
-from dreamkit_transformers.architectures import SMALL, Architecture, not_rgb, not_whole
+from dreamkit_transformers.architectures import TINY, Architecture, channel_problems, integer_problems
 from dreamkit_transformers.vision import VisionTower
 
 if TYPE_CHECKING:
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 
 class SiglipArchitecture(Architecture):
-    """It has no class token, but a head that pools, which is not made."""
+    """SigLIP's tower, without a class token and without its pooling head."""
 
     model_types = ("siglip_vision_model", "siglip")
     config_class: ClassVar[type[PreTrainedConfig]] = SiglipVisionConfig
     model = "SiglipVisionModel"
     processor = "SiglipImageProcessor"
 
-    def trim(self, library_config: Any, kept: int) -> list[str]:
-        dropped = super().trim(library_config, kept)
+    def drop_layers(self, library_config: Any, count: int) -> list[str]:
+        dropped = super().drop_layers(library_config, count)
         if library_config.vision_use_head:
             library_config.vision_use_head = False
             dropped.append("head")
@@ -45,54 +45,54 @@ class SiglipArchitecture(Architecture):
 
 
 class NaFlexArchitecture(SiglipArchitecture):
-    """SigLIP 2 for any aspect ratio, given square pictures: the library takes patches and their numbers."""
+    """SigLIP 2 for any aspect ratio, used with square images. The library takes patches and the shape of their grid."""
 
     model_types = ("siglip2_vision_model", "siglip2")
     config_class = Siglip2VisionConfig
     model = "Siglip2VisionModel"
     processor = "Siglip2ImageProcessor"
-    small = {name: value for name, value in SMALL.items() if name != "image_size"} | {"num_patches": 4}
+    tiny = {name: value for name, value in TINY.items() if name != "image_size"} | {"num_patches": 4}
 
-    def own_size(self, library_config: Any) -> int:
+    def native_size(self, library_config: Any) -> int:
         return isqrt(library_config.num_patches) * library_config.patch_size
 
-    def mistakes(self, library_config: Any) -> dict[str, str]:
+    def config_problems(self, library_config: Any) -> dict[str, str]:
         patches = library_config.num_patches
-        problems = not_whole(library_config, "patch_size") | not_rgb(library_config)
+        problems = integer_problems(library_config, "patch_size") | channel_problems(library_config)
         side = isqrt(patches)
         if side**2 != patches:
             problems["num_patches"] = (
-                f"{patches} found, but position embeddings of a square grid are wanted; "
-                f"give {side**2} or {(side + 1) ** 2}"
+                f"expected a square number (position embeddings of a square grid), got {patches}; "
+                f"set {side**2} or {(side + 1) ** 2}"
             )
         return problems
 
-    def arguments(self, library_config: Any, pixels_NCHW: Tensor) -> dict[str, Any]:
+    def forward_arguments(self, library_config: Any, pixels_NCHW: Tensor) -> dict[str, Any]:
         height, width = pixels_NCHW.shape[-2:]
         patch = library_config.patch_size
         grid = (height // patch, width // patch)
         patches = rearrange(pixels_NCHW, "n c (h p) (w q) -> n (h w) (p q c)", p=patch, q=patch)
-        # Without a device of its own it would be made on the one where a part is outlined, whose values are not there
-        # to be read; and one shape for all images has the position embeddings resized once.
+        # The library reads these values, so they cannot be on the meta device. With one shape for all images it
+        # resizes the position embeddings once.
         shapes = torch.tensor([grid], device="cpu")
-        # no mask: nothing is padded
+        # without a mask: nothing is padded
         return {"pixel_values": patches, "pixel_attention_mask": None, "spatial_shapes": shapes}
 
-    def written_shape(self, values: Mapping[str, Any], library_config: Any) -> tuple[int, int]:
-        side = self.own_size(library_config)
+    def processed_shape(self, values: Mapping[str, Any], library_config: Any) -> tuple[int, int]:
+        side = self.native_size(library_config)
         return side, side
 
     def read_processor(self, folder: Path, library_config: Any) -> BaseImageProcessor:
-        found: Any = super().read_processor(folder, library_config)
-        side = self.own_size(library_config)
+        processor: Any = super().read_processor(folder, library_config)
+        side = self.native_size(library_config)
         return transformers.SiglipImageProcessor(
             size={"height": side, "width": side},
-            resample=found.resample,
-            do_rescale=found.do_rescale,
-            rescale_factor=found.rescale_factor,
-            do_normalize=found.do_normalize,
-            image_mean=found.image_mean,
-            image_std=found.image_std,
+            resample=processor.resample,
+            do_rescale=processor.do_rescale,
+            rescale_factor=processor.rescale_factor,
+            do_normalize=processor.do_normalize,
+            image_mean=processor.image_mean,
+            image_std=processor.image_std,
         )
 
 
@@ -103,6 +103,6 @@ class Siglip(VisionTower):
 
 
 class Siglip2(VisionTower):
-    """SigLIP 2's vision tower: NaFlex on square pictures, or one of fixed resolution, which is built as SigLIP's."""
+    """SigLIP 2's vision tower: NaFlex on square images, or one of fixed resolution, built as SigLIP's."""
 
     architectures = (NaFlexArchitecture(), SiglipArchitecture())

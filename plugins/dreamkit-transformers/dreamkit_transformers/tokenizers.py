@@ -1,4 +1,4 @@
-"""Tokenizers: reading one from a source, making one in memory, and giving it special tokens."""
+"""Tokenizers: read one from a source, build one in memory, add special tokens, save."""
 
 from __future__ import annotations
 
@@ -10,49 +10,47 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dreamkit import SourceError, locate
-from dreamkit_transformers.configs import one_line, quiet
+from dreamkit_transformers.configs import one_line, quiet_library
 
 TOKENIZER_FILES = "tokenizer.json|tokenizer.model"
-KNOWN_TOKENS = (
-    "known_tokens.json"  # of a well-known model: the size of its vocabulary, and its special tokens
-)
+KNOWN_TOKENS = "known_tokens.json"  # the vocabulary size and special tokens of a well-known model
 
-# Where a saved tokenizer says which of its tokens a model without them was given.
+# the key of a saved tokenizer that lists the tokens which its vocabulary lacked
 _NEW_TOKENS = "dreamkit_new_tokens"
 
 
-def known_or(files: str, is_local: bool) -> str:
-    """The pattern of a tokenizer's files, or of what stands in for those of a well-known model of the hub."""
-    return files if is_local else f"{files}|{KNOWN_TOKENS}"
+def tokenizer_files(or_known: bool) -> str:
+    """Return the pattern of tokenizer files, with `or_known` including the stand-ins of well-known models."""
+    return f"{TOKENIZER_FILES}|{KNOWN_TOKENS}" if or_known else TOKENIZER_FILES
 
 
 def read_tokenizer(
     pretrained: str, key: str = "tokenizer", known: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a source; `key` is the setting that names it.
+    """Return the tokenizer of a source.
 
-    With `known`, the folder of well-known models, one of those gets a stand-in of the same size and special tokens,
-    where its own files are not there.
+    With `known`, the folder of well-known models, a model there whose own files are missing gets a stand-in: a
+    tokenizer with the same size and special tokens.
 
     Raises:
-        SourceError: the source has none, or it cannot be read.
+        SourceError: the source has no tokenizer or it cannot be read; `key` is the setting that names the source.
     """
     try:
-        pattern = known_or(TOKENIZER_FILES, is_local=known is None)
+        pattern = tokenizer_files(or_known=known is not None)
         folder = locate(pretrained, [pattern], weights=False, known=known)
     except SourceError as error:
         raise SourceError(str(error), key) from error
     if known is not None and (folder / KNOWN_TOKENS).is_file():
         return _stand_in(folder / KNOWN_TOKENS)
     try:
-        with quiet():  # the folder may hold another library's config.json
+        with quiet_library():  # the folder may hold another library's config.json
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the library and its compiled parts raise what they like about a damaged file
+    except Exception as error:  # the library's compiled parts raise any exception for a damaged file
         raise SourceError(f"{folder}: the tokenizer cannot be read: {one_line(error)}", key) from error
 
 
 def byte_tokenizer(has_bos: bool = True) -> PreTrainedTokenizerBase:
-    """A tokenizer that needs no files: a few special tokens, and one for each byte of UTF-8."""
+    """Return a tokenizer of 256 bytes and a few special tokens, which needs no files."""
     pad, bos, eos, unk = special = ["<pad>", "<s>", "</s>", "<unk>"]
     names = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={name: index for index, name in enumerate(names)}, merges=[]))
@@ -69,33 +67,37 @@ def byte_tokenizer(has_bos: bool = True) -> PreTrainedTokenizerBase:
 
 
 def _stand_in(file: Path) -> PreTrainedTokenizerBase:
-    """A tokenizer with the size and the special tokens that a file tells; it knows no other word."""
-    told = json.loads(file.read_text(encoding="utf-8"))
-    names = {index: f"<{index}>" for index in range(told["size"])}
-    names |= {index: name for name, index in told["special"].items()}
+    """Return a tokenizer with the size and special tokens in `file`, and no other words."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    names = {index: f"<{index}>" for index in range(content["size"])}
+    names |= {index: name for name, index in content["special"].items()}
     words = models.WordLevel({name: index for index, name in names.items()}, unk_token=names[0])
-    roles = {f"{role}_token": told[role] for role in ("bos", "eos", "pad") if told.get(role)}
+    roles = {f"{role}_token": content[role] for role in ("bos", "eos", "pad") if content.get(role)}
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(words), additional_special_tokens=list(told["special"]), **roles
+        tokenizer_object=Tokenizer(words), additional_special_tokens=list(content["special"]), **roles
     )
 
 
 def rows_needed(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many rows the tokens of ordinary text need: special ones that a model lacks are given rows."""
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return 1 + max(set(tokenizer.get_vocab().values()) - special, default=-1)
+    """Return the number of embedding rows for ordinary text; special tokens that a model lacks get added rows."""
+    return 1 + max(set(tokenizer.get_vocab().values()) - special_ids(tokenizer), default=-1)
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the ids of all special tokens."""
+    return {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
 def new_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The tokens that `add_special` gave this tokenizer, before or after it was saved."""
+    """Return the tokens that `add_special` added to the vocabulary, also before the tokenizer was saved."""
     return list(tokenizer.init_kwargs.get(_NEW_TOKENS, ()))
 
 
 def add_special(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
-    """Makes every one of `tokens` special, and remembers which of them the vocabulary did not have."""
+    """Make all `tokens` special, and record in `new_tokens` those that the vocabulary lacked."""
     known = tokenizer.get_vocab()
     unknown = [token for token in dict.fromkeys(tokens) if token not in known]
-    # a token that is in the vocabulary keeps its id, but is from now on left out of decoded text
+    # a token of the vocabulary keeps its id; decoded text leaves it out from now on
     tokenizer.add_tokens(
         [AddedToken(token, special=True, normalized=False) for token in tokens], special_tokens=True
     )
@@ -103,9 +105,9 @@ def add_special(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> No
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes the tokenizer so that reading it back gives the same ids."""
+    """Write the tokenizer to `folder` so that it has the same ids when read back."""
     legacy = getattr(tokenizer, "legacy", None)
     if legacy is not None:
-        # where LLaMA's puts its spaces depends on it, and the library does not write it down
+        # where LLaMA's tokenizer puts spaces depends on this setting, which the library does not save
         tokenizer.init_kwargs["legacy"] = legacy
     tokenizer.save_pretrained(folder)

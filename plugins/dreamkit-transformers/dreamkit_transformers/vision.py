@@ -1,4 +1,4 @@
-"""A vision tower of transformers as a part: the patch tokens of one layer. A family names its architectures.
+"""A vision tower of transformers as a part: the patch tokens of one layer. Each family lists its architectures.
 
 N images, V vision tokens of an image, T tokens of the library's, H and W pixels.
 """
@@ -27,14 +27,15 @@ from dreamkit import (
 from dreamkit_transformers.architectures import Architecture
 from dreamkit_transformers.configs import (
     KNOWN,
+    collect_errors,
     config_from_dict,
     config_from_folder,
-    gathering,
     load_weights,
     on_meta,
-    raise_all,
+    raise_collected,
+    raise_problems,
+    random_model,
     read_json,
-    refuse,
 )
 from dreamkit_transformers.processors import PROCESSOR_FILE, SourceProcessor
 
@@ -46,10 +47,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig(PoolingConfig):
-    """`layer` is the hidden state to use as transformers counts: 0 is the embeddings, -1 the last layer.
+    """Settings of a vision encoder.
 
-    `image_size` is the side in pixels of what is read, a multiple of the patch size; the model's own where it is None.
-    Position embeddings are interpolated to it. `config` may name the library's `model_type`, where a family has two.
+    `layer` is the hidden state to use, counted as in transformers: 0 is the embeddings, -1 the last layer.
+    `image_size` is the side in pixels of the images to read, a multiple of the patch size; None is the model's own.
+    Position embeddings are interpolated to it. `config` may name the `model_type` in a family of several.
     """
 
     layer: int = -2
@@ -57,25 +59,25 @@ class VisionConfig(PoolingConfig):
 
 
 @dataclass(frozen=True)
-class _Described:
-    """What files and settings say. The library's config is that of the whole model."""
+class _Description:
+    """A tower as its files and settings describe it. The library's config is that of the whole model."""
 
     architecture: Architecture
     library_config: Any
     grid: tuple[int, int]
     spec: VisionSpec
-    source: SourceProcessor | None  # None: a config has none
+    source: SourceProcessor | None  # None: a part from a config
 
     def processor(self) -> BaseImageProcessor:
         side = self.spec.image_size
-        with torch.device("cpu"):  # its images have values also where the part is on the meta device
-            return (
-                self.architecture.default_processor(side) if self.source is None else self.source.make(side)
-            )
+        with torch.device("cpu"):  # also where the part is on the meta device: processed images need values
+            if self.source is None:
+                return self.architecture.default_processor(side)
+            return self.source.load(side)
 
 
 class VisionTower(VisionEncoder):
-    """What the families have in common. `dropped` names what the chosen layer needs not."""
+    """The common part of all families. `dropped` names the modules that the chosen layer does not need."""
 
     Config = VisionConfig
     adapter_targets = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -86,104 +88,103 @@ class VisionTower(VisionEncoder):
     def __init__(
         self,
         config: VisionConfig,
-        found: _Described,
+        description: _Description,
         processor: BaseImageProcessor,
         model: PreTrainedModel,
         dropped: Sequence[str],
     ) -> None:
         super().__init__()
-        self.config, self.spec = config, found.spec
-        self.architecture, self.grid, self.processor = found.architecture, found.grid, processor
+        self.config, self.spec = config, description.spec
+        self.architecture, self.grid, self.processor = description.architecture, description.grid, processor
         self.model: Any = model
-        self.dropped = (*dropped, *self.architecture.drop(model))
+        self.dropped = (*dropped, *self.architecture.drop_modules(model))
 
     @classmethod
     def tiny_config(cls) -> VisionConfig:
-        return VisionConfig(config=dict(cls.architectures[0].small))
+        return VisionConfig(config=dict(cls.architectures[0].tiny))
 
     @classmethod
     def infer_spec(cls, config: VisionConfig) -> VisionSpec:
-        found = cls._described(config)
+        description = cls._describe(config)
         if config.pretrained is None:
-            on_meta(lambda: cls._random(config, found)._tried())
-        return found.spec
+            on_meta(lambda: cls._build_random(config, description)._run_once())
+        return description.spec
 
     @classmethod
     def meta_modules(cls, config: VisionConfig) -> Self:
-        found = cls._described(config)
-        return on_meta(lambda: cls._random(config, found))
+        description = cls._describe(config)
+        return on_meta(lambda: cls._build_random(config, description))
 
     @classmethod
     def from_config(cls, config: VisionConfig) -> Self:
-        return cls._random(config, cls._described(config))
+        return cls._build_random(config, cls._describe(config))
 
     @classmethod
     def from_pretrained(cls, config: VisionConfig) -> Self:
-        assert config.pretrained is not None, "the recipe gives either a source or a config"
+        assert config.pretrained is not None, "a recipe names a source or a config"
         folder = cls._folder(config.pretrained, weights=True)
-        found = cls._described(config)
-        processor = found.processor()  # before the weights: it may be refused
-        dropped = cls._trim(config, found)
-        model = load_weights(found.architecture.model_class, folder, found.library_config)
-        part = cls(config, found, processor, model, dropped)
-        log.info("%s: layer %d needs no %s", folder, config.layer, ", ".join(part.dropped))
+        description = cls._describe(config)
+        processor = description.processor()  # before the weights: it may be invalid
+        dropped = cls._drop_layers(config, description)
+        model = load_weights(description.architecture.model_class, folder, description.library_config)
+        part = cls(config, description, processor, model, dropped)
+        log.info("%s: layer %d does not need %s", folder, config.layer, ", ".join(part.dropped))
         return part
 
     @classmethod
-    def _random(cls, config: VisionConfig, found: _Described) -> Self:
-        processor = found.processor()
-        dropped = cls._trim(config, found)
-        model_class = found.architecture.model_class
-        model = model_class._from_config(found.library_config, attn_implementation="sdpa")
-        return cls(config, found, processor, model, dropped)
+    def _build_random(cls, config: VisionConfig, description: _Description) -> Self:
+        processor = description.processor()
+        dropped = cls._drop_layers(config, description)
+        model = random_model(description.architecture.model_class, description.library_config)
+        return cls(config, description, processor, model, dropped)
 
     @classmethod
-    def _trim(cls, config: VisionConfig, found: _Described) -> list[str]:
-        kept = _kept_layers(found.library_config, config.layer)
-        return found.architecture.trim(found.library_config, kept)
+    def _drop_layers(cls, config: VisionConfig, description: _Description) -> list[str]:
+        count = _layer_count(description.library_config, config.layer)
+        return description.architecture.drop_layers(description.library_config, count)
 
     @classmethod
-    def _described(cls, config: VisionConfig) -> _Described:
-        """What can be told without weights.
+    def _describe(cls, config: VisionConfig) -> _Description:
+        """Describe the tower without weights.
 
         Raises:
-            ConfigError: all that is wrong with files and settings.
+            ConfigError: all problems of files and settings.
         """
         folder = None if config.pretrained is None else cls._folder(config.pretrained, config.is_local)
         architecture, library_config = cls._architecture(config, folder)
         errors: list[ConfigError] = []
-        with gathering(errors):
-            refuse(architecture.mistakes(library_config), config)
+        with collect_errors(errors):
+            raise_problems(architecture.config_problems(library_config), config)
         if not errors:
-            with gathering(errors):
-                _check_size(config, library_config.patch_size, architecture.own_size(library_config))
-        with gathering(errors):
-            _kept_layers(library_config, config.layer)
-        raise_all(errors)
-        source = None
-        if folder is not None:
+            with collect_errors(errors):
+                _check_size(config, library_config.patch_size, architecture.native_size(library_config))
+        with collect_errors(errors):
+            _layer_count(library_config, config.layer)
+        raise_collected(errors)
+        if folder is None:
+            source, side = None, config.image_size or architecture.native_size(library_config)
+        else:
             source = SourceProcessor(architecture, library_config, folder, config.image_size)
-        own_side = config.image_size or architecture.own_size(library_config)
-        side = own_side if source is None else source.side()
+            side = source.side()
         grid = (side // library_config.patch_size,) * 2
         tokens, dim = config.pooled_shape(grid, library_config.hidden_size)
         spec = VisionSpec(image_size=side, num_tokens=tokens, dim=dim)
-        return _Described(architecture, library_config, grid, spec, source)
+        return _Description(architecture, library_config, grid, spec, source)
 
     @classmethod
     def _architecture(cls, config: VisionConfig, folder: Path | None) -> tuple[Architecture, Any]:
-        """Which of the family's architectures it is, and the library's config."""
+        """Return the family's architecture that the model has, and the library's config."""
         by_type = {name: each for each in cls.architectures for name in each.model_types}
         if folder is not None:
-            named = str(read_json(folder / "config.json").get("model_type"))
-            found = by_type.get(named, cls.architectures[0])  # another family's is refused below
-            return found, config_from_folder(found.config_class, folder, tuple(by_type))
+            model_type = str(read_json(folder / "config.json").get("model_type"))
+            architecture = by_type.get(model_type, cls.architectures[0])  # config_from_folder rejects others
+            return architecture, config_from_folder(architecture.config_class, folder, tuple(by_type))
         values = dict(config.config or {})
-        wanted = values.pop("model_type", cls.architectures[0].model_types[0])
-        if wanted not in by_type:
-            said = f"'{wanted}' is no {cls.__name__} model; {did_you_mean(wanted, by_type)}"
-            raise ConfigError({"config.model_type": said})
-        return by_type[wanted], config_from_dict(by_type[wanted].config_class, values)
+        model_type = values.pop("model_type", cls.architectures[0].model_types[0])
+        if model_type not in by_type:
+            problem = f"expected one of {', '.join(by_type)}, got {model_type!r}; {did_you_mean(model_type, by_type)}"
+            raise ConfigError({"config.model_type": problem})
+        return by_type[model_type], config_from_dict(by_type[model_type].config_class, values)
 
     @classmethod
     def _folder(cls, pretrained: str, weights: bool) -> Path:
@@ -197,50 +198,49 @@ class VisionTower(VisionEncoder):
         return self.processor(rgb, return_tensors="pt")["pixel_values"]
 
     def forward(self, pixels_NCHW: Tensor) -> Tensor:
-        arguments = self.architecture.arguments(self.model.config, pixels_NCHW)
+        arguments = self.architecture.forward_arguments(self.model.config, pixels_NCHW)
         return self._tokens(self.model(**arguments).last_hidden_state)
 
     def library_forward(self, pixels_NCHW: Tensor) -> Tensor:
-        # the whole tower, as the library makes it; what comes after the chosen layer may be anything
-        found = self._described(self.config)
-        tower = found.architecture.model_class._from_config(found.library_config, attn_implementation="sdpa")
+        # the library's whole tower; the weights after the chosen layer, here random, do not matter
+        description = self._describe(self.config)
+        tower: Any = random_model(description.architecture.model_class, description.library_config)
         tower.load_state_dict(self.model.state_dict(), strict=False)
-        arguments = found.architecture.arguments(found.library_config, pixels_NCHW)
+        arguments = description.architecture.forward_arguments(description.library_config, pixels_NCHW)
         output = tower.to(pixels_NCHW).eval()(**arguments, output_hidden_states=True)
         return self._tokens(output.hidden_states[self.config.layer])
 
     def _tokens(self, hidden_NTd: Tensor) -> Tensor:
-        """The tokens of the patches, pooled: (N, V, dim)."""
+        """Return the pooled tokens of the patches (N, V, dim)."""
         prefix = self.architecture.prefix_tokens(self.model.config)
         return self.config.pooled(hidden_NTd[:, prefix:], self.grid)
 
-    def _tried(self) -> Self:
-        """Itself, after a forward pass: values that do not go together show only there."""
+    def _run_once(self) -> None:
+        """Run a forward pass, which fails if values of the config do not fit each other."""
         size = self.spec.image_size
         self(torch.zeros(1, 3, size, size))
-        return self
 
 
-def _check_size(config: VisionConfig, patch: int, own: int) -> None:
+def _check_size(config: VisionConfig, patch: int, native: int) -> None:
+    """Raise ConfigError unless `config.image_size` is None, the native size, or a multiple of the patch size."""
     side = config.image_size
-    if side is None or side == own or (side >= patch and side % patch == 0):
+    if side is None or side == native or (side >= patch and side % patch == 0):
         return
     below = max(side // patch, 1) * patch
-    fitting = f"{below}" if side < patch else f"{below} or {below + patch}"
+    nearest = f"{below}" if side < patch else f"{below} or {below + patch}"
     raise ConfigError(
-        {
-            "image_size": f"{side} found, but the encoder's patches have {patch} pixels along a side; give {fitting}"
-        }
+        {"image_size": f"expected a multiple of the patch size {patch}, got {side}; set {nearest}"}
     )
 
 
-def _kept_layers(library_config: Any, layer: int) -> int:
+def _layer_count(library_config: Any, layer: int) -> int:
+    """Return the number of layers up to the hidden state `layer`; raise ConfigError if the model has fewer."""
     layers = library_config.num_hidden_layers
     if not -layers - 1 <= layer <= layers:
         raise ConfigError(
             {
-                "layer": f"layer {layer}, but the model has {layers} layers; "
-                f"give {-layers - 1} to {layers} (0: the embeddings)"
+                "layer": f"expected {-layers - 1} to {layers} (0: the embeddings), got {layer}; "
+                f"the model has {layers} layers"
             }
         )
     return layer if layer >= 0 else layers + 1 + layer

@@ -1,4 +1,4 @@
-"""What stands around the turns of a conversation."""
+"""Chat templates: the texts around the turns of a conversation."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from small_language import SMALL, make
 PLAIN = ChatTemplate(user=("USER: ", "\n"), assistant=("ASSISTANT: ", "</s>"), system=("", "\n"))
 
 
-def test_chat_templates():
+def test_llama_and_vicuna_use_their_published_templates():
     assert make().chat == ChatTemplate(
         user=("[INST]", "[/INST]"), assistant=("", "</s>"), system=("<<SYS>>\n", "\n<</SYS>>\n\n")
     )
@@ -39,26 +39,35 @@ WITHOUT_SYSTEM = (
 )
 SPACED = WITHOUT_SYSTEM.replace("{{ m.content }}{{ eos_token }}", "{{ ' ' + m.content }}{{ eos_token }}")
 NAMED = ("<|user|>\n", "<|end|>\n"), ("<|assistant|>\n", "<|end|>\n"), ("<|system|>\n", "<|end|>\n")
-COUNTED = "{% for m in messages %}{{ loop.index }}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+NUMBERED = "{% for m in messages %}{{ loop.index }}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 
 
 @pytest.mark.parametrize(
-    ("template", "wanted"),
+    ("template", "expected"),
     [
         (CHATML, ChatTemplate(*NAMED)),
         (DEFAULT, ChatTemplate(*NAMED, default_system="Be brief.")),
         (WITHOUT_SYSTEM, ChatTemplate(("[INST] ", " [/INST]"), ("", "</s>"), ("", "\n"))),
         (SPACED, ChatTemplate(("[INST] ", " [/INST]"), (" ", "</s>"), ("", "\n"))),
-        (COUNTED, PLAIN),
+        (NUMBERED, PLAIN),
         ("{{ raise_exception('never') }}", PLAIN),
         ("{{ messages[0].content | upper }}", PLAIN),
         (None, PLAIN),
     ],
-    ids=["chatml", "default system", "no system", "spaced", "counted", "refusing", "changing", "none"],
+    ids=[
+        "chatml",
+        "default system",
+        "no system",
+        "spaced",
+        "numbered turns",
+        "raising",
+        "changing text",
+        "none",
+    ],
 )
-def test_the_template_of_any_model_is_its_tokenizers(template, wanted, tmp_path):
+def test_causal_lm_reads_the_chat_template_of_its_tokenizer(template, expected, tmp_path):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     tokenizer.save_pretrained(tmp_path)
     config = replace(CausalLM.tiny_config(), tokenizer=str(tmp_path))
-    assert CausalLM.from_config(config).chat == wanted
+    assert CausalLM.from_config(config).chat == expected

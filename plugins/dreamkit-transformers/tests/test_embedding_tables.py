@@ -1,4 +1,4 @@
-"""The tables of an embedding are told where all it does is known, and nowhere else."""
+"""`embedding()` returns tables only of embeddings that look up and scale rows."""
 
 import pytest
 import torch
@@ -6,17 +6,17 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from dreamkit import DreamkitError
+from dreamkit_transformers.added_tokens import _only_scales
+from dreamkit_transformers.configs import random_model
 from dreamkit_transformers.families import Gemma
 from dreamkit_transformers.llama import Llama
-from dreamkit_transformers.new_rows import _only_scales
-from dreamkit_transformers.probe import make as make_model
 from small_language import TOKENS, make
 
 PADDING = 3
 
 
 class Rescaled(nn.Embedding):
-    """Its factor is a number, which no half rounds before it multiplies."""
+    """An embedding whose factor is a Python number, which is not rounded to half precision."""
 
     factor = 1.3
 
@@ -44,7 +44,7 @@ class Two(nn.Embedding):
 
 
 class Wide(nn.Embedding):
-    """With a norm of its own, which takes rows of one width alone."""
+    """An embedding followed by a norm, which accepts rows of one width."""
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
@@ -55,7 +55,7 @@ class Wide(nn.Embedding):
 
 
 class Projected(nn.Embedding):
-    """Wider than its matrix, whatever that is."""
+    """An embedding wider than its matrix."""
 
     def forward(self, ids):
         return super().forward(ids).repeat_interleave(2, -1)
@@ -68,7 +68,7 @@ class Picky(Rescaled):
 
 
 @pytest.mark.parametrize(
-    ("embedding", "told"),
+    ("embedding", "expected"),
     [
         (nn.Embedding(9, 4), True),
         (nn.Embedding(9, 4, padding_idx=PADDING), True),
@@ -85,36 +85,33 @@ class Picky(Rescaled):
     ],
     ids=lambda value: repr(value),
 )
-def test_what_an_embedding_does(embedding, told):
-    assert _only_scales(embedding) == told
-    with torch.device("meta"):  # as under any other default device
-        assert _only_scales(embedding) == told
+def test_only_plain_and_scaled_embeddings_have_tables(embedding, expected):
+    assert _only_scales(embedding) == expected
+    with torch.device("meta"):  # the default device does not matter
+        assert _only_scales(embedding) == expected
 
 
 @pytest.mark.parametrize("odd", [Wide(260, 32), Projected(260, 16)], ids=lambda value: type(value).__name__)
-def test_an_embedding_that_cannot_be_tried_has_no_tables(odd):
-    """The part can be made of it and computes; what new rows would have to be is unknown."""
+def test_an_embedding_of_unknown_scale_computes_but_accepts_no_added_tokens(odd):
     config = make().config
-    found = Llama._described(config)
-    model = make_model(found.model_class, found.library_config)
+    description = Llama._describe(config)
+    model = random_model(description.model_class, description.library_config)
     model.set_input_embeddings(odd)
-    part = Llama(config, found, model)
+    part = Llama(config, description, model)
     ids = torch.tensor([[1, 5, 9]])
     assert part.embedding() is None
     assert torch.equal(part.embed(ids), odd(ids)) and part.embed(ids).shape == (1, 3, 32)
-    with pytest.raises(
-        DreamkitError, match=f"beside {type(odd).__name__}, which does more than look up rows"
-    ):
+    with pytest.raises(DreamkitError, match=f"{type(odd).__name__} does more than look up and scale rows"):
         part.add_tokens(TOKENS)
 
 
 @pytest.mark.parametrize("family", [Llama, Gemma])
-def test_tables(family):
+def test_tables_hold_the_matrix_the_added_rows_and_the_scale(family):
     part = make(family, hidden_size=24, pad_token_id=PADDING)
     base = part.model.get_input_embeddings()
-    before = part.embedding()
-    assert before.weight is base.weight and before.added is None and before.padding_id == PADDING
-    assert (before.scale is None) == (family is Llama)
+    initial = part.embedding()
+    assert initial.weight is base.weight and initial.added is None and initial.padding_id == PADDING
+    assert (initial.scale is None) == (family is Llama)
     part.add_tokens(TOKENS)
     tables = part.embedding()
     assert tables.added is part.new_embed and tables.added_rows.tolist()[-2:] == [0, 1]
@@ -122,29 +119,29 @@ def test_tables(family):
         assert tables.scale == base.embed_scale and tables.scale != 1
 
 
-def lora(part):
+def add_lora(part):
     inject_adapter_in_model(LoraConfig(r=2, target_modules=["embed_tokens"]), part.model)
 
 
-def hooked(part):
+def add_hook(part):
     part.model.get_input_embeddings().register_forward_hook(lambda module, ids, rows: 2 * rows)
 
 
-def replaced(part):
+def replace_module(part):
     part.model.set_input_embeddings(Normed(260, 32))
 
 
 class Packed(torch.Tensor):
-    """Rows that are not what they look like."""
+    """A tensor class like those of quantized weights."""
 
 
-def quantized(part):
+def quantize(part):
     base = part.model.get_input_embeddings()
     base.weight = nn.Parameter(base.weight.detach().as_subclass(Packed))
 
 
-@pytest.mark.parametrize("change", [lora, hooked, replaced, quantized])
-def test_an_embedding_that_does_more_tells_nothing(change):
+@pytest.mark.parametrize("change", [add_lora, add_hook, replace_module, quantize])
+def test_a_changed_embedding_has_no_tables(change):
     part = make()
     part.add_tokens(TOKENS)
     assert part.embedding() is not None

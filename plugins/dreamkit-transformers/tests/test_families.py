@@ -1,4 +1,4 @@
-"""Each family computes what the library computes from ids, and owns its template and its special tokens."""
+"""Each family: logits equal to the library's, its chat template, its special tokens."""
 
 import json
 
@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from dreamkit import ConfigError, SourceError
-from dreamkit_transformers import described
+from dreamkit_transformers import description
 from dreamkit_transformers.causal_lm import CausalLM, LanguageConfig
 from dreamkit_transformers.families import Gemma, Mistral, Phi, Qwen
 from dreamkit_transformers.llama import Llama, Vicuna
@@ -24,8 +24,9 @@ LLAMA_3 = {
 }
 HEADS = {"head_dim": 8}  # wider than hidden_size / heads
 LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
-CASES = {
+CASES = {  # family, config, and offset of the RMS norm or None
     "llama 3": (Llama, {"rope_parameters": LLAMA_3}, 0.0),
+    "llama with biases": (Llama, {"attention_bias": True}, 0.0),
     "llama 3 tied": (Llama, {"rope_parameters": LLAMA_3, "tie_word_embeddings": True}, 0.0),
     "vicuna": (Vicuna, {}, 0.0),
     "mistral": (Mistral, {"sliding_window": 4}, 0.0),
@@ -48,7 +49,7 @@ SIZES = {
 
 
 def make(cls, config):
-    """A part whose every weight matters."""
+    """Build a part whose weights all affect its output."""
     torch.manual_seed(0)
     part = cls.from_config(cls.Config(config={**SIZES, **config})).eval()
     with torch.no_grad():
@@ -65,7 +66,7 @@ def logits(part, ids):
 
 @pytest.mark.parametrize(("cls", "config", "offset"), CASES.values(), ids=CASES)
 @torch.no_grad()
-def test_logits_are_the_librarys_from_ids(cls, config, offset, tmp_path):
+def test_logits_equal_the_librarys_from_ids(cls, config, offset, tmp_path):
     part = make(cls, config)
     assert part.spec.packing and part.spec.cache
     ids = torch.randint(260, (2, 12))
@@ -73,11 +74,11 @@ def test_logits_are_the_librarys_from_ids(cls, config, offset, tmp_path):
     part.model.save_pretrained(tmp_path)
     part.tokenizer.save_pretrained(tmp_path)
     library = type(part.model).from_pretrained(tmp_path).eval()
-    read = cls.from_pretrained(cls.Config(pretrained=str(tmp_path))).eval()
-    expected = library(ids, output_hidden_states=True)
-    torch.testing.assert_close(logits(read, ids), expected.logits, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(read.library_forward(ids), expected.logits, atol=1e-5, rtol=1e-5)
-    norm = read.norm_weights
+    loaded = cls.from_pretrained(cls.Config(pretrained=str(tmp_path))).eval()
+    expected = library(ids).logits
+    torch.testing.assert_close(logits(loaded, ids), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(loaded.library_forward(ids), expected, atol=1e-5, rtol=1e-5)
+    norm = loaded.norm_weights
     assert (None if norm is None else norm.offset) == offset
     if norm is not None:
         assert norm.eps == library.config.rms_norm_eps
@@ -85,8 +86,7 @@ def test_logits_are_the_librarys_from_ids(cls, config, offset, tmp_path):
 
 @pytest.mark.parametrize(("cls", "config", "offset"), CASES.values(), ids=CASES)
 @torch.no_grad()
-def test_added_tokens_are_embedded_and_judged_like_the_others(cls, config, offset):
-    """A new row that copies a known one has its embedding, scaled alike, and its logit."""
+def test_an_added_row_equal_to_a_known_row_has_its_embedding_and_logit(cls, config, offset):
     part = make(cls, config)
     part.add_tokens(TOKENS)
     part.new_embed[0] = part.model.get_input_embeddings().weight[9]
@@ -95,30 +95,30 @@ def test_added_tokens_are_embedded_and_judged_like_the_others(cls, config, offse
     assert torch.equal(part.embed(torch.tensor(260)), part.embed(torch.tensor(9)))
     _, bias, soft_cap, scale = part.head()
     assert (soft_cap, scale) == (config.get("final_logit_softcapping"), 1.0)
-    found = part.logits(torch.randn(3, 16))
+    scores = part.logits(torch.randn(3, 16))
     if bias is None:
-        torch.testing.assert_close(found[:, 260], found[:, 9])
-    else:  # phi's: a token that was never seen has the mean bias
-        torch.testing.assert_close(found[:, 260] - found[:, 9], (bias[:260].mean() - bias[9]).expand(3))
+        torch.testing.assert_close(scores[:, 260], scores[:, 9])
+    else:  # Phi 2: an added token has the mean bias
+        torch.testing.assert_close(scores[:, 260] - scores[:, 9], (bias[:260].mean() - bias[9]).expand(3))
         assert bias[260] == bias[261]
 
 
 @pytest.mark.parametrize(("cls", "config", "offset"), CASES.values(), ids=CASES)
-def test_what_a_spec_takes_for_usual_is_what_a_trial_finds(cls, config, offset, monkeypatch):
-    found = cls._described(cls.Config(config={**SIZES, **config}))
-    monkeypatch.setattr(described, "abilities", lambda *_: pytest.fail("it was tried"))
-    usual = found.limits()
+def test_the_spec_of_a_usual_model_type_agrees_with_a_probe(cls, config, offset, monkeypatch):
+    model = cls._describe(cls.Config(config={**SIZES, **config}))
+    monkeypatch.setattr(description, "find_abilities", lambda *_: pytest.fail("a usual model was probed"))
+    usual = model.packs_and_caches()
     monkeypatch.undo()
-    monkeypatch.setattr(described, "USUAL", frozenset())
-    assert found.limits() == usual
+    monkeypatch.setattr(description, "USUAL", frozenset())
+    assert model.packs_and_caches() == usual
 
 
-def test_every_model_type_that_is_taken_for_usual_has_a_case():
-    made = (cls._described(cls.Config(config={**SIZES, **config})) for cls, config, _ in CASES.values())
-    assert {found.library_config.model_type for found in made} == described.USUAL
+def test_every_usual_model_type_has_a_case():
+    models = (cls._describe(cls.Config(config={**SIZES, **config})) for cls, config, _ in CASES.values())
+    assert {model.library_config.model_type for model in models} == description.USUAL
 
 
-def test_a_gemma_whose_tokens_see_those_after_them_is_refused(tmp_path):
+def test_a_gemma_whose_tokens_see_later_tokens_is_an_error(tmp_path):
     part = make(Gemma, CASES["gemma 3"][1])
     part.model.save_pretrained(tmp_path)
     part.tokenizer.save_pretrained(tmp_path)
@@ -130,7 +130,7 @@ def test_a_gemma_whose_tokens_see_those_after_them_is_refused(tmp_path):
         Gemma.infer_spec(config)
 
 
-def test_gemmas_embeddings_are_scaled_by_the_root_of_the_width():
+def test_gemma_scales_embeddings_by_the_square_root_of_the_width():
     part = make(Gemma, CASES["gemma 3"][1])
     part.add_tokens(TOKENS)
     torch.testing.assert_close(part.embed(torch.tensor(261)), 4 * part.new_embed[1])
@@ -146,7 +146,7 @@ def tokenizer_of(tmp_path, *names, bos=None, eos="</s>"):
 
 
 @pytest.mark.parametrize(
-    ("cls", "names", "asked", "said", "end"),
+    ("cls", "names", "user", "assistant", "end"),
     [
         (
             Llama,
@@ -188,37 +188,44 @@ def tokenizer_of(tmp_path, *names, bos=None, eos="</s>"):
     ],
     ids=["llama 3", "mistral", "qwen", "gemma", "phi 3", "phi 4", "phi 2"],
 )
-def test_what_stands_around_turns_and_ends_a_text(cls, names, asked, said, end, tmp_path):
+def test_the_tokenizer_determines_the_chat_template_and_the_ends_of_texts(
+    cls, names, user, assistant, end, tmp_path
+):
     config = cls.Config(config=cls.tiny_config().config, tokenizer=tokenizer_of(tmp_path, *names))
     part = cls.from_config(config)
-    assert (part.chat.user, part.chat.assistant) == (asked, said)
+    assert (part.chat.user, part.chat.assistant) == (user, assistant)
     ends = ["</s>"] if end is None else ["</s>", end]
     assert part.tokenizer.convert_ids_to_tokens(list(part.spec.eos_ids)) == ends
     assert part.spec == cls.infer_spec(config)
     assert part.spec.bos_id is None and part.spec.pad_id == part.spec.eos_ids[0]
 
 
-def test_a_model_type_that_is_not_the_familys():
+def test_a_model_type_of_another_family_is_an_error():
     with pytest.raises(ConfigError) as caught:
         Gemma.infer_spec(Gemma.Config(config={"model_type": "gemma4"}))
-    assert caught.value.problems == {
-        "config.model_type": "'gemma4' found, but a decoder's is wanted; did you mean 'gemma'?"
-    }
-    with pytest.raises(ConfigError, match="which of the library's models is meant"):
+    message = "expected one of gemma3_text, gemma2, gemma, got 'gemma4'; did you mean 'gemma'?"
+    assert caught.value.problems == {"config.model_type": message}
+    with pytest.raises(ConfigError, match="missing 'model_type': name a model of transformers"):
         CausalLM.infer_spec(LanguageConfig(config={"hidden_size": 16}))
 
 
 @pytest.mark.parametrize(
-    ("written", "words"),
+    ("content", "message"),
     [
-        ('{"model_type": "own_model", "auto_map": {"AutoConfig": "x.Y"}}', "dreamkit runs no such code"),
-        ('{"model_type": "own_model"}', "a decoder of text that transformers knows"),
-        ('{"model_type": "t5"}', "'t5', which is an encoder and a decoder, but .* known: gpt2, .{,40}$"),
+        (
+            '{"model_type": "own_model", "auto_map": {"AutoConfig": "x.Y"}}',
+            "code from the model's own repository, which dreamkit does not run",
+        ),
+        ('{"model_type": "own_model"}', "expected a text decoder of transformers, got 'own_model'"),
+        (
+            '{"model_type": "t5"}',
+            "expected a text decoder of transformers, got 't5'; known: gpt2, .{,40}$",
+        ),
     ],
 )
-def test_models_that_are_not_the_librarys(written, words, tmp_path):
+def test_a_model_that_is_not_a_decoder_of_transformers_is_an_error(content, message, tmp_path):
     tokenizer = tokenizer_of(tmp_path)
-    (tmp_path / "config.json").write_text(written)
+    (tmp_path / "config.json").write_text(content)
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(SourceError, match=words):
+    with pytest.raises(SourceError, match=message):
         CausalLM.infer_spec(LanguageConfig(pretrained=tokenizer))

@@ -1,4 +1,4 @@
-"""Well-known models of the hub answer offline."""
+"""Well-known models of the hub: described offline."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from dreamkit_transformers.causal_lm import LanguageConfig
 from dreamkit_transformers.families import Gemma, Mistral, Phi, Qwen
 from dreamkit_transformers.llama import Llama, Vicuna, VicunaConfig
 
-# what the models' pages and papers count, without the rows of added tokens; then length, window, bos, and ends
+# parameters as published, without rows of added tokens; then max_length, window, bos_id and eos_ids
 KNOWN = [
     (Vicuna, "lmsys/vicuna-7b-v1.1", 6_738_415_616, 2048, None, 1, (2,)),
     (Vicuna, "lmsys/vicuna-7b-v1.5", 6_738_415_616, 4096, None, 1, (2,)),
@@ -36,28 +36,22 @@ def _offline(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("family", "name", "count", "length", "window", "bos", "ends"), KNOWN)
-def test_a_well_known_model_is_described_and_counted(family, name, count, length, window, bos, ends):
+def test_a_well_known_model_has_its_published_size(family, name, count, length, window, bos, ends):
     config = family.Config(pretrained=name)
     spec = family.infer_spec(config)
     assert (spec.max_length, spec.sliding_window, spec.bos_id, spec.eos_ids) == (length, window, bos, ends)
     assert spec.packing and spec.cache
-    outline = family.meta_modules(config)
-    assert outline.spec == spec
-    found = outline.abilities  # of a trial, which the spec did without
-    assert (found.masks != "none", found.cache, found.width, found.length) == (
-        True,
-        True,
-        "hidden_size",
-        None,
-    )
-    assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
-    assert sum(parameter.numel() for parameter in outline.parameters()) == count
-    ids = outline.add_tokens(["<dream_start>", "<dream_end>"])
-    assert len(set(ids)) == 2 and min(ids) >= outline.tokenizer.vocab_size
-    assert {tuple(rows.shape) for rows in outline.added_token_parameters()} == {(2, spec.dim)}
+    part = family.meta_modules(config)
+    assert part.spec == spec
+    assert part.abilities.masks != "none" and part.abilities.cache  # found by a probe, unlike the spec
+    assert {parameter.device.type for parameter in part.parameters()} == {"meta"}
+    assert sum(parameter.numel() for parameter in part.parameters()) == count
+    ids = part.add_tokens(["<dream_start>", "<dream_end>"])
+    assert len(set(ids)) == 2 and min(ids) >= part.tokenizer.vocab_size
+    assert {tuple(rows.shape) for rows in part.added_token_parameters()} == {(2, spec.dim)}
 
 
-def test_weights_are_not_known():
+def test_weights_of_a_well_known_model_are_not_included():
     config = VicunaConfig(pretrained="lmsys/vicuna-7b-v1.1")
     with pytest.raises(SourceError, match=r"the cache .* does not hold it"):
         Vicuna.from_pretrained(config)
@@ -65,12 +59,12 @@ def test_weights_are_not_known():
         Llama.from_config(LanguageConfig(config={"num_hidden_layers": 1}, tokenizer="lmsys/vicuna-7b-v1.1"))
 
 
-def test_an_unknown_name_is_unknown():
+def test_an_unknown_name_is_an_error():
     with pytest.raises(SourceError, match="lmsys/vicuna-7b-v9"):
         Vicuna.infer_spec(VicunaConfig(pretrained="lmsys/vicuna-7b-v9"))
 
 
-def test_the_page_lists_them_all() -> None:
+def test_the_readme_lists_every_well_known_model() -> None:
     folder = Path(dreamkit_transformers.__file__).parent / "known"
     page = (folder.parents[1] / "README.md").read_text(encoding="utf-8")
     names = [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]

@@ -1,4 +1,4 @@
-"""What files and settings say of a language model, and what is wrong with them."""
+"""Specs of language models from files and settings, and errors in these."""
 
 import json
 from dataclasses import replace
@@ -13,7 +13,7 @@ from dreamkit_transformers.tokenizers import byte_tokenizer
 from small_language import SMALL, SPEC, make, write
 
 
-def test_the_spec_of_a_source(tmp_path):
+def test_files_and_config_determine_the_spec(tmp_path):
     folder, _ = write(tmp_path)
     config = LanguageConfig(pretrained=folder)
     assert Llama.infer_spec(config) == SPEC == Llama.from_pretrained(config).spec
@@ -26,52 +26,55 @@ def test_the_spec_of_a_source(tmp_path):
     weights.write_bytes(b"not tensors: a spec needs none, but they must be there")
     assert Llama.infer_spec(config).dim == 32
     weights.unlink()
-    for made in (Llama.infer_spec, Llama.from_pretrained):
+    for build in (Llama.infer_spec, Llama.from_pretrained):
         with pytest.raises(SourceError, match="weights"):
-            made(config)
+            build(config)
 
 
 @pytest.mark.parametrize(
-    ("change", "key", "words"),
+    ("change", "key", "parts"),
     [
-        ({"hidden_sise": 8}, "config.hidden_sise", ["'hidden_sise'", "'hidden_size'"]),
+        (
+            {"hidden_sise": 8},
+            "config.hidden_sise",
+            ["unknown key 'hidden_sise'", "did you mean 'hidden_size'?"],
+        ),
         ({"hidden_size": 32.0}, "config.hidden_size", ["expected int"]),
         ({"num_attention_heads": 5}, "config", ["32", "5"]),
-        ({"num_key_value_heads": 3}, "config", ["no model can be made"]),
-        ({"num_hidden_layers": 10**5}, "config.num_hidden_layers", ["100000 found", "at most 1000"]),
-        ({"vocab_size": 100}, "config.vocab_size", ["260 tokens", "100"]),
-        ({"max_position_embeddings": 0}, "config.max_position_embeddings", ["0 found, but at least 1"]),
-        ({"hidden_act": "gleu"}, "config.hidden_act", ["'gleu' found", "did you mean 'gelu'?"]),
+        ({"num_key_value_heads": 3}, "config", ["cannot build a model"]),
+        ({"num_hidden_layers": 10**5}, "config.num_hidden_layers", ["expected at most 1000, got 100000"]),
+        ({"vocab_size": 100}, "config.vocab_size", ["at least 260", "got 100"]),
+        ({"max_position_embeddings": 0}, "config.max_position_embeddings", ["expected at least 1, got 0"]),
+        ({"hidden_act": "gleu"}, "config.hidden_act", ["got 'gleu'; did you mean 'gelu'?"]),
         ({"rope_parameters": {"rope_type": "yarm"}}, "config", ["yarm"]),
     ],
 )
-def test_a_config_that_makes_no_model(change, key, words):
+def test_an_invalid_config_value_is_an_error_at_its_key(change, key, parts):
     with pytest.raises(ConfigError) as caught:
         Llama.infer_spec(LanguageConfig(config={**SMALL, **change}))
-    ((found, said),) = caught.value.problems.items()
-    assert found == key and all(word in said for word in words), said
+    ((actual_key, message),) = caught.value.problems.items()
+    assert actual_key == key and all(part in message for part in parts), message
 
 
-def test_all_that_is_wrong_with_a_section_is_told_at_once(tmp_path):
-    wrong = {"hidden_sise": 8, "hidden_act": "gleu", "vocab_size": 0, "rms_norm_eps": "small"}
-    config = LanguageConfig(config={**SMALL, **wrong}, tokenizer=str(tmp_path / "nowhere"))
+def test_all_errors_of_a_section_are_reported_together(tmp_path):
+    invalid = {"hidden_sise": 8, "hidden_act": "gleu", "vocab_size": 0, "rms_norm_eps": "small"}
+    config = LanguageConfig(config={**SMALL, **invalid}, tokenizer=str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError) as caught:
         Llama.infer_spec(config)
-    assert caught.value.problems.keys() == {"tokenizer", *(f"config.{name}" for name in wrong)}
+    assert caught.value.problems.keys() == {"tokenizer", *(f"config.{name}" for name in invalid)}
 
 
-def test_an_outline_has_the_modules_of_the_part(tmp_path):
+def test_meta_modules_of_a_source_have_the_names_of_the_part(tmp_path):
     folder, _ = write(tmp_path)
-    for config in (LanguageConfig(pretrained=folder), LanguageConfig(config=SMALL)):
-        outline = Llama.meta_modules(config)
-        assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
-        assert [name for name, _ in outline.named_modules()] == [name for name, _ in make().named_modules()]
+    part = Llama.meta_modules(LanguageConfig(pretrained=folder))
+    assert {parameter.device.type for parameter in part.parameters()} == {"meta"}
+    assert [name for name, _ in part.named_modules()] == [name for name, _ in make().named_modules()]
 
 
-def test_sources_that_do_not_fit(tmp_path):
+def test_a_source_of_another_model_or_with_missing_files_is_an_error(tmp_path):
     folder, _ = write(tmp_path, MistralForCausalLM, MistralConfig)
     config = LanguageConfig(pretrained=folder)
-    with pytest.raises(SourceError, match="model_type 'mistral', but 'llama' is needed"):
+    with pytest.raises(SourceError, match="expected model_type 'llama', got 'mistral'"):
         Llama.infer_spec(config)
     write(tmp_path)
     (tmp_path / "tokenizer.json").unlink()

@@ -1,14 +1,16 @@
+"""Attention masks, and the positions and segments that a cache records."""
+
 import torch
 from hypothesis import given, strategies as st
 from transformers import Gemma3TextConfig, LlamaConfig
 
 from dreamkit_transformers.masks import TokenCache, attention_masks, visible
 
-TOKENS = st.tuples(st.integers(0, 6), st.integers(-1, 2))  # position and segment of a slot
+SLOTS = st.tuples(st.integers(0, 6), st.integers(-1, 2))  # position and segment
 
 
-@given(st.lists(TOKENS, min_size=1, max_size=8), st.integers(1, 8), st.none() | st.integers(1, 4))
-def test_visible_is_what_its_docstring_says(slots, tokens, window):
+@given(st.lists(SLOTS, min_size=1, max_size=8), st.integers(1, 8), st.none() | st.integers(1, 4))
+def test_a_token_sees_its_segment_up_to_its_position_within_the_window(slots, tokens, window):
     tokens = min(tokens, len(slots))
     position_ids = torch.tensor([[position for position, _ in slots]])
     segment_ids = torch.tensor([[segment for _, segment in slots]])
@@ -24,7 +26,7 @@ def test_visible_is_what_its_docstring_says(slots, tokens, window):
             assert mask[0, 0, query, slot] == expected
 
 
-def test_the_cache_remembers_positions_and_segments_of_every_slot():
+def test_the_cache_records_positions_and_segments_of_every_slot():
     cache = TokenCache()
     position_ids, segment_ids = cache.extend(torch.tensor([[0, 1, 0]]), torch.tensor([[0, 0, -1]]))
     assert position_ids.tolist() == [[0, 1, 0]]
@@ -33,7 +35,7 @@ def test_the_cache_remembers_positions_and_segments_of_every_slot():
     assert segment_ids.tolist() == [[0, 0, -1, 0]]
 
 
-def test_eager_attention_gets_numbers_to_add():
+def test_masks_for_eager_attention_are_added_numbers():
     config = LlamaConfig(attn_implementation="eager")
     ids = torch.tensor([[0, 1]])
     mask = attention_masks(config, ids, torch.zeros_like(ids), None, torch.bfloat16, by_type=False)
@@ -41,7 +43,7 @@ def test_eager_attention_gets_numbers_to_add():
     assert mask[0, 0].tolist() == [[0, torch.finfo(torch.bfloat16).min], [0, 0]]
 
 
-def test_each_layer_type_gets_its_own_mask():
+def test_each_layer_type_has_its_own_mask():
     config = Gemma3TextConfig(num_hidden_layers=6, sliding_window=2, attn_implementation="sdpa")
     ids = torch.arange(4)[None]
     masks = attention_masks(config, ids, torch.zeros_like(ids), None, torch.float32, by_type=True)

@@ -1,6 +1,4 @@
-"""Any decoder of the library: what the probe finds is so, and what it is found from is the library's own computing."""
-
-import time
+"""The probe: its findings for decoders of the library agree with what the library computes."""
 
 import pytest
 import torch
@@ -18,7 +16,7 @@ from transformers import (
 from dreamkit import ConfigError
 from dreamkit_transformers import probe
 from dreamkit_transformers.causal_lm import CausalLM, LanguageConfig
-from dreamkit_transformers.probe import abilities
+from dreamkit_transformers.probe import find_abilities
 from small_language import TOKENS, positions
 
 BASE = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2}
@@ -41,8 +39,9 @@ NEXT = {
 SINKS = {**SHARED, "head_dim": 8, "layer_types": TYPES, "sliding_window": 4, "num_local_experts": 4}
 OPT = {**BASE, "ffn_dim": 24, "word_embed_proj_dim": 16, "max_position_embeddings": 64}
 NEO = {"hidden_size": 16, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
-# config; then packing, cache, whether the final norm is an RMS norm, and the scale of the logits
-FOUND = {
+CTRL = {"model_type": "ctrl", "n_embd": 16, "dff": 24, "n_layer": 3, "n_head": 4}
+# config; then packing, cache, final norm is an RMS norm, scale of the logits
+MODELS = {
     "opt": (OPT, True, True, False, 1.0),
     "opt without norm": (
         {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 12},
@@ -67,6 +66,7 @@ FOUND = {
     "gpt2": ({"n_embd": 16, "n_head": 4, "n_layer": 2, "n_positions": 64}, True, True, False, 1.0),
     "gpt_neox": (WIDE, True, True, False, 1.0),
     "gpt_neo": (NEO, True, False, False, 1.0),
+    "ctrl": (CTRL, True, True, False, 1.0),  # changes its input in place
     "olmo2": (SHARED, True, True, True, 1.0),
     "cohere": ({**SHARED, "logit_scale": 0.25}, True, True, False, 0.25),
     "granite": ({**SHARED, "logits_scaling": 8.0, "embedding_multiplier": 3.0}, True, True, True, 0.125),
@@ -75,7 +75,7 @@ FOUND = {
 
 
 def make(name):
-    values = {"model_type": name.split()[0], **FOUND[name][0]}
+    values = {"model_type": name.split()[0], **MODELS[name][0]}
     torch.manual_seed(0)
     part = CausalLM.from_config(LanguageConfig(config=values)).eval()
     with torch.no_grad():
@@ -84,63 +84,55 @@ def make(name):
     return part
 
 
-@pytest.mark.parametrize("name", FOUND)
+@pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_what_is_found_is_so(name):
-    _, packing, cache, rms, scale = FOUND[name]
+def test_the_findings_agree_with_the_library(name):
+    _, packing, cache, rms, scale = MODELS[name]
     part = make(name)
     assert (part.spec.packing, part.spec.cache) == (packing, cache)
     assert (part.norm_weights is not None, part.head().scale) == (rms, scale)
+    layers = [part.model.get_submodule(target) for target in part.adapter_targets]
+    assert layers and part.model.get_output_embeddings() not in layers
     part.add_tokens(TOKENS)
     texts = [torch.randint(3, 250, (1, length)) for length in (11, 7)]
-    with_library = [part.library_forward(text)[0] for text in texts]
-    for text, wanted in zip(texts, with_library, strict=True):
-        found = part.logits(part.final_norm(part(part.embed(text), *positions(text.shape[1]))))[0]
-        _close(found[:, :260], wanted)
+    expected = [part.library_forward(text)[0] for text in texts]
+    for text, logits in zip(texts, expected, strict=True):
+        hidden = part(part.embed(text), *positions(text.shape[1]))
+        assert_close(part.logits(part.final_norm(hidden))[0, :, :260], logits)
     padded = torch.cat([texts[1], texts[0][:, :4]], 1)
     segments = torch.tensor([[0] * 11, [0] * 7 + [-1] * 4])
     hidden = part(part.embed(torch.cat([texts[0], padded])), torch.arange(11).expand(2, -1), segments)
-    _close(part.logits(part.final_norm(hidden[1, :7]))[:, :260], with_library[1])
+    assert_close(part.logits(part.final_norm(hidden[1, :7]))[:, :260], expected[1])
     if packing:
         hidden = part(part.embed(torch.cat(texts, 1)), *positions(11, 7))[0]
-        _close(part.logits(part.final_norm(hidden))[:, :260], torch.cat(with_library))
+        assert_close(part.logits(part.final_norm(hidden))[:, :260], torch.cat(expected))
     if cache:
-        kept = part.new_cache()
-        pieces = []
+        kv_cache = part.new_cache()
+        chunks = []
         for start, end in ((0, 5), (5, 6), (6, 11)):
             position_ids = torch.arange(start, end)[None]
             embeds = part.embed(texts[0][:, start:end])
-            pieces.append(part(embeds, position_ids, torch.zeros_like(position_ids), kept))
-        _close(part.logits(part.final_norm(torch.cat(pieces, 1)))[0, :, :260], with_library[0])
+            chunks.append(part(embeds, position_ids, torch.zeros_like(position_ids), kv_cache))
+        assert_close(part.logits(part.final_norm(torch.cat(chunks, 1)))[0, :, :260], expected[0])
 
 
-def _close(found, wanted):
-    torch.testing.assert_close(found, wanted, atol=1e-4 * float(wanted.abs().max()), rtol=1e-3)
+def assert_close(actual, expected):
+    torch.testing.assert_close(actual, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", FOUND)
-def test_layers_that_adapters_go_to_are_within_the_decoder(name):
-    part = make(name)
-    assert part.adapter_targets
-    layers = [part.model.get_submodule(target) for target in part.adapter_targets]
-    assert layers and part.model.get_output_embeddings() not in layers
-
-
-def test_the_probe_leaves_the_generator_alone_and_is_asked_once(monkeypatch):
+def test_a_config_is_probed_once_without_the_global_generator(monkeypatch):
     config = OPTConfig(num_hidden_layers=3)
     torch.manual_seed(5)
-    wanted = torch.randn(2)
+    expected = torch.randn(2)
     torch.manual_seed(5)
-    start = time.perf_counter()
-    found = abilities(OPTForCausalLM, config)
-    assert time.perf_counter() - start < 2
-    assert torch.equal(torch.randn(2), wanted)
+    abilities = find_abilities(OPTForCausalLM, config)
+    assert torch.equal(torch.randn(2), expected)
     monkeypatch.setattr(probe, "_small_model", lambda *_: pytest.fail("probed twice"))
-    assert abilities(OPTForCausalLM, OPTConfig(num_hidden_layers=3)) == found
+    assert find_abilities(OPTForCausalLM, OPTConfig(num_hidden_layers=3)) == abilities
 
 
 @torch.no_grad()
-def test_a_copy_is_small():
+def test_a_small_copy_has_few_parameters_and_keeps_the_width_of_heads():
     config = LlamaConfig(
         hidden_size=8192, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8
     )
@@ -152,21 +144,19 @@ def test_a_copy_is_small():
 @pytest.mark.parametrize(
     ("kind", "config", "reason"),
     [
-        (BertLMHeadModel, BertConfig(), "its tokens see those that come after them"),
-        (Gemma3ForConditionalGeneration, Gemma3Config(), "it is more than a decoder of text"),
+        (BertLMHeadModel, BertConfig(), "its tokens see later tokens"),
+        (Gemma3ForConditionalGeneration, Gemma3Config(), "it is more than a text decoder"),
     ],
 )
-def test_a_model_that_cannot_be_driven_is_refused(kind, config, reason):
+def test_an_unsupported_model_is_an_error_with_the_reason(kind, config, reason):
     with pytest.raises(ConfigError) as caught:
-        abilities(kind, config, "pretrained")
-    ((key, said),) = caught.value.problems.items()
-    assert key == "pretrained" and reason in said and kind.__name__ in said
+        find_abilities(kind, config, "pretrained")
+    ((key, message),) = caught.value.problems.items()
+    assert key == "pretrained" and reason in message and kind.__name__ in message
 
 
-def test_a_decoder_that_hides_what_it_does_with_embeddings_is_refused(monkeypatch):
-    """One that scales embeddings only where it is given ids."""
-
-    class Hiding(LlamaForCausalLM):
+def test_a_decoder_that_scales_embeddings_only_of_ids_is_an_error():
+    class IdScaling(LlamaForCausalLM):
         def __init__(self, config):
             super().__init__(config)
             own = self.model.forward
@@ -175,8 +165,8 @@ def test_a_decoder_that_hides_what_it_does_with_embeddings_is_refused(monkeypatc
                 **named,
             )
 
-    with pytest.raises(ConfigError, match="other hidden states than the tokens they belong to"):
-        abilities(Hiding, LlamaConfig(**SHARED))
+    with pytest.raises(ConfigError, match="differ between tokens and their embeddings"):
+        find_abilities(IdScaling, LlamaConfig(**SHARED))
 
 
 SMALLER = {**SHARED, "hidden_size": 32, "head_dim": 8}
@@ -200,7 +190,7 @@ SMALLER = {**SHARED, "hidden_size": 32, "head_dim": 8}
     ids=lambda value: value["model_type"] if isinstance(value, dict) else str(value),
 )
 @torch.no_grad()
-def test_what_is_found_holds_for_larger_models(config, norm, soft_cap):
+def test_norm_and_soft_cap_hold_for_larger_models(config, norm, soft_cap):
     torch.manual_seed(0)
     part = CausalLM.from_config(LanguageConfig(config=config)).eval()
     for parameter in part.parameters():
@@ -208,35 +198,32 @@ def test_what_is_found_holds_for_larger_models(config, norm, soft_cap):
             parameter.normal_(std=parameter.shape[-1] ** -0.5)
     assert (part.abilities.norm, part.abilities.soft_cap) == (norm, soft_cap)
     ids = torch.randint(3, 250, (1, 9))
-    found = part.logits(part.final_norm(part(part.embed(ids), *positions(9))))
-    _close(found, part.library_forward(ids))
+    logits = part.logits(part.final_norm(part(part.embed(ids), *positions(9))))
+    assert_close(logits, part.library_forward(ids))
 
 
-def test_the_longest_text_is_found_whatever_it_is_called():
+def test_max_length_is_read_from_the_config_or_unlimited():
     mpt = {"model_type": "mpt", "d_model": 16, "n_heads": 4, "n_layers": 2, "max_seq_len": 16}
     assert CausalLM.infer_spec(LanguageConfig(config=mpt)).max_length == 16
     assert CausalLM.infer_spec(LanguageConfig(config={"model_type": "bloom", **BASE})).max_length == 2**20
 
 
-CTRL = {"model_type": "ctrl", "n_embd": 16, "dff": 24, "n_layer": 3, "n_head": 4}
-
-
-def test_layers_are_found_by_what_they_are():
+def test_layers_without_a_mark_of_the_library_are_found_in_lists():
     part = CausalLM.from_config(LanguageConfig(config=CTRL))
     assert len(part._layers()) == 3
     assert len(part.adapter_targets) == 3 * 6 and "transformer.h.2.ffn.0" in part.adapter_targets
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("config", "message"),
     [
-        ({"model_type": "blt"}, "does not tell how many layers"),
-        ({"model_type": "xlstm"}, "a copy of it fails"),
+        ({"model_type": "blt"}, "its config has no num_hidden_layers"),
+        ({"model_type": "xlstm"}, "a small copy fails"),
         ({"model_type": "gpt2", "n_layer": 0}, "at least 1"),
         ({"model_type": "gpt2", "n_layer": 5000}, "at most 1000"),
     ],
     ids=str,
 )
-def test_what_no_model_can_be_made_of_is_refused(config, words):
-    with pytest.raises(ConfigError, match=words):
+def test_a_config_without_a_runnable_model_is_an_error(config, message):
+    with pytest.raises(ConfigError, match=message):
         CausalLM.infer_spec(LanguageConfig(config=config))

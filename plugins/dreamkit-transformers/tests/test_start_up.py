@@ -1,4 +1,4 @@
-"""A spec is told without the library's networks, which take seconds to import."""
+"""A spec needs none of the library's networks, which take seconds to import."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ KNOWN = (
 )
 
 
-def test_a_spec_loads_no_network(tmp_path: Path) -> None:
+def test_a_spec_imports_no_networks(tmp_path: Path) -> None:
     parts: list[Part] = [(kind, name, {"pretrained": source}) for kind, name, source in KNOWN]
     assert heavy_imports(parts, tmp_path) == {}

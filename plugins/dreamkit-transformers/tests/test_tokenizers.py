@@ -1,3 +1,5 @@
+"""Tokenizers: special tokens, saving, and bytes."""
+
 import json
 
 import pytest
@@ -19,14 +21,14 @@ WORDS = ["draw a three", "what is this?", "</s> two <dream_start>", "<s>"]
 
 
 def word_tokenizer(**kwargs):
-    """A LLaMA tokenizer that learned a few words, with bytes for the rest."""
+    """Return a LLaMA tokenizer trained on a few words, with bytes for the rest."""
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    learner = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    learner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
     trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, show_progress=False)
-    learner.train_from_iterator(WORDS * 4, trainer)
-    vocabulary = learner.get_vocab()
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    trained.train_from_iterator(WORDS * 4, trainer)
+    vocabulary = trained.get_vocab()
+    merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
     return LlamaTokenizer(vocabulary, merges, add_prefix_space=True, **kwargs)
 
 
@@ -35,51 +37,51 @@ def encode(tokenizer, text, special=False):
 
 
 @pytest.mark.parametrize("make", [byte_tokenizer, word_tokenizer])
-def test_new_tokens_follow_the_vocabulary_and_are_remembered(make, tmp_path):
+def test_new_tokens_follow_the_vocabulary_and_are_saved(make, tmp_path):
     tokenizer = make()
-    before = len(tokenizer)
+    size = len(tokenizer)
     add_special(tokenizer, [*ADDED, "</s>", "<dream_end>"])
     assert new_tokens(tokenizer) == ADDED
-    assert tokenizer.convert_tokens_to_ids(ADDED) == [before, before + 1]
+    assert tokenizer.convert_tokens_to_ids(ADDED) == [size, size + 1]
     add_special(tokenizer, ADDED)
-    assert new_tokens(tokenizer) == ADDED and len(tokenizer) == before + 2
+    assert new_tokens(tokenizer) == ADDED and len(tokenizer) == size + 2
     save_tokenizer(tokenizer, tmp_path)
-    read = read_tokenizer(str(tmp_path))
-    assert new_tokens(read) == ADDED and len(read) == before + 2
+    loaded = read_tokenizer(str(tmp_path))
+    assert new_tokens(loaded) == ADDED and len(loaded) == size + 2
 
 
 @pytest.mark.parametrize("make", [byte_tokenizer, word_tokenizer, lambda: word_tokenizer(legacy=True)])
-def test_a_saved_tokenizer_gives_the_same_ids(make, tmp_path):
+def test_a_saved_tokenizer_has_the_same_ids(make, tmp_path):
     tokenizer = make()
     add_special(tokenizer, ADDED)
     save_tokenizer(tokenizer, tmp_path)
-    read = read_tokenizer(str(tmp_path))
+    loaded = read_tokenizer(str(tmp_path))
     texts = [*WORDS, "", " ", "three<dream_start>draw </s>this <dream_end> a", "\n\u00e9"]
     for special in (False, True):
-        assert [encode(read, t, special) for t in texts] == [encode(tokenizer, t, special) for t in texts]
+        assert [encode(loaded, t, special) for t in texts] == [encode(tokenizer, t, special) for t in texts]
 
 
-PIECES = st.sampled_from(["<s>", "</s>", "<unk>", "<pad>", *ADDED, " ", "\n", "<", "</", "s>", "draw", "a"])
+PARTS = st.sampled_from(["<s>", "</s>", "<unk>", "<pad>", *ADDED, " ", "\n", "<", "</", "s>", "draw", "a"])
 TOKENIZERS = [byte_tokenizer(), word_tokenizer()]
-for made in TOKENIZERS:
-    add_special(made, ADDED)
+for each in TOKENIZERS:
+    add_special(each, ADDED)
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
-@given(text=st.lists(PIECES | st.text(max_size=4)).map("".join))
-def test_no_text_becomes_a_special_token(tokenizer, text):
+@given(text=st.lists(PARTS | st.text(max_size=4)).map("".join))
+def test_plain_text_contains_no_special_token(tokenizer, text):
     special = set(tokenizer.all_special_ids) | {tokenizer.convert_tokens_to_ids(t) for t in ADDED}
     assert not special & set(encode(tokenizer, text))
 
 
 @given(st.text())
-def test_bytes_round_trip(text):
+def test_the_byte_tokenizer_decodes_any_text_to_itself(text):
     text = text.encode("utf-8", "ignore").decode()
     tokenizer = TOKENIZERS[0]
     assert tokenizer.decode(encode(tokenizer, text), skip_special_tokens=True) == text
 
 
-def test_a_source_without_a_tokenizer(tmp_path):
+def test_a_missing_or_damaged_tokenizer_is_an_error(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(SourceError, match=r"'tokenizer\.json' or 'tokenizer\.model'"):
         read_tokenizer(str(tmp_path))

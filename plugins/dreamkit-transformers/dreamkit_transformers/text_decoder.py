@@ -1,0 +1,124 @@
+"""Run a decoder of transformers with the masks that it respects.
+
+B rows, T tokens of this call, S tokens so far, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from dreamkit_transformers.masks import TokenCache, attention_masks
+
+Masks = Literal["by type", "one", "none"]
+
+
+class UnsupportedModelError(Exception):
+    """A model that dreamkit cannot run; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """Features of a model, and the names of its parts.
+
+    `norm` is the name of the final norm, or None. `masks` are the masks that the model respects together with
+    positions: one `by type` of layer, `one` for all layers, or `none`. With `none`, a row holds one document at its
+    start; the padding after it is invisible to a causal model. `cache` is True if decoding continues from a cache
+    with empty slots. `linear_layers` are the name patterns of linear layers called as modules, where adapters act.
+    `on_meta` is True if a forward pass runs on the meta device, which lacks some operators.
+    Logits are soft_cap * tanh(scale * head / soft_cap), or scale * head if `soft_cap` is None.
+    """
+
+    norm: str | None
+    masks: Masks
+    cache: bool
+    linear_layers: frozenset[str]
+    scale: float = 1.0
+    soft_cap: float | None = None
+    on_meta: bool = True
+
+
+def decoder_of(model: Any) -> Any:
+    """Return the model without its head."""
+    if model.base_model is not model:
+        return model.base_model
+    return next(
+        (child for child in model.children() if isinstance(child, transformers.PreTrainedModel)), model
+    )
+
+
+@contextmanager
+def replaced_module(model: nn.Module, name: str | None, module: nn.Module) -> Iterator[None]:
+    """Replace the module `name` of `model`; None replaces nothing."""
+    if name is None:
+        yield
+        return
+    original = model.get_submodule(name)
+    model.set_submodule(name, module)
+    try:
+        yield
+    finally:
+        model.set_submodule(name, original)
+
+
+def new_cache(config: Any, masks: Masks) -> TokenCache:
+    """Return an empty KV cache for a decoder that respects `masks`."""
+    # only the config's own cache holds the states of layers without attention; its windows count empty slots
+    return TokenCache(DynamicCache(config=config)) if masks == "none" else TokenCache()
+
+
+def run_decoder(
+    decoder: Any,
+    masks: Masks,
+    embeds_BTD: Tensor,
+    position_ids_BT: Tensor,
+    segment_ids_BT: Tensor,
+    cache: TokenCache | None = None,
+) -> Tensor:
+    """Return the decoder's last hidden states (B, T, D) for input embeddings (B, T, D)."""
+    if masks == "none":
+        hidden_BTD = _run_unmasked(decoder, embeds_BTD, position_ids_BT, segment_ids_BT, cache)
+        return hidden_BTD.to(embeds_BTD.dtype)  # some models without attention sum their layers in float32
+    attention_mask = attention_masks(
+        decoder.config,
+        position_ids_BT,
+        segment_ids_BT,
+        cache,
+        dtype=embeds_BTD.dtype,
+        by_type=masks == "by type",
+    )
+    return decoder(
+        inputs_embeds=embeds_BTD,
+        position_ids=position_ids_BT,
+        attention_mask=attention_mask,
+        cache=None if cache is None else cache.layers,
+        use_cache=cache is not None,
+    ).last_hidden_state
+
+
+def _run_unmasked(
+    decoder: Any,
+    embeds_BTD: Tensor,
+    position_ids_BT: Tensor,
+    segment_ids_BT: Tensor,
+    cache: TokenCache | None,
+) -> Tensor:
+    """Run rows of one document each with the library's own masks and positions."""
+    if cache is not None:
+        _, segment_ids_BS = cache.extend(position_ids_BT, segment_ids_BT)
+        filled_BS = (segment_ids_BS != -1).long()
+        return decoder(
+            inputs_embeds=embeds_BTD, attention_mask=filled_BS, cache=cache.layers, use_cache=True
+        ).last_hidden_state
+    # move padding to the end of each row, where a causal model does not see it, and move the outputs back
+    order_BT1 = (segment_ids_BT == -1).long().argsort(dim=1, stable=True)[..., None]
+    moved_BTD = embeds_BTD.gather(1, order_BT1.expand_as(embeds_BTD))
+    hidden_BTD = decoder(inputs_embeds=moved_BTD, use_cache=False).last_hidden_state
+    return torch.zeros_like(hidden_BTD).scatter(1, order_BT1.expand_as(hidden_BTD), hidden_BTD)

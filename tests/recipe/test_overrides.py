@@ -1,0 +1,119 @@
+"""Overrides of recipe keys on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dreamkit.recipe.loading import load_recipe
+from dreamkit.registry.registry import Registry
+from recipe_files import base as base, line_of, only_problem, problems, registry as registry, write
+from tiny import recipe as tiny_recipe
+
+
+def test_overrides_change_values_of_every_type(base: Path, registry: Registry) -> None:
+    recipe = load_recipe(
+        str(base),
+        [
+            "train.learning_rate=2e-5",
+            "data.0.weight=3",
+            "train.trainable=[dream_queries]",
+            "train.packing=false",
+            "model.condition_projector={name: mlp, depth: 3}",
+            "model.adapters.0.rank=4",
+            "loss={lm: 2}",
+        ],
+        registry,
+    )
+    assert recipe.train.learning_rate == 2e-5 and recipe.train.packing is False
+    assert recipe.data[0].weight == 3
+    assert recipe.train.trainable == ("dream_queries",)
+    assert recipe.model.condition_projector.config.depth == 3
+    assert recipe.model.adapters[0].rank == 4
+    assert (recipe.loss.lm, recipe.loss.denoising) == (2, 10)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_order_of_overrides_of_one_part_does_not_matter(
+    base: Path, registry: Registry, reverse: bool
+) -> None:
+    overrides = ["model.condition_projector.name=mlp", "model.condition_projector.depth=1"]
+    recipe = load_recipe(str(base), overrides[::-1] if reverse else overrides, registry)
+    assert recipe.model.condition_projector.config.depth == 1
+
+
+def test_overrides_are_applied_in_order(base: Path, registry: Registry) -> None:
+    overrides = [
+        "data=[{name: pairs, path: other.jsonl, direction: read}]",
+        "data.0.weight=3",
+        "data.0.direction=draw",
+        "model.adapters=[]",
+    ]
+    recipe = load_recipe(str(base), overrides, registry)
+    assert recipe.data[0].config.path == Path.cwd() / "other.jsonl"
+    assert (recipe.data[0].weight, recipe.data[0].config.direction) == (3, "draw")
+    assert recipe.model.adapters == ()
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "message"),
+    [
+        ("steps", "steps", "expected key=value, such as train.steps=100, or the name of a recipe"),
+        ("with/sdxl", "recipe", "with/sdxl'; did you mean 'dreamllm/with/sdxl'?"),
+        ("=3", "=3", "expected key=value"),
+        ("train..steps=3", "train..steps=3", "expected key=value"),
+        ("train.steps=[", "train.steps", "invalid YAML"),
+        ("train.steps=", "train.steps", "expected an integer, got null"),
+        ("train.step=3", "train.step", "did you mean 'steps'?"),
+        (
+            "train.steps.now=3",
+            "train.steps.now",
+            "expected train.steps to be a section, got 3 (integer) at {place}",
+        ),
+        ("data={}", "data", "expected a list of a section with name, weight, got a section"),
+        ("data.0={}", "data.0", "an empty section changes nothing; set its keys"),
+        ("init.0=x", "init.0", "init has no items; set the whole list"),
+        ("train.steps=0x" + 5000 * "f", "train.steps", "expected a number of at most 100 digits"),
+        ("train.steps=" + 5000 * "9", "train.steps", "expected a number of at most 100 digits"),
+        (
+            "train.learning_rate=1e+30",
+            "train.learning_rate",
+            "expected more than 0 and at most 100, got 1e+30",
+        ),
+        ("init=~nosuchuser/x", "init", "invalid path '~nosuchuser/x'"),
+        ("data.0.path=~nosuchuser/x", "data.0.path", "invalid path '~nosuchuser/x'"),
+        ("init=" + 300 * "x", "init", "File name too long"),
+        ("data.0.path=" + 300 * "x", "data.0.path", "File name too long"),
+        ('init="\\ud800"', "init", "cannot read"),
+        ("data.1.weight=3", "data.1", "expected an index from 0 to 0 of the list data, got '1'"),
+        ("data.first.weight=3", "data.first", "of the list data, got 'first'"),
+        (
+            "model.image_decoder.name=stable-difusion",
+            "model.image_decoder.name",
+            "did you mean 'stable-diffusion'?",
+        ),
+    ],
+)
+def test_an_invalid_override_is_reported(
+    base: Path, registry: Registry, override: str, key: str, message: str
+) -> None:
+    problem = only_problem(base, registry, override)
+    assert (problem.where, problem.key) == ("command line", key)
+    assert message.format(place=line_of(base, "steps: 3")) in problem.message
+    assert len(problem.message) < 600 and problem.message.encode()
+
+
+def test_an_override_does_not_hide_an_invalid_earlier_one(base: Path, registry: Registry) -> None:
+    messages = {
+        problem.key: problem.message for problem in problems(base, registry, "train=3", "train.steps=4")
+    }
+    assert "got 3 (integer)" in messages["train"]
+    assert "expected train to be a section, got 3 (integer) at command line" in messages["train.steps"]
+
+
+def test_an_item_of_a_missing_list_is_reported(tmp_path: Path, registry: Registry) -> None:
+    path = write(tmp_path / "model.yaml", tiny_recipe())
+    problem = only_problem(path, registry, "model.adapters.0.rank=3")
+    assert (problem.where, problem.key) == ("command line", "model.adapters.0")
+    assert "model.adapters has no items; set the whole list, as in model.adapters=[...]" in problem.message

@@ -1,0 +1,89 @@
+"""YAML files: scalars of YAML 1.2, and errors about files that are not recipes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from dreamkit.recipe.tree import parse
+from dreamkit.registry.registry import Registry
+from recipe_files import problems, registry as registry, write
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S", "Zs"])),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("abc_: -#", max_size=5), inner, max_size=3)
+    ),
+    max_leaves=10,
+)
+
+
+@given(json_values)
+@settings(deadline=None)
+def test_json_is_read_as_yaml(value: Any) -> None:
+    tree, errors = parse(json.dumps(value, ensure_ascii=False), lambda line: f"file:{line}", Path())
+    assert errors == []
+    assert tree.plain() == value and repr(tree.plain()) == repr(value)  # repr: 1 is not 1.0 and not True
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("2e-5", 2e-5), ("1E3", 1000.0), ("+.5", 0.5), ("0x1F", 31), ("0o17", 15), ("017", 17), ("-3", -3)]
+    + [(text, text) for text in ("yes", "off", "12:30", "2026-01-01", "1_000", "e5", "0b1", ".", "<<")]
+    + [("~", None), ("", None), ("True", True), ("-.inf", -math.inf), ("'3'", "3")],
+)
+def test_scalars_follow_yaml_1_2(text: str, value: Any) -> None:
+    tree, errors = parse(text, lambda line: f"file:{line}", Path())
+    assert errors == [] and tree.plain() == value and type(tree.plain()) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("", 1, "expected sections such as 'model:', got null"),
+        ("# nothing\n", 1, "expected sections such as 'model:', got null"),
+        ("[model]\n", 1, "got a list of length 1"),
+        ("3\n", 1, "got 3 (integer)"),
+        ("model: {\n", 2, "invalid YAML"),
+        ("model:\n\ttrain: 3\n", 2, "invalid YAML"),
+        ("a: 1\n---\nb: 2\n", 2, "invalid YAML"),
+        ("a: \0\n", 1, "invalid YAML"),
+        ("init: a\ninit: b\n", 2, "duplicate key, first set at {path}:1"),
+        ("3: a\n", 1, "expected a string as key, got '3'"),
+        ("? [a]\n: b\n", 1, "expected a string as key, got 'a section or list'"),
+        ("init: !!python/object:os.system {}\n", 1, "cannot read '"),
+        ("init: !!int abc\n", 1, "cannot read '"),
+        ("init: &a [*a]\n", 1, "this alias refers to a value that contains it"),
+        ("init: " + 60 * "[" + 60 * "]" + "\n", 1, "expected at most 50 levels of nesting"),
+        ("init: " + 3000 * "[" + "\n", 1, "nested too deeply"),
+        ("init: *a\n", 1, "invalid YAML"),
+    ],
+)
+def test_an_invalid_file_is_reported(
+    tmp_path: Path, registry: Registry, text: str, line: int, message: str
+) -> None:
+    path = write(tmp_path / "bad.yaml", text)
+    first = problems(path, registry)[0]
+    assert first.where == f"{path}:{line}"
+    assert message.format(path=path) in first.message
+
+
+def test_a_binary_file_is_reported(tmp_path: Path, registry: Registry) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "cannot read the file" in problems(path, registry)[0].message
+
+
+def test_exploding_aliases_are_reported(tmp_path: Path, registry: Registry) -> None:
+    doubling = "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+    path = write(tmp_path / "bad.yaml", f"a0: &a0 [1]\n{doubling}")
+    assert any("expected at most 10000 values" in problem.message for problem in problems(path, registry))
