@@ -334,10 +334,10 @@ def test_the_global_random_state_does_not_change():
 
 def test_an_expected_failure_is_reported_as_expected():
     expected = {"spec_agrees": "known"}
-    (outcome,) = contracts.verify(
-        KIND, broken(loses_a_row), only="spec_agrees", expected_failures=expected
-    ).outcomes
+    report = contracts.verify(KIND, broken(loses_a_row), only="spec_agrees", expected_failures=expected)
+    (outcome,) = report.outcomes
     assert (outcome.result, outcome.message) == ("expected", "known")
+    assert str(report).endswith("1 check ran: 0 passed, 0 failed, 1 failed as expected; 0 skipped")
 
 
 def test_an_expected_failure_that_passes_is_an_error():
