@@ -106,7 +106,7 @@ def test_the_command_in_the_refusal_recreates_a_cache_of_format_1(expected: Any,
     for command in (("check", recipe, setting), ("train", recipe, setting, "--out", tmp_path / "run")):
         err = dreamkit(*command, code=2).err
         assert f"train.cache: {cache / 'cache.json'}: format version 1, written by dreamkit 0.1.0" in err
-        assert f"reads versions from 2 on; recreate it from the recipe you are training: {remedy}" in err
+        assert f"reads versions from 2 on; recreate it from a recipe with all of its data: {remedy}" in err
     assert remedy in dreamkit("inspect", cache, code=2).err
     assert not (tmp_path / "run").exists()
     assert "replaced" in dreamkit(*remedy.replace("RECIPE", str(recipe)).split()[1:]).out

@@ -193,6 +193,6 @@ def _inspect_cache(folder: Path) -> None:
     for name, record in manifest.tables.items():
         row = [f"{key} {tensor['dtype']} {tensor['shape']}" for key, tensor in record["tensors"].items()]
         part = f"{PART_OF[name]} {record['identity']['component']}"
-        size, precision = decimal(manifest.size(name)), record["identity"]["precision"]
+        size, precision = decimal(manifest.table_bytes(name)), record["identity"]["precision"]
         table.add_row(name, f"{record['images']:,}", ", ".join(row), size, part, precision)
     out.print(table)

@@ -115,7 +115,7 @@ def cache(
     for left_out, reason in report.left_out.items():
         typer.echo(f"no {left_out}: {reason}", err=True)
     for table, record in report.manifest.tables.items():
-        typer.echo(f"{table} (images: {record['images']:,}), {decimal(report.manifest.size(table))}")
+        typer.echo(f"{table} (images: {record['images']:,}), {decimal(report.manifest.table_bytes(table))}")
     typer.echo(f"{'replaced' if report.replaced else 'wrote'} {folder}; train with train.cache={folder}")
 
 
