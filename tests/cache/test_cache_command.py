@@ -12,14 +12,13 @@ import yaml
 
 import layouts
 import tiny
-from dreamkit import cli
 
 Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def dreamkit(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """A function that runs `dreamkit ARGUMENTS` beside a recipe and data, and returns exit code, output, errors."""
+def dreamkit(run: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """Return `run` in a folder with a recipe and data."""
     train = {"trainable": layouts.TRAINABLE, "steps": 2, "batch_size": 2, "log_every": 1}
     data = [{"name": "pairs", "path": "captions.jsonl"}]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tiny.recipe(train=train, data=data)))
@@ -28,14 +27,6 @@ def dreamkit(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
     lines = [json.dumps({"image": f"{number}.png", "caption": "a picture"}) for number in range(3)]
     (tmp_path / "captions.jsonl").write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["dreamkit", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capfd.readouterr()
-        return int(end.value.code or 0), out, err
-
     return run
 
 
