@@ -1,4 +1,4 @@
-"""dreamkit: DreamLLM as a modular toolkit. `__init__.pyi` lists the public names; importing this loads no torch."""
+"""dreamkit: DreamLLM as a modular toolkit. `__init__.pyi` lists the public names; importing dreamkit loads no torch."""
 
 import lazy_loader
 

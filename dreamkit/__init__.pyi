@@ -1,4 +1,4 @@
-# The public names, each with the module that defines it: `dreamkit/__init__.py` imports it when it is first asked for.
+# The public names and the modules that define them. `dreamkit/__init__.py` imports a module at the first use of a name.
 
 from .build.build import build_model as build_model
 from .checkpoints.load import load_checkpoint as load_checkpoint

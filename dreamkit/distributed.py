@@ -1,4 +1,4 @@
-"""What several processes have to agree on: who writes, when all have arrived, and how a model is sharded (FSDP2)."""
+"""Processes that train together: sums over them, barriers, and sharding of the model (FSDP2)."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch.distributed.tensor import DTensor
 
 
 def world_size() -> int:
-    """The number of processes that train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this process writes the files and talks to the user."""
+    """Return True in the one process that writes files and prints messages."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def barrier() -> None:
-    """Waits until every process is here."""
+    """Wait until every process has called this function."""
     if world_size() > 1:
         dist.barrier()
 
 
 def total(tensor: Tensor) -> Tensor:
-    """The sum of `tensor` over all processes; a collective, and no copy to the host."""
+    """Return the sum of `tensor` over all processes, on its device. Every process must call this function."""
     if world_size() > 1:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
@@ -35,17 +35,15 @@ def total(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor behind a sharded one (a collective), detached and on the CPU."""
+    """Return the full tensor of a shard, detached and on the CPU. Every process must call this function."""
     tensor = tensor.detach()
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
 
 
 def shard(model: nn.Module, device: torch.device) -> None:
-    """Shards `model`, already on `device`, over all processes, in place.
+    """Shard `model`, already on `device`, over all processes, in place.
 
-    The blocks that the model's own classes say must stay in one piece (`_no_split_modules`, in transformers and
-    diffusers) become units of their own, gathered when they run; the root owns the rest, gathered for the whole
-    forward pass.
+    Each of its `units` is gathered when it runs. The root owns all other tensors, gathered for the whole forward pass.
     """
     mesh = init_device_mesh(device.type, (world_size(),))
     for module in units(model):
@@ -54,9 +52,10 @@ def shard(model: nn.Module, device: torch.device) -> None:
 
 
 def units(model: nn.Module) -> list[nn.Module]:
-    """The blocks of `model` that are sharded as units of their own.
+    """Return the blocks of `model` that are sharded on their own: those in `_no_split_modules` of its classes.
 
-    Children come first: what a parent unit holds is what is left after its children took theirs.
+    transformers and diffusers define this attribute. Children come before parents: a parent unit owns the tensors that
+    its children leave.
     """
     blocks = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     return [module for module in reversed([*model.modules()][1:]) if type(module).__name__ in blocks]

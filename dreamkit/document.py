@@ -1,4 +1,4 @@
-"""A document: text and images in order, who says what, and what is to be learned."""
+"""Documents: text and images in order, with the roles of a conversation and the segments to train on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ READ_SLOT, DRAW_SLOT = "<image>", "<draw>"
 @with_earlier_fields(learn="train_on")
 @dataclass(frozen=True)
 class Text:
-    """A run of text. `train_on`: the language model is trained to write it."""
+    """A text segment of a document.
+
+    Attributes:
+        text: the text, without special tokens: their names are plain text here.
+        train_on: train the language model to write this text.
+        role: speaker of the text, in a conversation; None in other documents.
+    """
 
     text: str
     train_on: bool = True
@@ -31,10 +37,19 @@ class Text:
 @with_earlier_fields(learn="train_on")
 @dataclass(frozen=True)
 class Image:
-    """A picture in its place.
+    """An image segment of a document.
 
-    `draw`: the model learns to draw it there (and, as `train_on` says, to decide to). `read`: it is shown to the model.
-    A picture drawn and read is drawn first and then read back, as in the published layout.
+    An image with `draw` and `read` is drawn first and then read back, as in the published layout (arXiv 2309.11499).
+
+    Attributes:
+        picture: the PIL image, of any size and mode.
+        read: the model reads the image.
+        draw: train the model to draw the image.
+        train_on: if `draw`, train the language model to write the dream token, which starts an image.
+        role: speaker whose turn has the image, in a conversation; None in other documents.
+
+    Raises:
+        DocumentError: both `read` and `draw` are false.
     """
 
     picture: Picture
@@ -46,7 +61,7 @@ class Image:
     def __post_init__(self) -> None:
         if not (self.read or self.draw):
             raise DocumentError(
-                "an image has read=False and draw=False, so no model would see it; set one of them"
+                "an image has read=False and draw=False, so the model would not see it; set one to True"
             )
 
 
@@ -55,9 +70,17 @@ Segment: TypeAlias = Text | Image
 
 @dataclass(frozen=True)
 class Document:
-    """Segments in order. `name` says which document this is when something is wrong with it.
+    """Text and images in order.
 
-    Segments either all have a role (a conversation, put through the language model's chat template) or none has.
+    In a conversation, every segment has a role, and the language model's chat template is put around the turns.
+    Otherwise no segment has one.
+
+    Attributes:
+        segments: the `Text` and `Image` segments.
+        name: name of the document in errors, such as "data.jsonl:7". Equality ignores it.
+
+    Raises:
+        DocumentError: only some segments have a role.
     """
 
     segments: tuple[Segment, ...]
@@ -67,10 +90,10 @@ class Document:
         object.__setattr__(self, "segments", tuple(self.segments))
         with_role = [segment.role is not None for segment in self.segments]
         if any(with_role) and not all(with_role):
-            bare = with_role.index(False)
+            index = with_role.index(False)
             raise DocumentError(
-                f"{self.name}: segment {bare} has no role, but {sum(with_role)} of {len(with_role)} segments have one; "
-                "give every segment a role, or none"
+                f"{self.name}: expected a role in all segments or in none, got one in {sum(with_role)} of "
+                f"{len(with_role)}; segment {index} has none"
             )
 
     def __iter__(self) -> Iterator[Segment]:
@@ -81,15 +104,17 @@ class Document:
 
     @property
     def is_conversation(self) -> bool:
+        """Flag: the segments have roles."""
         return bool(self.segments) and self.segments[0].role is not None
 
     @property
     def text(self) -> str:
-        """The text alone, pieces joined by a space."""
+        """Text of all text segments, joined by spaces."""
         return " ".join(segment.text for segment in self.segments if isinstance(segment, Text))
 
     @property
     def images(self) -> tuple[Image, ...]:
+        """Image segments, in order."""
         return tuple(segment for segment in self.segments if isinstance(segment, Image))
 
     @classmethod
@@ -103,26 +128,30 @@ class Document:
         train_on: bool = True,
         role: Role | None = None,
     ) -> Document:
-        """Makes a document of `text` in which `<image>` stands for a picture to read and `<draw>` for one to draw.
+        """Build a document from `text`, in which `<image>` stands for an image to read and `<draw>` for one to draw.
+
+        `images` are PIL images, one for each of these placeholders, in order. Segments of blank text are left out.
+        `train_on` and `role` apply to all segments.
 
         Raises:
-            DocumentError: the number of slots in `text` is not the number of `images`.
+            DocumentError: the number of `images` is not that of the placeholders.
         """
-        pieces = re.split(f"({READ_SLOT}|{DRAW_SLOT})", text)
-        slots = [piece for piece in pieces if piece in (READ_SLOT, DRAW_SLOT)]
+        parts = re.split(f"({READ_SLOT}|{DRAW_SLOT})", text)
+        slots = [part for part in parts if part in (READ_SLOT, DRAW_SLOT)]
         if len(slots) != len(images):
             raise DocumentError(
-                f"{name}: {len(images)} images for {len(slots)} slots ({READ_SLOT} or {DRAW_SLOT}) in {text!r}; "
-                "give one image for each slot"
+                f"{name}: expected one image for each {READ_SLOT} and {DRAW_SLOT}, got {len(images)} for {len(slots)} "
+                f"in {text!r}"
             )
         pictures = iter(images)
         segments: list[Segment] = []
-        for piece in pieces:
-            if piece in (READ_SLOT, DRAW_SLOT):
-                segments.append(Image(next(pictures), draw=piece == DRAW_SLOT, train_on=train_on, role=role))
-            elif piece.strip():
-                segments.append(Text(piece.strip(), train_on=train_on, role=role))
+        for part in parts:
+            if part in (READ_SLOT, DRAW_SLOT):
+                segments.append(Image(next(pictures), draw=part == DRAW_SLOT, train_on=train_on, role=role))
+            elif part.strip():
+                segments.append(Text(part.strip(), train_on=train_on, role=role))
         return cls(tuple(segments), name=name)
 
     def __add__(self, other: Document) -> Document:
+        """Return a document of the segments of both, with the name of the first."""
         return Document(self.segments + other.segments, name=self.name)

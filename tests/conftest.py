@@ -1,11 +1,11 @@
-"""Settings of every test: one thread (several test processes share few cores), no network, a GPU where it is needed."""
+"""Settings of all tests: one thread per process, no network, and a GPU only for tests that need one."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, too
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for processes that tests start
 
 import pytest
 import torch
@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
 
-# Time says nothing where several processes share few cores.
+# Times are random when several processes share few cores.
 settings.register_profile("dreamkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dreamkit")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    about = "leave out the tests that FILE names, and add those that pass: a run that was stopped goes on"
+    about = "skip the tests named in FILE and add those that pass, to continue a stopped run"
     parser.addoption("--passed", type=Path, metavar="FILE", help=about)
 
 
@@ -29,13 +29,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Passed:
-    """The tests that passed before, in a file of their names."""
+    """A plug-in of pytest that keeps the names of passed tests in a file, and deselects them in the next run."""
 
     def __init__(self, file: Path, *, is_worker: bool) -> None:
         self.file = file
-        self.is_worker = (
-            is_worker  # its results are reported to the process that started it, which writes them
-        )
+        self.is_worker = is_worker  # the process that started a worker writes the worker's results
         self.before = set(file.read_text().splitlines()) if file.exists() else set()
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:

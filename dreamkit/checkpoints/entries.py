@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from dreamkit.model.adapters import is_adapter, spelled
+from dreamkit.model.adapters import is_adapter, stored_name
 from dreamkit.model.model import DreamModel
 
 
@@ -28,7 +28,7 @@ def entries(model: DreamModel) -> list[Entry]:
     entries: dict[int, Entry] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         part, _, inside = name.partition(".")
-        key = spelled(inside) or part
+        key = stored_name(inside) or part
         entry = entries.setdefault(id(tensor), Entry(part, tensor, set(), [], id(tensor) in new_rows))
         entry.names.add(name)
         entry.keys.append(key)

@@ -18,7 +18,7 @@ from dreamkit.checkpoints.components import component_sections
 from dreamkit.checkpoints.entries import Entry, entries, needs_saving
 from dreamkit.checkpoints.manifest import Manifest, adapter_file, weights_file
 from dreamkit.errors import CheckpointError, PluginError
-from dreamkit.model.adapters import in_part, is_adapter, spelled
+from dreamkit.model.adapters import is_adapter, names_in_part, stored_name
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import PARTS
@@ -170,9 +170,9 @@ def _saved_tensors(model: DreamModel, folder: Path, manifest: Manifest) -> dict[
     """Read the tensors of a checkpoint, by part and by their keys in `Entry`."""
     read = {part: _read(folder / weights_file(part)) for part in manifest.parts}
     # format 1 used the names in peft's modules for an adapter's tensors
-    saved = {part: {spelled(name): tensor for name, tensor in read[part].items()} for part in read}
+    saved = {part: {stored_name(name): tensor for name, tensor in read[part].items()} for part in read}
     for part in manifest.adapters:
-        tensors = in_part(model.parts()[part], _read(folder / adapter_file(part)))
+        tensors = names_in_part(model.parts()[part], _read(folder / adapter_file(part)))
         saved.setdefault(part, {}).update(tensors)
     return saved
 

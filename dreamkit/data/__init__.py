@@ -1,1 +1,1 @@
-"""Data sets and their mixture; a document becomes a sequence, and sequences become a batch."""
+"""Data sets and their mixture; the conversion of documents to sequences, and of sequences to batches."""

@@ -1,13 +1,14 @@
-"""Sequences become a batch: packed rows, and an index plan that says where everything goes.
+"""Batches: sequences packed into rows, with the indices at which the model fills slots and reads hidden states.
 
-B rows, T tokens of a row, N images to read, M images to draw, K query blocks (M, and one unconditional), L labels.
-Indices are into the rows laid end to end, (B * T,), so that the model gathers and scatters without a loop.
+B rows, T tokens of a row, N images to read, M images to draw, K query blocks (M, and one unconditional), L labels,
+Q dream queries, V vision tokens of an image, d the width of vision features, c x h x w latents.
+Indices count positions of all rows laid end to end, (B * T,): the model gathers and scatters without a loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence as Sequences
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import torch
@@ -23,30 +24,56 @@ if TYPE_CHECKING:
 
 @dataclass
 class Batch:
-    """What one training step takes. Every branch of the model has at least one item, if need be of weight 0.
+    """The inputs of one training step.
 
-    Images to read are pixels, or their features, computed before; images to draw are targets, or the mean and standard
-    deviation of their latents (None: there is but the mean). `latents`, `noise` and `timesteps` fix what the decoder
-    would otherwise draw for the M images.
+    Every branch of the model has at least one item: L, N and M are at least 1. A dummy item has weight 0.
+
+    Attributes:
+        input_ids_BT: token ids.
+        position_ids_BT: positions, from 0 in each document.
+        segment_ids_BT: number of the document, -1 for padding.
+        label_rows_L: indices of the positions that predict a label.
+        label_ids_L: the labels.
+        label_weight_L: weight of each label, 0 in a dummy.
+        label_document_L: number of each label's document.
+        pixels_NCHW: pixels of the images to read; None if `features_NVd` replaces them.
+        vision_rows_NV: indices of the slots of vision tokens.
+        targets_MCHW: training targets of the images to draw; None if moments of their latents replace them.
+        query_rows_KQ: indices of the slots of dream queries, the unconditional ones last.
+        slots_BT: the slots by position: -1 for a token, n V + v for a vision token, N V + q for a dream query.
+        dream_rows_MQ: indices of the dream states of each image to draw.
+        draw_weight_M: weight of each image to draw, 0 in a dummy.
+        draw_document_M: number of each image's document.
+        extras: the image decoder's extras (M, ...).
+        counts: labelled tokens and images to draw (2,), without dummies.
+        documents: names of the documents, by number.
+        condition_drop: probability that an image to draw gets the unconditional dream states.
+        unconditional_rows_Q: indices of the unconditional dream states; None without `condition_drop`.
+        features_NVd: cached vision features of the images to read.
+        latent_mean_Mchw: cached means of the latents of the images to draw.
+        latent_std_Mchw: their standard deviations; None if they are 0.
+        latents: fixed latents (M, c, h, w); None samples them.
+        noise: fixed noise (M, c, h, w); None samples it.
+        timesteps: fixed timesteps (M,); None samples them.
     """
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor
-    segment_ids_BT: Tensor  # -1 is padding
-    label_rows_L: Tensor  # the rows that predict
-    label_ids_L: Tensor  # what they predict
+    segment_ids_BT: Tensor
+    label_rows_L: Tensor
+    label_ids_L: Tensor
     label_weight_L: Tensor
     label_document_L: Tensor
     pixels_NCHW: Tensor | None
     vision_rows_NV: Tensor
     targets_MCHW: Tensor | None
     query_rows_KQ: Tensor
-    slots_BT: Tensor  # both again, by rows: -1 for a token, n V + v for a vision token, N V + q for a query
+    slots_BT: Tensor
     dream_rows_MQ: Tensor
     draw_weight_M: Tensor
     draw_document_M: Tensor
     extras: dict[str, Tensor]
-    counts: Tensor  # (2,) labelled tokens and images drawn, dummies left out
+    counts: Tensor
     documents: tuple[str, ...]
     condition_drop: float = 0.0
     unconditional_rows_Q: Tensor | None = None
@@ -58,50 +85,57 @@ class Batch:
     timesteps: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The same batch on another device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """Return the same batch on another device."""
+        return self._change_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """The same batch in page-locked memory (torch's data loader asks for it)."""
-        return self._each(Tensor.pin_memory)
+        """Return the same batch in page-locked memory; torch's data loader calls this."""
+        return self._change_tensors(Tensor.pin_memory)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """A batch of the changed tensors."""
-
-        def changed(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {name: changed(item) for name, item in value.items()}
-            return change(value) if isinstance(value, Tensor) else value
-
-        return type(self)(**{f.name: changed(getattr(self, f.name)) for f in fields(self)})
+    def _change_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
+        changed: dict[str, Any] = {"extras": {name: change(extra) for name, extra in self.extras.items()}}
+        for field in fields(self):
+            if isinstance(value := getattr(self, field.name), Tensor):
+                changed[field.name] = change(value)
+        return replace(self, **changed)
 
 
 class Moments(NamedTuple):
-    """Mean and standard deviation of the latents of images (N, c, h, w), and the extras of these images."""
+    """Cached posteriors of the latents of N images.
+
+    Attributes:
+        mean: means of the scaled latents (N, c, h, w).
+        std: standard deviations (N, c, h, w); None if they are 0.
+        extras: the decoder's extras (N, ...) of these images.
+    """
 
     mean: Tensor
     std: Tensor | None
     extras: dict[str, Tensor]
 
 
-class Computed(Protocol):
-    """What was computed of pictures before. Each comes with the name of the document it is in."""
+class ImageCache(Protocol):
+    """A cache of the outputs of frozen parts. Images are pairs of their document's name and the PIL image."""
 
     def features(self, pictures: Sequences[tuple[str, Picture]]) -> Tensor | None:
-        """Vision features (N, V, dim) of pictures to read; None: they are to be computed."""
+        """Return the vision features (N, V, d) of images to read; None if they are not cached."""
 
     def moments(self, pictures: Sequences[tuple[str, Picture]]) -> Moments | None:
-        """Of pictures to draw; None: they are to be encoded."""
+        """Return the moments of images to draw; None if they are not cached."""
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Documents -> `Batch`.
+    """A function from documents to a `Batch`.
 
-    `read` and `draw` are the `preprocess` methods of the vision encoder and the image decoder. `packing` lets several
-    documents share a row (None: where the language model's spec says that it keeps them apart). `condition_drop` is the
-    probability with which an image is drawn from no prompt (classifier-free guidance, arXiv 2207.12598). What is in
-    `computed` is taken from there.
+    Attributes:
+        sequencer: turns documents into sequences.
+        read: `preprocess` of the vision encoder.
+        draw: `preprocess` of the image decoder.
+        packing: let several documents share a row; None if the language model's spec allows it.
+        condition_drop: probability of training an image unconditionally, for classifier-free guidance
+            (arXiv 2207.12598, section 3.2).
+        cache: cached outputs of frozen parts, which replace pixels and targets.
     """
 
     sequencer: Sequencer
@@ -109,13 +143,18 @@ class Collator:
     draw: Callable[[Sequences[Picture]], tuple[Tensor, dict[str, Tensor]]]
     packing: bool | None = None
     condition_drop: float = 0.0
-    computed: Computed | None = None
+    cache: ImageCache | None = None
 
     def __call__(self, documents: Sequences[Document]) -> Batch:
+        """Return the batch of `documents`.
+
+        Raises:
+            DocumentError: a document is too long or has nothing to train on.
+        """
         return self.collate([self.sequencer.sequence(document) for document in documents])
 
     def collate(self, sequences: Sequences[Sequence]) -> Batch:
-        """The batch of `sequences`, completed by a dummy where a branch of the model would be without work."""
+        """Return the batch of `sequences`, with a dummy if no sequence has a label, or an image to read or to draw."""
         sequences = list(sequences)
         no_read = not any(sequence.reads for sequence in sequences)
         no_draw = not any(sequence.draws for sequence in sequences)
@@ -158,7 +197,7 @@ class Collator:
             for at, picture in s.draws
         ]
         label_rows, label_ids, label_weights, label_documents = zip(*labels, strict=True)
-        draw_rows, drawn, draw_weights, draw_documents = zip(*draws, strict=True)
+        draw_rows, draw_images, draw_weights, draw_documents = zip(*draws, strict=True)
         slots = torch.arange(self.sequencer.dream_queries)
         dream_rows = torch.tensor(draw_rows)[:, None] + slots
         unconditional_rows = None
@@ -170,9 +209,9 @@ class Collator:
         vision_rows = torch.tensor([at for at, _ in reads])[:, None] + torch.arange(
             self.sequencer.vision_tokens
         )
-        filled = torch.full_like(input_ids, -1)
-        filled[vision_rows] = torch.arange(vision_rows.numel()).view_as(vision_rows)
-        filled[query_rows] = vision_rows.numel() + slots
+        slots_by_row = torch.full_like(input_ids, -1)
+        slots_by_row[vision_rows] = torch.arange(vision_rows.numel()).view_as(vision_rows)
+        slots_by_row[query_rows] = vision_rows.numel() + slots
         return Batch(
             input_ids_BT=input_ids.view(len(rows), width),
             position_ids_BT=position_ids.view(len(rows), width),
@@ -183,7 +222,7 @@ class Collator:
             label_document_L=torch.tensor(label_documents),
             vision_rows_NV=vision_rows,
             query_rows_KQ=query_rows,
-            slots_BT=filled.view(len(rows), width),
+            slots_BT=slots_by_row.view(len(rows), width),
             dream_rows_MQ=dream_rows,
             draw_weight_M=torch.tensor(draw_weights),
             draw_document_M=torch.tensor(draw_documents),
@@ -191,28 +230,28 @@ class Collator:
             documents=tuple(sequence.name for sequence in sequences),
             condition_drop=self.condition_drop,
             unconditional_rows_Q=unconditional_rows,
-            **self._to_read([picture for _, picture in reads]),
-            **self._to_draw(drawn),
+            **self._read_fields([picture for _, picture in reads]),
+            **self._draw_fields(draw_images),
         )
 
-    def _to_read(self, named: Sequences[tuple[str, Picture]]) -> dict[str, Any]:
-        """The fields of a batch for these pictures to read."""
-        features = None if self.computed is None else self.computed.features(named)
+    def _read_fields(self, named: Sequences[tuple[str, Picture]]) -> dict[str, Any]:
+        """Return the fields of a batch for images to read."""
+        features = None if self.cache is None else self.cache.features(named)
         pixels = self.read([picture for _, picture in named]) if features is None else None
         return {"pixels_NCHW": pixels, "features_NVd": features}
 
-    def _to_draw(self, named: Sequences[tuple[str, Picture]]) -> dict[str, Any]:
-        """The fields of a batch for these pictures to draw."""
-        found = None if self.computed is None else self.computed.moments(named)
-        if found is None:
+    def _draw_fields(self, named: Sequences[tuple[str, Picture]]) -> dict[str, Any]:
+        """Return the fields of a batch for images to draw."""
+        moments = None if self.cache is None else self.cache.moments(named)
+        if moments is None:
             targets, extras = self.draw([picture for _, picture in named])
             return {"targets_MCHW": targets, "extras": extras}
-        moments = {"latent_mean_Mchw": found.mean, "latent_std_Mchw": found.std}
-        return {"targets_MCHW": None, "extras": found.extras, **moments}
+        mean, std, extras = moments
+        return {"targets_MCHW": None, "extras": extras, "latent_mean_Mchw": mean, "latent_std_Mchw": std}
 
 
 def _pack(lengths: Sequences[int], row_length: int) -> list[list[int]]:
-    """Puts each length into the first row with room for it, or into a row of its own."""
+    """Put each length into the first row with room for it, or into a new row; return the indices in each row."""
     rows: list[list[int]] = []
     free: list[int] = []
     for index, length in enumerate(lengths):

@@ -1,4 +1,4 @@
-"""Conversations about images, in the JSON format of LLaVA."""
+"""A data set of conversations with images, in the JSON format of LLaVA (arXiv 2304.08485)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamkit.data.dataset import Dataset
-from dreamkit.data.records import Records, open_picture, wrong_text, wrong_texts
+from dreamkit.data.records import Records, open_picture, paths_problem, text_problem
 from dreamkit.document import DRAW_SLOT, READ_SLOT, Document, Role
 from dreamkit.errors import did_you_mean
 
@@ -25,10 +25,13 @@ ROLES: Mapping[str, Role] = {
 
 @dataclass(frozen=True)
 class ConversationsConfig:
-    """`path`: a JSON array, or JSON Lines, of `{"image": path, "conversations": [{"from": "human", "value": ...}]}`.
+    """The recipe section of `conversations`.
 
-    `image` is a path or a list of them, one for each `<image>` in the turns, in order. The model reads what a human
-    shows and learns to draw what `gpt` shows. Image paths are relative to `images`, or to the folder of the file.
+    Attributes:
+        path: JSON array or JSON Lines file of `{"image": path, "conversations": [{"from": "human", "value": ...}]}`.
+            `image` is a path or a list of paths, one for each `<image>` in the turns, in order. The model reads the
+            images of `human` turns, and is trained to draw those of `gpt` turns.
+        images: folder of relative image paths; None is the folder of the file.
     """
 
     path: Path
@@ -36,13 +39,13 @@ class ConversationsConfig:
 
 
 class Conversations(Dataset):
-    """One document a conversation."""
+    """A data set with one document per conversation."""
 
     Config = ConversationsConfig
 
     def __init__(self, config: ConversationsConfig) -> None:
         self.folder = config.images or config.path.parent
-        self.records = Records(config.path, _wrong)
+        self.records = Records(config.path, _problem)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -52,11 +55,11 @@ class Conversations(Dataset):
         paths = iter(_images(record))
         turns = []
         for turn in record["conversations"]:
-            role, said = ROLES[turn["from"]], turn["value"]
-            pictures = [open_picture(self.folder / next(paths), where) for _ in range(said.count(READ_SLOT))]
+            role, text = ROLES[turn["from"]], turn["value"]
+            pictures = [open_picture(self.folder / next(paths), where) for _ in range(text.count(READ_SLOT))]
             if role == "assistant":
-                said = said.replace(READ_SLOT, DRAW_SLOT)
-            turns.append(Document.interleave(said, pictures, name=where, role=role))
+                text = text.replace(READ_SLOT, DRAW_SLOT)
+            turns.append(Document.interleave(text, pictures, name=where, role=role))
         return reduce(add, turns)
 
 
@@ -65,28 +68,30 @@ def _images(record: Mapping[str, Any]) -> list[str]:
     return [images] if isinstance(images, str) else list(images)
 
 
-def _wrong(record: Mapping[str, Any]) -> str | None:
-    turns = record.get("conversations")
+def _problem(record: Mapping[str, Any]) -> str | None:
+    if "conversations" not in record:
+        return f"missing 'conversations': expected a list of turns; keys of the record: {', '.join(record) or 'none'}"
+    turns = record["conversations"]
     if not isinstance(turns, list) or not turns:
-        return f"'conversations' is {turns!r}, but a list of turns is wanted (its keys: {', '.join(record) or 'none'})"
+        return f"conversations: expected a list of turns, got {turns!r}"
     for number, turn in enumerate(turns):
         if not isinstance(turn, dict):
-            return f'turn {number} is {turn!r}, but {{"from": ..., "value": ...}} is wanted'
+            return f'turn {number}: expected {{"from": ..., "value": ...}}, got {turn!r}'
         if turn.get("from") not in ROLES:
-            return f"turn {number} is from {turn.get('from')!r}; {did_you_mean(turn.get('from'), ROLES)}"
-        wrong = wrong_text(turn, "value")
-        if wrong is not None:
-            return f"turn {number}: {wrong}"
+            role = turn.get("from")
+            return f"turn {number}: from: expected one of {', '.join(ROLES)}, got {role!r}; {did_you_mean(role, ROLES)}"
+        if problem := text_problem(turn, "value"):
+            return f"turn {number}: {problem}"
         if DRAW_SLOT in turn["value"]:
             return (
-                f"turn {number} holds {DRAW_SLOT}, which stands for no image here; write {READ_SLOT} (in a turn of "
-                "'gpt' the model learns to draw it), or spell it otherwise where it is only text"
+                f"turn {number}: {DRAW_SLOT} is not supported here; write {READ_SLOT}, which in a turn of 'gpt' is an "
+                "image to draw, or another spelling if it is only text"
             )
     if not any(ROLES[turn["from"]] == "assistant" for turn in turns):
-        return "no turn is from 'gpt', so there is nothing to learn"
-    wrong = None if isinstance(record.get("image"), str) else wrong_texts(record, "image")
-    if wrong is None:
-        slots = sum(turn["value"].count(READ_SLOT) for turn in turns)
-        if slots != len(_images(record)):
-            return f"{len(_images(record))} images for {slots} slots ({READ_SLOT}) in the turns; give one for each"
-    return wrong
+        return "no turn to train on: expected at least one turn from 'gpt'"
+    problem = None if isinstance(record.get("image"), str) else paths_problem(record, "image")
+    if problem is None:
+        slots, images = sum(turn["value"].count(READ_SLOT) for turn in turns), len(_images(record))
+        if slots != images:
+            return f"expected one image for each {READ_SLOT} in the turns, got {images} for {slots}"
+    return problem

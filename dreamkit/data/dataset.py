@@ -1,4 +1,4 @@
-"""The interface of a data set, which is found by name in a recipe's `data`."""
+"""The interface of a data set, which a recipe names under `data`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,30 @@ from dreamkit.document import Document
 
 
 class Dataset(ABC):
-    """Documents by number. Made from its recipe section: `Dataset(Config(...))`; must be cheap to make."""
+    """Documents by number, built from a recipe section: `Dataset(Config(...))`.
+
+    Attributes:
+        Config: frozen dataclass of the recipe section.
+    """
 
     Config: ClassVar[type]
 
     @abstractmethod
-    def __init__(self, config: Any) -> None: ...
+    def __init__(self, config: Any) -> None:
+        """Check the data that `config` names. This must be fast: `dreamkit check` also builds the data set.
+
+        Raises:
+            DocumentError: missing files or invalid documents, with file and line.
+        """
 
     @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Return the number of documents."""
 
     @abstractmethod
     def __getitem__(self, index: int) -> Document:
-        """Document `index` of `len(self)`; the same every time."""
+        """Return document `index`, from 0; the same in each call.
+
+        Raises:
+            DocumentError: the document or one of its images cannot be read.
+        """

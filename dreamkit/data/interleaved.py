@@ -1,4 +1,4 @@
-"""Documents in which text and images alternate."""
+"""A data set of documents in which text and images alternate."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from dreamkit.data.dataset import Dataset
-from dreamkit.data.records import Records, open_picture, wrong_text, wrong_texts
+from dreamkit.data.records import Records, open_picture, paths_problem, text_problem
 from dreamkit.document import DRAW_SLOT, READ_SLOT, Document
 
 
 @dataclass(frozen=True)
 class InterleavedConfig:
-    """`path`: JSON Lines, each `{"text": "... <image> ...", "images": [paths]}`, an image path for each `<image>`.
+    """The recipe section of `interleaved`.
 
-    With `draw` the model learns to draw the images where they stand, and reads them back; without, it only reads them.
-    `<draw>` in a text asks for drawing either way. Image paths are relative to `images`, or to the folder of the file.
+    Attributes:
+        path: JSON Lines file. Each line is `{"text": "... <image> ...", "images": [paths]}`, with a path for each
+            `<image>`.
+        draw: train the model to draw the images, which it then reads back. Otherwise it reads them, and draws only the
+            images of `<draw>` in a text.
+        images: folder of relative image paths; None is the folder of the file.
     """
 
     path: Path
@@ -26,14 +30,14 @@ class InterleavedConfig:
 
 
 class Interleaved(Dataset):
-    """One document a line."""
+    """A data set with one document per line."""
 
     Config = InterleavedConfig
 
     def __init__(self, config: InterleavedConfig) -> None:
         self.config = config
         self.folder = config.images or config.path.parent
-        self.records = Records(config.path, _wrong)
+        self.records = Records(config.path, _problem)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -45,11 +49,11 @@ class Interleaved(Dataset):
         return Document.interleave(text, pictures, name=where)
 
 
-def _wrong(record: Mapping[str, Any]) -> str | None:
-    wrong = wrong_text(record, "text") or wrong_texts(record, "images")
-    if wrong is None:
+def _problem(record: Mapping[str, Any]) -> str | None:
+    problem = text_problem(record, "text") or paths_problem(record, "images")
+    if problem is None:
         slots = sum(record["text"].count(slot) for slot in (READ_SLOT, DRAW_SLOT))
         images = len(record.get("images", []))
         if slots != images:
-            wrong = f"{images} images for {slots} slots ({READ_SLOT} or {DRAW_SLOT}); give one image for each slot"
-    return wrong
+            return f"expected one image for each {READ_SLOT} and {DRAW_SLOT}, got {images} for {slots}"
+    return problem

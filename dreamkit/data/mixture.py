@@ -1,4 +1,4 @@
-"""Several data sets as one endless stream of documents that can be entered anywhere."""
+"""A mixture of data sets, with random access to its documents."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from dreamkit.errors import TrainingError
 
 
 class Mixture(TorchDataset[Document]):
-    """`length` documents, each from a data set chosen in proportion to its weight.
+    """A mixture of `length` documents, each from a data set sampled in proportion to its weight.
 
-    Document i depends on `seed` and i alone, so that a run resumes anywhere, and processes can share it. Each data set
-    is gone through completely, in a new order every time, before a document of it comes again.
+    Document i depends on `seed` and i alone: a run can resume at any document, and processes can share the mixture.
+    A data set repeats no document before all of its documents have been used; then it starts in a new order.
 
     Raises:
-        TrainingError: no data set, an empty one, or a weight that is not positive.
+        TrainingError: no data set, an empty one, or a weight that is not positive and finite.
     """
 
     def __init__(self, datasets: Sequence[Dataset], weights: Sequence[float], length: int, seed: int) -> None:
         if not datasets:
-            raise TrainingError("no data to train on; name at least one data set under data")
+            raise TrainingError("no training data: name at least one data set under data")
         for number, (dataset, weight) in enumerate(zip(datasets, weights, strict=True)):
             where = f"data.{number} ({type(dataset).__name__})"
             if len(dataset) == 0:
-                raise TrainingError(f"{where} holds no documents; check its path, or leave it out")
+                raise TrainingError(f"{where}: no documents; check its path or remove it")
             if not 0 < weight < float("inf"):
                 raise TrainingError(
-                    f"{where} has weight {weight}, but a weight is a positive number; or leave it out"
+                    f"{where}: expected a positive, finite weight, got {weight}; change it or remove the data set"
                 )
         self.datasets = list(datasets)
         self.seed = seed
@@ -40,7 +40,9 @@ class Mixture(TorchDataset[Document]):
         self.choices = torch.searchsorted(shares, uniform * shares[-1], right=True).clamp(
             max=len(datasets) - 1
         )
-        self.turns = torch.zeros(length, dtype=torch.int64)  # how often the same data set came before
+        self.turns = torch.zeros(
+            length, dtype=torch.int64
+        )  # how many earlier documents are of the same data set
         for number in range(len(datasets)):
             chosen = self.choices == number
             self.turns[chosen] = torch.arange(int(chosen.sum()))
@@ -60,7 +62,7 @@ class Mixture(TorchDataset[Document]):
 
 
 def _generator(seed: int, *stream: int) -> torch.Generator:
-    """An independent generator for each stream of a seed."""
+    """Return a generator of its own for each stream of a seed."""
     mixed = seed
     for number in stream:
         mixed = (mixed * 1_000_003 + number + 1) % 2**63

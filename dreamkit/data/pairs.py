@@ -1,4 +1,4 @@
-"""Images with captions, to learn drawing or reading from."""
+"""A data set of images with captions, to draw or to read."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from typing import Any, Literal
 from PIL import Image as PIL
 
 from dreamkit.data.dataset import Dataset
-from dreamkit.data.records import Records, open_picture, wrong_text
+from dreamkit.data.records import Records, open_picture, text_problem
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import DocumentError
 
 
 @dataclass(frozen=True)
 class PairsConfig:
-    """`path`: JSON Lines with an image path and a caption a line, or a folder of images, each beside a `.txt` file.
+    """The recipe section of `pairs`.
 
-    `direction`: `draw` the image from its caption, or `read` the image and write the caption. Image paths are relative
-    to `images`, or else to the folder of the file. `image` and `caption` are the keys of a line.
+    Attributes:
+        path: JSON Lines file with an image path and a caption in each line, or a folder of images. In a folder, each
+            image has its caption in a `.txt` file of the same name.
+        direction: `draw` the image from its caption, or `read` the image and write the caption.
+        images: folder of relative image paths; None is the folder of the file.
+        image: key of the image path in a line.
+        caption: key of the caption in a line.
     """
 
     path: Path
@@ -31,14 +36,14 @@ class PairsConfig:
 
 
 class Pairs(Dataset):
-    """One document a pair."""
+    """A data set with one document per pair."""
 
     Config = PairsConfig
 
     def __init__(self, config: PairsConfig) -> None:
         self.config = config
         self.folder = config.images or config.path.parent
-        self.pairs = _folder(config.path) if config.path.is_dir() else Records(config.path, self._wrong)
+        self.pairs = _folder(config.path) if config.path.is_dir() else Records(config.path, self._problem)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -52,16 +57,20 @@ class Pairs(Dataset):
             where, caption = str(path), _caption(path.with_suffix(".txt"))
         picture, text = open_picture(path, where), Text(caption.strip())
         if self.config.direction == "draw":
-            # Nothing comes after the image, so reading it back would teach nothing.
+            # Nothing follows the image, so reading it back would train nothing.
             return Document((text, Image(picture, draw=True, read=False)), name=where)
         return Document((Image(picture), text), name=where)
 
-    def _wrong(self, record: Mapping[str, Any]) -> str | None:
-        return wrong_text(record, self.config.image) or wrong_text(record, self.config.caption)
+    def _problem(self, record: Mapping[str, Any]) -> str | None:
+        return text_problem(record, self.config.image) or text_problem(record, self.config.caption)
 
 
 def _folder(folder: Path) -> list[Path]:
-    """The images of a folder and of those below it, each of which must have a caption beside it, and the reverse."""
+    """Return the images in a folder and its subfolders.
+
+    Raises:
+        DocumentError: no images, an image without a caption, or a caption without an image.
+    """
     suffixes = PIL.registered_extensions()
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     images = [path for path in files if path.suffix.lower() in suffixes]
@@ -70,23 +79,24 @@ def _folder(folder: Path) -> list[Path]:
     for path, stem in zip(images, stems, strict=True):
         if path.with_suffix(".txt") not in captions:
             raise DocumentError(
-                f"{path}: no caption {stem.name}.txt is beside it; write one, or remove the image"
+                f"{path}: missing caption {stem.name}.txt in the same folder: write it or remove the image"
             )
-    lonely = sorted(captions - {stem.with_suffix(".txt") for stem in stems})
-    if lonely:
+    without_image = sorted(captions - {stem.with_suffix(".txt") for stem in stems})
+    if without_image:
         raise DocumentError(
-            f"{lonely[0]}: there is no image of this name beside it; add it, or remove the caption"
+            f"{without_image[0]}: missing image of this name in the same folder: add it or remove the caption"
         )
     if not images:
-        raise DocumentError(f"{folder}: holds no images; correct the path of the data set")
+        raise DocumentError(f"{folder}: no images; correct the path of the data set")
     return images
 
 
 def _caption(path: Path) -> str:
+    """Read the caption in a file."""
     try:
         caption = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise DocumentError(f"{path}: cannot be read: {error}") from error
+        raise DocumentError(f"{path}: cannot read the caption: {error}") from error
     if not caption:
-        raise DocumentError(f"{path}: the caption is empty; write one, or remove the pair")
+        raise DocumentError(f"{path}: empty caption; write one or remove the pair")
     return caption

@@ -1,4 +1,4 @@
-"""Records of a JSON or JSON Lines file, and the pictures they name; whatever is wrong is said with file and line."""
+"""Records of a JSON or JSON Lines file, and the images that they name; errors name file and line."""
 
 from __future__ import annotations
 
@@ -15,38 +15,37 @@ from dreamkit.errors import DocumentError
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-Check = Callable[[Mapping[str, Any]], str | None]
+Check = Callable[[Mapping[str, Any]], str | None]  # returns what is wrong with a record, or None
 
 
 class Records:
-    """The objects of a `.json` file (one array) or of any other (one object a line; blank lines are allowed).
+    """The objects of a `.json` file (one array) or of another file (one object per line; blank lines are skipped).
 
-    Every record is read and checked once, at the start; a file of lines is not kept in memory. `check` says what is
-    wrong with a record, or None.
+    Every record is read and checked at the start. A file of lines does not stay in memory.
 
     Raises:
-        DocumentError: no such file, bad JSON, no records, or a record that `check` refuses.
+        DocumentError: missing file, invalid JSON, no records, or a record for which `check` returns a problem.
     """
 
     def __init__(self, path: Path, check: Check) -> None:
         self.path = path
         self._lines = array("Q")  # the line of each record
-        self._offsets = array("Q")  # where it begins, in bytes, in a file of lines
+        self._offsets = array("Q")  # its offset in bytes, in a file of lines
         self._array: list[dict[str, Any]] | None = None
         if not path.is_file():
-            raise DocumentError(f"{path}: there is no such file; correct the path of the data set")
+            raise DocumentError(f"{path}: no such file; correct the path of the data set")
         if path.suffix == ".json":
             self._read_array(check)
         else:
             self._read_lines(check)
         if not self._lines:
-            raise DocumentError(f"{path}: holds no records")
+            raise DocumentError(f"{path}: no records; add some or correct the path of the data set")
 
     def __len__(self) -> int:
         return len(self._lines)
 
     def __getitem__(self, index: int) -> tuple[str, dict[str, Any]]:
-        """Where record `index` is (`file:line`), and the record."""
+        """Return the place `file:line` of record `index`, and the record."""
         where = f"{self.path}:{self._lines[index]}"
         if self._array is not None:
             return where, self._array[index]
@@ -62,7 +61,7 @@ class Records:
                     try:
                         record = json.loads(line)
                     except ValueError as error:
-                        raise DocumentError(f"{self.path}:{number}: not JSON: {error}") from error
+                        raise DocumentError(f"{self.path}:{number}: invalid JSON: {error}") from error
                     self._accept(number, record, check)
                     self._offsets.append(offset)
                 offset += len(line)
@@ -72,14 +71,12 @@ class Records:
             text = self.path.read_text(encoding="utf-8")
             records = json.loads(text)
         except json.JSONDecodeError as error:
-            raise DocumentError(f"{self.path}:{error.lineno}: not JSON: {error.msg}") from error
+            raise DocumentError(f"{self.path}:{error.lineno}: invalid JSON: {error.msg}") from error
         except UnicodeDecodeError as error:
-            raise DocumentError(f"{self.path}: not UTF-8: {error}") from error
+            raise DocumentError(f"{self.path}: invalid UTF-8: {error}") from error
         if not isinstance(records, list):
-            raise DocumentError(
-                f"{self.path}:1: {type(records).__name__} found, but an array of records is wanted"
-            )
-        # Walks over the array once more, item by item, only to learn on which line each begins.
+            raise DocumentError(f"{self.path}:1: expected a list of records, got {type(records).__name__}")
+        # Scans the array again, item by item, for the line of each record.
         scan = json.JSONDecoder().raw_decode
         position, line, counted = text.index("[") + 1, 1, 0
         for record in records:
@@ -93,48 +90,47 @@ class Records:
 
     def _accept(self, line: int, record: Any, check: Check) -> None:
         if not isinstance(record, dict):
-            raise DocumentError(
-                f"{self.path}:{line}: {type(record).__name__} found, but a record {{...}} is wanted"
-            )
-        wrong = check(record)
-        if wrong is not None:
-            raise DocumentError(f"{self.path}:{line}: {wrong}")
+            raise DocumentError(f"{self.path}:{line}: expected a record {{...}}, got {type(record).__name__}")
+        problem = check(record)
+        if problem is not None:
+            raise DocumentError(f"{self.path}:{line}: {problem}")
         self._lines.append(line)
 
 
-def wrong_text(record: Mapping[str, Any], key: str) -> str | None:
-    """What is wrong with a record's text under `key`, or None."""
-    value = record.get(key)
+def text_problem(record: Mapping[str, Any], key: str) -> str | None:
+    """Return why `record[key]` is not a non-blank string, or None."""
+    if key not in record:
+        return f"missing '{key}': expected a string; keys of the record: {', '.join(record) or 'none'}"
+    value = record[key]
     if isinstance(value, str) and value.strip():
         return None
-    found = "is missing" if key not in record else f"is {value!r}"
-    return f"'{key}' {found}, but text is wanted (its keys: {', '.join(record) or 'none'})"
+    return f"{key}: expected a non-blank string, got {value!r}"
 
 
-def wrong_texts(record: Mapping[str, Any], key: str) -> str | None:
-    """What is wrong with a record's list of texts under `key`, or None; no list at all is an empty one."""
+def paths_problem(record: Mapping[str, Any], key: str) -> str | None:
+    """Return why `record[key]` is not a list of paths, or None; a missing list is an empty one."""
     value = record.get(key, [])
     if isinstance(value, list) and all(isinstance(item, str) and item for item in value):
         return None
-    return f"'{key}' is {value!r}, but a list of paths is wanted"
+    return f"{key}: expected a list of paths, got {value!r}"
 
 
 def open_picture(path: Path, where: str) -> Picture:
-    """The picture in a file, read completely.
+    """Read the image of a file completely, as a PIL image.
 
     Raises:
-        DocumentError: it is missing, or cannot be read; `where` says who names it.
+        DocumentError: the file is missing or cannot be read; the message starts with `where`, the place that names it.
     """
     try:
         with PIL.open(path) as picture:
             picture.load()
             return picture
     except FileNotFoundError as error:
-        raise DocumentError(f"{where}: there is no image {path}") from error
+        raise DocumentError(f"{where}: no such image: {path}") from error
     except (
         OSError,
         ValueError,
         SyntaxError,
         PIL.DecompressionBombError,
-    ) as error:  # how Pillow says it is damaged
-        raise DocumentError(f"{where}: the image {path} cannot be read: {error}") from error
+    ) as error:  # Pillow's errors of bad files
+        raise DocumentError(f"{where}: cannot read the image {path}: {error}") from error

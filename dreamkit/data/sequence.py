@@ -1,9 +1,9 @@
-"""A document becomes token ids, labels and slots: the published layout.
+"""Sequences: the token ids, labels and slots of a document, in the published layout (arXiv 2309.11499).
 
     <s> text <dream_start> Q x patch <dream_end> <im_start> V x patch <im_end> text </s>
 
-The Q patch embeddings give way to the dream queries, the V ones to projected vision tokens. `<dream_start>` is learned:
-it is how the model decides to draw.
+Dream queries replace the Q patch embeddings, projected vision tokens the V ones. `<dream_start>` has a label: with this
+token the model starts an image.
 """
 
 from __future__ import annotations
@@ -24,15 +24,20 @@ if TYPE_CHECKING:
 
     from dreamkit.parts.language import LanguageModel
 
-IGNORED = -100  # the label that carries no loss, as in torch's cross entropy
+IGNORED = -100  # the label without a loss, as in torch's cross entropy
 
 
 @dataclass
 class Sequence:
-    """Token ids, labels (`IGNORED` where nothing is learned), and where the slots of which pictures begin.
+    """The tokens of a document.
 
-    `reads` and `draws` pair the index of the first patch with the picture for it. `weight` 0 makes it a dummy, whose
-    losses count for nothing.
+    Attributes:
+        name: name of the document.
+        ids: token ids.
+        labels: label of each token, `IGNORED` for none.
+        reads: images to read, each with the index of its first patch token.
+        draws: images to draw, each with the index of its first patch token.
+        weight: weight of the losses; 0 in a dummy.
     """
 
     name: str
@@ -46,17 +51,27 @@ class Sequence:
         return len(self.ids)
 
     def append(self, ids: list[int], train_on: bool) -> None:
+        """Append tokens, with labels if `train_on`."""
         self.ids += ids
         self.labels += ids if train_on else [IGNORED] * len(ids)
 
     @property
     def targets(self) -> int:
-        """Labels that a preceding token can be asked for: the first one never counts."""
+        """Number of labels that a preceding token predicts: the first token's label does not count."""
         return sum(label != IGNORED for label in self.labels[1:])
 
 
 class Sequencer:
-    """Turns documents into sequences for one language model, vocabulary, and number of slots an image."""
+    """A converter of documents to sequences.
+
+    Args:
+        language_model: part with tokenizer and chat template.
+        token_ids: ids of the special tokens by their names.
+        special_tokens: names of the tokens around images.
+        vision_tokens: number V of slots of an image to read.
+        dream_queries: number Q of slots of an image to draw.
+        max_length: greatest number of tokens of a sequence; None is that of the language model.
+    """
 
     def __init__(
         self,
@@ -81,44 +96,48 @@ class Sequencer:
         self.image_end = ids["image_end"]
 
     def sequence(self, document: Document) -> Sequence:
-        """The sequence a model is trained on.
+        """Return the training sequence of a document.
 
         Raises:
-            DocumentError: nothing in it is learned, or it is longer than `max_length`.
+            DocumentError: it has nothing to train on, or is longer than `max_length`.
         """
         sequence = self._begin(document)
         if not document.is_conversation and document.segments:
             sequence.append([self.language_model.spec.eos_ids[0]], train_on=document.segments[-1].train_on)
         if not sequence.targets and not sequence.draws:
             raise DocumentError(
-                f"{document.name}: nothing to learn: all {len(sequence)} labels are masked and no image is drawn; "
-                "mark a text with train_on=True, give the assistant a turn, or draw an image"
+                f"{document.name}: nothing to train on: {len(sequence)} tokens without a label and no image to draw; "
+                "set train_on=True in a text, or add a turn of the assistant or an image to draw"
             )
-        return self._checked(sequence, "shorten it or raise train.max_length")
+        return self._check_length(sequence, "shorten it or raise train.max_length")
 
     def prompt(self, document: Document) -> Sequence:
-        """The sequence a model goes on from: no end token, and in a conversation the assistant's turn left open."""
-        return self._checked(self._after_something(self._begin(document, prompt=True)), "shorten it")
+        """Return the sequence that generation continues: without an end token, or with an open turn of the assistant.
+
+        Raises:
+            DocumentError: it is longer than `max_length`.
+        """
+        return self._check_length(self._with_start(self._begin(document, prompt=True)), "shorten it")
 
     def unconditional(self) -> Sequence:
-        """What classifier-free guidance draws from without a prompt: the dream queries after an empty text."""
-        sequence = self._after_something(self._empty("unconditional", weight=0.0))
+        """Return the sequence of an image without a prompt, for classifier-free guidance."""
+        sequence = self._with_start(self._empty("unconditional", weight=0.0))
         self._draw(sequence, None, train_on=False)
         return sequence
 
     def dummy(self, *, read: bool, draw: bool) -> Sequence:
-        """A sequence of no weight with a label, and an image to read or draw where asked for."""
+        """Return a sequence of weight 0 with a label, and with an image to read or draw if these are true."""
         sequence = self._empty("dummy", weight=0.0)
         blank = blank_picture()
         if read:
             self._read(sequence, blank)
         if draw:
             self._draw(sequence, blank, train_on=False)
-        self._after_something(sequence).append([self.language_model.spec.eos_ids[0]], train_on=True)
+        self._with_start(sequence).append([self.language_model.spec.eos_ids[0]], train_on=True)
         return sequence
 
-    def _after_something(self, sequence: Sequence) -> Sequence:
-        """What a first token can follow: where there is no bos token, the end of another text."""
+    def _with_start(self, sequence: Sequence) -> Sequence:
+        """Start an empty `sequence` (no bos) with an unlabelled eos for its first token to follow."""
         if not sequence.ids:
             sequence.append([self.language_model.spec.eos_ids[0]], train_on=False)
         return sequence
@@ -154,7 +173,7 @@ class Sequencer:
         sequence.append([*self.read_slots, self.image_end], train_on=False)
 
     def _templated(self, document: Document, prompt: bool) -> Iterator[Segment]:
-        """The segments of a document, with the chat template's words around a conversation's turns."""
+        """Yield the segments of a document, with the text of the chat template around a conversation's turns."""
         if not document.is_conversation:
             yield from document
             return
@@ -172,27 +191,27 @@ class Sequencer:
                 )
             else:
                 yield from _turn(
-                    chat.user if role == "user" else chat.system, [_unlearned(s) for s in segments]
+                    chat.user if role == "user" else chat.system, [_without_training(s) for s in segments]
                 )
         if prompt and turns[-1][0] != "assistant":
             yield from _turn(chat.assistant, [], is_open=True)
 
-    def _checked(self, sequence: Sequence, remedy: str) -> Sequence:
+    def _check_length(self, sequence: Sequence, fix: str) -> Sequence:
         if len(sequence) > self.max_length:
             raise DocumentError(
-                f"{sequence.name}: {len(sequence)} tokens, but a row holds {self.max_length}; {remedy} "
-                f"(an image read takes {self.vision_tokens + 2} tokens, one drawn {self.dream_queries + 2})"
+                f"{sequence.name}: expected at most {self.max_length} tokens, got {len(sequence)}; {fix} "
+                f"(an image to read takes {self.vision_tokens + 2} tokens, one to draw {self.dream_queries + 2})"
             )
         return sequence
 
 
 def blank_picture() -> Picture:
-    """What stands in where no picture is to be read or drawn."""
+    """Return the blank PIL image of a dummy."""
     return PIL.new("RGB", (16, 16))
 
 
 class _TemplateText(Text):
-    """Text of a chat template, in which special tokens are parsed; nobody's words are."""
+    """A text of the chat template: special tokens are parsed in it, and in no other text."""
 
 
 def _turn(
@@ -206,7 +225,7 @@ def _turn(
         yield _TemplateText(after, train_on=train_on_end)
 
 
-def _unlearned(segment: Segment) -> Segment:
+def _without_training(segment: Segment) -> Segment:
     if isinstance(segment, Text):
         return Text(segment.text, train_on=False, role=segment.role)
     return Image(segment.picture, segment.read, segment.draw, train_on=False, role=segment.role)

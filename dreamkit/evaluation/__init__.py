@@ -1,1 +1,1 @@
-"""Tasks, which measure a model."""
+"""Tasks, which evaluate a model."""

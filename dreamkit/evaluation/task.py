@@ -9,12 +9,12 @@ from typing import Any
 
 
 class Task(ABC):
-    """A measurement that `dreamkit` runs by name, such as `digits-demo`."""
+    """An evaluation that `dreamkit` runs by name, such as `digits-demo`."""
 
     @abstractmethod
     def run(self, out: Path, *, seed: int = 0) -> Mapping[str, Any]:
-        """Runs in the folder `out`, writes its files there, and returns its figures.
+        """Run the task with files in the folder `out`; return its results by name, such as accuracies in [0, 1].
 
         Raises:
-            TrainingError: a figure the task promises was missed.
+            TrainingError: a result is below the task's target.
         """

@@ -1,1 +1,1 @@
-"""The model: four parts composed, its losses, its adapters, and the documents it writes."""
+"""The model: four parts composed, its losses, its adapters, and its generation of documents."""

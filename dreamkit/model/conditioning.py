@@ -1,41 +1,39 @@
-"""What a decoder draws from, out of the language model's hidden states: by one operator where the parts allow it.
+"""The condition of images from the language model's hidden states, by one fused operator.
 
 R rows of hidden states, N images, Q dream queries; other shape suffixes are those of `dreamkit.parts`.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from dreamkit.kernels.query_projection import Layer, query_projection
-from dreamkit.parts.language import LanguageModel
 from dreamkit.parts.projector import Projector
 from dreamkit.parts.specs import Condition
 
+if TYPE_CHECKING:
+    from dreamkit.model.model import DreamModel
+
 
 def fused_condition(
-    language_model: LanguageModel,
-    condition_projector: Projector,
-    pooled_projector: Projector | None,
-    hidden_RD: Tensor,
-    base_N: Tensor,
-    drop_N: Tensor | None,
-    unconditional: Tensor | None,
-    queries: int,
+    model: DreamModel, hidden_RD: Tensor, base_N: Tensor, drop_N: Tensor | None, unconditional: Tensor | None
 ) -> Condition | None:
-    """The condition of each image, whose Q rows of `hidden_RD` (R, D), before the final norm, begin at `base_N`.
+    """Compute the condition of N images from hidden states (R, D) before the final norm; None if unsupported.
 
-    An image is drawn from the rows that begin at `unconditional` where `drop_N` is true. None: a part is more than the
-    operator knows, which is an RMS norm, matrices with GELU between them, and one matrix for the pooled vector.
+    The operator supports an RMS norm, a condition projector of linear layers with GELU between them, and a pooled
+    projector of one linear layer. Each image has Q rows of `hidden_RD`. They start at its row of `base_N` (N,), or at
+    `unconditional` () if its `drop_N` (N,) is true.
     """
-    norm, layers = language_model.norm_weights, _layers(condition_projector)
-    pooled = None if pooled_projector is None else _layers(pooled_projector)
-    if norm is None or not layers or (pooled_projector is not None and (not pooled or len(pooled) > 1)):
+    norm, layers = model.language_model.norm_weights, _layers(model.condition_projector)
+    pooled = None if model.pooled_projector is None else _layers(model.pooled_projector)
+    if norm is None or not layers or (model.pooled_projector is not None and (not pooled or len(pooled) > 1)):
         return None
     context, vector = query_projection(
         hidden_RD,
         base_N,
-        queries,
+        len(model.dream_queries),
         norm_weight=norm.weight,
         eps=norm.eps,
         offset=norm.offset,

@@ -1,4 +1,4 @@
-"""What happens while documents are written, event by event."""
+"""Events of generation, in the order in which they happen."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ EndReason = Literal["end", "tokens", "images", "length"]
 
 @dataclass(frozen=True)
 class TextPiece:
-    """Some more text of document number `document`, and the ids of the tokens that finished it.
+    """New text of a document.
 
-    The pieces joined are the document's text, but where a model writes bytes that are no character: these change how
-    the bytes before them read.
+    The pieces of a document, joined, are its text. The exception is bytes that form no character: they can change the
+    text of bytes before them.
+
+    Attributes:
+        document: number of the document among the prompts.
+        text: the new characters.
+        ids: ids of the tokens that completed them.
     """
 
     document: int
@@ -29,7 +34,12 @@ class TextPiece:
 
 @dataclass(frozen=True)
 class ImageStarted:
-    """Document `document` decided to draw its picture number `image`, counted from 0."""
+    """The start of an image, as the model wrote the dream token.
+
+    Attributes:
+        document: number of the document among the prompts.
+        image: number of the image in the generated part of the document, from 0.
+    """
 
     document: int
     image: int
@@ -37,7 +47,15 @@ class ImageStarted:
 
 @dataclass(frozen=True)
 class DenoisingStep:
-    """One of `steps` denoising steps is done; `preview()` decodes the picture as it stands."""
+    """A completed denoising step of an image.
+
+    Attributes:
+        document: number of the document among the prompts.
+        image: number of the image in the generated part of the document, from 0.
+        step: number of the step, from 0.
+        steps: number of all steps.
+        preview: decodes the latents after this step to a PIL image; call it only for steps to show, as it takes time.
+    """
 
     document: int
     image: int
@@ -48,7 +66,13 @@ class DenoisingStep:
 
 @dataclass(frozen=True)
 class ImageDone:
-    """A picture is drawn."""
+    """A finished image.
+
+    Attributes:
+        document: number of the document among the prompts.
+        image: number of the image in the generated part of the document, from 0.
+        picture: the PIL image.
+    """
 
     document: int
     image: int
@@ -57,11 +81,13 @@ class ImageDone:
 
 @dataclass(frozen=True)
 class DocumentDone:
-    """A document is finished: at its `end` token, or at the limit on `tokens`, on `images` or on the model's `length`.
+    """A finished document.
 
-    The limit on images is met by the decision to draw one more; where it is 0, only text is written.
-
-    `result` holds the prompt and what was written after it.
+    Attributes:
+        document: number of the document among the prompts.
+        result: the prompt and the generated text and images after it.
+        reason: "end" for an end token, "tokens" or "images" for `max_tokens` or `max_images`, "length" for the model's
+            `max_length`. "images" means that the model wrote another dream token; if `max_images` is 0, it never does.
     """
 
     document: int
@@ -73,6 +99,6 @@ Event = TextPiece | ImageStarted | DenoisingStep | ImageDone | DocumentDone
 
 
 def collect(events: Iterable[Event]) -> list[Document]:
-    """The finished documents of a generation, in the order of the prompts."""
-    done = {event.document: event.result for event in events if isinstance(event, DocumentDone)}
-    return [done[number] for number in sorted(done)]
+    """Return the finished documents of a generation, in the order of the prompts."""
+    results = {event.document: event.result for event in events if isinstance(event, DocumentDone)}
+    return [results[number] for number in sorted(results)]

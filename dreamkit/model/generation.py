@@ -1,4 +1,4 @@
-"""The interleaved loop: decode text, draw at the dream token, read the picture back, decode on."""
+"""The interleaved loop: decode text, draw at the dream token, read the image back, continue with text."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Writer:
-    """One document on its way."""
+    """An unfinished document."""
 
     number: int
     prompt: Document
     generator: torch.Generator
-    inputs: Tensor  # (t, D), to be fed next
+    inputs: Tensor  # (t, D), the next call's
     written: list[Segment] = field(default_factory=list)
-    run: list[int] = field(default_factory=list)  # ids of the text since the last picture
-    shown: int = 0  # characters of that text already yielded
-    shown_ids: int = 0
+    run: list[int] = field(default_factory=list)  # ids of the text since the last image
+    yielded: int = 0  # characters of this text in events so far
+    yielded_ids: int = 0
     tokens: int = 0
     images: int = 0
     drawing: bool = False
@@ -57,11 +57,11 @@ class _Writer:
 
 
 class Generation:
-    """A batch of documents that one model writes. `events` yields what happens as it happens.
+    """A batch of documents that one model generates; `events` runs it. Arguments are those of `DreamModel.generate`.
 
     Raises:
-        DocumentError: a prompt that does not fit into the model's length, or a number of seeds that is not theirs.
-        DreamkitError: an unknown setting, a scheduler that the decoder does not have, or more steps than it takes.
+        DocumentError: a prompt is longer than the model's length, or the number of seeds is wrong.
+        DreamkitError: an unknown setting, an unknown scheduler, or more steps than the scheduler supports.
     """
 
     def __init__(
@@ -76,7 +76,9 @@ class Generation:
     ) -> None:
         seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
         if len(seeds) != len(prompts):
-            raise DocumentError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one, or one each")
+            raise DocumentError(
+                f"expected {len(prompts)} seeds for {len(prompts)} prompts, got {len(seeds)}; pass one each, or one"
+            )
         self.model = model
         self.options = options = _options(model, settings)
         self.size = size
@@ -92,50 +94,51 @@ class Generation:
         self.max_length = spec.max_length
         sequencer = session.sequencer
         self.dream_start = sequencer.dream_start
-        # A picture takes its queries and its vision tokens, each between two special tokens.
-        self.picture_length = sequencer.dream_queries + sequencer.vision_tokens + 4
-        unwritten = {*model.token_ids.values(), *model.language_model.suppressed_ids}
-        drawing = {self.dream_start} if options.max_images else set()
-        self.never = sorted(unwritten - drawing - set(spec.eos_ids))
+        # the dream queries and the vision tokens of an image, each between two special tokens
+        self.image_length = sequencer.dream_queries + sequencer.vision_tokens + 4
+        suppressed = {*model.token_ids.values(), *model.language_model.suppressed_ids}
+        allowed = {self.dream_start} if options.max_images else set()
+        self.suppressed = sorted(suppressed - allowed - set(spec.eos_ids))
         self.negative: Condition | None = None
         if options.max_images:
-            self._try_schedule()
+            self._check_schedule()
             if options.guidance != 1.0:
                 self.negative = model.condition(model.dream_states(""))
 
-    def _try_schedule(self) -> None:
-        """Finds out that nothing could be drawn before anything is written."""
+    def _check_schedule(self) -> None:
+        """Raise the scheduler's error before any text is generated."""
         name, steps = self.options.scheduler, self.options.steps
         try:
             self.model.image_decoder.scheduler(name).set_timesteps(steps)
         except ValueError as error:
-            named = "the decoder's own scheduler" if name is None else f"the scheduler '{name}'"
-            raise DreamkitError(f"cannot draw in {steps} steps of {named}: {error}") from error
+            scheduler = "the decoder's own scheduler" if name is None else f"scheduler '{name}'"
+            raise DreamkitError(f"cannot draw in {steps} steps with {scheduler}: {error}") from error
 
     def events(self) -> Iterator[Event]:
-        waiting = self.writers
-        while waiting:
-            for writer in waiting:
+        """Generate all documents; yield each event when it happens."""
+        unfinished = self.writers
+        while unfinished:
+            for writer in unfinished:
                 writer.reason = writer.reason or self._limit(writer)
                 if writer.reason is not None:
                     yield from self._flush(writer)
                     yield DocumentDone(writer.number, writer.result(), writer.reason)
-            waiting = [writer for writer in waiting if writer.reason is None]
-            if waiting:
-                yield from self._advance(waiting)
+            unfinished = [writer for writer in unfinished if writer.reason is None]
+            if unfinished:
+                yield from self._advance(unfinished)
 
     def _limit(self, writer: _Writer) -> EndReason | None:
-        """The limit that keeps a document from going on."""
+        """Return the limit that ends a document now, or None."""
         if self._room(writer) < len(writer.inputs):
             return "length"
         return "tokens" if writer.tokens >= self.options.max_tokens and not writer.drawing else None
 
     def _room(self, writer: _Writer) -> int:
-        """The positions that the model's length leaves a document."""
+        """Return the number of positions left to a document within the model's length."""
         return self.max_length - self.session.positions[writer.number]
 
     def _advance(self, writers: list[_Writer]) -> Iterator[Event]:
-        """Feeds each document what it wrote last, then lets it write a token or draw its picture."""
+        """Run each document's next inputs through the model, then write its next token or draw its image."""
         hidden = self.session.feed({writer.number: writer.inputs for writer in writers})
         writing = [writer for writer in writers if not writer.drawing]
         drawing = [writer for writer in writers if writer.drawing]
@@ -148,15 +151,15 @@ class Generation:
             yield from self._draw(drawing, hidden)
 
     def _write(self, writer: _Writer, logits_V: Tensor) -> Iterator[Event]:
-        """One token: a word, the end, or the decision to draw."""
-        logits_V[self.never] = -torch.inf
-        token = _sampled(logits_V, self.options, writer.generator)
+        """Write one token: text, the end, or the start of an image."""
+        logits_V[self.suppressed] = -torch.inf
+        token = _sample_token(logits_V, self.options, writer.generator)
         writer.tokens += 1
         if token in self.ends:
             writer.reason = "end"
         elif token == self.dream_start and writer.images == self.options.max_images:
             writer.reason = "images"
-        elif token == self.dream_start and self._room(writer) < self.picture_length:
+        elif token == self.dream_start and self._room(writer) < self.image_length:
             writer.reason = "length"
         elif token == self.dream_start:
             yield from self._flush(writer)
@@ -165,31 +168,31 @@ class Generation:
             writer.inputs = self.session.dream_inputs()
         else:
             writer.run.append(token)
-            yield from self._show(writer, finished=False)
+            yield from self._yield_text(writer, finished=False)
             writer.inputs = self.session.embed([token])
 
-    def _show(self, writer: _Writer, finished: bool) -> Iterator[Event]:
-        """What of the current run of text is new; an unfinished character waits for its last byte."""
+    def _yield_text(self, writer: _Writer, finished: bool) -> Iterator[Event]:
+        """Yield the new text of the current run. An incomplete character waits for its last byte, unless `finished`."""
         text = self.model.language_model.decode(writer.run)
-        is_new = len(text) > writer.shown and not text.endswith("\ufffd")
-        if is_new or (finished and len(writer.run) > writer.shown_ids):
-            yield TextPiece(writer.number, text[writer.shown :], tuple(writer.run[writer.shown_ids :]))
-            writer.shown, writer.shown_ids = len(text), len(writer.run)
+        is_new = len(text) > writer.yielded and not text.endswith("\ufffd")
+        if is_new or (finished and len(writer.run) > writer.yielded_ids):
+            yield TextPiece(writer.number, text[writer.yielded :], tuple(writer.run[writer.yielded_ids :]))
+            writer.yielded, writer.yielded_ids = len(text), len(writer.run)
 
     def _flush(self, writer: _Writer) -> Iterator[Event]:
-        """Ends the current run of text."""
-        yield from self._show(writer, finished=True)
+        """End the current run of text."""
+        yield from self._yield_text(writer, finished=True)
         if text := self.model.language_model.decode(writer.run):
             writer.written.append(Text(text, role=writer.role))
-        writer.run, writer.shown, writer.shown_ids = [], 0, 0
+        writer.run, writer.yielded, writer.yielded_ids = [], 0, 0
 
     def _draw(self, writers: list[_Writer], hidden: dict[int, Tensor]) -> Iterator[Event]:
-        """Draws one picture for each of the writers, and has each read its own."""
+        """Draw one image for each writer; the image is the writer's next input."""
         queries = len(self.model.dream_queries)
         hidden_RD = torch.cat([hidden[writer.number][-queries:] for writer in writers])
         base_N = queries * torch.arange(len(writers), device=hidden_RD.device)
         decoder = self.model.image_decoder
-        for done in decoder.draw_steps(
+        for step, steps, latents in decoder.draw_steps(
             self.model.image_condition(hidden_RD, base_N),
             None if self.negative is None else self.negative[[0] * len(writers)],
             scheduler=self.options.scheduler,
@@ -198,15 +201,14 @@ class Generation:
             size=self.size,
             generators=[writer.generator for writer in writers],
         ):
-            latents = done.latents
             for row, writer in enumerate(writers):
 
                 def preview(latents_1CHW: Tensor = latents[row : row + 1]) -> Picture:
                     with torch.no_grad():
-                        return _picture(decoder.decode(latents_1CHW)[0])
+                        return _to_picture(decoder.decode(latents_1CHW)[0])
 
-                yield DenoisingStep(writer.number, writer.images, done.step, done.steps, preview)
-        pictures = [_picture(image) for image in decoder.decode(latents)]
+                yield DenoisingStep(writer.number, writer.images, step, steps, preview)
+        pictures = [_to_picture(image) for image in decoder.decode(latents)]
         dream_end = self.session.embed([self.session.sequencer.dream_end])
         for writer, picture, inputs in zip(
             writers, pictures, self.session.read_inputs(pictures), strict=True
@@ -219,29 +221,29 @@ class Generation:
 
 
 def _options(model: DreamModel, settings: Mapping[str, Any]) -> GenerationSection:
-    """The generation settings of the model's recipe, those of `settings` in their place."""
+    """Return the generation settings of the model's recipe, replaced by those in `settings`."""
     known = [setting.name for setting in fields(GenerationSection)]
     for name in settings:
         if name not in known:
-            raise DreamkitError(f"there is no setting '{name}'; {did_you_mean(name, known)}")
+            raise DreamkitError(f"unknown setting '{name}'; {did_you_mean(name, known)}")
     return replace(model.recipe.generation if model.recipe else GenerationSection(), **settings)
 
 
-def _sampled(logits_V: Tensor, options: GenerationSection, generator: torch.Generator) -> int:
-    """The id of the next token, greedy at temperature 0."""
+def _sample_token(logits_V: Tensor, options: GenerationSection, generator: torch.Generator) -> int:
+    """Return the id of the next token, by nucleus sampling (arXiv 1904.09751, section 3.1); greedy at temperature 0."""
     if options.temperature == 0:
         return int(logits_V.argmax())
-    # The greatest logit becomes 0, so that division by a tiny temperature leaves no two infinite ones.
+    # The greatest logit becomes 0: divided by a tiny temperature, positive logits become infinite.
     logits_V = logits_V.cpu().double()
     scaled_V = (logits_V - logits_V.max()) / options.temperature
     probabilities, order = scaled_V.softmax(-1).sort(descending=True)
-    # The smallest set of tokens that holds top_p of the probability; the first one is always in it.
+    # Keeps the smallest set of tokens with a probability of top_p, and at least one token.
     outside = probabilities.cumsum(-1) - probabilities >= options.top_p
     outside[0] = False
     probabilities[outside] = 0
     return int(order[torch.multinomial(probabilities, 1, generator=generator)])
 
 
-def _picture(image_CHW: Tensor) -> Picture:
-    """An image (3, H, W) in [0, 1] as a picture of 8 bits a channel."""
+def _to_picture(image_CHW: Tensor) -> Picture:
+    """Convert an image (3, H, W) in [0, 1] to a PIL image with 8 bits a channel."""
     return PIL.fromarray((image_CHW * 255).round().byte().permute(1, 2, 0).cpu().numpy())

@@ -1,4 +1,4 @@
-"""The model: four parts composed, and its two losses.
+"""The model: four kinds of parts composed, with its two losses.
 
 Shape suffixes are those of `dreamkit.parts` and `dreamkit.data.batch`.
 """
@@ -36,8 +36,8 @@ from dreamkit.parts.vision import VisionEncoder
 from dreamkit.recipe.sections import PARTS, TRAINABLE, Recipe
 from dreamkit.recipe.special_tokens import SpecialTokens
 
-# what each part is given comes from these
-FED_BY: Final[dict[str, tuple[str, ...]]] = {
+# the parts from which each part gets its input
+INPUTS_FROM: Final[dict[str, tuple[str, ...]]] = {
     "vision_encoder": (),
     "visual_projector": ("vision_encoder",),
     "language_model": ("visual_projector", "dream_queries"),
@@ -46,13 +46,17 @@ FED_BY: Final[dict[str, tuple[str, ...]]] = {
     "image_decoder": ("condition_projector", "pooled_projector"),
 }
 Prompt = Document | str
-QUERY_STD = 0.02  # initial scale of the dream queries, as in the published code
+QUERY_STD = 0.02  # standard deviation of initial dream queries, as in DreamLLM's published code
 
 
 class Losses(NamedTuple):
-    """`loss` is what backward runs on; `lm` and `denoising` are its two detached parts, without their weights.
+    """The losses of one training step.
 
-    `by_document` (documents,) holds each document's detached loss, to find the one that is not finite.
+    Attributes:
+        loss: the weighted sum (), for the backward pass.
+        lm: the language-model loss (), detached and without its weight.
+        denoising: the denoising loss (), detached and without its weight.
+        by_document: the detached loss of each document (documents,), to find one that is not finite.
     """
 
     loss: Tensor
@@ -62,10 +66,28 @@ class Losses(NamedTuple):
 
 
 class DreamModel(nn.Module):
-    """A language model that reads images through one part and draws them through another.
+    """A language model that reads images with a vision encoder and draws them with an image decoder.
 
-    `recipe` and `sources` (part -> the name its weights came from, or None) say how it was built, where a recipe did.
-    `changed` names the tensors that may differ from their source: ever trainable, or read from a checkpoint.
+    DreamLLM, arXiv 2309.11499. Build it from a recipe, or from parts whose shapes fit each other.
+
+    Args:
+        language_model: reads and writes the tokens; the special tokens that it lacks are added.
+        vision_encoder: turns an image into V vision tokens.
+        image_decoder: draws an image from a condition.
+        visual_projector: maps vision tokens to width D.
+        condition_projector: maps dream states (N, Q, D) to the context (N, Q', C).
+        pooled_projector: maps the mean of the dream states to the pooled vector (N, P); None if the decoder takes none.
+        dream_queries: number Q of dream queries.
+        special_tokens: names of the tokens around images; None is the published names.
+        lm_weight: weight of the language-model loss.
+        denoising_weight: weight of the denoising loss; 10 in the published stages II and III.
+
+    Attributes:
+        recipe: recipe that the model was built from; None if it was built from parts.
+        sources: source of each part's weights by the part's name, None for random weights.
+        changed: names of the tensors that may differ from their source: once trainable, or read from a checkpoint.
+        dream_queries: trained inputs (Q, D) whose hidden states become an image's condition.
+        token_ids: ids of the special tokens by their names.
     """
 
     PARTS: ClassVar[tuple[str, ...]] = PARTS
@@ -109,11 +131,14 @@ class DreamModel(nn.Module):
         self.changed = set()
 
     def parts(self) -> dict[str, Part]:
-        """The parts this model has, by name."""
+        """Return the model's parts by name."""
         return {name: part for name in PARTS if (part := getattr(self, name)) is not None}
 
     def sequencer(self, max_length: int | None = None) -> Sequencer:
-        """What turns documents into this model's sequences, rows of at most `max_length` tokens."""
+        """Return a sequencer that turns documents into this model's sequences.
+
+        A sequence has at most `max_length` tokens; None is the language model's own limit.
+        """
         return Sequencer(
             self.language_model,
             self.token_ids,
@@ -124,18 +149,17 @@ class DreamModel(nn.Module):
         )
 
     def set_trainable(self, names: Collection[str]) -> None:
-        """Trains the named parts and nothing else, but for adapters, which are always trained.
+        """Make the named parts and all adapters trainable, and freeze everything else.
 
-        Names are those of `TRAINABLE`; `new_tokens` are the rows of added tokens, which learn under a frozen
-        language model too. A pooled projector, which most recipes leave to be inferred, learns where the condition
-        projector does, and where it is named.
+        `names` are names of `TRAINABLE`. `new_tokens` are the rows of added tokens: they can be trained while the
+        language model is frozen. `condition_projector` includes a pooled projector, which most recipes do not name.
 
         Raises:
-            DreamkitError: an unknown name, or `new_tokens` where the vocabulary held every token already.
+            DreamkitError: an unknown name, or `new_tokens` when no token was added to the vocabulary.
         """
         for name in names:
             if name not in TRAINABLE:
-                raise DreamkitError(f"cannot train '{name}'; {did_you_mean(name, TRAINABLE)}")
+                raise DreamkitError(f"unknown trainable part '{name}'; {did_you_mean(name, TRAINABLE)}")
         rows = self.language_model.added_token_parameters()
         if "new_tokens" in names and not rows:
             raise DreamkitError(
@@ -157,25 +181,27 @@ class DreamModel(nn.Module):
         self.changed |= {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def reached_parts(self) -> dict[str, Part]:
-        """The parts that a gradient passes through: something in them learns, or before them."""
+        """Return the parts that a gradient passes through: they, or parts before them, have trainable parameters."""
 
         def reached(name: str) -> bool:
             if name == "dream_queries":
                 return self.dream_queries.requires_grad
             part = self.parts().get(name)
             own = part is not None and any(parameter.requires_grad for parameter in part.parameters())
-            return own or any(reached(feeding) for feeding in FED_BY[name])
+            return own or any(reached(source) for source in INPUTS_FROM[name])
 
         return {name: part for name, part in self.parts().items() if reached(name)}
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recomputes activations in the backward pass, in the parts that it passes through once `set_trainable` has
-        been called; those of other parts are not kept anyway."""
+        """Recompute activations in the backward pass, in the parts that it passes through. Call `set_trainable` first.
+
+        Other parts store no activations.
+        """
         for part in self.reached_parts().values():
             part.enable_gradient_checkpointing()
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode for what is trained; frozen parts stay in evaluation mode: nothing in them drops out."""
+        """Set training mode in parts with trainable parameters; frozen parts stay in evaluation mode."""
         super().train(mode)
         for part in self.parts().values():
             if not any(parameter.requires_grad for parameter in part.parameters()):
@@ -183,15 +209,15 @@ class DreamModel(nn.Module):
         return self
 
     def forward(self, batch: Batch, *, counts: Tensor | None = None) -> Losses:
-        """One training step's losses.
+        """Compute the losses of one training step (arXiv 2309.11499, section 3).
 
-        Both are sums over this batch divided by `counts`, (2,): the labelled tokens and the drawn images of the global
-        batch, over all ranks and accumulation steps (default: this batch's own).
+        Both are sums over this batch, divided by `counts` (2,): the labelled tokens and the drawn images of the global
+        batch, over all processes and accumulation steps. The default is this batch's own counts.
         """
         counts = (batch.counts if counts is None else counts).clamp(min=1)
         hidden_RD = rearrange(self.language_model(*self.inputs(batch)), "b t d -> (b t) d")
         image_loss_M = self.image_losses(hidden_RD, batch) * batch.draw_weight_M
-        # last, so that the backward pass begins with it, and its gradients wait for nothing
+        # Last, so that the backward pass begins with it and its gradients are freed first.
         label_sum, label_loss_L = self.label_losses(hidden_RD, batch)
         lm, denoising = label_sum / counts[0], image_loss_M.sum() / counts[1]
         by_document = image_loss_M.new_zeros(len(batch.documents))
@@ -206,7 +232,7 @@ class DreamModel(nn.Module):
         )
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """What the language model is given: embeddings (B, T, D) with the slots filled, positions and segments."""
+        """Return the language model's inputs: embeddings (B, T, D) with filled slots, positions and segments (B, T)."""
         ids_BT = batch.input_ids_BT
         vision_NVD = self.visual_projector(self.features(batch))
         slots = (batch.vision_rows_NV, vision_NVD, batch.query_rows_KQ, self.dream_queries)
@@ -218,27 +244,27 @@ class DreamModel(nn.Module):
         return embeds_BTD, batch.position_ids_BT, batch.segment_ids_BT
 
     def features(self, batch: Batch) -> Tensor:
-        """Vision features (N, V, dim) of the images to read, before the projector; computed unless they came along."""
+        """Return the vision features (N, V, dim), before the projector, of the images to read; compute missing ones."""
         if batch.features_NVd is not None:
             return batch.features_NVd
         return cast(Tensor, self.vision_encoder(batch.pixels_NCHW))
 
     def latents(self, batch: Batch) -> Tensor:
-        """Scaled latents (M, c, h, w) of the images to draw, sampled anew each time from their posterior."""
+        """Return scaled latents (M, c, h, w) of the images to draw, a new sample of their posterior in each call."""
         if batch.latents is not None:
             return batch.latents
         if batch.latent_mean_Mchw is not None:
             return sample_latents(batch.latent_mean_Mchw, batch.latent_std_Mchw)
-        assert batch.targets_MCHW is not None, "an image to draw is targets or moments"
+        assert batch.targets_MCHW is not None, "a batch has targets or moments of its images to draw"
         return self.image_decoder.encode(batch.targets_MCHW)
 
     def label_losses(self, hidden_RD: Tensor, batch: Batch) -> LabelLoss:
-        """Cross entropy of the rows that have a label, in all and of each; the head runs on no other row."""
+        """Compute the cross entropy of the L labelled rows, as a weighted sum and of each; other rows skip the head."""
         rows_LD = self.language_model.final_norm(hidden_RD[batch.label_rows_L])
         return label_loss(self.language_model.logits, rows_LD, batch.label_ids_L, batch.label_weight_L)
 
     def image_losses(self, hidden_RD: Tensor, batch: Batch) -> Tensor:
-        """Denoising loss (M,) of the images to draw."""
+        """Compute the denoising loss (M,) of the images to draw."""
         base_M, drop_M, unconditional = batch.dream_rows_MQ[:, 0], None, None
         if batch.unconditional_rows_Q is not None:
             drop_M = torch.rand(base_M.shape[0], device=base_M.device) < batch.condition_drop
@@ -255,21 +281,19 @@ class DreamModel(nn.Module):
         drop_N: Tensor | None = None,
         unconditional: Tensor | None = None,
     ) -> Condition:
-        """What each image is drawn from: the rows of its dream queries, from `base_N` on in `hidden_RD` (R, D).
+        """Return each image's condition, computed from its Q rows of `hidden_RD` (R, D), before the final norm.
 
-        `hidden_RD` is before the final norm. Where `drop_N` is true, they are the rows from `unconditional` () on.
+        The rows start at the image's row of `base_N` (N,), or at `unconditional` () if its `drop_N` (N,) is true.
         """
-        blocks = (base_N, drop_N, unconditional, len(self.dream_queries))
         if usable(hidden_RD):
-            fused = fused_condition(
-                self.language_model, self.condition_projector, self.pooled_projector, hidden_RD, *blocks
-            )
+            fused = fused_condition(self, hidden_RD, base_N, drop_N, unconditional)
             if fused is not None:
                 return fused
-        return self.condition(self.language_model.final_norm(hidden_RD[rows_of(*blocks)]))
+        rows_NQ = rows_of(base_N, drop_N, unconditional, len(self.dream_queries))
+        return self.condition(self.language_model.final_norm(hidden_RD[rows_NQ]))
 
     def condition(self, dream_states_NQD: Tensor) -> Condition:
-        """Dream states, after the final norm -> what the decoder draws from. The pooled vector is of their mean."""
+        """Return the condition of dream states (N, Q, D), after the final norm; their mean gives the pooled vector."""
         pooled = None
         if self.pooled_projector is not None:
             pooled = self.pooled_projector(dream_states_NQD.mean(1, keepdim=True)).squeeze(1)
@@ -285,16 +309,22 @@ class DreamModel(nn.Module):
         ignore_eos: bool = False,
         **settings: Any,
     ) -> Iterator[Event]:
-        """Go on from each prompt, and yield what happens as it happens; `collect` gathers the documents.
+        """Continue each prompt with text and images; yield each event when it happens. `collect` returns the documents.
 
-        `seed` is one for every document, or one each: a document depends on its own prompt and seed alone, not on the
-        batch it is in. `size` is (height, width) in pixels. `ignore_eos` writes up to the limits. `settings` are the
-        fields of a recipe's `generation` section, and take the place of the model's own: `max_tokens`, `max_images`,
-        `temperature` (0 is greedy), `top_p`, `scheduler`, `steps`, `guidance`.
+        A document depends only on its own prompt and seed, not on the batch. The model is in evaluation mode until the
+        iterator ends or is closed.
+
+        Args:
+            prompts: documents or strings, one or several.
+            seed: one for all documents, or one per document.
+            size: (height, width) of images in pixels; None is the decoder's own.
+            ignore_eos: continue after an end token, up to the limits.
+            **settings: fields of a recipe's `generation` section, which replace those of the model's recipe:
+                `max_tokens`, `max_images`, `temperature` (0 is greedy), `top_p`, `scheduler`, `steps`, `guidance`.
 
         Raises:
-            DocumentError: a prompt that does not fit into the model's length, or a number of seeds that is not theirs.
-            DreamkitError: an unknown setting, a scheduler that the decoder does not have, or more steps than it takes.
+            DocumentError: a prompt is longer than the model's length, or the number of seeds is wrong.
+            DreamkitError: an unknown setting, an unknown scheduler, or more steps than the scheduler supports.
         """
         was_training = self.training
         self.eval()
@@ -309,7 +339,11 @@ class DreamModel(nn.Module):
 
     @torch.no_grad()
     def dream_states(self, prompts: Prompt | Sequence[Prompt]) -> Tensor:
-        """Return the hidden states (N, Q, D) of the dream queries after each prompt, after the final norm."""
+        """Return the dream states (N, Q, D), after the final norm, that follow each of N prompts.
+
+        Raises:
+            DocumentError: a prompt is longer than the model's length.
+        """
         documents = _documents(prompts)
         session = Session(self, len(documents))
         embeds = [torch.cat([prompt, session.dream_inputs()]) for prompt in session.prompt_inputs(documents)]
@@ -318,8 +352,11 @@ class DreamModel(nn.Module):
 
 
 def _documents(prompts: Prompt | Sequence[Prompt]) -> list[Document]:
-    several = [prompts] if isinstance(prompts, (Document, str)) else list(prompts)
+    """Return `prompts`, one or several, as a list of documents."""
+    prompts = [prompts] if isinstance(prompts, (Document, str)) else prompts
     return [
-        Document((Text(p),) if p else (), name=f"prompt {n}") if isinstance(p, str) else p
-        for n, p in enumerate(several)
+        Document((Text(prompt),) if prompt else (), name=f"prompt {number}")
+        if isinstance(prompt, str)
+        else prompt
+        for number, prompt in enumerate(prompts)
     ]

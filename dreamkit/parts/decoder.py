@@ -1,4 +1,4 @@
-"""The interface of an image decoder, with the loss and the drawing loop that all of them share.
+"""The interface of an image decoder, with the loss and the drawing loop that all image decoders share.
 
 Shape suffixes are those of `dreamkit.parts`.
 """
@@ -17,21 +17,27 @@ from torch import Tensor
 
 from dreamkit.earlier_names import EarlierName
 from dreamkit.parts.part import PretrainedPart
-from dreamkit.parts.precision import keeping_float32
-from dreamkit.parts.sampling import Denoised, Scheduler, denoising_steps, sample_latents, unit_noise
+from dreamkit.parts.precision import keep_float32
+from dreamkit.parts.sampling import DrawStep, Scheduler, denoise_latents, sample_latents, unit_noise
 from dreamkit.parts.specs import Condition, DecoderSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-Extras = Mapping[str, Tensor]  # what a decoder wants to know of each image besides its condition, (N, ...)
+Extras = Mapping[str, Tensor]
+"""A decoder's input for each image besides its condition, by name: tensors (N, ...), such as the original size."""
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class ImageDecoder(PretrainedPart):
-    """An image generator: it draws from a condition by diffusion or flow, and owns objective, schedulers and scales.
+    """A part that draws an image from a condition by diffusion or flow matching.
 
-    `posterior_module` names the submodule that alone computes `posterior` ("": the part itself). None: no posterior.
+    It owns its training objective, its schedulers and the scale of its latents.
+
+    Attributes:
+        posterior_module: name of the submodule whose weights alone decide `posterior`; "" is the part itself. None,
+            the default: the decoder has no `posterior`, and its latents cannot be cached.
     """
 
     spec: DecoderSpec
@@ -45,61 +51,82 @@ class ImageDecoder(PretrainedPart):
 
     @abstractmethod
     def preprocess(self, pictures: Sequence[Picture]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Any pictures -> targets (N, 3, H, W) in [-1, 1], and extras (N, ...) such as original size and crop."""
+        """Return training targets (N, 3, H, W) in [-1, 1] and extras (N, ...) of N PIL images, on the CPU.
+
+        The images have any size and mode; `dreamkit.to_rgb` makes one upright RGB. Extras are, for example, the
+        original size and the crop.
+        """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What `.to()`, `.bfloat16()` and the like go through, also those of a model this is in."""
+        """Apply `fn`, as `.to()` and `.bfloat16()` of this part or of a model around it do, to all tensors."""
         modules = [self.get_submodule(name) for name in self.spec.float32_modules]
-        return super()._apply(keeping_float32(modules, fn), recurse)
+        return super()._apply(keep_float32(modules, fn), recurse)
 
     def default_extras(self, count: int, size: tuple[int, int]) -> dict[str, Tensor]:
-        """The extras (count, ...) to draw images of `size` (height, width) with."""
+        """Return the extras (count, ...) to draw `count` images of `size` (height, width) in pixels.
+
+        The default is an empty dict.
+        """
         return {}
 
     def posterior(self, targets_NCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Targets -> mean and standard deviation (None: it is 0) of their scaled latents, without gradient."""
+        """Compute the mean and standard deviation (N, c, h, w) of the scaled latents of targets, without gradient.
+
+        Targets are (N, 3, H, W) in [-1, 1]. The standard deviation is None if it is 0.
+
+        Raises:
+            NotImplementedError: the class defines neither this method nor its own `encode`.
+        """
         raise NotImplementedError(f"{type(self).__qualname__} has neither `posterior` nor its own `encode`")
 
     def encode(self, targets_NCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Targets (N, 3, H, W) in [-1, 1] -> scaled latents, sampled from the posterior with noise from `generator`."""
+        """Return scaled latents (N, c, h, w) of targets (N, 3, H, W) in [-1, 1], sampled from `posterior`."""
         return sample_latents(*self.posterior(targets_NCHW), generator)
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents -> images (N, 3, H, W) in [0, 1]."""
+        """Return the images (N, 3, H, W) in [0, 1] of scaled latents (N, c, h, w)."""
 
     @abstractmethod
     def timesteps(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Training timesteps (count,), random as the objective wants them."""
+        """Sample training timesteps (count,) from the distribution of the decoder's objective."""
 
     @abstractmethod
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps_N: Tensor) -> tuple[Tensor, Tensor]:
-        """The noisy latents of the given timesteps, and what the network should predict from them."""
+        """Return the noisy latents at `timesteps_N`, and the target of the network's prediction, both (N, c, h, w).
+
+        Both are linear in `latents` and `noise` (N, c, h, w). The target is, for example, the noise (arXiv 2006.11239),
+        v (arXiv 2202.00512) or the flow's velocity (arXiv 2210.02747).
+        """
 
     @abstractmethod
     def denoise(self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Extras) -> Tensor:
-        """The network's prediction for noisy latents (N, c, h, w)."""
+        """Compute the network's prediction (N, c, h, w) for noisy latents (N, c, h, w)."""
 
     def cache_condition(self, condition: Condition) -> AbstractContextManager[None]:
-        """Within it, `denoise` may keep what it computes from `condition` alone.
+        """Return a context in which `denoise` may reuse values that it computes from `condition` alone.
 
-        That is from this very object, whose tensors stay as they are within, as do the part's weights. What is
-        predicted, from it and from any other, is the same to the bit. Contexts may overlap. The default keeps nothing.
+        `denoise` reuses values only if its `Condition` *is* this object. The object's tensors and the part's weights
+        stay unchanged within the context. Predictions, for this condition and any other, stay bitwise identical.
+        Contexts may overlap and end in any order. The default reuses nothing.
         """
         return nullcontext()
 
     def library_forward(
         self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Extras
     ) -> Tensor | None:
-        """The prediction as the library behind the part computes it by itself; None: no library is behind it."""
+        """Compute the prediction (N, c, h, w) with the library behind the part alone; None if there is no library.
+
+        Tests compare it with that of `denoise`.
+        """
         return None
 
     @abstractmethod
     def scheduler(self, name: str | None = None) -> Scheduler:
-        """A fresh sampling scheduler by name (None: the decoder's own).
+        """Return a new scheduler to draw with, by a name of `spec.schedulers`; None is the decoder's own.
 
         Raises:
-            ValueError: no such scheduler, or one that does not fit the objective.
+            ValueError: an unknown scheduler, or one that does not fit the objective.
         """
 
     def loss(
@@ -112,7 +139,12 @@ class ImageDecoder(PretrainedPart):
         timesteps: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The denoising loss (N,), one an image: mean squared error over the latent's elements, in float32."""
+        """Compute the denoising loss (N,) of each image, in float32.
+
+        It is the mean squared error over the elements of the target of `add_noise` (arXiv 2006.11239, equation 14).
+        `latents` (N, c, h, w) are scaled. If `noise` (N, c, h, w) or `timesteps` (N,) is None, it is sampled from
+        `generator`.
+        """
         if noise is None:
             noise = unit_noise(latents.shape, generator, latents)
         if timesteps is None:
@@ -136,8 +168,12 @@ class ImageDecoder(PretrainedPart):
         latents: Tensor | None = None,
         on_step: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """Draws images (N, 3, H, W) in [0, 1]; the arguments are those of `draw_steps`."""
-        for done in self.draw_steps(
+        """Draw images (N, 3, H, W) in [0, 1].
+
+        `on_step(step, latents)` is called after each step. The other arguments, and the errors, are those of
+        `draw_steps`.
+        """
+        for number, _, last_latents in self.draw_steps(
             condition,
             negative,
             extras,
@@ -148,10 +184,9 @@ class ImageDecoder(PretrainedPart):
             generators=generators,
             latents=latents,
         ):
-            drawn = done.latents
             if on_step is not None:
-                on_step(done.step, drawn)
-        return self.decode(drawn)
+                on_step(number, last_latents)
+        return self.decode(last_latents)
 
     @torch.no_grad()
     def draw_steps(
@@ -166,15 +201,24 @@ class ImageDecoder(PretrainedPart):
         size: tuple[int, int] | None = None,
         generators: Generators = None,
         latents: Tensor | None = None,
-    ) -> Iterator[Denoised]:
-        """Yields each step of drawing, its latents (N, c, h, w) with it; the last ones are what `decode` takes.
+    ) -> Iterator[DrawStep]:
+        """Draw images step by step, and yield each step with its latents (N, c, h, w); `decode` takes the last ones.
 
-        `guidance` is the classifier-free guidance scale w of arXiv 2207.12598 as diffusers counts it: negative +
-        w (positive - negative), so 1 draws from `condition` alone. `size` is (height, width) in pixels. `generators`
-        is one for the batch, or one an image. `latents` are the initial unit-variance noise (None: of `generators`).
+        Args:
+            condition: condition of N images.
+            negative: condition of N images to guide away from; needed unless `guidance` is 1.
+            extras: extras (N, ...); None is `default_extras`.
+            scheduler: a name of `spec.schedulers`; None is the decoder's own.
+            steps: number of denoising steps; some schedulers run more.
+            guidance: scale w of classifier-free guidance: negative + w (positive - negative). 1 draws from `condition`
+                alone. diffusers counts it the same way; in arXiv 2207.12598, equation 6, the scale is w - 1.
+            size: (height, width) in pixels; None is `spec.image_size` for both.
+            generators: one for the batch or one per image, for all noise; None is torch's global generator.
+            latents: initial unit-variance noise (N, c, h, w); None samples it from `generators`.
 
         Raises:
-            ValueError: steps < 1, guidance without `negative`, a size the decoder cannot draw, or a bad scheduler.
+            ValueError: steps < 1, guidance without `negative`, a size that `spec` excludes, an unknown scheduler, or a
+                number of generators that is neither 1 nor N.
         """
         size = size or (self.spec.image_size, self.spec.image_size)
         shape = (condition.context.shape[0], *self.spec.latent_shape(size))
@@ -182,21 +226,23 @@ class ImageDecoder(PretrainedPart):
         like = condition.context
         noise = unit_noise(shape, generators, like) if latents is None else latents.to(like.device)
         extras = {name: extra.to(like.device) for name, extra in extras.items()}
-        given = replace(condition)  # an object of this drawing's own: another from the same may be under way
+        # A new object for `cache_condition`: the caller may draw from the same condition twice at once.
+        network_condition = replace(condition)
         if guidance != 1.0:
             if negative is None:
                 raise ValueError(
-                    f"guidance {guidance} needs a negative condition; pass one, or set guidance to 1"
+                    f"missing a negative condition for guidance {guidance}: pass one or set guidance to 1"
                 )
-            given = Condition.cat(negative, condition)
+            network_condition = Condition.cat(negative, condition)
             extras = {name: torch.cat([extra, extra]) for name, extra in extras.items()}
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
             if guidance == 1.0:
-                return self.denoise(noisy, timestep.expand(shape[0]), given, extras)
-            pair = torch.cat([noisy, noisy])
-            without, with_it = self.denoise(pair, timestep.expand(2 * shape[0]), given, extras).chunk(2)
-            return without + guidance * (with_it - without)
+                return self.denoise(noisy, timestep.expand(shape[0]), network_condition, extras)
+            both = torch.cat([noisy, noisy])
+            prediction = self.denoise(both, timestep.expand(2 * shape[0]), network_condition, extras)
+            from_negative, from_positive = prediction.chunk(2)
+            return from_negative + guidance * (from_positive - from_negative)
 
-        with self.cache_condition(given):
-            yield from denoising_steps(self.scheduler(scheduler), steps, noise, predict, generators)
+        with self.cache_condition(network_condition):
+            yield from denoise_latents(self.scheduler(scheduler), steps, noise, predict, generators)

@@ -20,7 +20,7 @@ from dreamkit.parts.specs import ChatTemplate, Embedding, Head, LanguageSpec, No
 
 
 class LanguageModel(PretrainedPart):
-    """Token ids and embeddings to hidden states, and back to words."""
+    """A part that turns input embeddings into hidden states and logits, with its tokenizer and chat template."""
 
     spec: LanguageSpec
     chat: ChatTemplate
@@ -30,73 +30,86 @@ class LanguageModel(PretrainedPart):
 
     @abstractmethod
     def tokenize(self, text: str, special: bool = False) -> list[int]:
-        """Ids of `text` alone, without bos or eos; names of special tokens are parsed only where `special`."""
+        """Return the ids of `text` without bos or eos.
+
+        If `special`, a special token's name in `text` becomes that token; otherwise it is tokenized as plain text.
+        """
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, special tokens left out."""
+        """Return the text of `ids` without special tokens."""
 
     @abstractmethod
     def save_tokenizer(self, folder: Path) -> None:
-        """Writes the tokenizer, added tokens included, in the Hugging Face format."""
+        """Write the tokenizer with its added tokens into `folder`, in the Hugging Face format."""
 
     @abstractmethod
     def add_tokens(self, tokens: Sequence[str]) -> list[int]:
-        """Ids of the special `tokens`, in order; those the vocabulary lacks get new, separately trained rows."""
+        """Return the ids of the special `tokens`, in order; add those that the vocabulary lacks.
+
+        Each added token gets new rows in the embedding and in the head, which can be trained on their own.
+        """
 
     @abstractmethod
     def added_token_parameters(self) -> Sequence[nn.Parameter]:
-        """The rows of added tokens, in the embedding and in the head; empty where nothing was added."""
+        """Return the rows of added tokens, in the embedding and in the head; empty if no token was added."""
 
     @property
     def suppressed_ids(self) -> frozenset[int]:
-        """Ids of added special tokens, such as padding and placeholders, that a text never holds."""
+        """Ids of added special tokens that generation never writes, such as padding and placeholders."""
         return frozenset()
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
-        """Ids of any shape (...) -> input embeddings (..., D)."""
+        """Return the input embeddings (..., D) of `ids` (...), of any shape."""
 
     def embedding(self) -> Embedding | None:
-        """The tables whose rows `embed` gives, as they are now; None: it does more than that, or does not tell."""
+        """Return the present tables whose rows `embed` reads; None if `embed` does more than read rows.
+
+        A fused kernel reads the rows from these tables instead of calling `embed`. The default is None.
+        """
         return None
 
     @abstractmethod
     def new_cache(self) -> Any:
-        """An empty cache for `forward`, which fills it in place; asked for where `spec.cache` is true."""
+        """Return an empty KV cache, which `forward` fills in place. Called only if `spec.cache` is true."""
 
     @abstractmethod
     def forward(
         self, embeds_BTD: Tensor, position_ids_BT: Tensor, segment_ids_BT: Tensor, cache: Any | None = None
     ) -> Tensor:
-        """Input embeddings (B, T, D) -> hidden states (B, T, D) before the final norm.
+        """Compute the hidden states (B, T, D), before the final norm, of input embeddings (B, T, D).
 
-        A token sees those of its own segment at its own and earlier positions, in this call and in `cache`. Segment -1
-        is padding: nobody sees it, and its hidden states are finite but meaningless. Positions start at 0 in a segment.
+        A token attends to the tokens of its own segment at its own and earlier positions, in this call and in `cache`.
+        Positions start at 0 in each segment. Segment -1 is padding: no token attends to it, and its hidden states are
+        finite but meaningless.
         """
 
     def library_forward(self, ids_BT: Tensor) -> Tensor | None:
-        """Logits (B, T, vocabulary) of the library behind the part, with masks and positions of its own; None: none."""
+        """Compute the logits (B, T, vocabulary) with the library behind the part alone; None if there is no library.
+
+        The library uses masks and positions of its own. Tests compare its logits with those of `forward`.
+        """
         return None
 
     @abstractmethod
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., D) -> normed hidden states (..., D)."""
+        """Return the normed hidden states (..., D) of `hidden` (..., D)."""
 
     @property
     def norm_weights(self) -> NormWeights | None:
-        """The final norm's weights where it is an RMS norm, else None."""
+        """Weights of the final norm if it is an RMS norm, else None. A fused kernel computes the norm from them."""
         return None
 
     @abstractmethod
     def head(self) -> Head:
-        """The head's own weights, rows of added tokens included; an adapter of the head is in `logits` alone.
+        """Return the head's own weights, with the rows of added tokens but without an adapter of the head.
 
-        The loss is computed from `logits`, some rows at a time, which may therefore be anything.
+        The training loss does not use them: it calls `logits`, which may compute more than these weights.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Normed hidden states (..., D) -> logits (..., vocabulary)."""
+        """Compute the logits (..., vocabulary) of normed hidden states (..., D), by the formula of `Head`."""
         weight, bias, soft_cap, scale = self.head()
         logits = F.linear(hidden, weight, bias) * scale
         return logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)

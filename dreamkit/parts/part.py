@@ -1,4 +1,4 @@
-"""The base classes of all parts: made from a recipe section, and from a named source where they have weights."""
+"""The base classes of all parts: `Part`, and `PretrainedPart` for parts whose weights have a named source."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from dreamkit.earlier_names import EarlierName, adopt_earlier_names
 
 
 class Part(nn.Module, ABC):
-    """What the four interfaces have in common.
+    """The base class of the four interfaces.
 
-    `config` is the section it was made from, and `spec` describes the made part. `adapter_targets` names the linear
-    layers (by the end of their module name) that LoRA attaches to when a recipe names none; a part without any cannot
-    be adapted (one that finds them in its model may set them in `__init__`, and so does its `meta_modules`). They are
-    looked for in `adapter_root`, the name of the submodule that is the library's own model, so that the library can
-    open what was learned; "" is the part itself.
+    Attributes:
+        Config: frozen dataclass of the part's recipe section.
+        config: the section that this part was built from, an instance of `Config`.
+        spec: the shapes of this part.
+        adapter_targets: ends of the names of the linear layers that LoRA adapts when a recipe names none. A part
+            without any cannot be adapted. A part that looks them up in its model sets them in `__init__`, and on the
+            result of `meta_modules`.
+        adapter_root: name of the submodule that is the library's own model; "" is the part itself. Adapters go into
+            this submodule, so that the library can load them.
     """
 
     Config: ClassVar[type]
@@ -36,38 +40,51 @@ class Part(nn.Module, ABC):
 
     @classmethod
     def tiny_config(cls) -> Any:
-        """The Config of a tiny part with random weights, made offline: what `dreamkit test-plugin` builds.
+        """Return the `Config` of a tiny part with random weights, built offline; `dreamkit test-plugin` builds it.
 
-        Widths of about 16, two layers, pictures of 16 to 32 pixels: a forward pass takes milliseconds. Unless a class
-        says otherwise, it is a Config of defaults.
+        Aim at widths of about 16, two layers and images of 16 to 32 pixels: a forward pass then takes milliseconds.
+        The default is `Config()`.
         """
         return cls.Config()
 
     def trainable_parameters(self) -> Iterable[nn.Parameter]:
-        """What is trained when a recipe trains this part: every parameter the training loss reaches."""
+        """Return the parameters to train when a recipe trains this part: exactly those the training loss reaches.
+
+        The default is all parameters.
+        """
         return self.parameters()
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recomputes activations in the backward pass, where the part can; the default does nothing."""
+        """Recompute activations in the backward pass instead of storing them; gradients stay the same.
+
+        The default does nothing.
+        """
 
 
 class PretrainedPart(Part):
-    """A part whose weights come from a named source, or at random from a small config."""
+    """The base class of parts with weights of a named source, or random weights from a small config."""
 
     outline = EarlierName("meta_modules")
 
     @classmethod
     @abstractmethod
     def infer_spec(cls, config: Any) -> Any:
-        """The spec of the part that `config` describes, without reading or making weights.
+        """Return the spec of the part that `config` describes, without reading or creating weights.
 
         Raises:
-            ConfigError: what cannot be, by the keys of `config`; a SourceError where `config.pretrained` names
-                something that cannot be found.
+            ConfigError: invalid settings, by their keys in `config`.
+            SourceError: missing files of `config.pretrained`.
         """
 
     @classmethod
     def tiny_config(cls) -> Any:
+        """Return the `Config` of a tiny part with random weights, built offline; `dreamkit test-plugin` builds it.
+
+        Aim at widths of about 16, two layers and images of 16 to 32 pixels: a forward pass then takes milliseconds.
+
+        Raises:
+            NotImplementedError: the class does not define it. There is no default, as `Config()` names no weights.
+        """
         raise NotImplementedError(
             f"{cls.__qualname__} has no tiny config to test it with; return a small Config with random weights from "
             "its classmethod `tiny_config`"
@@ -75,18 +92,30 @@ class PretrainedPart(Part):
 
     @classmethod
     def meta_modules(cls, config: Any) -> nn.Module | None:
-        """Modules of the names and types that the part of `config` has, on the meta device; None: it does not tell.
+        """Return modules with the names and types of the part of `config`, on the meta device; None if unsupported.
 
-        What it gives is asked, before any weights are read, whether an adapter finds its layers.
+        dreamkit uses them to find the layers of an adapter before it reads any weights. The default is None.
+
+        Raises:
+            ConfigError: invalid settings, by their keys in `config`.
         """
         return None
 
     @classmethod
     @abstractmethod
     def from_config(cls, config: Any) -> Self:
-        """The part with random weights from torch's global generator."""
+        """Build the part with random weights from torch's global generator, in float32.
+
+        Raises:
+            ConfigError: invalid settings, by their keys in `config`.
+        """
 
     @classmethod
     @abstractmethod
     def from_pretrained(cls, config: Any) -> Self:
-        """The part with the weights of `config.pretrained`, in float32."""
+        """Build the part with the weights of `config.pretrained`, in float32.
+
+        Raises:
+            ConfigError: invalid settings, by their keys in `config`.
+            SourceError: missing or damaged files of `config.pretrained`.
+        """

@@ -1,4 +1,4 @@
-"""Any picture to RGB, in one way: what a part reads looks the same to the part that learns to draw it."""
+"""One conversion of images to RGB, so that the vision encoder and the image decoder see the same image."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from PIL.Image import Image as Picture
 
 
 def to_rgb(picture: Picture) -> Picture:
-    """The picture upright (its EXIF orientation applied), in 8-bit RGB, what is transparent laid on white."""
+    """Return the PIL image in 8-bit RGB, upright (its EXIF orientation applied), transparent pixels laid on white.
+
+    A 16-bit grey image is scaled to 8 bits.
+    """
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):
-        # 16 bits of grey (32 in older Pillow), which `convert` would clip at 255 instead of scaling
+        # 16-bit grey (32-bit in older Pillow): `convert` would clip it at 255 instead of scaling
         picture = picture.convert("I").point(lambda value: value * (1 / 257)).convert("L")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")

@@ -1,4 +1,4 @@
-"""Fewer vision tokens: neighbours on their grid become one, which an encoder offers by taking `PoolingConfig`.
+"""Pooling of vision tokens: neighbours on their grid become one token. An encoder offers it with `PoolingConfig`.
 
 N images, V tokens, d their width.
 """
@@ -17,10 +17,15 @@ from dreamkit.parts.specs import PartConfig
 
 @dataclass(frozen=True, kw_only=True)
 class PoolingConfig(PartConfig):
-    """`pool` x `pool` neighbouring tokens become one; 1 leaves them as they are.
+    """The recipe section of a vision encoder that can pool its tokens.
 
-    `pooling`: "mean" averages them. "pixel-shuffle" puts them one after the other, row by row, so that nothing is lost
-    and the token is `pool` ** 2 times as wide (InternVL, arXiv 2404.16821; SmolVLM, arXiv 2504.05299).
+    Attributes:
+        pool: side of the square of neighbouring tokens that become one; 1 leaves the tokens as they are.
+        pooling: "mean" averages the square. "pixel-shuffle" concatenates its tokens, row by row: no value is lost, and
+            the token is `pool` ** 2 times as wide (InternVL 1.5, arXiv 2404.16821; SmolVLM, arXiv 2504.05299).
+
+    Raises:
+        ConfigError: `pool` is below 1.
     """
 
     pool: int = 1
@@ -28,37 +33,33 @@ class PoolingConfig(PartConfig):
 
     def __post_init__(self) -> None:
         if self.pool < 1:
-            raise ConfigError({"pool": f"{self.pool} found, but a token is made of at least 1 x 1"})
+            raise ConfigError({"pool": f"expected at least 1, got {self.pool}"})
 
     def pooled_shape(self, grid: tuple[int, int], dim: int) -> tuple[int, int]:
-        """The number of tokens that are left of a `grid` (rows, columns) of tokens `dim` wide, and their width.
+        """Return the number of tokens that pooling leaves of a `grid` (rows, columns) of width `dim`, and their width.
 
         Raises:
             ConfigError: `pool` does not divide the grid.
         """
         rows, columns = grid
         if rows % self.pool or columns % self.pool:
-            fitting = [
+            divisors = [
                 str(pool) for pool in range(1, min(grid) + 1) if not rows % pool and not columns % pool
             ]
             raise ConfigError(
                 {
-                    "pool": f"{self.pool} does not divide the grid of {rows} x {columns} tokens; "
-                    f"give {_any_of(fitting)}, or another image_size"
+                    "pool": f"expected a divisor of the {rows} x {columns} grid of tokens, got {self.pool}; "
+                    f"set it to one of {', '.join(divisors)} or change image_size"
                 }
             )
         width = dim * self.pool**2 if self.pooling == "pixel-shuffle" else dim
         return (rows // self.pool) * (columns // self.pool), width
 
     def pooled(self, tokens_NVd: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens (N, V, d) of a `grid` (rows, columns), row by row -> fewer tokens, of the same order."""
+        """Pool tokens (N, V, d) of a `grid` (rows, columns), in row order; return fewer tokens, in row order."""
         if self.pool == 1:
             return tokens_NVd
         sizes = {"h": grid[0] // self.pool, "p": self.pool, "q": self.pool}
         if self.pooling == "mean":
             return reduce(tokens_NVd, "n (h p w q) d -> n (h w) d", "mean", **sizes)
         return rearrange(tokens_NVd, "n (h p w q) d -> n (h w) (p q d)", **sizes)
-
-
-def _any_of(values: list[str]) -> str:
-    return values[0] if len(values) == 1 else f"{', '.join(values[:-1])} or {values[-1]}"

@@ -16,24 +16,33 @@ from dreamkit.parts.specs import ProjectorSpec
 
 
 class Projector(Part):
-    """Tokens of one width to tokens of another. Its widths come from its neighbours, never from the recipe."""
+    """A part that maps tokens of one width to tokens of another. Its neighbours set its widths, never the recipe."""
 
     spec: ProjectorSpec
 
     @classmethod
     @abstractmethod
     def infer_spec(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
-        """The spec between neighbours of these widths, the number of output tokens decided by `config`."""
+        """Return the spec between neighbours of these sizes; `config` decides the number of output tokens.
+
+        Leave out `out_rms`: dreamkit sets it.
+
+        Raises:
+            ConfigError: `config` does not fit the neighbours, by the keys of `config`.
+        """
 
     @classmethod
     @abstractmethod
     def from_config(cls, config: Any, spec: ProjectorSpec) -> Self:
-        """The projector with random weights from torch's global generator."""
+        """Build the projector with random weights from torch's global generator, in float32."""
 
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor:
-        """(N, in_tokens, in_dim) -> (N, out_tokens, out_dim)."""
+        """Map tokens (N, in_tokens, in_dim) to tokens (N, out_tokens, out_dim)."""
 
     def dense_layers(self) -> Sequence[nn.Linear] | None:
-        """Its matrices in order, GELU between them, where it is nothing else; None otherwise."""
+        """Return the linear layers in order if the projector is only these with GELU between them, else None.
+
+        A fused kernel computes the projection from them. The default is None.
+        """
         return None

@@ -1,4 +1,4 @@
-"""The sampling loop that every image decoder shares, over a scheduler of diffusers' form."""
+"""Random noise and the denoising loop, shared by all image decoders. The scheduler has the form of diffusers' ones."""
 
 from __future__ import annotations
 
@@ -11,21 +11,37 @@ from torch import Tensor
 
 
 class Scheduler(Protocol):
-    """What of a diffusers scheduler the loop uses.
+    """The members of a diffusers scheduler that drawing uses.
 
-    Where it has them, also `init_noise_sigma`, by which the initial noise is multiplied, and
-    `scale_model_input(sample, timestep)`, which gives what the network sees: those of flow matching have neither.
+    Two more are optional; schedulers of flow matching have neither. `init_noise_sigma`: factor of the initial noise.
+    `scale_model_input(sample, timestep)`: returns the network's input for these latents.
     """
 
     timesteps: Tensor
 
-    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None: ...
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        """Set `timesteps` (num_inference_steps,), in the order of drawing; some schedulers set more.
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any: ...
+        Raises:
+            ValueError: the scheduler does not support this number of steps.
+        """
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any:
+        """Return the latents (N, c, h, w) after one step, as the first item of a tuple if `return_dict=False`.
+
+        `model_output` is the network's prediction at `timestep`, a scalar of `timesteps`; `sample` are the latents.
+        `generator` (one, or a list of N) is passed only if this method names it as an argument.
+        """
 
 
-class Denoised(NamedTuple):
-    """Denoising step number `step`, from 0, of `steps` is done; `latents` (N, c, h, w) are what it left."""
+class DrawStep(NamedTuple):
+    """A completed denoising step.
+
+    Attributes:
+        step: number of this step, from 0.
+        steps: number of all steps.
+        latents: latents (N, c, h, w) after this step.
+    """
 
     step: int
     steps: int
@@ -35,10 +51,12 @@ class Denoised(NamedTuple):
 def unit_noise(
     shape: Sequence[int], generators: torch.Generator | Sequence[torch.Generator] | None, like: Tensor
 ) -> Tensor:
-    """Unit-variance noise of `shape` (N, c, h, w) on `like`'s device, from one generator or one an image.
+    """Sample unit-variance noise of `shape` (N, c, h, w), with the device and dtype of `like`.
+
+    `generators` is one for the batch, a sequence of one per image, or None for torch's global generator.
 
     Raises:
-        ValueError: a number of generators that is not N.
+        ValueError: the number of generators is not N.
     """
     source = _generators(generators, shape[0])
     if not isinstance(source, list):
@@ -49,49 +67,53 @@ def unit_noise(
 
 
 def sample_latents(mean: Tensor, std: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
-    """Latents (N, c, h, w) of a posterior of this mean and standard deviation; without one, the mean itself."""
+    """Sample latents (N, c, h, w) from a normal posterior; return `mean` if `std` is None.
+
+    Source: the reparameterization of arXiv 1312.6114, section 2.4.
+    """
     return mean if std is None else mean + std * unit_noise(mean.shape, generator, mean)
 
 
 def _generators(
     generators: torch.Generator | Sequence[torch.Generator] | None, count: int
 ) -> torch.Generator | list[torch.Generator] | None:
-    """The generators in the form that diffusers takes: one, or a list of `count`."""
+    """Return the generators in diffusers' form: one, or a list of `count`."""
     if generators is None or isinstance(generators, torch.Generator):
         return generators
     if len(generators) != count:
-        raise ValueError(f"{len(generators)} generators for {count} images; pass one, or one an image")
+        raise ValueError(
+            f"expected {count} generators for {count} images, got {len(generators)}; pass one per image, or one"
+        )
     return list(generators)
 
 
-def denoising_steps(
+def denoise_latents(
     scheduler: Scheduler,
     steps: int,
     noise: Tensor,
     predict: Callable[[Tensor, Tensor], Tensor],
     generators: torch.Generator | Sequence[torch.Generator] | None,
-) -> Iterator[Denoised]:
-    """Goes from unit-variance `noise` (N, c, h, w) to clean latents, and yields each step.
+) -> Iterator[DrawStep]:
+    """Denoise unit-variance `noise` (N, c, h, w) to clean latents; yield each step.
 
-    Some schedulers take more than the `steps` asked for.
-    `predict(noisy, timestep)` is the guided prediction of the network at one timestep, a scalar tensor where
-    `noise` is. The scheduler's own timesteps are on the CPU.
+    Some schedulers run more than `steps` steps. `predict(noisy, timestep)` returns the network's guided prediction;
+    `timestep` is a scalar tensor on the device of `noise`. The scheduler's own timesteps are on the CPU.
 
     Raises:
-        ValueError: steps < 1, or a number of generators that is not N.
+        ValueError: steps < 1, or the number of generators is not N.
     """
     if steps < 1:
-        raise ValueError(f"{steps} denoising steps, but at least 1 is needed")
-    # A scheduler looks things up by its timestep: one on a GPU would be copied back for it in every step.
+        raise ValueError(f"expected at least 1 denoising step, got {steps}")
+    # Schedulers use the timestep as an index: on a GPU, every step would copy it back to the host.
     scheduler.set_timesteps(steps, device="cpu")
     timesteps = scheduler.timesteps
     source = _generators(generators, noise.shape[0])
-    # Only stochastic schedulers take generators, and not every one of them does.
+    # Only stochastic schedulers take a generator, and not all of these do.
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     options = {"generator": source} if takes_generator and source is not None else {}
     latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
-    seen = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
-    for step, (timestep, told) in enumerate(zip(timesteps, timesteps.to(noise.device), strict=True)):
-        prediction = predict(seen(latents, timestep), told)
+    scale_input = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
+    for step, (timestep, on_device) in enumerate(zip(timesteps, timesteps.to(noise.device), strict=True)):
+        prediction = predict(scale_input(latents, timestep), on_device)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False, **options)[0]
-        yield Denoised(step, len(timesteps), latents)
+        yield DrawStep(step, len(timesteps), latents)

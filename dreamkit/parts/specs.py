@@ -1,4 +1,4 @@
-"""What parts say of themselves, and what is handed between them.
+"""Descriptions of parts, and the values that one part passes to another.
 
 Shape suffixes are those of `dreamkit.parts`.
 """
@@ -16,10 +16,12 @@ from dreamkit.earlier_names import with_earlier_fields
 
 @dataclass(frozen=True, kw_only=True)
 class PartConfig:
-    """The recipe section of a part that has weights of its own to name: exactly one of the two is given.
+    """The base of the recipe section of a part that has weights. A recipe sets exactly one of the two fields.
 
-    `pretrained`: a hub name, a local folder in the Hugging Face format, or `pkg:package/folder`.
-    `config`: a small dict from which the same part is built with random weights.
+    Attributes:
+        pretrained: source of the weights: a hub name, a local folder in the Hugging Face format, or
+            `pkg:package/folder` for files inside an installed package.
+        config: a small dict from which the same part is built with random weights.
     """
 
     pretrained: str | None = None
@@ -27,13 +29,19 @@ class PartConfig:
 
     @property
     def is_local(self) -> bool:
-        """Whether `pretrained` names a folder of this machine, in which weights can be looked for at no cost."""
+        """Flag: `pretrained` names a folder of this machine, where looking for weights takes no network."""
         return self.pretrained is not None and self.pretrained.startswith(("pkg:", "/", ".", "~"))
 
 
 @dataclass(frozen=True)
 class VisionSpec:
-    """`image_size` in pixels (square), `num_tokens` V, `dim` of one token."""
+    """The shapes of a vision encoder.
+
+    Attributes:
+        image_size: height and width of the pixels it reads.
+        num_tokens: number V of tokens of an image.
+        dim: width of a token.
+    """
 
     image_size: int
     num_tokens: int
@@ -42,13 +50,21 @@ class VisionSpec:
 
 @dataclass(frozen=True)
 class LanguageSpec:
-    """`dim` D; `vocab_size` before tokens are added; `max_length` in tokens; ids of the special tokens.
+    """The shapes and abilities of a language model.
 
-    `bos_id` is None where the model starts without one; `eos_ids` all end a text, the first one is written.
-    `packing`: several documents may share a row; without it, a row holds one. `cache`: decoding can go on from cached
-    keys and values; without it, all that was written is computed again for each token.
-    `sliding_window`: how many positions an attention layer sees at most, its own included; None where all see all.
-    `reserved_tokens`: the names of bos, eos and pad, which can stand for nothing else.
+    Attributes:
+        dim: width D of embeddings and hidden states.
+        vocab_size: number of ids before tokens are added.
+        max_length: greatest number of tokens of a document, and of a row of packed documents.
+        bos_id: id that starts a document; None if documents start without one.
+        eos_ids: ids that end a document. Training appends the first one; generation stops at any.
+        pad_id: id that fills a row.
+        packing: flag: several documents may share a row. Otherwise a row holds one document.
+        cache: flag: decoding can continue from cached keys and values. Otherwise generation recomputes the whole
+            document for each token.
+        sliding_window: greatest number of positions, its own included, that a token sees in an attention layer; None
+            if there is no limit.
+        reserved_tokens: names of bos, eos and pad, which a recipe may not use for another special token.
     """
 
     dim: int
@@ -66,10 +82,16 @@ class LanguageSpec:
 @with_earlier_fields(out_scale="out_rms")
 @dataclass(frozen=True)
 class ProjectorSpec:
-    """Tokens (N, in_tokens, in_dim) go in, (N, out_tokens, out_dim) come out.
+    """The shapes of a projector: it maps tokens (N, in_tokens, in_dim) to tokens (N, out_tokens, out_dim).
 
-    `out_rms` is the root mean square that whoever takes the tokens is used to, where it says (a decoder's
-    `context_scale`): what a projector that ends in a norm brings them to. It is set by what is built around it.
+    Attributes:
+        in_dim: width of an input token.
+        out_dim: width of an output token.
+        in_tokens: number of input tokens of an image.
+        out_tokens: number of output tokens of an image.
+        out_rms: root mean square that the reader of the output expects: for a condition projector, the decoder's
+            `context_scale`. A projector that ends in a norm starts it at this value. dreamkit sets it after
+            `infer_spec`.
     """
 
     in_dim: int
@@ -81,15 +103,21 @@ class ProjectorSpec:
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """`context_dim` C; `context_tokens` Q' or None for any number; `pooled_dim` P or None.
+    """The shapes and abilities of an image decoder.
 
-    `context_scale` is the root mean square the decoder's own text encoder gives its context.
-    `image_size` is the side in pixels it draws unasked, and every size must be a multiple of `size_multiple`.
-    Latents of an H x W image are (latent_channels, H / latent_factor, W / latent_factor).
-    `schedulers` are the names its `scheduler` takes, those that fit its `objective`, which is said in words, such as
-    "flow matching"; None where it does not tell.
-    `float32_modules` names the submodules that half precision breaks, such as SDXL's autoencoder: whatever dtype a
-    decoder is brought to, they are never in less than float32.
+    Attributes:
+        context_dim: width C of a token of context.
+        image_size: default height and width of a drawn image, in pixels.
+        latent_channels: channels c of the latents.
+        latent_factor: pixels per latent along a side: latents are (c, H / latent_factor, W / latent_factor).
+        context_tokens: number Q' of tokens of context; None for any number.
+        context_scale: root mean square of the context from the decoder's own text encoder.
+        pooled_dim: width P of the pooled vector; None if the decoder takes none.
+        size_multiple: height and width of an image must be multiples of this number of pixels.
+        schedulers: names that `ImageDecoder.scheduler` accepts, those that fit `objective`; None if unknown.
+        float32_modules: names of submodules that fail in half precision, such as SDXL's autoencoder. They stay in
+            float32 or more, whatever dtype the decoder is moved to.
+        objective: training objective in words, such as "flow matching"; None if unknown.
     """
 
     context_dim: int
@@ -105,17 +133,30 @@ class DecoderSpec:
     objective: str | None = None
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents of an image of `size` (height, width) in pixels."""
+        """Return the (channels, height, width) of the latents of an image of `size` (height, width) in pixels.
+
+        Raises:
+            ValueError: `size` is not a positive multiple of `size_multiple`.
+        """
         height, width = size
         if height % self.size_multiple or width % self.size_multiple or min(size) <= 0:
             raise ValueError(
-                f"image size {height}x{width}, but both must be positive multiples of {self.size_multiple} pixels"
+                f"expected positive multiples of {self.size_multiple} pixels as image size, got {height} x {width}"
             )
         return self.latent_channels, height // self.latent_factor, width // self.latent_factor
 
 
 class Head(NamedTuple):
-    """The language-model head: logits = soft_cap(scale * (hidden @ weight.T + bias)). `weight` (vocabulary, D)."""
+    """The head of a language model: logits = soft_cap(scale * (hidden @ weight.T + bias)).
+
+    soft_cap(x) is `soft_cap` * tanh(x / `soft_cap`) (Gemma 2, arXiv 2408.00118, section 2).
+
+    Attributes:
+        weight: matrix (vocabulary, D).
+        bias: vector (vocabulary,), or None.
+        soft_cap: bound of the logits, or None.
+        scale: factor of the logits.
+    """
 
     weight: Tensor
     bias: Tensor | None = None
@@ -124,10 +165,16 @@ class Head(NamedTuple):
 
 
 class Embedding(NamedTuple):
-    """Input embeddings that are rows of tables: scale * weight[id], or scale * added[added_rows[id]] of added tokens.
+    """The tables whose rows are the input embeddings.
 
-    `weight` (vocabulary, D); `added` (K, D), with which `added_rows` (ids,) says the row of each id, -1 where it is one
-    of `weight`. `scale` () is brought to a table's dtype, None: there is none. The row of `padding_id` learns nothing.
+    The embedding of an id is scale * weight[id], or scale * added[added_rows[id]] for an added token.
+
+    Attributes:
+        weight: table (vocabulary, D).
+        added: table (K, D) of added tokens, or None.
+        added_rows: row of `added` for each id (ids,), -1 if the id's row is in `weight`; None without `added`.
+        scale: factor (), cast to the dtype of the table; None for 1.
+        padding_id: id whose row gets no gradient, or None.
     """
 
     weight: Tensor
@@ -138,7 +185,13 @@ class Embedding(NamedTuple):
 
 
 class NormWeights(NamedTuple):
-    """An RMS norm: hidden / rms(hidden, eps) * (offset + weight). `offset` is 1 for Gemma, else 0."""
+    """An RMS norm (arXiv 1910.07467): hidden / sqrt(mean(hidden ** 2) + eps) * (offset + weight).
+
+    Attributes:
+        weight: vector (D,).
+        eps: constant under the root.
+        offset: 1 for Gemma's norms, else 0.
+    """
 
     weight: Tensor
     eps: float
@@ -147,11 +200,15 @@ class NormWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """What a language model was taught to see around a conversation's turns.
+    """The text that a language model expects around the turns of a conversation.
 
-    Each of `user` and `assistant` is the text before and after what that role says; special tokens in it are parsed.
-    `system` is the text before and after a system message, and `default_system` is said where a conversation has none.
-    What the assistant says, and the text after it, is learned.
+    Special tokens in it are parsed. The assistant's turns, and the text after them, are trained on.
+
+    Attributes:
+        user: text before and after a user's turn.
+        assistant: text before and after an assistant's turn.
+        system: text before and after a system message.
+        default_system: system message of a conversation that has none; "" for no message.
     """
 
     user: tuple[str, str]
@@ -162,31 +219,35 @@ class ChatTemplate:
 
 @dataclass
 class Condition:
-    """What a decoder draws from: context (N, Q', C), an optional mask (N, Q') and, where wanted, pooled (N, P)."""
+    """The input from which a decoder draws N images.
+
+    Attributes:
+        context: tokens (N, Q', C) for cross-attention.
+        mask: (N, Q'), 1 for tokens to attend to and 0 for others; None for all tokens.
+        pooled: vector (N, P) for a decoder with `pooled_dim`, else None.
+    """
 
     context: Tensor
     mask: Tensor | None = None
     pooled: Tensor | None = None
 
     def __getitem__(self, index: Any) -> Condition:
-        """The condition of some of the images; `index` is anything that indexes a first dimension."""
+        """Return the condition of some of the images; `index` is any index of a tensor's first dimension."""
         mask = None if self.mask is None else self.mask[index]
         return Condition(self.context[index], mask, None if self.pooled is None else self.pooled[index])
 
     @staticmethod
     def cat(first: Condition, second: Condition) -> Condition:
-        """`first`'s images, then `second`'s.
+        """Return the condition of the images of `first`, then those of `second`.
 
         Raises:
-            ValueError: one of them has a mask or a pooled vector, and the other has not.
+            ValueError: only one of the two has a mask, or only one has a pooled vector.
         """
 
         def join(name: str) -> Tensor | None:
             a, b = getattr(first, name), getattr(second, name)
             if (a is None) != (b is None):
-                raise ValueError(
-                    f"one condition has a {name} tensor, the other has none; give it to both or neither"
-                )
+                raise ValueError(f"expected a {name} tensor in both conditions or in neither, got one in one")
             return None if a is None else torch.cat([a, b])
 
         return Condition(torch.cat([first.context, second.context]), join("mask"), join("pooled"))

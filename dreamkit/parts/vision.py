@@ -19,18 +19,24 @@ if TYPE_CHECKING:
 
 
 class VisionEncoder(PretrainedPart):
-    """Pictures to vision tokens."""
+    """A part that turns images into vision tokens."""
 
     spec: VisionSpec
 
     @abstractmethod
     def preprocess(self, pictures: Sequence[Picture]) -> Tensor:
-        """Any pictures, of any size and mode -> pixels (N, 3, image_size, image_size)."""
+        """Return the pixels (N, 3, image_size, image_size), float32 on the CPU, of N PIL images of any size and mode.
+
+        `dreamkit.to_rgb` makes an image upright RGB.
+        """
 
     @abstractmethod
     def forward(self, pixels_NCHW: Tensor) -> Tensor:
-        """Pixels (N, 3, H, W) -> features (N, V, dim)."""
+        """Compute the features (N, V, dim) of pixels (N, 3, image_size, image_size)."""
 
     def library_forward(self, pixels_NCHW: Tensor) -> Tensor | None:
-        """The features as the library behind the part computes them by itself; None: no library is behind it."""
+        """Compute the features (N, V, dim) with the library behind the part alone; None if there is no library.
+
+        Tests compare them with those of `forward`.
+        """
         return None

@@ -32,7 +32,7 @@ def full_batch(model: DreamModel, recipe: Recipe, images: int) -> Batch:
         model.image_decoder.preprocess,
         packing=recipe.train.packing,
         condition_drop=recipe.loss.condition_drop,
-        computed=None if recipe.train.cache is None else _Zeros(CacheManifest.read(Path(recipe.train.cache))),
+        cache=None if recipe.train.cache is None else _Zeros(CacheManifest.read(Path(recipe.train.cache))),
     )
     most = most_images(sequencer)
     if not 0 <= images <= most:

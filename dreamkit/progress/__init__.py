@@ -1,1 +1,1 @@
-"""Progress bars and what they show."""
+"""Progress bars."""

@@ -1,4 +1,4 @@
-"""Bars of progress on standard error."""
+"""Progress bars on standard error."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from rich.progress import (
 
 
 class Bar:
-    """A bar that is shown from its first `move` until `stop`, or until the end of its `with` block.
+    """A progress bar, shown from its first `move` until `stop` or the end of its `with` block.
 
         with Bar("scoring") as bar:
             for number, record in enumerate(records, 1):
                 score(record)
                 bar.move(number, len(records))
 
-    `title` stands before it. `facts` stand after it: a template for what `move` is given by name, such as
-    "{task.fields[images]} images". A `transient` bar disappears at its end, is shown on a terminal only, and leaves out
-    the time elapsed.
+    Args:
+        title: text before the bar.
+        facts: text after the bar, a rich template of the keyword arguments of `move`: "{task.fields[images]} images".
+        transient: show the bar on a terminal only, remove it at its end, and leave out the elapsed time.
     """
 
     def __init__(self, title: str, facts: str = "", *, transient: bool = False) -> None:
@@ -41,20 +42,19 @@ class Bar:
         self.progress = Progress(*columns, console=console, transient=transient, disable=hidden)
         self._task = self.progress.add_task("", total=None)
 
-    def move(self, done: int | None = None, of: int | None = None, **facts: Any) -> None:
-        """Show that `done` of all are done, and `facts`; an argument that is None stays as it was.
+    def move(self, completed: int | None = None, total: int | None = None, **facts: Any) -> None:
+        """Show `completed` of `total` steps, and `facts`; None keeps the value.
 
-        A bar that is not shown yet, or not any more, begins at `done` or 0, and its time at zero. All facts are needed
-        then.
+        If the bar is not shown, it starts at `completed` or 0, with an elapsed time of 0; this call needs all facts.
         """
         if self.progress.live.is_started:
-            self.progress.update(self._task, completed=done, total=of, **facts)
+            self.progress.update(self._task, completed=completed, total=total, **facts)
         else:
-            self.progress.reset(self._task, completed=done or 0, total=of, **facts)
+            self.progress.reset(self._task, completed=completed or 0, total=total, **facts)
             self.progress.start()
 
     def stop(self) -> None:
-        """Leave the bar as it is, or remove it if it is transient."""
+        """End the bar; remove it from the terminal if it is transient."""
         if self.progress.live.is_started:
             self.progress.stop()
 

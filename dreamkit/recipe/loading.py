@@ -15,15 +15,16 @@ from dreamkit.recipe.tree import Node
 from dreamkit.registry.registry import Registry
 
 
-def load_recipe(name: str, overrides: Sequence[str], registry: Registry) -> Recipe:
+def load_recipe(name: str, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
     """Load the recipe `name`, a file or a shipped name, with `key=value` overrides.
 
+    `registry` defaults to the installed plug-ins (`Registry.load()`).
     `dreamkit.build.fit.fit` checks that its parts fit each other.
 
     Raises:
         RecipeError: every problem at once.
     """
-    return _require_valid(*draft_recipe(name, overrides, registry))
+    return _require_valid(*draft_recipe(name, overrides, registry or Registry.load()))
 
 
 def draft_recipe(

@@ -1,1 +1,1 @@
-"""Training: the run, the loop, the losses watched, and the log."""
+"""Training: the run, the trainer, the loss monitor, resume points and the log."""

@@ -1,4 +1,4 @@
-"""Both losses, and whether they and the gradients are finite, kept on the device until somebody asks."""
+"""Sums of both losses, and finiteness of losses and gradients, kept on the device until they are read."""
 
 from __future__ import annotations
 
@@ -17,29 +17,37 @@ from dreamkit.model.model import Losses
 
 @dataclass(frozen=True)
 class NotFinite:
-    """What was not finite in `step`, and the documents, by their numbers in the data set, that it may come from."""
+    """A loss or gradient that is not finite.
+
+    Attributes:
+        step: number of the step, from 1.
+        quantity: "loss" or "gradient".
+        documents: numbers in the mixture of the documents that may cause it.
+    """
 
     step: int
-    what: Literal["loss", "gradient"]
+    quantity: Literal["loss", "gradient"]
     documents: tuple[int, ...]
 
 
 class LossMonitor:
-    """Sums over an interval of steps. `add` and `add_gradient` copy nothing to the host; `check` and `read` do, on all
-    processes."""
+    """Losses and gradients of an interval of steps.
+
+    `add` and `add_gradient` copy nothing to the host. `check` and `read` do; every process must call them.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(2, device=device)  # of the two losses, over this process's batches
-        self._steps = torch.zeros(2, device=device)  # in which there was anything to read each loss from
+        self._steps = torch.zeros(2, device=device)  # number of steps with labels, and with images to draw
         self._last_step = -1
-        # not looked at yet: losses of this process's batches, with their documents, and of the gradients of a step
+        # not checked yet: losses of this process's batches, with their documents, and gradient norms of steps
         self._losses: list[tuple[int, Sequence[int], Tensor]] = []
         self._norms: list[tuple[int, Tensor]] = []
 
     def add(self, step: int, documents: Sequence[int], losses: Losses, counts: Tensor) -> None:
-        """One batch of `step`, of the documents with these numbers.
+        """Add one batch of `step` with the documents of these numbers.
 
-        `counts` (2,) are those of the global batch, by which the losses were divided.
+        `counts` (2,) are those of the global batch, the divisors of the losses.
         """
         self._sums += torch.stack([losses.lm, losses.denoising]).float()
         if step != self._last_step:
@@ -49,36 +57,36 @@ class LossMonitor:
         self._losses.append((step, documents, values))
 
     def add_gradient(self, step: int, norm: Tensor) -> None:
-        """The norm () of the gradients of `step`, over all processes."""
+        """Add the norm () of the gradients of `step`, over all processes."""
         self._norms.append((step, norm.float()))
 
     def check(self) -> NotFinite | None:
-        """Looks at all losses and gradients since the last look, and says where the first is that is not finite."""
-        found: list[NotFinite] = []
-        seen = [values for *_, values in self._losses] + [norm[None] for _, norm in self._norms]
-        if seen and not torch.cat(seen).isfinite().all():
-            found = [*self._bad_losses(), *self._bad_gradients()]
+        """Check all losses and gradients since the last call; return the first that is not finite, or None."""
+        problems: list[NotFinite] = []
+        unchecked = [values for *_, values in self._losses] + [norm[None] for _, norm in self._norms]
+        if unchecked and not torch.cat(unchecked).isfinite().all():
+            problems = [*self._bad_losses(), *self._bad_gradients()]
         self._losses.clear()
         self._norms.clear()
         if world_size() > 1:
-            everyone: list[list[NotFinite]] = [[] for _ in range(world_size())]
-            dist.all_gather_object(everyone, found)
-            found = list(chain(*everyone))
-        if not found:
+            by_process: list[list[NotFinite]] = [[] for _ in range(world_size())]
+            dist.all_gather_object(by_process, problems)
+            problems = list(chain(*by_process))
+        if not problems:
             return None
-        first = min(found, key=_order)
-        documents = {number for each in found if _order(each) == _order(first) for number in each.documents}
-        return NotFinite(first.step, first.what, tuple(sorted(documents)))
+        first = min(problems, key=_order)
+        documents = {number for one in problems if _order(one) == _order(first) for number in one.documents}
+        return NotFinite(first.step, first.quantity, tuple(sorted(documents)))
 
     def _bad_losses(self) -> list[NotFinite]:
-        found = []
+        problems = []
         for step, documents, values in self._losses:
             finite = values.isfinite().tolist()
             if not all(finite):
-                # After the documents comes what the collator added, of weight 0, and then the loss of all together.
-                bad = [number for number, fine in zip(documents, finite, strict=False) if not fine]
-                found.append(NotFinite(step, "loss", tuple(bad or documents)))
-        return found
+                # The losses of the documents come first, then those of the collator's dummies, then the sum.
+                bad = [number for number, is_finite in zip(documents, finite, strict=False) if not is_finite]
+                problems.append(NotFinite(step, "loss", tuple(bad or documents)))
+        return problems
 
     def _bad_gradients(self) -> list[NotFinite]:
         bad = {step for step, norm in self._norms if not norm.isfinite()}
@@ -89,7 +97,7 @@ class LossMonitor:
         ]
 
     def read(self) -> dict[str, float | None]:
-        """The mean of each loss over the steps since the last reading; None where no step had anything to it."""
+        """Return the mean of each loss over the steps since the last call; None if no step had labels or images."""
         lm, denoising, lm_steps, denoising_steps = torch.cat([total(self._sums), self._steps]).tolist()
         self._sums.zero_()
         self._steps.zero_()
@@ -99,6 +107,6 @@ class LossMonitor:
         }
 
 
-def _order(found: NotFinite) -> tuple[int, bool]:
-    """Earlier steps first; where a loss is not finite neither is its gradient, but the loss says whose it is."""
-    return found.step, found.what == "gradient"
+def _order(problem: NotFinite) -> tuple[int, bool]:
+    """Return the sort key: earlier steps first, and losses before gradients, as a loss names its document."""
+    return problem.step, problem.quantity == "gradient"

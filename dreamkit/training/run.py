@@ -1,4 +1,4 @@
-"""A training run: recipe and data in, a checkpoint, resume points and `log.jsonl` out."""
+"""A training run: from recipe and data to a checkpoint, resume points and `log.jsonl`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,14 @@ LOG = "log.jsonl"
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The trained model, the folder of its checkpoint, and what was logged; of several processes one `is_main`."""
+    """The result of a training run.
+
+    Attributes:
+        model: the trained model, in evaluation mode.
+        checkpoint: folder of its checkpoint.
+        log: entries of `log.jsonl`; empty in all processes but the main one.
+        is_main: flag: this process is the one of the run that writes files.
+    """
 
     model: DreamModel
     checkpoint: Path
@@ -61,43 +68,56 @@ def train_recipe(
     datasets: Sequence[Dataset] | None = None,
     on_log: Callable[[LogEntry], None] | None = None,
 ) -> TrainResult:
-    """Trains the model of `recipe` into the folder `out`; several processes started by `torchrun` share the work.
+    """Train the model of `recipe` into the folder `out`. Processes started by `torchrun` share the work.
 
-    `model` is trained instead of a newly built one, and `datasets`, one for each section of `recipe.data`, are read
-    instead of those it names. With `resume` the run goes on from its last resume point as if never interrupted.
+    Args:
+        recipe: the recipe, from `load_recipe`.
+        registry: the components that the recipe names.
+        out: a new or empty folder for the checkpoint, the resume points and `log.jsonl`.
+        resume: continue the run in `out` from its last resume point; the result is that of an uninterrupted run.
+        model: the model to train, with the recipe's `model` section; None builds one.
+        datasets: one data set for each section of `recipe.data`; None builds those of the recipe.
+        on_log: function to call with each entry of the log, such as `{"step": 10, "lm": 2.1, ...}`.
 
     Raises:
-        TrainingError: `out` is in use or has nothing to resume, it would not be the same run, `model` is of another
-            recipe, nothing is to be trained, no data, or a loss or gradient that is not finite.
+        TrainingError: `out` is in use or has no resume point. The resumed run or `model` is of another recipe. There
+            are no trainable parts or no data. A loss or gradient is not finite.
         CheckpointError: the resume point or `recipe.init` is damaged or does not fit.
-        RecipeError, CacheError: so is `train.cache`, or it lacks a picture.
+        CacheError: `train.cache` is damaged, does not fit, or lacks an image.
+        RecipeError: the parts of the recipe do not fit each other or `train.cache`.
+        DocumentError: a document cannot be read, is too long or has nothing to train on.
     """
     is_built = model is None and not resume
-    found = fit(recipe, registry) if is_built or recipe.train.cache is not None else None
-    if found is not None and (problems := cache_problems(found)):
+    fitted = fit(recipe, registry) if is_built or recipe.train.cache is not None else None
+    if fitted is not None and (problems := cache_problems(fitted)):
         raise RecipeError(problems)
     out = Path(out).absolute()
-    points = _resume_points(out) if resume else []
-    if not resume and (what := in_use_reason(out)):
-        go_on = "go on with the run in it by --resume, or " if out.is_dir() else ""
-        raise TrainingError(f"{out} {what}; {go_on}name a new folder by --out")
+    points = resume_points(out) if resume else []
+    if resume and not points:
+        raise TrainingError(
+            f"no resume point {RESUME_POINTS}/step-N in {out}; train without --resume into a new folder "
+            "(train.save_every sets the steps between resume points)"
+        )
+    if not resume and (reason := in_use_reason(out)):
+        continuing = "continue its run with --resume or " if out.is_dir() else ""
+        raise TrainingError(f"{out} {reason}; {continuing}pass a new folder with --out")
     arguments = training_arguments(recipe, out)
-    barrier()  # every process has looked before the first one writes
+    barrier()  # no process writes before all have checked `out`
     if points:
         model = _load(points, registry)
         compare_run(points[-1], model.recipe, recipe)
     elif model is None:
-        assert found is not None, "a recipe whose model is built was fitted"
-        model = build(found)
+        assert fitted is not None, "a model is built from a fitted recipe"
+        model = build(fitted)
         if recipe.init is not None:
             _show(load_weights(model, recipe.init))
     else:
         compare_model(model.recipe, recipe)
-    # What this run is, also in the checkpoint, whatever the model came from.
+    # The checkpoint describes this run, not the one that the model came from.
     model.recipe, model.lm_weight, model.denoising_weight = recipe, recipe.loss.lm, recipe.loss.denoising
     model.set_trainable(recipe.train.trainable)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise TrainingError("nothing is to be trained; name parts in train.trainable, or add model.adapters")
+        raise TrainingError("nothing to train: name parts in train.trainable or add model.adapters")
     if arguments.device.type == "cuda":
         _show(kernels.kernel_status(arguments.device))
     cache = open_cache(recipe, model, registry)
@@ -119,14 +139,14 @@ def train_recipe(
         model.image_decoder.preprocess,
         packing=recipe.train.packing,
         condition_drop=recipe.loss.condition_drop,
-        computed=cache,
+        cache=cache,
     )
     if world_size() > 1:
         shard(model.to(arguments.device), arguments.device)
     log, bar = RunLog(out / LOG, on_log), RunBar()
     callbacks = [log, bar] if is_main() else []
     trainer = DreamTrainer(model, recipe, arguments, mixture, collator, callbacks, registry)
-    # The same model everywhere, but other noise in each process.
+    # The model is the same in all processes, but the noise is not.
     set_seed(recipe.train.seed, device_specific=True)
     try:
         trainer.train(resume_from_checkpoint=str(points[-1] / STATE) if points else None)
@@ -143,18 +163,12 @@ def _show(report: LoadReport | Cache | str) -> None:
         Console(stderr=True).print(report, soft_wrap=not isinstance(report, LoadReport))
 
 
-def _resume_points(out: Path) -> list[Path]:
-    points = resume_points(out)
-    if not points:
-        raise TrainingError(
-            f"{out} has nothing to resume: no folder {RESUME_POINTS}/step-N; train without --resume into a new folder "
-            "(train.save_every says how often a resume point is written)"
-        )
-    return points
-
-
 def _load(points: Sequence[Path], registry: Registry) -> DreamModel:
-    """The model of the last resume point."""
+    """Load the model of the last of the resume points.
+
+    Raises:
+        CheckpointError: it is damaged; the message names the one before it.
+    """
     *older, point = points
     try:
         model, report = load_checkpoint(point, registry)
@@ -162,7 +176,7 @@ def _load(points: Sequence[Path], registry: Registry) -> DreamModel:
         if not older:
             raise
         raise CheckpointError(
-            f"{error}\nIf {point} cannot be mended, remove it; then --resume goes on from {older[-1]}"
+            f"{error}\nIf you cannot restore {point}, remove it; --resume then continues from {older[-1]}"
         ) from error
     _show(report)
     return model

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from dreamkit.errors import TrainingError
 
@@ -18,34 +18,26 @@ LOGGED = ("lm", "denoising", "loss", "learning_rate", "grad_norm")
 
 
 class RunLog(TrainerCallback):
-    """Appends one line an interval to `log.jsonl`, and hands it to `on_log`.
+    """A log that appends one line per interval to the file `path`, and passes it to `on_log`.
 
-    Lines of steps after the one a run resumes at are dropped: they are about to be run again.
+    A resumed run drops the lines of steps that it repeats.
     """
 
     def __init__(self, path: Path, on_log: Callable[[LogEntry], None] | None = None) -> None:
         self.path = path
-        self.hand_to = on_log
+        self.on_entry = on_log
         self.entries: list[LogEntry] = []
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **named: Any) -> None:
         self.entries = [entry for entry in self._read() if entry["step"] <= state.global_step]
         partial = self.path.with_name(f".{self.path.name}.partial")
         partial.write_text("".join(map(_line, self.entries)))
         os.replace(partial, self.path)
         self.last = time.monotonic(), state.global_step
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if logs is None or "lm" not in logs:  # the trainer's closing summary
+    def on_log(self, args: Any, state: TrainerState, *_: Any, **named: Any) -> None:
+        logs = named["logs"]
+        if "lm" not in logs:  # the trainer's final summary
             return
         (before, step), now = self.last, time.monotonic()
         self.last = now, state.global_step
@@ -54,11 +46,15 @@ class RunLog(TrainerCallback):
         self.entries.append(entry)
         with self.path.open("a") as file:
             file.write(_line(entry))
-        if self.hand_to is not None:
-            self.hand_to(entry)
+        if self.on_entry is not None:
+            self.on_entry(entry)
 
     def _read(self) -> list[dict[str, Any]]:
-        """The entries of an earlier run; a last line that it was interrupted in is none."""
+        """Return the entries of an earlier run, without a last line whose writing was interrupted.
+
+        Raises:
+            TrainingError: another line is not JSON.
+        """
         lines = self.path.read_text().splitlines() if self.path.is_file() else []
         entries = []
         for number, line in enumerate(lines, 1):
@@ -67,11 +63,11 @@ class RunLog(TrainerCallback):
             except ValueError as error:
                 if number < len(lines):
                     raise TrainingError(
-                        f"{self.path}:{number}: not JSON: {error}; remove that line"
+                        f"{self.path}:{number}: invalid JSON: {error}; remove this line"
                     ) from error
         return entries
 
 
 def _line(entry: LogEntry) -> str:
-    """A line of the log; it has to be JSON, which knows no number that is not finite."""
+    """Return a line of the log. JSON has no numbers that are not finite: one is an error here."""
     return json.dumps(entry, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""transformers' `Trainer`, fitted to a `DreamModel`: two losses, one global reduction, and checkpoints of our own."""
+"""transformers' `Trainer` for a `DreamModel`: two losses, sums over the global batch, and dreamkit's checkpoints."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from dreamkit.registry.registry import Registry
 from dreamkit.training.loss_monitor import LossMonitor, NotFinite
 
 RESUME_POINTS = "checkpoints"  # folder of the folders `step-N`
-STATE = "trainer"  # the trainer's state, inside a resume point
-PROCESSES = "processes.json"  # how many processes wrote it, inside that
-KEPT = 2
-MOST_NAMED = 10  # documents in one error
+STATE = "trainer"  # folder of the trainer's state in a resume point
+PROCESSES = "processes.json"  # file in that folder: number of processes of the run
+MAX_RESUME_POINTS = 2
+MAX_NAMES = 10  # documents in one error
 
 
 def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
-    """The trainer's settings. Asks for the device, which joins the other processes where there are any."""
+    """Return the trainer's settings. Under `torchrun`, this call joins the other processes."""
     section = recipe.train
     arguments = TrainingArguments(
         output_dir=str(out),
@@ -61,12 +61,12 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         optim="adamw_torch",
         seed=section.seed,
         logging_steps=section.log_every,
-        # Replacing losses that are not finite would hide them, and reads the device at every step.
+        # The filter hides losses that are not finite, and copies the loss to the host in each step.
         logging_nan_inf_filter=False,
         save_strategy="steps" if section.save_every else "no",
         save_steps=section.save_every or 1,
         dataloader_num_workers=section.workers,
-        # a batch goes to the device while the host goes on
+        # A batch is copied to the device while the host continues.
         dataloader_pin_memory=torch.cuda.is_available(),
         accelerator_config={"non_blocking": torch.cuda.is_available()},
         use_cpu=not torch.cuda.is_available(),
@@ -75,15 +75,15 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
         report_to="none",
     )
     assert arguments.device is not None
-    arguments._n_gpu = 1  # one process drives one device; DataParallel could not split a batch
+    arguments._n_gpu = 1  # one device per process: DataParallel cannot split a batch
     return arguments
 
 
 class DreamTrainer(Trainer):
-    """Trains a `DreamModel` on documents in the order they come.
+    """A trainer of a `DreamModel` on documents in their order.
 
-    Gradients are those of `DreamModel.forward` with the counts of the global batch, over all processes and
-    accumulation steps; it makes no difference how a global batch is divided among them.
+    Gradients are those of the global batch over all processes and accumulation steps: they do not depend on how it is
+    divided among these.
     """
 
     model: DreamModel
@@ -105,11 +105,11 @@ class DreamTrainer(Trainer):
             model=model,
             args=arguments,
             train_dataset=documents,
-            data_collator=cast(Any, collator),  # to a Batch, and not to a dict of tensors
+            data_collator=cast(Any, collator),  # returns a Batch, not a dict of tensors
             callbacks=[_LogLastStep(), *callbacks],
         )
         self.remove_callback(PrinterCallback)
-        # Several processes mean a sharded model (`dreamkit.distributed.shard`): accelerate must not wrap it in DDP.
+        # With several processes the model is sharded (`dreamkit.distributed.shard`): accelerate must not use DDP.
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.autocast = partial(
             torch.autocast,
@@ -117,9 +117,9 @@ class DreamTrainer(Trainer):
             torch.bfloat16,
             enabled=recipe.train.precision == "bfloat16",
         )
-        self.meter = LossMonitor(arguments.device)
+        self.monitor = LossMonitor(arguments.device)
         self.registry = registry
-        self._batch = 0  # the number of the next batch of this process, from the start of the run
+        self._batch = 0  # number of this process's next batch in the run
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(cast(Sized, self.train_dataset))
@@ -127,37 +127,38 @@ class DreamTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Tensor]:
-        """The batches of one step, and the labelled tokens and drawn images in them over all processes, (2,)."""
+        """Return the batches of one step, and their counts over all processes (2,): labelled tokens, images to draw."""
         self._batch = self.state.global_step * self.args.gradient_accumulation_steps
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         return batches, total(torch.stack([batch.counts for batch in batches]).sum(0).to(device))
 
     def floating_point_ops(self, inputs: Any) -> int:
+        """Return 0: `dreamkit plan` counts operations, and transformers' estimate does not fit this model."""
         return 0
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward of one `Batch`; `num_items_in_batch` are the counts of the global one, a tensor."""
+        """Run forward and backward of one `Batch`; `num_items_in_batch` are the counts (2,) of the global batch."""
         with self.autocast():
             losses: Losses = model(inputs, counts=num_items_in_batch)
-        self.meter.add(self.state.global_step + 1, self._documents(), losses, num_items_in_batch)
+        self.monitor.add(self.state.global_step + 1, self._documents(), losses, num_items_in_batch)
         self._batch += 1
-        # Gradients are averaged over processes, but the losses are shares of a sum.
+        # FSDP averages gradients over processes, but the losses are parts of a sum.
         loss = losses.loss * world_size()
         self.accelerator.backward(loss)
         return loss.detach()
 
     def _documents(self) -> range:
-        """The numbers of the documents in this process's present batch: processes take whole batches in turn."""
+        """Return the numbers of the documents in this process's batch: processes take whole batches in turn."""
         size = self.args.per_device_train_batch_size
         start = (self._batch * world_size() + self.args.process_index) * size
         return range(start, start + size)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Tensor:
-        """The norm of the gradients before clipping. If it is not finite they become zero, to spare the weights."""
+        """Return the norm of the gradients before clipping. If it is not finite, set them to zero."""
         norm = super()._get_grad_norm(model, grad_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        self.meter.add_gradient(self.state.global_step + 1, norm)
-        not_finite = ~norm.isfinite()  # stays on the device, as every step asks
+        self.monitor.add_gradient(self.state.global_step + 1, norm)
+        not_finite = ~norm.isfinite()  # on the device: no copy to the host in a step
         for parameter in model.parameters():
             if parameter.grad is not None:
                 grad = parameter.grad
@@ -165,32 +166,37 @@ class DreamTrainer(Trainer):
         return norm
 
     def check(self) -> None:
-        """Looks at every loss and gradient since the last look; each process must make this call.
+        """Check every loss and gradient since the last call. Every process must call this method.
 
         Raises:
-            TrainingError: one is not finite; step and documents are named, on every process.
+            TrainingError: one is not finite; the message, in every process, names step and documents.
         """
-        found = self.meter.check()
-        if found is not None:
-            raise TrainingError(self._blame(found))
+        problem = self.monitor.check()
+        if problem is not None:
+            raise TrainingError(self._message(problem))
 
-    def _blame(self, found: NotFinite) -> str:
-        """Tries each suspected document alone: documents of a packed row spoil each other, and gradients add up."""
-        names = {number: self._training_document(number).name for number in found.documents}
+    def _message(self, problem: NotFinite) -> str:
+        """Return the error message, which names the documents that are not finite alone, or else all suspects.
+
+        Each suspect is run alone: documents of a packed row can make each other's losses NaN, and gradients add up.
+        """
+        names = {number: self._training_document(number).name for number in problem.documents}
         bad = [name for number, name in names.items() if not self._is_finite_alone(number)]
-        named = list(dict.fromkeys(bad or names.values()))
-        listed = ", ".join(f"'{name}'" for name in named[:MOST_NAMED])
-        more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
-        though, remedy = (
-            ("", "look at that document, or ") if bad else (", though each of its documents is alone", "")
+        suspects = list(dict.fromkeys(bad or names.values()))
+        listed = ", ".join(f"'{name}'" for name in suspects[:MAX_NAMES])
+        more = f" and {len(suspects) - MAX_NAMES} more" if len(suspects) > MAX_NAMES else ""
+        exception, fix = (
+            ("", "check that document, or ")
+            if bad
+            else (", though each of its documents is finite alone", "")
         )
         return (
-            f"step {found.step}: the {found.what} is not finite{though}: {listed}{more}; nothing was saved after it; "
-            f"{remedy}lower train.learning_rate or train.max_grad_norm"
+            f"step {problem.step}: the {problem.quantity} is not finite{exception}: {listed}{more}; "
+            f"nothing was saved after it; {fix}lower train.learning_rate or train.max_grad_norm"
         )
 
     def _is_finite_alone(self, number: int) -> bool:
-        """Whether a document by itself has a finite loss and gradient; overwrites the gradients of the model."""
+        """Return True if a document alone has a finite loss and gradient; overwrites the gradients of the model."""
         self.model.zero_grad()
         collate = cast(Collator, self.data_collator)
         batch = collate([self._training_document(number)]).to(self.args.device)
@@ -204,23 +210,25 @@ class DreamTrainer(Trainer):
         return cast(Dataset[Document], self.train_dataset)[number]
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        if "loss" in logs:  # and not the closing summary
+        """Add both losses to an entry of the log, after a check that they are finite."""
+        if "loss" in logs:  # not the final summary
             self.check()
-            logs |= self.meter.read()
+            logs |= self.monitor.read()
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """A resume point: a dreamkit checkpoint with the trainer's state in it. The last ones are kept."""
+        """Write a resume point, a checkpoint with the trainer's state; remove all but the last ones."""
         self.check()
         points = Path(str(self.args.output_dir)) / RESUME_POINTS
         point = points / f"step-{self.state.global_step}"
         save_checkpoint(self.model, point, registry=self.registry, beside=self._write_state)
         if is_main():
-            unfinished = points.glob(".step-*")  # what an interrupted run left
-            for old in [*resume_points(points.parent)[:-KEPT], *unfinished]:
+            unfinished = points.glob(".step-*")  # of an interrupted run
+            for old in [*resume_points(points.parent)[:-MAX_RESUME_POINTS], *unfinished]:
                 shutil.rmtree(old)
 
     def _write_state(self, folder: Path) -> None:
+        """Write the trainer's state into the folder of a resume point."""
         folder = folder / STATE
         folder.mkdir(exist_ok=True)
         self._save_optimizer_and_scheduler(str(folder))
@@ -247,21 +255,19 @@ class DreamTrainer(Trainer):
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """The model was built from the resume point already."""
+        """Do nothing: the model is built from the resume point before training."""
 
 
 class _LogLastStep(TrainerCallback):
-    """Logs the last step too, and leaves its checkpoint to the end of the run."""
+    """A callback that logs the last step, and writes no resume point for it: the run ends with a checkpoint."""
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **named: Any) -> None:
         if state.global_step >= state.max_steps:
             control.should_log, control.should_save = True, False
 
 
 def resume_points(out: Path) -> list[Path]:
-    """The resume points of a run, oldest first."""
+    """Return the resume points of a run, oldest first."""
     points = (out / RESUME_POINTS).glob("step-*")
     return sorted(
         (point for point in points if point.name[5:].isdecimal()), key=lambda point: int(point.name[5:])
@@ -269,5 +275,5 @@ def resume_points(out: Path) -> list[Path]:
 
 
 def processes(point: Path) -> int:
-    """How many processes wrote a resume point."""
+    """Return the number of processes of the run that wrote a resume point."""
     return int(json.loads((point / STATE / PROCESSES).read_text()))

@@ -146,7 +146,7 @@ def test_an_unknown_command_exits_with_code_2(run) -> None:
         (["inspect", "file"], "file is not a checkpoint: it is a file"),
         (["inspect", "x" * 300], "File name too long"),
         (["generate", "x" * 300, "a"], "File name too long"),
-        (["train", "digits/stage1", "--out", "file"], "file is a file; name a new folder by --out"),
+        (["train", "digits/stage1", "--out", "file"], "file is a file; pass a new folder with --out"),
         (["train", "digits/stage1", "--out", "x" * 300], "File name too long"),
         (["train", "digits/stage1", "--out", "file/x"], "Not a directory"),
         (["train", "digits/stage1", "--out", "/proc/nowhere"], "/proc/nowhere"),

@@ -133,12 +133,12 @@ def test_a_file_is_never_overwritten(run, checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["say <image>"], "0 images for 1 slots"),
-        (["say", "--image", "good.png"], "1 images for 0 slots"),
-        (["say <image>", "--image", "none.png"], "there is no image none.png"),
-        (["say <image>", "--image", "bad.png"], "the image bad.png cannot be read"),
-        (["say <image>", "--image", "."], "the image . cannot be read"),
-        (["say " * 300], "but a row holds 256; shorten it (an image read takes"),
+        (["say <image>"], "got 0 for 1 in 'say <image>'"),
+        (["say", "--image", "good.png"], "got 1 for 0 in 'say'"),
+        (["say <image>", "--image", "none.png"], "no such image: none.png"),
+        (["say <image>", "--image", "bad.png"], "cannot read the image bad.png"),
+        (["say <image>", "--image", "."], "cannot read the image ."),
+        (["say " * 300], "expected at most 256 tokens, got"),
         (["say", "--steps", 0], "--steps"),
         (["say", "--guidance", -1], "--guidance"),
         (["say", "--guidance", "inf"], "expected a finite number, got inf"),

@@ -1,4 +1,4 @@
-"""Mixtures, and the readers of plain files."""
+"""Mixtures, and the data sets of plain files."""
 
 import json
 from collections import Counter
@@ -20,7 +20,7 @@ from dreamkit.errors import DocumentError, TrainingError
 
 
 class Numbers(Dataset):
-    """Documents `name 0`, `name 1`, ..."""
+    """A data set of documents `name 0`, `name 1`, ..."""
 
     Config = object
 
@@ -38,7 +38,7 @@ def texts(mixture: Mixture) -> list[str]:
     return [mixture[index].text for index in range(len(mixture))]
 
 
-def mixture_of(sizes: Sequence[int], weights: Sequence[float], length: int, seed: int) -> Mixture:
+def make_mixture(sizes: Sequence[int], weights: Sequence[float], length: int, seed: int) -> Mixture:
     return Mixture([Numbers((str(n), size)) for n, size in enumerate(sizes)], weights, length, seed)
 
 
@@ -47,56 +47,59 @@ mixtures = st.lists(st.tuples(st.integers(1, 9), st.floats(0.1, 10)), min_size=1
 
 @settings(deadline=None)
 @given(mixtures, st.integers(0, 40), st.integers(0, 40), st.integers(0, 2**32 - 1))
-def test_document_i_depends_on_seed_and_i_alone(
+def test_document_i_depends_only_on_seed_and_i(
     sets: list[tuple[int, float]], length: int, more: int, seed: int
 ) -> None:
     sizes, weights = zip(*sets, strict=True)
-    short, long = mixture_of(sizes, weights, length, seed), mixture_of(sizes, weights, length + more, seed)
+    short, long = (
+        make_mixture(sizes, weights, length, seed),
+        make_mixture(sizes, weights, length + more, seed),
+    )
     backwards = [long[index].text for index in reversed(range(length + more))]
     assert backwards[::-1][:length] == texts(short)
 
 
 @settings(deadline=None)
 @given(mixtures, st.integers(1, 60), st.integers(0, 2**32 - 1))
-def test_each_data_set_is_gone_through_before_a_document_comes_again(
+def test_a_data_set_repeats_no_document_before_its_end(
     sets: list[tuple[int, float]], length: int, seed: int
 ) -> None:
     sizes, weights = zip(*sets, strict=True)
-    seen: dict[str, list[str]] = {}
-    for text in texts(mixture_of(sizes, weights, length, seed)):
-        seen.setdefault(text.split()[0], []).append(text)
-    for name, documents in seen.items():
+    by_name: dict[str, list[str]] = {}
+    for text in texts(make_mixture(sizes, weights, length, seed)):
+        by_name.setdefault(text.split()[0], []).append(text)
+    for name, documents in by_name.items():
         size = sizes[int(name)]
         for start in range(0, len(documents), size):
             epoch = documents[start : start + size]
             assert len(set(epoch)) == len(epoch)
 
 
-def test_weights_are_shares() -> None:
-    counts = Counter(text.split()[0] for text in texts(mixture_of([5, 50], [3.0, 1.0], 4000, seed=0)))
+def test_weights_are_proportions() -> None:
+    counts = Counter(text.split()[0] for text in texts(make_mixture([5, 50], [3.0, 1.0], 4000, seed=0)))
     assert 0.72 < counts["0"] / 4000 < 0.78
 
 
-def test_seeds_and_epochs_have_orders_of_their_own() -> None:
-    first, second = (texts(mixture_of([50], [1], 100, seed)) for seed in (0, 1))
+def test_each_seed_and_each_epoch_has_its_own_order() -> None:
+    first, second = (texts(make_mixture([50], [1], 100, seed)) for seed in (0, 1))
     assert first[:50] != second[:50] and first[:50] != first[50:]
     assert sorted(first[:50]) == sorted(second[:50]) == sorted(first[50:])
 
 
 @pytest.mark.parametrize(
-    ("sizes", "weights", "said"),
+    ("sizes", "weights", "message"),
     [
-        ([], [], "no data"),
+        ([], [], "no training data"),
         ([3, 0], [1, 1], r"data\.1.*no documents"),
-        ([3], [0.0], r"data\.0.*weight 0\.0"),
+        ([3], [0.0], r"data\.0.*expected a positive, finite weight, got 0\.0"),
     ],
 )
-def test_a_mixture_of_nothing_is_refused(sizes: list[int], weights: list[float], said: str) -> None:
-    with pytest.raises(TrainingError, match=said):
-        mixture_of(sizes, weights, 4, seed=0)
+def test_a_mixture_needs_documents_and_weights(sizes: list[int], weights: list[float], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        make_mixture(sizes, weights, 4, seed=0)
 
 
-def picture(folder: Path, name: str, colour: str = "red") -> str:
+def write_image(folder: Path, name: str, colour: str = "red") -> str:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     PIL.new("RGB", (4, 4), colour).save(folder / name)
     return name
@@ -114,13 +117,13 @@ def colour(image: Image) -> Any:
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
-def test_pairs_of_lines(tmp_path: Path) -> None:
+def test_pairs_in_a_file_of_lines(tmp_path: Path) -> None:
     lines = [
-        {"image": picture(tmp_path, "a/r.png"), "caption": " red "},
+        {"image": write_image(tmp_path, "a/r.png"), "caption": " red "},
         "",
         {"image": "b.png", "caption": "blue"},
     ]
-    picture(tmp_path, "b.png", "blue")
+    write_image(tmp_path, "b.png", "blue")
     path = write_lines(tmp_path / "data.jsonl", lines)
     drawing, reading = Pairs(PairsConfig(path)), Pairs(PairsConfig(path, direction="read"))
     assert len(drawing) == len(reading) == 2
@@ -133,25 +136,25 @@ def test_pairs_of_lines(tmp_path: Path) -> None:
     assert reading[1].name == f"{path}:3"
 
 
-def test_pairs_of_a_folder(tmp_path: Path) -> None:
-    picture(tmp_path, "z/one.png", "blue")
+def test_pairs_in_a_folder(tmp_path: Path) -> None:
+    write_image(tmp_path, "z/one.png", "blue")
     (tmp_path / "z/one.txt").write_text("blue\n")
     pairs = Pairs(PairsConfig(tmp_path))
-    assert [document.text for document in (pairs[0],)] == ["blue"] and len(pairs) == 1
-    picture(tmp_path, "two.png")
-    with pytest.raises(DocumentError, match=r"two\.png: no caption two\.txt"):
+    assert pairs[0].text == "blue" and len(pairs) == 1
+    write_image(tmp_path, "two.png")
+    with pytest.raises(DocumentError, match=r"two\.png: missing caption two\.txt"):
         Pairs(PairsConfig(tmp_path))
     (tmp_path / "two.png").rename(tmp_path / "three.png")
     (tmp_path / "three.txt").write_text(" ")
-    with pytest.raises(DocumentError, match=r"three\.txt: the caption is empty"):
+    with pytest.raises(DocumentError, match=r"three\.txt: empty caption"):
         Pairs(PairsConfig(tmp_path))[0]
     (tmp_path / "three.png").unlink()
-    with pytest.raises(DocumentError, match=r"three\.txt: there is no image"):
+    with pytest.raises(DocumentError, match=r"three\.txt: missing image"):
         Pairs(PairsConfig(tmp_path))
 
 
 def test_interleaved(tmp_path: Path) -> None:
-    images = [picture(tmp_path, "r.png"), picture(tmp_path, "b.png", "blue")]
+    images = [write_image(tmp_path, "r.png"), write_image(tmp_path, "b.png", "blue")]
     path = write_lines(
         tmp_path / "data.jsonl", [{"text": "one"}, {"text": "a <image> b <image>", "images": images}]
     )
@@ -165,16 +168,16 @@ def test_interleaved(tmp_path: Path) -> None:
 
 def test_conversations(tmp_path: Path) -> None:
     record = {
-        "image": [picture(tmp_path, "im/r.png"), picture(tmp_path, "im/b.png", "blue")],
+        "image": [write_image(tmp_path, "im/r.png"), write_image(tmp_path, "im/b.png", "blue")],
         "conversations": [
             {"from": "human", "value": "<image>\nthe other one?"},
             {"from": "gpt", "value": "here: <image>"},
         ],
     }
-    lone = {"conversations": [{"from": "user", "value": "hi"}, {"from": "assistant", "value": "hello"}]}
+    text_only = {"conversations": [{"from": "user", "value": "hi"}, {"from": "assistant", "value": "hello"}]}
     array = tmp_path / "data.json"
-    array.write_text(json.dumps([lone, record], indent=1))
-    for path in (array, write_lines(tmp_path / "data.jsonl", [lone, record])):
+    array.write_text(json.dumps([text_only, record], indent=1))
+    for path in (array, write_lines(tmp_path / "data.jsonl", [text_only, record])):
         data = Conversations(ConversationsConfig(path))
         assert data[0].is_conversation and data[0].text == "hi hello"
         assert [(segment.role, type(segment)) for segment in data[1]] == [
@@ -183,20 +186,30 @@ def test_conversations(tmp_path: Path) -> None:
             ("assistant", Text),
             ("assistant", Image),
         ]
-        shown, drawn = data[1].images
-        assert (shown.draw, drawn.draw) == (False, True) and (colour(shown), colour(drawn)) == (RED, BLUE)
+        first, second = data[1].images
+        assert (first.draw, second.draw) == (False, True) and (colour(first), colour(second)) == (RED, BLUE)
 
 
 GOOD = {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]}
 BAD_RECORDS = [
-    (Pairs, PairsConfig, '{"image": ', "not JSON"),
-    (Pairs, PairsConfig, [1], "list found"),
-    (Pairs, PairsConfig, {"image": "a.png"}, "'caption' is missing.*its keys: image"),
-    (Pairs, PairsConfig, {"image": "a.png", "caption": 3}, "'caption' is 3"),
-    (Interleaved, InterleavedConfig, {"text": "a <image>"}, "0 images for 1 slots"),
-    (Interleaved, InterleavedConfig, {"text": "a", "images": "a.png"}, "list of paths"),
-    (Conversations, ConversationsConfig, {"conversations": []}, "list of turns"),
-    (Conversations, ConversationsConfig, {"conversations": ["hi"]}, "turn 0 is 'hi'"),
+    (Pairs, PairsConfig, '{"image": ', "invalid JSON"),
+    (Pairs, PairsConfig, [1], "expected a record .*, got list"),
+    (Pairs, PairsConfig, {"image": "a.png"}, "missing 'caption': .* keys of the record: image"),
+    (Pairs, PairsConfig, {"image": "a.png", "caption": 3}, "caption: expected a non-blank string, got 3"),
+    (Interleaved, InterleavedConfig, {"text": "a <image>"}, "got 0 for 1"),
+    (
+        Interleaved,
+        InterleavedConfig,
+        {"text": "a", "images": "a.png"},
+        "image.*: expected a list of paths, got",
+    ),
+    (
+        Conversations,
+        ConversationsConfig,
+        {"conversations": []},
+        "conversations: expected a list of turns, got",
+    ),
+    (Conversations, ConversationsConfig, {"conversations": ["hi"]}, "turn 0: expected .*, got 'hi'"),
     (
         Conversations,
         ConversationsConfig,
@@ -207,62 +220,62 @@ BAD_RECORDS = [
         Conversations,
         ConversationsConfig,
         {"conversations": [{"from": "human", "value": "x"}]},
-        "nothing to learn",
+        "no turn to train on",
     ),
-    (Conversations, ConversationsConfig, GOOD | {"image": "a.png"}, "1 images for 0 slots"),
+    (Conversations, ConversationsConfig, GOOD | {"image": "a.png"}, "got 1 for 0"),
     (
         Conversations,
         ConversationsConfig,
         {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "<draw>"}]},
-        "turn 1 holds <draw>",
+        "turn 1: <draw> is not supported",
     ),
-    (Conversations, ConversationsConfig, GOOD | {"image": [1]}, "list of paths"),
+    (Conversations, ConversationsConfig, GOOD | {"image": [1]}, "image.*: expected a list of paths, got"),
 ]
-FINE: dict[type, Any] = {
+VALID: dict[type, Any] = {
     Pairs: {"image": "a.png", "caption": "a"},
     Interleaved: {"text": "a"},
     Conversations: GOOD,
 }
 
 
-@pytest.mark.parametrize(("reader", "config", "record", "said"), BAD_RECORDS)
-def test_a_bad_record_is_named_by_file_and_line(
-    tmp_path: Path, reader: type, config: type, record: Any, said: str
+@pytest.mark.parametrize(("reader", "config", "record", "message"), BAD_RECORDS)
+def test_the_error_of_a_record_names_file_and_line(
+    tmp_path: Path, reader: type, config: type, record: Any, message: str
 ) -> None:
-    path = write_lines(tmp_path / "data.jsonl", [FINE[reader], "", record])
-    with pytest.raises(DocumentError, match=rf"data\.jsonl:3: .*{said}"):
+    path = write_lines(tmp_path / "data.jsonl", [VALID[reader], "", record])
+    with pytest.raises(DocumentError, match=rf"data\.jsonl:3: .*{message}"):
         reader(config(path))
 
 
-def test_a_bad_record_of_an_array_is_named_by_its_line(tmp_path: Path) -> None:
+def test_the_error_of_a_record_in_an_array_names_its_line(tmp_path: Path) -> None:
     path = tmp_path / "data.json"
     path.write_text(json.dumps([GOOD, GOOD, {"conversations": []}], indent=2))
     line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "[]" in text) - 1
-    with pytest.raises(DocumentError, match=rf"data\.json:{line}: 'conversations'"):
+    with pytest.raises(DocumentError, match=rf"data\.json:{line}: conversations: "):
         Conversations(ConversationsConfig(path))
     path.write_text('[\n{"conversations": ]')
-    with pytest.raises(DocumentError, match=r"data\.json:2: not JSON"):
+    with pytest.raises(DocumentError, match=r"data\.json:2: invalid JSON"):
         Conversations(ConversationsConfig(path))
 
 
-def test_bad_pictures_are_named(tmp_path: Path) -> None:
+def test_the_error_of_an_image_names_its_file(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     PIL.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
     (tmp_path / "short.png").write_bytes((tmp_path / "whole.png").read_bytes()[:1000])
-    for name, said in [
-        ("none.png", "there is no image"),
-        ("text.png", "cannot be read"),
-        ("short.png", "cannot be read"),
+    for name, message in [
+        ("none.png", "no such image"),
+        ("text.png", "cannot read the image"),
+        ("short.png", "cannot read the image"),
     ]:
         path = write_lines(tmp_path / "data.jsonl", [{"image": name, "caption": "x"}])
         with pytest.raises(DocumentError, match=r"data\.jsonl:1: ") as caught:
             Pairs(PairsConfig(path))[0]
-        assert name in str(caught.value) and said in str(caught.value)
+        assert name in str(caught.value) and message in str(caught.value)
 
 
-def test_no_file_and_no_records(tmp_path: Path) -> None:
+def test_a_file_needs_to_exist_and_to_have_records(tmp_path: Path) -> None:
     with pytest.raises(DocumentError, match="no such file"):
         Interleaved(InterleavedConfig(tmp_path / "none.jsonl"))
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(DocumentError, match="holds no records"):
+    with pytest.raises(DocumentError, match="no records"):
         Interleaved(InterleavedConfig(tmp_path / "empty.jsonl"))

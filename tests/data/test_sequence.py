@@ -1,4 +1,4 @@
-"""Documents to sequences: the published layout, what is learned, and what is refused."""
+"""Documents to sequences: the published layout, the labels, and errors."""
 
 import pytest
 from hypothesis import given, strategies as st
@@ -15,38 +15,38 @@ Q, V = len(MODEL.dream_queries), MODEL.visual_projector.spec.out_tokens
 BOS, EOS = MODEL.language_model.spec.bos_id, MODEL.language_model.spec.eos_ids[0]
 
 
-def words(text: str) -> list[int]:
+def tokens(text: str) -> list[int]:
     return MODEL.language_model.tokenize(text)
 
 
-def test_published_layout() -> None:
+def test_a_sequence_has_the_published_layout() -> None:
     document = Document((Text("a"), Image(tiny.picture(0), draw=True), Text("b")))
     patch = IDS["<im_patch>"]
     draw = [IDS["<dream_start>"], *[patch] * Q, IDS["<dream_end>"]]
     read = [IDS["<im_start>"], *[patch] * V, IDS["<im_end>"]]
     sequence = SEQUENCER.sequence(document)
-    assert sequence.ids == [BOS, *words("a"), *draw, *read, *words("b"), EOS]
+    assert sequence.ids == [BOS, *tokens("a"), *draw, *read, *tokens("b"), EOS]
     masked = [IGNORED] * (Q + 1 + V + 2)
-    assert sequence.labels == [BOS, *words("a"), IDS["<dream_start>"], *masked, *words("b"), EOS]
+    assert sequence.labels == [BOS, *tokens("a"), IDS["<dream_start>"], *masked, *tokens("b"), EOS]
 
 
-def test_conversation_learns_what_the_assistant_says() -> None:
+def test_only_the_assistants_turns_of_a_conversation_have_labels() -> None:
     document = Document((Text("hello", role="user"), Text("you", role="assistant")))
     sequence = SEQUENCER.sequence(document)
-    learned = [label for label in sequence.labels[1:] if label != IGNORED]
-    assert learned == [*words("you"), EOS]
-    asked = [*words("USER:"), *words("hello"), *words("ASSISTANT:")]
-    assert sequence.ids == [BOS, *asked, *words("you"), EOS]
+    labels = [label for label in sequence.labels[1:] if label != IGNORED]
+    assert labels == [*tokens("you"), EOS]
+    user_turn = [*tokens("USER:"), *tokens("hello"), *tokens("ASSISTANT:")]
+    assert sequence.ids == [BOS, *user_turn, *tokens("you"), EOS]
 
 
-def test_prompt_opens_the_assistants_turn() -> None:
+def test_a_prompt_ends_with_an_open_turn_of_the_assistant() -> None:
     prompt = SEQUENCER.prompt(Document((Text("hello", role="user"),)))
     whole = SEQUENCER.sequence(Document((Text("hello", role="user"), Text("you", role="assistant"))))
     assert whole.ids[: len(prompt)] == prompt.ids
-    assert whole.ids[len(prompt) :] == [*words("you"), EOS]
+    assert whole.ids[len(prompt) :] == [*tokens("you"), EOS]
 
 
-def test_names_of_special_tokens_in_a_text_are_only_text() -> None:
+def test_names_of_special_tokens_in_a_text_are_plain_text() -> None:
     sequence = SEQUENCER.sequence(Document((Text("say <dream_start> and </s>"),)))
     assert IDS["<dream_start>"] not in sequence.ids
     assert sequence.ids.count(EOS) == 1
@@ -55,28 +55,28 @@ def test_names_of_special_tokens_in_a_text_are_only_text() -> None:
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        (Document((Text("a", train_on=False),), name="d7"), "d7: nothing to learn"),
-        (Document((Text("hi", role="user"),), name="d8"), "d8: nothing to learn"),
+        (Document((Text("a", train_on=False),), name="d7"), "d7: nothing to train on"),
+        (Document((Text("hi", role="user"),), name="d8"), "d8: nothing to train on"),
         (
             Document((Text("hi", role="user"), Text("x", False, "assistant")), name="d8"),
-            "d8: nothing to learn",
+            "d8: nothing to train on",
         ),
-        (Document((Text("x" * 300),), name="d9"), "d9: .* tokens, but a row holds 256"),
-        (Document((), name="d10"), "d10: nothing to learn"),
+        (Document((Text("x" * 300),), name="d9"), "d9: expected at most 256 tokens, got"),
+        (Document((), name="d10"), "d10: nothing to train on"),
     ],
 )
-def test_refused(document: Document, message: str) -> None:
+def test_documents_without_labels_or_too_long_are_errors(document: Document, message: str) -> None:
     with pytest.raises(DocumentError, match=message):
         SEQUENCER.sequence(document)
 
 
-def test_slots_and_images_must_agree() -> None:
-    with pytest.raises(DocumentError, match="d3: 1 images for 2 slots"):
+def test_each_placeholder_needs_an_image() -> None:
+    with pytest.raises(DocumentError, match=r"d3: expected one image for each .*, got 1 for 2"):
         Document.interleave("<image> plus <image>", [tiny.picture(0)], name="d3")
 
 
-def test_roles_for_all_or_none() -> None:
-    with pytest.raises(DocumentError, match="segment 1 has no role"):
+def test_a_role_in_some_segments_is_an_error() -> None:
+    with pytest.raises(DocumentError, match="got one in 1 of 2; segment 1 has none"):
         Document((Text("a", role="user"), Text("b")))
 
 
@@ -91,13 +91,13 @@ segments = st.lists(
 
 
 @given(segments)
-def test_slots_are_where_the_sequence_says(parts: list[Segment]) -> None:
+def test_slots_are_at_the_indices_of_the_sequence(parts: list[Segment]) -> None:
     document = Document(tuple(parts))
     try:
         sequence = SEQUENCER.sequence(document)
     except DocumentError:
         assert not any(part.draw if isinstance(part, Image) else part.train_on for part in parts)
-        assert not (parts and parts[-1].learn)
+        assert not (parts and parts[-1].train_on)
         return
     patch = IDS["<im_patch>"]
     assert len(sequence.labels) == len(sequence.ids)

@@ -1,4 +1,4 @@
-"""Miniature models with adapters: made, disturbed as if trained, and computed with."""
+"""Tiny models with adapters: build them, perturb them as training does, and compute with them."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ VARIANTS: dict[str, dict[str, Any]] = {"lora": {}, "dora": {"use_dora": True}, "
 
 
 def adapters(targets: tuple[str, ...] = WITH_SOURCE, **settings: Any) -> dict[str, Any]:
-    """A change of the recipe."""
+    """Return the change of a recipe that adds adapters."""
     return {"model.adapters": [{"target": target, "rank": 2, "alpha": 6, **settings} for target in targets]}
 
 
-def built(recipe: dict[str, Any]) -> DreamModel:
+def build_model(recipe: dict[str, Any]) -> DreamModel:
     return build(fit(recipe_from_dict(recipe, REGISTRY, where="tiny"), REGISTRY))
 
 
-def disturb(module: nn.Module) -> None:
-    """Stands in for training of adapters: fresh ones change nothing."""
+def perturb_adapters(module: nn.Module) -> None:
+    """Add noise to adapters, in place of training: new ones change no output."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -48,8 +48,8 @@ def disturb(module: nn.Module) -> None:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
-def a_batch(model: DreamModel) -> Batch:
-    """A batch that leaves nothing to chance."""
+def fixed_batch(model: DreamModel) -> Batch:
+    """Return a batch with fixed latents, noise and timesteps."""
     collator = Collator(model.sequencer(), model.vision_encoder.preprocess, model.image_decoder.preprocess)
     batch = collator(tiny.documents())
     generator = torch.Generator().manual_seed(0)
@@ -60,9 +60,9 @@ def a_batch(model: DreamModel) -> Batch:
 
 @torch.no_grad()
 def outputs(model: DreamModel) -> dict[str, Tensor]:
-    """What a model computes: logits, the loss of images, and a drawing."""
+    """Compute logits, the loss of images, and drawn images."""
     model.eval()
-    batch = a_batch(model)
+    batch = fixed_batch(model)
     hidden = model.language_model(*model.inputs(batch)).flatten(0, 1)
     states = model.language_model.final_norm(hidden[batch.dream_rows_MQ])
     condition = model.condition(states)
@@ -72,10 +72,10 @@ def outputs(model: DreamModel) -> dict[str, Tensor]:
     return {"logits": logits, "losses": model.image_losses(hidden, batch), "drawn": drawn}
 
 
-def close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float = 0.0) -> None:
+def close(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float = 0.0) -> None:
     for name, tensor in expected.items():
         torch.testing.assert_close(
-            found[name], tensor, rtol=tolerance, atol=tolerance, msg=lambda said, n=name: f"{n}: {said}"
+            actual[name], tensor, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
@@ -86,23 +86,23 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def adapted(request: Any, sources: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DreamModel, Path]:
-    """A model with adapters on its three parts, and the folder of the adapters in its checkpoint."""
-    model = built(tiny.on_sources(sources, **adapters(**VARIANTS[request.param])))
+    """Return a model with adapters on three parts, and the folder of the adapters in its checkpoint."""
+    model = build_model(tiny.on_sources(sources, **adapters(**VARIANTS[request.param])))
     model.set_trainable([])
-    disturb(model)
+    perturb_adapters(model)
     folder = tmp_path_factory.mktemp(request.param) / "checkpoint"
     save_checkpoint(model, folder, registry=REGISTRY)
     return model.eval(), folder / "adapters"
 
 
-def to_denoise(decoder: Any) -> tuple[Tensor, Tensor, Condition]:
+def denoising_inputs(decoder: Any) -> tuple[Tensor, Tensor, Condition]:
     noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     context = torch.randn(2, 3, decoder.spec.context_dim, generator=torch.Generator().manual_seed(2))
     return noisy, torch.tensor([20, 700]), Condition(context)
 
 
-def pipeline_of(sources: Path) -> Any:
-    """The image decoder of `sources` as diffusers has it, with a text encoder that it would need to draw."""
+def build_pipeline(sources: Path) -> Any:
+    """Build the diffusers pipeline of the image decoder of `sources`, with the text encoder that it needs."""
     sizes = {"hidden_size": 12, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
     words = {"<|startoftext|>": 0, "<|endoftext|>": 1}
     return diffusers.StableDiffusionPipeline(

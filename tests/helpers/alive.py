@@ -1,6 +1,6 @@
-"""The bytes that real training steps keep alive, counted by other means than a plan's.
+"""Peak bytes of real training steps, counted independently of `dreamkit plan`.
 
-Run by `torchrun` it is what each process of `test_plan.py`'s sharded run does: `alive.py FOLDER`.
+`torchrun` runs this file in each process of the sharded run of `test_plan.py`: `alive.py FOLDER`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LORA = [{"target": "language_model", "rank": 4}, {"target": "image_decoder", "ra
 
 
 class FullRows(Dataset):
-    """Documents of exactly `length` tokens, each with an image that is drawn and read back."""
+    """A data set of documents of exactly `length` tokens, each with an image that is drawn and read back."""
 
     def __init__(self, model: DreamModel, length: int) -> None:
         picture = tiny.picture(0)
@@ -57,13 +57,13 @@ class FullRows(Dataset):
 
 
 class StorageBytes(TorchDispatchMode):
-    """The most bytes that storages seen in operators, as argument or result, took up together while they lived."""
+    """A counter of the peak bytes of all living storages that are arguments or results of operators."""
 
     def __init__(self) -> None:
         super().__init__()
         self.alive: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
         self.sizes: dict[int, int] = {}
-        self.live = self.most = 0
+        self.live = self.peak = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -71,31 +71,31 @@ class StorageBytes(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         for leaf in tree_leaves((args, kwargs, output)):
             if isinstance(leaf, Tensor):
-                self.see(leaf)
-        self.most = max(self.most, self.now())
+                self.add(leaf)
+        self.peak = max(self.peak, self.now())
         return output
 
     def now(self) -> int:
         return self.live
 
-    def see(self, tensor: Tensor) -> None:
+    def add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() and storage not in self.alive:
             self.alive.add(storage)
             self.live += storage.nbytes()
-            weakref.finalize(storage, self.gone, storage.nbytes()).atexit = False
+            weakref.finalize(storage, self.release, storage.nbytes()).atexit = False
 
-    def gone(self, count: int) -> None:
+    def release(self, count: int) -> None:
         self.live -= count
 
 
 class ResizedBytes(StorageBytes):
-    """The same under FSDP, which empties storages and fills them again."""
+    """The same counter for FSDP, which resizes storages."""
 
     def now(self) -> int:
         return sum(storage.nbytes() for storage in self.alive)
 
-    def see(self, tensor: Tensor) -> None:
+    def add(self, tensor: Tensor) -> None:
         local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
         self.alive.add(local.untyped_storage())
 
@@ -108,16 +108,16 @@ def recipe(train_settings: dict[str, Any], **changes: Any) -> Recipe:
 
 
 def real_peak(recipe: Recipe, out: Path, counter: StorageBytes | None = None) -> int:
-    """Bytes at the fullest moment of two real training steps by dreamkit's own trainer."""
+    """Return the peak bytes of two real training steps of dreamkit's trainer."""
     registry = Registry.load()
     model = build(fit(recipe, registry))
     counter = counter or StorageBytes()
     for tensor in (*model.parameters(), *model.buffers()):
-        counter.see(tensor)
+        counter.add(tensor)
     peaks: list[int] = []
     assert recipe.train.max_length is not None
     documents: Sequence[Dataset] = [FullRows(model, recipe.train.max_length)]
-    # what is written at the end is no part of a step
+    # without the checkpoint at the end, which is not part of a step
     with patch("dreamkit.training.run.save_checkpoint"), counter:
         train_recipe(
             recipe,
@@ -125,13 +125,13 @@ def real_peak(recipe: Recipe, out: Path, counter: StorageBytes | None = None) ->
             out,
             model=model,
             datasets=documents,
-            on_log=lambda entry: peaks.append(counter.most),
+            on_log=lambda entry: peaks.append(counter.peak),
         )
     assert len(peaks) == recipe.train.steps or not is_main()
-    return counter.most
+    return counter.peak
 
 
-# a language model large enough that weights, gradients and states outweigh a small batch
+# a language model whose weights, gradients and optimizer states need more memory than a small batch
 WIDE = {"model.language_model.config.hidden_size": 256, "model.language_model.config.intermediate_size": 768}
 
 DEEP = WIDE | {"model.language_model.config.num_hidden_layers": 4}
@@ -144,9 +144,9 @@ SHARDED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def main(folder: Path) -> None:
     peaks = {}
     for name, (settings, changes) in SHARDED.items():
-        made = recipe(settings, **changes)
-        training_arguments(made, folder)  # joins the other process
-        peaks[name] = real_peak(made, folder / name, ResizedBytes())
+        changed = recipe(settings, **changes)
+        training_arguments(changed, folder)  # joins the other process
+        peaks[name] = real_peak(changed, folder / name, ResizedBytes())
     if is_main():
         (folder / "peaks.json").write_text(json.dumps(peaks))
     dist.destroy_process_group()

@@ -60,7 +60,7 @@ def batch(
 ) -> Batch:
     """Return one batch of all documents."""
     encoder, decoder = model.vision_encoder, model.image_decoder
-    collator = Collator(model.sequencer(), encoder.preprocess, decoder.preprocess, computed=cache)
+    collator = Collator(model.sequencer(), encoder.preprocess, decoder.preprocess, cache=cache)
     return collator(documents or tiny.documents())
 
 

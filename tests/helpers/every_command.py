@@ -1,4 +1,4 @@
-"""The commands that the installed plug-ins give, by their full names."""
+"""The commands of the installed plug-ins, by their full names."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dreamkit.registry.registry import Registry
 
 
 def command(name: str) -> Any:
-    """Return the command of this name, as the command line finds it."""
-    found: Any = typer.main.get_command(app)
+    """Return the command of this name from the command line."""
+    command: Any = typer.main.get_command(app)
     for word in name.split():
-        found = found.get_command(None, word)
-    return found
+        command = command.get_command(None, word)
+    return command
 
 
 COMMANDS = {name: command(name) for name in Registry.load().components("command")}

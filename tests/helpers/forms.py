@@ -1,4 +1,4 @@
-"""Parts in other forms than their miniature."""
+"""Tiny parts with other settings."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 
 def form(cls: Any, drop: tuple[str, ...] = (), **changes: Any) -> Any:
-    """What builds the miniature with other settings; those of `config` are put among the miniature's own.
+    """Return a function that builds the tiny part of `cls` with other settings.
 
-    `drop` names settings of the miniature's `config` that are left out.
+    Settings under `config` are merged into those of the tiny config; `drop` names settings of it to leave out.
     """
 
     def build() -> Any:
-        given = cls.tiny_config()
-        config = {**given.config, **changes.get("config", {})}
-        kept = {name: value for name, value in config.items() if name not in drop}
-        return cls.from_config(replace(given, **{**changes, "config": kept}))
+        tiny = cls.tiny_config()
+        config = {**tiny.config, **changes.get("config", {})}
+        config = {name: value for name, value in config.items() if name not in drop}
+        return cls.from_config(replace(tiny, **{**changes, "config": config}))
 
     return build

@@ -1,6 +1,6 @@
-"""Training whose outcome can be compared between layouts: float64, and noise that depends on each image alone.
+"""Training that is the same in every layout of the global batch: float64, and noise of each image alone.
 
-Run by `torchrun` it is what each process of `test_distributed.py` does: `layouts.py FOLDER`.
+`torchrun` runs this file in each process of `test_distributed.py`: `layouts.py FOLDER`.
 """
 
 import shutil
@@ -42,12 +42,12 @@ ADAPTERS = [
     {"target": "image_decoder", "rank": 2, "use_rslora": True},
 ]
 STEPS = 3
-BAD_SEEDS = (0, 2)  # with which one process has the bad document, and the other
-TOLERANCE = 1e-12  # of weights after `STEPS`: a sum in another order, in float64
+BAD_SEEDS = (0, 2)  # one seed for each process that gets the bad document first
+TOLERANCE = 1e-12  # of weights after `STEPS`, for float64 sums in another order
 
 
 class TinyDocuments(Dataset):
-    """The documents of `tiny`."""
+    """A data set of the documents of `tiny`."""
 
     def __init__(self, documents: Sequence[Document] | None = None) -> None:
         self.documents = documents or tiny.documents()
@@ -61,7 +61,7 @@ class TinyDocuments(Dataset):
 
 @dataclass
 class FixedNoise:
-    """A collator whose batches leave nothing to chance."""
+    """A collator whose batches have fixed latents, noise and timesteps."""
 
     collator: Collator
 
@@ -104,9 +104,9 @@ def collator(model: DreamModel) -> FixedNoise:
 def train_layout(
     out: Path, batch_size: int, accumulation: int, adapters: Sequence[dict[str, Any]] = ()
 ) -> DreamModel:
-    """Trains with the same global batches, whatever the layout, and returns the model.
+    """Train with the same global batches in every layout; return the model.
 
-    Where there are adapters, they learn in place of the language model.
+    Adapters are trained in place of the language model.
     """
     trainable = TRAINABLE[1:] if adapters else TRAINABLE
     settings = recipe(
@@ -127,7 +127,7 @@ def train_layout(
 
 
 def one_bad_document() -> list[Document]:
-    """Documents of which one, "bad", holds a tilde."""
+    """Return documents of which one, "bad", contains a tilde."""
     good = [Document((Text(f"good {n}"),), name=f"good {n}") for n in range(5)]
     return [*good, Document((Text("a ~"),), name="bad")]
 
@@ -136,22 +136,22 @@ def embedding(model: DreamModel) -> nn.Module:
     return model.language_model.model.get_input_embeddings()
 
 
-def spoil(model: DreamModel) -> None:
-    """Makes every loss after a tilde something that is not finite."""
+def make_losses_nan(model: DreamModel) -> None:
+    """Make every loss after a tilde NaN."""
     (tilde,) = model.language_model.tokenize("~")
     with torch.no_grad():
         embedding(model).weight[tilde] = float("nan")
 
 
 def uneven_batches(model: DreamModel) -> list[Batch]:
-    """A batch of text alone, and one with images to read and to draw."""
+    """Return a batch of text, and one with images to read and to draw."""
     draws, reads, text, *_ = tiny.documents()
     make = collator(model)
     return [make([text]), make([draws, reads])]
 
 
 def gradients(model: DreamModel, batches: Sequence[Batch], counts: Tensor) -> dict[str, Tensor]:
-    """Gradients of the global losses, from this process's batches, whole."""
+    """Return the full gradients of the global losses; `batches` are those of this process."""
     model.requires_grad_(True).train()
     for batch in batches:
         loss = model(batch, counts=counts).loss * world_size()
@@ -168,14 +168,14 @@ def main(folder: Path) -> None:
     batch = uneven_batches(model)[dist.get_rank()]
     shard(model, device)
     assert sum(isinstance(module, FSDPModule) for module in model.modules()) > 5, (
-        "blocks are units of their own"
+        "blocks are sharded on their own"
     )
-    found = gradients(model, [batch], total(batch.counts))
+    actual = gradients(model, [batch], total(batch.counts))
     before = whole(model.dream_queries)
     torch.optim.SGD(model.parameters(), lr=1.0).step()
     assert not torch.equal(before, whole(model.dream_queries))
     if is_main():
-        save_file(found, folder / "gradients.safetensors")
+        save_file(actual, folder / "gradients.safetensors")
 
     save_checkpoint(train_layout(folder / "2x2", 2, 1), folder / "2x2" / "checkpoint")
 
@@ -187,7 +187,7 @@ def main(folder: Path) -> None:
     for seed in BAD_SEEDS:
         settings = recipe(steps=6, batch_size=1, log_every=6, seed=seed)
         model = build(fit(settings, Registry.load()))
-        spoil(model)
+        make_losses_nan(model)
         try:
             train_recipe(
                 settings,

@@ -1,4 +1,4 @@
-"""Real parts with one thing changed, so that something about them does not fit; and a registry that has them."""
+"""Real parts with one change that does not fit, and a registry of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tiny import recipe
 
 
 class FixedTokens(StableDiffusion):
-    """Takes a context of 4 tokens and no other."""
+    """A decoder for contexts of exactly 4 tokens."""
 
     @classmethod
     def infer_spec(cls, config: Any) -> DecoderSpec:
@@ -27,7 +27,7 @@ class FixedTokens(StableDiffusion):
 
 
 class Pooled(StableDiffusion):
-    """Asks for a pooled vector."""
+    """A decoder that takes a pooled vector."""
 
     @classmethod
     def infer_spec(cls, config: Any) -> DecoderSpec:
@@ -35,7 +35,7 @@ class Pooled(StableDiffusion):
 
 
 class Apart(Llama):
-    """Cannot keep documents of one row apart."""
+    """A language model without packing."""
 
     @classmethod
     def infer_spec(cls, config: Any) -> LanguageSpec:
@@ -43,13 +43,13 @@ class Apart(Llama):
 
 
 class Unadaptable(Clip):
-    """Names no layers for an adapter."""
+    """An encoder without layers for an adapter."""
 
     adapter_targets = ()
 
 
 class Halving(Linear):
-    """Two tokens in, one token out."""
+    """A projector from two tokens to one."""
 
     @classmethod
     def infer_spec(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
@@ -59,7 +59,7 @@ class Halving(Linear):
 
 
 class Doubling(Linear):
-    """One token in, two tokens out."""
+    """A projector from one token to two."""
 
     @classmethod
     def infer_spec(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
@@ -67,7 +67,7 @@ class Doubling(Linear):
 
 
 class Narrow(Linear):
-    """Gives tokens of width 5, whatever is asked for."""
+    """A projector to width 5, for any neighbours."""
 
     @classmethod
     def infer_spec(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
@@ -75,7 +75,7 @@ class Narrow(Linear):
 
 
 class Crashing(Linear):
-    """Its code is wrong."""
+    """A projector whose code fails."""
 
     @dataclass(frozen=True)
     class Config:
@@ -87,7 +87,7 @@ class Crashing(Linear):
 
 
 class Exiting(Linear):
-    """Leaves the program."""
+    """A projector that exits the program."""
 
     @classmethod
     def infer_spec(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
@@ -95,7 +95,7 @@ class Exiting(Linear):
 
 
 class Silent(Linear):
-    """Forgets to return its spec."""
+    """A projector that returns no spec."""
 
     @classmethod
     def infer_spec(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:  # type: ignore
@@ -103,7 +103,7 @@ class Silent(Linear):
 
 
 class Wordy(Clip):
-    """Gives text for a spec."""
+    """An encoder that returns a string as its spec."""
 
     @classmethod
     def infer_spec(cls, config: Any) -> Any:
@@ -111,7 +111,7 @@ class Wordy(Clip):
 
 
 class Unmakeable(Linear):
-    """Has a spec, but cannot be made."""
+    """A projector with a spec that cannot be built."""
 
     @classmethod
     def from_config(cls, config: Any, spec: ProjectorSpec) -> Unmakeable:
@@ -119,7 +119,7 @@ class Unmakeable(Linear):
 
 
 class Reserved(Linear):
-    """Its Config takes a key that belongs to the section."""
+    """A projector whose Config has a key of every section."""
 
     @dataclass(frozen=True)
     class Config:
@@ -127,7 +127,7 @@ class Reserved(Linear):
 
 
 class Unreadable(Linear):
-    """The annotations of its Config mean nothing."""
+    """A projector whose Config has an undefined annotation."""
 
     @dataclass(frozen=True)
     class Config:
@@ -135,7 +135,7 @@ class Unreadable(Linear):
 
 
 class Unholdable(Linear):
-    """Its Config has what YAML has not."""
+    """A projector whose Config has a type that YAML lacks."""
 
     @dataclass(frozen=True)
     class Config:
@@ -162,7 +162,7 @@ ODD = {
 
 
 def registry() -> Registry:
-    """The installed components, and these by their names in lower case."""
+    """Return a registry of the installed components and of these parts, by their names in lower case."""
     installed = Registry.load()
     known = [component for kind in KINDS for component in installed.components(kind).values()]
     odd = [
@@ -180,5 +180,5 @@ def read(registry: Registry, **changes: Any) -> Recipe:
 
 
 def tiny_part(key: str, name: str) -> dict[str, Any]:
-    """The section of the tiny recipe with another component of the same config."""
+    """Return a section of the tiny recipe with another component of the same config."""
     return {"name": name, "config": recipe()["model"][key]["config"]}

@@ -1,4 +1,4 @@
-"""Small language models of transformers, as parts and as folders in the library's format."""
+"""Small language models of transformers: as parts, and as folders in the library's format."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TOKENS = ["<dream_start>", "<dream_end>", "</s>"]
 
 
 def make(family: Any = Llama, seed: int = 0, **config: Any) -> Any:
-    """A part of small size; a Mistral has a sliding window shorter than the documents of these tests."""
+    """Build a small part; that of Mistral has a sliding window shorter than the documents of these tests."""
     torch.manual_seed(seed)
     if family is Mistral:
         config = {"sliding_window": 3, **config}
@@ -45,7 +45,7 @@ def make(family: Any = Llama, seed: int = 0, **config: Any) -> Any:
 def write(
     folder: Path, kind: Any = LlamaForCausalLM, config_kind: Any = LlamaConfig, **config: Any
 ) -> tuple[str, Any]:
-    """Writes a model in the library's format, with changes to its config; the folder's name, and the model."""
+    """Write a model with a changed config in the library's format; return the folder's name and the model."""
     torch.manual_seed(0)
     model = kind(config_kind(vocab_size=260, **SMALL, **config))
     byte_tokenizer().save_pretrained(folder)
@@ -54,7 +54,7 @@ def write(
 
 
 def positions(*lengths: int) -> tuple[Tensor, Tensor]:
-    """Positions and segments of one row of documents of these lengths."""
+    """Return positions and segments (1, T) of one row of documents of these lengths."""
     position_ids = torch.cat([torch.arange(length) for length in lengths])[None]
     segment_ids = torch.cat([torch.full((length,), n) for n, length in enumerate(lengths)])[None]
     return position_ids, segment_ids

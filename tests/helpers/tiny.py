@@ -1,4 +1,4 @@
-"""A miniature model of the real classes with random weights, for every test that needs one."""
+"""A tiny model of the real classes with random weights, its recipe and its documents."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -81,7 +81,7 @@ RECIPE: dict[str, Any] = {
 
 
 def recipe(**changes: Any) -> dict[str, Any]:
-    """The recipe with dotted keys changed: `recipe(**{"model.dream_queries": 4})`."""
+    """Return the recipe with changed dotted keys: `recipe(**{"model.dream_queries": 4})`."""
     changed = deepcopy(RECIPE)
     for key, value in changes.items():
         *path, last = key.split(".")
@@ -93,13 +93,13 @@ def recipe(**changes: Any) -> dict[str, Any]:
 
 
 def model(**changes: Any) -> DreamModel:
-    """A model in float64, so that sums in another order are equal to many digits."""
+    """Build the model in float64, in which sums in another order agree to many digits."""
     registry = Registry.load()
     return build(fit(recipe_from_dict(recipe(**changes), registry, where="tiny"), registry)).double()
 
 
 def write_sources(folder: Path) -> Path:
-    """Writes random weights of the tiny parts to `folder`, as pretrained models in the Hugging Face format."""
+    """Write random weights of the tiny parts to `folder`, as pretrained models in the Hugging Face format."""
     registry = Registry.load()
     parts = build(fit(recipe_from_dict(recipe(), registry, where="tiny"), registry))
     language, decoder = parts.language_model, parts.image_decoder
@@ -116,7 +116,7 @@ def write_sources(folder: Path) -> Path:
 
 
 def on_sources(folder: Path, **changes: Any) -> dict[str, Any]:
-    """The recipe, changed, with its parts read from `folder`."""
+    """Return the changed recipe, with parts whose weights are in `folder`."""
     changed = recipe(**changes)
     for part in WITH_SOURCE:
         section = changed["model"][part]
@@ -127,14 +127,14 @@ def on_sources(folder: Path, **changes: Any) -> dict[str, Any]:
 def projector(
     cls: Any, in_dim: int = 24, in_tokens: int = 6, out_dim: int = 32, out_rms: float = 1.0, **options: Any
 ) -> Any:
-    """A projector between neighbours of these widths, its settings `options`, in float64."""
+    """Build a projector between neighbours of these sizes, with settings `options`, in float64."""
     config = cls.Config(**options)
     spec = cls.infer_spec(config, in_dim=in_dim, in_tokens=in_tokens, out_dim=out_dim)
     return cls.from_config(config, replace(spec, out_rms=out_rms)).double()
 
 
-def shaken(part: Any) -> Any:
-    """The part with noise on its parameters, so that none is 0 or 1 or the same as another."""
+def perturb(part: Any) -> Any:
+    """Add noise to the parameters of `part`, so that none is 0 or 1 or equal to another; return it."""
     with torch.no_grad():
         for parameter in part.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -142,13 +142,14 @@ def shaken(part: Any) -> Any:
 
 
 def picture(seed: int, size: int = 16) -> PIL.Image:
+    """Return a PIL image of random pixels."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (size, size, 3), generator=generator, dtype=torch.uint8)
     return PIL.fromarray(pixels.numpy())
 
 
 def documents() -> list[Document]:
-    """Documents that read, draw, do both, and do neither, of different lengths."""
+    """Return documents of different lengths with images to read, to draw, both and none."""
     return [
         Document((Text("a cat"), Image(picture(0), draw=True)), name="draws"),
         Document((Image(picture(1)), Text("is a dog")), name="reads"),

@@ -1,4 +1,4 @@
-"""Language models that lack something: a cache, a way to keep documents of a row apart, or a bos token."""
+"""Language models without a cache, without packing, without attention or without a bos token."""
 
 from dataclasses import replace
 from typing import Any
@@ -27,24 +27,23 @@ def collator(model: DreamModel, **options: Any) -> Collator:
     )
 
 
-def test_without_a_cache_a_document_is_what_it_is_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generation_is_the_same_with_and_without_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model()
     part = model.language_model
     prompts = ["a", "longer one", Document((Image(tiny.picture(0)), Text("and then")))]
     options: dict[str, Any] = {"max_tokens": 6, "max_images": 0, "ignore_eos": True}
 
-    def written() -> list[tuple[int, ...]]:
+    def generated_ids() -> list[tuple[int, ...]]:
         return [event.ids for event in model.generate(prompts, **options) if isinstance(event, TextPiece)]
 
-    wanted, states = written(), model.dream_states(prompts)
+    expected, states = generated_ids(), model.dream_states(prompts)
     part.spec = replace(part.spec, cache=False)
-    monkeypatch.setattr(part, "new_cache", lambda: pytest.fail("a cache was asked for"))
-    assert written() == wanted
+    monkeypatch.setattr(part, "new_cache", lambda: pytest.fail("new_cache was called"))
+    assert generated_ids() == expected
     torch.testing.assert_close(model.dream_states(prompts), states)
 
 
-def test_one_document_a_row_where_a_model_cannot_keep_them_apart() -> None:
-    """And each then has the loss that it has alone."""
+def test_without_packing_each_document_has_its_own_row_and_its_loss_alone() -> None:
     model = tiny.model(**{"model.language_model": MAMBA}).eval()
     documents = tiny.documents()[:3]
     batch = collator(model)(documents)
@@ -58,18 +57,28 @@ def test_one_document_a_row_where_a_model_cannot_keep_them_apart() -> None:
     together = losses(batch)
     for number, document in enumerate(documents):
         alone = collator(model)([document])
-        own = losses(alone)[alone.label_document_L == 0]
-        torch.testing.assert_close(own, together[batch.label_document_L == number], atol=1e-5, rtol=1e-5)
+        alone_losses = losses(alone)[alone.label_document_L == 0]
+        torch.testing.assert_close(
+            alone_losses, together[batch.label_document_L == number], atol=1e-5, rtol=1e-5
+        )
 
 
-def test_a_model_without_attention_writes_and_draws() -> None:
+def test_a_model_without_attention_writes_and_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model(**{"model.language_model": MAMBA})
-    (document,) = collect(model.generate("x", max_tokens=3, ignore_eos=True))
-    assert len(document) >= 1
-    assert model.dream_states(["x", "y z"]).isfinite().all()
+    part, dream_start = model.language_model, model.token_ids["<dream_start>"]
+    tokens = iter([*part.tokenize("a"), dream_start, *part.tokenize("b")])
+
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(torch.tensor([next(tokens)]), len(part.head().weight)).double()
+
+    monkeypatch.setattr(part, "logits", logits)
+    (document,) = collect(model.generate("x", max_tokens=3))
+    x, a, image, b = document
+    assert [x.text, a.text, b.text] == ["x", "a", "b"]
+    assert image.draw and image.picture.size == (16, 16)
 
 
-def test_a_model_without_bos_starts_after_the_end_of_a_text() -> None:
+def test_a_model_without_bos_starts_after_an_eos() -> None:
     model = tiny.model()
     part = model.language_model
     part.spec = replace(part.spec, bos_id=None)
@@ -79,12 +88,12 @@ def test_a_model_without_bos_starts_after_the_end_of_a_text() -> None:
     assert sequencer.dummy(read=False, draw=False).targets == 1
     (document,) = collect(model.generate("", max_tokens=2, max_images=0, ignore_eos=True))
     assert len(document) == 1
-    drawing = collator(model)([Document((Image(tiny.picture(0), draw=True),))])
-    assert len(drawing.label_ids_L)
+    batch = collator(model)([Document((Image(tiny.picture(0), draw=True),))])
+    assert len(batch.label_ids_L)
 
 
 @pytest.mark.parametrize("has_bos", [True, False])
-def test_the_unconditional_branch_that_is_learned_is_the_one_drawn_from(has_bos: bool) -> None:
+def test_training_and_drawing_use_the_same_unconditional_states(has_bos: bool) -> None:
     model = tiny.model()
     part = model.language_model
     part.spec = replace(part.spec, bos_id=part.spec.bos_id if has_bos else None)
@@ -92,18 +101,18 @@ def test_the_unconditional_branch_that_is_learned_is_the_one_drawn_from(has_bos:
     batch = replace(batch, pixels_NCHW=batch.pixels_NCHW.double())
     with torch.no_grad():
         hidden_RD = part(*model.inputs(batch)).flatten(0, 1)
-        learned = part.final_norm(hidden_RD[batch.unconditional_rows_Q])
-    torch.testing.assert_close(learned, model.dream_states("")[0])
+        trained = part.final_norm(hidden_RD[batch.unconditional_rows_Q])
+    torch.testing.assert_close(trained, model.dream_states("")[0])
 
 
 @pytest.mark.parametrize(("packing", "keys"), [(None, []), (False, []), (True, ["train.packing"])])
-def test_check_says_what_a_model_lacks(packing: bool | None, keys: list[str]) -> None:
+def test_the_summary_names_missing_abilities(packing: bool | None, keys: list[str]) -> None:
     registry = Registry.load()
     train = {"trainable": ["dream_queries"], "steps": 1, "batch_size": 1, "packing": packing}
     recipe = recipe_from_dict(tiny.recipe(**{"model.language_model": MAMBA, "train": train}), registry)
-    found = fit(recipe, registry)
-    assert [problem.key for problem in found.problems] == keys
-    shapes = {part: shapes for part, _, shapes in found.summary()}
+    fitted = fit(recipe, registry)
+    assert [problem.key for problem in fitted.problems] == keys
+    shapes = {part: shapes for part, _, shapes in fitted.summary()}
     assert shapes["language_model"].endswith(", one document a row, decoding without a cache")
 
 
@@ -115,7 +124,7 @@ def test_check_says_what_a_model_lacks(packing: bool | None, keys: list[str]) ->
     ],
     ids=lambda config: config["model_type"],
 )
-def test_a_model_that_the_meta_device_cannot_run_is_no_mistake_of_its_config(config: dict[str, Any]) -> None:
+def test_a_model_that_the_meta_device_cannot_run_is_not_a_config_error(config: dict[str, Any]) -> None:
     sizes = {
         "hidden_size": 32,
         "num_hidden_layers": 2,

@@ -1,4 +1,4 @@
-"""Adapters on any parts: they learn, come back, merge, and open in peft and in diffusers."""
+"""Adapters on any parts: training, saving, merging, and loading in peft and in diffusers."""
 
 from __future__ import annotations
 
@@ -23,23 +23,21 @@ from adapted_models import (
     REGISTRY,
     SMALL,
     VARIANTS,
-    a_batch,
     adapted as adapted,
     adapters,
-    built,
+    build_model,
     close,
-    disturb,
+    fixed_batch,
     outputs,
-    pipeline_of,
+    perturb_adapters,
     sources as sources,
-    to_denoise,
 )
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
 from dreamkit.checkpoints.load import load_checkpoint, load_weights
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.errors import CheckpointError, DreamkitError
-from dreamkit.model.adapters import adapt, adapter_root, is_adapter, merge, spelled, write_adapter
+from dreamkit.model.adapters import adapt, adapter_root, is_adapter, merge, stored_name, write_adapter
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import WITH_SOURCE, AdapterSection
@@ -49,30 +47,31 @@ from dreamkit.testing.subject_kinds import SUBJECTS
 from dreamkit.training.run import train_recipe
 from layouts import TinyDocuments
 
-# peft asks transformers' models for it
+# peft reads this attribute of transformers' models
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 COMBINATIONS = [c for count in (1, 2, 3) for c in itertools.combinations(WITH_SOURCE, count)]
 
 
 def differs(adapted: Tensor, plain: Tensor) -> bool:
+    """Return True if the adapter has changed the output."""
     return not torch.allclose(adapted, plain, atol=1e-3)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("targets", COMBINATIONS, ids="+".join)
-def test_any_combination_learns_comes_back_and_merges(
+def test_any_combination_can_be_trained_saved_and_merged(
     targets: tuple[str, ...], variant: str, tmp_path: Path
 ) -> None:
-    model = built(tiny.recipe(**adapters(targets, **VARIANTS[variant])))
+    model = build_model(tiny.recipe(**adapters(targets, **VARIANTS[variant])))
     model.set_trainable(SMALL)
-    learning = {name for name, p in model.named_parameters() if p.requires_grad}
-    adapted = {name.partition(".")[0] for name in learning if is_adapter(name)}
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    adapted = {name.partition(".")[0] for name in trainable if is_adapter(name)}
     assert adapted == set(targets)
     kinds = {"lora_A", "lora_B", "lora_magnitude_vector"} if variant == "dora" else {"lora_A", "lora_B"}
-    assert {name.split(".")[-3] for name in learning if is_adapter(name)} == kinds
+    assert {name.split(".")[-3] for name in trainable if is_adapter(name)} == kinds
 
-    batch = a_batch(model)
+    batch = fixed_batch(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     losses = []
     for _ in range(2):
@@ -82,12 +81,12 @@ def test_any_combination_learns_comes_back_and_merges(
         optimizer.step()
         losses.append(loss.item())
     assert losses[1] < losses[0]
-    assert {name for name, p in model.named_parameters() if p.grad is not None} == learning
-    # The second step's: a fresh adapter's first matrices get nothing from second ones that are zero.
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == trainable
+    # After the second step: at first, the second matrix of an adapter is zero, so its first one gets no gradient.
     assert [n for n, p in model.named_parameters() if is_adapter(n) and not p.grad.any()] == []
 
     before = outputs(model)
-    disturb(model)
+    perturb_adapters(model)
     expected = outputs(model)
     assert any(differs(expected[name], before[name]) for name in expected)
     save_checkpoint(model, tmp_path / "checkpoint", registry=REGISTRY)
@@ -102,13 +101,13 @@ def test_any_combination_learns_comes_back_and_merges(
 
 
 @torch.no_grad()
-def test_peft_opens_a_language_models(adapted: tuple[DreamModel, Path], sources: Path) -> None:
+def test_peft_loads_the_adapter_of_a_language_model(adapted: tuple[DreamModel, Path], sources: Path) -> None:
     model, folder = adapted
     ids = torch.arange(24).view(2, 12)
     plain = LlamaForCausalLM.from_pretrained(sources / "language_model").eval()
     before = plain(ids).logits
-    opened = PeftModel.from_pretrained(plain, folder / "language_model").eval()
-    logits = opened(ids).logits
+    with_adapter = PeftModel.from_pretrained(plain, folder / "language_model").eval()
+    logits = with_adapter(ids).logits
     torch.testing.assert_close(model.language_model.library_forward(ids), logits)
     assert differs(logits, before)
     config = json.loads((folder / "language_model/adapter_config.json").read_text())
@@ -118,54 +117,40 @@ def test_peft_opens_a_language_models(adapted: tuple[DreamModel, Path], sources:
 
 
 @torch.no_grad()
-def test_peft_opens_a_vision_encoders(adapted: tuple[DreamModel, Path], sources: Path) -> None:
+def test_peft_loads_the_adapter_of_a_vision_encoder(adapted: tuple[DreamModel, Path], sources: Path) -> None:
     model, folder = adapted
     pixels = model.vision_encoder.preprocess([tiny.picture(0), tiny.picture(1)])
     plain = CLIPVisionModel.from_pretrained(sources / "vision_encoder").eval()
     before = plain(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-    opened = PeftModel.from_pretrained(plain, folder / "vision_encoder").eval()
-    output = opened(pixel_values=pixels, output_hidden_states=True)
+    with_adapter = PeftModel.from_pretrained(plain, folder / "vision_encoder").eval()
+    output = with_adapter(pixel_values=pixels, output_hidden_states=True)
     features = output.hidden_states[-2][:, 1:]
     torch.testing.assert_close(model.vision_encoder(pixels), features)
     assert differs(features, before)
 
 
-@torch.no_grad()
-def test_peft_and_diffusers_open_a_decoders(adapted: tuple[DreamModel, Path], sources: Path) -> None:
-    model, folder = adapted
-    noisy, timesteps, condition = to_denoise(model.image_decoder)
-    expected = model.image_decoder.denoise(noisy, timesteps, condition, {})
-
-    plain = diffusers.UNet2DConditionModel.from_pretrained(sources / "image_decoder/unet")
-    assert differs(expected, plain(noisy, timesteps, condition.context).sample)
-    opened = PeftModel.from_pretrained(plain, folder / "image_decoder").eval()
-    torch.testing.assert_close(opened(noisy, timesteps, condition.context).sample, expected)
-
-    pipeline = pipeline_of(sources)
-    pipeline.load_lora_weights(folder / "image_decoder")
-    torch.testing.assert_close(pipeline.unet(noisy, timesteps, condition.context).sample, expected)
-
-
 def adapted_part(kind: str, name: str, folder: Path, **settings: Any) -> tuple[Any, Any, Any]:
-    """A part with an adapter, which is written to `folder`, the same part without, and what calls them."""
+    """Return a part with an adapter (written to `folder`), the same part without, and a function to call them."""
     subject = SUBJECTS[kind](contracts.tiny_part(REGISTRY.get(kind, name)))
     part, plain = subject.make(), subject.make()
     adapt(part, AdapterSection(kind, rank=2, alpha=6, **settings))  # type: ignore[arg-type]
-    disturb(part)
-    tensors = {spelled(n): p.detach() for n, p in part.named_parameters() if is_adapter(n)}
+    perturb_adapters(part)
+    tensors = {stored_name(n): p.detach() for n, p in part.named_parameters() if is_adapter(n)}
     write_adapter(part, tensors, folder / "adapter/adapter_model.safetensors", None)
-    return part, plain, lambda of: subject.call(of, subject.inputs(Case(2, 3, seed=0)))
+    return part, plain, lambda part: subject.call(part, subject.inputs(Case(2, 3, seed=0)))
 
 
 PARTS = [(kind, name) for kind in WITH_SOURCE for name in sorted(REGISTRY.components(kind))]
 
 
 @pytest.mark.parametrize(("kind", "name"), PARTS)
-def test_peft_opens_the_adapter_of_every_part_and_it_merges(kind: str, name: str, tmp_path: Path) -> None:
+def test_peft_loads_and_dreamkit_merges_the_adapter_of_every_part(
+    kind: str, name: str, tmp_path: Path
+) -> None:
     part, plain, call = adapted_part(kind, name, tmp_path, use_dora=True, use_rslora=True)
     before, expected = call(plain), call(part)
     assert differs(expected, before)
-    # it puts its layers into the model that it is given
+    # peft adds the adapter to `plain` in place
     PeftModel.from_pretrained(adapter_root(plain), tmp_path / "adapter")
     torch.testing.assert_close(call(plain), expected)
     merge(part)
@@ -182,16 +167,16 @@ PIPELINES = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", sorted(REGISTRY.components("image_decoder")))
-def test_a_pipeline_of_diffusers_opens_the_adapter_of_every_decoder(
+def test_a_diffusers_pipeline_loads_the_adapter_of_every_decoder(
     name: str, variant: str, tmp_path: Path
 ) -> None:
     part, plain, call = adapted_part("image_decoder", name, tmp_path, **VARIANTS[variant])
     before, expected = call(plain), call(part)
     assert differs(expected, before)
-    wanted = inspect.signature(PIPELINES[name].__init__).parameters.values()
-    given = {p.name: getattr(plain, p.name, None) for p in wanted if p.default is p.empty}
-    del given["self"]
-    pipeline = PIPELINES[name](**given | {"scheduler": plain.scheduler()})
+    parameters = inspect.signature(PIPELINES[name].__init__).parameters.values()
+    arguments = {p.name: getattr(plain, p.name, None) for p in parameters if p.default is p.empty}
+    del arguments["self"]
+    pipeline = PIPELINES[name](**arguments | {"scheduler": plain.scheduler()})
     pipeline.load_lora_weights(tmp_path / "adapter")
     torch.testing.assert_close(call(plain), expected)
     with safe_open(tmp_path / "adapter/pytorch_lora_weights.safetensors", "pt") as file:
@@ -199,7 +184,7 @@ def test_a_pipeline_of_diffusers_opens_the_adapter_of_every_decoder(
     assert metadata[f"{part.adapter_root}.lora_alpha"] == 6
 
 
-def test_an_adapter_of_every_kind_of_layer_comes_back_and_merges(tmp_path: Path) -> None:
+def test_adapters_of_all_kinds_of_layers_can_be_saved_and_merged(tmp_path: Path) -> None:
     modules = {
         "language_model": ["embed_tokens", "down_proj"],
         "vision_encoder": ["patch_embedding", "fc1"],
@@ -208,9 +193,9 @@ def test_an_adapter_of_every_kind_of_layer_comes_back_and_merges(tmp_path: Path)
     change = adapters()
     for adapter in change["model.adapters"]:
         adapter["modules"] = modules[adapter["target"]]
-    model = built(tiny.recipe(**change))
+    model = build_model(tiny.recipe(**change))
     model.set_trainable([])
-    disturb(model)
+    perturb_adapters(model)
     expected = outputs(model)
     save_checkpoint(model, tmp_path / "checkpoint", registry=REGISTRY)
     loaded, _ = load_checkpoint(tmp_path / "checkpoint", REGISTRY)
@@ -220,22 +205,24 @@ def test_an_adapter_of_every_kind_of_layer_comes_back_and_merges(tmp_path: Path)
     close(outputs(loaded), expected, 5e-5)
 
 
-def test_a_fresh_adapter_changes_nothing_but_tied_weights_do_not_merge() -> None:
+def test_an_adapter_of_tied_weights_is_not_merged() -> None:
     change: dict[str, Any] = {"model.adapters": [{"target": "language_model", "modules": ["lm_head"]}]}
     recipe = tiny.recipe(**change)
     recipe["model"]["language_model"]["config"]["tie_word_embeddings"] = True
     with pytest.warns(UserWarning, match="tie_word_embeddings"):
-        model = built(recipe)
-    with pytest.raises(DreamkitError, match=r"lm_head cannot be merged: its weights are also .*embed_tokens"):
+        model = build_model(recipe)
+    with pytest.raises(
+        DreamkitError, match=r"cannot merge the adapter of \S*lm_head: its weights are also .*embed_tokens"
+    ):
         merge(model.language_model)
     assert any(is_adapter(name) for name in model.state_dict())
 
 
-def test_weights_that_are_not_finite_do_not_merge() -> None:
-    model = built(tiny.recipe(**adapters(("language_model",))))
+def test_weights_that_are_not_finite_are_not_merged() -> None:
+    model = build_model(tiny.recipe(**adapters(("language_model",))))
     with torch.no_grad():
         next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("inf"))
-    with pytest.raises(DreamkitError, match=r"q_proj cannot be merged"):
+    with pytest.raises(DreamkitError, match=r"cannot merge the adapter of \S*q_proj"):
         merge(model.language_model)
 
 
@@ -246,15 +233,15 @@ def test_small_parts_and_adapters_are_trained_and_saved_together(sources: Path, 
         "data": [{"name": "pairs", "path": "unused"}],
     }
     recipe = recipe_from_dict(tiny.on_sources(sources, **changes), REGISTRY, where="tiny")
-    fresh = build(fit(recipe, REGISTRY)).state_dict()
+    initial = build(fit(recipe, REGISTRY)).state_dict()
     result = train_recipe(recipe, REGISTRY, tmp_path / "run", datasets=[TinyDocuments()])
-    learned = result.model.state_dict()
-    moved = {name for name, tensor in learned.items() if not torch.equal(tensor, fresh[name])}
+    trained = result.model.state_dict()
+    changed = {name for name, tensor in trained.items() if not torch.equal(tensor, initial[name])}
     small = ("visual_projector", "condition_projector", "dream_queries", "language_model.new_")
-    assert moved == {name for name in learned if is_adapter(name) or name.startswith(small)}
+    assert changed == {name for name in trained if is_adapter(name) or name.startswith(small)}
     folder = tmp_path / "run/checkpoint"
-    held = {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")}
-    assert held == {
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")}
+    assert files == {
         *(f"{name}.safetensors" for name in ("visual_projector", "condition_projector", "dream_queries")),
         "language_model.safetensors",
         *(f"adapters/{target}/adapter_model.safetensors" for target in WITH_SOURCE),
@@ -262,18 +249,18 @@ def test_small_parts_and_adapters_are_trained_and_saved_together(sources: Path, 
     }
     assert load_file(folder / "language_model.safetensors").keys() == {"new_embed", "new_head"}
     loaded, report = load_checkpoint(folder, REGISTRY)
-    assert all(torch.equal(tensor, learned[name]) for name, tensor in loaded.state_dict().items())
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in loaded.state_dict().items())
     assert sum(part.fresh + part.missing for part in report.parts.values()) == 0
 
 
-def test_gradients_are_the_same_with_gradient_checkpointing() -> None:
+def test_gradient_checkpointing_changes_no_gradient_of_adapters() -> None:
     def gradients(checkpointing: bool) -> dict[str, Tensor]:
-        model = built(tiny.recipe(**adapters()))
+        model = build_model(tiny.recipe(**adapters()))
         model.set_trainable(["dream_queries"])
-        disturb(model)
+        perturb_adapters(model)
         if checkpointing:
             model.enable_gradient_checkpointing()
-        model.train()(a_batch(model)).loss.backward()
+        model.train()(fixed_batch(model)).loss.backward()
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
     plain, recomputed = gradients(False), gradients(True)
@@ -281,38 +268,43 @@ def test_gradients_are_the_same_with_gradient_checkpointing() -> None:
     close(recomputed, plain, 1e-5)
 
 
-def test_the_loss_of_an_adapted_head_is_that_of_its_logits() -> None:
-    model = built(tiny.recipe(**{"model.adapters": [{"target": "language_model", "modules": ["lm_head"]}]}))
+def test_the_loss_of_an_adapted_head_uses_its_logits() -> None:
+    model = build_model(
+        tiny.recipe(**{"model.adapters": [{"target": "language_model", "modules": ["lm_head"]}]})
+    )
     model.set_trainable(["dream_queries"])
-    disturb(model)
-    batch, part = a_batch(model), model.language_model
+    perturb_adapters(model)
+    batch, part = fixed_batch(model), model.language_model
     hidden = torch.randn(batch.input_ids_BT.numel(), part.spec.dim)
     rows = part.final_norm(hidden[batch.label_rows_L])
-    wanted = F.cross_entropy(part.logits(rows), batch.label_ids_L, reduction="none")
-    assert differs(F.cross_entropy(F.linear(rows, part.head().weight), batch.label_ids_L), wanted.mean())
-    found = model.label_losses(hidden, batch)
-    torch.testing.assert_close(found.by_row, wanted)
+    losses = F.cross_entropy(part.logits(rows), batch.label_ids_L, reduction="none")
+    assert differs(F.cross_entropy(F.linear(rows, part.head().weight), batch.label_ids_L), losses.mean())
+    actual = model.label_losses(hidden, batch)
+    torch.testing.assert_close(actual.by_row, losses)
     adapted = [p for name, p in part.named_parameters() if is_adapter(name)]
-    expected = torch.autograd.grad((wanted * batch.label_weight_L).sum(), adapted)
-    torch.testing.assert_close(torch.autograd.grad(found.total, adapted), expected)
+    expected = torch.autograd.grad((losses * batch.label_weight_L).sum(), adapted)
+    torch.testing.assert_close(torch.autograd.grad(actual.total, adapted), expected)
 
 
-def test_an_adapter_that_would_count_otherwise_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_with_another_scale_is_not_loaded(tmp_path: Path) -> None:
     targets = ("language_model",)
-    save_checkpoint(built(tiny.recipe(**adapters(targets))), tmp_path / "checkpoint", registry=REGISTRY)
-    load_weights(built(tiny.recipe(**adapters(targets, dropout=0.1))), tmp_path / "checkpoint")
-    for settings, said in (
-        ({"alpha": 7}, "has alpha 6.0, but the recipe's has 7.0"),
-        ({"use_rslora": True}, "has use_rslora False, but the recipe's has True"),
+    save_checkpoint(build_model(tiny.recipe(**adapters(targets))), tmp_path / "checkpoint", registry=REGISTRY)
+    load_weights(build_model(tiny.recipe(**adapters(targets, dropout=0.1))), tmp_path / "checkpoint")
+    for settings, message in (
+        ({"alpha": 7}, "expected alpha 6.0 of the adapter of language_model, got 7.0 in the recipe"),
+        (
+            {"use_rslora": True},
+            "expected use_rslora False of the adapter of language_model, got True in the recipe",
+        ),
     ):
-        with pytest.raises(CheckpointError, match=f"its adapter of language_model {said}"):
-            load_weights(built(tiny.recipe(**adapters(targets, **settings))), tmp_path / "checkpoint")
+        with pytest.raises(CheckpointError, match=message):
+            load_weights(build_model(tiny.recipe(**adapters(targets, **settings))), tmp_path / "checkpoint")
 
 
-def test_names_in_files() -> None:
-    assert spelled("a.base_layer.weight") == "a.weight"
-    assert spelled("default.a.lora_A.default.weight") == "default.a.lora_A.weight"
-    assert spelled("a.lora_magnitude_vector.default.weight") == "a.lora_magnitude_vector"
-    assert spelled("a.lora_embedding_A.default") == "a.lora_embedding_A"
+def test_names_in_checkpoint_files() -> None:
+    assert stored_name("a.base_layer.weight") == "a.weight"
+    assert stored_name("default.a.lora_A.default.weight") == "default.a.lora_A.weight"
+    assert stored_name("a.lora_magnitude_vector.default.weight") == "a.lora_magnitude_vector"
+    assert stored_name("a.lora_embedding_A.default") == "a.lora_embedding_A"
     for name in ("a.weight", "a.lora_A.weight", "a.lora_magnitude_vector", "new_embed", ""):
-        assert spelled(name) == name
+        assert stored_name(name) == name

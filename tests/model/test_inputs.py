@@ -1,4 +1,4 @@
-"""The model's inputs by the operator, whose reference runs here, are those by plain code, and so is what is learned."""
+"""The operator that assembles the model's inputs, here its reference, equals plain code, and so do gradients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GEMMA = {
     "name": "gemma",
     "config": {
         "model_type": "gemma2",
-        "hidden_size": 24,  # whose root is no power of two
+        "hidden_size": 24,  # its square root, the embedding's scale, is not a power of two
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
@@ -34,23 +34,23 @@ GEMMA = {
 
 
 @pytest.fixture
-def operator(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """When called, has the model's inputs assembled by the operator from then on."""
+def use_operator(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return a function that switches the model to the operator."""
     return lambda: monkeypatch.setattr(module, "usable", lambda tensor: True)
 
 
-def made(**changes: Any) -> DreamModel:
+def build_model(**changes: Any) -> DreamModel:
     torch.manual_seed(0)
     return tiny.model(**changes).float()
 
 
-def batch_of(model: DreamModel) -> Batch:
+def make_batch(model: DreamModel) -> Batch:
     draw, read = model.image_decoder.preprocess, model.vision_encoder.preprocess
     return Collator(model.sequencer(128), read, draw, condition_drop=0.5)(tiny.documents())
 
 
-def learned(model: DreamModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of one step, and the gradients."""
+def step(model: DreamModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the losses of one step, and the gradients."""
     model.zero_grad()
     torch.manual_seed(1)
     losses = model(batch)
@@ -59,26 +59,27 @@ def learned(model: DreamModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]
     return torch.stack([losses.loss.detach(), losses.lm, losses.denoising]), grads
 
 
-def same(ours: tuple[Tensor, dict[str, Tensor]], theirs: tuple[Tensor, dict[str, Tensor]]) -> None:
-    assert torch.equal(ours[0], theirs[0])
-    assert ours[1].keys() == theirs[1].keys()
-    for name, grad in theirs[1].items():
+def assert_same(actual: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor, dict[str, Tensor]]) -> None:
+    """Losses are bitwise identical, gradients close."""
+    assert torch.equal(actual[0], expected[0])
+    assert actual[1].keys() == expected[1].keys()
+    for name, grad in expected[1].items():
         bound = 1e-6 * float(grad.abs().max())
         torch.testing.assert_close(
-            ours[1][name], grad, rtol=1e-5, atol=bound, msg=lambda m, n=name: f"{n}: {m}"
+            actual[1][name], grad, rtol=1e-5, atol=bound, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
-def test_the_plan_says_the_same_by_slots_and_by_rows() -> None:
-    model = made()
-    batch = batch_of(model)
+def test_slots_and_rows_of_a_batch_agree() -> None:
+    model = build_model()
+    batch = make_batch(model)
     slots = batch.slots_BT.flatten()
     (images, vision), queries = batch.vision_rows_NV.shape, len(model.dream_queries)
-    wanted = torch.full_like(slots, -1)
-    wanted[batch.vision_rows_NV.flatten()] = torch.arange(images * vision)
+    expected = torch.full_like(slots, -1)
+    expected[batch.vision_rows_NV.flatten()] = torch.arange(images * vision)
     for rows in [*batch.dream_rows_MQ, batch.unconditional_rows_Q]:
-        wanted[rows] = images * vision + torch.arange(queries)
-    assert torch.equal(slots, wanted)
+        expected[rows] = images * vision + torch.arange(queries)
+    assert torch.equal(slots, expected)
     filler = {model.token_ids[name] for name in ("<im_patch>", "<dream_patch>") if name in model.token_ids}
     assert set(batch.input_ids_BT.flatten()[slots >= 0].tolist()) <= filler
 
@@ -87,31 +88,30 @@ def test_the_plan_says_the_same_by_slots_and_by_rows() -> None:
 @pytest.mark.parametrize(
     "language_model", [tiny.RECIPE["model"]["language_model"], GEMMA], ids=["llama", "gemma"]
 )
-def test_losses_to_the_bit_and_gradients(
-    operator: Callable[[], None], language_model: dict[str, Any], trainable: list[str]
+def test_losses_and_gradients_equal_those_of_plain_code(
+    use_operator: Callable[[], None], language_model: dict[str, Any], trainable: list[str]
 ) -> None:
-    model = made(**{"model.language_model": language_model})
+    model = build_model(**{"model.language_model": language_model})
     tables = model.language_model.embedding()
     assert tables is not None and (tables.scale is not None) == (language_model is GEMMA)
     model.set_trainable(trainable)
-    batch = batch_of(model)
-    plainly = learned(model, batch)
-    operator()
-    same(learned(model, batch), plainly)
+    batch = make_batch(model)
+    plain = step(model, batch)
+    use_operator()
+    assert_same(step(model, batch), plain)
 
 
-def test_in_halves(operator: Callable[[], None]) -> None:
-    """A scale is rounded to the dtype of the rows before it multiplies them."""
-    model = made(**{"model.language_model": GEMMA}).bfloat16()
-    batch = batch_of(model)
+def test_the_scale_is_rounded_to_half_precision_first(use_operator: Callable[[], None]) -> None:
+    model = build_model(**{"model.language_model": GEMMA}).bfloat16()
+    batch = make_batch(model)
     batch.pixels_NCHW = batch.pixels_NCHW.bfloat16()
-    plainly = model.inputs(batch)[0]
-    operator()
-    assert torch.equal(model.inputs(batch)[0], plainly)
+    plain = model.inputs(batch)[0]
+    use_operator()
+    assert torch.equal(model.inputs(batch)[0], plain)
 
 
-class Made(TorchDispatchMode):
-    """Counts the tensors of a shape that are made, of any number of leading dimensions."""
+class CountTensors(TorchDispatchMode):
+    """A counter of new tensors with `rows` rows of width `dim`, in any number of leading dimensions."""
 
     def __init__(self, rows: int, dim: int) -> None:
         super().__init__()
@@ -128,31 +128,26 @@ class Made(TorchDispatchMode):
         return output
 
 
-def test_all_rows_are_written_once(operator: Callable[[], None]) -> None:
-    model = made()
-    batch = batch_of(model)
+def test_the_operator_writes_the_rows_once(use_operator: Callable[[], None]) -> None:
+    model = build_model()
+    batch = make_batch(model)
 
-    def written() -> int:
-        with Made(batch.input_ids_BT.numel(), model.language_model.spec.dim) as found:
-            model.inputs(batch)
-        return len(found.storages)
-
-    # the vocabulary's rows, the added ones, one of both, with vision tokens, with queries
-    assert written() == 5
-    operator()
-    assert written() == 1
+    use_operator()
+    with CountTensors(batch.input_ids_BT.numel(), model.language_model.spec.dim) as counter:
+        model.inputs(batch)
+    assert len(counter.storages) == 1
 
 
-def test_a_model_that_tells_no_tables_embeds_by_itself(
-    operator: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+def test_a_model_without_tables_uses_its_own_embed(
+    use_operator: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = made()
-    batch = batch_of(model)
-    plainly = model.inputs(batch)[0]
-    operator()
+    model = build_model()
+    batch = make_batch(model)
+    plain = model.inputs(batch)[0]
+    use_operator()
     monkeypatch.setattr(model.language_model, "embedding", lambda: None)
-    monkeypatch.setattr(module, "assemble_embeddings", lambda *_: pytest.fail("there are no tables"))
-    assert torch.equal(model.inputs(batch)[0], plainly)
+    monkeypatch.setattr(module, "assemble_embeddings", lambda *_: pytest.fail("the operator has no tables"))
+    assert torch.equal(model.inputs(batch)[0], plain)
 
 
 @pytest.fixture
@@ -163,18 +158,17 @@ def one_process() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_process")
-def test_tables_of_a_sharded_model(operator: Callable[[], None]) -> None:
-    """They are whole while the model runs, and no tables before."""
-    model, sharded = made(), made()
-    for each in (model, sharded):
-        each.set_trainable(["language_model", *NEW])
-    batch = batch_of(model)
-    plainly = learned(model, batch)
+def test_a_sharded_model_has_whole_tables_while_it_runs(use_operator: Callable[[], None]) -> None:
+    model, sharded = build_model(), build_model()
+    for one in (model, sharded):
+        one.set_trainable(["language_model", *NEW])
+    batch = make_batch(model)
+    plain = step(model, batch)
     shard(sharded, torch.device("cpu"))
-    operator()
+    use_operator()
     assert sharded.language_model.embedding() is None
-    seen = []
+    tables = []
     embedding = sharded.language_model.embedding
-    sharded.language_model.embedding = lambda: seen.append(embedding()) or seen[-1]
-    same(learned(sharded, batch), plainly)
-    assert len(seen) == 1 and seen[0] is not None
+    sharded.language_model.embedding = lambda: tables.append(embedding()) or tables[-1]
+    assert_same(step(sharded, batch), plain)
+    assert len(tables) == 1 and tables[0] is not None

@@ -1,4 +1,4 @@
-"""The model: packed equals alone, one operator count for any number of images, and every branch always at work."""
+"""The model's losses and gradients: batched and alone, with and without fused operators, for any mix of documents."""
 
 from collections import Counter
 from contextlib import nullcontext
@@ -17,6 +17,7 @@ from dreamkit.data.batch import Batch, Collator
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import DreamkitError
 from dreamkit.kernels.query_projection import query_projection
+from dreamkit.parts.specs import Condition
 from dreamkit.recipe.sections import TRAINABLE
 from dreamkit_diffusers.sdxl import SDXL as SDXLDecoder
 from triton_cpu import interpreted
@@ -30,8 +31,8 @@ def collator(packing: bool = True, max_length: int | None = None, condition_drop
     return Collator(MODEL.sequencer(max_length), read, draw, packing=packing, condition_drop=condition_drop)
 
 
-def fixed(batch: Batch) -> Batch:
-    """The batch in float64, with noise and timesteps that depend on each image alone, and not on the batch."""
+def fix_noise(batch: Batch) -> Batch:
+    """Return the batch in float64, with noise and timesteps that depend on each image alone, not on the batch."""
     images = batch.targets_MCHW.double()
     with torch.no_grad():
         latents = MODEL.image_decoder.vae.encode(images).latent_dist.mean
@@ -41,7 +42,7 @@ def fixed(batch: Batch) -> Batch:
     return replace(batch, pixels_NCHW=pixels, latents=latents, noise=noise, timesteps=timesteps)
 
 
-def gradients(batches: list[Batch], counts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def loss_and_gradients(batches: list[Batch], counts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     MODEL.requires_grad_(True).train()
     MODEL.zero_grad()
     total = torch.zeros((), dtype=torch.float64)
@@ -53,12 +54,14 @@ def gradients(batches: list[Batch], counts: Tensor) -> tuple[Tensor, dict[str, T
     return total, grads
 
 
-def same(ours: tuple[Tensor, dict[str, Tensor]], theirs: tuple[Tensor, dict[str, Tensor]]) -> None:
-    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-6, atol=1e-9)
-    assert ours[1].keys() == theirs[1].keys()
-    for name, grad in ours[1].items():
+def assert_close(
+    actual: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor, dict[str, Tensor]]
+) -> None:
+    torch.testing.assert_close(actual[0], expected[0], rtol=1e-6, atol=1e-9)
+    assert actual[1].keys() == expected[1].keys()
+    for name, grad in actual[1].items():
         torch.testing.assert_close(
-            grad, theirs[1][name], rtol=1e-5, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}"
+            grad, expected[1][name], rtol=1e-5, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
@@ -68,17 +71,16 @@ def same(ours: tuple[Tensor, dict[str, Tensor]], theirs: tuple[Tensor, dict[str,
     st.booleans(),
     st.integers(60, 256),
 )
-def test_batched_equals_alone(chosen: list[int], packing: bool, max_length: int) -> None:
-    """Losses and gradients of a batch, padded or packed, are those of its documents one at a time."""
+def test_a_batch_equals_its_documents_one_by_one(chosen: list[int], packing: bool, max_length: int) -> None:
     documents = [DOCUMENTS[index] for index in chosen]
-    together = fixed(collator(packing, max_length)(documents))
-    apart = [fixed(collator()([document])) for document in documents]
+    together = fix_noise(collator(packing, max_length)(documents))
+    apart = [fix_noise(collator()([document])) for document in documents]
     counts = sum((batch.counts for batch in apart), torch.zeros(2))
     assert torch.equal(counts, together.counts)
-    same(gradients([together], counts), gradients(apart, counts))
+    assert_close(loss_and_gradients([together], counts), loss_and_gradients(apart, counts))
 
 
-def test_packing_puts_several_documents_into_a_row() -> None:
+def test_packed_documents_share_rows() -> None:
     packed, padded = collator(True)(DOCUMENTS), collator(False)(DOCUMENTS)
     assert packed.input_ids_BT.shape[0] < padded.input_ids_BT.shape[0] == len(DOCUMENTS)
 
@@ -94,11 +96,7 @@ class CountOperators(TorchDispatchMode):
 
 
 def step_on_meta(documents: list[Document], packing: bool = True) -> Counter[str]:
-    """The operators of one step, autoencoder, noise and condition drop included, on the meta device.
-
-    A meta tensor has no values, so whatever would read one on the host (`item`, `tolist`, `cpu`, a loop over a mask)
-    raises.
-    """
+    """Count the operators of one step, with autoencoder, noise and condition drop, on the meta device."""
     model = tiny.model().to("meta")
     model.set_trainable(["language_model", "visual_projector", "condition_projector", "dream_queries"])
     batch = collator(packing, condition_drop=0.5)(documents)
@@ -111,19 +109,11 @@ def step_on_meta(documents: list[Document], packing: bool = True) -> Counter[str
 
 def test_operators_do_not_depend_on_the_number_of_images() -> None:
     draw, read = Image(tiny.picture(1), draw=True, read=False), Image(tiny.picture(2))
-    # A row each, since a single row would be laid out in memory like no other number of them.
+    # One row per document: a single row would have another memory layout.
     few, many = (
         step_on_meta([Document((Text("a"), draw, read))] * images, packing=False) for images in (2, 20)
     )
     assert few == many
-
-
-def test_a_step_copies_nothing_to_the_host() -> None:
-    assert step_on_meta(DOCUMENTS)
-    batch = collator()(DOCUMENTS).to("meta")
-    for read in (batch.counts.tolist, batch.counts.cpu, batch.counts.numpy, batch.counts.sum().item):
-        with pytest.raises((RuntimeError, NotImplementedError, TypeError)):  # the meta device does tell
-            read()
 
 
 def test_positions_restart_in_every_document() -> None:
@@ -135,13 +125,13 @@ def test_positions_restart_in_every_document() -> None:
                 assert positions[segments == segment].tolist() == list(range(count))
 
 
-def test_head_runs_on_labelled_rows_only() -> None:
-    batch = fixed(collator()(DOCUMENTS))
-    seen: list[int] = []
+def test_the_head_runs_on_labelled_rows_only() -> None:
+    batch = fix_noise(collator()(DOCUMENTS))
+    rows: list[int] = []
     logits = MODEL.language_model.logits
 
     def spy(hidden: Tensor) -> Tensor:
-        seen.append(hidden.shape[0])
+        rows.append(hidden.shape[0])
         return logits(hidden)
 
     MODEL.language_model.logits = spy  # type: ignore[method-assign]
@@ -150,7 +140,7 @@ def test_head_runs_on_labelled_rows_only() -> None:
     finally:
         del MODEL.language_model.logits
     labelled = sum(MODEL.sequencer().sequence(document).targets for document in DOCUMENTS)
-    assert seen == [1, labelled]  # one row tells how many fit into a chunk
+    assert rows == [1, labelled]  # the loss measures one row to choose the size of chunks
 
 
 ABSENT = {
@@ -164,15 +154,14 @@ ABSENT = {
 
 
 @pytest.mark.parametrize("documents", ABSENT.values(), ids=ABSENT.keys())
-def test_every_branch_takes_part_in_every_step(documents: list[Document]) -> None:
-    """Whatever the batch lacks, all trainable parameters get a gradient, which the dummy leaves unchanged."""
+def test_all_trainable_parameters_get_a_gradient_from_any_batch(documents: list[Document]) -> None:
+    """A dummy fills in for missing images or labels, and adds nothing to gradients."""
     model = MODEL
     model.requires_grad_(False).set_trainable(["language_model", *TRAINABLE[1:5], "dream_queries"])
     model.zero_grad()
-    batch = fixed(collator()(documents))
+    batch = fix_noise(collator()(documents))
     model.train()(batch).loss.backward()
     missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    # The last norm of a truncated encoder and the like would be listed here; the parts leave such modules out.
     assert not missing
     if documents is ABSENT["text only"]:
         assert model.dream_queries.grad.abs().max() == 0
@@ -180,17 +169,38 @@ def test_every_branch_takes_part_in_every_step(documents: list[Document]) -> Non
         assert batch.counts.tolist() == [MODEL.sequencer().sequence(documents[0]).targets, 0]
 
 
-def test_condition_drop_draws_from_the_unconditional_prompt() -> None:
-    """At probability 1 the text before an image no longer changes its loss; at 0 it does."""
+def test_a_dropped_condition_ignores_the_prompt() -> None:
 
     def denoising(text: str, drop: float) -> float:
         document = Document((Text(text), Image(tiny.picture(0), draw=True, read=False)))
-        batch = replace(fixed(collator(condition_drop=0.5)([document])), condition_drop=drop)
+        batch = replace(fix_noise(collator(condition_drop=0.5)([document])), condition_drop=drop)
         with torch.no_grad():
             return MODEL.eval()(batch).denoising.item()
 
     assert denoising("a cat", 1.0) == pytest.approx(denoising("b", 1.0), rel=1e-12)
     assert denoising("a cat", 0.0) != denoising("b", 0.0)
+
+
+def test_conditions_are_dropped_image_by_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [Document((Text(str(n)), Image(tiny.picture(n), draw=True, read=False))) for n in range(12)]
+    batch = fix_noise(collator(condition_drop=0.5)(documents))
+    conditions = []
+    loss = MODEL.image_decoder.loss
+
+    def record_condition(latents: Tensor, condition: Condition, *args: Any, **kwargs: Any) -> Tensor:
+        conditions.append(condition.context)
+        return loss(latents, condition, *args, **kwargs)
+
+    monkeypatch.setattr(MODEL.image_decoder, "loss", record_condition)
+    with torch.no_grad():
+        for drop in (0.0, 1.0, 0.5):
+            torch.manual_seed(0)
+            MODEL(replace(batch, condition_drop=drop))
+    kept, dropped, mixed = conditions
+    assert not torch.isclose(kept, dropped).all((1, 2)).any()
+    is_dropped = (mixed == dropped).all((1, 2))
+    assert torch.equal(mixed, torch.where(is_dropped[:, None, None], dropped, kept))
+    assert 2 <= is_dropped.sum() <= 10
 
 
 KERNELS = (
@@ -206,20 +216,17 @@ DEEP = {"model.condition_projector": {"name": "resampler", "tokens": 4}}
 @pytest.mark.parametrize(
     ("changes", "is_fused"), [({}, True), (DENSE, True), (SDXL, True), (DEEP, False)], ids=str
 )
-def test_the_operator_gives_what_the_parts_give(
+def test_a_step_with_fused_operators_equals_one_without(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], is_fused: bool, triton: bool
 ) -> None:
-    """Losses and gradients of a step, with dropped conditions, are those of norm and projectors one after another.
-
-    So they are by the operators' references, and by their kernels.
-    """
+    """Losses and gradients agree, with dropped conditions, for the operators' references and for their kernels."""
     model = tiny.model(**changes).float()
     model.requires_grad_(True)
     parts = model.vision_encoder.preprocess, model.image_decoder.preprocess
     batch = Collator(model.sequencer(), *parts, condition_drop=0.5)(DOCUMENTS)
     calls = Counter[str]()
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
+    def count_calls(*args: Any, **kwargs: Any) -> Any:
         calls["query_projection"] += 1
         return query_projection(*args, **kwargs)
 
@@ -230,8 +237,8 @@ def test_the_operator_gives_what_the_parts_give(
         loss.backward()
         return loss.detach(), [None if p.grad is None else p.grad.clone() for p in model.parameters()]
 
-    wanted, wanted_grads = step()
-    monkeypatch.setattr("dreamkit.model.conditioning.query_projection", counted)
+    expected_loss, expected_grads = step()
+    monkeypatch.setattr("dreamkit.model.conditioning.query_projection", count_calls)
     assert not calls
     monkeypatch.setattr("dreamkit.model.model.usable", lambda tensor: True)
     with interpreted(*KERNELS) if triton else nullcontext([]) as launches:
@@ -239,15 +246,15 @@ def test_the_operator_gives_what_the_parts_give(
     names = {launch.name for launch in launches}
     assert ("copy_rows" in names, "scatter_rows" in names) == (triton, triton and is_fused)
     assert calls["query_projection"] == is_fused
-    torch.testing.assert_close(loss, wanted)
-    for (name, _), grad, expected in zip(model.named_parameters(), grads, wanted_grads, strict=True):
+    torch.testing.assert_close(loss, expected_loss)
+    for (name, _), grad, expected in zip(model.named_parameters(), grads, expected_grads, strict=True):
         torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("changes", [{}, DENSE, SDXL], ids=["linear", "mlp", "sdxl"])
-def test_a_step_on_a_gpu_is_the_same_without_kernels(changes: dict[str, Any], precision: torch.dtype) -> None:
+def test_a_step_on_a_gpu_equals_one_without_kernels(changes: dict[str, Any], precision: torch.dtype) -> None:
     model = tiny.model(**changes).float().cuda()
     model.requires_grad_(True)
     parts = model.vision_encoder.preprocess, model.image_decoder.preprocess
@@ -262,17 +269,17 @@ def test_a_step_on_a_gpu_is_the_same_without_kernels(changes: dict[str, Any], pr
         return [losses.lm, losses.denoising, *(p.grad for p in model.parameters() if p.grad is not None)]
 
     bound = 1e-3 if precision == torch.float32 else 5e-2
-    found = step()
+    actual = step()
     with kernels.disabled():
-        wanted = step()
-    for own, other in zip(found, wanted, strict=True):
-        assert (own - other).norm() <= bound * other.norm()
+        expected = step()
+    for tensor, other in zip(actual, expected, strict=True):
+        assert (tensor - other).norm() <= bound * other.norm()
 
 
-def test_new_tokens_learn_under_a_frozen_language_model() -> None:
+def test_new_tokens_are_trained_in_a_frozen_language_model() -> None:
     MODEL.set_trainable(["new_tokens"])
     MODEL.zero_grad()
-    MODEL.train()(fixed(collator()(DOCUMENTS))).loss.backward()
+    MODEL.train()(fix_noise(collator()(DOCUMENTS))).loss.backward()
     trained = {id(p) for p in MODEL.parameters() if p.requires_grad}
     assert trained == {id(p) for p in MODEL.language_model.added_token_parameters()}
     assert all(
@@ -287,6 +294,6 @@ def test_frozen_parts_stay_in_evaluation_mode() -> None:
     assert not MODEL.language_model.training
 
 
-def test_unknown_trainable_name() -> None:
+def test_an_unknown_trainable_part_is_an_error() -> None:
     with pytest.raises(DreamkitError, match="did you mean 'visual_projector'"):
         MODEL.set_trainable(["visual_projektor"])

@@ -1,4 +1,4 @@
-"""Image decoders in a recipe: one line swaps them, and what does not fit them is refused."""
+"""Image decoders in a recipe: one line swaps them, and settings that do not fit are errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from tiny import documents, recipe
 
-# diffusers' schedulers turn tensors into arrays in a way that NumPy 2 warns of
+# NumPy 2 warns of the way diffusers' schedulers convert tensors to arrays
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 REGISTRY = Registry.load()
@@ -24,17 +24,16 @@ FLOW = ("flow-match-euler", "dpm-solver++", "unipc")
 DECODERS = {"stable-diffusion": NOISE, "sdxl": NOISE, "sd3": FLOW, "sana": FLOW}
 
 
-def described(name: str, image_size: int | None = None, **changes: Any) -> Recipe:
-    """The tiny recipe with a decoder's miniature in one line."""
+def recipe_with(name: str, image_size: int | None = None, **changes: Any) -> Recipe:
+    """Return the tiny recipe with the tiny config of decoder `name`."""
     config = REGISTRY.get("image_decoder", name).tiny_config().config
     section = {"name": name, "config": config, "image_size": image_size}
     return recipe_from_dict(recipe(**{"model.image_decoder": section, **changes}), REGISTRY)
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_decoder_is_swapped_in_one_line(name: str) -> None:
-    given = described(name)
-    model = build(fit(given, REGISTRY))
+def test_one_line_swaps_the_decoder(name: str) -> None:
+    model = build(fit(recipe_with(name), REGISTRY))
     assert (model.pooled_projector is not None) == (name in ("sdxl", "sd3"))
     projectors = [name for name, part in model.parts().items() if isinstance(part, Projector)]
     model.set_trainable([*projectors, "dream_queries"])
@@ -53,8 +52,8 @@ def test_a_decoder_is_swapped_in_one_line(name: str) -> None:
 
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("scheduler", dict.fromkeys((*NOISE, *FLOW)))
-def test_a_scheduler_that_does_not_fit_the_objective_is_refused(name: str, scheduler: str) -> None:
-    problems = fit(described(name, generation={"scheduler": scheduler}), REGISTRY).problems
+def test_a_scheduler_of_another_objective_is_an_error(name: str, scheduler: str) -> None:
+    problems = fit(recipe_with(name, generation={"scheduler": scheduler}), REGISTRY).problems
     if scheduler in DECODERS[name]:
         assert problems == []
         return
@@ -70,14 +69,14 @@ def test_a_scheduler_that_does_not_fit_the_objective_is_refused(name: str, sched
     ("name", "size", "multiple"),
     [("stable-diffusion", 17, 2), ("sdxl", 17, 2), ("sd3", 18, 4), ("sana", 17, 2)],
 )
-def test_an_image_size_that_cannot_be_drawn_is_refused(name: str, size: int, multiple: int) -> None:
-    (problem,) = fit(described(name, image_size=size), REGISTRY).problems
+def test_an_image_size_between_multiples_is_an_error(name: str, size: int, multiple: int) -> None:
+    (problem,) = fit(recipe_with(name, image_size=size), REGISTRY).problems
     assert problem.key == "model.image_decoder.image_size"
     assert f"expected a positive multiple of {multiple} pixels" in problem.message
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_pooled_projector_is_for_a_decoder_that_wants_one(name: str) -> None:
-    problems = fit(described(name, **{"model.pooled_projector": {"name": "linear"}}), REGISTRY).problems
+def test_a_pooled_projector_needs_a_decoder_with_a_pooled_vector(name: str) -> None:
+    problems = fit(recipe_with(name, **{"model.pooled_projector": {"name": "linear"}}), REGISTRY).problems
     keys = [problem.key for problem in problems]
     assert keys == ([] if name in ("sdxl", "sd3") else ["model.pooled_projector"])

@@ -1,8 +1,9 @@
-"""A training step never makes the host wait for the device: no copy back, and none there but of the batch."""
+"""A training step never makes the host wait for the device: it copies only the batch to it, and nothing back."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,7 +17,6 @@ from transformers import TrainerCallback, TrainingArguments
 
 import layouts
 import tiny
-from asking import Asked
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
 from dreamkit.data.batch import Batch, Collator
@@ -26,25 +26,27 @@ from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training.run import train_recipe
 from dreamkit.training.trainer import DreamTrainer, training_arguments
+from host_reads import HostReads
 
 REGISTRY = Registry.load()
-DOCUMENTS = tiny.documents()[:4]  # the fifth is a conversation, too long for the smallest models
+DOCUMENTS = tiny.documents()[:4]  # the fifth, a conversation, is too long for the smallest models
 ALL = layouts.TRAINABLE
 LORA = [{"target": name, "rank": 2} for name in ("language_model", "image_decoder")]
 
 
-def miniature(kind: str, name: str, **settings: Any) -> dict[str, Any]:
+def tiny_section(kind: str, name: str, **settings: Any) -> dict[str, Any]:
+    """Return the recipe section of a tiny part, with other `settings`."""
     config = REGISTRY.get(kind, name).tiny_config()
-    given = {key: value for key, value in asdict(config).items() if value is not None}
-    return {"name": name, **given, **settings}
+    defaults = {key: value for key, value in asdict(config).items() if value is not None}
+    return {"name": name, **defaults, **settings}
 
 
 def decoder(name: str, **settings: Any) -> dict[str, Any]:
-    return {"model.image_decoder": miniature("image_decoder", name, **settings)}
+    return {"model.image_decoder": tiny_section("image_decoder", name, **settings)}
 
 
 def language(name: str) -> dict[str, Any]:
-    return {"model.language_model": miniature("language_model", name)}
+    return {"model.language_model": tiny_section("language_model", name)}
 
 
 FAMILIES = sorted(
@@ -81,19 +83,19 @@ def recipe(variant: str) -> Recipe:
     return recipe_from_dict(tiny.recipe(**changed), REGISTRY, where="tiny")
 
 
-class Watched(TrainerCallback):
-    """Watches from the first step to the end of the last and all that lies between them, but for logging and saving.
+class WatchSteps(TrainerCallback):
+    """A callback that is within the context `watch()` from the first step to the last, except for logging and saving.
 
-    `watching` is entered anew after each step, and so knows how many there were.
+    The context is entered again after each step.
     """
 
-    def __init__(self, watching: Any) -> None:
-        self.watching, self.stack, self.steps, self.running = watching, ExitStack(), 0, False
+    def __init__(self, watch: Any) -> None:
+        self.watch, self.stack, self.steps, self.running = watch, ExitStack(), 0, False
 
-    def go_on(self) -> None:
+    def restart(self) -> None:
         self.stack.close()
         if self.running:
-            self.stack.enter_context(self.watching())
+            self.stack.enter_context(self.watch())
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -101,32 +103,32 @@ class Watched(TrainerCallback):
         try:
             yield
         finally:
-            self.go_on()
+            self.restart()
 
     def on_step_begin(self, *args: Any, **named: Any) -> None:
         if not self.steps:
             self.running = True
-            self.go_on()
+            self.restart()
 
     def on_step_end(self, *args: Any, **named: Any) -> None:
         self.steps += 1
-        self.go_on()
+        self.restart()
 
     def on_epoch_end(self, *args: Any, **named: Any) -> None:
         self.running = False
-        self.go_on()
+        self.restart()
 
 
 @contextmanager
-def watched(callback: Watched) -> Iterator[list[DreamTrainer]]:
-    """Adds `callback` to the trainer that is made, and tells it."""
-    made: list[DreamTrainer] = []
+def add_callback(callback: WatchSteps) -> Iterator[list[DreamTrainer]]:
+    """Add `callback` to new trainers, and yield the list of these."""
+    trainers: list[DreamTrainer] = []
     init, log_or_save = DreamTrainer.__init__, DreamTrainer._maybe_log_save_evaluate
 
     def with_callback(self: DreamTrainer, *args: Any, **named: Any) -> None:
         init(self, *args, **named)
         self.add_callback(callback)
-        made.append(self)
+        trainers.append(self)
 
     def unwatched(self: DreamTrainer, *args: Any, **named: Any) -> None:
         with callback.paused() if self.control.should_log or self.control.should_save else nullcontext():
@@ -136,34 +138,53 @@ def watched(callback: Watched) -> Iterator[list[DreamTrainer]]:
         patch.object(DreamTrainer, "__init__", with_callback),
         patch.object(DreamTrainer, "_maybe_log_save_evaluate", unwatched),
         patch("dreamkit.training.run.save_checkpoint"),
-        callback.stack,  # also where a step fails
+        callback.stack,  # closes it if a step fails
     ):
-        yield made
+        yield trainers
+
+
+READS: dict[str, Callable[[Tensor], Any]] = {
+    **{name: methodcaller(name) for name in ("item", "tolist", "cpu", "numpy", "nonzero")},
+    "bool": bool,
+    "float": float,
+    "mask": lambda tensor: tensor[tensor > 0],
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_a_read_of_a_tensor_is_recorded(read: Callable[[Tensor], Any]) -> None:
+    host_reads, tensor = HostReads(), torch.ones(1)
+    with host_reads.watch():
+        tensor + 1
+    assert not host_reads.reads
+    with host_reads.watch():
+        read(tensor)
+    assert host_reads.reads
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_nothing_in_a_step_asks_for_values(variant: str, tmp_path: Path) -> None:
+def test_a_step_reads_no_value_of_a_tensor(variant: str, tmp_path: Path) -> None:
     def counts_steps(tensor: Tensor) -> bool:
-        """The optimizer's numbers of steps, which torch keeps on the host."""
-        states = made[0].optimizer.state.values()
+        """Return True for the optimizer's numbers of steps, which are on the host."""
+        states = trainers[0].optimizer.state.values()
         return any(tensor is state.get("step") for state in states)
 
-    asked = Asked(counts_steps)
-    callback = Watched(asked.watching)
+    host_reads = HostReads(counts_steps)
+    callback = WatchSteps(host_reads.watch)
     fetch = _MapDatasetFetcher.fetch
 
     def on_host(self: Any, *args: Any) -> Any:
-        with callback.paused():  # a batch is made there
+        with callback.paused():  # the host prepares a batch
             return fetch(self, *args)
 
-    with watched(callback) as made, patch.object(_MapDatasetFetcher, "fetch", on_host):
+    with add_callback(callback) as trainers, patch.object(_MapDatasetFetcher, "fetch", on_host):
         train_recipe(recipe(variant), REGISTRY, tmp_path / "out", datasets=[layouts.TinyDocuments(DOCUMENTS)])
-    assert callback.steps == 4 and asked.count > 1000
-    assert asked.found == []
+    assert callback.steps == 4 and host_reads.operators > 1000
+    assert host_reads.reads == []
 
 
 def on_fake_device(value: Any, fakes: FakeTensorMode) -> Any:
-    """What `.to("cuda")` would make of a module or a batch, but without data."""
+    """Move a module or a batch to a fake GPU, where tensors have no data."""
 
     def fake(tensor: Tensor) -> Tensor:
         meta = tensor.detach().to("meta")
@@ -186,83 +207,83 @@ def on_fake_device(value: Any, fakes: FakeTensorMode) -> Any:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_nothing_is_copied_between_host_and_device_in_a_second_forward_pass(variant: str) -> None:
-    """A table may be brought there in the first one. The device is of tensors without data."""
-    made = recipe(variant)
-    model: DreamModel = build(fit(made, REGISTRY))
-    model.set_trainable(made.train.trainable)
+def test_a_second_forward_pass_copies_nothing_between_host_and_device(variant: str) -> None:
+    """The first pass may copy a table to the device. The device is fake."""
+    settings = recipe(variant)
+    model: DreamModel = build(fit(settings, REGISTRY))
+    model.set_trainable(settings.train.trainable)
     collator = Collator(
         model.sequencer(),
         model.vision_encoder.preprocess,
         model.image_decoder.preprocess,
-        packing=made.train.packing,
-        condition_drop=made.loss.condition_drop,
+        packing=settings.train.packing,
+        condition_drop=settings.loss.condition_drop,
     )
     batch = collator(DOCUMENTS)
-    fakes, asked = FakeTensorMode(allow_non_fake_inputs=True), Asked()
+    fakes, host_reads = FakeTensorMode(allow_non_fake_inputs=True), HostReads()
     has_device = {"amp.common.amp_definitely_not_available": False, "is_bf16_supported": True}
     with ExitStack() as patches:
         for name, answer in has_device.items():
             patches.enter_context(patch(f"torch.cuda.{name}", return_value=answer))
-        half = torch.autocast("cuda", torch.bfloat16, enabled=made.train.precision == "bfloat16")
+        half = torch.autocast("cuda", torch.bfloat16, enabled=settings.train.precision == "bfloat16")
     batch = on_fake_device(batch, fakes)
     model = on_fake_device(model, fakes).train()
     recent = patch("dreamkit.kernels.capability.is_recent", return_value=True)
     with fakes, half, recent, torch.no_grad():
         model(batch)
-        with asked:
+        with host_reads:
             loss = model(batch).loss
-    assert loss.device.type == "cuda" and asked.count > 100
-    assert asked.found == []
+    assert loss.device.type == "cuda" and host_reads.operators > 100
+    assert host_reads.reads == []
 
 
 @pytest.mark.parametrize("has_gpu", [True, False])
-def test_batches_are_pinned_and_handed_over_without_waiting(has_gpu: bool, tmp_path: Path) -> None:
-    """The trainer is told to train on the CPU all the same, and then pins nothing itself."""
+def test_batches_are_pinned_and_copied_without_waiting(has_gpu: bool, tmp_path: Path) -> None:
+    """The trainer itself uses the CPU here, where it pins nothing."""
     settings: dict[str, Any] = {}
 
-    def on_cpu(**given: Any) -> TrainingArguments:
-        settings.update(given)
-        return TrainingArguments(**given | {"use_cpu": True})
+    def on_cpu(**arguments: Any) -> TrainingArguments:
+        settings.update(arguments)
+        return TrainingArguments(**arguments | {"use_cpu": True})
 
-    made = recipe("packed")
+    tiny_recipe = recipe("packed")
     with (
         patch("torch.cuda.is_available", return_value=has_gpu),
         patch("dreamkit.training.trainer.TrainingArguments", on_cpu),
     ):
-        arguments = training_arguments(made, tmp_path)
+        arguments = training_arguments(tiny_recipe, tmp_path)
     assert settings["dataloader_pin_memory"] == has_gpu
-    model = build(fit(made, REGISTRY))
-    model.set_trainable(made.train.trainable)
+    model = build(fit(tiny_recipe, REGISTRY))
+    model.set_trainable(tiny_recipe.train.trainable)
     collator = Collator(
         model.sequencer(), model.vision_encoder.preprocess, model.image_decoder.preprocess, packing=True
     )
-    trainer = DreamTrainer(model, made, arguments, layouts.TinyDocuments(DOCUMENTS), collator)
-    asked: list[bool] = []
+    trainer = DreamTrainer(model, tiny_recipe, arguments, layouts.TinyDocuments(DOCUMENTS), collator)
+    non_blockings: list[bool] = []
 
     def to(self: Batch, device: Any, non_blocking: bool = False) -> Batch:
-        asked.append(non_blocking)
+        non_blockings.append(non_blocking)
         return self
 
     with patch.object(Batch, "to", to):
         next(iter(trainer.get_train_dataloader()))
-    assert asked and {*asked} == {has_gpu}
+    assert non_blockings and {*non_blockings} == {has_gpu}
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_nothing_in_a_step_waits_for_the_device(variant: str, tmp_path: Path) -> None:
+def test_a_step_does_not_wait_for_the_gpu(variant: str, tmp_path: Path) -> None:
     @contextmanager
     def strict() -> Iterator[None]:
-        if callback.steps:  # tables are brought there in the first one
+        if callback.steps:  # the first step may copy tables to the device
             torch.cuda.set_sync_debug_mode("error")
         try:
             yield
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    callback = Watched(strict)
-    with watched(callback) as made:
+    callback = WatchSteps(strict)
+    with add_callback(callback) as trainers:
         train_recipe(recipe(variant), REGISTRY, tmp_path / "out", datasets=[layouts.TinyDocuments(DOCUMENTS)])
     assert callback.steps == 4
-    assert made[0].accelerator.non_blocking and made[0].args.dataloader_pin_memory
+    assert trainers[0].accelerator.non_blocking and trainers[0].args.dataloader_pin_memory

@@ -1,7 +1,7 @@
 """The projectors that need only torch; `dreamkit.registry.core` registers them.
 
-`linear` and `mlp` take each token by itself; in the others tokens see each other. `resampler` and `mapper` read them as
-a set: vision tokens and dream states bring their positions along, from the vision encoder and the language model.
+`linear` and `mlp` map each token on its own; in the others, tokens attend to each other. `resampler` and `mapper`
+ignore the order of tokens: vision tokens and dream states already hold their positions.
 """
 
 from dreamkit.parts.projectors.dense import MLP as MLP, Linear as Linear

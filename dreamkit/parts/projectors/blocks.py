@@ -1,9 +1,9 @@
-"""What projectors share: initial weights, heads of attention, and layers that can be computed again."""
+"""Shared tools of projectors: initial weights, attention heads and gradient checkpointing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,83 +11,104 @@ from torch.utils.checkpoint import checkpoint
 
 from dreamkit.errors import ConfigError
 from dreamkit.parts.projector import Projector
+from dreamkit.parts.specs import ProjectorSpec
 
-INIT_STD = 0.02  # of normal weights, as in LLaMA
-HEAD_DIM = (
-    64  # of a head, where the number of heads is not said: as in most language models and vision encoders
-)
+INIT_STD = 0.02  # standard deviation of initial weights: LLaMA's `initializer_range` in transformers
+HEAD_DIM = 64  # default width of a head, as in CLIP's vision encoders (arXiv 2103.00020)
 
 
-def initialised(layer: nn.Linear, std: float = INIT_STD) -> nn.Linear:
-    """`layer` with normal weights and a bias of zeros."""
+def init_linear(layer: nn.Linear, std: float = INIT_STD) -> nn.Linear:
+    """Set the weights of `layer` to normal samples and its bias to zeros; return it."""
     nn.init.normal_(layer.weight, std=std)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
 
 
-def refuse_below_one(config: Any, *names: str) -> None:
-    """
+def check_positive(config: Any, *names: str) -> None:
+    """Check that the named settings of `config` are None or at least 1.
+
     Raises:
-        ConfigError: those of the named settings that are below 1.
+        ConfigError: settings below 1, all at once.
     """
     values = {name: getattr(config, name) for name in names}
-    wrong = {name: value for name, value in values.items() if value is not None and value < 1}
-    if wrong:
-        raise ConfigError({name: f"{value} found, but it is at least 1" for name, value in wrong.items()})
+    problems = {
+        name: f"expected at least 1, got {value}"
+        for name, value in values.items()
+        if value is not None and value < 1
+    }
+    if problems:
+        raise ConfigError(problems)
 
 
 def head_count(width: int, heads: int | None, even: bool = False) -> int:
-    """`heads`, which share out `width` evenly; None: heads of 64, or the nearest greater size that does.
+    """Return the number of attention heads that divide `width`: `heads`, or for None a default.
 
-    `even`: each head's share is even too.
+    The default has heads of width 64, or of the next greater width that fits. If `even`, the width of a head is even.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: `heads` does not divide `width`, or `even` and `width` is odd.
     """
-    unit = 2 if even else 1
-    fitting = [count for count in range(1, width + 1) if width % (count * unit) == 0]
-    if not fitting:
-        raise ConfigError(
-            {"width": f"{width}, but rotary positions turn pairs of numbers; set it to {width + 1}"}
-        )
-    if heads is None:
-        return max(count for count in fitting if count <= max(1, width // HEAD_DIM))
-    if heads not in fitting:
-        nearest = min(fitting, key=lambda count: abs(count - heads))
-        share = "share, an even one," if even else "share"
+    if even and width % 2:
         raise ConfigError(
             {
-                "heads": f"{heads} found, but each has the same {share} of a width of {width}; set it to {nearest}"
+                "width": f"expected an even number (rotary positions turn pairs), got {width}; set it to {width + 1}"
             }
         )
+    whole = width // 2 if even else width
+    divisors = [count for count in range(1, whole + 1) if whole % count == 0]
+    if heads is None:
+        return max(count for count in divisors if count <= max(1, width // HEAD_DIM))
+    if heads not in divisors:
+        nearest = min(divisors, key=lambda count: abs(count - heads))
+        dividend = f"half the width {width}" if even else f"the width {width}"
+        raise ConfigError({"heads": f"expected a divisor of {dividend}, got {heads}; set it to {nearest}"})
     return heads
 
 
 def split_heads(tokens_NTD: Tensor, heads: int) -> Tensor:
-    """(N, T, width) -> (N, heads, T, width / heads)."""
+    """Reshape (N, T, width) to (N, heads, T, width / heads)."""
     return tokens_NTD.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def merge_heads(tokens: Tensor) -> Tensor:
-    """(N, heads, T, width / heads) -> (N, T, width)."""
+    """Reshape (N, heads, T, width / heads) to (N, T, width)."""
     return tokens.transpose(1, 2).flatten(2)
 
 
-class DeepProjector(Projector):
-    """A projector of layers whose activations can be computed again in the backward pass."""
+class CoreProjector(Projector):
+    """A projector that its constructor builds. It keeps the number of tokens, unless it overrides `infer_spec`."""
+
+    def __init__(self, config: Any, spec: ProjectorSpec) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+
+    @classmethod
+    def infer_spec(cls, config: Any, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
+        """Return a spec with as many output tokens as input tokens."""
+        return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=in_tokens)
+
+    @classmethod
+    def from_config(cls, config: Any, spec: ProjectorSpec) -> Self:
+        """Build the projector with random weights from torch's global generator."""
+        return cls(config, spec)
+
+
+class DeepProjector(CoreProjector):
+    """A projector whose layers can recompute their activations in the backward pass."""
 
     recomputes = False
 
     def enable_gradient_checkpointing(self) -> None:
+        """Recompute the activations of each layer in the backward pass."""
         self.recomputes = True
 
-    def through(self, layers: Iterable[nn.Module], tokens: Tensor, *beside: Tensor) -> Tensor:
-        """`tokens` after all `layers`, each of which is given `beside` too."""
+    def run_layers(self, layers: Iterable[nn.Module], tokens: Tensor, *inputs: Tensor) -> Tensor:
+        """Run `tokens` (N, T, width) through `layers` in order; each also gets `inputs`."""
         for layer in layers:
             if self.recomputes and torch.is_grad_enabled():
-                # no layer draws random numbers, so there is no state of generators to keep
-                tokens = checkpoint(layer, tokens, *beside, use_reentrant=False, preserve_rng_state=False)
+                # The layers use no random numbers, so no generator's state has to be restored.
+                tokens = checkpoint(layer, tokens, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                tokens = layer(tokens, *beside)
+                tokens = layer(tokens, *inputs)
         return tokens

@@ -1,9 +1,8 @@
-"""A bidirectional transformer over the tokens, which brings them to the scale that is wanted of them."""
+"""A bidirectional transformer over the tokens, which ends in a norm at the scale that the decoder expects."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +10,15 @@ from torch import Tensor, nn
 
 from dreamkit.parts.projectors.blocks import (
     DeepProjector,
+    check_positive,
     head_count,
-    initialised,
+    init_linear,
     merge_heads,
-    refuse_below_one,
     split_heads,
 )
 from dreamkit.parts.specs import ProjectorSpec
 
-# As in MetaQuery's published code, whose layers are Qwen2's.
+# Constants of MetaQuery's published code (arXiv 2504.06256), whose layers are Qwen2's.
 ENCODER_STD = 0.014
 EXPANSION = 4
 ROTARY_BASE = 10_000.0
@@ -30,31 +29,39 @@ OUT_NORM_EPS = 1e-5
 class Encoder(DeepProjector):
     """MetaQuery's connector (arXiv 2504.06256, section 3.2): (N, T, in_dim) -> (N, T, out_dim).
 
-    `depth` layers in which every token sees every other, with rotary positions; then two matrices with GELU between
-    them; then an RMS norm, whose learned weight starts at `spec.out_rms`: at first, what comes out has the root mean
-    square that the decoder is used to, whatever the scale of what goes in.
+    In its `depth` layers, every token attends to all with rotary positions (arXiv 2104.09864). Two linear layers with
+    GELU between them and an RMS norm follow. The norm's trained weight starts at `spec.out_rms`: at first, the
+    output has the root mean square that the decoder expects, at any scale of the input.
     """
 
     @dataclass(frozen=True)
     class Config:
-        """`depth` in layers; `width` of them, the input's where it is None, else after a matrix that the published
-        connector has not; `heads`, of 64 each where it is None."""
+        """The recipe section of `encoder`. The default `depth` is MetaQuery's.
+
+        Attributes:
+            depth: number of layers.
+            width: width of the layers; None is the input's. Another width adds a linear layer before them, which the
+                published connector does not have.
+            heads: number of attention heads; None is heads of width 64.
+
+        Raises:
+            ConfigError: a setting below 1, an odd `width`, or `heads` does not divide half of `width`.
+        """
 
         depth: int = 24
         width: int | None = None
         heads: int | None = None
 
         def __post_init__(self) -> None:
-            refuse_below_one(self, "depth", "width", "heads")
+            check_positive(self, "depth", "width", "heads")
             if self.width is not None:
                 head_count(self.width, self.heads, even=True)
 
     def __init__(self, config: Encoder.Config, spec: ProjectorSpec) -> None:
-        super().__init__()
-        self.config, self.spec = config, spec
+        super().__init__(config, spec)
         width, out_dim = _width(config, spec.in_dim), spec.out_dim
         heads = head_count(width, config.heads, even=True)
-        self.in_layer = None if config.width is None else initialised(nn.Linear(spec.in_dim, width))
+        self.in_layer = None if config.width is None else init_linear(nn.Linear(spec.in_dim, width))
         self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(config.depth))
         self.out_layers = nn.Sequential(
             nn.Linear(width, out_dim), nn.GELU(approximate="tanh"), nn.Linear(out_dim, out_dim)
@@ -71,15 +78,11 @@ class Encoder(DeepProjector):
         cls, config: Encoder.Config, *, in_dim: int, in_tokens: int, out_dim: int
     ) -> ProjectorSpec:
         head_count(_width(config, in_dim), config.heads, even=True)
-        return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=in_tokens)
-
-    @classmethod
-    def from_config(cls, config: Encoder.Config, spec: ProjectorSpec) -> Self:
-        return cls(config, spec)
+        return super().infer_spec(config, in_dim=in_dim, in_tokens=in_tokens, out_dim=out_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         hidden = tokens if self.in_layer is None else self.in_layer(tokens)
-        hidden = self.through(self.layers, hidden, *_rotations(hidden, self.head_dim))
+        hidden = self.run_layers(self.layers, hidden, *_rotations(hidden, self.head_dim))
         return self.norm(self.out_layers(hidden))
 
 
@@ -88,7 +91,7 @@ def _width(config: Encoder.Config, in_dim: int) -> int:
 
 
 def _rotations(tokens_NTD: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (T, head_dim) of each position's angles, computed in float32 at least."""
+    """Compute the cosine and sine (T, head_dim) of the angles of each position, in float32 or more."""
     dtype, device = torch.promote_types(tokens_NTD.dtype, torch.float32), tokens_NTD.device
     frequencies = ROTARY_BASE ** (-torch.arange(0, head_dim, 2, dtype=dtype, device=device) / head_dim)
     positions = torch.arange(tokens_NTD.shape[1], dtype=dtype, device=device)
@@ -96,13 +99,13 @@ def _rotations(tokens_NTD: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     return angles.cos().to(tokens_NTD.dtype), angles.sin().to(tokens_NTD.dtype)
 
 
-def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = heads.chunk(2, dim=-1)
     return heads * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 class _RMSNorm(nn.Module):
-    """tokens / rms(tokens) * weight."""
+    """An RMS norm: tokens / rms(tokens) * weight."""
 
     def __init__(self, dim: int, eps: float = NORM_EPS, weight: float = 1.0) -> None:
         super().__init__()
@@ -114,7 +117,7 @@ class _RMSNorm(nn.Module):
 
 
 class _HeadNorm(nn.Module):
-    """Each head of (N, heads, T, dim) brought to a root mean square of 1, times a weight of its own."""
+    """A norm of each head of (N, heads, T, dim) to a root mean square of 1, times the head's own weight."""
 
     def __init__(self, heads: int, dim: int) -> None:
         super().__init__()
@@ -128,8 +131,8 @@ class _Layer(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
 
-        def linear(given: int, wanted: int, bias: bool = False) -> nn.Linear:
-            return initialised(nn.Linear(given, wanted, bias=bias), ENCODER_STD)
+        def linear(in_dim: int, out_dim: int, bias: bool = False) -> nn.Linear:
+            return init_linear(nn.Linear(in_dim, out_dim, bias=bias), ENCODER_STD)
 
         self.heads = heads
         self.attention_norm, self.feed_norm = _RMSNorm(width), _RMSNorm(width)
@@ -144,8 +147,8 @@ class _Layer(nn.Module):
         query, key, value = (
             split_heads(layer(normed), self.heads) for layer in (self.query, self.key, self.value)
         )
-        query = self.query_norm(_rotated(query, cos, sin))
-        key = self.key_norm(_rotated(key, cos, sin))
+        query = self.query_norm(_rotate(query, cos, sin))
+        key = self.key_norm(_rotate(key, cos, sin))
         tokens = tokens + self.out(merge_heads(F.scaled_dot_product_attention(query, key, value)))
         normed = self.feed_norm(tokens)
         return tokens + self.down(F.silu(self.gate(normed)) * self.up(normed))

@@ -1,31 +1,39 @@
-"""A small encoder-decoder transformer with learned queries."""
+"""A small encoder-decoder transformer with trained queries."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from dreamkit.parts.projectors.blocks import DeepProjector, head_count, refuse_below_one
+from dreamkit.parts.projectors.blocks import DeepProjector, check_positive, head_count
 from dreamkit.parts.specs import ProjectorSpec
 
-EXPANSION = 4  # of the feed-forward networks, as in GILL
+EXPANSION = 4  # width of the feed-forward networks over that of the layers, as in GILL's published code
 
 
 class Mapper(DeepProjector):
     """GILL's GILLMapper (arXiv 2305.17216, section 3.2): (N, T, in_dim) -> (N, tokens, out_dim).
 
-    A matrix, torch's encoder-decoder transformer, which norms first, with learned queries as its decoder's input, and a
-    matrix; without dropout, and with torch's initial weights, as in the published code. There, the input embeddings of
-    the tokens are added to their hidden states; here, the hidden states come alone.
+    It is a linear layer, torch's pre-norm encoder-decoder transformer with trained queries as the decoder's input, and
+    a linear layer. As in the published code, there is no dropout, and initial weights are torch's. The published code
+    adds the input embeddings of the tokens to their hidden states; this projector reads hidden states alone.
     """
 
     @dataclass(frozen=True)
     class Config:
-        """`tokens` that come out, as many as come in where it is None; `width` between the two matrices; `depth` in
-        layers, of the encoder and of the decoder; `heads` of attention."""
+        """The recipe section of `mapper`. Defaults are GILL's.
+
+        Attributes:
+            tokens: number of output tokens; None is the number of input tokens.
+            width: width of the transformer.
+            depth: number of layers of the encoder, and of the decoder.
+            heads: number of attention heads.
+
+        Raises:
+            ConfigError: a setting below 1, or `heads` does not divide `width`.
+        """
 
         tokens: int | None = None
         width: int = 512
@@ -33,12 +41,11 @@ class Mapper(DeepProjector):
         heads: int = 4
 
         def __post_init__(self) -> None:
-            refuse_below_one(self, "tokens", "width", "depth", "heads")
+            check_positive(self, "tokens", "width", "depth", "heads")
             head_count(self.width, self.heads)
 
     def __init__(self, config: Mapper.Config, spec: ProjectorSpec) -> None:
-        super().__init__()
-        self.config, self.spec = config, spec
+        super().__init__(config, spec)
         width = config.width
         self.in_layer = nn.Linear(spec.in_dim, width)
         self.transformer = nn.Transformer(
@@ -63,19 +70,15 @@ class Mapper(DeepProjector):
         tokens = in_tokens if config.tokens is None else config.tokens
         return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=tokens)
 
-    @classmethod
-    def from_config(cls, config: Mapper.Config, spec: ProjectorSpec) -> Self:
-        return cls(config, spec)
-
     def forward(self, tokens: Tensor) -> Tensor:
         encoder, decoder = self.transformer.encoder, self.transformer.decoder
-        memory = encoder.norm(self.through(encoder.layers, self.in_layer(tokens)))
+        memory = encoder.norm(self.run_layers(encoder.layers, self.in_layer(tokens)))
         queries = self.queries.expand(len(tokens), -1, -1)
-        return self.out_layer(decoder.norm(self.through(decoder.layers, queries, memory)))
+        return self.out_layer(decoder.norm(self.run_layers(decoder.layers, queries, memory)))
 
 
 def _encoder(config: Mapper.Config) -> nn.TransformerEncoder:
-    """As torch makes it by itself, but for nested tensors: it would warn that where norms come first it has none."""
+    """Build `nn.Transformer`'s default encoder without nested tensors: torch warns that pre-norm excludes them."""
     layer = nn.TransformerEncoderLayer(
         config.width, config.heads, EXPANSION * config.width, dropout=0.0, batch_first=True, norm_first=True
     )

@@ -1,9 +1,8 @@
-"""Learned latents that look at the tokens: any number of tokens becomes a number that the recipe says."""
+"""Trained latents that attend to the tokens: they turn any number of tokens into a number set in the recipe."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -11,29 +10,38 @@ from torch import Tensor, nn
 
 from dreamkit.parts.projectors.blocks import (
     DeepProjector,
+    check_positive,
     head_count,
-    initialised,
+    init_linear,
     merge_heads,
-    refuse_below_one,
     split_heads,
 )
 from dreamkit.parts.specs import ProjectorSpec
 
-EXPANSION = 4  # of the feed-forward network, as in Flamingo
+EXPANSION = 4  # width of the feed-forward network over that of the latents (arXiv 2204.14198, appendix A)
 
 
 class Resampler(DeepProjector):
     """Flamingo's Perceiver resampler (arXiv 2204.14198, section 2.1): (N, T, in_dim) -> (N, tokens, out_dim).
 
-    In each block the latents attend to the tokens and to each other, then go through a feed-forward network; both take
-    what they read through a norm, and add to the latents. GELU stands for the paper's squared ReLU, as in OpenFlamingo.
-    What the paper has no need of, since its widths are equal: a matrix before the blocks and one after the final norm.
+    In each block, the latents attend to the tokens and to each other, then pass a feed-forward network. Both norm
+    their inputs and add their outputs to the latents. GELU replaces the paper's squared ReLU, as in OpenFlamingo. A
+    linear layer before the blocks and one after the final norm are not in the paper, whose widths are equal.
     """
 
     @dataclass(frozen=True)
     class Config:
-        """`tokens` that come out; `depth` in blocks; `width` between the two matrices, of the narrower neighbour where
-        it is None; `heads`, of 64 each where it is None."""
+        """The recipe section of `resampler`. Defaults of `tokens` and `depth` are Flamingo's.
+
+        Attributes:
+            tokens: number of output tokens.
+            depth: number of blocks.
+            width: width of the blocks; None is that of the narrower neighbour.
+            heads: number of attention heads; None is heads of width 64.
+
+        Raises:
+            ConfigError: a setting below 1, or `heads` does not divide `width`.
+        """
 
         tokens: int = 64
         depth: int = 6
@@ -41,20 +49,19 @@ class Resampler(DeepProjector):
         heads: int | None = None
 
         def __post_init__(self) -> None:
-            refuse_below_one(self, "tokens", "depth", "width", "heads")
+            check_positive(self, "tokens", "depth", "width", "heads")
             if self.width is not None:
                 head_count(self.width, self.heads)
 
     def __init__(self, config: Resampler.Config, spec: ProjectorSpec) -> None:
-        super().__init__()
-        self.config, self.spec = config, spec
+        super().__init__(config, spec)
         width = _width(config, spec.in_dim, spec.out_dim)
         heads = head_count(width, config.heads)
-        self.in_layer = initialised(nn.Linear(spec.in_dim, width))
+        self.in_layer = init_linear(nn.Linear(spec.in_dim, width))
         self.latents = nn.Parameter(torch.randn(config.tokens, width))
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
-        self.out_layer = initialised(nn.Linear(width, spec.out_dim))
+        self.out_layer = init_linear(nn.Linear(width, spec.out_dim))
 
     @classmethod
     def tiny_config(cls) -> Resampler.Config:
@@ -67,13 +74,9 @@ class Resampler(DeepProjector):
         head_count(_width(config, in_dim, out_dim), config.heads)
         return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=config.tokens)
 
-    @classmethod
-    def from_config(cls, config: Resampler.Config, spec: ProjectorSpec) -> Self:
-        return cls(config, spec)
-
     def forward(self, tokens: Tensor) -> Tensor:
         latents = self.latents.expand(len(tokens), -1, -1)
-        latents = self.through(self.blocks, latents, self.in_layer(tokens))
+        latents = self.run_layers(self.blocks, latents, self.in_layer(tokens))
         return self.out_layer(self.norm(latents))
 
 
@@ -86,23 +89,23 @@ class _Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.tokens_norm, self.latents_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query = initialised(nn.Linear(width, width, bias=False))
-        self.key = initialised(nn.Linear(width, width, bias=False))
-        self.value = initialised(nn.Linear(width, width, bias=False))
-        self.out = initialised(nn.Linear(width, width, bias=False))
+        self.query = init_linear(nn.Linear(width, width, bias=False))
+        self.key = init_linear(nn.Linear(width, width, bias=False))
+        self.value = init_linear(nn.Linear(width, width, bias=False))
+        self.out = init_linear(nn.Linear(width, width, bias=False))
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(width),
-            initialised(nn.Linear(width, EXPANSION * width, bias=False)),
+            init_linear(nn.Linear(width, EXPANSION * width, bias=False)),
             nn.GELU(),
-            initialised(nn.Linear(EXPANSION * width, width, bias=False)),
+            init_linear(nn.Linear(EXPANSION * width, width, bias=False)),
         )
 
     def forward(self, latents: Tensor, tokens: Tensor) -> Tensor:
-        asking = self.latents_norm(latents)
-        seen = torch.cat([self.tokens_norm(tokens), asking], dim=1)
+        normed = self.latents_norm(latents)
+        attended = torch.cat([self.tokens_norm(tokens), normed], dim=1)
         query, key, value = (
-            split_heads(layer(given), self.heads)
-            for layer, given in ((self.query, asking), (self.key, seen), (self.value, seen))
+            split_heads(layer(source), self.heads)
+            for layer, source in ((self.query, normed), (self.key, attended), (self.value, attended))
         )
         latents = latents + self.out(merge_heads(F.scaled_dot_product_attention(query, key, value)))
         return latents + self.feed_forward(latents)

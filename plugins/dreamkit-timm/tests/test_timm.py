@@ -205,5 +205,7 @@ def test_pooling_makes_fewer_tokens(kind, pooling):
     expected = PoolingConfig(pool=2, pooling=pooling).pooled(plain(pixels), plain.grid)
     assert torch.equal(part(pixels), expected)
     assert part.spec == VisionSpec(32, *expected.shape[1:])
-    with pytest.raises(ConfigError, match=r"3 does not divide the grid of \d x \d tokens; give 1, 2"):
+    with pytest.raises(
+        ConfigError, match=r"divisor of the \d x \d grid of tokens, got 3; set it to one of 1, 2"
+    ):
         Timm.infer_spec(TimmConfig(config=config, image_size=32, pool=3))

@@ -214,7 +214,8 @@ class TestAnyFamily:
         assert torch.equal(part(pixels), expected)
 
     def test_a_pool_that_does_not_divide_the_grid_is_an_error(self, part_class, config):
-        with pytest.raises(ConfigError, match="3 does not divide the grid of 4 x 4 tokens; give 1, 2 or 4"):
+        message = "divisor of the 4 x 4 grid of tokens, got 3; set it to one of 1, 2, 4"
+        with pytest.raises(ConfigError, match=message):
             part_class.infer_spec(VisionConfig(config=config, pool=3))
 
 
@@ -267,5 +268,7 @@ def test_a_well_known_model_accepts_another_image_size_and_pooling():
     assert Dinov2.infer_spec(config) == VisionSpec(518, 1369, 1024)
     shuffled = VisionConfig(pretrained="google/siglip2-base-patch16-naflex", pool=2, pooling="pixel-shuffle")
     assert Siglip2.infer_spec(shuffled) == VisionSpec(256, 64, 3072)
-    with pytest.raises(ConfigError, match="27 x 27 tokens; give 1, 3, 9 or 27, or another image_size"):
+    with pytest.raises(
+        ConfigError, match="27 x 27 grid of tokens, got 2; set it to one of 1, 3, 9, 27 or change image_size"
+    ):
         Siglip2.infer_spec(VisionConfig(pretrained="google/siglip2-so400m-patch14-384", pool=2))

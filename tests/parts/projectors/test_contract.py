@@ -1,4 +1,4 @@
-"""The core's own projectors keep their contract, and so does a language model with a tokenizer of SentencePiece."""
+"""The core's projectors, and a language model with a SentencePiece tokenizer, pass the contract kit."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_encoder(check):
     check()
 
 
-NARROWING = {"in_dim": 32, "in_tokens": 3, "out_dim": 12}  # as a condition projector does
+NARROWING = {"in_dim": 32, "in_tokens": 3, "out_dim": 12}  # the shapes of a condition projector
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ NARROWING = {"in_dim": 32, "in_tokens": 3, "out_dim": 12}  # as a condition proj
     ],
     ids=str,
 )
-def test_other_forms(cls, options, widths):
+def test_other_settings(cls, options, widths):
     config = cls.Config(**options)
     report = contracts.verify(
         "projector", lambda: cls.from_config(config, cls.infer_spec(config, **widths)), quick=True
@@ -67,7 +67,7 @@ def test_other_forms(cls, options, widths):
 
 
 def test_a_sentencepiece_tokenizer():
-    """That of the published model, whose vocabulary the miniature is given."""
+    """The tokenizer and vocabulary of the published model, in a tiny part."""
 
     def build():
         config = replace(Vicuna.tiny_config(), tokenizer=str(PUBLISHED))

@@ -1,4 +1,4 @@
-"""What projectors of layers have in common: their settings, and activations that are computed again."""
+"""Settings and gradient checkpointing of the projectors with layers."""
 
 from __future__ import annotations
 
@@ -20,50 +20,54 @@ DEEP = {
 
 @given(st.integers(1, 3000), st.integers(1, 200), st.booleans())
 @settings(deadline=None)
-def test_heads_share_out_a_width(width: int, wanted: int, even: bool) -> None:
+def test_head_count_divides_the_width(width: int, heads: int, even: bool) -> None:
     if even and width % 2:
         with pytest.raises(ConfigError) as caught:
             head_count(width, None, even)
         (message,) = caught.value.problems.values()
         assert f"set it to {width + 1}" in message
         return
-    heads = head_count(width, None, even)
+    default = head_count(width, None, even)
     unit = 2 if even else 1
-    assert width % (heads * unit) == 0 and (heads == 1 or width // heads >= 64)
-    if width % (64 * heads) == 0:
-        assert width // heads == 64
-    if width % (wanted * unit) == 0:
-        assert head_count(width, wanted, even) == wanted
+    assert width % (default * unit) == 0 and (default == 1 or width // default >= 64)
+    if width % (64 * default) == 0:
+        assert width // default == 64
+    if width % (heads * unit) == 0:
+        assert head_count(width, heads, even) == heads
         return
     with pytest.raises(ConfigError) as caught:
-        head_count(width, wanted, even)
+        head_count(width, heads, even)
     (message,) = caught.value.problems.values()
-    assert message.startswith(f"{wanted} found") and f"a width of {width};" in message
+    assert f"the width {width}, got {heads};" in message
     assert head_count(width, int(message.rpartition(" ")[2]), even)
 
 
 @pytest.mark.parametrize(
     ("cls", "options", "problems"),
     [
-        (Resampler, {"tokens": 0, "depth": -1}, {"tokens": "0 found", "depth": "-1 found"}),
+        (Resampler, {"tokens": 0, "depth": -1}, {"tokens": "got 0", "depth": "got -1"}),
         (
             Resampler,
             {"width": 20, "heads": 6},
-            {"heads": "6 found, but each has the same share of a width of 20; set it to 5"},
+            {"heads": "expected a divisor of the width 20, got 6; set it to 5"},
         ),
-        (Resampler, {"width": 0}, {"width": "0 found, but it is at least 1"}),
-        (Mapper, {"heads": 5}, {"heads": "a width of 512; set it to 4"}),
-        (Mapper, {"tokens": 0, "heads": 0}, {"tokens": "0 found", "heads": "0 found"}),
-        (Encoder, {"width": 21}, {"width": "21, but rotary positions turn pairs of numbers; set it to 22"}),
+        (Resampler, {"width": 0}, {"width": "expected at least 1, got 0"}),
+        (Mapper, {"heads": 5}, {"heads": "the width 512, got 5; set it to 4"}),
+        (Mapper, {"tokens": 0, "heads": 0}, {"tokens": "got 0", "heads": "got 0"}),
+        (
+            Encoder,
+            {"width": 21},
+            {"width": "expected an even number (rotary positions turn pairs), got 21; set it to 22"},
+        ),
         (
             Encoder,
             {"width": 20, "heads": 4},
-            {"heads": "the same share, an even one, of a width of 20; set it to 5"},
+            {"heads": "expected a divisor of half the width 20, got 4; set it to 5"},
         ),
-        (Encoder, {"depth": 0}, {"depth": "0 found"}),
+        (Encoder, {"depth": 0}, {"depth": "got 0"}),
     ],
 )
-def test_what_is_refused(cls: type, options: dict, problems: dict[str, str]) -> None:
+def test_invalid_settings_are_errors(cls: type, options: dict, problems: dict[str, str]) -> None:
     with pytest.raises(ConfigError) as caught:
         cls.Config(**options)
     assert caught.value.problems.keys() == problems.keys()
@@ -79,14 +83,16 @@ def test_what_is_refused(cls: type, options: dict, problems: dict[str, str]) -> 
         (Encoder, {}, 27, "width"),
     ],
 )
-def test_what_neighbours_do_not_fit(cls: type, options: dict, in_dim: int, key: str) -> None:
+def test_settings_that_do_not_fit_the_neighbours_are_errors(
+    cls: type, options: dict, in_dim: int, key: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         cls.infer_spec(cls.Config(**options), in_dim=in_dim, in_tokens=4, out_dim=32)
     assert caught.value.problems.keys() == {key} and str(in_dim) in caught.value.problems[key]
 
 
 @pytest.mark.parametrize("cls", DEEP)
-def test_layers_are_computed_again_where_that_is_wanted(cls: type) -> None:
+def test_gradient_checkpointing_runs_each_layer_twice(cls: type) -> None:
     torch.manual_seed(0)
     part = tiny.projector(cls, **vars(cls.tiny_config())).train()
     calls = []
@@ -94,19 +100,19 @@ def test_layers_are_computed_again_where_that_is_wanted(cls: type) -> None:
         layer.register_forward_pre_hook(lambda *_: calls.append(1))
     layers, tokens = len(DEEP[cls](part)), torch.randn(2, 6, 24, dtype=torch.float64)
 
-    def computed(learning: bool = True) -> int:
+    def count_runs(training: bool = True) -> int:
         calls.clear()
-        with torch.set_grad_enabled(learning):
+        with torch.set_grad_enabled(training):
             output = part(tokens)
-        if learning:
+        if training:
             output.sum().backward()
         return len(calls)
 
-    assert layers >= 2 and computed() == layers
+    assert layers >= 2 and count_runs() == layers
     part.enable_gradient_checkpointing()
-    assert computed() == 2 * layers and computed(learning=False) == layers
+    assert count_runs() == 2 * layers and count_runs(training=False) == layers
 
 
 @pytest.mark.parametrize("cls", DEEP)
-def test_they_are_not_dense(cls: type) -> None:
+def test_projectors_with_attention_have_no_dense_layers(cls: type) -> None:
     assert tiny.projector(cls, **vars(cls.tiny_config())).dense_layers() is None

@@ -1,4 +1,4 @@
-"""The encoder computes what layers of transformers do, and gives what it gives at the scale that is wanted."""
+"""The encoder equals transformers' layers and the published formula; its output has the expected scale."""
 
 from __future__ import annotations
 
@@ -30,21 +30,24 @@ NAMES = {
 
 
 def tail(part: Encoder, hidden: Tensor) -> Tensor:
-    """The two matrices and the norm, by hand."""
+    """Compute the two linear layers and the norm by hand."""
     first, _, last = part.out_layers
     hidden = F.gelu(hidden @ first.weight.T + first.bias, approximate="tanh") @ last.weight.T + last.bias
     return hidden / (hidden.square().mean(-1, keepdim=True) + 1e-5).sqrt() * part.norm.weight
 
 
-def made(**options: object) -> Encoder:
+def build_encoder(**options: object) -> Encoder:
     torch.manual_seed(0)
-    return tiny.shaken(tiny.projector(Encoder, **{"in_dim": WIDTH, "depth": 2, "heads": HEADS, **options}))
+    return tiny.perturb(tiny.projector(Encoder, **{"in_dim": WIDTH, "depth": 2, "heads": HEADS, **options}))
 
 
-def test_it_computes_what_transformers_layers_do() -> None:
-    """Qwen3's layers, which are Qwen2's with norms of queries and keys, without a mask. Those norms come before the
-    rotation, and have one weight for all heads: the same thing where both halves of a pair weigh the same."""
-    part = made()
+def test_layers_equal_those_of_qwen3() -> None:
+    """Qwen3's layers are Qwen2's with norms of queries and keys; here they have no mask.
+
+    Those norms come before the rotation and have one weight for all heads. The result is the same if both halves of a
+    rotated pair have the same weight.
+    """
+    part = build_encoder()
     config = Qwen3Config(
         hidden_size=WIDTH,
         intermediate_size=4 * WIDTH,
@@ -58,7 +61,7 @@ def test_it_computes_what_transformers_layers_do() -> None:
     )
     tokens = torch.randn(3, 6, WIDTH, dtype=torch.float64)
     hidden = tokens
-    turn = Qwen3RotaryEmbedding(config)(tokens, torch.arange(6)[None])
+    rotations = Qwen3RotaryEmbedding(config)(tokens, torch.arange(6)[None])
     for number, layer in enumerate(part.layers):
         library = Qwen3DecoderLayer(config, number).double()
         state = library.state_dict()
@@ -72,21 +75,24 @@ def test_it_computes_what_transformers_layers_do() -> None:
             ours.weight.data[:] = pairs
             state[f"self_attn.{theirs}.weight"] = pairs
         library.load_state_dict(state)
-        hidden = library(hidden, position_embeddings=turn, attention_mask=None)
+        hidden = library(hidden, position_embeddings=rotations, attention_mask=None)
     torch.testing.assert_close(
-        part(tokens), tail(part, hidden), rtol=1e-4, atol=1e-4
-    )  # their norms are float32
+        part(tokens),
+        tail(part, hidden),
+        rtol=1e-4,  # the library's norms are float32
+        atol=1e-4,
+    )
 
 
-def rotated(heads: Tensor) -> Tensor:
-    """Rotary positions as complex numbers."""
+def rotate(heads: Tensor) -> Tensor:
+    """Apply rotary positions as complex numbers."""
     half = heads.shape[-1] // 2
     speed = 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
     angles = torch.arange(heads.shape[-2], dtype=torch.float64)[:, None] * speed
-    turned = torch.complex(heads[..., :half], heads[..., half:]) * torch.polar(
+    rotated = torch.complex(heads[..., :half], heads[..., half:]) * torch.polar(
         torch.ones_like(angles), angles
     )
-    return torch.cat([turned.real, turned.imag], dim=-1)
+    return torch.cat([rotated.real, rotated.imag], dim=-1)
 
 
 def by_hand(layer: nn.Module, tokens: Tensor) -> Tensor:
@@ -99,19 +105,21 @@ def by_hand(layer: nn.Module, tokens: Tensor) -> Tensor:
     def unit(part: nn.Module, x: Tensor) -> Tensor:
         return x / x.square().mean(-1, keepdim=True).sqrt() * part.weight
 
-    seen = norm(layer.attention_norm, tokens)
-    query = unit(layer.query_norm, rotated(heads(layer.query, seen)))
-    key = unit(layer.key_norm, rotated(heads(layer.key, seen)))
+    normed = norm(layer.attention_norm, tokens)
+    query = unit(layer.query_norm, rotate(heads(layer.query, normed)))
+    key = unit(layer.key_norm, rotate(heads(layer.key, normed)))
     weights = (query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])).softmax(-1)
-    mixed = (weights @ heads(layer.value, seen)).transpose(1, 2).reshape(tokens.shape)
+    mixed = (weights @ heads(layer.value, normed)).transpose(1, 2).reshape(tokens.shape)
     tokens = tokens + mixed @ layer.out.weight.T
-    seen = norm(layer.feed_norm, tokens)
-    return tokens + (F.silu(seen @ layer.gate.weight.T) * (seen @ layer.up.weight.T)) @ layer.down.weight.T
+    normed = norm(layer.feed_norm, tokens)
+    return (
+        tokens + (F.silu(normed @ layer.gate.weight.T) * (normed @ layer.up.weight.T)) @ layer.down.weight.T
+    )
 
 
 @pytest.mark.parametrize("width", [None, 30])
-def test_it_computes_the_published_formula(width: int | None) -> None:
-    part = made(width=width, out_rms=2.5)
+def test_the_encoder_equals_the_published_formula(width: int | None) -> None:
+    part = build_encoder(width=width, out_rms=2.5)
     tokens = torch.randn(3, 6, WIDTH, dtype=torch.float64)
     hidden = tokens if width is None else tokens @ part.in_layer.weight.T + part.in_layer.bias
     for layer in part.layers:
@@ -127,7 +135,7 @@ def test_it_computes_the_published_formula(width: int | None) -> None:
     st.booleans(),
 )
 @settings(max_examples=40, deadline=None)
-def test_fresh_it_gives_the_wanted_scale_whatever_the_scale_it_takes(
+def test_a_new_encoder_has_the_expected_output_scale_at_any_input_scale(
     exponent: float, out_rms: float, seed: int, widths: tuple[int, int], double: bool
 ) -> None:
     torch.manual_seed(seed)
@@ -140,21 +148,21 @@ def test_fresh_it_gives_the_wanted_scale_whatever_the_scale_it_takes(
     torch.testing.assert_close(rms, torch.full_like(rms, out_rms), rtol=0.01, atol=0)
 
 
-def test_a_scale_may_be_a_whole_number() -> None:
+def test_out_rms_may_be_an_integer() -> None:
     assert tiny.projector(Encoder, out_rms=2, depth=1).norm.weight.eq(2).all()
 
 
-def test_every_token_sees_every_other_and_where_it_stands() -> None:
-    part = made()
+def test_every_token_attends_to_all_and_depends_on_its_position() -> None:
+    part = build_encoder()
     tokens = torch.randn(1, 6, WIDTH, dtype=torch.float64, requires_grad=True)
-    for place in (0, 5):
-        (gradient,) = torch.autograd.grad(part(tokens)[0, place].square().sum(), tokens)
+    for position in (0, 5):
+        (gradient,) = torch.autograd.grad(part(tokens)[0, position].square().sum(), tokens)
         assert (gradient.abs().sum(-1) > 1e-6).all()
     assert not torch.allclose(part(tokens.flip(1)).flip(1), part(tokens), rtol=1e-3)
 
 
-def test_by_default_it_is_metaquerys() -> None:
-    """24 layers as wide as the language model, with heads of 64 and feed-forward networks of four times the width."""
+def test_the_default_sizes_are_metaquerys() -> None:
+    """24 layers as wide as the language model, heads of 64, feed-forward networks of four times the width."""
     with torch.device("meta"):
         part = tiny.projector(Encoder, in_dim=896, out_dim=2304)
     assert len(part.layers) == 24 and part.in_layer is None
@@ -165,7 +173,7 @@ def test_by_default_it_is_metaquerys() -> None:
     ]
 
 
-def test_fresh_weights_are_as_published() -> None:
+def test_initial_weights_are_as_published() -> None:
     torch.manual_seed(0)
     part = tiny.projector(Encoder, in_dim=128, out_dim=128, depth=1)
     assert part.layers[0].down.weight.std().item() == pytest.approx(0.014, rel=0.02)

@@ -1,0 +1,51 @@
+"""Training runs on the tiny documents, and comparisons of their outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import layouts
+from dreamkit.document import Document
+from dreamkit.model.model import DreamModel
+from dreamkit.recipe.sections import Recipe
+from dreamkit.registry.registry import Registry
+from dreamkit.training.run import TrainResult, train_recipe
+from dreamkit.training.run_log import LogEntry
+
+REGISTRY = Registry.load()
+
+
+def run(
+    out: Path, recipe: Recipe | None = None, *, documents: list[Document] | None = None, **options: Any
+) -> TrainResult:
+    """Train on the tiny documents."""
+    datasets = [layouts.TinyDocuments(documents)]
+    return train_recipe(recipe or layouts.recipe(), REGISTRY, out, datasets=datasets, **options)
+
+
+def weights(model: DreamModel) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_identical(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    assert [name for name, tensor in actual.items() if not torch.equal(tensor, expected[name])] == []
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_at(step: int) -> Callable[[LogEntry], None]:
+    """Return an `on_log` that interrupts a run at `step`."""
+
+    def on_log(entry: LogEntry) -> None:
+        if entry["step"] == step:
+            raise Interrupted
+
+    return on_log

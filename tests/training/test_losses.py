@@ -1,0 +1,174 @@
+"""Losses of a run: their means in the log and the bar, and the error of a loss or gradient that is not finite."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+import layouts
+import tiny
+from dreamkit.build.build import build
+from dreamkit.build.fit import fit
+from dreamkit.document import Document, Image, Text
+from dreamkit.errors import TrainingError
+from dreamkit.model.model import DreamModel, Losses
+from dreamkit.training.loss_monitor import LossMonitor, NotFinite
+from dreamkit.training.run_bar import RunBar
+from dreamkit.training.run_log import RunLog
+from dreamkit.training.trainer import training_arguments
+from runs import REGISTRY, run, weights
+
+
+def test_logged_losses_are_means_of_an_interval(tmp_path: Path) -> None:
+    each = run(tmp_path / "each", layouts.recipe(steps=4, log_every=1)).log
+    (whole,) = run(tmp_path / "both", layouts.recipe(steps=4, log_every=4)).log
+    for name in ("lm", "denoising"):
+        values = [entry[name] for entry in each if entry[name] is not None]
+        assert whole[name] == pytest.approx(sum(values) / len(values), rel=1e-5)
+    assert [entry["step"] for entry in each] == [1, 2, 3, 4] and whole["step"] == 4
+
+
+def test_the_last_step_is_logged(tmp_path: Path) -> None:
+    log = run(tmp_path, layouts.recipe(steps=3, log_every=2)).log
+    assert [entry["step"] for entry in log] == [2, 3]
+
+
+def test_a_loss_without_labels_or_images_is_null(tmp_path: Path) -> None:
+    (entry,) = run(tmp_path / "text", layouts.recipe(steps=1), documents=[Document((Text("words"),))]).log
+    assert entry["denoising"] is None and entry["lm"] is not None
+    image = Document((Image(tiny.picture(0), draw=True, read=False, train_on=False),))
+    (entry,) = run(tmp_path / "image", layouts.recipe(steps=1), documents=[image]).log
+    assert entry["denoising"] is not None and entry["lm"] is None
+
+
+@pytest.mark.parametrize("save_every", [0, 1])
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, save_every: int, packing: bool) -> None:
+    # with condition_drop, rows also hold an unconditional sequence and a dummy, which the error must not name
+    recipe = layouts.recipe(
+        steps=12,
+        batch_size=2,
+        packing=packing,
+        log_every=20,
+        save_every=save_every,
+        learning_rate=1e-5,
+        seed=1,
+    )
+    recipe = replace(recipe, loss=replace(recipe.loss, condition_drop=0.5))
+    model = build(fit(recipe, REGISTRY))
+    layouts.make_losses_nan(model)
+    before = weights(model)
+    with pytest.raises(TrainingError, match=r"step 3: the loss is not finite: 'bad'; nothing was saved"):
+        run(tmp_path, recipe, documents=layouts.one_bad_document(), model=model)
+    saved = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert saved == (["step-1", "step-2"] if save_every else [])
+    assert not (tmp_path / "checkpoint").exists()
+    with_new_nans = [
+        name for name, tensor in weights(model).items() if tensor.isnan().sum() > before[name].isnan().sum()
+    ]
+    assert with_new_nans == []
+
+
+def make_gradients_infinite(model: DreamModel, select: Callable[[Tensor], Tensor]) -> None:
+    """Make the gradients of the embeddings of tokens infinite if `select(ids)` is true for them."""
+
+    def hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        mask = select(args[0])[..., None]
+        output.register_hook(lambda gradient: gradient.masked_fill(mask, float("inf")))
+
+    layouts.embedding(model).register_forward_hook(hook)
+
+
+@pytest.mark.parametrize("save_every", [0, 1])
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, save_every: int) -> None:
+    recipe = layouts.recipe(steps=4, log_every=20, save_every=save_every, seed=1, accumulation=2)
+    model = build(fit(recipe, REGISTRY))
+    (tilde,) = model.language_model.tokenize("~")
+    make_gradients_infinite(model, lambda ids: ids == tilde)
+    with pytest.raises(TrainingError, match=r"step 2: the gradient is not finite: 'bad'; nothing was saved"):
+        run(tmp_path, recipe, documents=layouts.one_bad_document(), model=model)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*")) == ["step-1"][:save_every]
+    assert not (tmp_path / "checkpoint").exists() and not (tmp_path / "log.jsonl").read_text()
+    assert all(tensor.isfinite().all() for tensor in weights(model).values())
+
+
+def test_all_documents_are_named_if_each_alone_is_finite(tmp_path: Path) -> None:
+    documents = [Document((Text(name),), name=name) for name in ("one", "two")]
+    model = build(fit(layouts.recipe(), REGISTRY))
+    (end, *_) = model.language_model.spec.eos_ids
+    # A row of one document has two end tokens: its own and the dummy's.
+    make_gradients_infinite(model, lambda ids: (ids == end) & ((ids == end).sum(1, keepdim=True) > 2))
+    with pytest.raises(TrainingError, match="step 1: the gradient is not finite, though each") as caught:
+        run(tmp_path, documents=documents, model=model)
+    assert "'one'" in str(caught.value) and "'two'" in str(caught.value)
+
+
+def test_a_nan_in_the_log_is_an_error(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "log.jsonl")
+    arguments, state, control = TrainingArguments(str(tmp_path)), TrainerState(), TrainerControl()
+    log.on_train_begin(arguments, state, control)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        log.on_log(arguments, state, control, logs={"lm": 1.0, "grad_norm": float("nan")})
+    assert log.path.read_text() == ""
+
+
+def test_reading_a_monitor_resets_it() -> None:
+    model = tiny.model()
+    batch = layouts.uneven_batches(model)[1]
+    losses = Losses(*(tensor.detach() for tensor in model(batch)))
+    monitor = LossMonitor(torch.device("cpu"))
+    for step in range(1, 4):
+        monitor.add(step, [0, 1], losses, batch.counts)
+    assert monitor.read() == pytest.approx({"lm": float(losses.lm), "denoising": float(losses.denoising)})
+    assert monitor.read() == {"lm": None, "denoising": None}
+
+
+def test_the_first_step_is_reported_and_its_loss_before_its_gradient() -> None:
+    monitor = LossMonitor(torch.device("cpu"))
+    nan = float("nan")
+
+    def add(step: int, documents: list[int], by_document: list[float], norm: float | None) -> None:
+        values = torch.tensor(by_document)
+        monitor.add(step, documents, Losses(values.sum(), values[0], values[0], values), torch.ones(2))
+        if norm is not None:
+            monitor.add_gradient(step, torch.tensor(norm))
+
+    assert monitor.check() is None
+    add(1, [0, 1], [1, 1], 1.0)
+    add(2, [2, 3], [1, 1], None)
+    add(2, [4, 5], [1, 1], nan)
+    add(3, [6, 7], [1, nan], nan)
+    assert monitor.check() == NotFinite(2, "gradient", (2, 3, 4, 5))
+    assert monitor.check() is None
+    add(4, [0, 1], [1, nan], None)
+    add(4, [2, 3], [1, 1], nan)
+    assert monitor.check() == NotFinite(4, "loss", (1,))
+    add(5, [0, 1], [1, 1, nan], 1.0)  # the third loss is of a dummy, not of a document
+    assert monitor.check() == NotFinite(5, "loss", (0, 1))
+
+
+def test_the_bar_shows_both_losses_and_the_steps(tmp_path: Path) -> None:
+    bar, state, control = RunBar(), TrainerState(), TrainerControl()
+    arguments = training_arguments(layouts.recipe(), tmp_path)
+
+    def text() -> str:
+        console = Console(width=120, file=StringIO(), record=True)
+        console.print(bar.bar.progress)
+        return console.export_text()
+
+    state.max_steps = 8
+    bar.on_train_begin(arguments, state, control)
+    assert "0/8" in text() and "text -  image -" in text()
+    state.global_step = 2
+    bar.on_step_end(arguments, state, control)
+    bar.on_log(arguments, state, control, logs={"lm": 1.25, "denoising": 0.5, "loss": 6.25})
+    assert "2/8" in text() and "text 1.2500  image 0.5000" in text()
+    bar.on_log(arguments, state, control, logs={"lm": 0.75, "denoising": None})
+    assert "text 0.7500  image -" in text()
+    bar.stop()

@@ -1,0 +1,107 @@
+"""Resumed runs: bitwise identical to uninterrupted ones, after damage of the log or of a resume point too."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+import layouts
+from dreamkit.checkpoints.load import load_checkpoint
+from dreamkit.errors import CheckpointError, TrainingError
+from dreamkit.training.run_log import RunLog
+from runs import REGISTRY, Interrupted, assert_identical, interrupt_at, run, weights
+
+
+def without_times(log: Any) -> list[dict[str, Any]]:
+    return [{name: value for name, value in entry.items() if name != "steps_per_second"} for entry in log]
+
+
+def test_a_resumed_run_is_bitwise_identical_to_an_uninterrupted_one(tmp_path: Path) -> None:
+    recipe = layouts.recipe(steps=5, save_every=2, accumulation=2)
+    straight = run(tmp_path / "straight", recipe)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "resumed", recipe, on_log=interrupt_at(3))
+    assert not (tmp_path / "resumed/checkpoint").exists()
+    torch.manual_seed(123)  # a new process has other random numbers
+    resumed = run(tmp_path / "resumed", recipe, resume=True)
+    assert_identical(weights(resumed.model), weights(straight.model))
+    assert without_times(resumed.log) == without_times(straight.log)
+    lines = [json.loads(line) for line in (tmp_path / "resumed/log.jsonl").read_text().splitlines()]
+    assert lines == resumed.log
+    reloaded, _ = load_checkpoint(resumed.checkpoint, REGISTRY)
+    assert_identical(weights(reloaded), weights(straight.model))
+
+
+def test_a_run_resumes_after_an_incomplete_line_of_its_log(tmp_path: Path) -> None:
+    recipe = layouts.recipe(steps=3, save_every=1)
+    with pytest.raises(Interrupted):
+        run(tmp_path, recipe, on_log=interrupt_at(2))
+    log = tmp_path / "log.jsonl"
+    before = log.read_text().splitlines()
+    log.write_text("\n".join(before)[:-30])
+    resumed = run(tmp_path, recipe, resume=True)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3] and lines == resumed.log
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "checkpoints", "log.jsonl"]
+    log.write_text(f"{before[0]}\n{before[1][:-30]}\n{before[1]}\n")
+    with pytest.raises(TrainingError, match=r"log\.jsonl:2: invalid JSON"):
+        run(tmp_path, recipe, resume=True)
+
+
+def test_the_log_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1, "lm": 2.0}\n')
+    before: list[str] = []
+
+    def replace(source: Path, target: Path) -> None:
+        before.append(Path(target).read_text())
+        Path(source).rename(target)
+
+    monkeypatch.setattr("os.replace", replace)
+    state = TrainerState()
+    state.global_step = 1
+    RunLog(log).on_train_begin(TrainingArguments(str(tmp_path)), state, TrainerControl())
+    assert before == [log.read_text()]
+
+
+def test_the_error_of_a_damaged_resume_point_names_the_one_before(tmp_path: Path) -> None:
+    recipe = layouts.recipe(steps=3, save_every=1)
+    straight = run(tmp_path / "out", recipe)
+    points = tmp_path / "out/checkpoints"
+    (points / "step-2/dream_queries.safetensors").write_bytes(b"")
+    with pytest.raises(
+        CheckpointError, match=r"damaged(.|\n)*remove it; --resume then continues from \S*step-1"
+    ):
+        run(tmp_path / "out", recipe, resume=True)
+    shutil.rmtree(points / "step-2")
+    assert_identical(weights(run(tmp_path / "out", recipe, resume=True).model), weights(straight.model))
+    shutil.rmtree(points / "step-2")
+    (points / "step-1/dream_queries.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError) as caught:
+        run(tmp_path / "out", recipe, resume=True)
+    assert "--resume" not in str(caught.value)
+
+
+def test_the_last_two_resume_points_stay(tmp_path: Path) -> None:
+    result = run(tmp_path / "out", layouts.recipe(steps=4, save_every=1))
+    points = tmp_path / "out/checkpoints"
+    assert sorted(path.name for path in points.iterdir()) == ["step-2", "step-3"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "checkpoint",
+        "checkpoints",
+        "log.jsonl",
+    ]
+    for folder in (points / "step-3", result.checkpoint):
+        load_checkpoint(folder, REGISTRY)
+
+
+def test_a_run_resumes_only_with_the_same_recipe(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(tmp_path, layouts.recipe(save_every=1), on_log=interrupt_at(2))
+    with pytest.raises(TrainingError, match=r"train\.learning_rate: was 0\.01, is 0\.5"):
+        run(tmp_path, layouts.recipe(save_every=1, learning_rate=0.5), resume=True)
+    run(tmp_path, layouts.recipe(save_every=2, log_every=2), resume=True)
