@@ -60,5 +60,8 @@ def test_an_argument_is_given_by_its_earlier_name() -> None:
 def test_the_kit_has_its_earlier_name() -> None:
     with pytest.warns(DeprecationWarning, match=r"contracts\.tiny_part"):
         assert contracts.miniature is contracts.tiny_part
+    check = contracts.checks("projector")[0]
+    with pytest.warns(DeprecationWarning, match="'protects' is now called 'rationale'"):
+        assert check.protects == check.rationale
     with pytest.raises(AttributeError, match="has no attribute 'miniatures'"):
         contracts.miniatures  # noqa: B018

@@ -65,7 +65,7 @@ class Commands(TyperGroup):
             with formatter.section(heading):
                 formatter.write_dl(sections[heading])
         if about := self.registry.about_problems():
-            formatter.write(f"\nA command may be missing{about}\n")
+            formatter.write(f"\nCommands may be missing:{about}\n")
 
     def _inside(self) -> Mapping[str, Registered]:
         """Return the usable commands of this group by their names without `prefix`."""

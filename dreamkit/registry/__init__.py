@@ -1,1 +1,1 @@
-"""Plug-ins: found, loaded apart from each other, and asked for components by name."""
+"""Plug-ins: found by their entry points, loaded in isolation, and looked up by name."""

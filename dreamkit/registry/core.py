@@ -1,4 +1,4 @@
-"""The core's own parts, data sets, commands and recipes, registered through the same door as everyone's."""
+"""The core's own parts, data sets, commands and recipes, registered as those of any plug-in."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ def dreamkit_projectors() -> Sequence[Component]:
         Component(
             "resampler",
             "dreamkit.parts.projectors.resampler:Resampler",
-            "learned latents that look at the tokens",
+            "learned latents with attention to the tokens",
         ),
         Component(
             "mapper", "dreamkit.parts.projectors.mapper:Mapper", "GILL's encoder-decoder with learned queries"
@@ -35,7 +35,7 @@ def dreamkit_datasets() -> Sequence[Component]:
 
 @hookimpl
 def dreamkit_commands() -> Sequence[Component]:
-    """In the order of `dreamkit --help`; a summary is the first sentence of the command's own help."""
+    """Return the commands in the order of `dreamkit --help`; a summary is the first sentence of the command's help."""
     return (
         Component("demo", "dreamkit.cli.running:demo", "Train and measure a tiny model."),
         Component("plugins", "dreamkit.cli.looking:plugins", "List components and broken plug-ins."),

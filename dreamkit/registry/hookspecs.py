@@ -1,6 +1,6 @@
-"""The hooks a plug-in package implements, and the record it answers with.
+"""The hooks that a plug-in package implements, and the record that they return.
 
-A package names its hook module under the entry-point group `dreamkit.plugins`. Hooks only name classes and commands, as
+A package names its hook module in the entry-point group `dreamkit.plugins`. Hooks only name classes and commands, as
 `"module:Class"`, so that listing plug-ins imports neither torch nor any library behind a part.
 """
 
@@ -18,10 +18,10 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @dataclass(frozen=True)
 class Component:
-    """One named thing a plug-in offers.
+    """A class or command of a plug-in.
 
-    `name` is what a recipe or a command line writes, `target` is `"module:Class"`, `summary` one line for `dreamkit
-    plugins`.
+    `name` is its name in recipes or on the command line, `target` is `"module:Class"`, and `summary` is a line for
+    `dreamkit plugins`.
     """
 
     name: str
@@ -31,50 +31,51 @@ class Component:
 
 @hookspec
 def dreamkit_vision_encoders() -> Sequence[Component]:
-    """Classes of `dreamkit.VisionEncoder`."""
+    """Return components of subclasses of `dreamkit.VisionEncoder`."""
     return ()
 
 
 @hookspec
 def dreamkit_language_models() -> Sequence[Component]:
-    """Classes of `dreamkit.LanguageModel`."""
+    """Return components of subclasses of `dreamkit.LanguageModel`."""
     return ()
 
 
 @hookspec
 def dreamkit_projectors() -> Sequence[Component]:
-    """Classes of `dreamkit.Projector`."""
+    """Return components of subclasses of `dreamkit.Projector`."""
     return ()
 
 
 @hookspec
 def dreamkit_image_decoders() -> Sequence[Component]:
-    """Classes of `dreamkit.ImageDecoder`."""
+    """Return components of subclasses of `dreamkit.ImageDecoder`."""
     return ()
 
 
 @hookspec
 def dreamkit_datasets() -> Sequence[Component]:
-    """Classes of `dreamkit.Dataset`, which yield `dreamkit.Document`s."""
+    """Return components of subclasses of `dreamkit.Dataset`, which yield `dreamkit.Document`s."""
     return ()
 
 
 @hookspec
 def dreamkit_tasks() -> Sequence[Component]:
-    """Classes of `dreamkit.Task`, which measure a model and write what they found."""
+    """Return components of subclasses of `dreamkit.Task`, which measure a model and write the results."""
     return ()
 
 
 @hookspec
 def dreamkit_commands() -> Sequence[Component]:
-    """Commands of `dreamkit`, each a function or a `typer.Typer`, imported when it is used.
+    """Return commands of `dreamkit`, each a function or a `typer.Typer`, which is imported when used.
 
-    A name is one word, or two of which the first is a group's: `data index`. `summary` is the line in `--help`.
+    A name is one word, or two: the first is then the name of a group, as in `data index`. `summary` is the line in
+    `--help`.
     """
     return ()
 
 
 @hookspec
 def dreamkit_recipes() -> str:
-    """The `"package:folder"` of the recipes a plug-in ships; they are named by their path without `.yaml`."""
+    """Return the `"package:folder"` of the shipped recipes; the name of a recipe is its path without `.yaml`."""
     return ""

@@ -1,4 +1,4 @@
-"""The kinds of components, and the records of what plug-ins give and of what is wrong with them."""
+"""The kinds of components, and the records of a plug-in's components, recipes and problems."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dreamkit.registry.hookspecs import Component
 
 @dataclass(frozen=True)
 class Kind:
-    """The hook that gives components of one kind, and the class of `dreamkit` they derive from.
+    """A kind of components: the hook that returns them, and the class of `dreamkit` that is their base.
 
     Components without such an `interface` are functions and typer apps. A name has at most `words` words.
     """
@@ -36,7 +36,7 @@ KINDS: Mapping[str, Kind] = {
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one plug-in: its entry point, its distribution with version, and why."""
+    """A problem of one plug-in: its entry point, its distribution with version, and the message."""
 
     entry_point: str
     distribution: str
@@ -48,7 +48,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Registered:
-    """A component and who gives it; `is_core`: dreamkit itself."""
+    """A component and its plug-in; `is_core` is True for components of dreamkit itself."""
 
     component: Component
     kind: str
@@ -63,17 +63,18 @@ class Registered:
 
     @property
     def origin(self) -> str:
+        """The distribution with its version."""
         return f"{self.distribution} {self.version}"
 
     @property
     def is_own_command(self) -> bool:
-        """True for a command of dreamkit itself, which no plug-in can take away."""
+        """True for a command of dreamkit itself, which no plug-in can replace."""
         return self.kind == "command" and self.is_core
 
 
 @dataclass(frozen=True)
 class ShippedRecipe:
-    """A recipe inside a plug-in's package; `origin` is its distribution with version."""
+    """A recipe in a plug-in's package; `origin` is its distribution with version."""
 
     name: str
     path: Path
@@ -82,7 +83,7 @@ class ShippedRecipe:
 
     @property
     def summary(self) -> str:
-        """The first sentence of the comment at the top of the file; empty where there is none."""
+        """The first sentence of the comment at the top of the file, or "" without a comment."""
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         comment = takewhile(str.strip, (line[1:] for line in takewhile(lambda line: line[:1] == "#", lines)))
         return re.split(r"(?<=[.!?])\s", " ".join(map(str.strip, comment)), maxsplit=1)[0]

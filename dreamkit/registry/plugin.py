@@ -1,6 +1,6 @@
-"""Reads one plug-in: what the hooks of its entry point give, and what is wrong with them.
+"""One plug-in: the components and recipes that its hooks return, and its problems.
 
-Every plug-in gets a plug-in manager of its own, so that nothing one does can reach another.
+Every plug-in has its own plug-in manager, so that none can affect another.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ CORE = "dreamkit.registry.core"
 
 
 class Plugin:
-    """What one entry point gives, and what is wrong with it."""
+    """The components, recipes and problems of one entry point."""
 
     def __init__(self, entry_point: EntryPoint) -> None:
         self.entry_point = entry_point
         self.components: list[Registered] = []
         self.recipes: list[ShippedRecipe] = []
         self.problems: list[Problem] = []
-        with self._contained("reading it"):
+        with self._contained("reading the plug-in"):
             self._read()
 
     def _read(self) -> None:
@@ -50,60 +50,60 @@ class Plugin:
         callers = manager.get_hookcallers(module)
         if not callers:
             self._problem(
-                f"it implements no hook; decorate functions of {self.entry_point.value} by dreamkit.hookimpl"
+                f"no hook is implemented; decorate functions of {self.entry_point.value} with dreamkit.hookimpl"
             )
         for caller in callers or ():
             if not caller.has_spec():
                 self._problem(f"unknown hook '{caller.name}'; {did_you_mean(caller.name, known)}")
                 continue
-            for given in self._call(caller):
+            for returned in self._call(caller):
                 if caller.name == "dreamkit_recipes":
-                    self._add_recipes(given)
+                    self._add_recipes(returned)
                 else:
-                    self._add(next(kind for kind in KINDS if KINDS[kind].hook == caller.name), given)
+                    self._add(next(kind for kind in KINDS if KINDS[kind].hook == caller.name), returned)
 
     @contextmanager
-    def _contained(self, doing: str) -> Iterator[None]:
-        """Makes a problem of any failure, sys.exit() included; only an interrupt by the user is let through."""
+    def _contained(self, action: str) -> Iterator[None]:
+        """Record any error, also sys.exit(), as a problem; only KeyboardInterrupt passes."""
         try:
             yield
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            self._problem(f"{doing} failed: {describe_error(error)}")
+            self._problem(f"{action} failed: {describe_error(error)}")
 
     def _problem(self, message: str) -> None:
         self.problems.append(Problem(self.entry_point.name, origin(self.entry_point), message))
 
     def _call(self, caller: pluggy.HookCaller) -> list[object]:
         with self._contained(caller.name):
-            given = list(caller())
-            if not given:  # pluggy leaves out what is None
+            returned = list(caller())
+            if not returned:  # pluggy leaves out None
                 self._problem(f"{caller.name} returned None; a `return` may be missing")
-            return given
+            return returned
         return []
 
     def _add(self, kind: str, components: object) -> None:
         if not isinstance(components, Sequence) or not all(_is_component(c) for c in components):
             hook = KINDS[kind].hook
-            self._problem(f"{hook} returned {components!r}, but dreamkit.Components made of text are wanted")
+            self._problem(f"expected dreamkit.Components of strings from {hook}, got {components!r}")
             return
         distribution = self.entry_point.dist
-        assert distribution is not None, "entry points found by importlib.metadata know their distribution"
+        assert distribution is not None, "importlib.metadata sets the distribution of entry points"
         for component in components:
-            wrong = _wrong_name(component.name, KINDS[kind].words) or malformed_target(component.target)
-            if wrong:
-                self._problem(f"{kind} {component.name!r}: {wrong}")
+            reason = _invalid_name(component.name, KINDS[kind].words) or malformed_target(component.target)
+            if reason:
+                self._problem(f"{kind} {component.name!r}: {reason}")
                 continue
-            given_by = distribution.name, distribution.version, self.entry_point.name
-            self.components.append(Registered(component, kind, *given_by, is_core=is_core(self.entry_point)))
+            source = distribution.name, distribution.version, self.entry_point.name
+            self.components.append(Registered(component, kind, *source, is_core=is_core(self.entry_point)))
 
     def _add_recipes(self, place: object) -> None:
         package, _, folder = str(place).partition(":")
         try:
             root = package_folder(package, folder).resolve()
         except LookupError as error:
-            self._problem(f"dreamkit_recipes returned {place!r}, but {error.args[0]}")
+            self._problem(f"dreamkit_recipes returned {place!r}: {error.args[0]}")
             return
         for path in sorted(root.rglob("*.yaml")):
             name = path.relative_to(root).with_suffix("").as_posix()
@@ -116,17 +116,17 @@ def is_core(entry_point: EntryPoint) -> bool:
 
 
 def origin(entry_point: EntryPoint) -> str:
-    """`distribution version` of an entry point."""
+    """Return the distribution of an entry point with its version: `dreamkit-wave 0.1.0`."""
     distribution = entry_point.dist
     return "unknown" if distribution is None else f"{distribution.name} {distribution.version}"
 
 
-def _is_component(given: object) -> bool:
-    return isinstance(given, Component) and all(isinstance(v, str) for v in dataclasses.astuple(given))
+def _is_component(item: object) -> bool:
+    return isinstance(item, Component) and all(isinstance(v, str) for v in dataclasses.astuple(item))
 
 
-def _wrong_name(name: str, most: int) -> str | None:
-    """Return why nobody can write a name of at most `most` words, else None."""
+def _invalid_name(name: str, most: int) -> str | None:
+    """Return why `name` is not a name of at most `most` words, or None."""
     words = name.split(" ")
     if len(words) <= most and all(word and word.isprintable() for word in words):
         return None

@@ -1,7 +1,6 @@
-"""The components of the installed plug-ins, handed out by name; a broken plug-in stops no other.
+"""The components of the installed plug-ins by name. A broken plug-in does not affect another.
 
-What is wrong with a plug-in is a `Problem`: listed by `dreamkit plugins`, and repeated when a name is asked for that
-nobody gives.
+`dreamkit plugins` lists the `Problem`s of plug-ins. The error about an unknown name repeats them as possible causes.
 """
 
 from __future__ import annotations
@@ -25,33 +24,33 @@ ALLOW_LIST = "DREAMKIT_PLUGINS"
 
 
 class Registry:
-    """The components of all plug-ins that work, and the problems of those that do not."""
+    """The components of all working plug-ins, and the problems of the others."""
 
     def __init__(
         self,
         registered: Sequence[Registered],
         recipes: Sequence[ShippedRecipe] = (),
         problems: Sequence[Problem] = (),
-        left_out: Collection[str] = (),
+        excluded: Collection[str] = (),
     ) -> None:
-        """`left_out` are the entry points that are installed and not allowed."""
+        """Create a registry; `excluded` are the installed entry points that `DREAMKIT_PLUGINS` does not name."""
         self._registered = tuple(registered)
         self._recipes: dict[str, list[ShippedRecipe]] = defaultdict(list)
         for recipe in recipes:
             self._recipes[recipe.name].append(recipe)
         self._problems = tuple(problems)
-        self._left_out = sorted(left_out)
+        self._excluded = sorted(excluded)
 
     @classmethod
     def load(cls) -> Registry:
-        """Load the plug-ins that `DREAMKIT_PLUGINS` allows (unset: all). Never fails because of a plug-in.
+        """Load the plug-ins that `DREAMKIT_PLUGINS` names, or all if it is not set. A broken plug-in raises nothing.
 
-        The commands of dreamkit itself are always there: `dreamkit plugins` is what shows what is wrong.
+        The commands of dreamkit itself are always loaded, so that `dreamkit plugins` can list the problems.
         """
         by_origin = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda e: (origin(e), e.name))
-        # One module is one plug-in, also where a distribution that was renamed is installed under both names.
-        found = {(entry_point.name, entry_point.value): entry_point for entry_point in by_origin}.values()
-        installed = {entry_point.name for entry_point in found}
+        # One module is one plug-in, even if a renamed distribution is installed under both names.
+        unique = {(entry_point.name, entry_point.value): entry_point for entry_point in by_origin}.values()
+        installed = {entry_point.name for entry_point in unique}
         allowed = set(installed)
         if ALLOW_LIST in os.environ:
             allowed = {name.strip() for name in os.environ[ALLOW_LIST].split(",")} - {""}
@@ -61,11 +60,11 @@ class Registry:
             Problem(
                 name,
                 "no distribution",
-                f"{ALLOW_LIST} names it, but it is not installed; {did_you_mean(name, installed)}",
+                f"named in {ALLOW_LIST}, but not installed; {did_you_mean(name, installed)}",
             )
             for name in sorted(allowed - installed)
         ]
-        for entry_point in found:
+        for entry_point in unique:
             if entry_point.name not in allowed:
                 if is_core(entry_point):
                     registered += [each for each in Plugin(entry_point).components if each.is_own_command]
@@ -77,7 +76,7 @@ class Registry:
         return cls(registered, recipes, problems, installed - allowed)
 
     def components(self, kind: str) -> Mapping[str, Registered]:
-        """The usable components of a kind by name: those whose names clash with no other."""
+        """Return the usable components of a kind by name: those whose names are unique."""
         return {
             each.name: each
             for each in self._registered
@@ -86,7 +85,7 @@ class Registry:
 
     @cached_property
     def problems(self) -> tuple[Problem, ...]:
-        """What is wrong with plug-ins, names that clash included."""
+        """The problems of all plug-ins, including names that clash."""
         problems = list(self._problems)
         for mine in self._registered:
             for other in self._claims(mine.kind, mine.name):
@@ -97,29 +96,30 @@ class Registry:
         return tuple(dict.fromkeys(problems))
 
     def get(self, kind: str, name: str) -> Any:
-        """The class of a component; of a command, its function or typer app.
+        """Return the class of a component, or the function or typer app of a command.
 
         Raises:
-            PluginError: nobody gives the name, two do, or its class cannot be imported or is not of this kind.
+            PluginError: no plug-in has the name, two plug-ins have it, or its class cannot be imported or is not of
+                this kind.
         """
         claims = self._claims(kind, name)
-        given = [each for each in claims if each.name == name]
-        if not given:
+        matches = [each for each in claims if each.name == name]
+        if not matches:
             first_words = {known.partition(" ")[0] for known in self.components(kind)} - {name}
             near = did_you_mean(name, first_words.union(self.components(kind)))
             raise PluginError(f"unknown {kind} '{name}'; {near}{self.about_problems()}")
         if len(claims) > 1:
             by = (each.origin + (f" (as '{each.name}')" if each.name != name else "") for each in claims)
             raise PluginError(
-                f"{kind} '{name}' is given by {' and by '.join(by)}; only one of them may; uninstall the other, or "
-                f"name the plug-ins to use in {ALLOW_LIST}"
+                f"{kind} '{name}' is registered by {' and by '.join(by)}; uninstall one, or name the plug-ins to load "
+                f"in {ALLOW_LIST}"
             )
-        return import_target(given[0])
+        return import_target(matches[0])
 
     def _claims(self, kind: str, name: str) -> list[Registered]:
-        """The components that have this name, or are commands of which one is the first word of the other.
+        """Return the components that claim a name: a command claims its own name and, if it has two words, its group's.
 
-        A command of dreamkit itself is the only one to have its name.
+        Only dreamkit itself can claim the name of one of its commands.
         """
         claims = [
             each
@@ -130,38 +130,38 @@ class Registry:
         return [each for each in claims if each.is_own_command] or claims
 
     def recipes(self) -> Mapping[str, Path]:
-        """The files of the shipped recipes by name, such as `dreamllm/paper/stage2`."""
+        """Return the files of the shipped recipes by name, such as `dreamllm/paper/stage2`."""
         return {name: shipped.path for name, shipped in self.shipped_recipes().items()}
 
     def shipped_recipes(self) -> Mapping[str, ShippedRecipe]:
-        """The usable shipped recipes by name: those whose names clash with no other."""
+        """Return the usable shipped recipes by name: those whose names are unique."""
         return {name: shipped[0] for name, shipped in self._recipes.items() if len(shipped) == 1}
 
     def about_problems(self) -> str:
-        """The end of an error message about a missing name: which plug-ins are broken or left out, if any."""
-        reasons = [f"of {problem}" for problem in self.problems]
-        if self._left_out:
-            reasons.append(f"{ALLOW_LIST} leaves out {', '.join(self._left_out)}")
-        return "".join(f"\n    perhaps because {reason}" for reason in reasons)
+        """Return the end of an error about a missing name: a line for each problem and for the excluded plug-ins."""
+        causes = list(map(str, self.problems))
+        if self._excluded:
+            causes.append(f"{ALLOW_LIST} excludes {', '.join(self._excluded)}")
+        return "".join(f"\n    possible cause: {cause}" for cause in causes)
 
 
 def distributions() -> set[str]:
-    """The names of all installed distributions that have plug-ins, whether these work or not."""
+    """Return the names of all installed distributions with plug-ins, working or broken."""
     return {
         entry_point.dist.name for entry_point in entry_points(group=ENTRY_POINT_GROUP) if entry_point.dist
     }
 
 
 def _clash(mine: Registered | ShippedRecipe, other: Registered | ShippedRecipe, kind: str) -> Problem:
-    """The problem of `mine`, whose name leaves none for `other`."""
-    what = f"{kind} '{mine.name}'"
+    """Return the problem of `mine`, whose name clashes with that of `other`."""
+    is_same_origin = mine.origin == other.origin
     if isinstance(other, Registered) and other.is_own_command:
-        said, remedy = f"clashes with '{other.name}', a command of dreamkit itself", "rename it"
+        clash, fix = f"clashes with '{other.name}', a command of dreamkit itself", "rename it"
     elif mine.name != other.name:
-        said = f"clashes with '{other.name}' of {other.origin}: a word is a command or a group of commands, not both"
-        remedy = "uninstall one of them" if mine.origin != other.origin else "rename one"
-    elif mine.origin != other.origin:
-        said, remedy = f"is also given by {other.origin}", "uninstall one of them"
+        clash = f"clashes with '{other.name}' of {other.origin}: a word is a command or a group of commands, not both"
+        fix = "rename one" if is_same_origin else "uninstall one of them"
+    elif is_same_origin:
+        clash, fix = "is registered more than once", "remove one"
     else:
-        said, remedy = "is given more than once", "remove one"
-    return Problem(mine.entry_point, mine.origin, f"{what} {said}; {remedy}")
+        clash, fix = f"is also registered by {other.origin}", "uninstall one of them"
+    return Problem(mine.entry_point, mine.origin, f"{kind} '{mine.name}' {clash}; {fix}")

@@ -1,4 +1,4 @@
-"""What a component's `"module:name"` points at: its form, and the object it names, imported and checked."""
+"""The `"module:name"` of a component: its form, and the object that it names, imported and checked."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ from dreamkit.registry.kinds import KINDS, Registered
 
 
 def malformed_target(target: str) -> str | None:
-    """Return why `target` cannot be imported whatever is installed, else None."""
+    """Return why `target` has an invalid form, or None."""
     if re.fullmatch(r"\w+(\.\w+)*:\w+", target):
         return None
     return f"expected a target of the form 'module:name', got {target!r}"
 
 
 def import_target(registered: Registered) -> Any:
-    """Import what a component names: a class of its kind, or a command's function or typer app.
+    """Import the target of a component: a class of its kind, or a command's function or typer app.
 
     Raises:
-        PluginError: it cannot be imported, or it is not what the kind asks for.
+        PluginError: the import fails, or the target is not of this kind.
     """
-    what = f"{registered.kind} '{registered.name}' of {registered.origin}"
-    found = _find(registered.component.target, what)
-    if wrong := _wrong_object(found, registered.kind):
-        raise PluginError(f"{what}: {registered.component.target} {wrong}")
-    return found
+    name, target = (
+        f"{registered.kind} '{registered.name}' of {registered.origin}",
+        registered.component.target,
+    )
+    imported = _import(target, name)
+    if reason := _invalid_reason(imported, registered.kind):
+        raise PluginError(f"{name}: {target} {reason}")
+    return imported
 
 
 def describe_error(error: BaseException) -> str:
@@ -36,7 +39,8 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _find(target: str, what: str) -> Any:
+def _import(target: str, component: str) -> Any:
+    """Return the object of a target; `component` names it in errors."""
     module_name, _, name = target.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -46,21 +50,21 @@ def _find(target: str, what: str) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise PluginError(f"{what}: importing {target} failed: {describe_error(error)}") from error
-    raise PluginError(f"{what}: module '{module_name}' has no '{name}'; {did_you_mean(name, known)}")
+        raise PluginError(f"{component}: importing {target} failed: {describe_error(error)}") from error
+    raise PluginError(f"{component}: module '{module_name}' has no '{name}'; {did_you_mean(name, known)}")
 
 
-def _wrong_object(found: Any, kind: str) -> str | None:
-    """Return why `found` cannot be a component of the kind, else None."""
+def _invalid_reason(imported: Any, kind: str) -> str | None:
+    """Return why `imported` cannot be a component of the kind, or None."""
     interface_name = KINDS[kind].interface
     if interface_name is None:
-        return None if callable(found) else "is neither a function nor a typer app"
+        return None if callable(imported) else "is neither a function nor a typer app"
     interface = getattr(importlib.import_module("dreamkit"), interface_name)
-    if not (isinstance(found, type) and issubclass(found, interface)):
-        return f"is no subclass of dreamkit.{interface_name}"
-    if abstract := ", ".join(sorted(getattr(found, "__abstractmethods__", ()))):
-        return f"lacks {abstract}; implement what is missing"
-    config = getattr(found, "Config", None)
+    if not (isinstance(imported, type) and issubclass(imported, interface)):
+        return f"is not a subclass of dreamkit.{interface_name}"
+    if missing := ", ".join(sorted(getattr(imported, "__abstractmethods__", ()))):
+        return f"lacks {missing}; implement the missing methods"
+    config = getattr(imported, "Config", None)
     if kind != "task" and not (isinstance(config, type) and dataclasses.is_dataclass(config)):
-        return "has no dataclass 'Config', its recipe section"
+        return "lacks a dataclass 'Config' for its recipe section"
     return None

@@ -1,6 +1,6 @@
-"""A new plug-in package: it installs, registers a small part that works, and passes its contract test.
+"""A new plug-in package: it installs, registers a small working part, and passes its contract test.
 
-The part itself is a module of `dreamkit.scaffold.parts`, which is checked like any other; the rest are templates.
+The part is a copy of a module of `dreamkit.scaffold.parts`; the other files are templates.
 """
 
 from dreamkit.scaffold.names import KINDS as KINDS, LICENSES as LICENSES

@@ -1,4 +1,4 @@
-"""What a new plug-in is called, in all the places where it has a name, and what it may not be called."""
+"""The kinds of parts, and the names of a new plug-in: valid, and not in use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 
 import yaml
 
-from dreamkit.errors import DreamkitError, did_you_mean, with_article
+from dreamkit.errors import DreamkitError, with_article
 from dreamkit.registry.hookspecs import ENTRY_POINT_GROUP
 from dreamkit.registry.plugin import origin
 from dreamkit.registry.registry import Registry
@@ -25,16 +25,21 @@ LICENSES: Final = ("Apache-2.0", "MIT", "BSD-3-Clause")
 class PartKind:
     """A kind of part to start from.
 
-    `module` is the name of its file and its kind for the registry, `beside` the files it needs. `section` is where a
-    recipe's `model` names it, and `more` what else a recipe then has to say.
+    `module` is the name of its file and its kind in the registry; `helpers` are the other files it needs. `section` is
+    its key in a recipe's `model`, and `settings` are the other keys that a recipe with it needs.
     """
 
     module: str
     title: str
     summary: str
     section: str
-    beside: tuple[str, ...] = ()
-    more: Mapping[str, str] = field(default_factory=dict)
+    helpers: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_weights(self) -> bool:
+        """True if a recipe names or configures the part's weights."""
+        return "weights" in self.helpers
 
 
 KINDS: Final[Mapping[str, PartKind]] = {
@@ -62,7 +67,7 @@ KINDS: Final[Mapping[str, PartKind]] = {
 
 @dataclass(frozen=True)
 class Names:
-    """`distribution` is what is installed, `package` what is imported, `component` what a recipe writes."""
+    """The names of a plug-in: `pip install` takes `distribution`, `import` takes `package`, recipes use `component`."""
 
     distribution: str
     package: str
@@ -70,67 +75,52 @@ class Names:
     class_name: str
 
 
-def kind_called(name: str) -> PartKind:
-    """The kind of part of this name.
-
-    Raises:
-        DreamkitError: there is none.
-    """
-    if name not in KINDS:
-        raise DreamkitError(f"there is no kind '{name}'; {did_you_mean(name, KINDS)}")
-    return KINDS[name]
-
-
 def names_for(name: str, kind: PartKind, taken: frozenset[str], registry: Registry) -> Names:
-    """The names that follow from `name`, that of a distribution. `taken` are words no class may be called.
+    """Return the names of a plug-in with the distribution `name`, with a class name that is not in `taken`.
 
     Raises:
-        DreamkitError: it cannot be a distribution's or a package's name, or something has it already.
+        DreamkitError: one of the names is invalid or in use.
     """
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", name):
         raise DreamkitError(
-            f"'{name}' cannot be the name of a distribution; use letters, digits and '-', such as {PREFIX}wave"
+            f"expected the name of a distribution, got '{name}'; use letters, digits and '-', such as {PREFIX}wave"
         )
     package, component = name.replace("-", "_"), name.removeprefix(PREFIX)
     if not package.isidentifier() or keyword.iskeyword(package):
         raise DreamkitError(
-            f"'{name}' would be the package '{package}', which Python cannot import; use letters, digits and '-', and "
-            f"start with a letter, such as {PREFIX}wave"
+            f"Python cannot import the package '{package}' of '{name}'; start with a letter, and use letters, digits "
+            f"and '-', such as {PREFIX}wave"
         )
     _refuse_installed(name, package)
     if not isinstance(yaml.safe_load(component), str):
         raise DreamkitError(
-            f"'{name}' would be the component '{component}', which is no text in a recipe; choose another name"
+            f"the component '{component}' of '{name}' is not a string in YAML; choose another name"
         )
     words = component.replace("-", "_").split("_")
     class_name = "".join(word[:1].upper() + word[1:] for word in words)
     if class_name in taken or keyword.iskeyword(class_name) or not class_name.isidentifier():
         class_name = f"Part{class_name}"
-    given = registry.components(kind.module).get(component)
-    if given is not None:
+    if same := registry.components(kind.module).get(component):
         raise DreamkitError(
-            f"{given.origin} has {with_article(kind.module)} '{component}' already, and two of one name cannot be "
-            "told apart; choose another name"
+            f"{same.origin} already has {with_article(kind.module)} '{component}'; choose another name"
         )
     for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=component):
-        raise DreamkitError(
-            f"the plug-in of {origin(entry_point)} is called '{component}' already; choose another name"
-        )
+        raise DreamkitError(f"{origin(entry_point)} already has a plug-in '{component}'; choose another name")
     return Names(name, package, component, class_name)
 
 
 def _refuse_installed(name: str, package: str) -> None:
-    """A package that hides another one, or replaces it when it is installed, is not made."""
+    """Refuse a package that would hide an installed one, or replace it when installed."""
     try:
         spec = find_spec(package)
     except ModuleNotFoundError:
         spec = None
-    if spec is not None and spec.origin is not None:  # else it is a mere folder, such as one here
+    if spec is not None and spec.origin is not None:  # without an origin, it is a plain folder
         raise DreamkitError(
-            f"'{name}' would be the package '{package}', but there is one already ({spec.origin}); choose another name"
+            f"the package '{package}' of '{name}' already exists ({spec.origin}); choose another name"
         )
     try:
-        found = distribution(name)
+        version = distribution(name).version
     except PackageNotFoundError:
         return
-    raise DreamkitError(f"'{name}' is installed already, in version {found.version}; choose another name")
+    raise DreamkitError(f"'{name}' {version} is already installed; choose another name")

@@ -1,22 +1,21 @@
-"""Writes the package: whole, or not at all."""
+"""The files of a new plug-in package, written all or none."""
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from string import Template
-from typing import Final
+from typing import Any, Final
 
 from dreamkit.errors import DreamkitError, did_you_mean
 from dreamkit.registry.kinds import KINDS as REGISTERED
 from dreamkit.registry.registry import Registry
-from dreamkit.scaffold.names import LICENSES, Names, PartKind, kind_called, names_for
+from dreamkit.scaffold.names import KINDS, LICENSES, Names, PartKind, names_for
 from dreamkit.storage.folders import in_use_reason
 
 FOLDER = Path(__file__).parent
@@ -26,9 +25,9 @@ TRAINED: Final = (
     "dream_queries",
     "new_tokens",
 )  # by digits/stage1
-CLASS = "NewPart"  # what the part is called in `dreamkit.scaffold.parts`
+CLASS = "NewPart"  # the name of each part in `dreamkit.scaffold.parts`
 
-# top-level package that a part imports -> what its distribution asks for
+# top-level package that a part imports -> requirement of the distribution
 REQUIREMENTS: Final[Mapping[str, str]] = {
     "PIL": "pillow>=10.1",
     "safetensors": "safetensors>=0.5",
@@ -47,24 +46,27 @@ def new_plugin(
     author: str | None = None,
     registry: Registry,
 ) -> tuple[Path, list[Path]]:
-    """Writes a plug-in package called `name` into the folder `out` (`./name`); returns it and the files in it.
+    """Write a plug-in package with the distribution `name` into `out` (default: `./name`).
+
+    Returns the folder, and the paths of its files relative to it.
 
     Raises:
-        DreamkitError: an unknown kind or license, a name that cannot be used, or a folder that is in use. Nothing is
-            written then.
+        DreamkitError: an unknown kind or license, an invalid name, or a folder in use. Nothing is written then.
     """
-    chosen = kind_called(kind)
+    if kind not in KINDS:
+        raise DreamkitError(f"unknown kind '{kind}'; {did_you_mean(kind, KINDS)}")
     if license not in LICENSES:
-        raise DreamkitError(f"there is no license text for '{license}'; {did_you_mean(license, LICENSES)}")
+        raise DreamkitError(f"unknown license '{license}'; {did_you_mean(license, LICENSES)}")
     if author is not None and not (author.strip() and author.isprintable()):
-        raise DreamkitError(f"{author!r} is no author's name; give one in a line of text")
-    stems = (chosen.module, *chosen.beside)
-    sources = {f"{stem}.py": _text(f"parts/{stem}.py") for stem in stems}
-    names = names_for(name, chosen, _bound(sources.values()), registry)
+        raise DreamkitError(f"expected the author's name on one line, got {author!r}")
+    part = KINDS[kind]
+    sources = {f"{stem}.py": _text(f"parts/{stem}.py") for stem in (part.module, *part.helpers)}
+    words = frozenset(re.findall(r"\w+", "".join(sources.values()))) - {CLASS}
+    names = names_for(name, part, words, registry)
     folder = Path(name) if out is None else out
-    if what := in_use_reason(folder):
-        raise DreamkitError(f"{folder} {what}; name a new folder by --out")
-    files = _files(names, chosen, sources, license, author)
+    if reason := in_use_reason(folder):
+        raise DreamkitError(f"{folder} {reason}; pass a new folder with --out")
+    files = _files(names, part, sources, license, author)
     _write(folder, files)
     return folder, sorted(map(Path, files))
 
@@ -72,39 +74,35 @@ def new_plugin(
 def _files(
     names: Names, kind: PartKind, sources: Mapping[str, str], license: str, author: str | None
 ) -> dict[str, str]:
-    """The text of each file, by its path in the package's folder."""
-    section = f"{{name: {names.component}{', config: {}' if kind.beside else ''}}}"
-    more = dict(kind.more)
-    if kind.beside:  # weights of its own, which are random and must be trained too
-        more["train.trainable"] = f"[{', '.join((*TRAINED, kind.section))}]"
-    overrides = {f"model.{kind.section}": section, **more}
-    values = {
-        "name": names.distribution,
-        "package": names.package,
-        "component": names.component,
-        "class_name": names.class_name,
-        "module": kind.module,
-        "title": kind.title,
-        "summary": kind.summary,
+    """Return the text of each file by its path in the package's folder."""
+    section = f"{{name: {names.component}{', config: {}' if kind.has_weights else ''}}}"
+    settings = dict(kind.settings)
+    if kind.has_weights:  # its random weights must be trained too
+        settings["train.trainable"] = f"[{', '.join((*TRAINED, kind.section))}]"
+    overrides = {f"model.{kind.section}": section, **settings}
+    values: dict[str, Any] = {
+        **vars(names),
+        **vars(kind),
         "hook": REGISTERED[kind.module].hook,
-        "section": kind.section,
         "recipe_value": section,
-        "recipe_more": "".join(_yaml(key, value) for key, value in more.items()),
+        "recipe_more": "".join(_yaml(key, value) for key, value in settings.items()),
         "overrides": " ".join(f"'{key}={value}'" for key, value in overrides.items()),
         "license": license,
         "year": str(date.today().year),
         "holder": author or f"the authors of {names.distribution}",
         "authors": f"authors = [{{ name = {json.dumps(author, ensure_ascii=False)} }}]\n" if author else "",
         "dreamkit_range": compatible(version("dreamkit-core")),
-        "save_tokenizer": "part.save_tokenizer(folder)\n" if "words" in kind.beside else "",
+        "save_tokenizer": "part.save_tokenizer(folder)\n" if "words" in kind.helpers else "",
     }
-    needed = ["dreamkit-core" + values["dreamkit_range"], *_requirements(sources.values())]
-    values["dependencies"] = "\n".join(f'    "{each}",' for each in needed)
+    imported = set(re.findall(r"^(?:from|import) (\w+)", "\n".join(sources.values()), re.MULTILINE))
+    requirements = [f"dreamkit-core{values['dreamkit_range']}"]
+    requirements += [requirement for package, requirement in REQUIREMENTS.items() if package in imported]
+    values["dependencies"] = "\n".join(f'    "{requirement}",' for requirement in requirements)
 
     def filled(template: str) -> str:
         return Template(_text(f"templates/{template}")).substitute(values)
 
-    values["settings"] = filled("weights.md.in" if kind.beside else "projector.md.in").strip()
+    values["settings"] = filled("weights.md.in" if kind.has_weights else "projector.md.in").strip()
     parts = {
         f"{names.package}/{file}": re.sub(rf"\b{CLASS}\b", names.class_name, text)
         for file, text in sources.items()
@@ -129,42 +127,14 @@ def _yaml(key: str, value: str) -> str:
     return f"{section}:\n  {name}: {value}\n" if name else f"{section}: {value}\n"
 
 
-def compatible(found: str) -> str:
-    """The versions of dreamkit whose interfaces are those of version `found`: `>=0.1,<0.2` for 0.1.3."""
-    major, minor = map(int, found.split(".")[:2])
+def compatible(dreamkit_version: str) -> str:
+    """Return the range of versions with the same interfaces: `>=0.1,<0.2` for 0.1.3, `>=1.2,<2` for 1.2.3."""
+    major, minor = map(int, dreamkit_version.split(".")[:2])
     return f">={major}.{minor},<{f'0.{minor + 1}' if major == 0 else major + 1}"
 
 
-def _requirements(sources: Iterable[str]) -> list[str]:
-    """What the imports of these modules ask for, from `REQUIREMENTS`."""
-    imported = set()
-    for node in _nodes(sources):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            imported.add(node.module.partition(".")[0])
-    return [requirement for package, requirement in REQUIREMENTS.items() if package in imported]
-
-
-def _bound(sources: Iterable[str]) -> frozenset[str]:
-    """The names that these modules use, which the part's class would hide."""
-    names = set()
-    for node in _nodes(sources):
-        match node:
-            case ast.alias(name=name, asname=asname):
-                names.add(asname or name)
-            case ast.ClassDef(name=name) | ast.Name(id=name):
-                names.add(name)
-    return frozenset(names - {CLASS})
-
-
-def _nodes(sources: Iterable[str]) -> Iterator[ast.AST]:
-    for source in sources:
-        yield from ast.walk(ast.parse(source))
-
-
-def _license(name: str, values: Mapping[str, str]) -> str:
-    """The whole text of a license. The Apache License is that of dreamkit, and so has another holder's name in it."""
+def _license(name: str, values: Mapping[str, Any]) -> str:
+    """Return the text of a license. The Apache License is dreamkit's own file, so its copyright line is replaced."""
     ours = re.compile(r"Copyright \d{4} The dreamkit authors")
     text = ours.sub("Copyright $year $holder", _text(f"templates/LICENSE-{name}"))
     return Template(text).substitute(values)
@@ -175,18 +145,18 @@ def _text(file: str) -> str:
 
 
 def _write(folder: Path, files: Mapping[str, str]) -> None:
-    """Writes beside the folder, then renames; into a folder that is there and empty, what is in it is moved."""
+    """Write all files or none: into a temporary folder, which is renamed, or whose content is moved into `folder`."""
     folder = folder.absolute()
     place = folder if folder.is_dir() else folder.parent
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".dreamkit-", dir=place) as temporary:
-        whole = Path(temporary) / folder.name
+        complete = Path(temporary) / folder.name
         for name, text in files.items():
-            file = whole / name
+            file = complete / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
         if place == folder:
-            for entry in whole.iterdir():
+            for entry in complete.iterdir():
                 entry.rename(folder / entry.name)
         else:
-            whole.rename(folder)
+            complete.rename(folder)

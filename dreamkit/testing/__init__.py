@@ -1,4 +1,4 @@
-"""The contract kit: named checks that say whether a part keeps the contract of its interface.
+"""The contract kit: named checks of whether a part keeps the contract of its interface.
 
     from dreamkit.testing import contracts
 
@@ -6,7 +6,7 @@
     def test_contract(check):
         check()
 
-It needs the extra `dreamkit-core[testing]`, which brings hypothesis and pytest.
+It needs the extra `dreamkit-core[testing]`, which installs hypothesis and pytest.
 """
 
 from dreamkit.testing import contracts as contracts

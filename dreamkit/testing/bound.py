@@ -1,4 +1,4 @@
-"""A check tied to a part, and what becomes of many of them."""
+"""A check bound to a part, and the outcomes of many of them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from dreamkit.testing.outcomes import Outcome, Result
 from dreamkit.testing.subject import Subject
 
 Mistake: TypeAlias = tuple[str | None, str]  # a place, and an error without its numbers
-IN_FULL = "pytest --full-trace shows the whole traceback"
+FULL_TRACE_HINT = "pytest --full-trace shows the whole traceback"
 NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
 
 
 @dataclass(frozen=True)
-class Bound:
-    """A check and the part it is to be tried on. Calling it is the test.
+class BoundCheck:
+    """A check and the part to try it on. Calling it is the test.
 
-    `expected` is why it should fail, or None. `repeat` is the command that tries it again; under pytest, where there is
-    none, that of the test. `reported` holds the mistakes that checks of the same part have reported, each with the
-    first such check.
+    `expected` is the reason for an expected failure, or None. `repeat` is the command that repeats the check; if it is
+    empty, pytest's command is used under pytest. `reported` maps the mistakes that checks of this part have reported
+    to the first check that did.
     """
 
     check: Check
@@ -44,11 +44,11 @@ class Bound:
         return self.check.name
 
     def __call__(self) -> None:
-        """The test, for pytest.
+        """Run the check as a pytest test.
 
         Raises:
-            ContractError: the part does not keep this contract.
-            KitError: it cannot be built, or a failure was expected of a check that need not be passed.
+            ContractError: the part breaks this contract.
+            KitError: the part cannot be built, or a failure is expected of a check that does not run.
         """
         __tracebackhide__ = True
         import pytest
@@ -59,33 +59,38 @@ class Bound:
             self.test()
         except (ContractError, KitError) as error:
             test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
-            fail(error, self.report(error, self.repeat or (f'pytest "{test}"' if test else ""), IN_FULL))
+            repeat = self.repeat or (f'pytest "{test}"' if test else "")
+            fail(error, self.report(error, repeat, FULL_TRACE_HINT))
 
     def skips(self) -> str | None:
-        """Why the part need not pass; None where it must."""
+        """Return why the part need not pass, or None if it must.
+
+        Raises:
+            KitError: the part cannot be built, or a failure is expected of a check that does not run.
+        """
         with one_thread():
             _ = self.subject.part  # a part that cannot be built passes nothing
             reason = self.check.skips(self.subject)
         if reason is not None and self.expected is not None:
             raise KitError(
-                f"{self.name} is expected to fail ({self.expected}), but is not run, because {reason}; "
-                "take it out of expected_failures"
+                f"expected a failure of {self.name} ({self.expected}), but the check does not run: {reason}; "
+                "remove it from expected_failures"
             )
         return reason
 
     def test(self) -> None:
-        """Tries the part."""
+        """Try the part."""
         with one_thread():
             self.check.test(self.subject, quick=self.quick)
 
     def expects(self, error: ContractError | KitError) -> bool:
-        """Return True if `error` is the failure that was expected. A part that cannot be built never is."""
+        """Return True if `error` is the expected failure. A part that cannot be built is never expected."""
         return self.expected is not None and isinstance(error, ContractError)
 
     def report(self, error: ContractError | KitError, repeat: str, *more: str) -> str:
-        """Return the message of an error; one line if another check of the part has reported it.
+        """Return the message of an error, or one line if another check of the part has reported it.
 
-        It begins with the line where the error arose in the author's files, or with that of the part's definition.
+        The message begins with the line of the author's file that raised the error, or of the part's definition.
         """
         problem, *details = error.args
         definition = self.subject.definition
@@ -99,34 +104,34 @@ class Bound:
         return "\n  ".join([head, f"{self.name}: {self.check.holds}", *details, *again, *more])
 
 
-def outcomes(bound: Iterable[Bound]) -> Iterator[Outcome]:
-    """What becomes of each, as it is tried."""
-    for each in bound:
+def outcomes(checks: Iterable[BoundCheck]) -> Iterator[Outcome]:
+    """Run each check and yield its outcome."""
+    for check in checks:
         start = time.perf_counter()
-        result, message = _outcome(each)
-        yield Outcome(each.name, result, message, time.perf_counter() - start)
+        result, message = _outcome(check)
+        yield Outcome(check.name, result, message, time.perf_counter() - start)
 
 
-def _outcome(bound: Bound) -> tuple[Result, str]:
+def _outcome(check: BoundCheck) -> tuple[Result, str]:
     try:
-        if (reason := bound.skips()) is not None:
+        if (reason := check.skips()) is not None:
             return "skipped", reason
-        bound.test()
+        check.test()
     except (ContractError, KitError) as error:
-        if bound.expects(error):
-            return "expected", bound.expected or ""
-        return "failed", bound.report(error, bound.repeat)
-    except Exception as error:  # one part never ends the report of the others
-        return "failed", f"{bound.name} could not be tried: {type(error).__name__}: {error}"
-    if bound.expected is not None:
-        return "failed", f"it passes, but was expected to fail: {bound.expected}"
+        if check.expects(error):
+            return "expected", check.expected or ""
+        return "failed", check.report(error, check.repeat)
+    except Exception as error:  # an error of the kit must not end the report of the other checks
+        return "failed", f"{check.name} could not run: {type(error).__name__}: {error}"
+    if check.expected is not None:
+        return "failed", f"expected a failure ({check.expected}), but the check passes"
     return "passed", ""
 
 
 def fail(error: ContractError | KitError, message: str) -> NoReturn:
-    """Fail a test of pytest by an error of the same class, of which pytest shows `message` and nothing else.
+    """Fail a pytest test with an error of the same class, of which pytest shows only `message`.
 
-    With --full-trace, pytest shows the traceback of the error's cause too.
+    With --full-trace, pytest also shows the traceback of the error's cause.
     """
     __tracebackhide__ = True
     shown = _without_traceback(type(error))(message)
@@ -134,17 +139,17 @@ def fail(error: ContractError | KitError, message: str) -> NoReturn:
 
 
 def _without_traceback(cls: Any) -> Any:
-    """Return a class of the same errors that pytest treats like `pytest.fail(message, pytrace=False)`."""
+    """Return a subclass of `cls` that pytest treats like `pytest.fail(message, pytrace=False)`."""
     import pytest
 
     own = {"pytrace": False, "msg": property(cls.__str__), "__str__": cls.__str__}
-    # pytest's summary has 80 columns, and names the module of a class that is not built in
+    # pytest's summary has 80 columns and prints the module of every class that is not a builtin
     return type(cls.__name__, (cls, pytest.fail.Exception), {**own, "__module__": "builtins"})
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Computes with one thread: more are no use to a miniature, and two busy processes wait long for each other."""
+    """Compute with one thread: a tiny part gains nothing from more, and busy processes would wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

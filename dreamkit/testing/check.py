@@ -1,4 +1,4 @@
-"""A check: a named property of a part, the inputs hypothesis makes for it, and the run that tells what is broken."""
+"""A check: a named property of a part, the inputs that hypothesis makes for it, and the report of a failure."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from dataclasses import dataclass, field
 from textwrap import shorten
 from typing import Any, TypeAlias
 
-from hypothesis import HealthCheck, Phase, Verbosity, given, settings, strategies as st
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings, strategies as st
 from hypothesis.errors import Flaky
 
+from dreamkit.earlier_names import EarlierName
 from dreamkit.testing.expect import ContractError
 from dreamkit.testing.subject import Case, Subject
 
 Draw: TypeAlias = "st.SearchStrategy[Any] | Callable[[Any], st.SearchStrategy[Any]]"
-Gate: TypeAlias = Callable[[Any], str | None]
+SkipReason: TypeAlias = Callable[[Any], str | None]
 
-EXAMPLES, QUICK_EXAMPLES = 15, 2  # inputs of a check, and in a quick run
+EXAMPLES, QUICK_EXAMPLES = 15, 2  # inputs of a check, and of a check in a quick run
+SEED = 0  # of the inputs
 LONGEST = 600  # characters of an error that the part raises: torch may name every tensor of a state dict
 FLAKY = ", but not again on the same input: the part is not deterministic"
 
-# Every check of rows takes two or more; one row is a check of its own, and a row beside others another.
+# At least two rows: one row is the business of `batch_of_one` alone.
 cases = st.builds(Case, rows=st.integers(2, 4), length=st.integers(2, 7), seed=st.integers(0, 999))
 
 CHECKS: list[Check] = []
@@ -31,68 +33,81 @@ CHECKS: list[Check] = []
 
 @dataclass(frozen=True)
 class Check:
-    """One property. `kinds` are those of the parts that must have it, `run(subject, **inputs)` fails where one has not.
+    """One property of a part.
 
-    `unless` gives the reason why a subject's part need not have it, in terms of what the part says of itself, or None.
+    `kinds` are the kinds of parts that must have it. `run(subject, **inputs)` raises if a part has not. `inputs` are
+    the strategies of its arguments. `unless(subject)` returns why a part need not have it, from what the part
+    declares, or None.
     """
 
     name: str
     kinds: tuple[str, ...]
     run: Callable[..., None]
     inputs: Mapping[str, Draw] = field(default_factory=dict)
-    unless: Gate | None = None
+    unless: SkipReason | None = None
+
+    protects = EarlierName("rationale")
 
     @property
     def holds(self) -> str:
-        """What must hold: the first paragraph of its docstring."""
-        return inspect.getdoc(self.run).split("\n\n")[0].replace("\n", " ")  # type: ignore[union-attr]
+        """The property: the first paragraph of the check's docstring."""
+        return self._paragraphs[0]
 
     @property
     def rationale(self) -> str:
-        """What a user is spared by it: the second paragraph."""
-        return inspect.getdoc(self.run).split("\n\n")[1].replace("\n", " ")  # type: ignore[union-attr]
+        """The reason for the check: the second paragraph of its docstring."""
+        return self._paragraphs[1]
+
+    @property
+    def _paragraphs(self) -> list[str]:
+        docstring = inspect.getdoc(self.run) or ""
+        return [" ".join(paragraph.split()) for paragraph in docstring.split("\n\n")]
 
     def skips(self, subject: Subject) -> str | None:
-        """Why the part need not pass; None where it must."""
+        """Return why the part need not pass, or None if it must."""
         if self.unless is None:
             return None
         try:
             return self.unless(subject)
         except KeyboardInterrupt:
             raise
-        except BaseException:  # what is wrong with the part, the check itself will say
+        except BaseException:  # the check itself then reports the error
             return None
 
     def test(self, subject: Subject, *, quick: bool = False) -> None:
-        """Tries the part on inputs that hypothesis makes.
+        """Try the part on inputs that hypothesis makes.
 
         Raises:
-            ContractError: with what was found and what should be, the call, and the smallest failing input. Its
+            ContractError: with the expected and the actual value, the call, and the smallest failing input. Its
                 cause is the error that the check or the part raised.
         """
         last: dict[str, Any] = {}
         try:
-            self._hold(subject, last, quick)
+            self._try_inputs(subject, last, quick)
         except Exception as error:
             subject.renew()
             flaky = isinstance(error, Flaky)
-            # the first of what hypothesis then gathers is what was seen
+            # hypothesis groups the errors of a flaky check; the first is the original failure
             first = error.exceptions[0] if flaky and isinstance(error, BaseExceptionGroup) else error
-            problem = _said(first) + (FLAKY if flaky else "")
-            raise ContractError(problem, *_circumstances(subject.doing, last)) from first
+            lines = [_problem(first) + (FLAKY if flaky else "")]
+            if subject.call_text:
+                lines.append(f"during {subject.call_text}")
+            if last:
+                lines.append(f"smallest failing input: {', '.join(f'{k}={v!r}' for k, v in last.items())}")
+            raise ContractError(*lines) from first
 
-    def _hold(self, subject: Subject, last: dict[str, Any], quick: bool) -> None:
-        """Runs the check on inputs that hypothesis makes; `last` becomes those that failed, as small as can be."""
-        subject.doing = ""
-        draws = {
+    def _try_inputs(self, subject: Subject, last: dict[str, Any], quick: bool) -> None:
+        """Run the check on inputs that hypothesis makes; `last` ends as the smallest failing input."""
+        subject.call_text = ""
+        strategies = {
             name: draw if isinstance(draw, st.SearchStrategy) else draw(subject)
             for name, draw in self.inputs.items()
         }
 
-        # no database, and the same inputs every time: a failure repeats anywhere
+        # with a fixed seed and without a database, a failure repeats anywhere
+        @seed(SEED)
         @settings(
-            max_examples=(QUICK_EXAMPLES if quick else EXAMPLES) if draws else 1,
-            derandomize=True,
+            max_examples=(QUICK_EXAMPLES if quick else EXAMPLES) if strategies else 1,
             database=None,
             deadline=None,
             report_multiple_bugs=False,
@@ -101,45 +116,43 @@ class Check:
             phases=(Phase.generate, Phase.shrink),
             suppress_health_check=list(HealthCheck),
         )
-        @given(st.fixed_dictionaries(draws))
+        @given(st.fixed_dictionaries(strategies))
         def once(inputs: dict[str, Any]) -> None:
             last.clear()
             last.update(inputs)
-            subject.doing = ""
-            with staying():
+            subject.call_text = ""
+            with exits_as_failures():
                 self.run(subject, **inputs)
 
         once()
 
 
-def check(*kinds: str, unless: Gate | None = None, **inputs: Draw) -> Callable[[Callable[..., None]], Check]:
-    """Makes a check of a function: `kinds` of parts, and a strategy for each argument behind the subject."""
+def check(
+    *kinds: str, unless: SkipReason | None = None, **inputs: Draw
+) -> Callable[[Callable[..., None]], Check]:
+    """Register the decorated function as a check of these kinds of parts.
+
+    `inputs` has a strategy for each argument after the subject, or a function from the subject to a strategy.
+    """
 
     def register(function: Callable[..., None]) -> Check:
-        made = Check(function.__name__, kinds, function, inputs, unless)
-        CHECKS.append(made)
-        return made
+        registered = Check(function.__name__, kinds, function, inputs, unless)
+        CHECKS.append(registered)
+        return registered
 
     return register
 
 
-def _said(error: BaseException) -> str:
+def _problem(error: BaseException) -> str:
+    """Return the first line of a failure's message."""
     if isinstance(error, ContractError):
         return str(error)
-    return shorten(f"{type(error).__name__}: {str(error) or 'no reason given'}", LONGEST, placeholder=" ...")
-
-
-def _circumstances(doing: str, inputs: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the call that failed, and its inputs."""
-    if doing:
-        yield f"during {doing}"
-    if inputs:
-        yield f"smallest failing input: {', '.join(f'{k}={v!r}' for k, v in inputs.items())}"
+    return shorten(f"{type(error).__name__}: {str(error) or 'no message'}", LONGEST, placeholder=" ...")
 
 
 @contextmanager
-def staying() -> Iterator[None]:
-    """Makes a failure of leaving: by sys.exit, and by what tells a test runner to skip, which no check may be."""
+def exits_as_failures() -> Iterator[None]:
+    """Turn sys.exit and the exceptions that skip a test into a ContractError: a part must not skip its own check."""
     try:
         yield
     except KeyboardInterrupt:
@@ -148,5 +161,5 @@ def staying() -> Iterator[None]:
         if isinstance(error, Exception) and not isinstance(error, unittest.SkipTest):
             raise
         raise ContractError(
-            f"the part left by {type(error).__name__}: {error}, but should pass this check or fail it"
+            f"expected the part to pass or fail this check, got {type(error).__name__}: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""The contract kit's functions: for pytest, for a script, and the list of checks."""
+"""The functions of the contract kit: for pytest, for a script, and the list of checks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from dreamkit.earlier_names import warn_of
 from dreamkit.errors import did_you_mean, with_article
-from dreamkit.testing import checks as _all  # noqa: F401  importing them makes them
-from dreamkit.testing.bound import Bound, Mistake, outcomes
+from dreamkit.testing import checks as _all  # noqa: F401  importing them registers them
+from dreamkit.testing.bound import BoundCheck, Mistake, outcomes
 from dreamkit.testing.check import CHECKS, Check
 from dreamkit.testing.expect import ContractError, KitError
 from dreamkit.testing.outcomes import Report
@@ -28,13 +28,13 @@ def __getattr__(name: str) -> Any:
 
 
 def checks(kind: str) -> tuple[Check, ...]:
-    """The checks of a kind of part: `vision_encoder`, `language_model`, `projector` or `image_decoder`.
+    """Return the checks of a kind of part: `vision_encoder`, `language_model`, `projector` or `image_decoder`.
 
     Raises:
-        KitError: no such kind.
+        KitError: the kind is unknown.
     """
     if kind not in KINDS:
-        raise KitError(f"there is no kind '{kind}'; {did_you_mean(kind, KINDS)}")
+        raise KitError(f"unknown kind '{kind}'; {did_you_mean(kind, KINDS)}")
     return tuple(check for check in CHECKS if kind in check.kinds)
 
 
@@ -46,20 +46,23 @@ def bind(
     expected_failures: Mapping[str, str] | None = None,
     quick: bool = False,
     repeat: str = "",
-) -> list[Bound]:
-    """The checks of a kind, each bound to the part that `build` makes. What is given is as in `verify`.
+) -> list[BoundCheck]:
+    """Return the checks of a kind, each bound to the part that `build` returns. The arguments are those of `verify`.
 
-    `repeat` is the command that tries one again, with `{check}` where it names the check.
+    `repeat` is the command that repeats one check, with `{check}` for its name.
+
+    Raises:
+        KitError: the kind or the name of a check is unknown.
     """
     known = {check.name: check for check in checks(kind)}
     expected = dict(expected_failures or {})
     chosen = list(known) if only is None else [only] if isinstance(only, str) else list(only)
     for name in (*chosen, *expected):
         if name not in known:
-            raise KitError(f"there is no check '{name}' of {with_article(kind)}; {did_you_mean(name, known)}")
-    one, reported = SUBJECTS[kind](build), dict[Mistake, str]()
+            raise KitError(f"unknown check '{name}' of {with_article(kind)}; {did_you_mean(name, known)}")
+    subject, reported = SUBJECTS[kind](build), dict[Mistake, str]()
     return [
-        Bound(known[name], one, expected.get(name), quick, repeat.format(check=name), reported)
+        BoundCheck(known[name], subject, expected.get(name), quick, repeat.format(check=name), reported)
         for name in chosen
     ]
 
@@ -67,16 +70,16 @@ def bind(
 def parametrize(
     kind: str, build: Build, expected_failures: Mapping[str, str] | None = None, *, quick: bool = False
 ) -> Callable[[Test], Test]:
-    """Makes a pytest test of one function with an argument `check`, which it calls: one test a check, by its name.
+    """Make one pytest test for each check, with the check's name, of a function that calls its argument `check`.
 
         @contracts.parametrize("projector", contracts.tiny_part(Pool))
         def test_contract(check):
             check()
 
-    Expected failures are strict `xfail`s: one that passes is an error.
+    Expected failures are strict `xfail`s: an expected failure that passes is an error.
 
     Raises:
-        KitError: an unknown kind, or an unknown name in `expected_failures`.
+        KitError: the kind, or a name in `expected_failures`, is unknown.
     """
     import pytest
 
@@ -97,14 +100,17 @@ def verify(
     expected_failures: Mapping[str, str] | None = None,
     quick: bool = False,
 ) -> Report:
-    """Tries a part on the checks of its kind, and reports what became of each.
+    """Try a part on the checks of its kind and report the outcomes.
 
-    `build` makes a fresh, tiny, offline part on the CPU, with weights from torch's global generator. `only` names one
-    check or several. `expected_failures` are reasons by the names of checks; one that passes counts as a failure.
-    `quick` tries few inputs for each check, and ends within seconds.
+    Args:
+        kind: `vision_encoder`, `language_model`, `projector` or `image_decoder`.
+        build: returns a fresh, tiny part on the CPU, with weights from torch's global generator, without a network.
+        only: the name of one check, or of several. The default is all checks of the kind.
+        expected_failures: reasons by the names of checks that should fail. One that passes counts as a failure.
+        quick: try two inputs for each check instead of fifteen; this takes seconds.
 
     Raises:
-        KitError: an unknown kind or an unknown name of a check.
+        KitError: the kind or the name of a check is unknown.
     """
     repeat = f"contracts.verify('{kind}', build, only='{{check}}')"
     bound = bind(kind, build, only=only, expected_failures=expected_failures, quick=quick, repeat=repeat)

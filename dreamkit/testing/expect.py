@@ -1,8 +1,8 @@
-"""What a check says of a part, in one form: `hidden.shape=(1, 3, 4), but should be (B, T, D)=(0, 3, 4)`."""
+"""Assertions of the checks. All fail in one form: `expected hidden.shape (B, T, D)=(0, 3, 4), got (1, 3, 4)`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,86 +10,103 @@ from torch import Tensor
 
 from dreamkit.errors import DreamkitError, article
 
-# Sums in another order differ by some rounding errors; what a mistake changes is far larger.
+# A sum in another order differs by a few rounding errors. A mistake changes far more.
 TOLERANCE = 1e-4
 
 
 class ContractError(AssertionError):
-    """A part that does not keep its contract. `args` are the lines of its message, what is wrong first."""
+    """A broken contract. `args` are the lines of its message; the first one is the problem."""
 
     def __str__(self) -> str:
         return "\n  ".join(map(str, self.args))
 
 
 class KitError(DreamkitError):
-    """The kit was asked for something it cannot do: an unknown check or kind, or a part that cannot be built."""
+    """A request that the kit cannot serve: an unknown check or kind, or a part that cannot be built."""
 
 
 def named(cls: type) -> str:
-    """Return the name of a class, with its article."""
+    """Return the name of a class with its article."""
     return f"{article(cls.__name__)} {cls.__name__}"
 
 
-def expect(found: Any, wanted: Any, name: str, legend: str = "") -> None:
-    """`found`, which is called `name`, must be equal to `wanted`; `legend` says what `wanted` stands for."""
-    if found != wanted:
-        told, want = (repr(value) if isinstance(value, str) else value for value in (found, wanted))
-        raise ContractError(f"{name}={told}, but should be {f'{legend}=' if legend else ''}{want}")
+def expect(actual: Any, expected: Any, name: str, legend: str = "") -> None:
+    """Fail unless `actual`, the value of `name`, equals `expected`. `legend` explains `expected`: "(N, V, dim)"."""
+    if actual != expected:
+        shown = [repr(value) if isinstance(value, str) else value for value in (expected, actual)]
+        raise ContractError(f"expected {name}{f' {legend}' if legend else ''}={shown[0]}, got {shown[1]}")
 
 
-def expect_true(holds: object, found: str, wanted: str) -> None:
-    """The form of the message where what is wanted is no single value."""
+def expect_true(holds: object, actual: str, expected: str) -> None:
+    """Fail with "expected `expected`, got `actual`" unless `holds`."""
     if not holds:
-        raise ContractError(f"{found}, but should be {wanted}")
+        raise ContractError(f"expected {expected}, got {actual}")
+
+
+def expect_value_error(call: Callable[[], object], reason: str) -> None:
+    """Fail unless `call` raises a ValueError; `reason` completes "expected a ValueError for"."""
+    try:
+        call()
+    except ValueError:
+        return
+    raise ContractError(f"expected a ValueError for {reason}, got a result")
 
 
 def expect_shape(tensor: object, name: str, legend: str, shape: Sequence[int]) -> Tensor:
-    """The tensor, which must be one, of the given shape."""
+    """Return `tensor` if it is a tensor of this shape, and fail otherwise."""
     if not isinstance(tensor, Tensor):
         raise ContractError(
-            f"{name}={type(tensor).__name__}, but should be a Tensor of {legend}={tuple(shape)}"
+            f"expected {name} to be a Tensor of shape {legend}={tuple(shape)}, got {named(type(tensor))}"
         )
     expect(tuple(tensor.shape), tuple(shape), f"{name}.shape", legend)
     return tensor
 
 
 def expect_finite(tensor: Tensor, name: str) -> None:
+    """Fail if a value is nan or inf."""
     odd = int((~tensor.isfinite()).sum())
-    expect_true(not odd, f"{name} is nan or inf in {odd} of {tensor.numel()} values", "finite")
+    expect_true(not odd, f"nan or inf in {odd} of {tensor.numel()} values", f"finite values in {name}")
 
 
 def expect_within(tensor: Tensor, name: str, least: float, most: float) -> None:
-    """Every value from `least` to `most`, but for rounding."""
+    """Fail if a value is outside `least` to `most` by more than rounding."""
     low, high = tensor.min().item(), tensor.max().item()
     holds = least - TOLERANCE <= low and high <= most + TOLERANCE
-    expect_true(holds, f"{name} ranges from {low:.4g} to {high:.4g}", f"from {least:g} to {most:g}")
+    expect_true(holds, f"{low:.4g} to {high:.4g}", f"values from {least:g} to {most:g} in {name}")
 
 
-def expect_close(found: Tensor, wanted: Tensor, name: str, other: str, tolerance: float = TOLERANCE) -> None:
-    """Equal but for rounding, relative to the largest value; `name` and `other` say what the two are."""
-    expect(tuple(found.shape), tuple(wanted.shape), f"{name}.shape", f"{other}.shape")
-    allowed = tolerance * (1.0 if not wanted.numel() else max(1.0, wanted.abs().max().item()))
-    difference = _difference(found, wanted)
-    holds = difference <= allowed  # not so for nan
-    expect_true(holds, f"max|{name} - {other}|={difference:.3g}", f"at most {allowed:.3g}")
+def expect_close(
+    actual: Tensor, expected: Tensor, name: str, other: str, tolerance: float = TOLERANCE
+) -> None:
+    """Fail if `actual` and `expected`, called `name` and `other`, differ by more than rounding.
+
+    `tolerance` is relative to the largest value of `expected`, or to 1 if that is smaller.
+    """
+    _expect_same_shape(actual, expected, name, other)
+    largest = expected.abs().max().item() if expected.numel() else 0.0
+    allowed = tolerance * max(1.0, largest)
+    difference = _difference(actual, expected)
+    holds = difference <= allowed  # False for nan
+    expect_true(holds, f"{difference:.3g}", f"max|{name} - {other}| of at most {allowed:.3g}")
 
 
-def expect_same(found: Tensor, wanted: Tensor, name: str, other: str) -> None:
-    """Equal bit for bit."""
-    expect(tuple(found.shape), tuple(wanted.shape), f"{name}.shape", f"{other}.shape")
-    if not torch.equal(found, wanted):
-        raise ContractError(
-            f"max|{name} - {other}|={_difference(found, wanted):.3g}, but should be 0 to the bit"
-        )
+def expect_same(actual: Tensor, expected: Tensor, name: str, other: str) -> None:
+    """Fail unless `actual` and `expected`, called `name` and `other`, are bitwise identical."""
+    _expect_same_shape(actual, expected, name, other)
+    difference = f"max|difference|={_difference(actual, expected):.3g}"
+    expect_true(torch.equal(actual, expected), difference, f"{name} to be bitwise identical to {other}")
 
 
-def expect_different(found: Tensor, other: Tensor, what: str) -> None:
-    """Not equal, not even nearly; `what` names the two."""
-    difference = _difference(found, other)
-    expect_true(difference > TOLERANCE, f"max|{what}|={difference:.3g}", f"more than {TOLERANCE:g}")
+def expect_different(actual: Tensor, other: Tensor, name: str) -> None:
+    """Fail if the two tensors, together called `name`, are equal but for rounding."""
+    difference = _difference(actual, other)
+    expect_true(difference > TOLERANCE, f"max|difference|={difference:.3g}", f"{name} to differ")
 
 
-def _difference(found: Tensor, wanted: Tensor) -> float:
-    if not found.numel():
-        return 0.0
-    return (found.double() - wanted.double()).abs().max().item()
+def _expect_same_shape(actual: Tensor, expected: Tensor, name: str, other: str) -> None:
+    expect(tuple(actual.shape), tuple(expected.shape), f"the shape of {name}", f"as of {other}")
+
+
+def _difference(actual: Tensor, other: Tensor) -> float:
+    """Return the largest absolute difference, 0 for empty tensors."""
+    return (actual.double() - other.double()).abs().max().item() if actual.numel() else 0.0

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dreamkit.testing import contracts
+from dreamkit.testing import checks as _all  # noqa: F401  importing them registers them
 from dreamkit.testing.check import CHECKS, Check
 from dreamkit.testing.subject_kinds import KINDS
 
 HEAD = """# The checks
 
-What `dreamkit.testing` tests of each kind of part, and what each check spares a user. [Plug-ins](README.md) says how
-to run them. A check marked (*) is passed over where the part says of itself that it does not apply.
+Look up here what a check tests, and why. [Plug-ins](README.md) explains how to run the checks.
 
-This page is made of the checks' own words: `python -m dreamkit.testing.listing > docs/plugins/checks.md`.
+(*) marks a check that is skipped if the part declares that it does not apply.
+
+`python -m dreamkit.testing.listing > docs/plugins/checks.md` writes this page from the checks' docstrings.
 """
 
 
 def page() -> str:
-    """The checks of every part, then those of one kind or two."""
+    """Return the page: the checks of every part, then those of two or three kinds, then those of one."""
     groups: dict[tuple[str, ...], list[Check]] = {}
     for check in CHECKS:
         groups.setdefault(check.kinds, []).append(check)
-    parts = [HEAD]
+    sections = [HEAD]
     for kinds in sorted(groups, key=lambda kinds: (-len(kinds), KINDS.index(kinds[0]))):
-        parts.append(f"## {_title(kinds)}\n\n{_table(groups[kinds])}\n")
-    return "\n".join(parts)
+        sections.append(f"## {_title(kinds)}\n\n{_table(groups[kinds])}\n")
+    return "\n".join(sections)
 
 
 def _title(kinds: tuple[str, ...]) -> str:
@@ -40,9 +41,8 @@ def _table(checks: Iterable[Check]) -> str:
         f"| `{check.name}`{'' if check.unless is None else ' (*)'} | {check.holds} | {check.rationale} |"
         for check in checks
     ]
-    return "\n".join(["| check | what must hold | what it spares a user |", "|---|---|---|", *rows])
+    return "\n".join(["| check | property | why |", "|---|---|---|", *rows])
 
 
 if __name__ == "__main__":
-    assert contracts.checks(KINDS[0]), "importing the contracts makes the checks"
     print(page(), end="")

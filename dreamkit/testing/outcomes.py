@@ -1,4 +1,4 @@
-"""What became of each check, and the counts."""
+"""The outcome of each check, and the report of a part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ MARKS: Final[dict[Result, str]] = {"passed": "ok", "failed": "FAILED", "expected
 
 @dataclass(frozen=True)
 class Outcome:
-    """A check's result: `expected` is a failure that was. `message` says what is wrong, or why it was not run."""
+    """The outcome of one check.
+
+    `result` "expected" is a failure that the part's author announced. `message` is the error, or the reason for a
+    skipped check or an expected failure.
+    """
 
     check: str
     result: Result
@@ -31,31 +35,31 @@ class Outcome:
 
 @dataclass
 class Report:
-    """The outcomes of one part's checks. `ok` where none failed and one passed at least; text as `str(report)`."""
+    """The outcomes of one part's checks. `str(report)` is the text to show."""
 
     title: str
     outcomes: list[Outcome] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        counts = counted(self.outcomes)
-        return not counts["failed"] and bool(counts["passed"])
+        """True if no check failed and at least one passed."""
+        results = {outcome.result for outcome in self.outcomes}
+        return "passed" in results and "failed" not in results
 
     @property
     def failures(self) -> tuple[Outcome, ...]:
+        """The outcomes of the checks that failed unexpectedly."""
         return tuple(outcome for outcome in self.outcomes if outcome.result == "failed")
 
     def __str__(self) -> str:
         return "\n".join([self.title, *map(str, self.outcomes), summary(self.outcomes)])
 
 
-def counted(outcomes: Iterable[Outcome]) -> Counter[Result]:
-    return Counter(outcome.result for outcome in outcomes)
-
-
 def summary(outcomes: Iterable[Outcome]) -> str:
-    """How many checks ran, and how they ended."""
-    counts = counted(outcomes)
+    """Return a line with the counts: `3 checks ran: 2 passed, 1 failed; 0 skipped`."""
+    counts = Counter(outcome.result for outcome in outcomes)
     ran = counts.total() - counts["skipped"]
-    ends = f"{counts['passed']} passed, {counts['failed']} failed, {counts['expected']} failed as expected"
+    ends = f"{counts['passed']} passed, {counts['failed']} failed"
+    if counts["expected"]:
+        ends += f", {counts['expected']} failed as expected"
     return f"{ran} check{'s' if ran != 1 else ''} ran: {ends}; {counts['skipped']} skipped"

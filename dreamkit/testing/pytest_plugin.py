@@ -1,4 +1,4 @@
-"""Lets pytest run the kit on an installed plug-in:
+"""A pytest plug-in that runs the contract kit on an installed distribution:
 
 pytest -p dreamkit.testing.pytest_plugin --pyargs dreamkit.testing.suite --dreamkit-plugin NAME
 """
@@ -11,12 +11,12 @@ from dreamkit.errors import DreamkitError
 from dreamkit.testing.distribution import REGISTERED, Component, components
 
 OPTION, QUICK = "--dreamkit-plugin", "--dreamkit-quick"
-TARGETS = pytest.StashKey[list[Component]]()
+COMPONENTS = pytest.StashKey[list[Component]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("dreamkit", "dreamkit's contract kit")
-    group.addoption(OPTION, metavar="NAME", help="the installed distribution whose parts are tested")
+    group.addoption(OPTION, metavar="NAME", help="the installed distribution to test")
     group.addoption(QUICK, action="store_true", help="try few inputs for each check")
 
 
@@ -24,10 +24,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     name, quick = (session.config.getoption(option) for option in (OPTION, QUICK))
     if name is None:
         raise pytest.UsageError(
-            f"{OPTION} NAME is missing: the distribution to test; `dreamkit plugins` lists them"
+            f"missing {OPTION} NAME: name the distribution to test; `dreamkit plugins` lists them"
         )
     try:
-        session.config.stash[TARGETS] = components(name, quick=quick)
+        session.config.stash[COMPONENTS] = components(name, quick=quick)
     except DreamkitError as error:
         raise pytest.UsageError(str(error)) from error
 
@@ -36,7 +36,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.module.__name__ != "dreamkit.testing.suite":
         return
     params = []
-    for each in metafunc.config.stash[TARGETS]:
+    for each in metafunc.config.stash[COMPONENTS]:
         params.append(pytest.param(each.registered, id=f"{each.kind}-{each.name}-{REGISTERED}"))
         params += [pytest.param(bound, id=f"{each.kind}-{each.name}-{bound.name}") for bound in each.bound]
     metafunc.parametrize("check", params)

@@ -1,4 +1,4 @@
-"""What checks know of a part under test: how it is made, given inputs, and called."""
+"""A part under test: how checks build it, make its inputs and call it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,20 @@ from dreamkit.testing.expect import KitError, expect_shape, named
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-NOISE = 0.1  # spread of what is added to biases and norms; matrices get one that keeps the size of what they carry
-SEEDS = 20_240_000  # of making parts; no other than the kit's own
-FLOATS = (torch.float64, torch.float32, torch.bfloat16)  # one part is brought to each: the last one rounds
+PERTURBATION = 0.1  # standard deviation of the change of biases and norms
+SEEDS = 20_240_000  # of building parts; no one else's
+FLOATS = (
+    torch.float64,
+    torch.float32,
+    torch.bfloat16,
+)  # in this order: one part takes each, and the last one rounds
 
 Build: TypeAlias = Callable[[], Part]
 Inputs: TypeAlias = dict[str, Tensor]
 
 
 class Case(NamedTuple):
-    """Inputs of `rows` rows, of `length` tokens where their number is free, with random values by `seed`."""
+    """Inputs of `rows` rows, of `length` tokens if the part takes any number, with random values from `seed`."""
 
     rows: int
     length: int
@@ -37,41 +41,43 @@ class Case(NamedTuple):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds torch's global generator with `seed`, and leaves it as it was afterwards."""
+    """Seed torch's global generator with `seed`; restore its state at the end."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
 def generator(seed: int) -> torch.Generator:
-    """A fresh generator of its own."""
+    """Return a new generator with this seed."""
     return torch.Generator().manual_seed(seed)
 
 
 class Subject(ABC):
-    """A part of one kind, made afresh by `build` as often as a check needs one.
+    """A part of one kind, which `build` makes as often as a check needs a new one.
 
-    `doing` is the call under way, in words, for messages. `definition` is the part's class; until a part is built, the
+    `call_text` is the current call, for messages. `definition` is the part's class; until a part is built, it is the
     class or function that `build` wraps.
     """
 
     kind: ClassVar[str]
     interface: ClassVar[type[Part]]
-    output: ClassVar[str]  # what a call gives, in messages
+    output: ClassVar[str]  # the name of a call's result in messages
     legend: ClassVar[str]  # its shape in letters
+    method: ClassVar[str] = "forward"  # the part's main computation
+    differentiable: ClassVar[tuple[str, ...]]  # the inputs that gradients flow back to
 
     def __init__(self, build: Build) -> None:
         self.build = build
-        self.doing = ""
+        self.call_text = ""
         self.definition: Callable[..., Any] = inspect.unwrap(build)
 
     def make(self, seed: int = 0) -> Any:
-        """A fresh part in evaluation mode, with random weights by `seed`.
+        """Return a new part in evaluation mode, with random weights from `seed`.
 
-        They are shaken: fresh weights may be zeros, or so small that a mistake makes no difference.
+        The weights are perturbed. Initial weights may be zero, or so small that a mistake changes nothing.
 
         Raises:
-            KitError: `build` fails, or builds something else.
+            KitError: `build` fails or returns something else.
         """
         part = self.make_as_built(seed)
         try:
@@ -82,100 +88,106 @@ class Subject(ABC):
         with seeded(seed), torch.no_grad():
             for parameter in part.parameters():
                 if parameter.is_floating_point() and parameter.numel():
-                    spread = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else NOISE
-                    parameter.add_(spread * torch.randn(parameter.shape))
+                    # for a matrix, the deviation that keeps the size of its output
+                    deviation = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else PERTURBATION
+                    parameter.add_(deviation * torch.randn(parameter.shape))
         return part
 
     def prepare(self, part: Any) -> Any:
-        """The part made ready to be tried; as it is, unless a kind says otherwise."""
+        """Return the part, ready to be tried."""
         return part
 
     def make_as_built(self, seed: int = 0) -> Any:
-        """The part as `build` makes it, in evaluation mode."""
+        """Return the part as `build` makes it, in evaluation mode.
+
+        Raises:
+            KitError: `build` fails, returns something else, or sets torch's seed.
+        """
         try:
             with seeded(SEEDS + seed):
                 part = self.build()
-                own = torch.initial_seed() != SEEDS + seed
+                sets_seed = torch.initial_seed() != SEEDS + seed
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # those that end a program or skip a test too
+        except BaseException as error:  # also sys.exit and the exceptions that skip a test
             raise KitError(f"build() failed: {type(error).__name__}: {error}") from error
         if not isinstance(part, self.interface):
             raise KitError(
-                f"build() gave {named(type(part))}, but a dreamkit.{self.interface.__name__} is wanted"
+                f"expected a dreamkit.{self.interface.__name__} from build(), got {named(type(part))}"
             )
         self.definition = type(part)
-        if own:
+        if sets_seed:
             raise KitError(
-                "build() sets torch's seed; leave that to the kit, which compares parts of other weights"
+                "build() sets torch's seed; remove that: the kit compares parts of different seeds"
             )
         if not hasattr(part, "config"):
-            raise KitError(f"build() gave {named(type(part))} without 'config'; set it in __init__")
-        if not isinstance(getattr(part, "spec", None), SPECS[self.kind]):
-            given = named(type(getattr(part, "spec", None)))
+            raise KitError(f"missing 'config' of the {type(part).__name__} from build(); set it in __init__")
+        spec = getattr(part, "spec", None)
+        if not isinstance(spec, SPECS[self.kind]):
             raise KitError(
-                f"the spec of what build() gave is {given}, but a {SPECS[self.kind].__name__} is wanted"
+                f"expected {named(SPECS[self.kind])} as the part's 'spec', got {named(type(spec))}; "
+                "set it in __init__"
             )
         return part.eval()
 
     @cached_property
     def part(self) -> Any:
-        """The part that checks look at without changing it."""
+        """The part for checks that do not change it."""
         return self.make()
 
     def renew(self) -> None:
-        """Forgets the part: a check that failed may have left it in any state."""
+        """Drop `part`: a failed check may have left it in any state."""
         self.__dict__.pop("part", None)
 
     @abstractmethod
     def inputs(self, case: Case, dtype: torch.dtype = torch.float32) -> Inputs:
-        """What the part is called with, by name."""
+        """Return the part's inputs by name."""
 
     def extremes(self, case: Case) -> Iterator[Inputs]:
-        """Inputs at the ends of what the part says it takes."""
+        """Yield inputs at the limits of the range that the part accepts."""
         return iter(())
 
     @abstractmethod
     def compute(self, part: Any, inputs: Inputs) -> Tensor:
-        """The part's main computation."""
+        """Return the result of the part's main computation."""
 
     @abstractmethod
     def shape(self, inputs: Inputs) -> tuple[int, ...]:
-        """The shape of what `compute` should give."""
+        """Return the expected shape of the result of `compute`."""
 
     @abstractmethod
     def loss(self, part: Any, inputs: Inputs) -> Tensor:
-        """A scalar that depends on all that is trained, and on the inputs."""
+        """Return a scalar that depends on all trainable parameters and on the inputs."""
 
-    learned_from: ClassVar[tuple[str, ...]]  # the inputs that gradients flow back to
+    def call(self, part: Any, inputs: Inputs, *, seed: int | None = 0, copy: bool = True) -> Tensor:
+        """Return the result of `compute` without gradients, on copies of the inputs if `copy`.
 
-    def call(self, part: Any, inputs: Inputs, *, seed: int | None = 0, own: bool = False) -> Tensor:
-        """`compute` without gradients, on copies of the inputs unless `own`; `seed` None leaves randomness alone."""
-        given = inputs if own else {name: tensor.clone() for name, tensor in inputs.items()}
-        self.say(given)
+        `seed` seeds torch's global generator; with None, the generator goes on.
+        """
+        if copy:
+            inputs = {name: tensor.clone() for name, tensor in inputs.items()}
+        self.describe_call(inputs)
         with torch.no_grad():
             if seed is None:
-                return self.compute(part, given)
+                return self.compute(part, inputs)
             with seeded(seed):
-                return self.compute(part, given)
+                return self.compute(part, inputs)
 
     def backward(self, part: Any, inputs: Inputs) -> Inputs:
-        """Runs the loss backward; returns the gradients of the inputs, as far as they flow back to them."""
-        given = {name: tensor.clone() for name, tensor in inputs.items()}
-        for name in self.learned_from:
-            if name in given:
-                given[name].requires_grad_()
-        self.say(given, "backward of the loss after ")
+        """Run the loss backward; return the gradients of the inputs that it reaches."""
+        inputs = {name: tensor.clone() for name, tensor in inputs.items()}
+        for name in inputs.keys() & set(self.differentiable):
+            inputs[name].requires_grad_()
+        self.describe_call(inputs, "backward of the loss after ")
         with seeded(0):
-            loss = self.loss(part, given)
+            loss = self.loss(part, inputs)
             if loss.requires_grad:
                 loss.backward()
-        return {name: tensor.grad for name, tensor in given.items() if tensor.grad is not None}
+        return {name: tensor.grad for name, tensor in inputs.items() if tensor.grad is not None}
 
-    method: ClassVar[str] = "forward"
-
-    def say(self, inputs: Inputs, before: str = "") -> None:
-        shown = " and ".join(
+    def describe_call(self, inputs: Inputs, prefix: str = "") -> None:
+        """Set `call_text`: the method with the shapes of its inputs, and with an unusual dtype or device."""
+        shapes = " and ".join(
             f"{name} of shape {tuple(tensor.shape)}"
             for name, tensor in inputs.items()
             if tensor.is_floating_point()
@@ -183,30 +195,30 @@ class Subject(ABC):
         dtypes = {tensor.dtype for tensor in inputs.values() if tensor.is_floating_point()} - {torch.float32}
         dtype = "".join(f", {dtype}" for dtype in dtypes)
         device = "".join(f", on {d}" for d in {t.device for t in inputs.values()} - {torch.device("cpu")})
-        self.doing = f"{before}{self.method}({shown}{dtype}{device})"
+        self.call_text = f"{prefix}{self.method}({shapes}{dtype}{device})"
 
-    def checked(self, part: Any, inputs: Inputs) -> Tensor:
-        """`call`, the shape of whose output must be right."""
+    def call_with_shape(self, part: Any, inputs: Inputs) -> Tensor:
+        """Return the result of `call`, after a check of its shape."""
         return expect_shape(self.call(part, inputs), self.output, self.legend, self.shape(inputs))
 
-    def spec_again(self) -> Any:
-        """What `infer_spec` says of the part's config."""
-        self.doing = "infer_spec(config)"
+    def infer_spec_again(self) -> Any:
+        """Return the spec that `infer_spec` returns for the part's config."""
+        self.call_text = "infer_spec(config)"
         return type(self.part).infer_spec(self.part.config)
 
 
 class PictureSubject(Subject):
-    """A part that reads pictures."""
+    """A part with a `preprocess` method for images."""
 
-    pixels: ClassVar[str]
+    pixels: ClassVar[str]  # the name of its result in messages
     bounds: ClassVar[tuple[float, float] | None] = None
 
     @abstractmethod
     def preprocess(self, pictures: Sequence[Picture]) -> Tensor:
-        """Pictures (N) -> pixels (N, 3, H, W)."""
+        """Return the pixels (N, 3, H, W) of N images."""
 
 
 def weighted_sum(output: Tensor) -> Tensor:
-    """A scalar whose gradient differs from value to value, so that nothing cancels out."""
+    """Return a scalar whose gradient differs from value to value, so that nothing cancels out."""
     weights = torch.linspace(0.5, 1.5, output.shape[-1], device=output.device, dtype=output.dtype)
     return (output * weights).square().sum() + (output * weights).sum()

@@ -24,19 +24,19 @@ from dreamkit.testing.subject import Build, Case, Inputs, PictureSubject, Subjec
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-WIDTHS: Final = {"in_dim": 24, "in_tokens": 16, "out_dim": 32}  # between which a miniature projector stands
+WIDTHS: Final = {"in_dim": 24, "in_tokens": 16, "out_dim": 32}  # of a tiny projector's neighbours
 TOKENS: Final = ("<kit_one>", "<kit_two>")  # added to a vocabulary
-PAST_WINDOW: Final = 3  # tokens more than a sliding window holds
-STEPS: Final = (1, 2, 3, 4, 5, 8, 10, 16, 20, 25, 50, 100)  # of denoising
-ROOM: Final = 32  # tokens beside a window that checks need in a row
-MANY: Final = 10_000  # timesteps, among which the ends of a schedule are found
-LONGEST: Final = 512  # tokens of a row that are tried
+PAST_WINDOW: Final = 3  # tokens beyond a sliding window
+STEPS: Final = (1, 2, 3, 4, 5, 8, 10, 16, 20, 25, 50, 100)  # of drawing
+ROOM: Final = 32  # tokens of a row that checks need beside a window
+MANY: Final = 10_000  # random timesteps; the smallest and largest are near the ends of the schedule
+LONGEST: Final = 512  # tokens of the longest row that checks try
 
 
 class VisionSubject(PictureSubject):
     kind, interface = "vision_encoder", VisionEncoder
     output, legend, pixels = "features", "(N, V, dim)", "pixels"
-    learned_from = ("pixels",)
+    differentiable = ("pixels",)
 
     def inputs(self, case: Case, dtype: torch.dtype = torch.float32) -> Inputs:
         side = self.part.spec.image_size
@@ -59,19 +59,19 @@ class VisionSubject(PictureSubject):
 class LanguageSubject(Subject):
     kind, interface = "language_model", LanguageModel
     output, legend = "hidden", "(B, T, D)"
-    learned_from = ("embeds",)
+    differentiable = ("embeds",)
 
     def prepare(self, part: Any) -> Any:
-        """With two tokens added, as a model adds its own when it is made."""
+        """Add two tokens, as a DreamModel does when it is built."""
         ids = list(part.add_tokens(TOKENS))
         if len(ids) != len(TOKENS):
-            raise ValueError(f"add_tokens({list(TOKENS)}) gave the ids {ids}, but should give {len(TOKENS)}")
+            raise ValueError(f"expected {len(TOKENS)} ids from add_tokens({list(TOKENS)}), got {ids}")
         self.token_ids = dict(zip(TOKENS, ids, strict=True))
         return part
 
     @property
     def window(self) -> int:
-        """How many tokens leave the sliding window behind; 0 where there is none that a row could."""
+        """The number of tokens that is longer than the sliding window; 0 if a row cannot be so long."""
         spec = self.part.spec
         fits = spec.sliding_window is not None and spec.sliding_window + ROOM <= spec.max_length
         return spec.sliding_window + PAST_WINDOW if fits else 0
@@ -82,7 +82,7 @@ class LanguageSubject(Subject):
         return {"embeds": embeds.to(dtype), **positions([case.length], case.rows)}
 
     def extremes(self, case: Case) -> Iterator[Inputs]:
-        """The longest row, as far as that is quick."""
+        """Yield the longest row, of at most `LONGEST` tokens."""
         yield self.inputs(case._replace(length=min(self.part.spec.max_length, LONGEST)))
 
     def compute(self, part: Any, inputs: Inputs) -> Tensor:
@@ -101,7 +101,7 @@ class LanguageSubject(Subject):
 class ProjectorSubject(Subject):
     kind, interface = "projector", Projector
     output, legend = "projected", "(N, out_tokens, out_dim)"
-    learned_from = ("tokens",)
+    differentiable = ("tokens",)
 
     def inputs(self, case: Case, dtype: torch.dtype = torch.float32) -> Inputs:
         spec = self.part.spec
@@ -117,33 +117,37 @@ class ProjectorSubject(Subject):
     def loss(self, part: Any, inputs: Inputs) -> Tensor:
         return weighted_sum(part(inputs["tokens"]))
 
-    def spec_again(self) -> Any:
-        spec = self.part.spec
-        widths = {name: getattr(spec, name) for name in WIDTHS}
-        self.doing = f"infer_spec(config, {', '.join(f'{name}={width}' for name, width in widths.items())})"
+    def infer_spec_again(self) -> Any:
+        return self.infer_spec({name: getattr(self.part.spec, name) for name in WIDTHS})
+
+    def infer_spec(self, widths: Mapping[str, int]) -> Any:
+        """Return the spec that `infer_spec` returns for the part's config between neighbours of these widths."""
+        self.call_text = (
+            f"infer_spec(config, {', '.join(f'{name}={width}' for name, width in widths.items())})"
+        )
         return type(self.part).infer_spec(self.part.config, **widths)
 
 
 class DecoderSubject(PictureSubject):
     kind, interface, method = "image_decoder", ImageDecoder, "denoise"
     output, legend, pixels, bounds = "prediction", "(N, c, h, w)", "targets", (-1.0, 1.0)
-    learned_from = ("context", "pooled")
+    differentiable = ("context", "pooled")
 
     def inputs(self, case: Case, dtype: torch.dtype = torch.float32) -> Inputs:
         spec, rows = self.part.spec, case.rows
         tokens = case.length if spec.context_tokens is None else spec.context_tokens
         with seeded(case.seed):
-            given = {
+            tensors = {
                 "latents": torch.randn(rows, *spec.latent_shape((spec.image_size, spec.image_size))),
                 "context": spec.context_scale * torch.randn(rows, tokens, spec.context_dim),
             }
             if spec.pooled_dim is not None:
-                given["pooled"] = torch.randn(rows, spec.pooled_dim)
+                tensors["pooled"] = torch.randn(rows, spec.pooled_dim)
             steps = self.part.timesteps(rows, torch.Generator().manual_seed(case.seed))
-        return {name: tensor.to(dtype) for name, tensor in given.items()} | {"timesteps": steps}
+        return {name: tensor.to(dtype) for name, tensor in tensors.items()} | {"timesteps": steps}
 
     def extremes(self, case: Case) -> Iterator[Inputs]:
-        """The least and the most noisy timestep of many."""
+        """Yield inputs with the smallest and the largest of many random timesteps."""
         inputs = self.inputs(case)
         steps = self.part.timesteps(MANY, torch.Generator().manual_seed(0))
         for step in (steps.min(), steps.max()):
@@ -169,7 +173,7 @@ class DecoderSubject(PictureSubject):
         return self.loss_N(part, inputs).sum()
 
     def loss_N(self, part: Any, inputs: Inputs, extras: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The decoder's own loss of each image, with noise that depends on nothing but its shape."""
+        """Return the decoder's loss (N,) of each image, with noise that depends only on the latents' shape."""
         latents = inputs["latents"]
         with seeded(1):
             noise = torch.randn(latents.shape).to(latents)
@@ -180,27 +184,27 @@ class DecoderSubject(PictureSubject):
     def preprocess(self, pictures: Sequence[Picture]) -> Tensor:
         return self.part.preprocess(pictures)[0]
 
-    def steps(self, part: Any, wanted: int = 2, scheduler: str | None = None) -> int:
-        """A number of denoising steps that the scheduler takes: the one that is wanted, or another."""
-        for steps in (wanted, *STEPS):
+    def steps(self, part: Any, preferred: int = 2, scheduler: str | None = None) -> int:
+        """Return a number of steps that the scheduler accepts, `preferred` if possible."""
+        for steps in (preferred, *STEPS):
             try:
                 part.scheduler(scheduler).set_timesteps(steps, device="cpu")
             except ValueError:
                 continue
             return steps
-        return wanted  # and what it says will be told
+        return preferred  # drawing then reports the scheduler's error
 
     def draw(self, part: Any, inputs: Inputs, **options: Any) -> Tensor:
-        """Pictures drawn for the condition of `inputs`, without guidance unless `options` say otherwise."""
+        """Draw an image for each condition of `inputs`, without guidance unless `options` set it."""
         steps = self.steps(part)
         options = {"guidance": 1.0, **options}
-        told = ", ".join(f"{name}={value}" for name, value in options.items() if _is_plain(value))
-        self.doing = f"draw(context of shape {tuple(inputs['context'].shape)}, steps={steps}, {told})"
+        shown = [
+            f"{name}={value}" for name, value in options.items() if isinstance(value, int | float | tuple)
+        ]
+        self.call_text = (
+            f"draw(context of shape {tuple(inputs['context'].shape)}, steps={steps}, {', '.join(shown)})"
+        )
         return part.draw(self.condition(inputs), steps=steps, **options)
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, int | float | str | tuple)
 
 
 SUBJECTS: Final[Mapping[str, type[Subject]]] = {
@@ -210,15 +214,14 @@ KINDS: Final = tuple(SUBJECTS)
 
 
 def tiny_part(cls: type[Part]) -> Build:
-    """What builds the part that `cls.tiny_config()` describes; a projector between widths of the kit's own.
+    """Return a function that builds the part of `cls.tiny_config()`; a projector gets neighbours of small widths.
 
     Raises:
-        KitError: it is none of the four kinds of parts.
+        KitError: `cls` is not a class of one of the four kinds of parts.
     """
     if not (isinstance(cls, type) and issubclass(cls, Projector | PretrainedPart)):
-        raise KitError(
-            f"{cls!r} is no part; give a subclass of {', '.join(s.interface.__name__ for s in SUBJECTS.values())}"
-        )
+        interfaces = ", ".join(subject.interface.__name__ for subject in SUBJECTS.values())
+        raise KitError(f"expected a subclass of {interfaces}, got {cls!r}")
 
     @wraps(cls, updated=())
     def build() -> Part:
@@ -231,7 +234,7 @@ def tiny_part(cls: type[Part]) -> Build:
 
 
 def positions(lengths: Sequence[int], rows: int = 1) -> Inputs:
-    """Position and segment ids (rows, T) of documents of these lengths, one after the other in a row."""
+    """Return position and segment ids (rows, T) of rows that each hold documents of these lengths."""
     position_ids = torch.cat([torch.arange(length) for length in lengths])
     segment_ids = torch.cat([torch.full((length,), index) for index, length in enumerate(lengths)])
     return {"position_ids": position_ids.repeat(rows, 1), "segment_ids": segment_ids.repeat(rows, 1)}

@@ -1,4 +1,4 @@
-"""The kit as a pytest module, for an installed plug-in; `dreamkit.testing.pytest_plugin` says how to run it."""
+"""The pytest module that tests an installed plug-in; `dreamkit.testing.pytest_plugin` shows the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/plugins says what is so: its plug-in works, its list of checks is current, its reference leaves nothing out."""
+"""docs/plugins is correct: its plug-in works, its list of checks is current, its reference is complete."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SIZES = ["train.batch_size=2", "data=[{name: digits, documents: {reading: 1, dra
 
 @pytest.fixture(scope="module")
 def shuffle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The package of the tutorial, written as its blocks say, and where pip has installed it."""
+    """Write the package from the blocks of the tutorial, and install it with pip; return both folders."""
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     blocks = re.findall(r"^```(?:toml|python)\n# (\S+)\n(.*?)^```$", TUTORIAL, re.DOTALL | re.MULTILINE)
     assert {name for name, _ in blocks} - {"wrong:"} == FILES
@@ -69,14 +69,14 @@ def run(shuffle: tuple[Path, Path], folder: Path, *command: str) -> subprocess.C
     )
 
 
-def test_the_tutorials_plug_in_keeps_its_contract(shuffle: tuple[Path, Path]) -> None:
-    done = run(shuffle, shuffle[0], "pytest", "-q", "-rs", "-p", "no:cacheprovider")
-    assert done.returncode == 0, done.stdout
-    assert re.search(r"\d\d passed, 1 skipped", done.stdout) and "dense_layers_agree" not in done.stdout
-    assert "its dense_layers() gives None" in done.stdout
+def test_the_tutorials_plug_in_passes_its_contract_test(shuffle: tuple[Path, Path]) -> None:
+    process = run(shuffle, shuffle[0], "pytest", "-q", "-rs", "-p", "no:cacheprovider")
+    assert process.returncode == 0, process.stdout
+    assert re.search(r"\d\d passed, 1 skipped", process.stdout) and "dense_layers_agree" not in process.stdout
+    assert "its dense_layers() returns None" in process.stdout
 
 
-def test_the_tutorials_slip_is_found_as_it_says(shuffle: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_tutorials_mistake_gives_the_shown_error(shuffle: tuple[Path, Path], tmp_path: Path) -> None:
     (wrong,) = re.findall(r"^# wrong: .*\n(.*)\n```", TUTORIAL, re.MULTILINE)
     right = "side, factor = isqrt(self.spec.in_tokens), self.config.factor"
     file = shuffle[0] / "dreamkit_shuffle" / "shuffle.py"
@@ -84,30 +84,30 @@ def test_the_tutorials_slip_is_found_as_it_says(shuffle: tuple[Path, Path], tmp_
     for name in FILES - {"pyproject.toml"}:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((shuffle[0] / name).read_text())
-    text = f"# {file.relative_to(shuffle[0])}\n{file.read_text()}"  # as the block has it
+    text = f"# {file.relative_to(shuffle[0])}\n{file.read_text()}"  # with the first line of the block
     (tmp_path / "dreamkit_shuffle" / "shuffle.py").write_text(text.replace(right, wrong))
-    done = run(shuffle, tmp_path, "pytest", "-p", "no:cacheprovider", "-k", "spec_agrees or determinism")
+    process = run(shuffle, tmp_path, "pytest", "-p", "no:cacheprovider", "-k", "spec_agrees or determinism")
     (shown,) = re.findall(r"^```text\n(.*?)^```", TUTORIAL, re.MULTILINE | re.DOTALL)
     first, rest = shown.split(" ...")
-    assert re.search(re.escape(first) + " .*" + re.escape(rest), done.stdout), done.stdout
-    assert f"\nthe same error as in `spec_agrees`, at {first.partition(': ')[0]}\n" in done.stdout
+    assert re.search(re.escape(first) + " .*" + re.escape(rest), process.stdout), process.stdout
+    assert f"\nthe same error as in `spec_agrees`, at {first.partition(': ')[0]}\n" in process.stdout
 
 
-def test_the_tutorials_plug_in_is_checked_trained_and_drawn_with(
-    shuffle: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_the_tutorials_commands_check_train_and_draw(shuffle: tuple[Path, Path], tmp_path: Path) -> None:
     listed = run(shuffle, tmp_path, "dreamkit", "plugins")
     assert re.search(r"projector +shuffle +dreamkit-shuffle 0.1.0", listed.stdout), listed.stdout
     part = "model.visual_projector={name: shuffle, factor: 2}"
-    done = run(shuffle, tmp_path, "dreamkit", "check", "digits/stage1", part)
-    assert re.search(r"visual_projector +shuffle +16 x \d+ -> 4 x", done.stdout), done.stdout + done.stderr
+    process = run(shuffle, tmp_path, "dreamkit", "check", "digits/stage1", part)
+    assert re.search(r"visual_projector +shuffle +16 x \d+ -> 4 x", process.stdout), (
+        process.stdout + process.stderr
+    )
     refused = run(shuffle, tmp_path, "dreamkit", "check", "digits/stage1", part.replace("2}", "3}"))
     assert refused.returncode == 2
-    (said,) = re.findall(r"^dreamkit: the recipe.*?(?=^```)", TUTORIAL, re.MULTILINE | re.DOTALL)
-    assert refused.stderr == said
+    (message,) = re.findall(r"^dreamkit: the recipe.*?(?=^```)", TUTORIAL, re.MULTILINE | re.DOTALL)
+    assert refused.stderr == message
     train = ["dreamkit", "train", "digits/stage1", part, "train.steps=2", *SIZES, "--out", "run"]
-    done = run(shuffle, tmp_path, *train)
-    assert done.returncode == 0, done.stderr
+    process = run(shuffle, tmp_path, *train)
+    assert process.returncode == 0, process.stderr
     draw = [
         "dreamkit",
         "generate",
@@ -120,13 +120,13 @@ def test_the_tutorials_plug_in_is_checked_trained_and_drawn_with(
         "--out",
         "doc",
     ]
-    done = run(shuffle, tmp_path, *draw)
-    assert done.returncode == 0 and (tmp_path / "doc" / "index.html").is_file(), done.stderr
+    process = run(shuffle, tmp_path, *draw)
+    assert process.returncode == 0 and (tmp_path / "doc" / "index.html").is_file(), process.stderr
 
 
 def test_the_list_of_checks_is_current() -> None:
     command = "python -m dreamkit.testing.listing > docs/plugins/checks.md"
-    assert (DOCS / "checks.md").read_text() == listing.page(), f"write it anew: {command}"
+    assert (DOCS / "checks.md").read_text() == listing.page(), f"rewrite it with: {command}"
 
 
 def test_the_reference_has_every_hook_and_every_interface() -> None:
@@ -162,9 +162,9 @@ def test_the_reference_has_every_hook_and_every_interface() -> None:
     ],
 )
 def test_the_reference_has_every_field(cls: type) -> None:
-    (given,) = re.findall(rf"`{cls.__name__}\(([^`]*)\)`", REFERENCE)
+    (arguments,) = re.findall(rf"`{cls.__name__}\(([^`]*)\)`", REFERENCE)
     fields = [field.name for field in dataclasses.fields(cls)]
-    assert [name.split("=")[0].strip() for name in re.split(r", (?=\w)", given)] == fields
+    assert [name.split("=")[0].strip() for name in re.split(r", (?=\w)", arguments)] == fields
 
 
 def test_the_references_command_runs(
@@ -192,15 +192,15 @@ def test_the_references_command_runs(
 
 
 def example(having: str, **names: Any) -> dict[str, Any]:
-    """What the one example of the reference that has some words defines."""
+    """Run the one example of the reference that contains `having`; return the names it defines."""
     blocks = re.findall(r"^```python\n(.*?)^```$", REFERENCE, re.DOTALL | re.MULTILINE)
     (code,) = (block for block in blocks if having in block)
-    found: dict[str, Any] = {"torch": torch, **vars(specs), **names}
-    exec(code, found)
-    return found
+    namespace: dict[str, Any] = {"torch": torch, **vars(specs), **names}
+    exec(code, namespace)
+    return namespace
 
 
-def holds(part: type, *checks: str) -> None:
+def assert_passes(part: type, *checks: str) -> None:
     report = contracts.verify("image_decoder", contracts.tiny_part(part), only=checks, quick=True)
     assert [outcome.result for outcome in report.outcomes] == ["passed"] * len(checks), str(report)
 
@@ -212,35 +212,35 @@ def test_the_references_latents_can_be_cached() -> None:
             self.vae = nn.Conv2d(3, 6, 1)
 
     part = example("posterior_module", ImageDecoder=Autoencoding)["Latent"]
-    holds(part, "posterior_agrees", "gradients_reach_trainable")
-    all_of_it = type("AllOfIt", (part,), {"trainable_parameters": nn.Module.parameters})
-    build = contracts.tiny_part(all_of_it)
+    assert_passes(part, "posterior_agrees", "gradients_reach_trainable")
+    all_trained = type("AllTrained", (part,), {"trainable_parameters": nn.Module.parameters})
+    build = contracts.tiny_part(all_trained)
     report = contracts.verify("image_decoder", build, only="gradients_reach_trainable", quick=True)
     assert "vae" in report.failures[0].message
 
 
-def test_the_references_decoder_keeps_what_is_constant() -> None:
+def test_the_references_decoder_caches_keys_and_values_of_a_condition() -> None:
     computed = []
 
-    class Keeping(NewPart):
+    class Caching(NewPart):
         def __init__(self, config: Any) -> None:
             super().__init__(config)
-            self.kept: list[Any] = []
+            self.cached: list[Any] = []
 
         def keys_and_values(self, condition: specs.Condition) -> specs.Condition:
             computed.append(condition)
             return condition
 
-    defined = example("def constant", contextmanager=contextmanager)
-    part = type("Kept", (Keeping,), {name: defined[name] for name in ("cache_condition", "denoise")})
-    holds(part, "constant_condition", "gradients_reach_input", "draw_alone")
+    defined = example("def cache_condition", contextmanager=contextmanager)
+    part = type("Example", (Caching,), {name: defined[name] for name in ("cache_condition", "denoise")})
+    assert_passes(part, "constant_condition", "gradients_reach_input", "draw_alone")
     decoder = part.from_config(part.tiny_config())
     computed.clear()
     decoder.draw(specs.Condition(torch.zeros(1, 2, 12)), steps=4, guidance=1.0)
-    assert len(computed) == 1 and not decoder.kept
+    assert len(computed) == 1 and not decoder.cached
 
 
-def test_the_references_tables_are_what_it_embeds() -> None:
+def test_the_references_tables_equal_its_embed() -> None:
     defined = example("def embedding")
     part = SimpleNamespace(table=nn.Embedding(5, 3), new_rows=nn.Parameter(torch.randn(2, 3)))
     ids = torch.tensor([[6, 0, 4], [5, 1, 5]])

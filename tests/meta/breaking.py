@@ -1,4 +1,4 @@
-"""How a part is broken in just one way: classes made of a sound one."""
+"""Subclasses of working parts that are broken in exactly one way."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from PIL.Image import Image as Picture
 from torch import Tensor, nn
 
 
-def computing(base: type, method: str, change: Callable[..., Any]) -> type:
-    """`base`, whose `method` is `change(self, original, *arguments)`."""
+def with_method(base: type, method: str, change: Callable[..., Any]) -> type:
+    """Return a subclass of `base` whose `method` is `change(self, original, *arguments)`."""
     original = getattr(base, method)
 
     def changed(self, *args, **kwargs):
@@ -23,8 +23,8 @@ def computing(base: type, method: str, change: Callable[..., Any]) -> type:
     return type(f"Broken{base.__name__}", (base,), {method: changed})
 
 
-def making(base: type, change: Callable[[Any], None]) -> type:
-    """`base`, whose parts are changed by `change(part)` when they are made with random weights."""
+def with_part_change(base: type, change: Callable[[Any], None]) -> type:
+    """Return a subclass of `base` whose `from_config` applies `change` to the new part."""
 
     def from_config(cls, *args):
         part = super(broken, cls).from_config(*args)
@@ -35,8 +35,8 @@ def making(base: type, change: Callable[[Any], None]) -> type:
     return broken
 
 
-def telling(base: type, **changes: Any) -> type:
-    """`base`, whose spec says something else, beforehand and afterwards."""
+def with_spec(base: type, **changes: Any) -> type:
+    """Return a subclass of `base` whose spec has `changes`, both from `infer_spec` and in the built part."""
 
     def infer_spec(cls, *args, **kwargs):
         return dataclasses.replace(super(broken, cls).infer_spec(*args, **kwargs), **changes)
@@ -44,12 +44,14 @@ def telling(base: type, **changes: Any) -> type:
     def change(part):
         part.spec = dataclasses.replace(part.spec, **changes)
 
-    broken = type(f"Broken{base.__name__}", (making(base, change),), {"infer_spec": classmethod(infer_spec)})
+    broken = type(
+        f"Broken{base.__name__}", (with_part_change(base, change),), {"infer_spec": classmethod(infer_spec)}
+    )
     return broken
 
 
 def with_class_method(base: type, method: str, change: Callable[..., Any]) -> type:
-    """`base`, whose class method is `change(cls, original, *arguments)`."""
+    """Return a subclass of `base` whose class method `method` is `change(cls, original, *arguments)`."""
 
     def changed(cls, *args, **kwargs):
         return change(cls, getattr(super(broken, cls), method), *args, **kwargs)
@@ -59,12 +61,12 @@ def with_class_method(base: type, method: str, change: Callable[..., Any]) -> ty
 
 
 def with_config(base: type, change: Callable[[type], type]) -> type:
-    """`base` with another Config, which is what `change` makes of its own."""
+    """Return a subclass of `base` whose Config is `change` of the original one."""
     config = change(base.Config)
 
     def tiny_config(cls):
-        given = super(broken, cls).tiny_config()
-        return config(**{f.name: getattr(given, f.name) for f in dataclasses.fields(given)})
+        original = super(broken, cls).tiny_config()
+        return config(**{f.name: getattr(original, f.name) for f in dataclasses.fields(original)})
 
     broken = type(
         f"Broken{base.__name__}", (base,), {"Config": config, "tiny_config": classmethod(tiny_config)}
@@ -72,7 +74,7 @@ def with_config(base: type, change: Callable[[type], type]) -> type:
     return broken
 
 
-# breakages of every kind; `forward` is the part's main computation, whose first argument is a tensor of rows
+# mistakes in any kind of part; `forward` is its main computation, whose first argument is a tensor of rows
 
 
 def not_frozen(config: type) -> type:
@@ -81,7 +83,7 @@ def not_frozen(config: type) -> type:
     for field in dataclasses.fields(config):
         default = dataclasses.field(default=field.default)
         fields.append((field.name, hints[field.name], default))
-    methods = {  # copied, since what is not frozen cannot inherit from what is
+    methods = {  # copied, because a dataclass that is not frozen cannot inherit from a frozen one
         name: value
         for base in reversed(config.__mro__[:-1])
         for name, value in vars(base).items()
@@ -90,8 +92,8 @@ def not_frozen(config: type) -> type:
     return dataclasses.make_dataclass("Config", fields, kw_only=True, namespace=methods)
 
 
-def counts_its_makings(config: type) -> type:
-    """A Config that changes what it is given, so that reading it back changes it once more."""
+def counts_its_creations(config: type) -> type:
+    """Return a Config that counts how often it was created, so that reading it back changes it."""
 
     def post_init(self):
         object.__setattr__(self, "seen", self.seen + 1)
@@ -103,22 +105,22 @@ def counts_its_makings(config: type) -> type:
     )
 
 
-def loses_the_row(self, forward, rows, *rest):
+def drops_the_batch_dimension(self, forward, rows, *rest):
     output = forward(rows, *rest)
     return output.squeeze(0) if len(output) == 1 else output
 
 
-def looks_at_others(self, forward, rows, *rest):
+def mixes_rows(self, forward, rows, *rest):
     output = forward(rows, *rest)
     return output + 0.1 * (output.mean(0, keepdim=True) - output)
 
 
-def drops_out(self, forward, rows, *rest):
+def adds_random_noise(self, forward, rows, *rest):
     output = forward(rows, *rest)
     return output + 1e-6 * torch.randn_like(output)
 
 
-def writes_into_its_input(self, forward, rows, *rest):
+def changes_its_input(self, forward, rows, *rest):
     output = forward(rows, *rest)
     if not torch.is_grad_enabled():
         rows.add_(1e-3)
@@ -130,22 +132,22 @@ def upcasts(self, forward, rows, *rest):
     return output.float() if output.dtype == torch.bfloat16 else output
 
 
-def stays_on_the_processor(self, forward, rows, *rest):
+def computes_on_the_cpu(self, forward, rows, *rest):
     output = forward(rows, *rest)
     return output + torch.zeros(output.shape[-1], dtype=output.dtype)
 
 
-def thaws(self, forward, rows, *rest):
+def unfreezes(self, forward, rows, *rest):
     next(iter(self.trainable_parameters())).requires_grad_(True)
     return forward(rows, *rest)
 
 
-def cuts_the_first_row(self, forward, rows, *rest):
+def detaches_the_first_row(self, forward, rows, *rest):
     return forward(torch.cat([rows[:1].detach(), rows[1:]]), *rest)
 
 
-def forgets_a_shift(base: type, method: str) -> type:
-    """A part that adds something which its state dict does not hold."""
+def omits_a_buffer(base: type, method: str) -> type:
+    """Return a part that adds a buffer that is not in its state dict."""
 
     def change(part):
         part.register_buffer("shift", torch.randn(()), persistent=False)
@@ -153,10 +155,10 @@ def forgets_a_shift(base: type, method: str) -> type:
     def add(self, forward, *args, **kwargs):
         return forward(*args, **kwargs) + 0.1 * getattr(self, "shift", 0)
 
-    return computing(making(base, change), method, add)
+    return with_method(with_part_change(base, change), method, add)
 
 
-def has_an_idle_parameter(part: nn.Module) -> None:
+def has_an_unused_parameter(part: nn.Module) -> None:
     part.idle = nn.Parameter(torch.zeros(3))
     known = part.trainable_parameters
 
@@ -168,8 +170,8 @@ def has_an_idle_parameter(part: nn.Module) -> None:
     part.trainable_parameters = trainable_parameters
 
 
-def checkpoints_badly(base: type, method: str) -> type:
-    """A part that computes something else once it recomputes."""
+def changes_when_recomputing(base: type, method: str) -> type:
+    """Return a part that computes another result with gradient checkpointing."""
 
     def shifted(self, forward, *args, **kwargs):
         output = forward(*args, **kwargs)
@@ -178,42 +180,42 @@ def checkpoints_badly(base: type, method: str) -> type:
     def enable(self, original):
         self.recomputes = True
 
-    return computing(computing(base, method, shifted), "enable_gradient_checkpointing", enable)
+    return with_method(with_method(base, method, shifted), "enable_gradient_checkpointing", enable)
 
 
-def makes_weights(cls, original, *args, **kwargs):
+def creates_weights(cls, original, *args, **kwargs):
     nn.Linear(2, 2)
     return original(*args, **kwargs)
 
 
-def has_more_in_its_outline(cls, original, config):
-    outline = original(config)
-    outline.more = nn.Identity()
-    return outline
+def adds_a_meta_module(cls, original, config):
+    modules = original(config)
+    modules.more = nn.Identity()
+    return modules
 
 
-def adds_to_the_library(self, original, *args):
+def changes_the_library(self, original, *args):
     return original(*args) + 0.1
 
 
 def plain_pixels(picture: Picture) -> Picture:
-    """Pixels and nothing else: no orientation, no depth beyond 8 bits."""
+    """Return the image without its EXIF orientation, in 8 bits."""
     rgb = picture.convert("RGB")
     return Image.frombytes("RGB", rgb.size, rgb.tobytes())
 
 
 def preprocessing(change: Callable[..., Tensor]) -> Callable[..., Any]:
-    """A change of `preprocess` that serves both kinds: `change(original to pixels, pictures)` gives pixels."""
+    """Return a change of `preprocess` for both kinds of image readers; `change(original, pictures)` returns pixels."""
 
     def changed(self, original, pictures):
         extras: list[Any] = []
 
-        def pixels_of(given):
-            made = original(given)
-            if isinstance(made, tuple):
-                extras.append(made[1])
-                return made[0]
-            return made
+        def pixels_of(pictures):
+            result = original(pictures)
+            if isinstance(result, tuple):
+                extras.append(result[1])
+                return result[0]
+            return result
 
         pixels = change(pixels_of, pictures)
         return (pixels, extras[-1]) if extras else pixels
@@ -224,11 +226,11 @@ def preprocessing(change: Callable[..., Tensor]) -> Callable[..., Any]:
 def refuses_banners(pixels_of, pictures):
     for picture in pictures:
         if max(picture.size) > 45 * min(picture.size):
-            raise ValueError(f"a picture of {picture.width} x {picture.height} pixels")
+            raise ValueError(f"an image of {picture.width} x {picture.height} pixels")
     return pixels_of(pictures)
 
 
-def lies_on_its_side(pixels_of, pictures):
+def ignores_orientation(pixels_of, pictures):
     return pixels_of([plain_pixels(picture) for picture in pictures])
 
 
@@ -241,7 +243,7 @@ def normalizes_the_batch(pixels_of, pictures):
     return 0.5 * (pixels - pixels.mean(0, keepdim=True))
 
 
-def shrinks_the_picture(pixels_of, pictures):
+def shrinks_the_image(pixels_of, pictures):
     for picture in pictures:
         picture.thumbnail((24, 24), Image.Resampling.NEAREST)
     return pixels_of(pictures)

@@ -1,4 +1,4 @@
-"""Distributions in a folder, as pip would leave them there, and wheels of them."""
+"""Distributions: installed in a folder as pip does it, or as wheels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def {hook}():
 
 
 def install(site: Path, package: str, hooks: str, parts: str = "") -> None:
-    """A distribution in a folder, as pip leaves it: a package, and what says of its entry point."""
+    """Install a package and the metadata of its entry point into the folder `site`, as pip does it."""
     (site / package).mkdir()
     imports = "from dreamkit import Component, hookimpl\n"
     (site / package / "__init__.py").write_text(imports + hooks)
@@ -30,22 +30,23 @@ def install(site: Path, package: str, hooks: str, parts: str = "") -> None:
 def write_wheel(
     folder: Path, name: str, version: str, files: Mapping[str, str], entry_points: str = ""
 ) -> Path:
-    """Write a wheel into `folder`; `files` maps the paths in it to their text."""
+    """Write a wheel into `folder` and return its path; `files` maps the paths in it to their text."""
     stem = f"{name.replace('-', '_')}-{version}"
     info = f"{stem}.dist-info"
-    written = {
+    contents = {
         **files,
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/entry_points.txt": entry_points,
     }
-    record = "".join(f"{file},,\n" for file in [*written, f"{info}/RECORD"])
+    record = "".join(f"{file},,\n" for file in [*contents, f"{info}/RECORD"])
     path = folder / f"{stem}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:
-        for file, text in (written | {f"{info}/RECORD": record}).items():
+        for file, text in (contents | {f"{info}/RECORD": record}).items():
             wheel.writestr(file, text)
     return path
 
 
 def hook(kind: str, name: str, target: str) -> str:
+    """Return the source of a hook that returns one component."""
     return HOOK.format(hook=KINDS[kind].hook, name=name, target=target)

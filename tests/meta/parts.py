@@ -1,4 +1,4 @@
-"""Sound parts: those that culprits are made of, and others that are unlike them."""
+"""Working parts: the base classes of culprits, and others that differ from them."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from dreamkit.parts.projectors import Linear
 from dreamkit.scaffold.parts.image_decoder import NewPart
 from dreamkit_transformers.llama import Llama
 from dreamkit_transformers.siglip import Siglip
-from meta.breaking import telling
+from meta.breaking import with_spec
 
 
 class Tower(Siglip):
-    """A vision encoder whose library is not asked, so that what is broken in it is not also another's."""
+    """A vision encoder without a library to compare with, so that a mistake fails only its own check."""
 
     def library_forward(self, pixels_NCHW):
         return None
 
 
 class Words(Llama):
-    """A language model whose library is not asked."""
+    """A language model without a library to compare with."""
 
     def library_forward(self, ids_BT):
         return None
 
 
 class Plain(Linear):
-    """A projector that promises no matrices."""
+    """A projector without `dense_layers`."""
 
     def dense_layers(self):
         return None
 
 
 class Decoder(NewPart):
-    """A small image decoder, with an outline."""
+    """A small image decoder with `meta_modules`."""
 
     @classmethod
     def meta_modules(cls, config):
@@ -45,15 +45,15 @@ class Decoder(NewPart):
             return cls(config)
 
 
-class AskedDecoder(Decoder):
-    """One with something like a library behind it."""
+class LibraryDecoder(Decoder):
+    """An image decoder that compares with its own network as its library."""
 
     def library_forward(self, noisy, timesteps_N, condition, extras):
         return self.network(noisy, timesteps_N, condition)
 
 
 class Extra(Decoder):
-    """A decoder that is told where a picture was cut."""
+    """A decoder whose extras are the corners of a crop."""
 
     def preprocess(self, pictures):
         corners = torch.tensor([[float(picture.width), float(picture.height)] for picture in pictures])
@@ -67,8 +67,8 @@ class Extra(Decoder):
         return super().denoise(noisy, timesteps_N, condition, extras) + shift.to(noisy.dtype)
 
 
-class Untold(Decoder):
-    """A decoder that tells no posterior: its latents are made by an `encode` of its own."""
+class NoPosterior(Decoder):
+    """A decoder without a posterior: it overrides `encode`."""
 
     posterior_module = None
     posterior = ImageDecoder.posterior
@@ -77,8 +77,8 @@ class Untold(Decoder):
         return targets_NCHW
 
 
-class Kept(telling(Decoder, float32_modules=("vae",))):
-    """A decoder with a last layer that half precision would break."""
+class Float32Decoder(with_spec(Decoder, float32_modules=("vae",))):
+    """A decoder whose last layer must stay in float32."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -91,8 +91,8 @@ class Kept(telling(Decoder, float32_modules=("vae",))):
         return super().decode(self.vae(latents.to(self.vae.weight.dtype)))
 
 
-class Spread(Decoder):
-    """A decoder whose latents are drawn around what a layer makes of the picture."""
+class PosteriorDecoder(Decoder):
+    """A decoder whose latents are sampled around the output of a layer."""
 
     posterior_module = "vae"
 
@@ -109,32 +109,32 @@ class Spread(Decoder):
         return mean, 0.1 * torch.ones_like(mean)
 
 
-class Rooted(Spread):
-    """One that says of another module that it makes its latents."""
+class WrongPosteriorModule(PosteriorDecoder):
+    """A decoder whose `posterior_module` is another module."""
 
     posterior_module = "network"
 
 
-class Rootless(Spread):
-    """One that does not say what makes its latents."""
+class NoPosteriorModule(PosteriorDecoder):
+    """A decoder with `posterior`, but without `posterior_module`."""
 
     posterior_module = None
 
 
-class Misspelled(Spread):
-    """One that names a module which it has not."""
+class Misspelled(PosteriorDecoder):
+    """A decoder whose `posterior_module` does not exist."""
 
     posterior_module = "vea"
 
 
-class Promising(Untold):
-    """One that says what makes its latents, and does not tell them."""
+class NoPosteriorMethod(NoPosterior):
+    """A decoder with `posterior_module`, but without `posterior`."""
 
     posterior_module = "network"
 
 
 class Zeros(Plain):
-    """A matrix of zeros, as the last one of a network often is at first."""
+    """A projector with a matrix of zeros, a frequent initial value of last layers."""
 
     def __init__(self, config, spec):
         super().__init__(config, spec)
@@ -142,7 +142,7 @@ class Zeros(Plain):
 
 
 class Resampler(Plain):
-    """Learned tokens, as many as it likes, that look at those it is given."""
+    """A projector with its own number of tokens: learned latents attend to the input."""
 
     def __init__(self, config, spec):
         super().__init__(config, spec)
@@ -160,7 +160,7 @@ class Resampler(Plain):
 
 
 class Pooled(Decoder):
-    """A decoder that wants a pooled vector, exactly 5 tokens of context, and no size but its own."""
+    """A decoder that requires a pooled vector, 5 context tokens and its default size."""
 
     @classmethod
     def infer_spec(cls, config):
@@ -168,25 +168,25 @@ class Pooled(Decoder):
 
     def denoise(self, noisy, timesteps_N, condition, extras):
         if condition.context.shape[1] != 5 or condition.pooled is None:
-            raise ValueError("5 tokens of context and a pooled vector are wanted")
+            raise ValueError("expected 5 context tokens and a pooled vector")
         if noisy.shape[-2:] != (self.spec.image_size, self.spec.image_size):
-            raise ValueError(f"only {self.spec.image_size} pixels can be drawn")
+            raise ValueError(f"expected images of {self.spec.image_size} pixels")
         shift = condition.pooled.mean(-1)[:, None, None, None]
         return super().denoise(noisy, timesteps_N, condition, extras) + shift
 
 
-LONELY = {"packing": False, "cache": False, "bos_id": None, "reserved_tokens": ("</s>", "<pad>")}
+MINIMAL = {"packing": False, "cache": False, "bos_id": None, "reserved_tokens": ("</s>", "<pad>")}
 
 
-class Loner(telling(Words, **LONELY)):
-    """A language model that can neither pack nor cache, and starts without a token."""
+class Minimal(with_spec(Words, **MINIMAL)):
+    """A language model without packing, cache and bos."""
 
     def forward(self, embeds_BTD, position_ids_BT, segment_ids_BT, cache=None):
         assert cache is None
         return super().forward(embeds_BTD, position_ids_BT, segment_ids_BT)
 
 
-# what an installed plug-in registers, so that parts made of it are registered too
+# registered by an installed plug-in, and so are their subclasses
 BASES = {"vision_encoder": Tower, "language_model": Words, "projector": Plain, "image_decoder": Decoder}
 
 SOUND = [
@@ -194,9 +194,9 @@ SOUND = [
     ("projector", Resampler),
     ("image_decoder", Extra),
     ("image_decoder", Pooled),
-    ("image_decoder", Kept),
-    ("image_decoder", Spread),
-    ("image_decoder", Untold),
-    ("language_model", Loner),
-    ("language_model", telling(Words, sliding_window=4096)),
+    ("image_decoder", Float32Decoder),
+    ("image_decoder", PosteriorDecoder),
+    ("image_decoder", NoPosterior),
+    ("language_model", Minimal),
+    ("language_model", with_spec(Words, sliding_window=4096)),
 ]

@@ -1,4 +1,4 @@
-"""Every check has a culprit: a part broken in just that way, on which this check fails and no other."""
+"""Every check has a culprit: a part that fails this check and no other."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 
 from dreamkit.testing import contracts
-from meta.culprits import CULPRITS, MORE
+from meta.culprits import CULPRITS, MORE_CULPRITS
 from meta.installing import hook, install
 from meta.parts import BASES, SOUND
 
-EVERY = [
+ALL_CULPRITS = [
     (kind, check, part) for kind, culprits in CULPRITS.items() for check, part in culprits.items()
-] + MORE
-IDS = [f"{kind}-{check}-{part.__name__}" for kind, check, part in EVERY]
+] + MORE_CULPRITS
+IDS = [f"{kind}-{check}-{part.__name__}" for kind, check, part in ALL_CULPRITS]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two plug-ins are installed: one of what culprits are made of, and one that imports torch when listed."""
+    """Install two plug-ins: one with the base classes of culprits, and one whose hook module imports torch."""
     folder = tmp_path_factory.mktemp("site")
     bases = [(kind, f"{base.__module__}:{base.__qualname__}") for kind, base in BASES.items()]
     install(folder, "meta_bases", "".join(hook(kind, f"base-{kind}", target) for kind, target in bases))
@@ -43,26 +43,26 @@ def test_every_check_has_a_culprit(kind: str) -> None:
 
 
 def same_file(kind: str, name: str) -> list[str]:
-    """Return the names of the checks of a kind that stand in the same file as the check `name`."""
+    """Return the names of the checks of a kind in the file of the check `name`."""
     (file,) = {check.run.__module__ for check in contracts.checks(kind) if check.name == name}
     return [check.name for check in contracts.checks(kind) if check.run.__module__ == file]
 
 
-@pytest.mark.parametrize(("kind", "check", "part"), EVERY, ids=IDS)
-def test_a_culprit_fails_its_own_check_and_none_of_the_same_file(kind: str, check: str, part: type) -> None:
+@pytest.mark.parametrize(("kind", "check", "part"), ALL_CULPRITS, ids=IDS)
+def test_a_culprit_fails_its_own_check_and_no_other_of_the_file(kind: str, check: str, part: type) -> None:
     report = contracts.verify(kind, contracts.tiny_part(part), only=same_file(kind, check), quick=True)
     assert [outcome.check for outcome in report.failures] == [check], str(report)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("kind", "check", "part"), EVERY, ids=IDS)
-def test_a_culprit_fails_its_own_check_alone(kind: str, check: str, part: type) -> None:
+@pytest.mark.parametrize(("kind", "check", "part"), ALL_CULPRITS, ids=IDS)
+def test_a_culprit_fails_only_its_own_check(kind: str, check: str, part: type) -> None:
     report = contracts.verify(kind, contracts.tiny_part(part), quick=True)
     assert [outcome.check for outcome in report.failures] == [check], str(report)
 
 
 @pytest.mark.parametrize("kind", BASES)
-def test_a_plug_in_that_imports_torch_fails_its_own_check_alone(kind: str) -> None:
+def test_a_plug_in_that_imports_torch_fails_only_light_import(kind: str) -> None:
     part = getattr(importlib.import_module("meta_heavy.parts"), f"Heavy{BASES[kind].__name__}")
     report = contracts.verify(kind, contracts.tiny_part(part), quick=True)
     assert [outcome.check for outcome in report.failures] == ["light_import"], str(report)
@@ -70,12 +70,12 @@ def test_a_plug_in_that_imports_torch_fails_its_own_check_alone(kind: str) -> No
 
 
 @pytest.mark.parametrize("kind", BASES)
-def test_what_culprits_are_made_of_is_sound(kind: str) -> None:
+def test_the_base_class_of_culprits_passes_every_check(kind: str) -> None:
     report = contracts.verify(kind, contracts.tiny_part(BASES[kind]))
     assert report.ok, str(report)
 
 
 @pytest.mark.parametrize(("kind", "part"), SOUND, ids=[f"{kind}-{part.__name__}" for kind, part in SOUND])
-def test_what_is_sound_in_another_way_passes(kind: str, part: type) -> None:
+def test_an_unusual_part_passes_every_check(kind: str, part: type) -> None:
     report = contracts.verify(kind, contracts.tiny_part(part), quick=True)
     assert report.ok, str(report)

@@ -1,9 +1,9 @@
-"""Tries every combination of parts in one process, and prints the page of results.
+"""Try every combination of parts in one process, and print the page of results.
 
     python tests/product > docs/parts.md
-    python tests/product --state FILE       # the same, but goes on where it was stopped
+    python tests/product --state FILE       # the same, but resumes an interrupted run
 
-Exits with 1 where a combination fails.
+The exit code is 1 if a combination fails.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ from product.trial import trial
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python tests/product", description=__doc__.partition("\n")[0])
-    parser.add_argument("--state", type=Path, help="a file of what passed so far, which is not tried again")
+    parser.add_argument(
+        "--state", type=Path, help="a file of the combinations that passed, which are not tried again"
+    )
     state: Path | None = parser.parse_args().state
     registry = Registry.load()
-    found = parts(registry)
-    results = former_results(state)
-    bar = tqdm(every(found), unit="combination", smoothing=0, mininterval=2)
+    all_parts = parts(registry)
+    results = earlier_results(state)
+    bar = tqdm(every(all_parts), unit="combination", smoothing=0, mininterval=2)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # of diffusers
@@ -45,9 +47,9 @@ def main() -> int:
             if combination in results:
                 continue
             try:
-                trial(combination, found, registry, Path(folder) / "checkpoint")
+                trial(combination, all_parts, registry, Path(folder) / "checkpoint")
                 results[combination] = ""
-            except Exception as error:  # whatever a part does wrong is its result
+            except Exception as error:  # any error is the result of this combination
                 results[combination] = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 bar.write(f"{combination}: {traceback.format_exc()}", file=sys.stderr)
             if state is not None and not results[combination]:
@@ -56,13 +58,13 @@ def main() -> int:
             if number % 50 == 0:
                 gc.collect()
     sys.stdout.write(
-        page(found, {combination: results[combination] for combination in every(found)}, registry)
+        page(all_parts, {combination: results[combination] for combination in every(all_parts)}, registry)
     )
     return 1 if any(results.values()) else 0
 
 
-def former_results(state: Path | None) -> dict[Combination, str]:
-    """Return the combinations that passed before, named in the file `state`; a line that is cut short is removed."""
+def earlier_results(state: Path | None) -> dict[Combination, str]:
+    """Return the combinations in the file `state`, which passed before; remove an incomplete last line."""
     if state is None or not state.exists():
         return {}
     lines = [line for line in state.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -1,4 +1,4 @@
-"""What is combined: the miniatures of every part, by a name for the table, as sections of a recipe."""
+"""The combined parts: a tiny one of each, by a name for the table, as sections of a recipe."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROJECTORS = ("linear", "mlp", "resampler", "mapper", "encoder")
 
 
 def parts(registry: Registry) -> Parts:
-    """Everything that is combined."""
+    """Return the parts of all combinations."""
 
     def section(kind: str, name: str) -> dict[str, Any]:
         cls: Any = registry.get(kind, name)
@@ -51,19 +51,19 @@ def parts(registry: Registry) -> Parts:
     }
 
 
-def every(found: Parts) -> list[Combination]:
-    """All combinations."""
-    return [Combination(*names) for names in product(*found.values())]
+def every(parts: Parts) -> list[Combination]:
+    """Return all combinations."""
+    return [Combination(*names) for names in product(*parts.values())]
 
 
-def covering(found: Parts) -> list[Combination]:
-    """A few combinations in which every two parts of different kinds meet, chosen greedily."""
-    left = set().union(*map(_pairs, every(found)))
+def covering(parts: Parts) -> list[Combination]:
+    """Return a few combinations, chosen greedily, that contain every pair of parts of different kinds."""
+    missing = set().union(*map(_pairs, every(parts)))
     chosen = []
-    while left:
-        best = max(every(found), key=lambda combination: len(_pairs(combination) & left))
+    while missing:
+        best = max(every(parts), key=lambda combination: len(_pairs(combination) & missing))
         chosen.append(best)
-        left -= _pairs(best)
+        missing -= _pairs(best)
     return chosen
 
 

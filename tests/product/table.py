@@ -1,4 +1,4 @@
-"""The table of results, as the page docs/parts.md."""
+"""The page docs/parts.md: the parts and the table of results."""
 
 from __future__ import annotations
 
@@ -13,23 +13,29 @@ PASSED, FAILED = "●", "✗"
 
 HEAD = """# The parts, and all their combinations
 
-This page is written by `python tests/product > docs/parts.md`, which tries every combination of these parts, at
-miniature sizes and with random weights.
+Look up here the name of each part for a recipe, and which combinations of parts are tested.
+
+`python tests/product > docs/parts.md` writes this page. It tries every combination of tiny parts with random weights.
 """
 
 TRIED = """## {count} combinations
 
-Of each vision encoder, language model, condition projector and image decoder together: the recipe checks and builds,
-one training step lowers the loss on its own batch, gradients reach exactly what is trained, a checkpoint saves and
-loads to equal outputs, and generation writes text and draws an image. {passed} of {count} do.
+A combination has one vision encoder, language model, condition projector and image decoder. {passed} of {count} pass
+all of these tests:
 
-In a cell, one sign for each condition projector, in this order: {projectors}. {good} passed,
-{bad} failed.
+- The recipe passes `dreamkit check`, and the model is built.
+- One training step lowers the loss of its own batch.
+- Gradients reach exactly the trained parameters.
+- A saved and loaded checkpoint gives equal outputs.
+- Generation writes text and draws an image.
+
+Each cell has one sign for each condition projector, in this order: {projectors}.
+{good} means passed, {bad} failed.
 """
 
 
 def page(parts: Parts, results: Mapping[Combination, str], registry: Registry) -> str:
-    """The page; `results` are the reasons for which combinations failed, empty where they passed."""
+    """Return the page; `results` has the error of each combination, "" if it passed."""
     passed = sum(not reason for reason in results.values())
     tried = TRIED.format(
         count=len(results),
@@ -46,7 +52,7 @@ def page(parts: Parts, results: Mapping[Combination, str], registry: Registry) -
 
 
 def components(registry: Registry) -> list[str]:
-    """A table of what is registered of each kind that is combined."""
+    """Return a table of the registered components of each kind."""
     tables = []
     for kind in ("vision_encoder", "language_model", "projector", "image_decoder"):
         rows = [

@@ -1,4 +1,4 @@
-"""What is tried with one combination: checked, built, trained, saved, loaded, and generated from."""
+"""The trial of one combination: check, build, train, save, load and generate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LETTER = "A"
 
 
 def recipe(combination: Combination, parts: Parts) -> dict[str, Any]:
-    """Stage II with miniature parts: all but the vision encoder and the image decoder learns."""
+    """Return a recipe of stage II with tiny parts: all but the vision encoder and the image decoder are trained."""
     model = {key: parts[key][name] for key, name in combination._asdict().items()}
     trainable = ["language_model", "visual_projector", "condition_projector", "dream_queries", "new_tokens"]
     return {
@@ -39,32 +39,36 @@ def recipe(combination: Combination, parts: Parts) -> dict[str, Any]:
 
 
 def trial(combination: Combination, parts: Parts, registry: Registry, folder: Path) -> None:
-    """Raises where something of it fails; a checkpoint is written to `folder`."""
-    made = recipe_from_dict(recipe(combination, parts), registry, where=str(combination))
-    found = fit(made, registry)
-    assert not found.problems, f"check: {found.problems}"
-    model = build(found)
-    model.set_trainable(made.train.trainable)
-    model.eval()  # nothing drops out
+    """Try a combination; write a checkpoint to `folder`.
+
+    Raises:
+        AssertionError: a step of the trial fails; other errors are those of the step.
+    """
+    loaded_recipe = recipe_from_dict(recipe(combination, parts), registry, where=str(combination))
+    fitted = fit(loaded_recipe, registry)
+    assert not fitted.problems, f"check: {fitted.problems}"
+    model = build(fitted)
+    model.set_trainable(loaded_recipe.train.trainable)
+    model.eval()  # switches dropout off
     batch = fixed_batch(model)
-    before = learn(model, batch)
+    before = train_step(model, batch)
     after = losses(model, batch)
-    assert after < before, f"a step took the loss from {before} to {after}"
+    assert after < before, f"expected a lower loss after a step, got {before} before and {after} after"
 
     save_checkpoint(model, folder, registry=registry)
     loaded, _ = load_checkpoint(folder, registry)
     loaded.eval()
     again = losses(loaded, batch)
-    assert torch.equal(again, after), f"the loss was {after} and is {again} after loading"
+    assert torch.equal(again, after), f"expected the loss {after} after loading, got {again}"
     draw(loaded)
 
 
 def fixed_batch(model: DreamModel) -> Batch:
-    """Two documents, one of which is drawn and one read, with the noise and the timesteps that any step is to use."""
+    """Return two documents, one with a drawn image and one with a read image, with fixed noise and timesteps."""
     decoder, encoder = model.image_decoder, model.vision_encoder
     documents = [
-        Document((Text("a cat"), Image(picture(0), draw=True)), name="draws"),
-        Document((Image(picture(1)), Text("a dog")), name="reads"),
+        Document((Text("a cat"), Image(random_image(0), draw=True)), name="draws"),
+        Document((Image(random_image(1)), Text("a dog")), name="reads"),
     ]
     collator = Collator(model.sequencer(), encoder.preprocess, decoder.preprocess, packing=False)
     batch = collator(documents)
@@ -76,7 +80,7 @@ def fixed_batch(model: DreamModel) -> Batch:
     return replace(batch, latents=latents, noise=noise, timesteps=timesteps)
 
 
-def picture(seed: int) -> PIL.Image:
+def random_image(seed: int) -> PIL.Image:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (24, 24, 3), generator=generator, dtype=torch.uint8)
     return PIL.fromarray(pixels.numpy())
@@ -87,8 +91,8 @@ def losses(model: DreamModel, batch: Batch) -> Tensor:
     return model(batch).loss
 
 
-def learn(model: DreamModel, batch: Batch) -> Tensor:
-    """One step of AdamW, whose gradients reach what is trained, all of it, and nothing else; the loss before it."""
+def train_step(model: DreamModel, batch: Batch) -> Tensor:
+    """Run a step of AdamW and return the loss before it; gradients must reach exactly the trained parameters."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0)
     loss = model(batch).loss
@@ -96,20 +100,20 @@ def learn(model: DreamModel, batch: Batch) -> Tensor:
     for name, parameter in model.named_parameters():
         reached = parameter.grad is not None
         assert reached == parameter.requires_grad, (
-            f"{name}: trained {parameter.requires_grad}, reached {reached}"
+            f"{name}: expected a gradient: {parameter.requires_grad}, got one: {reached}"
         )
-        assert not reached or parameter.grad.isfinite().all(), f"{name}: its gradient is not finite"
+        assert not reached or parameter.grad.isfinite().all(), f"expected a finite gradient of {name}"
     reached_parts = {
         name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()
     }
-    wanted = {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad}
-    assert reached_parts == wanted, f"gradients are zero in {wanted - reached_parts}"
+    trained_parts = {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert reached_parts == trained_parts, f"gradients are zero in {trained_parts - reached_parts}"
     optimizer.step()
     return loss.detach()
 
 
 def draw(model: DreamModel) -> None:
-    """A document is gone on with, as if the model had been taught what to say: a letter, an image, a letter."""
+    """Generate a document from scripted logits: a letter, an image, a letter."""
     (letter,) = model.language_model.tokenize(LETTER)[-1:]
     end = model.language_model.spec.eos_ids[0]
     script = iter([letter, model.token_ids[model.special_tokens.dream_start], letter, end])
@@ -126,7 +130,7 @@ def draw(model: DreamModel) -> None:
         del model.language_model.logits
     (image,) = (event.picture for event in events if isinstance(event, ImageDone))
     side = model.image_decoder.spec.image_size
-    assert image.size == (side, side), f"an image of {image.size} was drawn, not one of {side}"
+    assert image.size == (side, side), f"expected an image of side {side}, got {image.size}"
     (document,) = collect(events)
     texts = [segment.text for segment in document if isinstance(segment, Text)]
-    assert "".join(texts).count(LETTER) == 2, f"{texts} was written"
+    assert "".join(texts).count(LETTER) == 2, f"expected '{LETTER}' twice, got {texts}"

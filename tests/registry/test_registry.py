@@ -1,4 +1,4 @@
-"""Plug-ins, and above all broken ones: each is a real distribution, installed by pip into a folder of its own."""
+"""Working and broken plug-ins: real distributions, which pip installs into a folder."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ HOOKS = "from dreamkit import Component, hookimpl\n"
 PROJECTOR = "from dreamkit.parts.projectors import Linear\n\nclass {name}(Linear):\n    pass\n"
 
 
-def giving(target: str, name: str, hook: str = "dreamkit_projectors", arguments: str = "") -> str:
-    """Source of a hook that gives one component."""
+def hook_of(target: str, name: str, hook: str = "dreamkit_projectors", arguments: str = "") -> str:
+    """Return the source of a hook that returns one component."""
     return f"{HOOKS}\n@hookimpl\ndef {hook}({arguments}):\n    return [Component({name!r}, {target!r}, 'a summary')]\n"
 
 
 # distribution -> {file of its package: source}; the package is the distribution's name with underscores
 DISTRIBUTIONS = {
-    "good": {"__init__.py": giving("good.parts:Good", "good"), "parts.py": PROJECTOR.format(name="Good")},
-    "no-import": {"__init__.py": "import a_library_nobody_has\n" + giving("no_import:A", "no-import")},
+    "good": {"__init__.py": hook_of("good.parts:Good", "good"), "parts.py": PROJECTOR.format(name="Good")},
+    "no-import": {"__init__.py": "import a_library_nobody_has\n" + hook_of("no_import:A", "no-import")},
     "exits": {"__init__.py": "raise SystemExit('bye')\n"},
     "misspelled": {
-        "__init__.py": giving("misspelled.parts:A", "misspelled", hook="dreamkit_projector")
-        + giving("misspelled.parts:B", "well-spelled"),
+        "__init__.py": hook_of("misspelled.parts:A", "misspelled", hook="dreamkit_projector")
+        + hook_of("misspelled.parts:B", "well-spelled"),
         "parts.py": PROJECTOR.format(name="B"),
     },
-    "argument": {"__init__.py": giving("argument.parts:A", "argument", arguments="recipe")},
+    "argument": {"__init__.py": hook_of("argument.parts:A", "argument", arguments="recipe")},
     "twin-one": {
-        "__init__.py": giving("twin_one.parts:Twin", "twin"),
+        "__init__.py": hook_of("twin_one.parts:Twin", "twin"),
         "parts.py": PROJECTOR.format(name="Twin"),
     },
     "twin-two": {
-        "__init__.py": giving("twin_two.parts:Twin", "twin"),
+        "__init__.py": hook_of("twin_two.parts:Twin", "twin"),
         "parts.py": PROJECTOR.format(name="Twin"),
     },
     "no-class": {
-        "__init__.py": giving("no_class.parts:Gohst", "ghost"),
+        "__init__.py": hook_of("no_class.parts:Gohst", "ghost"),
         "parts.py": PROJECTOR.format(name="Ghost"),
     },
-    "no-module": {"__init__.py": giving("no_module.nowhere:A", "nowhere")},
-    "no-form": {"__init__.py": giving("no_form.parts.A", "no-form")},
+    "no-module": {"__init__.py": hook_of("no_module.nowhere:A", "nowhere")},
+    "no-form": {"__init__.py": hook_of("no_form.parts.A", "no-form")},
     "lazy": {
-        "__init__.py": giving("lazy.parts:Lazy", "lazy"),
+        "__init__.py": hook_of("lazy.parts:Lazy", "lazy"),
         "parts.py": "def __getattr__(name):\n    from dreamkit.parts.projectors import Linear\n    return Linear\n",
     },
     "no-hook": {"__init__.py": "def dreamkit_projectors():\n    return []\n"},
@@ -76,29 +76,29 @@ DISTRIBUTIONS = {
         "    return [Component('twice', f'twice.parts:{name}') for name in 'AB']\n",
         "parts.py": PROJECTOR.format(name="A") + PROJECTOR.format(name="B"),
     },
-    "empty-name": {"__init__.py": giving("good.parts:Good", "")},
-    "two-lines": {"__init__.py": giving("good.parts:Good", "two\nlines")},
+    "empty-name": {"__init__.py": hook_of("good.parts:Good", "")},
+    "two-lines": {"__init__.py": hook_of("good.parts:Good", "two\nlines")},
     "function": {
-        "__init__.py": giving("function.parts:make", "function"),
+        "__init__.py": hook_of("function.parts:make", "function"),
         "parts.py": "def make():\n    pass\n",
     },
     "leads-out": {"__init__.py": f"{HOOKS}\n@hookimpl\ndef dreamkit_recipes():\n    return 'pluggy:../..'\n"},
     "no-recipes": {"__init__.py": f"{HOOKS}\n@hookimpl\ndef dreamkit_recipes():\n    return 'pluggy:x'\n"},
     "abstract": {
-        "__init__.py": giving("abstract.parts:Part", "abstract"),
+        "__init__.py": hook_of("abstract.parts:Part", "abstract"),
         "parts.py": "from dataclasses import dataclass\nfrom dreamkit import Projector\n\n"
         "class Part(Projector):\n    @dataclass(frozen=True)\n    class Config:\n        pass\n",
     },
     "base-late": {
-        "__init__.py": giving("base_late.parts:Late", "base-late"),
+        "__init__.py": hook_of("base_late.parts:Late", "base-late"),
         "parts.py": "raise BaseException('too late')\nclass Late: pass\n",
     },
     "late": {
-        "__init__.py": giving("late.parts:Late", "late"),
+        "__init__.py": hook_of("late.parts:Late", "late"),
         "parts.py": "import a_library_nobody_has\nLate = 1\n",
     },
     "other-kind": {
-        "__init__.py": giving("other_kind.parts:Other", "other-kind"),
+        "__init__.py": hook_of("other_kind.parts:Other", "other-kind"),
         "parts.py": "class Other:\n    pass\n",
     },
 }
@@ -112,7 +112,7 @@ def plug_in_wheel(folder: Path, name: str, files: dict[str, str]) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all of the distributions installed in it."""
+    """Install all distributions into a folder."""
     wheels = tmp_path_factory.mktemp("wheels")
     target = tmp_path_factory.mktemp("installed")
     paths = [str(plug_in_wheel(wheels, name, files)) for name, files in DISTRIBUTIONS.items()]
@@ -138,17 +138,17 @@ PROBLEMS = {
     "exits": "SystemExit: bye",
     "misspelled": "unknown hook 'dreamkit_projector'; did you mean 'dreamkit_projectors'?",
     "argument": "{'recipe'}",
-    "twin-one": "projector 'twin' is also given by twin-two 1.2",
-    "twin-two": "projector 'twin' is also given by twin-one 1.2",
+    "twin-one": "projector 'twin' is also registered by twin-two 1.2",
+    "twin-two": "projector 'twin' is also registered by twin-one 1.2",
     "no-form": "projector 'no-form': expected a target of the form 'module:name', got 'no_form.parts.A'",
-    "no-hook": "it implements no hook; decorate functions of no_hook by dreamkit.hookimpl",
+    "no-hook": "no hook is implemented; decorate functions of no_hook with dreamkit.hookimpl",
     "raises": "dreamkit_projectors failed: RuntimeError: oh no",
-    "no-list": "'good'",
+    "no-list": "expected dreamkit.Components of strings from dreamkit_projectors, got 'good'",
     "base-exception": "importing base_exception failed: Unusual: bye",
     "base-raises": "dreamkit_projectors failed: BaseException: oh no",
     "no-return": "dreamkit_datasets returned None; a `return` may be missing",
-    "no-repr": "reading it failed: RuntimeError: no words",
-    "twice": "projector 'twice' is given more than once; remove one",
+    "no-repr": "reading the plug-in failed: RuntimeError: no words",
+    "twice": "projector 'twice' is registered more than once; remove one",
     "empty-name": "projector '': expected one word of letters, digits and '-'",
     "two-lines": "projector 'two\\nlines': expected one word of letters, digits and '-'",
     "leads-out": "'../..' leads out of package 'pluggy'",
@@ -156,7 +156,7 @@ PROBLEMS = {
 }
 
 
-def test_every_broken_plugin_is_listed_and_stops_no_other(installed: Path) -> None:
+def test_a_broken_plugin_is_listed_and_does_not_affect_another(installed: Path) -> None:
     listed = dreamkit(installed, "plugins")
     assert listed.returncode == 1, listed.stderr
     assert "Traceback" not in listed.stdout + listed.stderr
@@ -169,8 +169,8 @@ def test_every_broken_plugin_is_listed_and_stops_no_other(installed: Path) -> No
         assert len(mine) == 1 and message in mine[0], (name, listed.stdout)
     assert len(problems) == len(PROBLEMS)
     components = [line.split()[:3] for line in listed.stdout.splitlines() if line not in problems]
-    giver = {"good": "good", "well-spelled": "misspelled", "linear": "dreamkit-core"}
-    for name, distribution in giver.items():
+    distributions = {"good": "good", "well-spelled": "misspelled", "linear": "dreamkit-core"}
+    for name, distribution in distributions.items():
         assert ["projector", name, distribution] in components
 
 
@@ -190,9 +190,7 @@ def test_listing_plugins_imports_no_heavy_library(installed: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["no-import", "misspelled", "argument", "no-form"])
-def test_a_recipe_asking_for_a_missing_name_is_told_of_the_broken_plugins(
-    registry: Registry, name: str
-) -> None:
+def test_the_error_about_an_unknown_name_lists_broken_plugins(registry: Registry, name: str) -> None:
     with pytest.raises(RecipeError) as caught:
         recipe_from_dict(recipe(**{"model.visual_projector": {"name": name}}), registry)
     message = str(caught.value)
@@ -200,29 +198,27 @@ def test_a_recipe_asking_for_a_missing_name_is_told_of_the_broken_plugins(
     assert f"of {name} 1.2: " in message and PROBLEMS[name] in message
 
 
-# component -> what asking for it says
+# component -> error
 WRONG_TARGETS = {
     "ghost": "'ghost' of no-class 1.2: module 'no_class.parts' has no 'Gohst'; did you mean 'Ghost'?",
     "nowhere": "'nowhere' of no-module 1.2: importing no_module.nowhere:A failed: ModuleNotFoundError: No module named",
-    "function": "'function' of function 1.2: function.parts:make is no subclass of dreamkit.Projector",
+    "function": "'function' of function 1.2: function.parts:make is not a subclass of dreamkit.Projector",
     "late": "'late' of late 1.2: importing late.parts:Late failed: ModuleNotFoundError",
     "base-late": "'base-late' of base-late 1.2: importing base_late.parts:Late failed: BaseException: too late",
-    "other-kind": "'other-kind' of other-kind 1.2: other_kind.parts:Other is no subclass of dreamkit.Projector",
+    "other-kind": "'other-kind' of other-kind 1.2: other_kind.parts:Other is not a subclass of dreamkit.Projector",
     "abstract": "'abstract' of abstract 1.2: abstract.parts:Part lacks forward, from_config, infer_spec; implement",
 }
 
 
 @pytest.mark.parametrize("name", WRONG_TARGETS)
-def test_what_is_wrong_with_a_class_is_said_when_it_is_asked_for(registry: Registry, name: str) -> None:
+def test_an_invalid_class_is_an_error_when_it_is_looked_up(registry: Registry, name: str) -> None:
     assert name in registry.components("projector")
     with pytest.raises(PluginError, match=re.escape(f"projector {WRONG_TARGETS[name]}")) as caught:
         registry.get("projector", name)
     assert "\n" not in str(caught.value)
 
 
-def test_a_recipe_asking_for_a_class_that_is_not_there_is_told_by_the_command(
-    installed: Path, tmp_path: Path
-) -> None:
+def test_a_missing_class_is_an_error_with_file_line_and_key(installed: Path, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("model:\n  visual_projector: {name: ghost}\n")
     run = dreamkit(installed, "check", str(path))
@@ -231,17 +227,19 @@ def test_a_recipe_asking_for_a_class_that_is_not_there_is_told_by_the_command(
     assert "Traceback" not in run.stderr
 
 
-def test_two_distributions_with_one_name_are_both_named(registry: Registry) -> None:
-    with pytest.raises(PluginError, match=r"projector 'twin' is given by twin-one 1\.2 and by twin-two 1\.2"):
+def test_a_clash_names_both_distributions(registry: Registry) -> None:
+    with pytest.raises(
+        PluginError, match=r"projector 'twin' is registered by twin-one 1\.2 and by twin-two 1\.2"
+    ):
         registry.get("projector", "twin")
     assert "twin" not in registry.components("projector")
 
 
-def test_a_module_may_make_its_class_when_asked(registry: Registry) -> None:
+def test_a_module_may_create_its_class_lazily(registry: Registry) -> None:
     assert issubclass(registry.get("projector", "lazy"), Projector)
 
 
-def test_what_works_is_handed_out(registry: Registry) -> None:
+def test_a_registered_component_has_its_class_and_distribution(registry: Registry) -> None:
     assert issubclass(registry.get("projector", "good"), Projector)
     registered = registry.components("projector")["good"]
     assert (registered.distribution, registered.version, registered.entry_point) == ("good", "1.2", "good")
@@ -260,7 +258,7 @@ def test_the_nearest_name_is_suggested(registry: Registry) -> None:
         ("", set()),
     ],
 )
-def test_the_allow_list_limits_what_is_loaded(
+def test_the_allow_list_limits_the_loaded_plugins(
     installed: Path, monkeypatch: pytest.MonkeyPatch, allowed: str, names: set[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(installed))
@@ -270,7 +268,7 @@ def test_the_allow_list_limits_what_is_loaded(
     assert registry.problems == ()
 
 
-def test_the_allow_list_chooses_between_twins(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_allow_list_resolves_a_clash(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(installed))
     monkeypatch.setenv("DREAMKIT_PLUGINS", "twin_one")
     assert Registry.load().get("projector", "twin").__module__ == "twin_one.parts"

@@ -1,4 +1,4 @@
-"""`dreamkit new-plugin`: the package it writes installs and works, and what cannot be done is said before it writes."""
+"""`dreamkit new-plugin`: its package installs and works; invalid requests are refused before it writes."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 ENVIRONMENT.pop("DREAMKIT_PLUGINS", None)
 
 
-def run(*command: object, cwd: Path, seconds: float = 120) -> str:
-    """What a command prints; it must succeed."""
-    done = subprocess.run(
+def run(*command: object, cwd: Path) -> str:
+    """Return the output of a command, which must succeed."""
+    process = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=seconds,
+        timeout=120,
         check=False,
     )
-    assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    assert process.returncode == 0, f"{command}:\n{process.stdout}\n{process.stderr}"
+    return process.stdout
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def registry() -> Registry:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> dict[str, Path]:
-    """A package of each kind."""
+    """Write a package of each kind."""
     folder = tmp_path_factory.mktemp("written")
     for kind, name in NAMES.items():
         new_plugin(name, kind, folder / name, author="Ada $LOVELACE", registry=registry)
@@ -64,18 +64,18 @@ def written(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> dic
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of an environment that sees all that this one has installed, and installs into a place of its own."""
+    """Return the python of a new environment, which also sees the packages of this one."""
     folder = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
     python = folder / "bin" / "python"
     where = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder)
-    # as a site of its own, so that the editable installs in it are seen too
+    # addsitedir also reads .pth files, so that editable installs are visible
     lines = [f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages()]
     (Path(where.strip()) / "outer.pth").write_text("".join(lines))
     return python
 
 
-# commands and contract test in one process: most of the time of each goes into importing torch and its libraries
+# commands and contract test in one process, because importing torch takes most of their time
 COMMANDS = """
 import json, sys
 from dreamkit.cli import app
@@ -91,25 +91,24 @@ from dreamkit.checkpoints.load import load_checkpoint
 from dreamkit.registry.registry import Registry
 registry = Registry.load()
 model, _ = load_checkpoint("run/checkpoint", registry)
-trained, fresh = (getattr(each, section) for each in (model, build(fit(model.recipe, registry))))
-for (name, now), before in zip(trained.named_parameters(), fresh.parameters(), strict=True):
+trained, initial = (getattr(each, section) for each in (model, build(fit(model.recipe, registry))))
+for (name, now), before in zip(trained.named_parameters(), initial.parameters(), strict=True):
     print("weights", "as built:" if torch.equal(now, before) else "trained:", name)
 
 import pytest
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", tests]))
 """
-# enough for a frozen language model to learn, by the rows of new tokens alone, that a picture follows these words
+# enough to train the rows of new tokens of a frozen language model to start an image after these words
 FEW = ("train.steps=16", "train.batch_size=4", "train.learning_rate=0.1", "train.warmup=0")
 DRAWING = "data=[{name: digits, documents: {drawing: 1}}]"
 GENERATE = "generate drawing/checkpoint 'a one' --max-tokens 8 --max-images 1 --steps 2 --out doc"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_installs_and_works(kind: str, written: dict[str, Path], python: Path, tmp_path: Path) -> None:
-    """From a wheel, in an empty folder: it is listed, fits, learns, draws, and keeps its contract.
-
-    The README's commands run as they are written.
-    """
+def test_a_new_package_installs_trains_draws_and_passes_its_contract_test(
+    kind: str, written: dict[str, Path], python: Path, tmp_path: Path
+) -> None:
+    """Install it from a wheel; list, check, train, draw and test it with the README's commands."""
     folder, component = written[kind], NAMES[kind].removeprefix("dreamkit-")
     wheels, empty = tmp_path / "wheels", tmp_path / "empty"
     empty.mkdir()
@@ -127,33 +126,33 @@ def test_it_installs_and_works(kind: str, written: dict[str, Path], python: Path
     draw = ["drawing" if word == "run" else word for word in train]
     commands = [check, train, [*draw, *FEW, DRAWING], shlex.split(GENERATE)]
     commands += [["test-plugin", NAMES[kind], "--quick"]]
-    given = [commands, KINDS[kind].section, str(folder / "tests")]
-    said = run(python, "-c", COMMANDS, json.dumps(given), cwd=empty)
-    assert component in said
-    assert "weights trained: " in said and "weights as built: " not in said
+    arguments = [commands, KINDS[kind].section, str(folder / "tests")]
+    output = run(python, "-c", COMMANDS, json.dumps(arguments), cwd=empty)
+    assert component in output
+    assert "weights trained: " in output and "weights as built: " not in output
     assert (empty / "doc" / "index.html").is_file()
-    # what a language model of random weights writes is anyone's guess
+    # a language model with random weights need not start an image
     assert (empty / "doc" / "image-0.png").is_file() or kind == "language-model"
-    assert re.search(r"^\d\d passed", said, re.MULTILINE)
+    assert re.search(r"^\d\d passed", output, re.MULTILINE)
 
 
-def test_the_recipe_of_the_readme_trains_the_part_beside_what_joins_it(written: dict[str, Path]) -> None:
+def test_the_readme_trains_the_part_and_what_digits_stage1_trains(written: dict[str, Path]) -> None:
     trained = load_recipe("digits/stage1", (), Registry.load()).train.trainable
     assert trained == TRAINED
     for kind, folder in written.items():
         (recipe,) = re.findall(r"```yaml\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-        section, given = KINDS[kind].section, yaml.safe_load(recipe)
-        assert set(given.get("train", {"trainable": trained})["trainable"]) == {*trained, section}
-        assert given["model"][section]["name"] == NAMES[kind].removeprefix("dreamkit-")
+        section, settings = KINDS[kind].section, yaml.safe_load(recipe)
+        assert set(settings.get("train", {"trainable": trained})["trainable"]) == {*trained, section}
+        assert settings["model"][section]["name"] == NAMES[kind].removeprefix("dreamkit-")
 
 
-def test_the_modules_to_start_from_are_short() -> None:
+def test_the_modules_of_a_new_package_are_short() -> None:
     for path in (ROOT / "dreamkit" / "scaffold" / "parts").glob("*.py"):
         assert len(path.read_text().splitlines()) <= MOST_LINES, path.name
 
 
 def imported_by(path: Path) -> set[str]:
-    """The top-level packages that a module imports."""
+    """Return the top-level packages that a module imports."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
     modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     modules += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
@@ -161,17 +160,17 @@ def imported_by(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_in_it_is_left_to_fill_in(kind: str, written: dict[str, Path]) -> None:
+def test_no_placeholder_is_left_in_a_new_package(kind: str, written: dict[str, Path]) -> None:
     for path in (path for path in written[kind].rglob("*") if path.is_file()):
         text = path.read_text()
         assert "NewPart" not in text and "scaffold" not in text, path
-        # the workflows' own expressions, and the author
+        # expressions of the workflows, and the author
         own = r"\$\{\{ [\w.]+ \}\}|\$\{GITHUB_REF_NAME#v\}|Ada \$LOVELACE"
         assert "$" not in re.sub(own, "", text), path
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_its_metadata_is_what_it_needs(kind: str, written: dict[str, Path]) -> None:
+def test_the_requirements_of_a_new_package_are_its_imports(kind: str, written: dict[str, Path]) -> None:
     folder, package = written[kind], NAMES[kind].replace("-", "_")
     assert (folder / package / "py.typed").is_file()
     for path in (folder / ".github" / "workflows").iterdir():
@@ -189,27 +188,29 @@ def test_its_metadata_is_what_it_needs(kind: str, written: dict[str, Path]) -> N
     assert project["optional-dependencies"] == {"test": ["dreamkit-core[testing]"]}
 
 
-def test_its_requirements_are_those_of_dreamkit() -> None:
+def test_a_new_package_has_the_version_ranges_of_dreamkit() -> None:
     ours = [ROOT / "pyproject.toml", *ROOT.glob("plugins/*/pyproject.toml")]
     known = {line for path in ours for line in tomllib.loads(path.read_text())["project"]["dependencies"]}
     assert set(REQUIREMENTS.values()) <= known
 
 
 @pytest.mark.parametrize(
-    ("found", "range_"),
+    ("dreamkit_version", "range_"),
     [("0.1.0", ">=0.1,<0.2"), ("0.9.3.dev1", ">=0.9,<0.10"), ("1.2.3", ">=1.2,<2"), ("2.0", ">=2.0,<3")],
 )
-def test_it_wants_the_dreamkit_it_was_written_with(found: str, range_: str) -> None:
-    assert compatible(found) == range_
+def test_a_new_package_requires_a_dreamkit_with_the_same_interfaces(
+    dreamkit_version: str, range_: str
+) -> None:
+    assert compatible(dreamkit_version) == range_
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ruff_has_nothing_to_say(kind: str, written: dict[str, Path]) -> None:
+def test_a_new_package_passes_ruff(kind: str, written: dict[str, Path]) -> None:
     run(sys.executable, "-m", "ruff", "check", "--no-cache", ".", cwd=written[kind])
     run(sys.executable, "-m", "ruff", "format", "--no-cache", "--check", ".", cwd=written[kind])
 
 
-def test_its_hook_module_imports_no_torch(written: dict[str, Path], tmp_path: Path) -> None:
+def test_the_hook_module_of_a_new_package_imports_no_torch(written: dict[str, Path], tmp_path: Path) -> None:
     code = "import importlib, sys\nsys.path += sys.argv[1:5]\n"
     code += "for name in sys.argv[5:]: importlib.import_module(name)\n"
     code += "sys.exit('it imports torch' if 'torch' in sys.modules else 0)"
@@ -221,32 +222,32 @@ def test_its_hook_module_imports_no_torch(written: dict[str, Path], tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "said"),
+    ("name", "kind", "message"),
     [
-        ("-wave", "projector", "cannot be the name of a distribution"),
-        ("wave!", "projector", "cannot be the name of a distribution"),
-        ("", "projector", "cannot be the name of a distribution"),
-        ("../wave", "projector", "cannot be the name of a distribution"),
+        ("-wave", "projector", "expected the name of a distribution"),
+        ("wave!", "projector", "expected the name of a distribution"),
+        ("", "projector", "expected the name of a distribution"),
+        ("../wave", "projector", "expected the name of a distribution"),
         ("dream.wave", "projector", "Python cannot import"),
         ("3d-wave", "projector", "Python cannot import"),
         ("class", "projector", "Python cannot import"),
-        ("dreamkit", "projector", "there is one already"),
-        ("dreamkit-digits", "projector", "there is one already"),
-        ("json", "projector", "there is one already"),
-        ("import-linter", "projector", "is installed already, in version"),
-        ("dreamkit-linear", "projector", "has a projector 'linear' already"),
-        ("dreamkit-sana", "image-decoder", "has an image decoder 'sana' already"),
-        ("dreamkit-12", "projector", "no text in a recipe"),
-        ("dreamkit-null", "projector", "no text in a recipe"),
-        ("core", "projector", "is called 'core' already"),
+        ("dreamkit", "projector", "already exists"),
+        ("dreamkit-digits", "projector", "already exists"),
+        ("json", "projector", "already exists"),
+        ("import-linter", "projector", "is already installed"),
+        ("dreamkit-linear", "projector", "already has a projector 'linear'"),
+        ("dreamkit-sana", "image-decoder", "already has an image decoder 'sana'"),
+        ("dreamkit-12", "projector", "is not a string in YAML"),
+        ("dreamkit-null", "projector", "is not a string in YAML"),
+        ("core", "projector", "already has a plug-in 'core'"),
         ("dreamkit-wave", "vison-encoder", "did you mean 'vision-encoder'?"),
     ],
 )
-def test_a_name_that_cannot_be_used_is_refused(
-    name: str, kind: str, said: str, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_invalid_name_is_refused(
+    name: str, kind: str, message: str, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DreamkitError, match=re.escape(said)):
+    with pytest.raises(DreamkitError, match=re.escape(message)):
         new_plugin(name, kind, registry=registry)
     assert not list(tmp_path.iterdir())
 
@@ -264,7 +265,7 @@ def test_a_name_that_cannot_be_used_is_refused(
         ("dreamkit-new-part", "new-part", "NewPart"),
     ],
 )
-def test_the_other_names_follow_from_the_distribution_s(
+def test_the_name_of_the_distribution_determines_the_other_names(
     name: str, component: str, class_name: str, registry: Registry, tmp_path: Path
 ) -> None:
     folder, files = new_plugin(name, "vision-encoder", tmp_path / "a" / "b", registry=registry)
@@ -276,17 +277,17 @@ def test_the_other_names_follow_from_the_distribution_s(
     assert classes == ["Sizes", "Block", class_name]
 
 
-def test_a_folder_in_use_is_left_as_it_is(registry: Registry, tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused_and_unchanged(registry: Registry, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
-    for name, said in (("file", "is a file"), ("full", "is not empty")):
-        with pytest.raises(DreamkitError, match=said):
+    for name, message in (("file", "is a file"), ("full", "is not empty")):
+        with pytest.raises(DreamkitError, match=message):
             new_plugin("dreamkit-wave", "projector", tmp_path / name, registry=registry)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "file", "full"]
 
 
-def test_an_empty_folder_is_filled(
+def test_an_empty_folder_is_accepted(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -297,19 +298,19 @@ def test_an_empty_folder_is_filled(
 
 
 @pytest.mark.parametrize("out", ["new", "."])
-def test_nothing_half_written_stays(
+def test_an_error_while_writing_leaves_no_files(
     out: str, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write, written = Path.write_text, []
 
-    def full(path: Path, *args: Any, **named: Any) -> int:
+    def write_on_full_disk(path: Path, *args: Any, **named: Any) -> int:
         written.append(path)
         if len(written) == 4:
             raise OSError(28, "No space left on device", str(path))
         return write(path, *args, **named)
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_text", write_on_full_disk)
     with pytest.raises(OSError, match="No space"):
         new_plugin("dreamkit-wave", "projector", Path(out), registry=registry)
     assert not list(tmp_path.iterdir())
@@ -319,7 +320,7 @@ def test_nothing_half_written_stays(
 
 
 @pytest.mark.parametrize("name", LICENSES)
-def test_the_license_is_whole_and_names_who_holds_it(name: str, registry: Registry, tmp_path: Path) -> None:
+def test_the_license_is_complete_and_names_its_holder(name: str, registry: Registry, tmp_path: Path) -> None:
     texts = {}
     for author in ("Ada Lovelace", None):
         out = tmp_path / str(author)
@@ -327,8 +328,8 @@ def test_the_license_is_whole_and_names_who_holds_it(name: str, registry: Regist
         texts[author] = (out / "LICENSE").read_text()
         assert tomllib.loads((out / "pyproject.toml").read_text())["project"]["license"] == name
     year = date.today().year
-    (held,) = re.findall(rf"Copyright .*{year}.*", texts["Ada Lovelace"])
-    assert "Ada Lovelace" in held
+    (line,) = re.findall(rf"Copyright .*{year}.*", texts["Ada Lovelace"])
+    assert "Ada Lovelace" in line
     assert "the authors of dreamkit-wave" in texts[None]
     if name == "Apache-2.0":
         ours = (ROOT / "LICENSE").read_text()
@@ -337,17 +338,17 @@ def test_the_license_is_whole_and_names_who_holds_it(name: str, registry: Regist
     assert texts[None].rstrip().endswith(lasts[name])
 
 
-def test_an_author_s_name_may_hold_anything_that_is_text(registry: Registry, tmp_path: Path) -> None:
+def test_an_author_may_have_any_printable_name(registry: Registry, tmp_path: Path) -> None:
     author = 'Zoë "the $author" \\ O\'Neil'
     new_plugin("dreamkit-wave", "projector", tmp_path / "a", author=author, registry=registry)
     project = tomllib.loads((tmp_path / "a" / "pyproject.toml").read_text())["project"]
     assert project["authors"] == [{"name": author}]
     for bad in ("", " ", "two\nlines"):
-        with pytest.raises(DreamkitError, match="is no author's name"):
+        with pytest.raises(DreamkitError, match="expected the author's name"):
             new_plugin("dreamkit-wave", "projector", tmp_path / "b", author=bad, registry=registry)
 
 
-def test_the_command_shows_what_it_wrote_and_what_comes_next(
+def test_the_command_prints_its_files_and_the_next_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def command(*arguments: str) -> tuple[int, str, str]:
@@ -363,7 +364,7 @@ def test_the_command_shows_what_it_wrote_and_what_comes_next(
         assert re.search(rf"[├└]── {re.escape(path.name)}$", out, re.MULTILINE), path
     assert out.endswith("next:\n  cd 'a folder'\n  pip install -e '.[test]'\n  pytest\n")
     code, out, err = command("dreamkit-wave", "--kind", "projector", "--out", "a folder")
-    assert (code, out, err) == (2, "", "dreamkit: a folder is not empty; name a new folder by --out\n")
+    assert (code, out, err) == (2, "", "dreamkit: a folder is not empty; pass a new folder with --out\n")
     code, out, err = command("dreamkit-wave", "--kind", "projector", "--license", "GPL")
-    assert (code, out) == (2, "") and "there is no license text for 'GPL'" in err
+    assert (code, out) == (2, "") and "unknown license 'GPL'" in err
     assert [path.name for path in tmp_path.iterdir()] == ["a folder"]

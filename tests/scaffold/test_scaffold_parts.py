@@ -1,4 +1,4 @@
-"""The parts that a new plug-in starts with: how they read settings and weights, and what they refuse."""
+"""The parts that a new plug-in starts with: how they read settings and weights, and which ones they refuse."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def part(kind: str) -> Any:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A package of each kind that has weights."""
+    """Write a package of each kind with weights."""
     folder = tmp_path_factory.mktemp("packages")
     registry = Registry.load()
     return {
@@ -36,7 +36,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def weights(kind: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The part that the lines of a package's README make; its weights are in the folder `weights`."""
+    """Return the part that the Python block of the README makes; its weights are in the folder `weights`."""
     folder = folders[kind]
     monkeypatch.syspath_prepend(folder)
     monkeypatch.chdir(tmp_path)
@@ -47,20 +47,20 @@ def weights(kind: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("kind", WITH_WEIGHTS)
-def test_weights_are_read_back(kind: str, weights: Any) -> None:
+def test_saved_weights_load_into_an_equal_part(kind: str, weights: Any) -> None:
     cls = type(weights)
     config = cls.Config(pretrained="./weights")
-    read = cls.from_pretrained(config)
-    assert read.spec == weights.spec == cls.infer_spec(config)
-    state, again = weights.state_dict(), read.state_dict()
+    loaded = cls.from_pretrained(config)
+    assert loaded.spec == weights.spec == cls.infer_spec(config)
+    state, again = weights.state_dict(), loaded.state_dict()
     assert state.keys() == again.keys()
     assert all(torch.equal(state[name], again[name]) for name in state)
     if kind == "language-model":
-        assert read.tokenize("</s> é") == weights.tokenize("</s> é")
+        assert loaded.tokenize("</s> é") == weights.tokenize("</s> é")
 
 
 @pytest.mark.parametrize("kind", WITH_WEIGHTS)
-def test_weights_that_do_not_fit_are_refused(kind: str, weights: Any) -> None:
+def test_damaged_weights_are_refused(kind: str, weights: Any) -> None:
     cls = type(weights)
     config = cls.Config(pretrained="./weights")
     Path("weights/config.json").write_text('{"dim": 64}')
@@ -70,7 +70,7 @@ def test_weights_that_do_not_fit_are_refused(kind: str, weights: Any) -> None:
     with pytest.raises(SourceError, match=r"config\.json of './weights': .*'dims'; did you mean 'dim'\?"):
         cls.infer_spec(config)
     Path("weights/config.json").write_text("[1]")
-    with pytest.raises(SourceError, match=r"config\.json cannot be read"):
+    with pytest.raises(SourceError, match=r"cannot read .*config\.json"):
         cls.infer_spec(config)
     Path("weights/config.json").write_text('{"dim": 32}')
     Path("weights/model.safetensors").write_bytes(b"no tensors")
@@ -82,14 +82,14 @@ def test_weights_that_do_not_fit_are_refused(kind: str, weights: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["language-model"])
-def test_a_tokenizer_that_cannot_end_a_text_is_refused(kind: str, weights: Any) -> None:
+def test_a_tokenizer_without_an_end_token_is_refused(kind: str, weights: Any) -> None:
     settings = json.loads(Path("weights/tokenizer_config.json").read_text())
     Path("weights/tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
     config = type(weights).Config(pretrained="./weights")
-    with pytest.raises(SourceError, match="the tokenizer has no eos_token"):
+    with pytest.raises(SourceError, match="the tokenizer lacks eos_token"):
         type(weights).infer_spec(config)
     Path("weights/tokenizer.json").write_text("{}")
-    with pytest.raises(SourceError, match="the tokenizer cannot be read"):
+    with pytest.raises(SourceError, match="cannot read the tokenizer"):
         type(weights).infer_spec(config)
 
 
@@ -98,30 +98,30 @@ def test_a_tokenizer_that_cannot_end_a_text_is_refused(kind: str, weights: Any) 
     ("config", "problems"),
     [
         ({"dims": 1}, {"config.dims": "did you mean 'dim'?"}),
-        ({"dim": 0, "layers": "2"}, {"config.dim": "0 found", "config.layers": "'2' found"}),
-        ({"dim": 10}, {"config.heads": "4 found, which does not divide dim, 10"}),
+        ({"dim": 0, "layers": "2"}, {"config.dim": "got 0", "config.layers": "got '2'"}),
+        ({"dim": 10}, {"config.heads": "expected a divisor of dim=10, got 4"}),
     ],
 )
-def test_settings_that_cannot_be_are_refused(
+def test_invalid_sizes_are_refused_by_key(
     kind: str, config: dict[str, Any], problems: dict[str, str]
 ) -> None:
     cls = part(kind)
     with pytest.raises(ConfigError) as refused:
         cls.infer_spec(cls.Config(config=config))
     assert refused.value.problems.keys() == problems.keys()
-    for key, said in problems.items():
-        assert said in refused.value.problems[key]
+    for key, message in problems.items():
+        assert message in refused.value.problems[key]
 
 
-def test_the_latents_of_a_new_decoder_can_be_cached() -> None:
+def test_the_latents_of_a_new_image_decoder_can_be_cached() -> None:
     build = contracts.tiny_part(part("image-decoder"))
     (outcome,) = contracts.verify("image_decoder", build, only="posterior_agrees", quick=True).outcomes
     assert outcome.result == "passed", str(outcome)
 
 
-def test_the_projector_refuses_what_it_cannot_average() -> None:
+def test_the_projector_refuses_groups_of_unequal_size() -> None:
     cls = part("projector")
-    with pytest.raises(ConfigError, match="0 found"):
+    with pytest.raises(ConfigError, match="expected at least 1, got 0"):
         cls.Config(every=0)
-    with pytest.raises(ConfigError, match="2 found, which does not divide 5 tokens"):
+    with pytest.raises(ConfigError, match="expected a divisor of 5 tokens, got 2"):
         cls.infer_spec(cls.Config(), in_dim=2, in_tokens=5, out_dim=2)

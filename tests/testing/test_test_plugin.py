@@ -29,10 +29,6 @@ class Broken(Linear):
     def forward(self, tokens):
         return super().forward(tokens)[..., :4]
 
-class Raising(Linear):
-    def forward(self, tokens):
-        return super().forward(tokens.reshape(-1, 7))
-
 class Waiting(Linear):
     def forward(self, tokens):
         print("in forward", flush=True)
@@ -51,9 +47,7 @@ SUITE = [
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    more = [
-        f'Component("{name.lower()}", "mixed_bag.parts:{name}")' for name in ("Broken", "Raising", "Waiting")
-    ]
+    more = [f'Component("{name.lower()}", "mixed_bag.parts:{name}")' for name in ("Broken", "Waiting")]
     parts = hook("projector", "sound", "mixed_bag.parts:Sound").replace(")]", f"), {', '.join(more)}]")
     install(folder, "mixed_bag", parts, BROKEN)
     install(folder, "no_start", "import a_library_nobody_has\n")
@@ -72,7 +66,7 @@ def environment(site: Path) -> dict[str, str]:
 
 def run(site: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     before = sorted(site.rglob("*"))
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", *command],
         cwd=folder,
         env=environment(site),
@@ -81,14 +75,14 @@ def run(site: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[
         timeout=180,
         check=False,
     )
-    assert sorted(site.rglob("*")) == before
-    return done
+    assert sorted(site.rglob("*")) == before  # it writes no file there
+    return process
 
 
-def test_everything_registered_is_tested_and_counted(site: Path, tmp_path: Path) -> None:
-    done = run(site, tmp_path, "dreamkit", "test-plugin", "dreamkit-core", "--quick")
-    assert done.returncode == 0, done.stdout + done.stderr
-    headers = re.findall(r"^(?!\d)\w.*", done.stdout, re.MULTILINE)
+def test_all_registered_components_are_tested_and_counted(site: Path, tmp_path: Path) -> None:
+    process = run(site, tmp_path, "dreamkit", "test-plugin", "dreamkit-core", "--quick")
+    assert process.returncode == 0, process.stdout + process.stderr
+    headers = re.findall(r"^(?!\d)\w.*", process.stdout, re.MULTILINE)
     assert headers == [
         "projector linear",
         "projector mlp",
@@ -100,18 +94,18 @@ def test_everything_registered_is_tested_and_counted(site: Path, tmp_path: Path)
         "dataset conversations",
         *(f"command {command.name}" for command in core.dreamkit_commands()),
     ]
-    assert done.stdout.splitlines()[-1] == (
-        "21 components of dreamkit-core; 108 checks ran: 108 passed, 0 failed, 0 failed as expected; 3 skipped"
+    assert process.stdout.splitlines()[-1] == (
+        "21 components of dreamkit-core; 108 checks ran: 108 passed, 0 failed; 3 skipped"
     )
     assert not list(tmp_path.iterdir())
 
 
-def test_a_broken_part_fails_with_the_command_that_repeats_it(site: Path, tmp_path: Path) -> None:
-    done = run(site, tmp_path, "dreamkit", "test-plugin", "Mixed.Bag", "--component", "broken", "--quick")
-    assert done.returncode == 1
-    assert "FAILED spec_agrees" in done.stdout
-    assert "projected.shape=(2, 16, 4), but should be (N, out_tokens, out_dim)=(2, 16, 32)" in done.stdout
-    (command, *_) = re.findall(r"repeat it with: dreamkit (.*)", done.stdout)
+def test_a_failure_prints_the_command_that_repeats_it(site: Path, tmp_path: Path) -> None:
+    process = run(site, tmp_path, "dreamkit", "test-plugin", "Mixed.Bag", "--component", "broken", "--quick")
+    assert process.returncode == 1
+    assert "FAILED spec_agrees" in process.stdout
+    assert "expected projected.shape (N, out_tokens, out_dim)=(2, 16, 32), got (2, 16, 4)" in process.stdout
+    (command, *_) = re.findall(r"repeat it with: dreamkit (.*)", process.stdout)
     assert command == "test-plugin mixed_bag --component broken --check spec_agrees"
     again = run(site, tmp_path, "dreamkit", *command.split())
     assert again.returncode == 1 and "FAILED spec_agrees" in again.stdout
@@ -121,27 +115,7 @@ def test_a_broken_part_fails_with_the_command_that_repeats_it(site: Path, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_mistake_is_told_once_with_its_line(site: Path, tmp_path: Path) -> None:
-    done = run(site, tmp_path, "dreamkit", "test-plugin", "mixed-bag", "--component", "raising", "--quick")
-    line = BROKEN[: BROKEN.index("tokens.reshape")].count("\n") + 1
-    place = f"{site}/mixed_bag/parts.py:{line}"
-    lines = done.stdout.splitlines()
-    first = next(number for number, text in enumerate(lines) if "FAILED spec_agrees" in text)
-    assert lines[first + 1 : first + 6] == [
-        f"    {place}: RuntimeError: shape '[-1, 7]' is invalid for input of size 768",
-        "      spec_agrees: What a part gives has the shape that its spec says, and is finite.",
-        "      during forward(tokens of shape (2, 16, 24))",
-        "      smallest failing input: case=Case(rows=2, length=2, seed=0)",
-        "      repeat it with: dreamkit test-plugin mixed_bag --component raising --check spec_agrees",
-    ]
-    told = [text for text in lines[first + 6 :] if "FAILED" in text]
-    assert len(told) > 10 and all(
-        text.endswith(f"the same error as in `spec_agrees`, at {place}") for text in told
-    )
-    assert len(lines) < 30 and not done.stderr
-
-
-def test_an_interrupt_ends_it_with_a_word(site: Path, tmp_path: Path) -> None:
+def test_an_interrupt_ends_the_command_without_a_traceback(site: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dreamkit", "test-plugin", "mixed-bag", "--component", "waiting"]
     with subprocess.Popen(
         command,
@@ -160,7 +134,7 @@ def test_an_interrupt_ends_it_with_a_word(site: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "pattern"),
     [
         ("no-start", "FAILED registered .*importing no_start failed: ModuleNotFoundError"),
         (
@@ -169,64 +143,68 @@ def test_an_interrupt_ends_it_with_a_word(site: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_imported_fails(site: Path, tmp_path: Path, name: str, said: str) -> None:
-    done = run(site, tmp_path, "dreamkit", "test-plugin", name)
-    assert done.returncode == 1 and re.search(said, done.stdout), done.stdout
-    assert "1 check ran: 0 passed, 1 failed" in done.stdout
+def test_a_plug_in_that_cannot_be_imported_fails(site: Path, tmp_path: Path, name: str, pattern: str) -> None:
+    process = run(site, tmp_path, "dreamkit", "test-plugin", name)
+    assert process.returncode == 1 and re.search(pattern, process.stdout), process.stdout
+    assert "1 check ran: 0 passed, 1 failed" in process.stdout
 
 
-def test_a_check_that_is_skipped_is_no_success(site: Path, tmp_path: Path) -> None:
+def test_the_command_fails_if_its_check_is_skipped_everywhere(site: Path, tmp_path: Path) -> None:
     options = ["mixed-bag", "--component", "broken", "--check", "dense_layers_agree"]
-    done = run(site, tmp_path, "dreamkit", "test-plugin", *options)
-    assert done.returncode == 1 and "skip   dense_layers_agree" in done.stdout, done.stdout
-    assert done.stdout.endswith("nothing tested: dense_layers_agree was skipped for every component\n")
+    process = run(site, tmp_path, "dreamkit", "test-plugin", *options)
+    assert process.returncode == 1 and "skip   dense_layers_agree" in process.stdout, process.stdout
+    assert process.stdout.endswith("nothing tested: dense_layers_agree was skipped for every component\n")
 
 
-def test_registration_alone_can_be_checked(site: Path, tmp_path: Path) -> None:
-    done = run(site, tmp_path, "dreamkit", "test-plugin", "mixed-bag", "--check", "registered")
-    assert done.returncode == 0, done.stderr
-    ends = "4 checks ran: 4 passed, 0 failed, 0 failed as expected; 0 skipped"
-    assert done.stdout.endswith(f"4 components of mixed_bag; {ends}\n")
+def test_the_check_of_registration_can_run_alone(site: Path, tmp_path: Path) -> None:
+    process = run(site, tmp_path, "dreamkit", "test-plugin", "mixed-bag", "--check", "registered")
+    assert process.returncode == 0, process.stderr
+    ends = "3 checks ran: 3 passed, 0 failed; 0 skipped"
+    assert process.stdout.endswith(f"3 components of mixed_bag; {ends}\n")
     late = run(site, tmp_path, "dreamkit", "test-plugin", "late", "--check", "registered")
     assert late.returncode == 1 and "FAILED registered" in late.stdout
 
 
-def test_data_sets_are_imported(site: Path, tmp_path: Path) -> None:
-    done = run(site, tmp_path, "dreamkit", "test-plugin", "sets")
-    assert done.returncode == 0 and "dataset set" in done.stdout
+def test_a_data_set_is_imported(site: Path, tmp_path: Path) -> None:
+    process = run(site, tmp_path, "dreamkit", "test-plugin", "sets")
+    assert process.returncode == 0 and "dataset set" in process.stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["mixed-bga"], "no installed plug-in is called 'mixed-bga'; did you mean 'mixed_bag'?"),
+        (["mixed-bga"], "unknown plug-in 'mixed-bga'; did you mean 'mixed_bag'?"),
         (
             ["sound"],
             "'sound' is a projector of mixed_bag; test it with: dreamkit test-plugin mixed_bag --component sound\n",
         ),
         (["torch"], f"'torch' {version('torch')} is installed, but registers no dreamkit plug-in; see"),
         (["idle"], "'idle' registers nothing, so there is nothing to test"),
-        (["mixed-bag", "--component", "brokn"], "'mixed_bag' registers no 'brokn'; did you mean 'broken'?"),
+        (
+            ["mixed-bag", "--component", "brokn"],
+            "unknown component 'brokn' of 'mixed_bag'; did you mean 'broken'?",
+        ),
         (
             ["mixed-bag", "--check", "dtype_kpt"],
-            "there is no check 'dtype_kpt' of what is registered; did you mean",
+            "unknown check 'dtype_kpt'; did you mean",
         ),
         (["mixed-bag", "--check", "registred"], "did you mean 'registered'?"),
     ],
 )
-def test_mistakes_are_said(site: Path, tmp_path: Path, arguments: list[str], said: str) -> None:
-    done = run(site, tmp_path, "dreamkit", "test-plugin", *arguments)
-    assert done.returncode == 2 and said in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_wrong_argument_is_an_error(site: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    process = run(site, tmp_path, "dreamkit", "test-plugin", *arguments)
+    assert process.returncode == 2 and message in process.stderr, process.stderr
+    assert "Traceback" not in process.stderr
 
 
-def test_pytest_runs_the_same(site: Path, tmp_path: Path) -> None:
+def test_pytest_runs_the_same_checks(site: Path, tmp_path: Path) -> None:
     options = ["--dreamkit-plugin", "mixed-bag", "--dreamkit-quick", "-rf"]
-    done = run(site, tmp_path, "pytest", *SUITE, *options, "-k", "broken or sound")
-    assert done.returncode == 1
-    assert "FAILED" in done.stdout and "test_contract[projector-broken-spec_agrees]" in done.stdout
+    process = run(site, tmp_path, "pytest", *SUITE, *options, "-k", "broken or sound")
+    assert process.returncode == 1
+    assert "FAILED" in process.stdout and "test_contract[projector-broken-spec_agrees]" in process.stdout
     assert (
-        "repeat it with: dreamkit test-plugin mixed_bag --component broken --check spec_agrees" in done.stdout
+        "repeat it with: dreamkit test-plugin mixed_bag --component broken --check spec_agrees"
+        in process.stdout
     )
     late = run(site, tmp_path, "pytest", *SUITE, "--dreamkit-plugin", "late")
     assert re.search(r"^\S*late/parts\.py:1: .*importing late\.parts:Late failed", late.stdout, re.MULTILINE)
@@ -236,24 +214,28 @@ def test_pytest_runs_the_same(site: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ([], "--dreamkit-plugin NAME is missing"),
-        (["--dreamkit-plugin", "mixed-bga"], "no installed plug-in is called 'mixed-bga'"),
+        ([], "missing --dreamkit-plugin NAME"),
+        (["--dreamkit-plugin", "mixed-bga"], "unknown plug-in 'mixed-bga'"),
     ],
 )
-def test_without_a_target_pytest_refuses(site: Path, tmp_path: Path, options: list[str], said: str) -> None:
-    done = run(site, tmp_path, "pytest", *SUITE, *options)
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout + done.stderr
-    assert said in done.stdout + done.stderr
+def test_pytest_needs_an_installed_plug_in(
+    site: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    process = run(site, tmp_path, "pytest", *SUITE, *options)
+    assert process.returncode == pytest.ExitCode.USAGE_ERROR, process.stdout + process.stderr
+    assert message in process.stdout + process.stderr
 
 
-def test_without_hypothesis_the_extra_is_named(site: Path, tmp_path: Path) -> None:
+def test_without_hypothesis_the_error_names_the_extra(site: Path, tmp_path: Path) -> None:
     hidden = (
         "import sys; sys.modules['hypothesis'] = None; sys.argv = ['dreamkit', 'test-plugin', 'mixed-bag']\n"
         "from dreamkit.cli import main; main()\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", hidden], capture_output=True, text=True, check=False, cwd=tmp_path
     )
-    assert done.returncode == 2 and "pip install 'dreamkit-core[testing]'" in done.stderr, done.stderr
+    assert process.returncode == 2 and "pip install 'dreamkit-core[testing]'" in process.stderr, (
+        process.stderr
+    )

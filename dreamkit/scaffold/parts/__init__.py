@@ -1,1 +1,1 @@
-"""The parts that `dreamkit new-plugin` starts a package with: each file is copied, `NewPart` renamed."""
+"""The parts that `dreamkit new-plugin` copies into a package; it renames `NewPart`."""

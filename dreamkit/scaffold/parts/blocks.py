@@ -1,6 +1,6 @@
-"""A block of a causal transformer, and the cache that lets it go on where it stopped.
+"""A block of a causal transformer, and its cache of keys and values.
 
-B rows, T tokens of this call, S tokens seen: those of the cache, then these T. D width.
+B rows, T tokens of this call, S tokens in the cache including these T, D width.
 """
 
 import torch
@@ -11,22 +11,22 @@ EPS = 1e-5  # of every RMS norm
 
 
 class Cache:
-    """What earlier calls left, by name: keys and values of each block, position and segment of each token.
+    """The tensors of earlier calls by name: each block's keys and values, each token's position and segment.
 
-    Empty slots (segment -1) stay in it: nobody sees them, since no text is of their segment.
+    Empty slots (segment -1) stay in the cache. No token attends to them, because no token has their segment.
     """
 
     def __init__(self) -> None:
-        self.kept: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}
 
     def extend(self, name: str, new: Tensor) -> Tensor:
-        """All that is kept under `name`, (B, S, ...): what was there, and `new`, (B, T, ...), behind it."""
-        self.kept[name] = torch.cat([self.kept[name], new], 1) if name in self.kept else new
-        return self.kept[name]
+        """Append `new` (B, T, ...) to the tensor `name`; return the whole tensor (B, S, ...)."""
+        self.tensors[name] = torch.cat([self.tensors[name], new], 1) if name in self.tensors else new
+        return self.tensors[name]
 
 
 class Block(nn.Module):
-    """Attention to the tokens that a mask allows, then a unit for each token; both are added to what came in."""
+    """Masked self-attention, then a feed-forward network; the output of each is added to its input."""
 
     def __init__(self, name: str, dim: int, heads: int) -> None:
         super().__init__()
@@ -40,6 +40,6 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm1(hidden_BTD)).unflatten(2, (3, self.heads, -1)).unbind(2)
         k, v = cache.extend(f"{self.name} keys", k), cache.extend(f"{self.name} values", v)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BTS[:, None])
-        hidden_BTD = hidden_BTD + self.out(seen.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BTS[:, None])
+        hidden_BTD = hidden_BTD + self.out(attended.transpose(1, 2).flatten(2))
         return hidden_BTD + self.down(F.gelu(self.up(self.norm2(hidden_BTD))))

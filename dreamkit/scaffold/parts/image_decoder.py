@@ -1,4 +1,4 @@
-"""An image decoder: rectified flow (arXiv 2209.03003) on pixels. What predicts the flow is in `network`."""
+"""An image decoder: rectified flow (arXiv 2209.03003) on pixels. `network` has the network that predicts the flow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from .weights import check_division, load_weights, read_sizes
 
 @dataclass(frozen=True)
 class Sizes:
-    """The keys of a `config`; `image_size` and `patch_size` are sides in pixels."""
+    """The keys of `config`. `image_size` and `patch_size` are sides in pixels."""
 
     image_size: int = 32
     patch_size: int = 4
@@ -32,16 +32,15 @@ class Sizes:
 
 
 class NewPart(ImageDecoder):
-    """It learns the straight way from a picture (time 0) to noise (time 1), and draws by going back along it."""
+    """A flow on the straight line from an image (time 0) to noise (time 1); drawing follows it backwards."""
 
-    adapter_targets = ("to_q", "to_kv", "to_out")  # where LoRA attaches: the ends of module names
-    posterior_module = (
-        ""  # whose weights alone make `posterior`: the name of an autoencoder, once there is one
-    )
+    adapter_targets = ("to_q", "to_kv", "to_out")  # LoRA attaches to modules whose names end so
+    # The submodule that computes `posterior`; "" is the part itself. Name your autoencoder here.
+    posterior_module = ""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PartConfig):
-        """Its section of a recipe. `config` takes the fields of `Sizes`; what else may be set is added here."""
+        """The part's section of a recipe. `config` takes the fields of `Sizes`; add your own settings here."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -62,7 +61,7 @@ class NewPart(ImageDecoder):
         )
 
     @classmethod
-    def tiny_config(cls) -> Config:  # what `dreamkit test-plugin` builds
+    def tiny_config(cls) -> Config:  # the part that the contract checks build
         return cls.Config(config={"image_size": 16, "dim": 16, "layers": 2, "context_dim": 12})
 
     @classmethod

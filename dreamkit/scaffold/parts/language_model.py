@@ -1,6 +1,6 @@
-"""A language model: a small causal transformer. How it reads and writes words is in `words`.
+"""A language model: a small causal transformer. `words` has its tokenizer, embedding and head.
 
-B rows, T tokens of this call, S tokens seen: those of the cache, then these T. D width.
+B rows, T tokens of this call, S tokens in the cache including these T, D width.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from .words import STD, Words, tokenizer_of
 
 @dataclass(frozen=True)
 class Sizes:
-    """The keys of a `config`; `max_length` in tokens."""
+    """The keys of `config`. `max_length` is in tokens."""
 
     max_length: int = 1024
     dim: int = 128
@@ -29,13 +29,13 @@ class Sizes:
 
 
 class NewPart(Words):
-    """Blocks of attention and units between the embedding and the head, which know words."""
+    """A causal transformer between the embedding and the head of `Words`."""
 
-    adapter_targets = ("qkv", "out", "up", "down")  # where LoRA attaches: the ends of module names
+    adapter_targets = ("qkv", "out", "up", "down")  # LoRA attaches to modules whose names end so
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PartConfig):
-        """Its section of a recipe. `config` takes the fields of `Sizes`; what else may be set is added here."""
+        """The part's section of a recipe. `config` takes the fields of `Sizes`; add your own settings here."""
 
     def __init__(self, config: Config) -> None:
         sizes = read_sizes(Sizes, config)
@@ -61,7 +61,7 @@ class NewPart(Words):
         )
 
     @classmethod
-    def tiny_config(cls) -> Config:  # what `dreamkit test-plugin` builds
+    def tiny_config(cls) -> Config:  # the part that the contract checks build
         return cls.Config(config={"dim": 16, "max_length": 64})
 
     @classmethod
@@ -81,7 +81,7 @@ class NewPart(Words):
         cache = Cache() if cache is None else cache
         positions_BS = cache.extend("positions", position_ids_BT)
         segments_BS = cache.extend("segments", segment_ids_BT)
-        # A token sees its own segment, up to its own position. Padding sees padding: that is finite, if meaningless.
+        # A token attends to its own segment, up to its own position. Padding attends to padding, which keeps it finite.
         mask_BTS = segment_ids_BT[:, :, None] == segments_BS[:, None]
         mask_BTS &= position_ids_BT[:, :, None] >= positions_BS[:, None]
         hidden_BTD = embeds_BTD + self.positions(position_ids_BT)

@@ -1,6 +1,6 @@
-"""A projector that averages neighbouring tokens: fewer of them for the language model to read.
+"""A projector that averages neighbouring tokens, so that the language model reads fewer.
 
-N images or documents; tokens (N, in_tokens, in_dim) go in, (N, out_tokens, out_dim) come out.
+It maps tokens (N, in_tokens, in_dim) of N images or documents to (N, out_tokens, out_dim).
 """
 
 from dataclasses import dataclass
@@ -12,30 +12,32 @@ from dreamkit import ConfigError, Projector, ProjectorSpec
 
 
 class NewPart(Projector):
-    """The mean of every few tokens, then one matrix."""
+    """The mean of each group of `every` tokens, then one matrix."""
 
-    # Its section of a recipe: the fields are the keys, their annotations are checked.
     @dataclass(frozen=True)
     class Config:
-        """`every`: how many tokens become one."""
+        """The projector's section of a recipe: dreamkit checks its keys and types against these fields.
+
+        `every` is the number of tokens that become one.
+        """
 
         every: int = 2
 
         def __post_init__(self) -> None:
-            # A ConfigError names the key, so that the user is shown the line of the recipe.
+            # dreamkit shows the message of a ConfigError with the file and line of the key.
             if self.every < 1:
-                raise ConfigError({"every": f"{self.every} found, but at least 1 token makes one"})
+                raise ConfigError({"every": f"expected at least 1, got {self.every}"})
 
     def __init__(self, config: Config, spec: ProjectorSpec) -> None:
         super().__init__()
         self.config, self.spec = config, spec
         self.matrix = nn.Linear(spec.in_dim, spec.out_dim)
 
-    # The widths are those of the neighbours; what the projector decides is how many tokens come out.
+    # The neighbours determine the widths; the projector chooses only the number of output tokens.
     @classmethod
     def infer_spec(cls, config: Config, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
         if in_tokens % config.every:
-            raise ConfigError({"every": f"{config.every} found, which does not divide {in_tokens} tokens"})
+            raise ConfigError({"every": f"expected a divisor of {in_tokens} tokens, got {config.every}"})
         out_tokens = in_tokens // config.every
         return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=out_tokens)
 

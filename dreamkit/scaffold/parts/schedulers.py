@@ -1,4 +1,4 @@
-"""How a flow is followed from noise to a picture."""
+"""Schedulers: the steps of drawing from noise to an image."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from dreamkit import DreamkitError, did_you_mean
 
 
 class Euler:
-    """Euler's method in equal steps, in the form of a scheduler of diffusers, which is what dreamkit draws with."""
+    """Euler's method in equal steps, with the interface of a diffusers scheduler, as dreamkit requires."""
 
-    init_noise_sigma = 1.0  # drawing starts from noise of unit variance
+    init_noise_sigma = 1.0  # the variance of the initial noise is 1
     timesteps: Tensor
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
@@ -28,12 +28,12 @@ SCHEDULERS = {"euler": Euler}
 
 
 def scheduler_of(name: str | None) -> Euler:
-    """A fresh scheduler by its name; None is the first.
+    """Return a new scheduler; None means the first.
 
     Raises:
-        DreamkitError: there is none of this name. (It is a ValueError, as `ImageDecoder.scheduler` wants.)
+        DreamkitError: the name is unknown. (It is a ValueError, which `ImageDecoder.scheduler` must raise.)
     """
     name = next(iter(SCHEDULERS)) if name is None else name
     if name not in SCHEDULERS:
-        raise DreamkitError(f"there is no scheduler '{name}'; {did_you_mean(name, SCHEDULERS)}")
+        raise DreamkitError(f"unknown scheduler '{name}'; {did_you_mean(name, SCHEDULERS)}")
     return SCHEDULERS[name]()

@@ -19,7 +19,7 @@ from .weights import check_division, load_weights, read_sizes
 
 @dataclass(frozen=True)
 class Sizes:
-    """The keys of a `config`; `image_size` and `patch_size` are sides in pixels."""
+    """The keys of `config`. `image_size` and `patch_size` are sides in pixels."""
 
     image_size: int = 32
     patch_size: int = 4
@@ -32,7 +32,7 @@ class Sizes:
 
 
 class Block(nn.Module):
-    """Attention among the tokens of an image, then a unit for each token; both are added to what came in."""
+    """Self-attention, then a feed-forward network; the output of each is added to its input."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -49,20 +49,20 @@ class Block(nn.Module):
 
 
 class NewPart(VisionEncoder):
-    """Patches become tokens, which are told where they lie and then look at each other."""
+    """Patches become tokens, get position embeddings and pass through a transformer."""
 
-    adapter_targets = ("qkv", "out", "up", "down")  # where LoRA attaches: the ends of module names
+    adapter_targets = ("qkv", "out", "up", "down")  # LoRA attaches to modules whose names end so
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PartConfig):
-        """Its section of a recipe. `config` takes the fields of `Sizes`; what else may be set is added here."""
+        """The part's section of a recipe. `config` takes the fields of `Sizes`; add your own settings here."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         sizes = read_sizes(Sizes, config)
         self.config, self.spec = config, self.infer_spec(config)
         self.patches = nn.Conv2d(3, sizes.dim, sizes.patch_size, stride=sizes.patch_size)
-        self.places = nn.Parameter(0.02 * torch.randn(self.spec.num_tokens, sizes.dim))
+        self.positions = nn.Parameter(0.02 * torch.randn(self.spec.num_tokens, sizes.dim))
         self.blocks = nn.Sequential(*(Block(sizes.dim, sizes.heads) for _ in range(sizes.layers)))
         self.norm = nn.LayerNorm(sizes.dim)
 
@@ -73,7 +73,7 @@ class NewPart(VisionEncoder):
         return VisionSpec(image_size=sizes.image_size, num_tokens=num_tokens, dim=sizes.dim)
 
     @classmethod
-    def tiny_config(cls) -> Config:  # what `dreamkit test-plugin` builds
+    def tiny_config(cls) -> Config:  # the part that the contract checks build
         return cls.Config(config={"image_size": 16, "dim": 16})
 
     @classmethod
@@ -92,5 +92,5 @@ class NewPart(VisionEncoder):
         return pixels.permute(0, 3, 1, 2) / 127.5 - 1
 
     def forward(self, pixels_NCHW: Tensor) -> Tensor:
-        tokens = self.patches(pixels_NCHW).flatten(2).transpose(1, 2) + self.places
+        tokens = self.patches(pixels_NCHW).flatten(2).transpose(1, 2) + self.positions
         return self.norm(self.blocks(tokens))

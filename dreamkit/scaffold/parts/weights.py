@@ -1,6 +1,6 @@
-"""The sizes and weights of a part: from its section of a recipe, or from the folder that the section names.
+"""A part's sizes and weights, from its recipe section or from the folder that `pretrained` names.
 
-The folder holds `config.json`, which gives the sizes, and `model.safetensors`, the part's state dict.
+The folder holds the sizes in `config.json` and the part's state dict in `model.safetensors`.
 """
 
 import json
@@ -18,26 +18,27 @@ Part = TypeVar("Part", bound=nn.Module)
 
 
 def read_sizes(kind: type[Sizes], config: PartConfig) -> Sizes:
-    """The dataclass `kind`, whose fields are whole numbers, from `config.config` or from a `config.json`.
+    """Return a dataclass `kind` of integers, read from `config.config` or from the folder's `config.json`.
 
     Raises:
-        ConfigError: everything that is wrong, by key; a SourceError where the folder is wrong.
+        ConfigError: some values are invalid; it has a message for each key.
+        SourceError: the folder or its `config.json` is invalid.
     """
     if config.pretrained is None:
-        given, key = config.config or {}, "config."
+        settings, prefix = config.config or {}, "config."
     else:
-        given, key = _read_json(config), ""
+        settings, prefix = _read_json(config), ""
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     problems = {}
-    for name, value in given.items():
+    for name, value in settings.items():
         if name not in known:
-            problems[key + name] = f"there is no '{name}'; {did_you_mean(name, known)}"
+            problems[prefix + name] = f"unknown key '{name}'; {did_you_mean(name, known)}"
         elif type(value) is not int or value < 1:
-            problems[key + name] = f"{value!r} found, but a whole number of at least 1 is wanted"
+            problems[prefix + name] = f"expected an integer of at least 1, got {value!r}"
     try:
         if problems:
             raise ConfigError(problems)
-        return kind(**given)
+        return kind(**settings)
     except ConfigError as error:
         if config.pretrained is None:
             raise
@@ -47,35 +48,35 @@ def read_sizes(kind: type[Sizes], config: PartConfig) -> Sizes:
 
 
 def check_division(sizes: object, **divided: str) -> None:
-    """Of `sizes`, each field that is named must divide the field that it is given: `check_division(self, heads="dim")`.
+    """Check that one size divides another: `check_division(self, heads="dim")`.
 
     Raises:
-        ConfigError: one does not.
+        ConfigError: it does not.
     """
     for name, whole in divided.items():
-        if getattr(sizes, whole) % getattr(sizes, name):
-            said = f"{getattr(sizes, name)} found, which does not divide {whole}, {getattr(sizes, whole)}"
-            raise ConfigError({f"config.{name}": said})
+        size, total = getattr(sizes, name), getattr(sizes, whole)
+        if total % size:
+            raise ConfigError({f"config.{name}": f"expected a divisor of {whole}={total}, got {size}"})
 
 
 def load_weights(part: Part, config: PartConfig) -> Part:
-    """The part with the weights of its folder: every tensor that it has, and no other.
+    """Load every weight of the part from its folder and return the part.
 
     Raises:
-        SourceError: there is no such folder, or it does not hold the weights of this part.
+        SourceError: the folder is missing, or its tensors are not exactly those of the part.
     """
     file = locate(config.pretrained or "", ["config.json", "model.safetensors"]) / "model.safetensors"
     try:
         part.load_state_dict(load_file(file))
     except (SafetensorError, RuntimeError) as error:
-        raise SourceError(f"{file} does not fit its config.json: {' '.join(str(error).split())}") from error
+        raise SourceError(f"{file} does not match its config.json: {' '.join(str(error).split())}") from error
     return part
 
 
 def _read_json(config: PartConfig) -> dict[str, Any]:
-    # Weights are looked for only where that costs nothing: of the hub, they would be downloaded.
+    # Only a local folder is checked for weights: from the hub they would be downloaded.
     file = locate(config.pretrained or "", ["config.json"], weights=config.is_local) / "config.json"
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise SourceError(f"{file} cannot be read: {error}") from error
+        raise SourceError(f"cannot read {file}: {error}") from error

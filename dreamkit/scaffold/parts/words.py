@@ -1,6 +1,6 @@
-"""The half of a language model that knows words: its tokenizer, its embedding, and its head, which are one matrix.
+"""The tokenizer, embedding and head of a language model; embedding and head share one matrix.
 
-D width, K rows of added tokens.
+D width, K added tokens.
 """
 
 from collections.abc import Sequence
@@ -15,25 +15,24 @@ from transformers import PreTrainedTokenizerFast
 from dreamkit import ChatTemplate, Embedding, Head, LanguageModel, PartConfig, SourceError, locate
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
-STD = 0.02  # of fresh embeddings
+STD = 0.02  # standard deviation of new embeddings
 
 
 class Words(LanguageModel):
-    """Text to ids, ids to embeddings, and back. Added tokens have rows of their own, `new_rows` (K, D), so that they
-    can be learned where the rest is frozen."""
+    """A tokenizer, embedding and head. The rows of added tokens, `new_rows` (K, D), can be trained alone."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, dim: int) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        # What the assistant says is learned, and so is the end of its turn: it has to be one that ends a text.
+        # Training includes the end of the assistant's turn, which must be a token that ends a text.
         self.chat = ChatTemplate(user=("User: ", "\n"), assistant=("Assistant: ", tokenizer.eos_token))
         self.rows = nn.Parameter(STD * torch.randn(len(tokenizer), dim))
         self.new_rows: nn.Parameter | None = None
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
-        # Where nobody asks for special tokens, '</s>' in a text is five characters and ends nothing.
-        found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)
-        return found["input_ids"]
+        # Unless `special`, '</s>' in a text is five characters and ends nothing.
+        encoding = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)
+        return encoding["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -45,10 +44,10 @@ class Words(LanguageModel):
         special = [AddedToken(token, special=True, normalized=False) for token in tokens]
         self.tokenizer.add_tokens(special, special_tokens=True)
         missing = len(self.tokenizer) - len(self.head().weight)
-        if missing:  # near the mean row: a new token is as likely as an average one
+        if missing:  # near the mean row, so that a new token is as likely as an average one
             mean = self.rows.detach().mean(0).expand(missing, -1)
-            fresh = mean + STD * torch.randn_like(mean)
-            self.new_rows = nn.Parameter(torch.cat([*self.added_token_parameters(), fresh]))
+            new = mean + STD * torch.randn_like(mean)
+            self.new_rows = nn.Parameter(torch.cat([*self.added_token_parameters(), new]))
         vocabulary = self.tokenizer.get_vocab()
         return [vocabulary[token] for token in tokens]
 
@@ -70,26 +69,28 @@ class Words(LanguageModel):
 
 
 def tokenizer_of(config: PartConfig) -> PreTrainedTokenizerFast:
-    """The tokenizer that a section of a recipe means.
+    """Return the tokenizer of the `pretrained` folder, or a tokenizer of bytes.
 
     Raises:
-        SourceError: its folder has none, or one that cannot begin, end and pad a text.
+        SourceError: the folder has no tokenizer, or it lacks a bos, eos or pad token.
     """
     if config.pretrained is None:
         return byte_tokenizer()
     folder = locate(config.pretrained, ["tokenizer.json"], weights=False)
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the compiled part of the library raises what it likes
-        raise SourceError(f"{folder}: the tokenizer cannot be read: {error}") from error
+    except Exception as error:  # the compiled part of the library raises plain Exceptions
+        raise SourceError(f"{folder}: cannot read the tokenizer: {error}") from error
     missing = [name for name in SPECIAL if getattr(tokenizer, name) is None]
     if missing:
-        raise SourceError(f"{folder}: the tokenizer has no {' and no '.join(missing)}; name what it has")
+        raise SourceError(
+            f"{folder}: the tokenizer lacks {' and '.join(missing)}; set it in tokenizer_config.json"
+        )
     return tokenizer
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Made in memory: a token for each byte of UTF-8, so that any text can be written, and the special ones."""
+    """Make a tokenizer in memory, with a token for each byte of UTF-8, for any text, and the special tokens."""
     names = [*SPECIAL.values(), *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={name: index for index, name in enumerate(names)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -1,4 +1,4 @@
-"""Every check; importing a module of this package makes those in it."""
+"""All checks. Importing a module of this package registers its checks, in this order."""
 
 from dreamkit.testing.checks import (
     computing as computing,

@@ -1,4 +1,4 @@
-"""Checks of how an image decoder draws.
+"""Checks of an image decoder's drawing.
 
 N images, c x h x w latents.
 """
@@ -13,9 +13,8 @@ from torch import Tensor
 
 from dreamkit.parts.specs import Condition
 from dreamkit.testing.check import cases, check
-from dreamkit.testing.checks.preprocessing import picture
+from dreamkit.testing.checks.preprocessing import random_image
 from dreamkit.testing.expect import (
-    ContractError,
     expect,
     expect_close,
     expect_different,
@@ -23,18 +22,18 @@ from dreamkit.testing.expect import (
     expect_same,
     expect_shape,
     expect_true,
+    expect_value_error,
 )
 from dreamkit.testing.subject import Case, Inputs, generator, seeded
 from dreamkit.testing.subject_kinds import DecoderSubject
 
 KIND = "image_decoder"
-ORACLE_STEPS = 12
-ORACLE_ERROR = (
-    0.1  # of unit-variance latents; schedulers may leave the noise of the first timestep, about 0.03
-)
+PERFECT_STEPS = 12
+# For latents of unit variance. A scheduler may leave the noise of the first timestep, about 0.03.
+PERFECT_ERROR = 0.1
 
 seeds = st.integers(0, 999)
-multiples = st.integers(-1, 2)  # by which a size differs from the one that is drawn unasked
+multiples = st.integers(-1, 2)  # of `size_multiple`, added to the default size
 
 
 def _takes_no_extras(subject: DecoderSubject) -> str | None:
@@ -43,80 +42,73 @@ def _takes_no_extras(subject: DecoderSubject) -> str | None:
 
 @check(KIND, unless=_takes_no_extras, case=cases, width=st.integers(4, 24), height=st.integers(4, 24))
 def extras_agree(subject: DecoderSubject, case: Case, width: int, height: int) -> None:
-    """The extras of `preprocess` are like those of `default_extras`; the loss takes them, `draw` hands its own on.
+    """`preprocess` and `default_extras` return the same extras in shape and dtype; `loss` and `draw` use theirs.
 
-    What a decoder is told of a picture in training, such as its original size, it is told in drawing too.
+    A decoder gets the same facts about an image, such as its original size, in training and in drawing.
     """
     part, inputs = subject.make(), subject.inputs(case)
-    pictures = [picture("RGB", width + row, height, row) for row in range(case.rows)]
-    subject.doing = f"preprocess({case.rows} pictures)"
+    pictures = [random_image("RGB", width + row, height, row) for row in range(case.rows)]
+    subject.call_text = f"preprocess({case.rows} images)"
     _, extras = part.preprocess(pictures)
-    wanted = subject.extras(case.rows)
-    expect(sorted(extras), sorted(wanted), "the extras of preprocess", "those of default_extras")
+    default = subject.extras(case.rows)
+    expect(sorted(extras), sorted(default), "the names of the extras of preprocess", "as of default_extras")
     for name, extra in extras.items():
-        expect_shape(extra, f"extras['{name}']", "(N, ...)", wanted[name].shape)
-        expect(extra.dtype, wanted[name].dtype, f"extras['{name}'].dtype")
-    subject.doing = "loss with the extras of preprocess"
+        expect_shape(extra, f"extras['{name}']", "(N, ...)", default[name].shape)
+        expect(extra.dtype, default[name].dtype, f"extras['{name}'].dtype")
+    subject.call_text = "loss with the extras of preprocess"
     with torch.no_grad():
         expect_finite(subject.loss_N(part, inputs, extras), "loss")
-    seen: list[Any] = []
+    passed: list[Any] = []
     denoise = part.denoise
 
-    def listen(noisy: Tensor, timesteps_N: Tensor, condition: Condition, given: Any) -> Tensor:
-        seen.append(given)
-        return denoise(noisy, timesteps_N, condition, given)
+    def record(noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Any) -> Tensor:
+        passed.append(extras)
+        return denoise(noisy, timesteps_N, condition, extras)
 
-    part.denoise = listen
+    part.denoise = record
     subject.draw(part, inputs, extras=extras)
     for name, extra in extras.items():
-        expect_true(
-            name in seen[0], f"denoise is given the extras {sorted(seen[0])}", "those given to sample"
-        )
-        expect_same(seen[0][name], extra, f"extras['{name}'] of denoise", "given to sample")
+        expect_true(name in passed[0], f"{sorted(passed[0])}", f"extras '{name}' of draw in denoise")
+        expect_same(passed[0][name], extra, f"extras['{name}'] in denoise", "that passed to draw")
 
 
 @check(KIND)
 def scheduler_names(subject: DecoderSubject) -> None:
-    """Every scheduler that the spec names can be had, fresh each time, and any other is a ValueError.
+    """`scheduler` returns a new scheduler for each name in the spec, and raises a ValueError for any other name.
 
-    `dreamkit check` knows which schedulers a recipe may name, and a misspelled one does not draw with another.
+    `dreamkit check` accepts exactly the schedulers that exist, and a misspelled one never draws with another.
     """
     part = subject.part
     for name in (None, *(part.spec.schedulers or ())):
-        subject.doing = f"scheduler({name!r})"
-        expect_true(
-            part.scheduler(name) is not part.scheduler(name), "the second scheduler is the first", "fresh"
-        )
-    subject.doing = "scheduler('no such scheduler')"
-    try:
-        part.scheduler("no such scheduler")
-    except ValueError:
-        return
-    raise ContractError("an unknown scheduler is accepted, but should be a ValueError")
+        subject.call_text = f"scheduler({name!r})"
+        is_new = part.scheduler(name) is not part.scheduler(name)
+        expect_true(is_new, "the same object twice", "a new scheduler for each call")
+    subject.call_text = "scheduler('no such scheduler')"
+    expect_value_error(lambda: part.scheduler("no such scheduler"), "an unknown scheduler")
 
 
 @check(KIND, case=cases)
 def perfect_drawing(subject: DecoderSubject, case: Case) -> None:
-    """With a network that predicts without error, every scheduler arrives at the picture.
+    """If the network predicts without error, every scheduler reaches the clean latents.
 
-    Scheduler, objective and scale belong together; where one does not, pictures are noise or grey.
+    Scheduler, objective and scale fit each other; otherwise images are noise or grey.
     """
     part, inputs = subject.make(), subject.inputs(case)
     clean = inputs["latents"]
-    kind = part.timesteps(1).dtype
+    dtype = part.timesteps(1).dtype
 
     def predict(noisy: Tensor, timesteps_N: Tensor, *rest: Any) -> Tensor:
-        """The target that goes with these noisy latents of `clean`; `add_noise` is linear in both of its arguments."""
-        timesteps_N = timesteps_N.to(kind)
+        """Return the target for noisy latents of `clean`; `add_noise` is linear in both of its arguments."""
+        timesteps_N = timesteps_N.to(dtype)
         zeros, ones = torch.zeros_like(clean), torch.ones_like(clean)
         signal, spread = (part.add_noise(a, b, timesteps_N)[0] for a, b in ((clean, zeros), (zeros, ones)))
         return part.add_noise(clean, (noisy - signal) / spread.clamp(min=1e-4), timesteps_N)[1]
 
     part.denoise = predict
     for name in (None, *(part.spec.schedulers or ())):
-        steps = subject.steps(part, ORACLE_STEPS, name)
-        subject.doing = f"denoising(scheduler={name!r}, steps={steps}) by a perfect network"
-        with seeded(case.seed + 1):  # noise that is not the latents themselves
+        steps = subject.steps(part, PERFECT_STEPS, name)
+        subject.call_text = f"draw_steps(scheduler={name!r}, steps={steps}) with a perfect network"
+        with seeded(case.seed + 1):  # noise that differs from the latents
             *_, last = part.draw_steps(
                 subject.condition(inputs),
                 scheduler=name,
@@ -126,27 +118,27 @@ def perfect_drawing(subject: DecoderSubject, case: Case) -> None:
                 generators=generator(case.seed),
             )
         error = (last.latents - clean).square().mean().sqrt().item()
-        holds = error <= ORACLE_ERROR
-        expect_true(holds, f"rms|drawn latents - clean latents|={error:.3g}", f"at most {ORACLE_ERROR}")
+        limit = f"rms|drawn latents - clean latents| of at most {PERFECT_ERROR}"
+        expect_true(error <= PERFECT_ERROR, f"{error:.3g}", limit)
 
 
 @check(KIND, case=cases)
 def draw_seed(subject: DecoderSubject, case: Case) -> None:
-    """`draw` with generators of one seed gives one picture, whatever else was drawn; another seed gives another.
+    """Generators of one seed draw one image, whatever was drawn before; those of another seed draw another image.
 
-    A picture that was liked can be drawn again.
+    An image can be drawn again.
     """
     inputs = subject.inputs(case)
     first, again, other = (
         subject.draw(subject.part, inputs, generators=generator(seed))
         for seed in (case.seed, case.seed, case.seed + 1)
     )
-    expect_close(again, first, "images", "of the same seed")
-    expect_different(other, first, "images of one seed - of another")
+    expect_close(again, first, "images", "images of the same seed")
+    expect_different(other, first, "images of two seeds")
 
 
-def _plain(subject: DecoderSubject) -> Any:
-    """A part whose network looks at nothing but its own row: what is beside a row is a check of its own."""
+def _row_by_row(subject: DecoderSubject) -> Any:
+    """Return a part whose network never mixes rows; `batch_invariance` is the check of that."""
     part = subject.make()
 
     def predict(noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Any) -> Tensor:
@@ -158,24 +150,24 @@ def _plain(subject: DecoderSubject) -> Any:
 
 @check(KIND, case=cases)
 def draw_alone(subject: DecoderSubject, case: Case) -> None:
-    """With a generator for each picture, a picture is the same whatever is drawn beside it.
+    """With one generator for each image, an image does not depend on the others in its batch.
 
-    A seed names a picture, not a picture in a batch of some size.
+    A seed identifies an image, whatever the batch size.
     """
-    part, inputs = _plain(subject), subject.inputs(case)
-    own = range(case.rows)
-    together = subject.draw(part, inputs, generators=[generator(row) for row in own])
-    for row in own:
+    part, inputs = _row_by_row(subject), subject.inputs(case)
+    rows = range(case.rows)
+    together = subject.draw(part, inputs, generators=[generator(row) for row in rows])
+    for row in rows:
         twice = {name: tensor[[row, row]] for name, tensor in inputs.items()}
         alone = subject.draw(part, twice, generators=[generator(row), generator(row)])
-        expect_close(together[row], alone[0], f"images[{row}] beside others", "by itself")
+        expect_close(together[row], alone[0], f"images[{row}] beside others", f"images[{row}] by itself")
 
 
 @check(KIND, height=multiples, width=multiples, seed=seeds)
 def draw_size(subject: DecoderSubject, height: int, width: int, seed: int) -> None:
-    """`draw` draws the size asked for, or refuses it; what is no multiple of `size_multiple` is a ValueError.
+    """`draw` draws the requested size or raises a ValueError, as for a side that is no multiple of `size_multiple`.
 
-    A wide picture is wide, and a size that cannot be drawn is said before minutes are spent on it.
+    A wide image is wide, and an impossible size is refused before minutes are spent on it.
     """
     part, inputs = subject.part, subject.inputs(Case(2, 3, seed))
     multiple, side = part.spec.size_multiple, part.spec.image_size
@@ -185,75 +177,70 @@ def draw_size(subject: DecoderSubject, height: int, width: int, seed: int) -> No
         except ValueError:
             if size == (side, side):
                 raise
-            continue  # it cannot draw this one, and says so
+            continue  # the part may refuse any size but its default
         expect_shape(images, "images", "(N, 3, H, W)", (2, 3, *size))
     if multiple > 1:
-        try:
-            subject.draw(part, inputs, size=(side + 1, side))
-        except ValueError:
-            return
-        raise ContractError(
-            "a size that is no multiple of size_multiple is drawn, but should be a ValueError"
+        expect_value_error(
+            lambda: subject.draw(part, inputs, size=(side + 1, side)),
+            "a side that is not a multiple of size_multiple",
         )
 
 
 @check(KIND, case=cases)
 def guidance_scale(subject: DecoderSubject, case: Case) -> None:
-    """Guidance 1 is no guidance, guidance 0 draws from the negative condition, and any other needs one.
+    """Guidance 1 ignores the negative condition, guidance 0 draws from it alone, and any other value requires it.
 
-    `generation.guidance` means what it means in diffusers.
+    `generation.guidance` means the same as in diffusers.
     """
-    part, inputs = _plain(subject), subject.inputs(case)
-    negative = {**inputs, "context": 1 - inputs["context"]}
+    part, inputs = _row_by_row(subject), subject.inputs(case)
+    negative_inputs = {**inputs, "context": 1 - inputs["context"]}
+    negative = subject.condition(negative_inputs)
     latents = torch.randn(inputs["latents"].shape, generator=generator(case.seed))
 
-    def draw(given: Inputs, **options: Any) -> Tensor:
+    def draw(inputs: Inputs, **options: Any) -> Tensor:
         with seeded(0):
-            return subject.draw(part, given, latents=latents, generators=generator(case.seed), **options)
+            return subject.draw(part, inputs, latents=latents, generators=generator(case.seed), **options)
 
-    without = draw(inputs, guidance=1.0)
-    found = draw(inputs, guidance=1.0, negative=subject.condition(negative))
-    expect_close(found, without, "images with guidance 1 and a negative condition", "without one")
-    expect_different(
-        draw(negative, guidance=1.0), without, "images from the negative condition - from the other"
-    )
-    found = draw(inputs, guidance=0.0, negative=subject.condition(negative))
-    expect_close(found, draw(negative, guidance=1.0), "images with guidance 0", "from the negative condition")
-    try:
-        draw(inputs, guidance=2.0)
-    except ValueError:
-        return
-    raise ContractError("guidance 2 without a negative condition is drawn, but should be a ValueError")
+    unguided, from_negative = draw(inputs, guidance=1.0), draw(negative_inputs, guidance=1.0)
+    images = draw(inputs, guidance=1.0, negative=negative)
+    expect_close(images, unguided, "images with guidance 1 and a negative condition", "images without one")
+    expect_different(from_negative, unguided, "images from the condition and from the negative one")
+    images = draw(inputs, guidance=0.0, negative=negative)
+    expect_close(images, from_negative, "images with guidance 0", "images from the negative condition")
+    expect_value_error(lambda: draw(inputs, guidance=2.0), "guidance 2 without a negative condition")
 
 
 @check(KIND, case=cases)
 def fixed_latents(subject: DecoderSubject, case: Case) -> None:
-    """Initial latents that are given are used: fixed ones give a fixed picture, others another.
+    """`draw` starts from the `latents` that it is passed: the same latents give the same image, others another.
 
     Two models, or two prompts, can be compared on the same noise.
     """
-    inputs, given = subject.inputs(case), []
+    inputs, images = subject.inputs(case), []
     for seed in (1, 1, 2):
         latents = torch.randn(inputs["latents"].shape, generator=generator(seed))
         with seeded(0):
-            given.append(subject.draw(subject.part, inputs, latents=latents, generators=generator(case.seed)))
-    first, again, other = given
-    expect_close(again, first, "images", "of the same latents")
-    expect_different(other, first, "images of some latents - of others")
+            images.append(
+                subject.draw(subject.part, inputs, latents=latents, generators=generator(case.seed))
+            )
+    first, again, other = images
+    expect_close(again, first, "images", "images of the same latents")
+    expect_different(other, first, "images of two sets of latents")
 
 
 @check(KIND, case=cases)
 def constant_condition(subject: DecoderSubject, case: Case) -> None:
-    """Predictions within `cache_condition(condition)`, from this condition and from others, are bitwise those without.
+    """Inside `cache_condition(condition)`, predictions from this and from other conditions stay bitwise identical.
 
-    What is computed once a picture, instead of once a step, changes neither it nor another one that is under way.
+    Computing keys and values once for each image, not once for each step, changes no image, not even a concurrent one.
     """
     part, extras = subject.make(), subject.extras(case.rows)
-    pair = [subject.inputs(case._replace(seed=case.seed + one)) for one in range(2)]
+    pair = [subject.inputs(case._replace(seed=case.seed + offset)) for offset in range(2)]
     conditions = [subject.condition(inputs) for inputs in pair]
 
-    def predictions() -> Tensor:
-        """Those for both latents from both conditions, in turns."""
+    def predictions(circumstance: str) -> Tensor:
+        """Return the predictions for both latents from both conditions, in turns."""
+        subject.call_text = f"denoise {circumstance}"
         with seeded(0):
             return torch.stack(
                 [
@@ -264,14 +251,13 @@ def constant_condition(subject: DecoderSubject, case: Case) -> None:
             )
 
     with torch.no_grad():
-        wanted = predictions()
-        subject.doing = "denoise within cache_condition(condition)"
+        expected = predictions("before cache_condition")
+
+        def expect_unchanged(circumstance: str) -> None:
+            expect_same(predictions(circumstance), expected, f"predictions {circumstance}", "those before it")
+
         with part.cache_condition(conditions[0]):
-            expect_same(predictions(), wanted, "predictions within cache_condition(condition)", "without")
-            subject.doing = "denoise within cache_condition(...) of two conditions"
+            expect_unchanged("inside cache_condition(condition)")
             with part.cache_condition(conditions[1]):
-                expect_same(
-                    predictions(), wanted, "predictions within cache_condition(...) of two", "without"
-                )
-        subject.doing = "denoise after cache_condition(condition)"
-        expect_same(predictions(), wanted, "predictions after cache_condition(condition)", "before")
+                expect_unchanged("inside cache_condition of two conditions")
+        expect_unchanged("after cache_condition(condition)")

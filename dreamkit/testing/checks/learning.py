@@ -1,6 +1,8 @@
-"""Checks of how a part learns, and lets others learn."""
+"""Checks of gradients and adapters."""
 
 from __future__ import annotations
+
+from torch import Tensor
 
 from dreamkit.model.adapters import adapt, adapter_root, is_adapter
 from dreamkit.recipe.sections import WITH_SOURCE, AdapterSection
@@ -12,9 +14,9 @@ from dreamkit.testing.subject_kinds import KINDS
 
 @check(*KINDS, case=cases)
 def gradients_reach_trainable(subject: Subject, case: Case) -> None:
-    """The loss's gradient reaches every parameter of `trainable_parameters()`, and no other.
+    """The gradient of the loss reaches every parameter of `trainable_parameters()` and no other.
 
-    Nothing that a recipe trains silently stays as it was, and several devices do not wait for what never comes.
+    Every parameter that a recipe trains changes, and no device waits for a gradient that never arrives.
     """
     part = subject.make().requires_grad_(False)
     trainable = {id(parameter) for parameter in part.trainable_parameters()}
@@ -23,66 +25,64 @@ def gradients_reach_trainable(subject: Subject, case: Case) -> None:
     subject.backward(part, subject.inputs(case))
     for name, parameter in part.named_parameters():
         if id(parameter) in trainable:
-            expect_true(
-                parameter.grad is not None, f"{name} has no gradient", "reached, or not called trainable"
-            )
+            _expect_gradient(parameter, f"{name} of trainable_parameters()")
             expect_finite(parameter.grad, f"the gradient of {name}")
         else:
-            expect_true(
-                parameter.grad is None, f"{name}, which is not trainable, has a gradient", "left alone"
-            )
+            _expect_no_gradient(parameter, f"{name}, not one of trainable_parameters()")
 
 
 @check(*KINDS, case=cases)
 def frozen_stays_frozen(subject: Subject, case: Case) -> None:
-    """A part whose parameters are frozen keeps them so through a backward pass, in training and in evaluation mode.
+    """Frozen parameters stay frozen in a backward pass, in training mode and in evaluation mode.
 
-    Stage I trains the projectors and the queries, and nothing else.
+    Stage I trains only the projectors and the dream queries.
     """
     part = subject.make().requires_grad_(False)
     for mode in (True, False):
         subject.backward(part.train(mode), subject.inputs(case))
         for name, parameter in part.named_parameters():
             expect(parameter.requires_grad, False, f"{name}.requires_grad")
-            expect_true(parameter.grad is None, f"{name}, which is frozen, has a gradient", "left alone")
+            _expect_no_gradient(parameter, f"frozen {name}")
 
 
 @check(*KINDS, case=cases)
 def gradients_reach_input(subject: Subject, case: Case) -> None:
-    """Through a frozen part the loss's gradient reaches every row of what went in.
+    """The gradient of the loss reaches every row of the input through a frozen part.
 
-    What comes before it learns: the denoising loss goes back through a frozen decoder into the dream queries.
+    Earlier parts are trained: the denoising loss flows back through a frozen decoder into the dream queries.
     """
     part = subject.make().requires_grad_(False)
     inputs = subject.inputs(case)
     gradients = subject.backward(part, inputs)
-    for name in subject.learned_from:
+    for name in subject.differentiable:
         if name not in inputs:
             continue
-        expect_true(name in gradients, f"{name} has no gradient", "reached by the loss")
+        expect_true(name in gradients, "none", f"a gradient of {name}")
         expect_finite(gradients[name], f"the gradient of {name}")
         for row, gradient in enumerate(gradients[name]):
-            expect_true(gradient.abs().sum() > 0, f"the gradient of {name}[{row}] is 0", "different from 0")
+            expect_true(gradient.abs().sum() > 0, "0", f"a gradient of {name}[{row}] that is not 0")
 
 
 @check(*KINDS, case=cases)
 def gradient_checkpointing(subject: Subject, case: Case) -> None:
     """`enable_gradient_checkpointing()` changes no gradient.
 
-    Saving memory does not change what is learned.
+    Saving memory does not change training.
     """
-    inputs, found = subject.inputs(case), []
+    inputs, both = subject.inputs(case), []
     for recompute in (False, True):
         part = subject.make().train()
         if recompute:
             part.enable_gradient_checkpointing()
         gradients = subject.backward(part, inputs)
         gradients |= {name: p.grad for name, p in part.named_parameters() if p.grad is not None}
-        found.append(gradients)
-    plain_gradients, recomputed = found
-    expect(sorted(recomputed), sorted(plain_gradients), "what has a gradient with checkpointing")
+        both.append(gradients)
+    plain_gradients, recomputed = both
+    expect(sorted(recomputed), sorted(plain_gradients), "the names with a gradient, with checkpointing")
     for name, gradient in recomputed.items():
-        expect_close(gradient, plain_gradients[name], f"gradient of {name} with checkpointing", "without")
+        expect_close(
+            gradient, plain_gradients[name], f"gradient of {name} with checkpointing", "that without"
+        )
 
 
 def _names_no_layers(subject: Subject) -> str | None:
@@ -91,24 +91,31 @@ def _names_no_layers(subject: Subject) -> str | None:
 
 @check(*WITH_SOURCE, unless=_names_no_layers, case=cases)
 def adapters_attach(subject: Subject, case: Case) -> None:
-    """A LoRA adapter finds each of `adapter_targets`, changes nothing before it has learned, and learns.
+    """LoRA finds a module for each of `adapter_targets`; a new adapter changes no output and is trained by the loss.
 
-    `adapters: [{target: ...}]` in a recipe trains what the part's author meant.
+    `adapters: [{target: ...}]` in a recipe trains the layers that the part's author chose.
     """
     inputs, part = subject.inputs(case), subject.make()
     before = subject.call(part, inputs)
     names = [f".{name}" for name, _ in adapter_root(part).named_modules()]
     for target in part.adapter_targets:
-        found = any(name.endswith(f".{target}") for name in names)
         expect_true(
-            found,
-            f"no module of {part.adapter_root or 'the part'} is called '{target}'",
-            "there, as adapter_targets names it",
+            any(name.endswith(f".{target}") for name in names),
+            "none",
+            f"a module of {part.adapter_root or 'the part'} called '{target}', one of adapter_targets",
         )
-    subject.doing = f"adapter on {', '.join(part.adapter_targets)}"
+    subject.call_text = f"adapter on {', '.join(part.adapter_targets)}"
     adapt(part, AdapterSection(subject.kind, rank=2, alpha=4))  # type: ignore[arg-type]
-    expect_close(subject.call(part, inputs), before, f"{subject.output} with a fresh adapter", "without")
+    expect_close(subject.call(part, inputs), before, f"{subject.output} with a new adapter", "those without")
     subject.backward(part, inputs)
     for name, parameter in part.named_parameters():
         if is_adapter(name):
-            expect_true(parameter.grad is not None, f"{name} has no gradient", "reached by the loss")
+            _expect_gradient(parameter, name)
+
+
+def _expect_gradient(parameter: Tensor, name: str) -> None:
+    expect_true(parameter.grad is not None, "none", f"a gradient of {name}")
+
+
+def _expect_no_gradient(parameter: Tensor, name: str) -> None:
+    expect_true(parameter.grad is None, "one", f"no gradient of {name}")

@@ -1,4 +1,4 @@
-"""Checks of how a part is registered, described and made."""
+"""Checks of a part's registration, Config and spec."""
 
 from __future__ import annotations
 
@@ -29,45 +29,44 @@ from dreamkit.testing.subject import Subject
 from dreamkit.testing.subject_kinds import KINDS
 
 IMPORT_SECONDS = 60
-HEAVY = {"torch", "transformers", "diffusers", "timm"}  # libraries that take seconds to import
+HEAVY = {"torch", "transformers", "diffusers", "timm"}  # each takes seconds to import
 
 
 @check(*KINDS)
 def light_import(subject: Subject) -> None:
-    """Importing the plug-in's hook module imports no torch and no library behind a part.
+    """The plug-in's hook module imports neither torch nor the library behind a part.
 
-    `dreamkit plugins`, `--help` and every mistyped command answer at once, whatever is installed.
+    `dreamkit plugins`, `--help` and the error of a misspelled command appear at once, whatever is installed.
     """
     registered = _registration(subject)
     if registered is None:
         cls = type(subject.part)
         raise ContractError(
-            f"no installed plug-in registers {cls.__module__}:{cls.__qualname__}, but the hook for its kind should; "
-            f"install the package, such as with `pip install -e .`{Registry.load().about_problems()}"
+            f"expected an installed plug-in that registers {cls.__module__}:{cls.__qualname__}, got none; "
+            f"install the package, for example with `pip install -e .`{Registry.load().about_problems()}"
         )
     module = next(
         each.module
         for each in entry_points(group=ENTRY_POINT_GROUP, name=registered.entry_point)
         if each.dist and each.dist.name == registered.distribution
     )
-    subject.doing = f"import {module}"
+    subject.call_text = f"import {module}"
     loaded = _heavy_imports(module)
-    expect_true(
-        not loaded, f"{module} imports {', '.join(loaded)}", "free of them; name classes as 'module:Class'"
-    )
+    problem = f"{module} imports {', '.join(loaded)}; name classes as 'module:Class'"
+    expect_true(not loaded, problem, "a hook module without heavy imports")
 
 
 def _registration(subject: Subject) -> Registered | None:
-    """The component of the part's class, or of one it is made of; only what shares a name or a package is imported."""
+    """Return the component of the part's class, or of a base class; import only classes of the same name or package."""
     registry, classes = Registry.load(), type(subject.part).__mro__
     known = {cls.__qualname__ for cls in classes} | {cls.__module__.partition(".")[0] for cls in classes}
-    found = {}
+    registered = {}
     for name, each in registry.components(subject.kind).items():
         module, _, cls = each.component.target.partition(":")
         if known & {cls, module.partition(".")[0]}:
             with suppress(PluginError):
-                found[registry.get(subject.kind, name)] = each
-    return next((found[cls] for cls in classes if cls in found), None)
+                registered[registry.get(subject.kind, name)] = each
+    return next((registered[cls] for cls in classes if cls in registered), None)
 
 
 @lru_cache
@@ -81,65 +80,67 @@ def _heavy_imports(module: str) -> list[str]:
         timeout=IMPORT_SECONDS,
         check=False,
     )
-    expect_true(run.returncode == 0, f"import {module} fails: {run.stderr.strip()[-200:]}", "importable")
+    expect_true(
+        run.returncode == 0, f"an error: {run.stderr.strip()[-200:]}", f"`import {module}` to succeed"
+    )
     return sorted(HEAVY.intersection(run.stdout.split()))
 
 
 @check(*KINDS)
 def config_frozen(subject: Subject) -> None:
-    """`Config` is a frozen dataclass, and the part keeps the one it was made from as `config`.
+    """`Config` is a frozen dataclass, and the part's `config` is an instance of it.
 
-    A recipe that was checked stays what it was, and what a checkpoint records is what ran.
+    A recipe does not change after its check, and a checkpoint records the settings that were used.
     """
     config, cls = subject.part.config, type(subject.part)
     kind = getattr(cls, "Config", None)
-    expect_true(
-        isinstance(config, kind or ()),
-        f"config is {named(type(config))}",
-        f"{named(cls)}.Config",
-    )
-    expect_true(dataclasses.is_dataclass(kind), f"Config={kind}", "a dataclass")
+    expect_true(isinstance(config, kind or ()), named(type(config)), f"{named(cls)}.Config as config")
+    expect_true(dataclasses.is_dataclass(kind), f"{kind}", "a dataclass as Config")
     expect(kind.__dataclass_params__.frozen, True, "Config.__dataclass_params__.frozen")  # type: ignore[union-attr]
 
 
 @check(*KINDS)
 def config_round_trip(subject: Subject) -> None:
-    """A Config written as YAML and read back as a recipe's section is the same, and makes the same spec.
+    """A Config that is written as YAML and read back as a recipe section is equal.
 
-    A checkpoint rebuilds the model that was saved, from the recipe it holds.
+    A checkpoint rebuilds the saved model from the recipe that it holds.
     """
-    written = plain(subject.part.config)
+    settings = plain(subject.part.config)
     try:
-        text = yaml.safe_dump(written)
+        text = yaml.safe_dump(settings)
     except yaml.YAMLError as error:
-        raise ContractError(f"config={written!r}, but should be made of what YAML holds: {error}") from None
-    subject.doing = f"reading the section {written}"
+        raise ContractError(
+            f"expected values that YAML can hold in config, got {settings!r}: {error}"
+        ) from None
+    subject.call_text = f"reading the section {settings}"
     tree, problems = parse(text, lambda line: f"line {line}", Path())
     reader = SchemaReader()
     again = reader.section(type(subject.part).Config, tree, "")
     problems += reader.problems
-    expect_true(not problems, f"reading it back says {'; '.join(map(str, problems))}", "without a problem")
-    expect(plain(again), written, "config read back", "config")
+    expect_true(not problems, "; ".join(map(str, problems)), "no problem when reading config back")
+    expect(plain(again), settings, "config read back")
 
 
 @check(*KINDS)
 def spec_without_weights(subject: Subject) -> None:
-    """`infer_spec` tells the made part's spec without making weights.
+    """`infer_spec` returns the spec of the built part and creates no weights.
 
-    `dreamkit check` answers in a second, for a model of 70 billion parameters too.
+    `dreamkit check` takes a second, even for a model of 70 billion parameters.
     """
     with _no_weights():
-        told = subject.spec_again()
-    expect(told, subject.part.spec, "infer_spec(config)", "part.spec")
+        spec = subject.infer_spec_again()
+    expect(spec, subject.part.spec, "infer_spec(config)", "as part.spec")
 
 
 @contextmanager
 def _no_weights() -> Iterator[None]:
+    """Raise a ContractError if a parameter is created off the meta device."""
+
     def refuse(module: nn.Module, name: str, parameter: Tensor | None) -> None:
         if parameter is not None and not parameter.is_meta:
             raise ContractError(
-                f"infer_spec made {type(module).__name__}.{name} of shape {tuple(parameter.shape)} on "
-                f"{parameter.device}, but should make no weights; read the config alone, or use torch.device('meta')"
+                f"expected no weights from infer_spec, got {type(module).__name__}.{name} of shape "
+                f"{tuple(parameter.shape)} on {parameter.device}; read only the config, or use torch.device('meta')"
             )
 
     hook = register_module_parameter_registration_hook(refuse)
@@ -149,26 +150,28 @@ def _no_weights() -> Iterator[None]:
         hook.remove()
 
 
-def _tells_no_outline(subject: Subject) -> str | None:
+def _has_no_meta_modules(subject: Subject) -> str | None:
     part = subject.part
-    return (
-        "its meta_modules() is None: it does not tell"
-        if type(part).meta_modules(part.config) is None
-        else None
-    )
+    has_none = type(part).meta_modules(part.config) is None
+    return "its meta_modules() returns None: it is not supported" if has_none else None
 
 
-@check(*WITH_SOURCE, unless=_tells_no_outline)
+@check(*WITH_SOURCE, unless=_has_no_meta_modules)
 def meta_modules_agree(subject: Subject) -> None:
-    """`meta_modules` has the module names and types of the made part, without memory for weights.
+    """`meta_modules` has the module names and types of the built part, on the meta device.
 
-    A recipe that adapts a layer the model lacks is refused before its weights are read.
+    A recipe that adapts a missing layer is refused before weights are read.
     """
-    subject.doing = "meta_modules(config)"
-    outline = type(subject.part).meta_modules(subject.part.config)
-    found = {name: type(module).__name__ for name, module in outline.named_modules() if name}
-    wanted = {name: type(module).__name__ for name, module in subject.make_as_built().named_modules() if name}
-    odd = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-    expect({name: found.get(name) for name in odd}, {name: wanted.get(name) for name in odd}, "modules")
-    for name, parameter in outline.named_parameters():
-        expect_true(parameter.is_meta, f"{name} is on {parameter.device}", "on the meta device")
+    subject.call_text = "meta_modules(config)"
+    meta = type(subject.part).meta_modules(subject.part.config)
+    actual = {name: type(module).__name__ for name, module in meta.named_modules() if name}
+    built = subject.make_as_built()
+    expected = {name: type(module).__name__ for name, module in built.named_modules() if name}
+    odd = sorted(name for name in actual.keys() | expected.keys() if actual.get(name) != expected.get(name))
+    expect(
+        {name: actual.get(name) for name in odd},
+        {name: expected.get(name) for name in odd},
+        "the odd modules",
+    )
+    for name, parameter in meta.named_parameters():
+        expect_true(parameter.is_meta, f"{parameter.device}", f"{name} on the meta device")

@@ -1,4 +1,4 @@
-"""Checks of an image decoder's latents and of its training objective.
+"""Checks of an image decoder's latents and training objective.
 
 N images, c x h x w latents.
 """
@@ -36,9 +36,9 @@ seeds = st.integers(0, 999)
 
 @check(KIND, rows=st.integers(2, 3), seed=seeds)
 def latents_agree(subject: DecoderSubject, rows: int, seed: int) -> None:
-    """`encode` gives latents of the shape that the spec says, `decode` pictures in [0, 1], in every dtype.
+    """In every dtype, `encode` returns latents of the shape in the spec and `decode` images in [0, 1].
 
-    Pictures are drawn at the size that was asked for, and are not washed out.
+    Drawn images have the requested size and are not washed out.
     """
     spec = subject.part.spec
     side = spec.image_size
@@ -47,12 +47,12 @@ def latents_agree(subject: DecoderSubject, rows: int, seed: int) -> None:
     part = subject.make()
     for dtype in FLOATS:
         part.to(dtype)
-        subject.doing = f"encode(targets of shape {tuple(targets.shape)}, {dtype})"
+        subject.call_text = f"encode(targets of shape {tuple(targets.shape)}, {dtype})"
         with torch.no_grad():
             latents = part.encode(targets.to(dtype), generator(seed))
             expect_shape(latents, "latents", "(N, c, h, w)", (rows, *spec.latent_shape((side, side))))
             expect_finite(latents, "latents")
-            subject.doing = f"decode(latents of shape {tuple(latents.shape)}, {dtype})"
+            subject.call_text = f"decode(latents of shape {tuple(latents.shape)}, {dtype})"
             images = part.decode(10 * latents)
         expect_shape(images, "images", "(N, 3, H, W)", (rows, 3, side, side))
         expect_finite(images, "images")
@@ -61,98 +61,96 @@ def latents_agree(subject: DecoderSubject, rows: int, seed: int) -> None:
 
 @check(KIND, seed=seeds)
 def encode_repeats(subject: DecoderSubject, seed: int) -> None:
-    """The same generator gives the same latents and the same timesteps.
+    """Generators of one seed give the same latents and the same timesteps.
 
     A training run can be repeated.
     """
     part, side = subject.part, subject.part.spec.image_size
     targets = torch.zeros(2, 3, side, side)
-    subject.doing = f"encode(targets, generator of seed {seed})"
+    subject.call_text = f"encode(targets, generator of seed {seed})"
     with torch.no_grad():
         first, second = (part.encode(targets, generator(seed)) for _ in range(2))
-    expect_close(second, first, "latents", "with a generator of the same seed")
-    subject.doing = f"timesteps(5, generator of seed {seed})"
+    expect_close(second, first, "latents", "latents of the same seed")
+    subject.call_text = f"timesteps(5, generator of seed {seed})"
     first, second = (part.timesteps(5, generator(seed)) for _ in range(2))
     expect_shape(first, "timesteps", "(count,)", (5,))
-    expect(second.tolist(), first.tolist(), "timesteps", "with a generator of the same seed")
+    expect(second.tolist(), first.tolist(), "timesteps", "of the same seed")
 
 
-def _tells_no_posterior(subject: DecoderSubject) -> str | None:
-    tells = subject.part.posterior_module is not None or _gives_posterior(subject.part)
-    return None if tells else "its posterior_module is None: it gives no posterior"
+def _has_no_posterior(subject: DecoderSubject) -> str | None:
+    declared = subject.part.posterior_module is not None or _overrides_posterior(subject.part)
+    return None if declared else "its posterior_module is None: it has no posterior"
 
 
-def _gives_posterior(part: ImageDecoder) -> bool:
+def _overrides_posterior(part: ImageDecoder) -> bool:
     return type(part).posterior is not ImageDecoder.posterior
 
 
 def _latent_module(part: ImageDecoder) -> nn.Module:
-    """The submodule that `posterior_module` names, of a part that has one, and a posterior with it."""
-    root = part.posterior_module
-    if root is None:
+    """Return the submodule that `posterior_module` names; fail if the name or `posterior` is missing."""
+    name = part.posterior_module
+    if name is None:
         raise ContractError(
-            "posterior is given, but posterior_module is None, so that no latents are cached; name the submodule whose "
-            "weights alone decide on it, or '' for the part itself"
+            "expected a posterior_module beside posterior, got None, so that latents are never cached; name the "
+            "submodule that computes it, or '' for the part itself"
         )
-    if not _gives_posterior(part):
+    if not _overrides_posterior(part):
         raise ContractError(
-            f"posterior_module is '{root}', but posterior is not given; write it, or name no root"
+            f"missing posterior, but posterior_module is '{name}'; implement posterior, or set posterior_module to None"
         )
     modules = dict(part.named_modules(remove_duplicate=False))
-    if root not in modules:
-        children = [name for name, _ in part.named_children()]
+    if name not in modules:
+        children = [child for child, _ in part.named_children()]
         raise ContractError(
-            f"posterior_module names '{root}', which {type(part).__name__} has not; {did_you_mean(root, children)}"
+            f"expected the name of a submodule of {type(part).__name__} in posterior_module, got '{name}'; "
+            f"{did_you_mean(name, children)}"
         )
-    return modules[root]
+    return modules[name]
 
 
-@check(KIND, unless=_tells_no_posterior, rows=st.integers(2, 3), seed=seeds)
+@check(KIND, unless=_has_no_posterior, rows=st.integers(2, 3), seed=seeds)
 def posterior_agrees(subject: DecoderSubject, rows: int, seed: int) -> None:
-    """`encode` draws from `posterior`, which gives no gradient and on which only weights in `posterior_module` decide.
+    """`encode` samples from `posterior`, which has no gradient and depends only on the weights in `posterior_module`.
 
-    Latents that were computed once and read from disk are those that training would have made.
+    Cached latents equal those that training would compute.
     """
     part, side = subject.make(), subject.part.spec.image_size
     inside = set(_latent_module(part).parameters())
     with seeded(seed):
         targets = torch.rand(rows, 3, side, side) * 2 - 1
-    subject.doing = f"posterior(targets of shape {tuple(targets.shape)})"
+    subject.call_text = f"posterior(targets of shape {tuple(targets.shape)})"
     mean, std = part.posterior(targets)
     for name, tensor in (("mean", mean), ("std", std)):
         if tensor is not None:
             expect_shape(tensor, name, "(N, c, h, w)", (rows, *part.spec.latent_shape((side, side))))
             expect_finite(tensor, name)
             expect(tensor.requires_grad, False, f"{name}.requires_grad")
-    expect_true(std is None or bool((std >= 0).all()), "std has values below 0", "at least 0")
+    expect_true(std is None or bool((std >= 0).all()), "some below 0", "std values of at least 0")
     with torch.no_grad():
-        found = part.encode(targets, generator(seed))
-        expect_close(
-            found, sample_latents(mean, std, generator(seed)), "latents of encode", "mean + std * noise"
-        )
+        actual, expected = part.encode(targets, generator(seed)), sample_latents(mean, std, generator(seed))
+        expect_close(actual, expected, "latents of encode", "(mean + std * noise)")
         for parameter in part.parameters():
             if parameter not in inside:
                 parameter.add_(1)
     again = part.posterior(targets)[0]
-    expect_close(
-        again, mean, f"mean after other weights than those of '{part.posterior_module}' changed", "before"
-    )
+    name = f"mean after a change of weights outside '{part.posterior_module}'"
+    expect_close(again, mean, name, "mean before it")
 
 
 def _loss(subject: DecoderSubject, part: Any, inputs: Inputs, predict: Callable[[Tensor], Tensor]) -> Tensor:
-    """The loss (N,) where the network's prediction is `predict(target)`."""
+    """Return the loss (N,) of a network that predicts `predict(target)`."""
     targets: list[Tensor] = []
     add_noise = part.add_noise
 
-    def listen(*args: Any, **named: Any) -> Any:
-        made = add_noise(*args, **named)
-        targets.append(made[1])
-        return made
+    def record(*args: Any, **named: Any) -> Any:
+        noisy, target = add_noise(*args, **named)
+        targets.append(target)
+        return noisy, target
 
-    part.add_noise, part.denoise = listen, lambda *args, **named: predict(targets[-1])
+    part.add_noise, part.denoise = record, lambda *args, **named: predict(targets[-1])
     try:
         loss_N = subject.loss_N(part, inputs)
-        expect(len(targets), 1, "the number of times that loss calls add_noise")
+        expect(len(targets), 1, "the number of calls of add_noise in loss")
         return loss_N
     finally:
         del part.add_noise, part.denoise
@@ -160,12 +158,12 @@ def _loss(subject: DecoderSubject, part: Any, inputs: Inputs, predict: Callable[
 
 @check(KIND, case=cases)
 def perfect_prediction(subject: DecoderSubject, case: Case) -> None:
-    """Where the network predicts exactly what `add_noise` says it should, the loss is 0.
+    """The loss is 0 if the network predicts exactly the target of `add_noise`.
 
-    The loss measures what the network is asked for, and not something else.
+    The loss measures the error of the network and nothing else.
     """
     inputs = subject.inputs(case)
-    subject.doing = "loss of a prediction equal to the target"
+    subject.call_text = "loss of a prediction equal to the target"
     with torch.no_grad():
         loss_N = _loss(subject, subject.make(), inputs, lambda target: target)
     expect_close(loss_N, torch.zeros(case.rows), "loss", "0")
@@ -175,42 +173,42 @@ def perfect_prediction(subject: DecoderSubject, case: Case) -> None:
 def loss_agrees(subject: DecoderSubject, case: Case) -> None:
     """`loss` is the mean squared error of `denoise` against the target of `add_noise`, times a weight of the timestep.
 
-    What training reports is comparable, and caching latents or noise beforehand changes nothing.
+    Reported losses are comparable, and cached latents or noise change nothing.
     """
     part, inputs = subject.make(), subject.inputs(case)
     latents, timesteps = inputs["latents"], inputs["timesteps"]
     with torch.no_grad():
-        subject.doing = "loss of a prediction that is off by 1"
+        subject.call_text = "loss of a prediction that is off by 1"
         weight_N = _loss(subject, part, inputs, lambda target: target + 1)
-        expect_true(bool((weight_N > 0).all()), f"loss={weight_N.tolist()}", "more than 0")
-        with seeded(1):  # that of `subject.loss_N`
+        expect_true(bool((weight_N > 0).all()), f"{weight_N.tolist()}", "a loss of more than 0")
+        with seeded(1):  # the noise of `subject.loss_N`
             noise = torch.randn(latents.shape)
         noisy, target = part.add_noise(latents, noise, timesteps)
         expect_shape(noisy, "noisy", "(N, c, h, w)", latents.shape)
         prediction = part.denoise(noisy, timesteps, subject.condition(inputs), subject.extras(case.rows))
         error_N = (prediction - target).square().flatten(1).mean(1)
-        subject.doing = f"loss(latents of shape {tuple(latents.shape)})"
-        found = subject.loss_N(part, inputs)
-    expect_close(found, weight_N * error_N, "loss", "that of denoise and add_noise")
+        subject.call_text = f"loss(latents of shape {tuple(latents.shape)})"
+        actual = subject.loss_N(part, inputs)
+    expect_close(actual, weight_N * error_N, "loss", "the weighted error of denoise")
 
 
-def _all_take_half(subject: DecoderSubject) -> str | None:
+def _has_no_float32_modules(subject: DecoderSubject) -> str | None:
     return None if subject.part.spec.float32_modules else "its spec names no float32_modules"
 
 
-@check(KIND, unless=_all_take_half)
+@check(KIND, unless=_has_no_float32_modules)
 def float32_kept(subject: DecoderSubject) -> None:
-    """What `spec.float32_modules` names stays in float32 in a decoder of half precision, not even rounded.
+    """In a decoder of half precision, the submodules in `spec.float32_modules` keep their exact float32 weights.
 
-    SDXL's autoencoder draws pictures, and not black squares.
+    SDXL's autoencoder, which overflows in half precision, draws images instead of black squares.
     """
     for dtype in (torch.bfloat16, torch.float16):
         part = subject.make()
-        subject.doing = f"part.to({dtype})"
+        subject.call_text = f"part.to({dtype})"
         part.to(dtype)
         for name in part.spec.float32_modules:
-            wanted = subject.part.get_submodule(name).state_dict()
+            before = subject.part.get_submodule(name).state_dict()
             for key, tensor in part.get_submodule(name).state_dict().items():
                 if tensor.is_floating_point():
                     expect(tensor.dtype, torch.float32, f"{name}.{key}.dtype")
-                    expect_same(tensor, wanted[key], f"{name}.{key}", "before")
+                    expect_same(tensor, before[key], f"{name}.{key}", "its value before")

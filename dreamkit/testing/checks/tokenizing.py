@@ -1,4 +1,4 @@
-"""Checks of a language model's tokenizer, of tokens added to it, and of its chat template."""
+"""Checks of a language model's tokenizer, added tokens and chat template."""
 
 from __future__ import annotations
 
@@ -20,96 +20,96 @@ from dreamkit.testing.subject_kinds import TOKENS, LanguageSubject, positions
 
 KIND = "language_model"
 
-# positions in the vocabulary, counted round and round
+# positions in the vocabulary, modulo its size
 words = st.lists(st.integers(0, 9999), min_size=1, max_size=6)
 
 
 def raw_text(part: Any, word: list[int]) -> str:
-    """The text of ordinary tokens of the vocabulary."""
+    """Return the text of ordinary tokens: `word` has their positions in the vocabulary."""
     special = {*part.spec.eos_ids, part.spec.pad_id, part.spec.bos_id, *part.suppressed_ids}
     ordinary = [index for index in range(part.spec.vocab_size) if index not in special]
     return part.decode([ordinary[number % len(ordinary)] for number in word]).strip()
 
 
-def text_of(part: Any, word: list[int]) -> str:
-    """Such text as the tokenizer gives it back; whether it is the same is a check of its own."""
+def normalized_text(part: Any, word: list[int]) -> str:
+    """Return such a text after tokenizing and decoding; `text_round_trip` checks that these change nothing."""
     return part.decode(part.tokenize(raw_text(part, word))).strip()
 
 
 @check(KIND)
 def vocabulary(subject: LanguageSubject) -> None:
-    """The ids that begin and end a text stand for no words, and those of `reserved_tokens` are bos, eos and pad.
+    """The ids of bos and eos decode to no text, and `reserved_tokens` lists only names of bos, eos and pad.
 
-    A text ends where the model ends it, and a special token of a recipe cannot take the place of its end.
+    A text ends where the model ends it, and a recipe's special token never replaces the end token.
     """
     part, spec = subject.part, subject.part.spec
-    expect_true(spec.eos_ids, f"spec.eos_ids={spec.eos_ids}", "not empty: something ends a text")
+    expect_true(spec.eos_ids, f"{spec.eos_ids}", "at least one id that ends a text in spec.eos_ids")
     silent = [*spec.eos_ids, *([] if spec.bos_id is None else [spec.bos_id])]
     for index in silent:
-        subject.doing = f"decode([{index}])"
+        subject.call_text = f"decode([{index}])"
         expect(part.decode([index]), "", f"the text of id {index}")
     ids = [*silent, spec.pad_id]
     for name in spec.reserved_tokens:
-        subject.doing = f"tokenize('{name}', special=True)"
-        found = part.tokenize(name, special=True)
-        expect_true(len(found) == 1 and found[0] in ids, f"the ids of '{name}' are {found}", f"one of {ids}")
-    unwritten = sorted(set(spec.eos_ids) & part.suppressed_ids)
-    expect(unwritten, [], "eos_ids among suppressed_ids")
+        subject.call_text = f"tokenize('{name}', special=True)"
+        tokenized = part.tokenize(name, special=True)
+        holds = len(tokenized) == 1 and tokenized[0] in ids
+        expect_true(holds, f"{tokenized}", f"one id of {ids} for '{name}'")
+    expect(sorted(set(spec.eos_ids) & part.suppressed_ids), [], "the eos_ids among suppressed_ids")
 
 
 @check(KIND, word=st.lists(st.integers(0, 9999), min_size=12, max_size=24))
 def text_round_trip(subject: LanguageSubject, word: list[int]) -> None:
-    """Text that was tokenized and decoded is the same text, and no special token is added to it.
+    """Tokenizing and decoding a text gives the same text, and `tokenize` adds no special tokens.
 
-    What a model reads is what was written.
+    The model reads exactly what was written.
     """
     part = subject.part
     text = raw_text(part, word)
-    subject.doing = f"decode(tokenize({text!r}))"
+    subject.call_text = f"decode(tokenize({text!r}))"
     ids = part.tokenize(text)
     added = {part.spec.bos_id, *part.spec.eos_ids} & set(ids)
-    expect_true(not added, f"tokenize adds the special ids {sorted(added)}", "nothing but the text's own")
+    expect_true(not added, f"the special ids {sorted(added)} too", "the text's own ids from tokenize")
     expect(part.decode(ids).strip(), text, "the text")
     expect(part.tokenize(""), [], "tokenize('')")
 
 
 @check(KIND, word=words)
 def special_tokens(subject: LanguageSubject, word: list[int]) -> None:
-    """An added token is one id, found only where special tokens are asked for, and left out of decoded text.
+    """An added token has one id, which `tokenize` finds only with `special=True` and `decode` leaves out.
 
     Nobody can make the model draw by writing `<dream_start>` in a caption, and no answer shows such names.
     """
-    part, text = subject.part, text_of(subject.part, word)
+    part, text = subject.part, normalized_text(subject.part, word)
     ids = list(subject.token_ids.values())
     expect(len(set(ids)), len(TOKENS), "the number of ids of two added tokens")
-    subject.doing = f"add_tokens({list(TOKENS)}) a second time"
+    subject.call_text = f"add_tokens({list(TOKENS)}) a second time"
     expect(part.add_tokens(TOKENS), ids, "their ids")
     for token, index in subject.token_ids.items():
-        subject.doing = f"tokenize({text + token + text!r}, special=True)"
-        found = part.tokenize(text + token + text, special=True)
-        expect(found.count(index), 1, f"the number of times that id {index} is found")
-        at = found.index(index)
-        expect(part.decode(found[:at]).strip(), text, f"the text before '{token}'")
-        expect(part.decode(found[at + 1 :]).strip(), text, f"the text behind '{token}'")
+        subject.call_text = f"tokenize({text + token + text!r}, special=True)"
+        parsed = part.tokenize(text + token + text, special=True)
+        expect(parsed.count(index), 1, f"the count of id {index}")
+        at = parsed.index(index)
+        expect(part.decode(parsed[:at]).strip(), text, f"the text before '{token}'")
+        expect(part.decode(parsed[at + 1 :]).strip(), text, f"the text after '{token}'")
         expect(part.decode([index]), "", f"the text of '{token}'")
-        subject.doing = f"tokenize({text + token!r})"
-        expect(part.tokenize(text + token).count(index), 0, f"the number of times that id {index} is found")
+        subject.call_text = f"tokenize({text + token!r})"
+        expect(part.tokenize(text + token).count(index), 0, f"the count of id {index}")
 
 
 @check(KIND)
 def special_tokens_saved(subject: LanguageSubject) -> None:
-    """A saved tokenizer, read by transformers, gives added tokens and plain text the same ids.
+    """transformers loads the saved tokenizer, with the same ids for added tokens and plain text.
 
-    A checkpoint reads its own documents, and tools of others can open its tokenizer.
+    A checkpoint reads its own documents, and other tools can open its tokenizer.
     """
-    from transformers import AutoTokenizer  # seconds to import, and only language models have tokenizers
+    from transformers import AutoTokenizer  # takes seconds to import, and only this check needs it
 
     part = subject.part
-    text = text_of(part, list(range(7)))
+    text = normalized_text(part, list(range(7)))
     with tempfile.TemporaryDirectory() as folder:
-        subject.doing = "save_tokenizer(folder)"
+        subject.call_text = "save_tokenizer(folder)"
         part.save_tokenizer(Path(folder))
-        subject.doing = "AutoTokenizer.from_pretrained(folder)"
+        subject.call_text = "AutoTokenizer.from_pretrained(folder)"
         again = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         for token, index in subject.token_ids.items():
             expect(again.convert_tokens_to_ids(token), index, f"the id of '{token}' in the saved tokenizer")
@@ -120,31 +120,31 @@ def special_tokens_saved(subject: LanguageSubject) -> None:
 
 @check(KIND)
 def new_token_rows(subject: LanguageSubject) -> None:
-    """Rows of added tokens learn under a frozen model: those of `added_token_parameters()`.
+    """`added_token_parameters()` returns the rows of added tokens, which can be trained while the model is frozen.
 
-    Stage I teaches a frozen language model when to draw.
+    Stage I trains a frozen language model to start drawing.
     """
     part = subject.make()
     rows = list(part.added_token_parameters())
-    expect_true(rows, "added_token_parameters() is empty", "the rows of the added tokens")
+    expect_true(rows, "none", "the rows of the added tokens from added_token_parameters()")
     part.requires_grad_(False)
     for row in rows:
         row.requires_grad_(True)
     ids = torch.tensor([list(subject.token_ids.values())] * 2)
-    subject.doing = f"backward of the loss after logits of the added tokens {ids[0].tolist()}"
-    given = positions([ids.shape[1]], len(ids))
-    hidden = part(part.embed(ids), given["position_ids"], given["segment_ids"])
+    subject.call_text = f"backward of the loss after logits of the added tokens {ids[0].tolist()}"
+    places = positions([ids.shape[1]], len(ids))
+    hidden = part(part.embed(ids), places["position_ids"], places["segment_ids"])
     weighted_sum(part.logits(part.final_norm(hidden))).backward()
     for number, row in enumerate(rows):
         reached = row.grad is not None and bool((row.grad.abs().sum(-1) > 0).any())
-        expect_true(reached, f"added_token_parameters()[{number}] has no gradient", "reached by the loss")
+        expect_true(reached, "none", f"a gradient of added_token_parameters()[{number}]")
 
 
 @check(KIND, turns=st.lists(st.tuples(words, words), min_size=1, max_size=3))
 def chat_template(subject: LanguageSubject, turns: list[tuple[list[int], list[int]]]) -> None:
-    """Of a conversation exactly the assistant's words are learned, and the end of its turn, which is an end of text.
+    """A conversation trains exactly the assistant's words and the end of its turn, which is one of `eos_ids`.
 
-    A model that was taught to chat answers, stops, and never learned to speak for its user.
+    A chat model answers, stops, and never speaks for the user.
     """
     part = subject.make_as_built()
     names = SpecialTokens().names()
@@ -152,20 +152,16 @@ def chat_template(subject: LanguageSubject, turns: list[tuple[list[int], list[in
     sequencer = Sequencer(
         part, token_ids, SpecialTokens(), vision_tokens=1, dream_queries=1, max_length=1_000_000
     )
-    said = [(text_of(part, asked) or "a", text_of(part, answered) or "a") for asked, answered in turns]
+    texts = [tuple(normalized_text(part, word) or "a" for word in turn) for turn in turns]
     segments = chain.from_iterable(
-        (Text(asked, role="user"), Text(answered, role="assistant")) for asked, answered in said
+        (Text(question, role="user"), Text(answer, role="assistant")) for question, answer in texts
     )
-    subject.doing = f"a conversation of {said} in the chat template"
+    subject.call_text = f"a conversation of {texts} in the chat template"
     sequence = sequencer.sequence(Document(tuple(segments)))
-    learned = [label for label in sequence.labels[part.spec.bos_id is not None :] if label != IGNORED]
+    labels = [label for label in sequence.labels[part.spec.bos_id is not None :] if label != IGNORED]
     end = part.tokenize(part.chat.assistant[1], special=True)
-    expect(
-        learned, [i for _, answer in said for i in (*part.tokenize(answer), *end)], "the ids that are learned"
-    )
-    ends = set(end) & set(part.spec.eos_ids)
-    expect_true(
-        ends,
-        f"chat.assistant ends in {part.chat.assistant[1]!r}, ids {end}",
-        f"with one of {part.spec.eos_ids}",
-    )
+    expected = [index for _, answer in texts for index in (*part.tokenize(answer), *end)]
+    expect(labels, expected, "the labelled ids")
+    has_end = set(end) & set(part.spec.eos_ids)
+    actual = f"{part.chat.assistant[1]!r}, ids {end}"
+    expect_true(has_end, actual, f"one of eos_ids={part.spec.eos_ids} at the end of chat.assistant")
