@@ -15,8 +15,8 @@ def plugins() -> None:
     """List components and broken plug-ins.
 
     Lists everything that works, then each broken plug-in; exits with code 1 if there is one. To load only some
-    plug-ins, set the environment variable DREAMKIT_PLUGINS to a comma-separated list of entry-point names. "core" is
-    the one of dreamkit's own components.
+    plug-ins, set the environment variable DREAMKIT_PLUGINS to a comma-separated list of entry-point names. "core" names
+    dreamkit's own components.
 
     Example: dreamkit plugins
     """

@@ -220,8 +220,8 @@ def test_a_source_may_move_and_gain_files_but_not_change_its_config(tmp_path: Pa
         section = {"name": "siglip", "pretrained": str(source)}
         return caches.recipe(tmp_path / "cache", **{"model.vision_encoder": section})
 
-    made = caches.write(tmp_path / "cache", recipe_from(source), only=["features"])
-    identity = made.manifest.tables["features"]["identity"]
+    report = caches.write(tmp_path / "cache", recipe_from(source), only=["features"])
+    identity = report.manifest.tables["features"]["identity"]
     assert identity["source_files"].keys() == {"config.json", "preprocessor_config.json"}
     assert "pretrained" not in identity["settings"]
     moved = source.rename(tmp_path / "moved")
