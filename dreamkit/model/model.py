@@ -98,6 +98,7 @@ class DreamModel(nn.Module):
     changed: set[str]
 
     vm_weight = EarlierName("denoising_weight")
+    drawn_from = EarlierName("image_condition")
 
     @with_earlier_arguments(vm_weight="denoising_weight")
     def __init__(

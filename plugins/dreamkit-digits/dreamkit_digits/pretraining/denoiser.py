@@ -162,13 +162,13 @@ def draw(folder: Path, prompts: list[str], steps: int, guidance: float, seed: in
     context = encoder(ids).last_hidden_state
     latents = torch.randn((len(prompts), 4, 8, 8), generator=torch.Generator().manual_seed(seed))
     for time in scheduler.timesteps:
-        wanted, null = unet(torch.cat([latents, latents]), time, context).sample.chunk(2)
-        latents = scheduler.step(null + guidance * (wanted - null), time, latents).prev_sample
+        conditional, null = unet(torch.cat([latents, latents]), time, context).sample.chunk(2)
+        latents = scheduler.step(null + guidance * (conditional - null), time, latents).prev_sample
     return common.to_pixels(vae.decode(latents / vae.config.scaling_factor).sample)
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Return how many of 500 drawings, 50 a digit, the judge reads as the digit that was asked for."""
+    """Return how many of 500 drawings, 50 a digit, the judge reads as the digit of the prompt."""
     digits = [digit for digit in range(10) for _ in range(SAMPLES // 10)]
     drawings = draw(folder, [phrases.naming(digit) for digit in digits], SAMPLING_STEPS, GUIDANCE, seed=0)
     unet = UNet2DConditionModel.from_pretrained(folder / "unet")
