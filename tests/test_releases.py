@@ -1,4 +1,4 @@
-"""Checkpoints and runs of earlier releases give the numbers they gave; a cache of format 1 has to be recreated."""
+"""Checkpoints and runs of earlier releases still compute the same; a cache of format 1 must be recreated."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from dreamkit import load_checkpoint, save_checkpoint
-from releases.measure import measured, picture, same
-from releases.using import MANIFESTS, RELEASES, dreamkit, logged, placed
+from releases.measure import assert_same, measure, picture
+from releases.using import MANIFESTS, RELEASES, copy_release, dreamkit, read_log
 
 CHECKPOINTS = ("checkpoint", "adapters", "imported")
 MOST_BYTES = 5 * 10**6
@@ -22,8 +22,8 @@ MOST_BYTES = 5 * 10**6
 
 @pytest.fixture(scope="module", params=RELEASES, ids=lambda path: path.name)
 def release(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of a release, which no test changes."""
-    return placed(request.param, tmp_path_factory.mktemp("release") / "copy")
+    """Return a copy of a release. Tests only read it."""
+    return copy_release(request.param, tmp_path_factory.mktemp("release") / "copy")
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +32,21 @@ def expected(release: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_a_checkpoint_gives_the_numbers_it_gave(name: str, release: Path, expected: Any) -> None:
+def test_a_checkpoint_computes_the_recorded_numbers(name: str, release: Path, expected: Any) -> None:
     model, _ = load_checkpoint(release / name)
-    same(measured(model), expected[name])
+    assert_same(measure(model), expected[name])
 
 
 @pytest.mark.parametrize("name", [*CHECKPOINTS, "parts", "run/checkpoints/step-2"])
-def test_a_folder_can_be_inspected_and_is_whole(name: str, release: Path) -> None:
-    said = dreamkit("inspect", release / name).out
-    assert "every file is intact" in said and "visual_projector" in said
+def test_inspect_finds_a_checkpoint_intact(name: str, release: Path) -> None:
+    out = dreamkit("inspect", release / name).out
+    assert "every file is intact" in out and "visual_projector" in out
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_what_was_loaded_is_written_again(name: str, release: Path, tmp_path: Path) -> None:
+def test_a_loaded_checkpoint_is_saved_and_loaded_without_a_change(
+    name: str, release: Path, tmp_path: Path
+) -> None:
     first, _ = load_checkpoint(release / name)
     save_checkpoint(first, tmp_path / "again")
     second, _ = load_checkpoint(tmp_path / "again")
@@ -53,60 +55,66 @@ def test_what_was_loaded_is_written_again(name: str, release: Path, tmp_path: Pa
     assert [key for key in before if not torch.equal(before[key], after[key])] == []
 
 
-def test_a_document_is_written_from_the_command_line(release: Path, expected: Any, tmp_path: Path) -> None:
-    prompt, *said = expected["checkpoint"]["written"][1]["said"]
-    assert [*map(type, said)] == [dict, str, dict], "it learned to draw"
+def test_generate_continues_a_prompt_as_recorded(release: Path, expected: Any, tmp_path: Path) -> None:
+    prompt, *answer = expected["checkpoint"]["written"][1]["said"]
+    assert [*map(type, answer)] == [dict, str, dict], "the recorded answer is an image, a text and an image"
     out = tmp_path / "document"
-    done = dreamkit("generate", release / "checkpoint", prompt, "--max-tokens", 10, "--seed", 5, "--out", out)
-    assert done.out.splitlines() == [f"{out}/image-0.png", said[1], f"{out}/image-1.png"]
+    options = ("--max-tokens", 10, "--seed", 5, "--out", out)
+    printed = dreamkit("generate", release / "checkpoint", prompt, *options).out
+    assert printed.splitlines() == [f"{out}/image-0.png", answer[1], f"{out}/image-1.png"]
     assert {path.name for path in out.iterdir()} == {"image-0.png", "image-1.png", "index.html"}
-    picture(3).save(tmp_path / "shown.png")
-    shown = ("--image", tmp_path / "shown.png", "--chat", "--overwrite", "--out", out)
-    assert dreamkit("generate", release / "checkpoint", "<image> what?", *shown).out
+    picture(3).save(tmp_path / "question.png")
+    options = ("--image", tmp_path / "question.png", "--chat", "--overwrite", "--out", out)
+    assert dreamkit("generate", release / "checkpoint", "<image> what?", *options).out
 
 
-def test_adapters_are_folded_into_the_weights(release: Path, expected: Any, tmp_path: Path) -> None:
+def test_a_model_with_merged_adapters_generates_the_recorded_documents(
+    release: Path, expected: Any, tmp_path: Path
+) -> None:
     dreamkit("merge-adapters", release / "adapters", tmp_path / "merged")
     model, _ = load_checkpoint(tmp_path / "merged")
-    written = expected["adapters"]["written"]
-    assert [each["said"][1:] for each in measured(model)["written"][:2]] == [
-        e["said"][1:] for e in written[:2]
-    ]
+    actual, recorded = (
+        [document["said"][1:] for document in numbers["written"][:2]]
+        for numbers in (measure(model), expected["adapters"])
+    )
+    assert actual == recorded
 
 
-def test_a_stage_starts_from_a_checkpoint(release: Path, expected: Any, tmp_path: Path) -> None:
+def test_a_run_that_starts_from_a_checkpoint_logs_the_recorded_losses(
+    release: Path, expected: Any, tmp_path: Path
+) -> None:
     dreamkit("train", release / "run.yaml", "--out", tmp_path / "run")
-    same(logged(tmp_path / "run"), expected["run"])
+    assert_same(read_log(tmp_path / "run"), expected["run"])
 
 
-@pytest.mark.parametrize("given", RELEASES, ids=lambda path: path.name)
-@pytest.mark.parametrize("cached", [False, True], ids=["computing", "from a cache"])
-def test_a_run_that_was_stopped_goes_on(cached: bool, given: Path, tmp_path: Path) -> None:
-    folder = placed(given, tmp_path / "release")
+@pytest.mark.parametrize("source", RELEASES, ids=lambda path: path.name)
+@pytest.mark.parametrize("cached", [False, True], ids=["without a cache", "cached"])
+def test_a_stopped_run_resumes_to_the_recorded_losses(cached: bool, source: Path, tmp_path: Path) -> None:
+    folder = copy_release(source, tmp_path / "release")
     run, settings = folder / "run", [f"train.cache={folder / 'cache'}"] if cached else []
     assert not (run / "checkpoint").exists()
     if cached:
         dreamkit("cache", folder / "run.yaml", "--out", folder / "cache", "--overwrite")
     dreamkit("train", folder / "run.yaml", *settings, "--resume", "--out", run)
-    same(logged(run), json.loads((folder / "expected.json").read_text())["run"])
+    assert_same(read_log(run), json.loads((folder / "expected.json").read_text())["run"])
     load_checkpoint(run / "checkpoint")
 
 
-def test_a_stopped_run_can_be_started_from(release: Path, tmp_path: Path) -> None:
+def test_a_run_can_start_from_a_resume_point(release: Path, tmp_path: Path) -> None:
     point = release / "run/checkpoints/step-2"
     dreamkit("train", release / "run.yaml", f"init={point}", "train.steps=1", "--out", tmp_path / "run")
-    assert len(logged(tmp_path / "run")) == 1
+    assert len(read_log(tmp_path / "run")) == 1
 
 
 def test_the_command_in_the_refusal_recreates_a_cache_of_format_1(expected: Any, tmp_path: Path) -> None:
-    folder = placed(RELEASES[0], tmp_path / "release")
+    folder = copy_release(RELEASES[0], tmp_path / "release")
     cache, recipe = folder / "cache", folder / "run.yaml"
     setting = f"train.cache={cache}"
     remedy = f"dreamkit cache RECIPE --out {cache} --overwrite"
     for command in (("check", recipe, setting), ("train", recipe, setting, "--out", tmp_path / "run")):
         err = dreamkit(*command, code=2).err
         assert f"train.cache: {cache / 'cache.json'}: format version 1, written by dreamkit 0.1.0" in err
-        assert f"reads versions from 2 on; recreate it from the recipe you are training: {remedy}" in err
+        assert f"reads versions from 2 on; recreate it from a recipe with all of its data: {remedy}" in err
     assert remedy in dreamkit("inspect", cache, code=2).err
     assert not (tmp_path / "run").exists()
     assert "replaced" in dreamkit(*remedy.replace("RECIPE", str(recipe)).split()[1:]).out
@@ -114,21 +122,21 @@ def test_the_command_in_the_refusal_recreates_a_cache_of_format_1(expected: Any,
     assert "read from" in notes and "may lack" not in notes
     err = dreamkit("train", recipe, setting, "--out", tmp_path / "run").err
     assert "vision_encoder does not run" in err and "image_decoder does not encode" in err
-    same(logged(tmp_path / "run"), expected["cache"])
-    same(expected["cache"], expected["run"])
+    assert_same(read_log(tmp_path / "run"), expected["cache"])
+    assert_same(expected["cache"], expected["run"])
 
 
-def test_every_public_name_is_there(expected: Any) -> None:
+def test_every_public_name_of_the_release_still_exists(expected: Any) -> None:
     for module, names in expected["names"].items():
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
         for name in names:
-            with nullcontext() if name in found.__all__ else pytest.warns(DeprecationWarning):
-                assert getattr(found, name) is not None
+            with nullcontext() if name in imported.__all__ else pytest.warns(DeprecationWarning):
+                assert getattr(imported, name) is not None
 
 
-@pytest.mark.parametrize("given", RELEASES, ids=lambda path: path.name)
-def test_a_release_is_small_and_names_no_folder_of_a_machine(given: Path) -> None:
-    files = [path for path in given.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+@pytest.mark.parametrize("source", RELEASES, ids=lambda path: path.name)
+def test_a_release_is_small_and_contains_no_absolute_path(source: Path) -> None:
+    files = [path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert sum(path.stat().st_size for path in files) < MOST_BYTES
     for path in (path for path in files if path.name in MANIFESTS or path.suffix in (".yaml", ".jsonl")):
         assert not re.search(r'[" ](/|~|[A-Z]:\\)\w', path.read_text()), path

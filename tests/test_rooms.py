@@ -1,4 +1,4 @@
-"""The core's files: each is found by its name alone, and those that say so load no torch."""
+"""The core's files: their names are unique, and the modules documented to load no torch load none."""
 
 import ast
 import subprocess
@@ -9,21 +9,21 @@ from pathlib import Path
 import dreamkit
 
 CORE = Path(dreamkit.__file__).parent
-SAME_JOB = {"__init__.py", "__main__.py", "op.py", "reference.py", "manifest.py"}  # for different things
-WRITTEN = "scaffold/parts"  # the files of the packages that it writes
+SAME_JOB = {"__init__.py", "__main__.py", "op.py", "reference.py", "manifest.py"}  # one name, one job
+TEMPLATES = "scaffold/parts"  # files of the packages that `dreamkit new-plugin` writes
 
 
 def test_no_two_files_share_a_name() -> None:
     places = defaultdict(list)
     for path in CORE.rglob("*.py"):
         place = path.relative_to(CORE)
-        if path.name not in SAME_JOB and place.parent.as_posix() != WRITTEN:
+        if path.name not in SAME_JOB and place.parent.as_posix() != TEMPLATES:
             places[path.name].append(place.as_posix())
     assert len(places) > 100
     assert [paths for paths in places.values() if len(paths) > 1] == []
 
 
-def test_a_file_that_says_so_loads_no_torch() -> None:
+def test_a_module_documented_to_load_no_torch_loads_none() -> None:
     docs = {path: ast.get_docstring(ast.parse(path.read_text())) or "" for path in CORE.rglob("*.py")}
     light = [path for path, doc in docs.items() if "oads no torch" in doc]
     modules = [".".join(path.relative_to(CORE.parent).with_suffix("").parts) for path in light]

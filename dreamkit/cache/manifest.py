@@ -1,4 +1,4 @@
-"""The manifest of a cache: its tables, the identity and shape of each, its data and its files. Loads no torch."""
+"""The manifest of a cache, `cache.json`. It records the tables, the data sets and the files. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any, ClassVar, Final, Literal, TypeAlias, TypedDict, get_args
 from dreamkit.errors import CacheError, DreamkitError, did_you_mean
 from dreamkit.storage.folder_manifest import FolderManifest
 
-COMMAND: Final = "dreamkit cache RECIPE --out"
+COMMAND_START: Final = "dreamkit cache RECIPE --out"
 
 Table: TypeAlias = Literal["features", "latents"]
 TABLES: Final[tuple[Table, ...]] = get_args(Table)
 PART_OF: Final[Mapping[str, str]] = {"features": "vision_encoder", "latents": "image_decoder"}
+# A row of latents also has "std", unless the posterior has no standard deviation.
 REQUIRED_TENSORS: Final[Mapping[str, str]] = {"features": "features", "latents": "mean"}
 SKIPPED: Final = {"features": "vision_encoder does not run", "latents": "image_decoder does not encode"}
-# by their names in safetensors
+# torch's names of the dtypes that safetensors stores
 DTYPES: Final = (
     *("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
     *("float16", "bfloat16", "float32", "float64", "complex64", "float8_e4m3fn", "float8_e5m2"),
@@ -26,11 +27,12 @@ DTYPES: Final = (
 
 
 class Identity(TypedDict):
-    """The facts that determine the rows of a table: a table belongs to a model with the same identity.
+    """The facts that determine the rows of a table. A table fits a model with the same identity.
 
-    `component`: name, distribution and version. `precision`: `train.precision`. `settings`: those of the recipe section
-    that can change the output, by dotted names; `pretrained` only names the place of weights and config files and is
-    left out. `source_files`: sha256 of these config files. `weights`: sha256 of the weights.
+    `component`: name, distribution and version of the part. `precision`: `train.precision`.
+    `settings`: the fields of the part's recipe section by dotted names, without `pretrained` and the loss-only fields.
+    `source_files`: sha256 of each config file of `pretrained`; a file that one side lacks is not compared.
+    `weights`: sha256 of the module that computes the table: the vision encoder, or the decoder's `posterior_module`.
     """
 
     component: str
@@ -48,7 +50,7 @@ class TensorRecord(TypedDict):
 
 
 class TableRecord(TypedDict):
-    """A table of `images` + 1 rows; the additional row is that of the blank image, which completes batches."""
+    """A table of `images` + 1 rows; the additional row is for a batch without an image of this kind."""
 
     identity: Identity
     images: int
@@ -71,7 +73,7 @@ class CacheManifest(FolderManifest):
     KIND: ClassVar[str] = "cache"
     FILE: ClassVar[str] = "cache.json"
     FORMAT: ClassVar[int] = 2
-    OLDEST: ClassVar[int] = 2  # format 1 hashed other weights, so its tables cannot be compared with a model
+    OLDEST: ClassVar[int] = 2  # format 1 has hashes of other weights, which cannot be compared
     ERROR: ClassVar[type[DreamkitError]] = CacheError
 
     data: list[DataRecord]
@@ -80,7 +82,7 @@ class CacheManifest(FolderManifest):
     @classmethod
     def find_hint(cls, folder: Path) -> str:
         if folder.exists():
-            return f"name the folder of a cache, or create one: {COMMAND} FOLDER"
+            return f"name the folder of a cache, or create one: {COMMAND_START} FOLDER"
         return recreate_hint(folder)
 
     @classmethod
@@ -95,7 +97,7 @@ class CacheManifest(FolderManifest):
         ]
         return f"read from {folder}: {', '.join(tables)}"
 
-    def size(self, table: str) -> int:
+    def table_bytes(self, table: str) -> int:
         """Return the size of a table's files in bytes."""
         shards = range(self.tables[table]["shards"])
         return sum(self.files[shard_name(table, number)]["size"] for number in shards)
@@ -111,7 +113,7 @@ class CacheManifest(FolderManifest):
             files = {name for name in self.files if name.startswith(f"{table}-")}
             if not files or files != {shard_name(table, number) for number in range(len(files))}:
                 yield f"files: expected names of '{table}' numbered from 0, got {', '.join(sorted(files)) or 'none'}"
-            if len(files) != record["shards"]:
+            elif len(files) != record["shards"]:
                 yield f"files: expected {record['shards']} of '{table}', got {len(files)}"
             if record["images"] < 1:
                 yield f"tables.{table}.images: expected at least 1, got {record['images']}"
@@ -132,12 +134,12 @@ def shard_name(table: str, number: int) -> str:
 
 
 def recreate_hint(folder: Path) -> str:
-    """Return the command that writes the cache in `folder`, or writes it again: the end of an error message."""
+    """Return the end of an error message: the command that creates the cache in `folder`, or recreates it."""
     verb, option = ("recreate", " --overwrite") if (folder / CacheManifest.FILE).is_file() else ("create", "")
-    return f"{verb} it from the recipe you are training: {COMMAND} {shlex.quote(str(folder))}{option}"
+    return f"{verb} it from a recipe with all of its data: {COMMAND_START} {shlex.quote(str(folder))}{option}"
 
 
 def exclude_table_hint(table: str) -> str:
-    """Return how to write a cache without `table`: the end of an error message."""
+    """Return the end of an error message: the command that writes a cache without `table`."""
     others = [other for other in TABLES if other != table]
-    return f"create a cache without {table}: --only {' --only '.join(others)}"
+    return f"create a cache without {table}: {COMMAND_START} FOLDER --only {' --only '.join(others)}"

@@ -16,8 +16,8 @@ def import_published(
 ) -> None:
     """Convert a published DreamLLM checkpoint.
 
-    Writes a dreamkit checkpoint. Its config.json names components: these are looked up as folders beside it, then as
-    hub names.
+    Writes a dreamkit checkpoint. Components named in FOLDER/config.json are looked up as folders in FOLDER and the two
+    folders above it, then as hub names.
 
     Example: dreamkit import-published tests/reference/published-sd/checkpoint imported
     """
@@ -36,7 +36,7 @@ def merge_adapters(
 ) -> None:
     """Merge adapters into a checkpoint's weights.
 
-    The new checkpoint computes the same without adapters. It holds the merged layers whole.
+    The new checkpoint computes the same without adapters. It contains all weights of the merged layers.
 
     Example: dreamkit merge-adapters run1/checkpoint merged
     """

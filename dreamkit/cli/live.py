@@ -18,7 +18,7 @@ from dreamkit.progress.bars import Bar
 from dreamkit.storage.folders import in_use_reason
 
 PAGE, PICTURE = "index.html", "image-{}.png"
-# Control characters, which a model may write and a terminal would obey.
+# Control characters: a model may write them, and a terminal would execute them.
 UNPRINTED = {code: "\ufffd" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
 REASONS = {
     "end": "the model ended the document",
@@ -67,16 +67,16 @@ class Output:
     """The folder of a document. The first new file creates it, or removes an earlier document from it."""
 
     folder: Path
-    is_begun: bool = False
+    is_started: bool = False
 
     def file(self, name: str) -> Path:
         """Return the path to write the file `name` to."""
-        if not self.is_begun:
+        if not self.is_started:
             self.folder.mkdir(parents=True, exist_ok=True)
             for pattern in (PAGE, PICTURE.format("*")):
                 for earlier in self.folder.glob(pattern):
                     earlier.unlink()
-            self.is_begun = True
+            self.is_started = True
         return self.folder / name
 
 

@@ -15,8 +15,8 @@ def plugins() -> None:
     """List components and broken plug-ins.
 
     Lists everything that works, then each broken plug-in; exits with code 1 if there is one. To load only some
-    plug-ins, set the environment variable DREAMKIT_PLUGINS to a comma-separated list of entry-point names. "core" is
-    the one of dreamkit's own components.
+    plug-ins, set the environment variable DREAMKIT_PLUGINS to a comma-separated list of entry-point names. "core" names
+    dreamkit's own components.
 
     Example: dreamkit plugins
     """
@@ -193,6 +193,6 @@ def _inspect_cache(folder: Path) -> None:
     for name, record in manifest.tables.items():
         row = [f"{key} {tensor['dtype']} {tensor['shape']}" for key, tensor in record["tensors"].items()]
         part = f"{PART_OF[name]} {record['identity']['component']}"
-        size, precision = decimal(manifest.size(name)), record["identity"]["precision"]
+        size, precision = decimal(manifest.table_bytes(name)), record["identity"]["precision"]
         table.add_row(name, f"{record['images']:,}", ", ".join(row), size, part, precision)
     out.print(table)

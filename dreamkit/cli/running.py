@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dreamkit.cli.shared import Overrides, RecipeName, console, finite
+from dreamkit.cli.shared import Overrides, RecipeName, check_finite, console
 
 
 def train(
@@ -115,7 +115,7 @@ def cache(
     for left_out, reason in report.left_out.items():
         typer.echo(f"no {left_out}: {reason}", err=True)
     for table, record in report.manifest.tables.items():
-        typer.echo(f"{table} (images: {record['images']:,}), {decimal(report.manifest.size(table))}")
+        typer.echo(f"{table} (images: {record['images']:,}), {decimal(report.manifest.table_bytes(table))}")
     typer.echo(f"{'replaced' if report.replaced else 'wrote'} {folder}; train with train.cache={folder}")
 
 
@@ -159,11 +159,11 @@ def generate(
     max_tokens: Annotated[int | None, typer.Option(min=1, help="maximum number of text tokens")] = None,
     max_images: Annotated[int | None, typer.Option(min=0, help="maximum number of images")] = None,
     guidance: Annotated[
-        float | None, typer.Option(min=0, callback=finite, help="classifier-free guidance scale")
+        float | None, typer.Option(min=0, callback=check_finite, help="classifier-free guidance scale")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="denoising steps an image")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="denoising steps per image")] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0, callback=finite, help="0 always takes the most likely token")
+        float | None, typer.Option(min=0, callback=check_finite, help="0 always takes the most likely token")
     ] = None,
 ) -> None:
     """Continue a document with text and images.

@@ -61,8 +61,8 @@ def _widths(rows: Iterable[Sequence[str]]) -> list[int]:
     return [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
-def finite(value: float | None) -> float | None:
-    """Return `value`; refuse nan and infinity."""
+def check_finite(value: float | None) -> float | None:
+    """Return the value of an option. Raise a usage error if it is nan or infinite."""
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"expected a finite number, got {value}")
     return value

@@ -38,9 +38,9 @@ class _Writer:
     number: int
     prompt: Document
     generator: torch.Generator
-    inputs: Tensor  # (t, D), the next call's
+    inputs: Tensor  # (t, D), of the next `Session.feed`
     written: list[Segment] = field(default_factory=list)
-    run: list[int] = field(default_factory=list)  # ids of the text since the last image
+    text_ids: list[int] = field(default_factory=list)  # ids of the text since the last image
     yielded: int = 0  # characters of this text in events so far
     yielded_ids: int = 0
     tokens: int = 0
@@ -57,7 +57,9 @@ class _Writer:
 
 
 class Generation:
-    """A batch of documents that one model generates; `events` runs it. Arguments are those of `DreamModel.generate`.
+    """The generation of a batch of documents. Iterate over `events()` to run it.
+
+    Arguments are those of `DreamModel.generate`; `size` is (height, width) in pixels.
 
     Raises:
         DocumentError: a prompt is longer than the model's length, or the number of seeds is wrong.
@@ -94,10 +96,11 @@ class Generation:
         self.max_length = spec.max_length
         sequencer = session.sequencer
         self.dream_start = sequencer.dream_start
-        # the dream queries and the vision tokens of an image, each between two special tokens
+        # An image takes two groups of tokens: dream queries and vision tokens, each group between two special tokens.
         self.image_length = sequencer.dream_queries + sequencer.vision_tokens + 4
         suppressed = {*model.token_ids.values(), *model.language_model.suppressed_ids}
         allowed = {self.dream_start} if options.max_images else set()
+        # End tokens are never suppressed. With `ignore_eos` they stay in the ids, and `decode` leaves them out.
         self.suppressed = sorted(suppressed - allowed - set(spec.eos_ids))
         self.negative: Condition | None = None
         if options.max_images:
@@ -139,6 +142,7 @@ class Generation:
 
     def _advance(self, writers: list[_Writer]) -> Iterator[Event]:
         """Run each document's next inputs through the model, then write its next token or draw its image."""
+        # hidden states (t, D) of each document, before the final norm
         hidden = self.session.feed({writer.number: writer.inputs for writer in writers})
         writing = [writer for writer in writers if not writer.drawing]
         drawing = [writer for writer in writers if writer.drawing]
@@ -150,14 +154,15 @@ class Generation:
         if drawing:
             yield from self._draw(drawing, hidden)
 
-    def _write(self, writer: _Writer, logits_V: Tensor) -> Iterator[Event]:
-        """Write one token: text, the end, or the start of an image."""
-        logits_V[self.suppressed] = -torch.inf
-        token = _sample_token(logits_V, self.options, writer.generator)
+    def _write(self, writer: _Writer, logits: Tensor) -> Iterator[Event]:
+        """Write one token: text, the end, or the start of an image. `logits` is (vocabulary,)."""
+        logits[self.suppressed] = -torch.inf
+        token = _sample_token(logits, self.options, writer.generator)
         writer.tokens += 1
         if token in self.ends:
             writer.reason = "end"
         elif token == self.dream_start and writer.images == self.options.max_images:
+            # the model wants one more image than it may draw
             writer.reason = "images"
         elif token == self.dream_start and self._room(writer) < self.image_length:
             writer.reason = "length"
@@ -167,33 +172,35 @@ class Generation:
             writer.drawing = True
             writer.inputs = self.session.dream_inputs()
         else:
-            writer.run.append(token)
+            writer.text_ids.append(token)
             yield from self._yield_text(writer, finished=False)
             writer.inputs = self.session.embed([token])
 
     def _yield_text(self, writer: _Writer, finished: bool) -> Iterator[Event]:
-        """Yield the new text of the current run. An incomplete character waits for its last byte, unless `finished`."""
-        text = self.model.language_model.decode(writer.run)
+        """Yield the new text since the last image. Unless `finished`, keep an incomplete character for later."""
+        text = self.model.language_model.decode(writer.text_ids)
         is_new = len(text) > writer.yielded and not text.endswith("\ufffd")
-        if is_new or (finished and len(writer.run) > writer.yielded_ids):
-            yield TextPiece(writer.number, text[writer.yielded :], tuple(writer.run[writer.yielded_ids :]))
-            writer.yielded, writer.yielded_ids = len(text), len(writer.run)
+        if is_new or (finished and len(writer.text_ids) > writer.yielded_ids):
+            yield TextPiece(
+                writer.number, text[writer.yielded :], tuple(writer.text_ids[writer.yielded_ids :])
+            )
+            writer.yielded, writer.yielded_ids = len(text), len(writer.text_ids)
 
     def _flush(self, writer: _Writer) -> Iterator[Event]:
-        """End the current run of text."""
+        """Yield the rest of the text since the last image, and add it to the document."""
         yield from self._yield_text(writer, finished=True)
-        if text := self.model.language_model.decode(writer.run):
+        if text := self.model.language_model.decode(writer.text_ids):
             writer.written.append(Text(text, role=writer.role))
-        writer.run, writer.yielded, writer.yielded_ids = [], 0, 0
+        writer.text_ids, writer.yielded, writer.yielded_ids = [], 0, 0
 
     def _draw(self, writers: list[_Writer], hidden: dict[int, Tensor]) -> Iterator[Event]:
-        """Draw one image for each writer; the image is the writer's next input."""
+        """Draw one image for each writer. `<dream_end>` and the image are its next inputs."""
         queries = len(self.model.dream_queries)
         hidden_RD = torch.cat([hidden[writer.number][-queries:] for writer in writers])
-        base_N = queries * torch.arange(len(writers), device=hidden_RD.device)
+        first_row_N = queries * torch.arange(len(writers), device=hidden_RD.device)
         decoder = self.model.image_decoder
         for step, steps, latents in decoder.draw_steps(
-            self.model.image_condition(hidden_RD, base_N),
+            self.model.image_condition(hidden_RD, first_row_N),
             None if self.negative is None else self.negative[[0] * len(writers)],
             scheduler=self.options.scheduler,
             steps=self.options.steps,
@@ -204,11 +211,11 @@ class Generation:
             for row, writer in enumerate(writers):
 
                 def preview(latents_1CHW: Tensor = latents[row : row + 1]) -> Picture:
-                    with torch.no_grad():
+                    with torch.no_grad():  # the caller of the events may call it with gradients on
                         return _to_picture(decoder.decode(latents_1CHW)[0])
 
                 yield DenoisingStep(writer.number, writer.images, step, steps, preview)
-        pictures = [_to_picture(image) for image in decoder.decode(latents)]
+        pictures = [_to_picture(image) for image in decoder.decode(latents)]  # latents of the last step
         dream_end = self.session.embed([self.session.sequencer.dream_end])
         for writer, picture, inputs in zip(
             writers, pictures, self.session.read_inputs(pictures), strict=True
@@ -221,7 +228,7 @@ class Generation:
 
 
 def _options(model: DreamModel, settings: Mapping[str, Any]) -> GenerationSection:
-    """Return the generation settings of the model's recipe, replaced by those in `settings`."""
+    """Return the generation settings of the model's recipe, with those in `settings` in their place."""
     known = [setting.name for setting in fields(GenerationSection)]
     for name in settings:
         if name not in known:
@@ -229,15 +236,18 @@ def _options(model: DreamModel, settings: Mapping[str, Any]) -> GenerationSectio
     return replace(model.recipe.generation if model.recipe else GenerationSection(), **settings)
 
 
-def _sample_token(logits_V: Tensor, options: GenerationSection, generator: torch.Generator) -> int:
-    """Return the id of the next token, by nucleus sampling (arXiv 1904.09751, section 3.1); greedy at temperature 0."""
+def _sample_token(logits: Tensor, options: GenerationSection, generator: torch.Generator) -> int:
+    """Return the id of the next token from `logits` (vocabulary,): greedy at temperature 0, else nucleus sampling.
+
+    Nucleus sampling is section 3.1 of arXiv 1904.09751.
+    """
     if options.temperature == 0:
-        return int(logits_V.argmax())
-    # The greatest logit becomes 0: divided by a tiny temperature, positive logits become infinite.
-    logits_V = logits_V.cpu().double()
-    scaled_V = (logits_V - logits_V.max()) / options.temperature
-    probabilities, order = scaled_V.softmax(-1).sort(descending=True)
-    # Keeps the smallest set of tokens with a probability of top_p, and at least one token.
+        return int(logits.argmax())
+    logits = logits.cpu().double()
+    # Subtract the greatest logit first: a positive logit divided by a tiny temperature would be infinite.
+    scaled = (logits - logits.max()) / options.temperature
+    probabilities, order = scaled.softmax(-1).sort(descending=True)
+    # Keep the smallest set of tokens whose probabilities sum to at least top_p, and at least one token.
     outside = probabilities.cumsum(-1) - probabilities >= options.top_p
     outside[0] = False
     probabilities[outside] = 0

@@ -1,8 +1,9 @@
-"""One tree of values from the names of recipes and `key=value` overrides.
+"""Reader of recipe files and `key=value` overrides. It merges them into one tree of values.
 
-A recipe may extend others; a later one is merged over an earlier one, and the recipe itself over all of them.
-Sections merge key by key and lists are replaced. Naming another part replaces its whole section, because the options
-of one part do not apply to another.
+A recipe may extend others. Later ones are merged over earlier ones, and the recipe itself over all of them. Sections
+merge key by key, and lists are replaced. A key without a value replaces its section by null. If a section
+`model.X` names another part than the section below it, it replaces that section: options of one part do not apply to
+another.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ SUFFIXES = (".yaml", ".yml")
 class RecipeFiles:
     """Reader of recipe files. It collects `problems`.
 
-    `shipped` maps names to the recipes of plug-ins. `unknown_hint` is the end of the error about an unknown name.
-    `complete` turns false when a file cannot be read; then its keys are not reported as missing.
+    `shipped` maps names to the recipes of all plug-ins, dreamkit's own included. `unknown_hint` ends the error about an
+    unknown name. `complete` is false if a file of the recipe could not be read; then no key is reported as missing.
     """
 
     def __init__(self, shipped: Mapping[str, Path], unknown_hint: str = "") -> None:
@@ -38,7 +39,8 @@ class RecipeFiles:
     def read(self, name: str, overrides: Sequence[str]) -> Node:
         """Return the merged tree of the recipe `name` (a file or a shipped name), with `${...}` resolved.
 
-        An override is `key=value`, or the name of another recipe, which is merged over those before it.
+        An override is `key=value` or the name of another recipe. Recipes are merged first, in their order, then the
+        settings: a setting wins over every recipe.
         """
         recipes = [text for text in overrides if self._is_recipe(text)]
         tree = Node({}, COMMAND_LINE, Path.cwd())
@@ -46,7 +48,7 @@ class RecipeFiles:
             path = self._find(recipe, Path.cwd(), COMMAND_LINE, "recipe")
             tree = tree if path is None else self._merge(tree, self._read_file(path, ()), ())
         settings = [text for text in overrides if text not in recipes]
-        # Those that name a part go first, since naming another part empties its section.
+        # `model.X.name=` goes first: to name another part replaces the section, with keys set before.
         for text in sorted(settings, key=lambda text: _names_part(text.partition("=")[0]), reverse=True):
             tree = self._override(tree, text)
         return self._resolve(tree)
@@ -78,7 +80,7 @@ class RecipeFiles:
         return None
 
     def _read_file(self, path: Path, extending: tuple[Path, ...]) -> Node:
-        """Return the merged tree of a file and its bases; `extending` are the files whose base it is."""
+        """Return the merged tree of a file and its bases. `extending` are the files that extend it, outermost first."""
         empty = Node({}, f"{path}:1", path.parent)
         try:
             text = path.read_text(encoding="utf-8")
@@ -134,7 +136,7 @@ class RecipeFiles:
         return self._set(tree, steps, with_current_keys(leaf, steps), ())
 
     def _set(self, base: Node, steps: Sequence[str], leaf: Node, path: tuple[str, ...]) -> Node:
-        """Return `base`, which is at `path`, with `leaf` merged into it at `steps` from there."""
+        """Return `base` with `leaf` merged into it. `path` leads to `base`, and `steps` from there to `leaf`."""
         name = ".".join(path)
         if not steps:
             if leaf.value == {} and isinstance(base.value, dict) and base.value:
@@ -150,7 +152,7 @@ class RecipeFiles:
                 return Node([*items[: int(step)], changed, *items[int(step) + 1 :]], base.where, base.folder)
             case dict(section):
                 changed = self._set(section.get(step, nothing), steps[1:], leaf, inner)
-                if len(path) == 2 and path[0] == "model" and _names_other_part(base, {step: changed}):
+                if _names_other_part(path, base, {step: changed}):
                     return Node({step: changed}, leaf.where, leaf.folder)
                 return Node({**section, step: changed}, base.where, base.folder)
             case None if not step.isdecimal():
@@ -170,7 +172,7 @@ class RecipeFiles:
         """Return `over` merged over `base`, which is at `path`."""
         if not isinstance(base.value, dict) or not isinstance(over.value, dict):
             return over
-        if len(path) == 2 and path[0] == "model" and _names_other_part(base, over.value):
+        if _names_other_part(path, base, over.value):
             return over
         merged = dict(base.value)
         for key, node in over.value.items():
@@ -189,7 +191,8 @@ class RecipeFiles:
 
         def check_syntax(path: tuple[str, ...], node: Node) -> Node:
             try:
-                OmegaConf.create([node.value] if _is_interpolation(node) else [])
+                if _is_interpolation(node):
+                    OmegaConf.create([node.value])
             except OmegaConfBaseException as error:
                 return fail(path, node, error)
             return node
@@ -215,8 +218,10 @@ def _is_interpolation(node: Node) -> bool:
     return isinstance(node.value, str) and "${" in node.value
 
 
-def _names_other_part(base: Node, over: Mapping[str, Node]) -> bool:
-    """Return True if `over` names another part than the section `base` does."""
+def _names_other_part(path: Sequence[str], base: Node, over: Mapping[str, Node]) -> bool:
+    """Return True if `path` is that of a part, `model.X`, and `over` names another part than `base` does."""
+    if len(path) != 2 or path[0] != "model":
+        return False
     name = base.value.get("name") if isinstance(base.value, dict) else None
     return name is not None and "name" in over and name.value != over["name"].value
 

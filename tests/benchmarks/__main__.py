@@ -44,13 +44,13 @@ def main() -> int:
         "--device", default="cuda", help="device to measure, such as cuda:1 or cpu (default: cuda)"
     )
     parser.add_argument(
-        "--small", action="store_true", help="try everything in miniature, without a meaningful time"
+        "--small", action="store_true", help="try everything in small sizes, without a meaningful time"
     )
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            parser.error("no GPU found; add --device cpu --small to try everything in miniature")
+            parser.error("no GPU found; add --device cpu --small to try everything in small sizes")
         torch.cuda.set_device(device)  # do_bench measures the current device
     # torch.compile reads the version of torch through a cache of diffusers, which is harmless
     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)

@@ -12,14 +12,13 @@ import yaml
 
 import layouts
 import tiny
-from dreamkit import cli
 
 Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def dreamkit(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """A function that runs `dreamkit ARGUMENTS` beside a recipe and data, and returns exit code, output, errors."""
+def dreamkit(run: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """Return `run` in a folder with a recipe and data."""
     train = {"trainable": layouts.TRAINABLE, "steps": 2, "batch_size": 2, "log_every": 1}
     data = [{"name": "pairs", "path": "captions.jsonl"}]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tiny.recipe(train=train, data=data)))
@@ -28,14 +27,6 @@ def dreamkit(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
     lines = [json.dumps({"image": f"{number}.png", "caption": "a picture"}) for number in range(3)]
     (tmp_path / "captions.jsonl").write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["dreamkit", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capfd.readouterr()
-        return int(end.value.code or 0), out, err
-
     return run
 
 
@@ -44,10 +35,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_command_reports_size_progress_and_tables(dreamkit: Command) -> None:
-    code, out, err = dreamkit("cache", "recipe.yaml", "--out", "kept")
+    code, out, err = dreamkit("cache", "recipe.yaml", "--out", "cache1")
     assert code == 0, err
     # two of the three images are equal; none is read
-    assert out.splitlines() == ["latents (images: 2), 6.4 kB", "wrote kept; train with train.cache=kept"]
+    assert out.splitlines() == ["latents (images: 2), 6.4 kB", "wrote cache1; train with train.cache=cache1"]
     assert "caching" in err and "3/3 2 images" in err
     assert "no features: the data has no image to read" in err
     row_bytes = 2 * 4 * 8 * 8 * 4 + 16  # mean and standard deviation in float32, and a key
@@ -58,17 +49,17 @@ def test_the_command_reports_size_progress_and_tables(dreamkit: Command) -> None
 
 
 def test_a_cache_is_checked_planned_inspected_and_trained_from(dreamkit: Command, tmp_path: Path) -> None:
-    assert dreamkit("cache", "recipe.yaml", "--out", "kept")[0] == 0
-    summary = f"read from {tmp_path / 'kept'}: latents (images: 2, image_decoder does not encode)"
+    assert dreamkit("cache", "recipe.yaml", "--out", "cache1")[0] == 0
+    summary = f"read from {tmp_path / 'cache1'}: latents (images: 2, image_decoder does not encode)"
     for command in ("check", "plan"):
-        code, out, _ = dreamkit(command, "recipe.yaml", "train.cache=kept")
+        code, out, _ = dreamkit(command, "recipe.yaml", "train.cache=cache1")
         assert code == 0 and out.splitlines()[-1] == summary
-    code, out, _ = dreamkit("inspect", "kept")
+    code, out, _ = dreamkit("inspect", "cache1")
     assert code == 0 and "every file is intact" in out
     row = r"mean float32 \[4, 8, 8\], std float32 \[4, 8, 8\]"
     part = r"image_decoder stable-diffusion \(dreamkit-diffusers [\d.]+\)"
     assert re.search(rf"latents +2 +{row} +6.4 kB +{part} +float32", " ".join(out.split()))
-    code, _, err = dreamkit("train", "recipe.yaml", "train.cache=kept", "--out", "run")
+    code, _, err = dreamkit("train", "recipe.yaml", "train.cache=cache1", "--out", "run")
     assert code == 0 and summary in err and "may lack" not in err
     # the same frozen weights, from a checkpoint
     assert dreamkit("cache", "recipe.yaml", "init=run/checkpoint", "--out", "again")[0] == 0
@@ -77,19 +68,19 @@ def test_a_cache_is_checked_planned_inspected_and_trained_from(dreamkit: Command
 
 
 def test_overwrite_replaces_all_tables_of_a_cache(dreamkit: Command, tmp_path: Path) -> None:
-    assert dreamkit("cache", "recipe.yaml", "--out", "kept")[0] == 0
-    kept = tmp_path / "kept"
-    arguments = ["cache", "recipe.yaml", "train.cache=kept", "train.trainable=[vision_encoder]"]
-    before = contents(kept)
+    assert dreamkit("cache", "recipe.yaml", "--out", "cache1")[0] == 0
+    cache1 = tmp_path / "cache1"
+    arguments = ["cache", "recipe.yaml", "train.cache=cache1", "train.trainable=[vision_encoder]"]
+    before = contents(cache1)
     code, out, err = dreamkit(*arguments)
     assert (code, out) == (2, "") and err.endswith(
-        "kept is not empty; pass a new folder with --out, or replace the cache with --overwrite\n"
+        "cache1 is not empty; pass a new folder with --out, or replace the cache with --overwrite\n"
     )
-    assert "caching" not in err and contents(kept) == before
+    assert "caching" not in err and contents(cache1) == before
     code, out, err = dreamkit(*arguments, "--overwrite")
-    assert code == 0 and out.splitlines()[-1] == f"replaced {kept}; train with train.cache={kept}"
+    assert code == 0 and out.splitlines()[-1] == f"replaced {cache1}; train with train.cache={cache1}"
     assert "no features: vision_encoder is trained (train.trainable or model.adapters)" in err
-    assert contents(kept).keys() == {"cache.json", "latents-00000.safetensors"}
+    assert contents(cache1).keys() == {"cache.json", "latents-00000.safetensors"}
 
 
 def test_a_missing_cache_is_reported_with_its_line_in_the_recipe(dreamkit: Command, tmp_path: Path) -> None:
@@ -118,15 +109,15 @@ def test_a_missing_cache_is_reported_with_its_line_in_the_recipe(dreamkit: Comma
     ],
 )
 def test_a_section_with_problems_of_its_own_is_not_compared(dreamkit: Command, override: str) -> None:
-    assert dreamkit("cache", "recipe.yaml", "--out", "kept")[0] == 0
-    code, _, err = dreamkit("check", "recipe.yaml", "train.cache=kept", override)
+    assert dreamkit("cache", "recipe.yaml", "--out", "cache1")[0] == 0
+    code, _, err = dreamkit("check", "recipe.yaml", "train.cache=cache1", override)
     assert code == 2 and override.split("=")[0] in err and "train.cache" not in err
 
 
 def test_sigterm_leaves_no_folder(dreamkit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sorted(tmp_path.iterdir()), signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("dreamkit.cache.write.fill", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    assert dreamkit("cache", "recipe.yaml", "--out", "kept")[0] == 128 + signal.SIGTERM
+    assert dreamkit("cache", "recipe.yaml", "--out", "cache1")[0] == 128 + signal.SIGTERM
     assert (sorted(tmp_path.iterdir()), signal.getsignal(signal.SIGTERM)) == before
 
 
@@ -162,26 +153,26 @@ def test_one_of_several_processes_is_refused(dreamkit: Command, monkeypatch: pyt
 
 
 def test_changed_data_is_reported_and_trained_on(dreamkit: Command, tmp_path: Path) -> None:
-    assert dreamkit("cache", "recipe.yaml", "--out", "kept")[0] == 0
+    assert dreamkit("cache", "recipe.yaml", "--out", "cache1")[0] == 0
     captions = tmp_path / "captions.jsonl"
     captions.write_text(captions.read_text() + "\n" + captions.read_text().splitlines()[0])
-    start = f"{tmp_path / 'kept'} may lack images: data.0 (pairs)"
+    start = f"{tmp_path / 'cache1'} may lack images: data.0 (pairs)"
     note = f"{start} had 3 documents when the cache was written, and has 4 now"
     for command in (["check"], ["plan"], ["train", "--out", "run"]):
-        code, out, err = dreamkit(*command, "recipe.yaml", "train.cache=kept")
+        code, out, err = dreamkit(*command, "recipe.yaml", "train.cache=cache1")
         assert code == 0 and note in (out + err).splitlines()
     (tmp_path / "other.jsonl").write_text(captions.read_text())
-    code, out, _ = dreamkit("check", "recipe.yaml", "train.cache=kept", "data.0.path=other.jsonl")
+    code, out, _ = dreamkit("check", "recipe.yaml", "train.cache=cache1", "data.0.path=other.jsonl")
     before, now = (str(tmp_path / name) for name in ("captions.jsonl", "other.jsonl"))
     assert code == 0 and f"{start} has other settings: path: {before!r} in the cache, {now!r} now" in out
-    assert dreamkit("check", "recipe.yaml", "train.cache=kept", "data.0.path=missing.jsonl")[0] == 0
+    assert dreamkit("check", "recipe.yaml", "train.cache=cache1", "data.0.path=missing.jsonl")[0] == 0
 
 
 def test_a_damaged_file_is_reported_before_training(dreamkit: Command, tmp_path: Path) -> None:
     assert (
-        dreamkit("cache", "recipe.yaml", "--out", "kept", "--only", "latents", "--only", "features")[0] == 0
+        dreamkit("cache", "recipe.yaml", "--out", "cache1", "--only", "latents", "--only", "features")[0] == 0
     )
-    shard = tmp_path / "kept" / "latents-00000.safetensors"
+    shard = tmp_path / "cache1" / "latents-00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
-    code, _, err = dreamkit("check", "recipe.yaml", "train.cache=kept")
-    assert code == 2 and "latents-00000.safetensors: " in err and "kept --overwrite" in err
+    code, _, err = dreamkit("check", "recipe.yaml", "train.cache=cache1")
+    assert code == 2 and "latents-00000.safetensors: " in err and "cache1 --overwrite" in err

@@ -117,7 +117,7 @@ def test_a_cache_of_another_model_is_refused_with_both_values_and_the_command(
     with pytest.raises((CacheError, RecipeError), match=message) as refusal:
         run(tmp_path / "out", recipe)
     assert (
-        f"recreate it from the recipe you are training: dreamkit cache RECIPE --out {cache} --overwrite"
+        f"recreate it from a recipe with all of its data: dreamkit cache RECIPE --out {cache} --overwrite"
         in str(refusal.value)
     )
     assert not (tmp_path / "out").exists()
@@ -144,7 +144,10 @@ def test_features_of_an_encoder_that_is_trained_or_adapted_are_refused(
             (CacheError, RecipeError), match=f"features: vision_encoder {IS_TRAINED}"
         ) as refusal:
             start()
-        assert "freeze it, or create a cache without features: --only latents" in str(refusal.value)
+        assert (
+            "freeze it, or create a cache without features: dreamkit cache RECIPE --out FOLDER --only latents"
+            in str(refusal.value)
+        )
         assert "recreate" not in str(refusal.value)
 
 
@@ -155,7 +158,7 @@ def test_latents_of_a_trained_decoder_are_refused_if_the_named_module_is_trained
     """Without weights, only a decoder that names itself as a whole is certain to be trained."""
     monkeypatch.setattr("dreamkit_diffusers.latent.LatentDecoder.posterior_module", module)
     recipe = caches.recipe(cache, train={"trainable": ["image_decoder"]})
-    hint = "freeze it, or create a cache without latents: --only features"
+    hint = "freeze it, or create a cache without latents: dreamkit cache RECIPE --out FOLDER --only features"
     problems = cache_problems(fit(recipe, REGISTRY))
     assert [hint in problem.message for problem in problems] == ([True] if module == "" else [])
     with pytest.raises(CacheError, match=f"latents: image_decoder {IS_TRAINED}") as refusal:
@@ -217,8 +220,8 @@ def test_a_source_may_move_and_gain_files_but_not_change_its_config(tmp_path: Pa
         section = {"name": "siglip", "pretrained": str(source)}
         return caches.recipe(tmp_path / "cache", **{"model.vision_encoder": section})
 
-    made = caches.write(tmp_path / "cache", recipe_from(source), only=["features"])
-    identity = made.manifest.tables["features"]["identity"]
+    report = caches.write(tmp_path / "cache", recipe_from(source), only=["features"])
+    identity = report.manifest.tables["features"]["identity"]
     assert identity["source_files"].keys() == {"config.json", "preprocessor_config.json"}
     assert "pretrained" not in identity["settings"]
     moved = source.rename(tmp_path / "moved")

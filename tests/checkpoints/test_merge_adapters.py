@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from adapted_models import (
     perturb_adapters,
     sources as sources,
 )
-from dreamkit import cli
 from dreamkit.checkpoints.load import load_checkpoint, load_weights
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.model.adapters import is_adapter
@@ -37,19 +35,6 @@ from dreamkit.recipe.sections import WITH_SOURCE
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """Return a function that runs `dreamkit ARGUMENTS` and returns exit code and output."""
-
-    def run(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["dreamkit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_info:
-            cli.main()
-        return exit_info.value.code or 0, "".join(capfd.readouterr())
-
-    return run
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_merged_checkpoint_has_the_same_outputs(run, variant: str, tmp_path: Path) -> None:
     sources = tiny.write_sources(tmp_path / "sources")
@@ -57,9 +42,9 @@ def test_a_merged_checkpoint_has_the_same_outputs(run, variant: str, tmp_path: P
     model.set_trainable([])
     perturb_adapters(model)
     save_checkpoint(model, tmp_path / "checkpoint", registry=REGISTRY)
-    code, output = run("merge-adapters", tmp_path / "checkpoint", tmp_path / "merged")
-    assert code == 0, output
-    assert output.endswith(
+    code, _, err = run("merge-adapters", tmp_path / "checkpoint", tmp_path / "merged")
+    assert code == 0, err
+    assert err.endswith(
         f"merged the adapters of language_model, vision_encoder, image_decoder; wrote {tmp_path / 'merged'}\n"
     )
     merged, report = load_checkpoint(tmp_path / "merged", REGISTRY)
@@ -103,14 +88,15 @@ def test_an_impossible_merge_is_refused_and_writes_nothing(run, tmp_path: Path) 
 
     assert run("merge-adapters", plain, out) == (
         2,
+        "",
         f"dreamkit: {plain}: it has no adapters to merge; use it as it is\n",
     )
-    code, output = run("merge-adapters", broken, out)
-    assert code == 2 and f"{broken}: language_model: cannot merge the adapter of " in output
-    code, output = run("merge-adapters", broken, plain)
-    assert (code, output) == (2, f"dreamkit: {plain} is not empty; name a new folder\n")
-    code, output = run("merge-adapters", tmp_path / "none", out)
-    assert code == 2 and "is not a checkpoint: there is no such folder" in output
+    code, _, err = run("merge-adapters", broken, out)
+    assert code == 2 and f"{broken}: language_model: cannot merge the adapter of " in err
+    message = f"dreamkit: {plain} is not empty; name a new folder\n"
+    assert run("merge-adapters", broken, plain) == (2, "", message)
+    code, _, err = run("merge-adapters", tmp_path / "none", out)
+    assert code == 2 and "is not a checkpoint: there is no such folder" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "plain"]
 
 
@@ -143,6 +129,6 @@ def test_the_examples_of_the_docs_read_and_merge_adapters(
 
 
 def test_inspect_counts_the_tensors_of_an_adapter(run, adapted: tuple[DreamModel, Path]) -> None:
-    _, printed = run("inspect", adapted[1].parent)
+    _, out, _ = run("inspect", adapted[1].parent)
     tensors = load_file(adapted[1] / "image_decoder/adapter_model.safetensors")
-    assert re.search(rf"image_decoder .*\n  adapter +{len(tensors)} +\S+ (bytes|kB)", printed), printed
+    assert re.search(rf"image_decoder .*\n  adapter +{len(tensors)} +\S+ (bytes|kB)", out), out

@@ -1,4 +1,4 @@
-"""The command line: what it prints, where, with which exit code, and what it does not import."""
+"""The command line: output, exit codes and imports."""
 
 from __future__ import annotations
 
@@ -18,25 +18,11 @@ from dreamkit.registry.registry import Registry
 from tiny import recipe
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """Runs `dreamkit ARGUMENTS`: exit code, standard output, standard error."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dreamkit", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfd.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run
-
-
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["plugins"], ["recipes"], ["check", "--help"], ["generate", "--help"], []],
 )
-def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
+def test_light_commands_import_no_heavy_library(arguments: list[str]) -> None:
     code = (
         "import sys; import dreamkit; dreamkit.Document; dreamkit.Component\n"
         f"from dreamkit.cli import main; sys.argv = ['dreamkit', *{arguments}]\n"
@@ -45,18 +31,18 @@ def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
         "heavy = {'torch', 'transformers', 'diffusers', 'peft', 'accelerate', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout + done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert process.stdout + process.stderr
 
 
-def test_the_version_is_that_of_the_distribution(run) -> None:
+def test_version_prints_the_version_of_the_distribution(run) -> None:
     from importlib.metadata import version
 
     assert run("--version") == (0, f"dreamkit {version('dreamkit-core')}\n", "")
 
 
-def test_plugins_are_listed(run) -> None:
+def test_plugins_lists_components_by_distribution(run) -> None:
     code, out, _ = run("plugins")
     assert code == (1 if Registry.load().problems else 0)
     lines = [line.split() for line in out.splitlines()]
@@ -64,7 +50,7 @@ def test_plugins_are_listed(run) -> None:
     assert ["vision_encoder", "clip", "dreamkit-transformers"] in [line[:3] for line in lines]
 
 
-def test_shipped_recipes_are_listed_and_each_is_there(run) -> None:
+def test_recipes_lists_all_shipped_recipes_and_their_files(run) -> None:
     code, out, _ = run("recipes")
     assert code == 0
     shipped = Registry.load().shipped_recipes()
@@ -80,14 +66,14 @@ def test_shipped_recipes_are_listed_and_each_is_there(run) -> None:
 @pytest.mark.parametrize(
     ("text", "summary"),
     [
-        ("# One thing, as in 1.5. Another.\n# dreamkit train one\nmodel: {}\n", "One thing, as in 1.5."),
+        ("# First, as in 1.5. Second.\n# dreamkit train one\nmodel: {}\n", "First, as in 1.5."),
         ("# A sentence\n# on two lines\n#\n# dreamkit train one\n", "A sentence on two lines"),
-        ("#\n# too late\n", ""),
+        ("#\n# second line\n", ""),
         ("model: {}  # no header\n", ""),
         ("", ""),
     ],
 )
-def test_the_first_sentence_of_a_header_is_what_a_recipe_is_for(
+def test_the_summary_of_a_recipe_is_the_first_sentence_of_its_header(
     tmp_path: Path, text: str, summary: str
 ) -> None:
     path = tmp_path / "one.yaml"
@@ -95,14 +81,14 @@ def test_the_first_sentence_of_a_header_is_what_a_recipe_is_for(
     assert ShippedRecipe("one", path, "tiny 1.0", "tiny").summary == summary
 
 
-@pytest.mark.parametrize("what", ["plugins", "recipes"])
+@pytest.mark.parametrize("command", ["plugins", "recipes"])
 def test_on_a_terminal_of_80_columns_only_summaries_are_wrapped(
-    run, monkeypatch: pytest.MonkeyPatch, what: str
+    run, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    rows = [re.split("  +", line) for line in run(what)[1].splitlines()[1:]]
+    rows = [re.split("  +", line) for line in run(command)[1].splitlines()[1:]]
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "80")
-    out = re.sub(r"\x1b\[[0-9;]*m", "", run(what)[1])
+    out = re.sub(r"\x1b\[[0-9;]*m", "", run(command)[1])
     lines = out.splitlines()
     assert max(map(len, lines)) <= 80
     for *names, origin, summary in rows:
@@ -111,7 +97,7 @@ def test_on_a_terminal_of_80_columns_only_summaries_are_wrapped(
         assert re.search(r"\s+".join(map(re.escape, summary.split())), out)
 
 
-def test_checking_a_sound_recipe_shows_its_parts(run, tmp_path: Path) -> None:
+def test_check_shows_the_parts_of_a_valid_recipe_and_writes_nothing(run, tmp_path: Path) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe()))
     code, out, err = run("check", str(path), "model.dream_queries=5")
@@ -122,18 +108,18 @@ def test_checking_a_sound_recipe_shows_its_parts(run, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_checking_finds_what_is_wrong_and_what_does_not_fit_in_one_run(
+def test_check_lists_invalid_settings_and_misfitting_parts_together(
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry = odd_parts.registry()
     monkeypatch.setattr(Registry, "load", classmethod(lambda cls: registry))
     monkeypatch.chdir(tmp_path)
-    bad = recipe(
+    invalid = recipe(
         **{"model.image_decoder.name": "fixedtokens", "model.dream_querys": 4, "loss": {"denoising": "much"}}
     )
-    path = tmp_path / "bad.yaml"
-    path.write_text(yaml.safe_dump(bad))
-    code, out, err = run("check", "bad.yaml", "train.steps=0")
+    path = tmp_path / "invalid.yaml"
+    path.write_text(yaml.safe_dump(invalid))
+    code, out, err = run("check", "invalid.yaml", "train.steps=0")
     assert (code, out) == (2, "")
     assert err.startswith("dreamkit: the recipe has 6 problems:\n")
     assert "model.dream_querys: unknown key" in err and "did you mean 'dream_queries'?" in err
@@ -144,18 +130,18 @@ def test_checking_finds_what_is_wrong_and_what_does_not_fit_in_one_run(
     assert "Traceback" not in err and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_recipe_that_is_not_there(run) -> None:
+def test_an_unknown_recipe_is_a_user_error(run) -> None:
     code, out, err = run("check", "digits/stage9")
     assert (code, out) == (2, "")
     assert "unknown recipe 'digits/stage9'" in err
 
 
-def test_wrong_usage_exits_with_2(run) -> None:
+def test_an_unknown_command_exits_with_code_2(run) -> None:
     assert run("chekc")[0] == 2
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["inspect", "file"], "file is not a checkpoint: it is a file"),
         (["inspect", "x" * 300], "File name too long"),
@@ -167,28 +153,28 @@ def test_wrong_usage_exits_with_2(run) -> None:
         (["demo", "--out", "file"], "file is a file"),
     ],
 )
-def test_a_path_that_cannot_be_used_is_said_in_a_sentence(
-    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+def test_an_unusable_path_is_a_one_sentence_error_and_nothing_is_written(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     sentence = err.splitlines()[-1]
-    assert sentence.startswith("dreamkit: ") and said in sentence
+    assert sentence.startswith("dreamkit: ") and message in sentence
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_an_error_that_is_about_no_path_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> None:
-        raise OSError("the machine is on fire")
+def test_an_os_error_without_a_path_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError("no space")
 
-    monkeypatch.setattr(cli, "app", broken)
-    with pytest.raises(OSError, match="on fire"):
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(OSError, match="no space"):
         cli.main()
 
 
-def test_a_damaged_manifest_is_refused_before_anything_is_printed(run, tmp_path: Path) -> None:
+def test_inspect_prints_nothing_of_an_invalid_manifest(run, tmp_path: Path) -> None:
     manifest = dict.fromkeys(("dreamkit", "recipe", "components", "tokens", "sources", "parts", "files"))
     (tmp_path / "dreamkit.json").write_text(json.dumps({"format": 1, **manifest}))
     code, out, err = run("inspect", str(tmp_path))
@@ -196,7 +182,7 @@ def test_a_damaged_manifest_is_refused_before_anything_is_printed(run, tmp_path:
     assert "components: expected an object, got null" in err
 
 
-def test_a_new_plug_in_without_a_kind_is_told_the_kinds(run, tmp_path: Path, monkeypatch) -> None:
+def test_new_plugin_without_a_kind_lists_the_kinds(run, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run("new-plugin", "dreamkit-wave") == (
         2,

@@ -1,4 +1,4 @@
-"""Commands that plug-ins give: found, listed, run, and kept from stopping anything when they are broken."""
+"""Commands of plug-ins: they are listed and run, and a broken one stops no other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from dreamkit import cli
 from dreamkit.errors import PluginError
 from dreamkit.registry.registry import Registry
 from every_command import COMMANDS
@@ -77,10 +76,10 @@ PACKAGES = {
             ("data verify", "ware2.parts:app", "Verify data."),
             ("twin", "ware2.parts:app", ""),
             ("group inside", "ware2.parts:app", ""),
-            ("ghost", "ware2.parts:aap", "A name that is not there."),
+            ("ghost", "ware2.parts:aap", "Its target is missing."),
             ("nothing", "ware2.parts:nothing", "Not a command."),
             ("empty", "ware2.parts:empty", "An app without commands."),
-            ("untypable", "ware2.parts:untypable", "A parameter of a type that is not there."),
+            ("untypable", "ware2.parts:untypable", "A parameter of an undefined type."),
         ],
         VERIFY,
     ),
@@ -133,36 +132,29 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs `dreamkit ARGUMENTS` with the packages installed: exit code, standard output, standard error."""
+def run(run, site: Path, monkeypatch: pytest.MonkeyPatch):
+    """Return `run` with the packages installed."""
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dreamkit", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code or 0, *capsys.readouterr()
-
     return run
 
 
 def sections(help_text: str) -> dict[str, list[str]]:
-    """The lines of each section of a help text, without what wraps."""
-    found: dict[str, list[str]] = {}
+    """Return the lines of each section of a help text, without continuation lines."""
+    lines: dict[str, list[str]] = {}
     for heading, body in re.findall(r"^(\S.*):\n((?:  .*\n?)+)", help_text, re.MULTILINE):
-        found[heading] = [line[2:] for line in body.splitlines() if line[2:3] != " "]
-    return found
+        lines[heading] = [line[2:] for line in body.splitlines() if line[2:3] != " "]
+    return lines
 
 
-def test_the_help_lists_every_usable_command_below_its_distribution(run) -> None:
+def test_the_help_lists_usable_commands_by_distribution_and_the_problems(run) -> None:
     code, out, err = run("--help")
     assert (code, err) == (0, "")
     listed = sections(out)
     assert [re.split("  +", line)[0] for line in listed["Commands"]] == list(COMMANDS)
     assert listed["Commands of ware1 1.0"] == ["data index  Index tars.", "tools       Tools of one."]
     assert listed["Commands of tardy 1.0"] == ["late  Its library is missing."]
-    assert {"data verify  Verify data.", "ghost        A name that is not there."} <= {
+    assert {"data verify  Verify data.", "ghost        Its target is missing."} <= {
         *listed["Commands of ware2 1.0"]
     }
     assert not re.search(r"^  (twin|group)", out, re.MULTILINE)
@@ -171,7 +163,7 @@ def test_the_help_lists_every_usable_command_below_its_distribution(run) -> None
         assert f"possible cause: {problem}" in missing
 
 
-def test_distributions_share_a_first_word(run) -> None:
+def test_two_distributions_can_share_the_first_word_of_a_command(run) -> None:
     code, out, _ = run("data", "--help")
     assert code == 0 and "dreamkit data [OPTIONS] COMMAND [ARGS]...\n" in out
     listed = sections(out)
@@ -181,7 +173,7 @@ def test_distributions_share_a_first_word(run) -> None:
     assert code == 2 and "verify  Verify data." in out + err
 
 
-def test_a_command_of_two_words_has_its_help_options_and_errors(run) -> None:
+def test_a_command_of_two_words_has_help_options_and_usage_errors(run) -> None:
     code, out, _ = run("data", "index", "--help")
     assert code == 0 and "dreamkit data index [OPTIONS] {folder}\n" in out
     assert "Index the tars of a folder." in out and "--workers" in out and "processes" in out
@@ -190,42 +182,42 @@ def test_a_command_of_two_words_has_its_help_options_and_errors(run) -> None:
     assert (code, out) == (2, "") and "--workers" in err
 
 
-def test_an_app_of_one_command_is_that_command_and_offers_no_completion(run) -> None:
+def test_an_app_of_one_command_becomes_that_command_without_completion(run) -> None:
     assert run("data", "verify", "--strict") == (0, "verified, strict=True\n", "")
     _, out, _ = run("data", "verify", "--help")
     assert "--strict" in out and "completion" not in out
 
 
-def test_an_app_of_several_commands_is_a_group(run) -> None:
+def test_an_app_of_several_commands_becomes_a_group(run) -> None:
     assert run("tools", "sweep") == (0, "swept\n", "")
     code, out, _ = run("tools", "--help")
     assert code == 0 and "Tools of one distribution." in out and "completion" not in out
 
 
-def test_an_error_of_a_command_that_the_user_can_mend_is_one_sentence(run) -> None:
+def test_a_user_error_of_a_command_is_one_sentence(run) -> None:
     assert run("tools", "fail") == (2, "", "dreamkit: expected a folder, got a file\n")
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_using_a_broken_command_is_one_sentence_that_names_its_distribution(run, name: str) -> None:
+def test_a_broken_command_is_one_sentence_that_names_its_distribution(run, name: str) -> None:
     code, out, err = run(name, "--help")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"dreamkit: {BROKEN[name]}")
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["chekc", "digits/stage1"], "unknown command 'chekc'; did you mean 'check'?"),
         (["dta"], "unknown command 'dta'; did you mean 'data'?"),
         (["data", "indx", "--workers", "2"], "unknown command 'data indx'; did you mean 'data index'?"),
     ],
 )
-def test_an_unknown_command_is_told_the_nearest_name_and_the_problems(
-    run, words: list[str], said: str
+def test_an_unknown_command_prints_the_nearest_name_and_the_problems(
+    run, words: list[str], message: str
 ) -> None:
     code, out, err = run(*words)
-    assert (code, out) == (2, "") and err.startswith(f"dreamkit: {said}\n")
+    assert (code, out) == (2, "") and err.startswith(f"dreamkit: {message}\n")
     for problem in PROBLEMS:
         assert f"\n    possible cause: {problem}\n" in err
 
@@ -238,7 +230,7 @@ def test_plugins_lists_commands_and_problems(run) -> None:
     assert sorted(problems) == sorted(PROBLEMS)
 
 
-def test_listing_imports_no_command_and_nothing_heavy(site: Path) -> None:
+def test_listing_imports_no_command_and_no_heavy_library(site: Path) -> None:
     code = (
         "import sys; from dreamkit.cli import main\n"
         "for arguments in (['--help'], ['data', '--help'], ['plugins'], ['recipes']):\n"
@@ -249,17 +241,17 @@ def test_listing_imports_no_command_and_nothing_heavy(site: Path) -> None:
         "sys.exit(f'imported {loaded}' if loaded else 0)\n"
     )
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
-def test_an_allow_list_chooses_between_commands_and_says_what_it_leaves_out(
+def test_an_allow_list_selects_plug_ins_and_messages_name_the_excluded_ones(
     run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DREAMKIT_PLUGINS", "ware1")
@@ -270,7 +262,7 @@ def test_an_allow_list_chooses_between_commands_and_says_what_it_leaves_out(
 
 
 @pytest.mark.parametrize("allowed", ["", "greedy"])
-def test_no_plug_in_and_no_allow_list_takes_away_a_command_of_dreamkit(
+def test_the_core_s_commands_work_with_any_plug_in_and_allow_list(
     run, allowed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DREAMKIT_PLUGINS", allowed)
@@ -280,7 +272,7 @@ def test_no_plug_in_and_no_allow_list_takes_away_a_command_of_dreamkit(
     assert code == (1 if allowed else 0) and "import-published" in out
 
 
-def test_a_command_is_got_from_python(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_registry_returns_the_function_of_a_command(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(site))
     registry = Registry.load()
     assert registry.get("command", "data index").__name__ == "index"
@@ -288,7 +280,7 @@ def test_a_command_is_got_from_python(site: Path, monkeypatch: pytest.MonkeyPatc
         registry.get("command", "data")
 
 
-def test_a_summary_of_the_core_is_the_first_sentence_of_the_help() -> None:
+def test_a_summary_of_the_core_is_the_first_line_of_the_help() -> None:
     for name, registered in Registry.load().components("command").items():
         if registered.component.target.startswith("dreamkit."):
             assert COMMANDS[name].help.splitlines()[0] == registered.component.summary

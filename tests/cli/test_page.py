@@ -1,4 +1,4 @@
-"""A document as a page: all of it, in order, and nothing from outside."""
+"""A document as an HTML page: it is complete, in order, and needs no other file."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ VOID = {"meta", "img"}
 
 
 class Page(HTMLParser):
-    """What a browser would show: texts and pictures in order, by section."""
+    """The texts and images of a page in order, by section."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -26,7 +26,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.feed(html)
         self.close()
-        assert not self.open, f"not closed: {self.open}"
+        assert not self.open, f"unclosed tags: {self.open}"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = {name: value or "" for name, value in attrs}
@@ -49,11 +49,12 @@ class Page(HTMLParser):
             self.sections[-1][1][-1] += data
 
 
-def picture(values: dict[str, str]) -> PIL.Image:
+def decoded(values: dict[str, str]) -> PIL.Image:
+    """Return the image of an `<img>` with the attributes `values`."""
     return PIL.open(io.BytesIO(base64.b64decode(values["src"].removeprefix("data:image/png;base64,"))))
 
 
-def test_shows_prompt_and_answer_apart() -> None:
+def test_the_prompt_and_the_model_s_segments_are_separate_sections() -> None:
     document = Document(
         (Text("one"), Image(tiny.picture(0)), Text(" two"), Image(tiny.picture(1), draw=True))
     )
@@ -63,11 +64,11 @@ def test_shows_prompt_and_answer_apart() -> None:
         "image 1, of the prompt, 16 x 16 pixels",
         "image 2, drawn by the model, 16 x 16 pixels",
     ]
-    assert [picture(image).tobytes() for image in shown.images] == [tiny.picture(n).tobytes() for n in (0, 1)]
+    assert [decoded(image).tobytes() for image in shown.images] == [tiny.picture(n).tobytes() for n in (0, 1)]
     assert all(link.startswith("data:") for link in shown.links)
 
 
-def test_a_conversation_has_a_section_a_turn() -> None:
+def test_a_conversation_has_a_section_for_each_turn() -> None:
     roles = ["system", "user", "user", "assistant", "user"]
     document = Document(tuple(Text(str(n), role=role) for n, role in enumerate(roles)))
     shown = Page(html := page(document, prompt_segments=3))
@@ -86,22 +87,22 @@ segments = st.one_of(
 
 
 @given(st.lists(segments), st.data(), st.text(st.characters(exclude_categories=["Cs", "Cc"])))
-def test_any_text_is_shown_as_it_is(written: list[Segment], data: st.DataObject, word: str) -> None:
-    prompt = data.draw(st.integers(0, len(written)))
-    shown = Page(page(Document(tuple(written)), prompt_segments=prompt, title=word, facts={word: word}))
-    wanted = [segment.text.strip() if isinstance(segment, Text) else "[image]" for segment in written]
-    assert [text for _, texts in shown.sections for text in texts] == wanted
+def test_any_text_is_escaped(content: list[Segment], data: st.DataObject, word: str) -> None:
+    prompt = data.draw(st.integers(0, len(content)))
+    shown = Page(page(Document(tuple(content)), prompt_segments=prompt, title=word, facts={word: word}))
+    expected = [segment.text.strip() if isinstance(segment, Text) else "[image]" for segment in content]
+    assert [text for _, texts in shown.sections for text in texts] == expected
     assert sum(len(texts) for kind, texts in shown.sections if kind == "prompt") == prompt
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 16), (64, 40), (100, 128), (200, 300), (3000, 1500)])
-def test_tiny_pictures_grow_by_whole_pixels_and_huge_ones_shrink(size: tuple[int, int]) -> None:
+def test_small_images_are_enlarged_by_a_whole_factor_and_large_ones_shrink(size: tuple[int, int]) -> None:
     html = page(Document((Image(PIL.new("RGB", size)),)))
     (image,) = Page(html).images
     width, height = int(image["width"]), int(image["height"])
     assert f"{size[0]} x {size[1]} pixels" in image["alt"]
     assert max(width, height) <= 1024
-    assert picture(image).size == tuple(min(side, side * 1024 // max(size)) for side in size)
+    assert decoded(image).size == tuple(min(side, side * 1024 // max(size)) for side in size)
     if max(size) <= 64:
         assert image["class"] == "small"
         assert width % size[0] == 0 and width // size[0] == height // size[1]
@@ -110,6 +111,6 @@ def test_tiny_pictures_grow_by_whole_pixels_and_huge_ones_shrink(size: tuple[int
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"])
-def test_pictures_of_any_mode(mode: str) -> None:
+def test_an_image_of_any_mode_is_shown_in_rgb(mode: str) -> None:
     (image,) = Page(page(Document((Image(PIL.new(mode, (4, 4))),)))).images
-    assert picture(image).mode == "RGB"
+    assert decoded(image).mode == "RGB"

@@ -1,4 +1,4 @@
-"""A command imports what it needs and nothing else, so that it answers soon."""
+"""Each command imports only the modules it needs, so that it starts fast."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dreamkit.registry.hookspecs import Component
 from dreamkit.registry.registry import Registered, Registry
 from meta.installing import hook, install
 
-# parts of torch alone, as somebody else would publish them; the language model's tokenizer is transformers'
+# Parts of a third-party plug-in. They need only torch, and transformers for the tokenizer.
 PARTS = {"vision_encoder": "Eye", "language_model": "Tongue", "image_decoder": "Hand"}
 RECIPE = {
     "model": {
@@ -41,7 +41,7 @@ COMPILERS = ("torch._dynamo", "torch._inductor", "torch.distributed.fsdp")
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the distribution `plain` installed, a recipe of its parts, and a checkpoint of their model."""
+    """Return a folder with the distribution `plain` installed, a recipe of its parts and a checkpoint of them."""
     site = tmp_path_factory.mktemp("site")
     hooks = "".join(hook(kind, "plain", f"plain.parts:{cls}") for kind, cls in PARTS.items())
     modules = "".join(
@@ -62,15 +62,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def loaded(site: Path, folder: Path, *arguments: str, code: int = 0) -> set[str]:
-    """The modules that `dreamkit ARGUMENTS`, run in `folder`, has imported when it ends with `code`."""
+def imported_modules(site: Path, folder: Path, *arguments: str, code: int = 0) -> set[str]:
+    """Run `dreamkit ARGUMENTS` in `folder`, expect the exit code `code`, and return the modules it has imported."""
     script = (
         "import sys; from pathlib import Path; from dreamkit.cli import main\n"
         "try: main()\n"
         "finally: Path('modules').write_text('\\n'.join(sys.modules))\n"
     )
     path = os.pathsep.join([str(site), *filter(None, sys.path)])
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path},
@@ -78,40 +78,40 @@ def loaded(site: Path, folder: Path, *arguments: str, code: int = 0) -> set[str]
         text=True,
         check=False,
     )
-    assert done.returncode == code, done.stdout + done.stderr
+    assert process.returncode == code, process.stdout + process.stderr
     return set((folder / "modules").read_text().splitlines())
 
 
 def among(modules: Collection[str], roots: Collection[str]) -> list[str]:
-    """Those of `modules` that are one of `roots`, or lie in one."""
+    """Return those of `modules` that are in `roots` or in a package of `roots`."""
     return sorted(m for m in modules if any(m == root or m.startswith(f"{root}.") for root in roots))
 
 
 @pytest.mark.parametrize(
-    ("overrides", "code"), [([], 0), (["train.cache=nowhere"], 2)], ids=["sound", "with a cache"]
+    ("overrides", "code"), [([], 0), (["train.cache=nowhere"], 2)], ids=["valid", "missing cache"]
 )
-def test_checking_a_recipe_imports_no_model_and_nothing_that_runs_one(
+def test_check_imports_no_model_trainer_library_or_compiler(
     site: Path, tmp_path: Path, overrides: list[str], code: int
 ) -> None:
-    modules = loaded(site, tmp_path, "check", str(site / "plain.yaml"), *overrides, code=code)
+    modules = imported_modules(site, tmp_path, "check", str(site / "plain.yaml"), *overrides, code=code)
     assert "plain.parts" in modules and "dreamkit.build.fit" in modules
     assert among(modules, (*MODEL, *TRAINING, *TRAINERS, *NETWORKS, *LIBRARIES, *COMPILERS)) == []
 
 
-def test_checking_a_shipped_recipe_imports_no_model_and_no_network(site: Path, tmp_path: Path) -> None:
-    modules = loaded(site, tmp_path, "check", "digits/stage1")
+def test_check_of_a_shipped_recipe_imports_no_model_and_no_networks(site: Path, tmp_path: Path) -> None:
+    modules = imported_modules(site, tmp_path, "check", "digits/stage1")
     assert "dreamkit_transformers.llama" in modules
     assert among(modules, (*MODEL, *TRAINING, *TRAINERS, *NETWORKS)) == []
 
 
-def test_planning_imports_nothing_that_trains(site: Path, tmp_path: Path) -> None:
-    modules = loaded(site, tmp_path, "plan", str(site / "plain.yaml"))
+def test_plan_imports_no_training_code(site: Path, tmp_path: Path) -> None:
+    modules = imported_modules(site, tmp_path, "plan", str(site / "plain.yaml"))
     assert "dreamkit.model.model" in modules
     assert among(modules, (*TRAINING, *TRAINERS, *NETWORKS, *LIBRARIES)) == []
 
 
-def test_generating_imports_nothing_that_trains(site: Path, tmp_path: Path) -> None:
-    modules = loaded(site, tmp_path, "generate", str(site / "checkpoint"), "a", "--out", "out")
+def test_generate_imports_no_training_code(site: Path, tmp_path: Path) -> None:
+    modules = imported_modules(site, tmp_path, "generate", str(site / "checkpoint"), "a", "--out", "out")
     assert "dreamkit.model.model" in modules
     assert (
         among(modules, (*TRAINING, *TRAINERS, *NETWORKS, *LIBRARIES, "dreamkit.plan", "dreamkit.cache")) == []

@@ -70,7 +70,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
 def launches() -> Iterator[str]:
     """Count the launches of the eager forward pass and of the kernels."""
     yield "### Kernel launches of the query projection, forward\n"
-    yield "In eager PyTorch, each operator that writes a tensor is one launch. A matrix product is one launch too.\n"
+    yield "Each operator that writes a tensor, matrix products included, is one launch in eager PyTorch.\n"
     rows = []
     for images in query_projection.IMAGES:
         inputs = query_projection.inputs(images, 768, META)
@@ -95,8 +95,9 @@ def work() -> Iterator[str]:
     """Count the least work of the query projection."""
     dim, queries = query_projection.DIM, query_projection.QUERIES
     yield "### Bytes and operations of the query projection\n"
-    yield f"The least work in bfloat16, for D = {dim}, Q = {queries} and a context of width C: rows, norm weight,"
-    yield "matrix and context are each moved once.\n"
+    yield f"The least work in bfloat16, for D = {dim}, Q = {queries} and a context of width C. Forward moves"
+    yield "rows, norm weight, matrix and context once each. Backward reads the gradient of the context, rows, norm"
+    yield "weight and matrix, and writes the gradients of the last three.\n"
     rows = []
     for images in query_projection.IMAGES:
         for width in query_projection.WIDTHS:
@@ -129,8 +130,8 @@ def logits_memory() -> Iterator[str]:
     """Measure the peak memory of logits, on tensors without data."""
     rows, vocabulary = label_loss.ROWS[-1], label_loss.VOCABULARY
     yield "### Memory of logits and their derivatives in the language model's loss\n"
-    yield f"The peak of forward and backward, for {rows} labelled rows and a vocabulary of {vocabulary}, in bfloat16."
-    yield "Only tensors as wide as the vocabulary count.\n"
+    yield f"The peak of forward and backward, for {rows} labelled rows and a vocabulary of {vocabulary}, with bfloat16"
+    yield "inputs. Only tensors whose last dimension is the vocabulary are counted, float32 copies included.\n"
     losses = {"eager": label_loss_reference, "ours": label_loss.label_loss}
     peaks = {name: f"{_peak_logits_bytes(loss) / 1e9:.2f} GB" for name, loss in losses.items()}
     yield from table([*peaks], [[*peaks.values()]])
@@ -162,8 +163,6 @@ def key_value_products() -> Iterator[str]:
     cls: Any = Registry.load().get("image_decoder", "stable-diffusion")
     config = cls.Config(config=paper_stage.parts(small=False)["image_decoder"]["config"])
     layers = len([*_key_value_layers(cls.meta_modules(config))])
-    yield f"Stable Diffusion 1.5 with guidance, in {drawing.STEPS} steps of its own scheduler. Its UNet has {layers}"
-    yield "such layers; a small UNet shows how often each is called.\n"
     decoder, _, *conditions = drawing.inputs(1, torch.device("cpu"), small=True)
     (layer, *_) = _key_value_layers(decoder)
     calls: list[int] = []
@@ -172,8 +171,11 @@ def key_value_products() -> Iterator[str]:
     for name, is_cached in (("in each step", False), ("computed once", True)):
         calls.clear()
         drawing.draw(decoder, *conditions, cached=is_cached)
-        counts[name] = layers * len(calls)
-    yield from table([*counts], [[*counts.values()]])
+        counts[name] = len(calls)
+    yield f"Stable Diffusion 1.5 with guidance, in {drawing.STEPS} steps of its own scheduler. Its UNet has {layers}"
+    yield "layers that compute keys or values. The calls of such a layer are counted on a small UNet: this scheduler"
+    yield f"calls the UNet {counts['in each step']} times.\n"
+    yield from table([*counts], [[layers * count for count in counts.values()]])
 
 
 def _key_value_layers(decoder: nn.Module) -> Iterator[nn.Module]:

@@ -1,4 +1,4 @@
-"""The counts of docs/benchmarks.md are those of today's code."""
+"""The counts in docs/benchmarks.md are current."""
 
 from pathlib import Path
 
@@ -9,9 +9,8 @@ from counts.section import TITLE, section
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
 
-# diffusers' schedulers turn tensors into arrays in a way that NumPy 2 warns of
+# NumPy 2 warns of the conversion of tensors in diffusers' schedulers
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_the_page_is_current() -> None:
-    """It is written by `python tests/counts`."""
+def test_the_counts_equal_those_of_the_code() -> None:
     _, title, counts = PAGE.read_text(encoding="utf-8").partition(TITLE)
-    assert title + counts == section()
+    assert title + counts == section(), "rewrite them with: python tests/counts"

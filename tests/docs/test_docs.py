@@ -1,4 +1,4 @@
-"""What README and docs say is so: their examples run, and no key is left out."""
+"""README and docs are correct: their examples run, and every recipe key is documented."""
 
 import dataclasses
 import re
@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from dreamkit.build.fit import fit
-from dreamkit.cli import main
 from dreamkit.recipe.loading import load_recipe
 from dreamkit.recipe.sections import (
     AdapterSection,
@@ -34,34 +33,30 @@ RECIPES = (ROOT / "docs" / "recipes.md").read_text()
 
 
 def blocks(text: str, language: str) -> list[str]:
+    """Return the code blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
-def dreamkit(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str]]:
-    """Runs the command in an empty folder, with more distributions installed: exit code and what it prints."""
+def dreamkit(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, str]]:
+    """Return a function that runs `dreamkit ARGUMENTS` in an empty folder and returns its exit code and all output.
 
-    def run(*arguments: str, path: Path | None = None) -> tuple[int, str]:
+    `path` is a site folder with more distributions.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def dreamkit(*arguments: str, path: Path | None = None) -> tuple[int, str]:
         if path is not None:
             monkeypatch.syspath_prepend(path)
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("sys.argv", ["dreamkit", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as exit:
-            code = int(exit.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
+        code, out, err = run(*arguments)
+        return code, out + err
 
-    return run
+    return dreamkit
 
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the plug-in of the README, installed by pip from the files that the README shows."""
+    """Install the README's plug-in with pip from the files that the README shows; return the site folder."""
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     names = []
     for text in (*blocks(README, "toml"), *blocks(README, "python")):
@@ -75,28 +70,30 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def test_the_plug_in_of_the_readme_is_found(pool: Path, dreamkit: Callable) -> None:
-    code, printed = dreamkit("plugins", path=pool)
-    assert code == 0, printed
-    assert re.search(r"projector +pool +dreamkit-pool 0.1.0 +averages", printed)
+def test_plugins_lists_the_plug_in_of_the_readme(pool: Path, dreamkit: Callable) -> None:
+    code, output = dreamkit("plugins", path=pool)
+    assert code == 0, output
+    assert re.search(r"projector +pool +dreamkit-pool 0.1.0 +averages", output)
 
 
 @pytest.mark.parametrize(
-    ("setting", "wanted", "said"),
+    ("setting", "expected", "pattern"),
     [
         ("{name: pool, every: 4}", 0, "visual_projector +pool +16 x 64 -> 4 x"),
         ("{name: pool, every: 3}", 2, "visual_projector.every: .*does not divide 16 tokens"),
         ("{name: pool, evry: 4}", 2, "did you mean 'every'"),
     ],
 )
-def test_a_recipe_takes_it(pool: Path, dreamkit: Callable, setting: str, wanted: int, said: str) -> None:
+def test_check_accepts_only_valid_settings_of_the_readme_s_part(
+    pool: Path, dreamkit: Callable, setting: str, expected: int, pattern: str
+) -> None:
     assert "visual_projector: {name: pool, every: 4}" in README
-    code, printed = dreamkit("check", "digits/stage1", f"model.visual_projector={setting}", path=pool)
-    assert code == wanted, printed
-    assert re.search(said, printed)
+    code, output = dreamkit("check", "digits/stage1", f"model.visual_projector={setting}", path=pool)
+    assert code == expected, output
+    assert re.search(pattern, output)
 
 
-def test_it_keeps_its_contract(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_s_part_passes_the_contract_kit(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(pool)
     from dreamkit_pool.pool import Pool
 
@@ -104,13 +101,13 @@ def test_it_keeps_its_contract(pool: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert report.ok, str(report)
 
 
-def test_the_swap_changes_one_line_and_names_components() -> None:
+def test_the_readme_s_swap_changes_one_line_and_names_registered_parts() -> None:
     (diff,) = blocks(README, "diff")
     assert [line[0] for line in diff.splitlines()] == [" ", "-", "+"]
     known = Registry.load().components("vision_encoder")
     for sign in "-+":
-        kept = "\n".join(line[1:] for line in diff.splitlines() if line[0] in (" ", sign))
-        (section,) = yaml.safe_load(kept)["model"].values()
+        recipe = "\n".join(line[1:] for line in diff.splitlines() if line[0] in (" ", sign))
+        (section,) = yaml.safe_load(recipe)["model"].values()
         assert section["name"] in known
 
 
@@ -118,7 +115,7 @@ def test_the_readme_lists_every_command() -> None:
     assert set(re.findall(r"^\| `dreamkit ([\w-]+)", README, re.MULTILINE)) == set(COMMANDS)
 
 
-def test_commands_in_the_docs_have_options_that_exist() -> None:
+def test_commands_in_the_docs_and_their_options_exist() -> None:
     for page in PAGES:
         text = page.read_text()
         for block in (*blocks(text, "sh"), *blocks(text, "console")):
@@ -141,7 +138,7 @@ def test_commands_in_the_docs_have_options_that_exist() -> None:
         GenerationSection,
     ],
 )
-def test_every_key_of_a_recipe_is_documented(section: type) -> None:
+def test_every_recipe_key_is_documented(section: type) -> None:
     prose = re.sub(r"^```.*?^```$", "", RECIPES, flags=re.DOTALL | re.MULTILINE)
     words = {word for code in re.findall(r"`([^`]+)`", prose) for word in re.findall(r"\w+", code)}
     missing = {field.name for field in dataclasses.fields(section) if field.init} - words
@@ -149,7 +146,7 @@ def test_every_key_of_a_recipe_is_documented(section: type) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dataset", "projector"])
-def test_every_setting_of_the_core_is_documented(kind: str) -> None:
+def test_every_setting_of_a_component_of_the_core_is_documented(kind: str) -> None:
     for name, registered in Registry.load().components(kind).items():
         if registered.distribution == "dreamkit-core":
             (row,) = re.findall(rf"^\| `{name}` \|(.*)", RECIPES, re.MULTILINE)
@@ -160,22 +157,22 @@ def test_every_setting_of_the_core_is_documented(kind: str) -> None:
 @pytest.mark.parametrize(
     "setting", re.findall(r"`(\{name: \w+[^`]*\})`", RECIPES.partition("### Projectors")[2])
 )
-def test_projectors_of_the_docs_are_right(setting: str, dreamkit: Callable) -> None:
-    code, printed = dreamkit("check", "digits/stage1", f"model.condition_projector={setting}")
-    assert code == 0, printed
+def test_check_accepts_the_projectors_of_the_docs(setting: str, dreamkit: Callable) -> None:
+    code, output = dreamkit("check", "digits/stage1", f"model.condition_projector={setting}")
+    assert code == 0, output
 
 
-def test_the_recipe_of_the_docs_is_one(tmp_path: Path, dreamkit: Callable) -> None:
+def test_check_accepts_the_recipe_of_the_docs(tmp_path: Path, dreamkit: Callable) -> None:
     (text,) = blocks(RECIPES, "yaml")
     (tmp_path / "recipe.yaml").write_text(text)
-    code, printed = dreamkit("check", "recipe.yaml")
-    assert code == 0, printed
+    code, output = dreamkit("check", "recipe.yaml")
+    assert code == 0, output
 
 
 SWAPS = blocks(RECIPES.partition("## Swapping parts")[2], "sh")[0].splitlines()
 
 
-def test_a_swap_is_shown_for_each_interface() -> None:
+def test_the_docs_show_a_swap_of_each_part() -> None:
     shown = {key for line in SWAPS for key in re.findall(r"model\.(\w+)=", line)}
     assert shown == {
         "vision_encoder",
@@ -187,25 +184,25 @@ def test_a_swap_is_shown_for_each_interface() -> None:
 
 
 @pytest.mark.parametrize("line", SWAPS)
-def test_swaps_shown_are_performed(dreamkit: Callable, line: str) -> None:
-    """As shown, and the same setting over every other stage that is shipped."""
+def test_the_swaps_of_the_docs_work_in_every_stage(dreamkit: Callable, line: str) -> None:
+    """Run the command as shown, and merge its setting over every shipped stage."""
     command, *arguments = shlex.split(line)
-    code, printed = dreamkit(*arguments)
-    assert command == "dreamkit" and code == 0, printed
+    code, output = dreamkit(*arguments)
+    assert command == "dreamkit" and code == 0, output
     setting = arguments[-1]
     key, name = re.findall(r"model\.(\w+)={name: ([\w-]+)", setting)[0]
-    assert re.search(rf"^{key} +{name} ", printed, re.MULTILINE), printed
+    assert re.search(rf"^{key} +{name} ", output, re.MULTILINE), output
     registry = Registry.load()
     stages = [name for name in registry.recipes() if re.search(r"/stage\d[\w-]*$", name)]
     assert len(stages) > 8
     for stage in stages:
         swapped = load_recipe(stage, [setting], registry)
         assert getattr(swapped.model, key).name == name
-        # rows of digits are too short for the tokens of large pictures
+        # rows of the digits recipes are too short for the tokens of large images
         assert stage.startswith("digits/") or fit(swapped, registry).problems == []
 
 
-ASKING = [
+FILES = [  # that may name the distribution
     *PAGES,
     ROOT / "pyproject.toml",
     *ROOT.glob("plugins/*/pyproject.toml"),
@@ -215,11 +212,11 @@ ASKING = [
 ]
 
 
-def test_nobody_is_sent_to_the_package_index_for_dreamkit() -> None:
-    """The `dreamkit` there is another project's."""
-    asks = re.compile(r"""\bdreamkit(\[|[<>=~!]=|\$)|pip install ['"]?dreamkit(?![-\w])""")
-    found = {str(path): match[0] for path in ASKING if (match := asks.search(path.read_text()))}
-    assert not found
+def test_no_file_names_the_package_index_s_dreamkit_as_a_requirement() -> None:
+    """On the package index, `dreamkit` is another project."""
+    requirement = re.compile(r"""\bdreamkit(\[|[<>=~!]=|\$)|pip install ['"]?dreamkit(?![-\w])""")
+    matches = {str(path): match[0] for path in FILES if (match := requirement.search(path.read_text()))}
+    assert not matches
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -18,7 +18,6 @@ from torch import nn
 
 import checks_page
 import dreamkit
-from dreamkit.cli import main
 from dreamkit.kernels.assemble_embeddings.reference import look_up
 from dreamkit.parts import specs
 from dreamkit.parts.decoder import ImageDecoder
@@ -57,7 +56,7 @@ def shuffle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return source, site
 
 
-def run(shuffle: tuple[Path, Path], folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def run_module(shuffle: tuple[Path, Path], folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(filter(None, [str(shuffle[1]), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
         [sys.executable, "-m", *command],
@@ -71,7 +70,7 @@ def run(shuffle: tuple[Path, Path], folder: Path, *command: str) -> subprocess.C
 
 
 def test_the_tutorials_plug_in_passes_its_contract_test(shuffle: tuple[Path, Path]) -> None:
-    process = run(shuffle, shuffle[0], "pytest", "-q", "-rs", "-p", "no:cacheprovider")
+    process = run_module(shuffle, shuffle[0], "pytest", "-q", "-rs", "-p", "no:cacheprovider")
     assert process.returncode == 0, process.stdout
     assert re.search(r"\d\d passed, 1 skipped", process.stdout) and "dense_layers_agree" not in process.stdout
     assert "its dense_layers() returns None" in process.stdout
@@ -87,7 +86,9 @@ def test_the_tutorials_mistake_gives_the_shown_error(shuffle: tuple[Path, Path],
         (tmp_path / name).write_text((shuffle[0] / name).read_text())
     text = f"# {file.relative_to(shuffle[0])}\n{file.read_text()}"  # with the first line of the block
     (tmp_path / "dreamkit_shuffle" / "shuffle.py").write_text(text.replace(right, wrong))
-    process = run(shuffle, tmp_path, "pytest", "-p", "no:cacheprovider", "-k", "spec_agrees or determinism")
+    process = run_module(
+        shuffle, tmp_path, "pytest", "-p", "no:cacheprovider", "-k", "spec_agrees or determinism"
+    )
     (shown,) = re.findall(r"^```text\n(.*?)^```", TUTORIAL, re.MULTILINE | re.DOTALL)
     first, rest = shown.split(" ...")
     assert re.search(re.escape(first) + " .*" + re.escape(rest), process.stdout), process.stdout
@@ -95,19 +96,19 @@ def test_the_tutorials_mistake_gives_the_shown_error(shuffle: tuple[Path, Path],
 
 
 def test_the_tutorials_commands_check_train_and_draw(shuffle: tuple[Path, Path], tmp_path: Path) -> None:
-    listed = run(shuffle, tmp_path, "dreamkit", "plugins")
+    listed = run_module(shuffle, tmp_path, "dreamkit", "plugins")
     assert re.search(r"projector +shuffle +dreamkit-shuffle 0.1.0", listed.stdout), listed.stdout
     part = "model.visual_projector={name: shuffle, factor: 2}"
-    process = run(shuffle, tmp_path, "dreamkit", "check", "digits/stage1", part)
+    process = run_module(shuffle, tmp_path, "dreamkit", "check", "digits/stage1", part)
     assert re.search(r"visual_projector +shuffle +16 x \d+ -> 4 x", process.stdout), (
         process.stdout + process.stderr
     )
-    refused = run(shuffle, tmp_path, "dreamkit", "check", "digits/stage1", part.replace("2}", "3}"))
+    refused = run_module(shuffle, tmp_path, "dreamkit", "check", "digits/stage1", part.replace("2}", "3}"))
     assert refused.returncode == 2
     (message,) = re.findall(r"^dreamkit: the recipe.*?(?=^```)", TUTORIAL, re.MULTILINE | re.DOTALL)
     assert refused.stderr == message
     train = ["dreamkit", "train", "digits/stage1", part, "train.steps=2", *SIZES, "--out", "run"]
-    process = run(shuffle, tmp_path, *train)
+    process = run_module(shuffle, tmp_path, *train)
     assert process.returncode == 0, process.stderr
     draw = [
         "dreamkit",
@@ -121,7 +122,7 @@ def test_the_tutorials_commands_check_train_and_draw(shuffle: tuple[Path, Path],
         "--out",
         "doc",
     ]
-    process = run(shuffle, tmp_path, *draw)
+    process = run_module(shuffle, tmp_path, *draw)
     assert process.returncode == 0 and (tmp_path / "doc" / "index.html").is_file(), process.stderr
 
 
@@ -168,9 +169,7 @@ def test_the_reference_has_every_field(cls: type) -> None:
     assert [name.split("=")[0].strip() for name in re.split(r", (?=\w)", arguments)] == fields
 
 
-def test_the_references_command_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_references_command_runs(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = dict(
         re.findall(r"^```python\n# (dreamkit_count/\S+)\n(.*?)^```$", REFERENCE, re.DOTALL | re.MULTILINE)
     )
@@ -178,17 +177,16 @@ def test_the_references_command_runs(
     (tmp_path / "dreamkit_count" / "count.py").write_text(files["dreamkit_count/count.py"])
     monkeypatch.syspath_prepend(tmp_path)
 
-    def printed(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["dreamkit", *arguments])
-        with pytest.raises(SystemExit, match="0"):
-            main()
-        return capsys.readouterr().out
+    def output(*arguments: str) -> str:
+        code, out, err = run(*arguments)
+        assert code == 0, err
+        return out
 
     listed = "Commands of dreamkit_count 1.0:\n  data count  Count the documents of a recipe.\n"
-    assert listed in printed("--help")
-    assert "Example: dreamkit data count digits/stage1\n" in printed("data", "count", "--help")
+    assert listed in output("--help")
+    assert "Example: dreamkit data count digits/stage1\n" in output("data", "count", "--help")
     assert re.fullmatch(
-        r"digits: [\d,]+ documents\n", printed("data", "count", "digits/stage1", "train.steps=1")
+        r"digits: [\d,]+ documents\n", output("data", "count", "digits/stage1", "train.steps=1")
     )
 
 

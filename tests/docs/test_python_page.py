@@ -37,7 +37,7 @@ SIGNATURES = re.findall(r"^\| `([\w.]+)\((.*?)\)` \|", PAGE.partition("## Signat
 
 
 @pytest.mark.parametrize(("name", "parameters"), SIGNATURES)
-def test_a_signature_is_the_codes(name: str, parameters: str) -> None:
+def test_a_signature_equals_that_of_the_code(name: str, parameters: str) -> None:
     value = dreamkit
     for attribute in name.split("."):
         value = getattr(value, attribute)

@@ -184,7 +184,7 @@ def test_a_part_without_meta_modules_is_named(monkeypatch: pytest.MonkeyPatch) -
     recipe = alive.recipe({"trainable": ALL})
     exact = plan(recipe, REGISTRY)
     monkeypatch.setattr(clip, "meta_modules", classmethod(lambda cls, config: None))
-    assert plan(recipe, REGISTRY) == exact  # a part of a `config` can be made on the meta device
+    assert plan(recipe, REGISTRY) == exact  # a part of a `config` can be built on the meta device
     monkeypatch.setattr(clip, "meta_modules", classmethod(lambda cls, config: nn.Linear(1, 1)))
     with pytest.raises(RecipeError, match=r"model\.vision_encoder: .*meta_modules, got Linear"):
         plan(recipe, REGISTRY)
@@ -222,10 +222,10 @@ def write(path: Path, settings: dict[str, Any]) -> str:
 
 
 def invoke(*arguments: str) -> tuple[int, str]:
-    done = CliRunner().invoke(app, ["plan", *arguments])
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done.exit_code, done.output
+    result = CliRunner().invoke(app, ["plan", *arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
 
 
 def test_the_command_prints_whether_the_plan_fits(tmp_path: Path) -> None:

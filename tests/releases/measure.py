@@ -1,4 +1,4 @@
-"""The numbers of a model that a later release must give again, asked of public names alone."""
+"""Numbers of a model that later releases must reproduce, computed with public names only."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from dreamkit import Document, DocumentDone, DreamModel, Image, Text
 
 PROMPTS = ("red", "a")
 RELATIVE, ABSOLUTE = 1e-5, 1e-7
-ROUNDED = {"brightness": 0.1}  # of 255: what is rounded to whole numbers may fall on either side
+ROUNDED = {"brightness": 0.1}  # of 255; a pixel may be rounded up or down
 
 
 def picture(seed: int, side: int = 16) -> PIL.Image:
-    """A picture that is the same on every machine."""
+    """Return a square RGB image that is the same on every machine."""
     return PIL.frombytes(
         "RGB", (side, side), bytes((91 * seed + n * n // 7) % 256 for n in range(3 * side**2))
     )
 
 
-def told(tensor: Tensor) -> dict[str, Any]:
-    """A tensor, by some of its values."""
+def describe_tensor(tensor: Tensor) -> dict[str, Any]:
+    """Return the shape, mean, standard deviation and eight values of a tensor."""
     flat = tensor.detach().double().flatten()
     some = flat[torch.linspace(0, len(flat) - 1, 8).long()]
     return {
@@ -37,19 +37,19 @@ def told(tensor: Tensor) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def measured(model: DreamModel) -> dict[str, Any]:
-    """What each part computes, in float64, from fixed pictures, words and noise, and the losses of it."""
+def measure(model: DreamModel) -> dict[str, Any]:
+    """Return outputs and losses of each part in float64, for fixed images, words and noise, and generated documents."""
     model = model.double().eval()
     encoder, language, decoder = model.vision_encoder, model.language_model, model.image_decoder
-    pictures = [picture(1), picture(2)]
-    features = encoder(encoder.preprocess(pictures).double())
+    images = [picture(1), picture(2)]
+    features = encoder(encoder.preprocess(images).double())
     ids = torch.tensor([language.tokenize("a red box")])
     positions = torch.arange(ids.shape[1])[None]
     hidden = language(language.embed(ids), positions, torch.zeros_like(positions))
     logits = language.logits(language.final_norm(hidden))
-    states = model.dream_states([Document((Image(pictures[0]), Text("is"))), "a red box"])
+    states = model.dream_states([Document((Image(images[0]), Text("is"))), "a red box"])
     condition = model.condition(states)
-    targets, extras = decoder.preprocess(pictures)
+    targets, extras = decoder.preprocess(images)
     mean, std = decoder.posterior(targets.double())
     noise = torch.arange(mean.numel()).double().mul(math.e).sin().mul(math.sqrt(2)).view(mean.shape)
     timesteps = decoder.timesteps(2, torch.Generator().manual_seed(0))
@@ -69,36 +69,38 @@ def measured(model: DreamModel) -> dict[str, Any]:
     }
     if condition.pooled is not None:
         tensors["pooled"] = condition.pooled
-    numbers = {name: told(tensor) for name, tensor in tensors.items() if tensor is not None}
-    return numbers | {"written": written(model)}
+    numbers = {name: describe_tensor(tensor) for name, tensor in tensors.items() if tensor is not None}
+    return numbers | {"written": generate(model)}
 
 
-def written(model: DreamModel) -> list[dict[str, Any]]:
-    """What the model makes of fixed prompts: each text as it stands, each picture by its values."""
+def generate(model: DreamModel) -> list[dict[str, Any]]:
+    """Return descriptions of the documents that the model generates from fixed prompts."""
     prompts = [*PROMPTS, Document((Image(picture(3)), Text("what?")))]
     events = model.generate(prompts, seed=5, max_tokens=10, max_images=2, steps=2)
-    done = sorted((e for e in events if isinstance(e, DocumentDone)), key=lambda event: event.document)
-    return [{"reason": event.reason, "said": [*map(_said, event.result)]} for event in done]
+    ends = sorted((e for e in events if isinstance(e, DocumentDone)), key=lambda event: event.document)
+    # expected.json of earlier releases has the keys "said" and "written"
+    return [{"reason": end.reason, "said": [*map(describe_segment, end.result)]} for end in ends]
 
 
-def _said(segment: Text | Image) -> Any:
+def describe_segment(segment: Text | Image) -> Any:
+    """Return the text of a segment, or the size and mean brightness of its image."""
     if isinstance(segment, Text):
         return segment.text
     pixels = torch.frombuffer(bytearray(segment.picture.tobytes()), dtype=torch.uint8)
     return {"size": [*segment.picture.size], "brightness": pixels.double().mean().item()}
 
 
-def same(found: Any, expected: Any, name: str = "") -> None:
-    """Compares what was found with what is recorded, which is all that has to be there."""
+def assert_same(actual: Any, expected: Any, name: str = "") -> None:
+    """Assert that `actual` has the recorded values, up to rounding; further keys of dictionaries are ignored."""
     if isinstance(expected, dict):
-        assert expected.keys() <= found.keys(), name
+        assert expected.keys() <= actual.keys(), name
         for key, value in expected.items():
-            same(found[key], value, key)
+            assert_same(actual[key], value, key)
     elif isinstance(expected, list):
-        assert len(found) == len(expected), name
-        for one, other in zip(found, expected, strict=True):
-            same(one, other, name)
+        assert len(actual) == len(expected), name
+        for one, other in zip(actual, expected, strict=True):
+            assert_same(one, other, name)
     elif isinstance(expected, float):
-        assert found == pytest.approx(expected, rel=RELATIVE, abs=ROUNDED.get(name, ABSOLUTE)), name
+        assert actual == pytest.approx(expected, rel=RELATIVE, abs=ROUNDED.get(name, ABSOLUTE)), name
     else:
-        assert found == expected, name
+        assert actual == expected, name

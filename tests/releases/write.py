@@ -1,10 +1,10 @@
-"""Writes what this release leaves behind, for later ones to be tested on; for once a release.
+"""Write the files of a release, with which later releases are tested. Run it once for each release.
 
 python tests/releases/write.py OUT
 
-OUT is `tests/releases/vX_Y`, and holds nothing yet but `packages`: plug-ins as third parties write them
-against this release, one for each kind of part and one for a data set, with the recipe `shapes/five` of all
-five. Those of the release before can be copied, and changed to use what is new.
+OUT is `tests/releases/vX_Y`. Before the run it contains only `packages`: third-party plug-ins for this release, one for
+each kind of part and one for a data set, and the recipe `shapes/five`, which uses all five. Copy the packages of the
+previous release, and let them use what is new.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from PIL import Image as PIL, ImageDraw
 
 import dreamkit.testing
 from dreamkit import Registry, load_checkpoint, load_recipe, train_recipe
-from releases.measure import measured
-from releases.using import HERE, dreamkit as command, installed, logged, named
+from releases.measure import measure
+from releases.using import HERE, dreamkit as command, install_packages, read_log, replace_in_manifests
 
 PUBLISHED = Path(__file__).parents[1] / "reference" / "published-sd" / "checkpoint"
 COLOURS = ("red", "green", "blue")
 STAGE = """\
-# a miniature of random weights, which learns until it writes and draws
+# Trains a tiny model of random weights until it writes and draws.
 model:
   language_model:
     name: vicuna
@@ -69,7 +69,7 @@ train:
 generation: {steps: 2, guidance: 2.0, max_tokens: 12, max_images: 2}
 """
 RUN = """\
-# goes on from the checkpoint, and may do so from the cache
+# Continues from the checkpoint, with or without the cache.
 extends: stage.yaml
 init: checkpoint
 train:
@@ -90,7 +90,7 @@ FEW = ("train.steps=3", "train.batch_size=4", "train.log_every=1", "train.warmup
 
 
 def write_data(folder: Path) -> None:
-    """Three pictures, and documents of every form that a file of data has."""
+    """Write three images, and a file of each data format."""
     folder.mkdir()
     for number, colour in enumerate(COLOURS):
         picture = PIL.new("RGB", (16, 16), "white")
@@ -98,15 +98,15 @@ def write_data(folder: Path) -> None:
         picture.save(folder / f"{colour}.png")
     pairs = [{"image": f"{colour}.png", "caption": colour} for colour in COLOURS]
     pages = [{"text": "a <image> and a <image>", "images": ["red.png", "blue.png"]}]
-    said = [{"from": "human", "value": "<image> what?"}, {"from": "gpt", "value": "green"}]
-    talks = [{"image": "green.png", "conversations": said}]
+    turns = [{"from": "human", "value": "<image> what?"}, {"from": "gpt", "value": "green"}]
+    talks = [{"image": "green.png", "conversations": turns}]
     for name, lines in (("pairs", pairs), ("pages", pages)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "talks.json").write_text(json.dumps(talks, indent=1) + "\n")
 
 
-def stop_at(step: int) -> Any:
-    """Interrupts a run, as Ctrl-C does."""
+def interrupt_at(step: int) -> Any:
+    """Return an `on_log` that interrupts a run at `step`, as Ctrl-C does."""
 
     def on_log(entry: Any) -> None:
         if entry["step"] == step:
@@ -116,7 +116,7 @@ def stop_at(step: int) -> Any:
 
 
 def write(out: Path) -> None:
-    """Fills the folder `out`."""
+    """Write the files of a release, except `packages`, to the folder `out`."""
     write_data(out / "data")
     for name, text in (("stage.yaml", STAGE), ("run.yaml", RUN)):
         (out / name).write_text(text)
@@ -133,24 +133,24 @@ def write(out: Path) -> None:
         registry = Registry.load()
         recipe = load_recipe(str(out / "run.yaml"), [], registry)
         with contextlib.suppress(KeyboardInterrupt):
-            train_recipe(recipe, registry, out / "run", on_log=stop_at(3))
+            train_recipe(recipe, registry, out / "run", on_log=interrupt_at(3))
         command("train", out / "run.yaml", "--out", scratch / "straight")
-        expected["run"] = logged(scratch / "straight")
+        expected["run"] = read_log(scratch / "straight")
         command("cache", out / "run.yaml", "--out", out / "cache")
         command("train", out / "run.yaml", f"train.cache={out / 'cache'}", "--out", scratch / "cached")
-        expected["cache"] = logged(scratch / "cached")
+        expected["cache"] = read_log(scratch / "cached")
 
-        sys.path.insert(0, str(installed(out, scratch / "packages")))
+        sys.path.insert(0, str(install_packages(out, scratch / "packages")))
         command("train", "shapes/five", "--out", scratch / "five")
         shutil.copytree(scratch / "five/checkpoint", out / "parts")
         command("train", "shapes/five", f"init={out / 'parts'}", "--out", scratch / "more")
-        expected["five"] = logged(scratch / "more")
+        expected["five"] = read_log(scratch / "more")
         for name in ("checkpoint", "adapters", "imported", "parts"):
-            expected[name] = measured(load_checkpoint(out / name)[0])
+            expected[name] = measure(load_checkpoint(out / name)[0])
     modules = (dreamkit, dreamkit.testing, dreamkit.testing.contracts)
     expected["names"] = {module.__name__: sorted(module.__all__) for module in modules}
     (out / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
-    named(out, str(out), HERE)
+    replace_in_manifests(out, str(out), HERE)
 
 
 if __name__ == "__main__":

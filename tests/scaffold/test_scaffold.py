@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from typing import Any
 import pytest
 import yaml
 
-from dreamkit import cli
 from dreamkit.errors import DreamkitError
 from dreamkit.recipe.loading import load_recipe
 from dreamkit.registry.registry import Registry
@@ -33,7 +33,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 ENVIRONMENT.pop("DREAMKIT_PLUGINS", None)
 
 
-def run(*command: object, cwd: Path) -> str:
+def run_process(*command: object, cwd: Path) -> str:
     """Return the output of a command, which must succeed."""
     process = subprocess.run(
         [str(word) for word in command],
@@ -66,9 +66,9 @@ def written(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> dic
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the python of a new environment, which also sees the packages of this one."""
     folder = tmp_path_factory.mktemp("environment")
-    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
+    run_process(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
     python = folder / "bin" / "python"
-    where = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder)
+    where = run_process(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder)
     # addsitedir also reads .pth files, so that editable installs are visible
     lines = [f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages()]
     (Path(where.strip()) / "outer.pth").write_text("".join(lines))
@@ -112,11 +112,15 @@ def test_a_new_package_installs_trains_draws_and_passes_its_contract_test(
     folder, component = written[kind], NAMES[kind].removeprefix("dreamkit-")
     wheels, empty = tmp_path / "wheels", tmp_path / "empty"
     empty.mkdir()
-    run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", wheels, folder, cwd=tmp_path)
+    run_process(
+        sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", wheels, folder, cwd=tmp_path
+    )
     (wheel,) = wheels.iterdir()
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index")
-    run(*pip, wheel, cwd=empty)
-    listed = [line.split()[:3] for line in run(python, "-m", "dreamkit", "plugins", cwd=empty).splitlines()]
+    run_process(*pip, wheel, cwd=empty)
+    listed = [
+        line.split()[:3] for line in run_process(python, "-m", "dreamkit", "plugins", cwd=empty).splitlines()
+    ]
     assert [KINDS[kind].module, component, NAMES[kind]] in listed
 
     readme = (folder / "README.md").read_text()
@@ -127,7 +131,7 @@ def test_a_new_package_installs_trains_draws_and_passes_its_contract_test(
     commands = [check, train, [*draw, *FEW, DRAWING], shlex.split(GENERATE)]
     commands += [["test-plugin", NAMES[kind], "--quick"]]
     arguments = [commands, KINDS[kind].section, str(folder / "tests")]
-    output = run(python, "-c", COMMANDS, json.dumps(arguments), cwd=empty)
+    output = run_process(python, "-c", COMMANDS, json.dumps(arguments), cwd=empty)
     assert component in output
     assert "weights trained: " in output and "weights as built: " not in output
     assert (empty / "doc" / "index.html").is_file()
@@ -206,8 +210,8 @@ def test_a_new_package_requires_a_dreamkit_with_the_same_interfaces(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_package_passes_ruff(kind: str, written: dict[str, Path]) -> None:
-    run(sys.executable, "-m", "ruff", "check", "--no-cache", ".", cwd=written[kind])
-    run(sys.executable, "-m", "ruff", "format", "--no-cache", "--check", ".", cwd=written[kind])
+    run_process(sys.executable, "-m", "ruff", "check", "--no-cache", ".", cwd=written[kind])
+    run_process(sys.executable, "-m", "ruff", "format", "--no-cache", "--check", ".", cwd=written[kind])
 
 
 def test_the_hook_module_of_a_new_package_imports_no_torch(written: dict[str, Path], tmp_path: Path) -> None:
@@ -215,7 +219,7 @@ def test_the_hook_module_of_a_new_package_imports_no_torch(written: dict[str, Pa
     code += "for name in sys.argv[5:]: importlib.import_module(name)\n"
     code += "sys.exit('it imports torch' if 'torch' in sys.modules else 0)"
     packages = [name.replace("-", "_") for name in NAMES.values()]
-    run(sys.executable, "-c", code, *written.values(), *packages, cwd=tmp_path)
+    run_process(sys.executable, "-c", code, *written.values(), *packages, cwd=tmp_path)
 
 
 # names and folders
@@ -349,14 +353,9 @@ def test_an_author_may_have_any_printable_name(registry: Registry, tmp_path: Pat
 
 
 def test_the_command_prints_its_files_and_the_next_commands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dreamkit", "new-plugin", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return (ended.value.code or 0, *capfd.readouterr())
-
+    command = partial(run, "new-plugin")
     monkeypatch.chdir(tmp_path)
     code, out, err = command("dreamkit-wave", "--kind", "projector", "--out", "a folder", "--license", "MIT")
     assert (code, err) == (0, "")

@@ -22,7 +22,7 @@ PAIRS = tuple((a, b) for a in range(10) for b in range(10 - a))
 TRAIN_PAIRS = tuple(pair for pair in PAIRS if pair not in HELD_OUT_PAIRS)
 """The 47 ordered pairs to train with."""
 COUNTING_STARTS = range(8)
-"""Where three consecutive digits can begin."""
+"""First digits of three consecutive digits."""
 
 QUESTIONS = (
     "what is this?",

@@ -54,14 +54,14 @@ def _read(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
         whole = _render(tokenizer, turns)
         answered = _render(tokenizer, turns[:2])
         prompted = _render(tokenizer, turns[:1], add_generation_prompt=True)
-        asked = _render(tokenizer, turns[:1])
+        question_only = _render(tokenizer, turns[:1])
     except Exception:  # templates are programs that raise any exception
         return None
     if not all(message in whole for message in (QUESTION, ANSWER, FOLLOW_UP)) or not prompted.startswith(
-        asked
+        question_only
     ):
         return None
-    user_after = asked.rpartition(QUESTION)[2]
+    user_after = question_only.rpartition(QUESTION)[2]
     before_answer = whole.partition(QUESTION)[2].partition(ANSWER)[0]
     if not before_answer.startswith(user_after):
         return None
