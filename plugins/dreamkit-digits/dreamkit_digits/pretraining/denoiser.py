@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ def train(folder: Path, steps: int = STEPS) -> None:
     ids = prompt_ids(tokenizer, [phrases.naming(digit) for digit in range(10)] + [""])
     learned = [p for p in [*unet.parameters(), *encoder.parameters()] if p.requires_grad]
     optimizer, schedule = common.cosine_adamw(learned, RATE, steps)
-    averages = common.averaged(unet), common.averaged(encoder)
+    averages: list[Any] = [common.averaged(unet), common.averaged(encoder)]
     for chosen in common.batches(len(pictures), BATCH, steps, "unet", generator):
         spread = torch.randn(posterior.mean[chosen].shape, generator=generator)
         latents = (posterior.mean[chosen] + posterior.std[chosen] * spread) * vae.config.scaling_factor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -89,7 +90,7 @@ def train(folder: Path, steps: int = STEPS) -> None:
     names, names_inside = Names(), Names()
     learned = [*tower.parameters(), *names.parameters(), *names_inside.parameters()]
     optimizer, schedule = common.cosine_adamw(learned, RATE, steps, DECAY)
-    average = common.averaged(tower)
+    average: Any = common.averaged(tower)
     for chosen in common.batches(len(pictures), BATCH, steps, "siglip", generator):
         output = tower(augmented(pictures[chosen], generator), output_hidden_states=True)
         # The second term asks every token of the layer that is handed on for the digit. In a tower trained on
