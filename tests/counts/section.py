@@ -22,7 +22,6 @@ from benchmarks import (
 )
 from dreamkit.kernels.label_loss.reference import label_loss_reference
 from dreamkit.kernels.query_projection import norm, projection
-from dreamkit.kernels.query_projection.row_blocks import Blocks
 from dreamkit.kernels.query_projection.tiles import is_fused
 from dreamkit.plan.live_bytes import LiveBytes
 from dreamkit.registry.registry import Registry
@@ -93,8 +92,8 @@ def launches() -> Iterator[str]:
 
 
 def _fused_launches(hidden: Tensor, base: Tensor, rows: Tensor, norm_weight: Tensor, matrix: Tensor) -> int:
-    arguments = (hidden, Blocks(base), rows.shape[1], norm_weight, query_projection.EPS, 0.0)
-    modules = ("norm", "projection", "row_blocks")
+    arguments = (hidden, base, rows.shape[1], norm_weight, query_projection.EPS, 0.0)
+    modules = ("norm", "projection")
     with recorded(*(f"dreamkit.kernels.query_projection.{name}" for name in modules)) as launched:
         if is_fused(rows.numel(), hidden.dtype, matrix.dtype):
             projection.query_projection(*arguments, matrix, None)
