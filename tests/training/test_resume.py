@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 import layouts
+import tiny
 from dreamkit.checkpoints.load import load_checkpoint
 from dreamkit.errors import CheckpointError, TrainingError
 from dreamkit.training.run_log import RunLog
@@ -124,3 +125,11 @@ def test_a_resumed_run_without_save_every_writes_no_more_resume_points(tmp_path:
         run(tmp_path, layouts.recipe(save_every=1, steps=4), on_log=interrupt_at(3))
     run(tmp_path, layouts.recipe(save_every=0, steps=4), resume=True)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-1", "step-2"]
+
+
+def test_a_resumed_run_takes_no_model(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(tmp_path, layouts.recipe(save_every=1), on_log=interrupt_at(2))
+    with pytest.raises(TrainingError, match="expected no model with resume"):
+        run(tmp_path, layouts.recipe(save_every=1), resume=True, model=tiny.model())
+    assert not (tmp_path / "checkpoint").exists()
