@@ -27,11 +27,14 @@ class Text:
         text: the text, without special tokens: their names are plain text here.
         train_on: train the language model to write this text.
         role: speaker of the text, in a conversation; None in other documents.
+        ids: ids of the tokens that a model wrote as this text; None for a text of other origin. A model that decodes
+            them to the same text reads these tokens, and otherwise tokenizes the text. Equality ignores them.
     """
 
     text: str
     train_on: bool = True
     role: Role | None = None
+    ids: tuple[int, ...] | None = field(default=None, repr=False, compare=False)
 
 
 @with_earlier_fields(learn="train_on")
@@ -44,7 +47,7 @@ class Image:
     Attributes:
         picture: the PIL image, of any size and mode.
         read: the model reads the image.
-        draw: train the model to draw the image.
+        draw: train the model to draw the image. In a prompt: the model drew the image, which has the same tokens.
         train_on: if `draw`, train the language model to write the dream token, which starts an image.
         role: speaker whose turn has the image, in a conversation; None in other documents.
 

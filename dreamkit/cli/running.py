@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dreamkit.cli.shared import Overrides, RecipeName, check_finite, console
+from dreamkit.cli.shared import Overrides, RecipeName, check_setting, console
 
 
 def train(
@@ -156,14 +156,20 @@ def generate(
         bool, typer.Option("--chat", help="make the prompt a user's turn in a conversation")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="the same seed draws the same images")] = 0,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="maximum number of text tokens")] = None,
-    max_images: Annotated[int | None, typer.Option(min=0, help="maximum number of images")] = None,
-    guidance: Annotated[
-        float | None, typer.Option(min=0, callback=check_finite, help="classifier-free guidance scale")
+    max_tokens: Annotated[
+        int | None, typer.Option(callback=check_setting, help="maximum number of text tokens")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="denoising steps per image")] = None,
+    max_images: Annotated[
+        int | None, typer.Option(callback=check_setting, help="maximum number of images")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(callback=check_setting, help="classifier-free guidance scale")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(callback=check_setting, help="denoising steps per image")
+    ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0, callback=check_finite, help="0 always takes the most likely token")
+        float | None, typer.Option(callback=check_setting, help="0 always takes the most likely token")
     ] = None,
 ) -> None:
     """Continue a document with text and images.

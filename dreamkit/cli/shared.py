@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated
 
@@ -61,8 +60,15 @@ def _widths(rows: Iterable[Sequence[str]]) -> list[int]:
     return [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
-def check_finite(value: float | None) -> float | None:
-    """Return the value of an option. Raise a usage error if it is nan or infinite."""
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"expected a finite number, got {value}")
+def check_setting(parameter: typer.CallbackParam, value: float | None) -> float | None:
+    """Return the value of an option for a generation setting. Raise a usage error if a recipe could not have it."""
+    from dreamkit.errors import ConfigError
+    from dreamkit.recipe.settings import generation_section
+
+    if value is not None:
+        assert parameter.name is not None
+        try:
+            generation_section({parameter.name: value})
+        except ConfigError as error:
+            raise typer.BadParameter(error.problems[parameter.name]) from error
     return value

@@ -8,14 +8,14 @@ token the model starts an image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from PIL import Image as PIL
 
-from dreamkit.document import Document, Image, Segment, Text
+from dreamkit.document import Document, Role, Segment, Text
 from dreamkit.errors import DocumentError
 from dreamkit.recipe.special_tokens import SpecialTokens
 
@@ -94,6 +94,7 @@ class Sequencer:
         self.read_slots = [ids["image_patch"]] * vision_tokens
         self.image_start = ids["image_start"]
         self.image_end = ids["image_end"]
+        self.special_ids = frozenset(ids.values())
 
     def sequence(self, document: Document) -> Sequence:
         """Return the training sequence of a document.
@@ -117,7 +118,9 @@ class Sequencer:
         Raises:
             DocumentError: it is longer than `max_length`.
         """
-        return self._check_length(self._with_start(self._begin(document, prompt=True)), "shorten it")
+        sequence = self._with_start(self._begin(document, prompt=True))
+        # Generation never reads the last token that it writes, so a document that it returned may be 1 token longer.
+        return self._check_length(sequence, "shorten it", beyond=bool(self.continued_texts(document)))
 
     def unconditional(self) -> Sequence:
         """Return the sequence of an image without a prompt, for classifier-free guidance."""
@@ -150,16 +153,54 @@ class Sequencer:
 
     def _begin(self, document: Document, prompt: bool = False) -> Sequence:
         sequence = self._empty(document.name)
-        for segment in self._templated(document, prompt):
-            if isinstance(segment, Text):
-                ids = self.language_model.tokenize(segment.text, special=isinstance(segment, _TemplateText))
-                sequence.append(ids, segment.train_on)
-            else:
-                if segment.draw and not prompt:
-                    self._draw(sequence, segment.picture, segment.train_on)
-                if segment.read or prompt:
-                    self._read(sequence, segment.picture)
+        for (is_written, _), group in groupby(self._templated(document, prompt), key=_written_role):
+            segments = list(group)
+            reads_ids = is_written and self._can_read_ids(segments)
+            for segment in segments:
+                if isinstance(segment, Text):
+                    sequence.append(self._text_ids(segment, reads_ids), segment.train_on)
+                else:
+                    if segment.draw:
+                        self._draw(sequence, segment.picture, segment.train_on)
+                    if segment.read:
+                        self._read(sequence, segment.picture)
         return sequence
+
+    def _text_ids(self, text: Text, reads_ids: bool) -> list[int]:
+        if reads_ids and text.ids is not None:
+            return list(text.ids)
+        return self.language_model.tokenize(text.text, special=isinstance(text, _TemplateText))
+
+    def continued_texts(self, prompt: Document) -> list[Text]:
+        """Return the texts at the end of `prompt` that a model wrote without an image between them.
+
+        Generation continues them: a word, or the bytes of a character, may go on. They are empty if this language model
+        did not write them.
+        """
+        texts: list[Text] = []
+        for segment in reversed(prompt.segments):
+            if (
+                not isinstance(segment, Text)
+                or segment.ids is None
+                or segment.role not in (None, "assistant")
+            ):
+                break
+            texts.insert(0, segment)
+        return texts if self._can_read_ids(texts) else []
+
+    def _can_read_ids(self, texts: Iterable[Segment]) -> bool:
+        """Return True if neighbouring texts have ids that this language model decodes to their text.
+
+        They are decoded together, since tokens of two texts can form one character.
+        """
+        written = [text for text in texts if isinstance(text, Text)]
+        ids = [token for text in written for token in text.ids or ()]
+        is_own = all(0 <= token < self.language_model.spec.vocab_size for token in ids)
+        return (
+            is_own
+            and self.special_ids.isdisjoint(ids)
+            and self.language_model.decode(ids) == "".join(text.text for text in written)
+        )
 
     def _draw(self, sequence: Sequence, picture: Picture | None, train_on: bool) -> None:
         sequence.append([self.dream_start], train_on)
@@ -196,8 +237,8 @@ class Sequencer:
         if prompt and turns[-1][0] != "assistant":
             yield from _turn(chat.assistant, [], is_open=True)
 
-    def _check_length(self, sequence: Sequence, fix: str) -> Sequence:
-        if len(sequence) > self.max_length:
+    def _check_length(self, sequence: Sequence, fix: str, *, beyond: int = 0) -> Sequence:
+        if len(sequence) > self.max_length + beyond:
             raise DocumentError(
                 f"{sequence.name}: expected at most {self.max_length} tokens, got {len(sequence)}; {fix} "
                 f"(an image to read takes {self.vision_tokens + 2} tokens, one to draw {self.dream_queries + 2})"
@@ -226,6 +267,10 @@ def _turn(
 
 
 def _without_training(segment: Segment) -> Segment:
-    if isinstance(segment, Text):
-        return Text(segment.text, train_on=False, role=segment.role)
-    return Image(segment.picture, segment.read, segment.draw, train_on=False, role=segment.role)
+    return replace(segment, train_on=False)
+
+
+def _written_role(segment: Segment) -> tuple[bool, Role | None]:
+    """Return True and the role of a text that a model wrote; neighbours of one role continue each other."""
+    is_written = isinstance(segment, Text) and segment.ids is not None
+    return is_written, segment.role if is_written else None

@@ -18,8 +18,8 @@ EndReason = Literal["end", "tokens", "images", "length"]
 class TextPiece:
     """New text of a document.
 
-    The pieces of a document, joined, are its text. The exception is bytes that form no character: they can change the
-    text of bytes before them.
+    The pieces of a document between two images, joined, are its text there. Text whose characters the next token may
+    change, such as an incomplete character, comes with a later piece.
 
     Attributes:
         document: number of the document among the prompts.
@@ -85,7 +85,7 @@ class DocumentDone:
 
     Attributes:
         document: number of the document among the prompts.
-        result: the prompt and the generated text and images after it.
+        result: the prompt and the generated text and images after it. It can be the prompt of a later call.
         reason: "end" for an end token, "tokens" or "images" for `max_tokens` or `max_images`, "length" for the model's
             `max_length`. "images" means that the model wrote another dream token; if `max_images` is 0, it never does.
     """

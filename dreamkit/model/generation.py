@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ from PIL import Image as PIL
 from torch import Tensor
 
 from dreamkit.document import Document, Image, Role, Segment, Text
-from dreamkit.errors import DocumentError, DreamkitError, did_you_mean
+from dreamkit.errors import DocumentError, DreamkitError
 from dreamkit.model.events import (
     DenoisingStep,
     DocumentDone,
@@ -22,13 +23,21 @@ from dreamkit.model.events import (
     TextPiece,
 )
 from dreamkit.model.session import Session
+from dreamkit.model.text_stream import TextStream, lead_byte
 from dreamkit.parts.specs import Condition
 from dreamkit.recipe.sections import GenerationSection
+from dreamkit.recipe.settings import generation_section
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
     from dreamkit.model.model import DreamModel
+
+
+# Between the seeds of the noise of neighbouring images: 2**32 divided by the golden ratio. Its multiples are far apart
+# modulo 2**32, and torch's generator of the CPU uses these bits of a seed alone.
+SEED_STEP = 0x9E3779B9
+MAX_SEED = 2**64 - 1
 
 
 @dataclass
@@ -37,20 +46,30 @@ class _Writer:
 
     number: int
     prompt: Document
-    generator: torch.Generator
+    seed: int
     inputs: Tensor  # (t, D), of the next `Session.feed`
+    text: TextStream  # since the last image
     written: list[Segment] = field(default_factory=list)
-    text_ids: list[int] = field(default_factory=list)  # ids of the text since the last image
-    yielded: int = 0  # characters of this text in events so far
-    yielded_ids: int = 0
     tokens: int = 0
     images: int = 0
     drawing: bool = False
     reason: EndReason | None = None
 
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed)  # of sampled text
+        self.earlier_images = sum(image.draw for image in self.prompt.images)
+
     @property
     def role(self) -> Role | None:
         return "assistant" if self.prompt.is_conversation else None
+
+    def noise(self) -> torch.Generator:
+        """Return the generator of the next image's noise, a function of the seed and the image's number alone.
+
+        The number counts the drawn images of the whole document, so that a continued document has the same images.
+        """
+        number = self.earlier_images + self.images
+        return torch.Generator().manual_seed((self.seed + number * SEED_STEP) % 2**64)
 
     def result(self) -> Document:
         return Document((*self.prompt.segments, *self.written), name=self.prompt.name)
@@ -63,7 +82,8 @@ class Generation:
 
     Raises:
         DocumentError: a prompt is longer than the model's length, or the number of seeds is wrong.
-        DreamkitError: an unknown setting, an unknown scheduler, or more steps than the scheduler supports.
+        DreamkitError: a setting is unknown or has a value that a recipe could not have; a seed is not an integer of 64
+            bits without a sign; the decoder does not support the size, the scheduler or its number of steps.
     """
 
     def __init__(
@@ -76,17 +96,18 @@ class Generation:
         ignore_eos: bool,
         settings: Mapping[str, Any],
     ) -> None:
-        seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
-        if len(seeds) != len(prompts):
-            raise DocumentError(
-                f"expected {len(prompts)} seeds for {len(prompts)} prompts, got {len(seeds)}; pass one each, or one"
-            )
+        seeds = _seeds(seed, len(prompts))
         self.model = model
-        self.options = options = _options(model, settings)
+        self.options = options = generation_section(
+            settings, None if model.recipe is None else model.recipe.generation
+        )
         self.size = size
         self.session = session = Session(model, len(prompts))
+        self.lead = lead_byte(model.language_model)
         self.writers = [
-            _Writer(number, prompt, torch.Generator().manual_seed(seeds[number]), inputs)
+            _Writer(
+                number, prompt, seeds[number], inputs, self._stream(session.sequencer.continued_texts(prompt))
+            )
             for number, (prompt, inputs) in enumerate(
                 zip(prompts, session.prompt_inputs(prompts), strict=True)
             )
@@ -108,8 +129,18 @@ class Generation:
             if options.guidance != 1.0:
                 self.negative = model.condition(model.dream_states(""))
 
+    def _stream(self, earlier: Sequence[Text] = ()) -> TextStream:
+        return TextStream(self.model.language_model, self.lead, earlier)
+
     def _check_schedule(self) -> None:
-        """Raise the scheduler's error before any text is generated."""
+        """Raise the errors of the scheduler and the image size before any text is generated."""
+        if self.size is not None:
+            if not (len(self.size) == 2 and all(isinstance(side, int) for side in self.size)):
+                raise DreamkitError(f"size: expected (height, width) in pixels, got {self.size!r}")
+            try:
+                self.model.image_decoder.spec.latent_shape(self.size)
+            except ValueError as error:
+                raise DreamkitError(f"size: {error}") from error
         name, steps = self.options.scheduler, self.options.steps
         try:
             self.model.image_decoder.scheduler(name).set_timesteps(steps)
@@ -172,26 +203,23 @@ class Generation:
             writer.drawing = True
             writer.inputs = self.session.dream_inputs()
         else:
-            writer.text_ids.append(token)
-            yield from self._yield_text(writer, finished=False)
+            yield from self._yield_text(writer, token)
             writer.inputs = self.session.embed([token])
 
-    def _yield_text(self, writer: _Writer, finished: bool) -> Iterator[Event]:
-        """Yield the new text since the last image. Unless `finished`, keep an incomplete character for later."""
-        text = self.model.language_model.decode(writer.text_ids)
-        is_new = len(text) > writer.yielded and not text.endswith("\ufffd")
-        if is_new or (finished and len(writer.text_ids) > writer.yielded_ids):
-            yield TextPiece(
-                writer.number, text[writer.yielded :], tuple(writer.text_ids[writer.yielded_ids :])
-            )
-            writer.yielded, writer.yielded_ids = len(text), len(writer.text_ids)
+    def _yield_text(self, writer: _Writer, token: int | None = None) -> Iterator[Event]:
+        """Yield the text that `token` completes; without a token, the rest of the text since the last image."""
+        if (new := writer.text.take(token)) is not None:
+            yield TextPiece(writer.number, *new)
 
     def _flush(self, writer: _Writer) -> Iterator[Event]:
         """Yield the rest of the text since the last image, and add it to the document."""
-        yield from self._yield_text(writer, finished=True)
-        if text := self.model.language_model.decode(writer.text_ids):
-            writer.written.append(Text(text, role=writer.role))
-        writer.text_ids, writer.yielded, writer.yielded_ids = [], 0, 0
+        yield from self._yield_text(writer)
+        if (text := writer.text.segment(writer.role)) is not None:
+            earlier = writer.text.earlier_texts()
+            unchanged = writer.prompt.segments[: len(writer.prompt) - len(earlier)]
+            writer.prompt = replace(writer.prompt, segments=(*unchanged, *earlier))
+            writer.written.append(text)
+        writer.text = self._stream()
 
     def _draw(self, writers: list[_Writer], hidden: dict[int, Tensor]) -> Iterator[Event]:
         """Draw one image for each writer. `<dream_end>` and the image are its next inputs."""
@@ -206,7 +234,7 @@ class Generation:
             steps=self.options.steps,
             guidance=self.options.guidance,
             size=self.size,
-            generators=[writer.generator for writer in writers],
+            generators=[writer.noise() for writer in writers],
         ):
             for row, writer in enumerate(writers):
 
@@ -227,13 +255,22 @@ class Generation:
             writer.inputs = torch.cat([dream_end, inputs])
 
 
-def _options(model: DreamModel, settings: Mapping[str, Any]) -> GenerationSection:
-    """Return the generation settings of the model's recipe, with those in `settings` in their place."""
-    known = [setting.name for setting in fields(GenerationSection)]
-    for name in settings:
-        if name not in known:
-            raise DreamkitError(f"unknown setting '{name}'; {did_you_mean(name, known)}")
-    return replace(model.recipe.generation if model.recipe else GenerationSection(), **settings)
+def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    """Return a seed for each of `count` prompts.
+
+    Raises:
+        DocumentError: the number of seeds is wrong.
+        DreamkitError: a seed is not an integer of 64 bits without a sign.
+    """
+    seeds = list(seed) if isinstance(seed, Iterable) else [seed] * count
+    if len(seeds) != count:
+        raise DocumentError(
+            f"expected {count} seeds for {count} prompts, got {len(seeds)}; pass one each, or one"
+        )
+    for each in seeds:
+        if isinstance(each, bool) or not isinstance(each, Integral) or not 0 <= each <= MAX_SEED:
+            raise DreamkitError(f"seed: expected an integer from 0 to {MAX_SEED}, got {each!r}")
+    return [int(each) for each in seeds]
 
 
 def _sample_token(logits: Tensor, options: GenerationSection, generator: torch.Generator) -> int:

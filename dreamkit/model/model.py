@@ -306,12 +306,14 @@ class DreamModel(nn.Module):
     ) -> Iterator[Event]:
         """Continue each prompt with text and images; yield each event when it happens. `collect` returns the documents.
 
-        A document depends only on its own prompt and seed, not on the batch. The model is in evaluation mode until the
-        iterator ends or is closed.
+        A document depends only on its own prompt and seed, not on the batch. A returned document can be a prompt: at
+        temperature 0, a continuation of any beginning of it with the same seed has the same text and images. The model
+        is in evaluation mode until the iterator ends or is closed.
 
         Args:
             prompts: documents or strings, one or several.
-            seed: one for all documents, or one per document.
+            seed: one for all documents, or one per document, from 0 to 2**64 - 1. Image n of a document, counted from
+                its beginning, is drawn from the noise of (seed, n).
             size: (height, width) of images in pixels; None is the decoder's own.
             ignore_eos: continue after an end token, up to the limits.
             **settings: fields of a recipe's `generation` section, which replace those of the model's recipe:
@@ -319,7 +321,8 @@ class DreamModel(nn.Module):
 
         Raises:
             DocumentError: a prompt is longer than the model's length, or the number of seeds is wrong.
-            DreamkitError: an unknown setting, an unknown scheduler, or more steps than the scheduler supports.
+            DreamkitError: a setting is unknown or has a value that a recipe could not have; a seed is not an integer
+                in its range; the decoder does not support the size, the scheduler or its number of steps.
         """
         was_training = self.training
         self.eval()

@@ -59,6 +59,8 @@ class Session:
         prompts = []
         for sequence in sequences:
             embeds = self.embed(sequence.ids)
+            for at, _ in sequence.draws:
+                embeds[at : at + len(self.model.dream_queries)] = self.model.dream_queries
             for at, _ in sequence.reads:
                 image = next(images)
                 embeds[at - 1 : at - 1 + len(image)] = image

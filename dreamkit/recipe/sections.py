@@ -122,7 +122,7 @@ class GenerationSection:
     """
 
     scheduler: str | None = None
-    steps: int = setting(50, least=1)
+    steps: int = setting(50, least=1, most=100_000)  # a scheduler computes a value for each before the first
     guidance: float = setting(7.5, least=0)
     max_tokens: int = setting(256, least=1)
     max_images: int = setting(8, least=0)

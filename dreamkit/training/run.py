@@ -75,18 +75,22 @@ def train_recipe(
         registry: the components that the recipe names.
         out: a new or empty folder for the checkpoint, the resume points and `log.jsonl`.
         resume: continue the run in `out` from its last resume point; the result is that of an uninterrupted run.
-        model: the model to train, with the recipe's `model` section; None builds one.
+        model: the model to train, with the recipe's `model` section; None builds one, or with `resume` loads it.
         datasets: one data set for each section of `recipe.data`; None builds those of the recipe.
         on_log: function to call with each entry of the log, such as `{"step": 10, "lm": 2.1, ...}`.
 
     Raises:
-        TrainingError: `out` is in use or has no resume point. The resumed run or `model` is of another recipe. There
-            are no trainable parts or no data. A loss or gradient is not finite.
+        TrainingError: `out` is in use or has no resume point. The resumed run or `model` is of another recipe. `model`
+            is passed with `resume`. There are no trainable parts or no data. A loss or gradient is not finite.
         CheckpointError: the resume point or `recipe.init` is damaged or does not fit.
         CacheError: `train.cache` is damaged, does not fit, or lacks an image.
         RecipeError: the parts of the recipe do not fit each other or `train.cache`.
         DocumentError: a document cannot be read, is too long or has nothing to train on.
     """
+    if resume and model is not None:
+        raise TrainingError(
+            "expected no model with resume, whose model is that of the resume point; pass one of them"
+        )
     is_built = model is None and not resume
     fitted = fit(recipe, registry) if is_built or recipe.train.cache is not None else None
     if fitted is not None and (problems := cache_problems(fitted)):

@@ -106,7 +106,7 @@ class DreamTrainer(Trainer):
             args=arguments,
             train_dataset=documents,
             data_collator=cast(Any, collator),  # returns a Batch, not a dict of tensors
-            callbacks=[_LogLastStep(), *callbacks],
+            callbacks=[_Intervals(), *callbacks],
         )
         self.remove_callback(PrinterCallback)
         # With several processes the model is sharded (`dreamkit.distributed.shard`): accelerate must not use DDP.
@@ -258,8 +258,14 @@ class DreamTrainer(Trainer):
         """Do nothing: the model is built from the resume point before training."""
 
 
-class _LogLastStep(TrainerCallback):
-    """A callback that logs the last step, and writes no resume point for it: the run ends with a checkpoint."""
+class _Intervals(TrainerCallback):
+    """A callback that logs the last step, and writes no resume point for it: the run ends with a checkpoint.
+
+    A resumed run has the intervals of its own recipe: the trainer would take those in the resume point.
+    """
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **named: Any) -> None:
+        state.compute_steps(args, state.max_steps)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **named: Any) -> None:
         if state.global_step >= state.max_steps:

@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -248,6 +250,50 @@ def test_the_training_mode_is_restored_when_the_iterator_closes() -> None:
 def test_an_invalid_schedule_is_an_error_before_any_text(settings: dict[str, object], message: str) -> None:
     with pytest.raises(DreamkitError, match=message):
         next(iter(MODEL.generate("x", **settings)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"guidance": float("nan")}, "guidance: expected a finite number, got nan"),
+        ({"guidance": -1}, "guidance: expected at least 0, got -1"),
+        ({"guidance": None}, "guidance: expected a number, got null"),
+        ({"max_images": -1}, "max_images: expected at least 0, got -1"),
+        ({"max_images": 1.0}, r"max_images: expected an integer, got 1.0 \(number\)"),
+        ({"max_tokens": True}, r"max_tokens: expected an integer, got true \(boolean\)"),
+        ({"max_tokens": 0}, "max_tokens: expected at least 1, got 0"),
+        ({"steps": 0}, "steps: expected at least 1 and at most 100000, got 0"),
+        ({"steps": 10**12, "max_images": 0}, "steps: expected at least 1 and at most 100000, got 10"),
+        ({"steps": "3"}, r"steps: expected an integer, got '3' \(string\)"),
+        ({"steps": torch.tensor(3)}, "steps: expected an integer"),
+        ({"temperature": float("inf")}, "temperature: expected a finite number, got inf"),
+        ({"top_p": 0}, "top_p: expected more than 0 and at most 1, got 0"),
+        ({"scheduler": 3}, r"scheduler: expected a string, got 3 \(integer\)"),
+        ({"seed": -1}, "seed: expected an integer from 0 to 18446744073709551615, got -1"),
+        ({"seed": 2**64}, "seed: expected an integer from 0"),
+        ({"seed": [1.5]}, "seed: expected an integer from 0 to 18446744073709551615, got 1.5"),
+        ({"size": (16,)}, r"size: expected \(height, width\) in pixels, got \(16,\)"),
+        ({"size": (16.0, 16)}, r"size: expected \(height, width\) in pixels"),
+        ({"size": (0, 16)}, "size: expected positive multiples of"),
+    ],
+)
+def test_a_setting_that_a_recipe_could_not_have_is_an_error_before_any_text(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DreamkitError, match=message):
+        next(iter(MODEL.generate("x", **settings)))
+
+
+def test_all_wrong_settings_are_in_one_error() -> None:
+    with pytest.raises(DreamkitError) as caught:
+        next(iter(MODEL.generate("x", steps=0, guidance=float("nan"))))
+    assert {line.split(":")[0] for line in str(caught.value).splitlines()} == {"steps", "guidance"}
+
+
+def test_numbers_of_numpy_are_settings(script: Callable) -> None:
+    script(lambda n: A)
+    numbers = {"max_tokens": np.int64(2), "steps": np.int32(2), "guidance": np.float32(2), "top_p": 1}
+    assert texts(collect(MODEL.generate("x", seed=np.int64(3), **numbers))[0]) == ["x", "AA"]
 
 
 def test_an_unknown_setting_is_an_error() -> None:

@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 import layouts
+import tiny
 from dreamkit.checkpoints.load import load_checkpoint
 from dreamkit.errors import CheckpointError, TrainingError
 from dreamkit.training.run_log import RunLog
@@ -105,3 +106,30 @@ def test_a_run_resumes_only_with_the_same_recipe(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"train\.learning_rate: was 0\.01, is 0\.5"):
         run(tmp_path, layouts.recipe(save_every=1, learning_rate=0.5), resume=True)
     run(tmp_path, layouts.recipe(save_every=2, log_every=2), resume=True)
+
+
+def test_a_resumed_run_obeys_new_intervals_of_log_and_resume_points(tmp_path: Path) -> None:
+    settings = {"steps": 9, "schedule": "constant"}
+    straight = run(tmp_path / "straight", layouts.recipe(save_every=4, log_every=3, **settings))
+    out = tmp_path / "resumed"
+    with pytest.raises(Interrupted):
+        run(out, layouts.recipe(save_every=1, log_every=1, **settings), on_log=interrupt_at(3))
+    resumed = run(out, layouts.recipe(save_every=4, log_every=3, **settings), resume=True)
+    assert [entry["step"] for entry in resumed.log] == [1, 2, 3, 6, 9]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-4", "step-8"]
+    assert_identical(weights(resumed.model), weights(straight.model))
+
+
+def test_a_resumed_run_without_save_every_writes_no_more_resume_points(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(tmp_path, layouts.recipe(save_every=1, steps=4), on_log=interrupt_at(3))
+    run(tmp_path, layouts.recipe(save_every=0, steps=4), resume=True)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-1", "step-2"]
+
+
+def test_a_resumed_run_takes_no_model(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(tmp_path, layouts.recipe(save_every=1), on_log=interrupt_at(2))
+    with pytest.raises(TrainingError, match="expected no model with resume"):
+        run(tmp_path, layouts.recipe(save_every=1), resume=True, model=tiny.model())
+    assert not (tmp_path / "checkpoint").exists()

@@ -1,0 +1,47 @@
+"""One validation of generation settings, for recipes, the command line and Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from dreamkit.errors import ConfigError, DreamkitError, did_you_mean
+from dreamkit.recipe.fields import section_keys
+from dreamkit.recipe.schema import SchemaReader
+from dreamkit.recipe.sections import GenerationSection, plain
+from dreamkit.recipe.tree import Node
+
+
+def generation_section(
+    settings: Mapping[str, Any], defaults: GenerationSection | None = None
+) -> GenerationSection:
+    """Return `defaults` with `settings` in their place, all checked as a recipe's `generation` section is.
+
+    Raises:
+        DreamkitError: an unknown setting.
+        ConfigError: values of another type or outside their bounds, all at once.
+    """
+    known = section_keys(GenerationSection)
+    for name in settings:
+        if name not in known:
+            raise DreamkitError(f"unknown setting '{name}'; {did_you_mean(name, known)}")
+    values = plain(defaults or GenerationSection()) | {
+        name: _plain_number(value) for name, value in settings.items()
+    }
+    reader = SchemaReader()
+    section = reader.section(GenerationSection, Node.from_plain(values, "generation", Path()), "")
+    if reader.problems:
+        raise ConfigError({problem.key: problem.message for problem in reader.problems})
+    assert isinstance(section, GenerationSection), "a section without problems is read"
+    return section
+
+
+def _plain_number(value: Any) -> Any:
+    """Return a number of another library, such as numpy, as an int or float; other values stay."""
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
