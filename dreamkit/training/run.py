@@ -127,6 +127,8 @@ def train_recipe(
         model.enable_gradient_checkpointing()
     if datasets is None:
         datasets = [registry.get("dataset", section.name)(section.config) for section in recipe.data]
+    for note in (note for dataset in datasets for note in dataset.notes):
+        _show(note)
     if cache is not None:
         for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
             _show(line)
@@ -160,7 +162,9 @@ def train_recipe(
 
 def _show(report: LoadReport | Cache | str) -> None:
     if is_main():
-        Console(stderr=True).print(report, soft_wrap=not isinstance(report, LoadReport))
+        # Paths and keys are no markup.
+        console = Console(stderr=True, markup=False, emoji=False)
+        console.print(report, soft_wrap=not isinstance(report, LoadReport))
 
 
 def _load(points: Sequence[Path], registry: Registry) -> DreamModel:
