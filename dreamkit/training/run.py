@@ -20,6 +20,7 @@ from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Collator
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.mixture import Mixture
+from dreamkit.data.workers import original_errors
 from dreamkit.distributed import barrier, is_main, shard, world_size
 from dreamkit.errors import CheckpointError, RecipeError, TrainingError
 from dreamkit.model.model import DreamModel
@@ -151,7 +152,8 @@ def train_recipe(
     # The model is the same in all processes, but the noise is not.
     set_seed(recipe.train.seed, device_specific=True)
     try:
-        trainer.train(resume_from_checkpoint=str(points[-1] / STATE) if points else None)
+        with original_errors():
+            trainer.train(resume_from_checkpoint=str(points[-1] / STATE) if points else None)
     finally:
         bar.stop()
     trainer.check()
