@@ -73,9 +73,8 @@ class Records:
             with open_regular(self.path) as file:
                 file.seek(self._offsets[index])
                 line = file.readline()
-            reason = (
-                None if _checksum(line) == self._checksums[index] else f"line {number} is another one now"
-            )
+            is_same = _checksum(line) == self._checksums[index]
+            reason = None if is_same else f"line {number} is another one now"
         except (OSError, DocumentError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         if reason is not None:
@@ -111,7 +110,7 @@ class Records:
     def _read_array(self, check: Check) -> None:
         text = read_text(self.path)
         self._array = []
-        position, line, counted = text.index("[") + 1, 1, 0
+        position, line, counted = text.find("[") + 1, 1, 0
         try:
             position = _skip_blank(text, position)
             while text[position : position + 1] != "]" or self._array:
@@ -156,12 +155,13 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return section
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
+def _integer(text: str) -> int:
+    digits = len(text.removeprefix("-"))
+    if digits > MAX_DIGITS:
         raise ValueError(
-            f"expected at most {MAX_DIGITS} digits in an integer, got {len(digits):,}; write a string"
+            f"expected at most {MAX_DIGITS} digits in an integer, got {digits:,}; write a string"
         )
-    return int(digits)
+    return int(text)
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_int=_integer)
