@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dreamkit.data.dataset import Dataset
-from dreamkit.data.files import read_text
 from dreamkit.data.image_folder import ImageFolder
 from dreamkit.data.record_keys import RecordKeys
 from dreamkit.data.records import ImagePaths, Records, open_picture, string_problem, text_problem
+from dreamkit.data.text_files import read_text
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import DocumentError
 from dreamkit.storage.paths import printable

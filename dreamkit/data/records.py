@@ -13,7 +13,7 @@ from zlib import crc32
 
 from PIL import Image as PIL
 
-from dreamkit.data.files import HEAD, decode, open_regular, read_text, refuse_foreign
+from dreamkit.data.text_files import HEAD, decode, open_regular, read_text, refuse_foreign
 from dreamkit.errors import DocumentError
 from dreamkit.parts.pictures import range_problem
 from dreamkit.recipe.tree import MAX_DEPTH, MAX_DIGITS, describe_value
