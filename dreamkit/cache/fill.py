@@ -17,6 +17,7 @@ from dreamkit.cache.read import EXTRAS
 from dreamkit.cache.shards import KEY_BYTES, ShardWriter, picture_key
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.sequence import blank_picture
+from dreamkit.data.workers import original_errors
 from dreamkit.document import Document
 from dreamkit.model.model import DreamModel
 
@@ -105,6 +106,7 @@ class TableBuilder:
         return {**moments, **rows}
 
 
+@original_errors()
 def fill(
     builders: Mapping[Table, TableBuilder], datasets: Sequence[Dataset], workers: int, on_progress: OnProgress
 ) -> None:

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from dreamkit.data.dataset import Dataset
-from dreamkit.data.records import Records, open_picture, paths_problem, text_problem
+from dreamkit.data.record_keys import RecordKeys
+from dreamkit.data.records import ImagePaths, Records, paths_in, text_problem
 from dreamkit.document import DRAW_SLOT, READ_SLOT, Document, Role
 from dreamkit.errors import did_you_mean
+from dreamkit.recipe.tree import describe_value
+from dreamkit.storage.paths import printable
 
 ROLES: Mapping[str, Role] = {
     "human": "user",
@@ -30,8 +33,8 @@ class ConversationsConfig:
     Attributes:
         path: JSON array or JSON Lines file of `{"image": path, "conversations": [{"from": "human", "value": ...}]}`.
             `image` is a path or a list of paths, one for each `<image>` in the turns, in order. The model reads the
-            images of `human` turns, and is trained to draw those of `gpt` turns.
-        images: folder of relative image paths; None is the folder of the file.
+            images of `human` turns, and is trained to draw those of `gpt` turns. `system` may hold a system text.
+        images: folder of the images, which no path may leave; None is the folder of the file, and paths may leave it.
     """
 
     path: Path
@@ -44,54 +47,85 @@ class Conversations(Dataset):
     Config = ConversationsConfig
 
     def __init__(self, config: ConversationsConfig) -> None:
-        self.folder = config.images or config.path.parent
-        self.records = Records(config.path, _problem)
+        self.images = ImagePaths(config.path, config.images)
+        keys = RecordKeys(("conversations", "image", "system"))
+        turn_keys = RecordKeys(("from", "value"), slots=(READ_SLOT,), within="conversations")
+        self.records = Records(config.path, lambda record: self._problem(record, keys, turn_keys))
+        self.notes = [*keys.notes(config.path), *turn_keys.notes(config.path)]
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Document:
         where, record = self.records[index]
-        paths = iter(_images(record))
+        paths = iter(paths_in(record, "image"))
         turns = []
-        for turn in record["conversations"]:
-            role, text = ROLES[turn["from"]], turn["value"]
-            pictures = [open_picture(self.folder / next(paths), where) for _ in range(text.count(READ_SLOT))]
+        for role, text in _turns(record):
+            pictures = [self.images.open(next(paths), where) for _ in range(text.count(READ_SLOT))]
             if role == "assistant":
                 text = text.replace(READ_SLOT, DRAW_SLOT)
             turns.append(Document.interleave(text, pictures, name=where, role=role))
         return reduce(add, turns)
 
+    def _problem(self, record: Mapping[str, Any], keys: RecordKeys, turn_keys: RecordKeys) -> str | None:
+        problem = keys.problem(record) or _turns_problem(record, turn_keys)
+        problem = problem or self.images.list_problem(record, "image", or_path=True)
+        if problem is None:
+            turns = _turns(record)
+            slots, images = sum(text.count(READ_SLOT) for _, text in turns), len(paths_in(record, "image"))
+            if slots != images:
+                return f"expected one image for each {READ_SLOT} in the turns, got {images} for {slots}"
+            for _, text in turns:
+                turn_keys.count_placeholders(text)
+        return problem
 
-def _images(record: Mapping[str, Any]) -> list[str]:
-    images = record.get("image", [])
-    return [images] if isinstance(images, str) else list(images)
+
+def _turns(record: Mapping[str, Any]) -> list[tuple[Role, str]]:
+    """Return role and text of each turn; the first is that of `system`, if the record has one."""
+    turns = [(ROLES[turn["from"]], turn["value"]) for turn in record["conversations"]]
+    return [("system", record["system"]), *turns] if record.get("system") else turns
 
 
-def _problem(record: Mapping[str, Any]) -> str | None:
+def _turns_problem(record: Mapping[str, Any], keys: RecordKeys) -> str | None:
+    """Return what is wrong with the turns or the system text of a record, or None."""
     if "conversations" not in record:
-        return f"missing 'conversations': expected a list of turns; keys of the record: {', '.join(record) or 'none'}"
+        names = ", ".join(map(printable, record)) or "none"
+        return f"missing 'conversations': expected a list of turns; keys of the record: {names}"
     turns = record["conversations"]
     if not isinstance(turns, list) or not turns:
-        return f"conversations: expected a list of turns, got {turns!r}"
+        return f"conversations: expected a list of turns, got {describe_value(turns)}"
+    system = record.get("system")
+    if system not in (None, "") and (problem := text_problem(record, "system") or _draw_slot_problem(system)):
+        return problem
+    before = "system" if system else None
     for number, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            return f'turn {number}: expected {{"from": ..., "value": ...}}, got {turn!r}'
-        if turn.get("from") not in ROLES:
-            role = turn.get("from")
-            return f"turn {number}: from: expected one of {', '.join(ROLES)}, got {role!r}; {did_you_mean(role, ROLES)}"
-        if problem := text_problem(turn, "value"):
+        if problem := _turn_problem(turn, before) or keys.problem(turn):
             return f"turn {number}: {problem}"
-        if DRAW_SLOT in turn["value"]:
-            return (
-                f"turn {number}: {DRAW_SLOT} is not supported here; write {READ_SLOT}, which in a turn of 'gpt' is an "
-                "image to draw, or another spelling if it is only text"
-            )
+        before = turn["from"]
     if not any(ROLES[turn["from"]] == "assistant" for turn in turns):
         return "no turn to train on: expected at least one turn from 'gpt'"
-    problem = None if isinstance(record.get("image"), str) else paths_problem(record, "image")
-    if problem is None:
-        slots, images = sum(turn["value"].count(READ_SLOT) for turn in turns), len(_images(record))
-        if slots != images:
-            return f"expected one image for each {READ_SLOT} in the turns, got {images} for {slots}"
-    return problem
+    return None
+
+
+def _turn_problem(turn: Any, before: str | None) -> str | None:
+    """Return what is wrong with a turn after one from `before`, or None."""
+    if not isinstance(turn, dict):
+        return f'expected {{"from": ..., "value": ...}}, got {describe_value(turn)}'
+    role = turn.get("from")
+    if not isinstance(role, str):
+        return f"from: expected one of {', '.join(ROLES)}, got {describe_value(role)}"
+    if role not in ROLES:
+        message = f"from: expected one of {', '.join(ROLES)}, got {describe_value(role)}"
+        return f"{message}; {did_you_mean(role, ROLES)}"
+    if before is not None and ROLES[role] == ROLES[before]:
+        return f"from: expected another speaker after a turn from '{before}', got '{role}'; join the two turns in one"
+    return text_problem(turn, "value") or _draw_slot_problem(turn["value"])
+
+
+def _draw_slot_problem(text: str) -> str | None:
+    if DRAW_SLOT not in text:
+        return None
+    return (
+        f"{DRAW_SLOT} is not supported here; write {READ_SLOT}, which in a turn of 'gpt' is an image to draw, or "
+        "another spelling if it is only text"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from dreamkit.document import Document
@@ -13,9 +14,12 @@ class Dataset(ABC):
 
     Attributes:
         Config: frozen dataclass of the recipe section.
+        notes: lines for the user about data that is ignored, such as "c.jsonl: unknown key 'tools' in 3 records".
+            Training prints them at its start.
     """
 
     Config: ClassVar[type]
+    notes: Sequence[str] = ()
 
     @abstractmethod
     def __init__(self, config: Any) -> None:

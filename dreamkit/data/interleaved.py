@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dreamkit.data.dataset import Dataset
-from dreamkit.data.records import Records, open_picture, paths_problem, text_problem
+from dreamkit.data.record_keys import RecordKeys
+from dreamkit.data.records import ImagePaths, Records, paths_in, text_problem
 from dreamkit.document import DRAW_SLOT, READ_SLOT, Document
+
+SLOTS = (READ_SLOT, DRAW_SLOT)
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class InterleavedConfig:
             `<image>`.
         draw: train the model to draw the images, which it then reads back. Otherwise it reads them, and draws only the
             images of `<draw>` in a text.
-        images: folder of relative image paths; None is the folder of the file.
+        images: folder of the images, which no path may leave; None is the folder of the file, and paths may leave it.
     """
 
     path: Path
@@ -36,8 +39,10 @@ class Interleaved(Dataset):
 
     def __init__(self, config: InterleavedConfig) -> None:
         self.config = config
-        self.folder = config.images or config.path.parent
-        self.records = Records(config.path, _problem)
+        self.images = ImagePaths(config.path, config.images)
+        keys = RecordKeys(("text", "images"), slots=SLOTS)
+        self.records = Records(config.path, lambda record: self._problem(record, keys))
+        self.notes = keys.notes(config.path)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -45,15 +50,17 @@ class Interleaved(Dataset):
     def __getitem__(self, index: int) -> Document:
         where, record = self.records[index]
         text = record["text"].replace(READ_SLOT, DRAW_SLOT) if self.config.draw else record["text"]
-        pictures = [open_picture(self.folder / path, where) for path in record.get("images", [])]
+        pictures = [self.images.open(path, where) for path in paths_in(record, "images")]
         return Document.interleave(text, pictures, name=where)
 
-
-def _problem(record: Mapping[str, Any]) -> str | None:
-    problem = text_problem(record, "text") or paths_problem(record, "images")
-    if problem is None:
-        slots = sum(record["text"].count(slot) for slot in (READ_SLOT, DRAW_SLOT))
-        images = len(record.get("images", []))
-        if slots != images:
-            return f"expected one image for each {READ_SLOT} and {DRAW_SLOT}, got {images} for {slots}"
-    return problem
+    def _problem(self, record: Mapping[str, Any], keys: RecordKeys) -> str | None:
+        problem = (
+            keys.problem(record) or text_problem(record, "text") or self.images.list_problem(record, "images")
+        )
+        if problem is None:
+            slots = sum(record["text"].count(slot) for slot in SLOTS)
+            images = len(paths_in(record, "images"))
+            if slots != images:
+                return f"expected one image for each {READ_SLOT} and {DRAW_SLOT}, got {images} for {slots}"
+            keys.count_placeholders(record["text"])
+        return problem

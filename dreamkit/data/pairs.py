@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image as PIL
-
 from dreamkit.data.dataset import Dataset
-from dreamkit.data.records import Records, open_picture, text_problem
+from dreamkit.data.image_folder import ImageFolder
+from dreamkit.data.record_keys import RecordKeys
+from dreamkit.data.records import ImagePaths, Records, open_picture, string_problem, text_problem
+from dreamkit.data.text_files import read_text
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import DocumentError
+from dreamkit.storage.paths import printable
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class PairsConfig:
         path: JSON Lines file with an image path and a caption in each line, or a folder of images. In a folder, each
             image has its caption in a `.txt` file of the same name.
         direction: `draw` the image from its caption, or `read` the image and write the caption.
-        images: folder of relative image paths; None is the folder of the file.
+        images: folder of the images, which no path may leave; None is the folder of the file, and paths may leave it.
         image: key of the image path in a line.
         caption: key of the caption in a line.
     """
@@ -42,8 +45,19 @@ class Pairs(Dataset):
 
     def __init__(self, config: PairsConfig) -> None:
         self.config = config
-        self.folder = config.images or config.path.parent
-        self.pairs = _folder(config.path) if config.path.is_dir() else Records(config.path, self._problem)
+        self.pairs: Records | list[Path]
+        if os.path.isdir(config.path):
+            if config.images is not None:
+                raise DocumentError(
+                    f"{printable(config.path)}: 'images' is set, but this folder itself has the images; remove 'images'"
+                )
+            folder = ImageFolder(config.path)
+            self.pairs, self.notes = folder.images, folder.notes
+            return
+        self.images = ImagePaths(config.path, config.images)
+        keys = RecordKeys((config.image, config.caption))
+        self.pairs = Records(config.path, lambda record: self._problem(record, keys))
+        self.notes = keys.notes(config.path)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -51,52 +65,31 @@ class Pairs(Dataset):
     def __getitem__(self, index: int) -> Document:
         if isinstance(self.pairs, Records):
             where, record = self.pairs[index]
-            path, caption = self.folder / record[self.config.image], record[self.config.caption]
+            caption = record[self.config.caption]
+            picture = self.images.open(record[self.config.image], where)
         else:
             path = self.pairs[index]
-            where, caption = str(path), _caption(path.with_suffix(".txt"))
-        picture, text = open_picture(path, where), Text(caption.strip())
+            where, caption = printable(path), _caption(path.with_suffix(".txt"))
+            picture = open_picture(path, where)
+        text = Text(caption.strip())
         if self.config.direction == "draw":
             # Nothing follows the image, so reading it back would train nothing.
             return Document((text, Image(picture, draw=True, read=False)), name=where)
         return Document((Image(picture), text), name=where)
 
-    def _problem(self, record: Mapping[str, Any]) -> str | None:
-        return text_problem(record, self.config.image) or text_problem(record, self.config.caption)
-
-
-def _folder(folder: Path) -> list[Path]:
-    """Return the images in a folder and its subfolders.
-
-    Raises:
-        DocumentError: no images, an image without a caption, or a caption without an image.
-    """
-    suffixes = PIL.registered_extensions()
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    images = [path for path in files if path.suffix.lower() in suffixes]
-    captions = {path for path in files if path.suffix == ".txt"}
-    stems = [path.with_suffix("") for path in images]
-    for path, stem in zip(images, stems, strict=True):
-        if path.with_suffix(".txt") not in captions:
-            raise DocumentError(
-                f"{path}: missing caption {stem.name}.txt in the same folder: write it or remove the image"
-            )
-    without_image = sorted(captions - {stem.with_suffix(".txt") for stem in stems})
-    if without_image:
-        raise DocumentError(
-            f"{without_image[0]}: missing image of this name in the same folder: add it or remove the caption"
-        )
-    if not images:
-        raise DocumentError(f"{folder}: no images; correct the path of the data set")
-    return images
+    def _problem(self, record: Mapping[str, Any], keys: RecordKeys) -> str | None:
+        image, caption = self.config.image, self.config.caption
+        problem = keys.problem(record) or string_problem(record, image) or text_problem(record, caption)
+        if problem is None and (path_problem := self.images.problem(record[image])):
+            return f"{image}: {path_problem}"
+        if problem is None:
+            keys.count_placeholders(record[caption])
+        return problem
 
 
 def _caption(path: Path) -> str:
     """Read the caption in a file."""
-    try:
-        caption = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DocumentError(f"{path}: cannot read the caption: {error}") from error
+    caption = read_text(path).strip()
     if not caption:
-        raise DocumentError(f"{path}: empty caption; write one or remove the pair")
+        raise DocumentError(f"{printable(path)}: empty caption; write one or remove the pair")
     return caption

@@ -2,135 +2,318 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 from array import array
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from PIL import Image as PIL
 
+from dreamkit.data.text_files import HEAD, decode, open_regular, read_text, refuse_foreign
 from dreamkit.errors import DocumentError
+from dreamkit.parts.pictures import range_problem
+from dreamkit.recipe.tree import MAX_DEPTH, MAX_DIGITS, describe_value
+from dreamkit.storage.paths import irregular_kind, printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 Check = Callable[[Mapping[str, Any]], str | None]  # returns what is wrong with a record, or None
+BLANK = " \t\r\n"
 
 
 class Records:
-    """The objects of a `.json` file (one array) or of another file (one object per line; blank lines are skipped).
+    """The objects of a file: one array of them, or one object per line (blank lines are skipped).
 
-    Every record is read and checked at the start. A file of lines does not stay in memory.
+    The first character shows which, whatever the name of the file. Every record is read and checked at the start. A
+    file of lines does not stay in memory; a line that is no longer the one that was checked is refused.
 
     Raises:
-        DocumentError: missing file, invalid JSON, no records, or a record for which `check` returns a problem.
+        DocumentError: missing file, not a regular file, not UTF-8, invalid JSON, no records, or a record for which
+            `check` returns a problem.
     """
 
     def __init__(self, path: Path, check: Check) -> None:
         self.path = path
+        self.name = printable(path)
         self._lines = array("Q")  # the line of each record
         self._offsets = array("Q")  # its offset in bytes, in a file of lines
+        self._checksums = array("I")  # of the line, in a file of lines
         self._array: list[dict[str, Any]] | None = None
-        if not path.is_file():
-            raise DocumentError(f"{path}: no such file; correct the path of the data set")
-        if path.suffix == ".json":
-            self._read_array(check)
-        else:
-            self._read_lines(check)
+        try:
+            if self._first_character() == b"[":
+                self._read_array(check)
+            else:
+                self._read_lines(check)
+        except FileNotFoundError as error:
+            raise DocumentError(f"{self.name}: no such file; correct the path of the data set") from error
+        except OSError as error:
+            raise DocumentError(f"{self.name}: cannot read the file: {error.strerror}") from error
         if not self._lines:
-            raise DocumentError(f"{path}: no records; add some or correct the path of the data set")
+            raise DocumentError(f"{self.name}: no records; add some or correct the path of the data set")
 
     def __len__(self) -> int:
         return len(self._lines)
 
     def __getitem__(self, index: int) -> tuple[str, dict[str, Any]]:
-        """Return the place `file:line` of record `index`, and the record."""
-        where = f"{self.path}:{self._lines[index]}"
+        """Return the place `file:line` of record `index`, and the record.
+
+        Raises:
+            DocumentError: the file of lines changed since it was checked.
+        """
+        number = self._lines[index]
+        where = f"{self.name}:{number}"
         if self._array is not None:
             return where, self._array[index]
-        with self.path.open("rb") as file:
-            file.seek(self._offsets[index])
-            return where, json.loads(file.readline())
+        try:
+            with open_regular(self.path) as file:
+                file.seek(self._offsets[index])
+                line = file.readline()
+            is_same = _checksum(line) == self._checksums[index]
+            reason = None if is_same else f"line {number} is another one now"
+        except (OSError, DocumentError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        if reason is not None:
+            raise DocumentError(f"{self.name} changed while being read: {reason}; restore it or start anew")
+        record: dict[str, Any] = _DECODER.decode(decode(line, where))
+        return where, record
+
+    def _first_character(self) -> bytes:
+        with open_regular(self.path) as file:
+            head = file.read(HEAD)
+            refuse_foreign(head, self.name)
+            head = head.removeprefix(codecs.BOM_UTF8)
+            while head and not head.strip():
+                head = file.read(HEAD)
+            return head.lstrip()[:1]
 
     def _read_lines(self, check: Check) -> None:
         offset = 0
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             for number, line in enumerate(file, 1):
-                if line.strip():
+                where = f"{self.name}:{number}"
+                text = decode(line, where)
+                if text.strip():
                     try:
-                        record = json.loads(line)
-                    except ValueError as error:
-                        raise DocumentError(f"{self.path}:{number}: invalid JSON: {error}") from error
+                        record = _DECODER.decode(text)
+                    except (ValueError, RecursionError) as error:
+                        raise DocumentError(f"{where}: {_json_problem(error)}") from error
                     self._accept(number, record, check)
                     self._offsets.append(offset)
+                    self._checksums.append(_checksum(line))
                 offset += len(line)
 
     def _read_array(self, check: Check) -> None:
+        text = read_text(self.path)
+        self._array = []
+        position, line, counted = text.find("[") + 1, 1, 0
         try:
-            text = self.path.read_text(encoding="utf-8")
-            records = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DocumentError(f"{self.path}:{error.lineno}: invalid JSON: {error.msg}") from error
-        except UnicodeDecodeError as error:
-            raise DocumentError(f"{self.path}: invalid UTF-8: {error}") from error
-        if not isinstance(records, list):
-            raise DocumentError(f"{self.path}:1: expected a list of records, got {type(records).__name__}")
-        # Scans the array again, item by item, for the line of each record.
-        scan = json.JSONDecoder().raw_decode
-        position, line, counted = text.index("[") + 1, 1, 0
-        for record in records:
-            while text[position] in ", \t\r\n":
-                position += 1
-            line += text.count("\n", counted, position)
-            counted = position
-            self._accept(line, record, check)
-            _, position = scan(text, position)
-        self._array = records
+            position = _skip_blank(text, position)
+            while text[position : position + 1] != "]" or self._array:
+                line += text.count("\n", counted, position)
+                counted = position
+                record, position = _DECODER.raw_decode(text, position)
+                self._accept(line, record, check)
+                self._array.append(record)
+                position = _skip_blank(text, position)
+                if text[position : position + 1] == "]":
+                    break
+                if text[position : position + 1] != ",":
+                    raise json.JSONDecodeError("expected ',' or ']' after a record", text, position)
+                position = _skip_blank(text, position + 1)
+            position = _skip_blank(text, position + 1)
+            if position < len(text):
+                raise json.JSONDecodeError("expected nothing after the array", text, position)
+        except DocumentError:
+            raise
+        except (ValueError, RecursionError) as error:
+            number = error.lineno if isinstance(error, json.JSONDecodeError) else line
+            raise DocumentError(f"{self.name}:{number}: {_json_problem(error)}") from error
 
     def _accept(self, line: int, record: Any, check: Check) -> None:
+        where = f"{self.name}:{line}"
         if not isinstance(record, dict):
-            raise DocumentError(f"{self.path}:{line}: expected a record {{...}}, got {type(record).__name__}")
+            raise DocumentError(f"{where}: expected a record {{...}}, got {describe_value(record)}")
+        if _is_deep(record):
+            raise DocumentError(f"{where}: expected at most {MAX_DEPTH} nested values, got more")
         problem = check(record)
         if problem is not None:
-            raise DocumentError(f"{self.path}:{line}: {problem}")
+            raise DocumentError(f"{where}: {problem}")
         self._lines.append(line)
 
 
-def text_problem(record: Mapping[str, Any], key: str) -> str | None:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    section = dict(pairs)
+    if len(section) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key '{printable(twice)}' is set twice; remove one")
+    return section
+
+
+def _integer(text: str) -> int:
+    digits = len(text.removeprefix("-"))
+    if digits > MAX_DIGITS:
+        raise ValueError(
+            f"expected at most {MAX_DIGITS} digits in an integer, got {digits:,}; write a string"
+        )
+    return int(text)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_int=_integer)
+
+
+def _json_problem(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        place = f"{error.msg} (column {error.colno})"
+        return f"invalid JSON: {place}; expected one record per line, or one array of records"
+    if isinstance(error, RecursionError):
+        return f"invalid JSON: expected at most {MAX_DEPTH} nested values, got more"
+    return f"invalid JSON: {error}"
+
+
+def _skip_blank(text: str, position: int) -> int:
+    while position < len(text) and text[position] in BLANK:
+        position += 1
+    return position
+
+
+def _is_deep(value: Any) -> bool:
+    """Return True if lists and sections are nested more than `MAX_DEPTH` deep."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for each in level
+            for item in (each.values() if isinstance(each, dict) else each)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _checksum(line: bytes) -> int:
+    return crc32(line.strip())
+
+
+def string_problem(record: Mapping[str, Any], key: str) -> str | None:
     """Return why `record[key]` is not a non-blank string, or None."""
     if key not in record:
-        return f"missing '{key}': expected a string; keys of the record: {', '.join(record) or 'none'}"
+        keys = ", ".join(map(printable, record)) or "none"
+        return f"missing '{key}': expected a string; keys of the record: {keys}"
     value = record[key]
     if isinstance(value, str) and value.strip():
         return None
-    return f"{key}: expected a non-blank string, got {value!r}"
+    return f"{key}: expected a non-blank string, got {describe_value(value)}"
 
 
-def paths_problem(record: Mapping[str, Any], key: str) -> str | None:
-    """Return why `record[key]` is not a list of paths, or None; a missing list is an empty one."""
-    value = record.get(key, [])
-    if isinstance(value, list) and all(isinstance(item, str) and item for item in value):
+def text_problem(record: Mapping[str, Any], key: str) -> str | None:
+    """Return why `record[key]` is not a non-blank text, or None. A tokenizer accepts no lone surrogates."""
+    problem = string_problem(record, key)
+    if problem is None:
+        try:
+            record[key].encode()
+        except UnicodeEncodeError as error:
+            return (
+                f"{key}: expected valid characters, got the lone surrogate {error.object[error.start]!a} at position "
+                f"{error.start}; remove it or write the whole pair"
+            )
+    return problem
+
+
+def paths_in(record: Mapping[str, Any], key: str) -> list[str]:
+    """Return the paths under `key`, whose value `ImagePaths.list_problem` has checked."""
+    value = record.get(key) or []
+    return [value] if isinstance(value, str) else value
+
+
+class ImagePaths:
+    """The images that records name, by paths relative to `images` or else to the folder of the data file.
+
+    Paths may lead anywhere, but not out of `images` where it is set. Links in that folder are followed.
+
+    Raises:
+        DocumentError: `images` is not a folder.
+    """
+
+    def __init__(self, file: Path, images: Path | None) -> None:
+        self.folder = file.parent if images is None else images
+        self.is_root = images is not None
+        if images is not None and not os.path.isdir(images):
+            raise DocumentError(f"{printable(images)}: no such folder; correct 'images' of the data set")
+
+    def problem(self, path: str) -> str | None:
+        """Return why the path of a record cannot name an image, or None."""
+        try:
+            encoded = os.fsencode(path)
+        except UnicodeEncodeError:
+            encoded = b"\0"
+        if b"\0" in encoded:
+            return f"expected a path, got {describe_value(printable(path))}, which no file can have"
+        if self.is_root and not self._is_inside(path):
+            return (
+                f"expected a path inside 'images' ({printable(self.folder)}), got {describe_value(printable(path))}; "
+                "correct it, or leave out 'images' and write paths from the folder of the data file"
+            )
         return None
-    return f"{key}: expected a list of paths, got {value!r}"
+
+    def list_problem(self, record: Mapping[str, Any], key: str, *, or_path: bool = False) -> str | None:
+        """Return why `record[key]` is not a list of paths (or, with `or_path`, a path), or None.
+
+        A missing value, null and an empty string stand for no image.
+        """
+        value = record.get(key)
+        paths = [value] if or_path and isinstance(value, str) else value
+        if value is None or value == "":
+            return None
+        if not isinstance(paths, list) or not all(isinstance(item, str) and item for item in paths):
+            return f"{key}: expected a list of paths, got {describe_value(value)}"
+        problem = next(filter(None, map(self.problem, paths)), None)
+        return None if problem is None else f"{key}: {problem}"
+
+    def open(self, path: str, where: str) -> Picture:
+        """Open the image of a record at `where`; errors are those of `open_picture`."""
+        return open_picture(self.folder / path, where)
+
+    def _is_inside(self, path: str) -> bool:
+        if not Path(path).is_absolute() and ".." not in Path(path).parts:
+            return True
+        # Resolved, because `link/..` is the folder above the link's target.
+        target, root = map(os.path.realpath, (self.folder / path, self.folder))
+        return Path(target).is_relative_to(root)
 
 
 def open_picture(path: Path, where: str) -> Picture:
     """Read the image of a file completely, as a PIL image.
 
     Raises:
-        DocumentError: the file is missing or cannot be read; the message starts with `where`, the place that names it.
+        DocumentError: the file is missing, is not a regular file or cannot be read, or its values have no known range.
+            The message starts with `where`, the place that names it.
     """
+    name = printable(path)
     try:
-        with PIL.open(path) as picture:
-            picture.load()
-            return picture
+        kind = irregular_kind(path)
+        if kind is None:
+            with PIL.open(path) as picture:
+                picture.load()
+                problem = range_problem(picture)
     except FileNotFoundError as error:
-        raise DocumentError(f"{where}: no such image: {path}") from error
+        raise DocumentError(f"{where}: no such image: {name}") from error
     except (
         OSError,
         ValueError,
         SyntaxError,
         PIL.DecompressionBombError,
     ) as error:  # Pillow's errors of bad files
-        raise DocumentError(f"{where}: cannot read the image {path}: {error}") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise DocumentError(f"{where}: cannot read the image {name}: {reason}") from error
+    if kind is not None:
+        raise DocumentError(f"{where}: expected an image in a regular file, got {kind}: {name}")
+    if problem is not None:
+        raise DocumentError(f"{where}: {name}: {problem}")
+    return picture.convert("I;16") if picture.mode == "I" else picture

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dreamkit.errors import DreamkitError, RecipeProblem, did_you_mean
 from dreamkit.recipe.earlier_keys import current_path, with_current_keys
 from dreamkit.recipe.tree import BROKEN, Broken, Node, describe_value, parse
-from dreamkit.storage.paths import written_path
+from dreamkit.storage.paths import irregular_kind, written_path
 
 COMMAND_LINE = "command line"
 SUFFIXES = (".yaml", ".yml")
@@ -73,7 +73,8 @@ class RecipeFiles:
                 return path.resolve()
             beside = [other for other in path.parent.glob("*.yaml") if other.is_file()]
             names = [*self.shipped, *(str(Path(name).parent / other.name) for other in beside)]
-            reason = f"'{path}' is a folder" if path.is_dir() else f"no file '{path}'"
+            kind = irregular_kind(path) if path.exists() else None
+            reason = f"'{path}' is {kind}, not a regular file" if kind else f"no file '{path}'"
             message = f"unknown recipe '{name}': {reason}; {did_you_mean(name, names)}{self.unknown_hint}"
         self._problem(where, key, message)
         self.complete = False

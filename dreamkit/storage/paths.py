@@ -1,8 +1,9 @@
-"""Paths as users write them, with `~` for a home folder, and short excerpts of long text."""
+"""Paths as users write them, with `~` for a home folder; kinds of files; short excerpts of long text."""
 
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from dreamkit.errors import DreamkitError
@@ -23,6 +24,32 @@ def written_path(text: str | Path, folder: Path | None = None) -> Path:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise DreamkitError(f"invalid path '{excerpt(str(text))}': {reason}") from error
     return path
+
+
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def irregular_kind(path: Path) -> str | None:
+    """Return the kind of a path that is not a regular file, such as "a folder" or "a named pipe", else None.
+
+    Links are followed. To open a pipe or a device may wait forever, so ask before opening.
+
+    Raises:
+        OSError: the path does not exist or cannot be reached.
+    """
+    mode = os.stat(path).st_mode
+    return None if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "a special file")
+
+
+def printable(text: str | Path) -> str:
+    """Return a text, such as the name of a file, with escapes for control characters and lone surrogates."""
+    return "".join(c if c.isprintable() else c.encode("unicode-escape").decode() for c in str(text))
 
 
 def excerpt(text: str, most: int = 80) -> str:

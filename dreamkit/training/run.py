@@ -20,6 +20,7 @@ from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Collator
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.mixture import Mixture
+from dreamkit.data.workers import original_errors
 from dreamkit.distributed import barrier, is_main, shard, world_size
 from dreamkit.errors import CheckpointError, RecipeError, TrainingError
 from dreamkit.model.model import DreamModel
@@ -131,6 +132,8 @@ def train_recipe(
         model.enable_gradient_checkpointing()
     if datasets is None:
         datasets = [registry.get("dataset", section.name)(section.config) for section in recipe.data]
+    for note in (note for dataset in datasets for note in dataset.notes):
+        _show(note)
     if cache is not None:
         for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
             _show(line)
@@ -153,7 +156,8 @@ def train_recipe(
     # The model is the same in all processes, but the noise is not.
     set_seed(recipe.train.seed, device_specific=True)
     try:
-        trainer.train(resume_from_checkpoint=str(points[-1] / STATE) if points else None)
+        with original_errors():
+            trainer.train(resume_from_checkpoint=str(points[-1] / STATE) if points else None)
     finally:
         bar.stop()
     trainer.check()
@@ -164,7 +168,9 @@ def train_recipe(
 
 def _show(report: LoadReport | Cache | str) -> None:
     if is_main():
-        Console(stderr=True).print(report, soft_wrap=not isinstance(report, LoadReport))
+        # Paths and keys are no markup.
+        console = Console(stderr=True, markup=False, emoji=False)
+        console.print(report, soft_wrap=not isinstance(report, LoadReport))
 
 
 def _load(points: Sequence[Path], registry: Registry) -> DreamModel:

@@ -137,7 +137,7 @@ def test_a_file_is_never_overwritten(run, checkpoint: Path) -> None:
         (["say", "--image", "good.png"], "got 1 for 0 in 'say'"),
         (["say <image>", "--image", "none.png"], "no such image: none.png"),
         (["say <image>", "--image", "bad.png"], "cannot read the image bad.png"),
-        (["say <image>", "--image", "."], "cannot read the image ."),
+        (["say <image>", "--image", "."], "expected an image in a regular file, got a folder: ."),
         (["say " * 300], "expected at most 256 tokens, got"),
         (["say", "--steps", 0], "'--steps': expected at least 1 and at most 100000, got 0"),
         (["say", "--guidance", -1], "'--guidance': expected at least 0, got -1"),

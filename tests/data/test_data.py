@@ -193,7 +193,7 @@ def test_conversations(tmp_path: Path) -> None:
 GOOD = {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]}
 BAD_RECORDS = [
     (Pairs, PairsConfig, '{"image": ', "invalid JSON"),
-    (Pairs, PairsConfig, [1], "expected a record .*, got list"),
+    (Pairs, PairsConfig, [1], "expected a record .*, got a list of length 1"),
     (Pairs, PairsConfig, {"image": "a.png"}, "missing 'caption': .* keys of the record: image"),
     (Pairs, PairsConfig, {"image": "a.png", "caption": 3}, "caption: expected a non-blank string, got 3"),
     (Interleaved, InterleavedConfig, {"text": "a <image>"}, "got 0 for 1"),

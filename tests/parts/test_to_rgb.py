@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreamkit import to_rgb
+from dreamkit import DocumentError, to_rgb
 
 ORIENTATION = 0x0112  # the EXIF tag
 UNDO = {
@@ -31,8 +31,27 @@ def test_a_rotated_photograph_is_upright(orientation: int) -> None:
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
     grey = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)
-    for image in (Image.fromarray(grey), Image.fromarray(grey.astype(np.int32))):
-        assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert np.asarray(to_rgb(Image.fromarray(grey)))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_values_without_a_known_range_are_refused(dtype: type) -> None:
+    with pytest.raises(DocumentError, match=r"expected an image of 8 or 16 bits, got .*mode '[FI]'"):
+        to_rgb(Image.fromarray(np.ones((2, 2), dtype)))
+
+
+# All that Pillow has.
+MODES = "1 L P RGB RGBA CMYK YCbCr LAB HSV LA PA La RGBX RGBa I;16 I;16B I;16L I;16N I F"
+
+
+@pytest.mark.parametrize("mode", MODES.split())
+def test_each_mode_of_pillow_becomes_rgb_or_is_refused(mode: str) -> None:
+    image = Image.new(mode, (3, 2))
+    if mode in ("I", "F"):
+        with pytest.raises(DocumentError, match=f"mode '{mode}'"):
+            to_rgb(image)
+    else:
+        assert to_rgb(image).mode == "RGB"
 
 
 def test_transparent_pixels_are_white() -> None:

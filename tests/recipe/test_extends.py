@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,16 @@ def test_a_folder_is_not_a_recipe(base: Path, registry: Registry) -> None:
     for name in (str(folder), str(folder)[:-2]):
         (problem,) = problems(name, registry)
         assert f"did you mean '{folder}'" not in problem.message
-    assert f"'{folder}' is a folder" in problems(folder, registry)[0].message
+    assert f"'{folder}' is a folder, not a regular file" in problems(folder, registry)[0].message
+
+
+def test_a_pipe_is_not_a_recipe_and_is_never_waited_for(base: Path, registry: Registry) -> None:
+    pipe = base.parent / "pipe.yaml"
+    os.mkfifo(pipe)
+    extending = write(base.parent / "over.yaml", "extends: pipe.yaml\n")
+    for path in (pipe, extending):
+        assert f"'{pipe}' is a named pipe, not a regular file" in problems(path, registry)[0].message
+    assert f"'{os.devnull}' is a device, not a regular file" in problems(os.devnull, registry)[0].message
 
 
 @pytest.mark.parametrize("name", [300 * "x", "~nosuchuser/x.yaml", "x\0.yaml"])

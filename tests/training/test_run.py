@@ -19,6 +19,7 @@ from dreamkit.cli import app
 from dreamkit.document import Document, Text
 from dreamkit.errors import DocumentError, TrainingError
 from dreamkit.registry.registry import Registry
+from dreamkit.training.run import train_recipe
 from dreamkit.training.run_log import LogEntry
 from runs import REGISTRY, assert_identical, run, weights
 
@@ -189,3 +190,12 @@ def test_the_train_command(tmp_path: Path) -> None:
         CliRunner().invoke(app, command, catch_exceptions=False)
     result = CliRunner().invoke(app, ["inspect", str(tmp_path / "out/checkpoint")], catch_exceptions=False)
     assert result.exit_code == 0 and "dream_queries" in result.output and "vicuna" in result.output
+
+
+def test_a_run_prints_the_notes_of_its_data_as_plain_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = layouts.TinyDocuments()
+    data.notes = ["[/x] :fire: not read"]
+    train_recipe(layouts.recipe(steps=1), REGISTRY, tmp_path / "out", datasets=[data])
+    assert capsys.readouterr().err.count("[/x] :fire: not read\n") == 1
