@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from dreamkit import Condition
+from dreamkit_diffusers.configs import Configs
+from dreamkit_diffusers.keys import NO_MEAN, NO_SHIFT
 from dreamkit_diffusers.latent import Extras
 from dreamkit_diffusers.unet import UNetDecoder
+from dreamkit_diffusers.values import is_count
 
 
 class StableDiffusion(UNetDecoder):
-    """A UNet conditioned on a context alone."""
+    """A UNet conditioned on a context alone.
+
+    As diffusers' pipeline, it draws with `clip_sample` false and `steps_offset` 1, whatever the config sets.
+    """
+
+    layout = replace(
+        UNetDecoder.layout,
+        fixed={"vae": NO_SHIFT | NO_MEAN},
+        drawing={"clip_sample": False, "steps_offset": 1},
+    )
 
     @classmethod
     def tiny_config(cls) -> UNetDecoder.Config:
         return cls.tiny_unet_config()
+
+    @classmethod
+    def sample_size(cls, configs: Configs) -> Any:
+        """Return the UNet's size in latents, at least 64 in a config of diffusers before 0.9, as its pipeline does.
+
+        Such configs of the first models have a size that no model was trained with.
+        """
+        size, version = super().sample_size(configs), configs.raw["unet"].get("_diffusers_version")
+        early = re.match(r"0\.[0-8](\.|$)", str(version))
+        return 64 if early and is_count(size) and size < 64 else size
 
     @classmethod
     def condition_spec(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:

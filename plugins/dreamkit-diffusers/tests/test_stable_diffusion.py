@@ -124,18 +124,6 @@ def test_timesteps_cover_the_schedule() -> None:
     assert sorted(set(timesteps.tolist())) == list(range(7))
 
 
-@pytest.mark.parametrize("shift", [None, 0.3])
-def test_latents_are_the_autoencoders_scaled_and_shifted(shift: float | None) -> None:
-    decoder = tiny_decoder(StableDiffusion, vae={"scaling_factor": 0.5, "shift_factor": shift})
-    targets = torch.rand(2, 3, 16, 16, generator=seeded(1)) * 2 - 1
-    latents = decoder.encode(targets, seeded(2))
-    with torch.no_grad():
-        posterior = decoder.vae.encode(targets).latent_dist
-        images = decoder.vae.decode(posterior.sample(seeded(2))).sample
-    torch.testing.assert_close(latents, (posterior.sample(seeded(2)) - (shift or 0)) * 0.5)
-    torch.testing.assert_close(decoder.decode(latents), (images / 2 + 0.5).clamp(0, 1))
-
-
 def test_masked_tokens_change_nothing(decoder: StableDiffusion) -> None:
     timesteps, mask = torch.tensor([400]), torch.tensor([[True, True, True, False, False]])
     context, other = (condition_of(decoder, 1, seed).context for seed in (1, 6))
