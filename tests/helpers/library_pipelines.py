@@ -64,8 +64,10 @@ def pipeline(cls: Any, folder: Path) -> Any:
     return created
 
 
-def drawings(cls: Any, folder: Path) -> tuple[Tensor, Tensor]:
-    """Draw two images with the decoder of a folder, and with diffusers' pipeline."""
+def drawings(
+    cls: Any, folder: Path, guidance: float = 3.0, library_guidance: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw two images with the decoder of a folder, and with diffusers' pipeline at its own guidance scale."""
     decoder = cls.from_pretrained(cls.Config(pretrained=str(folder))).eval()
     positive, negative = condition_of(decoder), condition_of(decoder, seed=2)
     latents = latents_of(2)
@@ -73,7 +75,7 @@ def drawings(cls: Any, folder: Path) -> tuple[Tensor, Tensor]:
         "prompt_embeds": positive.context,
         "negative_prompt_embeds": negative.context,
         "num_inference_steps": STEPS,
-        "guidance_scale": 3.0,
+        "guidance_scale": guidance if library_guidance is None else library_guidance,
         "latents": latents,
         "generator": seeded(9),
         "output_type": "pt",
@@ -99,6 +101,6 @@ def drawings(cls: Any, folder: Path) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         expected = pipeline(cls, folder)(**common).images
     images = decoder.draw(
-        positive, negative, steps=STEPS, guidance=3.0, latents=latents, size=size, generators=seeded(9)
+        positive, negative, steps=STEPS, guidance=guidance, latents=latents, size=size, generators=seeded(9)
     )
     return images, expected

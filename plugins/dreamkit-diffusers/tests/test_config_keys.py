@@ -21,7 +21,7 @@ from dreamkit_diffusers.schedulers import FLOW, NOISE
 from dreamkit_diffusers.sd3 import SD3
 from dreamkit_diffusers.sdxl import SDXL
 from dreamkit_diffusers.stable_diffusion import StableDiffusion
-from library_pipelines import write_folder
+from library_pipelines import pipeline, write_folder
 from tiny_decoders import tiny_config
 
 pytestmark = [
@@ -198,3 +198,17 @@ def test_a_scheduler_of_another_method_is_not_taken_for_a_misspelling(name: str,
     actual = caught.value.problems["config.scheduler._class_name"]
     assert actual.startswith("expected a scheduler class for denoising over a noise schedule, got ")
     assert message in actual and "did you mean" not in actual
+
+
+@pytest.mark.parametrize(
+    ("version", "size", "pixels"),
+    [("0.2.2", 32, 128), ("0.8.1", 8, 128), ("0.8.1", 96, 192), ("0.9.0", 8, 16), ("0.36.0.dev0", 8, 16)],
+)
+def test_the_size_in_an_early_config_is_that_of_the_pipeline(
+    version: str, size: int, pixels: int, edit: Edit, tmp_path: Path
+) -> None:
+    folder = write_folder(StableDiffusion, tmp_path / "model")
+    edit(folder / "unet" / "config.json", _diffusers_version=version, sample_size=size)
+    assert StableDiffusion.infer_spec(StableDiffusion.Config(pretrained=str(folder))).image_size == pixels
+    library = pipeline(StableDiffusion, folder)
+    assert library.unet.config.sample_size * library.vae_scale_factor == pixels

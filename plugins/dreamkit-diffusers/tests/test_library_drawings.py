@@ -275,3 +275,12 @@ def test_normalized_latents_are_encoded_as_in_the_pipeline() -> None:
     actual_mean, actual_std = decoder.posterior(targets)
     torch.testing.assert_close(actual_mean, (expected.mean - mean) * 0.5 / std)
     torch.testing.assert_close(actual_std, expected.std * 0.5 / std)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("cls", [StableDiffusion, SDXL, SD3, Sana])
+def test_the_pipelines_guide_only_above_1(cls: Any, scale: float, tmp_path: Path) -> None:
+    """docs/generation.md has this convention: a scale of 1 or less means dreamkit's 1."""
+    folder = write_folder(cls, tmp_path / "model")
+    images, expected = drawings(cls, folder, guidance=1.0, library_guidance=scale)
+    torch.testing.assert_close(images, expected, atol=1e-5, rtol=1e-5)
