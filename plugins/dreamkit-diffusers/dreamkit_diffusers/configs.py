@@ -27,7 +27,6 @@ class Layout:
 
     `network` is the folder of the predicting network, and its name in the decoder. The other folders are `vae` and
     `scheduler`. `fixed` has values of the models' keys, by model, that this decoder fixes besides those of the class.
-    `drawing` has the scheduler's settings that diffusers' pipeline draws with, whatever the config sets.
     """
 
     network: str
@@ -35,7 +34,6 @@ class Layout:
     vae: Network
     schedulers: Schedulers
     fixed: Mapping[str, Mapping[str, Fixed]] = field(default_factory=dict)
-    drawing: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def models(self) -> dict[str, Network]:

@@ -220,7 +220,7 @@ class LatentDecoder(ImageDecoder):
 
     def scheduler(self, name: str | None = None) -> Any:
         """Create a diffusers scheduler by name; None: of the class that the decoder's config names."""
-        return self.layout.schedulers.create(name, {**self.schedule_config, **self.layout.drawing})
+        return self.layout.schedulers.create(name, self.schedule_config)
 
 
 def _image_size(

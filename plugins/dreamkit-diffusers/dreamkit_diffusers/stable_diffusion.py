@@ -18,16 +18,9 @@ from dreamkit_diffusers.values import is_count
 
 
 class StableDiffusion(UNetDecoder):
-    """A UNet conditioned on a context alone.
+    """A UNet conditioned on a context alone."""
 
-    As diffusers' pipeline, it draws with `clip_sample` false and `steps_offset` 1, whatever the config sets.
-    """
-
-    layout = replace(
-        UNetDecoder.layout,
-        fixed={"vae": NO_SHIFT | NO_MEAN},
-        drawing={"clip_sample": False, "steps_offset": 1},
-    )
+    layout = replace(UNetDecoder.layout, fixed={"vae": NO_SHIFT | NO_MEAN})
 
     @classmethod
     def tiny_config(cls) -> UNetDecoder.Config:
@@ -51,3 +44,11 @@ class StableDiffusion(UNetDecoder):
     def predict(self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Extras) -> Tensor:
         output = self.unet(noisy, timesteps_N, condition.context, encoder_attention_mask=condition.mask)
         return output.sample
+
+    def scheduler(self, name: str | None = None) -> Any:
+        """Create a scheduler that never clips latents, whatever the config sets, as diffusers' pipeline does.
+
+        The pipeline also replaces any `steps_offset` by 1. Here the config's is used: the published code of
+        arXiv 2309.11499 draws with it.
+        """
+        return self.layout.schedulers.create(name, {**self.schedule_config, "clip_sample": False})

@@ -22,7 +22,7 @@ pytestmark = [
     # diffusers' schedulers convert tensors to arrays in a way that NumPy 2 deprecates
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
-    # its pipeline warns of the settings that it replaces
+    # its pipeline warns of settings that it replaces
     pytest.mark.filterwarnings("ignore:The configuration file of:FutureWarning"),
 ]
 
@@ -244,7 +244,6 @@ def scheduler_cases() -> Iterator[Any]:
             name = values.get("_class_name", "own")
             yield pytest.param(cls, {"scheduler": values}, id=f"{cls.__name__}-{number}-{name}")
     yield pytest.param(StableDiffusion, {"scheduler": ddim(clip_sample=True)}, id="clipped")
-    yield pytest.param(StableDiffusion, {"scheduler": ddim(steps_offset=0)}, id="no offset")
 
 
 def test_each_honoured_key_has_a_change() -> None:

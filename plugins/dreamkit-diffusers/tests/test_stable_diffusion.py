@@ -188,3 +188,13 @@ def test_schedulers_have_the_configs_values() -> None:
         assert config.prediction_type == "v_prediction"
         assert config.beta_end == 0.012
     assert type(decoder.scheduler()) is DDPMScheduler
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_the_configs_offset_is_used_and_latents_are_never_clipped(offset: int) -> None:
+    """diffusers' pipeline replaces another offset by 1; the published numbers in tests/reference are drawn with 0."""
+    decoder = tiny_decoder(StableDiffusion, scheduler={"steps_offset": offset, "clip_sample": True})
+    for name in (*SCHEDULERS, None):
+        config = decoder.scheduler(name).config
+        assert config.steps_offset == offset
+        assert not config.get("clip_sample")
