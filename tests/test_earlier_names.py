@@ -65,3 +65,62 @@ def test_the_kit_has_its_earlier_name() -> None:
         assert check.protects == check.rationale
     with pytest.raises(AttributeError, match="has no attribute 'miniatures'"):
         contracts.miniatures  # noqa: B018
+
+
+def test_super_by_an_earlier_name_leads_to_the_next_class() -> None:
+    with pytest.warns(DeprecationWarning):
+
+        class Middle(Linear):
+            @classmethod
+            def tiny_config(cls) -> object:
+                return dataclasses.replace(super().tiny_config(), bias=False)
+
+        class Old(Middle):
+            @classmethod
+            def miniature(cls) -> object:
+                return super().miniature()
+
+        class Older(Old):
+            @classmethod
+            def miniature(cls) -> object:
+                return super().miniature()
+
+    with pytest.warns(DeprecationWarning):
+        assert Old.tiny_config() == Older.tiny_config() == Older.miniature() == Middle.tiny_config()
+    assert Middle.tiny_config() != Linear.tiny_config()
+
+
+def test_a_mixin_may_define_a_member_by_its_earlier_name() -> None:
+    class Mixin:
+        @classmethod
+        def miniature(cls) -> object:
+            return Linear.Config(bias=False)
+
+    with pytest.warns(DeprecationWarning, match=r"Mixed\.miniature"):
+
+        class Mixed(Mixin, Linear):
+            pass
+
+    assert Mixed.tiny_config() == Linear.Config(bias=False)
+
+
+def test_an_attribute_is_set_by_its_earlier_name() -> None:
+    class Model:
+        denoising_weight = 10.0
+        vm_weight = EarlierName("denoising_weight")
+
+    model = Model()
+    with pytest.warns(DeprecationWarning, match="'vm_weight' is now called 'denoising_weight'"):
+        model.vm_weight = 1.0
+    assert model.denoising_weight == 1
+
+
+def test_the_warning_of_a_class_points_at_the_class() -> None:
+    with pytest.warns(DeprecationWarning) as caught:
+
+        class Old(Linear):
+            @classmethod
+            def miniature(cls) -> object:
+                return cls.Config()
+
+    assert caught[0].filename == __file__

@@ -66,7 +66,6 @@ def _part_on_meta(cls: Any, config: Any) -> Part:
         with torch.device("meta"):
             part = cls.from_config(config)
     if not isinstance(part, Part):
-        type_name = "None" if part is None else type(part).__name__
         expected = f"expected the part without weights from {cls.__name__}.meta_modules"
         type_name = "None" if part is None else type(part).__name__
         raise ConfigError({"": f"{expected}, got {type_name}; fix its plug-in"})

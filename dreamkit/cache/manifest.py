@@ -1,4 +1,4 @@
-"""The manifest of a cache, `cache.json`. It records the tables, the data sets and the files. Imports no torch."""
+"""The manifest of a cache, `cache.json`. It records the tables, the data sets and the files. Loads no torch."""
 
 from __future__ import annotations
 

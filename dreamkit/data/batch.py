@@ -8,11 +8,12 @@ Indices count positions of all rows laid end to end, (B * T,): the model gathers
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence as Sequences
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from dreamkit.data.sequence import IGNORED, Sequence, Sequencer
 
@@ -86,18 +87,15 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the same batch on another device."""
-        return self._change_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """Return the same batch in page-locked memory; torch's data loader calls this."""
-        return self._change_tensors(Tensor.pin_memory)
+        return self.with_tensors(Tensor.pin_memory)
 
-    def _change_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
-        changed: dict[str, Any] = {"extras": {name: change(extra) for name, extra in self.extras.items()}}
-        for field in fields(self):
-            if isinstance(value := getattr(self, field.name), Tensor):
-                changed[field.name] = change(value)
-        return replace(self, **changed)
+    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Return the same batch with `change(tensor)` in the place of each tensor."""
+        return replace(self, **tree_map_only(Tensor, change, vars(self)))
 
 
 class Moments(NamedTuple):

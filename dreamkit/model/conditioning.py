@@ -17,14 +17,11 @@ if TYPE_CHECKING:
     from dreamkit.model.model import DreamModel
 
 
-def fused_condition(
-    model: DreamModel, hidden_RD: Tensor, base_N: Tensor, drop_N: Tensor | None, unconditional: Tensor | None
-) -> Condition | None:
+def fused_condition(model: DreamModel, hidden_RD: Tensor, base_N: Tensor) -> Condition | None:
     """Compute the condition of N images from hidden states (R, D) before the final norm; None if unsupported.
 
     The operator supports an RMS norm, a condition projector of linear layers with GELU between them, and a pooled
-    projector of one linear layer. Each image has Q rows of `hidden_RD`. They start at its row of `base_N` (N,), or at
-    `unconditional` () if its `drop_N` (N,) is true.
+    projector of one linear layer. Each image has Q rows of `hidden_RD`, which start at its row of `base_N` (N,).
     """
     norm, layers = model.language_model.norm_weights, _layers(model.condition_projector)
     pooled = None if model.pooled_projector is None else _layers(model.pooled_projector)
@@ -38,8 +35,6 @@ def fused_condition(
         eps=norm.eps,
         offset=norm.offset,
         layers=layers,
-        drop_N=drop_N,
-        unconditional=unconditional,
         pooled=pooled[0] if pooled else None,
     )
     return Condition(context, pooled=vector)

@@ -98,6 +98,7 @@ class DreamModel(nn.Module):
     changed: set[str]
 
     vm_weight = EarlierName("denoising_weight")
+    drawn_from = EarlierName("image_condition")
 
     @with_earlier_arguments(vm_weight="denoising_weight")
     def __init__(
@@ -265,31 +266,25 @@ class DreamModel(nn.Module):
 
     def image_losses(self, hidden_RD: Tensor, batch: Batch) -> Tensor:
         """Compute the denoising loss (M,) of the images to draw."""
-        base_M, drop_M, unconditional = batch.dream_rows_MQ[:, 0], None, None
+        base_M = batch.dream_rows_MQ[:, 0]
         if batch.unconditional_rows_Q is not None:
             drop_M = torch.rand(base_M.shape[0], device=base_M.device) < batch.condition_drop
-            unconditional = batch.unconditional_rows_Q[0]
-        condition = self.image_condition(hidden_RD, base_M, drop_M, unconditional)
+            base_M = torch.where(drop_M, batch.unconditional_rows_Q[0], base_M)
+        condition = self.image_condition(hidden_RD, base_M)
         return self.image_decoder.loss(
             self.latents(batch), condition, batch.extras, noise=batch.noise, timesteps=batch.timesteps
         )
 
-    def image_condition(
-        self,
-        hidden_RD: Tensor,
-        base_N: Tensor,
-        drop_N: Tensor | None = None,
-        unconditional: Tensor | None = None,
-    ) -> Condition:
+    def image_condition(self, hidden_RD: Tensor, base_N: Tensor) -> Condition:
         """Return each image's condition, computed from its Q rows of `hidden_RD` (R, D), before the final norm.
 
-        The rows start at the image's row of `base_N` (N,), or at `unconditional` () if its `drop_N` (N,) is true.
+        The rows start at the image's row of `base_N` (N,).
         """
         if usable(hidden_RD):
-            fused = fused_condition(self, hidden_RD, base_N, drop_N, unconditional)
+            fused = fused_condition(self, hidden_RD, base_N)
             if fused is not None:
                 return fused
-        rows_NQ = rows_of(base_N, drop_N, unconditional, len(self.dream_queries))
+        rows_NQ = rows_of(base_N, len(self.dream_queries))
         return self.condition(self.language_model.final_norm(hidden_RD[rows_NQ]))
 
     def condition(self, dream_states_NQD: Tensor) -> Condition:

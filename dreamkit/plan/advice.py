@@ -9,22 +9,22 @@ from dreamkit.plan.plan import Plan
 from dreamkit.plan.sizes import format_bytes
 from dreamkit.recipe.sections import WITH_SOURCE, AdapterSection, Recipe
 
-COMPUTING, UPDATING = "in the forward and backward pass", "in the optimizer's step"
-
 
 def memory_advice(plan: Plan, recipe: Recipe, limit: int) -> list[str]:
     """Return lines on why a step takes more than `limit` bytes and what would help; none if it fits."""
     memory = plan.memory
     if memory.peak <= limit:
         return []
-    moment, terms = _terms_at_peak(plan)
-    largest = max(terms, key=lambda name: terms[name])
+    is_computing = memory.while_computing >= memory.while_updating
+    moment = "in the forward and backward pass" if is_computing else "in the optimizer's step"
+    terms = {name: both[0] if is_computing else both[1] for name, both in memory.terms.items()}
+    largest = max(terms, key=terms.__getitem__)
     lines = [
         f"{format_bytes(memory.peak)} do not fit into {format_bytes(limit)}: {format_bytes(memory.peak - limit)} too "
         f"much, {moment}; the largest term is {largest}, {format_bytes(terms[largest])}"
     ]
     activations = memory.computing.activations
-    fixed = memory.peak - (activations if moment == COMPUTING else 0)
+    fixed = memory.peak - (activations if is_computing else 0)
     if fixed > limit:
         lines.append(
             f"{format_bytes(fixed)} remain without activations, so a smaller batch alone does not help:"
@@ -34,30 +34,11 @@ def memory_advice(plan: Plan, recipe: Recipe, limit: int) -> list[str]:
         lines.append(
             f"{format_bytes(limit - fixed)} are left for {format_bytes(activations)} of activations:"
         )
-    if moment == COMPUTING:
+    if is_computing:
         lines += _advice_on_activations(plan, recipe)
         if fixed <= limit:
             lines += _advice_on_states(plan, recipe)
     return lines
-
-
-def _terms_at_peak(plan: Plan) -> tuple[str, dict[str, int]]:
-    """Return the moment of the peak, and the bytes of each term at that moment."""
-    memory = plan.memory
-    if memory.while_computing >= memory.while_updating:
-        return COMPUTING, {
-            "weights": memory.weights,
-            "gathered weights": memory.gathered,
-            "optimizer states": memory.states,
-            "gradients": memory.computing.gradients,
-            "activations": memory.computing.activations,
-        }
-    return UPDATING, {
-        "weights": memory.weights,
-        "optimizer states": memory.states,
-        "gradients": memory.gradients,
-        "the optimizer's temporary tensors": memory.scratch,
-    }
 
 
 def _advice_on_activations(plan: Plan, recipe: Recipe) -> list[str]:

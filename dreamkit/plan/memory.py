@@ -32,12 +32,24 @@ class Memory:
     scratch: int
 
     @property
+    def terms(self) -> dict[str, tuple[int, int]]:
+        """The bytes of each term by name, in the forward and backward pass and in the optimizer's step."""
+        return {
+            "weights": (self.weights, self.weights),
+            "gathered by FSDP": (self.gathered, 0),
+            "optimizer states": (self.states, self.states),
+            "gradients": (self.computing.gradients, self.gradients),
+            "activations": (self.computing.activations, 0),
+            "optimizer scratch": (0, self.scratch),
+        }
+
+    @property
     def while_computing(self) -> int:
-        return self.weights + self.states + self.gathered + self.computing.total
+        return sum(computing for computing, _ in self.terms.values())
 
     @property
     def while_updating(self) -> int:
-        return self.weights + self.states + self.gradients + self.scratch
+        return sum(updating for _, updating in self.terms.values())
 
     @property
     def peak(self) -> int:

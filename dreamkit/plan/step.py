@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from dreamkit.data.batch import Batch
 from dreamkit.errors import DreamkitError
@@ -36,7 +36,7 @@ def measure_step(
         return fakes.fake_tensor_converter.from_meta_and_device(fakes, meta, torch.device("cpu"))
 
     _replace_tensors(model, fake)
-    batch = Batch(**tree_map_only(Tensor, fake, vars(batch)))
+    batch = batch.with_tensors(fake)
     tensors = [leaf for leaf in tree_leaves(vars(batch)) if isinstance(leaf, Tensor)]
     bytes_of = {parameter: gradient_bytes[name] for name, parameter in model.named_parameters()}
     live = LiveBytes(uncounted=[*model.parameters(), *model.buffers()])

@@ -72,16 +72,9 @@ def _memory(plan: Plan) -> Table:
     table = Table("memory of a device", box=None, pad_edge=False)
     for moment in ("forward and backward", "optimizer step"):
         table.add_column(moment, justify="right")
-    rows = [("weights", memory.weights, memory.weights)]
-    if plan.processes > 1:
-        rows.append(("gathered by FSDP", memory.gathered, 0))
-    rows += [
-        ("optimizer states", memory.states, memory.states),
-        ("gradients", memory.computing.gradients, memory.gradients),
-        ("activations", memory.computing.activations, 0),
-        ("optimizer scratch", 0, memory.scratch),
-        ("total", memory.while_computing, memory.while_updating),
-    ]
-    for name, computing, updating in rows:
-        table.add_row(name, *(format_bytes(count) if count else "-" for count in (computing, updating)))
+    rows = {**memory.terms, "total": (memory.while_computing, memory.while_updating)}
+    if plan.processes == 1:
+        del rows["gathered by FSDP"]
+    for name, moments in rows.items():
+        table.add_row(name, *(format_bytes(count) if count else "-" for count in moments))
     return table

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from dreamkit.recipe.tree import Node
 
 EARLIER: Final[Mapping[tuple[str, ...], str]] = {("loss", "vm"): "denoising"}
+_INTERPOLATED: Final = re.compile(r"\$\{([\w.]+)([}.\[])")
 
 
 def current_path(steps: Sequence[str]) -> tuple[str, ...]:
@@ -19,15 +22,25 @@ def current_path(steps: Sequence[str]) -> tuple[str, ...]:
 
 
 def with_current_keys(node: Node, path: tuple[str, ...] = ()) -> Node:
-    """Return the tree of `node`, which is at `path`, with the current names of its keys.
+    """Return the tree of `node`, which is at `path`, with the current names of its keys, also in `${...}`.
 
     A section with both names of a key keeps both; then the schema reader reports the earlier one as unknown.
     """
+    if isinstance(node.value, str):
+        return replace(node, value=_INTERPOLATED.sub(_current_interpolation, node.value))
+    if isinstance(node.value, list):
+        items = [with_current_keys(item, (*path, str(index))) for index, item in enumerate(node.value)]
+        return replace(node, value=items)
     if not isinstance(node.value, dict):
         return node
     section: dict[str, Node] = {}
     for key, item in node.value.items():
         inner = current_path((*path, key))
         name = key if inner[-1] in node.value else inner[-1]
-        section[name] = with_current_keys(item, inner)
-    return Node(section, node.where, node.folder)
+        where = item.where if name == key else f"{item.where} (written as {key})"
+        section[name] = with_current_keys(replace(item, where=where), inner)
+    return replace(node, value=section)
+
+
+def _current_interpolation(match: re.Match[str]) -> str:
+    return "${" + ".".join(current_path(match[1].split("."))) + match[2]

@@ -85,9 +85,9 @@ def unsupported_fields(cls: type, outer: tuple[type, ...] = ()) -> Iterator[str]
 def _leaf_types(annotation: Any) -> Iterator[Any]:
     """Yield the types in an annotation, without the unions, lists and dicts around them."""
     origin, args = get_origin(annotation), get_args(annotation)
-    if origin in UNIONS or origin in LISTS:
+    if args and (origin in UNIONS or origin in LISTS):
         inner: Iterable[Any] = (arg for arg in args if arg is not Ellipsis)
-    elif origin in (dict, Mapping) and args[0] in (str, Any, object):
+    elif args and origin in (dict, Mapping) and args[0] in (str, Any, object):
         inner = args[1:]
     elif origin is Literal:
         inner = map(type, args)

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings, strategies as st
 from hypothesis.errors import Flaky
 
-from dreamkit.earlier_names import EarlierName
+from dreamkit.earlier_names import EarlierName, warn_of
 from dreamkit.testing.expect import ContractError
 from dreamkit.testing.subject import Case, Subject
 
@@ -29,6 +29,19 @@ FLAKY = ", but not again on the same input: the part is not deterministic"
 cases = st.builds(Case, rows=st.integers(2, 4), length=st.integers(2, 7), seed=st.integers(0, 999))
 
 CHECKS: list[Check] = []
+EARLIER_CHECKS: Mapping[str, str] = {
+    "sample_seed": "draw_seed",
+    "sample_alone": "draw_alone",
+    "sample_size": "draw_size",
+    "outline_agrees": "meta_modules_agree",
+}
+
+
+def current_check(name: str) -> str:
+    """Return the current name of a check, with a warning if `name` is an earlier one."""
+    if name in EARLIER_CHECKS:
+        warn_of(name, EARLIER_CHECKS[name])
+    return EARLIER_CHECKS.get(name, name)
 
 
 @dataclass(frozen=True)

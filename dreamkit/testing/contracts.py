@@ -9,7 +9,7 @@ from dreamkit.earlier_names import warn_of
 from dreamkit.errors import did_you_mean, with_article
 from dreamkit.testing import checks as _all  # noqa: F401  importing them registers them
 from dreamkit.testing.bound import BoundCheck, Mistake, outcomes
-from dreamkit.testing.check import CHECKS, Check
+from dreamkit.testing.check import CHECKS, Check, current_check
 from dreamkit.testing.expect import ContractError, KitError
 from dreamkit.testing.outcomes import Report
 from dreamkit.testing.subject import Build
@@ -55,8 +55,9 @@ def bind(
         KitError: the kind or the name of a check is unknown.
     """
     known = {check.name: check for check in checks(kind)}
-    expected = dict(expected_failures or {})
+    expected = {current_check(name): reason for name, reason in (expected_failures or {}).items()}
     chosen = list(known) if only is None else [only] if isinstance(only, str) else list(only)
+    chosen = [current_check(name) for name in chosen]
     for name in (*chosen, *expected):
         if name not in known:
             raise KitError(f"unknown check '{name}' of {with_article(kind)}; {did_you_mean(name, known)}")

@@ -12,6 +12,7 @@ from dreamkit.registry.kinds import KINDS
 from dreamkit.registry.registry import Registry, distributions
 from dreamkit.testing import contracts
 from dreamkit.testing.bound import BoundCheck, fail, outcomes
+from dreamkit.testing.check import current_check
 from dreamkit.testing.expect import ContractError, KitError
 from dreamkit.testing.locating import raised_at
 from dreamkit.testing.outcomes import Outcome
@@ -117,6 +118,7 @@ def _component(registry: Registry, distribution: str, kind: str, name: str, quic
 
 def _only(chosen: list[Component], check: str) -> list[Component]:
     """Return the components that have the check `check`, with this check alone; every component has `registered`."""
+    check = current_check(check)
     if check == REGISTERED:
         return [replace(each, bound=()) for each in chosen]
     known = {bound.name for each in chosen for bound in each.bound}

@@ -11,8 +11,8 @@ from dreamkit.errors import TrainingError
 from dreamkit.recipe.sections import Recipe
 from dreamkit.training.trainer import processes
 
-# Settings that a resumed run may change, as they do not change its losses. (A cache holds the values that are computed
-# without it; every start compares some.)
+# Settings that a resumed run may change, as they do not change its losses. A cache too:
+# every start compares it with the model.
 MAY_CHANGE = ("train.log_every", "train.save_every", "train.workers", "train.cache")
 
 

@@ -12,13 +12,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks import assemble_embeddings, drawing, label_loss, paper_stage, query_projection
+from benchmarks import (
+    assemble_embeddings,
+    drawing,
+    label_loss,
+    paper_stage,
+    query_projection,
+    training_step,
+)
 from dreamkit.kernels.label_loss.reference import label_loss_reference
 from dreamkit.kernels.query_projection import norm, projection
-from dreamkit.kernels.query_projection.row_blocks import Blocks
 from dreamkit.kernels.query_projection.tiles import is_fused
 from dreamkit.plan.live_bytes import LiveBytes
 from dreamkit.registry.registry import Registry
+from host_reads import HostReads
 from triton_cpu import recorded
 
 TITLE = "## Counts"
@@ -58,7 +65,10 @@ def section() -> str:
     """Return the section with its heading."""
     parts = [
         INTRO,
-        *map("\n".join, (launches(), work(), whole_writes(), logits_memory(), key_value_products())),
+        *map(
+            "\n".join,
+            (launches(), work(), whole_writes(), logits_memory(), key_value_products(), host_reads()),
+        ),
     ]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
@@ -82,8 +92,8 @@ def launches() -> Iterator[str]:
 
 
 def _fused_launches(hidden: Tensor, base: Tensor, rows: Tensor, norm_weight: Tensor, matrix: Tensor) -> int:
-    arguments = (hidden, Blocks(base), rows.shape[1], norm_weight, query_projection.EPS, 0.0)
-    modules = ("norm", "projection", "row_blocks")
+    arguments = (hidden, base, rows.shape[1], norm_weight, query_projection.EPS, 0.0)
+    modules = ("norm", "projection")
     with recorded(*(f"dreamkit.kernels.query_projection.{name}" for name in modules)) as launched:
         if is_fused(rows.numel(), hidden.dtype, matrix.dtype):
             projection.query_projection(*arguments, matrix, None)
@@ -177,6 +187,20 @@ def key_value_products() -> Iterator[str]:
     yield "layers that compute keys or values. The calls of such a layer are counted on a small UNet: this scheduler"
     yield f"calls the UNet {counts['in each step']} times.\n"
     yield from table([*counts], [[layers * count for count in counts.values()]])
+
+
+def host_reads() -> Iterator[str]:
+    """Count the values that a whole step of a small model reads: forward, backward, clipping, optimizer."""
+    yield "### Values that the host reads back from the device, in one training step\n"
+    step = training_step.Step(2, torch.device("cpu"), small=True)
+    step.run(step.model, step.packed)  # the optimizer has a state after it
+    # torch keeps the optimizer's numbers of steps on the host
+    numbers = [state["step"] for state in step.optimizer.state.values()]
+    reads = HostReads(lambda tensor: any(tensor is number for number in numbers))
+    with reads.watch():
+        step.run(step.model, step.packed)
+    assert reads.operators > 1000
+    yield from table(["ours"], [[len(reads.reads)]])
 
 
 def _key_value_layers(decoder: nn.Module) -> Iterator[nn.Module]:

@@ -80,7 +80,7 @@ def test_plugins_lists_the_plug_in_of_the_readme(pool: Path, dreamkit: Callable)
     ("setting", "expected", "pattern"),
     [
         ("{name: pool, every: 4}", 0, "visual_projector +pool +16 x 64 -> 4 x"),
-        ("{name: pool, every: 3}", 2, "visual_projector.every: .*does not divide 16 tokens"),
+        ("{name: pool, every: 3}", 2, "visual_projector.every: .*expected a divisor of 16 tokens, got 3"),
         ("{name: pool, evry: 4}", 2, "did you mean 'every'"),
     ],
 )

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+import checks_page
 import dreamkit
 from dreamkit.kernels.assemble_embeddings.reference import look_up
 from dreamkit.parts import specs
@@ -25,7 +26,7 @@ from dreamkit.parts.projector import Projector
 from dreamkit.parts.vision import VisionEncoder
 from dreamkit.registry import hookspecs
 from dreamkit.scaffold.parts.image_decoder import NewPart
-from dreamkit.testing import contracts, listing
+from dreamkit.testing import contracts
 from meta.installing import install
 
 DOCS = Path(__file__).parents[2] / "docs" / "plugins"
@@ -126,8 +127,8 @@ def test_the_tutorials_commands_check_train_and_draw(shuffle: tuple[Path, Path],
 
 
 def test_the_list_of_checks_is_current() -> None:
-    command = "python -m dreamkit.testing.listing > docs/plugins/checks.md"
-    assert (DOCS / "checks.md").read_text() == listing.page(), f"rewrite it with: {command}"
+    command = "python tests/helpers/checks_page.py"
+    assert checks_page.PATH.read_text() == checks_page.page(), f"rewrite it with: {command}"
 
 
 def test_the_reference_has_every_hook_and_every_interface() -> None:

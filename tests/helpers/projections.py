@@ -22,7 +22,7 @@ from dreamkit.kernels.query_projection.tiles import FUSED_ROWS
 from triton_cpu import Launch, interpreted
 
 PACKAGE = "dreamkit.kernels.query_projection."
-KERNELS = tuple(PACKAGE + name for name in ("row_blocks", "norm", "projection"))
+KERNELS = tuple(PACKAGE + name for name in ("norm", "projection"))
 EPS = 1e-5
 WIDE = st.integers(8, 40)  # so wide that the terms of the norm's gradient do not cancel in float32
 
@@ -72,18 +72,22 @@ class Problem(NamedTuple):
             pooled=self.pooled and (cast(self.pooled[0]), cast(self.pooled[1])),
         )
 
+    def used_base(self) -> Tensor:
+        """Return the first row of each image's block: that of the unconditional block for a dropped image."""
+        if self.drop is None:
+            return self.base
+        return torch.where(self.drop, self.unconditional, self.base)
+
     def outputs(self) -> tuple[Tensor, ...]:
         """Return the operator's context, and its pooled vector if there is one."""
         context, pooled = query_projection(
             self.hidden,
-            self.base,
+            self.used_base(),
             self.queries,
             norm_weight=self.norm_weight,
             eps=EPS,
             offset=self.offset,
             layers=self.layers,
-            drop_N=self.drop,
-            unconditional=self.unconditional,
             pooled=self.pooled,
         )
         assert (pooled is None) == (self.pooled is None)
@@ -92,9 +96,7 @@ class Problem(NamedTuple):
     def module_outputs(self) -> tuple[Tensor, ...]:
         """Compute the same as the parts do: indexing, the language model's norm, linear layers."""
         norm = (Gemma2RMSNorm if self.offset else LlamaRMSNorm)(self.hidden.shape[-1], eps=EPS)
-        base = self.base
-        if self.drop is not None:
-            base = torch.where(self.drop, self.unconditional, base)
+        base = self.used_base()
         rows = base[:, None] + torch.arange(self.queries, device=base.device)
         hidden = self.hidden.flatten(0, -2)
         if hidden.dtype == torch.float64:  # the libraries' norms compute in float32

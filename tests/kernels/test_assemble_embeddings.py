@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dreamkit.kernels import disabled
-from dreamkit.kernels.assemble_embeddings import assemble_embeddings, fill_slots, look_up, reference
-from dreamkit.kernels.assemble_embeddings.op import sum_groups
+from dreamkit.kernels.assemble_embeddings import assemble_embeddings, fill_slots, look_up
 from triton_cpu import AMPERE, HOPPER, compiled, interpreted, recorded
 
 KERNELS = "dreamkit.kernels.assemble_embeddings.kernels"
@@ -145,8 +144,8 @@ def test_the_kernels_agree_with_the_reference(args: Arguments) -> None:
     with interpreted(KERNELS) as launches:
         check_against_autograd(args)
     dim = args.weight.shape[1]
-    assert launches[0].name == "copy_rows" and launches[0].grid == (args.ids_BT.numel(), 1) and dim <= 9
-    assert [launch.name for launch in launches[1:]] == ["sum_rows"] * (1 + (args.added is not None))
+    assert [(launch.name, launch.grid) for launch in launches] == [("copy_rows", (args.ids_BT.numel(), 1))]
+    assert dim <= 9
 
 
 @settings(max_examples=60, deadline=None)
@@ -160,7 +159,7 @@ def test_gradients_without_triton_agree_with_autograd(args: Arguments) -> None:
     [
         {"images": 0, "blocks": 0, "queries": 1, "words": 1},  # a single row
         {"words": 0},  # only slots
-        {"blocks": 40, "queries": 2, "images": 0},  # more blocks than one program sums at a time
+        {"blocks": 40, "queries": 2, "images": 0},
         {"dim": 2049, "blocks": 1, "images": 1},  # more columns than one program copies
         {"vocabulary": 1, "added": 0},
     ],
@@ -209,12 +208,12 @@ def test_a_frozen_table_costs_no_gradient(name: str | None) -> None:
     with OperatorNames() as operators:
         embeds.backward(torch.ones_like(embeds))
     assert {each for each, gradient in args.gradients().items() if gradient is not None} == {name}
-    sums = {"dreamkit::sum_groups", "aten::embedding_dense_backward", "aten::sort.stable"}
+    sums = {"aten::sum.dim_IntList", "aten::embedding_dense_backward"}
     expected = {
         "vision_NVD": set(),
-        "queries_QD": {"dreamkit::sum_groups"},
+        "queries_QD": {"aten::sum.dim_IntList"},
         "weight": {"aten::embedding_dense_backward"},
-        "added": {"dreamkit::sum_groups", "aten::sort.stable"},
+        "added": {"aten::embedding_dense_backward"},
     }
     assert sums & set(operators.names) == expected[name]
 
@@ -238,21 +237,13 @@ def test_gradients_agree_with_finite_differences(triton: bool) -> None:
 @pytest.mark.parametrize("added", [0, 2])
 def test_the_operators_pass_opcheck(added: int) -> None:
     torch.library.opcheck(assemble_embeddings, tuple(arguments(added=added, scale=1.5).with_leaves(*TABLES)))
-    rows, starts = torch.randn(6, 4), torch.tensor([0, 2, 2, 5])
-    torch.library.opcheck(sum_groups, (rows, torch.randperm(6), starts))
 
 
-def test_groups_are_summed_in_order_and_in_float32_at_least() -> None:
-    rows = torch.tensor([[1e8], [1.0], [-1e8], [7.0]])
-    order, starts = torch.tensor([0, 1, 2, 0, 2, 1, 3]), torch.tensor([0, 3, 6])
-    assert sum_groups(rows, order, starts).tolist() == [[0.0], [1.0]]
-    assert sum_groups(rows.bfloat16(), order, starts).dtype == torch.float32
-    assert sum_groups(rows.double(), order, starts).tolist() == [[1.0], [1.0]]
-
-
-def test_the_reference_sums_without_atomics() -> None:
+def test_gradients_are_summed_without_atomics() -> None:
+    args = arguments().with_leaves(*TABLES)
+    embeds = assemble_embeddings(*args)
     with OperatorNames() as operators:
-        reference.sum_groups(torch.randn(6, 4), torch.randperm(6), torch.tensor([0, 2, 2, 5]))
+        embeds.backward(torch.ones_like(embeds))
     atomic = {
         "aten::index_add_",
         "aten::index_add",
@@ -291,9 +282,8 @@ def test_compiled_kernels_do_not_spill(capability: int, dtype: torch.dtype) -> N
         kernels.assemble(ids, ids, vision, queries, meta(32000, 4096), *scaled, dtype)
         odd = (vision.float()[..., :4095], queries.float()[:, :4095], meta(32000, 4095), None, None, None)
         kernels.assemble(ids, ids, *odd, dtype)
-        kernels.sum_groups(meta(4096, 4096), meta(256, dtype=torch.long), meta(65, dtype=torch.long))
-    assert [launch.name for launch in launches] == ["copy_rows", "copy_rows", "sum_rows"]
-    assert [compiled(launch, capability).spills for launch in launches] == [0, 0, 0]
+    assert [launch.name for launch in launches] == ["copy_rows", "copy_rows"]
+    assert [compiled(launch, capability).spills for launch in launches] == [0, 0]
 
 
 @pytest.mark.gpu

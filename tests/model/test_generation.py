@@ -207,6 +207,21 @@ def test_previews_lead_to_the_finished_image(script: Callable) -> None:
     assert steps[0].preview().tobytes() != image_done.picture.tobytes()
 
 
+def test_the_scheduler_of_the_call_draws_the_image(script: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    script(lambda n: DREAM if n == 0 else END)
+    names: list[str | None] = []
+    create = MODEL.image_decoder.scheduler
+
+    def scheduler(name: str | None = None) -> object:
+        names.append(name)
+        return create(name)
+
+    monkeypatch.setattr(MODEL.image_decoder, "scheduler", scheduler)
+    events = list(MODEL.generate("x", steps=2, scheduler="ddim"))
+    assert set(names) == {"ddim"} and len(names) > 1  # checked before the text, then created for the image
+    assert [event.steps for event in events if isinstance(event, DenoisingStep)] == [2, 2]
+
+
 def test_guidance_1_needs_no_unconditional_pass(script: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     script(lambda n: DREAM if n == 0 else END)
     monkeypatch.setattr(DreamModel, "dream_states", None)

@@ -204,7 +204,7 @@ def test_conditions_are_dropped_image_by_image(monkeypatch: pytest.MonkeyPatch) 
 
 
 KERNELS = (
-    *(f"dreamkit.kernels.query_projection.{name}" for name in ("row_blocks", "norm", "projection")),
+    *(f"dreamkit.kernels.query_projection.{name}" for name in ("norm", "projection")),
     "dreamkit.kernels.assemble_embeddings.kernels",
 )
 DENSE = {"model.condition_projector": {"name": "mlp", "depth": 3}}

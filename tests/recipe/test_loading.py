@@ -154,6 +154,18 @@ def test_an_earlier_key_is_read_as_the_current_one(
     assert load_recipe(str(path), overrides, registry).loss.denoising == 3
 
 
+def test_an_earlier_key_is_read_inside_an_interpolation(base: Path, registry: Registry) -> None:
+    path = write(base.parent / "earlier.yaml", "extends: base.yaml\nloss: {vm: 5, lm: '${loss.vm}'}\n")
+    recipe = load_recipe(str(path), (), registry)
+    assert (recipe.loss.lm, recipe.loss.denoising) == (5, 5)
+
+
+def test_a_problem_names_the_earlier_key_that_was_written(base: Path, registry: Registry) -> None:
+    path = write(base.parent / "earlier.yaml", "extends: base.yaml\nloss:\n  vm: -1\n")
+    (problem,) = problems(path, registry)
+    assert (problem.where, problem.key) == (f"{path}:3 (written as vm)", "loss.denoising")
+
+
 def test_an_earlier_key_beside_the_current_one_is_refused(base: Path, registry: Registry) -> None:
     path = write(base.parent / "both.yaml", "extends: base.yaml\nloss: {vm: 3, denoising: 3}\n")
     (problem,) = problems(path, registry)

@@ -374,3 +374,12 @@ def test_a_check_of_parametrize_raises_for_a_broken_part():
     bound = {param.id: param.values[0] for param in mark[1]}
     with pytest.raises(ContractError, match=r"^expected projected\.shape.*\n  spec_agrees: "):
         bound["spec_agrees"]()
+
+
+def test_a_check_is_found_by_its_earlier_name():
+    from dreamkit_diffusers.stable_diffusion import StableDiffusion
+
+    build = contracts.tiny_part(StableDiffusion)
+    with pytest.warns(DeprecationWarning, match="'sample_seed' is now called 'draw_seed'"):
+        (outcome,) = contracts.verify("image_decoder", build, only="sample_seed", quick=True).outcomes
+    assert (outcome.check, outcome.result) == ("draw_seed", "passed")

@@ -1,4 +1,4 @@
-"""Triton kernels: input embeddings in one launch, sums of some of their gradients in another.
+"""A Triton kernel: input embeddings in one launch.
 
 R rows of embeddings in sequence, D width.
 """
@@ -10,10 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dreamkit.kernels.tensors import accumulation_dtype, unit_stride_rows
+from dreamkit.kernels.tensors import unit_stride_rows
 
 COPY_BLOCK = 2048  # columns that one program copies
-SUM_ROWS, SUM_BLOCK = 16, 128  # rows and columns that one program sums at a time
 
 
 @triton.jit
@@ -78,33 +77,6 @@ def copy_rows(
                 _copy(target, added, added_row, added_stride, columns, inside, scale)
 
 
-@triton.jit
-def sum_rows(
-    sums: tl.tensor,
-    rows: tl.tensor,
-    order: tl.tensor,
-    starts: tl.tensor,
-    stride: int,
-    dim: int,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> None:
-    """Sum a block of columns of one group, row by row in order."""
-    group = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = columns < dim
-    first, end = tl.load(starts + group), tl.load(starts + group + 1)
-    total = tl.zeros([BLOCK], dtype=sums.dtype.element_ty)
-    while first < end:  # the interpreter of Triton 3.6 has no range of loaded numbers
-        places = first + tl.arange(0, ROWS)
-        row = tl.load(order + places, mask=places < end, other=0)
-        mask = (places < end)[:, None] & inside[None, :]
-        values = tl.load(rows + row[:, None] * stride + columns[None, :], mask=mask, other=0.0)
-        total += tl.sum(values.to(total.dtype), axis=0)
-        first += ROWS
-    tl.store(sums + group * dim + columns, total, mask=inside)
-
-
 def assemble(
     ids_BT: Tensor,
     slots_BT: Tensor,
@@ -146,22 +118,3 @@ def assemble(
             BLOCK=block,
         )
     return embeds_BTD
-
-
-def sum_groups(rows_RD: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-    """Sum the rows of each group, (G, D), like the reference."""
-    rows, dim, groups = unit_stride_rows(rows_RD), rows_RD.shape[1], len(starts) - 1
-    sums = torch.empty(groups, dim, dtype=accumulation_dtype(rows.dtype), device=rows.device)
-    block = min(triton.next_power_of_2(dim), SUM_BLOCK)
-    if groups:
-        sum_rows[(groups, triton.cdiv(dim, block))](
-            sums,
-            rows,
-            order.contiguous(),
-            starts.contiguous(),
-            rows.stride(0),
-            dim,
-            ROWS=SUM_ROWS,
-            BLOCK=block,
-        )
-    return sums

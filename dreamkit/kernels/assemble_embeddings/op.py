@@ -73,27 +73,6 @@ def _(
     return weight.new_empty(*ids_BT.shape, weight.shape[1], dtype=_dtype(weight, added))
 
 
-@custom_op(
-    "dreamkit::sum_groups", mutates_args=(), schema="(Tensor rows, Tensor order, Tensor starts) -> Tensor"
-)
-@on_its_device
-def sum_groups(rows: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-    """Sum the rows of each group, (G, D), in a fixed order and in float32 at least.
-
-    Group g has the rows `order[starts[g] : starts[g + 1]]`; rows after the last start are in no group.
-    """
-    if usable(rows):
-        from dreamkit.kernels.assemble_embeddings import kernels
-
-        return kernels.sum_groups(rows, order, starts)
-    return reference.sum_groups(rows, order, starts)
-
-
-@sum_groups.register_fake
-def _(rows: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-    return rows.new_empty(starts.shape[0] - 1, rows.shape[1], dtype=accumulation_dtype(rows.dtype))
-
-
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ids, slots, vision_rows, vision, query_rows, queries, weight, added, added_rows, scale, ctx.padding_id = (
         inputs
@@ -113,24 +92,26 @@ def _gradients(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
     if needs_vision:  # each vision token has exactly one row
         vision = grad_RD[vision_rows.flatten()].view(ctx.vision_shape).to(ctx.vision_dtype)
     if needs_queries:
-        blocks, count = query_rows.shape
-        starts = torch.arange(count + 1, device=query_rows.device) * blocks
-        queries = sum_groups(grad_RD, query_rows.t().flatten(), starts).to(ctx.queries_dtype)
+        sums = grad_RD[query_rows].sum(0, dtype=accumulation_dtype(grad_RD.dtype))
+        queries = sums.to(ctx.queries_dtype)
     if needs_weight or needs_added:
         is_word = (slots < 0).flatten()
         added_row = torch.full_like(ids, -1).flatten() if added_rows is None else added_rows[ids].flatten()
-        if needs_added:
-            keys, order = torch.where(is_word & (added_row >= 0), added_row, ctx.added).sort(stable=True)
-            starts = torch.searchsorted(keys, torch.arange(ctx.added + 1, device=keys.device))
-            added = _scale(sum_groups(grad_RD, order, starts), scale, ctx.added_dtype)
+        # rows of the words' table, then those of added tokens; the key after them collects everything else
+        words = ctx.words if needs_weight else 0
+        count = words + (ctx.added if needs_added else 0)
+        keys = torch.full_like(added_row, count)
         if needs_weight:
             is_original = is_word & (added_row < 0)
             if ctx.padding_id is not None:
                 is_original &= ids.flatten() != ctx.padding_id
-            # torch's own sum, which sorts and uses no atomics; one more row collects everything else
-            keys = torch.where(is_original, ids.flatten(), ctx.words)
-            sums = torch.ops.aten.embedding_dense_backward(grad_RD, keys, ctx.words + 1, ctx.words, False)
-            weight = _scale(sums[: ctx.words], scale, ctx.weight_dtype)
+            keys = torch.where(is_original, ids.flatten(), keys)
+        if needs_added:
+            keys = torch.where(is_word & (added_row >= 0), words + added_row, keys)
+        # torch's own sum, which sorts and uses no atomics
+        sums = torch.ops.aten.embedding_dense_backward(grad_RD, keys, count + 1, count, False)
+        weight = _scale(sums[:words], scale, ctx.weight_dtype) if needs_weight else None
+        added = _scale(sums[words:count], scale, ctx.added_dtype) if needs_added else None
     return None, None, None, vision, None, queries, weight, added, None, None, None
 
 

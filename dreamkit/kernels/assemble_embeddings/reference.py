@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from dreamkit.kernels.tensors import accumulation_dtype
-
 
 def look_up(
     ids: Tensor,
@@ -44,16 +42,3 @@ def fill_slots(
     embeds = embeds.index_copy(0, vision_rows_NV.flatten(), vision_NVD.flatten(0, 1).to(embeds.dtype))
     embeds = embeds.index_copy(0, query_rows_KQ.flatten(), queries.to(embeds.dtype))
     return embeds.view_as(embeds_BTD)
-
-
-def sum_groups(rows_RD: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-    """Sum the rows of each group, (G, D), in a fixed order and in float32 at least.
-
-    Group g has the rows `order[starts[g] : starts[g + 1]]`; rows after the last start are in no group.
-    """
-    group = torch.searchsorted(starts[1:], torch.arange(len(order), device=order.device), right=True)
-    # torch's scatter that sorts, so that it needs no atomics
-    sums = torch.ops.aten.embedding_dense_backward(
-        rows_RD[order].to(accumulation_dtype(rows_RD.dtype)), group, len(starts), -1, False
-    )
-    return sums[:-1]

@@ -1,4 +1,4 @@
-"""Dream states projected into a decoder's context: rows are gathered, dropped, normalized and projected.
+"""Dream states projected into a decoder's context: rows are gathered, normalized and projected.
 
 R rows of hidden states, N images, Q dream queries, D language width, C context width, P pooled width.
 """
@@ -30,16 +30,13 @@ def query_projection(
     eps: float,
     offset: float,
     layers: Sequence[Layer],
-    drop_N: Tensor | None = None,
-    unconditional: Tensor | None = None,
     pooled: Layer | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the context (N, Q, C) of each image's dream states, and a pooled vector (N, P) of their mean.
 
     `hidden_RD`, (R, D) or (B, T, D), is before the final norm, x / rms(x) * (offset + `norm_weight`). Image n has
-    `queries` rows, starting at `base_N[n]` (int64), or at `unconditional` (int64, no dimensions) if `drop_N[n]` is
-    true. The rows of two images are identical or disjoint. `layers` have GELU between them. `pooled` is one layer, or
-    None for no pooled vector.
+    `queries` rows, starting at `base_N[n]` (int64). The rows of two images are identical or disjoint. `layers` have
+    GELU between them. `pooled` is one layer, or None for no pooled vector.
 
     The norm is computed in float32 at least, and rounded once, to the dtype of the first layer's weight or to
     autocast's. (The last bit can differ from a library that also rounds before the norm's weight, as transformers does
@@ -50,7 +47,7 @@ def query_projection(
     layers = [_cast(layer, hidden_RD) for layer in layers]
     (weight, bias), *rest = layers
     hidden_RD = hidden_RD.reshape(-1, hidden_RD.shape[-1])
-    norm = (hidden_RD, base_N, drop_N, unconditional, queries, norm_weight, eps, offset)
+    norm = (hidden_RD, base_N, queries, norm_weight, eps, offset)
     vector = None
     is_small = is_fused(base_N.shape[0] * queries, hidden_RD.dtype, weight.dtype)
     if is_small and pooled is None and usable(hidden_RD):

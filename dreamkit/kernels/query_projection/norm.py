@@ -12,7 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dreamkit.kernels.query_projection.row_blocks import Blocks, block_start
 from dreamkit.kernels.tensors import accumulation_dtype, unit_stride_rows
 
 WEIGHT_ROWS, WEIGHT_COLUMNS = 32, 128  # read by one program of `sum_norm_weight` at a time
@@ -25,8 +24,6 @@ def norm_rows(
     rstd: tl.tensor,
     hidden: tl.tensor,
     base: tl.tensor,
-    drop: tl.tensor | None,
-    unconditional: tl.tensor | None,
     norm_weight: tl.tensor,
     stride: int,
     queries: int,
@@ -39,7 +36,7 @@ def norm_rows(
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     inside = column < dim
-    source = block_start(row // queries, row >= 0, base, drop, unconditional) + row % queries
+    source = tl.load(base + row // queries) + row % queries
     x = tl.load(hidden + source * stride + column, mask=inside, other=0.0).to(rstd.dtype.element_ty)
     scale = 1 / tl.sqrt(tl.sum(x * x, axis=0) / dim + EPS)
     factor = OFFSET + tl.load(norm_weight + column, mask=inside, other=0.0).to(x.dtype)
@@ -54,8 +51,6 @@ def scatter_rows(
     grad: tl.tensor,
     hidden: tl.tensor,
     base: tl.tensor,
-    drop: tl.tensor | None,
-    unconditional: tl.tensor | None,
     norm_weight: tl.tensor,
     rstd: tl.tensor,
     stride: int,
@@ -74,8 +69,8 @@ def scatter_rows(
     row = tl.program_id(0)
     image, query = row // queries, row % queries
     every = tl.arange(0, IMAGES)
-    starts = block_start(every, every < images, base, drop, unconditional)
-    start = block_start(image, image < images, base, drop, unconditional)
+    starts = tl.load(base + every, mask=every < images, other=0)
+    start = tl.sum(tl.where(every == image, starts, 0), axis=0)  # a second load would spill registers
     sharing = (starts == start) & (every < images)
     if tl.min(tl.where(sharing, every, IMAGES), axis=0) == image:
         column = tl.arange(0, BLOCK)
@@ -100,8 +95,6 @@ def sum_norm_weight(
     grad: tl.tensor,
     hidden: tl.tensor,
     base: tl.tensor,
-    drop: tl.tensor | None,
-    unconditional: tl.tensor | None,
     rstd: tl.tensor,
     stride: int,
     rows: int,
@@ -120,7 +113,7 @@ def sum_norm_weight(
     for first in range(part * share, tl.minimum(part * share + share, rows), ROWS):
         row = first + tl.arange(0, ROWS)
         is_row = row < rows
-        source = block_start(row // queries, is_row, base, drop, unconditional) + row % queries
+        source = tl.load(base + row // queries, mask=is_row, other=0) + row % queries
         mask = is_row[:, None] & is_column[None, :]
         g = tl.load(grad + row.to(tl.int64)[:, None] * dim + column[None, :], mask=mask, other=0.0)
         x = tl.load(hidden + source[:, None] * stride + column[None, :], mask=mask, other=0.0)
@@ -131,7 +124,7 @@ def sum_norm_weight(
 
 def query_states(
     hidden_RD: Tensor,
-    blocks: Blocks,
+    base_N: Tensor,
     queries: int,
     norm_weight: Tensor,
     eps: float,
@@ -140,7 +133,7 @@ def query_states(
 ) -> tuple[Tensor, Tensor]:
     """Compute the normalized rows (N, Q, D) and 1 / rms of each (N, Q), like the reference."""
     hidden = unit_stride_rows(hidden_RD)
-    images, dim = blocks.base_N.shape[0], hidden.shape[1]
+    images, dim = base_N.shape[0], hidden.shape[1]
     states = hidden.new_empty(images, queries, dim, dtype=dtype)
     rstd = hidden.new_empty(images, queries, dtype=accumulation_dtype(hidden.dtype))
     if images:
@@ -148,7 +141,7 @@ def query_states(
             states,
             rstd,
             hidden,
-            *blocks,
+            base_N.contiguous(),
             norm_weight.contiguous(),
             hidden.stride(0),
             queries,
@@ -161,7 +154,7 @@ def query_states(
 
 
 def hidden_gradient(
-    grad_NQD: Tensor, hidden_RD: Tensor, blocks: Blocks, norm_weight: Tensor, rstd_NQ: Tensor, offset: float
+    grad_NQD: Tensor, hidden_RD: Tensor, base_N: Tensor, norm_weight: Tensor, rstd_NQ: Tensor, offset: float
 ) -> Tensor:
     """Compute the gradient (R, D) of the hidden states, like the reference."""
     hidden = unit_stride_rows(hidden_RD)
@@ -172,7 +165,7 @@ def hidden_gradient(
             grad_hidden,
             grad_NQD.contiguous(),
             hidden,
-            *blocks,
+            base_N.contiguous(),
             norm_weight.contiguous(),
             rstd_NQ,
             hidden.stride(0),
@@ -187,7 +180,7 @@ def hidden_gradient(
 
 
 def norm_weight_gradient(
-    grad_NQD: Tensor, hidden_RD: Tensor, blocks: Blocks, norm_weight: Tensor, rstd_NQ: Tensor
+    grad_NQD: Tensor, hidden_RD: Tensor, base_N: Tensor, norm_weight: Tensor, rstd_NQ: Tensor
 ) -> Tensor:
     """Compute the gradient (D,) of the norm's weight, like the reference."""
     hidden = unit_stride_rows(hidden_RD)
@@ -200,7 +193,7 @@ def norm_weight_gradient(
             parts,
             grad_NQD.contiguous(),
             hidden,
-            *blocks,
+            base_N.contiguous(),
             rstd_NQ,
             hidden.stride(0),
             rows,

@@ -11,27 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
-from torch.utils.flop_counter import register_flop_formula
 
 from dreamkit.kernels import on_its_device, usable
 from dreamkit.kernels.query_projection import reference
 from dreamkit.kernels.tensors import accumulation_dtype
 
-_BLOCKS = "Tensor hidden_RD, Tensor base_N, Tensor? drop_N, Tensor? unconditional"
-_NORM = "SymInt queries, Tensor norm_weight, float eps, float offset"
+_NORM = "Tensor hidden_RD, Tensor base_N, SymInt queries, Tensor norm_weight, float eps, float offset"
 
 
 @custom_op(
     "dreamkit::query_states",
     mutates_args=(),
-    schema=f"({_BLOCKS}, {_NORM}, ScalarType dtype) -> (Tensor, Tensor)",
+    schema=f"({_NORM}, ScalarType dtype) -> (Tensor, Tensor)",
 )
 @on_its_device
 def query_states(
     hidden_RD: Tensor,
     base_N: Tensor,
-    drop_N: Tensor | None,
-    unconditional: Tensor | None,
     queries: int,
     norm_weight: Tensor,
     eps: float,
@@ -41,11 +37,9 @@ def query_states(
     """Compute each image's normalized rows (N, Q, D) in `dtype`, and 1 / rms of each (N, Q), without a gradient."""
     if usable(hidden_RD):
         from dreamkit.kernels.query_projection import norm
-        from dreamkit.kernels.query_projection.row_blocks import Blocks
 
-        blocks = Blocks.of(base_N, drop_N, unconditional)
-        return norm.query_states(hidden_RD, blocks, queries, norm_weight, eps, offset, dtype)
-    rows_NQ = reference.rows_of(base_N, drop_N, unconditional, queries)
+        return norm.query_states(hidden_RD, base_N, queries, norm_weight, eps, offset, dtype)
+    rows_NQ = reference.rows_of(base_N, queries)
     return reference.query_states(hidden_RD, rows_NQ, norm_weight, eps, offset, dtype)
 
 
@@ -53,8 +47,6 @@ def query_states(
 def _(
     hidden_RD: Tensor,
     base_N: Tensor,
-    drop_N: Tensor | None,
-    unconditional: Tensor | None,
     queries: int,
     norm_weight: Tensor,
     eps: float,
@@ -69,16 +61,14 @@ def _(
 @custom_op(
     "dreamkit::query_states_backward",
     mutates_args=(),
-    schema=f"(Tensor grad_NQD, {_BLOCKS}, Tensor norm_weight, Tensor rstd_NQ, float offset, bool needs_hidden, "
-    "bool needs_weight) -> (Tensor, Tensor)",
+    schema="(Tensor grad_NQD, Tensor hidden_RD, Tensor base_N, Tensor norm_weight, Tensor rstd_NQ, float offset, "
+    "bool needs_hidden, bool needs_weight) -> (Tensor, Tensor)",
 )
 @on_its_device
 def query_states_backward(
     grad_NQD: Tensor,
     hidden_RD: Tensor,
     base_N: Tensor,
-    drop_N: Tensor | None,
-    unconditional: Tensor | None,
     norm_weight: Tensor,
     rstd_NQ: Tensor,
     offset: float,
@@ -89,15 +79,13 @@ def query_states_backward(
     hidden, weight = hidden_RD.new_empty(0), norm_weight.new_empty(0)
     if usable(hidden_RD):
         from dreamkit.kernels.query_projection import norm
-        from dreamkit.kernels.query_projection.row_blocks import Blocks
 
-        blocks = Blocks.of(base_N, drop_N, unconditional)
         if needs_hidden:
-            hidden = norm.hidden_gradient(grad_NQD, hidden_RD, blocks, norm_weight, rstd_NQ, offset)
+            hidden = norm.hidden_gradient(grad_NQD, hidden_RD, base_N, norm_weight, rstd_NQ, offset)
         if needs_weight:
-            weight = norm.norm_weight_gradient(grad_NQD, hidden_RD, blocks, norm_weight, rstd_NQ)
+            weight = norm.norm_weight_gradient(grad_NQD, hidden_RD, base_N, norm_weight, rstd_NQ)
         return hidden, weight
-    rows_NQ = reference.rows_of(base_N, drop_N, unconditional, grad_NQD.shape[1])
+    rows_NQ = reference.rows_of(base_N, grad_NQD.shape[1])
     if needs_hidden:
         hidden = reference.hidden_gradient(grad_NQD, hidden_RD, rows_NQ, norm_weight, rstd_NQ, offset)
     if needs_weight:
@@ -110,8 +98,6 @@ def _(
     grad_NQD: Tensor,
     hidden_RD: Tensor,
     base_N: Tensor,
-    drop_N: Tensor | None,
-    unconditional: Tensor | None,
     norm_weight: Tensor,
     rstd_NQ: Tensor,
     offset: float,
@@ -125,14 +111,12 @@ def _(
 @custom_op(
     "dreamkit::query_projection",
     mutates_args=(),
-    schema=f"({_BLOCKS}, {_NORM}, Tensor weight, Tensor? bias) -> (Tensor, Tensor)",
+    schema=f"({_NORM}, Tensor weight, Tensor? bias) -> (Tensor, Tensor)",
 )
 @on_its_device
 def query_projection(
     hidden_RD: Tensor,
     base_N: Tensor,
-    drop_N: Tensor | None,
-    unconditional: Tensor | None,
     queries: int,
     norm_weight: Tensor,
     eps: float,
@@ -143,11 +127,9 @@ def query_projection(
     """Project the normalized rows to (N, Q, C) in `weight`'s dtype; also return 1 / rms, like `query_states`."""
     if usable(hidden_RD):
         from dreamkit.kernels.query_projection import projection
-        from dreamkit.kernels.query_projection.row_blocks import Blocks
 
-        blocks = Blocks.of(base_N, drop_N, unconditional)
-        return projection.query_projection(hidden_RD, blocks, queries, norm_weight, eps, offset, weight, bias)
-    rows_NQ = reference.rows_of(base_N, drop_N, unconditional, queries)
+        return projection.query_projection(hidden_RD, base_N, queries, norm_weight, eps, offset, weight, bias)
+    rows_NQ = reference.rows_of(base_N, queries)
     states, rstd = reference.query_states(hidden_RD, rows_NQ, norm_weight, eps, offset, weight.dtype)
     return F.linear(states, weight, bias), rstd
 
@@ -156,8 +138,6 @@ def query_projection(
 def _(
     hidden_RD: Tensor,
     base_N: Tensor,
-    drop_N: Tensor | None,
-    unconditional: Tensor | None,
     queries: int,
     norm_weight: Tensor,
     eps: float,
@@ -170,70 +150,50 @@ def _(
     return context, hidden_RD.new_empty(images, queries, dtype=accumulation_dtype(hidden_RD.dtype))
 
 
-@register_flop_formula(torch.ops.dreamkit.query_projection)
-def _flops(
-    hidden: Any,
-    base: Any,
-    drop: Any,
-    unconditional: Any,
-    queries: int,
-    norm: Any,
-    eps: float,
-    offset: float,
-    weight: Any,
-    bias: Any,
-    *args: Any,
-    **kwargs: Any,
-) -> int:
-    """Count a multiplication and an addition for each product of two numbers."""
-    return 2 * base[0] * queries * weight[0] * weight[1]
-
-
 def _save_states(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *blocks, _, norm_weight, _, ctx.offset, _ = inputs
-    ctx.save_for_backward(*blocks, norm_weight, output[1])
+    hidden, base, _, norm_weight, _, ctx.offset, _ = inputs
+    ctx.save_for_backward(hidden, base, norm_weight, output[1])
     ctx.set_materialize_grads(False)
 
 
 def _states_gradients(ctx: Any, grad_NQD: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_NQD is None:
-        return (None,) * 9
-    *blocks, norm_weight, rstd = ctx.saved_tensors
-    hidden, weight = _norm_gradients(ctx, grad_NQD, blocks, norm_weight, rstd)
-    return hidden, None, None, None, None, weight, None, None, None
+        return (None,) * 7
+    hidden, norm = _norm_gradients(ctx, grad_NQD, *ctx.saved_tensors)
+    return hidden, None, None, norm, None, None, None
 
 
 def _norm_gradients(
-    ctx: Any, grad_NQD: Tensor, blocks: list[Any], norm_weight: Tensor, rstd: Tensor
+    ctx: Any, grad_NQD: Tensor, hidden: Tensor, base: Tensor, norm_weight: Tensor, rstd: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[5]
-    hidden, weight = query_states_backward(
-        grad_NQD, *blocks, norm_weight, rstd, ctx.offset, needs_hidden, needs_weight
+    needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
+    grad_hidden, grad_weight = query_states_backward(
+        grad_NQD, hidden, base, norm_weight, rstd, ctx.offset, needs_hidden, needs_weight
     )
-    return hidden if needs_hidden else None, weight if needs_weight else None
+    return grad_hidden if needs_hidden else None, grad_weight if needs_weight else None
 
 
 def _save_projection(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *blocks, ctx.queries, norm_weight, ctx.eps, ctx.offset, weight, _ = inputs
-    ctx.save_for_backward(*blocks, norm_weight, weight, output[1])
+    hidden, base, ctx.queries, norm_weight, ctx.eps, ctx.offset, weight, _ = inputs
+    ctx.save_for_backward(hidden, base, norm_weight, output[1], weight)
     ctx.set_materialize_grads(False)
 
 
 def _projection_gradients(ctx: Any, grad_NQC: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     """Compute torch's products around the norm's gradients; a trained matrix needs the normalized rows again."""
     if grad_NQC is None:
-        return (None,) * 10
-    *blocks, norm_weight, weight, rstd = ctx.saved_tensors
+        return (None,) * 8
+    hidden, base, norm_weight, rstd, weight = ctx.saved_tensors
     grad_MC = grad_NQC.flatten(0, 1)
-    hidden = norm = matrix = bias = None
-    if ctx.needs_input_grad[8]:
-        states, _ = query_states(*blocks, ctx.queries, norm_weight, ctx.eps, ctx.offset, weight.dtype)
+    grad_hidden = grad_norm = matrix = bias = None
+    if ctx.needs_input_grad[6]:
+        states, _ = query_states(hidden, base, ctx.queries, norm_weight, ctx.eps, ctx.offset, weight.dtype)
         matrix = grad_MC.t() @ states.flatten(0, 1)
-    if ctx.needs_input_grad[9]:
+    if ctx.needs_input_grad[7]:
         bias = grad_MC.sum(0)
-    if ctx.needs_input_grad[0] or ctx.needs_input_grad[5]:
-        hidden, norm = _norm_gradients(ctx, grad_NQC @ weight, blocks, norm_weight, rstd)
-    return hidden, None, None, None, None, norm, None, None, matrix, bias
+    if ctx.needs_input_grad[0] or ctx.needs_input_grad[3]:
+        grad_hidden, grad_norm = _norm_gradients(ctx, grad_NQC @ weight, hidden, base, norm_weight, rstd)
+    return grad_hidden, None, None, grad_norm, None, None, matrix, bias
 
 
 query_states.register_autograd(_states_gradients, setup_context=_save_states)

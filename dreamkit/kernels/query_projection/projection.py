@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dreamkit.kernels.query_projection.row_blocks import Blocks, block_start
 from dreamkit.kernels.query_projection.tiles import tile
 from dreamkit.kernels.tensors import accumulation_dtype, unit_stride_rows
 
@@ -22,8 +21,6 @@ def project(
     rstd: tl.tensor,  # (M,), or the sums of squares (SPLITS, M)
     hidden: tl.tensor,
     base: tl.tensor,
-    drop: tl.tensor | None,
-    unconditional: tl.tensor | None,
     norm_weight: tl.tensor,
     weight: tl.tensor,
     bias: tl.tensor | None,
@@ -49,7 +46,7 @@ def project(
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     part = tl.program_id(2)
     is_row, is_column = row < rows, column < width
-    source = block_start(row // queries, is_row, base, drop, unconditional) + row % queries
+    source = tl.load(base + row // queries, mask=is_row, other=0) + row % queries
     squares = tl.zeros([ROWS], dtype=rstd.dtype.element_ty)
     total = tl.zeros([ROWS, COLUMNS], dtype=rstd.dtype.element_ty)
     share = tl.cdiv(tl.cdiv(dim, DEPTH), SPLITS) * DEPTH
@@ -117,7 +114,7 @@ def finish(
 
 def query_projection(
     hidden_RD: Tensor,
-    blocks: Blocks,
+    base_N: Tensor,
     queries: int,
     norm_weight: Tensor,
     eps: float,
@@ -132,7 +129,7 @@ def query_projection(
         norm_weight.contiguous(),
     )
     bias = None if bias is None else bias.contiguous()
-    images, (width, dim) = blocks.base_N.shape[0], weight.shape
+    images, (width, dim) = base_N.shape[0], weight.shape
     rows = images * queries
     chosen = tile(rows, width, dim, weight.dtype)
     context = weight.new_empty(images, queries, width)
@@ -145,7 +142,7 @@ def query_projection(
             parts,
             squares,
             hidden,
-            *blocks,
+            base_N.contiguous(),
             norm_weight,
             weight,
             bias,

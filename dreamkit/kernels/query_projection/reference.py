@@ -11,11 +11,8 @@ from torch import Tensor
 from dreamkit.kernels.tensors import accumulation_dtype
 
 
-def rows_of(base_N: Tensor, drop_N: Tensor | None, unconditional: Tensor | None, queries: int) -> Tensor:
-    """Return the rows (N, Q) of each image's queries, starting at its base, or at `unconditional` if it is dropped."""
-    if drop_N is not None:
-        assert unconditional is not None
-        base_N = torch.where(drop_N, unconditional, base_N)
+def rows_of(base_N: Tensor, queries: int) -> Tensor:
+    """Return the rows (N, Q) of each image's queries, starting at its base."""
     return base_N[:, None] + torch.arange(queries, device=base_N.device)
 
 

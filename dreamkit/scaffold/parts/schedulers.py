@@ -11,14 +11,10 @@ from dreamkit import DreamkitError, did_you_mean
 class Euler:
     """Euler's method in equal steps, with the interface of a diffusers scheduler, as dreamkit requires."""
 
-    init_noise_sigma = 1.0  # the variance of the initial noise is 1
     timesteps: Tensor
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         self.timesteps = torch.linspace(1, 0, num_inference_steps + 1, device=device)[:-1]
-
-    def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
-        return sample
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> tuple[Tensor]:
         return (sample - model_output / len(self.timesteps),)

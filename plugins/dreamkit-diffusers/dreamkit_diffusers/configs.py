@@ -282,7 +282,7 @@ def _check_schedule(configs: Configs) -> None:
     if not configs.is_valid("scheduler"):
         return
     try:
-        built = schedulers.build_for_check(config)
+        built = schedulers.create(None, config), schedulers.for_training(config)
     except Exception as error:  # diffusers raises any type of error about a wrong value
         configs.add_problem("scheduler", f"cannot build a noise schedule: {reason(error)}")
         return

@@ -60,7 +60,7 @@ class Schedulers(ABC):
 
     @abstractmethod
     def settings_for(self, class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the config with the keys of a class, whichever class wrote it."""
+        """Return the values of a config for a class, whichever class wrote them; other keys are ignored."""
 
     def keys(
         self, config: Mapping[str, Any], *, recipe: bool
@@ -117,18 +117,6 @@ class Schedulers(ABC):
             raise DreamkitError(f"{message}; {did_you_mean(name, self.table)}")
         class_name, fixed = self.table[name]
         return _create(class_name, self.settings_for(class_name, config), **fixed)
-
-    def build_for_check(self, config: Mapping[str, Any]) -> list[SchedulerMixin]:
-        """Create the config's own scheduler and the one for training, without other classes' keys.
-
-        With such keys, diffusers imports all of its schedulers.
-        """
-        schedulers = []
-        for class_name in (config.get("_class_name", self.default), self.default):
-            settings, known = self.settings_for(class_name, config), _parameters(class_name)
-            own = {key: value for key, value in settings.items() if key in known}
-            schedulers.append(getattr(diffusers, class_name)(**own))
-        return schedulers
 
 
 class NoiseSchedulers(Schedulers):
@@ -214,8 +202,8 @@ class FlowSchedulers(Schedulers):
     def settings_for(self, class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
         shift = self.shift(config)
         settings = {**config, "shift": shift, "flow_shift": shift, **self.flow_settings}
-        keys = _parameters(class_name).keys() - set(self.unsupported_spacings.get(class_name, ()))
-        return {key: value for key, value in settings.items() if key in keys}
+        unsupported = self.unsupported_spacings.get(class_name, ())
+        return {key: value for key, value in settings.items() if key not in unsupported}
 
 
 def draws_finite(scheduler: Any) -> bool:
@@ -247,7 +235,10 @@ def _defaults(class_name: str) -> dict[str, Any]:
 
 
 def _create(class_name: str, settings: Mapping[str, Any], **fixed: Any) -> SchedulerMixin:
-    return getattr(diffusers, class_name).from_config(settings, **fixed)
+    # diffusers would import all of its schedulers for a key of another class
+    known = _parameters(class_name)
+    own = {key: value for key, value in settings.items() if key in known}
+    return getattr(diffusers, class_name).from_config(own, **fixed)
 
 
 NOISE, FLOW = NoiseSchedulers(), FlowSchedulers()

@@ -48,16 +48,13 @@ def _mixing_layers(model: Any, layer: int, side: int) -> dict[str, nn.Module]:
         return hook
 
     hooks = [module.register_forward_pre_hook(record(name)) for name, module in candidates.items()]
-    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.requires_grad_(False).eval()  # nobody trains a model on the meta device
     try:
-        model.requires_grad_(False)
         with torch.device("meta"):
-            features(model.eval(), layer, torch.zeros(1, 3, side, side, requires_grad=True), stop_early=True)
+            features(model, layer, torch.zeros(1, 3, side, side, requires_grad=True), stop_early=True)
     finally:
         for hook in hooks:
             hook.remove()
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trainable[name])
     return {name: module for name, module in candidates.items() if name in called[1:] and name != called[0]}
 
 

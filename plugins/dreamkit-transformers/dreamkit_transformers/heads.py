@@ -18,8 +18,12 @@ SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "softcap")  # Gemma, 
 
 
 def logit_scales(config: Any) -> list[float]:
-    """Return the scales that a model of `config` may apply, in a fixed order: 1, then each number and its inverse."""
-    numbers = [getattr(config, name, None) or 1.0 for name in SCALES]
+    """Return the scales that a model of `config` may apply, in a fixed order: 1, then each number and its inverse.
+
+    Some configs have a word there, such as MPT's "inv_sqrt_d_model", which the library ignores.
+    """
+    values = [getattr(config, name, None) for name in SCALES]
+    numbers = [value for value in values if isinstance(value, int | float) and value]
     return [1.0, *numbers, *(1 / number for number in numbers)]
 
 

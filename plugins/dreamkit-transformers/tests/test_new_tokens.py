@@ -9,7 +9,7 @@ from dreamkit import DreamkitError
 from dreamkit_transformers.causal_lm import LanguageConfig
 from dreamkit_transformers.llama import Llama
 from dreamkit_transformers.tokenizers import byte_tokenizer
-from small_language import SMALL, SPEC, TOKENS, make
+from small_language import SMALL, SPEC, TOKENS, make, positions
 
 
 def part_with_too_few_rows(tmp_path):
@@ -75,6 +75,22 @@ def test_new_rows_start_near_the_mean_row():
     ):
         assert (rows - weight.mean(0)).abs().max() < weight.std()
         assert not torch.equal(rows[0], rows[1])
+
+
+@pytest.mark.parametrize("vocab_size", [260, 270])
+def test_gradients_reach_only_the_added_rows_in_use_of_a_frozen_model(vocab_size):
+    part = make(vocab_size=vocab_size)
+    part.add_tokens(TOKENS)
+    part.requires_grad_(False)
+    for parameter in part.added_token_parameters():
+        parameter.requires_grad_(True)
+    hidden = part(part.embed(torch.tensor([[1, 260, 9]])), *positions(3))
+    part.logits(part.final_norm(hidden)).logsumexp(-1).sum().backward()
+    new_embed, new_head = part.added_token_parameters()
+    assert new_embed.grad[0].abs().sum() > 0 and new_embed.grad[1].abs().sum() == 0
+    assert (new_head.grad.abs().sum(-1) > 0).all()
+    with_gradient = {name for name, parameter in part.named_parameters() if parameter.grad is not None}
+    assert with_gradient == {"new_embed", "new_head"}
 
 
 def test_embedding_runs_the_same_operators_for_any_ids_and_copies_nothing_to_the_host():

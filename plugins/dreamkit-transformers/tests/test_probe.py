@@ -51,6 +51,20 @@ MODELS = {
         1.0,
     ),
     "bloom": (BASE, False, True, False, 1.0),
+    "mpt with a word as scale": (
+        {
+            "d_model": 16,
+            "n_heads": 4,
+            "n_layers": 2,
+            "max_seq_len": 64,
+            "vocab_size": 260,
+            "logit_scale": "inv_sqrt_d_model",
+        },
+        True,
+        False,
+        False,
+        1.0,
+    ),
     "falcon": ({**BASE, "ffn_hidden_size": 24}, True, True, False, 1.0),
     "falcon alibi": ({**BASE, "ffn_hidden_size": 24, "alibi": True}, False, True, False, 1.0),
     "mamba2": (

@@ -67,5 +67,5 @@ def measure(folder: Path) -> dict[str, float]:
         "heldout_judge_accuracy": Judge.train().accuracy(common.to_pixels(rebuilt), heldout.labels),
         "latent_mean": float(scaled.mean()),
         "latent_std": float(scaled.std()),
-        "parameters": common.parameter_count(vae),
+        "parameters": vae.num_parameters(),
     }

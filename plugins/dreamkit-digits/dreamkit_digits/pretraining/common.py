@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from dreamkit_digits import digits
 
 WARMUP_STEPS = 100
+EMA_DECAY = 0.998
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -64,26 +66,10 @@ def cosine_adamw(
     return optimizer, LambdaLR(optimizer, factor)
 
 
-class Averaged:
-    """An exponential moving average of a module's parameters: a diffusion model samples better with it."""
-
-    def __init__(self, module: nn.Module, decay: float = 0.998) -> None:
-        self._module = module
-        self._decay = decay
-        self._means = [parameter.detach().clone() for parameter in module.parameters()]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Move the average one step towards the module's present parameters."""
-        torch._foreach_lerp_(self._means, list(self._module.parameters()), 1 - self._decay)
-
-    @torch.no_grad()
-    def apply(self) -> None:
-        """Give the module its averaged parameters."""
-        for parameter, mean in zip(self._module.parameters(), self._means, strict=True):
-            parameter.copy_(mean)
-
-
-def parameter_count(module: nn.Module) -> int:
-    """Return the number of the module's parameters."""
-    return sum(parameter.numel() for parameter in module.parameters())
+def averaged(module: nn.Module) -> AveragedModel:
+    """Return an exponential moving average of a module's parameters: a diffusion model samples better with it."""
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
+    average.update_parameters(
+        module
+    )  # the first call only copies: the average starts at the initial parameters
+    return average

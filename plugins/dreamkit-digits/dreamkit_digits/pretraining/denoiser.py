@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ def train(folder: Path, steps: int = STEPS) -> None:
     ids = prompt_ids(tokenizer, [phrases.naming(digit) for digit in range(10)] + [""])
     learned = [p for p in [*unet.parameters(), *encoder.parameters()] if p.requires_grad]
     optimizer, schedule = common.cosine_adamw(learned, RATE, steps)
-    averages = common.Averaged(unet), common.Averaged(encoder)
+    averages: list[Any] = [common.averaged(unet), common.averaged(encoder)]
     for chosen in common.batches(len(pictures), BATCH, steps, "unet", generator):
         spread = torch.randn(posterior.mean[chosen].shape, generator=generator)
         latents = (posterior.mean[chosen] + posterior.std[chosen] * spread) * vae.config.scaling_factor
@@ -139,14 +140,13 @@ def train(folder: Path, steps: int = STEPS) -> None:
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         schedule.step()
-        for average in averages:
-            average.update()
-    for average in averages:
-        average.apply()
+        for average, module in zip(averages, (unet, encoder), strict=True):
+            average.update_parameters(module)
     scheduler.save_pretrained(folder / "scheduler")
     tokenizer.save_pretrained(folder / "tokenizer")
-    encoder.save_pretrained(folder / "text_encoder")
-    unet.half().save_pretrained(folder / "unet")
+    average_unet, average_encoder = (average.module for average in averages)
+    average_encoder.save_pretrained(folder / "text_encoder")
+    average_unet.half().save_pretrained(folder / "unet")
 
 
 @torch.no_grad()
@@ -162,13 +162,13 @@ def draw(folder: Path, prompts: list[str], steps: int, guidance: float, seed: in
     context = encoder(ids).last_hidden_state
     latents = torch.randn((len(prompts), 4, 8, 8), generator=torch.Generator().manual_seed(seed))
     for time in scheduler.timesteps:
-        wanted, null = unet(torch.cat([latents, latents]), time, context).sample.chunk(2)
-        latents = scheduler.step(null + guidance * (wanted - null), time, latents).prev_sample
+        conditional, null = unet(torch.cat([latents, latents]), time, context).sample.chunk(2)
+        latents = scheduler.step(null + guidance * (conditional - null), time, latents).prev_sample
     return common.to_pixels(vae.decode(latents / vae.config.scaling_factor).sample)
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Return how many of 500 drawings, 50 a digit, the judge reads as the digit that was asked for."""
+    """Return how many of 500 drawings, 50 a digit, the judge reads as the digit of the prompt."""
     digits = [digit for digit in range(10) for _ in range(SAMPLES // 10)]
     drawings = draw(folder, [phrases.naming(digit) for digit in digits], SAMPLING_STEPS, GUIDANCE, seed=0)
     unet = UNet2DConditionModel.from_pretrained(folder / "unet")
@@ -178,6 +178,6 @@ def measure(folder: Path) -> dict[str, float]:
         "samples": len(digits),
         "sampling_steps": SAMPLING_STEPS,
         "guidance": GUIDANCE,
-        "parameters": common.parameter_count(unet),
-        "text_encoder_parameters": common.parameter_count(encoder),
+        "parameters": unet.num_parameters(),
+        "text_encoder_parameters": encoder.num_parameters(),
     }

@@ -111,5 +111,5 @@ def measure(folder: Path) -> dict[str, float]:
         "trained_sum_accuracy": sums(list(phrases.TRAIN_PAIRS)),
         "held_out_sum_accuracy": sums(sorted(phrases.HELD_OUT_PAIRS)),
         "vocabulary": len(tokenizer),
-        "parameters": common.parameter_count(model),
+        "parameters": model.num_parameters(),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -89,7 +90,7 @@ def train(folder: Path, steps: int = STEPS) -> None:
     names, names_inside = Names(), Names()
     learned = [*tower.parameters(), *names.parameters(), *names_inside.parameters()]
     optimizer, schedule = common.cosine_adamw(learned, RATE, steps, DECAY)
-    average = common.Averaged(tower)
+    average: Any = common.averaged(tower)
     for chosen in common.batches(len(pictures), BATCH, steps, "siglip", generator):
         output = tower(augmented(pictures[chosen], generator), output_hidden_states=True)
         # The second term asks every token of the layer that is handed on for the digit. In a tower trained on
@@ -101,9 +102,8 @@ def train(folder: Path, steps: int = STEPS) -> None:
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         schedule.step()
-        average.update()
-    average.apply()
-    tower.save_pretrained(folder)
+        average.update_parameters(tower)
+    average.module.save_pretrained(folder)
     side = {"height": digits.IMAGE_SIZE, "width": digits.IMAGE_SIZE}
     SiglipImageProcessor(size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
 
@@ -124,5 +124,5 @@ def measure(folder: Path) -> dict[str, float]:
     return {
         "heldout_linear_probe_accuracy": float(probe.score(unseen.mean(1).numpy(), heldout.labels)),
         "feature_std": float(known.std()),
-        "parameters": common.parameter_count(tower),
+        "parameters": tower.num_parameters(),
     }

@@ -1,20 +1,22 @@
-"""The page of checks: python -m dreamkit.testing.listing > docs/plugins/checks.md"""
+"""The page of checks; `python tests/helpers/checks_page.py` writes docs/plugins/checks.md."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from dreamkit.testing import checks as _all  # noqa: F401  importing them registers them
 from dreamkit.testing.check import CHECKS, Check
 from dreamkit.testing.subject_kinds import KINDS
 
+PATH = Path(__file__).parents[2] / "docs" / "plugins" / "checks.md"
 HEAD = """# The checks
 
 Look up here what a check tests, and why. [Plug-ins](README.md) explains how to run the checks.
 
 (*) marks a check that is skipped if the part declares that it does not apply.
 
-`python -m dreamkit.testing.listing > docs/plugins/checks.md` writes this page from the checks' docstrings.
+`python tests/helpers/checks_page.py` writes this page from the checks' docstrings.
 """
 
 
@@ -45,4 +47,4 @@ def _table(checks: Iterable[Check]) -> str:
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    PATH.write_text(page(), encoding="utf-8")
