@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 
 from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean, locate
+from dreamkit_diffusers.keys import AVERAGING, Fixed
 from dreamkit_diffusers.networks import Network, reason
-from dreamkit_diffusers.schedulers import Schedulers
+from dreamkit_diffusers.schedulers import Schedulers, draws_finite
 from dreamkit_diffusers.values import count_error, describe_value, is_count
 
 KNOWN = "pkg:dreamkit_diffusers/known"  # config files of well-known hub models
@@ -24,13 +26,14 @@ class Layout:
     """The models of a kind of decoder, and the schedulers that fit its objective.
 
     `network` is the folder of the predicting network, and its name in the decoder. The other folders are `vae` and
-    `scheduler`.
+    `scheduler`. `fixed` has values of the models' keys, by model, that this decoder fixes besides those of the class.
     """
 
     network: str
     predictor: Network
     vae: Network
     schedulers: Schedulers
+    fixed: Mapping[str, Mapping[str, Fixed]] = field(default_factory=dict)
 
     @property
     def models(self) -> dict[str, Network]:
@@ -142,6 +145,8 @@ def read_configs(layout: Layout, config: PartConfig, *, weights: bool = False) -
         raise ConfigError({"": "missing 'pretrained' or 'config': name weights or configure random ones"})
     for name, model in layout.models.items():
         _check_class(configs, name, model)
+        fixed = {**model.keys.fixed, **layout.fixed.get(name, {})}
+        _check_values(configs, name, model.defaults, set(model.keys), fixed)
         _check_blocks(configs, name)
         if configs.folder is None and configs.is_valid(name):
             with torch.device("meta"):
@@ -158,7 +163,9 @@ def _from_recipe(layout: Layout, sections: Mapping[str, Any]) -> Configs:
     """
     valid = {name: sections[name] for name in layout.files if isinstance(sections.get(name), Mapping)}
     configs = Configs(layout, None, {name: dict(valid.get(name, {})) for name in layout.files})
-    _check_keys(configs, "", sections, layout.files)
+    for key in sections:
+        if key not in layout.files:
+            configs.add_problem(key, f"unknown key '{key}'; {did_you_mean(key, layout.files)}")
     for name, file in layout.files.items():
         if name not in sections:
             configs.add_problem(name, f"missing '{name}': set the values of a {file}")
@@ -166,9 +173,6 @@ def _from_recipe(layout: Layout, sections: Mapping[str, Any]) -> Configs:
             configs.add_problem(
                 name, f"expected a section with the values of a {file}, got {describe_value(sections[name])}"
             )
-    for name, model in layout.models.items():
-        _check_keys(configs, name, configs.raw[name], model.defaults)
-    _check_keys(configs, "scheduler", configs.raw["scheduler"], layout.schedulers.keys())
     if len(valid) < len(layout.files):
         configs.raise_problems()
     return configs
@@ -200,14 +204,42 @@ def _read(file: Path) -> dict[str, Any]:
     return values
 
 
-def _check_keys(configs: Configs, name: str, keys: Iterable[str], known: Iterable[str]) -> None:
-    """diffusers only warns about unknown keys. It writes keys that start with `_` itself."""
-    known = set(known)
-    for key in keys:
-        if key not in known and not str(key).startswith("_"):
-            configs.add_problem(
-                f"{name}.{key}" if name else key, f"unknown key '{key}'; {did_you_mean(key, known)}"
-            )
+def _check_values(
+    configs: Configs,
+    name: str,
+    defaults: Mapping[str, Any],
+    supported: Collection[str],
+    fixed: Mapping[str, Fixed],
+    foreign: Collection[str] = (),
+) -> None:
+    """Check that each key is `supported` and has no value that is excluded by `fixed`.
+
+    `defaults` are the keys of the installed class. A new release may have keys that are not supported yet; they must
+    have their defaults. `foreign` are keys of other classes, which the class ignores. diffusers only warns about
+    unknown keys. It writes keys that start with `_` itself.
+    """
+    for key, value in configs.raw[name].items():
+        if str(key).startswith("_"):
+            continue
+        if key in fixed:
+            if not fixed[key].accepts(value):
+                message = f"expected {describe_value(fixed[key].values[0])}, got {describe_value(value)}"
+                configs.add_problem(f"{name}.{key}", f"{message}; {fixed[key].remedy}")
+        elif key in defaults:
+            if key not in supported and value != defaults[key]:
+                message = f"expected {describe_value(defaults[key])}, got {describe_value(value)}"
+                remedy = (
+                    f"dreamkit-diffusers does not support this key of diffusers {diffusers.__version__} yet"
+                )
+                configs.add_problem(f"{name}.{key}", f"{message}; {remedy}")
+        elif key in foreign:
+            continue
+        elif configs.folder is None:
+            hint = did_you_mean(key, {*defaults, *foreign})
+            configs.add_problem(f"{name}.{key}", f"unknown key '{key}'; {hint}")
+        elif value is not None and key not in AVERAGING:
+            message = f"unknown key '{key}', which diffusers {diffusers.__version__} would ignore"
+            configs.add_problem(f"{name}.{key}", f"{message}; update diffusers or name another source")
 
 
 def _check_class(configs: Configs, name: str, model: Network) -> None:
@@ -243,6 +275,8 @@ def _numbers(value: Any) -> list[float]:
 
 def _check_schedule(configs: Configs) -> None:
     config, schedulers = configs.raw["scheduler"], configs.layout.schedulers
+    defaults, supported, foreign = schedulers.keys(config, recipe=configs.folder is None)
+    _check_values(configs, "scheduler", defaults, supported, schedulers.fixed, foreign)
     for key, message in schedulers.problems(config):
         configs.add_problem(f"scheduler.{key}", message)
     if not configs.is_valid("scheduler"):
@@ -257,3 +291,14 @@ def _check_schedule(configs: Configs) -> None:
         invalid = betas[~((betas >= 0) & (betas <= 1))]
         if invalid.numel():
             configs.add_problem("scheduler", f"expected betas from 0 to 1, got {invalid[0].item():.4g}")
+    if not configs.is_valid("scheduler"):
+        return
+    try:
+        is_finite = draws_finite(built[0])
+    except Exception as error:
+        configs.add_problem("scheduler", f"cannot draw with {type(built[0]).__name__}: {reason(error)}")
+        return
+    if not is_finite:
+        configs.add_problem(
+            "scheduler", f"expected finite latents, got NaN or inf from {type(built[0]).__name__}"
+        )

@@ -16,7 +16,7 @@ from dreamkit import Condition, DecoderSpec, ImageDecoder, PartConfig, SourceErr
 from dreamkit_diffusers.cached_condition import CachedCondition, Child, cast_condition, is_compiled
 from dreamkit_diffusers.configs import Configs, Layout, read_configs
 from dreamkit_diffusers.pixels import square_pixels
-from dreamkit_diffusers.values import count_error, is_count, number_error
+from dreamkit_diffusers.values import count_error, is_count, number_error, numbers_error
 
 Extras = Mapping[str, Tensor]
 
@@ -93,7 +93,7 @@ class LatentDecoder(ImageDecoder):
         _check_latents(configs)
         factor = cls._factor(vae)
         multiple = factor * cls._patch(network)
-        image_size = _image_size(config.image_size, configs, factor, multiple)
+        image_size = _image_size(config.image_size, cls.sample_size(configs), configs, factor, multiple)
         configs.raise_problems()
         return DecoderSpec(
             image_size=image_size,
@@ -106,9 +106,13 @@ class LatentDecoder(ImageDecoder):
         )
 
     @classmethod
-    @abstractmethod
     def check(cls, config: Any, configs: Configs) -> None:
         """Add to `configs` the problems of this decoder's settings, and of configs that do not fit each other."""
+
+    @classmethod
+    def sample_size(cls, configs: Configs) -> Any:
+        """Return the network's own size in latents, as its config has it."""
+        return configs.values[cls.layout.network]["sample_size"]
 
     @classmethod
     @abstractmethod
@@ -141,20 +145,34 @@ class LatentDecoder(ImageDecoder):
     def posterior(self, targets_NCHW: Tensor) -> tuple[Tensor, Tensor | None]:
         with self._vae_precision():
             encoded = self.vae.encode(targets_NCHW.to(self.vae.dtype))
-        scale = self.vae.config.scaling_factor
         if "latent_dist" not in encoded:
-            return (encoded.latent - self._shift) * scale, None
-        return (encoded.latent_dist.mean - self._shift) * scale, encoded.latent_dist.std * scale
+            shift, scale = self._normalization(encoded.latent)
+            return (encoded.latent - shift) * scale, None
+        posterior = encoded.latent_dist
+        shift, scale = self._normalization(posterior.mean)
+        return (posterior.mean - shift) * scale, posterior.std * scale
 
     def decode(self, latents: Tensor) -> Tensor:
         with self._vae_precision():
-            latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + self._shift
+            latents = latents.to(self.vae.dtype)
+            shift, scale = self._normalization(latents)
+            latents = latents / scale + shift
             images = self.vae.decode(latents).sample
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
-    @property
-    def _shift(self) -> float:
-        return self.vae.config.get("shift_factor") or 0.0
+    def _normalization(self, like: Tensor) -> tuple[Any, Any]:
+        """Return shift and scale between the autoencoder's latents x and the network's: (x - shift) * scale.
+
+        Both are numbers, or have a value for each channel. The formulas are those of diffusers' pipelines.
+        """
+        config = self.vae.config
+        if config.get("latents_mean") is None:
+            return config.get("shift_factor") or 0.0, config.scaling_factor
+        mean, std = (
+            torch.tensor(config[key], device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
+            for key in ("latents_mean", "latents_std")
+        )
+        return mean, config.scaling_factor / std
 
     def _vae_precision(self) -> AbstractContextManager[Any]:
         """Disable autocast around an autoencoder that must compute in float32."""
@@ -205,7 +223,9 @@ class LatentDecoder(ImageDecoder):
         return self.layout.schedulers.create(name, self.schedule_config)
 
 
-def _image_size(image_size: int | None, configs: Configs, factor: int, multiple: int) -> int:
+def _image_size(
+    image_size: int | None, sample_size: Any, configs: Configs, factor: int, multiple: int
+) -> int:
     network = configs.layout.network
     expected = f"expected a positive multiple of {multiple} pixels"
     if multiple != factor:
@@ -214,7 +234,6 @@ def _image_size(image_size: int | None, configs: Configs, factor: int, multiple:
         if image_size < 1 or image_size % multiple:
             configs.problems["image_size"] = f"{expected}, got {image_size}"
         return int(image_size)
-    sample_size = configs.values[network]["sample_size"]
     error = count_error(sample_size)
     if error is None and sample_size * factor % multiple:
         error = f"{expected}, got {sample_size}, which is {sample_size * factor} pixels"
@@ -243,3 +262,12 @@ def _check_latents(configs: Configs) -> None:
     configs.add_problem("vae.scaling_factor", number_error(vae["scaling_factor"]))
     if vae.get("shift_factor") is not None:
         configs.add_problem("vae.shift_factor", number_error(vae["shift_factor"], positive=False))
+    mean, std = vae.get("latents_mean"), vae.get("latents_std")
+    for key, value, other in (("latents_mean", mean, "latents_std"), ("latents_std", std, "latents_mean")):
+        if value is not None:
+            error = numbers_error(value, vae["latent_channels"], positive=key == "latents_std")
+            configs.add_problem(f"vae.{key}", error)
+        elif vae.get(other) is not None:
+            configs.add_problem(
+                f"vae.{key}", f"expected a list with '{other}', got null; set both or neither"
+            )

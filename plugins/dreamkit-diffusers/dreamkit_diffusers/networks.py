@@ -19,14 +19,16 @@ import diffusers
 import torch
 
 from dreamkit import SourceError
+from dreamkit_diffusers import keys
 
 
 @dataclass(frozen=True)
 class Network:
-    """A class of diffusers by `name`, and the file in `diffusers/models` that defines it."""
+    """A class of diffusers by `name`, the file in `diffusers/models` that defines it, and the keys of its configs."""
 
     name: str
     file: str
+    keys: keys.Keys
 
     @property
     def model_class(self) -> Any:
@@ -98,8 +100,10 @@ ATTENTION_LAYERS = tuple(
     for layer in ("to_q", "to_k", "to_v", "to_out.0")
 )
 
-UNET = Network("UNet2DConditionModel", "unets/unet_2d_condition.py")
-SD3_TRANSFORMER = Network("SD3Transformer2DModel", "transformers/transformer_sd3.py")
-SANA_TRANSFORMER = Network("SanaTransformer2DModel", "transformers/sana_transformer.py")
-KL = Network("AutoencoderKL", "autoencoders/autoencoder_kl.py")
-DC = Network("AutoencoderDC", "autoencoders/autoencoder_dc.py")
+UNET = Network("UNet2DConditionModel", "unets/unet_2d_condition.py", keys.UNET)
+SD3_TRANSFORMER = Network("SD3Transformer2DModel", "transformers/transformer_sd3.py", keys.SD3_TRANSFORMER)
+SANA_TRANSFORMER = Network(
+    "SanaTransformer2DModel", "transformers/sana_transformer.py", keys.SANA_TRANSFORMER
+)
+KL = Network("AutoencoderKL", "autoencoders/autoencoder_kl.py", keys.KL)
+DC = Network("AutoencoderDC", "autoencoders/autoencoder_dc.py", keys.DC)

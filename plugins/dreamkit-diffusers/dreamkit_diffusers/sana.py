@@ -11,7 +11,7 @@ from torch import Tensor
 from dreamkit import Condition
 from dreamkit_diffusers import networks
 from dreamkit_diffusers.cached_condition import Child, key_value_layers
-from dreamkit_diffusers.configs import Configs, Layout
+from dreamkit_diffusers.configs import Layout
 from dreamkit_diffusers.flow import FlowDecoder
 from dreamkit_diffusers.latent import Extras
 from dreamkit_diffusers.schedulers import FLOW
@@ -56,15 +56,6 @@ class Sana(FlowDecoder):
             "scaling_factor": 0.41407,
         }
         return cls.Config(config={"transformer": transformer, "vae": vae, "scheduler": {"shift": 3.0}})
-
-    @classmethod
-    def check(cls, config: FlowDecoder.Config, configs: Configs) -> None:
-        if configs.values["transformer"]["guidance_embeds"]:
-            configs.add_problem(
-                "transformer.guidance_embeds",
-                "expected false, got true (boolean); 'sana' does not support models that take a guidance scale as "
-                "input, such as Sana Sprint",
-            )
 
     @classmethod
     def condition_spec(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,14 +6,16 @@ A class is imported on use: some import scipy.
 from __future__ import annotations
 
 import inspect
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import diffusers
-from diffusers.schedulers import KarrasDiffusionSchedulers
+import torch
 
 from dreamkit import DreamkitError, did_you_mean
+from dreamkit_diffusers import keys
 from dreamkit_diffusers.values import count_error, describe_value, number_error
 
 if TYPE_CHECKING:
@@ -21,24 +23,36 @@ if TYPE_CHECKING:
 
 MAX_TIMESTEPS = 100_000
 
+# the methods of scheduler classes, by a part of their names, that no image decoder supports
+OTHER_METHODS = {
+    "EDM": "no image decoder of this plug-in scales inputs and outputs as EDM models need (arXiv 2206.00364); name "
+    "another source",
+    "LCM": "it draws from models distilled to a few steps (LCM); name the model that it was distilled from",
+    "TCD": "it draws from models distilled to a few steps (TCD); name the model that it was distilled from",
+}
+
+# the keys that decide the noise of each timestep, in training and when drawing
+NOISE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+
 Table = dict[str, tuple[str, dict[str, Any]]]
 
 
 class Schedulers(ABC):
     """The schedulers of one objective.
 
-    `table` maps a recipe's name to a class name and to the settings that replace the config's. `class_names` are the
-    classes that a config may name, if `accepts` agrees.
+    `table` maps a recipe's name to a class name and to the settings that replace the config's. `class_keys` maps each
+    class that a config may name to its keys. `fixed` are values of keys with which the objective is right.
     """
 
     objective: ClassVar[str]
     default: ClassVar[str]  # a class name
     table: ClassVar[Table]
-    class_names: ClassVar[Sequence[str]]
+    class_keys: ClassVar[Mapping[str, Collection[str]]]
+    fixed: ClassVar[Mapping[str, keys.Fixed]]
 
-    def accepts(self, class_name: str) -> bool:
+    def accepts(self, class_name: Any) -> bool:
         """Return True if a config may name this class."""
-        return class_name in self.class_names
+        return isinstance(class_name, str) and class_name in self.class_keys
 
     @abstractmethod
     def value_problems(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -48,9 +62,21 @@ class Schedulers(ABC):
     def settings_for(self, class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values of a config for a class, whichever class wrote them; other keys are ignored."""
 
-    def keys(self) -> set[str]:
-        """Return all keys that a config may have: one file serves many classes, each with its own keys."""
-        return {key for name in self.class_names if self.accepts(name) for key in _parameters(name)}
+    def keys(
+        self, config: Mapping[str, Any], *, recipe: bool
+    ) -> tuple[Mapping[str, Any], Collection[str], Collection[str]]:
+        """Return the defaults of the config's class, its supported keys, and keys of other classes.
+
+        One file serves many classes, each with its own keys. diffusers also writes into a file the keys of the class
+        that the config had before, which may be any. A `recipe` may have the keys of this objective's classes alone.
+        """
+        class_name = config.get("_class_name", self.default)
+        own = class_name if self.accepts(class_name) else self.default
+        foreign = {key for name in self.class_keys for key in _parameters(name)}
+        if not recipe and not foreign.issuperset(config):
+            names = (name for name in dir(diffusers) if name.endswith("Scheduler"))
+            foreign |= {key for name in names for key in _parameters(name)}
+        return _defaults(own), self.class_keys[own], foreign
 
     def problems(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Yield the key and the message of each invalid value of a config."""
@@ -61,9 +87,17 @@ class Schedulers(ABC):
         if self.accepts(class_name):
             yield from self.value_problems(config)
         else:
-            known = [name for name in self.class_names if self.accepts(name)]
             message = f"expected a scheduler class for {self.objective}, got '{class_name}'"
-            yield "_class_name", f"{message}; {did_you_mean(class_name, known)}"
+            yield "_class_name", f"{message}; {self._class_remedy(str(class_name))}"
+
+    def _class_remedy(self, class_name: str) -> str:
+        """Return what to do about a class of another method; one that diffusers lacks is misspelled."""
+        for part, remedy in OTHER_METHODS.items():
+            if part in class_name:
+                return remedy
+        if hasattr(diffusers, class_name):
+            return f"name another source, or one of {', '.join(sorted(self.class_keys))}"
+        return did_you_mean(class_name, self.class_keys)
 
     def for_training(self, config: Mapping[str, Any]) -> Any:
         """Create a scheduler of the default class, whichever class the config names."""
@@ -97,22 +131,26 @@ class NoiseSchedulers(Schedulers):
         "unipc": ("UniPCMultistepScheduler", {}),
         "euler": ("EulerDiscreteScheduler", {}),
     }
-    class_names = tuple(KarrasDiffusionSchedulers.__members__)
+    class_keys = keys.NOISE_SCHEDULERS
+    fixed = keys.NOISE_FIXED
     prediction_types = ("epsilon", "v_prediction", "sample")
-
-    def accepts(self, class_name: str) -> bool:
-        return super().accepts(class_name) and "beta_schedule" in _parameters(class_name)
 
     def value_problems(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         kind = config.get("prediction_type", "epsilon")
         if kind not in self.prediction_types:
             expected = ", ".join(self.prediction_types)
             yield "prediction_type", f"expected one of {expected}, got {describe_value(kind)}"
+        class_name, key = config.get("_class_name", self.default), "rescale_betas_zero_snr"
+        if config.get(key) and key not in self.class_keys[class_name]:
+            message = f"expected false with '{class_name}', which draws without it"
+            yield key, f"{message}, got {describe_value(config[key])}; set false"
 
     def settings_for(self, class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
         # These classes read each other's configs. Some have no such key, and DDPM's default clips latents, which are
         # not pixels, to [-1, 1].
-        return {"clip_sample": False, **config}
+        # Defaults of betas differ too, and training must add the noise that the config's own class removes.
+        defaults = _defaults(config.get("_class_name", self.default))
+        return {"clip_sample": False, **{key: defaults[key] for key in NOISE_KEYS}, **config}
 
 
 class FlowSchedulers(Schedulers):
@@ -125,12 +163,18 @@ class FlowSchedulers(Schedulers):
         "dpm-solver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
         "unipc": ("UniPCMultistepScheduler", {}),
     }
-    class_names = tuple(class_name for class_name, _ in table.values())
+    class_keys = keys.FLOW_SCHEDULERS
+    fixed = keys.FLOW_FIXED
     # turn a scheduler over betas into one of flow matching
     flow_settings: ClassVar[dict[str, Any]] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
     # Spacings of sigmas that a class computes from betas. Along straight lines it would draw NaN.
     unsupported_spacings: ClassVar[dict[str, tuple[str, ...]]] = {
-        "DPMSolverMultistepScheduler": ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"),
+        "DPMSolverMultistepScheduler": (
+            "use_karras_sigmas",
+            "use_exponential_sigmas",
+            "use_beta_sigmas",
+            "use_lu_lambdas",
+        ),
         "UniPCMultistepScheduler": ("use_exponential_sigmas", "use_beta_sigmas"),
     }
 
@@ -149,11 +193,6 @@ class FlowSchedulers(Schedulers):
             error = number_error(config.get(key, 1.0))
             if error is not None:
                 yield key, error
-        if config.get("use_dynamic_shifting"):
-            message = (
-                f"expected false, got {describe_value(config['use_dynamic_shifting'])}; set a fixed shift"
-            )
-            yield "use_dynamic_shifting", message
 
     def shift(self, config: Mapping[str, Any]) -> float:
         """Return the shift towards noisy times: sigma becomes shift sigma / (1 + (shift - 1) sigma)."""
@@ -167,8 +206,32 @@ class FlowSchedulers(Schedulers):
         return {key: value for key, value in settings.items() if key not in unsupported}
 
 
+def draws_finite(scheduler: Any) -> bool:
+    """Return True if a short drawing with a constant prediction has finite latents; use up the scheduler.
+
+    Raises:
+        Exception: the class does not support its settings; diffusers checks many only when drawing.
+    """
+    scale_input = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
+    generator = torch.Generator().manual_seed(0)
+    options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        # half of the timesteps at most: an offset may shift each of them
+        scheduler.set_timesteps(max(1, min(4, scheduler.config.num_train_timesteps // 2)))
+        latents = torch.ones(1, 4, 2, 2) * getattr(scheduler, "init_noise_sigma", 1.0)
+        for timestep in scheduler.timesteps:
+            noisy = scale_input(latents, timestep)
+            latents = scheduler.step(noisy / 2, timestep, latents, return_dict=False, **options)[0]
+    return bool(latents.isfinite().all())
+
+
 def _parameters(class_name: str) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(getattr(diffusers, class_name)).parameters
+
+
+def _defaults(class_name: str) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in _parameters(class_name).items()}
 
 
 def _create(class_name: str, settings: Mapping[str, Any], **fixed: Any) -> SchedulerMixin:

@@ -12,6 +12,7 @@ from dreamkit_diffusers import networks, tiny_configs
 from dreamkit_diffusers.cached_condition import Child
 from dreamkit_diffusers.configs import Configs, Layout
 from dreamkit_diffusers.flow import FlowDecoder
+from dreamkit_diffusers.keys import NO_MEAN
 from dreamkit_diffusers.latent import Extras
 from dreamkit_diffusers.schedulers import FLOW
 from dreamkit_diffusers.values import count_error, is_count
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class SD3(FlowDecoder):
     """A transformer over a context without mask and a pooled vector."""
 
-    layout = Layout("transformer", networks.SD3_TRANSFORMER, networks.KL, FLOW)
+    layout = Layout("transformer", networks.SD3_TRANSFORMER, networks.KL, FLOW, {"vae": NO_MEAN})
     transformer: SD3Transformer2DModel
     # the targets of diffusers' training script, without the second attention of SD3.5's blocks
     adapter_targets = tuple(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,35 @@ from dreamkit_diffusers.unet import UNetDecoder
 from dreamkit_diffusers.values import count_error
 
 TIME_IDS = 6  # original height and width, top and left of the crop, target height and width
+REFINER_TIME_IDS = 5  # original height and width, top and left of the crop, aesthetic score
+
+
+def is_refiner(folder: Path, unet: Mapping[str, Any]) -> bool:
+    """Return True if the UNet of a folder is an SDXL refiner: it takes five time ids.
+
+    Only the files of pipeline and text encoder name that. If a folder lacks them, the widths decide. The context of a
+    base model joins the states of two text encoders, and one of these computes the pooled vector, so the context is
+    wider. A refiner has one encoder, whose states and pooled vector have one width (arXiv 2307.01952, table 1).
+    """
+    dim, context = unet["addition_time_embed_dim"], unet["cross_attention_dim"]
+    width = unet["projection_class_embeddings_input_dim"]
+    as_base, as_refiner = width - TIME_IDS * dim, width - REFINER_TIME_IDS * dim
+    takes_score = _read_value(folder / "model_index.json", "requires_aesthetics_score")
+    if takes_score is not None:
+        return bool(takes_score)
+    pooled = _read_value(folder / "text_encoder_2" / "config.json", "projection_dim")
+    if pooled is not None:
+        return bool(pooled == as_refiner)
+    return bool(as_refiner == context or as_base > context)
+
+
+def _read_value(file: Path, key: str) -> Any:
+    """Return a value of a JSON file that a source may lack, or None."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values.get(key) if isinstance(values, dict) else None
 
 
 class SDXL(UNetDecoder):
@@ -55,6 +86,12 @@ class SDXL(UNetDecoder):
                 "unet.projection_class_embeddings_input_dim",
                 f"expected more than {TIME_IDS * dim}, got {width}; {TIME_IDS} numbers of addition_time_embed_dim "
                 f"{dim} each leave no room for a pooled vector",
+            )
+        elif configs.folder is not None and is_refiner(configs.folder, unet):
+            configs.add_problem(
+                "unet.projection_class_embeddings_input_dim",
+                f"expected {TIME_IDS} numbers of addition_time_embed_dim {dim} and the pooled vector of a base model, "
+                f"got {width}; this UNet is an SDXL refiner, which takes an aesthetic score; name a base model",
             )
 
     @classmethod

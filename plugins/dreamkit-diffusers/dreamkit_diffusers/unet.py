@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dreamkit_diffusers import networks, tiny_configs
 from dreamkit_diffusers.cached_condition import Child, key_value_layers
 from dreamkit_diffusers.configs import Configs, Layout
+from dreamkit_diffusers.keys import NO_SHIFT
 from dreamkit_diffusers.noise import NoiseDecoder
 from dreamkit_diffusers.schedulers import NOISE
 from dreamkit_diffusers.values import describe_value
@@ -16,8 +17,6 @@ from dreamkit_diffusers.values import describe_value
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-# settings of a UNet that replace or extend its context as condition
-CONDITION_SETTINGS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim")
 DECODERS = {None: "stable-diffusion", "text_time": "sdxl"}  # by addition_embed_type
 
 
@@ -27,7 +26,7 @@ class UNetDecoder(NoiseDecoder):
     `addition_embed_type` is this setting's value in the UNets of the decoder.
     """
 
-    layout = Layout("unet", networks.UNET, networks.KL, NOISE)
+    layout = Layout("unet", networks.UNET, networks.KL, NOISE, {"vae": NO_SHIFT})
     addition_embed_type: ClassVar[str | None] = None
     unet: UNet2DConditionModel
     adapter_targets = networks.ATTENTION_LAYERS
@@ -46,22 +45,18 @@ class UNetDecoder(NoiseDecoder):
     @classmethod
     def check(cls, config: NoiseDecoder.Config, configs: Configs) -> None:
         super().check(config, configs)
-        for key in CONDITION_SETTINGS:
-            value = configs.values["unet"][key]
-            is_addition = key == "addition_embed_type"
-            expected = cls.addition_embed_type if is_addition else None
-            if value == expected:
-                continue
-            remedy = (
-                f"use the image decoder '{DECODERS[value]}' for this UNet"
-                if is_addition and value in tuple(DECODERS)
-                else "no image decoder of this plug-in supports this UNet; name another one"
-            )
-            configs.add_problem(
-                f"unet.{key}",
-                f"expected {describe_value(expected)} for '{DECODERS[cls.addition_embed_type]}', "
-                f"got {describe_value(value)}; {remedy}",
-            )
+        value, expected = configs.values["unet"]["addition_embed_type"], cls.addition_embed_type
+        if value == expected:
+            return
+        remedy = (
+            f"use the image decoder '{DECODERS[value]}' for this UNet"
+            if value in tuple(DECODERS)
+            else "no image decoder of this plug-in supports this UNet; name another one"
+        )
+        configs.add_problem(
+            "unet.addition_embed_type",
+            f"expected {describe_value(expected)} for '{DECODERS[expected]}', got {describe_value(value)}; {remedy}",
+        )
 
     def condition_layers(self) -> Iterator[Child]:
         # imported here, after the UNet has loaded it: a spec needs none of diffusers' networks

@@ -49,3 +49,12 @@ def number_error(value: Any, *, positive: bool = True) -> str | None:
     if positive and value <= 0:
         return f"expected more than 0, got {value}"
     return None
+
+
+def numbers_error(value: Any, count: Any, *, positive: bool) -> str | None:
+    """Return why `value` is not a list of `count` finite numbers, above 0 if `positive`, or None if it is."""
+    if not isinstance(value, list | tuple):
+        return f"expected a list of {count} numbers, got {describe_value(value)}"
+    if len(value) != count:
+        return f"expected {count} numbers, one for each latent channel, got {len(value)}"
+    return next((error for item in value if (error := number_error(item, positive=positive))), None)

@@ -171,6 +171,18 @@ def test_half_precision_still_adds_the_little_noise_of_the_first_timesteps(cls: 
     torch.testing.assert_close(noisy.float(), 0.0003 * noise.float(), atol=0, rtol=0.01)
 
 
+@pytest.mark.parametrize("shift", [None, 0.3])
+def test_latents_are_the_autoencoders_scaled_and_shifted(shift: float | None) -> None:
+    decoder = tiny_decoder(SD3, vae={"scaling_factor": 0.5, "shift_factor": shift})
+    targets = torch.rand(2, 3, 16, 16, generator=seeded(1)) * 2 - 1
+    latents = decoder.encode(targets, seeded(2))
+    with torch.no_grad():
+        posterior = decoder.vae.encode(targets).latent_dist
+        images = decoder.vae.decode(posterior.sample(seeded(2))).sample
+    torch.testing.assert_close(latents, (posterior.sample(seeded(2)) - (shift or 0)) * 0.5)
+    torch.testing.assert_close(decoder.decode(latents), (images / 2 + 0.5).clamp(0, 1))
+
+
 def test_latents_of_a_deep_compression_autoencoder_are_scaled() -> None:
     decoder = tiny_decoder(Sana)
     targets = torch.rand(2, 3, 16, 16, generator=seeded(1)) * 2 - 1
@@ -271,6 +283,7 @@ def test_sanas_context_has_the_scale_of_metaquery() -> None:
             "transformer.sample_size",
             "got 7, which is 14 pixels; set",
         ),
+        (SD3, {"vae": {"shift_factor": "none"}}, "vae.shift_factor", "expected a finite number, got 'none'"),
         (
             SD3,
             {"transformer": {"sample_size": 32}},
@@ -314,13 +327,13 @@ def test_sanas_context_has_the_scale_of_metaquery() -> None:
             Sana,
             {"scheduler": {"_class_name": "DDPMScheduler"}},
             "scheduler._class_name",
-            "expected a scheduler class for flow matching, got 'DDPMScheduler'; did you mean",
+            "expected a scheduler class for flow matching, got 'DDPMScheduler'; name another source, or one of ",
         ),
         (
             Sana,
             {"scheduler": {"_class_name": "FlowMatchHeunDiscreteScheduler"}},
             "scheduler._class_name",
-            "Heun.*'; did you mean 'FlowMatchEulerDiscreteScheduler'",
+            "Heun.*'; name another source, or one of .*FlowMatchEulerDiscreteScheduler",
         ),
         (
             Sana,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dreamkit import Condition, ConfigError
+from dreamkit import Condition, ConfigError, SourceError
 from dreamkit_diffusers.pixels import square_pixels
 from dreamkit_diffusers.sdxl import SDXL
 from dreamkit_diffusers.stable_diffusion import StableDiffusion
+from library_pipelines import write_folder
 from tiny_decoders import condition_of, latents_of, seeded, tiny_config, tiny_decoder
 
 # diffusers' schedulers convert tensors to arrays in a way that NumPy 2 deprecates
@@ -102,6 +105,15 @@ def test_the_unet_gets_pooled_vector_and_time_ids(decoder: SDXL) -> None:
 def test_default_extras_are_of_uncropped_images(decoder: SDXL) -> None:
     extras = decoder.default_extras(2, (16, 24))
     assert torch.equal(extras["time_ids"], torch.tensor([[16.0, 24, 0, 0, 16, 24]] * 2))
+
+
+def test_latents_are_clipped_only_if_the_config_says_so() -> None:
+    """Many schedulers have no such setting, and DDPM's default is to clip."""
+    decoder = tiny_decoder(SDXL, scheduler={"_class_name": "EulerDiscreteScheduler"})
+    assert not decoder.schedule.config.clip_sample
+    assert not decoder.scheduler("ddpm").config.clip_sample
+    assert not decoder.scheduler("ddim").config.clip_sample
+    assert tiny_decoder(SDXL, scheduler={"clip_sample": True}).scheduler("ddim").config.clip_sample
 
 
 def test_missing_pooled_vectors_and_extras_are_named(decoder: SDXL) -> None:
@@ -196,3 +208,44 @@ def test_a_unet_of_another_kind_is_refused(cls: Any, unet: Any, key: str, messag
             method(config)
         actual = caught.value.problems[f"config.unet.{key}"]
         assert re.search(message, actual), actual
+
+
+@pytest.mark.parametrize(
+    ("unet", "files"),
+    [
+        # five time ids of 4 numbers and a pooled vector as wide as the context, as in the published refiner
+        ({"projection_class_embeddings_input_dim": 32}, {}),
+        (
+            {"projection_class_embeddings_input_dim": 44},
+            {},
+        ),  # as a base model's, the pooled vector would be wider
+        ({}, {"model_index.json": {"requires_aesthetics_score": True}}),
+        ({}, {"text_encoder_2/config.json": {"projection_dim": 14}}),
+    ],
+)
+def test_a_refiner_is_refused(unet: dict[str, Any], files: dict[str, Any], tmp_path: Path) -> None:
+    folder = write_folder(SDXL, tmp_path / "model", unet=unet)
+    write_files(folder, files)
+    with pytest.raises(
+        SourceError, match=r"projection_class.*: expected 6 .* SDXL refiner, .*name a base model"
+    ):
+        SDXL.infer_spec(SDXL.Config(pretrained=str(folder)))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"model_index.json": {"requires_aesthetics_score": False}},
+        {"text_encoder_2/config.json": {"projection_dim": 20}},
+    ],
+)
+def test_the_files_of_pipeline_and_text_encoder_decide(files: dict[str, Any], tmp_path: Path) -> None:
+    folder = write_folder(SDXL, tmp_path / "model", unet={"projection_class_embeddings_input_dim": 44})
+    write_files(folder, files)
+    assert SDXL.infer_spec(SDXL.Config(pretrained=str(folder))).pooled_dim == 20
+
+
+def write_files(folder: Path, files: dict[str, Any]) -> None:
+    for name, values in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(values))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,6 @@ def test_defaults_are_read_from_source_without_the_class(
 ) -> None:
     parameters = inspect.signature(network.model_class).parameters
     expected = {name: parameter.default for name, parameter in parameters.items()}
-    assert Network(network.name, "moved/elsewhere.py").defaults == expected
+    assert replace(network, file="moved/elsewhere.py").defaults == expected
     monkeypatch.setattr(Network, "model_class", property(lambda _: pytest.fail("the class was imported")))
-    assert Network(network.name, network.file).defaults == expected
+    assert replace(network).defaults == expected
