@@ -12,9 +12,15 @@ DreamkitError (ValueError)     any error that the user can fix; the command line
 """
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
+
+# Unicode's categories of control characters, surrogates, line and paragraph separators, and formats, which include
+# those that reverse the order of the text.
+_UNPRINTABLE: Final = ("Cc", "Cs", "Zl", "Zp", "Cf")
 
 
 class DreamkitError(ValueError):
@@ -87,6 +93,25 @@ class RecipeError(DreamkitError):
         super().__init__(
             "\n".join([f"the recipe has {count}:", *(f"  {problem}" for problem in self.problems)])
         )
+
+
+def printable(text: str | Path) -> str:
+    """Return a text or path with control characters and lone surrogates as escapes such as `\\x1b`; line breaks stay.
+
+    A terminal obeys some control characters: text from a file could move its cursor or clear it.
+    """
+    return "".join(
+        character
+        if character == "\n" or unicodedata.category(character) not in _UNPRINTABLE
+        else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in str(text)
+    )
+
+
+def excerpt(text: str, most: int = 80) -> str:
+    """Return a value for an error message: at most `most` characters, on one line, without control characters."""
+    start = printable(text[: most + 1]).replace("\n", "\\n")
+    return start if len(start) <= most else f"{start[: most - 3]}..."
 
 
 def did_you_mean(name: Any, names: Iterable[str]) -> str:

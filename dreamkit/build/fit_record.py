@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from dreamkit.errors import RecipeError, RecipeProblem, article
+from dreamkit.errors import RecipeError, RecipeProblem, article, excerpt
 from dreamkit.parts.projectors import Linear
 from dreamkit.parts.specs import DecoderSpec, LanguageSpec, ProjectorSpec, VisionSpec
 from dreamkit.recipe.places import config_problems
@@ -64,7 +64,8 @@ class Fit:
             expected = SPECS[kind].__name__
             self.problem(
                 key,
-                f"expected {article(expected)} {expected} from '{section.name}', got {spec!r}; fix its plug-in",
+                f"expected {article(expected)} {expected} from '{section.name}', got {excerpt(repr(spec))}; "
+                "fix its plug-in",
             )
         return None
 

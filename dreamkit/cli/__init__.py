@@ -8,7 +8,7 @@ from typing import NoReturn
 import typer
 
 from dreamkit.cli.app import app as app
-from dreamkit.errors import DreamkitError
+from dreamkit.errors import DreamkitError, printable
 
 
 def main() -> None:
@@ -24,5 +24,5 @@ def main() -> None:
 
 
 def _refuse(message: str) -> NoReturn:
-    typer.echo(f"dreamkit: {message}", err=True)
+    typer.echo(printable(f"dreamkit: {message}"), err=True)
     sys.exit(2)

@@ -11,7 +11,7 @@ import typer
 import typer.main
 from typer.core import TyperGroup
 
-from dreamkit.errors import PluginError
+from dreamkit.errors import PluginError, printable
 from dreamkit.registry.kinds import Registered
 from dreamkit.registry.registry import Registry
 from dreamkit.registry.targets import describe_error
@@ -60,7 +60,7 @@ class Commands(TyperGroup):
         sections: dict[str, list[tuple[str, str]]] = defaultdict(list)
         for name, registered in self._inside().items():
             heading = "Commands" if registered.is_own_command else f"Commands of {registered.origin}"
-            sections[heading].append((name, registered.component.summary))
+            sections[heading].append((name, printable(registered.component.summary)))
         for heading in sorted(sections):
             with formatter.section(heading):
                 formatter.write_dl(sections[heading])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
+
+from dreamkit.errors import printable
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="a recipe file, or the name of a shipped recipe")
@@ -24,8 +27,15 @@ Overrides = Annotated[
 
 def console() -> Console:
     """Return a console on standard output. It is wide if standard output is not a terminal, so that nothing is cut."""
-    out = Console(highlight=False, markup=False)
-    return out if out.is_terminal else Console(highlight=False, markup=False, width=200)
+    out = _SafeConsole(highlight=False, markup=False)
+    return out if out.is_terminal else _SafeConsole(highlight=False, markup=False, width=200)
+
+
+class _SafeConsole(Console):
+    """A console that escapes control characters in the strings that it prints, also in tables."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
 
 
 def print_by_origin(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -53,7 +63,7 @@ def print_lines(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     lines = [[" ".join(cell.split()) for cell in row] for row in (headers, *rows)]
     widths = _widths(lines)
     for line in lines:
-        typer.echo("  ".join(map(str.ljust, line, widths)).rstrip())
+        typer.echo(printable("  ".join(map(str.ljust, line, widths)).rstrip()))
 
 
 def _widths(rows: Iterable[Sequence[str]]) -> list[int]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image as PIL
 
-from dreamkit.errors import DocumentError
-from dreamkit.storage.paths import irregular_kind, printable
+from dreamkit.errors import DocumentError, printable
+from dreamkit.storage.paths import irregular_kind
 
 
 class ImageFolder:

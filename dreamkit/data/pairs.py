@@ -14,8 +14,7 @@ from dreamkit.data.record_keys import RecordKeys
 from dreamkit.data.records import ImagePaths, Records, open_picture, string_problem, text_problem
 from dreamkit.data.text_files import read_text
 from dreamkit.document import Document, Image, Text
-from dreamkit.errors import DocumentError
-from dreamkit.storage.paths import printable
+from dreamkit.errors import DocumentError, printable
 
 
 @dataclass(frozen=True)

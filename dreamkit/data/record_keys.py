@@ -9,8 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dreamkit.errors import did_you_mean
-from dreamkit.storage.paths import printable
+from dreamkit.errors import did_you_mean, printable
 
 
 def _words_of(*lines: str) -> frozenset[str]:

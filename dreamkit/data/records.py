@@ -14,10 +14,10 @@ from zlib import crc32
 from PIL import Image as PIL
 
 from dreamkit.data.text_files import HEAD, decode, open_regular, read_text, refuse_foreign
-from dreamkit.errors import DocumentError
+from dreamkit.errors import DocumentError, printable
 from dreamkit.parts.pictures import range_problem
 from dreamkit.recipe.tree import MAX_DEPTH, MAX_DIGITS, describe_value
-from dreamkit.storage.paths import irregular_kind, printable
+from dreamkit.storage.paths import irregular_kind
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import BinaryIO
 
-from dreamkit.errors import DocumentError
-from dreamkit.storage.paths import irregular_kind, printable
+from dreamkit.errors import DocumentError, printable
+from dreamkit.storage.paths import irregular_kind
 
 # The first bytes of formats that are often taken for text, with what makes text of them.
 FOREIGN = {

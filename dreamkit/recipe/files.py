@@ -14,10 +14,10 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dreamkit.errors import DreamkitError, RecipeProblem, did_you_mean
+from dreamkit.errors import DreamkitError, RecipeProblem, did_you_mean, excerpt
 from dreamkit.recipe.earlier_keys import current_path, with_current_keys
 from dreamkit.recipe.tree import BROKEN, Broken, Node, describe_value, parse
-from dreamkit.storage.paths import irregular_kind, written_path
+from dreamkit.storage.paths import irregular_kind, shown_path, written_path
 
 COMMAND_LINE = "command line"
 SUFFIXES = (".yaml", ".yml")
@@ -75,7 +75,7 @@ class RecipeFiles:
             names = [*self.shipped, *(str(Path(name).parent / other.name) for other in beside)]
             kind = irregular_kind(path) if path.exists() else None
             reason = f"'{path}' is {kind}, not a regular file" if kind else f"no file '{path}'"
-            message = f"unknown recipe '{name}': {reason}; {did_you_mean(name, names)}{self.unknown_hint}"
+            message = f"unknown recipe '{shown_path(name)}': {reason}; {did_you_mean(name, names)}{self.unknown_hint}"
         self._problem(where, key, message)
         self.complete = False
         return None
@@ -130,7 +130,7 @@ class RecipeFiles:
         steps = current_path(key.strip().split("."))
         if not equals or not all(steps):
             message = "expected key=value, such as train.steps=100, or the name of a recipe"
-            self._problem(COMMAND_LINE, text, message)
+            self._problem(COMMAND_LINE, excerpt(text), message)
             return tree
         leaf, problems = parse(value, lambda line: COMMAND_LINE, Path.cwd(), key.strip())
         self.problems += problems

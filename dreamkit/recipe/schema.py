@@ -16,7 +16,7 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args, get_origin
 
-from dreamkit.errors import DreamkitError, PluginError, RecipeProblem, did_you_mean
+from dreamkit.errors import DreamkitError, PluginError, RecipeProblem, did_you_mean, excerpt
 from dreamkit.recipe.fields import (
     LISTS,
     UNIONS,
@@ -198,7 +198,9 @@ class SchemaReader:
         if isinstance(value, float) and not math.isfinite(value):
             return self.problem(node, key, f"expected a finite number, got {value}")
         if isinstance(value, int) and abs(value) >= 2**63:
-            return self.problem(node, key, f"expected an integer of at most 64 bits, got {value}")
+            return self.problem(
+                node, key, f"expected an integer of at most 64 bits, got {excerpt(str(value))}"
+            )
         least, above, most, below = (metadata.get(name) for name in _BOUNDS)
         is_low = (least is not None and value < least) or (above is not None and value <= above)
         is_high = (most is not None and value > most) or (below is not None and value >= below)

@@ -13,8 +13,7 @@ from typing import Final, TypeAlias
 
 import yaml
 
-from dreamkit.errors import RecipeProblem
-from dreamkit.storage.paths import excerpt
+from dreamkit.errors import RecipeProblem, excerpt
 
 # far above any real recipe
 MAX_DEPTH = 50  # nested values
@@ -77,7 +76,7 @@ def describe_value(value: Value) -> str:
         case bool():
             return f"{str(value).lower()} (boolean)"
         case int():
-            return f"{value} (integer)"
+            return f"{excerpt(str(value))} (integer)"
         case float():
             return f"{value} (number)"
         case str():

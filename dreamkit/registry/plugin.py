@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint
 
 import pluggy
 
-from dreamkit.errors import did_you_mean
+from dreamkit.errors import did_you_mean, excerpt
 from dreamkit.registry import hookspecs
 from dreamkit.registry.hookspecs import PROJECT, Component
 from dreamkit.registry.kinds import KINDS, Problem, Registered, ShippedRecipe
@@ -86,7 +86,9 @@ class Plugin:
     def _add(self, kind: str, components: object) -> None:
         if not isinstance(components, Sequence) or not all(_is_component(c) for c in components):
             hook = KINDS[kind].hook
-            self._problem(f"expected dreamkit.Components of strings from {hook}, got {components!r}")
+            self._problem(
+                f"expected dreamkit.Components of strings from {hook}, got {excerpt(repr(components))}"
+            )
             return
         distribution = self.entry_point.dist
         assert distribution is not None, "importlib.metadata sets the distribution of entry points"

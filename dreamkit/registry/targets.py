@@ -7,7 +7,7 @@ import importlib
 import re
 from typing import Any
 
-from dreamkit.errors import PluginError, did_you_mean
+from dreamkit.errors import PluginError, did_you_mean, excerpt
 from dreamkit.registry.kinds import KINDS, Registered
 
 
@@ -15,7 +15,7 @@ def malformed_target(target: str) -> str | None:
     """Return why `target` has an invalid form, or None."""
     if re.fullmatch(r"\w+(\.\w+)*:\w+", target):
         return None
-    return f"expected a target of the form 'module:name', got {target!r}"
+    return f"expected a target of the form 'module:name', got {excerpt(repr(target))}"
 
 
 def import_target(registered: Registered) -> Any:

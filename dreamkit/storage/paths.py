@@ -1,12 +1,15 @@
-"""Paths as users write them, with `~` for a home folder; kinds of files; short excerpts of long text."""
+"""Paths as users write them, with `~` for a home folder, and kinds of files."""
 
 from __future__ import annotations
 
 import os
 import stat
 from pathlib import Path
+from typing import Final
 
-from dreamkit.errors import DreamkitError
+from dreamkit.errors import DreamkitError, excerpt, printable
+
+LONGEST_PATH: Final = 4096  # Linux's PATH_MAX; macOS has 1024
 
 
 def written_path(text: str | Path, folder: Path | None = None) -> Path:
@@ -22,7 +25,7 @@ def written_path(text: str | Path, folder: Path | None = None) -> Path:
         pass  # it may exist later, or for another user
     except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise DreamkitError(f"invalid path '{excerpt(str(text))}': {reason}") from error
+        raise DreamkitError(f"invalid path '{shown_path(text)}': {reason}") from error
     return path
 
 
@@ -47,12 +50,6 @@ def irregular_kind(path: Path) -> str | None:
     return None if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "a special file")
 
 
-def printable(text: str | Path) -> str:
-    """Return a text, such as the name of a file, with escapes for control characters and lone surrogates."""
-    return "".join(c if c.isprintable() else c.encode("unicode-escape").decode() for c in str(text))
-
-
-def excerpt(text: str, most: int = 80) -> str:
-    """Return the beginning of a text for an error message, in characters that can be printed."""
-    shown = text if len(text) <= most else f"{text[:most]}..."
-    return shown.encode(errors="backslashreplace").decode()
+def shown_path(path: str | Path) -> str:
+    """Return a path for an error message. It is whole, unless it is longer than any system's paths."""
+    return printable(str(path)) if len(str(path)) <= LONGEST_PATH else excerpt(str(path))

@@ -22,6 +22,7 @@ def describe_value(value: Any) -> str:
     if value is None:
         return "null"
     shown = str(value).lower() if isinstance(value, bool) else repr(value)
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
     name = next((name for kind, name in _TYPES.items() if isinstance(value, kind)), type(value).__name__)
     return f"{shown} ({name})"
 

@@ -1,0 +1,82 @@
+"""Values in error messages: short, on one line, and without control characters."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, strategies as st
+
+from dreamkit.cli.shared import console, print_lines
+from dreamkit.errors import DreamkitError, excerpt, printable
+from dreamkit.recipe.tree import Node, describe_value
+from dreamkit.storage.paths import shown_path, written_path
+
+texts = st.text(st.characters(), max_size=200)
+CLEAR = "\x1b[2J\x1b[H\x07\r\x9b2J\u202e"
+
+
+@given(texts)
+def test_a_printable_text_has_no_control_characters(text: str) -> None:
+    shown = printable(text)
+    assert all(
+        character == "\n" or unicodedata.category(character) not in ("Cc", "Cs", "Cf") for character in shown
+    )
+    assert shown.encode() is not None and printable(shown) == shown
+
+
+@given(texts)
+def test_an_excerpt_has_at_most_80_characters_on_one_line(text: str) -> None:
+    shown = excerpt(text)
+    assert len(shown) <= 80 and "\n" not in shown
+    if len(text) <= 80 and text.isprintable():
+        assert shown == text
+
+
+@given(
+    st.text(max_size=300)
+    | st.integers()
+    | st.integers(10**90, 10**99)
+    | st.floats()
+    | st.none()
+    | st.booleans()
+)
+def test_a_described_value_is_short(value: str | float | bool | None) -> None:
+    assert len(describe_value(Node.from_plain(value, "", Path()).value)) <= 80 + len("'' (string)")
+
+
+def test_a_path_is_never_shortened() -> None:
+    name = 300 * "x"
+    with pytest.raises(DreamkitError, match=name):
+        written_path(name)
+    assert shown_path(4000 * "x") == 4000 * "x"
+
+
+def test_a_wrong_value_is_shown_shortened(run: Callable[..., tuple[int, str, str]]) -> None:
+    for key in (
+        "train.steps",
+        "init",
+        "train.cache",
+        "train.trainable",
+        "model.dream_queries",
+        "train.schedule",
+    ):
+        code, out, err = run("check", "digits/stage1", f"{key}={65_000 * 'QUJD'}")
+        assert code == 2 and len(out + err) < 1000, key
+    code, out, err = run("check", "digits/stage1", 65_000 * "QUJD")
+    assert code == 2 and len(out + err) < 1000
+
+
+def test_control_characters_never_reach_the_terminal(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"bad{CLEAR}.yaml"
+    path.write_text('extends: digits/stage1\n"ke\\e[2Jy": 1\ntrain: {schedule: "\\e[2J"}\n')
+    code, out, err = run("check", path)
+    assert code == 2 and "\\x1b[2J" in err
+    console().print(f"a {CLEAR}")
+    print_lines(("name",), [(f"b {CLEAR}",)])
+    text = "".join([out, err, *capsys.readouterr()])
+    assert not any(character in text for character in CLEAR if not character.isprintable())
