@@ -2,8 +2,8 @@
 
 A recipe may extend others. Later ones are merged over earlier ones, and the recipe itself over all of them. Sections
 merge key by key, and lists are replaced. A key without a value replaces its section by null. If a section
-`model.X` names another part than the section below it, it replaces that section: options of one part do not apply to
-another.
+`model.X` or `data.N` names another component than the section below it, it replaces that section: options of one
+component do not apply to another.
 """
 
 from __future__ import annotations
@@ -48,9 +48,11 @@ class RecipeFiles:
             path = self._find(recipe, Path.cwd(), COMMAND_LINE, "recipe")
             tree = tree if path is None else self._merge(tree, self._read_file(path, ()), ())
         settings = [text for text in overrides if text not in recipes]
-        # `model.X.name=` goes first: to name another part replaces the section, with keys set before.
-        for text in sorted(settings, key=lambda text: _names_part(text.partition("=")[0]), reverse=True):
-            tree = self._override(tree, text)
+        parsed = [override for text in settings if (override := self._parse_override(text)) is not None]
+        # What replaces a section or list goes first, the outermost at the very first: it must not discard keys inside.
+        parsed.sort(key=lambda override: (0, len(override[0])) if _replaces(*override) else (1, 0))
+        for steps, leaf in parsed:
+            tree = self._set(tree, steps, leaf, ())
         return self._resolve(tree)
 
     def _is_recipe(self, override: str) -> bool:
@@ -124,17 +126,17 @@ class RecipeFiles:
                 self.complete = False
         return [base for base in bases if isinstance(base.value, str)]
 
-    def _override(self, tree: Node, text: str) -> Node:
-        """Return the tree with the override `a.b=value` merged over it."""
+    def _parse_override(self, text: str) -> tuple[tuple[str, ...], Node] | None:
+        """Return the path and the value of the override `a.b=value`; report it and return None if it is not one."""
         key, equals, value = text.partition("=")
         steps = current_path(key.strip().split("."))
         if not equals or not all(steps):
             message = "expected key=value, such as train.steps=100, or the name of a recipe"
             self._problem(COMMAND_LINE, excerpt(text), message)
-            return tree
+            return None
         leaf, problems = parse(value, lambda line: COMMAND_LINE, Path.cwd(), key.strip())
         self.problems += problems
-        return self._set(tree, steps, with_current_keys(leaf, steps), ())
+        return steps, with_current_keys(leaf, steps)
 
     def _set(self, base: Node, steps: Sequence[str], leaf: Node, path: tuple[str, ...]) -> Node:
         """Return `base` with `leaf` merged into it. `path` leads to `base`, and `steps` from there to `leaf`."""
@@ -153,7 +155,7 @@ class RecipeFiles:
                 return Node([*items[: int(step)], changed, *items[int(step) + 1 :]], base.where, base.folder)
             case dict(section):
                 changed = self._set(section.get(step, nothing), steps[1:], leaf, inner)
-                if _names_other_part(path, base, {step: changed}):
+                if _names_other(path, base, {step: changed}):
                     return Node({step: changed}, leaf.where, leaf.folder)
                 return Node({**section, step: changed}, base.where, base.folder)
             case None if not step.isdecimal():
@@ -173,7 +175,7 @@ class RecipeFiles:
         """Return `over` merged over `base`, which is at `path`."""
         if not isinstance(base.value, dict) or not isinstance(over.value, dict):
             return over
-        if _names_other_part(path, base, over.value):
+        if _names_other(path, base, over.value):
             return over
         merged = dict(base.value)
         for key, node in over.value.items():
@@ -219,14 +221,24 @@ def _is_interpolation(node: Node) -> bool:
     return isinstance(node.value, str) and "${" in node.value
 
 
-def _names_other_part(path: Sequence[str], base: Node, over: Mapping[str, Node]) -> bool:
-    """Return True if `path` is that of a part, `model.X`, and `over` names another part than `base` does."""
-    if len(path) != 2 or path[0] != "model":
-        return False
-    name = base.value.get("name") if isinstance(base.value, dict) else None
+def _is_component(path: Sequence[str]) -> bool:
+    """Return True if `path` is that of a section that names a component: `model.X` or `data.N`."""
+    return len(path) == 2 and path[0] in ("model", "data")
+
+
+def _names_other(path: Sequence[str], base: Node, over: Mapping[str, Node]) -> bool:
+    """Return True if `path` is that of a component, and `over` names another one than `base` does."""
+    name = base.value.get("name") if _is_component(path) and isinstance(base.value, dict) else None
     return name is not None and "name" in over and name.value != over["name"].value
 
 
-def _names_part(key: str) -> bool:
-    steps = key.strip().split(".")
-    return steps[:1] == ["model"] and steps[2:] == ["name"]
+def _replaces(path: tuple[str, ...], leaf: Node) -> bool:
+    """Return True if setting `path` to `leaf` may replace a section or list, rather than set keys in it."""
+    if isinstance(leaf.value, list) or (_is_component(path[:-1]) and path[-1] == "name"):
+        return True
+    if not isinstance(leaf.value, dict):
+        return False
+    names_component = _is_component(path) and "name" in leaf.value
+    return names_component or any(
+        _replaces((*path, key), item) for key, item in leaf.value.items() if len(path) < 2
+    )

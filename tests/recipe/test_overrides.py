@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,44 @@ def test_the_order_of_overrides_of_one_part_does_not_matter(
     overrides = ["model.condition_projector.name=mlp", "model.condition_projector.depth=1"]
     recipe = load_recipe(str(base), overrides[::-1] if reverse else overrides, registry)
     assert recipe.model.condition_projector.config.depth == 1
+
+
+@pytest.mark.parametrize("override", ["data.0={name: digits}", "data.0.name=digits"])
+def test_naming_another_data_set_replaces_its_section(base: Path, registry: Registry, override: str) -> None:
+    recipe = load_recipe(str(base), ["data.0.documents={reading: 1}", override], registry)
+    assert recipe.data[0].name == "digits" and recipe.data[0].weight == 1
+
+
+@pytest.mark.parametrize("override", ["data.0={name: pairs, direction: read}", "data.0.direction=read"])
+def test_naming_the_same_data_set_keeps_its_section(base: Path, registry: Registry, override: str) -> None:
+    recipe = load_recipe(str(base), [override], registry)
+    assert recipe.data[0].config.direction == "read" and recipe.data[0].weight == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "replacement"),
+    [
+        (["model.condition_projector.depth=5"], "model.condition_projector={name: mlp, hidden_dim: 7}"),
+        (["model.condition_projector.depth=5"], "model={condition_projector: {name: mlp, hidden_dim: 7}}"),
+        (["data.0.weight=5", "data.0.direction=read"], "data=[{name: pairs, path: x}]"),
+        (["data.0.weight=5", "data.0.documents.reading=1"], "data.0={name: digits}"),
+    ],
+)
+def test_no_order_of_overrides_loses_a_key(
+    base: Path, registry: Registry, keys: list[str], replacement: str
+) -> None:
+    recipes = [load_recipe(str(base), order, registry) for order in permutations([*keys, replacement])]
+    assert all(recipe == recipes[0] for recipe in recipes)
+    assert "5" in str((recipes[0].data[0].weight, recipes[0].model.condition_projector))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_key_that_the_other_component_lacks_is_reported(
+    base: Path, registry: Registry, reverse: bool
+) -> None:
+    overrides = ["model.condition_projector.depht=5", "model.condition_projector={name: mlp}"]
+    problem = only_problem(base, registry, *(overrides[::-1] if reverse else overrides))
+    assert problem.key == "model.condition_projector.depht" and "did you mean 'depth'?" in problem.message
 
 
 def test_overrides_are_applied_in_order(base: Path, registry: Registry) -> None:
