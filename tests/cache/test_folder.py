@@ -76,7 +76,10 @@ def flip_bit(folder: Path) -> None:
         ),
         (lambda folder: set_keys(folder, tables=[]), "cache.json: the cache is damaged; .*\n  tables: "),
         (lambda folder: set_keys(folder, tables={}), "tables: expected at least one, got none"),
-        (lambda folder: set_keys(folder, files={}), "files: expected 1 of 'features', got 0"),
+        (
+            lambda folder: set_keys(folder, files={}),
+            "files: expected names of 'features' numbered from 0, got none",
+        ),
         (
             lambda folder: replace_text(
                 folder, '"dtype": "float32",\n          "shape": [', '"dtype": "float33", "shape": ['

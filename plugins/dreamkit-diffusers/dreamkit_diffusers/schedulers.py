@@ -72,11 +72,12 @@ class Schedulers(ABC):
         """
         class_name = config.get("_class_name", self.default)
         own = class_name if self.accepts(class_name) else self.default
-        foreign = {key for name in self.class_keys for key in _parameters(name)}
-        if not recipe and not foreign.issuperset(config):
-            names = (name for name in dir(diffusers) if name.endswith("Scheduler"))
-            foreign |= {key for name in names for key in _parameters(name)}
-        return _defaults(own), self.class_keys[own], foreign
+        foreign = {*self.fixed}.union(*self.class_keys.values())
+        names = self.class_keys if recipe else [name for name in dir(diffusers) if name.endswith("Scheduler")]
+        defaults = _defaults(own)
+        if any(key not in foreign | defaults.keys() for key in config if not key.startswith("_")):
+            foreign |= {key for name in names for key in _parameters(name)}  # imports the classes
+        return defaults, self.class_keys[own], foreign
 
     def problems(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Yield the key and the message of each invalid value of a config."""
@@ -235,10 +236,10 @@ def _defaults(class_name: str) -> dict[str, Any]:
 
 
 def _create(class_name: str, settings: Mapping[str, Any], **fixed: Any) -> SchedulerMixin:
-    # diffusers would import all of its schedulers for a key of another class
+    # not by `from_config`, which imports all compatible classes, and scipy with them
     known = _parameters(class_name)
     own = {key: value for key, value in settings.items() if key in known}
-    return getattr(diffusers, class_name).from_config(own, **fixed)
+    return getattr(diffusers, class_name)(**{**own, **fixed})
 
 
 NOISE, FLOW = NoiseSchedulers(), FlowSchedulers()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dreamkit_diffusers.pixels import square_pixels
 
-MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16", "F"]
+MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16"]
 
 
 def noise_image(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -18,7 +18,7 @@ def noise_image(width: int, height: int, mode: str = "RGB") -> Image.Image:
     image = Image.fromarray(values)
     if mode == "I;16":
         return Image.fromarray(values[..., 0].astype(np.uint16) * 257)
-    return image.convert("L").convert(mode) if mode in ("I", "F", "LA", "PA") else image.convert(mode)
+    return image.convert("L").convert(mode) if mode in ("LA", "PA") else image.convert(mode)
 
 
 @settings(deadline=None, max_examples=60)
