@@ -7,15 +7,34 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import pytest
 import torch
 from torch import Tensor
 
+from dreamkit_diffusers import networks
 from dreamkit_diffusers.sana import Sana
 from dreamkit_diffusers.sd3 import SD3
 from dreamkit_diffusers.sdxl import SDXL
 from dreamkit_diffusers.stable_diffusion import StableDiffusion
 from tiny_decoders import condition_of, latents_of, seeded, tiny_config
 
+LIBRARY_WARNINGS = [
+    # diffusers' schedulers convert tensors to arrays in a way that NumPy 2 deprecates
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
+    # its pipeline warns of the settings that it replaces
+    pytest.mark.filterwarnings("ignore:The configuration file of:FutureWarning"),
+]
+NETWORKS = {
+    network.name: network
+    for network in (
+        networks.UNET,
+        networks.SD3_TRANSFORMER,
+        networks.SANA_TRANSFORMER,
+        networks.KL,
+        networks.DC,
+    )
+}
 STEPS = 4
 PIPELINES: dict[Any, Any] = {
     StableDiffusion: diffusers.StableDiffusionPipeline,

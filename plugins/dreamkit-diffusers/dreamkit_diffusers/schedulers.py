@@ -75,7 +75,8 @@ class Schedulers(ABC):
         foreign = {*self.fixed}.union(*self.class_keys.values())
         names = self.class_keys if recipe else [name for name in dir(diffusers) if name.endswith("Scheduler")]
         defaults = _defaults(own)
-        if any(key not in foreign | defaults.keys() for key in config if not key.startswith("_")):
+        known = foreign | defaults.keys()
+        if any(key not in known for key in config if not key.startswith("_")):
             foreign |= {key for name in names for key in _parameters(name)}  # imports the classes
         return defaults, self.class_keys[own], foreign
 

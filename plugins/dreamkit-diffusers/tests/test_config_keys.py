@@ -21,27 +21,11 @@ from dreamkit_diffusers.schedulers import FLOW, NOISE
 from dreamkit_diffusers.sd3 import SD3
 from dreamkit_diffusers.sdxl import SDXL
 from dreamkit_diffusers.stable_diffusion import StableDiffusion
-from library_pipelines import pipeline, write_folder
+from library_pipelines import LIBRARY_WARNINGS, NETWORKS, pipeline, write_folder
 from tiny_decoders import tiny_config
 
-pytestmark = [
-    # diffusers' schedulers convert tensors to arrays in a way that NumPy 2 deprecates
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
-    # its pipeline warns of the settings that it replaces
-    pytest.mark.filterwarnings("ignore:The configuration file of:FutureWarning"),
-]
+pytestmark = LIBRARY_WARNINGS
 
-NETWORKS = {
-    network.name: network
-    for network in (
-        networks.UNET,
-        networks.SD3_TRANSFORMER,
-        networks.SANA_TRANSFORMER,
-        networks.KL,
-        networks.DC,
-    )
-}
 Edit = Callable[..., None]
 
 

@@ -9,33 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from dreamkit_diffusers import networks
 from dreamkit_diffusers.keys import NOISE_SCHEDULERS
 from dreamkit_diffusers.sana import Sana
 from dreamkit_diffusers.sd3 import SD3
 from dreamkit_diffusers.sdxl import SDXL
 from dreamkit_diffusers.stable_diffusion import StableDiffusion
-from library_pipelines import drawings, write_folder
+from library_pipelines import LIBRARY_WARNINGS, NETWORKS, drawings, write_folder
 from tiny_decoders import tiny_decoder
 
-pytestmark = [
-    # diffusers' schedulers convert tensors to arrays in a way that NumPy 2 deprecates
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
-    # its pipeline warns of settings that it replaces
-    pytest.mark.filterwarnings("ignore:The configuration file of:FutureWarning"),
-]
+pytestmark = LIBRARY_WARNINGS
 
-NETWORKS = {
-    network.name: network
-    for network in (
-        networks.UNET,
-        networks.SD3_TRANSFORMER,
-        networks.SANA_TRANSFORMER,
-        networks.KL,
-        networks.DC,
-    )
-}
 Edit = Callable[..., None]
 
 
