@@ -15,7 +15,9 @@ from .errors import (
     RecipeError as RecipeError,
     SourceError as SourceError,
     TrainingError as TrainingError,
+    describe_error as describe_error,
     did_you_mean as did_you_mean,
+    library_errors as library_errors,
 )
 from .evaluation.task import Task as Task
 from .model.events import (
@@ -49,5 +51,6 @@ from .parts.vision import VisionEncoder as VisionEncoder
 from .recipe.loading import load_recipe as load_recipe
 from .registry.hookspecs import Component as Component, hookimpl as hookimpl
 from .registry.registry import Registry as Registry
+from .storage.json_files import read_json as read_json
 from .storage.sources import locate as locate
 from .training.run import train_recipe as train_recipe

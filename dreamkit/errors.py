@@ -13,7 +13,8 @@ DreamkitError (ValueError)     any error that the user can fix; the command line
 
 import difflib
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -112,6 +113,34 @@ def excerpt(text: str, most: int = 80) -> str:
     """Return a value for an error message: at most `most` characters, on one line, without control characters."""
     start = printable(text[: most + 1]).replace("\n", "\\n")
     return start if len(start) <= most else f"{start[: most - 3]}..."
+
+
+def describe_error(error: BaseException, most: int = 300) -> str:
+    """Return the type and message of a library's error: one line of at most `most` characters.
+
+    A library may repeat any content of a file in its message.
+    """
+    message = " ".join(str(error).split())
+    name = type(error).__name__
+    return excerpt(f"{name}: {message}" if message else name, most)
+
+
+@contextmanager
+def library_errors(place: str | Path, key: str = "pretrained") -> Iterator[None]:
+    """Raise any error of a library about the files of a source as a SourceError of `key`.
+
+    Libraries check few of the values in a file. A wrong one may raise any error, deep inside a constructor. The message
+    has `place`, the file or folder with what could not be made of it, then the library's reason.
+
+    Raises:
+        SourceError: any error but those of dreamkit.
+    """
+    try:
+        yield
+    except DreamkitError:
+        raise
+    except Exception as error:
+        raise SourceError(f"{printable(place)}: {describe_error(error)}", key) from error
 
 
 def did_you_mean(name: Any, names: Iterable[str]) -> str:

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, strategies as st
 
 from dreamkit.cli.shared import console, print_lines
-from dreamkit.errors import DreamkitError, excerpt, printable
+from dreamkit.errors import (
+    DreamkitError,
+    SourceError,
+    describe_error,
+    excerpt,
+    library_errors,
+    printable,
+)
+from dreamkit.recipe.places import config_problems
 from dreamkit.recipe.tree import Node, describe_value
 from dreamkit.storage.paths import shown_path, written_path
 
@@ -80,3 +88,30 @@ def test_control_characters_never_reach_the_terminal(
     print_lines(("name",), [(f"b {CLEAR}",)])
     text = "".join([out, err, *capsys.readouterr()])
     assert not any(character in text for character in CLEAR if not character.isprintable())
+
+
+@given(texts)
+def test_a_library_error_is_described_in_one_short_line(text: str) -> None:
+    shown = describe_error(KeyError(text * 10))
+    assert shown.startswith("KeyError") and len(shown) <= 300 and "\n" not in shown
+    assert printable(shown) == shown
+
+
+def test_a_library_error_becomes_an_error_about_the_file() -> None:
+    with (
+        pytest.raises(SourceError, match=r"^config\.json: invalid for GPT: TypeError: a b$") as caught,
+        library_errors("config.json: invalid for GPT", "tokenizer"),
+    ):
+        raise TypeError("a\nb")
+    assert caught.value.problems.keys() == {"tokenizer"}
+    with pytest.raises(DreamkitError, match=r"^as it is$"), library_errors("config.json"):
+        raise DreamkitError("as it is")
+
+
+def test_an_error_of_the_library_behind_a_part_names_the_source() -> None:
+    for error in (ValueError("of a library"), AttributeError("of a library")):
+        (problem,) = config_problems(error, "model.vision_encoder", {}, "./folder")
+        expected = f"the files of './folder' do not make this part: {type(error).__name__}: of a library"
+        assert problem.message.startswith(expected)
+        (problem,) = config_problems(error, "model.vision_encoder", {})
+        assert problem.message.endswith("of a library")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dreamkit.build.fit import fit
-from dreamkit.build.fit_record import FAILURES, Fit, part_section
+from dreamkit.build.fit_record import FAILURES, Fit, part_section, source_of
 from dreamkit.errors import ConfigError, RecipeError
 from dreamkit.model.adapters import adapt
 from dreamkit.model.model import DreamModel
@@ -111,4 +111,4 @@ def _call(fit: Fit, key: str, function: Callable[..., Any], *args: Any, **named:
     try:
         return function(*args, **named)
     except FAILURES as error:
-        raise RecipeError(config_problems(error, key, fit.recipe.places)) from error
+        raise RecipeError(config_problems(error, key, fit.recipe.places, source_of(args))) from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from dreamkit.errors import RecipeError, RecipeProblem, article, excerpt
 from dreamkit.parts.projectors import Linear
-from dreamkit.parts.specs import DecoderSpec, LanguageSpec, ProjectorSpec, VisionSpec
+from dreamkit.parts.specs import DecoderSpec, LanguageSpec, PartConfig, ProjectorSpec, VisionSpec
 from dreamkit.recipe.places import config_problems
 from dreamkit.recipe.sections import PARTS, ModelSection, PartSection, Recipe
 from dreamkit.registry.registry import Registry
@@ -48,7 +48,7 @@ class Fit:
         try:
             return function(*args, **named)
         except FAILURES as error:
-            self.problems += config_problems(error, key, self.recipe.places)
+            self.problems += config_problems(error, key, self.recipe.places, source_of(args))
             return None
 
     def infer_spec(self, kind: str, key: str, section: PartSection, **widths: int) -> Any:
@@ -86,6 +86,11 @@ class Fit:
             shapes[key] = f"{spec.in_tokens} x {spec.in_dim} -> {spec.out_tokens} x {spec.out_dim}"
         sections = {key: part_section(self.recipe.model, key) for key in PARTS if key in shapes}
         return [(key, section.name, shapes[key]) for key, section in sections.items() if section is not None]
+
+
+def source_of(arguments: Iterable[Any]) -> str | None:
+    """Return the source of the part's config among the arguments of a function, or None."""
+    return next((each.pretrained for each in arguments if isinstance(each, PartConfig)), None)
 
 
 def part_section(model: ModelSection, key: str) -> PartSection | None:

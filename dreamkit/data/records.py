@@ -17,6 +17,7 @@ from dreamkit.data.text_files import HEAD, decode, open_regular, read_text, refu
 from dreamkit.errors import DocumentError, printable
 from dreamkit.parts.pictures import range_problem
 from dreamkit.recipe.tree import MAX_DEPTH, MAX_DIGITS, describe_value
+from dreamkit.storage.json_files import is_deep
 from dreamkit.storage.paths import irregular_kind
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class Records:
         where = f"{self.name}:{line}"
         if not isinstance(record, dict):
             raise DocumentError(f"{where}: expected a record {{...}}, got {describe_value(record)}")
-        if _is_deep(record):
+        if is_deep(record, MAX_DEPTH):
             raise DocumentError(f"{where}: expected at most {MAX_DEPTH} nested values, got more")
         problem = check(record)
         if problem is not None:
@@ -180,21 +181,6 @@ def _skip_blank(text: str, position: int) -> int:
     while position < len(text) and text[position] in BLANK:
         position += 1
     return position
-
-
-def _is_deep(value: Any) -> bool:
-    """Return True if lists and sections are nested more than `MAX_DEPTH` deep."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            item
-            for each in level
-            for item in (each.values() if isinstance(each, dict) else each)
-            if isinstance(item, dict | list)
-        ]
-        if not level:
-            return False
-    return True
 
 
 def _checksum(line: bytes) -> int:

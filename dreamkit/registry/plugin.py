@@ -12,11 +12,11 @@ from importlib.metadata import EntryPoint
 
 import pluggy
 
-from dreamkit.errors import did_you_mean, excerpt
+from dreamkit.errors import describe_error, did_you_mean, excerpt
 from dreamkit.registry import hookspecs
 from dreamkit.registry.hookspecs import PROJECT, Component
 from dreamkit.registry.kinds import KINDS, Problem, Registered, ShippedRecipe
-from dreamkit.registry.targets import describe_error, malformed_target
+from dreamkit.registry.targets import malformed_target
 from dreamkit.storage.packages import package_folder
 
 CORE = "dreamkit.registry.core"
@@ -27,6 +27,7 @@ class Plugin:
 
     def __init__(self, entry_point: EntryPoint) -> None:
         self.entry_point = entry_point
+        self.origin = origin(entry_point)  # read once: each access parses the metadata
         self.components: list[Registered] = []
         self.recipes: list[ShippedRecipe] = []
         self.problems: list[Problem] = []
@@ -73,7 +74,7 @@ class Plugin:
             self._problem(f"{action} failed: {describe_error(error)}")
 
     def _problem(self, message: str) -> None:
-        self.problems.append(Problem(self.entry_point.name, origin(self.entry_point), message))
+        self.problems.append(Problem(self.entry_point.name, self.origin, message))
 
     def _call(self, caller: pluggy.HookCaller) -> list[object]:
         with self._contained(caller.name):
@@ -90,14 +91,14 @@ class Plugin:
                 f"expected dreamkit.Components of strings from {hook}, got {excerpt(repr(components))}"
             )
             return
-        distribution = self.entry_point.dist
-        assert distribution is not None, "importlib.metadata sets the distribution of entry points"
+        assert self.entry_point.dist is not None, "importlib.metadata sets the distribution of entry points"
+        distribution, _, version = self.origin.rpartition(" ")
         for component in components:
             reason = _invalid_name(component.name, KINDS[kind].words) or malformed_target(component.target)
             if reason:
                 self._problem(f"{kind} {component.name!r}: {reason}")
                 continue
-            source = distribution.name, distribution.version, self.entry_point.name
+            source = distribution, version, self.entry_point.name
             self.components.append(Registered(component, kind, *source, is_core=is_core(self.entry_point)))
 
     def _add_recipes(self, place: object) -> None:
@@ -107,9 +108,9 @@ class Plugin:
         except LookupError as error:
             self._problem(f"dreamkit_recipes returned {place!r}: {error.args[0]}")
             return
-        for path in sorted(root.rglob("*.yaml")):
+        for path in sorted(path for path in root.rglob("*.yaml") if path.is_file()):
             name = path.relative_to(root).with_suffix("").as_posix()
-            self.recipes.append(ShippedRecipe(name, path, origin(self.entry_point), self.entry_point.name))
+            self.recipes.append(ShippedRecipe(name, path, self.origin, self.entry_point.name))
 
 
 def is_core(entry_point: EntryPoint) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +10,17 @@ from typing import Any
 import diffusers
 import torch
 
-from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean, locate
+from dreamkit import (
+    ConfigError,
+    PartConfig,
+    SourceError,
+    describe_error,
+    did_you_mean,
+    locate,
+    read_json,
+)
 from dreamkit_diffusers.keys import AVERAGING, Fixed
-from dreamkit_diffusers.networks import Network, reason
+from dreamkit_diffusers.networks import Network
 from dreamkit_diffusers.schedulers import Schedulers, draws_finite
 from dreamkit_diffusers.values import count_error, describe_value, is_count
 
@@ -120,7 +127,7 @@ class Configs:
         try:
             return model.model_class.from_config(self.raw[name])
         except Exception as error:  # diffusers raises any type of error about a wrong value
-            self.add_problem(name, f"cannot build a {model.name}: {reason(error)}")
+            self.add_problem(name, f"cannot build a {model.name}: {describe_error(error)}")
             return None
 
 
@@ -138,7 +145,9 @@ def read_configs(layout: Layout, config: PartConfig, *, weights: bool = False) -
     if config.pretrained is not None:
         _check_known(layout, config)
         folder = locate(config.pretrained, list(layout.files.values()), weights=weights, known=KNOWN)
-        configs = Configs(layout, folder, {name: _read(folder / file) for name, file in layout.files.items()})
+        configs = Configs(
+            layout, folder, {name: read_json(folder / file) for name, file in layout.files.items()}
+        )
     elif config.config is not None:
         configs = _from_recipe(layout, {"scheduler": {}, **config.config})
     else:
@@ -192,16 +201,6 @@ def _check_known(layout: Layout, config: PartConfig) -> None:
             f"expected a folder {layout.network}/ in '{config.pretrained}', got {names}; "
             "name an image decoder made for this model"
         )
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SourceError(f"{file} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise SourceError(f"{file}: expected a JSON object, got {describe_value(values)}")
-    return values
 
 
 def _check_values(
@@ -284,7 +283,7 @@ def _check_schedule(configs: Configs) -> None:
     try:
         built = schedulers.create(None, config), schedulers.for_training(config)
     except Exception as error:  # diffusers raises any type of error about a wrong value
-        configs.add_problem("scheduler", f"cannot build a noise schedule: {reason(error)}")
+        configs.add_problem("scheduler", f"cannot build a noise schedule: {describe_error(error)}")
         return
     for scheduler in built:
         betas = getattr(scheduler, "betas", torch.zeros(1))
@@ -296,7 +295,9 @@ def _check_schedule(configs: Configs) -> None:
     try:
         is_finite = draws_finite(built[0])
     except Exception as error:
-        configs.add_problem("scheduler", f"cannot draw with {type(built[0]).__name__}: {reason(error)}")
+        configs.add_problem(
+            "scheduler", f"cannot draw with {type(built[0]).__name__}: {describe_error(error)}"
+        )
         return
     if not is_finite:
         configs.add_problem(

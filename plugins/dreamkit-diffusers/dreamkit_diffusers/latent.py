@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 import torch
+from PIL import Image as PIL
 from PIL.Image import Image as Picture
 from torch import Tensor, nn
 
-from dreamkit import Condition, DecoderSpec, ImageDecoder, PartConfig, SourceError
+from dreamkit import Condition, DecoderSpec, ImageDecoder, PartConfig, SourceError, library_errors
 from dreamkit_diffusers.cached_condition import CachedCondition, Child, cast_condition, is_compiled
 from dreamkit_diffusers.configs import Configs, Layout, read_configs
 from dreamkit_diffusers.pixels import square_pixels
 from dreamkit_diffusers.values import count_error, is_count, number_error, numbers_error
 
 Extras = Mapping[str, Tensor]
+_RUNNING: Final[set[tuple[type, str]]] = set()  # decoders and configs whose models run
+MAX_SIDE: Final = 8192  # in pixels; published decoders draw up to 4096
 
 
 class LatentDecoder(ImageDecoder):
@@ -79,7 +83,33 @@ class LatentDecoder(ImageDecoder):
         if config.pretrained is None:
             raise SourceError("missing 'pretrained': name a folder or a hub model with weights")
         configs = read_configs(cls.layout, config, weights=True)
-        return cls(config, cls._spec(config, configs), configs, configs.load_models())
+        spec = cls._spec(config, configs)
+        key = cls, json.dumps([configs.raw, spec.image_size], sort_keys=True)
+        if key not in _RUNNING:  # on small models, this takes longer than loading
+            with library_errors(f"'{config.pretrained}': its models do not run"):
+                cls.meta_modules(config).run_once()
+            _RUNNING.add(key)
+        return cls(config, spec, configs, configs.load_models())
+
+    def run_once(self) -> None:
+        """Encode, predict and decode one image on the meta device.
+
+        Raises:
+            Exception: values of the configs, which diffusers does not check, do not fit each other.
+        """
+        side = self.spec.image_size
+        extras = self.preprocess([PIL.new("RGB", (side, side))])[1]
+        with torch.device("meta"), torch.no_grad():
+            latents = self.posterior(torch.zeros(1, 3, side, side))[0]
+            context = torch.zeros(1, self.spec.context_tokens or 2, self.spec.context_dim)
+            pooled = None if self.spec.pooled_dim is None else torch.zeros(1, self.spec.pooled_dim)
+            timesteps = torch.zeros(1, dtype=torch.long)
+            on_meta = {name: extra.to("meta") for name, extra in extras.items()}
+            predicted = self.denoise(latents, timesteps, Condition(context, None, pooled), on_meta)
+            image = self.decode(latents)
+        if predicted.shape != latents.shape or image.shape != (1, 3, side, side):
+            shapes = f"a prediction {tuple(predicted.shape)} and an image {tuple(image.shape)}"
+            raise ValueError(f"latents {tuple(latents.shape)} give {shapes}, expected {(1, 3, side, side)}")
 
     @classmethod
     def _spec(cls, config: Any, configs: Configs) -> DecoderSpec:
@@ -233,8 +263,10 @@ def _image_size(
     if image_size is not None:
         if image_size < 1 or image_size % multiple:
             configs.problems["image_size"] = f"{expected}, got {image_size}"
+        elif image_size > MAX_SIDE:
+            configs.problems["image_size"] = f"expected at most {MAX_SIDE} pixels, got {image_size}"
         return int(image_size)
-    error = count_error(sample_size)
+    error = count_error(sample_size, MAX_SIDE // factor)
     if error is None and sample_size * factor % multiple:
         error = f"{expected}, got {sample_size}, which is {sample_size * factor} pixels"
     if error is not None:

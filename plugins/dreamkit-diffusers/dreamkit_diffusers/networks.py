@@ -18,7 +18,7 @@ from typing import Any
 import diffusers
 import torch
 
-from dreamkit import SourceError
+from dreamkit import SourceError, library_errors
 from dreamkit_diffusers import keys
 
 
@@ -50,12 +50,10 @@ class Network:
         Raises:
             SourceError: weights are damaged or missing.
         """
-        try:
+        with library_errors(f"the {self.name} in {folder} cannot be loaded"):
             model, info = self.model_class.from_pretrained(
                 folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
             )
-        except Exception as error:
-            raise SourceError(f"the {self.name} in {folder} cannot be loaded: {reason(error)}") from error
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
             raise SourceError(
@@ -63,11 +61,6 @@ class Network:
                 "download the files again"
             )
         return model
-
-
-def reason(error: Exception) -> str:
-    """Return the type and the message of a library's error."""
-    return f"{type(error).__name__}: {str(error).strip() or 'no reason given'}"
 
 
 def _source_defaults(name: str, file: str) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from PIL.Image import Image as Picture
 from torch import Tensor
 
-from dreamkit import Condition, to_rgb
+from dreamkit import Condition, read_json, to_rgb
 from dreamkit_diffusers.configs import Configs
 from dreamkit_diffusers.latent import Extras
 from dreamkit_diffusers.pixels import crop_corner
@@ -43,11 +42,7 @@ def is_refiner(folder: Path, unet: Mapping[str, Any]) -> bool:
 
 def _read_value(file: Path, key: str) -> Any:
     """Return a value of a JSON file that a source may lack, or None."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return values.get(key) if isinstance(values, dict) else None
+    return read_json(file).get(key) if file.exists() else None
 
 
 class SDXL(UNetDecoder):

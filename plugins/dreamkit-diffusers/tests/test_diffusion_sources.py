@@ -157,10 +157,10 @@ def test_damaged_files_are_refused(folder: Path) -> None:
     with pytest.raises(SourceError, match=r"AutoencoderKL in .*vae cannot be loaded"):
         StableDiffusion.from_pretrained(Config(pretrained=str(folder)))
     (folder / "unet" / "config.json").write_text("{")
-    with pytest.raises(SourceError, match=r"unet/config\.json is not JSON"):
+    with pytest.raises(SourceError, match=r"unet/config\.json cannot be read as JSON"):
         StableDiffusion.infer_spec(Config(pretrained=str(folder)))
     (folder / "unet" / "config.json").write_text("[]")
-    with pytest.raises(SourceError, match=r"unet/config\.json: expected a JSON object, got \[\] \(list\)"):
+    with pytest.raises(SourceError, match=r"unet/config\.json: expected a JSON object, got \[\]"):
         StableDiffusion.infer_spec(Config(pretrained=str(folder)))
 
 
@@ -267,13 +267,29 @@ def test_a_folder_that_describes_no_model_is_refused_on_building(edit: Helper, f
     edit(folder / "unet" / "config.json", down_block_types=["NoBlock2D"] * 2)
     edit(folder / "vae" / "config.json", down_block_types=["NoBlock2D"] * 2)
     config = Config(pretrained=str(folder))
-    for make in (StableDiffusion.meta_modules, StableDiffusion.from_config):
+    for make in (StableDiffusion.meta_modules, StableDiffusion.from_config, StableDiffusion.from_pretrained):
         with pytest.raises(
             SourceError, match=r"UNet2DConditionModel: .*vae/config\.json: .* AutoencoderKL: "
         ):
             make(config)
-    with pytest.raises(SourceError, match=r"the UNet2DConditionModel in .* cannot be loaded"):
-        StableDiffusion.from_pretrained(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("downsample_padding", 10**9, "its models do not run: "),
+        ("downsample_padding", -1, "its models do not run: "),
+        ("sample_size", 10**9, "sample_size: expected at most "),
+    ],
+)
+def test_values_that_diffusers_takes_and_cannot_run_are_refused_before_the_weights(
+    edit: Helper, folder: Path, key: str, value: Any, message: str
+) -> None:
+    edit(folder / "unet" / "config.json", **{key: value})
+    (folder / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"")
+    with pytest.raises(SourceError) as caught:
+        StableDiffusion.from_pretrained(Config(pretrained=str(folder)))
+    assert str(folder) in str(caught.value) and message in str(caught.value)
 
 
 @pytest.mark.parametrize(

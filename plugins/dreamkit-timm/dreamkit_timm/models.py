@@ -71,7 +71,14 @@ def describe(config: TimmConfig) -> Description:
         ConfigError: the model, an argument, the layer or the size is not supported, or the features have no grid.
     """
     settings = asdict(config) | {"pretrained": config.pretrained is not None, "config": None}
-    return _describe(json.dumps([asdict(find_source(config)), settings], sort_keys=True))
+    source = find_source(config)
+    try:
+        return _describe(json.dumps([asdict(source), settings], sort_keys=True))
+    except ConfigError as error:
+        if config.pretrained is None or "pretrained" not in error.problems:
+            raise
+        # the description is of a file's content; the message has the source that holds it
+        raise SourceError(f"'{config.pretrained}': {error.problems['pretrained']}") from error
 
 
 @lru_cache(maxsize=256)

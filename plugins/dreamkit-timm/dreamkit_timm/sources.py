@@ -13,7 +13,7 @@ from typing import Any, Final
 import timm
 from timm.models import PretrainedCfg
 
-from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean, locate
+from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean, locate, read_json
 
 WEIGHTS: Final = "model.safetensors"
 _OWNER: Final = "timm/"
@@ -154,18 +154,16 @@ def _folder(config: PartConfig) -> Path:
 
 def _from_folder(folder: Path) -> Source:
     file = folder / "config.json"
-    try:
-        text = file.read_text(encoding="utf-8")
-        content = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{file} cannot be read: {error}") from error
-    name = content.get("architecture") if isinstance(content, dict) else None
+    content = read_json(file)
+    name = content.get("architecture")
     if name is None:
         raise SourceError(f"{file}: missing 'architecture': name another component or folder")
     arguments = content.get("model_args") or {}
     if message := _name_error(name):
         raise SourceError(f"{file}: {message}")
+    if not isinstance(arguments, dict):
+        raise SourceError(f"{file}: model_args: expected an object, got {json.dumps(arguments):.80}")
     if reserved := sorted(_RESERVED & arguments.keys() - {"num_classes"}):
         raise SourceError(f"{file}: unsupported model_args {', '.join(reserved)}; remove them")
     arguments = {key: value for key, value in arguments.items() if key != "num_classes"}
-    return Source(f"local-dir:{folder}", name, arguments, text, has_weights=True)
+    return Source(f"local-dir:{folder}", name, arguments, json.dumps(content), has_weights=True)

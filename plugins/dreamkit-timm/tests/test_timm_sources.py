@@ -100,13 +100,19 @@ def test_a_folder_of_another_library_is_refused(source, tmp_path):
             {**content, "model_args": {"embed_dm": 8}},
             "unknown argument 'embed_dm' of VisionTransformer; did you mean 'embed_dim'?",
         ),
-        ([], "missing 'architecture': "),
+        ([], "expected a JSON object, got []"),
+        ({**content, "model_args": [1]}, "model_args: expected an object, got [1]"),
     ):
         file.write_text(json.dumps(changed))
         with pytest.raises(ConfigError) as caught:
             Timm.infer_spec(TimmConfig(pretrained=folder))
         ((key, message),) = caught.value.problems.items()
         assert key == "pretrained" and expected in message
+    changed = json.loads(json.dumps(content))
+    changed["pretrained_cfg"]["mean"] = [0.5] * 16
+    file.write_text(json.dumps(changed))
+    with pytest.raises(SourceError, match=f"'{folder}': invalid preprocessing .*RuntimeError"):
+        Timm.from_pretrained(TimmConfig(pretrained=folder))
     file.write_text("{")
     with pytest.raises(SourceError, match="cannot be read"):
         Timm.infer_spec(TimmConfig(pretrained=folder))

@@ -98,6 +98,7 @@ class CausalLM(TokenAddingModel):
         folder = source_folder(config, weights=True)  # first: downloads the files that the rest reads
         description = cls._describe(config)
         description.abilities()  # raises for unsupported models, before weights are read
+        on_meta(lambda: cls._build_random(config, description)._run_once(), config.pretrained)
         return cls(
             config, description, load_weights(description.model_class, folder, description.library_config)
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,11 +12,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
-from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.utils import logging as library_logging
 
-from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean
+from dreamkit import (
+    ConfigError,
+    PartConfig,
+    SourceError,
+    describe_error,
+    did_you_mean,
+    library_errors,
+    read_json,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +56,7 @@ def config_from_dict(kind: type[LibraryConfig], values: Mapping[str, Any]) -> Li
     try:
         return kind(**values)
     except _INVALID as error:
-        raise ConfigError({"config": f"invalid for {kind.__name__}: {one_line(error)}"}) from error
+        raise ConfigError({"config": f"invalid for {kind.__name__}: {describe_error(error)}"}) from error
 
 
 def _value_problem(kind: type[PreTrainedConfig], name: str, value: Any) -> str | None:
@@ -59,8 +65,8 @@ def _value_problem(kind: type[PreTrainedConfig], name: str, value: Any) -> str |
         usual = next((each for each, own in kind.attribute_map.items() if own == name), name)
         if value < 1 and (usual.startswith("num_") or usual.endswith(("_size", "_dim", "_embeddings"))):
             return f"expected at least 1, got {value}"
-        if value > MAX_LAYERS and usual.endswith("_layers"):
-            return f"expected at most {MAX_LAYERS}, got {value}"
+    if (problem := _range_problem(kind, name, value)) is not None:
+        return problem
     if name == "hidden_act":
         from transformers.activations import ACT2FN  # imports accelerate and half of transformers
 
@@ -70,9 +76,21 @@ def _value_problem(kind: type[PreTrainedConfig], name: str, value: Any) -> str |
         with quiet_library():  # warnings would be about defaults, not about the user's values
             kind(**{name: value})
     except StrictDataclassFieldValidationError as error:
-        return one_line(error.__cause__ or error)
+        return describe_error(error.__cause__ or error)
     except _INVALID:
         pass  # the value may be invalid only with the defaults of others
+    return None
+
+
+def _range_problem(kind: type[PreTrainedConfig], name: str, value: Any) -> str | None:
+    """Return why the library would take hours to build a model with a value, or fail in training; else None."""
+    usual = next((each for each, own in kind.attribute_map.items() if own == name), name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if value > MAX_LAYERS and usual.endswith("_layers"):
+        return f"expected at most {MAX_LAYERS}, got {value}"
+    if not 0 <= value <= 1 and ("dropout" in usual or "pdrop" in usual):
+        return f"expected a probability from 0 to 1, got {value}"
     return None
 
 
@@ -80,35 +98,22 @@ def config_from_folder(kind: type[LibraryConfig], folder: Path, model_types: Seq
     """Return the config of a folder whose model is one of `model_types`.
 
     Raises:
-        SourceError: `config.json` cannot be read or belongs to another architecture.
+        SourceError: `config.json` cannot be read or belongs to another architecture, or a value is out of range.
     """
     file = folder / "config.json"
-    model_type = read_json(file).get("model_type")
+    values = read_json(file)
+    model_type = values.get("model_type")
     if model_type not in model_types:
         expected = " or ".join(f"'{name}'" for name in model_types)
         raise SourceError(
             f"{file}: expected model_type {expected}, got '{model_type}'; name another component or folder"
         )
-    try:
-        with quiet_library():  # old configs use earlier names, which the library translates
-            return kind.from_pretrained(folder, local_files_only=True)
-    except (*_INVALID, OSError) as error:
-        raise SourceError(f"{file}: invalid for {kind.__name__}: {one_line(error)}") from error
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Raises:
-        SourceError: the file cannot be read or does not hold a JSON object.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{file} cannot be read: {one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise SourceError(f"{file}: expected a JSON object, got {type(content).__name__}")
-    return content
+    for name, value in values.items():
+        if (problem := _range_problem(kind, name, value)) is not None:
+            raise SourceError(f"{file}: {name}: {problem}")
+    # quiet, since old configs use earlier names, which the library translates
+    with library_errors(f"{file}: invalid for {kind.__name__}"), quiet_library():
+        return kind.from_pretrained(folder, local_files_only=True)
 
 
 def random_model(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
@@ -126,19 +131,17 @@ def load_weights(kind: type[PreTrainedModel], folder: Path, config: PreTrainedCo
     Raises:
         SourceError: a weight file is damaged, a weight is missing, or its shape differs from that of `config`.
     """
-    try:
-        with quiet_library():  # the library's report would list every layer that was dropped on purpose
-            loaded: Any = kind.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                attn_implementation=_attention(kind),
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are reported below
-            )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise SourceError(f"{folder}: {kind.__name__} cannot load its weights: {one_line(error)}") from error
+    # quiet, since the library's report would list every layer that was dropped on purpose
+    with library_errors(f"{folder}: {kind.__name__} cannot load its weights"), quiet_library():
+        loaded: Any = kind.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=_attention(kind),
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported below
+        )
     model, report = loaded
     problems = [f"missing {name}" for name in sorted(report["missing_keys"])]
     problems += [
@@ -199,11 +202,11 @@ def quiet_library() -> Iterator[None]:
             library_logging.enable_progress_bar()
 
 
-def on_meta(build: Callable[[], Built]) -> Built:
+def on_meta(build: Callable[[], Built], pretrained: str | None = None) -> Built:
     """Return what `build` returns on the meta device, without memory for weights.
 
     Raises:
-        ConfigError: the values of the config do not fit each other.
+        ConfigError: the values of the config do not fit each other: a recipe's, or those of the source `pretrained`.
     """
     try:
         with torch.device("meta"), torch.no_grad(), quiet_library():
@@ -211,9 +214,7 @@ def on_meta(build: Callable[[], Built]) -> Built:
     except ConfigError:
         raise
     except Exception as error:  # model code raises any exception
-        raise ConfigError({"config": f"cannot build a model from it: {one_line(error)}"}) from error
-
-
-def one_line(error: BaseException) -> str:
-    """Return the type and the message of an error on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = f"cannot build a model from it: {describe_error(error)}"
+        if pretrained is not None:
+            raise SourceError(f"config.json of '{pretrained}': {reason}") from error
+        raise ConfigError({"config": reason}) from error

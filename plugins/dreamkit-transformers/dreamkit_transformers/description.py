@@ -15,14 +15,13 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from dreamkit import ConfigError, LanguageSpec, PartConfig, SourceError, did_you_mean, locate
+from dreamkit import ConfigError, LanguageSpec, PartConfig, SourceError, did_you_mean, locate, read_json
 from dreamkit_transformers.configs import (
     KNOWN,
     collect_errors,
     config_from_dict,
     config_from_folder,
     raise_collected,
-    read_json,
 )
 from dreamkit_transformers.masks import SLIDING
 from dreamkit_transformers.probe import find_abilities, width_of
@@ -59,7 +58,7 @@ class LanguageConfig(PartConfig):
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """The library's config and tokenizer, and the setting `key` that names them.
+    """The library's config and tokenizer, their source `pretrained`, and the setting `key` that names them.
 
     `eos_ids` are the end tokens that the source names besides the tokenizer's.
     """
@@ -68,6 +67,7 @@ class ModelDescription:
     tokenizer: PreTrainedTokenizerBase
     eos_ids: tuple[int, ...]
     key: str
+    pretrained: str | None = None
 
     @property
     def model_class(self) -> type[PreTrainedModel]:
@@ -81,7 +81,12 @@ class ModelDescription:
         Raises:
             ConfigError: dreamkit cannot run the model.
         """
-        return find_abilities(self.model_class, self.library_config, self.key)
+        try:
+            return find_abilities(self.model_class, self.library_config, self.key)
+        except ConfigError as error:
+            if self.key != "pretrained":
+                raise
+            raise SourceError(f"'{self.pretrained}': {error.problems[self.key]}") from error
 
     def packs_and_caches(self) -> tuple[bool, bool]:
         """Return whether the model packs documents in a row, and whether it decodes with a cache.
@@ -178,7 +183,7 @@ def describe(config: LanguageConfig, model_types: Sequence[str], has_bos: bool =
     raise_collected(errors)
     assert tokenizer is not None and library_config is not None, "errors are raised above"
     key = "config" if config.pretrained is None else "pretrained"
-    return ModelDescription(library_config, tokenizer, tuple(eos_ids), key)
+    return ModelDescription(library_config, tokenizer, tuple(eos_ids), key, config.pretrained)
 
 
 def source_folder(config: LanguageConfig, weights: bool) -> Path:

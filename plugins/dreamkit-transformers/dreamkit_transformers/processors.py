@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from dreamkit import SourceError
+from dreamkit import SourceError, library_errors, read_json
 from dreamkit_transformers.architectures import Architecture
-from dreamkit_transformers.configs import one_line, quiet_library, read_json
+from dreamkit_transformers.configs import quiet_library
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
@@ -76,12 +76,9 @@ class SourceProcessor:
     @contextmanager
     def _source_errors(self) -> Iterator[None]:
         """Raise the library's errors about the file as SourceError."""
-        try:
-            with quiet_library():
-                yield
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            message = f"{self.file}: invalid for {self.architecture.processor}: {one_line(error)}"
-            raise SourceError(message) from error
+        place = f"{self.file}: invalid for {self.architecture.processor}"
+        with library_errors(place), quiet_library():
+            yield
 
     def _check(self, shape: tuple[int, int], side: int) -> None:
         """Raise SourceError unless `shape` is a square of `side` pixels that the model accepts."""

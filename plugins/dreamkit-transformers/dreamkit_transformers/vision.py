@@ -22,6 +22,7 @@ from dreamkit import (
     VisionSpec,
     did_you_mean,
     locate,
+    read_json,
     to_rgb,
 )
 from dreamkit_transformers.architectures import Architecture
@@ -35,7 +36,6 @@ from dreamkit_transformers.configs import (
     raise_collected,
     raise_problems,
     random_model,
-    read_json,
 )
 from dreamkit_transformers.processors import PROCESSOR_FILE, SourceProcessor
 
@@ -125,6 +125,7 @@ class VisionTower(VisionEncoder):
         folder = cls._folder(config.pretrained, weights=True)
         description = cls._describe(config)
         processor = description.processor()  # before the weights: it may be invalid
+        on_meta(lambda: cls._build_random(config, cls._describe(config))._run_once(), config.pretrained)
         dropped = cls._drop_layers(config, description)
         model = load_weights(description.architecture.model_class, folder, description.library_config)
         part = cls(config, description, processor, model, dropped)

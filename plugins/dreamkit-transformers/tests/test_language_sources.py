@@ -86,3 +86,23 @@ def test_a_source_of_another_model_or_with_missing_files_is_an_error(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(SourceError, match="lacks weights"):
         Llama.from_pretrained(replace(config, tokenizer=str(other)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: expected at most 1000, got 1000000000"),
+        ({"attention_dropout": 1e9}, "attention_dropout: expected a probability from 0 to 1"),
+        ({"num_key_value_heads": 3}, "cannot build a model from it: "),
+        ({"rms_norm_eps": {"a": 1}}, "invalid for LlamaConfig: "),
+        ({"rope_parameters": {"rope_type": "yarm"}}, "yarm"),
+    ],
+)
+def test_a_source_whose_config_makes_no_model_is_refused_with_its_file(tmp_path, change, message):
+    folder, _ = write(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    (tmp_path / "model.safetensors").write_bytes(b"")  # the refusal comes before any weights are read
+    with pytest.raises(ConfigError) as caught:
+        Llama.from_pretrained(LanguageConfig(pretrained=folder))
+    assert message in str(caught.value) and folder in str(caught.value)
