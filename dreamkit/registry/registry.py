@@ -9,13 +9,12 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from importlib.metadata import entry_points
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 from dreamkit.errors import PluginError, did_you_mean
-from dreamkit.registry.hookspecs import ENTRY_POINT_GROUP
+from dreamkit.registry.installed import installed_plugins
 from dreamkit.registry.kinds import Problem, Registered, ShippedRecipe
 from dreamkit.registry.plugin import Plugin, is_core, origin
 from dreamkit.registry.targets import import_target
@@ -47,7 +46,8 @@ class Registry:
 
         The commands of dreamkit itself are always loaded, so that `dreamkit plugins` can list the problems.
         """
-        by_origin = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda e: (origin(e), e.name))
+        found, damaged = installed_plugins()
+        by_origin = sorted(found, key=lambda e: (origin(e), e.name))
         # One module is one plug-in, even if a renamed distribution is installed under both names.
         unique = {(entry_point.name, entry_point.value): entry_point for entry_point in by_origin}.values()
         installed = {entry_point.name for entry_point in unique}
@@ -56,7 +56,7 @@ class Registry:
             allowed = {name.strip() for name in os.environ[ALLOW_LIST].split(",")} - {""}
         registered: list[Registered] = []
         recipes: list[ShippedRecipe] = []
-        problems = [
+        problems = damaged + [
             Problem(
                 name,
                 "no distribution",
@@ -147,9 +147,7 @@ class Registry:
 
 def distributions() -> set[str]:
     """Return the names of all installed distributions with plug-ins, working or broken."""
-    return {
-        entry_point.dist.name for entry_point in entry_points(group=ENTRY_POINT_GROUP) if entry_point.dist
-    }
+    return {entry_point.dist.name for entry_point in installed_plugins()[0] if entry_point.dist}
 
 
 def _clash(mine: Registered | ShippedRecipe, other: Registered | ShippedRecipe, kind: str) -> Problem:

@@ -6,13 +6,13 @@ import keyword
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, distribution, entry_points
+from importlib.metadata import PackageNotFoundError, distribution
 from typing import Final
 
 import yaml
 
 from dreamkit.errors import DreamkitError, with_article
-from dreamkit.registry.hookspecs import ENTRY_POINT_GROUP
+from dreamkit.registry.installed import installed_plugins
 from dreamkit.registry.plugin import origin
 from dreamkit.registry.registry import Registry
 from dreamkit.storage.packages import find_spec
@@ -104,8 +104,11 @@ def names_for(name: str, kind: PartKind, taken: frozenset[str], registry: Regist
         raise DreamkitError(
             f"{same.origin} already has {with_article(kind.module)} '{component}'; choose another name"
         )
-    for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=component):
-        raise DreamkitError(f"{origin(entry_point)} already has a plug-in '{component}'; choose another name")
+    for entry_point in installed_plugins()[0]:
+        if entry_point.name == component:
+            raise DreamkitError(
+                f"{origin(entry_point)} already has a plug-in '{component}'; choose another name"
+            )
     return Names(name, package, component, class_name)
 
 

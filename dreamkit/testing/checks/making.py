@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import yaml
@@ -20,7 +19,7 @@ from dreamkit.errors import PluginError
 from dreamkit.recipe.schema import SchemaReader
 from dreamkit.recipe.sections import WITH_SOURCE, plain
 from dreamkit.recipe.tree import parse
-from dreamkit.registry.hookspecs import ENTRY_POINT_GROUP
+from dreamkit.registry.installed import installed_plugins
 from dreamkit.registry.kinds import Registered
 from dreamkit.registry.registry import Registry
 from dreamkit.testing.check import check
@@ -47,8 +46,8 @@ def light_import(subject: Subject) -> None:
         )
     module = next(
         each.module
-        for each in entry_points(group=ENTRY_POINT_GROUP, name=registered.entry_point)
-        if each.dist and each.dist.name == registered.distribution
+        for each in installed_plugins()[0]
+        if each.name == registered.entry_point and each.dist and each.dist.name == registered.distribution
     )
     subject.call_text = f"import {module}"
     loaded = _heavy_imports(module)
