@@ -20,7 +20,7 @@ from dreamkit.build.build import build
 from dreamkit.build.fit import fit
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.checkpoints.published.layout import HEAD, QUERIES, VISION, Drawing
-from dreamkit.checkpoints.published.reading import read_json, read_tensors, under
+from dreamkit.checkpoints.published.reading import read_json, read_tensors, section, under
 from dreamkit.checkpoints.published.translating import sections
 from dreamkit.checkpoints.published.unpacking import unpack
 from dreamkit.checkpoints.save import save_checkpoint
@@ -74,7 +74,8 @@ def _plugin_settings(config: Mapping[str, Any], file: Path) -> dict[str, dict[st
             f"{file}: expected 'plugins_init_kwargs', got model_type '{config.get('model_type')}' without it; name the "
             "folder of a checkpoint that the published DreamLLM code saved"
         )
-    published = dict(config["plugins_init_kwargs"])
+    plugins = section(config, "plugins_init_kwargs", file)
+    published = {name: section(plugins, name, file) for name in plugins}
     if missing := {VISION, QUERIES, HEAD} - published.keys():
         raise CheckpointError(f"{file}: missing plug-ins {sorted(missing)}, got {sorted(published)}")
     if published[VISION].get("use_additional_post_layernorm"):
@@ -87,7 +88,8 @@ def _plugin_settings(config: Mapping[str, Any], file: Path) -> dict[str, dict[st
 
 def _compare_tokens(config: Mapping[str, Any], model: DreamModel, folder: Path) -> None:
     """Check that the tokenizer's ids of added tokens are those that the weights were trained with."""
-    expected = config.get("special_tokens2ids_dict", {}).get("additional_special_tokens", {})
+    file = folder / "config.json"
+    expected = section(section(config, "special_tokens2ids_dict", file), "additional_special_tokens", file)
     for name, actual in model.token_ids.items():
         if actual != expected.get(name):
             raise CheckpointError(

@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dreamkit.errors import CheckpointError, SourceError
+from dreamkit.errors import CheckpointError, SourceError, describe_error, excerpt
+from dreamkit.storage.json_files import read_json as read_object
+from dreamkit.storage.paths import irregular_kind
 from dreamkit.storage.sources import locate
 
 
@@ -21,7 +23,7 @@ def language_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield the language model's tensors, without those of plug-ins, from one file or from shards."""
     for stem in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{stem}.index.json"
-        names = sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else [stem]
+        names = _shards(index) if index.is_file() else [stem]
         if index.is_file() or (folder / stem).is_file():
             for name in names:
                 state = read_tensors(folder / name)
@@ -30,6 +32,11 @@ def language_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     raise CheckpointError(
         f"{folder}: missing the language model's weights: model.safetensors, pytorch_model.bin or their shards"
     )
+
+
+def _shards(index: Path) -> list[str]:
+    names = section(read_json(index), "weight_map", index)
+    return sorted({string(names, tensor, index) for tensor in names})
 
 
 def component(name: str, folder: Path, files: list[str]) -> Path:
@@ -48,26 +55,47 @@ def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        raise CheckpointError(f"{file} is missing; name the folder of a published DreamLLM checkpoint")
     try:
-        return dict(json.loads(file.read_text()))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{file} is missing; name the folder of a published DreamLLM checkpoint"
-        ) from None
-    except ValueError as error:
-        raise CheckpointError(f"{file}: expected a JSON object: {error}") from error
+        return read_object(file)
+    except SourceError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def section(values: Mapping[str, Any], key: str, file: Path) -> dict[str, Any]:
+    """Return the object at `key` of the values in `file`; it is empty if the key is missing."""
+    value = values.get(key, {})
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: {key}: expected an object, got {excerpt(json.dumps(value))}")
+    return value
+
+
+def string(values: Mapping[str, Any], key: str, file: Path) -> str:
+    """Return the string at `key` of the values in `file`."""
+    value = values.get(key)
+    if not isinstance(value, str):
+        raise CheckpointError(f"{file}: {key}: expected a string, got {excerpt(json.dumps(value))}")
+    return value
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """Read a safetensors file or a `.bin` state dict; `weights_only` keeps pickled code from running."""
     try:
+        if (kind := irregular_kind(file)) is not None:
+            raise ValueError(f"expected a regular file, got {kind}")
         if file.suffix == ".safetensors":
             return load_file(file)
         # only files in the newer zip format can be mapped into memory, which avoids reading unused tensors
-        return dict(torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)))
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+            raise ValueError("it holds other values")
+        return state
     except FileNotFoundError:
         raise CheckpointError(
             f"{file} is missing; copy the whole folder of the published checkpoint"
         ) from None
     except Exception as error:  # torch raises several types for damaged and for unsafe files
-        raise CheckpointError(f"{file}: cannot read it as a state dict of tensors: {error}") from error
+        raise CheckpointError(
+            f"{file}: cannot read it as a state dict of tensors: {describe_error(error)}"
+        ) from error

@@ -14,7 +14,15 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from dreamkit.checkpoints.published.layout import HEAD, VISION
-from dreamkit.checkpoints.published.reading import component, language_weights, read_json, under
+from dreamkit.checkpoints.published.reading import (
+    component,
+    language_weights,
+    read_json,
+    section,
+    string,
+    under,
+)
+from dreamkit.errors import library_errors
 
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -33,20 +41,25 @@ def unpack(
     folders = {name: scratch / name for name in ("language_model", "vision_encoder", "image_decoder")}
 
     weights = {name: t for name, t in language_weights(folder) if not name.endswith("rotary_emb.inv_freq")}
-    llama = _current("llama", config)
+    file = folder / "config.json"
+    llama = _current("llama", config, file)
     _write(folders["language_model"], llama | {"model_type": "llama"}, weights)
     _copy(folder, folders["language_model"], TOKENIZER_FILES)
 
     clip_files = ["config.json", "preprocessor_config.json"]
-    clip_folder = component(published[VISION]["clip_vision_model_name_or_path"], folder, clip_files)
-    clip = read_json(clip_folder / "config.json")
-    clip = _current("clip_vision_model", clip.get("vision_config", clip))
+    clip_folder = component(
+        string(published[VISION], "clip_vision_model_name_or_path", file), folder, clip_files
+    )
+    clip_file = clip_folder / "config.json"
+    clip = read_json(clip_file)
+    clip = section(clip, "vision_config", clip_file) or clip
+    clip = _current("clip_vision_model", clip, clip_file)
     weights = under(states[VISION], "clip_vision_model.")
     _write(folders["vision_encoder"], clip | {"model_type": "clip_vision_model"}, weights)
     _copy(clip_folder, folders["vision_encoder"], ["preprocessor_config.json"])
 
     part_files = ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"]
-    decoder_folder = component(published[HEAD]["diffusion_name_or_path"], folder, part_files)
+    decoder_folder = component(string(published[HEAD], "diffusion_name_or_path", file), folder, part_files)
     decoder = {file.split("/")[0]: read_json(decoder_folder / file) for file in part_files}
     for part in ("unet", "vae"):
         part_weights = under(states[HEAD], f"{part}.")
@@ -65,12 +78,16 @@ def unpack(
     return folders, {"language_model": llama, "vision_encoder": clip, "image_decoder": decoder}
 
 
-def _current(model_type: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of an old config that the library still has, by present names and without defaults."""
+def _current(model_type: str, config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Return the settings of an old config that the library still has, by present names and without defaults.
+
+    Raises:
+        SourceError: the library refuses a value of `file`.
+    """
     known = AutoConfig.for_model(model_type).to_dict().keys() | {"rope_theta", "rope_scaling"}
     general = {"model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
     settings = {name: value for name, value in config.items() if name in known - general}
-    with warnings.catch_warnings():
+    with library_errors(f"{file}: invalid for {model_type}"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # about old names, which the library translates
         current = AutoConfig.for_model(model_type, **settings).to_diff_dict()
     return {name: value for name, value in current.items() if name not in general}
