@@ -27,12 +27,12 @@ from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.storage.folders import in_use_reason
+from dreamkit.training.resume_state import STATE
 from dreamkit.training.run_bar import RunBar
 from dreamkit.training.run_log import LogEntry, RunLog
 from dreamkit.training.same_run import compare_model, compare_run
 from dreamkit.training.trainer import (
     RESUME_POINTS,
-    STATE,
     DreamTrainer,
     resume_points,
     training_arguments,

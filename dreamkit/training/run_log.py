@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerState
 
-from dreamkit.errors import TrainingError
+from dreamkit.errors import TrainingError, describe_error, excerpt
 
 LogEntry = Mapping[str, float | None]
 LOGGED = ("lm", "denoising", "loss", "learning_rate", "grad_norm")
@@ -53,19 +54,35 @@ class RunLog(TrainerCallback):
         """Return the entries of an earlier run, without a last line whose writing was interrupted.
 
         Raises:
-            TrainingError: another line is not JSON.
+            TrainingError: another line is not an entry.
         """
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
         entries = []
         for number, line in enumerate(lines, 1):
             try:
-                entries.append(json.loads(line))
-            except ValueError as error:
+                entries.append(_entry(line))
+            except (ValueError, RecursionError) as error:
                 if number < len(lines):
                     raise TrainingError(
-                        f"{self.path}:{number}: invalid JSON: {error}; remove this line"
+                        f"{self.path}:{number}: invalid JSON entry: {describe_error(error)}; remove this line"
                     ) from error
         return entries
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    """Return the entry in a line: a section of numbers, with the step.
+
+    Raises:
+        ValueError, RecursionError: the line is not an entry.
+    """
+    entry = json.loads(line.decode())
+    if not isinstance(entry, dict) or type(entry.get("step")) is not int:
+        raise ValueError(f"expected a section with the step, got {excerpt(line.decode())}")
+    for name, value in entry.items():
+        is_finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+        if value is not None and not is_finite:
+            raise ValueError(f"expected a finite number as {excerpt(name)}, got {excerpt(json.dumps(value))}")
+    return entry
 
 
 def _line(entry: LogEntry) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from dreamkit.distributed import world_size
 from dreamkit.errors import TrainingError
 from dreamkit.recipe.sections import Recipe
-from dreamkit.training.trainer import processes
+from dreamkit.training.resume_state import check_state, processes
 
 # Settings that a resumed run may change, as they do not change its losses. A cache too:
 # every start compares it with the model.
@@ -21,8 +21,10 @@ def compare_run(point: Path, then: Recipe | None, now: Recipe) -> None:
 
     Raises:
         TrainingError: another recipe, or another number of processes.
+        CheckpointError: the run's state in `point` cannot be read.
     """
     assert then is not None, "a loaded checkpoint has a recipe"
+    check_state(point)
     differing = _differing(then, now)
     if differing:
         raise TrainingError(

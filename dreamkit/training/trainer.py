@@ -37,10 +37,9 @@ from dreamkit.model.model import DreamModel, Losses
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training.loss_monitor import LossMonitor, NotFinite
+from dreamkit.training.resume_state import PROCESSES, STATE, state_errors
 
 RESUME_POINTS = "checkpoints"  # folder of the folders `step-N`
-STATE = "trainer"  # folder of the trainer's state in a resume point
-PROCESSES = "processes.json"  # file in that folder: number of processes of the run
 MAX_RESUME_POINTS = 2
 MAX_NAMES = 10  # documents in one error
 
@@ -247,12 +246,18 @@ class DreamTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        options = StateDictOptions(full_state_dict=True)
-        set_optimizer_state_dict(
-            self.model, self.optimizer.optimizer, optim_state_dict=state, options=options
-        )
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        with state_errors(Path(checkpoint).parent):
+            state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+            options = StateDictOptions(full_state_dict=True)
+            set_optimizer_state_dict(
+                self.model, self.optimizer.optimizer, optim_state_dict=state, options=options
+            )
+            schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+            self.lr_scheduler.load_state_dict(schedule)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with state_errors(Path(checkpoint or "").parent):
+            super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Do nothing: the model is built from the resume point before training."""
@@ -278,8 +283,3 @@ def resume_points(out: Path) -> list[Path]:
     return sorted(
         (point for point in points if point.name[5:].isdecimal()), key=lambda point: int(point.name[5:])
     )
-
-
-def processes(point: Path) -> int:
-    """Return the number of processes of the run that wrote a resume point."""
-    return int(json.loads((point / STATE / PROCESSES).read_text()))

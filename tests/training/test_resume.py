@@ -48,9 +48,18 @@ def test_a_run_resumes_after_an_incomplete_line_of_its_log(tmp_path: Path) -> No
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3] and lines == resumed.log
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "checkpoints", "log.jsonl"]
-    log.write_text(f"{before[0]}\n{before[1][:-30]}\n{before[1]}\n")
-    with pytest.raises(TrainingError, match=r"log\.jsonl:2: invalid JSON"):
-        run(tmp_path, recipe, resume=True)
+    for line in (
+        before[1][:-30],
+        "[]",
+        '{"lm": 2.0}',
+        '{"step": "1"}',
+        '{"step": 1, "lm": "2"}',
+        '{"step": 1, "lm": 1e999}',
+        "[" * 10**5,
+    ):
+        log.write_text(f"{before[0]}\n{line}\n{before[1]}\n")
+        with pytest.raises(TrainingError, match=r"log\.jsonl:2: invalid JSON entry"):
+            run(tmp_path, recipe, resume=True)
 
 
 def test_the_log_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
