@@ -24,7 +24,7 @@ from dreamkit_transformers.configs import (
     raise_collected,
     read_json,
 )
-from dreamkit_transformers.masks import SLIDING
+from dreamkit_transformers.masks import SLIDING, window_of
 from dreamkit_transformers.probe import find_abilities, width_of
 from dreamkit_transformers.text_decoder import Abilities
 from dreamkit_transformers.tokenizers import (
@@ -250,7 +250,7 @@ def _max_length(library_config: Any) -> int:
 def _window(library_config: Any) -> int | None:
     layer_types = getattr(library_config, "layer_types", None)
     has_window = layer_types is None or SLIDING in layer_types
-    return getattr(library_config, "sliding_window", None) if has_window else None
+    return window_of(library_config) if has_window else None
 
 
 def _special_start(tokenizer: PreTrainedTokenizerBase, text: str) -> set[int]:
