@@ -21,7 +21,12 @@ from dreamkit_transformers.configs import one_line, quiet_library, read_json
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
-PROCESSOR_FILE = "preprocessor_config.json"
+IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
+PROCESSOR_FILE = (
+    "processor_config.json"  # of a processor with a tokenizer; it may have an image processor's values
+)
+IMAGE_PROCESSOR_KEY = "image_processor"
+PROCESSOR_FILES = f"{IMAGE_PROCESSOR_FILE}|{PROCESSOR_FILE}"
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,29 @@ class SourceProcessor:
 
     @property
     def file(self) -> Path:
-        """The processor's file."""
-        return self.folder / PROCESSOR_FILE
+        """The processor's file: where both have the values, the library reads those of the larger processor."""
+        own, whole = self.folder / IMAGE_PROCESSOR_FILE, self.folder / PROCESSOR_FILE
+        if whole.is_file() and (not own.is_file() or IMAGE_PROCESSOR_KEY in read_json(whole)):
+            return whole
+        return own
+
+    def values(self) -> dict[str, Any]:
+        """Return the values of the image processor.
+
+        Raises:
+            SourceError: the file cannot be read or has no image processor.
+        """
+        values = read_json(self.file)
+        if self.file.name == IMAGE_PROCESSOR_FILE:
+            return values
+        inner = values.get(IMAGE_PROCESSOR_KEY)
+        if not isinstance(inner, dict):
+            shown = "none" if inner is None else type(inner).__name__
+            raise SourceError(
+                f"{self.file}: expected a JSON object '{IMAGE_PROCESSOR_KEY}', got {shown}; add {IMAGE_PROCESSOR_FILE} "
+                "of the model"
+            )
+        return inner
 
     def side(self) -> int:
         """Return the side in pixels of the square images that the processor makes.
@@ -44,7 +70,7 @@ class SourceProcessor:
         Raises:
             SourceError: the library rejects the file, or the model does not accept images of this shape.
         """
-        shape = self.architecture.processed_shape(read_json(self.file), self.library_config)
+        shape = self.architecture.processed_shape(self.values(), self.library_config)
         if shape is None:
             with self._source_errors():
                 shape = _processed_shape(self._read())
