@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 MAX_PARAMETERS = 150_000_000  # of a copy
 TOLERANCE = 1e-3  # of the largest value; rounding errors are 100 times smaller, leaks 100 times larger
 FIRST, SECOND = 2 * WINDOW + 3, WINDOW + 2  # tokens of two documents, longer than any window
+NOT_CAUSAL = {"use_bidirectional_attention": True, "is_decoder": False}  # keys that let tokens see later ones
 HUGE = 1e6  # logits that only a soft cap would reduce
 
 
@@ -60,7 +61,7 @@ def _probed(kind: type[PreTrainedModel], config_kind: type[PreTrainedConfig], va
     """Return the abilities, or the reason why the model is unsupported."""
     config = config_kind.from_dict(json.loads(values))
     if config.is_encoder_decoder:
-        return "it is an encoder-decoder"
+        return "it is an encoder-decoder (is_encoder_decoder)"
     if config.get_text_config() is not config:
         return "it is more than a text decoder"
     if getattr(config, "num_hidden_layers", None) is None:
@@ -186,7 +187,9 @@ class _Probe:
         """Raise UnsupportedModelError unless the decoder is causal and computes the same from embeddings."""
         text, embeds, expected = self.texts[0], self.embeds[0], self.expected[0]
         if not _close(self.decoder(text[:, :-2], use_cache=False).last_hidden_state, expected[:, :-2]):
-            raise UnsupportedModelError("its tokens see later tokens")
+            config = self.model.config
+            keys = [key for key, value in NOT_CAUSAL.items() if getattr(config, key, None) is value]
+            raise UnsupportedModelError(f"its tokens see later tokens{f' ({keys[0]})' if keys else ''}")
         try:
             hidden = self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
         except Exception as error:
