@@ -51,9 +51,10 @@ def is_plain(values: Mapping[str, Any], name: str, size_keys: frozenset[str]) ->
     resample = values.get(RESAMPLE, 0)
     if type(resample) is not int or resample not in range(_RESAMPLINGS):
         return False
+    nullable = {*CLASS_KEYS, "do_convert_rgb"}  # as in files of SigLIP 2
     allowed = {RESAMPLE, *VALUE_KEYS, *size_keys}
     return all(
-        key in CLASS_KEYS if value is None else key in allowed
+        key in nullable if value is None else key in allowed
         for key, value in values.items()
         if key not in _NOTES
     )
