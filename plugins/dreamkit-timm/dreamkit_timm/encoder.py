@@ -10,13 +10,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import torch
-from PIL import Image as PIL
 from PIL.Image import Image as Picture
 from timm.data import create_transform
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dreamkit import SourceError, VisionEncoder, VisionSpec, library_errors, to_rgb
+from dreamkit import VisionEncoder, VisionSpec, to_rgb
 from dreamkit_timm.creating import create_model, features, on_meta, prune
 from dreamkit_timm.models import Description, TimmConfig, describe, load
 
@@ -42,25 +41,8 @@ class Timm(VisionEncoder):
         self.dropped = tuple(dropped)
         self.adapter_targets = description.adapter_layers  # type: ignore[misc]  # differ between models
         with torch.device("cpu"):  # the transform has tensors, and images are real even for modules on meta
-            self.transform = self._preprocessing(description)
+            self.transform: Any = create_transform(**description.data_config, is_training=False)
         self.train()  # the default mode, except for batch norms
-
-    def _preprocessing(self, description: Description) -> Any:
-        """Return timm's transform of one image, after a try with a blank one.
-
-        Raises:
-            SourceError: values of the source's `pretrained_cfg`, such as its mean, are not those of an image.
-        """
-        place = f"'{self.config.pretrained or description.name}': invalid preprocessing (pretrained_cfg)"
-        with library_errors(place):
-            transform: Any = create_transform(**description.data_config, is_training=False)
-            pixels_CHW = transform(PIL.new("RGB", (3, 5)))
-        expected = (3, description.spec.image_size, description.spec.image_size)
-        if pixels_CHW.shape != expected or not pixels_CHW.isfinite().all():
-            raise SourceError(
-                f"{place}: expected finite pixels {expected}, got {tuple(pixels_CHW.shape)} or NaN"
-            )
-        return transform
 
     @classmethod
     def tiny_config(cls) -> TimmConfig:
