@@ -26,6 +26,7 @@ from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
 from dreamkit.errors import SourceError
 from dreamkit.storage.folders import sha256
 from dreamkit.storage.packages import package_folder
+from dreamkit.storage.tensor_files import unreadable
 from dreamkit.storage.weight_files import (
     ADAPTER_CONFIG,
     CONVERSION,
@@ -72,7 +73,7 @@ def locate(pretrained: str, files: Sequence[str], *, weights: bool = True, known
             f"'{pretrained}': the folder {folder} lacks {' and '.join(missing)}; it holds {_contents(folder)}. "
             "Add the missing files or name another folder"
         )
-    _refuse_adapter(pretrained, _listing(folder), files)
+    refuse_adapter(pretrained, _listing(folder), files)
     return folder
 
 
@@ -82,19 +83,28 @@ def fingerprint(pretrained: str, *, weights: bool = True) -> dict[str, str]:
     `weights` adds those of its weight files, which take time to read.
 
     Raises:
+        SourceError: the source cannot be found, as in `locate`, or a file of it was removed meanwhile.
+    """
+    folder = locate(pretrained, ())
+    files = {name: folder / name for name in _listing(folder) if name.endswith(_SMALL_SUFFIXES)}
+    if weights:
+        files |= weight_files(pretrained)
+    try:
+        return {name: _hash(path) for name, path in sorted(files.items())}
+    except OSError as error:
+        raise SourceError(f"'{pretrained}': {error.filename}: {unreadable(error)}") from error
+
+
+def weight_files(pretrained: str) -> dict[str, Path]:
+    """Return the weight files of a source, by their names in its folder.
+
+    Raises:
         SourceError: the source cannot be found, as in `locate`.
     """
     folder = locate(pretrained, ())
     names = _listing(folder)
-    parents = {PurePosixPath(name).parent for name in names}
-    chosen = [name for name in names if name.endswith(_SMALL_SUFFIXES)]
-    if weights:
-        chosen += [name for parent in parents for name in weights_in(names, parent)]
-    hashes = {}
-    for name in sorted(chosen):
-        state = (folder / name).stat()
-        hashes[name] = _sha256(folder / name, state.st_size, state.st_mtime_ns)
-    return hashes
+    parents = sorted({PurePosixPath(name).parent for name in names})
+    return {name: folder / name for parent in parents for name in weights_in(names, parent)}
 
 
 def _described(known: str) -> list[str]:
@@ -143,7 +153,7 @@ def _from_hub(name: str, files: Sequence[str], weights: bool, known: str | None)
         raise SourceError(f"'{name}': {form}; check the spelling") from error
     cached, lacking = _cached(name, files, weights)
     if cached is not None and not lacking:
-        _refuse_adapter(name, _listing(cached), files)
+        refuse_adapter(name, _listing(cached), files)
         return cached
     if known is not None and (folder := _local_folder(known)) is not None:
         described = folder / name
@@ -158,7 +168,7 @@ def _from_hub(name: str, files: Sequence[str], weights: bool, known: str | None)
     lacking = _missing(remote, files, weights)
     if lacking:
         raise SourceError(f"{tried}lacks {' and '.join(lacking)} of it. Name a model that has them")
-    _refuse_adapter(name, remote, files)
+    refuse_adapter(name, remote, files)
     patterns = [_literal(file) for file in _needed(remote, files, weights)]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
@@ -233,14 +243,18 @@ def _missing(names: Iterable[str], files: Sequence[str], weights: bool) -> list[
     return missing
 
 
-def _refuse_adapter(pretrained: str, names: Iterable[str], files: Sequence[str]) -> None:
-    """Raise SourceError if a folder of weights in `files`, or the folder around them, has an adapter of peft."""
+def refuse_adapter(pretrained: str, names: Iterable[str], files: Sequence[str]) -> None:
+    """Refuse an adapter of peft in a folder with a `config.json` in `files`, or in the folder around them.
+
+    Raises:
+        SourceError: `names`, the files of `pretrained`, include such an adapter.
+    """
     configs = {str(parent / ADAPTER_CONFIG) for parent in _read_folders(files)}
     for name in sorted(configs.intersection(names)):
         raise SourceError(
-            f"'{pretrained}': expected weights alone, got an adapter of peft beside them ({name}), which transformers "
-            "would apply unnoticed; merge it into the weights (merge_and_unload and save_pretrained of peft) or name a "
-            f"folder without {ADAPTER_CONFIG}; to train an adapter, set model.adapters"
+            f"'{pretrained}': expected weights alone, got an adapter of peft beside them ({name}), which libraries "
+            "apply or ignore unnoticed; merge it into the weights (merge_and_unload and save_pretrained of peft) or name "
+            f"a folder without {ADAPTER_CONFIG}; to train an adapter, set model.adapters"
         )
 
 
@@ -300,6 +314,11 @@ def _contents(folder: Path, most: int = 12) -> str:
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+
+
+def _hash(path: Path) -> str:
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)

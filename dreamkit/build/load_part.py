@@ -1,0 +1,85 @@
+"""Loading of a part with the weights of its source, and the checks of these weights.
+
+Libraries cast any stored type to a model's, copy NaN, and apply adapters beside the weights, all without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from torch import Tensor
+
+from dreamkit.errors import SourceError
+from dreamkit.model.adapters import is_adapter
+from dreamkit.parts.part import PretrainedPart
+from dreamkit.storage.sources import weight_files
+from dreamkit.storage.tensor_files import (
+    dtype_name,
+    is_float,
+    is_refusal,
+    non_finite_tensors,
+    read_tensors,
+)
+
+
+def load_part(cls: type[PretrainedPart], config: Any) -> PretrainedPart:
+    """Build a part with the weights of `config.pretrained`, all finite and stored as floating-point numbers.
+
+    Raises:
+        SourceError: the weights cannot be read, are not finite or have another type, or an adapter was applied to them.
+    """
+    try:
+        part = cls.from_pretrained(config)
+    except Exception as error:
+        if is_refusal(error):  # raise the reason in place of the library's text
+            for file in weight_files(config.pretrained).values():
+                read_tensors(file, SourceError)
+        raise
+    for problem in _problems(part, weight_files(config.pretrained)):
+        raise SourceError(f"'{config.pretrained}': {problem}")
+    return part
+
+
+def _problems(part: PretrainedPart, files: dict[str, Path]) -> Iterator[str]:
+    """Yield the problems of a part that was loaded from `files`, which are by their names in the source."""
+    state = part.state_dict()
+    for name in state:
+        if is_adapter(name):
+            yield f"expected weights alone, got an adapter with {name}; merge it into the weights, or remove it"
+    for file, path in files.items():
+        parent = str(PurePosixPath(file).parent)
+        if parent != "." and parent not in dict(part.named_children()):
+            continue  # the part has no module from this folder
+        for name, tensor in read_tensors(path, SourceError).items():
+            if not is_float(tensor.dtype) and _is_weight(name, state):
+                yield (
+                    f"{file}: expected {name} in float32, bfloat16 or float16, got {dtype_name(tensor.dtype)}; name a "
+                    "source whose weights are not quantized"
+                )
+    for name, kind in non_finite_tensors(state):
+        yield f"expected finite weights, got {kind} in {name}; name a source with sound weights"
+
+
+def _is_weight(name: str, state: dict[str, Tensor]) -> bool:
+    """Return True if a library loads the stored tensor `name` as floating-point numbers of the part.
+
+    Libraries rename tensors. A part and its files may have different prefixes, and a renamed tensor is a weight if its
+    name ends so: other types are those of indices and masks.
+    """
+    path = name.split(".")
+    if path[-1] == "weight":
+        return True
+    return any(
+        _have_common_end(path, levels)
+        for inner, tensor in state.items()
+        if tensor.is_floating_point()
+        for levels in (inner.split("."), inner.split(".")[1:])
+    )
+
+
+def _have_common_end(a: Sequence[str], b: Sequence[str]) -> bool:
+    """Return True if one path ends with the other one, which has two levels or is all of it."""
+    shared = min(len(a), len(b))
+    return a == b or (shared > 1 and a[-shared:] == b[-shared:])
