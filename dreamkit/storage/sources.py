@@ -253,8 +253,8 @@ def refuse_adapter(pretrained: str, names: Iterable[str], files: Sequence[str]) 
     for name in sorted(configs.intersection(names)):
         raise SourceError(
             f"'{pretrained}': expected weights alone, got an adapter of peft beside them ({name}), which libraries "
-            "apply or ignore unnoticed; merge it into the weights (merge_and_unload and save_pretrained of peft) or name "
-            f"a folder without {ADAPTER_CONFIG}; to train an adapter, set model.adapters"
+            "apply or ignore unnoticed; merge it into the weights (merge_and_unload and save_pretrained of peft) or "
+            f"name a folder without {ADAPTER_CONFIG}; to train an adapter, set model.adapters"
         )
 
 
