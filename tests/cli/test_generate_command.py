@@ -246,7 +246,7 @@ def test_an_impossible_import_is_refused_before_weights_are_read(
 @pytest.mark.parametrize(
     ("part", "weight", "values"),
     [
-        ("language_model", "norm.weight", 'say"?: expected finite logits for token 1'),
+        ("language_model", "norm.weight", "PROMPT: expected finite logits for token 1"),
         ("image_decoder", "unet.conv_out.weight", "image 1: expected finite latents in step 1 of 2"),
     ],
 )
