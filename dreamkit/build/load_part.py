@@ -6,10 +6,11 @@ Libraries cast any stored type to a model's, copy NaN, and apply adapters beside
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreamkit.errors import SourceError
 from dreamkit.model.adapters import is_adapter
@@ -18,7 +19,6 @@ from dreamkit.storage.sources import weight_files
 from dreamkit.storage.tensor_files import (
     dtype_name,
     is_float,
-    is_refusal,
     non_finite_tensors,
     read_tensors,
 )
@@ -32,14 +32,29 @@ def load_part(cls: type[PretrainedPart], config: Any) -> PretrainedPart:
     """
     try:
         part = cls.from_pretrained(config)
-    except Exception as error:
-        if is_refusal(error):  # raise the reason in place of the library's text
-            for file in weight_files(config.pretrained).values():
-                read_tensors(file, SourceError)
+    except Exception:
+        outline = None
+        with suppress(Exception):
+            outline = cls.meta_modules(config)
+        for file in _files(config.pretrained, outline).values():
+            read_tensors(
+                file, SourceError
+            )  # raises the reason, if it is the file, in place of the library's text
         raise
-    for problem in _problems(part, weight_files(config.pretrained)):
+    for problem in _problems(part, _files(config.pretrained, part)):
         raise SourceError(f"'{config.pretrained}': {problem}")
     return part
+
+
+def _files(pretrained: str, part: nn.Module | None) -> dict[str, Path]:
+    """Return the weight files of a source, without those of folders that `part` has no module of, if it is known."""
+    files = weight_files(pretrained)
+    modules = None if part is None else {".", *(name for name, _ in part.named_children())}
+    return {
+        name: file
+        for name, file in files.items()
+        if modules is None or str(PurePosixPath(name).parent) in modules
+    }
 
 
 def _problems(part: PretrainedPart, files: dict[str, Path]) -> Iterator[str]:
@@ -49,9 +64,6 @@ def _problems(part: PretrainedPart, files: dict[str, Path]) -> Iterator[str]:
         if is_adapter(name):
             yield f"expected weights alone, got an adapter with {name}; merge it into the weights, or remove it"
     for file, path in files.items():
-        parent = str(PurePosixPath(file).parent)
-        if parent != "." and parent not in dict(part.named_children()):
-            continue  # the part has no module from this folder
         for name, tensor in read_tensors(path, SourceError).items():
             if not is_float(tensor.dtype) and _is_weight(name, state):
                 yield (

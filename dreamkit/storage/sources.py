@@ -31,6 +31,7 @@ from dreamkit.storage.weight_files import (
     ADAPTER_CONFIG,
     CONVERSION,
     is_weight_file,
+    misread_weights,
     missing_weights,
     unused_weights,
     weights_in,
@@ -73,8 +74,7 @@ def locate(pretrained: str, files: Sequence[str], *, weights: bool = True, known
             f"'{pretrained}': the folder {folder} lacks {' and '.join(missing)}; it holds {_contents(folder)}. "
             "Add the missing files or name another folder"
         )
-    refuse_adapter(pretrained, _listing(folder), files)
-    return folder
+    return _checked(pretrained, folder, files, weights)
 
 
 def fingerprint(pretrained: str, *, weights: bool = True) -> dict[str, str]:
@@ -153,8 +153,7 @@ def _from_hub(name: str, files: Sequence[str], weights: bool, known: str | None)
         raise SourceError(f"'{name}': {form}; check the spelling") from error
     cached, lacking = _cached(name, files, weights)
     if cached is not None and not lacking:
-        refuse_adapter(name, _listing(cached), files)
-        return cached
+        return _checked(name, cached, files, weights)
     if known is not None and (folder := _local_folder(known)) is not None:
         described = folder / name
         if described.is_dir() and not _missing(_listing(described), files, weights):
@@ -171,9 +170,10 @@ def _from_hub(name: str, files: Sequence[str], weights: bool, known: str | None)
     refuse_adapter(name, remote, files)
     patterns = [_literal(file) for file in _needed(remote, files, weights)]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        downloaded = Path(snapshot_download(name, allow_patterns=patterns))
     except (HTTPError, OSError) as error:
         raise SourceError(f"{tried}broke off the download: {_reason(error)}. Try again") from error
+    return _checked(name, downloaded, files, weights)
 
 
 _REMEDY = "Name a local folder (as ./folder), set HF_HOME to where a cache holds it, or check the spelling"
@@ -241,6 +241,20 @@ def _missing(names: Iterable[str], files: Sequence[str], weights: bool) -> list[
         notes = (unused_weights(names, parent) for parent in _read_folders(files))
         missing[-1] += next(filter(None, notes), "")
     return missing
+
+
+def _checked(pretrained: str, folder: Path, files: Sequence[str], weights: bool) -> Path:
+    """Return a complete folder, after checking that a library reads its weights and no others.
+
+    Raises:
+        SourceError: it would read other files, or there is an adapter beside the weights.
+    """
+    names = _listing(folder)
+    refuse_adapter(pretrained, names, files)
+    for parent in _model_folders(files) if weights else ():
+        if problem := misread_weights(folder / parent, weights_in(names, parent)):
+            raise SourceError(f"'{pretrained}': {folder / parent}: {problem}")
+    return folder
 
 
 def refuse_adapter(pretrained: str, names: Iterable[str], files: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -60,13 +59,13 @@ def read_pickle(file: Path, error: type[DreamkitError], *, mmap: bool = False) -
 
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-    except OSError as problem:
+    except (FileNotFoundError, PermissionError) as problem:
         raise error(f"{file}: {unreadable(problem)}") from problem
     except Exception as problem:  # torch raises several types for damaged and for unsafe files
-        raise error(f"{file}: {_pointer_problem(file) or refusal(file, problem)}") from problem
+        raise error(f"{file}: {_pointer_problem(file) or _refusal(file, problem)}") from problem
 
 
-def refusal(file: Path, problem: Exception) -> str:
+def _refusal(file: Path, problem: Exception) -> str:
     """Return why torch refuses a pickle, and what to do: `problem` is torch's error."""
     if names := _code_in(file, problem):
         listed = ", ".join(f"'{excerpt(name)}'" for name in names[:_MOST_LISTED])
@@ -77,17 +76,6 @@ def refusal(file: Path, problem: Exception) -> str:
             "torch.load and save its tensors with safetensors.torch.save_file"
         )
     return f"expected a pickle of tensors, got another kind of file or a damaged one; {_COPY_AGAIN}"
-
-
-def is_refusal(error: BaseException | None) -> bool:
-    """Return True if an error, or one that it came from, is about the format of a weight file."""
-    from safetensors import SafetensorError
-
-    while error is not None:
-        if isinstance(error, pickle.UnpicklingError | SafetensorError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def unreadable(error: OSError) -> str:

@@ -225,6 +225,8 @@ def test_a_pickle_with_code_is_refused_in_our_words(
 def test_damaged_pickles_and_pointers_of_git_lfs_are_named(source: Source) -> None:
     file = source.pickle()
     for content, message in (
+        (b"", "got another kind of file or a damaged one; copy it again"),
+        (file.read_bytes()[:-2000], "got another kind of file or a damaged one; copy it again"),
         (b"garbage" * 10, "got another kind of file or a damaged one; copy it again"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "run `git lfs pull`"),
     ):
@@ -237,6 +239,32 @@ def test_a_pointer_of_git_lfs_in_place_of_safetensors_is_named(source: Source) -
     file = source.folder / source.file
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n")
     with pytest.raises(SourceError, match=f"{file}: expected weights, got a pointer of git-lfs"):
+        source.load()
+
+
+@pickled
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {}}, r"expected tensors, got 'state_dict' \(dict\); save its state dict alone"),
+        ([1], "expected a state dict of tensors, got a pickled list"),
+    ],
+    ids=["nested", "list"],
+)
+def test_a_pickle_is_a_state_dict(source: Source, content: Any, message: str) -> None:
+    file = source.pickle()
+    torch.save(content, file)
+    with pytest.raises(SourceError, match=f"{file}: {message}"):
+        source.load()
+
+
+def test_weights_of_folders_without_a_part_are_not_read(tmp_path: Path) -> None:
+    source = stable_diffusion(tmp_path)
+    (tmp_path / "text_encoder").mkdir()
+    torch.save({"a.weight": Bomb()}, tmp_path / "text_encoder/pytorch_model.bin")
+    source.load()
+    (tmp_path / source.file).write_bytes(b"damaged")
+    with pytest.raises(SourceError, match=f"{source.file}: it is not a safetensors file"):
         source.load()
 
 

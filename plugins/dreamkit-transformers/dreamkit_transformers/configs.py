@@ -142,7 +142,7 @@ def load_weights(kind: type[PreTrainedModel], folder: Path, config: PreTrainedCo
         raise SourceError(
             f"{folder}: its pickled weights hold more than tensors, or are damaged; name a folder with safetensors"
         ) from error
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
         raise SourceError(f"{folder}: {kind.__name__} cannot load its weights: {one_line(error)}") from error
     model, report = loaded
     problems = [f"missing {name}" for name in sorted(report["missing_keys"])]
