@@ -12,14 +12,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dreamkit.errors import SourceError
+from dreamkit.errors import SourceError, excerpt
 from dreamkit.model.adapters import is_adapter
 from dreamkit.parts.part import PretrainedPart
 from dreamkit.storage.sources import weight_files
 from dreamkit.storage.tensor_files import (
+    LONGEST_NAME,
     dtype_name,
     is_float,
-    non_finite_tensors,
+    non_finite,
     read_tensors,
 )
 
@@ -66,12 +67,14 @@ def _problems(part: PretrainedPart, files: dict[str, Path]) -> Iterator[str]:
     for file, path in files.items():
         for name, tensor in read_tensors(path, SourceError).items():
             if not is_float(tensor.dtype) and _is_weight(name, state):
+                shown = excerpt(name, LONGEST_NAME)
                 yield (
-                    f"{file}: expected {name} in float32, bfloat16 or float16, got {dtype_name(tensor.dtype)}; name a "
+                    f"{file}: expected {shown} in float32, bfloat16 or float16, got {dtype_name(tensor.dtype)}; name a "
                     "source whose weights are not quantized"
                 )
-    for name, kind in non_finite_tensors(state):
-        yield f"expected finite weights, got {kind} in {name}; name a source with sound weights"
+    for name, tensor in state.items():
+        if kind := non_finite(tensor):
+            yield f"expected finite weights, got {kind} in {name}; name a source with sound weights"
 
 
 def _is_weight(name: str, state: dict[str, Tensor]) -> bool:

@@ -14,13 +14,13 @@ from dreamkit.build.fit import fit
 from dreamkit.checkpoints.compare import compare_adapters, compare_source, compare_tokens
 from dreamkit.checkpoints.entries import Entry, entries, needs_saving
 from dreamkit.checkpoints.manifest import Manifest, adapter_file, component_sections, weights_file
-from dreamkit.errors import CheckpointError, PluginError
+from dreamkit.errors import CheckpointError, PluginError, excerpt
 from dreamkit.model.adapters import is_adapter, names_in_part, stored_name
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import PARTS
 from dreamkit.registry.registry import Registry
-from dreamkit.storage.tensor_files import read_tensors, tensor_problem
+from dreamkit.storage.tensor_files import LONGEST_NAME, read_tensors, tensor_problem
 
 MOST_LISTED = 10  # tensors in one error message
 
@@ -148,7 +148,10 @@ def _copy(
             part.missing += 1
             problems.append(f"{entry.part}: {key}: missing from the checkpoint")
     unused = [(part_name, key) for part_name, tensors in saved.items() for key in tensors]
-    problems += [f"{part_name}: {key}: in the checkpoint, but not in the model" for part_name, key in unused]
+    problems += [
+        f"{part_name}: {excerpt(key, LONGEST_NAME)}: in the checkpoint, but not in the model"
+        for part_name, key in unused
+    ]
     if problems:
         adapters = sorted({part_name for part_name, key in unused if is_adapter(key)})
         hint = (

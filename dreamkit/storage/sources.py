@@ -253,7 +253,7 @@ def _checked(pretrained: str, folder: Path, files: Sequence[str], weights: bool)
     refuse_adapter(pretrained, names, files)
     for parent in _model_folders(files) if weights else ():
         if problem := misread_weights(folder / parent, weights_in(names, parent)):
-            raise SourceError(f"'{pretrained}': {folder / parent}: {problem}")
+            raise SourceError(f"{folder / parent}: {problem}")
     return folder
 
 

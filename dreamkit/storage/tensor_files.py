@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LFS_POINTER: Final = b"version https://git-lfs"
+LONGEST_NAME: Final = 200  # of a tensor, in a message: a file may hold any name
 _MOST_LISTED: Final = 3
 _COPY_AGAIN: Final = "copy it again from its origin"
 
@@ -34,16 +35,20 @@ def read_tensors(file: Path, error: type[DreamkitError]) -> dict[str, Tensor]:
         content = read_pickle(file, error, mmap=zipfile.is_zipfile(file))
         if not isinstance(content, Mapping):
             raise error(f"{file}: expected a state dict of tensors, got a pickled {type(content).__name__}")
-        if others := [name for name, value in content.items() if not isinstance(value, Tensor)]:
-            kind = type(content[others[0]]).__name__
-            raise error(
-                f"{file}: expected tensors, got '{excerpt(str(others[0]))}' ({kind}); save its state dict alone"
-            )
+        for name, value in content.items():
+            if not isinstance(value, Tensor):
+                kind = type(value).__name__
+                raise error(
+                    f"{file}: expected tensors, got '{excerpt(str(name))}' ({kind}); save its state dict alone"
+                )
         return {str(name): tensor for name, tensor in content.items()}
     try:
         return load_file(file)
     except SafetensorError as problem:
-        reason = _pointer_problem(file) or f"it is not a safetensors file: {problem}; {_COPY_AGAIN}"
+        reason = (
+            _pointer_problem(file)
+            or f"it is not a safetensors file: {excerpt(str(problem), LONGEST_NAME)}; {_COPY_AGAIN}"
+        )
         raise error(f"{file}: {reason}") from problem
     except OSError as problem:
         raise error(f"{file}: {unreadable(problem)}") from problem
@@ -120,13 +125,6 @@ def non_finite(tensor: Tensor) -> str | None:
     if extremes.isfinite().all():
         return None
     return "NaN" if extremes.isnan().any() else "inf"
-
-
-def non_finite_tensors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-    """Yield the name of each tensor with values that are not finite, and "NaN" or "inf"."""
-    for name, tensor in tensors.items():
-        if kind := non_finite(tensor):
-            yield name, kind
 
 
 def dtype_name(dtype: torch.dtype) -> str:

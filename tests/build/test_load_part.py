@@ -268,6 +268,16 @@ def test_weights_of_folders_without_a_part_are_not_read(tmp_path: Path) -> None:
         source.load()
 
 
+def test_names_of_hostile_files_do_not_flood_a_message(source: Source) -> None:
+    path, state = source.folder / source.file, load_file(source.folder / source.file)
+    save_file(
+        state | {"\x1b[2J" + "a" * 10**5 + ".weight": torch.ones(1).to(torch.int8)}, path, {"format": "pt"}
+    )
+    with pytest.raises(SourceError) as caught:
+        source.load()
+    assert len(str(caught.value)) < 1000 and "\x1b" not in str(caught.value)
+
+
 @pickled
 def test_pickled_weights_are_checked_too(source: Source) -> None:
     file = source.pickle()

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dreamkit.errors import CheckpointError, SourceError
+from dreamkit.errors import CheckpointError, SourceError, excerpt
 from dreamkit.storage import tensor_files
 from dreamkit.storage.sources import locate
-from dreamkit.storage.tensor_files import dtype_name, is_float, non_finite_tensors
+from dreamkit.storage.tensor_files import LONGEST_NAME, dtype_name, is_float, non_finite
 from dreamkit.storage.weight_files import missing_weights
 
 WEIGHT_NAMES = ("weight", "bias", "dream_queries")  # ends of the names; other tensors may be indices
@@ -72,10 +72,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file} is missing; copy the whole folder of the published checkpoint")
     tensors = tensor_files.read_tensors(file, CheckpointError)
     for name, tensor in tensors.items():
+        where = f"{file}: {excerpt(name, LONGEST_NAME)}"
         if name.endswith(WEIGHT_NAMES) and not is_float(tensor.dtype):
-            raise CheckpointError(
-                f"{file}: {name}: expected floating-point weights, got {dtype_name(tensor.dtype)}"
-            )
-    for name, kind in non_finite_tensors(tensors):
-        raise CheckpointError(f"{file}: {name}: expected finite values, got {kind}; use another checkpoint")
+            raise CheckpointError(f"{where}: expected floating-point weights, got {dtype_name(tensor.dtype)}")
+        if kind := non_finite(tensor):
+            raise CheckpointError(f"{where}: expected finite values, got {kind}; use another checkpoint")
     return tensors
