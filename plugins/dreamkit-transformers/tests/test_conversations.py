@@ -234,6 +234,16 @@ def test_a_template_without_an_end_token_is_logged(tmp_path: Any, caplog: Any) -
     assert r"puts '\n' after an answer, without an end token" in caplog.text
 
 
+def test_a_saved_tokenizer_has_the_same_conversations(tmp_path: Any) -> None:
+    part = part_of("sentencepiece", "decorates the last answer", Llama)
+    document = conversation(("user", " 1 "), ("assistant", "8 </s>"))
+    expected = sequencer_of(part).sequence(document)
+    part.save_tokenizer(tmp_path)
+    config = replace(part.config, tokenizer=str(tmp_path))
+    again = sequencer_of(Llama.from_config(config)).sequence(document)
+    assert (again.ids, again.labels) == (expected.ids, expected.labels)
+
+
 def test_families_use_the_template_of_their_tokenizer() -> None:
     part = part_of("byte-level", "chatml", Llama)
     document = conversation(("user", "1"), ("assistant", "8"))
