@@ -34,7 +34,7 @@ class TurnPiece:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one speaker says until another one speaks.
+    """The texts and images of one speaker, until another one speaks.
 
     Attributes:
         role: the speaker.
@@ -43,11 +43,6 @@ class Turn:
 
     role: Role
     pieces: tuple[TurnPiece, ...]
-
-    @property
-    def text(self) -> str:
-        """Texts and names of image tokens, joined."""
-        return "".join(piece.text for piece in self.pieces)
 
 
 def fixed_conversation(
