@@ -18,7 +18,7 @@ from dreamkit.errors import CheckpointError, PluginError, excerpt
 from dreamkit.model.adapters import is_adapter, names_in_part, stored_name
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
-from dreamkit.recipe.sections import PARTS
+from dreamkit.recipe.sections import PARTS, Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.storage.tensor_files import LONGEST_NAME, read_tensors, tensor_problem
 
@@ -73,16 +73,22 @@ def load_checkpoint(folder: Path | str, registry: Registry | None = None) -> tup
         compare_source(folder, part, source, source["name"])
     where = str(folder / Manifest.FILE)
     recipe = recipe_from_dict(manifest.recipe, registry, where=where)
-    if getattr(recipe.model.language_model.config, "tokenizer", None) is not None:
-        # the checkpoint has its own copy of a tokenizer that is apart from the weights
-        plain = recipe.to_dict()
-        plain["model"]["language_model"]["tokenizer"] = str(folder / "tokenizer")
-        recipe = recipe_from_dict(plain, registry, where=where)
-    model = build(fit(recipe, registry))
+    model = build(fit(_with_own_tokenizer(recipe, folder, registry), registry))
+    if getattr(recipe.model.language_model.config, "tokenizer", None) is None:
+        model.recipe = recipe
     for part in model.sources.keys() - manifest.sources.keys():
         model.sources[part] = None
     compare_tokens(folder, manifest, model)
     return model, _copy(model, folder, manifest)
+
+
+def _with_own_tokenizer(recipe: Recipe, folder: Path, registry: Registry) -> Recipe:
+    """Return the recipe with the checkpoint's copy of the tokenizer, which has what the model was trained with."""
+    if not hasattr(recipe.model.language_model.config, "tokenizer"):
+        return recipe
+    plain = recipe.to_dict()
+    plain["model"]["language_model"]["tokenizer"] = str(folder / "tokenizer")
+    return recipe_from_dict(plain, registry, where=str(folder / Manifest.FILE))
 
 
 def load_weights(model: DreamModel, folder: Path | str) -> LoadReport:
