@@ -29,6 +29,7 @@ from .model.events import (
     collect as collect,
 )
 from .model.model import DreamModel as DreamModel
+from .parts.conversation import Turn as Turn, TurnPiece as TurnPiece
 from .parts.decoder import Extras as Extras, ImageDecoder as ImageDecoder
 from .parts.language import LanguageModel as LanguageModel
 from .parts.pictures import to_rgb as to_rgb

@@ -55,6 +55,8 @@ PUBLIC = [
     "Text",
     "TextPiece",
     "TrainingError",
+    "Turn",
+    "TurnPiece",
     "VisionEncoder",
     "VisionSpec",
     "build_model",

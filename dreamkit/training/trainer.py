@@ -27,15 +27,17 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import safe_globals
 
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.distributed import is_main, total, whole, world_size
 from dreamkit.document import Document
-from dreamkit.errors import TrainingError
+from dreamkit.errors import CheckpointError, TrainingError
 from dreamkit.model.model import DreamModel, Losses
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
+from dreamkit.storage.tensor_files import read_pickle
 from dreamkit.training.loss_monitor import LossMonitor, NotFinite
 from dreamkit.training.resume_state import PROCESSES, STATE, state_errors
 
@@ -247,16 +249,19 @@ class DreamTrainer(Trainer):
         if checkpoint is None:
             return
         with state_errors(Path(checkpoint).parent):
-            state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+            state = read_pickle(Path(checkpoint) / OPTIMIZER_NAME, CheckpointError)
             options = StateDictOptions(full_state_dict=True)
             set_optimizer_state_dict(
                 self.model, self.optimizer.optimizer, optim_state_dict=state, options=options
             )
-            schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+            schedule = read_pickle(Path(checkpoint) / SCHEDULER_NAME, CheckpointError)
             self.lr_scheduler.load_state_dict(schedule)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with state_errors(Path(checkpoint or "").parent):
+            for file in sorted(Path(checkpoint).glob("rng_state*")) if checkpoint else ():
+                with safe_globals():  # numpy's, which the library reads
+                    read_pickle(file, CheckpointError)
             super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

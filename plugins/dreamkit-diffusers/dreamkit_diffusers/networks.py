@@ -52,7 +52,12 @@ class Network:
         """
         with library_errors(f"the {self.name} in {folder} cannot be loaded"):
             model, info = self.model_class.from_pretrained(
-                folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
+                folder,
+                torch_dtype=torch.float32,
+                local_files_only=True,
+                output_loading_info=True,
+                # without it diffusers logs an error before it reads `.bin` files
+                use_safetensors=any(folder.glob("*.safetensors")),
             )
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
