@@ -45,7 +45,10 @@ def read_tokenizer(
         return _stand_in(folder / KNOWN_TOKENS)
     # quiet, since the folder may hold another library's config.json
     with library_errors(f"{folder}: the tokenizer cannot be read", key), quiet_library():
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        settings = [tokenizer.init_kwargs, tokenizer.chat_template]
+        json.dumps(settings, ensure_ascii=False, default=str).encode()  # a lone surrogate could not be saved
+        return tokenizer
 
 
 def byte_tokenizer(has_bos: bool = True) -> PreTrainedTokenizerBase:
