@@ -89,10 +89,11 @@ class RecipeError(DreamkitError):
 
     def __init__(self, problems: Sequence[RecipeProblem]) -> None:
         self.problems = tuple(problems)
-        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
-        super().__init__(
-            "\n".join([f"the recipe has {count}:", *(f"  {problem}" for problem in self.problems)])
-        )
+        lines = [
+            f"the recipe has {count(len(self.problems), 'problem')}:",
+            *map("  {}".format, self.problems),
+        ]
+        super().__init__("\n".join(lines))
 
 
 def printable(text: str | Path) -> str:
@@ -121,6 +122,21 @@ def did_you_mean(name: Any, names: Iterable[str]) -> str:
     if near:
         return f"did you mean '{near[0]}'?"
     return f"known: {', '.join(known)}" if known else "none are known"
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: `count(1, "image")` is "1 image", `count(2000, "batch")` is "2,000 batches".
+
+    `plural` is needed only for a noun that is not alone, such as "image to read".
+    """
+    if number == 1:
+        return f"1 {noun}"
+    if not plural:
+        if noun.endswith("y") and noun[-2:-1] not in tuple("aeiou"):
+            plural = f"{noun[:-1]}ies"
+        else:
+            plural = noun + ("es" if noun.endswith(("s", "x", "z", "ch", "sh")) else "s")
+    return f"{number:,} {plural}"
 
 
 def article(word: str) -> str:

@@ -197,24 +197,13 @@ def data_notes(
             yield f"{start} is not in the data of the cache"
 
 
-def cache_notes(recipe: Recipe, registry: Registry) -> list[str]:
+def cache_notes(recipe: Recipe, datasets: Sequence[Dataset | None]) -> list[str]:
     """Return lines about the cache of a recipe without problems: its tables, then its `data_notes`."""
     if recipe.train.cache is None:
         return []
     folder = Path(recipe.train.cache)
     manifest = CacheManifest.read(folder)
-    datasets = [_open_dataset(registry, section) for section in recipe.data]
     return [manifest.summary(folder), *data_notes(folder, manifest, recipe, datasets)]
-
-
-def _open_dataset(registry: Registry, section: DataSection) -> Dataset | None:
-    """Return the data set of a section; None if it cannot be opened here, which training reports."""
-    try:
-        dataset: Dataset = registry.get("dataset", section.name)(section.config)
-        len(dataset)
-    except Exception:  # the code of a plug-in may fail in any way
-        return None
-    return dataset
 
 
 def _data_settings(section: DataSection) -> dict[str, Any]:

@@ -13,15 +13,13 @@ from torch import Tensor
 
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
-from dreamkit.checkpoints.compare import compare_adapters, compare_source, compare_tokens
-from dreamkit.checkpoints.components import component_sections
+from dreamkit.checkpoints.compare import compare_adapters, compare_components, compare_source, compare_tokens
 from dreamkit.checkpoints.entries import Entry, entries, needs_saving
 from dreamkit.checkpoints.manifest import Manifest, adapter_file, weights_file
 from dreamkit.errors import CheckpointError, PluginError
 from dreamkit.model.adapters import is_adapter, names_in_part, stored_name
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
-from dreamkit.recipe.sections import PARTS
 from dreamkit.registry.registry import Registry
 
 MOST_LISTED = 10  # tensors in one error message
@@ -98,15 +96,7 @@ def load_weights(model: DreamModel, folder: Path | str) -> LoadReport:
     """
     folder = Path(folder).absolute()
     manifest = Manifest.read(folder)
-    names = {} if model.recipe is None else {key: name for key, _, name in component_sections(model.recipe)}
-    for key in PARTS:
-        actual = names.get(key, "none")
-        expected = manifest.components[key]["name"] if key in manifest.components else "none"
-        if actual != expected:
-            raise CheckpointError(
-                f"{folder}: expected {key} '{expected}', got '{actual}' in the recipe; use the same part or start from "
-                "another checkpoint"
-            )
+    compare_components(folder, manifest, model.recipe)
     compare_tokens(folder, manifest, model)
     for part, source in manifest.sources.items():
         name = model.sources.get(part)

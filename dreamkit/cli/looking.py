@@ -66,12 +66,14 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Check a recipe without loading any weights.
 
     Finds all unknown keys, wrong types, unknown components and parts that do not fit each other. Prints every problem
-    and exits with code 2. Without problems, prints the parts and their sizes.
+    and exits with code 2. Without problems, prints the parts and their sizes. Opens the data sets and the first
+    document of each; what `train` would refuse of these and of `init` is printed as a note.
 
     Example: dreamkit check digits/stage1 train.steps=100
     """
     from dreamkit.build.fit import fit
     from dreamkit.cache.recipe_check import cache_notes, cache_problems
+    from dreamkit.checkpoints.inputs import open_inputs
     from dreamkit.errors import RecipeError
     from dreamkit.recipe.loading import draft_recipe
     from dreamkit.registry.registry import Registry
@@ -86,9 +88,13 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     table = Table("part", "component", "input -> output", box=None, pad_edge=False)
     for row in fitted.summary():
         table.add_row(*row)
-    console().print(table)
-    for line in cache_notes(draft, registry):
-        console().print(line, soft_wrap=True)
+    out = console()
+    out.print(table)
+    inputs = open_inputs(draft, registry)
+    refused = ["\n  ".join(["note: train would refuse these inputs:", *map(str, inputs.problems)])]
+    notes = [*(refused if inputs.problems else ()), *inputs.notes, *cache_notes(draft, inputs.datasets)]
+    for note in notes:
+        out.print(note, soft_wrap=True)
 
 
 def plan(
@@ -112,6 +118,7 @@ def plan(
     from dataclasses import asdict
 
     from dreamkit.cache.recipe_check import cache_notes
+    from dreamkit.checkpoints.inputs import open_inputs
     from dreamkit.plan.advice import memory_advice
     from dreamkit.plan.plan import plan as make_plan
     from dreamkit.plan.sizes import format_bytes, parse_bytes
@@ -129,7 +136,8 @@ def plan(
     else:
         for piece in report(planned, loaded):
             out.print(piece, soft_wrap=isinstance(piece, str))
-        for line in cache_notes(loaded, registry):
+        datasets = () if loaded.train.cache is None else open_inputs(loaded, registry).datasets
+        for line in cache_notes(loaded, datasets):
             out.print(line, soft_wrap=True)
     if limit is None:
         return
