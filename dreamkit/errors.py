@@ -115,6 +115,21 @@ def excerpt(text: str, most: int = 80) -> str:
     return start if len(start) <= most else f"{start[: most - 3]}..."
 
 
+def surrogate_problem(text: str) -> str | None:
+    """Return why a text with a lone surrogate is not a text, or None. No file and no tokenizer can hold one.
+
+    Such a text comes from JSON, or from bytes of the command line that are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return (
+            f"expected valid characters, got the lone surrogate {error.object[error.start]!a} at position "
+            f"{error.start}; remove it, write the whole pair, or encode it in UTF-8"
+        )
+    return None
+
+
 def did_you_mean(name: Any, names: Iterable[str]) -> str:
     """Return the end of an error message about an unknown `name`: the nearest of `names`, or all of them."""
     known = sorted(names)

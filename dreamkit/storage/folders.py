@@ -7,7 +7,12 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Final, TypedDict
+
+from dreamkit.errors import surrogate_problem
+
+# The libraries that read and write tensors and tokenizers take no other paths.
+NOT_UTF8: Final = "has a path that is not UTF-8"
 
 
 class FileRecord(TypedDict):
@@ -40,6 +45,8 @@ def damaged_files(folder: Path, files: Mapping[str, FileRecord], *, read: bool =
 
 def in_use_reason(folder: Path) -> str | None:
     """Return why `folder` cannot be a new folder ("is a file", "is not empty"), or None if it can."""
+    if surrogate_problem(str(folder.absolute())):
+        return NOT_UTF8
     if not folder.exists():
         return None
     if not folder.is_dir():
