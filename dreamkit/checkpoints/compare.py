@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dreamkit.checkpoints.components import component_sections
 from dreamkit.checkpoints.manifest import Manifest, SourceRecord
 from dreamkit.errors import CheckpointError, SourceError
-from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import PARTS, Recipe
 from dreamkit.storage.sources import fingerprint
+
+if TYPE_CHECKING:
+    from dreamkit.model.model import DreamModel
 
 
 def compare_components(folder: Path, manifest: Manifest, recipe: Recipe | None) -> None:

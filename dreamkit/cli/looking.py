@@ -14,9 +14,9 @@ from dreamkit.cli.shared import Overrides, RecipeName, console, print_by_origin,
 def plugins() -> None:
     """List components and broken plug-ins.
 
-    Lists everything that works, then each broken plug-in; exits with code 1 if there is one. To load only some
-    plug-ins, set the environment variable DREAMKIT_PLUGINS to a comma-separated list of entry-point names. "core" names
-    dreamkit's own components.
+    Lists everything that works, then each broken plug-in, and each that requires another version of dreamkit; exits
+    with code 1 if there is one. To load only some plug-ins, set the environment variable DREAMKIT_PLUGINS to a
+    comma-separated list of entry-point names. "core" names dreamkit's own components.
 
     Example: dreamkit plugins
     """
@@ -34,8 +34,9 @@ def plugins() -> None:
     )
     out = console()
     for problem in registry.problems:
-        out.print(f"problem: {problem}", style="red", soft_wrap=True)
-    if registry.problems:
+        kind, style = ("note", "yellow") if problem.is_note else ("problem", "red")
+        out.print(f"{kind}: {problem}", style=style, soft_wrap=True)
+    if not all(problem.is_note for problem in registry.problems):
         raise typer.Exit(1)
 
 
