@@ -140,9 +140,9 @@ def did_you_mean(name: Any, names: Iterable[str]) -> str:
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
-    """Return a number with its noun: `count(1, "image")` is "1 image", `count(2000, "batch")` is "2,000 batches".
+    """Return a number with its noun: `count(1, "image")` is "1 image", `count(20_000, "batch")` is "20,000 batches".
 
-    `plural` is needed only for a noun that is not alone, such as "image to read".
+    `plural` is only needed for several words, such as "images to read".
     """
     if number == 1:
         return f"1 {noun}"
@@ -151,7 +151,8 @@ def count(number: int, noun: str, plural: str = "") -> str:
             plural = f"{noun[:-1]}ies"
         else:
             plural = noun + ("es" if noun.endswith(("s", "x", "z", "ch", "sh")) else "s")
-    return f"{number:,} {plural}"
+    # Recipes have no separators in numbers such as 2048.
+    return f"{number:,} {plural}" if number >= 10_000 else f"{number} {plural}"
 
 
 def article(word: str) -> str:

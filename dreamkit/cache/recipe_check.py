@@ -17,7 +17,7 @@ from dreamkit.cache.manifest import (
     recreate_hint,
 )
 from dreamkit.data.dataset import Dataset
-from dreamkit.errors import CacheError, RecipeProblem
+from dreamkit.errors import CacheError, RecipeProblem, count
 from dreamkit.recipe.sections import DataSection, Recipe, plain
 from dreamkit.registry.registry import Registry
 
@@ -187,7 +187,7 @@ def data_notes(
         same = [record for record in alike if record["settings"] == now]
         if same and dataset is not None and len(dataset) not in [record["documents"] for record in same]:
             before = same[0]["documents"]
-            yield f"{start} had {before:,} documents when the cache was written, and has {len(dataset):,} now"
+            yield f"{start} had {count(before, 'document')} when the cache was written, and has {len(dataset):,} now"
         elif not same and len(alike) == 1:
             cached = alike[0]["settings"]
             names = [name for name in sorted(cached.keys() | now.keys()) if cached.get(name) != now.get(name)]

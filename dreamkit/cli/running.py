@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from dreamkit.cli.shared import Overrides, RecipeName, check_setting, console
+from dreamkit.errors import count
 
 
 def train(
@@ -88,18 +89,18 @@ def cache(
     def show_estimate(estimate: Estimate) -> None:
         rows = ", ".join(f"{table} take {decimal(size)}" for table, size in estimate.row_bytes.items())
         typer.echo(
-            f"{rows} per image; {estimate.documents:,} documents: at most {decimal(estimate.most_bytes)} with one "
-            f"image per table in each document; {decimal(estimate.free_bytes)} free",
+            f"{rows} per image; {count(estimate.documents, 'document')}: at most {decimal(estimate.most_bytes)} with "
+            f"one image per table in each document; {decimal(estimate.free_bytes)} free",
             err=True,
         )
 
     # SIGTERM removes the partial folder, as Ctrl-C does
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        with Bar("caching", "{task.fields[images]} images") as bar:
+        with Bar("caching", "{task.fields[images]}") as bar:
 
             def show_progress(progress: CachingProgress) -> None:
-                bar.move(progress.documents, progress.total, images=progress.images)
+                bar.move(progress.documents, progress.total, images=count(progress.images, "image"))
 
             report = make_cache(
                 loaded,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, TypedDict
 
-from dreamkit.errors import surrogate_problem
+from dreamkit.errors import count, surrogate_problem
 
 # The libraries that read and write tensors and tokenizers take no other paths.
 NOT_UTF8: Final = "has a path that is not UTF-8"
@@ -37,7 +37,7 @@ def damaged_files(folder: Path, files: Mapping[str, FileRecord], *, read: bool =
         if not path.is_file():
             problems.append(f"{name}: missing")
         elif path.stat().st_size != record["size"]:
-            problems.append(f"{name}: expected {record['size']} bytes, got {path.stat().st_size}")
+            problems.append(f"{name}: expected {count(record['size'], 'byte')}, got {path.stat().st_size}")
         elif read and sha256(path) != record["sha256"]:
             problems.append(f"{name}: its content has changed (sha256 differs)")
     return problems
