@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from dreamkit.earlier_names import with_earlier_arguments, with_earlier_fields
-from dreamkit.errors import DocumentError, excerpt, surrogate_problem
+from dreamkit.errors import DocumentError, article, excerpt, surrogate_problem
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -31,7 +31,7 @@ class Text:
             them to the same text reads these tokens, and otherwise tokenizes the text. Equality ignores them.
 
     Raises:
-        DocumentError: the text has a lone surrogate.
+        DocumentError: the text is not a string, or has a lone surrogate.
     """
 
     text: str
@@ -40,6 +40,9 @@ class Text:
     ids: tuple[int, ...] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            kind = type(self.text).__name__
+            raise DocumentError(f"text: expected a string, got {article(kind)} {kind}")
         if problem := surrogate_problem(self.text):
             raise DocumentError(f"text '{excerpt(self.text)}': {problem}")
 
@@ -151,7 +154,7 @@ class Document:
         if len(slots) != len(images):
             raise DocumentError(
                 f"{name}: expected one image for each {READ_SLOT} and {DRAW_SLOT}, got {len(images)} for {len(slots)} "
-                f"in {text!r}"
+                f"in '{excerpt(text)}'"
             )
         pictures = iter(images)
         segments: list[Segment] = []

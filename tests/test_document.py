@@ -32,3 +32,14 @@ def test_a_text_can_be_tokenized_or_is_refused(text: str) -> None:
 def test_an_interleaved_text_with_a_lone_surrogate_is_refused() -> None:
     with pytest.raises(DocumentError, match=r"text 'a \\ud800': expected valid characters"):
         Document.interleave("a \ud800")
+
+
+def test_a_text_that_is_not_a_string_is_refused() -> None:
+    with pytest.raises(DocumentError, match="text: expected a string, got an int"):
+        Text(3)  # type: ignore[arg-type]
+
+
+def test_the_error_about_a_long_text_without_images_is_short() -> None:
+    with pytest.raises(DocumentError, match=r"got 0 for 1 in 'a <image> b b.*\.\.\.'") as caught:
+        Document.interleave("a <image>" + 1000 * " b")
+    assert len(str(caught.value)) < 200

@@ -37,16 +37,19 @@ class PartReport:
 
 @dataclass
 class LoadReport:
-    """The report of a load, part by part; rich prints it as a table."""
+    """The report of a load, part by part; rich prints it as a table.
+
+    The table leaves out missing tensors: a load that lacks one fails, and its error names them.
+    """
 
     folder: Path
     parts: dict[str, PartReport] = field(default_factory=dict)
 
     def __rich__(self) -> Table:
-        table = Table("part", "loaded", "from source", "missing", "fresh", box=None, pad_edge=False)
+        table = Table("part", "loaded", "from source", "initialised", box=None, pad_edge=False)
         table.title = f"tensors of {self.folder}"
         for name, part in self.parts.items():
-            table.add_row(name, *map(str, (part.loaded, part.from_source, part.missing, part.fresh)))
+            table.add_row(name, *map(str, (part.loaded, part.from_source, part.fresh)))
         return table
 
 

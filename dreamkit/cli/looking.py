@@ -91,6 +91,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
         table.add_row(*row)
     out = console()
     out.print(table)
+    out.print("shapes are tokens x width; px: pixels of a side; any: any number of tokens", soft_wrap=True)
     inputs = open_inputs(draft, registry)
     refused = ["\n  ".join(["note: train would refuse these inputs:", *map(str, inputs.problems)])]
     notes = [*(refused if inputs.problems else ()), *inputs.notes, *cache_notes(draft, inputs.datasets)]

@@ -183,9 +183,21 @@ def generate(
     """
     from dreamkit.cli.live import write_document
     from dreamkit.data.records import open_picture
-    from dreamkit.document import Document
+    from dreamkit.document import DRAW_SLOT, READ_SLOT, Document
+    from dreamkit.errors import DocumentError, excerpt
 
     pictures = [open_picture(path, "--image") for path in image or ()]
+    slots = sum(map(prompt.count, (READ_SLOT, DRAW_SLOT)))
+    if slots != len(pictures):
+        fix = (
+            f"pass --image PATH {count(slots, 'time')}"
+            if slots
+            else "write them in PROMPT, or leave out --image"
+        )
+        raise DocumentError(
+            f"expected one --image for each {READ_SLOT} and {DRAW_SLOT} of PROMPT, got {len(pictures)} for {slots} in "
+            f"'{excerpt(prompt)}'; {fix}"
+        )
     document = Document.interleave(prompt, pictures, name="PROMPT", role="user" if chat else None)
     limits = {"max_tokens": max_tokens, "max_images": max_images}
     drawing = {"guidance": guidance, "steps": steps, "temperature": temperature}
