@@ -139,20 +139,19 @@ def did_you_mean(name: Any, names: Iterable[str]) -> str:
     return f"known: {', '.join(known)}" if known else "none are known"
 
 
-def count(number: int, noun: str, plural: str = "") -> str:
-    """Return a number with its noun: `count(1, "image")` is "1 image", `count(20_000, "batch")` is "20,000 batches".
+def count(number: int | str, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: `count(1, "image")` is "1 image", `count("2,000", "batch")` is "2,000 batches".
 
     `plural` is only needed for several words, such as "images to read".
     """
-    if number == 1:
+    if str(number) == "1":
         return f"1 {noun}"
     if not plural:
         if noun.endswith("y") and noun[-2:-1] not in tuple("aeiou"):
             plural = f"{noun[:-1]}ies"
         else:
             plural = noun + ("es" if noun.endswith(("s", "x", "z", "ch", "sh")) else "s")
-    # Recipes have no separators in numbers such as 2048.
-    return f"{number:,} {plural}" if number >= 10_000 else f"{number} {plural}"
+    return f"{number} {plural}"
 
 
 def article(word: str) -> str:

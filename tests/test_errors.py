@@ -92,10 +92,11 @@ def test_control_characters_never_reach_the_terminal(
         (2, "array", "2 arrays"),
         (3, "process", "3 processes"),
         (2048, "token", "2048 tokens"),
-        (12_345, "document", "12,345 documents"),
+        ("12,345", "document", "12,345 documents"),
+        ("1", "document", "1 document"),
     ],
 )
-def test_count_writes_a_number_with_its_noun(number: int, noun: str, expected: str) -> None:
+def test_count_writes_a_number_with_its_noun(number: int | str, noun: str, expected: str) -> None:
     assert count(number, noun) == expected
 
 

@@ -186,8 +186,8 @@ def data_notes(
         alike = [record for record in manifest.data if record["name"] == section.name]
         same = [record for record in alike if record["settings"] == now]
         if same and dataset is not None and len(dataset) not in [record["documents"] for record in same]:
-            before = same[0]["documents"]
-            yield f"{start} had {count(before, 'document')} when the cache was written, and has {len(dataset):,} now"
+            before = count(f"{same[0]['documents']:,}", "document")
+            yield f"{start} had {before} when the cache was written, and has {len(dataset):,} now"
         elif not same and len(alike) == 1:
             cached = alike[0]["settings"]
             names = [name for name in sorted(cached.keys() | now.keys()) if cached.get(name) != now.get(name)]

@@ -88,9 +88,10 @@ def cache(
 
     def show_estimate(estimate: Estimate) -> None:
         rows = ", ".join(f"{table} take {decimal(size)}" for table, size in estimate.row_bytes.items())
+        documents = count(f"{estimate.documents:,}", "document")
         typer.echo(
-            f"{rows} per image; {count(estimate.documents, 'document')}: at most {decimal(estimate.most_bytes)} with "
-            f"one image per table in each document; {decimal(estimate.free_bytes)} free",
+            f"{rows} per image; {documents}: at most {decimal(estimate.most_bytes)} with one "
+            f"image per table in each document; {decimal(estimate.free_bytes)} free",
             err=True,
         )
 
@@ -100,7 +101,7 @@ def cache(
         with Bar("caching", "{task.fields[images]}") as bar:
 
             def show_progress(progress: CachingProgress) -> None:
-                bar.move(progress.documents, progress.total, images=count(progress.images, "image"))
+                bar.move(progress.documents, progress.total, images=count(f"{progress.images:,}", "image"))
 
             report = make_cache(
                 loaded,

@@ -120,6 +120,8 @@ def _words(key: str) -> list[str]:
 
 
 def _listing(counts: Counter[str], unit: str) -> str:
-    listed = [f"'{printable(name)}' in {count(n, unit)}" for name, n in counts.most_common(MOST_LISTED)]
+    listed = [
+        f"'{printable(name)}' in {count(f'{n:,}', unit)}" for name, n in counts.most_common(MOST_LISTED)
+    ]
     more = len(counts) - len(listed)
     return ", ".join(listed) + (f" and {more:,} more" if more else "")

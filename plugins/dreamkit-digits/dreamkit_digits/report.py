@@ -55,8 +55,8 @@ def report(run: Run) -> str:
     body = [
         "<h1>A language model that reads and draws digits</h1>",
         f"<p>A tiny DreamLLM: a language model that reads with a vision encoder and draws with a diffusion "
-        f"decoder. It was trained for {count(steps, 'step')} in three stages on {train:,} real handwritten digits. The "
-        "vision encoder and the decoder were frozen. The model wrote everything below after training. "
+        f"decoder. It was trained for {count(f'{steps:,}', 'step')} in three stages on {train:,} real handwritten "
+        "digits. The vision encoder and the decoder were frozen. The model wrote everything below after training. "
         f"Every picture in a prompt is one of {count(heldout, 'digit')} that no part was trained on.</p>",
         f'<p class="note">Seed {figures["seed"]:g}, {count(round(figures["seconds"]), "second")}, '
         f"{figures['peak_memory_bytes'] / 1e9:.1f} GB of memory at the peak.</p>",
