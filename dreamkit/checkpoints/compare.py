@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreamkit.checkpoints.components import component_sections
-from dreamkit.checkpoints.manifest import Manifest, SourceRecord
+from dreamkit.checkpoints.manifest import Manifest, SourceRecord, component_sections
 from dreamkit.errors import CheckpointError, SourceError
 from dreamkit.recipe.sections import PARTS, Recipe
 from dreamkit.storage.sources import fingerprint
@@ -17,7 +16,8 @@ if TYPE_CHECKING:
 
 def compare_components(folder: Path, manifest: Manifest, recipe: Recipe | None) -> None:
     """Compare the names of the parts; without a recipe, the model has none."""
-    names = {} if recipe is None else {key: name for key, _, name in component_sections(recipe)}
+    plain = {} if recipe is None else recipe.to_dict()
+    names = {key: name for key, _, name in component_sections(plain)}
     for key in PARTS:
         actual = names.get(key, "none")
         expected = manifest.components[key]["name"] if key in manifest.components else "none"

@@ -26,10 +26,12 @@ from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
 from dreamkit.errors import SourceError
 from dreamkit.storage.folders import sha256
 from dreamkit.storage.packages import package_folder
+from dreamkit.storage.tensor_files import unreadable
 from dreamkit.storage.weight_files import (
     ADAPTER_CONFIG,
     CONVERSION,
     is_weight_file,
+    misread_weights,
     missing_weights,
     unused_weights,
     weights_in,
@@ -72,8 +74,7 @@ def locate(pretrained: str, files: Sequence[str], *, weights: bool = True, known
             f"'{pretrained}': the folder {folder} lacks {' and '.join(missing)}; it holds {_contents(folder)}. "
             "Add the missing files or name another folder"
         )
-    _refuse_adapter(pretrained, _listing(folder), files)
-    return folder
+    return _checked(pretrained, folder, files, weights)
 
 
 def fingerprint(pretrained: str, *, weights: bool = True) -> dict[str, str]:
@@ -82,19 +83,28 @@ def fingerprint(pretrained: str, *, weights: bool = True) -> dict[str, str]:
     `weights` adds those of its weight files, which take time to read.
 
     Raises:
+        SourceError: the source cannot be found, as in `locate`, or a file of it was removed meanwhile.
+    """
+    folder = locate(pretrained, ())
+    files = {name: folder / name for name in _listing(folder) if name.endswith(_SMALL_SUFFIXES)}
+    if weights:
+        files |= weight_files(pretrained)
+    try:
+        return {name: _hash(path) for name, path in sorted(files.items())}
+    except OSError as error:
+        raise SourceError(f"'{pretrained}': {error.filename}: {unreadable(error)}") from error
+
+
+def weight_files(pretrained: str) -> dict[str, Path]:
+    """Return the weight files of a source, by their names in its folder.
+
+    Raises:
         SourceError: the source cannot be found, as in `locate`.
     """
     folder = locate(pretrained, ())
     names = _listing(folder)
-    parents = {PurePosixPath(name).parent for name in names}
-    chosen = [name for name in names if name.endswith(_SMALL_SUFFIXES)]
-    if weights:
-        chosen += [name for parent in parents for name in weights_in(names, parent)]
-    hashes = {}
-    for name in sorted(chosen):
-        state = (folder / name).stat()
-        hashes[name] = _sha256(folder / name, state.st_size, state.st_mtime_ns)
-    return hashes
+    parents = sorted({PurePosixPath(name).parent for name in names})
+    return {name: folder / name for parent in parents for name in weights_in(names, parent)}
 
 
 def _described(known: str) -> list[str]:
@@ -143,8 +153,7 @@ def _from_hub(name: str, files: Sequence[str], weights: bool, known: str | None)
         raise SourceError(f"'{name}': {form}; check the spelling") from error
     cached, lacking = _cached(name, files, weights)
     if cached is not None and not lacking:
-        _refuse_adapter(name, _listing(cached), files)
-        return cached
+        return _checked(name, cached, files, weights)
     if known is not None and (folder := _local_folder(known)) is not None:
         described = folder / name
         if described.is_dir() and not _missing(_listing(described), files, weights):
@@ -158,12 +167,13 @@ def _from_hub(name: str, files: Sequence[str], weights: bool, known: str | None)
     lacking = _missing(remote, files, weights)
     if lacking:
         raise SourceError(f"{tried}lacks {' and '.join(lacking)} of it. Name a model that has them")
-    _refuse_adapter(name, remote, files)
+    refuse_adapter(name, remote, files)
     patterns = [_literal(file) for file in _needed(remote, files, weights)]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        downloaded = Path(snapshot_download(name, allow_patterns=patterns))
     except (HTTPError, OSError) as error:
         raise SourceError(f"{tried}broke off the download: {_reason(error)}. Try again") from error
+    return _checked(name, downloaded, files, weights)
 
 
 _REMEDY = "Name a local folder (as ./folder), set HF_HOME to where a cache holds it, or check the spelling"
@@ -233,14 +243,32 @@ def _missing(names: Iterable[str], files: Sequence[str], weights: bool) -> list[
     return missing
 
 
-def _refuse_adapter(pretrained: str, names: Iterable[str], files: Sequence[str]) -> None:
-    """Raise SourceError if a folder of weights in `files`, or the folder around them, has an adapter of peft."""
+def _checked(pretrained: str, folder: Path, files: Sequence[str], weights: bool) -> Path:
+    """Return a complete folder, after checking that a library reads its weights and no others.
+
+    Raises:
+        SourceError: it would read other files, or there is an adapter beside the weights.
+    """
+    names = _listing(folder)
+    refuse_adapter(pretrained, names, files)
+    for parent in _model_folders(files) if weights else ():
+        if problem := misread_weights(folder / parent, weights_in(names, parent)):
+            raise SourceError(f"{folder / parent}: {problem}")
+    return folder
+
+
+def refuse_adapter(pretrained: str, names: Iterable[str], files: Sequence[str]) -> None:
+    """Refuse an adapter of peft in a folder with a `config.json` in `files`, or in the folder around them.
+
+    Raises:
+        SourceError: `names`, the files of `pretrained`, include such an adapter.
+    """
     configs = {str(parent / ADAPTER_CONFIG) for parent in _read_folders(files)}
     for name in sorted(configs.intersection(names)):
         raise SourceError(
-            f"'{pretrained}': expected weights alone, got an adapter of peft beside them ({name}), which transformers "
-            "would apply unnoticed; merge it into the weights (merge_and_unload and save_pretrained of peft) or name a "
-            f"folder without {ADAPTER_CONFIG}; to train an adapter, set model.adapters"
+            f"'{pretrained}': expected weights alone, got an adapter of peft beside them ({name}), which libraries "
+            "apply or ignore unnoticed; merge it into the weights (merge_and_unload and save_pretrained of peft) or "
+            f"name a folder without {ADAPTER_CONFIG}; to train an adapter, set model.adapters"
         )
 
 
@@ -300,6 +328,11 @@ def _contents(folder: Path, most: int = 12) -> str:
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+
+
+def _hash(path: Path) -> str:
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import PurePosixPath
-from typing import Final
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from dreamkit.errors import excerpt
 
 ADAPTER_CONFIG: Final = "adapter_config.json"  # of peft; transformers applies the adapter beside it
 CONVERSION: Final = (
@@ -22,6 +25,11 @@ _INDEX = re.compile(rf"({_STEMS})\.(safetensors|bin)\.index\.json")
 _VARIANT = re.compile(rf"({_STEMS})\.([\w-]+?)(-\d+-of-\d+)?\.(safetensors|bin)")
 _ADAPTER = re.compile(r"(adapter_model|pytorch_lora_weights)\.\w+")
 _STATE = re.compile(r"(training_args|optimizer|scheduler|rng_state\w*|scaler)\.\w+")  # of a trainer
+# key of a config.json, the library that writes it, and the names of weights that this library reads
+_LIBRARIES = (
+    ("_class_name", "diffusers", {"diffusion_pytorch_model"}),
+    ("model_type", "transformers", {"model", "pytorch_model"}),
+)
 _OTHER_FORMATS = {
     ".gguf": "quantized weights; name a folder with the weights before quantization",
     ".h5": "weights for TensorFlow; name a folder with weights for PyTorch",
@@ -52,6 +60,44 @@ def missing_weights(names: Iterable[str], parent: PurePosixPath) -> list[str]:
             return [f"the shards that '{path}' lists"]
     inside = "" if str(parent) == "." else f" in {parent}/"
     return [f"{_DESCRIPTION}{inside}{unused_weights(names, parent)}"]
+
+
+def misread_weights(folder: Path, names: Sequence[str]) -> str | None:
+    """Return why the library of the `config.json` in a folder would read other files than its weights, else None.
+
+    `names` are the weight files, such as shards, relative to the folder.
+    """
+    config, files = _json_object(folder / "config.json"), {Path(name).name for name in names}
+    if other := config.get("transformers_weights"):
+        return f"config.json: transformers_weights names '{excerpt(str(other))}'; remove this key"
+    kinds = {(match[1], match[3]) for name in files if (match := _WEIGHTS.fullmatch(name))}
+    for key, library, stems in _LIBRARIES:
+        if key in config and kinds and not stems & {stem for stem, _ in kinds}:
+            expected, listed = " or ".join(sorted(stems)), _shortened([f"'{name}'" for name in sorted(files)])
+            return (
+                f"{library}, whose config.json this is, reads {expected} and not {listed}; rename the files"
+            )
+    for stem, suffix in sorted(kinds):
+        index = f"{stem}.{suffix}.index.json"
+        # beside a whole file, transformers ignores an index, and diffusers does not
+        if f"{stem}.{suffix}" in files and not ("_class_name" in config and (folder / index).is_file()):
+            continue
+        shards = _json_object(folder / index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            return f"{index}: expected a JSON object with a 'weight_map' of tensors to shards; copy it again"
+        if others := sorted({str(shard) for shard in shards.values()} - files):
+            listed = _shortened([f"'{excerpt(name)}'" for name in others])
+            return f"{index} lists {listed}, which is missing or not named as a shard; copy all files again"
+    return None
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, or an empty one: the part reports a damaged config."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def unused_weights(names: Iterable[str], parent: PurePosixPath) -> str:

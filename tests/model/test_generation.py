@@ -21,7 +21,11 @@ from dreamkit.model.events import (
     TextPiece,
     collect,
 )
+from dreamkit.model.finite import check_drawn, finite_rows
+from dreamkit.model.generation import _sample_token
 from dreamkit.model.model import DreamModel
+from dreamkit.recipe.sections import GenerationSection
+from host_reads import HostReads
 
 MODEL = tiny.model()
 LONGROPE = {
@@ -313,3 +317,78 @@ def test_an_unknown_setting_is_an_error() -> None:
 def test_a_wrong_number_of_seeds_is_an_error() -> None:
     with pytest.raises(DocumentError, match="expected 2 seeds for 2 prompts, got 3"):
         list(MODEL.generate(["a", "b"], seed=[1, 2, 3]))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_an_error(
+    value: float, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, calls = MODEL.language_model.logits, iter(range(100))
+
+    def spoilt(hidden: Tensor) -> Tensor:
+        return logits(hidden) if next(calls) < 2 else torch.full_like(logits(hidden), value)
+
+    monkeypatch.setattr(MODEL.language_model, "logits", spoilt)
+    events = MODEL.generate(PROMPTS[1], temperature=temperature, max_images=0, ignore_eos=True)
+    with pytest.raises(DreamkitError, match=r"^longer: expected finite logits for token 3, got NaN"):
+        collect(events)
+
+
+def test_a_single_infinite_logit_is_an_error_and_those_of_minus_infinity_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some models give the ids without a token a logit of -inf."""
+    for value, is_error in ((-torch.inf, False), (torch.inf, True), (torch.nan, True)):
+
+        def spoilt(hidden: Tensor, value: float = value) -> Tensor:
+            row = torch.zeros(*hidden.shape[:-1], len(MODEL.language_model.head().weight))
+            row[..., A] = value
+            row[..., END] = 1.0
+            return row
+
+        monkeypatch.setattr(MODEL.language_model, "logits", spoilt)
+        if is_error:
+            with pytest.raises(DreamkitError, match="expected finite logits for token 1"):
+                collect(MODEL.generate("x"))
+        else:
+            collect(MODEL.generate("x"))
+
+
+@pytest.mark.parametrize("name", ["predict", "decode"])
+def test_images_that_are_not_finite_are_an_error(
+    script: Callable, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The second image of one document is spoilt in its second step, or when it is decoded."""
+    script(lambda n: [DREAM, A, DREAM][n])
+    decoder = MODEL.image_decoder
+    method, calls = getattr(decoder, name), iter(range(100))
+    spoilt_call = {"predict": 3, "decode": 1}[name]  # two steps an image; one decoding
+
+    def spoilt(*args: Any, **named: Any) -> Tensor:
+        output = method(*args, **named)
+        return output * torch.nan if next(calls) == spoilt_call else output
+
+    monkeypatch.setattr(decoder, name, spoilt)
+    values = {"predict": "latents in step 2 of 2", "decode": "pixels"}[name]
+    events = []
+    with pytest.raises(DreamkitError, match=f"^prompt 0: image 2: expected finite {values}, got NaN or inf"):
+        for event in MODEL.generate("x"):
+            events.append(event)
+    assert sum(isinstance(event, ImageDone) for event in events) == 1
+
+
+def test_finite_values_are_read_with_the_token_and_once_for_all_steps_of_an_image() -> None:
+    reads = HostReads()
+    with reads.watch():
+        rows = [finite_rows(torch.zeros(2, 4, 8, 8)) for _ in range(5)]
+    assert reads.reads == []
+    with reads.watch():
+        check_drawn(["a", "b"], rows[:4], rows[4])
+    assert reads.reads == ["tolist"]
+    reads = HostReads()
+    with reads.watch():
+        token = _sample_token(
+            torch.tensor([0.0, 2.0, 1.0]), GenerationSection(temperature=0.0), torch.Generator()
+        )
+    assert token == 1 and reads.reads == ["tolist"]

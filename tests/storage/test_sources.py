@@ -122,6 +122,13 @@ def write(folder: Path, *names: str) -> None:
         (folder / name).write_text(name)
 
 
+SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+
+
+def write_index(file: Path, *shards: str) -> None:
+    file.write_text(json.dumps({"weight_map": {f"weight {n}": shard for n, shard in enumerate(shards)}}))
+
+
 def test_a_path_prefix_names_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "part", "config.json", "model.safetensors")
     monkeypatch.chdir(tmp_path)
@@ -221,8 +228,86 @@ def test_a_missing_shard_or_index_is_named(tmp_path: Path) -> None:
     write(tmp_path, "model-00002-of-00003.safetensors")
     with pytest.raises(SourceError, match=r"lacks 'model\.safetensors\.index\.json';"):
         locate(str(tmp_path), ["config.json"])
-    write(tmp_path, "model.safetensors.index.json")
+    write_index(tmp_path / "model.safetensors.index.json", *SHARDS)
     assert locate(str(tmp_path), ["config.json"]) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{", "expected a JSON object with a 'weight_map' of tensors to shards"),
+        ("[]", "expected a JSON object with a 'weight_map' of tensors to shards"),
+        ('{"weight_map": {}}', "expected a JSON object with a 'weight_map' of tensors to shards"),
+        (
+            '{"weight_map": {"a": "other.safetensors"}}',
+            r"lists 'other\.safetensors', which is missing or not named",
+        ),
+        (
+            '{"weight_map": {"a": "../model.safetensors"}}',
+            r"lists '\.\./model\.safetensors', which is missing",
+        ),
+    ],
+)
+def test_an_index_lists_the_shards_beside_it(tmp_path: Path, index: str, message: str) -> None:
+    write(tmp_path, "config.json", "other.safetensors", *SHARDS)
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(SourceError, match=rf"model\.safetensors\.index\.json:? {message}"):
+        locate(str(tmp_path), ["config.json"])
+    assert locate(str(tmp_path), ["config.json"], weights=False) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "message"),
+    [
+        (
+            {"model_type": "llama"},
+            "diffusion_pytorch_model.safetensors",
+            "transformers.* reads model or pytorch_model",
+        ),
+        (
+            {"_class_name": "AutoencoderKL"},
+            "model.safetensors",
+            "diffusers.* reads diffusion_pytorch_model and not",
+        ),
+        (
+            {"_class_name": "AutoencoderKL"},
+            "pytorch_model.bin",
+            "diffusers.* reads diffusion_pytorch_model and not",
+        ),
+        (
+            {"model_type": "llama", "transformers_weights": "a.safetensors"},
+            "model.safetensors",
+            "names 'a.safetensors'",
+        ),
+    ],
+)
+def test_weights_are_those_that_the_library_reads(
+    tmp_path: Path, config: dict[str, str], name: str, message: str
+) -> None:
+    write(tmp_path, name)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SourceError, match=message):
+        locate(str(tmp_path), ["config.json"])
+    (tmp_path / "config.json").write_text("{}")
+    assert locate(str(tmp_path), ["config.json"]) == tmp_path
+
+
+def test_only_diffusers_reads_an_index_beside_a_whole_file(tmp_path: Path) -> None:
+    for config, stem in (
+        ({"model_type": "llama"}, "model"),
+        ({"_class_name": "A"}, "diffusion_pytorch_model"),
+    ):
+        folder = tmp_path / stem
+        write(folder, f"{stem}.safetensors")
+        (folder / "config.json").write_text(json.dumps(config))
+        write_index(folder / f"{stem}.safetensors.index.json", f"{stem}-00001-of-00001.safetensors")
+        if stem == "model":
+            assert locate(str(folder), ["config.json"]) == folder
+        else:
+            with pytest.raises(
+                SourceError, match=r"lists 'diffusion_.*00001\.safetensors', which is missing"
+            ):
+                locate(str(folder), ["config.json"])
 
 
 def test_the_shards_of_an_index_are_missed(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -154,7 +155,11 @@ def load_weights(kind: type[PreTrainedModel], folder: Path, config: PreTrainedCo
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are reported below
             )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except UnpicklingError as error:  # the library's text advises to run the code in it
+        raise SourceError(
+            f"{folder}: its pickled weights hold more than tensors, or are damaged; name a folder with safetensors"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
         raise SourceError(f"{folder}: {kind.__name__} cannot load its weights: {one_line(error)}") from error
     model, report = loaded
     problems = [f"missing {name}" for name in sorted(report["missing_keys"])]
