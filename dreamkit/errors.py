@@ -89,10 +89,11 @@ class RecipeError(DreamkitError):
 
     def __init__(self, problems: Sequence[RecipeProblem]) -> None:
         self.problems = tuple(problems)
-        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
-        super().__init__(
-            "\n".join([f"the recipe has {count}:", *(f"  {problem}" for problem in self.problems)])
-        )
+        lines = [
+            f"the recipe has {count(len(self.problems), 'problem')}:",
+            *map("  {}".format, self.problems),
+        ]
+        super().__init__("\n".join(lines))
 
 
 def printable(text: str | Path) -> str:
@@ -114,6 +115,21 @@ def excerpt(text: str, most: int = 80) -> str:
     return start if len(start) <= most else f"{start[: most - 3]}..."
 
 
+def surrogate_problem(text: str) -> str | None:
+    """Return why a text with a lone surrogate is not a text, or None. No file and no tokenizer can hold one.
+
+    Such a text comes from JSON, or from bytes of the command line that are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return (
+            f"expected valid characters, got the lone surrogate {error.object[error.start]!a} at position "
+            f"{error.start}; remove it, write the whole pair, or encode it in UTF-8"
+        )
+    return None
+
+
 def did_you_mean(name: Any, names: Iterable[str]) -> str:
     """Return the end of an error message about an unknown `name`: the nearest of `names`, or all of them."""
     known = sorted(names)
@@ -121,6 +137,21 @@ def did_you_mean(name: Any, names: Iterable[str]) -> str:
     if near:
         return f"did you mean '{near[0]}'?"
     return f"known: {', '.join(known)}" if known else "none are known"
+
+
+def count(number: int | str, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: `count(1, "image")` is "1 image", `count("2,000", "batch")` is "2,000 batches".
+
+    `plural` is only needed for several words, such as "images to read".
+    """
+    if str(number) == "1":
+        return f"1 {noun}"
+    if not plural:
+        if noun.endswith("y") and noun[-2:-1] not in tuple("aeiou"):
+            plural = f"{noun[:-1]}ies"
+        else:
+            plural = noun + ("es" if noun.endswith(("s", "x", "z", "ch", "sh")) else "s")
+    return f"{number} {plural}"
 
 
 def article(word: str) -> str:

@@ -61,6 +61,7 @@ PUBLIC = [
     "VisionSpec",
     "build_model",
     "collect",
+    "count",
     "did_you_mean",
     "hookimpl",
     "load_checkpoint",

@@ -18,6 +18,7 @@ from dreamkit.cache.manifest import TABLES, CacheManifest, Table, TableRecord
 from dreamkit.cache.model_check import table_identity, uncacheable_reason
 from dreamkit.cache.recipe_check import data_records
 from dreamkit.cache.shards import ShardWriter
+from dreamkit.checkpoints.inputs import open_inputs
 from dreamkit.checkpoints.load import load_weights
 from dreamkit.data.dataset import Dataset
 from dreamkit.errors import CacheError, did_you_mean
@@ -71,7 +72,9 @@ def make_cache(
     `overwrite` allows replacing a cache in `out`.
 
     Raises:
-        CacheError: no table can be cached, there is no data, `out` is in use, or this is one process of several.
+        CacheError: no table can be cached, `out` is in use, or this is one process of several.
+        RecipeError: the parts do not fit each other. A data set, its first document or `recipe.init` cannot be read;
+            this shows before any weights are read.
     """
     out = Path(out).absolute()
     for table in only:
@@ -82,10 +85,7 @@ def make_cache(
             f"caching runs in one process, but WORLD_SIZE is {processes}; start `dreamkit cache` without torchrun"
         )
     _refuse_to_replace(out, overwrite)
-    if datasets is None:
-        datasets = [registry.get("dataset", section.name)(section.config) for section in recipe.data]
-    if not any(len(dataset) for dataset in datasets):
-        raise CacheError("the data has no documents; name a data set that has some under data")
+    datasets = open_inputs(recipe, registry, datasets, with_init=model is None).require_datasets()
     partial = _begin(out)
     try:
         if model is None:

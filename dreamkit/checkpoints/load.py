@@ -11,14 +11,14 @@ from torch import Tensor
 
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
-from dreamkit.checkpoints.compare import compare_adapters, compare_source, compare_tokens
+from dreamkit.checkpoints.compare import compare_adapters, compare_components, compare_source, compare_tokens
 from dreamkit.checkpoints.entries import Entry, entries, needs_saving
-from dreamkit.checkpoints.manifest import Manifest, adapter_file, component_sections, weights_file
+from dreamkit.checkpoints.manifest import Manifest, adapter_file, weights_file
 from dreamkit.errors import CheckpointError, PluginError, excerpt
 from dreamkit.model.adapters import is_adapter, names_in_part, stored_name
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
-from dreamkit.recipe.sections import PARTS, Recipe
+from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.storage.tensor_files import LONGEST_NAME, read_tensors, tensor_problem
 
@@ -37,16 +37,19 @@ class PartReport:
 
 @dataclass
 class LoadReport:
-    """The report of a load, part by part; rich prints it as a table."""
+    """The report of a load, part by part; rich prints it as a table.
+
+    The table leaves out missing tensors: a load that lacks one fails, and its error names them.
+    """
 
     folder: Path
     parts: dict[str, PartReport] = field(default_factory=dict)
 
     def __rich__(self) -> Table:
-        table = Table("part", "loaded", "from source", "missing", "fresh", box=None, pad_edge=False)
+        table = Table("part", "loaded", "from source", "initialised", box=None, pad_edge=False)
         table.title = f"tensors of {self.folder}"
         for name, part in self.parts.items():
-            table.add_row(name, *map(str, (part.loaded, part.from_source, part.missing, part.fresh)))
+            table.add_row(name, *map(str, (part.loaded, part.from_source, part.fresh)))
         return table
 
 
@@ -102,16 +105,7 @@ def load_weights(model: DreamModel, folder: Path | str) -> LoadReport:
     """
     folder = Path(folder).absolute()
     manifest = Manifest.read(folder)
-    plain = {} if model.recipe is None else model.recipe.to_dict()
-    names = {key: name for key, _, name in component_sections(plain)}
-    for key in PARTS:
-        actual = names.get(key, "none")
-        expected = manifest.components[key]["name"] if key in manifest.components else "none"
-        if actual != expected:
-            raise CheckpointError(
-                f"{folder}: expected {key} '{expected}', got '{actual}' in the recipe; use the same part or start from "
-                "another checkpoint"
-            )
+    compare_components(folder, manifest, model.recipe)
     compare_tokens(folder, manifest, model)
     for part, source in manifest.sources.items():
         name = model.sources.get(part)

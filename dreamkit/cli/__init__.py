@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import NoReturn
 
@@ -13,6 +14,7 @@ from dreamkit.errors import DreamkitError, printable
 
 def main() -> None:
     """Run the command line. Print errors that the user can fix on stderr, and exit with code 2."""
+    _allow_all_characters()
     try:
         app()
     except DreamkitError as error:
@@ -21,6 +23,13 @@ def main() -> None:
         if error.filename is None:  # the error is not about a path of the user
             raise
         _refuse(f"{error.filename}: {error.strerror}")
+
+
+def _allow_all_characters() -> None:
+    """Print characters that the encoding of the terminal lacks as escapes such as `\\u732b`, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _refuse(message: str) -> NoReturn:

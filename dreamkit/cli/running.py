@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from dreamkit.cli.shared import Overrides, RecipeName, check_setting, console
+from dreamkit.errors import count
 
 
 def train(
@@ -87,8 +88,9 @@ def cache(
 
     def show_estimate(estimate: Estimate) -> None:
         rows = ", ".join(f"{table} take {decimal(size)}" for table, size in estimate.row_bytes.items())
+        documents = count(f"{estimate.documents:,}", "document")
         typer.echo(
-            f"{rows} per image; {estimate.documents:,} documents: at most {decimal(estimate.most_bytes)} with one "
+            f"{rows} per image; {documents}: at most {decimal(estimate.most_bytes)} with one "
             f"image per table in each document; {decimal(estimate.free_bytes)} free",
             err=True,
         )
@@ -96,10 +98,10 @@ def cache(
     # SIGTERM removes the partial folder, as Ctrl-C does
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        with Bar("caching", "{task.fields[images]} images") as bar:
+        with Bar("caching", "{task.fields[images]}") as bar:
 
             def show_progress(progress: CachingProgress) -> None:
-                bar.move(progress.documents, progress.total, images=progress.images)
+                bar.move(progress.documents, progress.total, images=count(f"{progress.images:,}", "image"))
 
             report = make_cache(
                 loaded,
@@ -182,9 +184,21 @@ def generate(
     """
     from dreamkit.cli.live import write_document
     from dreamkit.data.records import open_picture
-    from dreamkit.document import Document
+    from dreamkit.document import DRAW_SLOT, READ_SLOT, Document
+    from dreamkit.errors import DocumentError, excerpt
 
     pictures = [open_picture(path, "--image") for path in image or ()]
+    slots = sum(map(prompt.count, (READ_SLOT, DRAW_SLOT)))
+    if slots != len(pictures):
+        fix = (
+            f"pass --image PATH {count(slots, 'time')}"
+            if slots
+            else "write them in PROMPT, or leave out --image"
+        )
+        raise DocumentError(
+            f"expected one --image for each {READ_SLOT} and {DRAW_SLOT} of PROMPT, got {len(pictures)} for {slots} in "
+            f"'{excerpt(prompt)}'; {fix}"
+        )
     document = Document.interleave(prompt, pictures, name="PROMPT", role="user" if chat else None)
     limits = {"max_tokens": max_tokens, "max_images": max_images}
     drawing = {"guidance": guidance, "steps": steps, "temperature": temperature}

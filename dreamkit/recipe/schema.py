@@ -16,7 +16,14 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args, get_origin
 
-from dreamkit.errors import DreamkitError, PluginError, RecipeProblem, did_you_mean, excerpt
+from dreamkit.errors import (
+    DreamkitError,
+    PluginError,
+    RecipeProblem,
+    did_you_mean,
+    excerpt,
+    surrogate_problem,
+)
 from dreamkit.recipe.fields import (
     LISTS,
     UNIONS,
@@ -185,7 +192,8 @@ class SchemaReader:
             return self._number(annotation, value, node, key, metadata)
         elif isinstance(value, str) and annotation in (str, Path):
             if annotation is str and not metadata.get("path"):
-                return value
+                problem = surrogate_problem(value)
+                return value if problem is None else self.problem(node, key, problem)
             try:
                 return annotation(written_path(value, node.folder))
             except DreamkitError as error:

@@ -7,7 +7,12 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Final, TypedDict
+
+from dreamkit.errors import count, surrogate_problem
+
+# The libraries that read and write tensors and tokenizers take no other paths.
+NOT_UTF8: Final = "has a path that is not UTF-8"
 
 
 class FileRecord(TypedDict):
@@ -32,7 +37,7 @@ def damaged_files(folder: Path, files: Mapping[str, FileRecord], *, read: bool =
         if not path.is_file():
             problems.append(f"{name}: missing")
         elif path.stat().st_size != record["size"]:
-            problems.append(f"{name}: expected {record['size']} bytes, got {path.stat().st_size}")
+            problems.append(f"{name}: expected {count(record['size'], 'byte')}, got {path.stat().st_size}")
         elif read and sha256(path) != record["sha256"]:
             problems.append(f"{name}: its content has changed (sha256 differs)")
     return problems
@@ -40,6 +45,8 @@ def damaged_files(folder: Path, files: Mapping[str, FileRecord], *, read: bool =
 
 def in_use_reason(folder: Path) -> str | None:
     """Return why `folder` cannot be a new folder ("is a file", "is not empty"), or None if it can."""
+    if surrogate_problem(str(folder.absolute())):
+        return NOT_UTF8
     if not folder.exists():
         return None
     if not folder.is_dir():

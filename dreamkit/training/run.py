@@ -15,6 +15,7 @@ from dreamkit.build.fit import fit
 from dreamkit.cache.model_check import open_cache
 from dreamkit.cache.read import Cache
 from dreamkit.cache.recipe_check import cache_problems, data_notes
+from dreamkit.checkpoints.inputs import open_inputs
 from dreamkit.checkpoints.load import LoadReport, load_checkpoint, load_weights
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Collator
@@ -82,11 +83,12 @@ def train_recipe(
 
     Raises:
         TrainingError: `out` is in use or has no resume point. The resumed run or `model` is of another recipe. `model`
-            is passed with `resume`. There are no trainable parts or no data. A loss or gradient is not finite.
+            is passed with `resume`. There are no trainable parts. A loss or gradient is not finite.
         CheckpointError: the resume point or `recipe.init` is damaged or does not fit.
         CacheError: `train.cache` is damaged, does not fit, or lacks an image.
-        RecipeError: the parts of the recipe do not fit each other or `train.cache`.
-        DocumentError: a document cannot be read, is too long or has nothing to train on.
+        RecipeError: the parts of the recipe do not fit each other or `train.cache`. A data set, its first document or
+            `recipe.init` cannot be read; this shows before any weights are read.
+        DocumentError: a later document cannot be read, or a document is too long or has nothing to train on.
     """
     if resume and model is not None:
         raise TrainingError(
@@ -96,6 +98,8 @@ def train_recipe(
     fitted = fit(recipe, registry) if is_built or recipe.train.cache is not None else None
     if fitted is not None and (problems := cache_problems(fitted)):
         raise RecipeError(problems)
+    if fitted is not None and is_built:
+        fitted.require_valid()
     out = Path(out).absolute()
     points = resume_points(out) if resume else []
     if resume and not points:
@@ -107,6 +111,9 @@ def train_recipe(
         continuing = "continue its run with --resume or " if out.is_dir() else ""
         raise TrainingError(f"{out} {reason}; {continuing}pass a new folder with --out")
     arguments = training_arguments(recipe, out)
+    # Before any weights are read, which may take minutes.
+    inputs = open_inputs(recipe, registry, datasets, with_init=is_built)
+    datasets = inputs.require_datasets()
     barrier()  # no process writes before all have checked `out`
     if points:
         model = _load(points, registry)
@@ -130,9 +137,7 @@ def train_recipe(
         _show(cache)
     if recipe.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    if datasets is None:
-        datasets = [registry.get("dataset", section.name)(section.config) for section in recipe.data]
-    for note in (note for dataset in datasets for note in dataset.notes):
+    for note in inputs.notes:
         _show(note)
     if cache is not None:
         for line in data_notes(cache.folder, cache.manifest, recipe, datasets):

@@ -203,6 +203,6 @@ def test_a_folder_that_is_not_a_cache_is_not_replaced(tmp_path: Path) -> None:
         caches.write(tmp_path, caches.recipe(), overwrite=True)
 
 
-def test_data_without_documents_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match="the data has no documents"):
+def test_another_number_of_data_sets_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="data: expected 1 data set, one for each section, got 0"):
         caches.make_cache(caches.recipe(), REGISTRY, tmp_path / "new", datasets=[])

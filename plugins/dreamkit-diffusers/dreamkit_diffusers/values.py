@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from dreamkit import count
+
 _TYPES = {
     bool: "boolean",
     int: "integer",
@@ -52,10 +54,10 @@ def number_error(value: Any, *, positive: bool = True) -> str | None:
     return None
 
 
-def numbers_error(value: Any, count: Any, *, positive: bool) -> str | None:
-    """Return why `value` is not a list of `count` finite numbers, above 0 if `positive`, or None if it is."""
+def numbers_error(value: Any, length: Any, *, positive: bool) -> str | None:
+    """Return why `value` is not a list of `length` finite numbers, above 0 if `positive`, or None if it is."""
     if not isinstance(value, list | tuple):
-        return f"expected a list of {count} numbers, got {describe_value(value)}"
-    if len(value) != count:
-        return f"expected {count} numbers, one for each latent channel, got {len(value)}"
+        return f"expected a list of {count(length, 'number')}, got {describe_value(value)}"
+    if len(value) != length:
+        return f"expected {count(length, 'number')}, one for each latent channel, got {len(value)}"
     return next((error for item in value if (error := number_error(item, positive=positive))), None)
