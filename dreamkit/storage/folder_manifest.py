@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints, is
 
 from dreamkit.errors import DreamkitError
 from dreamkit.storage.folders import FileRecord, damaged_files, in_use_reason, partial_folder, replaced_folder
+from dreamkit.storage.writing import write_text
 
 _TYPE_NAMES = {int: "an integer", float: "a number", str: "a string", list: "a list"}
 
@@ -63,7 +64,7 @@ class FolderManifest(ABC):
         content = asdict(self)
         content["files"] = content.pop("files")  # the longest part last
         text = json.dumps(content, indent=2, ensure_ascii=False)
-        (folder / self.FILE).write_text(text + "\n", encoding="utf-8")
+        write_text(folder / self.FILE, text + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Self:
