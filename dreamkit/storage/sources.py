@@ -26,13 +26,18 @@ from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
 from dreamkit.errors import SourceError
 from dreamkit.storage.folders import sha256
 from dreamkit.storage.packages import package_folder
+from dreamkit.storage.weight_files import (
+    ADAPTER_CONFIG,
+    CONVERSION,
+    is_weight_file,
+    missing_weights,
+    unused_weights,
+    weights_in,
+)
 
 PROBE_SECONDS = 3.0
 PACKAGE_PREFIX = "pkg:"
 
-# the names under which transformers and diffusers save a model's weights
-_WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)(?:-\d+-of-(\d+))?\.(safetensors|bin)")
-_WEIGHTS_DESCRIPTION = "weights (model, pytorch_model or diffusion_pytorch_model, .safetensors or .bin)"
 _SMALL_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
@@ -67,6 +72,7 @@ def locate(pretrained: str, files: Sequence[str], *, weights: bool = True, known
             f"'{pretrained}': the folder {folder} lacks {' and '.join(missing)}; it holds {_contents(folder)}. "
             "Add the missing files or name another folder"
         )
+    _refuse_adapter(pretrained, _listing(folder), files)
     return folder
 
 
@@ -83,7 +89,7 @@ def fingerprint(pretrained: str, *, weights: bool = True) -> dict[str, str]:
     parents = {PurePosixPath(name).parent for name in names}
     chosen = [name for name in names if name.endswith(_SMALL_SUFFIXES)]
     if weights:
-        chosen += [name for parent in parents for name in _weights_in(names, parent)]
+        chosen += [name for parent in parents for name in weights_in(names, parent)]
     hashes = {}
     for name in sorted(chosen):
         state = (folder / name).stat()
@@ -116,13 +122,20 @@ def _local_folder(pretrained: str) -> Path | None:
     if os.path.isdir(path):
         return Path(path)
     if os.path.exists(path):
-        raise SourceError(
-            f"'{pretrained}' is a file; name the folder that holds it: '{os.path.dirname(path)}'"
-        )
+        around = os.path.dirname(path)
+        if is_weight_file(path) and not os.path.isfile(os.path.join(around, "config.json")):
+            raise SourceError(_single_file(pretrained))
+        raise SourceError(f"'{pretrained}' is a file; name the folder that holds it: '{around}'")
     raise SourceError(f"'{pretrained}': there is no folder {path}; check the spelling")
 
 
+def _single_file(pretrained: str) -> str:
+    return f"expected a folder of config and weights, got '{pretrained}', a single file; {CONVERSION}, and name that"
+
+
 def _from_hub(name: str, files: Sequence[str], weights: bool, known: str | None) -> Path:
+    if is_weight_file(name) and os.path.isfile(name):
+        raise SourceError(_single_file(name))
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -130,6 +143,7 @@ def _from_hub(name: str, files: Sequence[str], weights: bool, known: str | None)
         raise SourceError(f"'{name}': {form}; check the spelling") from error
     cached, lacking = _cached(name, files, weights)
     if cached is not None and not lacking:
+        _refuse_adapter(name, _listing(cached), files)
         return cached
     if known is not None and (folder := _local_folder(known)) is not None:
         described = folder / name
@@ -144,6 +158,7 @@ def _from_hub(name: str, files: Sequence[str], weights: bool, known: str | None)
     lacking = _missing(remote, files, weights)
     if lacking:
         raise SourceError(f"{tried}lacks {' and '.join(lacking)} of it. Name a model that has them")
+    _refuse_adapter(name, remote, files)
     patterns = [_literal(file) for file in _needed(remote, files, weights)]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
@@ -211,21 +226,22 @@ def _missing(names: Iterable[str], files: Sequence[str], weights: bool) -> list[
     ]
     if weights and not missing:
         for parent in _model_folders(files):
-            inside = "" if str(parent) == "." else f" in {parent}/"
-            present = _weights_in(names, parent)
-            missing += _missing_shards(present) if present else [f"{_WEIGHTS_DESCRIPTION}{inside}"]
+            missing += missing_weights(names, parent)
+    elif missing:
+        notes = (unused_weights(names, parent) for parent in _read_folders(files))
+        missing[-1] += next(filter(None, notes), "")
     return missing
 
 
-def _missing_shards(weights: Sequence[str]) -> list[str]:
-    """Return the missing shards; the name of each shard has their number."""
-    missing = set()
-    for name in weights:
-        *_, count, suffix = _WEIGHTS.fullmatch(PurePosixPath(name).name).groups()  # type: ignore[union-attr]
-        if count is not None:
-            stem = name[: name.rindex("-of-")].rpartition("-")[0]
-            missing |= {f"{stem}-{i:0{len(count)}d}-of-{count}.{suffix}" for i in range(1, int(count) + 1)}
-    return [f"'{name}'" for name in sorted(missing - set(weights))]
+def _refuse_adapter(pretrained: str, names: Iterable[str], files: Sequence[str]) -> None:
+    """Raise SourceError if a folder of weights in `files`, or the folder around them, has an adapter of peft."""
+    configs = {str(parent / ADAPTER_CONFIG) for parent in _read_folders(files)}
+    for name in sorted(configs.intersection(names)):
+        raise SourceError(
+            f"'{pretrained}': expected weights alone, got an adapter of peft beside them ({name}), which transformers "
+            "would apply unnoticed; merge it into the weights (merge_and_unload and save_pretrained of peft) or name a "
+            f"folder without {ADAPTER_CONFIG}; to train an adapter, set model.adapters"
+        )
 
 
 def _needed(names: Sequence[str], files: Sequence[str], weights: bool) -> list[str]:
@@ -240,7 +256,7 @@ def _needed(names: Sequence[str], files: Sequence[str], weights: bool) -> list[s
         or (name.endswith(_SMALL_SUFFIXES) and str(PurePosixPath(name).parent) in parents)
     ]
     if weights:
-        needed += [name for parent in _model_folders(files) for name in _weights_in(names, parent)]
+        needed += [name for parent in _model_folders(files) for name in weights_in(names, parent)]
     return needed
 
 
@@ -248,11 +264,10 @@ def _model_folders(files: Sequence[str]) -> list[PurePosixPath]:
     return [path.parent for path in map(PurePosixPath, files) if path.name == "config.json"]
 
 
-def _weights_in(names: Iterable[str], parent: PurePosixPath) -> list[str]:
-    """Return the weight files in one folder: its safetensors or, without any, its pickles."""
-    paths = [path for path in map(PurePosixPath, names) if path.parent == parent]
-    weights = [str(path) for path in paths if _WEIGHTS.fullmatch(path.name)]
-    return [name for name in weights if name.endswith(".safetensors")] or weights
+def _read_folders(files: Sequence[str]) -> list[PurePosixPath]:
+    """Return the folders of models in `files`, and the one around them: [] if there is no model."""
+    folders = _model_folders(files)
+    return [*dict.fromkeys([*folders, PurePosixPath()])] if folders else []
 
 
 def _matches(name: str, pattern: str) -> bool:

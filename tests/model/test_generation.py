@@ -24,6 +24,14 @@ from dreamkit.model.events import (
 from dreamkit.model.model import DreamModel
 
 MODEL = tiny.model()
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [1.5, 4.0, 8.0, 16.0],
+    "original_max_position_embeddings": 25,  # some documents of a batch are longer
+}
+SWITCHING = tiny.model(**{"model.language_model.config.rope_parameters": LONGROPE})
 DREAM = MODEL.token_ids["<dream_start>"]
 END = MODEL.language_model.spec.eos_ids[0]
 PROMPTS = [
@@ -123,23 +131,24 @@ def test_the_cached_pass_equals_one_full_pass(script: Callable, monkeypatch: pyt
         )
 
 
-def test_a_document_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("model", [MODEL, SWITCHING], ids=["default", "longrope"])
+def test_a_document_does_not_depend_on_its_batch(model: DreamModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the batch, some documents draw while others write text or have ended."""
-    logits = type(MODEL.language_model).logits
+    logits = type(model.language_model).logits
 
     def draw_and_end_often(hidden: Tensor) -> Tensor:
-        raised = logits(MODEL.language_model, hidden)
+        raised = logits(model.language_model, hidden)
         raised[..., [DREAM, END]] += 3.5
         return raised
 
-    monkeypatch.setattr(MODEL.language_model, "logits", draw_and_end_often)
+    monkeypatch.setattr(model.language_model, "logits", draw_and_end_often)
     prompts = [*PROMPTS, "one more", "and another"]
     options = {"temperature": 1.0, "top_p": 0.9, "max_tokens": 10, "max_images": 3}
-    together = collect(MODEL.generate(prompts, seed=range(6), **options))
+    together = collect(model.generate(prompts, seed=range(6), **options))
     kinds = {tuple(isinstance(segment, Text) for segment in document) for document in together}
     assert len(kinds) > 2 and sum(len(document.images) for document in together) > 5
     for number, prompt in enumerate(prompts):
-        (alone,) = collect(MODEL.generate(prompt, seed=number, **options))
+        (alone,) = collect(model.generate(prompt, seed=number, **options))
         assert texts(alone) == texts(together[number])
         for image, expected in zip(alone.images, together[number].images, strict=True):
             assert image.picture.tobytes() == expected.picture.tobytes()
