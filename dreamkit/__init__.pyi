@@ -11,6 +11,7 @@ from .errors import (
     ConfigError as ConfigError,
     DocumentError as DocumentError,
     DreamkitError as DreamkitError,
+    OutputError as OutputError,
     PluginError as PluginError,
     RecipeError as RecipeError,
     SourceError as SourceError,
@@ -52,4 +53,5 @@ from .recipe.loading import load_recipe as load_recipe
 from .registry.hookspecs import Component as Component, hookimpl as hookimpl
 from .registry.registry import Registry as Registry
 from .storage.sources import locate as locate
+from .storage.writing import write_text as write_text
 from .training.run import train_recipe as train_recipe

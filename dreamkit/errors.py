@@ -8,6 +8,7 @@ DreamkitError (ValueError)     any error that the user can fix; the command line
 ├── DocumentError              a document that cannot be used for training or generation
 ├── CheckpointError            a checkpoint that is damaged, too new, or does not fit
 ├── CacheError                 a cache that is damaged, does not fit, or lacks an image
+├── OutputError                a file or folder that cannot be written, or that another command is writing
 └── TrainingError              a run that cannot continue, such as one with a loss that is not finite
 """
 
@@ -62,6 +63,10 @@ class CheckpointError(DreamkitError):
 
 class CacheError(DreamkitError):
     """A cache of latents or features that cannot be written or read, or whose files have changed."""
+
+
+class OutputError(DreamkitError):
+    """A file or folder that cannot be written, or that another command is writing."""
 
 
 class TrainingError(DreamkitError):

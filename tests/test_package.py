@@ -42,6 +42,7 @@ PUBLIC = [
     "LanguageModel",
     "LanguageSpec",
     "NormWeights",
+    "OutputError",
     "PartConfig",
     "PluginError",
     "PoolingConfig",
@@ -70,6 +71,7 @@ PUBLIC = [
     "save_checkpoint",
     "to_rgb",
     "train_recipe",
+    "write_text",
 ]
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from dreamkit.cli.shared import console
+from dreamkit.cli.shared import console, path_argument
 from dreamkit.errors import DreamkitError, count
 from dreamkit.scaffold import KINDS
 
@@ -77,7 +77,8 @@ def new_plugin(
     ] = "Apache-2.0",
     author: Annotated[str | None, typer.Option(help="the copyright holder")] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="the folder to write; default: ./NAME")
+        Path | None,
+        typer.Option(metavar="DIR", parser=path_argument, help="the folder to write; default: ./NAME"),
     ] = None,
 ) -> None:
     """Write a plug-in package to start from.

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dreamkit.cli.shared import Overrides, RecipeName, console, print_by_origin, print_lines
+from dreamkit.cli.shared import Overrides, RecipeName, console, path_argument, print_by_origin, print_lines
 
 
 def plugins() -> None:
@@ -152,7 +152,10 @@ def plan(
 
 
 def inspect(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="the folder of a checkpoint or cache")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", parser=path_argument, help="the folder of a checkpoint or cache"),
+    ],
 ) -> None:
     """Verify and show a checkpoint or cache.
 

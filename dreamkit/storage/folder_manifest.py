@@ -19,6 +19,7 @@ from dreamkit.storage.folders import (
     replaced_folder,
 )
 from dreamkit.storage.tensor_files import unreadable
+from dreamkit.storage.writing import write_text
 
 _TYPE_NAMES = {int: "an integer", float: "a number", str: "a string", list: "a list"}
 
@@ -73,7 +74,7 @@ class FolderManifest(ABC):
         text = json.dumps(content, indent=2, ensure_ascii=False)
         # The paths of data may have bytes that are not UTF-8; as lone surrogates, these have escapes in JSON.
         text = text.encode(errors="backslashreplace").decode()
-        (folder / self.FILE).write_text(text + "\n", encoding="utf-8")
+        write_text(folder / self.FILE, text + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Self:
