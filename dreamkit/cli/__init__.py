@@ -8,7 +8,7 @@ from typing import NoReturn
 import typer
 
 from dreamkit.cli.app import app as app
-from dreamkit.errors import DreamkitError, printable
+from dreamkit.errors import DreamkitError, printable, with_notes
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     try:
         app()
     except DreamkitError as error:
-        _refuse(str(error))
+        _refuse(with_notes(error))
     except OSError as error:
         if error.filename is None:  # the error is not about a path of the user
             raise

@@ -3,7 +3,9 @@
 `torchrun` runs this file in each process of `test_distributed.py`: `layouts.py FOLDER`.
 """
 
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +28,8 @@ from dreamkit.data.dataset import Dataset
 from dreamkit.data.mixture import Mixture
 from dreamkit.distributed import is_main, shard, total, whole, world_size
 from dreamkit.document import Document, Text
-from dreamkit.errors import TrainingError
+from dreamkit.errors import DocumentError, TrainingError, with_notes
+from dreamkit.interrupts import Interrupted
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
@@ -57,6 +60,23 @@ class TinyDocuments(Dataset):
 
     def __getitem__(self, index: int) -> Document:
         return self.documents[index]
+
+
+class StoppingDocuments(TinyDocuments):
+    """The same documents; after `reads` of them, the second process has an error or gets a signal."""
+
+    def __init__(self, reads: int, reason: str) -> None:
+        super().__init__()
+        self.reads = reads
+        self.reason = reason
+
+    def __getitem__(self, index: int) -> Document:
+        self.reads -= 1
+        if self.reads == 0 and dist.get_rank() == 1:
+            if self.reason == "error":
+                raise DocumentError("this document is cut")
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__getitem__(index)
 
 
 @dataclass
@@ -198,6 +218,15 @@ def main(folder: Path) -> None:
             )
         except TrainingError as error:
             (folder / f"bad-{seed}.{dist.get_rank()}.txt").write_text(str(error))
+
+    for reason in ("error", "signal"):
+        left = folder / f"left by {reason}"
+        data = StoppingDocuments(len(tiny.documents()) + 5, reason)  # the fingerprint reads each once
+        try:
+            train_recipe(recipe(), Registry.load(), left, datasets=[data])
+        except (DocumentError, TrainingError, Interrupted) as error:
+            (folder / f"{left.name}.{dist.get_rank()}.txt").write_text(with_notes(error))
+        train_recipe(recipe(), Registry.load(), left, datasets=[TinyDocuments()], resume=True)
 
     straight, resumed = folder / "straight", folder / "resumed"
     settings = recipe(save_every=1)
