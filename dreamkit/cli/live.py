@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,18 @@ import torch
 
 from dreamkit.checkpoints.load import load_checkpoint
 from dreamkit.cli.page import page
-from dreamkit.document import Document
+from dreamkit.document import Document, Image, Role, Segment, Text
 from dreamkit.errors import DreamkitError
-from dreamkit.model.events import DenoisingStep, DocumentDone, Event, ImageDone, ImageStarted, TextPiece
+from dreamkit.interrupts import deferred
+from dreamkit.model.events import (
+    DenoisingStep,
+    DocumentDone,
+    EndReason,
+    Event,
+    ImageDone,
+    ImageStarted,
+    TextPiece,
+)
 from dreamkit.progress.bars import Bar
 from dreamkit.storage.folders import in_use_reason
 
@@ -43,7 +53,10 @@ def write_document(
     `settings` are those of `DreamModel.generate`. With `overwrite`, an earlier document in `out` is replaced; other
     files stay. Return the reason why the document ended.
 
+    An interrupt during the generation writes the page of what was made so far, if that is anything.
+
     Raises:
+        KeyboardInterrupt: a note names the page, if it was written.
         DreamkitError: `out` is in use.
         CheckpointError: the checkpoint cannot be loaded.
         DocumentError: the prompt does not fit into the model's length.
@@ -54,12 +67,25 @@ def write_document(
     model, _ = load_checkpoint(checkpoint)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     output = Output(out)
-    end = follow(model.generate(prompt, seed=seed, **settings), output)
-    reason = REASONS[end.reason]
+    made = follow(model.generate(prompt, seed=seed, **settings), output, prompt)
+    reason = REASONS[made.end] if made.interrupt is None else str(made.interrupt) or "interrupted"
     facts = {"checkpoint": checkpoint, "seed": seed, **settings, "end": reason}
-    text = page(end.result, prompt_segments=len(prompt), title=title, facts=facts)
-    output.file(PAGE).write_text(text, encoding="utf-8")
+    text = page(made.document, prompt_segments=len(prompt), title=title, facts=facts)
+    with deferred():
+        output.file(PAGE).write_text(text, encoding="utf-8")
+    if made.interrupt is not None:
+        made.interrupt.add_note(f"wrote what was made so far to {out / PAGE}")
+        raise made.interrupt
     return reason
+
+
+@dataclass(frozen=True)
+class Made:
+    """The document of a generation, which ended by itself or by an interrupt."""
+
+    document: Document
+    end: EndReason = "end"
+    interrupt: KeyboardInterrupt | None = None
 
 
 @dataclass
@@ -80,19 +106,25 @@ class Output:
         return self.folder / name
 
 
-def follow(events: Iterable[Event], output: Output) -> DocumentDone:
-    """Show the events of one document on the console, write its images to `output`, and return the last event.
+def follow(events: Iterable[Event], output: Output, prompt: Document) -> Made:
+    """Show the events of one document on the console, write its images to `output`, and return the document.
 
     Print text, and the file name of each image on a line of its own, to standard output. A bar on standard error
     counts the steps of the image being drawn.
+
+    Raises:
+        KeyboardInterrupt: it came before anything was made.
     """
     bar = Bar("drawing", transient=True)
-    last = None
+    made = None
+    written: list[Segment] = []
+    role: Role | None = "assistant" if prompt.is_conversation else None
     line_is_open = False
     try:
         for event in events:
             match event:
                 case TextPiece(text=text):
+                    written.append(Text(text, role=role))
                     print(text.translate(UNPRINTED), end="", flush=True)
                     line_is_open = not text.endswith("\n")
                 case ImageStarted():
@@ -104,14 +136,30 @@ def follow(events: Iterable[Event], output: Output) -> DocumentDone:
                     bar.move(step + 1, steps)
                 case ImageDone(image=image, picture=picture):
                     bar.stop()
-                    file = output.file(PICTURE.format(image))
-                    picture.save(file)
+                    with deferred():
+                        written.append(Image(picture, draw=True, role=role))
+                        file = output.file(PICTURE.format(image))
+                        picture.save(file)
                     print(file, flush=True)
                 case DocumentDone():
-                    last = event
+                    made = Made(event.result, event.reason)
+    except KeyboardInterrupt as interrupt:
+        if not written:
+            raise
+        made = made or Made(Document((*prompt.segments, *_joined(written))), interrupt=interrupt)
     finally:
         bar.stop()
         if line_is_open:
             print(flush=True)
-    assert last is not None, "a generation ends with DocumentDone"
-    return last
+    assert made is not None, "a generation ends with DocumentDone"
+    return made
+
+
+def _joined(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """Yield segments with the pieces of a text joined."""
+    for is_text, group in groupby(segments, key=lambda segment: isinstance(segment, Text)):
+        if is_text:
+            pieces = list(group)
+            yield Text("".join(piece.text for piece in pieces), role=pieces[0].role)
+        else:
+            yield from group
