@@ -103,12 +103,13 @@ def deferred(hint: str = "") -> Iterator[None]:
         if mine is None:
             yield
             return
+        before = mine.received
         mine.hints.append(hint)
         try:
             yield
         finally:
             mine.hints.pop()
-        if mine.received is not None and not mine.hints:
+        if mine.received is not None and before is None and not mine.hints:
             raise Interrupted(mine.received)
 
 
