@@ -71,6 +71,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     Example: dreamkit check digits/stage1 train.steps=100
     """
     from dreamkit.build.fit import fit
+    from dreamkit.build.notes import recipe_notes
     from dreamkit.cache.recipe_check import cache_notes, cache_problems
     from dreamkit.errors import RecipeError
     from dreamkit.recipe.loading import draft_recipe
@@ -87,7 +88,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     for row in fitted.summary():
         table.add_row(*row)
     console().print(table)
-    for line in cache_notes(draft, registry):
+    for line in [*recipe_notes(draft), *cache_notes(draft, registry)]:
         console().print(line, soft_wrap=True)
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from dreamkit import kernels
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
+from dreamkit.build.notes import machine_notes, recipe_notes
 from dreamkit.cache.model_check import open_cache
 from dreamkit.cache.read import Cache
 from dreamkit.cache.recipe_check import cache_problems, data_notes
@@ -128,6 +129,8 @@ def train_recipe(
         )
         raise TrainingError(f"{out} {reason}; {here}pass a new folder with --out")
     arguments = training_arguments(recipe, out)
+    for note in [*recipe_notes(recipe), *machine_notes(recipe)]:
+        _show(note)
     barrier()  # no process writes before all have checked `out`
     if resume:
         model = _load(points[-1], registry, older=points[:-1])

@@ -7,10 +7,12 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -62,21 +64,18 @@ class TinyDocuments(Dataset):
         return self.documents[index]
 
 
-class StoppingDocuments(TinyDocuments):
-    """The same documents; after `reads` of them, the second process has an error or gets a signal."""
+def stop_second_process(reason: str) -> Callable[[Mixture, int], Document]:
+    """Return a `Mixture.__getitem__` that has an error or sends a signal at the third document of that process."""
+    reads = count(1)
 
-    def __init__(self, reads: int, reason: str) -> None:
-        super().__init__()
-        self.reads = reads
-        self.reason = reason
-
-    def __getitem__(self, index: int) -> Document:
-        self.reads -= 1
-        if self.reads == 0 and dist.get_rank() == 1:
-            if self.reason == "error":
+    def read(mixture: Mixture, index: int, read: Callable[..., Document] = Mixture.__getitem__) -> Document:
+        if next(reads) == 3 and dist.get_rank() == 1:
+            if reason == "error":
                 raise DocumentError("this document is cut")
             os.kill(os.getpid(), signal.SIGTERM)
-        return super().__getitem__(index)
+        return read(mixture, index)
+
+    return read
 
 
 @dataclass
@@ -221,9 +220,9 @@ def main(folder: Path) -> None:
 
     for reason in ("error", "signal"):
         left = folder / f"left by {reason}"
-        data = StoppingDocuments(len(tiny.documents()) + 5, reason)  # the fingerprint reads each once
         try:
-            train_recipe(recipe(), Registry.load(), left, datasets=[data])
+            with patch.object(Mixture, "__getitem__", stop_second_process(reason)):
+                train_recipe(recipe(), Registry.load(), left, datasets=[TinyDocuments()])
         except (DocumentError, TrainingError, Interrupted) as error:
             (folder / f"{left.name}.{dist.get_rank()}.txt").write_text(with_notes(error))
         train_recipe(recipe(), Registry.load(), left, datasets=[TinyDocuments()], resume=True)

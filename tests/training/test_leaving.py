@@ -13,34 +13,18 @@ import torch
 
 import layouts
 import runs
-from dreamkit.document import Document
+from dreamkit.data.mixture import Mixture
 from dreamkit.errors import DocumentError, TrainingError, with_notes
 from dreamkit.interrupts import Interrupted
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
-from dreamkit.training.run import train_recipe
-from runs import REGISTRY, assert_identical, interrupt_at, kill_at, run, weights
+from runs import assert_identical, interrupt_at, kill_at, run, weights
 
 STEPS = 5
 
 
 class Stop(Exception):
     pass
-
-
-class OneBad(layouts.TinyDocuments):
-    """A data set that cannot read a document after `reads` others."""
-
-    def __init__(self, reads: int, error: BaseException) -> None:
-        super().__init__()
-        self.reads = reads
-        self.error = error
-
-    def __getitem__(self, index: int) -> Document:
-        self.reads -= 1
-        if self.reads < 0:
-            raise self.error
-        return super().__getitem__(index)
 
 
 def without_times(log: Any) -> list[dict[str, Any]]:
@@ -59,30 +43,6 @@ def straight(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return weights(result.model), without_times(result.log)
 
 
-def end_by_bad_document(out: Path, recipe: Recipe, reads: int) -> str:
-    size = len(layouts.TinyDocuments())
-    bad = OneBad(size + reads, DocumentError("cut.png is cut"))  # the fingerprint reads each once
-    with pytest.raises(DocumentError) as caught:
-        train_recipe(recipe, REGISTRY, out, datasets=[bad])
-    return with_notes(caught.value)
-
-
-@pytest.mark.parametrize("reads", [0, 1, 4, 2 * STEPS - 1])
-def test_a_bad_document_ends_a_run_whose_last_step_is_saved(
-    tmp_path: Path, recipe: Recipe, straight: tuple[dict[str, Any], Any], reads: int
-) -> None:
-    message = end_by_bad_document(tmp_path, recipe, reads)
-    (point,) = (tmp_path / "checkpoints").iterdir()
-    step = point.name.replace("-", " ")
-    assert message == (
-        f"cut.png is cut; {step} is saved in {point}; correct the data, then continue with --resume --changed-data"
-    )
-    torch.manual_seed(123)  # a new process has other random numbers
-    resumed = run(tmp_path, recipe, resume=True)
-    assert_identical(weights(resumed.model), straight[0])
-    assert without_times(resumed.log) == straight[1]
-
-
 def fail_in_call(number: int, function: Callable[..., Any], error: BaseException) -> Callable[..., Any]:
     """Return a function that raises in its call of this number, after its work."""
     calls = iter(range(10**6))
@@ -94,6 +54,30 @@ def fail_in_call(number: int, function: Callable[..., Any], error: BaseException
         return result
 
     return call
+
+
+@pytest.mark.parametrize("reads", [0, 1, 4, 2 * STEPS - 1])
+def test_a_bad_document_ends_a_run_whose_last_step_is_saved(
+    tmp_path: Path,
+    recipe: Recipe,
+    straight: tuple[dict[str, Any], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    reads: int,
+) -> None:
+    error = DocumentError("cut.png is cut")
+    with monkeypatch.context() as patched, pytest.raises(DocumentError) as caught:
+        patched.setattr(Mixture, "__getitem__", fail_in_call(reads, Mixture.__getitem__, error))
+        run(tmp_path, recipe)
+    message = with_notes(caught.value)
+    (point,) = (tmp_path / "checkpoints").iterdir()
+    step = point.name.replace("-", " ")
+    assert message == (
+        f"cut.png is cut; {step} is saved in {point}; correct the data, then continue with --resume --changed-data"
+    )
+    torch.manual_seed(123)  # a new process has other random numbers
+    resumed = run(tmp_path, recipe, resume=True)
+    assert_identical(weights(resumed.model), straight[0])
+    assert without_times(resumed.log) == straight[1]
 
 
 @pytest.mark.parametrize("error", [Stop("a plug-in failed"), KeyboardInterrupt()], ids=["error", "interrupt"])
