@@ -85,7 +85,10 @@ def watch() -> Iterator[None]:
     except Exception as error:
         if mine.received is None or isinstance(error, DreamkitError):
             raise
-        raise Interrupted(mine.received) from error
+        interrupt = Interrupted(mine.received)
+        for note in getattr(error, "__notes__", ()):
+            interrupt.add_note(note)
+        raise interrupt from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

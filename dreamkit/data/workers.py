@@ -1,11 +1,31 @@
-"""Errors of the processes that read data."""
+"""The processes that read data: their errors, and signals that they leave to the main process."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from dreamkit.errors import DreamkitError
+from dreamkit.interrupts import SIGNALS
+
+GRACE: Final = 300  # seconds in which the main process finishes a step and saves
+
+
+def start_worker(number: int, then: Callable[[int], None] | None = None) -> None:
+    """Let a worker process live while the main process ends the run; then call `then(number)`.
+
+    A terminal, `timeout` and a cluster send a signal to all processes of a run. A worker that ended at once would be
+    an error in the main process, anywhere in the step.
+    """
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    signal.signal(
+        signal.SIGTERM, lambda *_: signal.alarm(GRACE)
+    )  # also torch's last resort for a stuck worker
+    if then is not None:
+        then(number)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.tensor import DTensor
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -30,7 +30,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Batch, Collator
-from dreamkit.data.workers import original_errors
+from dreamkit.data.workers import original_errors, start_worker
 from dreamkit.distributed import is_main, total, whole, world_size
 from dreamkit.document import Document
 from dreamkit.errors import TrainingError
@@ -136,6 +136,11 @@ class DreamTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(cast(Sized, self.train_dataset))
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        loader = super().get_train_dataloader()
+        loader.worker_init_fn = partial(start_worker, then=loader.worker_init_fn)
+        return loader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def test_an_interrupted_training_saves_its_last_step_and_continues(
     log = out / "log.jsonl"
     with command("train", recipe, "--out", out, folder=tmp_path) as process:
         wait_until(lambda: log.is_file() and log.read_text().count("\n") > 1, process)
-        process.send_signal(number)
+        os.killpg(process.pid, number)  # as a terminal or a cluster does, also to the workers
         assert process.wait(SECONDS) == 128 + number
     (point,) = (out / "checkpoints").iterdir()
     step = int(point.name.removeprefix("step-"))

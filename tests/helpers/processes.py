@@ -39,6 +39,7 @@ def command(*arguments: object, folder: Path, code: str = MAIN) -> Iterator[subp
             text=True,
             cwd=folder,
             env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+            start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     with process:
