@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -157,9 +157,10 @@ def follow(events: Iterable[Event], output: Output, prompt: Document) -> Made:
 
 def _joined(segments: Iterable[Segment]) -> Iterator[Segment]:
     """Yield segments with the pieces of a text joined."""
-    for is_text, group in groupby(segments, key=lambda segment: isinstance(segment, Text)):
-        if is_text:
-            pieces = list(group)
-            yield Text("".join(piece.text for piece in pieces), role=pieces[0].role)
+    for _, group in groupby(segments, key=type):
+        pieces = list(group)
+        texts = [piece for piece in pieces if isinstance(piece, Text)]
+        if texts:
+            yield replace(texts[0], text="".join(text.text for text in texts))
         else:
-            yield from group
+            yield from pieces

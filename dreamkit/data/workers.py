@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 from dreamkit.errors import DreamkitError
@@ -13,19 +14,24 @@ from dreamkit.interrupts import SIGNALS
 GRACE: Final = 300  # seconds in which the main process finishes a step and saves
 
 
-def start_worker(number: int, then: Callable[[int], None] | None = None) -> None:
-    """Let a worker process live while the main process ends the run; then call `then(number)`.
+@dataclass(frozen=True)
+class WorkerStart:
+    """The first call in a worker process, which then lives while the main process ends the run; `then` is called next.
 
     A terminal, `timeout` and a cluster send a signal to all processes of a run. A worker that ended at once would be
     an error in the main process, anywhere in the step.
     """
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
-    signal.signal(
-        signal.SIGTERM, lambda *_: signal.alarm(GRACE)
-    )  # also torch's last resort for a stuck worker
-    if then is not None:
-        then(number)
+
+    then: Callable[[int], None] | None = None
+
+    def __call__(self, number: int) -> None:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        signal.signal(
+            signal.SIGTERM, lambda *_: signal.alarm(GRACE)
+        )  # also torch's last resort for a stuck worker
+        if self.then is not None:
+            self.then(number)
 
 
 @contextmanager

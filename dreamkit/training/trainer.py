@@ -30,7 +30,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Batch, Collator
-from dreamkit.data.workers import original_errors, start_worker
+from dreamkit.data.workers import WorkerStart, original_errors
 from dreamkit.distributed import is_main, total, whole, world_size
 from dreamkit.document import Document
 from dreamkit.errors import TrainingError
@@ -139,7 +139,10 @@ class DreamTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         loader = super().get_train_dataloader()
-        loader.worker_init_fn = partial(start_worker, then=loader.worker_init_fn)
+        # Batches are read by the loader that accelerate wraps; a resumed run copies the wrapper.
+        for each in (loader, getattr(loader, "base_dataloader", loader)):
+            if not isinstance(each.worker_init_fn, WorkerStart):
+                each.worker_init_fn = WorkerStart(each.worker_init_fn)
         return loader
 
     def get_batch_samples(

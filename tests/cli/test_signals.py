@@ -65,6 +65,25 @@ def test_an_interrupted_training_saves_its_last_step_and_continues(
     assert code == 2 and "train.steps: was 100000, is 9" in err  # the point loads, and is of this run
 
 
+def test_the_processes_of_torchrun_save_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torchrun` sends its signal to all processes and their workers."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    recipe, out = write_recipe(tmp_path, workers=1), tmp_path / "out"
+    log = out / "log.jsonl"
+    code = "from torch.distributed.run import main; main()"
+    arguments = ("--standalone", "--nproc-per-node=2", "-m", "dreamkit", "train", recipe, "--out", out)
+    with command(*arguments, folder=tmp_path, code=code) as process:
+        wait_until(lambda: log.is_file() and bool(log.read_text()), process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) != 0
+    (point,) = (out / "checkpoints").iterdir()
+    err = (tmp_path / "stderr").read_text()
+    saved = (
+        f"interrupted by SIGTERM; {point.name.replace('-', ' ')} is saved in {point}; continue with --resume"
+    )
+    assert err.count("interrupted by") == err.count(saved) == 1
+
+
 def test_a_second_signal_ends_training_at_once(tmp_path: Path) -> None:
     recipe, out = write_recipe(tmp_path), tmp_path / "out"
     code = WITH_AN_ENDLESS_STEP + MAIN
