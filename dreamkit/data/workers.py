@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
 
 from dreamkit.errors import DreamkitError
 from dreamkit.interrupts import SIGNALS
-
-GRACE: Final = 300  # seconds in which the main process finishes a step and saves
 
 
 @dataclass(frozen=True)
 class WorkerStart:
     """The first call in a worker process, which then lives while the main process ends the run; `then` is called next.
 
-    A terminal, `timeout` and a cluster send a signal to all processes of a run. A worker that ended at once would be
-    an error in the main process, anywhere in the step.
+    A terminal, `timeout` and `torchrun` send a signal to the process group of a run. A worker that ended at once would
+    be an error in the main process, anywhere in the step. So it leaves the group; the main process can still end it,
+    and torch ends it if the main process is gone.
     """
 
     then: Callable[[int], None] | None = None
 
     def __call__(self, number: int) -> None:
+        if hasattr(os, "setpgrp"):
+            os.setpgrp()
         for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
-        signal.signal(
-            signal.SIGTERM, lambda *_: signal.alarm(GRACE)
-        )  # also torch's last resort for a stuck worker
+            if each != signal.SIGTERM:
+                signal.signal(each, signal.SIG_IGN)
         if self.then is not None:
             self.then(number)
 
