@@ -101,6 +101,11 @@ class RecipeError(DreamkitError):
         super().__init__("\n".join(lines))
 
 
+def with_notes(error: BaseException) -> str:
+    """Return the message of an error with the notes that were added to it, such as where a run was saved."""
+    return "; ".join([str(error), *getattr(error, "__notes__", ())])
+
+
 def printable(text: str | Path) -> str:
     """Return a text or path with control characters and lone surrogates as escapes such as `\\x1b`; line breaks stay.
 

@@ -9,7 +9,7 @@ import typer
 
 from dreamkit.cli import streams
 from dreamkit.cli.app import app as app
-from dreamkit.errors import DreamkitError, printable
+from dreamkit.errors import DreamkitError, printable, with_notes
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     except SystemExit as end:
         code = end.code
     except DreamkitError as error:
-        code = _print_error(str(error))
+        code = _print_error(with_notes(error))
     except OSError as error:
         if error.errno is None:  # not of the operating system
             raise

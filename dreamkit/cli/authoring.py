@@ -32,30 +32,24 @@ def test_plugin(
 
     Example: dreamkit test-plugin dreamkit-transformers --component clip --quick
     """
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = folder  # the default is the working folder
-            try:
-                from dreamkit.testing.distribution import components
-            except ModuleNotFoundError as error:
-                if error.name != "hypothesis":
-                    raise
-                raise DreamkitError(
-                    f"{error}; install the kit: pip install 'dreamkit-core[testing]'"
-                ) from error
-            from dreamkit.testing.outcomes import Outcome, summary
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = folder  # the default is the working folder
+        try:
+            from dreamkit.testing.distribution import components
+        except ModuleNotFoundError as error:
+            if error.name != "hypothesis":
+                raise
+            raise DreamkitError(f"{error}; install the kit: pip install 'dreamkit-core[testing]'") from error
+        from dreamkit.testing.outcomes import Outcome, summary
 
-            tested = components(name, component=component, check=check, quick=quick)
-            gc.freeze()  # hypothesis's callback loses a Ctrl-C while torch's many objects are collected
-            all_outcomes: list[Outcome] = []
-            for one in tested:
-                typer.echo(str(one))
-                for outcome in one.outcomes():
-                    all_outcomes.append(outcome)
-                    typer.echo(indent(str(outcome), "  "))
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        raise typer.Exit(130) from None
+        tested = components(name, component=component, check=check, quick=quick)
+        gc.freeze()  # hypothesis's callback loses a Ctrl-C while torch's many objects are collected
+        all_outcomes: list[Outcome] = []
+        for one in tested:
+            typer.echo(str(one))
+            for outcome in one.outcomes():
+                all_outcomes.append(outcome)
+                typer.echo(indent(str(outcome), "  "))
     typer.echo(f"{count(len(tested), 'component')} of {tested[0].distribution}; {summary(all_outcomes)}")
     untested = all(outcome.result == "skipped" for outcome in all_outcomes if check in (None, outcome.check))
     if untested:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,18 @@ from PIL.Image import Image as Picture
 
 from dreamkit.checkpoints.load import load_checkpoint
 from dreamkit.cli.page import page
-from dreamkit.document import Document
+from dreamkit.document import Document, Image, Role, Segment, Text
 from dreamkit.errors import DreamkitError
-from dreamkit.model.events import DenoisingStep, DocumentDone, Event, ImageDone, ImageStarted, TextPiece
+from dreamkit.interrupts import deferred
+from dreamkit.model.events import (
+    DenoisingStep,
+    DocumentDone,
+    EndReason,
+    Event,
+    ImageDone,
+    ImageStarted,
+    TextPiece,
+)
 from dreamkit.progress.bars import Bar
 from dreamkit.storage.folders import filled_folder, in_use_reason
 from dreamkit.storage.writing import write_text, writing
@@ -45,7 +55,10 @@ def write_document(
     `settings` are those of `DreamModel.generate`. With `overwrite`, an earlier document in `out` is replaced; other
     files stay. The files appear at the end, all together. Return the reason why the document ended.
 
+    An interrupt during the generation writes the page of what was made so far, if that is anything.
+
     Raises:
+        KeyboardInterrupt: a note names the page, if it was written.
         DreamkitError: `out` is in use.
         OutputError: `out` cannot be written, or another command is writing it.
         CheckpointError: the checkpoint cannot be loaded.
@@ -57,12 +70,24 @@ def write_document(
             raise DreamkitError(f"{out} {reason}; pass a new folder with --out{replace}")
         model, _ = load_checkpoint(checkpoint)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
-        end = follow(model.generate(prompt, seed=seed, **settings), Output(out, staging))
-        reason = REASONS[end.reason]
+        made = follow(model.generate(prompt, seed=seed, **settings), Output(out, staging), prompt)
+        reason = REASONS[made.end] if made.interrupt is None else str(made.interrupt) or "interrupted"
         facts = {"checkpoint": checkpoint, "seed": seed, **settings, "end": reason}
-        text = page(end.result, prompt_segments=len(prompt), title=title, facts=facts)
+        text = page(made.document, prompt_segments=len(prompt), title=title, facts=facts)
         write_text(staging / PAGE, text)
+    if made.interrupt is not None:
+        made.interrupt.add_note(f"wrote what was made so far to {out / PAGE}")
+        raise made.interrupt
     return reason
+
+
+@dataclass(frozen=True)
+class Made:
+    """The document of a generation, which ended by itself or by an interrupt."""
+
+    document: Document
+    end: EndReason = "end"
+    interrupt: KeyboardInterrupt | None = None
 
 
 @dataclass(frozen=True)
@@ -79,19 +104,25 @@ class Output:
         return self.folder / name
 
 
-def follow(events: Iterable[Event], output: Output) -> DocumentDone:
-    """Show the events of one document on the console, write its images to `output`, and return the last event.
+def follow(events: Iterable[Event], output: Output, prompt: Document) -> Made:
+    """Show the events of one document on the console, write its images to `output`, and return the document.
 
     Print text, and the file name of each image on a line of its own, to standard output. A bar on standard error
     counts the steps of the image being drawn.
+
+    Raises:
+        KeyboardInterrupt: it came before anything was made.
     """
     bar = Bar("drawing", transient=True)
-    last = None
+    made = None
+    written: list[Segment] = []
+    role: Role | None = "assistant" if prompt.is_conversation else None
     line_is_open = False
     try:
         for event in events:
             match event:
                 case TextPiece(text=text):
+                    written.append(Text(text, role=role))
                     print(text.translate(UNPRINTED), end="", flush=True)
                     line_is_open = not text.endswith("\n")
                 case ImageStarted():
@@ -103,12 +134,30 @@ def follow(events: Iterable[Event], output: Output) -> DocumentDone:
                     bar.move(step + 1, steps)
                 case ImageDone(image=image, picture=picture):
                     bar.stop()
-                    print(output.save(picture, PICTURE.format(image)), flush=True)
+                    with deferred():
+                        written.append(Image(picture, draw=True, role=role))
+                        file = output.save(picture, PICTURE.format(image))
+                    print(file, flush=True)
                 case DocumentDone():
-                    last = event
+                    made = Made(event.result, event.reason)
+    except KeyboardInterrupt as interrupt:
+        if not written:
+            raise
+        made = made or Made(Document((*prompt.segments, *_joined(written))), interrupt=interrupt)
     finally:
         bar.stop()
         if line_is_open:
             print(flush=True)
-    assert last is not None, "a generation ends with DocumentDone"
-    return last
+    assert made is not None, "a generation ends with DocumentDone"
+    return made
+
+
+def _joined(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """Yield segments with the pieces of a text joined."""
+    for _, group in groupby(segments, key=type):
+        pieces = list(group)
+        texts = [piece for piece in pieces if isinstance(piece, Text)]
+        if texts:
+            yield replace(texts[0], text="".join(text.text for text in texts))
+        else:
+            yield from pieces

@@ -73,6 +73,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     Example: dreamkit check digits/stage1 train.steps=100
     """
     from dreamkit.build.fit import fit
+    from dreamkit.build.notes import recipe_notes
     from dreamkit.cache.recipe_check import cache_notes, cache_problems
     from dreamkit.checkpoints.inputs import open_inputs
     from dreamkit.errors import RecipeError
@@ -94,8 +95,12 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     out.print("shapes are tokens x width; px: pixels of a side; any: any number of tokens", soft_wrap=True)
     inputs = open_inputs(draft, registry)
     refused = ["\n  ".join(["note: train would refuse these inputs:", *map(str, inputs.problems)])]
-    notes = [*(refused if inputs.problems else ()), *inputs.notes, *cache_notes(draft, inputs.datasets)]
-    for note in notes:
+    for note in [
+        *recipe_notes(draft),
+        *(refused if inputs.problems else ()),
+        *inputs.notes,
+        *cache_notes(draft, inputs.datasets),
+    ]:
         out.print(note, soft_wrap=True)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -28,11 +26,15 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="continue from the latest resume point in OUT")
     ] = False,
+    changed_data: Annotated[
+        bool, typer.Option("--changed-data", help="with --resume: accept data that changed since then")
+    ] = False,
 ) -> None:
     """Train the model of a recipe.
 
-    Writes OUT/log.jsonl, OUT/checkpoints/step-N every train.save_every steps, and OUT/checkpoint at the end. To use
-    several devices, start one process on each with torchrun.
+    Writes OUT/log.jsonl, OUT/checkpoints/step-N every train.save_every steps, and OUT/checkpoint at the end. A run that
+    an error, SIGINT or SIGTERM ends before writes a resume point, too. To use several devices, start one process on
+    each with torchrun.
 
     Example: dreamkit train digits/stage1 train.steps=100 --out run1
     """
@@ -41,18 +43,10 @@ def train(
     from dreamkit.training.run import train_recipe as run
 
     registry = Registry.load()
-    try:
-        result = run(load_recipe(recipe, overrides or (), registry), registry, out, resume=resume)
-    except KeyboardInterrupt:
-        hint = (
-            "continue from the latest resume point with --resume"
-            if any(out.glob("checkpoints/*"))
-            else "no resume point was written yet; set train.save_every to write some"
-        )
-        typer.echo(f"interrupted; {hint}", err=True)
-        raise typer.Exit(130) from None
+    loaded = load_recipe(recipe, overrides or (), registry)
+    result = run(loaded, registry, out, resume=resume, changed_data=changed_data)
     if result.is_main:
-        typer.echo(f"wrote {result.checkpoint}")
+        typer.echo(f"{'model of the finished run:' if result.was_finished else 'wrote'} {result.checkpoint}")
 
 
 def cache(
@@ -106,25 +100,20 @@ def cache(
             err=True,
         )
 
-    # SIGTERM removes the partial folder, as Ctrl-C does
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        with Bar("caching", "{task.fields[images]}") as bar:
+    with Bar("caching", "{task.fields[images]}") as bar:
 
-            def show_progress(progress: CachingProgress) -> None:
-                bar.move(progress.documents, progress.total, images=count(f"{progress.images:,}", "image"))
+        def show_progress(progress: CachingProgress) -> None:
+            bar.move(progress.documents, progress.total, images=count(f"{progress.images:,}", "image"))
 
-            report = make_cache(
-                loaded,
-                registry,
-                folder,
-                only=only or TABLES,
-                overwrite=overwrite,
-                on_start=show_estimate,
-                on_progress=show_progress,
-            )
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        report = make_cache(
+            loaded,
+            registry,
+            folder,
+            only=only or TABLES,
+            overwrite=overwrite,
+            on_start=show_estimate,
+            on_progress=show_progress,
+        )
     for left_out, reason in report.left_out.items():
         typer.echo(f"no {left_out}: {reason}", err=True)
     for table, record in report.manifest.tables.items():

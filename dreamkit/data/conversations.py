@@ -66,6 +66,9 @@ class Conversations(Dataset):
             turns.append(Document.interleave(text, pictures, name=where, role=role))
         return reduce(add, turns)
 
+    def fingerprint(self) -> dict[str, str]:
+        return {**super().fingerprint(), "records": self.records.sha256}
+
     def _problem(self, record: Mapping[str, Any], keys: RecordKeys, turn_keys: RecordKeys) -> str | None:
         problem = keys.problem(record) or _turns_problem(record, turn_keys)
         problem = problem or self.images.list_problem(record, "image", or_path=True)

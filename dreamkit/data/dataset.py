@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from dreamkit.data.fingerprint import sampled
 from dreamkit.document import Document
 
 
@@ -42,3 +43,12 @@ class Dataset(ABC):
         Raises:
             DocumentError: the document or one of its images cannot be read.
         """
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return strings by name that identify the documents, wherever these are stored.
+
+        Resume points contain the fingerprint. `--resume` refuses data if a name has another string than before; it
+        ignores names on one side alone. The default has the number of documents and hashes of up to 64 of them. A data
+        set may add names, or leave out hashes that take too long; it must not add paths or times, which a copy changes.
+        """
+        return sampled(self)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from dreamkit.data.dataset import Dataset
+from dreamkit.data.fingerprint import hash_of
 from dreamkit.data.image_folder import ImageFolder
 from dreamkit.data.record_keys import RecordKeys
 from dreamkit.data.records import ImagePaths, Records, open_picture, string_problem, text_problem
@@ -76,6 +77,22 @@ class Pairs(Dataset):
             # Nothing follows the image, so reading it back would train nothing.
             return Document((text, Image(picture, draw=True, read=False)), name=where)
         return Document((Image(picture), text), name=where)
+
+    def fingerprint(self) -> dict[str, str]:
+        if isinstance(self.pairs, Records):
+            return {**super().fingerprint(), "records": self.pairs.sha256}
+        return {
+            **super().fingerprint(),
+            "names of images and sizes of captions": self._listing_hash(self.pairs),
+        }
+
+    def _listing_hash(self, paths: Iterable[Path]) -> str:
+        """Return a hash of names alone: images are many and large, so `sampled` reads some."""
+        return hash_of(
+            b"%s %d"
+            % (os.fsencode(path.relative_to(self.config.path)), os.path.getsize(path.with_suffix(".txt")))
+            for path in paths
+        )
 
     def _problem(self, record: Mapping[str, Any], keys: RecordKeys) -> str | None:
         image, caption = self.config.image, self.config.caption

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import os
 from array import array
@@ -45,6 +46,7 @@ class Records:
         self._offsets = array("Q")  # its offset in bytes, in a file of lines
         self._checksums = array("I")  # of the line, in a file of lines
         self._array: list[dict[str, Any]] | None = None
+        self._digest = hashlib.sha256()
         try:
             if self._first_character() == b"[":
                 self._read_array(check)
@@ -59,6 +61,11 @@ class Records:
 
     def __len__(self) -> int:
         return len(self._lines)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the text of all records, in hexadecimal."""
+        return self._digest.hexdigest()
 
     def __getitem__(self, index: int) -> tuple[str, dict[str, Any]]:
         """Return the place `file:line` of record `index`, and the record.
@@ -104,12 +111,14 @@ class Records:
                     except (ValueError, RecursionError) as error:
                         raise DocumentError(f"{where}: {_json_problem(error)}") from error
                     self._accept(number, record, check)
+                    self._digest.update(line.strip() + b"\n")
                     self._offsets.append(offset)
                     self._checksums.append(_checksum(line))
                 offset += len(line)
 
     def _read_array(self, check: Check) -> None:
         text = read_text(self.path)
+        self._digest.update(text.encode())
         self._array = []
         position, line, counted = text.find("[") + 1, 1, 0
         try:

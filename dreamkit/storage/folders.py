@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, TypedDict
 
 from dreamkit.errors import OutputError, count, surrogate_problem
+from dreamkit.interrupts import deferred
 from dreamkit.storage.locks import INSIDE, exclusive
 from dreamkit.storage.paths import shown_path
 from dreamkit.storage.writing import STAGING, writing
@@ -104,13 +105,13 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             partial.mkdir()
         try:
             yield partial
-            with writing(folder):
+            with deferred(), writing(folder):
                 _complete(partial)
                 old = [(target, replaced)] if target.exists() else []
                 _rename([*old, (partial, target)], target.parent)
+                remove_folder(replaced)
         finally:
             remove_folder(partial)
-        remove_folder(replaced)
 
 
 @contextmanager
@@ -136,7 +137,7 @@ def filled_folder(folder: Path, earlier: Sequence[str] = ()) -> Iterator[Path]:
                 old.mkdir(parents=True)
                 new.mkdir()
             yield new
-            with writing(folder):
+            with deferred(), writing(folder):
                 _complete(new)
                 leaving = [path for pattern in earlier for path in folder.glob(pattern)]
                 moves = [(path, old / path.name) for path in leaving]

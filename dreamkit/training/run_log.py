@@ -29,7 +29,7 @@ class RunLog(TrainerCallback):
         self.entries: list[LogEntry] = []
 
     def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **named: Any) -> None:
-        self.entries = [entry for entry in self._read() if entry["step"] <= state.global_step]
+        self.entries = [entry for entry in read_log(self.path) if entry["step"] <= state.global_step]
         write_text(self.path, "".join(map(_line, self.entries)))
         self.last = time.monotonic(), state.global_step
 
@@ -46,23 +46,22 @@ class RunLog(TrainerCallback):
         if self.on_entry is not None:
             self.on_entry(entry)
 
-    def _read(self) -> list[dict[str, Any]]:
-        """Return the entries of an earlier run, without a last line whose writing was interrupted.
 
-        Raises:
-            TrainingError: another line is not JSON.
-        """
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        entries = []
-        for number, line in enumerate(lines, 1):
-            try:
-                entries.append(json.loads(line))
-            except ValueError as error:
-                if number < len(lines):
-                    raise TrainingError(
-                        f"{self.path}:{number}: invalid JSON: {error}; remove this line"
-                    ) from error
-        return entries
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the entries of an earlier run, without a last line whose writing was interrupted.
+
+    Raises:
+        TrainingError: another line is not JSON.
+    """
+    lines = path.read_text().splitlines() if path.is_file() else []
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entries.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise TrainingError(f"{path}:{number}: invalid JSON: {error}; remove this line") from error
+    return entries
 
 
 def _line(entry: LogEntry) -> str:
