@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+MOST_SHOWN: Final = 100  # problems of a recipe in its message
 # Unicode's categories of control characters, surrogates, line and paragraph separators, and formats, which include
 # those that reverse the order of the text.
 _UNPRINTABLE: Final = ("Cc", "Cs", "Zl", "Zp", "Cf")
@@ -85,14 +86,15 @@ class RecipeProblem:
 
 
 class RecipeError(DreamkitError):
-    """Every problem of a recipe, in `problems`."""
+    """Every problem of a recipe, in `problems`; its message has the first 100."""
 
     def __init__(self, problems: Sequence[RecipeProblem]) -> None:
         self.problems = tuple(problems)
         count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
-        super().__init__(
-            "\n".join([f"the recipe has {count}:", *(f"  {problem}" for problem in self.problems)])
-        )
+        lines = [f"  {problem}" for problem in self.problems[:MOST_SHOWN]]
+        if len(self.problems) > MOST_SHOWN:
+            lines.append(f"  and {len(self.problems) - MOST_SHOWN} more")
+        super().__init__("\n".join([f"the recipe has {count}:", *lines]))
 
 
 def printable(text: str | Path) -> str:

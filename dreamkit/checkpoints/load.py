@@ -22,6 +22,7 @@ from dreamkit.model.adapters import is_adapter, names_in_part, stored_name
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import PARTS
+from dreamkit.recipe.source_keys import stored_source
 from dreamkit.registry.registry import Registry
 
 MOST_LISTED = 10  # tensors in one error message
@@ -72,7 +73,7 @@ def load_checkpoint(folder: Path | str, registry: Registry | None = None) -> tup
                 f"which is needed to load it; install that. {error}"
             ) from error
     for part, source in manifest.sources.items():
-        compare_source(folder, part, source, source["name"])
+        compare_source(folder, part, source, stored_source(source["name"]))
     where = str(folder / Manifest.FILE)
     recipe = recipe_from_dict(manifest.recipe, registry, where=where)
     if getattr(recipe.model.language_model.config, "tokenizer", None) is not None:

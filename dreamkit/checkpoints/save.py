@@ -17,6 +17,7 @@ from dreamkit.distributed import barrier, is_main, whole
 from dreamkit.errors import CheckpointError
 from dreamkit.model.adapters import is_adapter, write_adapter
 from dreamkit.model.model import DreamModel
+from dreamkit.recipe.written import as_written
 from dreamkit.registry.registry import Registry
 from dreamkit.storage import folders
 from dreamkit.storage.sources import fingerprint
@@ -66,7 +67,8 @@ def save_checkpoint(
         for part, tensors in weights.items():
             save_file(tensors, partial / weights_file(part))
         for part, tensors in adapters.items():
-            base = None if part in changed else model.sources.get(part)
+            source = None if part in changed else model.sources.get(part)
+            base = None if source is None else as_written(source)
             write_adapter(model.parts()[part], tensors, partial / adapter_file(part), base)
         model.language_model.save_tokenizer(partial / "tokenizer")
         Manifest(
@@ -76,7 +78,7 @@ def save_checkpoint(
             components=component_records(model.recipe, registry or Registry.load()),
             tokens=dict(model.token_ids),
             sources={
-                part: {"name": source, "files": fingerprint(source)}
+                part: {"name": as_written(source), "files": fingerprint(source)}
                 for part, source in model.sources.items()
                 if source is not None
             },

@@ -11,16 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from dreamkit.errors import DreamkitError, RecipeProblem, did_you_mean, excerpt
 from dreamkit.recipe.earlier_keys import current_path, with_current_keys
-from dreamkit.recipe.tree import BROKEN, Broken, Node, describe_value, parse
+from dreamkit.recipe.references import resolve_references
+from dreamkit.recipe.tree import BROKEN, MAX_CHARACTERS, Broken, Limits, Node, describe_value, parse
 from dreamkit.storage.paths import irregular_kind, shown_path, written_path
 
 COMMAND_LINE = "command line"
 SUFFIXES = (".yaml", ".yml")
+MAX_EXTENDS = 100  # names in all `extends` of a recipe, far above any real one
 
 
 class RecipeFiles:
@@ -35,6 +34,9 @@ class RecipeFiles:
         self.unknown_hint = unknown_hint
         self.problems: list[RecipeProblem] = []
         self.complete = True
+        self._limits = Limits()
+        self._extends = MAX_EXTENDS
+        self._trees: dict[Path, Node] = {}  # a file that several others extend is read and reported once
 
     def read(self, name: str, overrides: Sequence[str]) -> Node:
         """Return the merged tree of the recipe `name` (a file or a shipped name), with `${...}` resolved.
@@ -53,7 +55,7 @@ class RecipeFiles:
         parsed.sort(key=lambda override: (0, len(override[0])) if _replaces(*override) else (1, 0))
         for steps, leaf in parsed:
             tree = self._set(tree, steps, leaf, ())
-        return self._resolve(tree)
+        return resolve_references(tree, self.problems.append)
 
     def _is_recipe(self, override: str) -> bool:
         return "=" not in override and (
@@ -84,14 +86,20 @@ class RecipeFiles:
 
     def _read_file(self, path: Path, extending: tuple[Path, ...]) -> Node:
         """Return the merged tree of a file and its bases. `extending` are the files that extend it, outermost first."""
+        if path not in self._trees:
+            self._trees[path] = self._read_new(path, extending)
+        return self._trees[path]
+
+    def _read_new(self, path: Path, extending: tuple[Path, ...]) -> Node:
         empty = Node({}, f"{path}:1", path.parent)
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open(encoding="utf-8") as file:
+                text = file.read(MAX_CHARACTERS + 1)
         except (OSError, UnicodeDecodeError) as error:
             self._problem(str(path), "recipe", f"cannot read the file: {error}")
             self.complete = False
             return empty
-        tree, problems = parse(text, lambda line: f"{path}:{line}", path.parent)
+        tree, problems = parse(text, lambda line: f"{path}:{line}", path.parent, limits=self._limits)
         self.problems += problems
         if not isinstance(tree.value, dict):
             if not isinstance(tree.value, Broken):
@@ -119,6 +127,12 @@ class RecipeFiles:
         if extends is None or isinstance(extends.value, Broken):
             return []
         bases = extends.value if isinstance(extends.value, list) else [extends]
+        self._extends -= len(bases)
+        if self._extends < 0:
+            message = f"expected at most {MAX_EXTENDS} names in all 'extends' of a recipe, got more"
+            self._problem(extends.where, "extends", message)
+            self.complete = False
+            return []
         for base in bases:
             if not isinstance(base.value, str):
                 message = f"expected the name of a recipe, got {describe_value(base.value)}"
@@ -134,7 +148,7 @@ class RecipeFiles:
             message = "expected key=value, such as train.steps=100, or the name of a recipe"
             self._problem(COMMAND_LINE, excerpt(text), message)
             return None
-        leaf, problems = parse(value, lambda line: COMMAND_LINE, Path.cwd(), key.strip())
+        leaf, problems = parse(value, lambda line: COMMAND_LINE, Path.cwd(), key.strip(), self._limits)
         self.problems += problems
         return steps, with_current_keys(leaf, steps)
 
@@ -181,44 +195,6 @@ class RecipeFiles:
         for key, node in over.value.items():
             merged[key] = self._merge(merged[key], node, (*path, key)) if key in merged else node
         return Node(merged, over.where, over.folder)
-
-    def _resolve(self, tree: Node) -> Node:
-        """Return the tree with `${key}` and `${oc.env:NAME}` resolved by OmegaConf."""
-
-        def fail(path: tuple[str, ...], node: Node, error: Exception) -> Node:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            self._problem(
-                node.where, ".".join(path), f"cannot resolve {describe_value(node.value)}: {reason}"
-            )
-            return Node(BROKEN, node.where, node.folder)
-
-        def check_syntax(path: tuple[str, ...], node: Node) -> Node:
-            try:
-                if _is_interpolation(node):
-                    OmegaConf.create([node.value])
-            except OmegaConfBaseException as error:
-                return fail(path, node, error)
-            return node
-
-        def resolve(path: tuple[str, ...], node: Node) -> Node:
-            if not _is_interpolation(node):
-                return node
-            value = config
-            try:
-                for step in path:
-                    value = value[int(step) if OmegaConf.is_list(value) else step]
-                plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-            except (OmegaConfBaseException, RecursionError) as error:
-                return fail(path, node, error)
-            return Node.from_plain(plain, node.where, node.folder)
-
-        tree = tree.map(check_syntax)
-        config = OmegaConf.create(tree.plain())  # type: ignore[call-overload]
-        return tree.map(resolve)
-
-
-def _is_interpolation(node: Node) -> bool:
-    return isinstance(node.value, str) and "${" in node.value
 
 
 def _is_component(path: Sequence[str]) -> bool:

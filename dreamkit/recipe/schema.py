@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,13 +27,18 @@ from dreamkit.recipe.fields import (
     section_keys,
     unsupported_fields,
 )
+from dreamkit.recipe.interpolations import has_variable
 from dreamkit.recipe.places import config_problems, join
-from dreamkit.recipe.source_keys import SOURCES, resolve_source, source_problem, weight_sources
+from dreamkit.recipe.source_keys import SOURCES, read_path, resolve_source, source_problem, weight_sources
 from dreamkit.recipe.tree import BROKEN, Broken, Node, describe_value
-from dreamkit.storage.paths import written_path
+from dreamkit.recipe.written import WrittenText, as_path
 
 ConfigClass: TypeAlias = Callable[[str, str], type]
 _CONTAINERS: Final[Mapping[type, Any]] = {dict: dict[str, Any], list: list[Any]}
+# A size in the `config` of a part; a square matrix of this width would have 10^16 weights.
+MAX_SIZE: Final = 10**8
+MAX_LAYERS: Final = 1000  # in the `config` of a part: above any published network, and listed in a second
+_LAYERS: Final = re.compile(r"layers?(_per_block)?$|depths?$|blocks?$")
 _NO_METADATA: Final[Mapping[str, Any]] = types.MappingProxyType({})
 _BOUNDS: Final[Mapping[str, str]] = {
     "least": "at least",
@@ -47,12 +53,16 @@ class SchemaReader:
 
     `config_class(kind, name)` returns the `Config` of a component, or raises a PluginError.
     `complete=False`: a file could not be read, so missing keys are not reported.
+    `stored=True`: the values come from a checkpoint. An environment variable that is not set here stays as written.
     A value with a problem is read as BROKEN.
     """
 
-    def __init__(self, config_class: ConfigClass | None = None, *, complete: bool = True) -> None:
+    def __init__(
+        self, config_class: ConfigClass | None = None, *, complete: bool = True, stored: bool = False
+    ) -> None:
         self.config_class = config_class
         self.complete = complete
+        self.stored = stored
         self.problems: list[RecipeProblem] = []
         self.places: dict[str, str] = {}
 
@@ -108,6 +118,13 @@ class SchemaReader:
         value = node.value
         if value is BROKEN:
             return BROKEN
+        if _misuses_variable(annotation, value, metadata):
+            return self.problem(
+                node,
+                key,
+                f"expected a value without environment variables, got {describe_value(value)}; a checkpoint would hold "
+                "it, so only paths may use them",
+            )
         if annotation in (Any, object) or (annotation in (dict, list) and isinstance(value, annotation)):
             annotation = _CONTAINERS.get(type(value), type(value))
         origin, args = get_origin(annotation), get_args(annotation)
@@ -129,7 +146,10 @@ class SchemaReader:
                 return BROKEN
             return tuple(items) if origin is tuple else items
         if origin in (dict, Mapping) and isinstance(value, dict):
-            entries = {name: self.value(args[1], item, join(key, name)) for name, item in value.items()}
+            entries = {
+                name: self.value(args[1], item, join(key, name), _size_bound(key, name))
+                for name, item in value.items()
+            }
             return BROKEN if _any_broken(entries.values()) else entries
         return self._scalar(annotation, node, key, metadata)
 
@@ -142,7 +162,7 @@ class SchemaReader:
         own = {name: item for name, item in node.value.items() if name in own_keys}
         section = self.section(cls, Node(own, node.where, node.folder), key)
         name = own.get("name")
-        if name is None or not isinstance(name.value, str):
+        if name is None or not isinstance(name.value, str) or has_variable(name.value):
             return BROKEN
         try:
             config_class = self.config_class(kind, name.value)
@@ -172,7 +192,7 @@ class SchemaReader:
 
     def _source(self, node: Node, key: str) -> Node:
         try:
-            return resolve_source(node)
+            return resolve_source(node, stored=self.stored)
         except DreamkitError as error:
             return Node(self.problem(node, key, str(error)), node.where, node.folder)
 
@@ -187,7 +207,7 @@ class SchemaReader:
             if annotation is str and not metadata.get("path"):
                 return value
             try:
-                return annotation(written_path(value, node.folder))
+                return as_path(annotation, read_path(node, stored=self.stored))
             except DreamkitError as error:
                 return self.problem(node, key, str(error))
         return self._mismatch(annotation, node, key)
@@ -233,6 +253,20 @@ class SchemaReader:
         return self.problem(
             node, key, f"expected {expected_type(annotation)}, got {describe_value(node.value)}{hint}"
         )
+
+
+def _misuses_variable(annotation: Any, value: object, metadata: Mapping[str, Any]) -> bool:
+    """Return True if `value` names an environment variable, and its field holds no path."""
+    if not isinstance(value, str) or isinstance(value, WrittenText) or not has_variable(value):
+        return False
+    return not (metadata.get("path") or annotation is Path or Path in get_args(annotation))
+
+
+def _size_bound(section: str, name: str) -> Mapping[str, Any]:
+    """Return the bound of an integer `name` in a free `section`; those of parts describe networks."""
+    if not section.startswith("model."):
+        return _NO_METADATA
+    return {"most": MAX_LAYERS if _LAYERS.search(name) else MAX_SIZE}
 
 
 def _any_broken(values: Iterable[Any]) -> bool:

@@ -261,7 +261,7 @@ def test_an_invalid_schedule_is_an_error_before_any_text(settings: dict[str, obj
         ({"max_images": -1}, "max_images: expected at least 0, got -1"),
         ({"max_images": 1.0}, r"max_images: expected an integer, got 1.0 \(number\)"),
         ({"max_tokens": True}, r"max_tokens: expected an integer, got true \(boolean\)"),
-        ({"max_tokens": 0}, "max_tokens: expected at least 1, got 0"),
+        ({"max_tokens": 0}, "max_tokens: expected at least 1 and at most 100000000, got 0"),
         ({"steps": 0}, "steps: expected at least 1 and at most 100000, got 0"),
         ({"steps": 10**12, "max_images": 0}, "steps: expected at least 1 and at most 100000, got 10"),
         ({"steps": "3"}, r"steps: expected an integer, got '3' \(string\)"),
