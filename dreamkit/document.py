@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from dreamkit.earlier_names import with_earlier_arguments, with_earlier_fields
-from dreamkit.errors import DocumentError
+from dreamkit.errors import DocumentError, excerpt
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -144,7 +144,7 @@ class Document:
         if len(slots) != len(images):
             raise DocumentError(
                 f"{name}: expected one image for each {READ_SLOT} and {DRAW_SLOT}, got {len(images)} for {len(slots)} "
-                f"in {text!r}"
+                f"in '{excerpt(text)}'"
             )
         pictures = iter(images)
         segments: list[Segment] = []

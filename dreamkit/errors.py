@@ -116,6 +116,31 @@ def excerpt(text: str, most: int = 80) -> str:
     return start if len(start) <= most else f"{start[: most - 3]}..."
 
 
+def describe_value(value: object) -> str:
+    """Return a value and its type for an error message: "'three' (string)", "true (boolean)", "null".
+
+    At most 80 characters of the value are shown, with control characters as escapes. Of lists only the length is.
+    """
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return f"{str(value).lower()} (boolean)"
+        case int():
+            digits = str(value) if value.bit_length() < 1000 else f"one of {value.bit_length()} bits"
+            return f"{excerpt(digits)} (integer)"
+        case float():
+            return f"{value} (number)"
+        case str():
+            return f"'{excerpt(value)}' (string)"
+        case list() | tuple():
+            return f"a list of length {len(value)}"
+        case Mapping():
+            return "a section"
+        case _:
+            return f"{excerpt(repr(value))} ({type(value).__name__})"
+
+
 def did_you_mean(name: Any, names: Iterable[str]) -> str:
     """Return the end of an error message about an unknown `name`: the nearest of `names`, or all of them."""
     known = sorted(names)

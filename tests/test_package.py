@@ -59,6 +59,7 @@ PUBLIC = [
     "VisionSpec",
     "build_model",
     "collect",
+    "describe_value",
     "did_you_mean",
     "hookimpl",
     "load_checkpoint",

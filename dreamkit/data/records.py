@@ -14,9 +14,9 @@ from zlib import crc32
 from PIL import Image as PIL
 
 from dreamkit.data.text_files import HEAD, decode, open_regular, read_text, refuse_foreign
-from dreamkit.errors import DocumentError, printable
+from dreamkit.errors import DocumentError, describe_value, printable
 from dreamkit.parts.pictures import range_problem
-from dreamkit.recipe.tree import MAX_DEPTH, MAX_DIGITS, describe_value
+from dreamkit.recipe.tree import MAX_DEPTH, MAX_DIGITS
 from dreamkit.storage.paths import irregular_kind
 
 if TYPE_CHECKING:
@@ -220,8 +220,8 @@ def text_problem(record: Mapping[str, Any], key: str) -> str | None:
             record[key].encode()
         except UnicodeEncodeError as error:
             return (
-                f"{key}: expected valid characters, got the lone surrogate {error.object[error.start]!a} at position "
-                f"{error.start}; remove it or write the whole pair"
+                f"{key}: expected valid characters, got the lone surrogate "
+                f"'{printable(error.object[error.start])}' at position {error.start}; remove it or write the whole pair"
             )
     return problem
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dreamkit.errors import DreamkitError, RecipeProblem, did_you_mean, excerpt
+from dreamkit.errors import DreamkitError, RecipeProblem, describe_value, did_you_mean, excerpt
 from dreamkit.recipe.earlier_keys import current_path, with_current_keys
 from dreamkit.recipe.references import resolve_references
-from dreamkit.recipe.tree import BROKEN, MAX_CHARACTERS, Broken, Limits, Node, describe_value, parse
+from dreamkit.recipe.tree import BROKEN, MAX_CHARACTERS, Broken, Limits, Node, parse
 from dreamkit.storage.paths import irregular_kind, shown_path, written_path
 
 COMMAND_LINE = "command line"

@@ -15,7 +15,7 @@ from dreamkit.errors import DreamkitError, excerpt
 
 VARIABLE: Final = "oc.env"  # OmegaConf's resolver of environment variables
 MAX_CHARACTERS: Final = 10_000  # of a text with interpolations; a longer one takes a second to parse
-MAX_INTERPOLATIONS: Final = 20  # of a text; if they are inside each other, the time grows with their square
+MAX_INTERPOLATIONS: Final = 10  # of a text; if they are inside each other, the time grows with their square
 
 _VARIABLE: Final = re.compile(r"\$\{\s*oc\s*\.\s*env\s*:")
 

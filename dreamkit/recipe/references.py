@@ -15,9 +15,9 @@ from typing import Any, Final, TypeAlias
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dreamkit.errors import DreamkitError, RecipeProblem, excerpt
+from dreamkit.errors import DreamkitError, RecipeProblem, describe_value, excerpt
 from dreamkit.recipe.interpolations import MAX_CHARACTERS, VARIABLE, escape, interpolations
-from dreamkit.recipe.tree import BROKEN, MAX_VALUES, Broken, Node, describe_value
+from dreamkit.recipe.tree import BROKEN, MAX_VALUES, Broken, Node
 
 MAX_REFERENCES: Final = 500  # in a recipe, far above any real one; OmegaConf takes a second for a thousand
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args, get_origin
 
-from dreamkit.errors import DreamkitError, PluginError, RecipeProblem, did_you_mean, excerpt
+from dreamkit.errors import DreamkitError, PluginError, RecipeProblem, describe_value, did_you_mean, excerpt
 from dreamkit.recipe.fields import (
     LISTS,
     UNIONS,
@@ -30,15 +29,13 @@ from dreamkit.recipe.fields import (
 from dreamkit.recipe.interpolations import has_variable
 from dreamkit.recipe.places import config_problems, join
 from dreamkit.recipe.source_keys import SOURCES, read_path, resolve_source, source_problem, weight_sources
-from dreamkit.recipe.tree import BROKEN, Broken, Node, describe_value
+from dreamkit.recipe.tree import BROKEN, Broken, Node
 from dreamkit.recipe.written import WrittenText, as_path
 
 ConfigClass: TypeAlias = Callable[[str, str], type]
 _CONTAINERS: Final[Mapping[type, Any]] = {dict: dict[str, Any], list: list[Any]}
 # A size in the `config` of a part; a square matrix of this width would have 10^16 weights.
 MAX_SIZE: Final = 10**8
-MAX_LAYERS: Final = 1000  # in the `config` of a part: above any published network, and listed in a second
-_LAYERS: Final = re.compile(r"layers?(_per_block)?$|depths?$|blocks?$")
 _NO_METADATA: Final[Mapping[str, Any]] = types.MappingProxyType({})
 _BOUNDS: Final[Mapping[str, str]] = {
     "least": "at least",
@@ -146,9 +143,10 @@ class SchemaReader:
                 return BROKEN
             return tuple(items) if origin is tuple else items
         if origin in (dict, Mapping) and isinstance(value, dict):
+            # free sections of parts describe networks
+            bound = {"most": MAX_SIZE} if key.startswith("model.") else _NO_METADATA
             entries = {
-                name: self.value(args[1], item, join(key, name), _size_bound(key, name))
-                for name, item in value.items()
+                name: self.value(args[1], item, join(key, name), bound) for name, item in value.items()
             }
             return BROKEN if _any_broken(entries.values()) else entries
         return self._scalar(annotation, node, key, metadata)
@@ -260,13 +258,6 @@ def _misuses_variable(annotation: Any, value: object, metadata: Mapping[str, Any
     if not isinstance(value, str) or isinstance(value, WrittenText) or not has_variable(value):
         return False
     return not (metadata.get("path") or annotation is Path or Path in get_args(annotation))
-
-
-def _size_bound(section: str, name: str) -> Mapping[str, Any]:
-    """Return the bound of an integer `name` in a free `section`; those of parts describe networks."""
-    if not section.startswith("model."):
-        return _NO_METADATA
-    return {"most": MAX_LAYERS if _LAYERS.search(name) else MAX_SIZE}
 
 
 def _any_broken(values: Iterable[Any]) -> bool:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from dreamkit.errors import DreamkitError
+from dreamkit.errors import DreamkitError, describe_value
 from dreamkit.recipe.interpolations import escape, expand_variables, has_variable
-from dreamkit.recipe.tree import Node, describe_value
+from dreamkit.recipe.tree import Node
 from dreamkit.recipe.written import WrittenText
 from dreamkit.storage.paths import written_path
 

@@ -77,25 +77,6 @@ class Node:
         return change(path, self)
 
 
-def describe_value(value: Value) -> str:
-    """Return a value and its type as an error message shows them."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return f"{str(value).lower()} (boolean)"
-        case int():
-            return f"{excerpt(str(value))} (integer)"
-        case float():
-            return f"{value} (number)"
-        case str():
-            return f"'{excerpt(value)}' (string)"
-        case list():
-            return f"a list of length {len(value)}"
-        case _:
-            return "a section"
-
-
 def parse(
     text: str, place: Callable[[int], str], folder: Path, key: str = "", limits: Limits | None = None
 ) -> tuple[Node, list[RecipeProblem]]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dreamkit.errors import excerpt
+from dreamkit.storage.paths import shown_path
+
 
 class WrittenText(str):
     """A path with the values of environment variables; `written` has their names, as in `${oc.env:DATA}/a.jsonl`."""
@@ -41,3 +44,10 @@ def as_path(cls: type, text: str) -> str | Path:
 def as_written(value: str | Path) -> str:
     """Return a text or path as files hold it."""
     return getattr(value, "written", None) or str(value)
+
+
+def shown_setting(value: object) -> str:
+    """Return a value of a stored recipe for a message. Paths in it are absolute, and they are never shortened."""
+    if isinstance(value, str) and value.startswith(("/", "~", "${")):
+        return f"'{shown_path(value)}'"
+    return excerpt(repr(value))

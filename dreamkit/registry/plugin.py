@@ -95,7 +95,7 @@ class Plugin:
         for component in components:
             reason = _invalid_name(component.name, KINDS[kind].words) or malformed_target(component.target)
             if reason:
-                self._problem(f"{kind} {component.name!r}: {reason}")
+                self._problem(f"{kind} {excerpt(repr(component.name))}: {reason}")
                 continue
             source = distribution.name, distribution.version, self.entry_point.name
             self.components.append(Registered(component, kind, *source, is_core=is_core(self.entry_point)))
@@ -105,7 +105,7 @@ class Plugin:
         try:
             root = package_folder(package, folder).resolve()
         except LookupError as error:
-            self._problem(f"dreamkit_recipes returned {place!r}: {error.args[0]}")
+            self._problem(f"dreamkit_recipes returned {excerpt(repr(place))}: {error.args[0]}")
             return
         for path in sorted(root.rglob("*.yaml")):
             name = path.relative_to(root).with_suffix("").as_posix()

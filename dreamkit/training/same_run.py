@@ -9,6 +9,7 @@ from typing import Any
 from dreamkit.distributed import world_size
 from dreamkit.errors import TrainingError
 from dreamkit.recipe.sections import Recipe
+from dreamkit.recipe.written import shown_setting
 from dreamkit.training.trainer import processes
 
 # Settings that a resumed run may change, as they do not change its losses. A cache too:
@@ -55,7 +56,7 @@ def _differing(then: Recipe, now: Recipe, under: str = "") -> list[str]:
     """Return a line for each different setting whose key starts with `under`, except those that may change."""
     before, after = dict(_flat(then.to_dict())), dict(_flat(now.to_dict()))
     return [
-        f"  {key}: was {before.get(key)!r}, is {after.get(key)!r}"
+        f"  {key}: was {shown_setting(before.get(key))}, is {shown_setting(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
         if key.startswith(under)
         and before.get(key) != after.get(key)

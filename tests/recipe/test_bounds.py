@@ -75,7 +75,7 @@ def test_references_inside_references_are_bounded(
 ) -> None:
     path = write(base.parent / "bad.yaml", f"extends: base.yaml\ninit: '{text}'\n")
     problem = only_problem(path, registry)
-    assert "expected '${' at most 20 times in a value, got 200 times" in problem.message
+    assert "expected '${' at most 10 times in a value, got 200 times" in problem.message
     assert len(problem.message) < 300
 
 

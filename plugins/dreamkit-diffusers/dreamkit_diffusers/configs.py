@@ -11,11 +11,11 @@ from typing import Any
 import diffusers
 import torch
 
-from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean, locate
+from dreamkit import ConfigError, PartConfig, SourceError, describe_value, did_you_mean, locate
 from dreamkit_diffusers.keys import AVERAGING, Fixed
 from dreamkit_diffusers.networks import Network, reason
 from dreamkit_diffusers.schedulers import Schedulers, draws_finite
-from dreamkit_diffusers.values import count_error, describe_value, is_count
+from dreamkit_diffusers.values import count_error, difference, is_count
 
 KNOWN = "pkg:dreamkit_diffusers/known"  # config files of well-known hub models
 MAX_LAYERS = 100  # of a block; making them takes time, even without weights
@@ -223,11 +223,11 @@ def _check_values(
             continue
         if key in fixed:
             if not fixed[key].accepts(value):
-                message = f"expected {describe_value(fixed[key].values[0])}, got {describe_value(value)}"
+                message = difference(fixed[key].values[0], value)
                 configs.add_problem(f"{name}.{key}", f"{message}; {fixed[key].remedy}")
         elif key in defaults:
             if key not in supported and value != defaults[key]:
-                message = f"expected {describe_value(defaults[key])}, got {describe_value(value)}"
+                message = difference(defaults[key], value)
                 remedy = (
                     f"dreamkit-diffusers does not support this key of diffusers {diffusers.__version__} yet"
                 )

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import diffusers
 import torch
 
-from dreamkit import DreamkitError, did_you_mean
+from dreamkit import DreamkitError, describe_value, did_you_mean
 from dreamkit_diffusers import keys
-from dreamkit_diffusers.values import count_error, describe_value, number_error
+from dreamkit_diffusers.values import count_error, number_error
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin

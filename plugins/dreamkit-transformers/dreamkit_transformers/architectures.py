@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 import transformers
 from torch import Tensor, nn
 
+from dreamkit import describe_value
+
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
@@ -125,7 +127,7 @@ def integer_problems(library_config: Any, *names: str) -> dict[str, str]:
     """Return the problems with named values that are not integers."""
     values = {name: getattr(library_config, name) for name in names}
     return {
-        name: f"expected an integer, got {value!r}"
+        name: f"expected an integer, got {describe_value(value)}"
         for name, value in values.items()
         if not isinstance(value, int)
     }

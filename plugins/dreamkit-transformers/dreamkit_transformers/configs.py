@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.utils import logging as library_logging
 
-from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean
+from dreamkit import ConfigError, PartConfig, SourceError, describe_value, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,7 +65,7 @@ def _value_problem(kind: type[PreTrainedConfig], name: str, value: Any) -> str |
         from transformers.activations import ACT2FN  # imports accelerate and half of transformers
 
         if value not in ACT2FN:
-            return f"expected the name of an activation, got {value!r}; {did_you_mean(value, ACT2FN)}"
+            return f"expected the name of an activation, got {describe_value(value)}; {did_you_mean(value, ACT2FN)}"
     try:
         with quiet_library():  # warnings would be about defaults, not about the user's values
             kind(**{name: value})

@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from dreamkit import ConfigError, LanguageSpec, PartConfig, SourceError, did_you_mean, locate
+from dreamkit import ConfigError, LanguageSpec, PartConfig, SourceError, describe_value, did_you_mean, locate
 from dreamkit_transformers.configs import (
     KNOWN,
     collect_errors,
@@ -270,5 +270,7 @@ def _eos_ids(folder: Path) -> list[int]:
     value = read_json(file).get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(index) is int and index >= 0 for index in ids):
-        raise SourceError(f"{file}: eos_token_id: expected a token id or a list of token ids, got {value!r}")
+        raise SourceError(
+            f"{file}: eos_token_id: expected a token id or a list of token ids, got {describe_value(value)}"
+        )
     return ids
