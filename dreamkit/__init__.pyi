@@ -15,6 +15,7 @@ from .errors import (
     RecipeError as RecipeError,
     SourceError as SourceError,
     TrainingError as TrainingError,
+    describe_error as describe_error,
     describe_value as describe_value,
     did_you_mean as did_you_mean,
 )

@@ -141,6 +141,15 @@ def describe_value(value: object) -> str:
             return f"{excerpt(repr(value))} ({type(value).__name__})"
 
 
+def describe_error(error: BaseException) -> str:
+    """Return the type and message of another library's error, on one line and with at most 300 characters.
+
+    Such a message may quote a value of any length. That of an `OSError` is whole, because it names a file.
+    """
+    text = " ".join(str(error).split()) or "no reason given"
+    return f"{type(error).__name__}: {text if isinstance(error, OSError) else excerpt(text, 300)}"
+
+
 def did_you_mean(name: Any, names: Iterable[str]) -> str:
     """Return the end of an error message about an unknown `name`: the nearest of `names`, or all of them."""
     known = sorted(names)

@@ -59,6 +59,7 @@ PUBLIC = [
     "VisionSpec",
     "build_model",
     "collect",
+    "describe_error",
     "describe_value",
     "did_you_mean",
     "hookimpl",

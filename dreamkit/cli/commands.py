@@ -11,10 +11,9 @@ import typer
 import typer.main
 from typer.core import TyperGroup
 
-from dreamkit.errors import PluginError, printable
+from dreamkit.errors import PluginError, describe_error, printable
 from dreamkit.registry.kinds import Registered
 from dreamkit.registry.registry import Registry
-from dreamkit.registry.targets import describe_error
 
 COMPLETION = ("install_completion", "show_completion")  # typer adds these options to every app
 

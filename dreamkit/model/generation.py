@@ -12,7 +12,7 @@ from PIL import Image as PIL
 from torch import Tensor
 
 from dreamkit.document import Document, Image, Role, Segment, Text
-from dreamkit.errors import DocumentError, DreamkitError, describe_value, excerpt
+from dreamkit.errors import DocumentError, DreamkitError, describe_error, describe_value, excerpt
 from dreamkit.model.events import (
     DenoisingStep,
     DocumentDone,
@@ -148,7 +148,9 @@ class Generation:
             self.model.image_decoder.scheduler(name).set_timesteps(steps)
         except ValueError as error:
             scheduler = "the decoder's own scheduler" if name is None else f"scheduler '{name}'"
-            raise DreamkitError(f"cannot draw in {steps} steps with {scheduler}: {error}") from error
+            raise DreamkitError(
+                f"cannot draw in {steps} steps with {scheduler}: {describe_error(error)}"
+            ) from error
 
     def events(self) -> Iterator[Event]:
         """Generate all documents; yield each event when it happens."""

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.grammar_parser import parse
 
-from dreamkit.errors import DreamkitError, excerpt
+from dreamkit.errors import DreamkitError, describe_error, excerpt
 
 VARIABLE: Final = "oc.env"  # OmegaConf's resolver of environment variables
 MAX_CHARACTERS: Final = 10_000  # of a text with interpolations; a longer one takes a second to parse
@@ -51,7 +51,7 @@ def interpolations(text: str) -> list[Interpolation]:
     try:
         tree = parse(text)
     except (OmegaConfBaseException, RecursionError) as error:
-        raise DreamkitError(_reason(error)) from error
+        raise DreamkitError(describe_error(error)) from error
     return [_interpolation(text, context) for context in _outermost(tree)]
 
 
@@ -97,11 +97,7 @@ def expand_variables(text: str) -> str:
     try:
         value = OmegaConf.create([text])[0]
     except OmegaConfBaseException as error:
-        raise DreamkitError(_reason(error)) from error
+        raise DreamkitError(describe_error(error)) from error
     if value is None:
         raise DreamkitError("expected a text as default, got null")
     return str(value)
-
-
-def _reason(error: Exception) -> str:
-    return excerpt((str(error).splitlines() or [type(error).__name__])[0], 300)

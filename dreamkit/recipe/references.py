@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dreamkit.errors import DreamkitError, RecipeProblem, describe_value, excerpt
+from dreamkit.errors import DreamkitError, RecipeProblem, describe_error, describe_value, excerpt
 from dreamkit.recipe.interpolations import MAX_CHARACTERS, VARIABLE, escape, interpolations
 from dreamkit.recipe.tree import BROKEN, MAX_VALUES, Broken, Node
 
@@ -93,8 +93,8 @@ class _Resolver:
         """Report why the node at `path` cannot be resolved."""
         node = self.pending.pop(path)
         if not isinstance(error, _BrokenTargetError):
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            message = f"cannot resolve {describe_value(node.value)}: {excerpt(reason, 300)}"
+            reason = str(error) if isinstance(error, DreamkitError) else describe_error(error)
+            message = f"cannot resolve {describe_value(node.value)}: {reason}"
             self.report(RecipeProblem(node.where, ".".join(path), message))
         self.broken.add(path)
         self.resolved[path] = Node(BROKEN, node.where, node.folder)

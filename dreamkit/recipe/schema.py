@@ -16,7 +16,15 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args, get_origin
 
-from dreamkit.errors import DreamkitError, PluginError, RecipeProblem, describe_value, did_you_mean, excerpt
+from dreamkit.errors import (
+    DreamkitError,
+    PluginError,
+    RecipeProblem,
+    describe_error,
+    describe_value,
+    did_you_mean,
+    excerpt,
+)
 from dreamkit.recipe.fields import (
     LISTS,
     UNIONS,
@@ -84,7 +92,9 @@ class SchemaReader:
             unsupported = list(unsupported_fields(cls))
         except Exception as error:  # annotations are code of the plug-in
             return self.problem(
-                node, key, f"cannot read the annotations of {cls.__qualname__}: {error}; fix its plug-in"
+                node,
+                key,
+                f"cannot read the annotations of {cls.__qualname__}: {describe_error(error)}; fix its plug-in",
             )
         if unsupported:
             return self.problem(node, key, f"a recipe cannot hold {', '.join(unsupported)}; fix its plug-in")

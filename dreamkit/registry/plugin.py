@@ -12,11 +12,11 @@ from importlib.metadata import EntryPoint
 
 import pluggy
 
-from dreamkit.errors import did_you_mean, excerpt
+from dreamkit.errors import describe_error, did_you_mean, excerpt
 from dreamkit.registry import hookspecs
 from dreamkit.registry.hookspecs import PROJECT, Component
 from dreamkit.registry.kinds import KINDS, Problem, Registered, ShippedRecipe
-from dreamkit.registry.targets import describe_error, malformed_target
+from dreamkit.registry.targets import malformed_target
 from dreamkit.storage.packages import package_folder
 
 CORE = "dreamkit.registry.core"

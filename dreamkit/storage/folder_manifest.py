@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints, is_typeddict
 
-from dreamkit.errors import DreamkitError
+from dreamkit.errors import DreamkitError, describe_error
 from dreamkit.storage.folders import FileRecord, damaged_files, in_use_reason, partial_folder, replaced_folder
 
 _TYPE_NAMES = {int: "an integer", float: "a number", str: "a string", list: "a list"}
@@ -79,7 +79,7 @@ class FolderManifest(ABC):
             data = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise cls.ERROR(
-                f"{path}: not a manifest of dreamkit: {type(error).__name__}: {error}; {cls.repair_hint(folder)}"
+                f"{path}: not a manifest of dreamkit: {describe_error(error)}; {cls.repair_hint(folder)}"
             ) from error
         if isinstance(data, dict):
             cls._refuse_version(folder, data)

@@ -11,9 +11,17 @@ from typing import Any
 import diffusers
 import torch
 
-from dreamkit import ConfigError, PartConfig, SourceError, describe_value, did_you_mean, locate
+from dreamkit import (
+    ConfigError,
+    PartConfig,
+    SourceError,
+    describe_error,
+    describe_value,
+    did_you_mean,
+    locate,
+)
 from dreamkit_diffusers.keys import AVERAGING, Fixed
-from dreamkit_diffusers.networks import Network, reason
+from dreamkit_diffusers.networks import Network
 from dreamkit_diffusers.schedulers import Schedulers, draws_finite
 from dreamkit_diffusers.values import count_error, difference, is_count
 
@@ -120,7 +128,7 @@ class Configs:
         try:
             return model.model_class.from_config(self.raw[name])
         except Exception as error:  # diffusers raises any type of error about a wrong value
-            self.add_problem(name, f"cannot build a {model.name}: {reason(error)}")
+            self.add_problem(name, f"cannot build a {model.name}: {describe_error(error)}")
             return None
 
 
@@ -245,7 +253,7 @@ def _check_values(
 def _check_class(configs: Configs, name: str, model: Network) -> None:
     class_name = configs.raw[name].get("_class_name", model.name)
     if class_name != model.name:
-        message = f"expected class '{model.name}', got '{class_name}'; name another source"
+        message = f"expected class '{model.name}', got {describe_value(class_name)}; name another source"
         configs.add_problem(f"{name}._class_name", message)
 
 
@@ -284,7 +292,7 @@ def _check_schedule(configs: Configs) -> None:
     try:
         built = schedulers.create(None, config), schedulers.for_training(config)
     except Exception as error:  # diffusers raises any type of error about a wrong value
-        configs.add_problem("scheduler", f"cannot build a noise schedule: {reason(error)}")
+        configs.add_problem("scheduler", f"cannot build a noise schedule: {describe_error(error)}")
         return
     for scheduler in built:
         betas = getattr(scheduler, "betas", torch.zeros(1))
@@ -296,7 +304,9 @@ def _check_schedule(configs: Configs) -> None:
     try:
         is_finite = draws_finite(built[0])
     except Exception as error:
-        configs.add_problem("scheduler", f"cannot draw with {type(built[0]).__name__}: {reason(error)}")
+        configs.add_problem(
+            "scheduler", f"cannot draw with {type(built[0]).__name__}: {describe_error(error)}"
+        )
         return
     if not is_finite:
         configs.add_problem(

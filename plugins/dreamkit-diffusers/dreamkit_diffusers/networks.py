@@ -18,7 +18,7 @@ from typing import Any
 import diffusers
 import torch
 
-from dreamkit import SourceError
+from dreamkit import SourceError, describe_error
 from dreamkit_diffusers import keys
 
 
@@ -55,7 +55,9 @@ class Network:
                 folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
             )
         except Exception as error:
-            raise SourceError(f"the {self.name} in {folder} cannot be loaded: {reason(error)}") from error
+            raise SourceError(
+                f"the {self.name} in {folder} cannot be loaded: {describe_error(error)}"
+            ) from error
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
             raise SourceError(
@@ -63,11 +65,6 @@ class Network:
                 "download the files again"
             )
         return model
-
-
-def reason(error: Exception) -> str:
-    """Return the type and the message of a library's error."""
-    return f"{type(error).__name__}: {str(error).strip() or 'no reason given'}"
 
 
 def _source_defaults(name: str, file: str) -> dict[str, Any] | None:

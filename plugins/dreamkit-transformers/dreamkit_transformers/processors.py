@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from dreamkit import SourceError
+from dreamkit import SourceError, describe_error
 from dreamkit_transformers.architectures import Architecture
-from dreamkit_transformers.configs import one_line, quiet_library, read_json
+from dreamkit_transformers.configs import quiet_library, read_json
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
@@ -80,7 +80,7 @@ class SourceProcessor:
             with quiet_library():
                 yield
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            message = f"{self.file}: invalid for {self.architecture.processor}: {one_line(error)}"
+            message = f"{self.file}: invalid for {self.architecture.processor}: {describe_error(error)}"
             raise SourceError(message) from error
 
     def _check(self, shape: tuple[int, int], side: int) -> None:
