@@ -19,6 +19,7 @@ from dreamkit.storage.paths import irregular_kind, shown_path, written_path
 
 COMMAND_LINE = "command line"
 SUFFIXES = (".yaml", ".yml")
+OTHER_EXTENDS = ("base", "bases", "_base_", "defaults", "extend", "include", "inherit", "inherits", "parent")
 MAX_EXTENDS = 100  # names in all `extends` of a recipe, far above any real one
 
 
@@ -49,7 +50,7 @@ class RecipeFiles:
         for recipe in (name, *recipes):
             path = self._find(recipe, Path.cwd(), COMMAND_LINE, "recipe")
             tree = tree if path is None else self._merge(tree, self._read_file(path, ()), ())
-        settings = [text for text in overrides if text not in recipes]
+        settings = self._whole([text for text in overrides if text not in recipes])
         parsed = [override for text in settings if (override := self._parse_override(text)) is not None]
         # What replaces a section or list goes first, the outermost at the very first: it must not discard keys inside.
         parsed.sort(key=lambda override: (0, len(override[0])) if _replaces(*override) else (1, 0))
@@ -120,7 +121,11 @@ class RecipeFiles:
                 self.complete = False
                 continue
             merged = self._merge(merged, self._read_file(base_path, chain), ())
-        own = {key: node for key, node in tree.value.items() if key != "extends"}
+        for key in OTHER_EXTENDS:
+            if key in tree.value:
+                self._problem(tree.value[key].where, key, f"unknown key '{key}'; did you mean 'extends'?")
+                self.complete = False
+        own = {key: node for key, node in tree.value.items() if key not in ("extends", *OTHER_EXTENDS)}
         return self._merge(merged, with_current_keys(Node(own, tree.where, path.parent)), ())
 
     def _bases(self, extends: Node | None) -> list[Node]:
@@ -139,6 +144,25 @@ class RecipeFiles:
                 self._problem(base.where, "extends", message)
                 self.complete = False
         return [base for base in bases if isinstance(base.value, str)]
+
+    def _whole(self, settings: Sequence[str]) -> list[str]:
+        """Return settings without those that the shell split at spaces, each of which is one problem."""
+        whole, rest = [], list(settings)
+        while rest:
+            text = rest.pop(0)
+            value = text.partition("=")[2]
+            if value.startswith(("{", "[")) and _is_open(value):
+                sizes = [
+                    size for size in range(1, len(rest) + 1) if not _is_open(" ".join([value, *rest[:size]]))
+                ]
+                if sizes:
+                    text = " ".join([text, *rest[: sizes[0]]])
+                    del rest[: sizes[0]]
+                    message = f"the shell split this value at its spaces; put it in quotes: '{excerpt(text)}'"
+                    self._problem(COMMAND_LINE, text.partition("=")[0], message)
+                    continue
+            whole.append(text)
+        return whole
 
     def _parse_override(self, text: str) -> tuple[tuple[str, ...], Node] | None:
         """Return the path and the value of the override `a.b=value`; report it and return None if it is not one."""
@@ -195,6 +219,11 @@ class RecipeFiles:
         for key, node in over.value.items():
             merged[key] = self._merge(merged[key], node, (*path, key)) if key in merged else node
         return Node(merged, over.where, over.folder)
+
+
+def _is_open(value: str) -> bool:
+    """Return True if `value` has more opening than closing brackets."""
+    return sum(map(value.count, "{[")) > sum(map(value.count, "}]"))
 
 
 def _is_component(path: Sequence[str]) -> bool:

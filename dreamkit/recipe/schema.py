@@ -163,6 +163,9 @@ class SchemaReader:
 
     def _component(self, cls: type, node: Node, key: str, metadata: Mapping[str, Any]) -> Any:
         """Read a section that names a component; its other keys are the fields of the component's `Config`."""
+        if isinstance(node.value, str):
+            message = f"expected a section with name, got {describe_value(node.value)}"
+            return self.problem(node, key, f"{message}; write {{name: {excerpt(node.value)}}}")
         if not isinstance(node.value, dict):
             return self.section(cls, node, key)
         assert self.config_class is not None, "a reader of components has their classes"

@@ -15,6 +15,8 @@ import yaml
 
 from dreamkit.errors import RecipeProblem, excerpt
 
+_TAB: Final = "found character '\\t' that cannot start any token"  # PyYAML's message
+
 # far above any real recipe
 MAX_DEPTH = 50  # nested values
 MAX_DIGITS = 100  # in a number
@@ -100,6 +102,7 @@ def parse(
         message = getattr(error, "problem", None) or getattr(error, "reason", None) or error
         where = place(mark.line + 1 if mark else 1)
         message = f"invalid YAML: {' '.join(str(message).split())}"
+        message = message.replace(_TAB, "found a tab; use spaces")
         return reader.report(where, key, message), reader.problems
     except RecursionError:
         return reader.report(place(1), key, "values are nested too deeply"), reader.problems
@@ -145,6 +148,10 @@ class _Reader:
                     )
                     continue
                 name = key_node.value
+                if name == "<<":  # of YAML 1.1
+                    message = "'<<' does not merge here; write the keys, or extend a recipe with them"
+                    self.report(line, prefix + name, message)
+                    continue
                 if not _is_valid_text(name):
                     self.report(line, key, f"expected a valid string as key, got {_shown(key_node)}")
                     continue
