@@ -63,7 +63,7 @@ def fit_generation(fit: Fit) -> None:
     fit.problem(
         "generation.scheduler",
         f"expected one of {', '.join(decoder.schedulers)}, for the image decoder's objective{objective} "
-        f"({fit.recipe.place('model.image_decoder')}), got '{excerpt(name)}'",
+        f"({fit.recipe.place('model.image_decoder')}), got '{excerpt(str(name))}'",
     )
 
 

@@ -77,13 +77,15 @@ class _Resolver:
             if path in self.pending and path not in active:
                 active[path] = self._resolve_after(path)
             path = next(reversed(active))
+            target: KeyPath | None = None
             try:
                 target = next(active[path], None)
                 if target in active:
                     names = [".".join(each) for each in (*list(active)[[*active].index(target) :], target)]
                     raise DreamkitError(f"it refers to itself: {' -> '.join(names)}")
             except (DreamkitError, OmegaConfBaseException, RecursionError) as error:
-                target = self._break(path, error)
+                self._break(path, error)
+                target = None
             if target is None:
                 del active[path]
             else:

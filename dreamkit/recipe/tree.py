@@ -99,11 +99,10 @@ def parse(
         root = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        message = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        reason = getattr(error, "problem", None) or getattr(error, "reason", None) or error
         where = place(mark.line + 1 if mark else 1)
-        message = f"invalid YAML: {' '.join(str(message).split())}"
-        message = message.replace(_TAB, "found a tab; use spaces")
-        return reader.report(where, key, message), reader.problems
+        shown = excerpt(" ".join(str(reason).split()).replace(_TAB, "found a tab; use spaces"), 300)
+        return reader.report(where, key, f"invalid YAML: {shown}"), reader.problems
     except RecursionError:
         return reader.report(place(1), key, "values are nested too deeply"), reader.problems
     if root is None:

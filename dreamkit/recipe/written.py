@@ -19,9 +19,9 @@ class WrittenText(str):
         instance.written = written
         return instance
 
-    def __getnewargs__(self) -> tuple[str, str]:
-        """Return the arguments that a copy in another process is created from."""
-        return str(self), self.written
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        """Return the class and arguments that a copy in another process is created with."""
+        return type(self), (str(self), self.written)
 
 
 class WrittenPath(type(Path())):  # type: ignore[misc]
