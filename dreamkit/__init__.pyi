@@ -18,6 +18,7 @@ from .errors import (
     describe_error as describe_error,
     describe_value as describe_value,
     did_you_mean as did_you_mean,
+    excerpt as excerpt,
 )
 from .evaluation.task import Task as Task
 from .model.events import (

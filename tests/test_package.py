@@ -62,6 +62,7 @@ PUBLIC = [
     "describe_error",
     "describe_value",
     "did_you_mean",
+    "excerpt",
     "hookimpl",
     "load_checkpoint",
     "load_recipe",

@@ -17,7 +17,7 @@ from dreamkit.checkpoints.compare import compare_adapters, compare_source, compa
 from dreamkit.checkpoints.components import component_sections
 from dreamkit.checkpoints.entries import Entry, entries, needs_saving
 from dreamkit.checkpoints.manifest import Manifest, adapter_file, weights_file
-from dreamkit.errors import CheckpointError, PluginError
+from dreamkit.errors import CheckpointError, PluginError, excerpt
 from dreamkit.model.adapters import is_adapter, names_in_part, stored_name
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
@@ -64,12 +64,13 @@ def load_checkpoint(folder: Path | str, registry: Registry | None = None) -> tup
     manifest = Manifest.read(folder)
     registry = registry or Registry.load()
     for key, component in manifest.components.items():
-        kind, name = component["kind"], component["name"]
         try:
-            registry.get(kind, name)
+            registry.get(component["kind"], component["name"])
         except PluginError as error:
+            fields = ("kind", "name", "distribution", "version")
+            kind, name, distribution, version = (excerpt(component[field]) for field in fields)
             raise CheckpointError(
-                f"{folder}: its {key} is the {kind} '{name}' of {component['distribution']} {component['version']}, "
+                f"{folder}: its {key} is the {kind} '{name}' of {distribution} {version}, "
                 f"which is needed to load it; install that. {error}"
             ) from error
     for part, source in manifest.sources.items():

@@ -107,7 +107,7 @@ class Registry:
         if not matches:
             first_words = {known.partition(" ")[0] for known in self.components(kind)} - {name}
             near = did_you_mean(name, first_words.union(self.components(kind)))
-            raise PluginError(f"unknown {kind} '{excerpt(name)}'; {near}{self.about_problems()}")
+            raise PluginError(f"unknown {excerpt(kind)} '{excerpt(name)}'; {near}{self.about_problems()}")
         if len(claims) > 1:
             by = (each.origin + (f" (as '{each.name}')" if each.name != name else "") for each in claims)
             raise PluginError(

@@ -258,7 +258,7 @@ def test_an_invalid_schedule_is_an_error_before_any_text(settings: dict[str, obj
         ({"guidance": float("nan")}, "guidance: expected a finite number, got nan"),
         ({"guidance": -1}, "guidance: expected at least 0, got -1"),
         ({"guidance": None}, "guidance: expected a number, got null"),
-        ({"max_images": -1}, "max_images: expected at least 0, got -1"),
+        ({"max_images": -1}, "max_images: expected at least 0 and at most 100000000, got -1"),
         ({"max_images": 1.0}, r"max_images: expected an integer, got 1.0 \(number\)"),
         ({"max_tokens": True}, r"max_tokens: expected an integer, got true \(boolean\)"),
         ({"max_tokens": 0}, "max_tokens: expected at least 1 and at most 100000000, got 0"),

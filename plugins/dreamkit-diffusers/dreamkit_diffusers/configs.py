@@ -18,6 +18,7 @@ from dreamkit import (
     describe_error,
     describe_value,
     did_you_mean,
+    excerpt,
     locate,
 )
 from dreamkit_diffusers.keys import AVERAGING, Fixed
@@ -253,7 +254,7 @@ def _check_values(
 def _check_class(configs: Configs, name: str, model: Network) -> None:
     class_name = configs.raw[name].get("_class_name", model.name)
     if class_name != model.name:
-        message = f"expected class '{model.name}', got {describe_value(class_name)}; name another source"
+        message = f"expected class '{model.name}', got '{excerpt(str(class_name))}'; name another source"
         configs.add_problem(f"{name}._class_name", message)
 
 

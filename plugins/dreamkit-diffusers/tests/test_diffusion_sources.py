@@ -193,7 +193,7 @@ def refused(make: Helper, config: Config) -> dict[str, str]:
             "scheduler",
             "_class_name",
             "DDPMSchedule",
-            "got 'DDPMSchedule' .string.; did you mean 'DDPMScheduler'",
+            "got 'DDPMSchedule'; did you mean 'DDPMScheduler'",
         ),
         ("scheduler", "num_train_timesteps", 0, "expected at least 1, got 0"),
         ("scheduler", "num_train_timesteps", 10**12, "expected at most 100000, got 1000000000000"),

@@ -327,7 +327,7 @@ def test_sanas_context_has_the_scale_of_metaquery() -> None:
             Sana,
             {"scheduler": {"_class_name": "DDPMScheduler"}},
             "scheduler._class_name",
-            "expected a scheduler class for flow matching, got 'DDPMScheduler' (string); name another source, or one ",
+            "expected a scheduler class for flow matching, got 'DDPMScheduler'; name another source, or one of ",
         ),
         (
             Sana,

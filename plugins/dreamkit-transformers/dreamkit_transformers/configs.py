@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.utils import logging as library_logging
 
-from dreamkit import ConfigError, PartConfig, SourceError, describe_error, describe_value, did_you_mean
+from dreamkit import ConfigError, PartConfig, SourceError, describe_error, did_you_mean, excerpt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,7 +65,7 @@ def _value_problem(kind: type[PreTrainedConfig], name: str, value: Any) -> str |
         from transformers.activations import ACT2FN  # imports accelerate and half of transformers
 
         if value not in ACT2FN:
-            return f"expected the name of an activation, got {describe_value(value)}; {did_you_mean(value, ACT2FN)}"
+            return f"expected the name of an activation, got {excerpt(repr(value))}; {did_you_mean(value, ACT2FN)}"
     try:
         with quiet_library():  # warnings would be about defaults, not about the user's values
             kind(**{name: value})
@@ -87,7 +87,7 @@ def config_from_folder(kind: type[LibraryConfig], folder: Path, model_types: Seq
     if model_type not in model_types:
         expected = " or ".join(f"'{name}'" for name in model_types)
         raise SourceError(
-            f"{file}: expected model_type {expected}, got {describe_value(model_type)}; name another component or "
+            f"{file}: expected model_type {expected}, got '{excerpt(str(model_type))}'; name another component or "
             "folder"
         )
     try:
