@@ -67,8 +67,8 @@ def load_checkpoint(folder: Path | str, registry: Registry | None = None) -> tup
         try:
             registry.get(component["kind"], component["name"])
         except PluginError as error:
-            fields = ("kind", "name", "distribution", "version")
-            kind, name, distribution, version = (excerpt(component[field]) for field in fields)
+            kind, name = excerpt(component["kind"]), excerpt(component["name"])
+            distribution, version = excerpt(component["distribution"]), excerpt(component["version"])
             raise CheckpointError(
                 f"{folder}: its {key} is the {kind} '{name}' of {distribution} {version}, "
                 f"which is needed to load it; install that. {error}"
