@@ -9,6 +9,7 @@ import torch
 
 from dreamkit.build.fit import fit
 from dreamkit.build.fit_record import FAILURES, Fit, part_section
+from dreamkit.build.load_part import load_part
 from dreamkit.errors import ConfigError, RecipeError
 from dreamkit.model.adapters import adapt
 from dreamkit.model.model import DreamModel
@@ -40,8 +41,10 @@ def build(fit: Fit) -> DreamModel:
     torch.manual_seed(fit.recipe.train.seed)
     parts = {}
     for key, cls, config in _sourced_parts(fit):
-        build_part = cls.from_config if config.pretrained is None else cls.from_pretrained
-        parts[key] = _call(fit, f"model.{key}", build_part, config)
+        if config.pretrained is None:
+            parts[key] = _call(fit, f"model.{key}", cls.from_config, config)
+        else:
+            parts[key] = _call(fit, f"model.{key}", load_part, cls, config)
     return _compose(fit, parts)
 
 

@@ -7,16 +7,13 @@ from pathlib import Path
 
 import torch
 from rich.table import Table
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
 from dreamkit.checkpoints.compare import compare_adapters, compare_source, compare_tokens
-from dreamkit.checkpoints.components import component_sections
 from dreamkit.checkpoints.entries import Entry, entries, needs_saving
-from dreamkit.checkpoints.manifest import Manifest, adapter_file, weights_file
+from dreamkit.checkpoints.manifest import Manifest, adapter_file, component_sections, weights_file
 from dreamkit.errors import CheckpointError, PluginError, excerpt
 from dreamkit.model.adapters import is_adapter, names_in_part, stored_name
 from dreamkit.model.model import DreamModel
@@ -24,6 +21,7 @@ from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import PARTS
 from dreamkit.recipe.source_keys import stored_source
 from dreamkit.registry.registry import Registry
+from dreamkit.storage.tensor_files import LONGEST_NAME, read_tensors, tensor_problem
 
 MOST_LISTED = 10  # tensors in one error message
 
@@ -100,7 +98,8 @@ def load_weights(model: DreamModel, folder: Path | str) -> LoadReport:
     """
     folder = Path(folder).absolute()
     manifest = Manifest.read(folder)
-    names = {} if model.recipe is None else {key: name for key, _, name in component_sections(model.recipe)}
+    plain = {} if model.recipe is None else model.recipe.to_dict()
+    names = {key: name for key, _, name in component_sections(plain)}
     for key in PARTS:
         actual = names.get(key, "none")
         expected = manifest.components[key]["name"] if key in manifest.components else "none"
@@ -138,6 +137,8 @@ def _copy(
         if tensors and tensors[0].shape != entry.tensor.shape:
             shapes = f"{tuple(tensors[0].shape)} in the checkpoint, {tuple(entry.tensor.shape)} in the model"
             problems.append(f"{entry.part}: {key}: {shapes}")
+        elif tensors and (problem := tensor_problem(tensors[0], entry.tensor)):
+            problems.append(f"{entry.part}: {key}: {problem}")
         elif tensors:
             part.loaded += 1
             copies.append((entry, tensors[0]))
@@ -149,7 +150,10 @@ def _copy(
             part.missing += 1
             problems.append(f"{entry.part}: {key}: missing from the checkpoint")
     unused = [(part_name, key) for part_name, tensors in saved.items() for key in tensors]
-    problems += [f"{part_name}: {key}: in the checkpoint, but not in the model" for part_name, key in unused]
+    problems += [
+        f"{part_name}: {excerpt(key, LONGEST_NAME)}: in the checkpoint, but not in the model"
+        for part_name, key in unused
+    ]
     if problems:
         adapters = sorted({part_name for part_name, key in unused if is_adapter(key)})
         hint = (
@@ -170,19 +174,19 @@ def _copy(
 
 def _saved_tensors(model: DreamModel, folder: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
     """Read the tensors of a checkpoint, by part and by their keys in `Entry`."""
-    read = {part: _read(folder / weights_file(part)) for part in manifest.parts}
+    read = {part: read_tensors(folder / weights_file(part), CheckpointError) for part in manifest.parts}
     # format 1 used the names in peft's modules for an adapter's tensors
     saved = {part: {stored_name(name): tensor for name, tensor in read[part].items()} for part in read}
     for part in manifest.adapters:
-        tensors = names_in_part(model.parts()[part], _read(folder / adapter_file(part)))
+        tensors = names_in_part(
+            model.parts()[part], read_tensors(folder / adapter_file(part), CheckpointError)
+        )
         saved.setdefault(part, {}).update(tensors)
-    return saved
-
-
-def _read(file: Path) -> dict[str, Tensor]:
+    # every file is open now, so a folder that is still the verified one had its files
     try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{file}: its hash is right, but it is not a safetensors file: {error}"
-        ) from error
+        is_unchanged = Manifest.read(folder, verify=False) == manifest
+    except CheckpointError:
+        is_unchanged = False
+    if not is_unchanged:
+        raise CheckpointError(f"{folder}: it was replaced or removed while it was loaded; load it again")
+    return saved

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
-from dreamkit.errors import CheckpointError, DreamkitError
+from dreamkit.errors import CheckpointError, DreamkitError, excerpt
+from dreamkit.recipe.sections import PARTS
 from dreamkit.storage.folder_manifest import FolderManifest
 
 
@@ -87,8 +88,30 @@ class Manifest(FolderManifest):
             for part in counts:
                 if file_of(part) not in self.files:
                     yield f"{key}: '{part}' has no file {file_of(part)}"
-        for part in sorted(self.adapters.keys() - self.components.keys()):
+        for part in sorted(self.adapters.keys() - ({*self.components} & {*PARTS})):
             yield f"adapters: '{part}' is not in components"
+        yield from self._component_contradictions()
+
+    def _component_contradictions(self) -> Iterator[str]:
+        """Yield a line for each component that is not the recipe's."""
+        expected = {key: f"{kind} '{name}'" for key, kind, name in component_sections(self.recipe)}
+        actual = {key: f"{record['kind']} '{record['name']}'" for key, record in self.components.items()}
+        for key in sorted(expected.keys() | actual.keys()):
+            names = [excerpt(names.get(key, "none")) for names in (expected, actual)]
+            if names[0] != names[1]:
+                yield f"components: {key}: expected {names[0]}, as in its recipe, got {names[1]}"
+
+
+def component_sections(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield key, kind and component name of each component in a recipe of plain values."""
+    model, data = recipe.get("model"), recipe.get("data")
+    sections = {key: model.get(key) for key in PARTS} if isinstance(model, dict) else {}
+    kinds = {key: "projector" if key.endswith("_projector") else key for key in PARTS}
+    for number, section in enumerate(data if isinstance(data, list) else ()):
+        sections[f"data.{number}"], kinds[f"data.{number}"] = section, "dataset"
+    for key, section in sections.items():
+        if isinstance(section, dict):
+            yield key, kinds[key], str(section.get("name"))
 
 
 def weights_file(part: str) -> str:

@@ -22,6 +22,7 @@ from dreamkit.model.events import (
     ImageStarted,
     TextPiece,
 )
+from dreamkit.model.finite import check_drawn, finite_rows, logits_error
 from dreamkit.model.session import Session
 from dreamkit.model.text_stream import TextStream, lead_byte
 from dreamkit.parts.specs import Condition
@@ -83,7 +84,8 @@ class Generation:
     Raises:
         DocumentError: a prompt is longer than the model's length, or the number of seeds is wrong.
         DreamkitError: a setting is unknown or has a value that a recipe could not have; a seed is not an integer of 64
-            bits without a sign; the decoder does not support the size, the scheduler or its number of steps.
+            bits without a sign; the decoder does not support the size, the scheduler or its number of steps. `events`
+            raises it if logits, latents or pixels are not finite.
     """
 
     def __init__(
@@ -194,6 +196,8 @@ class Generation:
         logits[self.suppressed] = -torch.inf
         token = _sample_token(logits, self.options, writer.generator)
         writer.tokens += 1
+        if token is None:
+            raise logits_error(writer.prompt.name, writer.tokens)
         if token in self.ends:
             writer.reason = "end"
         elif token == self.dream_start and writer.images == self.options.max_images:
@@ -231,6 +235,7 @@ class Generation:
         hidden_RD = torch.cat([hidden[writer.number][-queries:] for writer in writers])
         first_row_N = queries * torch.arange(len(writers), device=hidden_RD.device)
         decoder = self.model.image_decoder
+        finite: list[Tensor] = []  # rows of the latents of each step
         for step, steps, latents in decoder.draw_steps(
             self.model.image_condition(hidden_RD, first_row_N),
             None if self.negative is None else self.negative[[0] * len(writers)],
@@ -240,6 +245,7 @@ class Generation:
             size=self.size,
             generators=[writer.noise() for writer in writers],
         ):
+            finite.append(finite_rows(latents))
             for row, writer in enumerate(writers):
 
                 def preview(latents_1CHW: Tensor = latents[row : row + 1]) -> Picture:
@@ -247,7 +253,10 @@ class Generation:
                         return _to_picture(decoder.decode(latents_1CHW)[0])
 
                 yield DenoisingStep(writer.number, writer.images, step, steps, preview)
-        pictures = [_to_picture(image) for image in decoder.decode(latents)]  # latents of the last step
+        images = decoder.decode(latents)  # latents of the last step
+        names = [f"{writer.prompt.name}: image {writer.images + 1}" for writer in writers]
+        check_drawn(names, finite, finite_rows(images))
+        pictures = [_to_picture(image) for image in images]
         dream_end = self.session.embed([self.session.sequencer.dream_end])
         for writer, picture, inputs in zip(
             writers, pictures, self.session.read_inputs(pictures), strict=True
@@ -277,16 +286,23 @@ def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
     return [int(each) for each in seeds]
 
 
-def _sample_token(logits: Tensor, options: GenerationSection, generator: torch.Generator) -> int:
+def _sample_token(logits: Tensor, options: GenerationSection, generator: torch.Generator) -> int | None:
     """Return the id of the next token from `logits` (vocabulary,): greedy at temperature 0, else nucleus sampling.
 
-    Nucleus sampling is section 3.1 of arXiv 1904.09751.
+    Nucleus sampling is section 3.1 of arXiv 1904.09751. Return None if the greatest logit is not finite; a NaN counts
+    as the greatest.
     """
     if options.temperature == 0:
-        return int(logits.argmax())
+        token = logits.argmax()
+        is_finite = logits.gather(0, token[None])[0].isfinite()
+        number, flag = torch.stack([token, is_finite.to(token)]).tolist()  # one read-back
+        return int(number) if flag else None
     logits = logits.cpu().double()
+    greatest = logits.max()
+    if not greatest.isfinite():
+        return None
     # Subtract the greatest logit first: a positive logit divided by a tiny temperature would be infinite.
-    scaled = (logits - logits.max()) / options.temperature
+    scaled = (logits - greatest) / options.temperature
     probabilities, order = scaled.softmax(-1).sort(descending=True)
     # Keep the smallest set of tokens whose probabilities sum to at least top_p, and at least one token.
     outside = probabilities.cumsum(-1) - probabilities >= options.top_p

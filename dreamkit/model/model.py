@@ -322,7 +322,8 @@ class DreamModel(nn.Module):
         Raises:
             DocumentError: a prompt is longer than the model's length, or the number of seeds is wrong.
             DreamkitError: a setting is unknown or has a value that a recipe could not have; a seed is not an integer
-                in its range; the decoder does not support the size, the scheduler or its number of steps.
+                in its range; the decoder does not support the size, the scheduler or its number of steps; logits,
+                latents or pixels are not finite.
         """
         was_training = self.training
         self.eval()

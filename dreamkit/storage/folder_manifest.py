@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints, is
 
 from dreamkit.errors import DreamkitError, describe_error
 from dreamkit.storage.folders import FileRecord, damaged_files, in_use_reason, partial_folder, replaced_folder
+from dreamkit.storage.tensor_files import unreadable
 
 _TYPE_NAMES = {int: "an integer", float: "a number", str: "a string", list: "a list"}
 
@@ -77,6 +78,8 @@ class FolderManifest(ABC):
             raise cls.ERROR(cls._missing(folder))
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise cls.ERROR(f"{path}: {unreadable(error)}") from error
         except (ValueError, RecursionError) as error:
             raise cls.ERROR(
                 f"{path}: not a manifest of dreamkit: {describe_error(error)}; {cls.repair_hint(folder)}"
@@ -99,7 +102,11 @@ class FolderManifest(ABC):
         Raises:
             DreamkitError: `ERROR`: files are missing or changed; the message lists all of them.
         """
-        if problems := damaged_files(folder, self.files, read=read):
+        try:
+            problems = damaged_files(folder, self.files, read=read)
+        except OSError as error:
+            problems = [f"{error.filename}: {unreadable(error)}"]
+        if problems:
             raise self.damaged(folder, problems)
 
     @classmethod

@@ -26,13 +26,20 @@ from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
 from dreamkit.errors import SourceError, excerpt
 from dreamkit.storage.folders import sha256
 from dreamkit.storage.packages import package_folder
+from dreamkit.storage.tensor_files import unreadable
+from dreamkit.storage.weight_files import (
+    ADAPTER_CONFIG,
+    CONVERSION,
+    is_weight_file,
+    misread_weights,
+    missing_weights,
+    unused_weights,
+    weights_in,
+)
 
 PROBE_SECONDS = 3.0
 PACKAGE_PREFIX = "pkg:"
 
-# the names under which transformers and diffusers save a model's weights
-_WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)(?:-\d+-of-(\d+))?\.(safetensors|bin)")
-_WEIGHTS_DESCRIPTION = "weights (model, pytorch_model or diffusion_pytorch_model, .safetensors or .bin)"
 _SMALL_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
@@ -67,7 +74,7 @@ def locate(pretrained: str, files: Sequence[str], *, weights: bool = True, known
             f"'{pretrained}': the folder {folder} lacks {' and '.join(missing)}; it holds {_contents(folder)}. "
             "Add the missing files or name another folder"
         )
-    return folder
+    return _checked(pretrained, folder, files, weights)
 
 
 def fingerprint(pretrained: str, *, weights: bool = True) -> dict[str, str]:
@@ -76,19 +83,28 @@ def fingerprint(pretrained: str, *, weights: bool = True) -> dict[str, str]:
     `weights` adds those of its weight files, which take time to read.
 
     Raises:
+        SourceError: the source cannot be found, as in `locate`, or a file of it was removed meanwhile.
+    """
+    folder = locate(pretrained, ())
+    files = {name: folder / name for name in _listing(folder) if name.endswith(_SMALL_SUFFIXES)}
+    if weights:
+        files |= weight_files(pretrained)
+    try:
+        return {name: _hash(path) for name, path in sorted(files.items())}
+    except OSError as error:
+        raise SourceError(f"'{pretrained}': {error.filename}: {unreadable(error)}") from error
+
+
+def weight_files(pretrained: str) -> dict[str, Path]:
+    """Return the weight files of a source, by their names in its folder.
+
+    Raises:
         SourceError: the source cannot be found, as in `locate`.
     """
     folder = locate(pretrained, ())
     names = _listing(folder)
-    parents = {PurePosixPath(name).parent for name in names}
-    chosen = [name for name in names if name.endswith(_SMALL_SUFFIXES)]
-    if weights:
-        chosen += [name for parent in parents for name in _weights_in(names, parent)]
-    hashes = {}
-    for name in sorted(chosen):
-        state = (folder / name).stat()
-        hashes[name] = _sha256(folder / name, state.st_size, state.st_mtime_ns)
-    return hashes
+    parents = sorted({PurePosixPath(name).parent for name in names})
+    return {name: folder / name for parent in parents for name in weights_in(names, parent)}
 
 
 def _described(known: str) -> list[str]:
@@ -116,13 +132,20 @@ def _local_folder(pretrained: str) -> Path | None:
     if os.path.isdir(path):
         return Path(path)
     if os.path.exists(path):
-        raise SourceError(
-            f"'{pretrained}' is a file; name the folder that holds it: '{os.path.dirname(path)}'"
-        )
+        around = os.path.dirname(path)
+        if is_weight_file(path) and not os.path.isfile(os.path.join(around, "config.json")):
+            raise SourceError(_single_file(pretrained))
+        raise SourceError(f"'{pretrained}' is a file; name the folder that holds it: '{around}'")
     raise SourceError(f"'{pretrained}': there is no folder {path}; check the spelling")
 
 
+def _single_file(pretrained: str) -> str:
+    return f"expected a folder of config and weights, got '{pretrained}', a single file; {CONVERSION}, and name that"
+
+
 def _from_hub(name: str, files: Sequence[str], weights: bool, known: str | None) -> Path:
+    if is_weight_file(name) and os.path.isfile(name):
+        raise SourceError(_single_file(name))
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -130,7 +153,7 @@ def _from_hub(name: str, files: Sequence[str], weights: bool, known: str | None)
         raise SourceError(f"'{name}': {form}; check the spelling") from error
     cached, lacking = _cached(name, files, weights)
     if cached is not None and not lacking:
-        return cached
+        return _checked(name, cached, files, weights)
     if known is not None and (folder := _local_folder(known)) is not None:
         described = folder / name
         if described.is_dir() and not _missing(_listing(described), files, weights):
@@ -144,11 +167,13 @@ def _from_hub(name: str, files: Sequence[str], weights: bool, known: str | None)
     lacking = _missing(remote, files, weights)
     if lacking:
         raise SourceError(f"{tried}lacks {' and '.join(lacking)} of it. Name a model that has them")
+    refuse_adapter(name, remote, files)
     patterns = [_literal(file) for file in _needed(remote, files, weights)]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        downloaded = Path(snapshot_download(name, allow_patterns=patterns))
     except (HTTPError, OSError) as error:
         raise SourceError(f"{tried}broke off the download: {_reason(error)}. Try again") from error
+    return _checked(name, downloaded, files, weights)
 
 
 _REMEDY = "Name a local folder (as ./folder), set HF_HOME to where a cache holds it, or check the spelling"
@@ -211,21 +236,40 @@ def _missing(names: Iterable[str], files: Sequence[str], weights: bool) -> list[
     ]
     if weights and not missing:
         for parent in _model_folders(files):
-            inside = "" if str(parent) == "." else f" in {parent}/"
-            present = _weights_in(names, parent)
-            missing += _missing_shards(present) if present else [f"{_WEIGHTS_DESCRIPTION}{inside}"]
+            missing += missing_weights(names, parent)
+    elif missing:
+        notes = (unused_weights(names, parent) for parent in _read_folders(files))
+        missing[-1] += next(filter(None, notes), "")
     return missing
 
 
-def _missing_shards(weights: Sequence[str]) -> list[str]:
-    """Return the missing shards; the name of each shard has their number."""
-    missing = set()
-    for name in weights:
-        *_, count, suffix = _WEIGHTS.fullmatch(PurePosixPath(name).name).groups()  # type: ignore[union-attr]
-        if count is not None:
-            stem = name[: name.rindex("-of-")].rpartition("-")[0]
-            missing |= {f"{stem}-{i:0{len(count)}d}-of-{count}.{suffix}" for i in range(1, int(count) + 1)}
-    return [f"'{name}'" for name in sorted(missing - set(weights))]
+def _checked(pretrained: str, folder: Path, files: Sequence[str], weights: bool) -> Path:
+    """Return a complete folder, after checking that a library reads its weights and no others.
+
+    Raises:
+        SourceError: it would read other files, or there is an adapter beside the weights.
+    """
+    names = _listing(folder)
+    refuse_adapter(pretrained, names, files)
+    for parent in _model_folders(files) if weights else ():
+        if problem := misread_weights(folder / parent, weights_in(names, parent)):
+            raise SourceError(f"{folder / parent}: {problem}")
+    return folder
+
+
+def refuse_adapter(pretrained: str, names: Iterable[str], files: Sequence[str]) -> None:
+    """Refuse an adapter of peft in a folder with a `config.json` in `files`, or in the folder around them.
+
+    Raises:
+        SourceError: `names`, the files of `pretrained`, include such an adapter.
+    """
+    configs = {str(parent / ADAPTER_CONFIG) for parent in _read_folders(files)}
+    for name in sorted(configs.intersection(names)):
+        raise SourceError(
+            f"'{pretrained}': expected weights alone, got an adapter of peft beside them ({name}), which libraries "
+            "apply or ignore unnoticed; merge it into the weights (merge_and_unload and save_pretrained of peft) or "
+            f"name a folder without {ADAPTER_CONFIG}; to train an adapter, set model.adapters"
+        )
 
 
 def _needed(names: Sequence[str], files: Sequence[str], weights: bool) -> list[str]:
@@ -240,7 +284,7 @@ def _needed(names: Sequence[str], files: Sequence[str], weights: bool) -> list[s
         or (name.endswith(_SMALL_SUFFIXES) and str(PurePosixPath(name).parent) in parents)
     ]
     if weights:
-        needed += [name for parent in _model_folders(files) for name in _weights_in(names, parent)]
+        needed += [name for parent in _model_folders(files) for name in weights_in(names, parent)]
     return needed
 
 
@@ -248,11 +292,10 @@ def _model_folders(files: Sequence[str]) -> list[PurePosixPath]:
     return [path.parent for path in map(PurePosixPath, files) if path.name == "config.json"]
 
 
-def _weights_in(names: Iterable[str], parent: PurePosixPath) -> list[str]:
-    """Return the weight files in one folder: its safetensors or, without any, its pickles."""
-    paths = [path for path in map(PurePosixPath, names) if path.parent == parent]
-    weights = [str(path) for path in paths if _WEIGHTS.fullmatch(path.name)]
-    return [name for name in weights if name.endswith(".safetensors")] or weights
+def _read_folders(files: Sequence[str]) -> list[PurePosixPath]:
+    """Return the folders of models in `files`, and the one around them: [] if there is no model."""
+    folders = _model_folders(files)
+    return [*dict.fromkeys([*folders, PurePosixPath()])] if folders else []
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -285,6 +328,11 @@ def _contents(folder: Path, most: int = 12) -> str:
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {excerpt(lines[0], 300) if lines else 'no reason given'}"
+
+
+def _hash(path: Path) -> str:
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)

@@ -27,15 +27,17 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import safe_globals
 
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.distributed import is_main, total, whole, world_size
 from dreamkit.document import Document
-from dreamkit.errors import TrainingError
+from dreamkit.errors import CheckpointError, TrainingError
 from dreamkit.model.model import DreamModel, Losses
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
+from dreamkit.storage.tensor_files import read_pickle
 from dreamkit.training.loss_monitor import LossMonitor, NotFinite
 
 RESUME_POINTS = "checkpoints"  # folder of the folders `step-N`
@@ -247,12 +249,18 @@ class DreamTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        state = read_pickle(Path(checkpoint) / OPTIMIZER_NAME, CheckpointError)
         options = StateDictOptions(full_state_dict=True)
         set_optimizer_state_dict(
             self.model, self.optimizer.optimizer, optim_state_dict=state, options=options
         )
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        self.lr_scheduler.load_state_dict(read_pickle(Path(checkpoint) / SCHEDULER_NAME, CheckpointError))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        for file in sorted(Path(checkpoint).glob("rng_state*")) if checkpoint else ():
+            with safe_globals():  # numpy's, which the library reads
+                read_pickle(file, CheckpointError)
+        super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Do nothing: the model is built from the resume point before training."""

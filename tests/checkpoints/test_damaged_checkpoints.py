@@ -1,17 +1,26 @@
 """Damaged checkpoints, and other folders in the place of one: each is refused with its reason."""
 
+import errno
 import hashlib
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from dreamkit.checkpoints.load import load_checkpoint
+from dreamkit.checkpoints.load import load_checkpoint, load_weights
 from dreamkit.checkpoints.manifest import Manifest
+from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.errors import CheckpointError, DreamkitError
-from saved_models import assert_equal, copied as copied, edit_manifest, saved as saved
+from dreamkit.storage.folders import describe_files
+from dreamkit.storage.tensor_files import tensor_problem
+from saved_models import assert_equal, build_tiny, copied as copied, edit_manifest, perturb, saved as saved
 
 NO_TENSORS = hashlib.sha256(b"no tensors").hexdigest()
 FILES = ["dream_queries", "image_decoder", "language_model", "visual_projector"]
@@ -127,13 +136,122 @@ def test_parts_and_files_must_agree(copied: Path, saved: Path) -> None:
 
 def test_a_missing_component_is_named_with_its_distribution(copied: Path) -> None:
     manifest = json.loads((copied / "dreamkit.json").read_text())
-    manifest["components"]["vision_encoder"] |= {
-        "name": "fancy",
-        "distribution": "fancy-dist",
-        "version": "3.1",
-    }
-    edit_manifest(copied, components=manifest["components"])
+    fancy = {"name": "fancy", "distribution": "fancy-dist", "version": "3.1"}
+    manifest["components"]["vision_encoder"] |= fancy
+    manifest["recipe"]["model"]["vision_encoder"]["name"] = "fancy"
+    edit_manifest(copied, components=manifest["components"], recipe=manifest["recipe"])
     with pytest.raises(CheckpointError, match=r"vision_encoder 'fancy' of fancy-dist 3\.1"):
+        load_checkpoint(copied)
+
+
+def test_the_components_of_a_manifest_are_those_of_its_recipe(copied: Path) -> None:
+    components = json.loads((copied / "dreamkit.json").read_text())["components"]
+    clip, linear = components["vision_encoder"], components["visual_projector"]
+    others = {key: record for key, record in components.items() if key != "vision_encoder"}
+    for changed, message in (
+        (others, r"vision_encoder: expected vision_encoder 'clip', as in its recipe, got none"),
+        (others | {"vision_encoder": clip | {"name": "siglip"}}, r"'clip', as in its recipe, got .*'siglip'"),
+        (others | {"vision_encoder": linear}, r"'clip', as in its recipe, got projector 'linear'"),
+        (
+            components | {"data.7": clip},
+            r"data\.7: expected none, as in its recipe, got vision_encoder 'clip'",
+        ),
+        (components | {"pooled_projector": linear}, r"pooled_projector: expected none, as .*, got projector"),
+    ):
+        edit_manifest(copied, components=changed)
+        with pytest.raises(CheckpointError, match=rf"the checkpoint is damaged.*\n  components: .*{message}"):
+            load_checkpoint(copied)
+
+
+def change_tensor(folder: Path, part: str, change: Callable[[Tensor], Tensor], name: str = "") -> str:
+    """Change a tensor in a part's file, and the hash in the manifest; return the name of the tensor."""
+    file = folder / f"{part}.safetensors"
+    tensors = load_file(file)
+    name = name or sorted(tensors)[0]
+    save_file(tensors | {name: change(tensors[name].clone())}, file)
+    files = {name: record for name, record in describe_files(folder).items() if name != Manifest.FILE}
+    edit_manifest(folder, files=files)
+    return name
+
+
+@pytest.mark.parametrize("part", FILES)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_tensors_that_are_not_finite_are_refused(copied: Path, part: str, value: str) -> None:
+    name = change_tensor(copied, part, lambda tensor: tensor.index_fill(0, torch.tensor([1]), float(value)))
+    kind = "NaN" if value == "nan" else "inf"
+    model, before = build_tiny(), build_tiny().state_dict()
+    for load in (load_checkpoint, lambda folder: load_weights(model, folder)):
+        with pytest.raises(CheckpointError, match=f"{part}: {name}: expected finite values, got {kind}"):
+            load(copied)
+    after = model.state_dict()
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn, torch.complex64], ids=str
+)
+def test_other_types_of_numbers_are_refused(copied: Path, dtype: torch.dtype) -> None:
+    name = change_tensor(copied, "language_model", lambda tensor: tensor.to(dtype))
+    with pytest.raises(CheckpointError, match=rf"{name}: expected float32, got {str(dtype)[6:]}$"):
+        load_checkpoint(copied)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_floating_point_types_are_interchangeable(copied: Path, saved: Path, dtype: torch.dtype) -> None:
+    name = change_tensor(copied, "language_model", lambda tensor: tensor.to(dtype))
+    loaded, original = (
+        load_checkpoint(folder)[0].language_model.state_dict()[name] for folder in (copied, saved)
+    )
+    assert loaded.dtype == torch.float32 and torch.equal(loaded, original.to(dtype).float())
+    change_tensor(copied, "language_model", lambda tensor: tensor.double().fill_(1e300), name)
+    with pytest.raises(CheckpointError, match=f"{name}: expected finite values, got inf"):
+        load_checkpoint(copied)
+
+
+def test_constants_of_an_architecture_need_not_be_finite() -> None:
+    """A buffer may be a mask of -inf, which the model has from its constructor."""
+    mask = torch.zeros(3, 3).masked_fill(torch.ones(3, 3).triu(1).bool(), -torch.inf)
+    assert tensor_problem(mask.clone(), mask) is None
+    assert tensor_problem(mask.half(), mask) is None
+    assert tensor_problem(mask.T.clone(), mask) == "expected finite values, got inf"
+    assert tensor_problem(torch.tensor([1]), torch.tensor([True])) == "expected bool, got int64"
+
+
+@pytest.mark.parametrize("is_replaced", [True, False], ids=["replaced", "removed"])
+@pytest.mark.parametrize("name", ["language_model.safetensors", "dream_queries.safetensors", ""])
+def test_a_checkpoint_that_changes_while_it_is_loaded_is_an_error(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_replaced: bool, name: str
+) -> None:
+    """Another process may write the next resume point, or remove this one, after the files were verified."""
+    other = tmp_path / "other"
+    model = build_tiny()
+    perturb(model)
+    save_checkpoint(model, other)
+
+    def verify_then_change(self: Manifest, folder: Path, *, read: bool = True) -> None:
+        monkeypatch.undo()
+        self.verify(folder, read=read)
+        target = folder / name
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+        if is_replaced:
+            (other / name).rename(target)
+            if name:
+                shutil.copy(other / "dreamkit.json", folder)
+
+    monkeypatch.setattr(Manifest, "verify", verify_then_change)
+    with pytest.raises(DreamkitError) as caught:
+        load_checkpoint(copied)
+    assert str(copied) in str(caught.value)
+    if is_replaced:
+        assert "it was replaced or removed while it was loaded; load it again" in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_an_error(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("dreamkit.storage.folders.sha256", refuse)
+    with pytest.raises(CheckpointError, match=r"\.safetensors: cannot be read: Permission denied"):
         load_checkpoint(copied)
 
 

@@ -254,10 +254,43 @@ def test_pickled_code_does_not_run(published: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(published)
     torch.save({"dream_queries": Bomb()}, published / "dream_embedding.bin")
     with pytest.raises(
-        CheckpointError, match=r"dream_embedding.bin: cannot read it as a state dict of tensors"
+        CheckpointError,
+        match=r"dream_embedding\.bin: expected a pickle of tensors, got one that also names .*pathlib\.Path",
     ):
         convert(published)
     assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize("file", [f"{VISION}.bin", f"{HEAD}.bin", "dream_embedding.bin", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensor: tensor * torch.nan, "expected finite values, got NaN"),
+        (lambda tensor: tensor / 0, "expected finite values, got (inf|NaN)"),
+        (lambda tensor: tensor.to(torch.int8), "expected floating-point weights, got int8"),
+    ],
+    ids=["nan", "inf", "int8"],
+)
+def test_weights_that_are_not_finite_numbers_are_refused(
+    published: Path, file: str, change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    path = published / file
+    state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    name = sorted(state)[-1]
+    (save_file if path.suffix == ".safetensors" else torch.save)(state | {name: change(state[name])}, path)
+    with pytest.raises(CheckpointError, match=f"{path}: {name}: {message}"):
+        convert(published)
+    assert not (published.parent / "out").exists()
+
+
+def test_shards_without_an_index_and_an_adapter_are_named(published: Path) -> None:
+    (published / "adapter_config.json").write_text("{}")
+    with pytest.raises(SourceError, match=r"got an adapter of peft beside them \(adapter_config\.json\)"):
+        convert(published)
+    (published / "adapter_config.json").unlink()
+    (published / "model.safetensors").rename(published / "model-00001-of-00001.safetensors")
+    with pytest.raises(CheckpointError, match=r"it lacks 'model\.safetensors\.index\.json'"):
+        convert(published)
 
 
 def test_a_wrong_shape_is_refused(published: Path) -> None:

@@ -27,6 +27,7 @@ from adapted_models import (
 )
 from dreamkit.checkpoints.load import load_checkpoint, load_weights
 from dreamkit.checkpoints.save import save_checkpoint
+from dreamkit.errors import CheckpointError
 from dreamkit.model.adapters import is_adapter
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import WITH_SOURCE
@@ -78,12 +79,25 @@ def test_a_part_without_a_source_is_merged_too(run, tmp_path: Path) -> None:
     close(outputs(load_checkpoint(tmp_path / "merged", REGISTRY)[0]), outputs(model), 5e-5)
 
 
+def test_an_adapter_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    model = build_model(tiny.recipe(**adapters(("language_model",))))
+    name = next(name for name, _ in model.named_parameters() if "lora_B" in name)
+    with torch.no_grad():
+        model.get_parameter(name).fill_(float("nan"))
+    save_checkpoint(model, tmp_path / "broken", registry=REGISTRY)
+    with pytest.raises(
+        CheckpointError, match=r"language_model: .*lora_B\.weight: expected finite values, got NaN"
+    ):
+        load_checkpoint(tmp_path / "broken", REGISTRY)
+
+
 def test_an_impossible_merge_is_refused_and_writes_nothing(run, tmp_path: Path) -> None:
     plain, broken, out = tmp_path / "plain", tmp_path / "broken", tmp_path / "out"
     save_checkpoint(build_model(tiny.recipe()), plain, registry=REGISTRY)
     model = build_model(tiny.recipe(**adapters(("language_model",))))
     with torch.no_grad():
-        next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("inf"))
+        for matrix in ("lora_A", "lora_B"):  # finite, unlike their product
+            next(p for n, p in model.named_parameters() if matrix in n).fill_(3e38)
     save_checkpoint(model, broken, registry=REGISTRY)
 
     assert run("merge-adapters", plain, out) == (

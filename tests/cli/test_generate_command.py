@@ -11,6 +11,7 @@ import torch
 from PIL import Image as PIL
 
 import tiny
+from dreamkit.checkpoints.load import load_checkpoint
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Collator
 from dreamkit.document import Document, Image, Text
@@ -240,3 +241,25 @@ def test_an_impossible_import_is_refused_before_weights_are_read(
     code, printed, err = run("import-published", folder, out)
     assert (code, printed) == (2, "") and message in err
     assert {path.name for path in tmp_path.iterdir()} == {"published", "notes.txt"}
+
+
+@pytest.mark.parametrize(
+    ("part", "weight", "values"),
+    [
+        ("language_model", "norm.weight", "PROMPT: expected finite logits for token 1"),
+        ("image_decoder", "unet.conv_out.weight", "image 1: expected finite latents in step 1 of 2"),
+    ],
+)
+def test_values_that_overflow_are_an_error_and_no_page(
+    run, checkpoint: Path, part: str, weight: str, values: str
+) -> None:
+    """The weights are finite, so that the checkpoint loads."""
+    model, _ = load_checkpoint(checkpoint)
+    with torch.no_grad():
+        model.get_submodule(part).get_parameter(weight).fill_(3e38)
+    save_checkpoint(model, Path("large"))
+    code, _, err = run("generate", "large", "say", "--out", "new")
+    assert code == 2 and re.search(
+        rf"^dreamkit: .*{values}.*, got NaN or inf; the model's values overflow", err, re.M
+    )
+    assert not Path("new/index.html").exists()

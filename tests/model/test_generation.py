@@ -21,9 +21,21 @@ from dreamkit.model.events import (
     TextPiece,
     collect,
 )
+from dreamkit.model.finite import check_drawn, finite_rows
+from dreamkit.model.generation import _sample_token
 from dreamkit.model.model import DreamModel
+from dreamkit.recipe.sections import GenerationSection
+from host_reads import HostReads
 
 MODEL = tiny.model()
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [1.5, 4.0, 8.0, 16.0],
+    "original_max_position_embeddings": 25,  # some documents of a batch are longer
+}
+SWITCHING = tiny.model(**{"model.language_model.config.rope_parameters": LONGROPE})
 DREAM = MODEL.token_ids["<dream_start>"]
 END = MODEL.language_model.spec.eos_ids[0]
 PROMPTS = [
@@ -123,23 +135,24 @@ def test_the_cached_pass_equals_one_full_pass(script: Callable, monkeypatch: pyt
         )
 
 
-def test_a_document_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("model", [MODEL, SWITCHING], ids=["default", "longrope"])
+def test_a_document_does_not_depend_on_its_batch(model: DreamModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the batch, some documents draw while others write text or have ended."""
-    logits = type(MODEL.language_model).logits
+    logits = type(model.language_model).logits
 
     def draw_and_end_often(hidden: Tensor) -> Tensor:
-        raised = logits(MODEL.language_model, hidden)
+        raised = logits(model.language_model, hidden)
         raised[..., [DREAM, END]] += 3.5
         return raised
 
-    monkeypatch.setattr(MODEL.language_model, "logits", draw_and_end_often)
+    monkeypatch.setattr(model.language_model, "logits", draw_and_end_often)
     prompts = [*PROMPTS, "one more", "and another"]
     options = {"temperature": 1.0, "top_p": 0.9, "max_tokens": 10, "max_images": 3}
-    together = collect(MODEL.generate(prompts, seed=range(6), **options))
+    together = collect(model.generate(prompts, seed=range(6), **options))
     kinds = {tuple(isinstance(segment, Text) for segment in document) for document in together}
     assert len(kinds) > 2 and sum(len(document.images) for document in together) > 5
     for number, prompt in enumerate(prompts):
-        (alone,) = collect(MODEL.generate(prompt, seed=number, **options))
+        (alone,) = collect(model.generate(prompt, seed=number, **options))
         assert texts(alone) == texts(together[number])
         for image, expected in zip(alone.images, together[number].images, strict=True):
             assert image.picture.tobytes() == expected.picture.tobytes()
@@ -304,3 +317,78 @@ def test_an_unknown_setting_is_an_error() -> None:
 def test_a_wrong_number_of_seeds_is_an_error() -> None:
     with pytest.raises(DocumentError, match="expected 2 seeds for 2 prompts, got 3"):
         list(MODEL.generate(["a", "b"], seed=[1, 2, 3]))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_an_error(
+    value: float, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, calls = MODEL.language_model.logits, iter(range(100))
+
+    def spoilt(hidden: Tensor) -> Tensor:
+        return logits(hidden) if next(calls) < 2 else torch.full_like(logits(hidden), value)
+
+    monkeypatch.setattr(MODEL.language_model, "logits", spoilt)
+    events = MODEL.generate(PROMPTS[1], temperature=temperature, max_images=0, ignore_eos=True)
+    with pytest.raises(DreamkitError, match=r"^longer: expected finite logits for token 3, got NaN"):
+        collect(events)
+
+
+def test_a_single_infinite_logit_is_an_error_and_those_of_minus_infinity_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some models give the ids without a token a logit of -inf."""
+    for value, is_error in ((-torch.inf, False), (torch.inf, True), (torch.nan, True)):
+
+        def spoilt(hidden: Tensor, value: float = value) -> Tensor:
+            row = torch.zeros(*hidden.shape[:-1], len(MODEL.language_model.head().weight))
+            row[..., A] = value
+            row[..., END] = 1.0
+            return row
+
+        monkeypatch.setattr(MODEL.language_model, "logits", spoilt)
+        if is_error:
+            with pytest.raises(DreamkitError, match="expected finite logits for token 1"):
+                collect(MODEL.generate("x"))
+        else:
+            collect(MODEL.generate("x"))
+
+
+@pytest.mark.parametrize("name", ["predict", "decode"])
+def test_images_that_are_not_finite_are_an_error(
+    script: Callable, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The second image of one document is spoilt in its second step, or when it is decoded."""
+    script(lambda n: [DREAM, A, DREAM][n])
+    decoder = MODEL.image_decoder
+    method, calls = getattr(decoder, name), iter(range(100))
+    spoilt_call = {"predict": 3, "decode": 1}[name]  # two steps an image; one decoding
+
+    def spoilt(*args: Any, **named: Any) -> Tensor:
+        output = method(*args, **named)
+        return output * torch.nan if next(calls) == spoilt_call else output
+
+    monkeypatch.setattr(decoder, name, spoilt)
+    values = {"predict": "latents in step 2 of 2", "decode": "pixels"}[name]
+    events = []
+    with pytest.raises(DreamkitError, match=f"^prompt 0: image 2: expected finite {values}, got NaN or inf"):
+        for event in MODEL.generate("x"):
+            events.append(event)
+    assert sum(isinstance(event, ImageDone) for event in events) == 1
+
+
+def test_finite_values_are_read_with_the_token_and_once_for_all_steps_of_an_image() -> None:
+    reads = HostReads()
+    with reads.watch():
+        rows = [finite_rows(torch.zeros(2, 4, 8, 8)) for _ in range(5)]
+    assert reads.reads == []
+    with reads.watch():
+        check_drawn(["a", "b"], rows[:4], rows[4])
+    assert reads.reads == ["tolist"]
+    reads = HostReads()
+    with reads.watch():
+        token = _sample_token(
+            torch.tensor([0.0, 2.0, 1.0]), GenerationSection(temperature=0.0), torch.Generator()
+        )
+    assert token == 1 and reads.reads == ["tolist"]

@@ -12,9 +12,12 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 import layouts
 import tiny
 from dreamkit.checkpoints.load import load_checkpoint
+from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.errors import CheckpointError, TrainingError
+from dreamkit.storage.folders import describe_files
 from dreamkit.training.run_log import RunLog
 from runs import REGISTRY, Interrupted, assert_identical, interrupt_at, run, weights
+from saved_models import edit_manifest
 
 
 def without_times(log: Any) -> list[dict[str, Any]]:
@@ -133,3 +136,27 @@ def test_a_resumed_run_takes_no_model(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="expected no model with resume"):
         run(tmp_path, layouts.recipe(save_every=1), resume=True, model=tiny.model())
     assert not (tmp_path / "checkpoint").exists()
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("exploded",))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_pickle_with_code_in_a_resume_point_is_refused(
+    tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = layouts.recipe(steps=3, save_every=1)
+    with pytest.raises(Interrupted):
+        run(tmp_path, recipe, on_log=interrupt_at(2))
+    point = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    (file,) = point.rglob(name)
+    torch.save({"state": Bomb()}, file)
+    files = {name: record for name, record in describe_files(point).items() if name != Manifest.FILE}
+    edit_manifest(point, files=files)
+    with pytest.raises(
+        CheckpointError, match=rf"{file}: expected a pickle of tensors, got one .*print'"
+    ) as caught:
+        run(tmp_path, recipe, resume=True)
+    assert "weights_only" not in str(caught.value) and "exploded" not in capfd.readouterr().out

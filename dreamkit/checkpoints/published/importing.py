@@ -29,6 +29,7 @@ from dreamkit.model.model import DreamModel
 from dreamkit.parts.projector import Projector
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.registry.registry import Registry
+from dreamkit.storage.sources import refuse_adapter
 
 # training settings of the published head that dreamkit lacks; they do not change the output of a model
 UNSUPPORTED = ("noise_offset", "input_perturbation")
@@ -39,9 +40,11 @@ def import_published(folder: Path, out: Path, registry: Registry) -> DreamModel:
 
     Raises:
         CheckpointError: a missing or damaged file, or a published feature that dreamkit lacks.
-        SourceError: a component in `config.json` is neither a folder nor a reachable hub name.
+        SourceError: a component in `config.json` is neither a folder nor a reachable hub name, or an adapter of peft
+            lies beside the weights.
     """
     config = read_json(folder / "config.json")
+    refuse_adapter(str(folder), [path.name for path in folder.iterdir()], ["config.json"])
     published = _plugin_settings(config, folder / "config.json")
     drawing = Drawing.of(published)
     out = out.absolute()

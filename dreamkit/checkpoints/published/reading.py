@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from dreamkit.errors import CheckpointError, SourceError
+from dreamkit.errors import CheckpointError, SourceError, excerpt
+from dreamkit.storage import tensor_files
 from dreamkit.storage.sources import locate
+from dreamkit.storage.tensor_files import LONGEST_NAME, dtype_name, is_float, non_finite
+from dreamkit.storage.weight_files import missing_weights
+
+WEIGHT_NAMES = ("weight", "bias", "dream_queries")  # ends of the names; other tensors may be indices
 
 
 def language_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -27,8 +29,10 @@ def language_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 state = read_tensors(folder / name)
                 yield from ((key, t) for key, t in state.items() if key.startswith(("model.", "lm_head.")))
             return
+    lacking = missing_weights([path.name for path in folder.iterdir()], PurePosixPath())
     raise CheckpointError(
         f"{folder}: missing the language model's weights: model.safetensors, pytorch_model.bin or their shards"
+        + "".join(f"; it lacks {text}" for text in lacking)
     )
 
 
@@ -59,15 +63,18 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Read a safetensors file or a `.bin` state dict; `weights_only` keeps pickled code from running."""
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        # only files in the newer zip format can be mapped into memory, which avoids reading unused tensors
-        return dict(torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{file} is missing; copy the whole folder of the published checkpoint"
-        ) from None
-    except Exception as error:  # torch raises several types for damaged and for unsafe files
-        raise CheckpointError(f"{file}: cannot read it as a state dict of tensors: {error}") from error
+    """Read a safetensors file or a `.bin` state dict, whose weights are finite numbers.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or an unsafe pickle, or a weight has another type or NaN.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing; copy the whole folder of the published checkpoint")
+    tensors = tensor_files.read_tensors(file, CheckpointError)
+    for name, tensor in tensors.items():
+        where = f"{file}: {excerpt(name, LONGEST_NAME)}"
+        if name.endswith(WEIGHT_NAMES) and not is_float(tensor.dtype):
+            raise CheckpointError(f"{where}: expected floating-point weights, got {dtype_name(tensor.dtype)}")
+        if kind := non_finite(tensor):
+            raise CheckpointError(f"{where}: expected finite values, got {kind}; use another checkpoint")
+    return tensors

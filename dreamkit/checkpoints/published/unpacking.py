@@ -23,6 +23,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def unpack(
@@ -37,13 +38,13 @@ def unpack(
     _write(folders["language_model"], llama | {"model_type": "llama"}, weights)
     _copy(folder, folders["language_model"], TOKENIZER_FILES)
 
-    clip_files = ["config.json", "preprocessor_config.json"]
+    clip_files = ["config.json", "|".join(PROCESSOR_FILES)]
     clip_folder = component(published[VISION]["clip_vision_model_name_or_path"], folder, clip_files)
     clip = read_json(clip_folder / "config.json")
     clip = _current("clip_vision_model", clip.get("vision_config", clip))
     weights = under(states[VISION], "clip_vision_model.")
     _write(folders["vision_encoder"], clip | {"model_type": "clip_vision_model"}, weights)
-    _copy(clip_folder, folders["vision_encoder"], ["preprocessor_config.json"])
+    _copy(clip_folder, folders["vision_encoder"], PROCESSOR_FILES)
 
     part_files = ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"]
     decoder_folder = component(published[HEAD]["diffusion_name_or_path"], folder, part_files)

@@ -52,7 +52,12 @@ class Network:
         """
         try:
             model, info = self.model_class.from_pretrained(
-                folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
+                folder,
+                torch_dtype=torch.float32,
+                local_files_only=True,
+                output_loading_info=True,
+                # without it diffusers logs an error before it reads `.bin` files
+                use_safetensors=any(folder.glob("*.safetensors")),
             )
         except Exception as error:
             raise SourceError(

@@ -15,9 +15,19 @@ from functools import lru_cache
 from typing import Any, Final
 
 import torch
-from timm.data import resolve_data_config
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
 
-from dreamkit import ConfigError, PoolingConfig, SourceError, VisionSpec, did_you_mean, locate
+from dreamkit import (
+    ConfigError,
+    PoolingConfig,
+    SourceError,
+    VisionSpec,
+    describe_error,
+    did_you_mean,
+    excerpt,
+    locate,
+)
 from dreamkit_timm.adapters import adapter_layers
 from dreamkit_timm.creating import create_model, on_meta, prune
 from dreamkit_timm.loading import load_model, weights_error
@@ -97,6 +107,7 @@ def _describe(text: str) -> Description:
     dim, rows, columns = shapes[layer]
     tokens, width = config.pooled_shape((rows, columns), dim)
     data_config = resolve_data_config({"input_size": (3, side, side)}, pretrained_cfg=model.pretrained_cfg)
+    _check_preprocessing(data_config, key)
     spec = VisionSpec(image_size=side, num_tokens=tokens, dim=width)
     prune(model, layer)
     adapted = _adapter_layers(model, layer, side, (rows, columns))
@@ -233,6 +244,32 @@ def _at_size(
     if source.has_weights and (error := weights_error(source.name, arguments, model)):
         raise ConfigError({"image_size": f"timm cannot resize the weights to {side} pixels: {error}"})
     return resized, arguments, shapes
+
+
+def _check_preprocessing(data_config: Mapping[str, Any], key: str) -> None:
+    """Process an image.
+
+    Raises:
+        ConfigError: timm cannot; the message names the value without which it can.
+    """
+    error = _preprocessing_error(data_config)
+    if error is None:
+        return
+    names = (name for name in data_config if name != "input_size")
+    wrong = next((name for name in names if not _preprocessing_error({**data_config, name: None})), None)
+    value = f" {wrong} {excerpt(repr(data_config[wrong]))}" if wrong is not None else ""
+    raise ConfigError({key: f"timm cannot process images with its pretrained_cfg{value}: {error}"})
+
+
+def _preprocessing_error(data_config: Mapping[str, Any]) -> str | None:
+    """Return why timm cannot process an image with these settings, of which None is the default; else None."""
+    settings = {name: value for name, value in data_config.items() if value is not None}
+    try:
+        with torch.device("cpu"):
+            create_transform(**settings, is_training=False)(Image.new("RGB", (3, 5)))
+    except Exception as error:  # of any type, about a value of any type
+        return describe_error(error)
+    return None
 
 
 def _adapter_layers(model: Any, layer: int, side: int, grid: tuple[int, int]) -> tuple[str, ...]:

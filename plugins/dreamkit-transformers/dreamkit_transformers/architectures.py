@@ -6,13 +6,13 @@ N images, T tokens of one image including those before its patches, H and W pixe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 import transformers
 from torch import Tensor, nn
 
-from dreamkit import describe_value
+from dreamkit import excerpt
+from dreamkit_transformers.processor_keys import SIZE_KEYS, is_plain
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
@@ -31,13 +31,15 @@ class Architecture:
     """A tower whose config has `image_size` and `patch_size`, with its layers in `layers` and a norm after them.
 
     `model` and `processor` name classes of the library, which import its networks. They load on first use: a spec
-    needs neither. `tiny` holds the values of a tiny config.
+    needs neither. `crops`: the processor crops unless its file has another value. `tiny` holds the values of a tiny
+    config.
     """
 
     model_types: ClassVar[tuple[str, ...]]
     config_class: ClassVar[type[PreTrainedConfig]]
     model: ClassVar[str]
     processor: ClassVar[str]
+    crops: ClassVar[bool] = True
     layers: ClassVar[str] = "encoder.layers"
     last_norm: ClassVar[str] = "post_layernorm"
     tiny: ClassVar[Mapping[str, Any]] = TINY
@@ -99,21 +101,28 @@ class Architecture:
     def processed_shape(self, values: Mapping[str, Any], library_config: Any) -> tuple[int, int] | None:
         """Return the height and width of the images that a processor with these file values makes.
 
-        Return None if they depend on the image or on defaults of the processor's class.
+        Return None if they depend on the image, on another class, or on values that the processor must check.
         """
+        if not is_plain(values, self.processor, SIZE_KEYS):
+            return None
         size, crop = values.get("size"), values.get("crop_size")
         if type(size) is int:  # as in older files
             size = {"shortest_edge": size}
         if type(crop) is int:
             crop = {"height": crop, "width": crop}
-        if not values.get("do_resize") or not _is_size(size):
-            return None
-        shape = crop if values.get("do_center_crop", crop is not None) else size
+        crops = values.get("do_center_crop", self.crops)
+        if values.get("do_resize") is not True or not _is_size(size) or crops != (crop is not None):
+            return None  # the class decides
+        shape = crop if crops else size
         return (shape["height"], shape["width"]) if _is_size(shape) and "height" in shape else None
 
-    def read_processor(self, folder: Path, library_config: Any) -> BaseImageProcessor:
-        """Return the processor in a folder; raise the library's exceptions."""
-        return self.processor_class.from_pretrained(folder, local_files_only=True)
+    def processor_problems(self, processor: Any, library_config: Any) -> dict[str, str]:
+        """Return the problems with a processor's values, by name."""
+        return {}
+
+    def square_processor(self, processor: Any) -> BaseImageProcessor:
+        """Return a processor with the values of `processor` that makes square images."""
+        return processor
 
 
 def _is_size(size: Any) -> TypeGuard[Mapping[str, int]]:
@@ -127,7 +136,7 @@ def integer_problems(library_config: Any, *names: str) -> dict[str, str]:
     """Return the problems with named values that are not integers."""
     values = {name: getattr(library_config, name) for name in names}
     return {
-        name: f"expected an integer, got {describe_value(value)}"
+        name: f"expected an integer, got {excerpt(repr(value))}"
         for name, value in values.items()
         if not isinstance(value, int)
     }

@@ -55,6 +55,7 @@ class CausalLM(TokenAddingModel):
         super().__init__()
         self.config = config
         self.tokenizer = description.tokenizer
+        self._suppressed_ids = description.generation.suppressed_ids
         self.chat = self.chat_template(config, description.tokenizer)
         self.spec: LanguageSpec = description.spec(config, self.chat.assistant[1])
         self.abilities = description.abilities()
@@ -98,6 +99,12 @@ class CausalLM(TokenAddingModel):
         folder = source_folder(config, weights=True)  # first: downloads the files that the rest reads
         description = cls._describe(config)
         description.abilities()  # raises for unsupported models, before weights are read
+        if replaced := description.generation.replaced:
+            log.info(
+                "%s: not used when writing text: %s of the source; a recipe's `generation` has these settings",
+                config.pretrained,
+                ", ".join(replaced),
+            )
         return cls(
             config, description, load_weights(description.model_class, folder, description.library_config)
         )
@@ -139,10 +146,10 @@ class CausalLM(TokenAddingModel):
 
     @property
     def suppressed_ids(self) -> frozenset[int]:
-        """Added special tokens and ids without a token, except bos, unk and eos."""
+        """Added special tokens and ids without a token, except bos, unk and eos; and the source's `suppress_tokens`."""
         nameless = set(range(len(self.new_rows))) - set(self.tokenizer.get_vocab().values())
         allowed = {self.tokenizer.bos_token_id, self.tokenizer.unk_token_id, *self.spec.eos_ids}
-        return frozenset((special_ids(self.tokenizer) | nameless) - allowed)
+        return frozenset((special_ids(self.tokenizer) | nameless) - allowed) | self._suppressed_ids
 
     # computing
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -27,6 +28,8 @@ Built = TypeVar("Built")
 
 KNOWN = "pkg:dreamkit_transformers/known"  # config files of well-known models, in folders of their names on the hub
 MAX_LAYERS = 1000  # building more takes minutes, even without weights
+
+QUANTIZED = ("quantization_config", "compression_config")  # the second one in older files
 
 # exceptions of the library's config classes for invalid values
 _INVALID = (StrictDataclassError, ValueError, TypeError, KeyError)
@@ -48,9 +51,16 @@ def config_from_dict(kind: type[LibraryConfig], values: Mapping[str, Any]) -> Li
     if problems:
         raise ConfigError({f"config.{name}": problem for name, problem in problems.items()})
     try:
-        return kind(**values)
+        config = kind(**values)
     except _INVALID as error:
         raise ConfigError({"config": f"invalid for {kind.__name__}: {describe_error(error)}"}) from error
+    return _with_named_outputs(config)
+
+
+def _with_named_outputs(config: LibraryConfig) -> LibraryConfig:
+    """Return `config` with `return_dict`, which changes the form of outputs and not their values."""
+    config.return_dict = True
+    return config
 
 
 def _value_problem(kind: type[PreTrainedConfig], name: str, value: Any) -> str | None:
@@ -80,19 +90,27 @@ def config_from_folder(kind: type[LibraryConfig], folder: Path, model_types: Seq
     """Return the config of a folder whose model is one of `model_types`.
 
     Raises:
-        SourceError: `config.json` cannot be read or belongs to another architecture.
+        SourceError: `config.json` cannot be read, belongs to another architecture, or describes quantized weights.
     """
     file = folder / "config.json"
-    model_type = read_json(file).get("model_type")
+    values = read_json(file)
+    model_type = values.get("model_type")
     if model_type not in model_types:
         expected = " or ".join(f"'{name}'" for name in model_types)
         raise SourceError(
             f"{file}: expected model_type {expected}, got '{excerpt(str(model_type))}'; name another component or "
             "folder"
         )
+    for key in QUANTIZED:
+        if (settings := values.get(key)) is not None:
+            method = settings.get("quant_method") if isinstance(settings, dict) else None
+            raise SourceError(
+                f"{file}: {key}: expected weights of floats, got quantized ones ({method or 'unknown method'}); "
+                "name the model that was quantized"
+            )
     try:
         with quiet_library():  # old configs use earlier names, which the library translates
-            return kind.from_pretrained(folder, local_files_only=True)
+            return _with_named_outputs(kind.from_pretrained(folder, local_files_only=True))
     except (*_INVALID, OSError) as error:
         raise SourceError(f"{file}: invalid for {kind.__name__}: {describe_error(error)}") from error
 
@@ -138,7 +156,11 @@ def load_weights(kind: type[PreTrainedModel], folder: Path, config: PreTrainedCo
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are reported below
             )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except UnpicklingError as error:  # the library's text advises to run the code in it
+        raise SourceError(
+            f"{folder}: its pickled weights hold more than tensors, or are damaged; name a folder with safetensors"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
         raise SourceError(
             f"{folder}: {kind.__name__} cannot load its weights: {describe_error(error)}"
         ) from error

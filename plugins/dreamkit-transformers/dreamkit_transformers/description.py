@@ -20,7 +20,6 @@ from dreamkit import (
     LanguageSpec,
     PartConfig,
     SourceError,
-    describe_value,
     did_you_mean,
     excerpt,
     locate,
@@ -33,8 +32,10 @@ from dreamkit_transformers.configs import (
     raise_collected,
     read_json,
 )
-from dreamkit_transformers.masks import SLIDING
+from dreamkit_transformers.generation_file import GenerationSettings, read_generation
+from dreamkit_transformers.masks import SLIDING, window_of
 from dreamkit_transformers.probe import find_abilities, width_of
+from dreamkit_transformers.rope import length_dependent
 from dreamkit_transformers.text_decoder import Abilities
 from dreamkit_transformers.tokenizers import (
     byte_tokenizer,
@@ -70,12 +71,12 @@ class LanguageConfig(PartConfig):
 class ModelDescription:
     """The library's config and tokenizer, and the setting `key` that names them.
 
-    `eos_ids` are the end tokens that the source names besides the tokenizer's.
+    `generation` has the end tokens that the source names besides the tokenizer's.
     """
 
     library_config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
-    eos_ids: tuple[int, ...]
+    generation: GenerationSettings
     key: str
 
     @property
@@ -96,10 +97,15 @@ class ModelDescription:
         """Return whether the model packs documents in a row, and whether it decodes with a cache.
 
         Raises:
-            ConfigError: a probe, run unless the model type is usual, finds that dreamkit cannot run the model.
+            ConfigError: a probe, run unless the model is usual, finds that dreamkit cannot run it.
         """
         config: Any = self.library_config
-        if config.model_type in USUAL and not getattr(config, "use_bidirectional_attention", False):
+        unusual = (
+            config.is_encoder_decoder
+            or getattr(config, "use_bidirectional_attention", False)
+            or length_dependent(config)
+        )
+        if config.model_type in USUAL and not unusual:
             return True, True
         abilities = self.abilities()
         return abilities.masks != "none", abilities.cache
@@ -116,7 +122,11 @@ class ModelDescription:
         eos = tuple(
             dict.fromkeys(
                 index
-                for index in (tokenizer.eos_token_id, *self.eos_ids, *_special_start(tokenizer, turn_end))
+                for index in (
+                    tokenizer.eos_token_id,
+                    *self.generation.eos_ids,
+                    *_special_start(tokenizer, turn_end),
+                )
                 if index is not None
             )
         )
@@ -168,7 +178,7 @@ def describe(config: LanguageConfig, model_types: Sequence[str], has_bos: bool =
     """
     errors: list[ConfigError] = []
     tokenizer = library_config = None
-    eos_ids: list[int] = []
+    generation = GenerationSettings()
     with collect_errors(errors):
         if config.tokenizer is not None:
             tokenizer = read_tokenizer(config.tokenizer)
@@ -180,14 +190,14 @@ def describe(config: LanguageConfig, model_types: Sequence[str], has_bos: bool =
         else:
             folder = source_folder(config, weights=config.is_local)
             library_config = _from_folder(folder, model_types)
-            eos_ids = _eos_ids(folder)
+            generation = read_generation(folder, library_config.vocab_size)
             tokenizer = tokenizer or (
                 None if errors else read_tokenizer(config.pretrained, "pretrained", known=KNOWN)
             )
     raise_collected(errors)
     assert tokenizer is not None and library_config is not None, "errors are raised above"
     key = "config" if config.pretrained is None else "pretrained"
-    return ModelDescription(library_config, tokenizer, tuple(eos_ids), key)
+    return ModelDescription(library_config, tokenizer, generation, key)
 
 
 def source_folder(config: LanguageConfig, weights: bool) -> Path:
@@ -260,27 +270,10 @@ def _max_length(library_config: Any) -> int:
 def _window(library_config: Any) -> int | None:
     layer_types = getattr(library_config, "layer_types", None)
     has_window = layer_types is None or SLIDING in layer_types
-    return getattr(library_config, "sliding_window", None) if has_window else None
+    return window_of(library_config) if has_window else None
 
 
 def _special_start(tokenizer: PreTrainedTokenizerBase, text: str) -> set[int]:
     """Return the first token of `text` if it is special, else an empty set."""
     first = tokenizer(text, add_special_tokens=False)["input_ids"][:1] if text else []
     return special_ids(tokenizer).intersection(first)
-
-
-def _eos_ids(folder: Path) -> list[int]:
-    """Return the tokens that end a text by `generation_config.json` or, without that file, by `config.json`.
-
-    Raises:
-        SourceError: the value is neither a token id nor a list of token ids.
-    """
-    file = folder / "generation_config.json"
-    file = file if file.is_file() else folder / "config.json"
-    value = read_json(file).get("eos_token_id")
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(index) is int and index >= 0 for index in ids):
-        raise SourceError(
-            f"{file}: eos_token_id: expected a token id or a list of token ids, got {describe_value(value)}"
-        )
-    return ids

@@ -8,14 +8,24 @@ B rows, T tokens of this call, S tokens so far: those in the cache, then these T
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
 
 SLIDING = "sliding_attention"  # the library's name for layers with a window
+
+
+def window_of(config: PreTrainedConfig) -> int | None:
+    """Return the number of positions that a token of a layer with a window sees, or None.
+
+    A config file may have the key though its class lacks it; the library then ignores it.
+    """
+    known = any(field.name == "sliding_window" for field in fields(config))
+    window: int | None = getattr(config, "sliding_window", None) if known else None
+    return window
 
 
 @dataclass
@@ -23,19 +33,28 @@ class TokenCache:
     """Keys and values of every layer, and the position and segment of every slot (segment -1: empty).
 
     `layers` keeps every token: the library's windowed caches would count empty slots, so the masks apply windows.
+    `embeds_BSD` has the inputs of all slots if the model's keys change when a document passes a length, else None.
     """
 
     layers: DynamicCache = field(default_factory=DynamicCache)
     position_ids_BS: Tensor | None = None
     segment_ids_BS: Tensor | None = None
+    embeds_BSD: Tensor | None = None
 
     def extend(self, position_ids_BT: Tensor, segment_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Add T slots; return the positions and segments (B, S) of all slots."""
-        if self.position_ids_BS is not None and self.segment_ids_BS is not None:
-            position_ids_BT = torch.cat([self.position_ids_BS, position_ids_BT], dim=1)
-            segment_ids_BT = torch.cat([self.segment_ids_BS, segment_ids_BT], dim=1)
-        self.position_ids_BS, self.segment_ids_BS = position_ids_BT, segment_ids_BT
-        return position_ids_BT, segment_ids_BT
+        self.position_ids_BS = _joined(self.position_ids_BS, position_ids_BT)
+        self.segment_ids_BS = _joined(self.segment_ids_BS, segment_ids_BT)
+        return self.position_ids_BS, self.segment_ids_BS
+
+    def extend_embeds(self, embeds_BTD: Tensor) -> Tensor:
+        """Add the inputs of T slots; return those of all slots."""
+        self.embeds_BSD = _joined(self.embeds_BSD, embeds_BTD)
+        return self.embeds_BSD
+
+
+def _joined(earlier: Tensor | None, new: Tensor) -> Tensor:
+    return new if earlier is None else torch.cat([earlier, new], dim=1)
 
 
 def visible(
@@ -65,26 +84,25 @@ def attention_masks(
     config: Any,
     position_ids_BT: Tensor,
     segment_ids_BT: Tensor,
-    cache: TokenCache | None,
+    position_ids_BS: Tensor,
+    segment_ids_BS: Tensor,
+    *,
     dtype: torch.dtype,
     by_type: bool,
 ) -> Tensor | dict[str, Tensor]:
     """Return one mask (B, 1, T, S) for a model of `config`, or one for each type of layer.
 
-    Extends `cache` by the T tokens. Masks are boolean, or of `dtype` to be added for eager attention.
+    Masks are boolean, or of `dtype` to be added for eager attention.
     """
-    all_slots = (position_ids_BT, segment_ids_BT)
-    if cache is not None:
-        all_slots = cache.extend(*all_slots)
 
     def mask(window: int | None) -> Tensor:
-        allowed = visible(position_ids_BT, segment_ids_BT, *all_slots, window)
+        allowed = visible(position_ids_BT, segment_ids_BT, position_ids_BS, segment_ids_BS, window)
         if config._attn_implementation != "eager":
             return allowed
         forbidden = torch.finfo(dtype).min
         return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, forbidden)
 
-    window = getattr(config, "sliding_window", None)
+    window = window_of(config)
     if not by_type:
         return mask(window)
     return {name: mask(window if name == SLIDING else None) for name in set(config.layer_types)}

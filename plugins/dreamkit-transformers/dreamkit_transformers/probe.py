@@ -21,6 +21,7 @@ from dreamkit_transformers.adapter_layers import accepts_adapter, name_pattern
 from dreamkit_transformers.configs import on_meta, quiet_library, random_model
 from dreamkit_transformers.heads import logit_scales, named_soft_cap, soft_capped
 from dreamkit_transformers.masks import TokenCache
+from dreamkit_transformers.rope import UnsupportedRopeError, length_dependent, switch_length
 from dreamkit_transformers.small_configs import VOCABULARY, WINDOW, small_copies
 from dreamkit_transformers.text_decoder import (
     Abilities,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 MAX_PARAMETERS = 150_000_000  # of a copy
 TOLERANCE = 1e-3  # of the largest value; rounding errors are 100 times smaller, leaks 100 times larger
 FIRST, SECOND = 2 * WINDOW + 3, WINDOW + 2  # tokens of two documents, longer than any window
+NOT_CAUSAL = {"use_bidirectional_attention": True, "is_decoder": False}  # keys that let tokens see later ones
 HUGE = 1e6  # logits that only a soft cap would reduce
 
 
@@ -59,7 +61,7 @@ def _probed(kind: type[PreTrainedModel], config_kind: type[PreTrainedConfig], va
     """Return the abilities, or the reason why the model is unsupported."""
     config = config_kind.from_dict(json.loads(values))
     if config.is_encoder_decoder:
-        return "it is an encoder-decoder"
+        return "it is an encoder-decoder (is_encoder_decoder)"
     if config.get_text_config() is not config:
         return "it is more than a text decoder"
     if getattr(config, "num_hidden_layers", None) is None:
@@ -67,9 +69,10 @@ def _probed(kind: type[PreTrainedModel], config_kind: type[PreTrainedConfig], va
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad(), quiet_library():
             torch.manual_seed(0)
+            switch_length(config)  # raises for several
             probe = _Probe(_small_model(kind, config))
             return probe.with_logits(probe.abilities(kind), config)
-    except UnsupportedModelError as reason:
+    except (UnsupportedModelError, UnsupportedRopeError) as reason:
         return str(reason)
     except Exception as error:  # model code raises any exception
         return f"a small copy fails: {describe_error(error)}"
@@ -128,6 +131,11 @@ class _Probe:
         """Return all abilities except those of the head."""
         self._check_embeddings()
         masks: Masks = next((each for each in self._masks_to_try() if self._packs(each)), "none")
+        if masks == "none" and (rope_type := length_dependent(self.model.config)) is not None:
+            raise UnsupportedModelError(
+                f"rope_type '{rope_type}' makes its positions depend on the longest document of a batch; "
+                "name a model with another rope_type in its rope_parameters"
+            )
         outputs, last_hidden = self._module_outputs()
         return Abilities(
             norm=self._final_norm(outputs, last_hidden),
@@ -179,7 +187,9 @@ class _Probe:
         """Raise UnsupportedModelError unless the decoder is causal and computes the same from embeddings."""
         text, embeds, expected = self.texts[0], self.embeds[0], self.expected[0]
         if not _close(self.decoder(text[:, :-2], use_cache=False).last_hidden_state, expected[:, :-2]):
-            raise UnsupportedModelError("its tokens see later tokens")
+            config = self.model.config
+            keys = [key for key, value in NOT_CAUSAL.items() if getattr(config, key, None) is value]
+            raise UnsupportedModelError(f"its tokens see later tokens{f' ({keys[0]})' if keys else ''}")
         try:
             hidden = self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
         except Exception as error:
@@ -272,7 +282,6 @@ class _Probe:
         """Return True if two documents, continued in turn with empty slots, get the same as each alone."""
         cache = new_cache(self.model.config, masks)
         lengths = [0, 0]
-        chunks: tuple[list[Tensor], list[Tensor]] = ([], [])
         try:
             for counts in (
                 (WINDOW, WINDOW - 1),
@@ -285,11 +294,17 @@ class _Probe:
                 if not hidden.isfinite().all():
                     return False
                 for row, count in enumerate(counts):
-                    chunks[row].append(hidden[row, :count])
                     lengths[row] += count
+                    if not count:
+                        continue
+                    # with LongRoPE, tokens change when more of them follow, so each length is compared
+                    so_far = self.texts[row][:, : lengths[row]]
+                    expected = self.decoder(so_far, use_cache=False).last_hidden_state
+                    if not _close(hidden[row, :count], expected[0, lengths[row] - count :]):
+                        return False
         except Exception:
             return False
-        return all(_close(torch.cat(chunks[row])[None], self.expected[row]) for row in (0, 1))
+        return True
 
     def _step(self, masks: Masks, cache: TokenCache, lengths: list[int], counts: tuple[int, ...]) -> Tensor:
         """Run the next `counts` tokens of each row, after the `lengths` tokens in `cache`."""

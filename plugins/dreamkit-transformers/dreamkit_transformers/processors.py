@@ -12,16 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import transformers
 from PIL import Image
 
 from dreamkit import SourceError, describe_error
 from dreamkit_transformers.architectures import Architecture
 from dreamkit_transformers.configs import quiet_library, read_json
+from dreamkit_transformers.processor_keys import class_name
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
-PROCESSOR_FILE = "preprocessor_config.json"
+IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
+PROCESSOR_FILE = (
+    "processor_config.json"  # of a processor with a tokenizer; it may have an image processor's values
+)
+IMAGE_PROCESSOR_KEY = "image_processor"
+PROCESSOR_FILES = f"{IMAGE_PROCESSOR_FILE}|{PROCESSOR_FILE}"
+OBLONGS = ((3, 5), (96, 40))  # widths and heights
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,29 @@ class SourceProcessor:
 
     @property
     def file(self) -> Path:
-        """The processor's file."""
-        return self.folder / PROCESSOR_FILE
+        """The processor's file: where both have the values, the library reads those of the larger processor."""
+        own, whole = self.folder / IMAGE_PROCESSOR_FILE, self.folder / PROCESSOR_FILE
+        if whole.is_file() and (not own.is_file() or IMAGE_PROCESSOR_KEY in read_json(whole)):
+            return whole
+        return own
+
+    def values(self) -> dict[str, Any]:
+        """Return the values of the image processor.
+
+        Raises:
+            SourceError: the file cannot be read or has no image processor.
+        """
+        values = read_json(self.file)
+        if self.file.name == IMAGE_PROCESSOR_FILE:
+            return values
+        inner = values.get(IMAGE_PROCESSOR_KEY)
+        if not isinstance(inner, dict):
+            shown = "none" if inner is None else type(inner).__name__
+            raise SourceError(
+                f"{self.file}: expected a JSON object '{IMAGE_PROCESSOR_KEY}', got {shown}; add {IMAGE_PROCESSOR_FILE} "
+                "of the model"
+            )
+        return inner
 
     def side(self) -> int:
         """Return the side in pixels of the square images that the processor makes.
@@ -44,7 +73,7 @@ class SourceProcessor:
         Raises:
             SourceError: the library rejects the file, or the model does not accept images of this shape.
         """
-        shape = self.architecture.processed_shape(read_json(self.file), self.library_config)
+        shape = self.architecture.processed_shape(self.values(), self.library_config)
         if shape is None:
             with self._source_errors():
                 shape = _processed_shape(self._read())
@@ -64,14 +93,23 @@ class SourceProcessor:
             processor = self._read()
             shape = _processed_shape(processor)
             if self.image_size not in (None, shape[-1]):
-                for name in ("size", "crop_size"):
+                for name in ("size", "crop_size", "pad_size"):
                     _scale(processor, name, side / shape[-1])
                 shape = _processed_shape(processor)
         self._check(shape, side)
         return processor
 
     def _read(self) -> Any:
-        return self.architecture.read_processor(self.folder, self.library_config)
+        """Return the processor of the class that the file names, else of the architecture's."""
+        named = class_name(self.values()) is not None
+        cls: Any = transformers.AutoImageProcessor if named else self.architecture.processor_class
+        processor = cls.from_pretrained(self.folder, local_files_only=True)
+        processor.device = None  # of the computer that wrote the file
+        problems = self.architecture.processor_problems(processor, self.library_config)
+        if problems:
+            joined = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
+            raise SourceError(f"{self.file}: {joined}")
+        return self.architecture.square_processor(processor)
 
     @contextmanager
     def _source_errors(self) -> Iterator[None]:
@@ -79,9 +117,11 @@ class SourceProcessor:
         try:
             with quiet_library():
                 yield
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            message = f"{self.file}: invalid for {self.architecture.processor}: {describe_error(error)}"
-            raise SourceError(message) from error
+        except SourceError:
+            raise
+        except Exception as error:  # processors raise any type of error about values
+            name = class_name(self.values()) or self.architecture.processor
+            raise SourceError(f"{self.file}: invalid for {name}: {describe_error(error)}") from error
 
     def _check(self, shape: tuple[int, int], side: int) -> None:
         """Raise SourceError unless `shape` is a square of `side` pixels that the model accepts."""
@@ -100,10 +140,19 @@ class SourceProcessor:
 
 
 def _processed_shape(processor: Any) -> tuple[int, int]:
-    """Return the height and width of the image that a processor makes of an oblong one."""
-    oblong = Image.new("RGB", (3, 5))
-    height, width = processor([oblong], return_tensors="pt")["pixel_values"].shape[-2:]
-    return height, width
+    """Return the height and width of the images that a processor makes of two oblong ones; if these differ, of one.
+
+    Raises:
+        ValueError: it makes something else than an image of an image.
+    """
+    shapes = []
+    for size in OBLONGS:
+        pixels = processor([Image.new("RGB", size)], return_tensors="pt")["pixel_values"]
+        if pixels.shape[:-2] != (1, 3):
+            raise ValueError(f"expected pixels of shape (1, 3, H, W) of an image, got {tuple(pixels.shape)}")
+        shapes.append((pixels.shape[-2], pixels.shape[-1]))
+    # not a square, if either is not
+    return next((shape for shape in shapes if shape[0] != shape[1] or shape != shapes[0]), shapes[0])
 
 
 def _scale(processor: Any, name: str, factor: float) -> None:

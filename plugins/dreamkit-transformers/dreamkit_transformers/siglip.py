@@ -7,16 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isqrt
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import transformers
 from einops import rearrange
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedConfig, Siglip2VisionConfig, SiglipVisionConfig
 
-from dreamkit_transformers.architectures import TINY, Architecture, channel_problems, integer_problems
+from dreamkit_transformers.architectures import (
+    TINY,
+    Architecture,
+    channel_problems,
+    integer_problems,
+)
+from dreamkit_transformers.processor_keys import COPIED_KEYS, PATCH_KEYS, is_plain
 from dreamkit_transformers.vision import VisionTower
 
 if TYPE_CHECKING:
@@ -30,6 +36,7 @@ class SiglipArchitecture(Architecture):
     config_class: ClassVar[type[PreTrainedConfig]] = SiglipVisionConfig
     model = "SiglipVisionModel"
     processor = "SiglipImageProcessor"
+    crops = False
 
     def drop_layers(self, library_config: Any, count: int) -> list[str]:
         dropped = super().drop_layers(library_config, count)
@@ -78,22 +85,36 @@ class NaFlexArchitecture(SiglipArchitecture):
         # without a mask: nothing is padded
         return {"pixel_values": patches, "pixel_attention_mask": None, "spatial_shapes": shapes}
 
-    def processed_shape(self, values: Mapping[str, Any], library_config: Any) -> tuple[int, int]:
-        side = self.native_size(library_config)
-        return side, side
+    def default_size(self, library_config: Any, processor_size: int) -> int:
+        return processor_size
 
-    def read_processor(self, folder: Path, library_config: Any) -> BaseImageProcessor:
-        processor: Any = super().read_processor(folder, library_config)
-        side = self.native_size(library_config)
-        return transformers.SiglipImageProcessor(
-            size={"height": side, "width": side},
-            resample=processor.resample,
-            do_rescale=processor.do_rescale,
-            rescale_factor=processor.rescale_factor,
-            do_normalize=processor.do_normalize,
-            image_mean=processor.image_mean,
-            image_std=processor.image_std,
-        )
+    def processed_shape(self, values: Mapping[str, Any], library_config: Any) -> tuple[int, int] | None:
+        patch, count = values.get("patch_size"), values.get("max_num_patches")
+        if not is_plain(values, self.processor, PATCH_KEYS):
+            return None
+        if values.get("do_resize") is not True or type(count) is not int or count < 1:
+            return None
+        side = isqrt(count) * library_config.patch_size
+        return (side, side) if patch == library_config.patch_size else None
+
+    def processor_problems(self, processor: Any, library_config: Any) -> dict[str, str]:
+        if type(processor).__name__ != self.processor:
+            return {}
+        patch = library_config.patch_size
+        problems = {}
+        if processor.patch_size != patch:
+            problems["patch_size"] = f"expected {patch}, the model's patch_size, got {processor.patch_size}"
+        if not processor.do_resize:
+            problems["do_resize"] = "expected true, got false: images of any size cannot be cut into patches"
+        return problems
+
+    def square_processor(self, processor: Any) -> BaseImageProcessor:
+        if type(processor).__name__ != self.processor:
+            return processor  # one of square images already
+        processor([Image.new("RGB", (1, 1))], return_tensors="pt")  # the library checks the values
+        side = isqrt(processor.max_num_patches) * processor.patch_size
+        copied = {name: getattr(processor, name) for name in COPIED_KEYS}
+        return transformers.SiglipImageProcessor(size={"height": side, "width": side}, **copied)
 
 
 class Siglip(VisionTower):

@@ -7,9 +7,12 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from dreamkit_transformers.rope import LONGROPE
+
 VOCABULARY = 64
 HEAD_DIM = 16  # of models without heads
 WINDOW = 4  # tokens
+SWITCH = 2 * WINDOW  # tokens of a document before LongRoPE switches its factors
 HEADS = 4
 WIDTH = HEADS * HEAD_DIM
 EXPERTS = 4
@@ -30,7 +33,8 @@ _EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_topk", "top_k_experts")
 def small_copies(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
     """Yield copies with few layers and words: first with small widths, then with the widths of `config`.
 
-    Windows are shorter than the probe's texts. Copies that the config's class rejects are left out.
+    Windows are shorter than the probe's texts, and LongRoPE switches between their lengths. Copies that the config's
+    class rejects are left out.
     """
     values = config.to_dict()
     few = _few(config, values)
@@ -50,12 +54,29 @@ def _few(config: PreTrainedConfig, values: dict[str, Any]) -> dict[str, Any]:
         for name, value in values.items()
         if type(value) is int and ("window" in name or "chunk" in name) and "layer" not in name and value > 0
     }
+    few |= _early_switch(values)
     few[config.attribute_map.get("vocab_size", "vocab_size")] = VOCABULARY
     return few | {
         name: index
         for index, name in enumerate(("pad_token_id", "bos_token_id", "eos_token_id"))
         if values.get(name) is not None
     }
+
+
+def _early_switch(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the changes that make LongRoPE switch at `SWITCH` tokens, in all layers or in those of some types."""
+    key = "original_max_position_embeddings"
+
+    def early(parameters: Any) -> Any:
+        if not isinstance(parameters, dict):
+            return parameters
+        inner = {name: early(value) for name, value in parameters.items()}
+        return {**inner, key: SWITCH} if inner.get("rope_type") == LONGROPE else inner
+
+    parameters = early(values.get("rope_parameters"))
+    if parameters == values.get("rope_parameters"):
+        return {}
+    return {"rope_parameters": parameters} | ({key: SWITCH} if key in values else {})
 
 
 def _few_layers(config: Any, values: dict[str, Any]) -> dict[str, Any]:

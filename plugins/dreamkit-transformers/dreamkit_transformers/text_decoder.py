@@ -16,6 +16,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from dreamkit_transformers.masks import TokenCache, attention_masks
+from dreamkit_transformers.rope import (
+    check_length,
+    document_lengths,
+    factors_by_document,
+    passes_switch,
+    switch_length,
+)
 
 Masks = Literal["by type", "one", "none"]
 
@@ -82,15 +89,49 @@ def run_decoder(
     segment_ids_BT: Tensor,
     cache: TokenCache | None = None,
 ) -> Tensor:
-    """Return the decoder's last hidden states (B, T, D) for input embeddings (B, T, D)."""
+    """Return the decoder's last hidden states (B, T, D) for input embeddings (B, T, D).
+
+    Raises:
+        DocumentError: a document is too long for `dynamic` rotary embeddings.
+    """
+    check_length(decoder.config, position_ids_BT)
     if masks == "none":
         hidden_BTD = _run_unmasked(decoder, embeds_BTD, position_ids_BT, segment_ids_BT, cache)
         return hidden_BTD.to(embeds_BTD.dtype)  # some models without attention sum their layers in float32
+    slots = (position_ids_BT, segment_ids_BT)
+    if cache is not None:
+        slots = cache.extend(*slots)
+    switch = switch_length(decoder.config)
+    if switch is None:
+        return _run_masked(decoder, masks, embeds_BTD, position_ids_BT, segment_ids_BT, slots, cache)
+    tokens = embeds_BTD.shape[1]
+    if cache is not None:
+        embeds_BSD = cache.extend_embeds(embeds_BTD)
+        if passes_switch(switch, position_ids_BT, segment_ids_BT, *slots):
+            # all keys and values of the document change, so all slots are computed anew
+            cache.layers = DynamicCache()
+            embeds_BTD, (position_ids_BT, segment_ids_BT) = embeds_BSD, slots
+    long_BT = document_lengths(segment_ids_BT, *slots) > switch
+    with factors_by_document(decoder, switch, long_BT):
+        hidden_BTD = _run_masked(decoder, masks, embeds_BTD, position_ids_BT, segment_ids_BT, slots, cache)
+    return hidden_BTD[:, -tokens:]
+
+
+def _run_masked(
+    decoder: Any,
+    masks: Masks,
+    embeds_BTD: Tensor,
+    position_ids_BT: Tensor,
+    segment_ids_BT: Tensor,
+    slots: tuple[Tensor, Tensor],
+    cache: TokenCache | None,
+) -> Tensor:
+    """Run T tokens after those in `cache`; `slots` are the positions and segments (B, S) of both."""
     attention_mask = attention_masks(
         decoder.config,
         position_ids_BT,
         segment_ids_BT,
-        cache,
+        *slots,
         dtype=embeds_BTD.dtype,
         by_type=masks == "by type",
     )

@@ -38,7 +38,7 @@ from dreamkit_transformers.configs import (
     random_model,
     read_json,
 )
-from dreamkit_transformers.processors import PROCESSOR_FILE, SourceProcessor
+from dreamkit_transformers.processors import PROCESSOR_FILES, SourceProcessor
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedModel
@@ -190,7 +190,7 @@ class VisionTower(VisionEncoder):
 
     @classmethod
     def _folder(cls, pretrained: str, weights: bool) -> Path:
-        return locate(pretrained, ["config.json", PROCESSOR_FILE], weights=weights, known=KNOWN)
+        return locate(pretrained, ["config.json", PROCESSOR_FILES], weights=weights, known=KNOWN)
 
     def enable_gradient_checkpointing(self) -> None:
         self.model.activation_checkpointing_enable()

@@ -38,7 +38,8 @@ def test_the_cache_records_positions_and_segments_of_every_slot():
 def test_masks_for_eager_attention_are_added_numbers():
     config = LlamaConfig(attn_implementation="eager")
     ids = torch.tensor([[0, 1]])
-    mask = attention_masks(config, ids, torch.zeros_like(ids), None, torch.bfloat16, by_type=False)
+    slots = (ids, torch.zeros_like(ids))
+    mask = attention_masks(config, *slots, *slots, dtype=torch.bfloat16, by_type=False)
     assert mask.dtype == torch.bfloat16
     assert mask[0, 0].tolist() == [[0, torch.finfo(torch.bfloat16).min], [0, 0]]
 
@@ -46,6 +47,7 @@ def test_masks_for_eager_attention_are_added_numbers():
 def test_each_layer_type_has_its_own_mask():
     config = Gemma3TextConfig(num_hidden_layers=6, sliding_window=2, attn_implementation="sdpa")
     ids = torch.arange(4)[None]
-    masks = attention_masks(config, ids, torch.zeros_like(ids), None, torch.float32, by_type=True)
+    slots = (ids, torch.zeros_like(ids))
+    masks = attention_masks(config, *slots, *slots, dtype=torch.float32, by_type=True)
     assert masks["full_attention"][0, 0, 3].tolist() == [True] * 4
     assert masks["sliding_attention"][0, 0, 3].tolist() == [False, False, True, True]

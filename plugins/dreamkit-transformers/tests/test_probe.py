@@ -17,25 +17,12 @@ from dreamkit import ConfigError
 from dreamkit_transformers import probe
 from dreamkit_transformers.causal_lm import CausalLM, LanguageConfig
 from dreamkit_transformers.probe import find_abilities
-from small_language import TOKENS, positions
+from small_language import NEXT, TOKENS, positions
 
 BASE = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2}
 WIDE = {**BASE, "intermediate_size": 24, "max_position_embeddings": 64}
 SHARED = {**WIDE, "num_key_value_heads": 2}
 TYPES = ["sliding_attention", "full_attention"]
-NEXT = {
-    **SHARED,
-    "head_dim": 8,
-    "layer_types": ["linear_attention", "full_attention"],
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 4,
-    "linear_value_head_dim": 4,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 8,
-    "shared_expert_intermediate_size": 8,
-}
 SINKS = {**SHARED, "head_dim": 8, "layer_types": TYPES, "sliding_window": 4, "num_local_experts": 4}
 OPT = {**BASE, "ffn_dim": 24, "word_embed_proj_dim": 16, "max_position_embeddings": 64}
 NEO = {"hidden_size": 16, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}

@@ -11,9 +11,11 @@ from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
+    CLIPProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
     SiglipImageProcessor,
+    SiglipProcessor,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -21,6 +23,7 @@ from transformers import (
 from dreamkit import ConfigError, DreamkitError, SourceError, VisionSpec, to_rgb
 from dreamkit_transformers.clip import Clip
 from dreamkit_transformers.siglip import Siglip
+from dreamkit_transformers.tokenizers import byte_tokenizer, read_tokenizer
 from dreamkit_transformers.vision import VisionConfig
 
 SMALL = {
@@ -267,6 +270,47 @@ def test_the_spec_read_from_a_processor_file_agrees_with_the_processor(
         except SourceError as error:
             outcomes.append(str(error))
     assert outcomes[0] == outcomes[1]
+
+
+@families
+@pytest.mark.parametrize(
+    "beside", [None, {"size": {"shortest_edge": 40}, "crop_size": 40}], ids=["alone", "both"]
+)
+def test_the_file_of_a_whole_processor_is_read(family, beside, folders, tmp_path):
+    """transformers 5 saves no other file; if there are two, the library reads this one."""
+    part_class, _, _, processor_class, values, _ = family
+    folder, _ = folders(family)
+    whole = {CLIPImageProcessor: CLIPProcessor, SiglipImageProcessor: SiglipProcessor}[processor_class]
+    mean = processor_class(**{**values, "image_mean": [0.1, 0.2, 0.3]})
+    own = tmp_path / "preprocessor_config.json"
+    expected = part_class.from_pretrained(VisionConfig(pretrained=folder)).spec
+    own.unlink()
+    whole(mean, byte_tokenizer()).save_pretrained(tmp_path)
+    if beside is not None:
+        own.write_text(json.dumps(beside))
+    else:
+        assert not own.exists()
+    config = VisionConfig(pretrained=folder)
+    assert part_class.infer_spec(config) == expected
+    part, picture = part_class.from_pretrained(config), pictures()["rgb"]
+    library = processor_class.from_pretrained(tmp_path)([picture], return_tensors="pt")["pixel_values"]
+    assert torch.equal(part.preprocess([picture]), library)
+    assert len(read_tokenizer(folder)) == len(byte_tokenizer())
+
+
+def test_a_whole_processor_without_an_image_processor_is_an_error(folders, tmp_path):
+    folder, _ = folders(FAMILIES[0])
+    own, whole = tmp_path / "preprocessor_config.json", tmp_path / "processor_config.json"
+    whole.write_text(json.dumps({"processor_class": "CLIPProcessor"}))
+    assert Clip.infer_spec(VisionConfig(pretrained=folder)).image_size == 20
+    own.unlink()
+    for value, name in ((None, "none"), ([1], "list")):
+        whole.write_text(json.dumps({} if value is None else {"image_processor": value}))
+        message = (
+            rf"{whole}: expected a JSON object 'image_processor', got {name}; add preprocessor_config\.json"
+        )
+        with pytest.raises(SourceError, match=message):
+            Clip.infer_spec(VisionConfig(pretrained=folder))
 
 
 def test_damaged_weights_or_those_of_another_model_are_an_error(folders, tmp_path):

@@ -1,0 +1,100 @@
+"""Loading of a part with the weights of its source, and the checks of these weights.
+
+Libraries cast any stored type to a model's, copy NaN, and apply adapters beside the weights, all without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from torch import Tensor, nn
+
+from dreamkit.errors import SourceError, excerpt
+from dreamkit.model.adapters import is_adapter
+from dreamkit.parts.part import PretrainedPart
+from dreamkit.storage.sources import weight_files
+from dreamkit.storage.tensor_files import (
+    LONGEST_NAME,
+    dtype_name,
+    is_float,
+    non_finite,
+    read_tensors,
+)
+
+
+def load_part(cls: type[PretrainedPart], config: Any) -> PretrainedPart:
+    """Build a part with the weights of `config.pretrained`, all finite and stored as floating-point numbers.
+
+    Raises:
+        SourceError: the weights cannot be read, are not finite or have another type, or an adapter was applied to them.
+    """
+    try:
+        part = cls.from_pretrained(config)
+    except Exception:
+        outline = None
+        with suppress(Exception):
+            outline = cls.meta_modules(config)
+        for file in _files(config.pretrained, outline).values():
+            read_tensors(
+                file, SourceError
+            )  # raises the reason, if it is the file, in place of the library's text
+        raise
+    for problem in _problems(part, _files(config.pretrained, part)):
+        raise SourceError(f"'{config.pretrained}': {problem}")
+    return part
+
+
+def _files(pretrained: str, part: nn.Module | None) -> dict[str, Path]:
+    """Return the weight files of a source, without those of folders that `part` has no module of, if it is known."""
+    files = weight_files(pretrained)
+    modules = None if part is None else {".", *(name for name, _ in part.named_children())}
+    return {
+        name: file
+        for name, file in files.items()
+        if modules is None or str(PurePosixPath(name).parent) in modules
+    }
+
+
+def _problems(part: PretrainedPart, files: dict[str, Path]) -> Iterator[str]:
+    """Yield the problems of a part that was loaded from `files`, which are by their names in the source."""
+    state = part.state_dict()
+    for name in state:
+        if is_adapter(name):
+            yield f"expected weights alone, got an adapter with {name}; merge it into the weights, or remove it"
+    for file, path in files.items():
+        for name, tensor in read_tensors(path, SourceError).items():
+            if not is_float(tensor.dtype) and _is_weight(name, state):
+                shown = excerpt(name, LONGEST_NAME)
+                yield (
+                    f"{file}: expected {shown} in float32, bfloat16 or float16, got {dtype_name(tensor.dtype)}; name a "
+                    "source whose weights are not quantized"
+                )
+    for name, tensor in state.items():
+        if kind := non_finite(tensor):
+            yield f"expected finite weights, got {kind} in {name}; name a source with sound weights"
+
+
+def _is_weight(name: str, state: dict[str, Tensor]) -> bool:
+    """Return True if a library loads the stored tensor `name` as floating-point numbers of the part.
+
+    Libraries rename tensors. A part and its files may have different prefixes, and a renamed tensor is a weight if its
+    name ends so: other types are those of indices and masks.
+    """
+    path = name.split(".")
+    if path[-1] == "weight":
+        return True
+    return any(
+        _have_common_end(path, levels)
+        for inner, tensor in state.items()
+        if tensor.is_floating_point()
+        for levels in (inner.split("."), inner.split(".")[1:])
+    )
+
+
+def _have_common_end(a: Sequence[str], b: Sequence[str]) -> bool:
+    """Return True if one path ends with the other one, which has two levels or is all of it."""
+    shared = min(len(a), len(b))
+    return a == b or (shared > 1 and a[-shared:] == b[-shared:])
