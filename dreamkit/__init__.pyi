@@ -11,10 +11,12 @@ from .errors import (
     ConfigError as ConfigError,
     DocumentError as DocumentError,
     DreamkitError as DreamkitError,
+    OutputError as OutputError,
     PluginError as PluginError,
     RecipeError as RecipeError,
     SourceError as SourceError,
     TrainingError as TrainingError,
+    count as count,
     describe_error as describe_error,
     describe_value as describe_value,
     did_you_mean as did_you_mean,
@@ -30,6 +32,7 @@ from .model.events import (
     collect as collect,
 )
 from .model.model import DreamModel as DreamModel
+from .parts.conversation import Turn as Turn, TurnPiece as TurnPiece
 from .parts.decoder import Extras as Extras, ImageDecoder as ImageDecoder
 from .parts.language import LanguageModel as LanguageModel
 from .parts.pictures import to_rgb as to_rgb
@@ -53,4 +56,5 @@ from .recipe.loading import load_recipe as load_recipe
 from .registry.hookspecs import Component as Component, hookimpl as hookimpl
 from .registry.registry import Registry as Registry
 from .storage.sources import locate as locate
+from .storage.writing import write_text as write_text
 from .training.run import train_recipe as train_recipe

@@ -8,6 +8,7 @@ DreamkitError (ValueError)     any error that the user can fix; the command line
 ├── DocumentError              a document that cannot be used for training or generation
 ├── CheckpointError            a checkpoint that is damaged, too new, or does not fit
 ├── CacheError                 a cache that is damaged, does not fit, or lacks an image
+├── OutputError                a file or folder that cannot be written, or that another command is writing
 └── TrainingError              a run that cannot continue, such as one with a loss that is not finite
 """
 
@@ -65,6 +66,10 @@ class CacheError(DreamkitError):
     """A cache of latents or features that cannot be written or read, or whose files have changed."""
 
 
+class OutputError(DreamkitError):
+    """A file or folder that cannot be written, or that another command is writing."""
+
+
 class TrainingError(DreamkitError):
     """A training run that cannot continue."""
 
@@ -90,11 +95,10 @@ class RecipeError(DreamkitError):
 
     def __init__(self, problems: Sequence[RecipeProblem]) -> None:
         self.problems = tuple(problems)
-        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
         lines = [f"  {problem}" for problem in self.problems[:MOST_SHOWN]]
         if len(self.problems) > MOST_SHOWN:
             lines.append(f"  and {len(self.problems) - MOST_SHOWN} more")
-        super().__init__("\n".join([f"the recipe has {count}:", *lines]))
+        super().__init__("\n".join([f"the recipe has {count(len(self.problems), 'problem')}:", *lines]))
 
 
 def printable(text: str | Path) -> str:
@@ -150,6 +154,21 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {text if isinstance(error, OSError) else excerpt(text, 300)}"
 
 
+def surrogate_problem(text: str) -> str | None:
+    """Return why a text with a lone surrogate is not a text, or None. No file and no tokenizer can hold one.
+
+    Such a text comes from JSON, or from bytes of the command line that are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return (
+            f"expected valid characters, got the lone surrogate '{printable(error.object[error.start])}' at position "
+            f"{error.start}; remove it, write the whole pair, or encode it in UTF-8"
+        )
+    return None
+
+
 def did_you_mean(name: Any, names: Iterable[str]) -> str:
     """Return the end of an error message about an unknown `name`: the nearest of `names`, or all of them."""
     known = sorted(names)
@@ -157,6 +176,21 @@ def did_you_mean(name: Any, names: Iterable[str]) -> str:
     if near:
         return f"did you mean '{near[0]}'?"
     return f"known: {', '.join(known)}" if known else "none are known"
+
+
+def count(number: int | str, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: `count(1, "image")` is "1 image", `count("2,000", "batch")` is "2,000 batches".
+
+    `plural` is only needed for several words, such as "images to read".
+    """
+    if str(number) == "1":
+        return f"1 {noun}"
+    if not plural:
+        if noun.endswith("y") and noun[-2:-1] not in tuple("aeiou"):
+            plural = f"{noun[:-1]}ies"
+        else:
+            plural = noun + ("es" if noun.endswith(("s", "x", "z", "ch", "sh")) else "s")
+    return f"{number} {plural}"
 
 
 def article(word: str) -> str:

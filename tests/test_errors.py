@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from dreamkit.cli.shared import console, print_lines
-from dreamkit.errors import DreamkitError, describe_value, excerpt, printable
+from dreamkit.errors import DreamkitError, count, describe_value, excerpt, printable
 from dreamkit.recipe.tree import Node
 from dreamkit.storage.paths import shown_path, written_path
 
@@ -80,3 +80,28 @@ def test_control_characters_never_reach_the_terminal(
     print_lines(("name",), [(f"b {CLEAR}",)])
     text = "".join([out, err, *capsys.readouterr()])
     assert not any(character in text for character in CLEAR if not character.isprintable())
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "expected"),
+    [
+        (1, "image", "1 image"),
+        (0, "image", "0 images"),
+        (2, "batch", "2 batches"),
+        (2, "dream query", "2 dream queries"),
+        (2, "array", "2 arrays"),
+        (3, "process", "3 processes"),
+        (2048, "token", "2048 tokens"),
+        ("12,345", "document", "12,345 documents"),
+        ("1", "document", "1 document"),
+    ],
+)
+def test_count_writes_a_number_with_its_noun(number: int | str, noun: str, expected: str) -> None:
+    assert count(number, noun) == expected
+
+
+def test_count_takes_the_plural_of_several_words() -> None:
+    assert [count(n, "image to read", "images to read") for n in (1, 2)] == [
+        "1 image to read",
+        "2 images to read",
+    ]

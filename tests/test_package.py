@@ -42,6 +42,7 @@ PUBLIC = [
     "LanguageModel",
     "LanguageSpec",
     "NormWeights",
+    "OutputError",
     "PartConfig",
     "PluginError",
     "PoolingConfig",
@@ -55,10 +56,13 @@ PUBLIC = [
     "Text",
     "TextPiece",
     "TrainingError",
+    "Turn",
+    "TurnPiece",
     "VisionEncoder",
     "VisionSpec",
     "build_model",
     "collect",
+    "count",
     "describe_error",
     "describe_value",
     "did_you_mean",
@@ -70,6 +74,7 @@ PUBLIC = [
     "save_checkpoint",
     "to_rgb",
     "train_recipe",
+    "write_text",
 ]
 
 

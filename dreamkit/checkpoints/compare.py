@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dreamkit.checkpoints.manifest import Manifest, SourceRecord
+from dreamkit.checkpoints.manifest import Manifest, SourceRecord, component_sections
 from dreamkit.errors import CheckpointError, SourceError, excerpt
 from dreamkit.model.model import DreamModel
-from dreamkit.recipe.sections import Recipe
+from dreamkit.recipe.sections import PARTS, Recipe
 from dreamkit.storage.sources import fingerprint
+
+if TYPE_CHECKING:
+    from dreamkit.model.model import DreamModel
+
+
+def compare_components(folder: Path, manifest: Manifest, recipe: Recipe | None) -> None:
+    """Compare the names of the parts; without a recipe, the model has none."""
+    plain = {} if recipe is None else recipe.to_dict()
+    names = {key: name for key, _, name in component_sections(plain)}
+    for key in PARTS:
+        actual = names.get(key, "none")
+        expected = manifest.components[key]["name"] if key in manifest.components else "none"
+        if actual != expected:
+            raise CheckpointError(
+                f"{folder}: expected {key} '{expected}', got '{actual}' in the recipe; use the same part or start from "
+                "another checkpoint"
+            )
 
 
 def compare_tokens(folder: Path, manifest: Manifest, model: DreamModel) -> None:

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
-from dreamkit.checkpoints.compare import compare_adapters, compare_source, compare_tokens
+from dreamkit.checkpoints.compare import compare_adapters, compare_components, compare_source, compare_tokens
 from dreamkit.checkpoints.entries import Entry, entries, needs_saving
-from dreamkit.checkpoints.manifest import Manifest, adapter_file, component_sections, weights_file
+from dreamkit.checkpoints.manifest import Manifest, adapter_file, weights_file
 from dreamkit.errors import CheckpointError, PluginError, excerpt
 from dreamkit.model.adapters import is_adapter, names_in_part, stored_name
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
-from dreamkit.recipe.sections import PARTS
+from dreamkit.recipe.sections import Recipe
 from dreamkit.recipe.source_keys import stored_source
 from dreamkit.registry.registry import Registry
 from dreamkit.storage.tensor_files import LONGEST_NAME, read_tensors, tensor_problem
@@ -38,16 +38,19 @@ class PartReport:
 
 @dataclass
 class LoadReport:
-    """The report of a load, part by part; rich prints it as a table."""
+    """The report of a load, part by part; rich prints it as a table.
+
+    The table leaves out missing tensors: a load that lacks one fails, and its error names them.
+    """
 
     folder: Path
     parts: dict[str, PartReport] = field(default_factory=dict)
 
     def __rich__(self) -> Table:
-        table = Table("part", "loaded", "from source", "missing", "fresh", box=None, pad_edge=False)
+        table = Table("part", "loaded", "from source", "initialised", box=None, pad_edge=False)
         table.title = f"tensors of {self.folder}"
         for name, part in self.parts.items():
-            table.add_row(name, *map(str, (part.loaded, part.from_source, part.missing, part.fresh)))
+            table.add_row(name, *map(str, (part.loaded, part.from_source, part.fresh)))
         return table
 
 
@@ -75,16 +78,22 @@ def load_checkpoint(folder: Path | str, registry: Registry | None = None) -> tup
         compare_source(folder, part, source, stored_source(source["name"]))
     where = str(folder / Manifest.FILE)
     recipe = recipe_from_dict(manifest.recipe, registry, where=where)
-    if getattr(recipe.model.language_model.config, "tokenizer", None) is not None:
-        # the checkpoint has its own copy of a tokenizer that is apart from the weights
-        plain = recipe.to_dict()
-        plain["model"]["language_model"]["tokenizer"] = str(folder / "tokenizer")
-        recipe = recipe_from_dict(plain, registry, where=where)
-    model = build(fit(recipe, registry))
+    model = build(fit(_with_own_tokenizer(recipe, folder, registry), registry))
+    if getattr(recipe.model.language_model.config, "tokenizer", None) is None:
+        model.recipe = recipe
     for part in model.sources.keys() - manifest.sources.keys():
         model.sources[part] = None
     compare_tokens(folder, manifest, model)
     return model, _copy(model, folder, manifest)
+
+
+def _with_own_tokenizer(recipe: Recipe, folder: Path, registry: Registry) -> Recipe:
+    """Return the recipe with the checkpoint's copy of the tokenizer, which has what the model was trained with."""
+    if not hasattr(recipe.model.language_model.config, "tokenizer"):
+        return recipe
+    plain = recipe.to_dict()
+    plain["model"]["language_model"]["tokenizer"] = str(folder / "tokenizer")
+    return recipe_from_dict(plain, registry, where=str(folder / Manifest.FILE))
 
 
 def load_weights(model: DreamModel, folder: Path | str) -> LoadReport:
@@ -98,16 +107,7 @@ def load_weights(model: DreamModel, folder: Path | str) -> LoadReport:
     """
     folder = Path(folder).absolute()
     manifest = Manifest.read(folder)
-    plain = {} if model.recipe is None else model.recipe.to_dict()
-    names = {key: name for key, _, name in component_sections(plain)}
-    for key in PARTS:
-        actual = names.get(key, "none")
-        expected = manifest.components[key]["name"] if key in manifest.components else "none"
-        if actual != expected:
-            raise CheckpointError(
-                f"{folder}: expected {key} '{expected}', got '{actual}' in the recipe; use the same part or start from "
-                "another checkpoint"
-            )
+    compare_components(folder, manifest, model.recipe)
     compare_tokens(folder, manifest, model)
     for part, source in manifest.sources.items():
         name = model.sources.get(part)

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from dreamkit.cli.shared import console
-from dreamkit.errors import DreamkitError
+from dreamkit.cli.shared import console, path_argument
+from dreamkit.errors import DreamkitError, count
 from dreamkit.scaffold import KINDS
 
 
@@ -56,8 +56,7 @@ def test_plugin(
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         raise typer.Exit(130) from None
-    plural = "s" if len(tested) > 1 else ""
-    typer.echo(f"{len(tested)} component{plural} of {tested[0].distribution}; {summary(all_outcomes)}")
+    typer.echo(f"{count(len(tested), 'component')} of {tested[0].distribution}; {summary(all_outcomes)}")
     untested = all(outcome.result == "skipped" for outcome in all_outcomes if check in (None, outcome.check))
     if untested:
         typer.echo(f"nothing tested: {check} was skipped for every component")
@@ -78,7 +77,8 @@ def new_plugin(
     ] = "Apache-2.0",
     author: Annotated[str | None, typer.Option(help="the copyright holder")] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="the folder to write; default: ./NAME")
+        Path | None,
+        typer.Option(metavar="DIR", parser=path_argument, help="the folder to write; default: ./NAME"),
     ] = None,
 ) -> None:
     """Write a plug-in package to start from.

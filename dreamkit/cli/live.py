@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image as Picture
 
 from dreamkit.checkpoints.load import load_checkpoint
 from dreamkit.cli.page import page
@@ -15,7 +16,8 @@ from dreamkit.document import Document
 from dreamkit.errors import DreamkitError
 from dreamkit.model.events import DenoisingStep, DocumentDone, Event, ImageDone, ImageStarted, TextPiece
 from dreamkit.progress.bars import Bar
-from dreamkit.storage.folders import in_use_reason
+from dreamkit.storage.folders import filled_folder, in_use_reason
+from dreamkit.storage.writing import write_text, writing
 
 PAGE, PICTURE = "index.html", "image-{}.png"
 # Control characters: a model may write them, and a terminal would execute them.
@@ -41,42 +43,39 @@ def write_document(
     """Continue `prompt`; write its images and a page of the whole document to the folder `out`.
 
     `settings` are those of `DreamModel.generate`. With `overwrite`, an earlier document in `out` is replaced; other
-    files stay. Return the reason why the document ended.
+    files stay. The files appear at the end, all together. Return the reason why the document ended.
 
     Raises:
         DreamkitError: `out` is in use.
+        OutputError: `out` cannot be written, or another command is writing it.
         CheckpointError: the checkpoint cannot be loaded.
         DocumentError: the prompt does not fit into the model's length.
     """
-    if (reason := in_use_reason(out)) and not (overwrite and out.is_dir()):
-        replace = ", or replace its document with --overwrite" if out.is_dir() else ""
-        raise DreamkitError(f"{out} {reason}; pass a new folder with --out{replace}")
-    model, _ = load_checkpoint(checkpoint)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    output = Output(out)
-    end = follow(model.generate(prompt, seed=seed, **settings), output)
-    reason = REASONS[end.reason]
-    facts = {"checkpoint": checkpoint, "seed": seed, **settings, "end": reason}
-    text = page(end.result, prompt_segments=len(prompt), title=title, facts=facts)
-    output.file(PAGE).write_text(text, encoding="utf-8")
+    with filled_folder(out, earlier=(PAGE, PICTURE.format("*"))) as staging:
+        if (reason := in_use_reason(out)) and not (overwrite and out.is_dir()):
+            replace = ", or replace its document with --overwrite" if out.is_dir() else ""
+            raise DreamkitError(f"{out} {reason}; pass a new folder with --out{replace}")
+        model, _ = load_checkpoint(checkpoint)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        end = follow(model.generate(prompt, seed=seed, **settings), Output(out, staging))
+        reason = REASONS[end.reason]
+        facts = {"checkpoint": checkpoint, "seed": seed, **settings, "end": reason}
+        text = page(end.result, prompt_segments=len(prompt), title=title, facts=facts)
+        write_text(staging / PAGE, text)
     return reason
 
 
-@dataclass
+@dataclass(frozen=True)
 class Output:
-    """The folder of a document. The first new file creates it, or removes an earlier document from it."""
+    """The folder of a document, and the one from which its files move there at the end."""
 
     folder: Path
-    is_started: bool = False
+    staging: Path
 
-    def file(self, name: str) -> Path:
-        """Return the path to write the file `name` to."""
-        if not self.is_started:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for pattern in (PAGE, PICTURE.format("*")):
-                for earlier in self.folder.glob(pattern):
-                    earlier.unlink()
-            self.is_started = True
+    def save(self, picture: Picture, name: str) -> Path:
+        """Write an image to the file `name`; return the path that it has at the end."""
+        with writing(file := self.staging / name):
+            picture.save(file)
         return self.folder / name
 
 
@@ -104,9 +103,7 @@ def follow(events: Iterable[Event], output: Output) -> DocumentDone:
                     bar.move(step + 1, steps)
                 case ImageDone(image=image, picture=picture):
                     bar.stop()
-                    file = output.file(PICTURE.format(image))
-                    picture.save(file)
-                    print(file, flush=True)
+                    print(output.save(picture, PICTURE.format(image)), flush=True)
                 case DocumentDone():
                     last = event
     finally:

@@ -15,7 +15,7 @@ class Dataset(ABC):
     Attributes:
         Config: frozen dataclass of the recipe section.
         notes: lines for the user about data that is ignored, such as "c.jsonl: unknown key 'tools' in 3 records".
-            Training prints them at its start.
+            `check` and `train` print them.
     """
 
     Config: ClassVar[type]
@@ -23,7 +23,9 @@ class Dataset(ABC):
 
     @abstractmethod
     def __init__(self, config: Any) -> None:
-        """Check the data that `config` names. This must be fast: `dreamkit check` also builds the data set.
+        """Check the data that `config` names.
+
+        This must be fast: `dreamkit check` also builds the data set, and reads document 0.
 
         Raises:
             DocumentError: missing files or invalid documents, with file and line.

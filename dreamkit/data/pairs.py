@@ -13,6 +13,7 @@ from dreamkit.data.image_folder import ImageFolder
 from dreamkit.data.record_keys import RecordKeys
 from dreamkit.data.records import ImagePaths, Records, open_picture, string_problem, text_problem
 from dreamkit.data.text_files import read_text
+from dreamkit.data.unchanged import FileStatus
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import DocumentError, printable
 
@@ -50,8 +51,8 @@ class Pairs(Dataset):
                 raise DocumentError(
                     f"{printable(config.path)}: 'images' is set, but this folder itself has the images; remove 'images'"
                 )
-            folder = ImageFolder(config.path)
-            self.pairs, self.notes = folder.images, folder.notes
+            self.folder = ImageFolder(config.path)
+            self.pairs, self.notes = self.folder.images, self.folder.notes
             return
         self.images = ImagePaths(config.path, config.images)
         keys = RecordKeys((config.image, config.caption))
@@ -67,9 +68,9 @@ class Pairs(Dataset):
             caption = record[self.config.caption]
             picture = self.images.open(record[self.config.image], where)
         else:
-            path = self.pairs[index]
-            where, caption = printable(path), _caption(path.with_suffix(".txt"))
-            picture = open_picture(path, where)
+            path, (image_status, caption_status) = self.pairs[index], self.folder.status(index)
+            where, caption = printable(path), _caption(path.with_suffix(".txt"), caption_status)
+            picture = open_picture(path, where, image_status)
         text = Text(caption.strip())
         if self.config.direction == "draw":
             # Nothing follows the image, so reading it back would train nothing.
@@ -86,9 +87,9 @@ class Pairs(Dataset):
         return problem
 
 
-def _caption(path: Path) -> str:
-    """Read the caption in a file."""
-    caption = read_text(path).strip()
+def _caption(path: Path, status: FileStatus) -> str:
+    """Read the caption in a file of this status."""
+    caption = read_text(path, status).strip()
     if not caption:
         raise DocumentError(f"{printable(path)}: empty caption; write one or remove the pair")
     return caption

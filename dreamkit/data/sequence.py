@@ -8,15 +8,16 @@ token the model starts an image.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from PIL import Image as PIL
 
-from dreamkit.document import Document, Role, Segment, Text
-from dreamkit.errors import DocumentError
+from dreamkit.document import Document, Image, Segment, Text
+from dreamkit.errors import DocumentError, count
+from dreamkit.parts.conversation import Turn, TurnPiece
 from dreamkit.recipe.special_tokens import SpecialTokens
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Sequencer:
         max_length: int | None = None,
     ) -> None:
         self.language_model = language_model
+        self.special_tokens = special_tokens
         self.vision_tokens = vision_tokens
         self.dream_queries = dream_queries
         self.max_length = max_length or language_model.spec.max_length
@@ -107,8 +109,8 @@ class Sequencer:
             sequence.append([self.language_model.spec.eos_ids[0]], train_on=document.segments[-1].train_on)
         if not sequence.targets and not sequence.draws:
             raise DocumentError(
-                f"{document.name}: nothing to train on: {len(sequence)} tokens without a label and no image to draw; "
-                "set train_on=True in a text, or add a turn of the assistant or an image to draw"
+                f"{document.name}: nothing to train on: {count(len(sequence), 'token')} without a label and no image "
+                "to draw; set train_on=True in a text, or add a turn of the assistant or an image to draw"
             )
         return self._check_length(sequence, "shorten it or raise train.max_length")
 
@@ -152,24 +154,89 @@ class Sequencer:
         return sequence
 
     def _begin(self, document: Document, prompt: bool = False) -> Sequence:
+        if document.is_conversation:
+            return self._conversation(document, prompt)
         sequence = self._empty(document.name)
-        for (is_written, _), group in groupby(self._templated(document, prompt), key=_written_role):
-            segments = list(group)
-            reads_ids = is_written and self._can_read_ids(segments)
-            for segment in segments:
+        self._append_segments(sequence, document.segments)
+        return sequence
+
+    def _append_segments(self, sequence: Sequence, segments: Iterable[Segment]) -> None:
+        for is_written, group in groupby(segments, key=_is_written):
+            run = list(group)
+            reads_ids = is_written and self._can_read_ids(run)
+            for segment in run:
                 if isinstance(segment, Text):
                     sequence.append(self._text_ids(segment, reads_ids), segment.train_on)
                 else:
-                    if segment.draw:
-                        self._draw(sequence, segment.picture, segment.train_on)
-                    if segment.read:
-                        self._read(sequence, segment.picture)
+                    self._append_image(sequence, segment, segment.train_on)
+
+    def _append_image(self, sequence: Sequence, image: Image, train_on: bool) -> None:
+        if image.draw:
+            self._draw(sequence, image.picture, train_on)
+        if image.read:
+            self._read(sequence, image.picture)
+
+    def _conversation(self, document: Document, prompt: bool) -> Sequence:
+        """Return the tokens of a conversation: those of its chat template, and what a model wrote after a prompt."""
+        end = self._written_end(document) if prompt else len(document)
+        templated, written = document.segments[:end], document.segments[end:]
+        turns = [
+            Turn(role, tuple(map(self._turn_piece, segments)))
+            for role, segments in groupby(templated, key=lambda segment: segment.role)
+            if role is not None
+        ]
+        try:
+            ids, labelled = self.language_model.conversation(turns, prompt)
+        except DocumentError as error:
+            raise DocumentError(f"{document.name}: {error}") from error
+        sequence = Sequence(document.name)
+        images = [segment for segment in templated if isinstance(segment, Image)]
+        slots = [token for token in ids if token in (self.dream_start, self.image_start)]
+        if slots != [self._image_token(image) for image in images]:
+            raise DocumentError(
+                f"{document.name}: expected one image token from the chat template for each image, in order, got "
+                f"{len(slots)} for {len(images)}; the template leaves out or moves text, or has a name of "
+                "special_tokens in its own text"
+            )
+        left = iter(images)
+        for token, train_on in zip(ids, labelled, strict=True):
+            if token in (self.dream_start, self.image_start):
+                self._append_image(sequence, next(left), train_on)
+            else:
+                sequence.append([token], train_on)
+        self._append_segments(sequence, written)
         return sequence
+
+    def _turn_piece(self, segment: Segment) -> TurnPiece:
+        train_on = segment.train_on and segment.role == "assistant"
+        if isinstance(segment, Text):
+            return TurnPiece(segment.text, train_on)
+        name = self.special_tokens.dream_start if segment.draw else self.special_tokens.image_start
+        return TurnPiece(name, train_on, self._image_token(segment))
+
+    def _image_token(self, image: Image) -> int:
+        return self.dream_start if image.draw else self.image_start
+
+    def _written_end(self, document: Document) -> int:
+        """Return the index of the first segment that a model wrote at the end of the last, open turn.
+
+        Generation wrote its tokens after the rest in the chat template, so they follow that as they are.
+        """
+        start = len(document)
+        while start and document.segments[start - 1].role == "assistant":
+            start -= 1
+        end = len(document)
+        for is_written, group in groupby(reversed(document.segments[start:]), key=_is_written):
+            run = list(group)[::-1]
+            if not (self._can_read_ids(run) if is_written else all(map(_is_drawn, run))):
+                break
+            end -= len(run)
+        return end or len(document)
 
     def _text_ids(self, text: Text, reads_ids: bool) -> list[int]:
         if reads_ids and text.ids is not None:
             return list(text.ids)
-        return self.language_model.tokenize(text.text, special=isinstance(text, _TemplateText))
+        return self.language_model.tokenize(text.text)
 
     def continued_texts(self, prompt: Document) -> list[Text]:
         """Return the texts at the end of `prompt` that a model wrote without an image between them.
@@ -213,35 +280,12 @@ class Sequencer:
         sequence.reads.append((len(sequence), picture))
         sequence.append([*self.read_slots, self.image_end], train_on=False)
 
-    def _templated(self, document: Document, prompt: bool) -> Iterator[Segment]:
-        """Yield the segments of a document, with the text of the chat template around a conversation's turns."""
-        if not document.is_conversation:
-            yield from document
-            return
-        chat = self.language_model.chat
-        if document.segments[0].role != "system" and chat.default_system:
-            yield from _turn(chat.system, [Text(chat.default_system, train_on=False)])
-        turns = [
-            (role, list(segments)) for role, segments in groupby(document, key=lambda segment: segment.role)
-        ]
-        for number, (role, segments) in enumerate(turns):
-            if role == "assistant":
-                is_open = prompt and number == len(turns) - 1
-                yield from _turn(
-                    chat.assistant, segments, train_on_end=segments[-1].train_on, is_open=is_open
-                )
-            else:
-                yield from _turn(
-                    chat.user if role == "user" else chat.system, [_without_training(s) for s in segments]
-                )
-        if prompt and turns[-1][0] != "assistant":
-            yield from _turn(chat.assistant, [], is_open=True)
-
     def _check_length(self, sequence: Sequence, fix: str, *, beyond: int = 0) -> Sequence:
         if len(sequence) > self.max_length + beyond:
             raise DocumentError(
-                f"{sequence.name}: expected at most {self.max_length} tokens, got {len(sequence)}; {fix} "
-                f"(an image to read takes {self.vision_tokens + 2} tokens, one to draw {self.dream_queries + 2})"
+                f"{sequence.name}: expected at most {count(self.max_length, 'token')}, got {len(sequence)}; {fix} "
+                f"(an image to read takes {count(self.vision_tokens + 2, 'token')}, "
+                f"one to draw {self.dream_queries + 2})"
             )
         return sequence
 
@@ -251,26 +295,10 @@ def blank_picture() -> Picture:
     return PIL.new("RGB", (16, 16))
 
 
-class _TemplateText(Text):
-    """A text of the chat template: special tokens are parsed in it, and in no other text."""
+def _is_written(segment: Segment) -> bool:
+    """Return True for a text that a model wrote; neighbours continue each other."""
+    return isinstance(segment, Text) and segment.ids is not None
 
 
-def _turn(
-    around: tuple[str, str], segments: list[Segment], *, train_on_end: bool = False, is_open: bool = False
-) -> Iterator[Segment]:
-    before, after = around
-    if before:
-        yield _TemplateText(before, train_on=False)
-    yield from segments
-    if after and not is_open:
-        yield _TemplateText(after, train_on=train_on_end)
-
-
-def _without_training(segment: Segment) -> Segment:
-    return replace(segment, train_on=False)
-
-
-def _written_role(segment: Segment) -> tuple[bool, Role | None]:
-    """Return True and the role of a text that a model wrote; neighbours of one role continue each other."""
-    is_written = isinstance(segment, Text) and segment.ids is not None
-    return is_written, segment.role if is_written else None
+def _is_drawn(segment: Segment) -> bool:
+    return isinstance(segment, Image) and segment.draw

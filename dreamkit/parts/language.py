@@ -15,15 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamkit.earlier_names import EarlierName
+from dreamkit.parts.conversation import Turn, fixed_conversation
 from dreamkit.parts.part import PretrainedPart
 from dreamkit.parts.specs import ChatTemplate, Embedding, Head, LanguageSpec, NormWeights
 
 
 class LanguageModel(PretrainedPart):
-    """A part that turns input embeddings into hidden states and logits, with its tokenizer and chat template."""
+    """A part that turns input embeddings into hidden states and logits, with its tokenizer and chat template.
+
+    Attributes:
+        spec: shapes and abilities.
+        chat: fixed texts around the turns of a conversation; None in a part that overrides `conversation`.
+    """
 
     spec: LanguageSpec
-    chat: ChatTemplate
+    chat: ChatTemplate | None = None
 
     new_token_parameters = EarlierName("added_token_parameters")
     unwritten_ids = EarlierName("suppressed_ids")
@@ -38,6 +44,19 @@ class LanguageModel(PretrainedPart):
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids` without special tokens."""
+
+    def conversation(self, turns: Sequence[Turn], prompt: bool) -> tuple[list[int], list[bool]]:
+        """Return the ids of a conversation in the chat template, and a flag for each: train on the token.
+
+        With `prompt`, the ids end where the assistant goes on writing: in its own last turn, or at the start of a new
+        one. Otherwise all turns are whole. The token that ends an answer is trained on if the answer's last piece is.
+        The default puts the texts of `chat` around the turns.
+
+        Raises:
+            DocumentError: the template refuses the conversation; the message does not name the document.
+        """
+        assert self.chat is not None, "a part without `chat` overrides `conversation`"
+        return fixed_conversation(self, self.chat, turns, prompt)
 
     @abstractmethod
     def save_tokenizer(self, folder: Path) -> None:

@@ -24,6 +24,7 @@ from dreamkit.errors import (
     describe_value,
     did_you_mean,
     excerpt,
+    surrogate_problem,
 )
 from dreamkit.recipe.fields import (
     LISTS,
@@ -216,7 +217,8 @@ class SchemaReader:
             return self._number(annotation, value, node, key, metadata)
         elif isinstance(value, str) and annotation in (str, Path):
             if annotation is str and not metadata.get("path"):
-                return value
+                problem = surrogate_problem(value)
+                return value if problem is None else self.problem(node, key, problem)
             try:
                 return as_path(annotation, read_path(node, stored=self.stored))
             except DreamkitError as error:

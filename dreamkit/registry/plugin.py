@@ -16,6 +16,7 @@ from dreamkit.errors import describe_error, did_you_mean, excerpt
 from dreamkit.registry import hookspecs
 from dreamkit.registry.hookspecs import PROJECT, Component
 from dreamkit.registry.kinds import KINDS, Problem, Registered, ShippedRecipe
+from dreamkit.registry.requirements import requirement_problems
 from dreamkit.registry.targets import malformed_target
 from dreamkit.storage.packages import package_folder
 
@@ -32,6 +33,14 @@ class Plugin:
         self.problems: list[Problem] = []
         with self._contained("reading the plug-in"):
             self._read()
+        with self._contained("reading its requirements"):
+            self._compare_requirements()
+
+    def _compare_requirements(self) -> None:
+        distribution = self.entry_point.dist
+        assert distribution is not None, "importlib.metadata sets the distribution of entry points"
+        for message, is_met in requirement_problems(distribution):
+            self._problem(message, is_note=is_met)
 
     def _read(self) -> None:
         module = None
@@ -72,8 +81,8 @@ class Plugin:
         except BaseException as error:
             self._problem(f"{action} failed: {describe_error(error)}")
 
-    def _problem(self, message: str) -> None:
-        self.problems.append(Problem(self.entry_point.name, origin(self.entry_point), message))
+    def _problem(self, message: str, *, is_note: bool = False) -> None:
+        self.problems.append(Problem(self.entry_point.name, origin(self.entry_point), message, is_note))
 
     def _call(self, caller: pluggy.HookCaller) -> list[object]:
         with self._contained(caller.name):

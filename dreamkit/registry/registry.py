@@ -139,7 +139,7 @@ class Registry:
 
     def about_problems(self) -> str:
         """Return the end of an error about a missing name: a line for each problem and for the excluded plug-ins."""
-        causes = list(map(str, self.problems))
+        causes = [str(problem) for problem in self.problems if not problem.is_note]
         if self._excluded:
             causes.append(f"{ALLOW_LIST} excludes {', '.join(self._excluded)}")
         return "".join(f"\n    possible cause: {cause}" for cause in causes)

@@ -8,13 +8,16 @@ from pathlib import Path
 
 from accelerate.utils import set_seed
 from rich.console import Console
+from transformers import TrainingArguments
 
 from dreamkit import kernels
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
+from dreamkit.build.fit_record import Fit
 from dreamkit.cache.model_check import open_cache
 from dreamkit.cache.read import Cache
 from dreamkit.cache.recipe_check import cache_problems, data_notes
+from dreamkit.checkpoints.inputs import open_inputs
 from dreamkit.checkpoints.load import LoadReport, load_checkpoint, load_weights
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Collator
@@ -27,7 +30,10 @@ from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.storage.folders import in_use_reason
+from dreamkit.storage.paths import output_folder
+from dreamkit.storage.writing import writing
 from dreamkit.training.run_bar import RunBar
+from dreamkit.training.run_folder import exclusive_run
 from dreamkit.training.run_log import LogEntry, RunLog
 from dreamkit.training.same_run import compare_model, compare_run
 from dreamkit.training.trainer import (
@@ -82,11 +88,13 @@ def train_recipe(
 
     Raises:
         TrainingError: `out` is in use or has no resume point. The resumed run or `model` is of another recipe. `model`
-            is passed with `resume`. There are no trainable parts or no data. A loss or gradient is not finite.
+            is passed with `resume`. There are no trainable parts. A loss or gradient is not finite.
         CheckpointError: the resume point or `recipe.init` is damaged or does not fit.
         CacheError: `train.cache` is damaged, does not fit, or lacks an image.
-        RecipeError: the parts of the recipe do not fit each other or `train.cache`.
-        DocumentError: a document cannot be read, is too long or has nothing to train on.
+        RecipeError: the parts of the recipe do not fit each other or `train.cache`. A data set, its first document or
+            `recipe.init` cannot be read; this shows before any weights are read.
+        DocumentError: a later document cannot be read, or a document is too long or has nothing to train on.
+        OutputError: `out` cannot be written, or another command is writing it.
     """
     if resume and model is not None:
         raise TrainingError(
@@ -96,7 +104,26 @@ def train_recipe(
     fitted = fit(recipe, registry) if is_built or recipe.train.cache is not None else None
     if fitted is not None and (problems := cache_problems(fitted)):
         raise RecipeError(problems)
-    out = Path(out).absolute()
+    if fitted is not None and is_built:
+        fitted.require_valid()
+    out = output_folder(out)
+    arguments = training_arguments(recipe, out)
+    with exclusive_run(out):
+        return _train_in(out, arguments, recipe, registry, resume, fitted, model, datasets, on_log)
+
+
+def _train_in(
+    out: Path,
+    arguments: TrainingArguments,
+    recipe: Recipe,
+    registry: Registry,
+    resume: bool,
+    fitted: Fit | None,
+    model: DreamModel | None,
+    datasets: Sequence[Dataset] | None,
+    on_log: Callable[[LogEntry], None] | None,
+) -> TrainResult:
+    """Train into the locked folder `out`; see `train_recipe`."""
     points = resume_points(out) if resume else []
     if resume and not points:
         raise TrainingError(
@@ -106,7 +133,9 @@ def train_recipe(
     if not resume and (reason := in_use_reason(out)):
         continuing = "continue its run with --resume or " if out.is_dir() else ""
         raise TrainingError(f"{out} {reason}; {continuing}pass a new folder with --out")
-    arguments = training_arguments(recipe, out)
+    # Before any weights are read, which may take minutes.
+    inputs = open_inputs(recipe, registry, datasets, with_init=model is None and not resume)
+    datasets = inputs.require_datasets()
     barrier()  # no process writes before all have checked `out`
     if points:
         model = _load(points, registry)
@@ -130,9 +159,7 @@ def train_recipe(
         _show(cache)
     if recipe.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    if datasets is None:
-        datasets = [registry.get("dataset", section.name)(section.config) for section in recipe.data]
-    for note in (note for dataset in datasets for note in dataset.notes):
+    for note in inputs.notes:
         _show(note)
     if cache is not None:
         for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
@@ -150,6 +177,9 @@ def train_recipe(
     )
     if world_size() > 1:
         shard(model.to(arguments.device), arguments.device)
+    if is_main():
+        with writing(out):
+            out.mkdir(exist_ok=True)  # the trainer would, with another error
     log, bar = RunLog(out / LOG, on_log), RunBar()
     callbacks = [log, bar] if is_main() else []
     trainer = DreamTrainer(model, recipe, arguments, mixture, collator, callbacks, registry)

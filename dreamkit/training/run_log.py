@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState
 
 from dreamkit.errors import TrainingError
+from dreamkit.storage.writing import append_text, write_text
 
 LogEntry = Mapping[str, float | None]
 LOGGED = ("lm", "denoising", "loss", "learning_rate", "grad_norm")
@@ -30,9 +30,7 @@ class RunLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **named: Any) -> None:
         self.entries = [entry for entry in self._read() if entry["step"] <= state.global_step]
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text("".join(map(_line, self.entries)))
-        os.replace(partial, self.path)
+        write_text(self.path, "".join(map(_line, self.entries)))
         self.last = time.monotonic(), state.global_step
 
     def on_log(self, args: Any, state: TrainerState, *_: Any, **named: Any) -> None:
@@ -44,8 +42,7 @@ class RunLog(TrainerCallback):
         entry = {"step": state.global_step, **{name: logs.get(name) for name in LOGGED}}
         entry["steps_per_second"] = (state.global_step - step) / (now - before)
         self.entries.append(entry)
-        with self.path.open("a") as file:
-            file.write(_line(entry))
+        append_text(self.path, _line(entry))
         if self.on_entry is not None:
             self.on_entry(entry)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamkit.distributed import world_size
-from dreamkit.errors import TrainingError
+from dreamkit.errors import TrainingError, count
 from dreamkit.recipe.sections import Recipe
 from dreamkit.recipe.written import shown_setting
 from dreamkit.training.trainer import processes
@@ -32,9 +32,9 @@ def compare_run(point: Path, then: Recipe | None, now: Recipe) -> None:
         )
     if processes(point) != world_size():
         raise TrainingError(
-            f"{point}: expected {processes(point)} processes, as before, got {world_size()}, which would train on "
-            "other batches with other noise; start the same number (torchrun --nproc-per-node) or start a new run with "
-            f"init={point}"
+            f"{point}: expected {count(processes(point), 'process')}, as before, got {world_size()}, which would train "
+            "on other batches with other noise; start the same number (torchrun --nproc-per-node) or start a new run "
+            f"with init={point}"
         )
 
 

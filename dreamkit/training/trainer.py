@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence, Sized
 from functools import partial
 from pathlib import Path
@@ -37,7 +36,9 @@ from dreamkit.errors import CheckpointError, TrainingError
 from dreamkit.model.model import DreamModel, Losses
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
+from dreamkit.storage.folders import remove_folder
 from dreamkit.storage.tensor_files import read_pickle
+from dreamkit.storage.writing import writing
 from dreamkit.training.loss_monitor import LossMonitor, NotFinite
 
 RESUME_POINTS = "checkpoints"  # folder of the folders `step-N`
@@ -227,24 +228,29 @@ class DreamTrainer(Trainer):
         if is_main():
             unfinished = points.glob(".step-*")  # of an interrupted run
             for old in [*resume_points(points.parent)[:-MAX_RESUME_POINTS], *unfinished]:
-                shutil.rmtree(old)
+                remove_folder(old)
 
     def _write_state(self, folder: Path) -> None:
         """Write the trainer's state into the folder of a resume point."""
         folder = folder / STATE
-        folder.mkdir(exist_ok=True)
-        self._save_optimizer_and_scheduler(str(folder))
-        self._save_rng_state(str(folder))
-        if is_main():
-            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-            (folder / PROCESSES).write_text(json.dumps(world_size()))
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_rng_state(str(folder))
+            if is_main():
+                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+                (folder / PROCESSES).write_text(json.dumps(world_size()))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state = get_optimizer_state_dict(self.model, self.optimizer.optimizer, options=options)
         if is_main():
-            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+            for name, content in (
+                (OPTIMIZER_NAME, state),
+                (SCHEDULER_NAME, self.lr_scheduler.state_dict()),
+            ):
+                with writing(file := Path(output_dir) / name), file.open("wb") as opened:
+                    torch.save(content, opened)  # a path would hide the error of the operating system
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:

@@ -134,8 +134,15 @@ def test_a_file_is_never_overwritten(run, checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["say <image>"], "got 0 for 1 in 'say <image>'"),
-        (["say", "--image", "good.png"], "got 1 for 0 in 'say'"),
+        (
+            ["say <image>"],
+            "expected one --image for each <image> and <draw> of PROMPT, got 0 for 1 in 'say <image>'",
+        ),
+        (
+            ["say <image> <draw>", "--image", "good.png"],
+            "got 1 for 2 in 'say <image> <draw>'; pass --image PATH 2 times",
+        ),
+        (["say", "--image", "good.png"], "got 1 for 0 in 'say'; write them in PROMPT, or leave out --image"),
         (["say <image>", "--image", "none.png"], "no such image: none.png"),
         (["say <image>", "--image", "bad.png"], "cannot read the image bad.png"),
         (["say <image>", "--image", "."], "expected an image in a regular file, got a folder: ."),

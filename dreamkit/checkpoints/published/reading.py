@@ -53,7 +53,7 @@ def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def read_json(file: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read_text()))
+        return dict(json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise CheckpointError(
             f"{file} is missing; name the folder of a published DreamLLM checkpoint"

@@ -12,7 +12,7 @@ import torch
 from PIL.Image import Image as Picture
 from torch import Tensor, nn
 
-from dreamkit import Condition, DecoderSpec, ImageDecoder, PartConfig, SourceError
+from dreamkit import Condition, DecoderSpec, ImageDecoder, PartConfig, SourceError, count
 from dreamkit_diffusers.cached_condition import CachedCondition, Child, cast_condition, is_compiled
 from dreamkit_diffusers.configs import Configs, Layout, read_configs
 from dreamkit_diffusers.pixels import square_pixels
@@ -227,7 +227,7 @@ def _image_size(
     image_size: int | None, sample_size: Any, configs: Configs, factor: int, multiple: int
 ) -> int:
     network = configs.layout.network
-    expected = f"expected a positive multiple of {multiple} pixels"
+    expected = f"expected a positive multiple of {count(multiple, 'pixel')}"
     if multiple != factor:
         expected += f" (the autoencoder's {factor} times a patch size of {multiple // factor})"
     if image_size is not None:
@@ -236,7 +236,7 @@ def _image_size(
         return int(image_size)
     error = count_error(sample_size)
     if error is None and sample_size * factor % multiple:
-        error = f"{expected}, got {sample_size}, which is {sample_size * factor} pixels"
+        error = f"{expected}, got {sample_size}, which is {count(sample_size * factor, 'pixel')}"
     if error is not None:
         configs.add_problem(f"{network}.sample_size", f"{error}; set image_size")
         return 0

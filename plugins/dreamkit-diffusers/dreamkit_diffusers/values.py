@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
-from dreamkit import describe_value
+from dreamkit import count, describe_value
 
 MOST_ITEMS: Final = 8  # of a list in a message
 
@@ -48,10 +48,10 @@ def number_error(value: Any, *, positive: bool = True) -> str | None:
     return None
 
 
-def numbers_error(value: Any, count: Any, *, positive: bool) -> str | None:
-    """Return why `value` is not a list of `count` finite numbers, above 0 if `positive`, or None if it is."""
+def numbers_error(value: Any, length: Any, *, positive: bool) -> str | None:
+    """Return why `value` is not a list of `length` finite numbers, above 0 if `positive`, or None if it is."""
     if not isinstance(value, list | tuple):
-        return f"expected a list of {count} numbers, got {describe_value(value)}"
-    if len(value) != count:
-        return f"expected {count} numbers, one for each latent channel, got {len(value)}"
+        return f"expected a list of {count(length, 'number')}, got {describe_value(value)}"
+    if len(value) != length:
+        return f"expected {count(length, 'number')}, one for each latent channel, got {len(value)}"
     return next((error for item in value if (error := number_error(item, positive=positive))), None)

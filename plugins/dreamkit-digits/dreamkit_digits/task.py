@@ -14,7 +14,16 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dreamkit import DreamModel, Registry, Task, TrainingError, load_recipe, save_checkpoint, train_recipe
+from dreamkit import (
+    DreamModel,
+    Registry,
+    Task,
+    TrainingError,
+    load_recipe,
+    save_checkpoint,
+    train_recipe,
+    write_text,
+)
 from dreamkit_digits.curves import Stage
 from dreamkit_digits.measure import TARGETS, Measured, measure, total
 from dreamkit_digits.report import Run, report
@@ -35,7 +44,7 @@ class DigitsDemo(Task):
     def run(self, out: Path, *, seed: int = 0) -> Mapping[str, float]:
         start = time.monotonic()
         out = Path(out).absolute()
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or any(out.glob("[!.]*"))):
             reason = "is not empty" if out.is_dir() else "is a file"
             raise TrainingError(f"{out} {reason}; remove it, or pass another folder with --out")
         with one_thread():
@@ -58,8 +67,8 @@ def finish(run: Run, out: Path) -> None:
     Raises:
         TrainingError: a figure below its target, or a peak of memory above `MOST_MEMORY`.
     """
-    (out / METRICS).write_text(json.dumps(run.figures, indent=2) + "\n", encoding="utf-8")
-    (out / REPORT).write_text(report(run), encoding="utf-8")
+    write_text(out / METRICS, json.dumps(run.figures, indent=2) + "\n")
+    write_text(out / REPORT, report(run))
     missed = [
         f"{name}: expected at least {target:.0%}, got {run.figures[name]:.1%}"
         for name, target in TARGETS.items()

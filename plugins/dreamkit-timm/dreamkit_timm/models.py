@@ -23,6 +23,7 @@ from dreamkit import (
     PoolingConfig,
     SourceError,
     VisionSpec,
+    count,
     describe_error,
     did_you_mean,
     excerpt,
@@ -232,9 +233,9 @@ def _at_size(
 ) -> tuple[Any, dict[str, Any], list[Shape]]:
     """Return the same as `_resize`, or raise its error without a remedy."""
     if stride is not None and (side % stride or not side):
-        message = f"expected a multiple of {stride} pixels, the distance of the layer's features, got {side}"
+        message = f"expected a multiple of {count(stride, 'pixel')}, the distance of the layer's features, got {side}"
         raise ConfigError({"image_size": message})
-    arguments, detail = {**source.arguments, "img_size": side}, f" at {side} pixels"
+    arguments, detail = {**source.arguments, "img_size": side}, f" at {count(side, 'pixel')}"
     resized = None
     with suppress(ConfigError):  # only models that depend on their size take this argument
         resized = on_meta(lambda: create_model(source.name, arguments), "image_size")
@@ -242,7 +243,9 @@ def _at_size(
         return model, dict(source.arguments), _layer_shapes(model, side, "image_size", detail)
     shapes = _layer_shapes(resized, side, "image_size", detail)
     if source.has_weights and (error := weights_error(source.name, arguments, model)):
-        raise ConfigError({"image_size": f"timm cannot resize the weights to {side} pixels: {error}"})
+        raise ConfigError(
+            {"image_size": f"timm cannot resize the weights to {count(side, 'pixel')}: {error}"}
+        )
     return resized, arguments, shapes
 
 

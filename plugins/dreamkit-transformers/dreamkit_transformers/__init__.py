@@ -25,6 +25,6 @@ def dreamkit_language_models() -> Sequence[Component]:
         Component("llama", "dreamkit_transformers.llama:Llama", "LLaMA 1, 2 and 3"),
         Component("mistral", "dreamkit_transformers.families:Mistral", "Mistral 7B with its sliding window"),
         Component("phi", "dreamkit_transformers.families:Phi", "Phi 1.5 to 4"),
-        Component("qwen", "dreamkit_transformers.families:Qwen", "Qwen 2, 2.5 and 3, with ChatML"),
+        Component("qwen", "dreamkit_transformers.families:Qwen", "Qwen 2, 2.5 and 3"),
         Component("vicuna", "dreamkit_transformers.llama:Vicuna", "LLaMA with Vicuna 1.1's chat template"),
     )

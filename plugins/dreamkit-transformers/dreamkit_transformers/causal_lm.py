@@ -18,16 +18,17 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dreamkit import ChatTemplate, LanguageSpec, NormWeights
+from dreamkit import ChatTemplate, LanguageSpec, NormWeights, Turn
 from dreamkit_transformers.adapter_layers import layers_matching
 from dreamkit_transformers.added_tokens import TokenAddingModel
-from dreamkit_transformers.chat import template_of
+from dreamkit_transformers.chat import plain_turns
 from dreamkit_transformers.configs import load_weights, on_meta, random_model
 from dreamkit_transformers.description import LanguageConfig, ModelDescription, describe, source_folder
+from dreamkit_transformers.library_chat import LibraryChat, turn_end
 from dreamkit_transformers.masks import TokenCache
 from dreamkit_transformers.norms import as_rms_norm
 from dreamkit_transformers.text_decoder import decoder_of, new_cache, replaced_module, run_decoder
-from dreamkit_transformers.tokenizers import save_tokenizer, special_ids
+from dreamkit_transformers.tokenizers import is_of_release_0_1, save_tokenizer, special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,7 +41,7 @@ __all__ = ["CausalLM", "LanguageConfig"]
 class CausalLM(TokenAddingModel):
     """Any decoder of transformers. Its final norm is taken out, so hidden states are those before the norm.
 
-    The chat template is the tokenizer's if that puts fixed texts around turns, else a plain one.
+    Conversations are in the tokenizer's own chat template. Without one, the family's texts are around turns.
     `model_types` are the accepted model types: the first is the default, and an empty tuple accepts any decoder.
     `has_bos`: the tokenizer of bytes has a bos token.
     """
@@ -56,8 +57,11 @@ class CausalLM(TokenAddingModel):
         self.config = config
         self.tokenizer = description.tokenizer
         self._suppressed_ids = description.generation.suppressed_ids
-        self.chat = self.chat_template(config, description.tokenizer)
-        self.spec: LanguageSpec = description.spec(config, self.chat.assistant[1])
+        layout = self.conversation_layout(config, description.tokenizer)
+        self.library_chat = layout if isinstance(layout, LibraryChat) else None
+        self.chat = layout if isinstance(layout, ChatTemplate) else None
+        self.spec: LanguageSpec = description.spec(config, turn_end(layout))
+        self._log_problems()
         self.abilities = description.abilities()
         self.model: Any = model
         self.norm: nn.Module = nn.Identity()
@@ -82,7 +86,7 @@ class CausalLM(TokenAddingModel):
         description = cls._describe(config)
         if config.pretrained is None:
             return on_meta(lambda: cls._build_random(config, description)._run_once()).spec
-        return description.spec(config, cls.chat_template(config, description.tokenizer).assistant[1])
+        return description.spec(config, turn_end(cls.conversation_layout(config, description.tokenizer)))
 
     @classmethod
     def meta_modules(cls, config: LanguageConfig) -> Self:
@@ -119,9 +123,32 @@ class CausalLM(TokenAddingModel):
         return cls(config, description, random_model(description.model_class, description.library_config))
 
     @classmethod
+    def conversation_layout(
+        cls, config: Any, tokenizer: PreTrainedTokenizerBase
+    ) -> LibraryChat | ChatTemplate:
+        """Return the tokenizer's own chat template, or `chat_template` if it has none."""
+        if not tokenizer.chat_template or (cls.model_types and is_of_release_0_1(tokenizer)):
+            return cls.chat_template(config, tokenizer)
+        return LibraryChat(tokenizer)
+
+    @classmethod
     def chat_template(cls, config: Any, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
-        """Return the texts around turns that the family was trained with. Each text is tokenized by itself."""
-        return template_of(tokenizer)
+        """Return the texts that the family puts around turns. Each text is tokenized by itself."""
+        return plain_turns(tokenizer)
+
+    def _log_problems(self) -> None:
+        """Log why conversations are refused, or that the template does not end an answer."""
+        if self.library_chat is None:
+            return
+        end = self.library_chat.turn_end
+        if self.library_chat.problem is not None:
+            log.warning("conversations are refused: %s", self.library_chat.problem)
+        elif not set(self.spec.eos_ids) & set(self.tokenize(end, special=True)):
+            log.warning(
+                "the chat template of '%s' puts %r after an answer, without an end token: an answer ends at max_tokens",
+                self.tokenizer.name_or_path,
+                end,
+            )
 
     def _run_once(self) -> Self:
         """Run a forward pass, which fails if values of the config do not fit each other; return the part."""
@@ -137,6 +164,11 @@ class CausalLM(TokenAddingModel):
             text, add_special_tokens=False, split_special_tokens=not special, verbose=False
         )
         return encoded["input_ids"]
+
+    def conversation(self, turns: Sequence[Turn], prompt: bool) -> tuple[list[int], list[bool]]:
+        if self.library_chat is None:
+            return super().conversation(turns, prompt)
+        return self.library_chat.tokens(turns, prompt)
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))

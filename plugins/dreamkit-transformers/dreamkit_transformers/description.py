@@ -38,6 +38,7 @@ from dreamkit_transformers.probe import find_abilities, width_of
 from dreamkit_transformers.rope import length_dependent
 from dreamkit_transformers.text_decoder import Abilities
 from dreamkit_transformers.tokenizers import (
+    bos_of,
     byte_tokenizer,
     new_tokens,
     read_tokenizer,
@@ -111,10 +112,11 @@ class ModelDescription:
         return abilities.masks != "none", abilities.cache
 
     def spec(self, config: LanguageConfig, turn_end: str) -> LanguageSpec:
-        """Return the spec; if `turn_end` begins with a special token, that token also ends a text.
+        """Return the spec; the first special token of `turn_end`, if it has one, also ends a text.
 
         Raises:
-            ConfigError: no token ends a text, or the tokenizer has more tokens than the model has rows.
+            ConfigError: no token ends a text, the tokenizer puts several tokens before a text, or it has more tokens
+                than the model has rows.
         """
         library_config: Any = self.library_config
         tokenizer = self.tokenizer
@@ -125,7 +127,7 @@ class ModelDescription:
                 for index in (
                     tokenizer.eos_token_id,
                     *self.generation.eos_ids,
-                    *_special_start(tokenizer, turn_end),
+                    *_first_special(tokenizer, turn_end),
                 )
                 if index is not None
             )
@@ -152,13 +154,14 @@ class ModelDescription:
             )
         packing, cache = self.packs_and_caches()
         pad_id = eos[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        reserved = {index for index in (tokenizer.bos_token_id, *eos, pad_id) if index is not None}
+        bos_id = bos_of(tokenizer)
+        reserved = {index for index in (bos_id, *eos, pad_id) if index is not None}
         return LanguageSpec(
             dim=width_of(library_config),
             vocab_size=library_config.vocab_size,
             max_length=_max_length(library_config),
             sliding_window=_window(library_config),
-            bos_id=tokenizer.bos_token_id,
+            bos_id=bos_id,
             eos_ids=eos,
             pad_id=pad_id,
             packing=packing,
@@ -273,7 +276,8 @@ def _window(library_config: Any) -> int | None:
     return window_of(library_config) if has_window else None
 
 
-def _special_start(tokenizer: PreTrainedTokenizerBase, text: str) -> set[int]:
-    """Return the first token of `text` if it is special, else an empty set."""
-    first = tokenizer(text, add_special_tokens=False)["input_ids"][:1] if text else []
-    return special_ids(tokenizer).intersection(first)
+def _first_special(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the first special token of `text` in a list, which is empty if there is none."""
+    special = special_ids(tokenizer)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+    return [token for token in ids if token in special][:1]

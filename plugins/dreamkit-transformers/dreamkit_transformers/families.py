@@ -1,4 +1,4 @@
-"""Families of language models besides LLaMA: their model types and chat templates."""
+"""Families of language models besides LLaMA: their model types, and their texts for tokenizers without a template."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ class Mistral(CausalLM):
 class Qwen(CausalLM):
     """Qwen 2, 2.5 and 3, arXiv 2407.10671, 2412.15115 and 2505.09388, without a bos token.
 
-    The template is ChatML. Qwen 2's own template adds a sentence to conversations without a system message; this
-    one does not.
+    The texts for a tokenizer without a chat template are ChatML's.
     """
 
     model_types = ("qwen3", "qwen2")

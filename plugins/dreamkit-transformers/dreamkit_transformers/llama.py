@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from dreamkit_transformers.causal_lm import CausalLM
 from dreamkit_transformers.chat import named_turns
 from dreamkit_transformers.description import LanguageConfig
 
+log = logging.getLogger(__name__)
+
 VICUNA_SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -21,8 +24,8 @@ VICUNA_SYSTEM_PROMPT = (
 class Llama(CausalLM):
     """LLaMA 1, 2 and 3, arXiv 2302.13971, 2307.09288 and 2407.21783.
 
-    The chat template is LLaMA 3's if the tokenizer has its tokens, else LLaMA 2's. LLaMA 2 was trained with the
-    system message inside the first user turn; here the message precedes that turn.
+    The texts for a tokenizer without a chat template are LLaMA 3's if the tokenizer has its tokens, else LLaMA 2's.
+    LLaMA 2 was trained with the system message inside the first user turn; here the message precedes that turn.
     """
 
     model_types = ("llama",)
@@ -54,9 +57,18 @@ class VicunaConfig(LanguageConfig):
 
 
 class Vicuna(Llama):
-    """LLaMA with the template of Vicuna 1.1 and later (FastChat's `vicuna_v1.1`)."""
+    """LLaMA with the texts of Vicuna 1.1 and later (FastChat's `vicuna_v1.1`), whatever the tokenizer's template is."""
 
     Config = VicunaConfig
+
+    @classmethod
+    def conversation_layout(cls, config: Any, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+        if tokenizer.chat_template:
+            log.warning(
+                "'%s' has a chat template, which 'vicuna' does not use; to use it, set name: llama",
+                tokenizer.name_or_path,
+            )
+        return cls.chat_template(config, tokenizer)
 
     @classmethod
     def chat_template(cls, config: Any, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from PIL import Image
 
-from dreamkit import SourceError, describe_error
+from dreamkit import SourceError, count, describe_error
 from dreamkit_transformers.architectures import Architecture
 from dreamkit_transformers.configs import quiet_library, read_json
 from dreamkit_transformers.processor_keys import class_name
@@ -134,8 +134,8 @@ class SourceProcessor:
             )
         if side % config.patch_size and side != self.architecture.native_size(config):
             raise SourceError(
-                f"{self.file}: expected images with a multiple of {config.patch_size} pixels (patch_size) a side, "
-                f"got {side}; set image_size to a multiple"
+                f"{self.file}: expected images with a multiple of {count(config.patch_size, 'pixel')} (patch_size) a "
+                f"side, got {side}; set image_size to a multiple"
             )
 
 

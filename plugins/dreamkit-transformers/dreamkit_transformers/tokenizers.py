@@ -15,8 +15,9 @@ from dreamkit_transformers.configs import quiet_library
 TOKENIZER_FILES = "tokenizer.json|tokenizer.model"
 KNOWN_TOKENS = "known_tokens.json"  # the vocabulary size and special tokens of a well-known model
 
-# the key of a saved tokenizer that lists the tokens which its vocabulary lacked
+# keys of a saved tokenizer: the tokens that its vocabulary lacked, and a flag that release 0.1 did not write
 _NEW_TOKENS = "dreamkit_new_tokens"
+_OWN_LAYOUT = "dreamkit_own_layout"
 
 
 def tokenizer_files(or_known: bool) -> str:
@@ -62,6 +63,7 @@ def byte_tokenizer(has_bos: bool = True) -> PreTrainedTokenizerBase:
         bos_token=bos if has_bos else None,
         eos_token=eos,
         unk_token=unk,
+        add_bos_token=has_bos,
         clean_up_tokenization_spaces=False,
     )
 
@@ -74,7 +76,10 @@ def _stand_in(file: Path) -> PreTrainedTokenizerBase:
     words = models.WordLevel({name: index for index, name in names.items()}, unk_token=names[0])
     roles = {f"{role}_token": content[role] for role in ("bos", "eos", "pad") if content.get(role)}
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(words), additional_special_tokens=list(content["special"]), **roles
+        tokenizer_object=Tokenizer(words),
+        additional_special_tokens=list(content["special"]),
+        add_bos_token=content.get("adds_bos", "bos_token" in roles),
+        **roles,
     )
 
 
@@ -88,6 +93,34 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
+def bos_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the id of the token that the tokenizer puts before a text, or None.
+
+    Raises:
+        SourceError: it puts several tokens there.
+    """
+    if is_of_release_0_1(tokenizer):
+        return tokenizer.bos_token_id
+    text, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    start = next((at for at in range(len(whole)) if whole[at : at + len(text)] == text), 0)
+    if start > 1:
+        names = ", ".join(tokenizer.convert_ids_to_tokens(whole[:start]))
+        raise SourceError(
+            f"expected at most one token before a text, got {start} ({names}) from the tokenizer "
+            f"'{tokenizer.name_or_path}'; name another tokenizer",
+            "tokenizer",
+        )
+    return whole[0] if start else None
+
+
+def is_of_release_0_1(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return True for the tokenizer of a checkpoint of release 0.1.
+
+    That release put a bos before every text if the tokenizer has one, and the family's texts around turns.
+    """
+    return _NEW_TOKENS in tokenizer.init_kwargs and _OWN_LAYOUT not in tokenizer.init_kwargs
+
+
 def new_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the tokens that `add_special` added to the vocabulary, also before the tokenizer was saved."""
     return list(tokenizer.init_kwargs.get(_NEW_TOKENS, ()))
@@ -95,6 +128,8 @@ def new_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def add_special(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
     """Make all `tokens` special, and record in `new_tokens` those that the vocabulary lacked."""
+    if not is_of_release_0_1(tokenizer):
+        tokenizer.init_kwargs[_OWN_LAYOUT] = True
     known = tokenizer.get_vocab()
     unknown = [token for token in dict.fromkeys(tokens) if token not in known]
     # a token of the vocabulary keeps its id; decoded text leaves it out from now on

@@ -20,6 +20,7 @@ from dreamkit import (
     PoolingConfig,
     VisionEncoder,
     VisionSpec,
+    count,
     did_you_mean,
     excerpt,
     locate,
@@ -242,7 +243,7 @@ def _layer_count(library_config: Any, layer: int) -> int:
         raise ConfigError(
             {
                 "layer": f"expected {-layers - 1} to {layers} (0: the embeddings), got {layer}; "
-                f"the model has {layers} layers"
+                f"the model has {count(layers, 'layer')}"
             }
         )
     return layer if layer >= 0 else layers + 1 + layer

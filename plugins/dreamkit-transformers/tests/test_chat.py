@@ -1,8 +1,6 @@
-"""Chat templates: the texts around the turns of a conversation."""
+"""Fixed texts around the turns of a conversation."""
 
 from dataclasses import replace
-
-import pytest
 
 from dreamkit import ChatTemplate
 from dreamkit_transformers.causal_lm import CausalLM
@@ -25,49 +23,14 @@ def test_llama_and_vicuna_use_their_published_templates():
     assert silent.chat == replace(vicuna, default_system="")
 
 
-CHATML = (
-    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
-DEFAULT = (
-    "{{ bos_token }}{% if messages[0].role != 'system' %}<|system|>\nBe brief.<|end|>\n{% endif %}" + CHATML
-)
-WITHOUT_SYSTEM = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
-    "{% elif m.role == 'assistant' %}{{ m.content }}{{ eos_token }}"
-    "{% else %}{{ raise_exception('no system') }}{% endif %}{% endfor %}"
-)
-SPACED = WITHOUT_SYSTEM.replace("{{ m.content }}{{ eos_token }}", "{{ ' ' + m.content }}{{ eos_token }}")
-NAMED = ("<|user|>\n", "<|end|>\n"), ("<|assistant|>\n", "<|end|>\n"), ("<|system|>\n", "<|end|>\n")
-NUMBERED = "{% for m in messages %}{{ loop.index }}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+def test_without_a_template_causal_lm_uses_a_plain_one():
+    assert CausalLM.from_config(CausalLM.tiny_config()).chat == PLAIN
 
 
-@pytest.mark.parametrize(
-    ("template", "expected"),
-    [
-        (CHATML, ChatTemplate(*NAMED)),
-        (DEFAULT, ChatTemplate(*NAMED, default_system="Be brief.")),
-        (WITHOUT_SYSTEM, ChatTemplate(("[INST] ", " [/INST]"), ("", "</s>"), ("", "\n"))),
-        (SPACED, ChatTemplate(("[INST] ", " [/INST]"), (" ", "</s>"), ("", "\n"))),
-        (NUMBERED, PLAIN),
-        ("{{ raise_exception('never') }}", PLAIN),
-        ("{{ messages[0].content | upper }}", PLAIN),
-        (None, PLAIN),
-    ],
-    ids=[
-        "chatml",
-        "default system",
-        "no system",
-        "spaced",
-        "numbered turns",
-        "raising",
-        "changing text",
-        "none",
-    ],
-)
-def test_causal_lm_reads_the_chat_template_of_its_tokenizer(template, expected, tmp_path):
+def test_vicuna_logs_that_it_does_not_use_the_template_of_the_tokenizer(tmp_path, caplog):
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = template
+    tokenizer.chat_template = "{{ messages[0].content }}"
     tokenizer.save_pretrained(tmp_path)
-    config = replace(CausalLM.tiny_config(), tokenizer=str(tmp_path))
-    assert CausalLM.from_config(config).chat == expected
+    part = Vicuna.from_config(VicunaConfig(config=SMALL, tokenizer=str(tmp_path)))
+    assert part.chat == make(Vicuna).chat
+    assert "has a chat template, which 'vicuna' does not use; to use it, set name: llama" in caplog.text

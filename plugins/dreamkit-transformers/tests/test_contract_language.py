@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from chat_tokenizers import TEMPLATES, TOKENIZERS
 from dreamkit.testing import contracts
 from dreamkit_transformers.causal_lm import CausalLM
 from dreamkit_transformers.families import Gemma, Mistral, Phi, Qwen
@@ -61,4 +62,13 @@ UNSET = ("intermediate_size", "max_position_embeddings", "num_attention_heads", 
 )
 def test_other_settings_keep_the_contract(build):
     report = contracts.verify("language_model", build, quick=True)
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("template", ["zephyr", "decorates the last answer", "thinks in the prompt"])
+def test_a_template_of_the_tokenizer_keeps_the_contract(template, tmp_path):
+    tokenizer = TOKENIZERS["sentencepiece"]()
+    tokenizer.chat_template = TEMPLATES[template]
+    tokenizer.save_pretrained(tmp_path)
+    report = contracts.verify("language_model", form(Llama, tokenizer=str(tmp_path)), quick=True)
     assert report.ok, str(report)

@@ -24,8 +24,8 @@ KNOWN = [
     (Qwen, "Qwen/Qwen3-8B", 8_190_735_360, 40960, None, None, (151645, 151643)),
     (Gemma, "google/gemma-2-2b", 2_614_341_888, 8192, 4096, 2, (1, 107)),
     (Gemma, "google/gemma-3-1b-pt", 999_885_952, 32768, 512, 2, (1, 106)),
-    (Phi, "microsoft/Phi-3-mini-4k-instruct", 3_821_079_552, 4096, 2047, 1, (32000, 32001, 32007)),
-    (Phi, "microsoft/phi-4", 14_659_507_200, 16384, None, 100257, (100265,)),
+    (Phi, "microsoft/Phi-3-mini-4k-instruct", 3_821_079_552, 4096, 2047, None, (32000, 32001, 32007)),
+    (Phi, "microsoft/phi-4", 14_659_507_200, 16384, None, None, (100265,)),
 ]
 
 

@@ -4,12 +4,13 @@ import json
 
 import pytest
 from hypothesis import given, strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import LlamaTokenizer
 
 from dreamkit import SourceError
 from dreamkit_transformers.tokenizers import (
     add_special,
+    bos_of,
     byte_tokenizer,
     new_tokens,
     read_tokenizer,
@@ -88,3 +89,33 @@ def test_a_missing_or_damaged_tokenizer_is_an_error(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(SourceError, match="the tokenizer cannot be read"):
         read_tokenizer(str(tmp_path))
+
+
+def test_the_bos_is_the_token_that_the_tokenizer_puts_before_a_text():
+    assert bos_of(byte_tokenizer()) == 1 and bos_of(byte_tokenizer(has_bos=False)) is None
+    assert bos_of(word_tokenizer()) is None and bos_of(word_tokenizer(add_bos_token=True)) == 1
+    assert bos_of(word_tokenizer(add_eos_token=True)) is None
+
+
+def test_two_tokens_before_a_text_are_an_error():
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<unk> <s> $A", special_tokens=[("<s>", 1), ("<unk>", 3)]
+    )
+    with pytest.raises(SourceError, match=r"expected at most one token before a text, got 2 \(<unk>, <s>\)"):
+        bos_of(tokenizer)
+
+
+def test_a_tokenizer_of_a_checkpoint_of_release_0_1_keeps_its_bos(tmp_path):
+    """That release wrote the names of new tokens and no flag, and put a bos where the tokenizer has one."""
+    tokenizer = word_tokenizer()
+    tokenizer.init_kwargs["dreamkit_new_tokens"] = []
+    for round in range(2):
+        save_tokenizer(tokenizer, tmp_path / str(round))
+        tokenizer = read_tokenizer(str(tmp_path / str(round)))
+        add_special(tokenizer, ADDED)
+        assert bos_of(tokenizer) == 1
+    present = word_tokenizer()
+    add_special(present, ADDED)
+    save_tokenizer(present, tmp_path / "present")
+    assert bos_of(read_tokenizer(str(tmp_path / "present"))) is None

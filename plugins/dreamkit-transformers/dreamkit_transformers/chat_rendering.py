@@ -1,0 +1,132 @@
+"""Conversations as texts: rendered by the library in a tokenizer's chat template, and the places of answers in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from dreamkit import DocumentError, Turn, describe_error
+
+UNUSED = range(0xF0000, 0xFFFFE)  # characters for private use (Unicode's plane 15), which stand for others
+
+Messages = list[dict[str, str]]
+
+
+class Rendering:
+    """The text of a conversation in the chat template.
+
+    Raises:
+        DocumentError: the template refuses the conversation.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, messages: Messages, prompt: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.messages = messages
+        self.text = self._render(messages, **prompt_options(messages, prompt))
+
+    def trained_ranges(self, number: int, turn: Turn, contents: Sequence[str]) -> Iterator[tuple[int, int]]:
+        """Yield the ranges of characters to train on in an answer; `contents` are the texts of the turn's pieces.
+
+        The first one begins after the prompt and the last one ends with the turn, if these pieces are trained on.
+        """
+        start, end = self.answer_range(number)
+        flags = [piece.train_on for piece in turn.pieces]
+        first = self._prompt_end(number, start) if flags[0] else start
+        last = self._turn_end(number, end) if flags[-1] else end
+        if all(flags):
+            yield first, last
+            return
+        offset = "".join(contents).find(self.text[start:end])
+        if offset == -1:
+            raise DocumentError(
+                f"{tokenizer_name(self.tokenizer)} has a chat template that changes the text of an answer, turn "
+                f"{number}, so its segments to train on cannot be found; set train_on to one value in the whole turn"
+            )
+        at = start - offset
+        for place, (content, is_trained) in enumerate(zip(contents, flags, strict=True)):
+            low, high = min(max(at, start), end), min(max(at + len(content), start), end)
+            at += len(content)
+            if is_trained:
+                yield first if place == 0 else low, last if place == len(flags) - 1 else high
+
+    def answer_range(self, number: int) -> tuple[int, int]:
+        """Return the range of characters that depend on the content of message `number`.
+
+        Raises:
+            DocumentError: there is none.
+        """
+        mark = next(unused_characters([self.text]))
+        marked = {**self.messages[number], "content": mark}
+        other = self._render([*self.messages[:number], marked, *self.messages[number + 1 :]])
+        before, has_mark, after = other.partition(mark)
+        if not has_mark:
+            raise DocumentError(
+                f"{tokenizer_name(self.tokenizer)} has a chat template that leaves out an answer, turn {number} of "
+                f"{roles_of(self.messages)}; shorten the conversation, or name a tokenizer with another template"
+            )
+        is_exact = self.text.startswith(before) and self.text.endswith(after)
+        if is_exact and len(before) + len(after) <= len(self.text):
+            return len(before), len(self.text) - len(after)
+        start = common_length(self.text, other)
+        end = len(self.text) - common_length(self.text[::-1], other[::-1])
+        return start, max(start, end)
+
+    def text_after(self, number: int) -> str:
+        """Return the text between the content of message `number` and the end of the conversation."""
+        return self.text[self.answer_range(number)[1] :]
+
+    def _prompt_end(self, number: int, start: int) -> int:
+        """Return the end of the prompt of an answer, if the whole text begins with it, else the answer's `start`."""
+        earlier = self.messages[:number]
+        if not earlier or earlier[-1]["role"] == "assistant":
+            return start
+        try:
+            prompt = Rendering(self.tokenizer, earlier, prompt=True).text
+        except DocumentError:  # no such prompt, so nothing precedes the answer's own text
+            return start
+        return len(prompt) if self.text.startswith(prompt) and len(prompt) <= start else start
+
+    def _turn_end(self, number: int, end: int) -> int:
+        """Return the end of the template's text after an answer that ends at `end`."""
+        if number == len(self.messages) - 1:
+            return len(self.text)
+        after = Rendering(self.tokenizer, self.messages[: number + 1]).text_after(number)
+        return end + common_length(after, self.text[end:])
+
+    def _render(self, messages: Messages, **options: Any) -> str:
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        except Exception as error:  # templates are programs that raise any exception
+            raise DocumentError(
+                f"{tokenizer_name(self.tokenizer)} has a chat template that refuses {roles_of(messages)} "
+                f"({describe_error(error)}); change the turns, or name a tokenizer with another template"
+            ) from error
+
+
+def prompt_options(messages: Messages, prompt: bool) -> dict[str, Any]:
+    """Return the library's options for a prompt, whose last turn is open if it is the assistant's."""
+    if not prompt:
+        return {}
+    is_open = bool(messages) and messages[-1]["role"] == "assistant"
+    return {"continue_final_message": True} if is_open else {"add_generation_prompt": True}
+
+
+def unused_characters(texts: Sequence[str]) -> Iterator[str]:
+    """Yield characters that are in none of the texts."""
+    return (character for character in map(chr, UNUSED) if not any(character in text for text in texts))
+
+
+def roles_of(messages: Messages) -> str:
+    return f"a conversation of {', '.join(message['role'] for message in messages) or 'no turns'}"
+
+
+def tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
+    return f"the tokenizer '{tokenizer.name_or_path}'"
+
+
+def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Return the number of equal elements at the start."""
+    pairs = zip(one, other, strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

@@ -1,0 +1,263 @@
+"""Conversations: the ids of the library's `apply_chat_template`, and labels on the answers alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given, settings, strategies as st
+from PIL import Image as PIL
+
+from chat_tokenizers import SPECIAL, TEMPLATES, TOKENIZERS
+from dreamkit import Document, DocumentError, Image, Text
+from dreamkit.data.sequence import IGNORED, Sequencer
+from dreamkit.recipe.special_tokens import SpecialTokens
+from dreamkit_transformers.causal_lm import CausalLM, LanguageConfig
+from dreamkit_transformers.library_chat import LibraryChat
+from dreamkit_transformers.llama import Llama, tiny_gated_config
+from dreamkit_transformers.tokenizers import byte_tokenizer
+
+NAMES = SpecialTokens()
+Q, V = 2, 3
+DRAWN = NAMES.dream_start + NAMES.dream_patch * Q + NAMES.dream_end
+READ = NAMES.image_start + NAMES.image_patch * V + NAMES.image_end
+PICTURE = PIL.new("RGB", (8, 8))
+
+
+@cache
+def part_of(kind: str, template: str | None, family: Any = CausalLM) -> Any:
+    """Return a part with random weights whose tokenizer is of `kind` and has the named template."""
+    tokenizer = TOKENIZERS[kind]()
+    tokenizer.chat_template = None if template is None else TEMPLATES[template]
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        config = {"model_type": "llama", **tiny_gated_config()}
+        return family.from_config(LanguageConfig(config=config, tokenizer=folder))
+
+
+def sequencer_of(part: Any) -> Sequencer:
+    token_ids = dict(zip(NAMES.names(), part.add_tokens(NAMES.names()), strict=True))
+    return Sequencer(part, token_ids, NAMES, vision_tokens=V, dream_queries=Q, max_length=10**6)
+
+
+def library_ids(part: Any, document: Document, prompt: bool, **options: bool) -> list[int]:
+    """Return the ids of the library for a document, whose images are the names of their tokens in the text."""
+    messages: list[dict[str, str]] = []
+    for segment in document:
+        if not messages or messages[-1]["role"] != segment.role:
+            messages.append({"role": str(segment.role), "content": ""})
+        content = segment.text if isinstance(segment, Text) else DRAWN * segment.draw + READ * segment.read
+        messages[-1]["content"] += content
+    if prompt:
+        is_open = messages[-1]["role"] == "assistant"
+        options["continue_final_message" if is_open else "add_generation_prompt"] = True
+    return part.tokenizer.apply_chat_template(messages, return_dict=False, **options)
+
+
+def conversation(*turns: tuple[str, str]) -> Document:
+    return Document(tuple(Text(text, role=role) for role, text in turns), name="d1")  # type: ignore[arg-type]
+
+
+def text(digits: str) -> st.SearchStrategy[str]:
+    blanks = st.sampled_from(["", " ", "\n", "  ", "\n\n"])
+    words = st.lists(st.sampled_from([*digits, *digits, " ", "\n", "é", *SPECIAL[1:]]), max_size=6).map(
+        "".join
+    )
+    return st.tuples(blanks, words, blanks).map("".join)
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> Document:
+    turns = [("system", draw(text("0")))] * draw(st.booleans())
+    for _ in range(draw(st.integers(1, 3))):
+        turns += [("user", draw(text("12"))), ("assistant", draw(text("89")))]
+    return conversation(*turns[: len(turns) - draw(st.booleans())])
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@settings(max_examples=60, deadline=None)
+@given(template=st.sampled_from([*TEMPLATES]), document=conversations())
+def test_a_conversation_has_the_ids_of_the_library(kind: str, template: str, document: Document) -> None:
+    part = part_of(kind, template)
+    sequencer = sequencer_of(part)
+    has_names = any(name in segment.text for segment in document for name in SPECIAL)
+    options = {"sanitize_control_tokens": True} if has_names else {}
+    for prompt in (False, True):
+        convert = sequencer.prompt if prompt else sequencer.sequence
+        try:
+            expected = library_ids(part, document, prompt, **options)
+        except Exception:  # of the template, or of a text that it leaves out
+            with pytest.raises(
+                DocumentError, match=r"^d1: the tokenizer '.*' (has a chat .* refuses a conv|reads)"
+            ):
+                convert(document)
+            continue
+        if prompt or any(segment.role == "assistant" for segment in document):
+            assert convert(document).ids == expected
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@settings(max_examples=40, deadline=None)
+@given(template=st.sampled_from([*TEMPLATES]), document=conversations())
+def test_labels_are_on_the_answers_and_their_ends(kind: str, template: str, document: Document) -> None:
+    part = part_of(kind, template)
+    answers = [segment.text for segment in document if segment.role == "assistant"]
+    try:
+        sequence = sequencer_of(part).sequence(document)
+    except DocumentError:
+        assert not answers or template in ("alternating roles", "system inside") or kind == "unigram"
+        return
+    pairs = list(zip(sequence.ids, sequence.labels, strict=True))
+    labelled = part.decode([token for token, label in pairs if label != IGNORED])
+    others = part.decode([token for token, label in pairs if label == IGNORED])
+    assert not set("012") & set(labelled) and not set("89") & set(others)
+    assert all(labelled.count(digit) == "".join(answers).count(digit) for digit in "89")
+    ends = [label for label in sequence.labels if label in part.spec.eos_ids]
+    is_open = document.segments[-1].role == "user"
+    assert len(ends) == (1 - is_open if template == "ends once" else len(answers))
+
+
+@st.composite
+def illustrated(draw: st.DrawFn) -> Document:
+    """Return a conversation with images among the texts of each turn."""
+    segments: list[Text | Image] = []
+    for role, digits in (("user", "12"), ("assistant", "89"), ("user", "12"), ("assistant", "89")):
+        words = st.text(f"{digits} \n", max_size=4).map(lambda each, role=role: Text(each, role=role))
+        image = st.just(Image(PICTURE, role=role, draw=role == "assistant"))  # type: ignore[arg-type]
+        segments += draw(st.lists(words | image, min_size=1, max_size=4))
+    return Document(tuple(segments))
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@settings(max_examples=30, deadline=None)
+@given(template=st.sampled_from([*TEMPLATES]), document=illustrated())
+def test_an_image_is_its_tokens_in_the_text_of_the_library(
+    kind: str, template: str, document: Document
+) -> None:
+    part = part_of(kind, template)
+    sequencer = sequencer_of(part)
+    sequence = sequencer.sequence(document)
+    assert sequence.ids == library_ids(part, document, prompt=False)
+    drawn = [image for image in document.images if image.draw]
+    assert (len(sequence.reads), len(sequence.draws)) == (len(document.images), len(drawn))
+    assert sequence.labels.count(sequencer.dream_start) == len(drawn)
+    assert sequencer.image_start not in sequence.labels
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_what_a_model_wrote_follows_the_prompt_that_it_read(template: str) -> None:
+    part = part_of("sentencepiece", template)
+    sequencer = sequencer_of(part)
+    ids = part.tokenize("89 8")
+    words = Text(part.decode(ids), role="assistant", ids=tuple(ids))
+    image = Image(PICTURE, draw=True, role="assistant")
+    for start in (conversation(("user", "1 ")), conversation(("user", "1"), ("assistant", "8 "))):
+        prompt = sequencer.prompt(start)
+        continued = sequencer.prompt(start + Document((words, image, words)))
+        picture = part.tokenizer(DRAWN + READ, add_special_tokens=False).input_ids
+        assert continued.ids == [*prompt.ids, *ids, *picture, *ids]
+
+
+def test_the_segments_of_an_answer_can_be_trained_on_apart() -> None:
+    part = part_of("byte-level", "trims")
+    segments = (
+        Text("1", role="user"),
+        Text(" 8 ", role="assistant", train_on=False),
+        Text("\n9", role="assistant"),
+        Image(PICTURE, draw=True, role="assistant", train_on=False),
+        Text(" 98 ", role="assistant"),
+    )
+    sequence = sequencer_of(part).sequence(Document(segments))
+    labels = [label for label in sequence.labels if label != IGNORED]
+    assert part.tokenizer.decode(labels) == "\n9 98<|im_end|>\n"
+
+
+def test_a_refused_conversation_names_what_the_template_raises() -> None:
+    sequencer = sequencer_of(part_of("byte-level", "alternating roles"))
+    document = conversation(("system", "0"), ("user", "1"), ("assistant", "8"))
+    message = (
+        r"d1: the tokenizer '.*' has a chat template that refuses a conversation of system, user, assistant "
+    )
+    message += r"\(TemplateError: roles must alternate\); change the turns, or name a tokenizer with another template"
+    with pytest.raises(DocumentError, match=message):
+        sequencer.sequence(document)
+
+
+def test_a_tokenizer_with_other_ids_is_refused_with_the_difference(monkeypatch: Any) -> None:
+    tokenizer = TOKENIZERS["byte-level"]()
+    tokenizer.chat_template = TEMPLATES["chatml"]
+    original = type(tokenizer).apply_chat_template
+
+    def apply(self: Any, *args: Any, **options: Any) -> Any:
+        result = original(self, *args, **options)
+        return result if isinstance(result, str) else [*result[:3], 5, *result[3:]]
+
+    assert LibraryChat(tokenizer).problem is None
+    monkeypatch.setattr(type(tokenizer), "apply_chat_template", apply)
+    problem = LibraryChat(tokenizer).problem
+    assert problem is not None
+    assert "got others from token 3 on" in problem and "a conversation of user ('What is this?')" in problem
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            "{{ raise_exception('never') }}",
+            r"refuses a conversation of user, assistant \(TemplateError: never\)",
+        ),
+        ("{{ messages[0].content }}", "leaves out an answer, turn 1 of a conversation of user, assistant"),
+    ],
+)
+def test_a_template_for_no_conversation_is_logged_and_refused(
+    template: str, message: str, tmp_path: Any, caplog: Any
+) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path)
+    part = CausalLM.from_config(replace(CausalLM.tiny_config(), tokenizer=str(tmp_path)))
+    assert "conversations are refused" in caplog.text
+    sequencer = sequencer_of(part)
+    assert sequencer.sequence(Document((Text("other documents"),))).ids
+    with pytest.raises(DocumentError, match=message):
+        sequencer.sequence(conversation(("user", "1"), ("assistant", "8")))
+
+
+def test_a_template_without_an_end_token_is_logged(tmp_path: Any, caplog: Any) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    tokenizer.save_pretrained(tmp_path)
+    CausalLM.from_config(replace(CausalLM.tiny_config(), tokenizer=str(tmp_path)))
+    assert r"puts '\n' after an answer, without an end token" in caplog.text
+
+
+def test_a_saved_tokenizer_has_the_same_conversations(tmp_path: Any) -> None:
+    part = part_of("sentencepiece", "decorates the last answer", Llama)
+    document = conversation(("user", " 1 "), ("assistant", "8 </s>"))
+    expected = sequencer_of(part).sequence(document)
+    part.save_tokenizer(tmp_path)
+    config = replace(part.config, tokenizer=str(tmp_path))
+    again = sequencer_of(Llama.from_config(config)).sequence(document)
+    assert (again.ids, again.labels) == (expected.ids, expected.labels)
+
+
+def test_families_use_the_template_of_their_tokenizer() -> None:
+    part = part_of("byte-level", "chatml", Llama)
+    document = conversation(("user", "1"), ("assistant", "8"))
+    assert part.chat is None
+    assert sequencer_of(part).sequence(document).ids == library_ids(part, document, prompt=False)
+    assert part_of("byte-level", None, Llama).chat.user == ("[INST]", "[/INST]")
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@settings(deadline=None)
+@given(words=st.text("12 \né", max_size=6))
+def test_a_text_starts_as_the_tokenizer_starts_it(kind: str, words: str) -> None:
+    part = part_of(kind, None)
+    library = part.tokenizer(words)["input_ids"]
+    library = library[:-1] if library and library[-1] == part.spec.eos_ids[0] else library
+    document = Document((Text(words),))
+    assert sequencer_of(part).prompt(document).ids == (library or [part.spec.eos_ids[0]])
