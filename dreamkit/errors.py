@@ -131,7 +131,7 @@ def describe_value(value: object) -> str:
         case bool():
             return f"{str(value).lower()} (boolean)"
         case int():
-            digits = str(value) if value.bit_length() < 1000 else f"one of {value.bit_length()} bits"
+            digits = str(value) if value.bit_length() < 1000 else f"one of {count(value.bit_length(), 'bit')}"
             return f"{excerpt(digits)} (integer)"
         case float():
             return f"{value} (number)"

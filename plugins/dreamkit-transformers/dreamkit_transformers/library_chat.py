@@ -106,11 +106,11 @@ class LibraryChat:
         at = common_length(actual, expected)
         texts = [repr(self.tokenizer.decode(ids[max(0, at - 4) : at + 4])) for ids in (expected, actual)]
         kind = "the prompt of " if prompt else ""
+        contents = ", ".join(excerpt(repr(message["content"])) for message in messages)
         return (
             f"{tokenizer_name(self.tokenizer)} does not tokenize the text of its chat template: expected the ids of "
             f"apply_chat_template, got others from token {at} on, {texts[1]} instead of {texts[0]}, for {kind}"
-            f"{roles_of(messages)} ({', '.join(repr(message['content']) for message in messages)}); name another "
-            "tokenizer"
+            f"{roles_of(messages)} ({contents}); name another tokenizer"
         )
 
 
