@@ -10,12 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypedDict
 
-# The libraries that read and write tensors and tokenizers take no other paths.
 from dreamkit.errors import OutputError, count, surrogate_problem
 from dreamkit.storage.locks import INSIDE, exclusive
 from dreamkit.storage.paths import shown_path
 from dreamkit.storage.writing import STAGING, writing
 
+# The libraries that read and write tensors and tokenizers take no other paths.
 NOT_UTF8: Final = "has a path that is not UTF-8"
 
 
