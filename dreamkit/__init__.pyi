@@ -17,7 +17,10 @@ from .errors import (
     SourceError as SourceError,
     TrainingError as TrainingError,
     count as count,
+    describe_error as describe_error,
+    describe_value as describe_value,
     did_you_mean as did_you_mean,
+    excerpt as excerpt,
 )
 from .evaluation.task import Task as Task
 from .model.events import (

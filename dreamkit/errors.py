@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+MOST_SHOWN: Final = 100  # problems of a recipe in its message
 # Unicode's categories of control characters, surrogates, line and paragraph separators, and formats, which include
 # those that reverse the order of the text.
 _UNPRINTABLE: Final = ("Cc", "Cs", "Zl", "Zp", "Cf")
@@ -90,15 +91,14 @@ class RecipeProblem:
 
 
 class RecipeError(DreamkitError):
-    """Every problem of a recipe, in `problems`."""
+    """Every problem of a recipe, in `problems`; its message has the first 100."""
 
     def __init__(self, problems: Sequence[RecipeProblem]) -> None:
         self.problems = tuple(problems)
-        lines = [
-            f"the recipe has {count(len(self.problems), 'problem')}:",
-            *map("  {}".format, self.problems),
-        ]
-        super().__init__("\n".join(lines))
+        lines = [f"  {problem}" for problem in self.problems[:MOST_SHOWN]]
+        if len(self.problems) > MOST_SHOWN:
+            lines.append(f"  and {len(self.problems) - MOST_SHOWN} more")
+        super().__init__("\n".join([f"the recipe has {count(len(self.problems), 'problem')}:", *lines]))
 
 
 def with_notes(error: BaseException) -> str:
@@ -125,6 +125,40 @@ def excerpt(text: str, most: int = 80) -> str:
     return start if len(start) <= most else f"{start[: most - 3]}..."
 
 
+def describe_value(value: object) -> str:
+    """Return a value and its type for an error message: "'three' (string)", "true (boolean)", "null".
+
+    At most 80 characters of the value are shown, with control characters as escapes. Of lists only the length is.
+    """
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return f"{str(value).lower()} (boolean)"
+        case int():
+            digits = str(value) if value.bit_length() < 1000 else f"one of {count(value.bit_length(), 'bit')}"
+            return f"{excerpt(digits)} (integer)"
+        case float():
+            return f"{value} (number)"
+        case str():
+            return f"'{excerpt(value)}' (string)"
+        case list() | tuple():
+            return f"a list of length {len(value)}"
+        case Mapping():
+            return "a section"
+        case _:
+            return f"{excerpt(repr(value))} ({type(value).__name__})"
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the type and message of another library's error, on one line and with at most 300 characters.
+
+    Such a message may quote a value of any length. That of an `OSError` is whole, because it names a file.
+    """
+    text = " ".join(str(error).split()) or "no reason given"
+    return f"{type(error).__name__}: {text if isinstance(error, OSError) else excerpt(text, 300)}"
+
+
 def surrogate_problem(text: str) -> str | None:
     """Return why a text with a lone surrogate is not a text, or None. No file and no tokenizer can hold one.
 
@@ -134,7 +168,7 @@ def surrogate_problem(text: str) -> str | None:
         text.encode()
     except UnicodeEncodeError as error:
         return (
-            f"expected valid characters, got the lone surrogate {error.object[error.start]!a} at position "
+            f"expected valid characters, got the lone surrogate '{printable(error.object[error.start])}' at position "
             f"{error.start}; remove it, write the whole pair, or encode it in UTF-8"
         )
     return None

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from dreamkit.cli.shared import console, print_lines
-from dreamkit.errors import DreamkitError, count, excerpt, printable
-from dreamkit.recipe.tree import Node, describe_value
+from dreamkit.errors import DreamkitError, count, describe_value, excerpt, printable
+from dreamkit.recipe.tree import Node
 from dreamkit.storage.paths import shown_path, written_path
 
 texts = st.text(st.characters(), max_size=200)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from dreamkit.build.fit_record import Fit
-from dreamkit.errors import count
+from dreamkit.errors import count, excerpt
 from dreamkit.recipe.sections import ModelSection
 
 
@@ -48,7 +48,7 @@ def fit_tokens(fit: Fit, model: ModelSection) -> None:
     for name, token in asdict(model.special_tokens).items():
         key, other = f"model.special_tokens.{name}", first.setdefault(token, name)
         if not token.strip():
-            fit.problem(key, f"expected the name of a token, such as <{name}>, got '{token}'")
+            fit.problem(key, f"expected the name of a token, such as <{name}>, got '{excerpt(token)}'")
         elif {other, name} not in ({name}, {"image_patch", "dream_patch"}):
             fit.problem(key, f"'{token}' is also {other}; rename one of them")
         elif fit.language_model and token in fit.language_model.reserved_tokens:
@@ -64,7 +64,7 @@ def fit_generation(fit: Fit) -> None:
     fit.problem(
         "generation.scheduler",
         f"expected one of {', '.join(decoder.schedulers)}, for the image decoder's objective{objective} "
-        f"({fit.recipe.place('model.image_decoder')}), got '{name}'",
+        f"({fit.recipe.place('model.image_decoder')}), got '{excerpt(str(name))}'",
     )
 
 

@@ -14,8 +14,8 @@ def recipe_notes(recipe: Recipe) -> list[str]:
     if train.warmup <= train.steps:
         return []
     return [
-        f"note: {recipe.place('train.warmup')}: train.warmup: a warm-up of {count(train.warmup, 'step')} is longer than "
-        f"the run ({count(train.steps, 'step')}), so the learning rate stays below {train.learning_rate:g}; "
+        f"note: {recipe.place('train.warmup')}: train.warmup: a warm-up of {count(train.warmup, 'step')} is longer "
+        f"than the run ({count(train.steps, 'step')}), so the learning rate stays below {train.learning_rate:g}; "
         "lower it or raise train.steps"
     ]
 

@@ -19,6 +19,7 @@ from dreamkit.cache.manifest import (
 from dreamkit.data.dataset import Dataset
 from dreamkit.errors import CacheError, RecipeProblem, count
 from dreamkit.recipe.sections import DataSection, Recipe, plain
+from dreamkit.recipe.written import shown_setting
 from dreamkit.registry.registry import Registry
 
 KEY: Final = "train.cache"
@@ -68,12 +69,11 @@ def identity_differences(part: str, cached: Identity, current: Mapping[str, Any]
         return  # the settings of another component are other settings
     if cached["precision"] != current["precision"]:
         yield line("precision", cached["precision"], current["precision"])
-    before, now = (
-        {name: repr(value) for name, value in identity["settings"].items()} for identity in (cached, current)
-    )
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            yield line(name, before.get(name, "unset"), now.get(name, "unset"))
+    settings = cached["settings"], current["settings"]
+    for name in sorted(settings[0].keys() | settings[1].keys()):
+        both = [(type(each.get(name)), each.get(name)) if name in each else None for each in settings]
+        if both[0] != both[1]:
+            yield line(name, *("unset" if each is None else shown_setting(each[1]) for each in both))
     before, now = cached["source_files"], current.get("source_files", {})
     hashes = {name: (before[name], now[name]) for name in sorted(before.keys() & now.keys())}
     if "weights" in current:
@@ -191,7 +191,10 @@ def data_notes(
         elif not same and len(alike) == 1:
             cached = alike[0]["settings"]
             names = [name for name in sorted(cached.keys() | now.keys()) if cached.get(name) != now.get(name)]
-            changes = [f"{name}: {cached.get(name)!r} in the cache, {now.get(name)!r} now" for name in names]
+            changes = [
+                f"{name}: {shown_setting(cached.get(name))} in the cache, {shown_setting(now.get(name))} now"
+                for name in names
+            ]
             yield f"{start} has other settings: {'; '.join(changes)}"
         elif not same:
             yield f"{start} is not in the data of the cache"

@@ -19,6 +19,7 @@ from dreamkit.model.adapters import is_adapter, names_in_part, stored_name
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
+from dreamkit.recipe.source_keys import stored_source
 from dreamkit.registry.registry import Registry
 from dreamkit.storage.tensor_files import LONGEST_NAME, read_tensors, tensor_problem
 
@@ -64,16 +65,17 @@ def load_checkpoint(folder: Path | str, registry: Registry | None = None) -> tup
     manifest = Manifest.read(folder)
     registry = registry or Registry.load()
     for key, component in manifest.components.items():
-        kind, name = component["kind"], component["name"]
         try:
-            registry.get(kind, name)
+            registry.get(component["kind"], component["name"])
         except PluginError as error:
+            kind, name = excerpt(component["kind"]), excerpt(component["name"])
+            distribution, version = excerpt(component["distribution"]), excerpt(component["version"])
             raise CheckpointError(
-                f"{folder}: its {key} is the {kind} '{name}' of {component['distribution']} {component['version']}, "
+                f"{folder}: its {key} is the {kind} '{name}' of {distribution} {version}, "
                 f"which is needed to load it; install that. {error}"
             ) from error
     for part, source in manifest.sources.items():
-        compare_source(folder, part, source, source["name"])
+        compare_source(folder, part, source, stored_source(source["name"]))
     where = str(folder / Manifest.FILE)
     recipe = recipe_from_dict(manifest.recipe, registry, where=where)
     model = build(fit(_with_own_tokenizer(recipe, folder, registry), registry))

@@ -18,6 +18,7 @@ from dreamkit.distributed import barrier, is_main, whole
 from dreamkit.errors import CheckpointError
 from dreamkit.model.adapters import is_adapter, write_adapter
 from dreamkit.model.model import DreamModel
+from dreamkit.recipe.written import as_written
 from dreamkit.registry.registry import Registry
 from dreamkit.storage.folders import atomic_folder, describe_files, partial_folder
 from dreamkit.storage.paths import output_folder
@@ -93,7 +94,7 @@ def _write(
     """Write gathered tensors, the tokenizer and the manifest; `changed` are parts that differ from their source."""
     assert model.recipe is not None, "the caller checks it"
     sources: dict[str, SourceRecord] = {
-        part: {"name": source, "files": fingerprint(source)}
+        part: {"name": as_written(source), "files": fingerprint(source)}
         for part, source in model.sources.items()
         if source is not None
     }
@@ -101,7 +102,8 @@ def _write(
         with writing(file := folder / weights_file(part)):
             save_file(tensors, file)
     for part, tensors in adapters.items():
-        base = None if part in changed else model.sources.get(part)
+        source = None if part in changed else model.sources.get(part)
+        base = None if source is None else as_written(source)
         with writing(file := folder / adapter_file(part)):
             write_adapter(model.parts()[part], tensors, file, base)
     with writing(folder / "tokenizer"):

@@ -12,11 +12,10 @@ import typer
 import typer.main
 from typer.core import TyperGroup
 
-from dreamkit.errors import PluginError, printable, with_notes
+from dreamkit.errors import PluginError, describe_error, printable, with_notes
 from dreamkit.interrupts import Interrupted, is_first_process, watch
 from dreamkit.registry.kinds import Registered
 from dreamkit.registry.registry import Registry
-from dreamkit.registry.targets import describe_error
 
 COMPLETION = ("install_completion", "show_completion")  # typer adds these options to every app
 

@@ -13,8 +13,7 @@ from dreamkit.data.dataset import Dataset
 from dreamkit.data.record_keys import RecordKeys
 from dreamkit.data.records import ImagePaths, Records, paths_in, text_problem
 from dreamkit.document import DRAW_SLOT, READ_SLOT, Document, Role
-from dreamkit.errors import did_you_mean, printable
-from dreamkit.recipe.tree import describe_value
+from dreamkit.errors import describe_value, did_you_mean, printable
 
 ROLES: Mapping[str, Role] = {
     "human": "user",

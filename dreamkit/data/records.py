@@ -16,9 +16,9 @@ from PIL import Image as PIL
 
 from dreamkit.data.text_files import HEAD, decode, open_regular, read_text, refuse_foreign
 from dreamkit.data.unchanged import FileStatus, changed_error, unchanged
-from dreamkit.errors import DocumentError, printable, surrogate_problem
+from dreamkit.errors import DocumentError, describe_value, printable, surrogate_problem
 from dreamkit.parts.pictures import range_problem
-from dreamkit.recipe.tree import MAX_DEPTH, MAX_DIGITS, describe_value
+from dreamkit.recipe.tree import MAX_DEPTH, MAX_DIGITS
 from dreamkit.storage.paths import irregular_kind
 
 if TYPE_CHECKING:

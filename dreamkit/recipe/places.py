@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dreamkit.errors import ConfigError, RecipeProblem
+from dreamkit.errors import ConfigError, DreamkitError, RecipeProblem, describe_error
 
 
 def config_problems(error: BaseException, key: str, places: Mapping[str, str]) -> list[RecipeProblem]:
     """Return the problems of the section `key` that a part reported by raising `error`."""
-    text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    messages = error.problems if isinstance(error, ConfigError) else {"": text or type(error).__name__}
+    if isinstance(error, ConfigError):
+        messages = error.problems
+    elif isinstance(error, DreamkitError):
+        messages = {"": str(error)}
+    else:
+        messages = {"": describe_error(error).removeprefix("ValueError: ")}
     by_path = {join(key, inner): message for inner, message in messages.items()}
     return [
         RecipeProblem(place(places, path), path or "recipe", message) for path, message in by_path.items()

@@ -12,12 +12,12 @@ from importlib.metadata import EntryPoint
 
 import pluggy
 
-from dreamkit.errors import did_you_mean, excerpt
+from dreamkit.errors import describe_error, did_you_mean, excerpt
 from dreamkit.registry import hookspecs
 from dreamkit.registry.hookspecs import PROJECT, Component
 from dreamkit.registry.kinds import KINDS, Problem, Registered, ShippedRecipe
 from dreamkit.registry.requirements import requirement_problems
-from dreamkit.registry.targets import describe_error, malformed_target
+from dreamkit.registry.targets import malformed_target
 from dreamkit.storage.packages import package_folder
 
 CORE = "dreamkit.registry.core"
@@ -104,7 +104,7 @@ class Plugin:
         for component in components:
             reason = _invalid_name(component.name, KINDS[kind].words) or malformed_target(component.target)
             if reason:
-                self._problem(f"{kind} {component.name!r}: {reason}")
+                self._problem(f"{kind} {excerpt(repr(component.name))}: {reason}")
                 continue
             source = distribution.name, distribution.version, self.entry_point.name
             self.components.append(Registered(component, kind, *source, is_core=is_core(self.entry_point)))
@@ -114,7 +114,7 @@ class Plugin:
         try:
             root = package_folder(package, folder).resolve()
         except LookupError as error:
-            self._problem(f"dreamkit_recipes returned {place!r}: {error.args[0]}")
+            self._problem(f"dreamkit_recipes returned {excerpt(repr(place))}: {error.args[0]}")
             return
         for path in sorted(root.rglob("*.yaml")):
             name = path.relative_to(root).with_suffix("").as_posix()

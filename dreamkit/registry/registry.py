@@ -14,7 +14,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from dreamkit.errors import PluginError, did_you_mean
+from dreamkit.errors import PluginError, did_you_mean, excerpt
 from dreamkit.registry.hookspecs import ENTRY_POINT_GROUP
 from dreamkit.registry.kinds import Problem, Registered, ShippedRecipe
 from dreamkit.registry.plugin import Plugin, is_core, origin
@@ -107,7 +107,7 @@ class Registry:
         if not matches:
             first_words = {known.partition(" ")[0] for known in self.components(kind)} - {name}
             near = did_you_mean(name, first_words.union(self.components(kind)))
-            raise PluginError(f"unknown {kind} '{name}'; {near}{self.about_problems()}")
+            raise PluginError(f"unknown {excerpt(kind)} '{excerpt(name)}'; {near}{self.about_problems()}")
         if len(claims) > 1:
             by = (each.origin + (f" (as '{each.name}')" if each.name != name else "") for each in claims)
             raise PluginError(

@@ -7,7 +7,7 @@ import importlib
 import re
 from typing import Any
 
-from dreamkit.errors import PluginError, did_you_mean, excerpt
+from dreamkit.errors import PluginError, describe_error, did_you_mean, excerpt
 from dreamkit.registry.kinds import KINDS, Registered
 
 
@@ -32,11 +32,6 @@ def import_target(registered: Registered) -> Any:
     if reason := _invalid_reason(imported, registered.kind):
         raise PluginError(f"{name}: {target} {reason}")
     return imported
-
-
-def describe_error(error: BaseException) -> str:
-    """Return an exception's type and message in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _import(target: str, component: str) -> Any:

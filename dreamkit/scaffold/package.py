@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final
 
-from dreamkit.errors import DreamkitError, did_you_mean
+from dreamkit.errors import DreamkitError, describe_value, did_you_mean
 from dreamkit.registry.kinds import KINDS as REGISTERED
 from dreamkit.registry.registry import Registry
 from dreamkit.scaffold.names import KINDS, LICENSES, Names, PartKind, names_for
@@ -59,7 +59,7 @@ def new_plugin(
     if license not in LICENSES:
         raise DreamkitError(f"unknown license '{license}'; {did_you_mean(license, LICENSES)}")
     if author is not None and not (author.strip() and author.isprintable()):
-        raise DreamkitError(f"expected the author's name on one line, got {author!r}")
+        raise DreamkitError(f"expected the author's name on one line, got {describe_value(author)}")
     part = KINDS[kind]
     sources = {f"{stem}.py": _text(f"parts/{stem}.py") for stem in (part.module, *part.helpers)}
     words = frozenset(re.findall(r"\w+", "".join(sources.values()))) - {CLASS}

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints, is_typeddict
 
-from dreamkit.errors import DreamkitError, surrogate_problem
+from dreamkit.errors import DreamkitError, describe_error, surrogate_problem
 from dreamkit.storage.folders import (
     NOT_UTF8,
     FileRecord,
@@ -94,7 +94,7 @@ class FolderManifest(ABC):
             raise cls.ERROR(f"{path}: {unreadable(error)}") from error
         except (ValueError, RecursionError) as error:
             raise cls.ERROR(
-                f"{path}: not a manifest of dreamkit: {type(error).__name__}: {error}; {cls.repair_hint(folder)}"
+                f"{path}: not a manifest of dreamkit: {describe_error(error)}; {cls.repair_hint(folder)}"
             ) from error
         if isinstance(data, dict):
             cls._refuse_version(folder, data)

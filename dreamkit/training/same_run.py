@@ -11,6 +11,7 @@ from dreamkit.data.fingerprint import fingerprint_differences
 from dreamkit.distributed import world_size
 from dreamkit.errors import TrainingError, count
 from dreamkit.recipe.sections import Recipe
+from dreamkit.recipe.written import shown_setting
 from dreamkit.training.trainer import fingerprints, processes
 
 # Settings that a resumed run may change, as they do not change its losses. A cache too:
@@ -91,7 +92,7 @@ def _differing(then: Recipe, now: Recipe, moved: set[str], under: str = "") -> l
     """
     before, after = dict(_flat(then.to_dict())), dict(_flat(now.to_dict()))
     return [
-        f"  {key}: was {before.get(key)!r}, is {after.get(key)!r}"
+        f"  {key}: was {shown_setting(before.get(key))}, is {shown_setting(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
         if key.startswith(under)
         and before.get(key) != after.get(key)

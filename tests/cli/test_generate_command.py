@@ -149,7 +149,7 @@ def test_a_file_is_never_overwritten(run, checkpoint: Path) -> None:
         (["say " * 300], "expected at most 256 tokens, got"),
         (["say", "--steps", 0], "'--steps': expected at least 1 and at most 100000, got 0"),
         (["say", "--guidance", -1], "'--guidance': expected at least 0, got -1"),
-        (["say", "--max-tokens", 0], "'--max-tokens': expected at least 1, got 0"),
+        (["say", "--max-tokens", 0], "'--max-tokens': expected at least 1 and at most 100000000, got 0"),
         (["say", "--max-images", -1], "'--max-images': expected at least 0, got -1"),
         (["say", "--guidance", "inf"], "expected a finite number, got inf"),
         (["say", "--temperature", "inf"], "expected a finite number, got inf"),

@@ -11,11 +11,20 @@ from typing import Any
 import diffusers
 import torch
 
-from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean, locate
+from dreamkit import (
+    ConfigError,
+    PartConfig,
+    SourceError,
+    describe_error,
+    describe_value,
+    did_you_mean,
+    excerpt,
+    locate,
+)
 from dreamkit_diffusers.keys import AVERAGING, Fixed
-from dreamkit_diffusers.networks import Network, reason
+from dreamkit_diffusers.networks import Network
 from dreamkit_diffusers.schedulers import Schedulers, draws_finite
-from dreamkit_diffusers.values import count_error, describe_value, is_count
+from dreamkit_diffusers.values import count_error, difference, is_count
 
 KNOWN = "pkg:dreamkit_diffusers/known"  # config files of well-known hub models
 MAX_LAYERS = 100  # of a block; making them takes time, even without weights
@@ -120,7 +129,7 @@ class Configs:
         try:
             return model.model_class.from_config(self.raw[name])
         except Exception as error:  # diffusers raises any type of error about a wrong value
-            self.add_problem(name, f"cannot build a {model.name}: {reason(error)}")
+            self.add_problem(name, f"cannot build a {model.name}: {describe_error(error)}")
             return None
 
 
@@ -223,11 +232,11 @@ def _check_values(
             continue
         if key in fixed:
             if not fixed[key].accepts(value):
-                message = f"expected {describe_value(fixed[key].values[0])}, got {describe_value(value)}"
+                message = difference(fixed[key].values[0], value)
                 configs.add_problem(f"{name}.{key}", f"{message}; {fixed[key].remedy}")
         elif key in defaults:
             if key not in supported and value != defaults[key]:
-                message = f"expected {describe_value(defaults[key])}, got {describe_value(value)}"
+                message = difference(defaults[key], value)
                 remedy = (
                     f"dreamkit-diffusers does not support this key of diffusers {diffusers.__version__} yet"
                 )
@@ -245,7 +254,7 @@ def _check_values(
 def _check_class(configs: Configs, name: str, model: Network) -> None:
     class_name = configs.raw[name].get("_class_name", model.name)
     if class_name != model.name:
-        message = f"expected class '{model.name}', got '{class_name}'; name another source"
+        message = f"expected class '{model.name}', got '{excerpt(str(class_name))}'; name another source"
         configs.add_problem(f"{name}._class_name", message)
 
 
@@ -284,7 +293,7 @@ def _check_schedule(configs: Configs) -> None:
     try:
         built = schedulers.create(None, config), schedulers.for_training(config)
     except Exception as error:  # diffusers raises any type of error about a wrong value
-        configs.add_problem("scheduler", f"cannot build a noise schedule: {reason(error)}")
+        configs.add_problem("scheduler", f"cannot build a noise schedule: {describe_error(error)}")
         return
     for scheduler in built:
         betas = getattr(scheduler, "betas", torch.zeros(1))
@@ -296,7 +305,9 @@ def _check_schedule(configs: Configs) -> None:
     try:
         is_finite = draws_finite(built[0])
     except Exception as error:
-        configs.add_problem("scheduler", f"cannot draw with {type(built[0]).__name__}: {reason(error)}")
+        configs.add_problem(
+            "scheduler", f"cannot draw with {type(built[0]).__name__}: {describe_error(error)}"
+        )
         return
     if not is_finite:
         configs.add_problem(

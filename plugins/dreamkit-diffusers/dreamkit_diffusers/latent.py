@@ -250,15 +250,18 @@ def _check_latents(configs: Configs) -> None:
     noun = "UNet" if name == "unet" else name
     # the problem is reported at the value that was set
     vae_is_set = "latent_channels" in configs.raw["vae"] and "in_channels" not in configs.raw[name]
-    for end in ("in_channels", "out_channels"):
+    error = count_error(vae["latent_channels"])
+    configs.add_problem("vae.latent_channels", error)
+    for end in ("in_channels", "out_channels") if error is None else ():
         # transformers of diffusers have as many outputs as inputs unless set
         channels = network["in_channels"] if network[end] is None else network[end]
-        if channels != vae["latent_channels"]:
-            configs.add_problem(
-                "vae.latent_channels" if vae_is_set else f"{name}.{end}",
+        error = count_error(channels)
+        if error is None and channels != vae["latent_channels"]:
+            error = (
                 f"expected {vae['latent_channels']} {end}, as many as the autoencoder's latents have, got {channels}; "
-                f"use a {noun} made for these latents",
+                f"use a {noun} made for these latents"
             )
+        configs.add_problem("vae.latent_channels" if vae_is_set else f"{name}.{end}", error)
     configs.add_problem("vae.scaling_factor", number_error(vae["scaling_factor"]))
     if vae.get("shift_factor") is not None:
         configs.add_problem("vae.shift_factor", number_error(vae["shift_factor"], positive=False))

@@ -18,7 +18,7 @@ from typing import Any
 import diffusers
 import torch
 
-from dreamkit import SourceError, count
+from dreamkit import SourceError, count, describe_error
 from dreamkit_diffusers import keys
 
 
@@ -60,7 +60,9 @@ class Network:
                 use_safetensors=any(folder.glob("*.safetensors")),
             )
         except Exception as error:
-            raise SourceError(f"the {self.name} in {folder} cannot be loaded: {reason(error)}") from error
+            raise SourceError(
+                f"the {self.name} in {folder} cannot be loaded: {describe_error(error)}"
+            ) from error
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
             raise SourceError(
@@ -68,11 +70,6 @@ class Network:
                 f"'{missing[0]}'; download the files again"
             )
         return model
-
-
-def reason(error: Exception) -> str:
-    """Return the type and the message of a library's error."""
-    return f"{type(error).__name__}: {str(error).strip() or 'no reason given'}"
 
 
 def _source_defaults(name: str, file: str) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from dreamkit import Condition, count
+from dreamkit import Condition, count, describe_value
 from dreamkit_diffusers import networks, tiny_configs
 from dreamkit_diffusers.cached_condition import Child
 from dreamkit_diffusers.configs import Configs, Layout
@@ -62,7 +62,7 @@ class SD3(FlowDecoder):
             configs.add_problem(
                 "transformer.caption_projection_dim",
                 f"expected {heads * head_dim}, the width of the latents' tokens ({count(heads, 'head')} x {head_dim}), "
-                f"got {width!r}",
+                f"got {describe_value(width)}",
             )
         error = count_error(positions)
         if error is not None:

@@ -15,7 +15,7 @@ import timm
 import torch
 from torch import Tensor
 
-from dreamkit import ConfigError
+from dreamkit import ConfigError, describe_error
 
 Built = TypeVar("Built")
 
@@ -51,12 +51,7 @@ def on_meta(build: Callable[[], Built], key: str, detail: str = "") -> Built:
     except ConfigError:
         raise
     except Exception as error:  # a model's constructor and forward pass raise any type of error
-        raise ConfigError({key: f"timm raised {one_line(error)}{detail}"}) from error
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's type and message in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError({key: f"timm raised {describe_error(error)}{detail}"}) from error
 
 
 def features(model: Any, layer: int, pixels_NCHW: Tensor, **options: Any) -> Tensor:

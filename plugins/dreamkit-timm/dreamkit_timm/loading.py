@@ -11,8 +11,8 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from dreamkit import SourceError
-from dreamkit_timm.creating import create_model, one_line
+from dreamkit import SourceError, describe_error
+from dreamkit_timm.creating import create_model
 
 
 class _FileTensor(Tensor):
@@ -41,7 +41,7 @@ def load_model(name: str, arguments: Mapping[str, Any], file: Path) -> tuple[Any
         state = {key: tensor.as_subclass(_FileTensor) for key, tensor in load_state_dict(str(file)).items()}
         model = create_model(name, arguments, state)
     except Exception as error:  # timm's conversions raise any type of error
-        raise SourceError(f"{file}: timm cannot load it: {one_line(error)}") from error
+        raise SourceError(f"{file}: timm cannot load it: {describe_error(error)}") from error
     # each copy from the file left a mark, which is removed here
     missing = {
         name
@@ -64,7 +64,7 @@ def weights_error(name: str, arguments: Mapping[str, Any], model: nn.Module) -> 
     except Exception as error:  # timm's conversions raise any type of error
         shapes = re.search(r"for ([\w.]+): .*?\[([\d, ]*)\].*?\[([\d, ]*)\]", str(error))
         if shapes is None:
-            return one_line(error)
+            return describe_error(error)
         weight, actual, expected = shapes.groups()
         return f"expected shape [{expected}] of {weight}, got [{actual}]"
     return None

@@ -18,9 +18,19 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
-from dreamkit import ConfigError, PoolingConfig, SourceError, VisionSpec, count, did_you_mean, locate
+from dreamkit import (
+    ConfigError,
+    PoolingConfig,
+    SourceError,
+    VisionSpec,
+    count,
+    describe_error,
+    did_you_mean,
+    excerpt,
+    locate,
+)
 from dreamkit_timm.adapters import adapter_layers
-from dreamkit_timm.creating import create_model, on_meta, one_line, prune
+from dreamkit_timm.creating import create_model, on_meta, prune
 from dreamkit_timm.loading import load_model, weights_error
 from dreamkit_timm.sources import WEIGHTS, Source, find_source
 
@@ -250,7 +260,7 @@ def _check_preprocessing(data_config: Mapping[str, Any], key: str) -> None:
         return
     names = (name for name in data_config if name != "input_size")
     wrong = next((name for name in names if not _preprocessing_error({**data_config, name: None})), None)
-    value = f" {wrong} {data_config[wrong]!r}" if wrong is not None else ""
+    value = f" {wrong} {excerpt(repr(data_config[wrong]))}" if wrong is not None else ""
     raise ConfigError({key: f"timm cannot process images with its pretrained_cfg{value}: {error}"})
 
 
@@ -261,7 +271,7 @@ def _preprocessing_error(data_config: Mapping[str, Any]) -> str | None:
         with torch.device("cpu"):
             create_transform(**settings, is_training=False)(Image.new("RGB", (3, 5)))
     except Exception as error:  # of any type, about a value of any type
-        return one_line(error)
+        return describe_error(error)
     return None
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dreamkit import DocumentError, Turn
-from dreamkit_transformers.configs import one_line
+from dreamkit import DocumentError, Turn, describe_error
 
 UNUSED = range(0xF0000, 0xFFFFE)  # characters for private use (Unicode's plane 15), which stand for others
 
@@ -102,7 +101,7 @@ class Rendering:
         except Exception as error:  # templates are programs that raise any exception
             raise DocumentError(
                 f"{tokenizer_name(self.tokenizer)} has a chat template that refuses {roles_of(messages)} "
-                f"({one_line(error)}); change the turns, or name a tokenizer with another template"
+                f"({describe_error(error)}); change the turns, or name a tokenizer with another template"
             ) from error
 
 

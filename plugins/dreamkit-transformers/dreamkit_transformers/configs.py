@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.utils import logging as library_logging
 
-from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean
+from dreamkit import ConfigError, PartConfig, SourceError, describe_error, did_you_mean, excerpt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,7 +53,7 @@ def config_from_dict(kind: type[LibraryConfig], values: Mapping[str, Any]) -> Li
     try:
         config = kind(**values)
     except _INVALID as error:
-        raise ConfigError({"config": f"invalid for {kind.__name__}: {one_line(error)}"}) from error
+        raise ConfigError({"config": f"invalid for {kind.__name__}: {describe_error(error)}"}) from error
     return _with_named_outputs(config)
 
 
@@ -75,12 +75,12 @@ def _value_problem(kind: type[PreTrainedConfig], name: str, value: Any) -> str |
         from transformers.activations import ACT2FN  # imports accelerate and half of transformers
 
         if value not in ACT2FN:
-            return f"expected the name of an activation, got {value!r}; {did_you_mean(value, ACT2FN)}"
+            return f"expected the name of an activation, got {excerpt(repr(value))}; {did_you_mean(value, ACT2FN)}"
     try:
         with quiet_library():  # warnings would be about defaults, not about the user's values
             kind(**{name: value})
     except StrictDataclassFieldValidationError as error:
-        return one_line(error.__cause__ or error)
+        return describe_error(error.__cause__ or error)
     except _INVALID:
         pass  # the value may be invalid only with the defaults of others
     return None
@@ -98,7 +98,8 @@ def config_from_folder(kind: type[LibraryConfig], folder: Path, model_types: Seq
     if model_type not in model_types:
         expected = " or ".join(f"'{name}'" for name in model_types)
         raise SourceError(
-            f"{file}: expected model_type {expected}, got '{model_type}'; name another component or folder"
+            f"{file}: expected model_type {expected}, got '{excerpt(str(model_type))}'; name another component or "
+            "folder"
         )
     for key in QUANTIZED:
         if (settings := values.get(key)) is not None:
@@ -111,7 +112,7 @@ def config_from_folder(kind: type[LibraryConfig], folder: Path, model_types: Seq
         with quiet_library():  # old configs use earlier names, which the library translates
             return _with_named_outputs(kind.from_pretrained(folder, local_files_only=True))
     except (*_INVALID, OSError) as error:
-        raise SourceError(f"{file}: invalid for {kind.__name__}: {one_line(error)}") from error
+        raise SourceError(f"{file}: invalid for {kind.__name__}: {describe_error(error)}") from error
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SourceError(f"{file} cannot be read: {one_line(error)}") from error
+        raise SourceError(f"{file} cannot be read: {describe_error(error)}") from error
     if not isinstance(content, dict):
         raise SourceError(f"{file}: expected a JSON object, got {type(content).__name__}")
     return content
@@ -160,7 +161,9 @@ def load_weights(kind: type[PreTrainedModel], folder: Path, config: PreTrainedCo
             f"{folder}: its pickled weights hold more than tensors, or are damaged; name a folder with safetensors"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
-        raise SourceError(f"{folder}: {kind.__name__} cannot load its weights: {one_line(error)}") from error
+        raise SourceError(
+            f"{folder}: {kind.__name__} cannot load its weights: {describe_error(error)}"
+        ) from error
     model, report = loaded
     problems = [f"missing {name}" for name in sorted(report["missing_keys"])]
     problems += [
@@ -233,9 +236,4 @@ def on_meta(build: Callable[[], Built]) -> Built:
     except ConfigError:
         raise
     except Exception as error:  # model code raises any exception
-        raise ConfigError({"config": f"cannot build a model from it: {one_line(error)}"}) from error
-
-
-def one_line(error: BaseException) -> str:
-    """Return the type and the message of an error on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError({"config": f"cannot build a model from it: {describe_error(error)}"}) from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dreamkit import SourceError
+from dreamkit import SourceError, describe_value
 from dreamkit_transformers.configs import read_json
 
 HONOURED: Final = ("eos_token_id", "suppress_tokens")
@@ -93,5 +93,7 @@ def read_generation(folder: Path, rows: int) -> GenerationSettings:
 def _token_ids(file: Path, key: str, value: Any) -> tuple[int, ...]:
     ids = value if isinstance(value, list) else [value]
     if not all(type(index) is int and index >= 0 for index in ids):
-        raise SourceError(f"{file}: {key}: expected a token id or a list of token ids, got {value!r}")
+        raise SourceError(
+            f"{file}: {key}: expected a token id or a list of token ids, got {describe_value(value)}"
+        )
     return tuple(ids)

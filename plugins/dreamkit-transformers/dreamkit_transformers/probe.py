@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dreamkit import ConfigError
+from dreamkit import ConfigError, describe_error
 from dreamkit_transformers.adapter_layers import accepts_adapter, name_pattern
-from dreamkit_transformers.configs import on_meta, one_line, quiet_library, random_model
+from dreamkit_transformers.configs import on_meta, quiet_library, random_model
 from dreamkit_transformers.heads import logit_scales, named_soft_cap, soft_capped
 from dreamkit_transformers.masks import TokenCache
 from dreamkit_transformers.rope import UnsupportedRopeError, length_dependent, switch_length
@@ -75,7 +75,7 @@ def _probed(kind: type[PreTrainedModel], config_kind: type[PreTrainedConfig], va
     except (UnsupportedModelError, UnsupportedRopeError) as reason:
         return str(reason)
     except Exception as error:  # model code raises any exception
-        return f"a small copy fails: {one_line(error)}"
+        return f"a small copy fails: {describe_error(error)}"
 
 
 def _small_model(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
@@ -98,7 +98,7 @@ def _small_model(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTr
                     parameter.add_(0.1 * torch.randn_like(parameter))
             decoder_of(model)(torch.zeros(1, 2, dtype=torch.long), use_cache=False)
         except Exception as error:  # model code raises any exception
-            reasons.append(f"a small copy fails: {one_line(error.__cause__ or error)}")
+            reasons.append(f"a small copy fails: {describe_error(error.__cause__ or error)}")
         else:
             return model
     raise UnsupportedModelError(
@@ -193,7 +193,9 @@ class _Probe:
         try:
             hidden = self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
         except Exception as error:
-            raise UnsupportedModelError(f"it does not accept inputs_embeds: {one_line(error)}") from error
+            raise UnsupportedModelError(
+                f"it does not accept inputs_embeds: {describe_error(error)}"
+            ) from error
         if not _close(hidden, expected):
             raise UnsupportedModelError("its hidden states differ between tokens and their embeddings")
         if hidden.shape != embeds.shape:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from PIL import Image
 
-from dreamkit import SourceError, count
+from dreamkit import SourceError, count, describe_error
 from dreamkit_transformers.architectures import Architecture
-from dreamkit_transformers.configs import one_line, quiet_library, read_json
+from dreamkit_transformers.configs import quiet_library, read_json
 from dreamkit_transformers.processor_keys import class_name
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class SourceProcessor:
             raise
         except Exception as error:  # processors raise any type of error about values
             name = class_name(self.values()) or self.architecture.processor
-            raise SourceError(f"{self.file}: invalid for {name}: {one_line(error)}") from error
+            raise SourceError(f"{self.file}: invalid for {name}: {describe_error(error)}") from error
 
     def _check(self, shape: tuple[int, int], side: int) -> None:
         """Raise SourceError unless `shape` is a square of `side` pixels that the model accepts."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from dreamkit import SourceError, locate
-from dreamkit_transformers.configs import one_line, quiet_library
+from dreamkit import SourceError, describe_error, locate
+from dreamkit_transformers.configs import quiet_library
 
 TOKENIZER_FILES = "tokenizer.json|tokenizer.model"
 KNOWN_TOKENS = "known_tokens.json"  # the vocabulary size and special tokens of a well-known model
@@ -47,7 +47,7 @@ def read_tokenizer(
         with quiet_library():  # the folder may hold another library's config.json
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library's compiled parts raise any exception for a damaged file
-        raise SourceError(f"{folder}: the tokenizer cannot be read: {one_line(error)}", key) from error
+        raise SourceError(f"{folder}: the tokenizer cannot be read: {describe_error(error)}", key) from error
 
 
 def byte_tokenizer(has_bos: bool = True) -> PreTrainedTokenizerBase:

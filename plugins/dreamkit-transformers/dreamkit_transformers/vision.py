@@ -22,6 +22,7 @@ from dreamkit import (
     VisionSpec,
     count,
     did_you_mean,
+    excerpt,
     locate,
     to_rgb,
 )
@@ -183,7 +184,8 @@ class VisionTower(VisionEncoder):
         values = dict(config.config or {})
         model_type = values.pop("model_type", cls.architectures[0].model_types[0])
         if model_type not in by_type:
-            problem = f"expected one of {', '.join(by_type)}, got {model_type!r}; {did_you_mean(model_type, by_type)}"
+            expected, got = ", ".join(by_type), excerpt(repr(model_type))
+            problem = f"expected one of {expected}, got {got}; {did_you_mean(model_type, by_type)}"
             raise ConfigError({"config.model_type": problem})
         return by_type[model_type], config_from_dict(by_type[model_type].config_class, values)
 
