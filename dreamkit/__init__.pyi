@@ -11,12 +11,16 @@ from .errors import (
     ConfigError as ConfigError,
     DocumentError as DocumentError,
     DreamkitError as DreamkitError,
+    OutputError as OutputError,
     PluginError as PluginError,
     RecipeError as RecipeError,
     SourceError as SourceError,
     TrainingError as TrainingError,
+    count as count,
     describe_error as describe_error,
+    describe_value as describe_value,
     did_you_mean as did_you_mean,
+    excerpt as excerpt,
     library_errors as library_errors,
 )
 from .evaluation.task import Task as Task
@@ -54,4 +58,5 @@ from .registry.hookspecs import Component as Component, hookimpl as hookimpl
 from .registry.registry import Registry as Registry
 from .storage.json_files import read_json as read_json
 from .storage.sources import locate as locate
+from .storage.writing import write_text as write_text
 from .training.run import train_recipe as train_recipe

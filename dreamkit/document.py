@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from dreamkit.earlier_names import with_earlier_arguments, with_earlier_fields
-from dreamkit.errors import DocumentError
+from dreamkit.errors import DocumentError, article, excerpt, surrogate_problem
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -29,12 +29,22 @@ class Text:
         role: speaker of the text, in a conversation; None in other documents.
         ids: ids of the tokens that a model wrote as this text; None for a text of other origin. A model that decodes
             them to the same text reads these tokens, and otherwise tokenizes the text. Equality ignores them.
+
+    Raises:
+        DocumentError: the text is not a string, or has a lone surrogate.
     """
 
     text: str
     train_on: bool = True
     role: Role | None = None
     ids: tuple[int, ...] | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            kind = type(self.text).__name__
+            raise DocumentError(f"text: expected a string, got {article(kind)} {kind}")
+        if problem := surrogate_problem(self.text):
+            raise DocumentError(f"text '{excerpt(self.text)}': {problem}")
 
 
 @with_earlier_fields(learn="train_on")
@@ -144,7 +154,7 @@ class Document:
         if len(slots) != len(images):
             raise DocumentError(
                 f"{name}: expected one image for each {READ_SLOT} and {DRAW_SLOT}, got {len(images)} for {len(slots)} "
-                f"in {text!r}"
+                f"in '{excerpt(text)}'"
             )
         pictures = iter(images)
         segments: list[Segment] = []

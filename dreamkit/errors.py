@@ -8,6 +8,7 @@ DreamkitError (ValueError)     any error that the user can fix; the command line
 ├── DocumentError              a document that cannot be used for training or generation
 ├── CheckpointError            a checkpoint that is damaged, too new, or does not fit
 ├── CacheError                 a cache that is damaged, does not fit, or lacks an image
+├── OutputError                a file or folder that cannot be written, or that another command is writing
 └── TrainingError              a run that cannot continue, such as one with a loss that is not finite
 """
 
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+MOST_SHOWN: Final = 100  # problems of a recipe in its message
 # Unicode's categories of control characters, surrogates, line and paragraph separators, and formats, which include
 # those that reverse the order of the text.
 _UNPRINTABLE: Final = ("Cc", "Cs", "Zl", "Zp", "Cf")
@@ -65,6 +67,10 @@ class CacheError(DreamkitError):
     """A cache of latents or features that cannot be written or read, or whose files have changed."""
 
 
+class OutputError(DreamkitError):
+    """A file or folder that cannot be written, or that another command is writing."""
+
+
 class TrainingError(DreamkitError):
     """A training run that cannot continue."""
 
@@ -86,14 +92,19 @@ class RecipeProblem:
 
 
 class RecipeError(DreamkitError):
-    """Every problem of a recipe, in `problems`."""
+    """Every problem of a recipe, in `problems`; its message has the first 100."""
 
     def __init__(self, problems: Sequence[RecipeProblem]) -> None:
         self.problems = tuple(problems)
-        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
-        super().__init__(
-            "\n".join([f"the recipe has {count}:", *(f"  {problem}" for problem in self.problems)])
-        )
+        lines = [f"  {problem}" for problem in self.problems[:MOST_SHOWN]]
+        if len(self.problems) > MOST_SHOWN:
+            lines.append(f"  and {len(self.problems) - MOST_SHOWN} more")
+        super().__init__("\n".join([f"the recipe has {count(len(self.problems), 'problem')}:", *lines]))
+
+
+def with_notes(error: BaseException) -> str:
+    """Return the message of an error with the notes that were added to it, such as where a run was saved."""
+    return "; ".join([str(error), *getattr(error, "__notes__", ())])
 
 
 def printable(text: str | Path) -> str:
@@ -115,14 +126,38 @@ def excerpt(text: str, most: int = 80) -> str:
     return start if len(start) <= most else f"{start[: most - 3]}..."
 
 
-def describe_error(error: BaseException, most: int = 300) -> str:
-    """Return the type and message of a library's error: one line of at most `most` characters.
+def describe_value(value: object) -> str:
+    """Return a value and its type for an error message: "'three' (string)", "true (boolean)", "null".
 
-    A library may repeat any content of a file in its message.
+    At most 80 characters of the value are shown, with control characters as escapes. Of lists only the length is.
     """
-    message = " ".join(str(error).split())
-    name = type(error).__name__
-    return excerpt(f"{name}: {message}" if message else name, most)
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return f"{str(value).lower()} (boolean)"
+        case int():
+            digits = str(value) if value.bit_length() < 1000 else f"one of {count(value.bit_length(), 'bit')}"
+            return f"{excerpt(digits)} (integer)"
+        case float():
+            return f"{value} (number)"
+        case str():
+            return f"'{excerpt(value)}' (string)"
+        case list() | tuple():
+            return f"a list of length {len(value)}"
+        case Mapping():
+            return "a section"
+        case _:
+            return f"{excerpt(repr(value))} ({type(value).__name__})"
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the type and message of another library's error, on one line and with at most 300 characters.
+
+    Such a message may quote a value of any length. That of an `OSError` is whole, because it names a file.
+    """
+    text = " ".join(str(error).split()) or "no reason given"
+    return f"{type(error).__name__}: {text if isinstance(error, OSError) else excerpt(text, 300)}"
 
 
 @contextmanager
@@ -143,6 +178,21 @@ def library_errors(place: str | Path, key: str = "pretrained") -> Iterator[None]
         raise SourceError(f"{printable(place)}: {describe_error(error)}", key) from error
 
 
+def surrogate_problem(text: str) -> str | None:
+    """Return why a text with a lone surrogate is not a text, or None. No file and no tokenizer can hold one.
+
+    Such a text comes from JSON, or from bytes of the command line that are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return (
+            f"expected valid characters, got the lone surrogate '{printable(error.object[error.start])}' at position "
+            f"{error.start}; remove it, write the whole pair, or encode it in UTF-8"
+        )
+    return None
+
+
 def did_you_mean(name: Any, names: Iterable[str]) -> str:
     """Return the end of an error message about an unknown `name`: the nearest of `names`, or all of them."""
     known = sorted(names)
@@ -150,6 +200,21 @@ def did_you_mean(name: Any, names: Iterable[str]) -> str:
     if near:
         return f"did you mean '{near[0]}'?"
     return f"known: {', '.join(known)}" if known else "none are known"
+
+
+def count(number: int | str, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: `count(1, "image")` is "1 image", `count("2,000", "batch")` is "2,000 batches".
+
+    `plural` is only needed for several words, such as "images to read".
+    """
+    if str(number) == "1":
+        return f"1 {noun}"
+    if not plural:
+        if noun.endswith("y") and noun[-2:-1] not in tuple("aeiou"):
+            plural = f"{noun[:-1]}ies"
+        else:
+            plural = noun + ("es" if noun.endswith(("s", "x", "z", "ch", "sh")) else "s")
+    return f"{number} {plural}"
 
 
 def article(word: str) -> str:

@@ -4,6 +4,7 @@ One launch of `layouts.py` runs everything for all tests; a hang ends at the tim
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -104,13 +105,30 @@ def test_a_document_that_is_not_finite_is_named_in_both_processes(two_processes:
     assert ranks == {0, 1}
 
 
-def test_one_process_does_not_resume_a_run_of_two(two_processes: Path) -> None:
+@pytest.mark.parametrize(
+    ("reason", "message"), [("error", "this document is cut"), ("signal", "interrupted by SIGTERM")]
+)
+def test_an_error_or_a_signal_in_one_process_saves_both(
+    two_processes: Path, reason: str, message: str
+) -> None:
+    for rank in range(2):
+        left = (two_processes / f"left by {reason}.{rank}.txt").read_text()
+        assert left.startswith(f"{message}; step ") and "--resume" in left
+    files = sorted((two_processes / "straight/checkpoint").glob("*.safetensors"))
+    assert files
+    for file in files:
+        resumed = two_processes / f"left by {reason}" / "checkpoint" / file.name
+        assert file.read_bytes() == resumed.read_bytes(), file.name
+
+
+def test_one_process_does_not_resume_a_run_of_two(two_processes: Path, tmp_path: Path) -> None:
+    shutil.copytree(two_processes / "straight/checkpoints", tmp_path / "checkpoints")
     data = [layouts.TinyDocuments()]
     with pytest.raises(TrainingError, match="expected 2 processes, as before, got 1"):
         train_recipe(
             layouts.recipe(save_every=1),
             Registry.load(),
-            two_processes / "straight",
+            tmp_path,
             datasets=data,
             resume=True,
         )

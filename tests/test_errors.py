@@ -13,13 +13,15 @@ from dreamkit.cli.shared import console, print_lines
 from dreamkit.errors import (
     DreamkitError,
     SourceError,
+    count,
     describe_error,
+    describe_value,
     excerpt,
     library_errors,
     printable,
 )
 from dreamkit.recipe.places import config_problems
-from dreamkit.recipe.tree import Node, describe_value
+from dreamkit.recipe.tree import Node
 from dreamkit.storage.paths import shown_path, written_path
 
 texts = st.text(st.characters(), max_size=200)
@@ -93,7 +95,7 @@ def test_control_characters_never_reach_the_terminal(
 @given(texts)
 def test_a_library_error_is_described_in_one_short_line(text: str) -> None:
     shown = describe_error(KeyError(text * 10))
-    assert shown.startswith("KeyError") and len(shown) <= 300 and "\n" not in shown
+    assert shown.startswith("KeyError: ") and len(shown) <= len("KeyError: ") + 300 and "\n" not in shown
     assert printable(shown) == shown
 
 
@@ -115,3 +117,28 @@ def test_an_error_of_the_library_behind_a_part_names_the_source() -> None:
         assert problem.message.startswith(expected)
         (problem,) = config_problems(error, "model.vision_encoder", {})
         assert problem.message.endswith("of a library")
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "expected"),
+    [
+        (1, "image", "1 image"),
+        (0, "image", "0 images"),
+        (2, "batch", "2 batches"),
+        (2, "dream query", "2 dream queries"),
+        (2, "array", "2 arrays"),
+        (3, "process", "3 processes"),
+        (2048, "token", "2048 tokens"),
+        ("12,345", "document", "12,345 documents"),
+        ("1", "document", "1 document"),
+    ],
+)
+def test_count_writes_a_number_with_its_noun(number: int | str, noun: str, expected: str) -> None:
+    assert count(number, noun) == expected
+
+
+def test_count_takes_the_plural_of_several_words() -> None:
+    assert [count(n, "image to read", "images to read") for n in (1, 2)] == [
+        "1 image to read",
+        "2 images to read",
+    ]

@@ -42,6 +42,7 @@ PUBLIC = [
     "LanguageModel",
     "LanguageSpec",
     "NormWeights",
+    "OutputError",
     "PartConfig",
     "PluginError",
     "PoolingConfig",
@@ -61,8 +62,11 @@ PUBLIC = [
     "VisionSpec",
     "build_model",
     "collect",
+    "count",
     "describe_error",
+    "describe_value",
     "did_you_mean",
+    "excerpt",
     "hookimpl",
     "library_errors",
     "load_checkpoint",
@@ -72,6 +76,7 @@ PUBLIC = [
     "save_checkpoint",
     "to_rgb",
     "train_recipe",
+    "write_text",
 ]
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from torch import nn
 
 from dreamkit.build.fit_record import Fit
-from dreamkit.errors import did_you_mean
+from dreamkit.errors import count, did_you_mean
 from dreamkit.recipe.sections import AdapterSection, ModelSection, PartSection
 
 _ADAPTABLE: Final = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -82,10 +82,10 @@ def _invalid_modules(
             yield index, f"'{part}' has no layer '{module}'; {did_you_mean(module, known)}"
         elif others:
             yield index, f"expected a layer with weights, got '{module}' ({', '.join(others)})"
-        groups = max((count for layer in named if rank % (count := getattr(layer, "groups", 1))), default=1)
+        groups = max((number for layer in named if rank % (number := getattr(layer, "groups", 1))), default=1)
         if groups > 1:
             yield (
                 index,
-                f"expected a rank that is a multiple of the {groups} groups of the convolution '{module}', got {rank}; "
-                f"set rank to {groups} or name other layers",
+                f"expected a rank that is a multiple of the {count(groups, 'group')} of the convolution '{module}', "
+                f"got {rank}; set rank to {groups} or name other layers",
             )

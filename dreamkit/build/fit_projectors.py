@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dreamkit.build.fit_record import Fit, part_section
+from dreamkit.errors import count
 from dreamkit.parts.specs import ProjectorSpec
 from dreamkit.recipe.sections import ModelSection
 
@@ -30,9 +31,10 @@ def fit_projectors(fit: Fit, model: ModelSection) -> None:
             queries = f"set model.dream_queries to {expected}, or " if follows_queries else ""
             fit.problem(
                 "model.condition_projector",
-                f"expected {expected} tokens for the image decoder ({fit.recipe.place('model.image_decoder')}), "
-                f"got {spec.out_tokens} from {model.dream_queries} dream queries "
-                f"({fit.recipe.place('model.dream_queries')}); {queries}name a projector that returns {expected}, "
+                f"expected {count(expected, 'token')} for the image decoder "
+                f"({fit.recipe.place('model.image_decoder')}), got {spec.out_tokens} from "
+                f"{count(model.dream_queries, 'dream query')} ({fit.recipe.place('model.dream_queries')}); "
+                f"{queries}name a projector that returns {expected}, "
                 f"such as {{name: resampler, tokens: {expected}}}",
             )
     if not decoder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from dreamkit.build.fit_record import Fit
+from dreamkit.errors import count, excerpt
 from dreamkit.recipe.sections import ModelSection
 
 
@@ -16,7 +17,8 @@ def fit_lengths(fit: Fit, model: ModelSection) -> None:
     if train.max_length is not None and train.max_length > language.max_length:
         fit.problem(
             "train.max_length",
-            f"expected at most the language model's {language.max_length} tokens ({place}), got {train.max_length}",
+            f"expected at most the language model's {count(language.max_length, 'token')} ({place}), "
+            f"got {train.max_length}",
         )
     if train.packing and not language.packing:
         fit.problem(
@@ -33,9 +35,9 @@ def fit_lengths(fit: Fit, model: ModelSection) -> None:
             longer = "raise train.max_length, " if length < language.max_length else ""
             fit.problem(
                 key,
-                f"an image that is drawn and read back takes {drawn} + {read} tokens, and <s> and </s> one each, but a "
-                f"row has {length}; {longer}lower model.dream_queries ({model.dream_queries}), or name a vision "
-                f"encoder or visual projector with fewer than {visual.out_tokens} tokens",
+                f"an image that is drawn and read back takes {drawn} + {count(read, 'token')}, and <s> and </s> one "
+                f"each, but a row has {length}; {longer}lower model.dream_queries ({model.dream_queries}), or name a "
+                f"vision encoder or visual projector with fewer than {count(visual.out_tokens, 'token')}",
             )
 
 
@@ -46,7 +48,7 @@ def fit_tokens(fit: Fit, model: ModelSection) -> None:
     for name, token in asdict(model.special_tokens).items():
         key, other = f"model.special_tokens.{name}", first.setdefault(token, name)
         if not token.strip():
-            fit.problem(key, f"expected the name of a token, such as <{name}>, got '{token}'")
+            fit.problem(key, f"expected the name of a token, such as <{name}>, got '{excerpt(token)}'")
         elif {other, name} not in ({name}, {"image_patch", "dream_patch"}):
             fit.problem(key, f"'{token}' is also {other}; rename one of them")
         elif fit.language_model and token in fit.language_model.reserved_tokens:
@@ -62,7 +64,7 @@ def fit_generation(fit: Fit) -> None:
     fit.problem(
         "generation.scheduler",
         f"expected one of {', '.join(decoder.schedulers)}, for the image decoder's objective{objective} "
-        f"({fit.recipe.place('model.image_decoder')}), got '{name}'",
+        f"({fit.recipe.place('model.image_decoder')}), got '{excerpt(str(name))}'",
     )
 
 

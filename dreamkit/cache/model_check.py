@@ -19,7 +19,7 @@ from dreamkit.cache.recipe_check import (
     recipe_identity,
     trained_line,
 )
-from dreamkit.errors import CacheError, DreamkitError
+from dreamkit.errors import CacheError, DreamkitError, describe_error
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.decoder import ImageDecoder
 from dreamkit.recipe.sections import Recipe
@@ -77,7 +77,7 @@ def plugin_errors(model: DreamModel, table: str, action: str) -> Iterator[None]:
     except Exception as error:  # the code of a plug-in may fail in any way
         raise CacheError(
             f"cannot compute {table}: {part} ({type(model.parts()[part]).__name__}): {action}: "
-            f"{type(error).__name__}: {error}; {FIX}"
+            f"{describe_error(error)}; {FIX}"
         ) from error
 
 

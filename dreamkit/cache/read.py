@@ -13,7 +13,7 @@ from torch import Tensor
 from dreamkit.cache.manifest import CacheManifest, recreate_hint, shard_name
 from dreamkit.cache.shards import Shards, picture_key
 from dreamkit.data.batch import Moments
-from dreamkit.errors import CacheError
+from dreamkit.errors import CacheError, count
 
 EXTRAS = "extras."  # before the names of a decoder's extras, in a table of latents
 
@@ -59,7 +59,7 @@ class Cache(Tables):
             actual = (len(shards), shards.tensors())
             if actual != expected:
                 problems.append(
-                    f"{table}: expected {expected[0]} rows of {expected[1]}, got {actual[0]} of {actual[1]}"
+                    f"{table}: expected {count(expected[0], 'row')} of {expected[1]}, got {actual[0]} of {actual[1]}"
                 )
         if problems:
             raise manifest.damaged(folder, problems)

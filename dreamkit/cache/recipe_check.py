@@ -17,8 +17,9 @@ from dreamkit.cache.manifest import (
     recreate_hint,
 )
 from dreamkit.data.dataset import Dataset
-from dreamkit.errors import CacheError, RecipeProblem
+from dreamkit.errors import CacheError, RecipeProblem, count
 from dreamkit.recipe.sections import DataSection, Recipe, plain
+from dreamkit.recipe.written import shown_setting
 from dreamkit.registry.registry import Registry
 
 KEY: Final = "train.cache"
@@ -68,12 +69,11 @@ def identity_differences(part: str, cached: Identity, current: Mapping[str, Any]
         return  # the settings of another component are other settings
     if cached["precision"] != current["precision"]:
         yield line("precision", cached["precision"], current["precision"])
-    before, now = (
-        {name: repr(value) for name, value in identity["settings"].items()} for identity in (cached, current)
-    )
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            yield line(name, before.get(name, "unset"), now.get(name, "unset"))
+    settings = cached["settings"], current["settings"]
+    for name in sorted(settings[0].keys() | settings[1].keys()):
+        both = [(type(each.get(name)), each.get(name)) if name in each else None for each in settings]
+        if both[0] != both[1]:
+            yield line(name, *("unset" if each is None else shown_setting(each[1]) for each in both))
     before, now = cached["source_files"], current.get("source_files", {})
     hashes = {name: (before[name], now[name]) for name in sorted(before.keys() & now.keys())}
     if "weights" in current:
@@ -186,35 +186,27 @@ def data_notes(
         alike = [record for record in manifest.data if record["name"] == section.name]
         same = [record for record in alike if record["settings"] == now]
         if same and dataset is not None and len(dataset) not in [record["documents"] for record in same]:
-            before = same[0]["documents"]
-            yield f"{start} had {before:,} documents when the cache was written, and has {len(dataset):,} now"
+            before = count(f"{same[0]['documents']:,}", "document")
+            yield f"{start} had {before} when the cache was written, and has {len(dataset):,} now"
         elif not same and len(alike) == 1:
             cached = alike[0]["settings"]
             names = [name for name in sorted(cached.keys() | now.keys()) if cached.get(name) != now.get(name)]
-            changes = [f"{name}: {cached.get(name)!r} in the cache, {now.get(name)!r} now" for name in names]
+            changes = [
+                f"{name}: {shown_setting(cached.get(name))} in the cache, {shown_setting(now.get(name))} now"
+                for name in names
+            ]
             yield f"{start} has other settings: {'; '.join(changes)}"
         elif not same:
             yield f"{start} is not in the data of the cache"
 
 
-def cache_notes(recipe: Recipe, registry: Registry) -> list[str]:
+def cache_notes(recipe: Recipe, datasets: Sequence[Dataset | None]) -> list[str]:
     """Return lines about the cache of a recipe without problems: its tables, then its `data_notes`."""
     if recipe.train.cache is None:
         return []
     folder = Path(recipe.train.cache)
     manifest = CacheManifest.read(folder)
-    datasets = [_open_dataset(registry, section) for section in recipe.data]
     return [manifest.summary(folder), *data_notes(folder, manifest, recipe, datasets)]
-
-
-def _open_dataset(registry: Registry, section: DataSection) -> Dataset | None:
-    """Return the data set of a section; None if it cannot be opened here, which training reports."""
-    try:
-        dataset: Dataset = registry.get("dataset", section.name)(section.config)
-        len(dataset)
-    except Exception:  # the code of a plug-in may fail in any way
-        return None
-    return dataset
 
 
 def _data_settings(section: DataSection) -> dict[str, Any]:

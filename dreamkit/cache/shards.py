@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dreamkit.cache.manifest import Identity, TableRecord, TensorRecord, shard_name
 from dreamkit.errors import CacheError
+from dreamkit.storage.writing import writing
 
 KEYS = "keys"  # the tensor of a shard that holds the keys of its rows
 KEY_BYTES = 16
@@ -64,7 +65,8 @@ class ShardWriter:
             return
         rows = {name: torch.stack([row[name] for row in self._rows]) for name in self.tensors}
         keys = torch.frombuffer(bytearray(b"".join(self._keys)), dtype=torch.uint8).view(-1, KEY_BYTES)
-        save_file({KEYS: keys, **rows}, self.folder / shard_name(self.table, self.shards))
+        with writing(file := self.folder / shard_name(self.table, self.shards)):
+            save_file({KEYS: keys, **rows}, file)
         self.row_count += len(self._keys)
         self.shards += 1
         self._keys, self._rows = [], []

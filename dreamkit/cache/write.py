@@ -18,6 +18,7 @@ from dreamkit.cache.manifest import TABLES, CacheManifest, Table, TableRecord
 from dreamkit.cache.model_check import table_identity, uncacheable_reason
 from dreamkit.cache.recipe_check import data_records
 from dreamkit.cache.shards import ShardWriter
+from dreamkit.checkpoints.inputs import open_inputs
 from dreamkit.checkpoints.load import load_weights
 from dreamkit.data.dataset import Dataset
 from dreamkit.errors import CacheError, did_you_mean
@@ -25,6 +26,7 @@ from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.storage import folders
+from dreamkit.storage.paths import output_folder
 
 SHARD_BYTES = 512 * 2**20
 NO_IMAGES = {"features": "the data has no image to read", "latents": "the data has no image to draw"}
@@ -71,9 +73,12 @@ def make_cache(
     `overwrite` allows replacing a cache in `out`.
 
     Raises:
-        CacheError: no table can be cached, there is no data, `out` is in use, or this is one process of several.
+        CacheError: no table can be cached, `out` is in use, or this is one process of several.
+        OutputError: `out` cannot be written, or another command is writing it.
+        RecipeError: the parts do not fit each other. A data set, its first document or `recipe.init` cannot be read;
+            this shows before any weights are read.
     """
-    out = Path(out).absolute()
+    out = output_folder(out)
     for table in only:
         if table not in TABLES:
             raise CacheError(f"unknown table '{table}'; {did_you_mean(table, TABLES)}")
@@ -81,13 +86,9 @@ def make_cache(
         raise CacheError(
             f"caching runs in one process, but WORLD_SIZE is {processes}; start `dreamkit cache` without torchrun"
         )
-    _refuse_to_replace(out, overwrite)
-    if datasets is None:
-        datasets = [registry.get("dataset", section.name)(section.config) for section in recipe.data]
-    if not any(len(dataset) for dataset in datasets):
-        raise CacheError("the data has no documents; name a data set that has some under data")
-    partial = _begin(out)
-    try:
+    with folders.atomic_folder(out) as partial:
+        _refuse_to_replace(out, overwrite)
+        datasets = open_inputs(recipe, registry, datasets, with_init=model is None).require_datasets()
         if model is None:
             model = build(fit(recipe, registry))
             if recipe.init is not None:
@@ -122,9 +123,6 @@ def make_cache(
         )
         manifest.write(partial)
         replaced = (out / CacheManifest.FILE).is_file()
-        folders.commit(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     left_out = {table: reason for table, reason in reasons.items() if reason is not None}
     return CacheReport(manifest, left_out, replaced)
 
@@ -140,21 +138,6 @@ def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
         raise CacheError(
             f"{folder} {reason}; pass a new folder with --out, or replace the cache with --overwrite"
         )
-
-
-def _begin(folder: Path) -> Path:
-    """Create the empty folder that becomes `folder` when it is complete.
-
-    Raises:
-        CacheError: it exists already.
-    """
-    try:
-        return folders.begin(folder, alone=True)
-    except FileExistsError as error:
-        raise CacheError(
-            f"{folders.partial_folder(folder)} exists: another `dreamkit cache` is writing {folder}, or one was "
-            "killed; wait for it, or remove that folder"
-        ) from error
 
 
 def _refuse_without_table(reasons: Mapping[Table, str | None]) -> None:

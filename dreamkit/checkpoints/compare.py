@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dreamkit.checkpoints.manifest import Manifest, SourceRecord
-from dreamkit.errors import CheckpointError, SourceError
+from dreamkit.checkpoints.manifest import Manifest, SourceRecord, component_sections
+from dreamkit.errors import CheckpointError, SourceError, excerpt
 from dreamkit.model.model import DreamModel
-from dreamkit.recipe.sections import Recipe
+from dreamkit.recipe.sections import PARTS, Recipe
 from dreamkit.storage.sources import fingerprint
+
+if TYPE_CHECKING:
+    from dreamkit.model.model import DreamModel
+
+
+def compare_components(folder: Path, manifest: Manifest, recipe: Recipe | None) -> None:
+    """Compare the names of the parts; without a recipe, the model has none."""
+    plain = {} if recipe is None else recipe.to_dict()
+    names = {key: name for key, _, name in component_sections(plain)}
+    for key in PARTS:
+        actual = names.get(key, "none")
+        expected = manifest.components[key]["name"] if key in manifest.components else "none"
+        if actual != expected:
+            raise CheckpointError(
+                f"{folder}: expected {key} '{expected}', got '{actual}' in the recipe; use the same part or start from "
+                "another checkpoint"
+            )
 
 
 def compare_tokens(folder: Path, manifest: Manifest, model: DreamModel) -> None:
     if manifest.tokens != model.token_ids:
         raise CheckpointError(
-            f"{folder}: expected the special tokens {manifest.tokens}, got {model.token_ids}; use the same "
-            "model.special_tokens and the same tokenizer of model.language_model"
+            f"{folder}: expected the special tokens {_shown(manifest.tokens)}, got {_shown(model.token_ids)}; use the "
+            "same model.special_tokens and the same tokenizer of model.language_model"
         )
+
+
+def _shown(token_ids: Mapping[str, int]) -> str:
+    return "{" + ", ".join(f"'{excerpt(token)}': {number}" for token, number in token_ids.items()) + "}"
 
 
 def compare_adapters(folder: Path, manifest: Manifest, recipe: Recipe) -> None:
@@ -29,8 +52,8 @@ def compare_adapters(folder: Path, manifest: Manifest, recipe: Recipe) -> None:
         for key in ("rank", "alpha", "modules", "use_dora", "use_rslora"):
             if actual[target][key] != expected[target][key]:
                 raise CheckpointError(
-                    f"{folder}: expected {key} {expected[target][key]} of the adapter of {target}, got "
-                    f"{actual[target][key]} in the recipe; use the same value"
+                    f"{folder}: expected {key} {excerpt(str(expected[target][key]))} of the adapter of {target}, got "
+                    f"{excerpt(str(actual[target][key]))} in the recipe; use the same value"
                 )
 
 

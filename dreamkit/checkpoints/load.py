@@ -11,14 +11,15 @@ from torch import Tensor
 
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
-from dreamkit.checkpoints.compare import compare_adapters, compare_source, compare_tokens
+from dreamkit.checkpoints.compare import compare_adapters, compare_components, compare_source, compare_tokens
 from dreamkit.checkpoints.entries import Entry, entries, needs_saving
-from dreamkit.checkpoints.manifest import Manifest, adapter_file, component_sections, weights_file
+from dreamkit.checkpoints.manifest import Manifest, adapter_file, weights_file
 from dreamkit.errors import CheckpointError, PluginError, excerpt
 from dreamkit.model.adapters import is_adapter, names_in_part, stored_name
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
-from dreamkit.recipe.sections import PARTS, Recipe
+from dreamkit.recipe.sections import Recipe
+from dreamkit.recipe.source_keys import stored_source
 from dreamkit.registry.registry import Registry
 from dreamkit.storage.tensor_files import LONGEST_NAME, read_tensors, tensor_problem
 
@@ -37,16 +38,19 @@ class PartReport:
 
 @dataclass
 class LoadReport:
-    """The report of a load, part by part; rich prints it as a table."""
+    """The report of a load, part by part; rich prints it as a table.
+
+    The table leaves out missing tensors: a load that lacks one fails, and its error names them.
+    """
 
     folder: Path
     parts: dict[str, PartReport] = field(default_factory=dict)
 
     def __rich__(self) -> Table:
-        table = Table("part", "loaded", "from source", "missing", "fresh", box=None, pad_edge=False)
+        table = Table("part", "loaded", "from source", "initialised", box=None, pad_edge=False)
         table.title = f"tensors of {self.folder}"
         for name, part in self.parts.items():
-            table.add_row(name, *map(str, (part.loaded, part.from_source, part.missing, part.fresh)))
+            table.add_row(name, *map(str, (part.loaded, part.from_source, part.fresh)))
         return table
 
 
@@ -61,16 +65,17 @@ def load_checkpoint(folder: Path | str, registry: Registry | None = None) -> tup
     manifest = Manifest.read(folder)
     registry = registry or Registry.load()
     for key, component in manifest.components.items():
-        kind, name = component["kind"], component["name"]
         try:
-            registry.get(kind, name)
+            registry.get(component["kind"], component["name"])
         except PluginError as error:
+            kind, name = excerpt(component["kind"]), excerpt(component["name"])
+            distribution, version = excerpt(component["distribution"]), excerpt(component["version"])
             raise CheckpointError(
-                f"{folder}: its {key} is the {kind} '{name}' of {component['distribution']} {component['version']}, "
+                f"{folder}: its {key} is the {kind} '{name}' of {distribution} {version}, "
                 f"which is needed to load it; install that. {error}"
             ) from error
     for part, source in manifest.sources.items():
-        compare_source(folder, part, source, source["name"])
+        compare_source(folder, part, source, stored_source(source["name"]))
     where = str(folder / Manifest.FILE)
     recipe = recipe_from_dict(manifest.recipe, registry, where=where)
     model = build(fit(_with_own_tokenizer(recipe, folder, registry), registry))
@@ -102,16 +107,7 @@ def load_weights(model: DreamModel, folder: Path | str) -> LoadReport:
     """
     folder = Path(folder).absolute()
     manifest = Manifest.read(folder)
-    plain = {} if model.recipe is None else model.recipe.to_dict()
-    names = {key: name for key, _, name in component_sections(plain)}
-    for key in PARTS:
-        actual = names.get(key, "none")
-        expected = manifest.components[key]["name"] if key in manifest.components else "none"
-        if actual != expected:
-            raise CheckpointError(
-                f"{folder}: expected {key} '{expected}', got '{actual}' in the recipe; use the same part or start from "
-                "another checkpoint"
-            )
+    compare_components(folder, manifest, model.recipe)
     compare_tokens(folder, manifest, model)
     for part, source in manifest.sources.items():
         name = model.sources.get(part)

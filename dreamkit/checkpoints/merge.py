@@ -7,11 +7,11 @@ from pathlib import Path
 
 from dreamkit.checkpoints.load import load_checkpoint
 from dreamkit.checkpoints.manifest import Manifest
-from dreamkit.checkpoints.save import save_checkpoint
+from dreamkit.checkpoints.save import write_checkpoint
 from dreamkit.errors import CheckpointError, DreamkitError
 from dreamkit.model.adapters import merge
 from dreamkit.registry.registry import Registry
-from dreamkit.storage.folders import in_use_reason
+from dreamkit.storage.folders import atomic_folder, in_use_reason
 
 
 def merge_adapters(folder: Path, out: Path, registry: Registry) -> list[str]:
@@ -22,8 +22,15 @@ def merge_adapters(folder: Path, out: Path, registry: Registry) -> list[str]:
     Raises:
         CheckpointError: `folder` has no adapters or is not a valid checkpoint, `out` is not a new folder, or an adapter
             cannot be merged. Then nothing is written.
+        OutputError: `out` cannot be written, or another command is writing it.
     """
     out = out.absolute()
+    with atomic_folder(out) as partial:
+        return _merge_into(partial, folder, out, registry)
+
+
+def _merge_into(partial: Path, folder: Path, out: Path, registry: Registry) -> list[str]:
+    """Write the merged checkpoint into the unfinished folder of `out`."""
     if reason := in_use_reason(out):
         raise CheckpointError(f"{out} {reason}; name a new folder")
     sections = Manifest.read(folder, verify=False).recipe.get("model")
@@ -40,5 +47,5 @@ def merge_adapters(folder: Path, out: Path, registry: Registry) -> list[str]:
             raise CheckpointError(f"{folder}: {target}: {error}") from error
         model.changed |= {f"{target}.{name}" for name in merged}
     model.recipe = replace(recipe, model=replace(recipe.model, adapters=()))
-    save_checkpoint(model, out, registry=registry)
+    write_checkpoint(model, partial, registry=registry)
     return targets

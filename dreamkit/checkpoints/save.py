@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,14 +13,17 @@ from torch import Tensor
 
 from dreamkit.checkpoints.components import component_records
 from dreamkit.checkpoints.entries import entries, needs_saving
-from dreamkit.checkpoints.manifest import Manifest, adapter_file, weights_file
+from dreamkit.checkpoints.manifest import Manifest, SourceRecord, adapter_file, weights_file
 from dreamkit.distributed import barrier, is_main, whole
 from dreamkit.errors import CheckpointError
 from dreamkit.model.adapters import is_adapter, write_adapter
 from dreamkit.model.model import DreamModel
+from dreamkit.recipe.written import as_written
 from dreamkit.registry.registry import Registry
-from dreamkit.storage import folders
+from dreamkit.storage.folders import atomic_folder, describe_files, partial_folder
+from dreamkit.storage.paths import output_folder
 from dreamkit.storage.sources import fingerprint
+from dreamkit.storage.writing import writing
 
 
 def save_checkpoint(
@@ -36,10 +40,27 @@ def save_checkpoint(
 
     Raises:
         CheckpointError: the model has no recipe, or `folder` holds other files.
+        OutputError: `folder` cannot be written, or another command is writing it.
     """
-    folder = Path(folder).absolute()
+    folder = output_folder(folder)
     if model.recipe is None:
         raise CheckpointError("the model has no recipe to be rebuilt from; set model.recipe")
+    with atomic_folder(folder) if is_main() else nullcontext(partial_folder(folder)) as partial:
+        if is_main():
+            Manifest.refuse_to_replace(folder)
+        write_checkpoint(model, partial, registry=registry, beside=beside)
+    barrier()
+
+
+def write_checkpoint(
+    model: DreamModel,
+    folder: Path,
+    *,
+    registry: Registry | None = None,
+    beside: Callable[[Path], None] | None = None,
+) -> None:
+    """Write `model` into the empty folder of an unfinished checkpoint; see `save_checkpoint`."""
+    assert model.recipe is not None, "the caller checks it"
     weights: dict[str, dict[str, Tensor]] = {}
     adapters: dict[str, dict[str, Tensor]] = {}
     changed: set[str] = set()  # parts whose weights differ from their source
@@ -54,35 +75,47 @@ def save_checkpoint(
                 copy = tensor.clone(memory_format=torch.contiguous_format)
                 group = adapters if is_adapter(entry.keys[0]) else weights
                 group.setdefault(entry.part, {})[entry.keys[0]] = copy
-    if is_main():
-        Manifest.refuse_to_replace(folder)
-        folders.begin(folder)
-    barrier()
-    partial = folders.partial_folder(folder)
+    barrier()  # the main process has created `folder`
     if beside is not None:
-        beside(partial)
+        beside(folder)
     barrier()
     if is_main():
-        for part, tensors in weights.items():
-            save_file(tensors, partial / weights_file(part))
-        for part, tensors in adapters.items():
-            base = None if part in changed else model.sources.get(part)
-            write_adapter(model.parts()[part], tensors, partial / adapter_file(part), base)
-        model.language_model.save_tokenizer(partial / "tokenizer")
-        Manifest(
-            format=Manifest.FORMAT,
-            dreamkit=version("dreamkit-core"),
-            recipe=model.recipe.to_dict(),
-            components=component_records(model.recipe, registry or Registry.load()),
-            tokens=dict(model.token_ids),
-            sources={
-                part: {"name": source, "files": fingerprint(source)}
-                for part, source in model.sources.items()
-                if source is not None
-            },
-            parts={part: len(tensors) for part, tensors in weights.items()},
-            adapters={part: len(tensors) for part, tensors in adapters.items()},
-            files=folders.describe_files(partial),
-        ).write(partial)
-        folders.commit(folder)
-    barrier()
+        _write(model, folder, weights, adapters, changed, registry or Registry.load())
+
+
+def _write(
+    model: DreamModel,
+    folder: Path,
+    weights: Mapping[str, dict[str, Tensor]],
+    adapters: Mapping[str, dict[str, Tensor]],
+    changed: Collection[str],
+    registry: Registry,
+) -> None:
+    """Write gathered tensors, the tokenizer and the manifest; `changed` are parts that differ from their source."""
+    assert model.recipe is not None, "the caller checks it"
+    sources: dict[str, SourceRecord] = {
+        part: {"name": as_written(source), "files": fingerprint(source)}
+        for part, source in model.sources.items()
+        if source is not None
+    }
+    for part, tensors in weights.items():
+        with writing(file := folder / weights_file(part)):
+            save_file(tensors, file)
+    for part, tensors in adapters.items():
+        source = None if part in changed else model.sources.get(part)
+        base = None if source is None else as_written(source)
+        with writing(file := folder / adapter_file(part)):
+            write_adapter(model.parts()[part], tensors, file, base)
+    with writing(folder / "tokenizer"):
+        model.language_model.save_tokenizer(folder / "tokenizer")
+    Manifest(
+        format=Manifest.FORMAT,
+        dreamkit=version("dreamkit-core"),
+        recipe=model.recipe.to_dict(),
+        components=component_records(model.recipe, registry),
+        tokens=dict(model.token_ids),
+        sources=sources,
+        parts={part: len(tensors) for part, tensors in weights.items()},
+        adapters={part: len(tensors) for part, tensors in adapters.items()},
+        files=describe_files(folder),
+    ).write(folder)

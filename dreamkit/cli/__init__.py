@@ -2,27 +2,64 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import NoReturn
 
 import typer
 
+from dreamkit.cli import streams
 from dreamkit.cli.app import app as app
-from dreamkit.errors import DreamkitError, printable
+from dreamkit.errors import DreamkitError, printable, with_notes
 
 
 def main() -> None:
-    """Run the command line. Print errors that the user can fix on stderr, and exit with code 2."""
+    """Run the command line. Print errors that the user can fix on stderr, and exit with code 2.
+
+    A standard output that cannot be written is such an error. If it is a pipe that nobody reads any more, exit with
+    code 1, without a message.
+    """
+    streams.prepare()
+    code: str | int | None = 0
+    unnamed: OSError | None = None  # not about a path: perhaps of standard output
     try:
+        _require_working_folder()
         app()
+    except SystemExit as end:
+        code = end.code
     except DreamkitError as error:
-        _refuse(str(error))
+        code = _print_error(with_notes(error))
     except OSError as error:
-        if error.filename is None:  # the error is not about a path of the user
+        if error.errno is None:  # not of the operating system
             raise
-        _refuse(f"{error.filename}: {error.strerror}")
+        if error.filename is None:
+            unnamed = error
+        else:
+            code = _print_error(f"{error.filename}: {error.strerror}")
+    failure = streams.output_error()
+    if isinstance(failure, BrokenPipeError):
+        code = 1
+    elif failure is not None:
+        code = _print_error(str(failure))
+    elif unnamed is not None:
+        code = _print_error(str(unnamed.strerror))
+    sys.exit(code)
 
 
-def _refuse(message: str) -> NoReturn:
+def _require_working_folder() -> None:
+    """Raise if the working folder has been removed: torch and many libraries cannot even be imported then.
+
+    Raises:
+        DreamkitError: it has been removed.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise DreamkitError(
+            f"the working folder cannot be used ({error.strerror}); change to a folder that exists, such as `cd ~`"
+        ) from error
+
+
+def _print_error(message: str) -> int:
+    """Print an error on stderr, and return the exit code."""
     typer.echo(printable(f"dreamkit: {message}"), err=True)
-    sys.exit(2)
+    return 2

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from dreamkit.cli.shared import console
-from dreamkit.errors import DreamkitError
+from dreamkit.cli.shared import console, path_argument
+from dreamkit.errors import DreamkitError, count
 from dreamkit.scaffold import KINDS
 
 
@@ -32,32 +32,25 @@ def test_plugin(
 
     Example: dreamkit test-plugin dreamkit-transformers --component clip --quick
     """
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = folder  # the default is the working folder
-            try:
-                from dreamkit.testing.distribution import components
-            except ModuleNotFoundError as error:
-                if error.name != "hypothesis":
-                    raise
-                raise DreamkitError(
-                    f"{error}; install the kit: pip install 'dreamkit-core[testing]'"
-                ) from error
-            from dreamkit.testing.outcomes import Outcome, summary
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = folder  # the default is the working folder
+        try:
+            from dreamkit.testing.distribution import components
+        except ModuleNotFoundError as error:
+            if error.name != "hypothesis":
+                raise
+            raise DreamkitError(f"{error}; install the kit: pip install 'dreamkit-core[testing]'") from error
+        from dreamkit.testing.outcomes import Outcome, summary
 
-            tested = components(name, component=component, check=check, quick=quick)
-            gc.freeze()  # hypothesis's callback loses a Ctrl-C while torch's many objects are collected
-            all_outcomes: list[Outcome] = []
-            for one in tested:
-                typer.echo(str(one))
-                for outcome in one.outcomes():
-                    all_outcomes.append(outcome)
-                    typer.echo(indent(str(outcome), "  "))
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        raise typer.Exit(130) from None
-    plural = "s" if len(tested) > 1 else ""
-    typer.echo(f"{len(tested)} component{plural} of {tested[0].distribution}; {summary(all_outcomes)}")
+        tested = components(name, component=component, check=check, quick=quick)
+        gc.freeze()  # hypothesis's callback loses a Ctrl-C while torch's many objects are collected
+        all_outcomes: list[Outcome] = []
+        for one in tested:
+            typer.echo(str(one))
+            for outcome in one.outcomes():
+                all_outcomes.append(outcome)
+                typer.echo(indent(str(outcome), "  "))
+    typer.echo(f"{count(len(tested), 'component')} of {tested[0].distribution}; {summary(all_outcomes)}")
     untested = all(outcome.result == "skipped" for outcome in all_outcomes if check in (None, outcome.check))
     if untested:
         typer.echo(f"nothing tested: {check} was skipped for every component")
@@ -78,7 +71,8 @@ def new_plugin(
     ] = "Apache-2.0",
     author: Annotated[str | None, typer.Option(help="the copyright holder")] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="the folder to write; default: ./NAME")
+        Path | None,
+        typer.Option(metavar="DIR", parser=path_argument, help="the folder to write; default: ./NAME"),
     ] = None,
 ) -> None:
     """Write a plug-in package to start from.

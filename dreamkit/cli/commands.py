@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property
@@ -11,7 +12,8 @@ import typer
 import typer.main
 from typer.core import TyperGroup
 
-from dreamkit.errors import PluginError, describe_error, printable
+from dreamkit.errors import PluginError, describe_error, printable, with_notes
+from dreamkit.interrupts import Interrupted, is_first_process, watch
 from dreamkit.registry.kinds import Registered
 from dreamkit.registry.registry import Registry
 
@@ -29,6 +31,20 @@ class Commands(TyperGroup):
     @cached_property
     def registry(self) -> Registry:
         return Registry.load()
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. A signal that ends it is one sentence and the exit code 128 + its number."""
+        if self.prefix:
+            return super().invoke(ctx)
+        try:
+            with watch():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            interrupt = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+            if is_first_process():
+                sentence = with_notes(error) if str(error) else str(interrupt)
+                typer.echo(printable(f"dreamkit: {sentence}"), err=True)
+            raise typer.Exit(128 + interrupt.number) from None
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(dict.fromkeys(name.partition(" ")[0] for name in self._inside()))

@@ -7,11 +7,19 @@ from typing import Annotated
 
 import typer
 
+from dreamkit.cli.shared import path_argument
+
 
 def import_published(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a checkpoint of the published code")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", parser=path_argument, help="a checkpoint of the published code"),
+    ],
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="the folder to write the dreamkit checkpoint to")
+        Path,
+        typer.Argument(
+            metavar="OUT", parser=path_argument, help="the folder to write the dreamkit checkpoint to"
+        ),
     ],
 ) -> None:
     """Convert a published DreamLLM checkpoint.
@@ -30,9 +38,17 @@ def import_published(
 
 def merge_adapters(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="the folder of a checkpoint with adapters")
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT", parser=path_argument, help="the folder of a checkpoint with adapters"
+        ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="the folder to write the merged checkpoint to")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", parser=path_argument, help="the folder to write the merged checkpoint to"
+        ),
+    ],
 ) -> None:
     """Merge adapters into a checkpoint's weights.
 

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image as Picture
 
 from dreamkit.checkpoints.load import load_checkpoint
 from dreamkit.cli.page import page
-from dreamkit.document import Document
+from dreamkit.document import Document, Image, Role, Segment, Text
 from dreamkit.errors import DreamkitError
-from dreamkit.model.events import DenoisingStep, DocumentDone, Event, ImageDone, ImageStarted, TextPiece
+from dreamkit.interrupts import deferred
+from dreamkit.model.events import (
+    DenoisingStep,
+    DocumentDone,
+    EndReason,
+    Event,
+    ImageDone,
+    ImageStarted,
+    TextPiece,
+)
 from dreamkit.progress.bars import Bar
-from dreamkit.storage.folders import in_use_reason
+from dreamkit.storage.folders import filled_folder, in_use_reason
+from dreamkit.storage.writing import write_text, writing
 
 PAGE, PICTURE = "index.html", "image-{}.png"
 # Control characters: a model may write them, and a terminal would execute them.
@@ -41,58 +53,76 @@ def write_document(
     """Continue `prompt`; write its images and a page of the whole document to the folder `out`.
 
     `settings` are those of `DreamModel.generate`. With `overwrite`, an earlier document in `out` is replaced; other
-    files stay. Return the reason why the document ended.
+    files stay. The files appear at the end, all together. Return the reason why the document ended.
+
+    An interrupt during the generation writes the page of what was made so far, if that is anything.
 
     Raises:
+        KeyboardInterrupt: a note names the page, if it was written.
         DreamkitError: `out` is in use.
+        OutputError: `out` cannot be written, or another command is writing it.
         CheckpointError: the checkpoint cannot be loaded.
         DocumentError: the prompt does not fit into the model's length.
     """
-    if (reason := in_use_reason(out)) and not (overwrite and out.is_dir()):
-        replace = ", or replace its document with --overwrite" if out.is_dir() else ""
-        raise DreamkitError(f"{out} {reason}; pass a new folder with --out{replace}")
-    model, _ = load_checkpoint(checkpoint)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    output = Output(out)
-    end = follow(model.generate(prompt, seed=seed, **settings), output)
-    reason = REASONS[end.reason]
-    facts = {"checkpoint": checkpoint, "seed": seed, **settings, "end": reason}
-    text = page(end.result, prompt_segments=len(prompt), title=title, facts=facts)
-    output.file(PAGE).write_text(text, encoding="utf-8")
+    with filled_folder(out, earlier=(PAGE, PICTURE.format("*"))) as staging:
+        if (reason := in_use_reason(out)) and not (overwrite and out.is_dir()):
+            replace = ", or replace its document with --overwrite" if out.is_dir() else ""
+            raise DreamkitError(f"{out} {reason}; pass a new folder with --out{replace}")
+        model, _ = load_checkpoint(checkpoint)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        made = follow(model.generate(prompt, seed=seed, **settings), Output(out, staging), prompt)
+        reason = REASONS[made.end] if made.interrupt is None else str(made.interrupt) or "interrupted"
+        facts = {"checkpoint": checkpoint, "seed": seed, **settings, "end": reason}
+        text = page(made.document, prompt_segments=len(prompt), title=title, facts=facts)
+        write_text(staging / PAGE, text)
+    if made.interrupt is not None:
+        made.interrupt.add_note(f"wrote what was made so far to {out / PAGE}")
+        raise made.interrupt
     return reason
 
 
-@dataclass
+@dataclass(frozen=True)
+class Made:
+    """The document of a generation, which ended by itself or by an interrupt."""
+
+    document: Document
+    end: EndReason = "end"
+    interrupt: KeyboardInterrupt | None = None
+
+
+@dataclass(frozen=True)
 class Output:
-    """The folder of a document. The first new file creates it, or removes an earlier document from it."""
+    """The folder of a document, and the one from which its files move there at the end."""
 
     folder: Path
-    is_started: bool = False
+    staging: Path
 
-    def file(self, name: str) -> Path:
-        """Return the path to write the file `name` to."""
-        if not self.is_started:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for pattern in (PAGE, PICTURE.format("*")):
-                for earlier in self.folder.glob(pattern):
-                    earlier.unlink()
-            self.is_started = True
+    def save(self, picture: Picture, name: str) -> Path:
+        """Write an image to the file `name`; return the path that it has at the end."""
+        with writing(file := self.staging / name):
+            picture.save(file)
         return self.folder / name
 
 
-def follow(events: Iterable[Event], output: Output) -> DocumentDone:
-    """Show the events of one document on the console, write its images to `output`, and return the last event.
+def follow(events: Iterable[Event], output: Output, prompt: Document) -> Made:
+    """Show the events of one document on the console, write its images to `output`, and return the document.
 
     Print text, and the file name of each image on a line of its own, to standard output. A bar on standard error
     counts the steps of the image being drawn.
+
+    Raises:
+        KeyboardInterrupt: it came before anything was made.
     """
     bar = Bar("drawing", transient=True)
-    last = None
+    made = None
+    written: list[Segment] = []
+    role: Role | None = "assistant" if prompt.is_conversation else None
     line_is_open = False
     try:
         for event in events:
             match event:
                 case TextPiece(text=text):
+                    written.append(Text(text, role=role))
                     print(text.translate(UNPRINTED), end="", flush=True)
                     line_is_open = not text.endswith("\n")
                 case ImageStarted():
@@ -104,14 +134,30 @@ def follow(events: Iterable[Event], output: Output) -> DocumentDone:
                     bar.move(step + 1, steps)
                 case ImageDone(image=image, picture=picture):
                     bar.stop()
-                    file = output.file(PICTURE.format(image))
-                    picture.save(file)
+                    with deferred():
+                        written.append(Image(picture, draw=True, role=role))
+                        file = output.save(picture, PICTURE.format(image))
                     print(file, flush=True)
                 case DocumentDone():
-                    last = event
+                    made = Made(event.result, event.reason)
+    except KeyboardInterrupt as interrupt:
+        if not written:
+            raise
+        made = made or Made(Document((*prompt.segments, *_joined(written))), interrupt=interrupt)
     finally:
         bar.stop()
         if line_is_open:
             print(flush=True)
-    assert last is not None, "a generation ends with DocumentDone"
-    return last
+    assert made is not None, "a generation ends with DocumentDone"
+    return made
+
+
+def _joined(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """Yield segments with the pieces of a text joined."""
+    for _, group in groupby(segments, key=type):
+        pieces = list(group)
+        texts = [piece for piece in pieces if isinstance(piece, Text)]
+        if texts:
+            yield replace(texts[0], text="".join(text.text for text in texts))
+        else:
+            yield from pieces

@@ -8,15 +8,15 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dreamkit.cli.shared import Overrides, RecipeName, console, print_by_origin, print_lines
+from dreamkit.cli.shared import Overrides, RecipeName, console, path_argument, print_by_origin, print_lines
 
 
 def plugins() -> None:
     """List components and broken plug-ins.
 
-    Lists everything that works, then each broken plug-in; exits with code 1 if there is one. To load only some
-    plug-ins, set the environment variable DREAMKIT_PLUGINS to a comma-separated list of entry-point names. "core" names
-    dreamkit's own components.
+    Lists everything that works, then each broken plug-in, and each that requires another version of dreamkit; exits
+    with code 1 if there is one. To load only some plug-ins, set the environment variable DREAMKIT_PLUGINS to a
+    comma-separated list of entry-point names. "core" names dreamkit's own components.
 
     Example: dreamkit plugins
     """
@@ -34,8 +34,9 @@ def plugins() -> None:
     )
     out = console()
     for problem in registry.problems:
-        out.print(f"problem: {problem}", style="red", soft_wrap=True)
-    if registry.problems:
+        kind, style = ("note", "yellow") if problem.is_note else ("problem", "red")
+        out.print(f"{kind}: {problem}", style=style, soft_wrap=True)
+    if not all(problem.is_note for problem in registry.problems):
         raise typer.Exit(1)
 
 
@@ -66,12 +67,15 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Check a recipe without loading any weights.
 
     Finds all unknown keys, wrong types, unknown components and parts that do not fit each other. Prints every problem
-    and exits with code 2. Without problems, prints the parts and their sizes.
+    and exits with code 2. Without problems, prints the parts and their sizes. Opens the data sets and the first
+    document of each; what `train` would refuse of these and of `init` is printed as a note.
 
     Example: dreamkit check digits/stage1 train.steps=100
     """
     from dreamkit.build.fit import fit
+    from dreamkit.build.notes import recipe_notes
     from dreamkit.cache.recipe_check import cache_notes, cache_problems
+    from dreamkit.checkpoints.inputs import open_inputs
     from dreamkit.errors import RecipeError
     from dreamkit.recipe.loading import draft_recipe
     from dreamkit.registry.registry import Registry
@@ -86,9 +90,18 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     table = Table("part", "component", "input -> output", box=None, pad_edge=False)
     for row in fitted.summary():
         table.add_row(*row)
-    console().print(table)
-    for line in cache_notes(draft, registry):
-        console().print(line, soft_wrap=True)
+    out = console()
+    out.print(table)
+    out.print("shapes are tokens x width; px: pixels of a side; any: any number of tokens", soft_wrap=True)
+    inputs = open_inputs(draft, registry)
+    refused = ["\n  ".join(["note: train would refuse these inputs:", *map(str, inputs.problems)])]
+    for note in [
+        *recipe_notes(draft),
+        *(refused if inputs.problems else ()),
+        *inputs.notes,
+        *cache_notes(draft, inputs.datasets),
+    ]:
+        out.print(note, soft_wrap=True)
 
 
 def plan(
@@ -112,6 +125,7 @@ def plan(
     from dataclasses import asdict
 
     from dreamkit.cache.recipe_check import cache_notes
+    from dreamkit.checkpoints.inputs import open_inputs
     from dreamkit.plan.advice import memory_advice
     from dreamkit.plan.plan import plan as make_plan
     from dreamkit.plan.sizes import format_bytes, parse_bytes
@@ -129,7 +143,8 @@ def plan(
     else:
         for piece in report(planned, loaded):
             out.print(piece, soft_wrap=isinstance(piece, str))
-        for line in cache_notes(loaded, registry):
+        datasets = () if loaded.train.cache is None else open_inputs(loaded, registry).datasets
+        for line in cache_notes(loaded, datasets):
             out.print(line, soft_wrap=True)
     if limit is None:
         return
@@ -142,7 +157,10 @@ def plan(
 
 
 def inspect(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="the folder of a checkpoint or cache")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", parser=path_argument, help="the folder of a checkpoint or cache"),
+    ],
 ) -> None:
     """Verify and show a checkpoint or cache.
 

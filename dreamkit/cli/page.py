@@ -6,9 +6,10 @@ import base64
 import io
 from collections.abc import Mapping
 from html import escape
-from itertools import count, groupby
+from itertools import count as numbers, groupby
 
 from dreamkit.document import Document, Image, Text
+from dreamkit.errors import count
 from dreamkit.parts.pictures import to_rgb
 
 LARGEST = 1024  # longest side in pixels of an image in the page; larger images are scaled down
@@ -55,7 +56,7 @@ def page(
 
     The first `prompt_segments` segments are the prompt, which looks different. `facts` are listed below the document.
     """
-    pictures = count(1)
+    pictures = numbers(1)
     parts = []
     for (is_prompt, role), turn in groupby(
         enumerate(document), key=lambda item: (item[0] < prompt_segments, item[1].role)
@@ -97,9 +98,8 @@ def page(
 def _picture(image: Image, number: int, is_prompt: bool) -> str:
     picture = to_rgb(image.picture)
     width, height = picture.size
-    alt = (
-        f"image {number}, {'of the prompt' if is_prompt else 'drawn by the model'}, {width} x {height} pixels"
-    )
+    origin = "of the prompt" if is_prompt else "drawn by the model"
+    alt = f"image {number}, {origin}, {width} x {count(height, 'pixel')}"
     picture.thumbnail((LARGEST, LARGEST))
     file = io.BytesIO()
     picture.save(file, "PNG")

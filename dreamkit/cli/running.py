@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from dreamkit.cli.shared import Overrides, RecipeName, check_setting, console
+from dreamkit.cli.shared import Overrides, RecipeName, check_setting, console, path_argument
+from dreamkit.errors import count
 
 
 def train(
     recipe: RecipeName,
-    out: Annotated[Path, typer.Option(help="a new folder for the checkpoint, resume points and log.jsonl")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            parser=path_argument,
+            help="a new folder for the checkpoint, resume points and log.jsonl",
+        ),
+    ],
     overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="continue from the latest resume point in OUT")
     ] = False,
+    changed_data: Annotated[
+        bool, typer.Option("--changed-data", help="with --resume: accept data that changed since then")
+    ] = False,
 ) -> None:
     """Train the model of a recipe.
 
-    Writes OUT/log.jsonl, OUT/checkpoints/step-N every train.save_every steps, and OUT/checkpoint at the end. To use
-    several devices, start one process on each with torchrun.
+    Writes OUT/log.jsonl, OUT/checkpoints/step-N every train.save_every steps, and OUT/checkpoint at the end. A run that
+    an error, SIGINT or SIGTERM ends before writes a resume point, too. To use several devices, start one process on
+    each with torchrun.
 
     Example: dreamkit train digits/stage1 train.steps=100 --out run1
     """
@@ -33,18 +43,10 @@ def train(
     from dreamkit.training.run import train_recipe as run
 
     registry = Registry.load()
-    try:
-        result = run(load_recipe(recipe, overrides or (), registry), registry, out, resume=resume)
-    except KeyboardInterrupt:
-        hint = (
-            "continue from the latest resume point with --resume"
-            if any(out.glob("checkpoints/*"))
-            else "no resume point was written yet; set train.save_every to write some"
-        )
-        typer.echo(f"interrupted; {hint}", err=True)
-        raise typer.Exit(130) from None
+    loaded = load_recipe(recipe, overrides or (), registry)
+    result = run(loaded, registry, out, resume=resume, changed_data=changed_data)
     if result.is_main:
-        typer.echo(f"wrote {result.checkpoint}")
+        typer.echo(f"{'model of the finished run:' if result.was_finished else 'wrote'} {result.checkpoint}")
 
 
 def cache(
@@ -52,7 +54,11 @@ def cache(
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="the folder to write; default: the recipe's train.cache"),
+        typer.Option(
+            metavar="FOLDER",
+            parser=path_argument,
+            help="the folder to write; default: the recipe's train.cache",
+        ),
     ] = None,
     only: Annotated[
         list[str] | None,
@@ -87,31 +93,27 @@ def cache(
 
     def show_estimate(estimate: Estimate) -> None:
         rows = ", ".join(f"{table} take {decimal(size)}" for table, size in estimate.row_bytes.items())
+        documents = count(f"{estimate.documents:,}", "document")
         typer.echo(
-            f"{rows} per image; {estimate.documents:,} documents: at most {decimal(estimate.most_bytes)} with one "
+            f"{rows} per image; {documents}: at most {decimal(estimate.most_bytes)} with one "
             f"image per table in each document; {decimal(estimate.free_bytes)} free",
             err=True,
         )
 
-    # SIGTERM removes the partial folder, as Ctrl-C does
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        with Bar("caching", "{task.fields[images]} images") as bar:
+    with Bar("caching", "{task.fields[images]}") as bar:
 
-            def show_progress(progress: CachingProgress) -> None:
-                bar.move(progress.documents, progress.total, images=progress.images)
+        def show_progress(progress: CachingProgress) -> None:
+            bar.move(progress.documents, progress.total, images=count(f"{progress.images:,}", "image"))
 
-            report = make_cache(
-                loaded,
-                registry,
-                folder,
-                only=only or TABLES,
-                overwrite=overwrite,
-                on_start=show_estimate,
-                on_progress=show_progress,
-            )
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        report = make_cache(
+            loaded,
+            registry,
+            folder,
+            only=only or TABLES,
+            overwrite=overwrite,
+            on_start=show_estimate,
+            on_progress=show_progress,
+        )
     for left_out, reason in report.left_out.items():
         typer.echo(f"no {left_out}: {reason}", err=True)
     for table, record in report.manifest.tables.items():
@@ -120,9 +122,12 @@ def cache(
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="a new folder for the checkpoint, figures and report")] = Path(
-        "dreamkit-demo"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", parser=path_argument, help="a new folder for the checkpoint, figures and report"
+        ),
+    ] = Path("dreamkit-demo"),
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="seed of training and measurement")] = 0,
 ) -> None:
     """Train and measure a tiny model.
@@ -133,24 +138,34 @@ def demo(
     Example: dreamkit demo --out demo --seed 1
     """
     from dreamkit.registry.registry import Registry
+    from dreamkit.storage.locks import exclusive
 
-    figures = Registry.load().get("task", "digits-demo")().run(out, seed=seed)
+    with exclusive(out):
+        figures = Registry.load().get("task", "digits-demo")().run(out, seed=seed)
     table = Table("figure", "value", box=None, pad_edge=False)
     for name, value in figures.items():
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     console().print(table)
-    typer.echo(f"wrote to {out}: {', '.join(sorted(file.name for file in out.iterdir()))}")
+    typer.echo(f"wrote to {out}: {', '.join(sorted(file.name for file in out.glob('[!.]*')))}")
 
 
 def generate(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="the folder of a checkpoint")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(metavar="CHECKPOINT", parser=path_argument, help="the folder of a checkpoint"),
+    ],
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="the text to continue; each <image> stands for an image")
     ],
     image: Annotated[
-        list[Path] | None, typer.Option(metavar="PATH", help="the image for the next <image> of the prompt")
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH", parser=path_argument, help="the image for the next <image> of the prompt"
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="the folder to write")] = Path("dreamkit-out"),
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", parser=path_argument, help="the folder to write")
+    ] = Path("dreamkit-out"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the document in DIR")] = False,
     chat: Annotated[
         bool, typer.Option("--chat", help="make the prompt a user's turn in a conversation")
@@ -182,9 +197,21 @@ def generate(
     """
     from dreamkit.cli.live import write_document
     from dreamkit.data.records import open_picture
-    from dreamkit.document import Document
+    from dreamkit.document import DRAW_SLOT, READ_SLOT, Document
+    from dreamkit.errors import DocumentError, excerpt
 
     pictures = [open_picture(path, "--image") for path in image or ()]
+    slots = sum(map(prompt.count, (READ_SLOT, DRAW_SLOT)))
+    if slots != len(pictures):
+        fix = (
+            f"pass --image PATH {count(slots, 'time')}"
+            if slots
+            else "write them in PROMPT, or leave out --image"
+        )
+        raise DocumentError(
+            f"expected one --image for each {READ_SLOT} and {DRAW_SLOT} of PROMPT, got {len(pictures)} for {slots} in "
+            f"'{excerpt(prompt)}'; {fix}"
+        )
     document = Document.interleave(prompt, pictures, name="PROMPT", role="user" if chat else None)
     limits = {"max_tokens": max_tokens, "max_images": max_images}
     drawing = {"guidance": guidance, "steps": steps, "temperature": temperature}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from dreamkit.errors import printable
+
+
+def path_argument(text: str | Path) -> Path:
+    """Return a path of the command line. Raise a usage error if it is empty: it would be the working folder."""
+    if not str(text):
+        raise typer.BadParameter("expected a path, got ''")
+    return Path(text)
+
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="a recipe file, or the name of a shipped recipe")

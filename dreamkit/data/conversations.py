@@ -13,8 +13,7 @@ from dreamkit.data.dataset import Dataset
 from dreamkit.data.record_keys import RecordKeys
 from dreamkit.data.records import ImagePaths, Records, paths_in, text_problem
 from dreamkit.document import DRAW_SLOT, READ_SLOT, Document, Role
-from dreamkit.errors import did_you_mean, printable
-from dreamkit.recipe.tree import describe_value
+from dreamkit.errors import describe_value, did_you_mean, printable
 
 ROLES: Mapping[str, Role] = {
     "human": "user",
@@ -65,6 +64,9 @@ class Conversations(Dataset):
                 text = text.replace(READ_SLOT, DRAW_SLOT)
             turns.append(Document.interleave(text, pictures, name=where, role=role))
         return reduce(add, turns)
+
+    def fingerprint(self) -> dict[str, str]:
+        return {**super().fingerprint(), "records": self.records.sha256}
 
     def _problem(self, record: Mapping[str, Any], keys: RecordKeys, turn_keys: RecordKeys) -> str | None:
         problem = keys.problem(record) or _turns_problem(record, turn_keys)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from dreamkit.data.fingerprint import sampled
 from dreamkit.document import Document
 
 
@@ -15,7 +16,7 @@ class Dataset(ABC):
     Attributes:
         Config: frozen dataclass of the recipe section.
         notes: lines for the user about data that is ignored, such as "c.jsonl: unknown key 'tools' in 3 records".
-            Training prints them at its start.
+            `check` and `train` print them.
     """
 
     Config: ClassVar[type]
@@ -23,7 +24,9 @@ class Dataset(ABC):
 
     @abstractmethod
     def __init__(self, config: Any) -> None:
-        """Check the data that `config` names. This must be fast: `dreamkit check` also builds the data set.
+        """Check the data that `config` names.
+
+        This must be fast: `dreamkit check` also builds the data set, and reads document 0.
 
         Raises:
             DocumentError: missing files or invalid documents, with file and line.
@@ -40,3 +43,12 @@ class Dataset(ABC):
         Raises:
             DocumentError: the document or one of its images cannot be read.
         """
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return strings by name that identify the documents, wherever these are stored.
+
+        Resume points contain the fingerprint. `--resume` refuses data if a name has another string than before; it
+        ignores names on one side alone. The default has the number of documents and hashes of up to 64 of them. A data
+        set may add names, or leave out hashes that take too long; it must not add paths or times, which a copy changes.
+        """
+        return sampled(self)

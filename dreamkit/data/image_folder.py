@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image as PIL
 
+from dreamkit.data.unchanged import FileStatus, file_status
 from dreamkit.errors import DocumentError, printable
 from dreamkit.storage.paths import irregular_kind
 
@@ -20,6 +22,7 @@ class ImageFolder:
 
     Attributes:
         images: paths of the images.
+        statuses: of each image and its caption: size and time of the image, size and time of the caption.
         notes: lines about files and linked folders that are not read.
 
     Raises:
@@ -33,14 +36,17 @@ class ImageFolder:
         files = sorted(self._files(folder))
         self.images = [path for path in files if path.suffix.lower() in suffixes]
         captions = {path for path in files if path.suffix == ".txt"}
+        self.statuses = array("q")
         for path in [*self.images, *captions]:
             _refuse_irregular(path)
         for path in self.images:
-            if path.with_suffix(".txt") not in captions:
+            caption = path.with_suffix(".txt")
+            if caption not in captions:
                 raise DocumentError(
                     f"{printable(path)}: missing caption {printable(path.stem)}.txt in the same folder: write it or "
                     "remove the image"
                 )
+            self.statuses.extend([*file_status(path), *file_status(caption)])
         others = [path for path in files if path.suffix.lower() not in suffixes and path not in captions]
         without_image = sorted(captions - {path.with_suffix(".txt") for path in self.images})
         if without_image:
@@ -53,6 +59,11 @@ class ImageFolder:
             self.notes.append(
                 f"{printable(folder)}: not read: files that are no known images or captions: {counts}"
             )
+
+    def status(self, index: int) -> tuple[FileStatus, FileStatus]:
+        """Return the statuses that image `index` and its caption had when the folder was listed."""
+        image_size, image_time, caption_size, caption_time = self.statuses[4 * index : 4 * index + 4]
+        return FileStatus(image_size, image_time), FileStatus(caption_size, caption_time)
 
     def _files(self, folder: Path) -> Iterator[Path]:
         """Yield every entry but folders and hidden names; follow links to folders after all other folders."""

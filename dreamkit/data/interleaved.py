@@ -53,6 +53,9 @@ class Interleaved(Dataset):
         pictures = [self.images.open(path, where) for path in paths_in(record, "images")]
         return Document.interleave(text, pictures, name=where)
 
+    def fingerprint(self) -> dict[str, str]:
+        return {**super().fingerprint(), "records": self.records.sha256}
+
     def _problem(self, record: Mapping[str, Any], keys: RecordKeys) -> str | None:
         problem = (
             keys.problem(record) or text_problem(record, "text") or self.images.list_problem(record, "images")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from dreamkit.data.dataset import Dataset
+from dreamkit.data.fingerprint import hash_of
 from dreamkit.data.image_folder import ImageFolder
 from dreamkit.data.record_keys import RecordKeys
 from dreamkit.data.records import ImagePaths, Records, open_picture, string_problem, text_problem
 from dreamkit.data.text_files import read_text
+from dreamkit.data.unchanged import FileStatus
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import DocumentError, printable
 
@@ -50,8 +52,8 @@ class Pairs(Dataset):
                 raise DocumentError(
                     f"{printable(config.path)}: 'images' is set, but this folder itself has the images; remove 'images'"
                 )
-            folder = ImageFolder(config.path)
-            self.pairs, self.notes = folder.images, folder.notes
+            self.folder = ImageFolder(config.path)
+            self.pairs, self.notes = self.folder.images, self.folder.notes
             return
         self.images = ImagePaths(config.path, config.images)
         keys = RecordKeys((config.image, config.caption))
@@ -67,14 +69,30 @@ class Pairs(Dataset):
             caption = record[self.config.caption]
             picture = self.images.open(record[self.config.image], where)
         else:
-            path = self.pairs[index]
-            where, caption = printable(path), _caption(path.with_suffix(".txt"))
-            picture = open_picture(path, where)
+            path, (image_status, caption_status) = self.pairs[index], self.folder.status(index)
+            where, caption = printable(path), _caption(path.with_suffix(".txt"), caption_status)
+            picture = open_picture(path, where, image_status)
         text = Text(caption.strip())
         if self.config.direction == "draw":
             # Nothing follows the image, so reading it back would train nothing.
             return Document((text, Image(picture, draw=True, read=False)), name=where)
         return Document((Image(picture), text), name=where)
+
+    def fingerprint(self) -> dict[str, str]:
+        if isinstance(self.pairs, Records):
+            return {**super().fingerprint(), "records": self.pairs.sha256}
+        return {
+            **super().fingerprint(),
+            "names of images and sizes of captions": self._listing_hash(self.pairs),
+        }
+
+    def _listing_hash(self, paths: Iterable[Path]) -> str:
+        """Return a hash of names alone: images are many and large, so `sampled` reads some."""
+        return hash_of(
+            b"%s %d"
+            % (os.fsencode(path.relative_to(self.config.path)), os.path.getsize(path.with_suffix(".txt")))
+            for path in paths
+        )
 
     def _problem(self, record: Mapping[str, Any], keys: RecordKeys) -> str | None:
         image, caption = self.config.image, self.config.caption
@@ -86,9 +104,9 @@ class Pairs(Dataset):
         return problem
 
 
-def _caption(path: Path) -> str:
-    """Read the caption in a file."""
-    caption = read_text(path).strip()
+def _caption(path: Path, status: FileStatus) -> str:
+    """Read the caption in a file of this status."""
+    caption = read_text(path, status).strip()
     if not caption:
         raise DocumentError(f"{printable(path)}: empty caption; write one or remove the pair")
     return caption

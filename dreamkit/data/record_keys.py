@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dreamkit.errors import did_you_mean, printable
+from dreamkit.errors import count, did_you_mean, printable
 
 
 def _words_of(*lines: str) -> frozenset[str]:
@@ -121,7 +121,7 @@ def _words(key: str) -> list[str]:
 
 def _listing(counts: Counter[str], unit: str) -> str:
     listed = [
-        f"'{printable(name)}' in {n:,} {unit}{'s' * (n != 1)}" for name, n in counts.most_common(MOST_LISTED)
+        f"'{printable(name)}' in {count(f'{n:,}', unit)}" for name, n in counts.most_common(MOST_LISTED)
     ]
     more = len(counts) - len(listed)
     return ", ".join(listed) + (f" and {more:,} more" if more else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import os
 from array import array
@@ -14,9 +15,10 @@ from zlib import crc32
 from PIL import Image as PIL
 
 from dreamkit.data.text_files import HEAD, decode, open_regular, read_text, refuse_foreign
-from dreamkit.errors import DocumentError, printable
+from dreamkit.data.unchanged import FileStatus, changed_error, unchanged
+from dreamkit.errors import DocumentError, describe_value, printable, surrogate_problem
 from dreamkit.parts.pictures import range_problem
-from dreamkit.recipe.tree import MAX_DEPTH, MAX_DIGITS, describe_value
+from dreamkit.recipe.tree import MAX_DEPTH, MAX_DIGITS
 from dreamkit.storage.json_files import is_deep
 from dreamkit.storage.paths import irregular_kind
 
@@ -45,6 +47,7 @@ class Records:
         self._offsets = array("Q")  # its offset in bytes, in a file of lines
         self._checksums = array("I")  # of the line, in a file of lines
         self._array: list[dict[str, Any]] | None = None
+        self._digest = hashlib.sha256()
         try:
             if self._first_character() == b"[":
                 self._read_array(check)
@@ -59,6 +62,11 @@ class Records:
 
     def __len__(self) -> int:
         return len(self._lines)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the text of all records, in hexadecimal."""
+        return self._digest.hexdigest()
 
     def __getitem__(self, index: int) -> tuple[str, dict[str, Any]]:
         """Return the place `file:line` of record `index`, and the record.
@@ -79,7 +87,7 @@ class Records:
         except (OSError, DocumentError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         if reason is not None:
-            raise DocumentError(f"{self.name} changed while being read: {reason}; restore it or start anew")
+            raise changed_error(self.path, reason)
         record: dict[str, Any] = _DECODER.decode(decode(line, where))
         return where, record
 
@@ -104,12 +112,14 @@ class Records:
                     except (ValueError, RecursionError) as error:
                         raise DocumentError(f"{where}: {_json_problem(error)}") from error
                     self._accept(number, record, check)
+                    self._digest.update(line.strip() + b"\n")
                     self._offsets.append(offset)
                     self._checksums.append(_checksum(line))
                 offset += len(line)
 
     def _read_array(self, check: Check) -> None:
         text = read_text(self.path)
+        self._digest.update(text.encode())
         self._array = []
         position, line, counted = text.find("[") + 1, 1, 0
         try:
@@ -199,16 +209,10 @@ def string_problem(record: Mapping[str, Any], key: str) -> str | None:
 
 
 def text_problem(record: Mapping[str, Any], key: str) -> str | None:
-    """Return why `record[key]` is not a non-blank text, or None. A tokenizer accepts no lone surrogates."""
+    """Return why `record[key]` is not a non-blank text, or None."""
     problem = string_problem(record, key)
-    if problem is None:
-        try:
-            record[key].encode()
-        except UnicodeEncodeError as error:
-            return (
-                f"{key}: expected valid characters, got the lone surrogate {error.object[error.start]!a} at position "
-                f"{error.start}; remove it or write the whole pair"
-            )
+    if problem is None and (problem := surrogate_problem(record[key])):
+        return f"{key}: {problem}"
     return problem
 
 
@@ -274,20 +278,24 @@ class ImagePaths:
         return Path(target).is_relative_to(root)
 
 
-def open_picture(path: Path, where: str) -> Picture:
+def open_picture(path: Path, where: str, before: FileStatus | None = None) -> Picture:
     """Read the image of a file completely, as a PIL image.
 
     Raises:
         DocumentError: the file is missing, is not a regular file or cannot be read, or its values have no known range.
-            The message starts with `where`, the place that names it.
+            It changes meanwhile, or changed since its status was `before`. The message starts with `where`, the place
+            that names it.
     """
     name = printable(path)
     try:
-        kind = irregular_kind(path)
-        if kind is None:
-            with PIL.open(path) as picture:
-                picture.load()
-                problem = range_problem(picture)
+        with unchanged(path, before):
+            kind = irregular_kind(path)
+            if kind is None:
+                with PIL.open(path) as picture:
+                    picture.load()
+                    problem = range_problem(picture)
+    except DocumentError as error:
+        raise DocumentError(str(error) if where == name else f"{where}: {error}") from error
     except FileNotFoundError as error:
         raise DocumentError(f"{where}: no such image: {name}") from error
     except (

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from PIL import Image as PIL
 
 from dreamkit.document import Document, Image, Segment, Text
-from dreamkit.errors import DocumentError
+from dreamkit.errors import DocumentError, count
 from dreamkit.parts.conversation import Turn, TurnPiece
 from dreamkit.recipe.special_tokens import SpecialTokens
 
@@ -109,8 +109,8 @@ class Sequencer:
             sequence.append([self.language_model.spec.eos_ids[0]], train_on=document.segments[-1].train_on)
         if not sequence.targets and not sequence.draws:
             raise DocumentError(
-                f"{document.name}: nothing to train on: {len(sequence)} tokens without a label and no image to draw; "
-                "set train_on=True in a text, or add a turn of the assistant or an image to draw"
+                f"{document.name}: nothing to train on: {count(len(sequence), 'token')} without a label and no image "
+                "to draw; set train_on=True in a text, or add a turn of the assistant or an image to draw"
             )
         return self._check_length(sequence, "shorten it or raise train.max_length")
 
@@ -283,8 +283,9 @@ class Sequencer:
     def _check_length(self, sequence: Sequence, fix: str, *, beyond: int = 0) -> Sequence:
         if len(sequence) > self.max_length + beyond:
             raise DocumentError(
-                f"{sequence.name}: expected at most {self.max_length} tokens, got {len(sequence)}; {fix} "
-                f"(an image to read takes {self.vision_tokens + 2} tokens, one to draw {self.dream_queries + 2})"
+                f"{sequence.name}: expected at most {count(self.max_length, 'token')}, got {len(sequence)}; {fix} "
+                f"(an image to read takes {count(self.vision_tokens + 2, 'token')}, "
+                f"one to draw {self.dream_queries + 2})"
             )
         return sequence
 

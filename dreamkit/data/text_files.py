@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import BinaryIO
 
+from dreamkit.data.unchanged import FileStatus, unchanged
 from dreamkit.errors import DocumentError, printable
 from dreamkit.storage.paths import irregular_kind
 
@@ -66,15 +67,16 @@ def decode(data: bytes, where: str) -> str:
         ) from error
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, before: FileStatus | None = None) -> str:
     """Read a UTF-8 file, with `\\n` as the end of each line.
 
     Raises:
-        DocumentError: not a regular file, not UTF-8, or not readable.
+        DocumentError: not a regular file, not UTF-8, or not readable. It changes meanwhile, or changed since its status
+            was `before`.
     """
     where = printable(path)
     try:
-        with open_regular(path) as file:
+        with unchanged(path, before), open_regular(path) as file:
             data = file.read()
     except OSError as error:
         raise DocumentError(f"{where}: cannot read the file: {error.strerror}") from error

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dreamkit.errors import DreamkitError
+from dreamkit.errors import DreamkitError, describe_error
 from dreamkit.parts.part import Part
 from dreamkit.recipe.sections import AdapterSection
 
@@ -133,7 +133,7 @@ def merge(part: Part) -> set[str]:
         try:
             layer.merge(safe_merge=True)
         except ValueError as error:
-            raise DreamkitError(f"cannot merge the adapter of {name}: {error}") from error
+            raise DreamkitError(f"cannot merge the adapter of {name}: {describe_error(error)}") from error
         part.set_submodule(name, base)
         merged |= {f"{name}.{inner}" for inner, _ in base.named_parameters()}
     del adapter_root(part).peft_config

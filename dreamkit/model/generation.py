@@ -12,7 +12,7 @@ from PIL import Image as PIL
 from torch import Tensor
 
 from dreamkit.document import Document, Image, Role, Segment, Text
-from dreamkit.errors import DocumentError, DreamkitError
+from dreamkit.errors import DocumentError, DreamkitError, count, describe_error, describe_value, excerpt
 from dreamkit.model.events import (
     DenoisingStep,
     DocumentDone,
@@ -138,7 +138,9 @@ class Generation:
         """Raise the errors of the scheduler and the image size before any text is generated."""
         if self.size is not None:
             if not (len(self.size) == 2 and all(isinstance(side, int) for side in self.size)):
-                raise DreamkitError(f"size: expected (height, width) in pixels, got {self.size!r}")
+                raise DreamkitError(
+                    f"size: expected (height, width) in pixels, got {excerpt(repr(self.size))}"
+                )
             try:
                 self.model.image_decoder.spec.latent_shape(self.size)
             except ValueError as error:
@@ -148,7 +150,8 @@ class Generation:
             self.model.image_decoder.scheduler(name).set_timesteps(steps)
         except ValueError as error:
             scheduler = "the decoder's own scheduler" if name is None else f"scheduler '{name}'"
-            raise DreamkitError(f"cannot draw in {steps} steps with {scheduler}: {error}") from error
+            shown = describe_error(error)
+            raise DreamkitError(f"cannot draw in {count(steps, 'step')} with {scheduler}: {shown}") from error
 
     def events(self) -> Iterator[Event]:
         """Generate all documents; yield each event when it happens."""
@@ -264,21 +267,21 @@ class Generation:
             writer.inputs = torch.cat([dream_end, inputs])
 
 
-def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """Return a seed for each of `count` prompts.
+def _seeds(seed: int | Sequence[int], prompts: int) -> list[int]:
+    """Return a seed for each of `prompts` prompts.
 
     Raises:
         DocumentError: the number of seeds is wrong.
         DreamkitError: a seed is not an integer of 64 bits without a sign.
     """
-    seeds = list(seed) if isinstance(seed, Iterable) else [seed] * count
-    if len(seeds) != count:
+    seeds = list(seed) if isinstance(seed, Iterable) else [seed] * prompts
+    if len(seeds) != prompts:
         raise DocumentError(
-            f"expected {count} seeds for {count} prompts, got {len(seeds)}; pass one each, or one"
+            f"expected {count(prompts, 'seed')} for {count(prompts, 'prompt')}, got {len(seeds)}; pass one each, or one"
         )
     for each in seeds:
         if isinstance(each, bool) or not isinstance(each, Integral) or not 0 <= each <= MAX_SEED:
-            raise DreamkitError(f"seed: expected an integer from 0 to {MAX_SEED}, got {each!r}")
+            raise DreamkitError(f"seed: expected an integer from 0 to {MAX_SEED}, got {describe_value(each)}")
     return [int(each) for each in seeds]
 
 

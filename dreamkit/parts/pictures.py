@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL import Image, ImageOps
 from PIL.Image import Image as Picture
 
-from dreamkit.errors import DocumentError
+from dreamkit.errors import DocumentError, count
 
 # The values of these modes have no range that the file states: white may be 1, 255 or any other number.
 UNBOUNDED = {"F": "float", "I": "32-bit integer"}
@@ -29,7 +29,9 @@ def range_problem(picture: Picture) -> str | None:
         tags = getattr(picture, "tag_v2", {})  # Pillow scales or inverts these images of TIFF files in no way
         bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
         if bits != 16:
-            return f"expected grey values of 8 or 16 bits, got {bits} bits; scale and convert the image"
+            return (
+                f"expected grey values of 8 or 16 bits, got {count(bits, 'bit')}; scale and convert the image"
+            )
         if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
             return "expected 16-bit grey values with black as 0, got white as 0; invert the image"
     return None

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from dreamkit.errors import count
+
 
 class Scheduler(Protocol):
     """The members of a diffusers scheduler that drawing uses.
@@ -75,14 +77,15 @@ def sample_latents(mean: Tensor, std: Tensor | None, generator: torch.Generator 
 
 
 def _generators(
-    generators: torch.Generator | Sequence[torch.Generator] | None, count: int
+    generators: torch.Generator | Sequence[torch.Generator] | None, images: int
 ) -> torch.Generator | list[torch.Generator] | None:
-    """Return the generators in diffusers' form: one, or a list of `count`."""
+    """Return the generators in diffusers' form: one, or a list of one for each of `images`."""
     if generators is None or isinstance(generators, torch.Generator):
         return generators
-    if len(generators) != count:
+    if len(generators) != images:
         raise ValueError(
-            f"expected {count} generators for {count} images, got {len(generators)}; pass one per image, or one"
+            f"expected {count(images, 'generator')} for {count(images, 'image')}, got {len(generators)}; "
+            "pass one per image, or one"
         )
     return list(generators)
 

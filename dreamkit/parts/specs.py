@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dreamkit.earlier_names import with_earlier_fields
+from dreamkit.errors import count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +142,8 @@ class DecoderSpec:
         height, width = size
         if height % self.size_multiple or width % self.size_multiple or min(size) <= 0:
             raise ValueError(
-                f"expected positive multiples of {self.size_multiple} pixels as image size, got {height} x {width}"
+                f"expected positive multiples of {count(self.size_multiple, 'pixel')} as image size, got "
+                f"{height} x {width}"
             )
         return self.latent_channels, height // self.latent_factor, width // self.latent_factor
 

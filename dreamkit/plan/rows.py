@@ -12,7 +12,7 @@ from dreamkit.cache.read import NamedPictures, Tables
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.data.sequence import Sequence, Sequencer, blank_picture
 from dreamkit.document import Document, Image
-from dreamkit.errors import DreamkitError
+from dreamkit.errors import DreamkitError, count
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
 
@@ -37,8 +37,8 @@ def full_batch(model: DreamModel, recipe: Recipe, images: int) -> Batch:
     most = most_images(sequencer)
     if not 0 <= images <= most:
         raise DreamkitError(
-            f"expected --images from 0 to {most}, got {images}: a row has {sequencer.max_length} tokens, and an image "
-            f"takes {_image_length(sequencer)}; lower --images or raise train.max_length"
+            f"expected --images from 0 to {most}, got {images}: a row has {count(sequencer.max_length, 'token')}, and "
+            f"an image takes {_image_length(sequencer)}; lower --images or raise train.max_length"
         )
     return collator.collate([_full_row(sequencer, images)] * recipe.train.batch_size)
 

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from dreamkit.data.batch import Batch
-from dreamkit.errors import DreamkitError
+from dreamkit.errors import DreamkitError, describe_error
 from dreamkit.model.model import DreamModel
 from dreamkit.plan.live_bytes import Bytes, LiveBytes
 from dreamkit.recipe.sections import Recipe
@@ -59,7 +59,7 @@ def measure_step(
         except Exception as error:  # of any part, and of the library behind it
             raise DreamkitError(
                 "cannot plan a step of this model, because one of its parts reads the values of tensors: "
-                f"{type(error).__name__}: {error}; plan it with another part in its place"
+                f"{describe_error(error)}; plan it with another part in its place"
             ) from error
     # all batches of a step are on the device from its beginning
     waiting = (accumulation - 1) * sum(tensor.untyped_storage().nbytes() for tensor in tensors)

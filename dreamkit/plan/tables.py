@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.table import Table
 
+from dreamkit.errors import count
 from dreamkit.plan.plan import Plan
 from dreamkit.plan.sizes import format_bytes, format_count
 from dreamkit.recipe.sections import Recipe
@@ -52,13 +53,13 @@ def _parts(plan: Plan) -> Table:
 
 def _assumptions(plan: Plan, recipe: Recipe) -> Iterator[str]:
     train = recipe.train
-    images = "1 image" if plan.images == 1 else f"{plan.images} images"
     yield (
-        f"a batch of {train.batch_size} documents that fill {plan.length} tokens each, in {plan.rows} rows; "
-        f"{train.accumulation} batch{'es' if train.accumulation > 1 else ''} a step\n"
-        f"{images} in a document (--images), drawn and read back; a row has room for {plan.most_images}"
+        f"a batch of {count(train.batch_size, 'document')} of {count(plan.length, 'token')} each, in "
+        f"{count(plan.rows, 'row')}; {count(train.accumulation, 'batch')} a step\n"
+        f"{count(plan.images, 'image')} in a document (--images), drawn and read back; a row has room for "
+        f"{plan.most_images}"
     )
-    shared = f"{plan.processes} processes under FSDP" if plan.processes > 1 else "1 process"
+    shared = count(plan.processes, "process") + (" under FSDP" if plan.processes > 1 else "")
     yield (
         f"weights in float32, computing in {train.precision}, gradient checkpointing "
         f"{'on' if train.gradient_checkpointing else 'off'}, {shared}"

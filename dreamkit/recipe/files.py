@@ -11,16 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from dreamkit.errors import DreamkitError, RecipeProblem, did_you_mean, excerpt
+from dreamkit.errors import DreamkitError, RecipeProblem, describe_value, did_you_mean, excerpt
 from dreamkit.recipe.earlier_keys import current_path, with_current_keys
-from dreamkit.recipe.tree import BROKEN, Broken, Node, describe_value, parse
+from dreamkit.recipe.references import resolve_references
+from dreamkit.recipe.tree import BROKEN, MAX_CHARACTERS, Broken, Limits, Node, parse
 from dreamkit.storage.paths import irregular_kind, shown_path, written_path
 
 COMMAND_LINE = "command line"
 SUFFIXES = (".yaml", ".yml")
+OTHER_EXTENDS = ("base", "bases", "_base_", "defaults", "extend", "include", "inherit", "inherits", "parent")
+MAX_EXTENDS = 100  # names in all `extends` of a recipe, far above any real one
 
 
 class RecipeFiles:
@@ -35,6 +35,9 @@ class RecipeFiles:
         self.unknown_hint = unknown_hint
         self.problems: list[RecipeProblem] = []
         self.complete = True
+        self._limits = Limits()
+        self._extends = MAX_EXTENDS
+        self._trees: dict[Path, Node] = {}  # a file that several others extend is read and reported once
 
     def read(self, name: str, overrides: Sequence[str]) -> Node:
         """Return the merged tree of the recipe `name` (a file or a shipped name), with `${...}` resolved.
@@ -47,13 +50,13 @@ class RecipeFiles:
         for recipe in (name, *recipes):
             path = self._find(recipe, Path.cwd(), COMMAND_LINE, "recipe")
             tree = tree if path is None else self._merge(tree, self._read_file(path, ()), ())
-        settings = [text for text in overrides if text not in recipes]
+        settings = self._whole([text for text in overrides if text not in recipes])
         parsed = [override for text in settings if (override := self._parse_override(text)) is not None]
         # What replaces a section or list goes first, the outermost at the very first: it must not discard keys inside.
         parsed.sort(key=lambda override: (0, len(override[0])) if _replaces(*override) else (1, 0))
         for steps, leaf in parsed:
             tree = self._set(tree, steps, leaf, ())
-        return self._resolve(tree)
+        return resolve_references(tree, self.problems.append)
 
     def _is_recipe(self, override: str) -> bool:
         return "=" not in override and (
@@ -84,14 +87,20 @@ class RecipeFiles:
 
     def _read_file(self, path: Path, extending: tuple[Path, ...]) -> Node:
         """Return the merged tree of a file and its bases. `extending` are the files that extend it, outermost first."""
+        if path not in self._trees:
+            self._trees[path] = self._read_new(path, extending)
+        return self._trees[path]
+
+    def _read_new(self, path: Path, extending: tuple[Path, ...]) -> Node:
         empty = Node({}, f"{path}:1", path.parent)
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open(encoding="utf-8") as file:
+                text = file.read(MAX_CHARACTERS + 1)
         except (OSError, UnicodeDecodeError) as error:
             self._problem(str(path), "recipe", f"cannot read the file: {error}")
             self.complete = False
             return empty
-        tree, problems = parse(text, lambda line: f"{path}:{line}", path.parent)
+        tree, problems = parse(text, lambda line: f"{path}:{line}", path.parent, limits=self._limits)
         self.problems += problems
         if not isinstance(tree.value, dict):
             if not isinstance(tree.value, Broken):
@@ -112,19 +121,48 @@ class RecipeFiles:
                 self.complete = False
                 continue
             merged = self._merge(merged, self._read_file(base_path, chain), ())
-        own = {key: node for key, node in tree.value.items() if key != "extends"}
+        for key in OTHER_EXTENDS:
+            if key in tree.value:
+                self._problem(tree.value[key].where, key, f"unknown key '{key}'; did you mean 'extends'?")
+                self.complete = False
+        own = {key: node for key, node in tree.value.items() if key not in ("extends", *OTHER_EXTENDS)}
         return self._merge(merged, with_current_keys(Node(own, tree.where, path.parent)), ())
 
     def _bases(self, extends: Node | None) -> list[Node]:
         if extends is None or isinstance(extends.value, Broken):
             return []
         bases = extends.value if isinstance(extends.value, list) else [extends]
+        self._extends -= len(bases)
+        if self._extends < 0:
+            message = f"expected at most {MAX_EXTENDS} names in all 'extends' of a recipe, got more"
+            self._problem(extends.where, "extends", message)
+            self.complete = False
+            return []
         for base in bases:
             if not isinstance(base.value, str):
                 message = f"expected the name of a recipe, got {describe_value(base.value)}"
                 self._problem(base.where, "extends", message)
                 self.complete = False
         return [base for base in bases if isinstance(base.value, str)]
+
+    def _whole(self, settings: Sequence[str]) -> list[str]:
+        """Return settings without those that the shell split at spaces, each of which is one problem."""
+        whole, rest = [], list(settings)
+        while rest:
+            text = rest.pop(0)
+            value = text.partition("=")[2]
+            if value.startswith(("{", "[")) and _is_open(value):
+                sizes = [
+                    size for size in range(1, len(rest) + 1) if not _is_open(" ".join([value, *rest[:size]]))
+                ]
+                if sizes:
+                    text = " ".join([text, *rest[: sizes[0]]])
+                    del rest[: sizes[0]]
+                    message = f"the shell split this value at its spaces; put it in quotes: '{excerpt(text)}'"
+                    self._problem(COMMAND_LINE, text.partition("=")[0], message)
+                    continue
+            whole.append(text)
+        return whole
 
     def _parse_override(self, text: str) -> tuple[tuple[str, ...], Node] | None:
         """Return the path and the value of the override `a.b=value`; report it and return None if it is not one."""
@@ -134,7 +172,7 @@ class RecipeFiles:
             message = "expected key=value, such as train.steps=100, or the name of a recipe"
             self._problem(COMMAND_LINE, excerpt(text), message)
             return None
-        leaf, problems = parse(value, lambda line: COMMAND_LINE, Path.cwd(), key.strip())
+        leaf, problems = parse(value, lambda line: COMMAND_LINE, Path.cwd(), key.strip(), self._limits)
         self.problems += problems
         return steps, with_current_keys(leaf, steps)
 
@@ -182,43 +220,10 @@ class RecipeFiles:
             merged[key] = self._merge(merged[key], node, (*path, key)) if key in merged else node
         return Node(merged, over.where, over.folder)
 
-    def _resolve(self, tree: Node) -> Node:
-        """Return the tree with `${key}` and `${oc.env:NAME}` resolved by OmegaConf."""
 
-        def fail(path: tuple[str, ...], node: Node, error: Exception) -> Node:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            self._problem(
-                node.where, ".".join(path), f"cannot resolve {describe_value(node.value)}: {reason}"
-            )
-            return Node(BROKEN, node.where, node.folder)
-
-        def check_syntax(path: tuple[str, ...], node: Node) -> Node:
-            try:
-                if _is_interpolation(node):
-                    OmegaConf.create([node.value])
-            except OmegaConfBaseException as error:
-                return fail(path, node, error)
-            return node
-
-        def resolve(path: tuple[str, ...], node: Node) -> Node:
-            if not _is_interpolation(node):
-                return node
-            value = config
-            try:
-                for step in path:
-                    value = value[int(step) if OmegaConf.is_list(value) else step]
-                plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-            except (OmegaConfBaseException, RecursionError) as error:
-                return fail(path, node, error)
-            return Node.from_plain(plain, node.where, node.folder)
-
-        tree = tree.map(check_syntax)
-        config = OmegaConf.create(tree.plain())  # type: ignore[call-overload]
-        return tree.map(resolve)
-
-
-def _is_interpolation(node: Node) -> bool:
-    return isinstance(node.value, str) and "${" in node.value
+def _is_open(value: str) -> bool:
+    """Return True if `value` has more opening than closing brackets."""
+    return sum(map(value.count, "{[")) > sum(map(value.count, "}]"))
 
 
 def _is_component(path: Sequence[str]) -> bool:

@@ -47,13 +47,15 @@ def recipe_from_dict(data: Mapping[str, Any], registry: Registry, where: str = "
         RecipeError: every problem at once.
     """
     tree = with_current_keys(Node.from_plain(data, where, Path.cwd()))
-    return _require_valid(*_read(tree, registry))
+    return _require_valid(*_read(tree, registry, stored=True))
 
 
 def _read(
-    tree: Node, registry: Registry, *, complete: bool = True
+    tree: Node, registry: Registry, *, complete: bool = True, stored: bool = False
 ) -> tuple[Recipe | None, list[RecipeProblem]]:
-    reader = SchemaReader(lambda kind, name: registry.get(kind, name).Config, complete=complete)
+    reader = SchemaReader(
+        lambda kind, name: registry.get(kind, name).Config, complete=complete, stored=stored
+    )
     recipe = reader.section(Recipe, tree, "", draft=True)
     if not isinstance(recipe, Recipe):
         return None, reader.problems

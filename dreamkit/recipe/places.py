@@ -28,8 +28,8 @@ def _message(error: BaseException, source: str | None) -> str:
         return str(error)
     if source is not None:
         return f"the files of '{source}' do not make this part: {describe_error(error)}; name another source"
-    text = excerpt(" ".join(str(error).split()), MOST) if isinstance(error, ValueError) else ""
-    return text or describe_error(error, MOST)
+    text = " ".join(str(error).split()) if isinstance(error, ValueError) else ""
+    return excerpt(text, MOST) if text else describe_error(error)
 
 
 def place(places: Mapping[str, str], key: str) -> str:

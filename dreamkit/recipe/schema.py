@@ -16,7 +16,16 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args, get_origin
 
-from dreamkit.errors import DreamkitError, PluginError, RecipeProblem, did_you_mean, excerpt
+from dreamkit.errors import (
+    DreamkitError,
+    PluginError,
+    RecipeProblem,
+    describe_error,
+    describe_value,
+    did_you_mean,
+    excerpt,
+    surrogate_problem,
+)
 from dreamkit.recipe.fields import (
     LISTS,
     UNIONS,
@@ -26,13 +35,16 @@ from dreamkit.recipe.fields import (
     section_keys,
     unsupported_fields,
 )
+from dreamkit.recipe.interpolations import has_variable
 from dreamkit.recipe.places import config_problems, join
-from dreamkit.recipe.source_keys import SOURCES, resolve_source, source_problem, weight_sources
-from dreamkit.recipe.tree import BROKEN, Broken, Node, describe_value
-from dreamkit.storage.paths import written_path
+from dreamkit.recipe.source_keys import SOURCES, read_path, resolve_source, source_problem, weight_sources
+from dreamkit.recipe.tree import BROKEN, Broken, Node
+from dreamkit.recipe.written import WrittenText, as_path
 
 ConfigClass: TypeAlias = Callable[[str, str], type]
 _CONTAINERS: Final[Mapping[type, Any]] = {dict: dict[str, Any], list: list[Any]}
+# A size in the `config` of a part; a square matrix of this width would have 10^16 weights.
+MAX_SIZE: Final = 10**8
 _NO_METADATA: Final[Mapping[str, Any]] = types.MappingProxyType({})
 _BOUNDS: Final[Mapping[str, str]] = {
     "least": "at least",
@@ -47,12 +59,16 @@ class SchemaReader:
 
     `config_class(kind, name)` returns the `Config` of a component, or raises a PluginError.
     `complete=False`: a file could not be read, so missing keys are not reported.
+    `stored=True`: the values come from a checkpoint. An environment variable that is not set here stays as written.
     A value with a problem is read as BROKEN.
     """
 
-    def __init__(self, config_class: ConfigClass | None = None, *, complete: bool = True) -> None:
+    def __init__(
+        self, config_class: ConfigClass | None = None, *, complete: bool = True, stored: bool = False
+    ) -> None:
         self.config_class = config_class
         self.complete = complete
+        self.stored = stored
         self.problems: list[RecipeProblem] = []
         self.places: dict[str, str] = {}
 
@@ -77,7 +93,9 @@ class SchemaReader:
             unsupported = list(unsupported_fields(cls))
         except Exception as error:  # annotations are code of the plug-in
             return self.problem(
-                node, key, f"cannot read the annotations of {cls.__qualname__}: {error}; fix its plug-in"
+                node,
+                key,
+                f"cannot read the annotations of {cls.__qualname__}: {describe_error(error)}; fix its plug-in",
             )
         if unsupported:
             return self.problem(node, key, f"a recipe cannot hold {', '.join(unsupported)}; fix its plug-in")
@@ -108,6 +126,13 @@ class SchemaReader:
         value = node.value
         if value is BROKEN:
             return BROKEN
+        if _misuses_variable(annotation, value, metadata):
+            return self.problem(
+                node,
+                key,
+                f"expected a value without environment variables, got {describe_value(value)}; a checkpoint would hold "
+                "it, so only paths may use them",
+            )
         if annotation in (Any, object) or (annotation in (dict, list) and isinstance(value, annotation)):
             annotation = _CONTAINERS.get(type(value), type(value))
         origin, args = get_origin(annotation), get_args(annotation)
@@ -129,12 +154,19 @@ class SchemaReader:
                 return BROKEN
             return tuple(items) if origin is tuple else items
         if origin in (dict, Mapping) and isinstance(value, dict):
-            entries = {name: self.value(args[1], item, join(key, name)) for name, item in value.items()}
+            # free sections of parts describe networks
+            bound = {"most": MAX_SIZE} if key.startswith("model.") else _NO_METADATA
+            entries = {
+                name: self.value(args[1], item, join(key, name), bound) for name, item in value.items()
+            }
             return BROKEN if _any_broken(entries.values()) else entries
         return self._scalar(annotation, node, key, metadata)
 
     def _component(self, cls: type, node: Node, key: str, metadata: Mapping[str, Any]) -> Any:
         """Read a section that names a component; its other keys are the fields of the component's `Config`."""
+        if isinstance(node.value, str):
+            message = f"expected a section with name, got {describe_value(node.value)}"
+            return self.problem(node, key, f"{message}; write {{name: {excerpt(node.value)}}}")
         if not isinstance(node.value, dict):
             return self.section(cls, node, key)
         assert self.config_class is not None, "a reader of components has their classes"
@@ -142,7 +174,7 @@ class SchemaReader:
         own = {name: item for name, item in node.value.items() if name in own_keys}
         section = self.section(cls, Node(own, node.where, node.folder), key)
         name = own.get("name")
-        if name is None or not isinstance(name.value, str):
+        if name is None or not isinstance(name.value, str) or has_variable(name.value):
             return BROKEN
         try:
             config_class = self.config_class(kind, name.value)
@@ -172,7 +204,7 @@ class SchemaReader:
 
     def _source(self, node: Node, key: str) -> Node:
         try:
-            return resolve_source(node)
+            return resolve_source(node, stored=self.stored)
         except DreamkitError as error:
             return Node(self.problem(node, key, str(error)), node.where, node.folder)
 
@@ -185,9 +217,10 @@ class SchemaReader:
             return self._number(annotation, value, node, key, metadata)
         elif isinstance(value, str) and annotation in (str, Path):
             if annotation is str and not metadata.get("path"):
-                return value
+                problem = surrogate_problem(value)
+                return value if problem is None else self.problem(node, key, problem)
             try:
-                return annotation(written_path(value, node.folder))
+                return as_path(annotation, read_path(node, stored=self.stored))
             except DreamkitError as error:
                 return self.problem(node, key, str(error))
         return self._mismatch(annotation, node, key)
@@ -233,6 +266,13 @@ class SchemaReader:
         return self.problem(
             node, key, f"expected {expected_type(annotation)}, got {describe_value(node.value)}{hint}"
         )
+
+
+def _misuses_variable(annotation: Any, value: object, metadata: Mapping[str, Any]) -> bool:
+    """Return True if `value` names an environment variable, and its field holds no path."""
+    if not isinstance(value, str) or isinstance(value, WrittenText) or not has_variable(value):
+        return False
+    return not (metadata.get("path") or annotation is Path or Path in get_args(annotation))
 
 
 def _any_broken(values: Iterable[Any]) -> bool:

@@ -12,6 +12,7 @@ from dreamkit.earlier_names import with_earlier_fields
 from dreamkit.recipe.fields import setting
 from dreamkit.recipe.places import place
 from dreamkit.recipe.special_tokens import SpecialTokens
+from dreamkit.recipe.written import as_written
 
 Adaptable: TypeAlias = Literal["language_model", "vision_encoder", "image_decoder"]
 PartName: TypeAlias = Literal[Adaptable, "visual_projector", "condition_projector", "pooled_projector"]
@@ -19,6 +20,17 @@ Trainable: TypeAlias = Literal[PartName, "dream_queries", "new_tokens"]
 WITH_SOURCE: Final[tuple[str, ...]] = get_args(Adaptable)  # kinds that have weights to name
 PARTS: Final[tuple[str, ...]] = get_args(PartName)
 TRAINABLE: Final[tuple[str, ...]] = get_args(Trainable)
+
+# A run of this many steps, at a thousand a second, takes eleven days; a counter of steps needs no more.
+MAX_STEPS: Final = 10**9
+# Documents of a batch, and batches of an update: a million documents take more memory than a device has.
+MAX_BATCH: Final = 10**6
+# Documents of a run, on a device: more than a thousand times what any published model was trained on.
+MAX_DOCUMENTS: Final = 10**14
+# Tokens or images of one document, and its dream queries: more than any language model reads.
+MAX_TOKENS: Final = 10**8
+# Processes that read data for one device: more than a machine has cores.
+MAX_WORKERS: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class ModelSection:
     condition_projector: PartSection = setting(kind="projector")
     image_decoder: PartSection = setting(kind="image_decoder", sourced=True)
     pooled_projector: PartSection | None = setting(None, kind="projector")
-    dream_queries: int = setting(64, least=1)
+    dream_queries: int = setting(64, least=1, most=MAX_TOKENS)
     special_tokens: SpecialTokens = SpecialTokens()
     adapters: tuple[AdapterSection, ...] = ()
 
@@ -95,23 +107,31 @@ class TrainSection:
     """
 
     trainable: tuple[Trainable, ...]
-    steps: int = setting(least=1)
-    batch_size: int = setting(least=1)
-    accumulation: int = setting(1, least=1)
+    steps: int = setting(least=1, most=MAX_STEPS)
+    batch_size: int = setting(least=1, most=MAX_BATCH)
+    accumulation: int = setting(1, least=1, most=MAX_BATCH)
     learning_rate: float = setting(2e-5, above=0, most=100)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: int = setting(0, least=0)
+    warmup: int = setting(0, least=0, most=MAX_STEPS)
     weight_decay: float = setting(0.0, least=0)
     max_grad_norm: float = setting(1.0, above=0)
-    max_length: int | None = setting(None, least=1)
+    max_length: int | None = setting(None, least=1, most=MAX_TOKENS)
     packing: bool | None = None
     seed: int = setting(0, least=0, most=2**32 - 1)
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
-    log_every: int = setting(10, least=1)
-    save_every: int = setting(0, least=0)
-    workers: int = setting(0, least=0, most=256)
+    log_every: int = setting(10, least=1, most=MAX_STEPS)
+    save_every: int = setting(0, least=0, most=MAX_STEPS)
+    workers: int = setting(0, least=0, most=MAX_WORKERS)
     cache: str | None = setting(None, path=True)
+
+    def __post_init__(self) -> None:
+        documents = self.steps * self.accumulation * self.batch_size
+        if documents > MAX_DOCUMENTS:
+            raise ValueError(
+                f"expected at most {MAX_DOCUMENTS} documents in a run, got {documents}; lower steps, accumulation or "
+                "batch_size"
+            )
 
 
 @dataclass(frozen=True)
@@ -124,8 +144,8 @@ class GenerationSection:
     scheduler: str | None = None
     steps: int = setting(50, least=1, most=100_000)  # a scheduler computes a value for each before the first
     guidance: float = setting(7.5, least=0)
-    max_tokens: int = setting(256, least=1)
-    max_images: int = setting(8, least=0)
+    max_tokens: int = setting(256, least=1, most=MAX_TOKENS)
+    max_images: int = setting(8, least=0, most=MAX_TOKENS)
     temperature: float = setting(0.0, least=0)
     top_p: float = setting(1.0, above=0, most=1)
 
@@ -150,12 +170,15 @@ class Recipe:
         return place(self.places, key)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values with absolute paths and every default; `recipe_from_dict` returns an equal recipe."""
+        """Return plain values with absolute paths and every default; `recipe_from_dict` returns an equal recipe.
+
+        Paths with environment variables are as written, so that a checkpoint holds none of their values.
+        """
         return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.init}
 
 
 def plain(value: Any) -> Any:
-    """Return a section or another value as dicts, lists and scalars."""
+    """Return a section or another value as dicts, lists and scalars; paths as strings, as they are written."""
     if isinstance(value, PartSection | DataSection):
         own = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name != "config"}
         return {**own, **plain(value.config)}
@@ -165,4 +188,4 @@ def plain(value: Any) -> Any:
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return as_written(value) if isinstance(value, str | Path) else value

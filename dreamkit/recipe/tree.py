@@ -15,10 +15,21 @@ import yaml
 
 from dreamkit.errors import RecipeProblem, excerpt
 
+_TAB: Final = "found character '\\t' that cannot start any token"  # PyYAML's message
+
 # far above any real recipe
 MAX_DEPTH = 50  # nested values
-MAX_VALUES = 10_000  # in a file; a few nested aliases can expand to any number
 MAX_DIGITS = 100  # in a number
+MAX_CHARACTERS = 100_000  # in the files and settings of a recipe; more take seconds to parse
+MAX_VALUES = 5_000  # in these, and with all references; a few nested aliases can expand to any number
+
+
+@dataclass
+class Limits:
+    """Characters and values that may still be read."""
+
+    characters: int = MAX_CHARACTERS
+    values: int = MAX_VALUES
 
 
 class Broken:
@@ -68,41 +79,30 @@ class Node:
         return change(path, self)
 
 
-def describe_value(value: Value) -> str:
-    """Return a value and its type as an error message shows them."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return f"{str(value).lower()} (boolean)"
-        case int():
-            return f"{excerpt(str(value))} (integer)"
-        case float():
-            return f"{value} (number)"
-        case str():
-            return f"'{excerpt(value)}' (string)"
-        case list():
-            return f"a list of length {len(value)}"
-        case _:
-            return "a section"
-
-
 def parse(
-    text: str, place: Callable[[int], str], folder: Path, key: str = ""
+    text: str, place: Callable[[int], str], folder: Path, key: str = "", limits: Limits | None = None
 ) -> tuple[Node, list[RecipeProblem]]:
     """Return the tree of a YAML text, and its problems.
 
-    `place` returns the place of a line (from 1). `key` is the path of the whole text in the recipe.
+    `place` returns the place of a line (from 1). `key` is the path of the whole text in the recipe. `limits` are
+    those of all texts of the recipe; this one is subtracted.
     """
-    reader = _Reader(place, folder)
+    limits = limits or Limits()
+    reader = _Reader(place, folder, limits)
+    limits.characters -= len(text)
+    if limits.characters < 0:
+        message = (
+            f"expected at most {MAX_CHARACTERS} characters in a recipe and all that it extends, got more"
+        )
+        return reader.report(place(1), key, message), reader.problems
     try:
         root = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        message = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        reason = getattr(error, "problem", None) or getattr(error, "reason", None) or error
         where = place(mark.line + 1 if mark else 1)
-        message = f"invalid YAML: {' '.join(str(message).split())}"
-        return reader.report(where, key, message), reader.problems
+        shown = excerpt(" ".join(str(reason).split()).replace(_TAB, "found a tab; use spaces"), 300)
+        return reader.report(where, key, f"invalid YAML: {shown}"), reader.problems
     except RecursionError:
         return reader.report(place(1), key, "values are nested too deeply"), reader.problems
     if root is None:
@@ -111,11 +111,11 @@ def parse(
 
 
 class _Reader:
-    def __init__(self, place: Callable[[int], str], folder: Path) -> None:
+    def __init__(self, place: Callable[[int], str], folder: Path, limits: Limits) -> None:
         self.place = place
         self.folder = folder
+        self.limits = limits
         self.problems: list[RecipeProblem] = []
-        self.values = 0
 
     def report(self, where: str, key: str, message: str) -> Node:
         self.problems.append(RecipeProblem(where, key or "recipe", message))
@@ -127,26 +127,33 @@ class _Reader:
             return self.report(where, key, "this alias refers to a value that contains it")
         if len(parents) > MAX_DEPTH:
             return self.report(where, key, f"expected at most {MAX_DEPTH} levels of nesting, got more")
-        self.values += 1
-        if self.values == MAX_VALUES:
+        self.limits.values -= 1
+        if self.limits.values == -1:
             return self.report(
                 where,
                 key,
                 f"expected at most {MAX_VALUES} values, got more; each use of an alias counts all its values",
             )
-        if self.values > MAX_VALUES:
+        if self.limits.values < 0:
             return Node(BROKEN, where, self.folder)
         inner, prefix = (*parents, node), f"{key}." if key else ""
         if isinstance(node, yaml.MappingNode) and node.tag == _tag("map"):
             entries: dict[str, Node] = {}
             for key_node, value_node in node.value:
                 line = self.place(key_node.start_mark.line + 1)
-                if key_node.tag != _tag("str"):
+                if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _tag("str"):
                     self.report(
-                        line, key, f"expected a string as key, got '{_text(key_node)}'; put it in quotes"
+                        line, key, f"expected a string as key, got {_shown(key_node)}; put it in quotes"
                     )
                     continue
                 name = key_node.value
+                if name == "<<":  # of YAML 1.1
+                    message = "'<<' does not merge here; write the keys, or extend a recipe with them"
+                    self.report(line, prefix + name, message)
+                    continue
+                if not _is_valid_text(name):
+                    self.report(line, key, f"expected a valid string as key, got {_shown(key_node)}")
+                    continue
                 if name in entries:
                     self.report(
                         line,
@@ -161,18 +168,36 @@ class _Reader:
                 for index, item in enumerate(node.value)
             ]
             return Node(items, where, self.folder)
+        if not isinstance(node, yaml.ScalarNode) or node.tag not in _SCALARS:
+            return self.report(where, key, _mismatch(node))
         if node.tag in (_tag("int"), _tag("float")) and len(node.value) > MAX_DIGITS:
             return self.report(
-                where, key, f"expected a number of at most {MAX_DIGITS} digits, got '{_text(node)}'"
+                where, key, f"expected a number of at most {MAX_DIGITS} digits, got {_shown(node)}"
             )
         try:
-            return Node(_SCALARS[node.tag](node.value), where, self.folder)
-        except (KeyError, TypeError, ValueError):
-            return self.report(where, key, f"cannot read '{_text(node)}' as {node.tag}")
+            return Node(_read_scalar(node), where, self.folder)
+        except ValueError:
+            return self.report(where, key, _mismatch(node))
 
 
-def _text(node: yaml.Node) -> str:
-    return excerpt(node.value) if isinstance(node, yaml.ScalarNode) else "a section or list"
+def _mismatch(node: yaml.Node) -> str:
+    """Return the error message about a value that does not fit its tag."""
+    tag = excerpt(node.tag.replace(_tag(""), "!!"))
+    return f"cannot read {_shown(node)} as {tag}; correct the value or remove the tag"
+
+
+def _shown(node: yaml.Node) -> str:
+    if isinstance(node, yaml.ScalarNode):
+        return f"'{excerpt(node.value)}'"
+    return "a section" if isinstance(node, yaml.MappingNode) else "a list"
+
+
+def _read_scalar(node: yaml.ScalarNode) -> Value:
+    """Return the value of a scalar. A tag such as `!!int` must fit its text, as an implicit type does."""
+    pattern = _PATTERNS.get(node.tag)
+    if pattern is not None and not pattern.match(node.value):
+        raise ValueError(node.value)
+    return _SCALARS[node.tag](node.value)
 
 
 def _tag(name: str) -> str:
@@ -183,8 +208,14 @@ def _bool(text: str) -> bool:
     return {"true": True, "false": False}[text.lower()]
 
 
+def _is_valid_text(text: str) -> bool:
+    """Return False for a text with a lone surrogate, which is invalid in file names and tokenizers."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _string(text: str) -> str:
-    text.encode()  # raises ValueError for a lone surrogate, which is invalid in file names and tokenizers
+    if not _is_valid_text(text):
+        raise ValueError(text)
     return text
 
 
@@ -207,6 +238,7 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
 
+_PATTERNS: dict[str, re.Pattern[str]] = {}
 for _name, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -217,4 +249,5 @@ for _name, _pattern, _first in (
         list("-+.0123456789"),
     ),
 ):
-    _Loader.add_implicit_resolver(_tag(_name), re.compile(rf"^(?:{_pattern})$"), _first)
+    _PATTERNS[_tag(_name)] = re.compile(rf"^(?:{_pattern})$")
+    _Loader.add_implicit_resolver(_tag(_name), _PATTERNS[_tag(_name)], _first)

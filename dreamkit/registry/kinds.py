@@ -36,11 +36,15 @@ KINDS: Mapping[str, Kind] = {
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem of one plug-in: its entry point, its distribution with version, and the message."""
+    """A problem of one plug-in: its entry point, its distribution with version, and the message.
+
+    `is_note`: the plug-in works nevertheless.
+    """
 
     entry_point: str
     distribution: str
     message: str
+    is_note: bool = False
 
     def __str__(self) -> str:
         return f"plug-in '{self.entry_point}' of {self.distribution}: {self.message}"

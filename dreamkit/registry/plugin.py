@@ -16,6 +16,7 @@ from dreamkit.errors import describe_error, did_you_mean, excerpt
 from dreamkit.registry import hookspecs
 from dreamkit.registry.hookspecs import PROJECT, Component
 from dreamkit.registry.kinds import KINDS, Problem, Registered, ShippedRecipe
+from dreamkit.registry.requirements import requirement_problems
 from dreamkit.registry.targets import malformed_target
 from dreamkit.storage.packages import package_folder
 
@@ -33,6 +34,14 @@ class Plugin:
         self.problems: list[Problem] = []
         with self._contained("reading the plug-in"):
             self._read()
+        with self._contained("reading its requirements"):
+            self._compare_requirements()
+
+    def _compare_requirements(self) -> None:
+        distribution = self.entry_point.dist
+        assert distribution is not None, "importlib.metadata sets the distribution of entry points"
+        for message, is_met in requirement_problems(distribution):
+            self._problem(message, is_note=is_met)
 
     def _read(self) -> None:
         module = None
@@ -73,8 +82,8 @@ class Plugin:
         except BaseException as error:
             self._problem(f"{action} failed: {describe_error(error)}")
 
-    def _problem(self, message: str) -> None:
-        self.problems.append(Problem(self.entry_point.name, self.origin, message))
+    def _problem(self, message: str, *, is_note: bool = False) -> None:
+        self.problems.append(Problem(self.entry_point.name, self.origin, message, is_note))
 
     def _call(self, caller: pluggy.HookCaller) -> list[object]:
         with self._contained(caller.name):
@@ -96,7 +105,7 @@ class Plugin:
         for component in components:
             reason = _invalid_name(component.name, KINDS[kind].words) or malformed_target(component.target)
             if reason:
-                self._problem(f"{kind} {component.name!r}: {reason}")
+                self._problem(f"{kind} {excerpt(repr(component.name))}: {reason}")
                 continue
             source = distribution, version, self.entry_point.name
             self.components.append(Registered(component, kind, *source, is_core=is_core(self.entry_point)))
@@ -106,7 +115,7 @@ class Plugin:
         try:
             root = package_folder(package, folder).resolve()
         except LookupError as error:
-            self._problem(f"dreamkit_recipes returned {place!r}: {error.args[0]}")
+            self._problem(f"dreamkit_recipes returned {excerpt(repr(place))}: {error.args[0]}")
             return
         for path in sorted(path for path in root.rglob("*.yaml") if path.is_file()):
             name = path.relative_to(root).with_suffix("").as_posix()

@@ -13,7 +13,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from dreamkit.errors import PluginError, did_you_mean
+from dreamkit.errors import PluginError, did_you_mean, excerpt
 from dreamkit.registry.installed import installed_plugins
 from dreamkit.registry.kinds import Problem, Registered, ShippedRecipe
 from dreamkit.registry.plugin import Plugin, is_core, origin
@@ -107,7 +107,7 @@ class Registry:
         if not matches:
             first_words = {known.partition(" ")[0] for known in self.components(kind)} - {name}
             near = did_you_mean(name, first_words.union(self.components(kind)))
-            raise PluginError(f"unknown {kind} '{name}'; {near}{self.about_problems()}")
+            raise PluginError(f"unknown {excerpt(kind)} '{excerpt(name)}'; {near}{self.about_problems()}")
         if len(claims) > 1:
             by = (each.origin + (f" (as '{each.name}')" if each.name != name else "") for each in claims)
             raise PluginError(
@@ -139,7 +139,7 @@ class Registry:
 
     def about_problems(self) -> str:
         """Return the end of an error about a missing name: a line for each problem and for the excluded plug-ins."""
-        causes = list(map(str, self.problems))
+        causes = [str(problem) for problem in self.problems if not problem.is_note]
         if self._excluded:
             causes.append(f"{ALLOW_LIST} excludes {', '.join(self._excluded)}")
         return "".join(f"\n    possible cause: {cause}" for cause in causes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Mapping
 from datetime import date
 from importlib.metadata import version
@@ -12,11 +11,12 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final
 
-from dreamkit.errors import DreamkitError, did_you_mean
+from dreamkit.errors import DreamkitError, describe_value, did_you_mean
 from dreamkit.registry.kinds import KINDS as REGISTERED
 from dreamkit.registry.registry import Registry
 from dreamkit.scaffold.names import KINDS, LICENSES, Names, PartKind, names_for
-from dreamkit.storage.folders import in_use_reason
+from dreamkit.storage.folders import filled_folder, in_use_reason
+from dreamkit.storage.writing import writing
 
 FOLDER = Path(__file__).parent
 TRAINED: Final = (
@@ -52,20 +52,19 @@ def new_plugin(
 
     Raises:
         DreamkitError: an unknown kind or license, an invalid name, or a folder in use. Nothing is written then.
+        OutputError: the folder cannot be written, or another command is writing it.
     """
     if kind not in KINDS:
         raise DreamkitError(f"unknown kind '{kind}'; {did_you_mean(kind, KINDS)}")
     if license not in LICENSES:
         raise DreamkitError(f"unknown license '{license}'; {did_you_mean(license, LICENSES)}")
     if author is not None and not (author.strip() and author.isprintable()):
-        raise DreamkitError(f"expected the author's name on one line, got {author!r}")
+        raise DreamkitError(f"expected the author's name on one line, got {describe_value(author)}")
     part = KINDS[kind]
     sources = {f"{stem}.py": _text(f"parts/{stem}.py") for stem in (part.module, *part.helpers)}
     words = frozenset(re.findall(r"\w+", "".join(sources.values()))) - {CLASS}
     names = names_for(name, part, words, registry)
     folder = Path(name) if out is None else out
-    if reason := in_use_reason(folder):
-        raise DreamkitError(f"{folder} {reason}; pass a new folder with --out")
     files = _files(names, part, sources, license, author)
     _write(folder, files)
     return folder, sorted(map(Path, files))
@@ -145,18 +144,11 @@ def _text(file: str) -> str:
 
 
 def _write(folder: Path, files: Mapping[str, str]) -> None:
-    """Write all files or none: into a temporary folder, which is renamed, or whose content is moved into `folder`."""
-    folder = folder.absolute()
-    place = folder if folder.is_dir() else folder.parent
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".dreamkit-", dir=place) as temporary:
-        complete = Path(temporary) / folder.name
+    """Write all files into a new or empty folder, or none."""
+    with filled_folder(folder.absolute()) as staging:
+        if reason := in_use_reason(folder):
+            raise DreamkitError(f"{folder} {reason}; pass a new folder with --out")
         for name, text in files.items():
-            file = complete / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
-        if place == folder:
-            for entry in complete.iterdir():
-                entry.rename(folder / entry.name)
-        else:
-            complete.rename(folder)
+            with writing(file := staging / name):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(text, encoding="utf-8")

@@ -9,9 +9,17 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints, is_typeddict
 
-from dreamkit.errors import DreamkitError
-from dreamkit.storage.folders import FileRecord, damaged_files, in_use_reason, partial_folder, replaced_folder
+from dreamkit.errors import DreamkitError, describe_error, surrogate_problem
+from dreamkit.storage.folders import (
+    NOT_UTF8,
+    FileRecord,
+    damaged_files,
+    in_use_reason,
+    partial_folder,
+    replaced_folder,
+)
 from dreamkit.storage.tensor_files import unreadable
+from dreamkit.storage.writing import write_text
 
 _TYPE_NAMES = {int: "an integer", float: "a number", str: "a string", list: "a list"}
 
@@ -64,7 +72,9 @@ class FolderManifest(ABC):
         content = asdict(self)
         content["files"] = content.pop("files")  # the longest part last
         text = json.dumps(content, indent=2, ensure_ascii=False)
-        (folder / self.FILE).write_text(text + "\n", encoding="utf-8")
+        # The paths of data may have bytes that are not UTF-8; as lone surrogates, these have escapes in JSON.
+        text = text.encode(errors="backslashreplace").decode()
+        write_text(folder / self.FILE, text + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -74,6 +84,8 @@ class FolderManifest(ABC):
             DreamkitError: `ERROR`: no such folder, another kind, a format that is not read, or a damaged manifest.
         """
         path = folder / cls.FILE
+        if surrogate_problem(str(folder.absolute())):
+            raise cls.ERROR(f"{folder} {NOT_UTF8}; rename its folders")
         if not path.is_file():
             raise cls.ERROR(cls._missing(folder))
         try:
@@ -82,7 +94,7 @@ class FolderManifest(ABC):
             raise cls.ERROR(f"{path}: {unreadable(error)}") from error
         except (ValueError, RecursionError) as error:
             raise cls.ERROR(
-                f"{path}: not a manifest of dreamkit: {type(error).__name__}: {error}; {cls.repair_hint(folder)}"
+                f"{path}: not a manifest of dreamkit: {describe_error(error)}; {cls.repair_hint(folder)}"
             ) from error
         if isinstance(data, dict):
             cls._refuse_version(folder, data)

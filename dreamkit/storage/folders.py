@@ -5,9 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypedDict
+from typing import Final, TypedDict
+
+from dreamkit.errors import OutputError, count, surrogate_problem
+from dreamkit.interrupts import deferred
+from dreamkit.storage.locks import INSIDE, exclusive
+from dreamkit.storage.paths import shown_path
+from dreamkit.storage.writing import STAGING, writing
+
+# The libraries that read and write tensors and tokenizers take no other paths.
+NOT_UTF8: Final = "has a path that is not UTF-8"
 
 
 class FileRecord(TypedDict):
@@ -32,7 +42,7 @@ def damaged_files(folder: Path, files: Mapping[str, FileRecord], *, read: bool =
         if not path.is_file():
             problems.append(f"{name}: missing")
         elif path.stat().st_size != record["size"]:
-            problems.append(f"{name}: expected {record['size']} bytes, got {path.stat().st_size}")
+            problems.append(f"{name}: expected {count(record['size'], 'byte')}, got {path.stat().st_size}")
         elif read and sha256(path) != record["sha256"]:
             problems.append(f"{name}: its content has changed (sha256 differs)")
     return problems
@@ -40,11 +50,14 @@ def damaged_files(folder: Path, files: Mapping[str, FileRecord], *, read: bool =
 
 def in_use_reason(folder: Path) -> str | None:
     """Return why `folder` cannot be a new folder ("is a file", "is not empty"), or None if it can."""
+    if surrogate_problem(str(folder.absolute())):
+        return NOT_UTF8
     if not folder.exists():
         return None
     if not folder.is_dir():
         return "is a file"
-    return "is not empty" if any(folder.iterdir()) else None
+    used = any(entry.name not in (INSIDE, STAGING) for entry in folder.iterdir())
+    return "is not empty" if used else None
 
 
 def sha256(path: Path) -> str:
@@ -53,45 +66,137 @@ def sha256(path: Path) -> str:
 
 
 def partial_folder(folder: Path) -> Path:
-    """Return the folder, beside `folder`, that is written until a rename completes `folder`."""
+    """Return the folder, beside `folder`, that is written until a rename completes `folder`. Links are followed."""
+    folder = Path(os.path.realpath(folder))
     return folder.with_name(f".{folder.name}.partial")
 
 
 def replaced_folder(folder: Path) -> Path:
-    """Return the place of the old folder between the two renames that replace it."""
+    """Return the place of the old folder between the two renames that replace it. Links are followed."""
+    folder = Path(os.path.realpath(folder))
     return folder.with_name(f".{folder.name}.replaced")
 
 
-def begin(folder: Path, *, alone: bool = False) -> Path:
-    """Create the empty partial folder of `folder`. The caller checks that `folder` may be replaced.
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder that becomes `folder` at the end of the block; an old `folder` stays until then.
 
-    An existing partial folder is emptied, unless `alone`: then another process may be writing it.
+    `folder` is locked. After an error in the block, the new folder is removed. The block checks that `folder` may be
+    replaced.
 
     Raises:
-        FileExistsError: `alone`, and there is a partial folder.
+        OutputError: another process is writing `folder`, it is a mount point, or it cannot be written.
     """
-    partial = partial_folder(folder)
-    if not alone:
-        shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return partial
+    target, partial, replaced = (
+        Path(os.path.realpath(folder)),
+        partial_folder(folder),
+        replaced_folder(folder),
+    )
+    if os.path.ismount(target):
+        raise OutputError(
+            f"{shown_path(folder)} is a mount point and cannot be replaced; name a folder in it"
+        )
+    with exclusive(folder):
+        with writing(folder):
+            if replaced.exists() and not target.exists():  # of a process that was killed between two renames
+                replaced.rename(target)
+            remove_folder(replaced)
+            remove_folder(partial)
+            partial.mkdir()
+        try:
+            yield partial
+            with deferred(), writing(folder):
+                _complete(partial)
+                old = [(target, replaced)] if target.exists() else []
+                _rename([*old, (partial, target)], target.parent)
+                remove_folder(replaced)
+        finally:
+            remove_folder(partial)
 
 
-def commit(folder: Path) -> None:
-    """Replace `folder` by its partial folder, after every file in that has reached the disk."""
-    partial, replaced = partial_folder(folder), replaced_folder(folder)
-    # by the umask, since safetensors makes its files readable for their owner only
-    mode = partial.stat().st_mode & 0o666
-    for path in [*partial.rglob("*"), partial]:
+@contextmanager
+def filled_folder(folder: Path, earlier: Sequence[str] = ()) -> Iterator[Path]:
+    """Yield an empty folder whose files move into `folder` at the end of the block, beside the files there.
+
+    `folder` is locked. Files in it that match the patterns `earlier` are removed then. An error leaves `folder` as it
+    was.
+
+    Raises:
+        OutputError: another process is writing `folder`, or it cannot be written.
+    """
+    if not folder.is_dir():
+        with atomic_folder(folder) as partial:
+            yield partial
+        return
+    with exclusive(folder):
+        staging = folder / STAGING
+        old, new = staging / "old", staging / "new"
+        try:
+            with writing(folder):
+                remove_folder(staging)
+                old.mkdir(parents=True)
+                new.mkdir()
+            yield new
+            with deferred(), writing(folder):
+                _complete(new)
+                leaving = [path for pattern in earlier for path in folder.glob(pattern)]
+                moves = [(path, old / path.name) for path in leaving]
+                _rename([*moves, *((path, folder / path.name) for path in sorted(new.iterdir()))], folder)
+        finally:
+            remove_folder(staging)
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`, which the caller has locked; remove it at the end of the block."""
+    target = Path(os.path.realpath(folder))
+    scratch = target.with_name(f".{target.name}.scratch")
+    remove_folder(scratch)  # of a process that was killed
+    try:
+        with writing(folder):
+            scratch.mkdir()
+        yield scratch
+    finally:
+        remove_folder(scratch)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder or file if there is one. It is renamed first, so that a folder is never half there."""
+    removed = folder
+    if not folder.name.endswith(".removed"):  # by a process that was killed
+        removed = folder.with_name(f".{folder.name.removeprefix('.')}.removed")
+        shutil.rmtree(removed, ignore_errors=True)
+        try:
+            folder.rename(removed)
+        except OSError:
+            removed = folder
+    shutil.rmtree(removed, ignore_errors=True)
+    with suppress(OSError):
+        removed.unlink()  # a file
+
+
+def _complete(folder: Path) -> None:
+    """Give the files of a new folder the permissions of the umask, and wait until all have reached the disk."""
+    # safetensors makes its files readable for their owner only
+    mode = folder.stat().st_mode & 0o666
+    for path in [*folder.rglob("*"), folder]:
         if path.is_file():
             path.chmod(mode)
         _sync(path)
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    partial.rename(folder)
-    _sync(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _rename(moves: Sequence[tuple[Path, Path]], folder: Path) -> None:
+    """Rename paths in or below `folder` one by one; after an error, rename them back."""
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            source.rename(target)
+            moved.append((source, target))
+        _sync(folder)
+    except BaseException:
+        for source, target in reversed(moved):
+            target.rename(source)
+        raise
 
 
 def _sync(path: Path) -> None:

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from dreamkit.errors import DreamkitError, excerpt, printable
+from dreamkit.errors import DreamkitError, OutputError, excerpt, printable
 
 LONGEST_PATH: Final = 4096  # Linux's PATH_MAX; macOS has 1024
 
@@ -27,6 +27,17 @@ def written_path(text: str | Path, folder: Path | None = None) -> Path:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise DreamkitError(f"invalid path '{shown_path(text)}': {reason}") from error
     return path
+
+
+def output_folder(path: Path | str) -> Path:
+    """Return the absolute path of a folder to write.
+
+    Raises:
+        OutputError: the path is empty, which would be the working folder.
+    """
+    if not str(path):
+        raise OutputError("expected the path of a folder to write, got ''")
+    return Path(path).absolute()
 
 
 KINDS = {

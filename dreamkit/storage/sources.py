@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
 
-from dreamkit.errors import SourceError
+from dreamkit.errors import SourceError, excerpt
 from dreamkit.storage.folders import sha256
 from dreamkit.storage.packages import package_folder
 from dreamkit.storage.tensor_files import unreadable
@@ -327,7 +327,7 @@ def _contents(folder: Path, most: int = 12) -> str:
 
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+    return f"{type(error).__name__}: {excerpt(lines[0], 300) if lines else 'no reason given'}"
 
 
 def _hash(path: Path) -> str:

@@ -69,7 +69,7 @@ def components(
     registered = [
         Component(name, "plug-in", problem.entry_point, problem=problem.message)
         for problem in registry.problems
-        if normalized(problem.distribution.rpartition(" ")[0]) == key
+        if not problem.is_note and normalized(problem.distribution.rpartition(" ")[0]) == key
     ]
     for kind in KINDS:
         for each in registry.components(kind).values():

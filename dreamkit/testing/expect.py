@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreamkit.errors import DreamkitError, article
+from dreamkit.errors import DreamkitError, article, count
 
 # A sum in another order differs by a few rounding errors. A mistake changes far more.
 TOLERANCE = 1e-4
@@ -65,7 +65,9 @@ def expect_shape(tensor: object, name: str, legend: str, shape: Sequence[int]) -
 def expect_finite(tensor: Tensor, name: str) -> None:
     """Fail if a value is nan or inf."""
     odd = int((~tensor.isfinite()).sum())
-    expect_true(not odd, f"nan or inf in {odd} of {tensor.numel()} values", f"finite values in {name}")
+    expect_true(
+        not odd, f"nan or inf in {odd} of {count(tensor.numel(), 'value')}", f"finite values in {name}"
+    )
 
 
 def expect_within(tensor: Tensor, name: str, least: float, most: float) -> None:

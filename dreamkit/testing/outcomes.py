@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from textwrap import indent
 from typing import Final, Literal, TypeAlias
 
+from dreamkit.errors import count
+
 Result: TypeAlias = Literal["passed", "failed", "expected", "skipped"]
 
 MARKS: Final[dict[Result, str]] = {"passed": "ok", "failed": "FAILED", "expected": "fails", "skipped": "skip"}
@@ -62,4 +64,4 @@ def summary(outcomes: Iterable[Outcome]) -> str:
     ends = f"{counts['passed']} passed, {counts['failed']} failed"
     if counts["expected"]:
         ends += f", {counts['expected']} failed as expected"
-    return f"{ran} check{'s' if ran != 1 else ''} ran: {ends}; {counts['skipped']} skipped"
+    return f"{count(ran, 'check')} ran: {ends}; {counts['skipped']} skipped"

@@ -96,9 +96,23 @@ class LossMonitor:
             if step in bad
         ]
 
+    def local_sums(self) -> Tensor:
+        """Return the sums (4,) since the last `read`: both losses in this process, and numbers of their steps."""
+        return torch.cat([self._sums, self._steps])
+
+    def set_local_sums(self, sums: Tensor) -> None:
+        """Set the sums to earlier ones."""
+        self._sums.copy_(sums[:2])
+        self._steps.copy_(sums[2:])
+
+    def sums(self) -> list[float]:
+        """Return the sums (4,) over all processes. Every process must call this method."""
+        sums: list[float] = torch.cat([total(self._sums), self._steps]).tolist()
+        return sums
+
     def read(self) -> dict[str, float | None]:
         """Return the mean of each loss over the steps since the last call; None if no step had labels or images."""
-        lm, denoising, lm_steps, denoising_steps = torch.cat([total(self._sums), self._steps]).tolist()
+        lm, denoising, lm_steps, denoising_steps = self.sums()
         self._sums.zero_()
         self._steps.zero_()
         return {

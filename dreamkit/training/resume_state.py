@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -16,6 +16,8 @@ from dreamkit.storage.json_files import read_json
 
 STATE: Final = "trainer"  # folder of the trainer's state in a resume point
 PROCESSES: Final = "processes.json"  # file in that folder: number of processes of the run
+DATA: Final = "data.json"  # file in that folder: fingerprints of the data sets
+INTERVAL: Final = "interval.json"  # file in that folder: losses since the last line of the log
 
 
 def processes(point: Path) -> int:
@@ -29,6 +31,49 @@ def processes(point: Path) -> int:
         if type(count) is not int or count < 1:
             raise ValueError(f"{PROCESSES}: expected a count, got {excerpt(json.dumps(count))}")
         return count
+
+
+def fingerprints(point: Path) -> list[dict[str, str]]:
+    """Return the fingerprints of the data of the run that wrote a resume point; older resume points have none.
+
+    Raises:
+        CheckpointError: their file cannot be read or holds another value.
+    """
+    file = point / STATE / DATA
+    if not file.is_file():
+        return []
+    with state_errors(point):
+        values = json.loads(file.read_text(encoding="utf-8"))
+        is_valid = isinstance(values, list) and all(
+            isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+            for value in values
+        )
+        if not is_valid:
+            raise ValueError(f"{DATA}: expected a list of fingerprints, got {excerpt(json.dumps(values))}")
+        return list(values)
+
+
+def read_interval(point: Path) -> dict[str, Any] | None:
+    """Return the losses since the last line of the log; None if the resume point is older than these.
+
+    Raises:
+        CheckpointError: their file cannot be read or holds another value.
+    """
+    file = point / STATE / INTERVAL
+    if not file.is_file():
+        return None
+    with state_errors(point):
+        values = read_json(file)
+        numbers = [values.get("last_logged"), values.get("loss"), *_list(values.get("sums"))]
+        if len(numbers) != 6 or not all(type(number) in (int, float) for number in numbers):
+            raise ValueError(
+                f"{INTERVAL}: expected a step, a loss and four sums, got {excerpt(json.dumps(values))}"
+            )
+        return values
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def check_state(point: Path) -> None:

@@ -8,29 +8,38 @@ from pathlib import Path
 
 from accelerate.utils import set_seed
 from rich.console import Console
+from transformers import TrainingArguments
 
 from dreamkit import kernels
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
+from dreamkit.build.fit_record import Fit
+from dreamkit.build.notes import machine_notes, recipe_notes
 from dreamkit.cache.model_check import open_cache
 from dreamkit.cache.read import Cache
 from dreamkit.cache.recipe_check import cache_problems, data_notes
+from dreamkit.checkpoints.inputs import open_inputs
 from dreamkit.checkpoints.load import LoadReport, load_checkpoint, load_weights
+from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Collator
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.mixture import Mixture
-from dreamkit.data.workers import original_errors
 from dreamkit.distributed import barrier, is_main, shard, world_size
 from dreamkit.errors import CheckpointError, RecipeError, TrainingError
+from dreamkit.interrupts import deferred, pending
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.storage.folders import in_use_reason
+from dreamkit.storage.paths import output_folder
+from dreamkit.storage.writing import writing
+from dreamkit.training.leaving import add_resume_point
 from dreamkit.training.resume_state import STATE
 from dreamkit.training.run_bar import RunBar
-from dreamkit.training.run_log import LogEntry, RunLog
-from dreamkit.training.same_run import compare_model, compare_run
+from dreamkit.training.run_folder import exclusive_run
+from dreamkit.training.run_log import LogEntry, RunLog, read_log
+from dreamkit.training.same_run import compare_data, compare_finished, compare_model, compare_run
 from dreamkit.training.trainer import (
     RESUME_POINTS,
     DreamTrainer,
@@ -51,12 +60,14 @@ class TrainResult:
         checkpoint: folder of its checkpoint.
         log: entries of `log.jsonl`; empty in all processes but the main one.
         is_main: flag: this process is the one of the run that writes files.
+        was_finished: flag: the resumed run had ended before, so nothing was trained.
     """
 
     model: DreamModel
     checkpoint: Path
     log: Sequence[LogEntry]
     is_main: bool
+    was_finished: bool = False
 
 
 def train_recipe(
@@ -65,6 +76,7 @@ def train_recipe(
     out: Path | str,
     *,
     resume: bool = False,
+    changed_data: bool = False,
     model: DreamModel | None = None,
     datasets: Sequence[Dataset] | None = None,
     on_log: Callable[[LogEntry], None] | None = None,
@@ -75,18 +87,27 @@ def train_recipe(
         recipe: the recipe, from `load_recipe`.
         registry: the components that the recipe names.
         out: a new or empty folder for the checkpoint, the resume points and `log.jsonl`.
-        resume: continue the run in `out` from its last resume point; the result is that of an uninterrupted run.
+        resume: continue the run in `out` from its last resume point; the result is that of an uninterrupted run. A run
+            that has ended is loaded.
+        changed_data: with `resume`, accept data that changed since the resume point was written.
         model: the model to train, with the recipe's `model` section; None builds one, or with `resume` loads it.
         datasets: one data set for each section of `recipe.data`; None builds those of the recipe.
         on_log: function to call with each entry of the log, such as `{"step": 10, "lm": 2.1, ...}`.
 
+    SIGINT, SIGTERM and SIGHUP end the run after the step, if they have no handler of the user. An error or interrupt
+    during training leaves a resume point of the last finished step; a note of the exception names it.
+
     Raises:
-        TrainingError: `out` is in use or has no resume point. The resumed run or `model` is of another recipe. `model`
-            is passed with `resume`. There are no trainable parts or no data. A loss or gradient is not finite.
+        Interrupted: a `KeyboardInterrupt`; a signal ended the run.
+        TrainingError: `out` is in use or has no resume point. The resumed run or `model` is of another recipe, or its
+            data has changed. `model` is passed with `resume`. There are no trainable parts. A loss or gradient is not
+            finite.
         CheckpointError: the resume point or `recipe.init` is damaged or does not fit.
         CacheError: `train.cache` is damaged, does not fit, or lacks an image.
-        RecipeError: the parts of the recipe do not fit each other or `train.cache`.
-        DocumentError: a document cannot be read, is too long or has nothing to train on.
+        RecipeError: the parts of the recipe do not fit each other or `train.cache`. A data set, its first document or
+            `recipe.init` cannot be read; this shows before any weights are read.
+        DocumentError: a later document cannot be read, or a document is too long or has nothing to train on.
+        OutputError: `out` cannot be written, or another command is writing it.
     """
     if resume and model is not None:
         raise TrainingError(
@@ -96,20 +117,55 @@ def train_recipe(
     fitted = fit(recipe, registry) if is_built or recipe.train.cache is not None else None
     if fitted is not None and (problems := cache_problems(fitted)):
         raise RecipeError(problems)
-    out = Path(out).absolute()
-    points = resume_points(out) if resume else []
+    if fitted is not None and is_built:
+        fitted.require_valid()
+    if changed_data and not resume:
+        raise TrainingError(
+            "expected changed data only in a resumed run; add --resume or leave out --changed-data"
+        )
+    out = output_folder(out)
+    arguments = training_arguments(recipe, out)
+    with exclusive_run(out):
+        return _train_in(
+            out, arguments, recipe, registry, resume, changed_data, fitted, model, datasets, on_log
+        )
+
+
+def _train_in(
+    out: Path,
+    arguments: TrainingArguments,
+    recipe: Recipe,
+    registry: Registry,
+    resume: bool,
+    changed_data: bool,
+    fitted: Fit | None,
+    model: DreamModel | None,
+    datasets: Sequence[Dataset] | None,
+    on_log: Callable[[LogEntry], None] | None,
+) -> TrainResult:
+    """Train into the locked folder `out`; see `train_recipe`."""
+    points = resume_points(out)
+    is_finished = (out / CHECKPOINT / Manifest.FILE).is_file()
+    if resume and is_finished:
+        return _finished_run(out, recipe, registry, points)
     if resume and not points:
         raise TrainingError(
             f"no resume point {RESUME_POINTS}/step-N in {out}; train without --resume into a new folder "
             "(train.save_every sets the steps between resume points)"
         )
     if not resume and (reason := in_use_reason(out)):
-        continuing = "continue its run with --resume or " if out.is_dir() else ""
-        raise TrainingError(f"{out} {reason}; {continuing}pass a new folder with --out")
-    arguments = training_arguments(recipe, out)
+        here = (
+            "its run is finished; " if is_finished else "continue its run with --resume or " if points else ""
+        )
+        raise TrainingError(f"{out} {reason}; {here}pass a new folder with --out")
+    # Before any weights are read, which may take minutes.
+    inputs = open_inputs(recipe, registry, datasets, with_init=model is None and not resume)
+    datasets = inputs.require_datasets()
+    for note in [*recipe_notes(recipe), *machine_notes(recipe)]:
+        _show(note)
     barrier()  # no process writes before all have checked `out`
-    if points:
-        model = _load(points, registry)
+    if resume:
+        model = _load(points[-1], registry, older=points[:-1])
         compare_run(points[-1], model.recipe, recipe)
     elif model is None:
         assert fitted is not None, "a model is built from a fitted recipe"
@@ -130,9 +186,10 @@ def train_recipe(
         _show(cache)
     if recipe.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    if datasets is None:
-        datasets = [registry.get("dataset", section.name)(section.config) for section in recipe.data]
-    for note in (note for dataset in datasets for note in dataset.notes):
+    fingerprints = [dataset.fingerprint() for dataset in datasets]
+    if resume and not changed_data:
+        compare_data(points[-1], fingerprints)
+    for note in inputs.notes:
         _show(note)
     if cache is not None:
         for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
@@ -150,20 +207,49 @@ def train_recipe(
     )
     if world_size() > 1:
         shard(model.to(arguments.device), arguments.device)
+    if is_main():
+        with writing(out):
+            out.mkdir(exist_ok=True)  # the trainer would, with another error
     log, bar = RunLog(out / LOG, on_log), RunBar()
     callbacks = [log, bar] if is_main() else []
-    trainer = DreamTrainer(model, recipe, arguments, mixture, collator, callbacks, registry)
+    trainer = DreamTrainer(
+        model, recipe, arguments, mixture, collator, callbacks, registry, fingerprints=fingerprints
+    )
     # The model is the same in all processes, but the noise is not.
     set_seed(recipe.train.seed, device_specific=True)
-    try:
-        with original_errors():
-            trainer.train(resume_from_checkpoint=str(points[-1] / STATE) if points else None)
-    finally:
-        bar.stop()
-    trainer.check()
-    save_checkpoint(model, out / CHECKPOINT, registry=registry)
+    with deferred("stopping after this step, to save a resume point"):
+        try:
+            trainer.train(resume_from_checkpoint=str(points[-1] / STATE) if resume else None)
+            trainer.check()
+            save_checkpoint(model, out / CHECKPOINT, registry=registry)
+        except BaseException as error:
+            bar.stop()
+            add_resume_point(error, trainer)
+            raise
+        finally:
+            bar.stop()
+        if (interrupt := pending()) is not None:
+            interrupt.add_note(f"the run is finished: wrote {out / CHECKPOINT}")
+            raise interrupt
     model.eval()
     return TrainResult(model, out / CHECKPOINT, log.entries, is_main())
+
+
+def _finished_run(out: Path, recipe: Recipe, registry: Registry, points: Sequence[Path]) -> TrainResult:
+    """Load the result of the run in `out`, which has ended.
+
+    Raises:
+        TrainingError: the run has another recipe.
+        CheckpointError: its checkpoint is damaged.
+    """
+    checkpoint = out / CHECKPOINT
+    model = _load(checkpoint, registry, older=points)
+    compare_finished(checkpoint, model.recipe, recipe)
+    _show(f"the run in {out} is finished; nothing was trained")
+    model.eval()
+    return TrainResult(
+        model, checkpoint, read_log(out / LOG) if is_main() else (), is_main(), was_finished=True
+    )
 
 
 def _show(report: LoadReport | Cache | str) -> None:
@@ -173,20 +259,19 @@ def _show(report: LoadReport | Cache | str) -> None:
         console.print(report, soft_wrap=not isinstance(report, LoadReport))
 
 
-def _load(points: Sequence[Path], registry: Registry) -> DreamModel:
-    """Load the model of the last of the resume points.
+def _load(checkpoint: Path, registry: Registry, older: Sequence[Path]) -> DreamModel:
+    """Load the model of a resume point or of a finished run; `older` are the resume points before it.
 
     Raises:
-        CheckpointError: it is damaged; the message names the one before it.
+        CheckpointError: it is damaged; the message names the last one before it.
     """
-    *older, point = points
     try:
-        model, report = load_checkpoint(point, registry)
+        model, report = load_checkpoint(checkpoint, registry)
     except CheckpointError as error:
         if not older:
             raise
         raise CheckpointError(
-            f"{error}\nIf you cannot restore {point}, remove it; --resume then continues from {older[-1]}"
+            f"{error}\nIf you cannot restore {checkpoint}, remove it; --resume then continues from {older[-1]}"
         ) from error
     _show(report)
     return model

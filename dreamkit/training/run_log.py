@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState
 
 from dreamkit.errors import TrainingError, describe_error, excerpt
+from dreamkit.storage.writing import append_text, write_text
 
 LogEntry = Mapping[str, float | None]
 LOGGED = ("lm", "denoising", "loss", "learning_rate", "grad_norm")
@@ -30,10 +30,8 @@ class RunLog(TrainerCallback):
         self.entries: list[LogEntry] = []
 
     def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **named: Any) -> None:
-        self.entries = [entry for entry in self._read() if entry["step"] <= state.global_step]
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text("".join(map(_line, self.entries)))
-        os.replace(partial, self.path)
+        self.entries = [entry for entry in read_log(self.path) if entry["step"] <= state.global_step]
+        write_text(self.path, "".join(map(_line, self.entries)))
         self.last = time.monotonic(), state.global_step
 
     def on_log(self, args: Any, state: TrainerState, *_: Any, **named: Any) -> None:
@@ -45,28 +43,28 @@ class RunLog(TrainerCallback):
         entry = {"step": state.global_step, **{name: logs.get(name) for name in LOGGED}}
         entry["steps_per_second"] = (state.global_step - step) / (now - before)
         self.entries.append(entry)
-        with self.path.open("a") as file:
-            file.write(_line(entry))
+        append_text(self.path, _line(entry))
         if self.on_entry is not None:
             self.on_entry(entry)
 
-    def _read(self) -> list[dict[str, Any]]:
-        """Return the entries of an earlier run, without a last line whose writing was interrupted.
 
-        Raises:
-            TrainingError: another line is not an entry.
-        """
-        lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
-        entries = []
-        for number, line in enumerate(lines, 1):
-            try:
-                entries.append(_entry(line))
-            except (ValueError, RecursionError) as error:
-                if number < len(lines):
-                    raise TrainingError(
-                        f"{self.path}:{number}: invalid JSON entry: {describe_error(error)}; remove this line"
-                    ) from error
-        return entries
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the entries of an earlier run, without a last line whose writing was interrupted.
+
+    Raises:
+        TrainingError: another line is not an entry.
+    """
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entries.append(_entry(line))
+        except (ValueError, RecursionError) as error:
+            if number < len(lines):
+                raise TrainingError(
+                    f"{path}:{number}: invalid JSON entry: {describe_error(error)}; remove this line"
+                ) from error
+    return entries
 
 
 def _entry(line: bytes) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dreamkit.data.fingerprint import fingerprint_differences
 from dreamkit.distributed import world_size
-from dreamkit.errors import TrainingError
+from dreamkit.errors import TrainingError, count
 from dreamkit.recipe.sections import Recipe
-from dreamkit.training.resume_state import check_state, processes
+from dreamkit.recipe.written import shown_setting
+from dreamkit.training.resume_state import check_state, fingerprints, processes
 
 # Settings that a resumed run may change, as they do not change its losses. A cache too:
 # every start compares it with the model.
@@ -19,23 +22,54 @@ MAY_CHANGE = ("train.log_every", "train.save_every", "train.workers", "train.cac
 def compare_run(point: Path, then: Recipe | None, now: Recipe) -> None:
     """Check that a resumed run is the run that wrote the resume point `point`.
 
+    Paths of data may differ if the resume point has fingerprints of its data, which `compare_data` compares.
+
     Raises:
         TrainingError: another recipe, or another number of processes.
         CheckpointError: the run's state in `point` cannot be read.
     """
-    assert then is not None, "a loaded checkpoint has a recipe"
     check_state(point)
-    differing = _differing(then, now)
-    if differing:
-        raise TrainingError(
-            f"{point} is of a run with another recipe; resume with the same one or start a new run with init={point}:\n"
-            + "\n".join(differing)
-        )
+    _compare_recipes(point, then, now, may_move=bool(fingerprints(point)))
     if processes(point) != world_size():
         raise TrainingError(
-            f"{point}: expected {processes(point)} processes, as before, got {world_size()}, which would train on "
-            "other batches with other noise; start the same number (torchrun --nproc-per-node) or start a new run with "
-            f"init={point}"
+            f"{point}: expected {count(processes(point), 'process')}, as before, got {world_size()}, which would train "
+            "on other batches with other noise; start the same number (torchrun --nproc-per-node) or start a new run "
+            f"with init={point}"
+        )
+
+
+def compare_finished(checkpoint: Path, then: Recipe | None, now: Recipe) -> None:
+    """Check that a finished run, with its checkpoint, has the recipe to resume; paths of data may differ.
+
+    Raises:
+        TrainingError: another recipe.
+    """
+    _compare_recipes(checkpoint, then, now, may_move=True)
+
+
+def _compare_recipes(folder: Path, then: Recipe | None, now: Recipe, *, may_move: bool) -> None:
+    assert then is not None, "a loaded checkpoint has a recipe"
+    moved = _data_paths(then) | _data_paths(now) if may_move else set()
+    differing = _differing(then, now, moved)
+    if differing:
+        raise TrainingError(
+            f"{folder} is of a run with another recipe; resume with the same one or start a new run with "
+            f"init={folder}:\n" + "\n".join(differing)
+        )
+
+
+def compare_data(point: Path, now: Sequence[dict[str, str]]) -> None:
+    """Check that the data of a resumed run has the fingerprints in its resume point, if that has some.
+
+    Raises:
+        TrainingError: the data has changed.
+    """
+    then = fingerprints(point)
+    differing = fingerprint_differences(then, now) if then else []
+    if differing:
+        raise TrainingError(
+            f"{point}: the data has changed since; restore it, or continue on the changed data with --resume "
+            "--changed-data:\n" + "\n".join(f"  {line}" for line in differing)
         )
 
 
@@ -45,7 +79,7 @@ def compare_model(of_model: Recipe | None, recipe: Recipe) -> None:
     Raises:
         TrainingError: the sections differ.
     """
-    differing = _differing(of_model, recipe, under="model.") if of_model is not None else []
+    differing = _differing(of_model, recipe, set(), under="model.") if of_model is not None else []
     if differing:
         raise TrainingError(
             "the model was built from another recipe than the one to train it; use the same `model` section:\n"
@@ -53,16 +87,29 @@ def compare_model(of_model: Recipe | None, recipe: Recipe) -> None:
         )
 
 
-def _differing(then: Recipe, now: Recipe, under: str = "") -> list[str]:
-    """Return a line for each different setting whose key starts with `under`, except those that may change."""
+def _differing(then: Recipe, now: Recipe, moved: set[str], under: str = "") -> list[str]:
+    """Return a line for each different setting whose key starts with `under`, except those that may change.
+
+    `moved` are keys that may change in this run.
+    """
     before, after = dict(_flat(then.to_dict())), dict(_flat(now.to_dict()))
     return [
-        f"  {key}: was {before.get(key)!r}, is {after.get(key)!r}"
+        f"  {key}: was {shown_setting(before.get(key))}, is {shown_setting(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
         if key.startswith(under)
         and before.get(key) != after.get(key)
-        and key not in (*MAY_CHANGE, "model.language_model.tokenizer")
+        and key not in (*MAY_CHANGE, *moved, "model.language_model.tokenizer")
     ]
+
+
+def _data_paths(recipe: Recipe) -> set[str]:
+    """Return the keys of all paths in the data sections of a recipe."""
+    return {
+        f"data[{number}].{field.name}"
+        for number, section in enumerate(recipe.data)
+        for field in dataclasses.fields(section.config)
+        if field.metadata.get("path") or isinstance(getattr(section.config, field.name), Path)
+    }
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

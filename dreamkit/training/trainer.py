@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.tensor import DTensor
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -31,15 +30,20 @@ from transformers.trainer_pt_utils import safe_globals
 
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Batch, Collator
+from dreamkit.data.workers import WorkerStart, original_errors
 from dreamkit.distributed import is_main, total, whole, world_size
 from dreamkit.document import Document
 from dreamkit.errors import CheckpointError, TrainingError
 from dreamkit.model.model import DreamModel, Losses
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
+from dreamkit.storage.folders import remove_folder
 from dreamkit.storage.tensor_files import read_pickle
+from dreamkit.storage.writing import writing
+from dreamkit.training.agreement import Agreement
 from dreamkit.training.loss_monitor import LossMonitor, NotFinite
-from dreamkit.training.resume_state import PROCESSES, STATE, state_errors
+from dreamkit.training.random_state import RandomState
+from dreamkit.training.resume_state import DATA, INTERVAL, PROCESSES, STATE, read_interval, state_errors
 
 RESUME_POINTS = "checkpoints"  # folder of the folders `step-N`
 MAX_RESUME_POINTS = 2
@@ -100,6 +104,7 @@ class DreamTrainer(Trainer):
         collator: Collator,
         callbacks: Sequence[TrainerCallback] = (),
         registry: Registry | None = None,
+        fingerprints: Sequence[Mapping[str, str]] = (),
     ) -> None:
         model.train()
         super().__init__(
@@ -107,7 +112,7 @@ class DreamTrainer(Trainer):
             args=arguments,
             train_dataset=documents,
             data_collator=cast(Any, collator),  # returns a Batch, not a dict of tensors
-            callbacks=[_Intervals(), *callbacks],
+            callbacks=[_Intervals(self), *callbacks],
         )
         self.remove_callback(PrinterCallback)
         # With several processes the model is sharded (`dreamkit.distributed.shard`): accelerate must not use DDP.
@@ -120,17 +125,37 @@ class DreamTrainer(Trainer):
         )
         self.monitor = LossMonitor(arguments.device)
         self.registry = registry
+        self.fingerprints = fingerprints
+        self.agreement = Agreement()
+        self.random_state: RandomState | None = (
+            None  # after the last step; None within an update of the weights
+        )
+        self._sums_before: tuple[Tensor, Tensor] | None = None  # losses before an unfinished step
+        self._interval: Mapping[str, Any] | None = None  # of the resume point
         self._batch = 0  # number of this process's next batch in the run
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(cast(Sized, self.train_dataset))
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        loader = super().get_train_dataloader()
+        # Batches are read by the loader that accelerate wraps; a resumed run copies the wrapper.
+        for each in (loader, getattr(loader, "base_dataloader", loader)):
+            if not isinstance(each.worker_init_fn, WorkerStart):
+                each.worker_init_fn = WorkerStart(each.worker_init_fn)
+        return loader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Tensor]:
         """Return the batches of one step, and their counts over all processes (2,): labelled tokens, images to draw."""
         self._batch = self.state.global_step * self.args.gradient_accumulation_steps
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+
+        def read() -> list[Batch]:
+            with original_errors():
+                return [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+
+        batches = self.agreement.call(read)
         return batches, total(torch.stack([batch.counts for batch in batches]).sum(0).to(device))
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -174,9 +199,11 @@ class DreamTrainer(Trainer):
         """
         problem = self.monitor.check()
         if problem is not None:
-            raise TrainingError(self._message(problem))
+            self.agreement.is_stopping = True
+            self.forget_interval()
+            raise TrainingError(self.describe(problem))
 
-    def _message(self, problem: NotFinite) -> str:
+    def describe(self, problem: NotFinite) -> str:
         """Return the error message, which names the documents that are not finite alone, or else all suspects.
 
         Each suspect is run alone: documents of a packed row can make each other's losses NaN, and gradients add up.
@@ -193,7 +220,7 @@ class DreamTrainer(Trainer):
         )
         return (
             f"step {problem.step}: the {problem.quantity} is not finite{exception}: {listed}{more}; "
-            f"nothing was saved after it; {fix}lower train.learning_rate or train.max_grad_norm"
+            f"{fix}lower train.learning_rate or train.max_grad_norm"
         )
 
     def _is_finite_alone(self, number: int) -> bool:
@@ -218,37 +245,105 @@ class DreamTrainer(Trainer):
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a resume point, a checkpoint with the trainer's state; remove all but the last ones."""
         self.check()
-        points = Path(str(self.args.output_dir)) / RESUME_POINTS
-        point = points / f"step-{self.state.global_step}"
+        self.save_point()
+
+    def point(self) -> Path:
+        """Return the folder of the resume point of the last finished step."""
+        return Path(str(self.args.output_dir)) / RESUME_POINTS / f"step-{self.state.global_step}"
+
+    def save_point(self) -> None:
+        """Write a resume point, a checkpoint with the trainer's state; remove all but the last ones."""
+        point = self.point()
+        self._drop_unfinished_step()
         save_checkpoint(self.model, point, registry=self.registry, beside=self._write_state)
         if is_main():
-            unfinished = points.glob(".step-*")  # of an interrupted run
-            for old in [*resume_points(points.parent)[:-MAX_RESUME_POINTS], *unfinished]:
-                shutil.rmtree(old)
+            unfinished = point.parent.glob(".step-*")  # of an interrupted run
+            for old in [*resume_points(point.parents[1])[:-MAX_RESUME_POINTS], *unfinished]:
+                remove_folder(old)
 
     def _write_state(self, folder: Path) -> None:
         """Write the trainer's state into the folder of a resume point."""
         folder = folder / STATE
-        folder.mkdir(exist_ok=True)
-        self._save_optimizer_and_scheduler(str(folder))
-        self._save_rng_state(str(folder))
-        if is_main():
-            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-            (folder / PROCESSES).write_text(json.dumps(world_size()))
+        interval = {
+            "last_logged": self._globalstep_last_logged,
+            "loss": total(self._tr_loss).item() / world_size(),
+            "sums": self.monitor.sums(),
+        }
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_rng_state(str(folder))
+            if is_main():
+                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+                for name, content in (
+                    (PROCESSES, world_size()),
+                    (INTERVAL, interval),
+                    (DATA, self.fingerprints),
+                ):
+                    (folder / name).write_text(json.dumps(content))
+
+    def forget_interval(self) -> None:
+        """Drop the losses since the last line of the log."""
+        self.monitor.read()
+        self._sums_before = None
+        self._tr_loss.zero_()
+        self._globalstep_last_logged = self.state.global_step
+
+    def begin(self) -> None:
+        """Continue the interval of the log in which the resume point was written."""
+        if self._interval is not None:
+            self._globalstep_last_logged = self._interval["last_logged"]
+            self._tr_loss.fill_(self._interval["loss"])
+            sums = torch.tensor(self._interval["sums"])
+            if not is_main():  # the sums are over all processes
+                sums[:2] = 0
+            self.monitor.set_local_sums(sums)
+        self.end_step()
+
+    def begin_step(self) -> None:
+        """Mark the start of a step, with its batches read."""
+        self._sums_before = self._tr_loss.clone(), self.monitor.local_sums()
+
+    def begin_update(self) -> None:
+        """Mark the start of an update of the weights."""
+        self.random_state = None
+
+    def end_step(self) -> None:
+        """Mark the end of a step: weights, optimizer and random numbers are those of a resume point."""
+        self.random_state, self._sums_before = RandomState(), None
+
+    def _drop_unfinished_step(self) -> None:
+        """Remove gradients, losses and uses of random numbers of a step that raised before its update."""
+        assert self.random_state is not None, "no update of the weights has begun"
+        self.random_state.restore()
+        self.model.zero_grad()
+        if self._sums_before is not None:
+            loss, sums = self._sums_before
+            self._tr_loss.copy_(loss)
+            self.monitor.set_local_sums(sums)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.optimizer.optimizer.state:  # before the first step; torch would make one to have a state
+            return
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state = get_optimizer_state_dict(self.model, self.optimizer.optimizer, options=options)
         if is_main():
-            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+            for name, content in (
+                (OPTIMIZER_NAME, state),
+                (SCHEDULER_NAME, self.lr_scheduler.state_dict()),
+            ):
+                with writing(file := Path(output_dir) / name), file.open("wb") as opened:
+                    torch.save(content, opened)  # a path would hide the error of the operating system
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        with state_errors(Path(checkpoint).parent):
+        point = Path(checkpoint).parent
+        self._interval = read_interval(point)
+        if not (Path(checkpoint) / OPTIMIZER_NAME).is_file():  # before the first step
+            return
+        with state_errors(point):
             state = read_pickle(Path(checkpoint) / OPTIMIZER_NAME, CheckpointError)
             options = StateDictOptions(full_state_dict=True)
             set_optimizer_state_dict(
@@ -271,13 +366,25 @@ class DreamTrainer(Trainer):
 class _Intervals(TrainerCallback):
     """A callback that logs the last step, and writes no resume point for it: the run ends with a checkpoint.
 
-    A resumed run has the intervals of its own recipe: the trainer would take those in the resume point.
+    A resumed run has the intervals of its own recipe: the trainer would take those in the resume point. The callback
+    also calls the trainer around each update of the weights.
     """
+
+    def __init__(self, trainer: DreamTrainer) -> None:
+        self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **named: Any) -> None:
         state.compute_steps(args, state.max_steps)
+        self.trainer.begin()
+
+    def on_step_begin(self, *_: Any, **named: Any) -> None:
+        self.trainer.begin_step()
+
+    def on_pre_optimizer_step(self, *_: Any, **named: Any) -> None:
+        self.trainer.begin_update()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **named: Any) -> None:
+        self.trainer.end_step()
         if state.global_step >= state.max_steps:
             control.should_log, control.should_save = True, False
 

@@ -14,8 +14,9 @@ import tiny
 from caches import REGISTRY
 from dreamkit.cache.manifest import CacheManifest
 from dreamkit.document import Document
-from dreamkit.errors import CacheError, RecipeError
+from dreamkit.errors import CacheError, OutputError, RecipeError
 from dreamkit.storage.folders import partial_folder, replaced_folder
+from dreamkit.storage.locks import exclusive
 
 
 @pytest.fixture(scope="module")
@@ -150,14 +151,21 @@ def test_the_error_about_a_missing_cache_names_the_folder_an_interruption_left(
 
 def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:
     out = tmp_path / "cache"
-    other = partial_folder(out)
-    other.mkdir()
-    (other / "features-00000.safetensors").touch()
-    with pytest.raises(
-        CacheError, match=f"{other} exists: another `dreamkit cache` is writing {out}, or one was killed"
+    with (
+        exclusive(out),
+        pytest.raises(OutputError, match=f"^{out} is being written by another dreamkit command; wait"),
     ):
         caches.write(out, caches.recipe())
-    assert [*tmp_path.rglob("*.safetensors")] == [other / "features-00000.safetensors"]
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_files_of_a_killed_process_are_replaced(tmp_path: Path) -> None:
+    other = partial_folder(tmp_path / "cache")
+    other.mkdir()
+    (other / "features-00007.safetensors").touch()
+    caches.write(tmp_path / "cache", caches.recipe())
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    assert not (tmp_path / "cache" / "features-00007.safetensors").exists()
 
 
 def test_files_have_the_permissions_of_the_umask(tmp_path: Path) -> None:
@@ -203,6 +211,6 @@ def test_a_folder_that_is_not_a_cache_is_not_replaced(tmp_path: Path) -> None:
         caches.write(tmp_path, caches.recipe(), overwrite=True)
 
 
-def test_data_without_documents_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match="the data has no documents"):
+def test_another_number_of_data_sets_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="data: expected 1 data set, one for each section, got 0"):
         caches.make_cache(caches.recipe(), REGISTRY, tmp_path / "new", datasets=[])

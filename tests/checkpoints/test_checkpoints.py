@@ -51,8 +51,9 @@ def test_the_report_is_printed_as_a_table(saved: Path) -> None:
     console = Console(width=200, file=StringIO(), record=True)
     console.print(report)
     table = console.export_text()
-    for word in (*report.parts, "loaded", "missing", "fresh"):
+    for word in (*report.parts, "loaded", "from source", "initialised"):
         assert word in table
+    assert "missing" not in table  # it reads like an error, and there is none
 
 
 def test_a_checkpoint_has_only_tensors_that_its_sources_lack(sources: Path, tmp_path: Path) -> None:

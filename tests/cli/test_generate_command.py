@@ -134,15 +134,22 @@ def test_a_file_is_never_overwritten(run, checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["say <image>"], "got 0 for 1 in 'say <image>'"),
-        (["say", "--image", "good.png"], "got 1 for 0 in 'say'"),
+        (
+            ["say <image>"],
+            "expected one --image for each <image> and <draw> of PROMPT, got 0 for 1 in 'say <image>'",
+        ),
+        (
+            ["say <image> <draw>", "--image", "good.png"],
+            "got 1 for 2 in 'say <image> <draw>'; pass --image PATH 2 times",
+        ),
+        (["say", "--image", "good.png"], "got 1 for 0 in 'say'; write them in PROMPT, or leave out --image"),
         (["say <image>", "--image", "none.png"], "no such image: none.png"),
         (["say <image>", "--image", "bad.png"], "cannot read the image bad.png"),
         (["say <image>", "--image", "."], "expected an image in a regular file, got a folder: ."),
         (["say " * 300], "expected at most 256 tokens, got"),
         (["say", "--steps", 0], "'--steps': expected at least 1 and at most 100000, got 0"),
         (["say", "--guidance", -1], "'--guidance': expected at least 0, got -1"),
-        (["say", "--max-tokens", 0], "'--max-tokens': expected at least 1, got 0"),
+        (["say", "--max-tokens", 0], "'--max-tokens': expected at least 1 and at most 100000000, got 0"),
         (["say", "--max-images", -1], "'--max-images': expected at least 0, got -1"),
         (["say", "--guidance", "inf"], "expected a finite number, got inf"),
         (["say", "--temperature", "inf"], "expected a finite number, got inf"),

@@ -3,12 +3,16 @@
 `torchrun` runs this file in each process of `test_distributed.py`: `layouts.py FOLDER`.
 """
 
+import os
 import shutil
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -26,7 +30,8 @@ from dreamkit.data.dataset import Dataset
 from dreamkit.data.mixture import Mixture
 from dreamkit.distributed import is_main, shard, total, whole, world_size
 from dreamkit.document import Document, Text
-from dreamkit.errors import TrainingError
+from dreamkit.errors import DocumentError, TrainingError, with_notes
+from dreamkit.interrupts import Interrupted
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
@@ -57,6 +62,20 @@ class TinyDocuments(Dataset):
 
     def __getitem__(self, index: int) -> Document:
         return self.documents[index]
+
+
+def stop_second_process(reason: str) -> Callable[[Mixture, int], Document]:
+    """Return a `Mixture.__getitem__` that has an error or sends a signal at the third document of that process."""
+    reads = count(1)
+
+    def read(mixture: Mixture, index: int, read: Callable[..., Document] = Mixture.__getitem__) -> Document:
+        if next(reads) == 3 and dist.get_rank() == 1:
+            if reason == "error":
+                raise DocumentError("this document is cut")
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(mixture, index)
+
+    return read
 
 
 @dataclass
@@ -198,6 +217,15 @@ def main(folder: Path) -> None:
             )
         except TrainingError as error:
             (folder / f"bad-{seed}.{dist.get_rank()}.txt").write_text(str(error))
+
+    for reason in ("error", "signal"):
+        left = folder / f"left by {reason}"
+        try:
+            with patch.object(Mixture, "__getitem__", stop_second_process(reason)):
+                train_recipe(recipe(), Registry.load(), left, datasets=[TinyDocuments()])
+        except (DocumentError, TrainingError, Interrupted) as error:
+            (folder / f"{left.name}.{dist.get_rank()}.txt").write_text(with_notes(error))
+        train_recipe(recipe(), Registry.load(), left, datasets=[TinyDocuments()], resume=True)
 
     straight, resumed = folder / "straight", folder / "resumed"
     settings = recipe(save_every=1)

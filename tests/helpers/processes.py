@@ -1,8 +1,16 @@
-"""Scripts of tests in two processes that train together."""
+"""Processes that tests start: two that train together, and commands that a signal ends."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MAIN = "from dreamkit.cli import main; main()"
+SECONDS = 180  # until a process must have done something, if others share the cores
 
 
 def run_in_two(*script: str) -> None:
@@ -18,3 +26,31 @@ def run_in_two(*script: str) -> None:
         stderr=subprocess.STDOUT,
     )
     assert process.returncode == 0, process.stdout[-8000:]
+
+
+@contextmanager
+def command(*arguments: object, folder: Path, code: str = MAIN) -> Iterator[subprocess.Popen[str]]:
+    """Start `dreamkit ARGUMENTS`; a shell may have started the tests with an ignored SIGINT."""
+    with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            stdout=out,
+            stderr=err,
+            text=True,
+            cwd=folder,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -49,3 +51,9 @@ def interrupt_at(step: int) -> Callable[[LogEntry], None]:
             raise Interrupted
 
     return on_log
+
+
+def kill_at(step: int, out: Path, recipe: Recipe) -> None:
+    """Start a run and end it at `step` like a killed process, which saves nothing more."""
+    with patch("dreamkit.training.run.add_resume_point"), suppress(Interrupted):
+        run(out, recipe, on_log=interrupt_at(step))

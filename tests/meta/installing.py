@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dreamkit.registry.kinds import KINDS
@@ -28,14 +28,20 @@ def install(site: Path, package: str, hooks: str, parts: str = "") -> None:
 
 
 def write_wheel(
-    folder: Path, name: str, version: str, files: Mapping[str, str], entry_points: str = ""
+    folder: Path,
+    name: str,
+    version: str,
+    files: Mapping[str, str],
+    entry_points: str = "",
+    requires: Sequence[str] = (),
 ) -> Path:
     """Write a wheel into `folder` and return its path; `files` maps the paths in it to their text."""
     stem = f"{name.replace('-', '_')}-{version}"
     info = f"{stem}.dist-info"
     contents = {
         **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        + "".join(f"Requires-Dist: {requirement}\n" for requirement in requires),
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/entry_points.txt": entry_points,
     }

@@ -12,7 +12,7 @@ from dreamkit.errors import RecipeError
 from dreamkit.recipe.loading import draft_recipe, load_recipe
 from dreamkit.registry.kinds import ShippedRecipe
 from dreamkit.registry.registry import Registry
-from recipe_files import base as base, line_of, problems, registry as registry, write
+from recipe_files import base as base, line_of, only_problem, problems, registry as registry, write
 
 
 def test_extending_merges_sections_and_replaces_lists(base: Path, registry: Registry) -> None:
@@ -143,3 +143,10 @@ def test_an_invalid_file_name_is_reported(registry: Registry, name: str) -> None
 def test_a_missing_file_is_reported_with_the_nearest_name(base: Path, registry: Registry) -> None:
     (problem,) = problems(base.parent / "bsae.yaml", registry)
     assert problem.where == "command line" and f"did you mean '{base}'?" in problem.message
+
+
+@pytest.mark.parametrize("key", ["base", "_base_", "defaults", "inherit", "extend"])
+def test_another_name_of_extends_is_one_problem(base: Path, registry: Registry, key: str) -> None:
+    path = write(base.parent / "other.yaml", f"train: {{steps: 3}}\n{key}: base.yaml\n")
+    problem = only_problem(path, registry)
+    assert (problem.where, problem.message) == (f"{path}:2", f"unknown key '{key}'; did you mean 'extends'?")

@@ -76,7 +76,7 @@ def test_interpolations_are_resolved(base: Path, registry: Registry, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "text", ["${nowhere}", "${train.steps", "${train.warmup}", "${oc.env:NOT_SET_ANYWHERE}", "${x:1}"]
+    "text", ["${nowhere}", "${train.steps", "${train.warmup}", "${oc.env:A,${train.steps}}", "${x:1}"]
 )
 def test_an_invalid_interpolation_is_reported(base: Path, registry: Registry, text: str) -> None:
     path = write(base.parent / "more.yaml", f"extends: base.yaml\ntrain:\n  warmup: '{text}'\n  stepz: 1\n")

@@ -156,3 +156,18 @@ def test_an_item_of_a_missing_list_is_reported(tmp_path: Path, registry: Registr
     problem = only_problem(path, registry, "model.adapters.0.rank=3")
     assert (problem.where, problem.key) == ("command line", "model.adapters.0")
     assert "model.adapters has no items; set the whole list, as in model.adapters=[...]" in problem.message
+
+
+def test_a_value_that_the_shell_split_is_one_problem(base: Path, registry: Registry) -> None:
+    problem = only_problem(base, registry, "model.visual_projector={name:", "mlp,", "depth:", "3}")
+    assert (problem.where, problem.key) == ("command line", "model.visual_projector")
+    assert "put it in quotes: 'model.visual_projector={name: mlp, depth: 3}'" in problem.message
+    parts = ["train.trainable=[visual_projector,", "new_tokens]", "train.seed=3"]
+    assert only_problem(base, registry, *parts).key == "train.trainable"
+
+
+@pytest.mark.parametrize("key", ["model.visual_projector", "model.pooled_projector", "data.0"])
+def test_a_name_in_place_of_a_section_is_written_as_one(base: Path, registry: Registry, key: str) -> None:
+    problem = only_problem(base, registry, f"{key}=mlp")
+    assert problem.key == key
+    assert problem.message == "expected a section with name, got 'mlp' (string); write {name: mlp}"

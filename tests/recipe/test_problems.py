@@ -66,7 +66,7 @@ generation: 7
     ("key", "value", "message"),
     [
         ("train.steps", True, "expected an integer, got true (boolean)"),
-        ("train.steps", 0, "expected at least 1, got 0"),
+        ("train.steps", 0, "expected at least 1 and at most 1000000000, got 0"),
         ("train.steps", 2**63, "expected an integer of at most 64 bits"),
         ("train.learning_rate", "fast", "expected a number, got 'fast' (string)"),
         ("train.learning_rate", 0, "expected more than 0 and at most 100, got 0"),

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dreamkit.errors import DreamkitError
+from dreamkit.errors import DreamkitError, OutputError
 from dreamkit.recipe.loading import load_recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.scaffold import KINDS, LICENSES, new_plugin
@@ -315,7 +315,9 @@ def test_an_error_while_writing_leaves_no_files(
         return write(path, *args, **named)
 
     monkeypatch.setattr(Path, "write_text", write_on_full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(
+        OutputError, match=rf"{tmp_path}.*test_contract.py: No space .*free\); free some space"
+    ):
         new_plugin("dreamkit-wave", "projector", Path(out), registry=registry)
     assert not list(tmp_path.iterdir())
 

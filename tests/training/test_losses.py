@@ -64,8 +64,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, save_every: int
     model = build(fit(recipe, REGISTRY))
     layouts.make_losses_nan(model)
     before = weights(model)
-    with pytest.raises(TrainingError, match=r"step 3: the loss is not finite: 'bad'; nothing was saved"):
+    with pytest.raises(TrainingError, match=r"step 3: the loss is not finite: 'bad'; check") as caught:
         run(tmp_path, recipe, documents=layouts.one_bad_document(), model=model)
+    assert "no resume point was saved: the weights are not finite" in caught.value.__notes__[0]
     saved = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
     assert saved == (["step-1", "step-2"] if save_every else [])
     assert not (tmp_path / "checkpoint").exists()
@@ -91,9 +92,13 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, save_every:
     model = build(fit(recipe, REGISTRY))
     (tilde,) = model.language_model.tokenize("~")
     make_gradients_infinite(model, lambda ids: ids == tilde)
-    with pytest.raises(TrainingError, match=r"step 2: the gradient is not finite: 'bad'; nothing was saved"):
+    with pytest.raises(TrainingError, match=r"step 2: the gradient is not finite: 'bad'; check") as caught:
         run(tmp_path, recipe, documents=layouts.one_bad_document(), model=model)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*")) == ["step-1"][:save_every]
+    saved = (
+        ["step-1", "step-2"] if save_every else ["step-4"]
+    )  # the step of the check, as the weights are finite
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*")) == saved
+    assert caught.value.__notes__[0].startswith(f"{saved[-1].replace('-', ' ')} is saved in")
     assert not (tmp_path / "checkpoint").exists() and not (tmp_path / "log.jsonl").read_text()
     assert all(tensor.isfinite().all() for tensor in weights(model).values())
 

@@ -16,7 +16,7 @@ from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.errors import CheckpointError, TrainingError
 from dreamkit.storage.folders import describe_files
 from dreamkit.training.run_log import RunLog
-from runs import REGISTRY, Interrupted, assert_identical, interrupt_at, run, weights
+from runs import REGISTRY, assert_identical, kill_at, run, weights
 from saved_models import edit_manifest
 
 
@@ -27,8 +27,7 @@ def without_times(log: Any) -> list[dict[str, Any]]:
 def test_a_resumed_run_is_bitwise_identical_to_an_uninterrupted_one(tmp_path: Path) -> None:
     recipe = layouts.recipe(steps=5, save_every=2, accumulation=2)
     straight = run(tmp_path / "straight", recipe)
-    with pytest.raises(Interrupted):
-        run(tmp_path / "resumed", recipe, on_log=interrupt_at(3))
+    kill_at(3, tmp_path / "resumed", recipe)
     assert not (tmp_path / "resumed/checkpoint").exists()
     torch.manual_seed(123)  # a new process has other random numbers
     resumed = run(tmp_path / "resumed", recipe, resume=True)
@@ -42,8 +41,7 @@ def test_a_resumed_run_is_bitwise_identical_to_an_uninterrupted_one(tmp_path: Pa
 
 def test_a_run_resumes_after_an_incomplete_line_of_its_log(tmp_path: Path) -> None:
     recipe = layouts.recipe(steps=3, save_every=1)
-    with pytest.raises(Interrupted):
-        run(tmp_path, recipe, on_log=interrupt_at(2))
+    kill_at(2, tmp_path, recipe)
     log = tmp_path / "log.jsonl"
     before = log.read_text().splitlines()
     log.write_text("\n".join(before)[:-30])
@@ -51,6 +49,7 @@ def test_a_run_resumes_after_an_incomplete_line_of_its_log(tmp_path: Path) -> No
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3] and lines == resumed.log
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "checkpoints", "log.jsonl"]
+    shutil.rmtree(tmp_path / "checkpoint")
     for line in (
         before[1][:-30],
         "[]",
@@ -83,7 +82,8 @@ def test_the_log_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_error_of_a_damaged_resume_point_names_the_one_before(tmp_path: Path) -> None:
     recipe = layouts.recipe(steps=3, save_every=1)
-    straight = run(tmp_path / "out", recipe)
+    straight = run(tmp_path / "straight", recipe)
+    kill_at(3, tmp_path / "out", recipe)
     points = tmp_path / "out/checkpoints"
     (points / "step-2/dream_queries.safetensors").write_bytes(b"")
     with pytest.raises(
@@ -92,7 +92,8 @@ def test_the_error_of_a_damaged_resume_point_names_the_one_before(tmp_path: Path
         run(tmp_path / "out", recipe, resume=True)
     shutil.rmtree(points / "step-2")
     assert_identical(weights(run(tmp_path / "out", recipe, resume=True).model), weights(straight.model))
-    shutil.rmtree(points / "step-2")
+    for folder in (points / "step-2", tmp_path / "out/checkpoint"):
+        shutil.rmtree(folder)
     (points / "step-1/dream_queries.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError) as caught:
         run(tmp_path / "out", recipe, resume=True)
@@ -113,8 +114,7 @@ def test_the_last_two_resume_points_stay(tmp_path: Path) -> None:
 
 
 def test_a_run_resumes_only_with_the_same_recipe(tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
-        run(tmp_path, layouts.recipe(save_every=1), on_log=interrupt_at(2))
+    kill_at(2, tmp_path, layouts.recipe(save_every=1))
     with pytest.raises(TrainingError, match=r"train\.learning_rate: was 0\.01, is 0\.5"):
         run(tmp_path, layouts.recipe(save_every=1, learning_rate=0.5), resume=True)
     run(tmp_path, layouts.recipe(save_every=2, log_every=2), resume=True)
@@ -124,8 +124,7 @@ def test_a_resumed_run_obeys_new_intervals_of_log_and_resume_points(tmp_path: Pa
     settings = {"steps": 9, "schedule": "constant"}
     straight = run(tmp_path / "straight", layouts.recipe(save_every=4, log_every=3, **settings))
     out = tmp_path / "resumed"
-    with pytest.raises(Interrupted):
-        run(out, layouts.recipe(save_every=1, log_every=1, **settings), on_log=interrupt_at(3))
+    kill_at(3, out, layouts.recipe(save_every=1, log_every=1, **settings))
     resumed = run(out, layouts.recipe(save_every=4, log_every=3, **settings), resume=True)
     assert [entry["step"] for entry in resumed.log] == [1, 2, 3, 6, 9]
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-4", "step-8"]
@@ -133,15 +132,13 @@ def test_a_resumed_run_obeys_new_intervals_of_log_and_resume_points(tmp_path: Pa
 
 
 def test_a_resumed_run_without_save_every_writes_no_more_resume_points(tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
-        run(tmp_path, layouts.recipe(save_every=1, steps=4), on_log=interrupt_at(3))
+    kill_at(3, tmp_path, layouts.recipe(save_every=1, steps=4))
     run(tmp_path, layouts.recipe(save_every=0, steps=4), resume=True)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-1", "step-2"]
 
 
 def test_a_resumed_run_takes_no_model(tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
-        run(tmp_path, layouts.recipe(save_every=1), on_log=interrupt_at(2))
+    kill_at(2, tmp_path, layouts.recipe(save_every=1))
     with pytest.raises(TrainingError, match="expected no model with resume"):
         run(tmp_path, layouts.recipe(save_every=1), resume=True, model=tiny.model())
     assert not (tmp_path / "checkpoint").exists()
@@ -157,8 +154,7 @@ def test_a_pickle_with_code_in_a_resume_point_is_refused(
     tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     recipe = layouts.recipe(steps=3, save_every=1)
-    with pytest.raises(Interrupted):
-        run(tmp_path, recipe, on_log=interrupt_at(2))
+    kill_at(2, tmp_path, recipe)
     point = sorted((tmp_path / "checkpoints").iterdir())[-1]
     (file,) = point.rglob(name)
     torch.save({"state": Bomb()}, file)

@@ -70,7 +70,7 @@ def test_a_folder_in_use_is_not_overwritten(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(TrainingError, match=r"not empty.*--resume.*--out"):
+    with pytest.raises(TrainingError, match=r"not empty; pass a new folder with --out"):
         run(out)
     with pytest.raises(TrainingError, match="no resume point"):
         run(out, resume=True)

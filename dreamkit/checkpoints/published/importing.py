@@ -7,7 +7,6 @@ names Python classes under `_target_`; these names are never imported.
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,12 +22,13 @@ from dreamkit.checkpoints.published.layout import HEAD, QUERIES, VISION, Drawing
 from dreamkit.checkpoints.published.reading import read_json, read_tensors, section, under
 from dreamkit.checkpoints.published.translating import sections
 from dreamkit.checkpoints.published.unpacking import unpack
-from dreamkit.checkpoints.save import save_checkpoint
+from dreamkit.checkpoints.save import write_checkpoint
 from dreamkit.errors import CheckpointError
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.projector import Projector
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.registry.registry import Registry
+from dreamkit.storage.folders import atomic_folder, scratch_folder
 from dreamkit.storage.sources import refuse_adapter
 
 # training settings of the published head that dreamkit lacks; they do not change the output of a model
@@ -42,18 +42,19 @@ def import_published(folder: Path, out: Path, registry: Registry) -> DreamModel:
         CheckpointError: a missing or damaged file, or a published feature that dreamkit lacks.
         SourceError: a component in `config.json` is neither a folder nor a reachable hub name, or an adapter of peft
             lies beside the weights.
+        OutputError: `out` cannot be written, or another command is writing it.
     """
     config = read_json(folder / "config.json")
     refuse_adapter(str(folder), [path.name for path in folder.iterdir()], ["config.json"])
     published = _plugin_settings(config, folder / "config.json")
     drawing = Drawing.of(published)
     out = out.absolute()
-    Manifest.refuse_to_replace(out)
-    # beside `out`: that disk has room for weights, and a folder that cannot be written is an error before any reading
-    with tempfile.TemporaryDirectory(dir=next(p for p in out.parents if p.exists())) as scratch:
+    # Scratch files lie beside `out`, on a disk with room for weights. If that cannot be written, nothing is read.
+    with atomic_folder(out) as partial, scratch_folder(out) as scratch:
+        Manifest.refuse_to_replace(out)
         # in the libraries' own layouts, so that each part loads its weights as usual
         states = {name: read_tensors(folder / file) for name, file in drawing.files().items()}
-        folders, configs = unpack(folder, config, states, Path(scratch))
+        folders, configs = unpack(folder, config, states, scratch)
         parts = sections(config, states, folders=folders)
         recipe = recipe_from_dict(parts, registry, where=str(folder / "config.json"))
         model = build(fit(recipe, registry))
@@ -62,7 +63,7 @@ def import_published(folder: Path, out: Path, registry: Registry) -> DreamModel:
         model.recipe = recipe_from_dict(final, registry, where=str(folder / "config.json"))
         model.sources = dict.fromkeys(model.sources)
         _load_queries_and_projectors(model, folder, states, drawing)
-        save_checkpoint(model, out)
+        write_checkpoint(model, partial)
     for name in UNSUPPORTED:
         if published[HEAD].get(name):
             setting = f"plugins_init_kwargs.{HEAD}.{name}={published[HEAD][name]}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from dreamkit.checkpoints.published.reading import (
     under,
 )
 from dreamkit.errors import library_errors
+from dreamkit.storage.writing import writing
 
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -70,8 +70,9 @@ def unpack(
             part_weights,
             "diffusion_pytorch_model.safetensors",
         )
-    (folders["image_decoder"] / "scheduler").mkdir()
-    (folders["image_decoder"] / part_files[2]).write_text(json.dumps(decoder["scheduler"]))
+    with writing(scheduler := folders["image_decoder"] / part_files[2]):
+        scheduler.parent.mkdir()
+        scheduler.write_text(json.dumps(decoder["scheduler"]))
 
     decoder = {
         name: {k: v for k, v in part.items() if not k.startswith("_")} for name, part in decoder.items()
@@ -97,13 +98,17 @@ def _current(model_type: str, config: Mapping[str, Any], file: Path) -> dict[str
 def _write(
     folder: Path, config: dict[str, Any], state: dict[str, Tensor], file: str = "model.safetensors"
 ) -> None:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
     # cloned, since tied tensors in a state dict share memory, which safetensors refuses
-    save_file({name: t.clone().contiguous() for name, t in state.items()}, folder / file, {"format": "pt"})
+    tensors = {name: t.clone().contiguous() for name, t in state.items()}
+    with writing(folder / file):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config))
+        save_file(tensors, folder / file, {"format": "pt"})
 
 
 def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
     for name in names:
         if (source / name).is_file():
-            shutil.copy(source / name, target / name)
+            content = (source / name).read_bytes()
+            with writing(target / name):
+                (target / name).write_bytes(content)

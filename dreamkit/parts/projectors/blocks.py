@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -14,6 +15,8 @@ from dreamkit.parts.projector import Projector
 from dreamkit.parts.specs import ProjectorSpec
 
 INIT_STD = 0.02  # standard deviation of initial weights: LLaMA's `initializer_range` in transformers
+MAX_DEPTH = 1000  # layers: above any published network, and built within seconds
+MAX_WIDTH = 2**20  # tokens, heads and widths: one matrix of this width would have 10^12 weights
 HEAD_DIM = 64  # default width of a head, as in CLIP's vision encoders (arXiv 2103.00020)
 
 
@@ -26,17 +29,16 @@ def init_linear(layer: nn.Linear, std: float = INIT_STD) -> nn.Linear:
 
 
 def check_positive(config: Any, *names: str) -> None:
-    """Check that the named settings of `config` are None or at least 1.
+    """Check that the named settings of `config` are None or at least 1, and at most 1000 (`depth`) or 2^20 (others).
 
     Raises:
-        ConfigError: settings below 1, all at once.
+        ConfigError: settings outside these bounds, all at once.
     """
-    values = {name: getattr(config, name) for name in names}
-    problems = {
-        name: f"expected at least 1, got {value}"
-        for name, value in values.items()
-        if value is not None and value < 1
-    }
+    problems = {}
+    for name in names:
+        value, most = getattr(config, name), MAX_DEPTH if name == "depth" else MAX_WIDTH
+        if value is not None and not 1 <= value <= most:
+            problems[name] = f"expected {'at least 1' if value < 1 else f'at most {most}'}, got {value}"
     if problems:
         raise ConfigError(problems)
 
@@ -56,7 +58,8 @@ def head_count(width: int, heads: int | None, even: bool = False) -> int:
             }
         )
     whole = width // 2 if even else width
-    divisors = [count for count in range(1, whole + 1) if whole % count == 0]
+    small = [count for count in range(1, math.isqrt(whole) + 1) if whole % count == 0]
+    divisors = sorted({*small, *(whole // count for count in small)})
     if heads is None:
         return max(count for count in divisors if count <= max(1, width // HEAD_DIM))
     if heads not in divisors:

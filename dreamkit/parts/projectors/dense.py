@@ -45,7 +45,7 @@ class MLP(CoreProjector):
             hidden_dim: width between layers; None is the output's.
 
         Raises:
-            ConfigError: `depth` or `hidden_dim` is below 1.
+            ConfigError: `depth` or `hidden_dim` is outside the bounds of `check_positive`.
         """
 
         depth: int = 2

@@ -45,7 +45,8 @@ class Encoder(DeepProjector):
             heads: number of attention heads; None is heads of width 64.
 
         Raises:
-            ConfigError: a setting below 1, an odd `width`, or `heads` does not divide half of `width`.
+            ConfigError: a setting outside the bounds of `check_positive`, an odd `width`, or `heads` does not divide
+                half of `width`.
         """
 
         depth: int = 24

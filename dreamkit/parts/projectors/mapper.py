@@ -32,7 +32,7 @@ class Mapper(DeepProjector):
             heads: number of attention heads.
 
         Raises:
-            ConfigError: a setting below 1, or `heads` does not divide `width`.
+            ConfigError: a setting outside the bounds of `check_positive`, or `heads` does not divide `width`.
         """
 
         tokens: int | None = None

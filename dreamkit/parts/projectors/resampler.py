@@ -40,7 +40,7 @@ class Resampler(DeepProjector):
             heads: number of attention heads; None is heads of width 64.
 
         Raises:
-            ConfigError: a setting below 1, or `heads` does not divide `width`.
+            ConfigError: a setting outside the bounds of `check_positive`, or `heads` does not divide `width`.
         """
 
         tokens: int = 64

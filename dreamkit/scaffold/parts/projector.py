@@ -8,7 +8,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from dreamkit import ConfigError, Projector, ProjectorSpec
+from dreamkit import ConfigError, Projector, ProjectorSpec, count
 
 
 class NewPart(Projector):
@@ -37,7 +37,9 @@ class NewPart(Projector):
     @classmethod
     def infer_spec(cls, config: Config, *, in_dim: int, in_tokens: int, out_dim: int) -> ProjectorSpec:
         if in_tokens % config.every:
-            raise ConfigError({"every": f"expected a divisor of {in_tokens} tokens, got {config.every}"})
+            raise ConfigError(
+                {"every": f"expected a divisor of {count(in_tokens, 'token')}, got {config.every}"}
+            )
         out_tokens = in_tokens // config.every
         return ProjectorSpec(in_dim=in_dim, out_dim=out_dim, in_tokens=in_tokens, out_tokens=out_tokens)
 

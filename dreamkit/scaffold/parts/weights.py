@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean, locate
+from dreamkit import ConfigError, PartConfig, SourceError, describe_value, did_you_mean, locate
 
 Sizes = TypeVar("Sizes")
 Part = TypeVar("Part", bound=nn.Module)
@@ -34,7 +34,7 @@ def read_sizes(kind: type[Sizes], config: PartConfig) -> Sizes:
         if name not in known:
             problems[prefix + name] = f"unknown key '{name}'; {did_you_mean(name, known)}"
         elif type(value) is not int or value < 1:
-            problems[prefix + name] = f"expected an integer of at least 1, got {value!r}"
+            problems[prefix + name] = f"expected an integer of at least 1, got {describe_value(value)}"
     try:
         if problems:
             raise ConfigError(problems)

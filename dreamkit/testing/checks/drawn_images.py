@@ -11,6 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dreamkit.errors import count
 from dreamkit.parts.specs import Condition
 from dreamkit.testing.check import cases, check
 from dreamkit.testing.checks.preprocessing import random_image
@@ -48,7 +49,7 @@ def extras_agree(subject: DecoderSubject, case: Case, width: int, height: int) -
     """
     part, inputs = subject.make(), subject.inputs(case)
     pictures = [random_image("RGB", width + row, height, row) for row in range(case.rows)]
-    subject.call_text = f"preprocess({case.rows} images)"
+    subject.call_text = f"preprocess({count(case.rows, 'image')})"
     _, extras = part.preprocess(pictures)
     default = subject.extras(case.rows)
     expect(sorted(extras), sorted(default), "the names of the extras of preprocess", "as of default_extras")

@@ -11,6 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dreamkit.errors import count
 from dreamkit.kernels.assemble_embeddings import look_up
 from dreamkit.testing.check import cases, check
 from dreamkit.testing.expect import (
@@ -148,16 +149,16 @@ def _step_by_step(part: Any, embeds: Tensor, calls: list[tuple[int, int]]) -> li
         width = max(call)
         step_embeds = torch.ones(2, width, embeds.shape[-1])
         position_ids, segment_ids = torch.zeros(2, width, dtype=torch.long), torch.full((2, width), -1)
-        for row, count in enumerate(call):
-            own = slice(lengths[row], lengths[row] + count)
-            step_embeds[row, :count] = embeds[row, own]
-            position_ids[row, :count] = torch.arange(own.start, own.stop)
-            segment_ids[row, :count] = 0
+        for row, length in enumerate(call):
+            own = slice(lengths[row], lengths[row] + length)
+            step_embeds[row, :length] = embeds[row, own]
+            position_ids[row, :length] = torch.arange(own.start, own.stop)
+            segment_ids[row, :length] = 0
             lengths[row] = own.stop
         hidden = part(step_embeds, position_ids, segment_ids, cache)
         expect_finite(expect_shape(hidden, "hidden", "(B, T, D)", step_embeds.shape), "hidden")
-        for row, count in enumerate(call):
-            pieces[row].append(hidden[row, :count])
+        for row, length in enumerate(call):
+            pieces[row].append(hidden[row, :length])
     return pieces
 
 
@@ -220,8 +221,10 @@ def head_agrees(subject: LanguageSubject, rows: int, seed: int) -> None:
     subject.call_text = f"logits(hidden of shape {tuple(hidden.shape)})"
     with torch.no_grad():
         weight, bias, soft_cap, scale = part.head()
-        count = max(part.spec.vocab_size, 1 + max(subject.token_ids.values()))
-        expect_true(len(weight) >= count, f"{len(weight)}", f"head().weight with at least {count} rows")
+        least = max(part.spec.vocab_size, 1 + max(subject.token_ids.values()))
+        expect_true(
+            len(weight) >= least, f"{len(weight)}", f"head().weight with at least {count(least, 'row')}"
+        )
         expect_shape(weight, "head().weight", "(vocabulary, D)", (len(weight), part.spec.dim))
         expected = scale * (hidden @ weight.T + (0 if bias is None else bias))
         if soft_cap is not None:

@@ -15,14 +15,16 @@ from dreamkit import (
     PartConfig,
     SourceError,
     describe_error,
+    describe_value,
     did_you_mean,
+    excerpt,
     locate,
     read_json,
 )
 from dreamkit_diffusers.keys import AVERAGING, Fixed
 from dreamkit_diffusers.networks import Network
 from dreamkit_diffusers.schedulers import Schedulers, draws_finite
-from dreamkit_diffusers.values import count_error, describe_value, is_count
+from dreamkit_diffusers.values import count_error, difference, is_count
 
 KNOWN = "pkg:dreamkit_diffusers/known"  # config files of well-known hub models
 MAX_LAYERS = 100  # of a block; making them takes time, even without weights
@@ -222,11 +224,11 @@ def _check_values(
             continue
         if key in fixed:
             if not fixed[key].accepts(value):
-                message = f"expected {describe_value(fixed[key].values[0])}, got {describe_value(value)}"
+                message = difference(fixed[key].values[0], value)
                 configs.add_problem(f"{name}.{key}", f"{message}; {fixed[key].remedy}")
         elif key in defaults:
             if key not in supported and value != defaults[key]:
-                message = f"expected {describe_value(defaults[key])}, got {describe_value(value)}"
+                message = difference(defaults[key], value)
                 remedy = (
                     f"dreamkit-diffusers does not support this key of diffusers {diffusers.__version__} yet"
                 )
@@ -244,7 +246,7 @@ def _check_values(
 def _check_class(configs: Configs, name: str, model: Network) -> None:
     class_name = configs.raw[name].get("_class_name", model.name)
     if class_name != model.name:
-        message = f"expected class '{model.name}', got '{class_name}'; name another source"
+        message = f"expected class '{model.name}', got '{excerpt(str(class_name))}'; name another source"
         configs.add_problem(f"{name}._class_name", message)
 
 

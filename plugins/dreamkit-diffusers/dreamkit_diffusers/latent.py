@@ -14,7 +14,7 @@ from PIL import Image as PIL
 from PIL.Image import Image as Picture
 from torch import Tensor, nn
 
-from dreamkit import Condition, DecoderSpec, ImageDecoder, PartConfig, SourceError, library_errors
+from dreamkit import Condition, DecoderSpec, ImageDecoder, PartConfig, SourceError, count, library_errors
 from dreamkit_diffusers.cached_condition import CachedCondition, Child, cast_condition, is_compiled
 from dreamkit_diffusers.configs import Configs, Layout, read_configs
 from dreamkit_diffusers.pixels import square_pixels
@@ -257,7 +257,7 @@ def _image_size(
     image_size: int | None, sample_size: Any, configs: Configs, factor: int, multiple: int
 ) -> int:
     network = configs.layout.network
-    expected = f"expected a positive multiple of {multiple} pixels"
+    expected = f"expected a positive multiple of {count(multiple, 'pixel')}"
     if multiple != factor:
         expected += f" (the autoencoder's {factor} times a patch size of {multiple // factor})"
     if image_size is not None:
@@ -268,7 +268,7 @@ def _image_size(
         return int(image_size)
     error = count_error(sample_size, MAX_SIDE // factor)
     if error is None and sample_size * factor % multiple:
-        error = f"{expected}, got {sample_size}, which is {sample_size * factor} pixels"
+        error = f"{expected}, got {sample_size}, which is {count(sample_size * factor, 'pixel')}"
     if error is not None:
         configs.add_problem(f"{network}.sample_size", f"{error}; set image_size")
         return 0
@@ -282,15 +282,18 @@ def _check_latents(configs: Configs) -> None:
     noun = "UNet" if name == "unet" else name
     # the problem is reported at the value that was set
     vae_is_set = "latent_channels" in configs.raw["vae"] and "in_channels" not in configs.raw[name]
-    for end in ("in_channels", "out_channels"):
+    error = count_error(vae["latent_channels"])
+    configs.add_problem("vae.latent_channels", error)
+    for end in ("in_channels", "out_channels") if error is None else ():
         # transformers of diffusers have as many outputs as inputs unless set
         channels = network["in_channels"] if network[end] is None else network[end]
-        if channels != vae["latent_channels"]:
-            configs.add_problem(
-                "vae.latent_channels" if vae_is_set else f"{name}.{end}",
+        error = count_error(channels)
+        if error is None and channels != vae["latent_channels"]:
+            error = (
                 f"expected {vae['latent_channels']} {end}, as many as the autoencoder's latents have, got {channels}; "
-                f"use a {noun} made for these latents",
+                f"use a {noun} made for these latents"
             )
+        configs.add_problem("vae.latent_channels" if vae_is_set else f"{name}.{end}", error)
     configs.add_problem("vae.scaling_factor", number_error(vae["scaling_factor"]))
     if vae.get("shift_factor") is not None:
         configs.add_problem("vae.shift_factor", number_error(vae["shift_factor"], positive=False))

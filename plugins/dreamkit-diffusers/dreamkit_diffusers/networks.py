@@ -18,7 +18,7 @@ from typing import Any
 import diffusers
 import torch
 
-from dreamkit import SourceError, library_errors
+from dreamkit import SourceError, count, library_errors
 from dreamkit_diffusers import keys
 
 
@@ -62,8 +62,8 @@ class Network:
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
             raise SourceError(
-                f"the weights in {folder} lack {len(missing)} tensors of its config.json, such as '{missing[0]}'; "
-                "download the files again"
+                f"the weights in {folder} lack {count(len(missing), 'tensor')} of its config.json, such as "
+                f"'{missing[0]}'; download the files again"
             )
         return model
 

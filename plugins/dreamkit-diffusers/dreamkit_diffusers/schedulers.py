@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import diffusers
 import torch
 
-from dreamkit import DreamkitError, did_you_mean
+from dreamkit import DreamkitError, describe_value, did_you_mean, excerpt
 from dreamkit_diffusers import keys
-from dreamkit_diffusers.values import count_error, describe_value, number_error
+from dreamkit_diffusers.values import count_error, number_error
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -89,7 +89,7 @@ class Schedulers(ABC):
         if self.accepts(class_name):
             yield from self.value_problems(config)
         else:
-            message = f"expected a scheduler class for {self.objective}, got '{class_name}'"
+            message = f"expected a scheduler class for {self.objective}, got '{excerpt(str(class_name))}'"
             yield "_class_name", f"{message}; {self._class_remedy(str(class_name))}"
 
     def _class_remedy(self, class_name: str) -> str:
@@ -115,7 +115,7 @@ class Schedulers(ABC):
             class_name = config.get("_class_name", self.default)
             return _create(class_name, self.settings_for(class_name, config))
         if name not in self.table:
-            message = f"expected a scheduler for {self.objective}, got '{name}'"
+            message = f"expected a scheduler for {self.objective}, got '{excerpt(name)}'"
             raise DreamkitError(f"{message}; {did_you_mean(name, self.table)}")
         class_name, fixed = self.table[name]
         return _create(class_name, self.settings_for(class_name, config), **fixed)

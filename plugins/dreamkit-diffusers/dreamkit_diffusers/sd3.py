@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from dreamkit import Condition
+from dreamkit import Condition, count, describe_value
 from dreamkit_diffusers import networks, tiny_configs
 from dreamkit_diffusers.cached_condition import Child
 from dreamkit_diffusers.configs import Configs, Layout
@@ -61,21 +61,21 @@ class SD3(FlowDecoder):
         if is_count(heads) and is_count(head_dim) and width != heads * head_dim:
             configs.add_problem(
                 "transformer.caption_projection_dim",
-                f"expected {heads * head_dim}, the width of the latents' tokens ({heads} heads x {head_dim}), "
-                f"got {width!r}",
+                f"expected {heads * head_dim}, the width of the latents' tokens ({count(heads, 'head')} x {head_dim}), "
+                f"got {describe_value(width)}",
             )
         error = count_error(positions)
         if error is not None:
             configs.add_problem("transformer.pos_embed_max_size", error)
             return
         largest, own = positions * cls._patch(values) * factor, values["sample_size"]
-        expected = f"expected at most {largest} pixels, which pos_embed_max_size {positions} allows"
+        expected = f"expected at most {count(largest, 'pixel')}, which pos_embed_max_size {positions} allows"
         if config.image_size is not None and config.image_size > largest:
             configs.problems["image_size"] = f"{expected}, got {config.image_size}"
         elif config.image_size is None and is_count(own) and own * factor > largest:
             configs.add_problem(
                 "transformer.sample_size",
-                f"{expected}, got {own}, which is {own * factor} pixels; set image_size to {largest} or less",
+                f"{expected}, got {own}, which is {count(own * factor, 'pixel')}; set image_size to {largest} or less",
             )
 
     @classmethod

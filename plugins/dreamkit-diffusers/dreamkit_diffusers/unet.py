@@ -6,13 +6,13 @@ import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from dreamkit import describe_value
 from dreamkit_diffusers import networks, tiny_configs
 from dreamkit_diffusers.cached_condition import Child, key_value_layers
 from dreamkit_diffusers.configs import Configs, Layout
 from dreamkit_diffusers.keys import NO_SHIFT
 from dreamkit_diffusers.noise import NoiseDecoder
 from dreamkit_diffusers.schedulers import NOISE
-from dreamkit_diffusers.values import describe_value
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel

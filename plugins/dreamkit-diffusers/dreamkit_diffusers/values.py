@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
-_TYPES = {
-    bool: "boolean",
-    int: "integer",
-    float: "number",
-    str: "string",
-    list: "list",
-    tuple: "list",
-    Mapping: "section",
-}
+from dreamkit import count, describe_value
+
+MOST_ITEMS: Final = 8  # of a list in a message
 
 
-def describe_value(value: Any) -> str:
-    """Return a value and its type in a recipe's terms, such as "'three' (string)", "true (boolean)" or "null"."""
-    if value is None:
-        return "null"
-    shown = str(value).lower() if isinstance(value, bool) else repr(value)
-    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-    name = next((name for kind, name in _TYPES.items() if isinstance(value, kind)), type(value).__name__)
-    return f"{shown} ({name})"
+def difference(expected: Any, value: Any) -> str:
+    """Return the start of a message about two different values; of two lists it shows the items."""
+    if isinstance(expected, list | tuple) and isinstance(value, list | tuple):
+        return f"expected {_items(expected)}, got {_items(value)}"
+    return f"expected {describe_value(expected)}, got {describe_value(value)}"
+
+
+def _items(values: Sequence[Any]) -> str:
+    shown = [describe_value(value).partition(" (")[0] for value in values[:MOST_ITEMS]]
+    return f"[{', '.join([*shown, '...'] if len(values) > MOST_ITEMS else shown)}]"
 
 
 def is_count(value: Any) -> bool:
@@ -52,10 +48,10 @@ def number_error(value: Any, *, positive: bool = True) -> str | None:
     return None
 
 
-def numbers_error(value: Any, count: Any, *, positive: bool) -> str | None:
-    """Return why `value` is not a list of `count` finite numbers, above 0 if `positive`, or None if it is."""
+def numbers_error(value: Any, length: Any, *, positive: bool) -> str | None:
+    """Return why `value` is not a list of `length` finite numbers, above 0 if `positive`, or None if it is."""
     if not isinstance(value, list | tuple):
-        return f"expected a list of {count} numbers, got {describe_value(value)}"
-    if len(value) != count:
-        return f"expected {count} numbers, one for each latent channel, got {len(value)}"
+        return f"expected a list of {count(length, 'number')}, got {describe_value(value)}"
+    if len(value) != length:
+        return f"expected {count(length, 'number')}, one for each latent channel, got {len(value)}"
     return next((error for item in value if (error := number_error(item, positive=positive))), None)

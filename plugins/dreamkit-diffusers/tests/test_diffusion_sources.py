@@ -187,7 +187,12 @@ def refused(make: Helper, config: Config) -> dict[str, str]:
         ("vae", "scalingfactor", 3, "unknown key.*did you mean 'scaling_factor'"),
         ("scheduler", "beta_stop", 1, "unknown key 'beta_stop'; did you mean 'beta_st"),
         ("scheduler", "prediction_type", "v", r"one of epsilon, v_prediction, sample, got 'v' \(string\)"),
-        ("scheduler", "_class_name", "DDPMSchedule", "got 'DDPMSchedule'; did you mean 'DDPMScheduler'"),
+        (
+            "scheduler",
+            "_class_name",
+            "DDPMSchedule",
+            "got 'DDPMSchedule'; did you mean 'DDPMScheduler'",
+        ),
         ("scheduler", "num_train_timesteps", 0, "expected at least 1, got 0"),
         ("scheduler", "num_train_timesteps", 10**12, "expected at most 100000, got 1000000000000"),
         ("unet", "norm_num_groups", 5, "all block_out_channels, got 5; it does not divide 8"),

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from dreamkit import count
+
 WIDTH, HEIGHT = 720, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 36
 WINDOW = 5
@@ -38,7 +40,9 @@ def curve(stages: Sequence[Stage], key: str, title: str) -> str:
     frame = _Frame(max(start, 1), *_limits([y for line in lines for _, y in line]))
     means = [_running_mean(line) for line in lines]
     first, last = f"{means[0][0][1]:.3g}", f"{means[-1][-1][1]:.3g}"
-    description = f"{title} over {start} steps in {len(stages)} stages, from {first} to {last}"
+    description = (
+        f"{title} over {count(start, 'step')} in {count(len(stages), 'stage')}, from {first} to {last}"
+    )
     parts = [
         *_ticks(frame),
         *_stages(frame, stages),
@@ -104,7 +108,7 @@ def _stages(frame: _Frame, stages: Sequence[Stage]) -> list[str]:
         x, middle = frame.x(end), (frame.x(start) + frame.x(end)) / 2
         base = HEIGHT - BOTTOM
         parts.append(f'<line class="stage" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{base}"/>')
-        parts.append(_label("tick", x, base + 14, "end", f"{end} steps"))
+        parts.append(_label("tick", x, base + 14, "end", count(end, "step")))
         parts.append(_label("tick", middle, base + 28, "middle", stage.title))
         start = end
     return parts

@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from dreamkit import describe_value
+
 Split = Literal["train", "heldout"]
 
 IMAGE_SIZE = 16
@@ -67,7 +69,7 @@ def load(split: Split) -> Digits:
     from sklearn.model_selection import train_test_split
 
     if split not in ("train", "heldout"):
-        raise ValueError(f"expected 'train' or 'heldout', got {split!r}")
+        raise ValueError(f"expected 'train' or 'heldout', got {describe_value(split)}")
     source = load_digits()
     train, heldout = train_test_split(
         np.arange(len(source.target)), train_size=TRAIN_SIZE, stratify=source.target, random_state=SPLIT_SEED

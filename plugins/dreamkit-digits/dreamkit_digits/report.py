@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreamkit import Document, Image, Text
+from dreamkit import Document, Image, Text, count
 from dreamkit_digits import digits
 from dreamkit_digits.curves import Stage, curve
 from dreamkit_digits.measure import TARGETS, Measured, Written
@@ -55,10 +55,10 @@ def report(run: Run) -> str:
     body = [
         "<h1>A language model that reads and draws digits</h1>",
         f"<p>A tiny DreamLLM: a language model that reads with a vision encoder and draws with a diffusion "
-        f"decoder. It was trained for {steps:,} steps in three stages on {train:,} real handwritten digits. The vision "
-        "encoder and the decoder were frozen. The model wrote everything below after training. "
-        f"Every picture in a prompt is one of {heldout} digits that no part was trained on.</p>",
-        f'<p class="note">Seed {figures["seed"]:g}, {figures["seconds"]:.0f} seconds, '
+        f"decoder. It was trained for {count(f'{steps:,}', 'step')} in three stages on {train:,} real handwritten "
+        "digits. The vision encoder and the decoder were frozen. The model wrote everything below after training. "
+        f"Every picture in a prompt is one of {count(heldout, 'digit')} that no part was trained on.</p>",
+        f'<p class="note">Seed {figures["seed"]:g}, {count(round(figures["seconds"]), "second")}, '
         f"{figures['peak_memory_bytes'] / 1e9:.1f} GB of memory at the peak.</p>",
         "<h2>Figures</h2>",
         _table(figures),

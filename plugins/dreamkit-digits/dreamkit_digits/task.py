@@ -14,8 +14,18 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dreamkit import DreamModel, Registry, Task, TrainingError, load_recipe, save_checkpoint, train_recipe
+from dreamkit import (
+    DreamModel,
+    Registry,
+    Task,
+    TrainingError,
+    load_recipe,
+    save_checkpoint,
+    train_recipe,
+    write_text,
+)
 from dreamkit_digits.curves import Stage
+from dreamkit_digits.demo_folder import unfinished
 from dreamkit_digits.measure import TARGETS, Measured, measure, total
 from dreamkit_digits.report import Run, report
 
@@ -27,45 +37,51 @@ STAGES: Mapping[str, str] = {
 """The recipes in order, with the titles of their stages."""
 MOST_MEMORY = 3 * 10**9  # bytes
 CHECKPOINT, METRICS, REPORT = "checkpoint", "metrics.json", "report.html"
+WRITTEN = (*(name.rpartition("/")[2] for name in STAGES), CHECKPOINT, METRICS, REPORT)
 
 
 class DigitsDemo(Task):
-    """The demo. It writes `checkpoint/`, `metrics.json`, `report.html`, and a folder for each stage."""
+    """The demo. It writes `checkpoint/`, `metrics.json`, `report.html`, and a folder for each stage.
+
+    An error or interrupt before its end removes them all, and a new demo removes those of a killed one.
+    """
 
     def run(self, out: Path, *, seed: int = 0) -> Mapping[str, float]:
         start = time.monotonic()
         out = Path(out).absolute()
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            reason = "is not empty" if out.is_dir() else "is a file"
-            raise TrainingError(f"{out} {reason}; remove it, or pass another folder with --out")
-        with one_thread():
+        with unfinished(out, WRITTEN), one_thread():
             model, stages = train(out, seed)
             save_checkpoint(model, out / CHECKPOINT)
             measured = measure_with_bar(model, seed)
-        figures = {
-            **measured.figures(),
-            "seed": seed,
-            "seconds": round(time.monotonic() - start, 1),
-            "peak_memory_bytes": peak_memory(),
-        }
-        finish(Run(stages, measured, figures, out / CHECKPOINT), out)
+            figures = {
+                **measured.figures(),
+                "seed": seed,
+                "seconds": round(time.monotonic() - start, 1),
+                "peak_memory_bytes": peak_memory(),
+            }
+            write(Run(stages, measured, figures, out / CHECKPOINT), out)
+        check(figures, out)
         return figures
 
 
-def finish(run: Run, out: Path) -> None:
-    """Write figures and report to `out`, then compare the figures with their targets.
+def write(run: Run, out: Path) -> None:
+    """Write figures and report to `out`."""
+    write_text(out / METRICS, json.dumps(run.figures, indent=2) + "\n")
+    write_text(out / REPORT, report(run))
+
+
+def check(figures: Mapping[str, float], out: Path) -> None:
+    """Compare figures with their targets.
 
     Raises:
         TrainingError: a figure below its target, or a peak of memory above `MOST_MEMORY`.
     """
-    (out / METRICS).write_text(json.dumps(run.figures, indent=2) + "\n", encoding="utf-8")
-    (out / REPORT).write_text(report(run), encoding="utf-8")
     missed = [
-        f"{name}: expected at least {target:.0%}, got {run.figures[name]:.1%}"
+        f"{name}: expected at least {target:.0%}, got {figures[name]:.1%}"
         for name, target in TARGETS.items()
-        if run.figures[name] < target
+        if figures[name] < target
     ]
-    peak = run.figures["peak_memory_bytes"]
+    peak = figures["peak_memory_bytes"]
     # The libraries of a CUDA device alone may take as much.
     if peak > MOST_MEMORY and not torch.cuda.is_available():
         missed.append(

@@ -11,6 +11,7 @@ import pytest
 from dreamkit import Registry, TrainingError, load_recipe, train_recipe
 from dreamkit_digits import measure, task
 from dreamkit_digits.curves import Stage
+from dreamkit_digits.demo_folder import UNFINISHED
 from dreamkit_digits.judge import Judge
 from dreamkit_digits.measure import TARGETS, Measured
 from dreamkit_digits.report import Run
@@ -84,22 +85,62 @@ def run(**changes: float) -> Run:
     return Run([Stage("I", [])], measured, figures, Path("checkpoint"))
 
 
+def demo_with(result: Run, monkeypatch: pytest.MonkeyPatch) -> DigitsDemo:
+    """Return a demo with these figures that trains nothing."""
+
+    class Fixed(Measured):
+        def figures(self) -> dict[str, float]:
+            return dict(result.figures)
+
+    measured = Fixed(**vars(result.measured))
+    monkeypatch.setattr(task, "train", lambda out, seed: (None, result.stages))
+    monkeypatch.setattr(task, "save_checkpoint", lambda model, folder: None)
+    monkeypatch.setattr(task, "measure_with_bar", lambda model, seed: measured)
+    return DigitsDemo()
+
+
+def test_an_interrupted_demo_leaves_nothing_and_can_be_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(out: Path, seed: int) -> None:
+        (out / "stage1").mkdir()
+        (out / "stage1/log.jsonl").touch()
+        error = KeyboardInterrupt()
+        error.add_note("step 3 is saved in stage1")
+        raise error
+
+    demo, train = demo_with(run(), monkeypatch), task.train
+    monkeypatch.setattr(task, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        demo.run(tmp_path / "demo")
+    assert caught.value.__notes__ == ["the demo was removed; start it again"]
+    assert list(tmp_path.iterdir()) == []
+    # that of a killed demo
+    (tmp_path / "demo/stage1").mkdir(parents=True)
+    (tmp_path / "demo" / UNFINISHED).touch()
+    monkeypatch.setattr(task, "train", train)
+    demo.run(tmp_path / "demo")
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["metrics.json", "report.html"]
+
+
 def test_figures_that_reach_their_targets_pass(tmp_path: Path) -> None:
-    task.finish(run(), tmp_path)
+    task.write(run(), tmp_path)
+    task.check(run().figures, tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text()) == run().figures
     assert (tmp_path / "report.html").is_file()
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_missed_target_fails_the_demo_after_all_files_are_written(tmp_path: Path, name: str) -> None:
+def test_a_missed_target_fails_the_demo_after_all_files_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    missed = run(**{name: TARGETS[name] - 0.001})
     with pytest.raises(TrainingError, match=rf"{name}: expected at least \d+%, got \d+\.\d%"):
-        task.finish(run(**{name: TARGETS[name] - 0.001}), tmp_path)
-    assert (tmp_path / "metrics.json").is_file()
-    assert (tmp_path / "report.html").is_file()
+        demo_with(missed, monkeypatch).run(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "report.html"]
 
 
 def test_too_much_memory_fails_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(TrainingError, match=r"peak_memory_bytes: expected at most 3 GB, got 3\.1 GB"):
-        task.finish(run(peak_memory_bytes=31 * 10**8), tmp_path)
-    assert (tmp_path / "report.html").is_file()
+        task.check(run(peak_memory_bytes=31 * 10**8).figures, tmp_path)

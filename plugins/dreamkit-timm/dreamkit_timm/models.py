@@ -18,7 +18,17 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
-from dreamkit import ConfigError, PoolingConfig, SourceError, VisionSpec, describe_error, did_you_mean, locate
+from dreamkit import (
+    ConfigError,
+    PoolingConfig,
+    SourceError,
+    VisionSpec,
+    count,
+    describe_error,
+    did_you_mean,
+    excerpt,
+    locate,
+)
 from dreamkit_timm.adapters import adapter_layers
 from dreamkit_timm.creating import create_model, on_meta, prune
 from dreamkit_timm.loading import load_model, weights_error
@@ -230,9 +240,9 @@ def _at_size(
 ) -> tuple[Any, dict[str, Any], list[Shape]]:
     """Return the same as `_resize`, or raise its error without a remedy."""
     if stride is not None and (side % stride or not side):
-        message = f"expected a multiple of {stride} pixels, the distance of the layer's features, got {side}"
+        message = f"expected a multiple of {count(stride, 'pixel')}, the distance of the layer's features, got {side}"
         raise ConfigError({"image_size": message})
-    arguments, detail = {**source.arguments, "img_size": side}, f" at {side} pixels"
+    arguments, detail = {**source.arguments, "img_size": side}, f" at {count(side, 'pixel')}"
     resized = None
     with suppress(ConfigError):  # only models that depend on their size take this argument
         resized = on_meta(lambda: create_model(source.name, arguments), "image_size")
@@ -240,7 +250,9 @@ def _at_size(
         return model, dict(source.arguments), _layer_shapes(model, side, "image_size", detail)
     shapes = _layer_shapes(resized, side, "image_size", detail)
     if source.has_weights and (error := weights_error(source.name, arguments, model)):
-        raise ConfigError({"image_size": f"timm cannot resize the weights to {side} pixels: {error}"})
+        raise ConfigError(
+            {"image_size": f"timm cannot resize the weights to {count(side, 'pixel')}: {error}"}
+        )
     return resized, arguments, shapes
 
 
@@ -255,7 +267,7 @@ def _check_preprocessing(data_config: Mapping[str, Any], key: str) -> None:
         return
     names = (name for name in data_config if name != "input_size")
     wrong = next((name for name in names if not _preprocessing_error({**data_config, name: None})), None)
-    value = f" {wrong} {data_config[wrong]!r}" if wrong is not None else ""
+    value = f" {wrong} {excerpt(repr(data_config[wrong]))}" if wrong is not None else ""
     raise ConfigError({key: f"timm cannot process images with its pretrained_cfg{value}: {error}"})
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import timm
 from timm.models import PretrainedCfg
 
-from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean, locate, read_json
+from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean, excerpt, locate, read_json
 
 WEIGHTS: Final = "model.safetensors"
 _OWNER: Final = "timm/"
@@ -81,10 +81,10 @@ def _name_error(name: object) -> str | None:
     if not isinstance(name, str) or not timm.is_model(name):
         architecture = str(name).partition(".")[0]
         near = _nearest(architecture, timm.list_models())
-        return f"expected an architecture of timm, got '{architecture}'; {near}"
+        return f"expected an architecture of timm, got '{excerpt(architecture)}'; {near}"
     if "." in name and name not in _tagged_names(name):
         near = did_you_mean(name, _tagged_names(name))
-        return f"expected a tag of timm, which sets mean and size of the input, got '{name}'; {near}"
+        return f"expected a tag of timm, which sets mean and size of the input, got '{excerpt(name)}'; {near}"
     return None
 
 

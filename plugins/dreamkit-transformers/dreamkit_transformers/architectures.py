@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 import transformers
 from torch import Tensor, nn
 
+from dreamkit import excerpt
 from dreamkit_transformers.processor_keys import SIZE_KEYS, is_plain
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def integer_problems(library_config: Any, *names: str) -> dict[str, str]:
     """Return the problems with named values that are not integers."""
     values = {name: getattr(library_config, name) for name in names}
     return {
-        name: f"expected an integer, got {value!r}"
+        name: f"expected an integer, got {excerpt(repr(value))}"
         for name, value in values.items()
         if not isinstance(value, int)
     }

@@ -22,6 +22,7 @@ from dreamkit import (
     SourceError,
     describe_error,
     did_you_mean,
+    excerpt,
     library_errors,
     read_json,
 )
@@ -81,7 +82,7 @@ def _value_problem(kind: type[PreTrainedConfig], name: str, value: Any) -> str |
         from transformers.activations import ACT2FN  # imports accelerate and half of transformers
 
         if value not in ACT2FN:
-            return f"expected the name of an activation, got {value!r}; {did_you_mean(value, ACT2FN)}"
+            return f"expected the name of an activation, got {excerpt(repr(value))}; {did_you_mean(value, ACT2FN)}"
     try:
         with quiet_library():  # warnings would be about defaults, not about the user's values
             kind(**{name: value})
@@ -117,7 +118,8 @@ def config_from_folder(kind: type[LibraryConfig], folder: Path, model_types: Seq
     if model_type not in model_types:
         expected = " or ".join(f"'{name}'" for name in model_types)
         raise SourceError(
-            f"{file}: expected model_type {expected}, got '{model_type}'; name another component or folder"
+            f"{file}: expected model_type {expected}, got '{excerpt(str(model_type))}'; name another component or "
+            "folder"
         )
     for key in QUANTIZED:
         if (settings := values.get(key)) is not None:

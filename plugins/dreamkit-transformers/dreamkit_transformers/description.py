@@ -15,7 +15,16 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from dreamkit import ConfigError, LanguageSpec, PartConfig, SourceError, did_you_mean, locate, read_json
+from dreamkit import (
+    ConfigError,
+    LanguageSpec,
+    PartConfig,
+    SourceError,
+    did_you_mean,
+    excerpt,
+    locate,
+    read_json,
+)
 from dreamkit_transformers.configs import (
     KNOWN,
     collect_errors,
@@ -223,9 +232,10 @@ def _from_dict(
 def _model_type_problem(model_type: str, model_types: Sequence[str] = ()) -> str:
     """Return the error message for a model type that is not one of `model_types`, or not a decoder."""
     if model_types:
-        return f"expected one of {', '.join(model_types)}, got '{model_type}'; {did_you_mean(model_type, model_types)}"
+        near = did_you_mean(model_type, model_types)
+        return f"expected one of {', '.join(model_types)}, got '{excerpt(str(model_type))}'; {near}"
     near = did_you_mean(model_type, get_close_matches(model_type, DECODERS) or COMMON)
-    return f"expected a text decoder of transformers, got '{model_type}'; {near}"
+    return f"expected a text decoder of transformers, got '{excerpt(str(model_type))}'; {near}"
 
 
 def _from_folder(folder: Path, model_types: Sequence[str]) -> PreTrainedConfig:

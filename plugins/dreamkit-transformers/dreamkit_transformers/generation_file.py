@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dreamkit import SourceError, read_json
+from dreamkit import SourceError, describe_value, read_json
 
 HONOURED: Final = ("eos_token_id", "suppress_tokens")
 # keys that a recipe's `generation` replaces, with the values that have no effect besides null
@@ -92,5 +92,7 @@ def read_generation(folder: Path, rows: int) -> GenerationSettings:
 def _token_ids(file: Path, key: str, value: Any) -> tuple[int, ...]:
     ids = value if isinstance(value, list) else [value]
     if not all(type(index) is int and index >= 0 for index in ids):
-        raise SourceError(f"{file}: {key}: expected a token id or a list of token ids, got {value!r}")
+        raise SourceError(
+            f"{file}: {key}: expected a token id or a list of token ids, got {describe_value(value)}"
+        )
     return tuple(ids)

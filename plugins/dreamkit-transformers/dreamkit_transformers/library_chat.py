@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dreamkit import ChatTemplate, DocumentError, Turn, TurnPiece
+from dreamkit import ChatTemplate, DocumentError, Turn, TurnPiece, excerpt
 from dreamkit_transformers.chat_rendering import (
     Messages,
     Rendering,
@@ -106,11 +106,11 @@ class LibraryChat:
         at = common_length(actual, expected)
         texts = [repr(self.tokenizer.decode(ids[max(0, at - 4) : at + 4])) for ids in (expected, actual)]
         kind = "the prompt of " if prompt else ""
+        contents = ", ".join(excerpt(repr(message["content"])) for message in messages)
         return (
             f"{tokenizer_name(self.tokenizer)} does not tokenize the text of its chat template: expected the ids of "
             f"apply_chat_template, got others from token {at} on, {texts[1]} instead of {texts[0]}, for {kind}"
-            f"{roles_of(messages)} ({', '.join(repr(message['content']) for message in messages)}); name another "
-            "tokenizer"
+            f"{roles_of(messages)} ({contents}); name another tokenizer"
         )
 
 
@@ -148,7 +148,7 @@ class _Encoder:
         ids = self._inner_ids(name, split_special_tokens=True)
         if name != self.tokenizer.unk_token and self.tokenizer.convert_tokens_to_ids(name) in ids:
             raise DocumentError(
-                f"{tokenizer_name(self.tokenizer)} reads {name!r} in a speaker's text as its special token; "
+                f"{tokenizer_name(self.tokenizer)} reads '{excerpt(name)}' in a speaker's text as its special token; "
                 "spell it otherwise"
             )
         return ids

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from PIL import Image
 
-from dreamkit import SourceError, describe_error, read_json
+from dreamkit import SourceError, count, excerpt, library_errors, read_json
 from dreamkit_transformers.architectures import Architecture
 from dreamkit_transformers.configs import quiet_library
 from dreamkit_transformers.processor_keys import class_name
@@ -114,14 +114,9 @@ class SourceProcessor:
     @contextmanager
     def _source_errors(self) -> Iterator[None]:
         """Raise the library's errors about the file as SourceError."""
-        try:
-            with quiet_library():
-                yield
-        except SourceError:
-            raise
-        except Exception as error:  # processors raise any type of error about values
-            name = class_name(self.values()) or self.architecture.processor
-            raise SourceError(f"{self.file}: invalid for {name}: {describe_error(error)}") from error
+        name = excerpt(class_name(self.values()) or self.architecture.processor)
+        with library_errors(f"{self.file}: invalid for {name}"), quiet_library():
+            yield
 
     def _check(self, shape: tuple[int, int], side: int) -> None:
         """Raise SourceError unless `shape` is a square of `side` pixels that the model accepts."""
@@ -134,8 +129,8 @@ class SourceProcessor:
             )
         if side % config.patch_size and side != self.architecture.native_size(config):
             raise SourceError(
-                f"{self.file}: expected images with a multiple of {config.patch_size} pixels (patch_size) a side, "
-                f"got {side}; set image_size to a multiple"
+                f"{self.file}: expected images with a multiple of {count(config.patch_size, 'pixel')} (patch_size) a "
+                f"side, got {side}; set image_size to a multiple"
             )
 
 

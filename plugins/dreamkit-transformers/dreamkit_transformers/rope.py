@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreamkit import DocumentError
+from dreamkit import DocumentError, count
 
 LONGROPE = "longrope"  # the library's names
 DYNAMIC = "dynamic"
@@ -63,7 +63,7 @@ def check_length(config: Any, position_ids_BT: Tensor) -> None:
     length, limit = int(position_ids_BT.max()) + 1, config.max_position_embeddings
     if length > limit:
         raise DocumentError(
-            f"expected at most {limit} tokens (max_position_embeddings), got {length}: past these, rope_type "
+            f"expected at most {count(limit, 'token')} (max_position_embeddings), got {length}: past these, rope_type "
             f"'{rope_type}' changes the positions of earlier tokens; shorten the document"
         )
 

@@ -107,8 +107,8 @@ def bos_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
     if start > 1:
         names = ", ".join(tokenizer.convert_ids_to_tokens(whole[:start]))
         raise SourceError(
-            f"the tokenizer '{tokenizer.name_or_path}' puts {start} tokens before a text ({names}), expected at most "
-            "one; name another tokenizer",
+            f"expected at most one token before a text, got {start} ({names}) from the tokenizer "
+            f"'{tokenizer.name_or_path}'; name another tokenizer",
             "tokenizer",
         )
     return whole[0] if start else None

@@ -20,7 +20,9 @@ from dreamkit import (
     PoolingConfig,
     VisionEncoder,
     VisionSpec,
+    count,
     did_you_mean,
+    excerpt,
     locate,
     read_json,
     to_rgb,
@@ -183,7 +185,8 @@ class VisionTower(VisionEncoder):
         values = dict(config.config or {})
         model_type = values.pop("model_type", cls.architectures[0].model_types[0])
         if model_type not in by_type:
-            problem = f"expected one of {', '.join(by_type)}, got {model_type!r}; {did_you_mean(model_type, by_type)}"
+            expected, got = ", ".join(by_type), excerpt(repr(model_type))
+            problem = f"expected one of {expected}, got {got}; {did_you_mean(model_type, by_type)}"
             raise ConfigError({"config.model_type": problem})
         return by_type[model_type], config_from_dict(by_type[model_type].config_class, values)
 
@@ -241,7 +244,7 @@ def _layer_count(library_config: Any, layer: int) -> int:
         raise ConfigError(
             {
                 "layer": f"expected {-layers - 1} to {layers} (0: the embeddings), got {layer}; "
-                f"the model has {layers} layers"
+                f"the model has {count(layers, 'layer')}"
             }
         )
     return layer if layer >= 0 else layers + 1 + layer

@@ -102,9 +102,7 @@ def test_two_tokens_before_a_text_are_an_error():
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<unk> <s> $A", special_tokens=[("<s>", 1), ("<unk>", 3)]
     )
-    with pytest.raises(
-        SourceError, match=r"puts 2 tokens before a text \(<unk>, <s>\), expected at most one"
-    ):
+    with pytest.raises(SourceError, match=r"expected at most one token before a text, got 2 \(<unk>, <s>\)"):
         bos_of(tokenizer)
 
 

@@ -1,0 +1,105 @@
+"""The inputs of a training: its data sets, and the checkpoint that it starts from.
+
+`dreamkit check` prints their problems as notes. Commands that train or cache refuse them before they read any weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreamkit.build.fit_record import Fit
+from dreamkit.checkpoints.compare import compare_adapters, compare_components
+from dreamkit.checkpoints.manifest import Manifest
+from dreamkit.data.dataset import Dataset
+from dreamkit.document import Document
+from dreamkit.errors import DocumentError, RecipeError, RecipeProblem, article, count
+from dreamkit.recipe.sections import DataSection, Recipe
+from dreamkit.registry.registry import Registry
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The open data sets of a recipe, and the problems of its data and `init`.
+
+    Attributes:
+        datasets: a data set for each section of `recipe.data`; None for one with a problem.
+        problems: why the recipe cannot be trained with these inputs.
+    """
+
+    datasets: tuple[Dataset | None, ...]
+    problems: tuple[RecipeProblem, ...]
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines about data that the data sets do not read."""
+        return [note for dataset in self.datasets if dataset is not None for note in dataset.notes]
+
+    def require_datasets(self) -> list[Dataset]:
+        """Return the data sets.
+
+        Raises:
+            RecipeError: an input has a problem; the message lists all of them.
+        """
+        if self.problems:
+            raise RecipeError(self.problems)
+        return [dataset for dataset in self.datasets if dataset is not None]
+
+
+def open_inputs(
+    recipe: Recipe, registry: Registry, datasets: Sequence[Dataset] | None = None, *, with_init: bool = True
+) -> Inputs:
+    """Open the data sets of a recipe with the first document of each, and compare `recipe.init` with its manifest.
+
+    `datasets` replaces the data sets of the recipe. No weights are read. The code of a plug-in may fail in any way:
+    each failure is a problem.
+    """
+    record = Fit(recipe, registry)
+    if with_init and recipe.init is not None:
+        record.attempt("init", _check_init, Path(recipe.init), recipe)
+    if not recipe.data:
+        record.problem("data", "no training data: name at least one data set")
+    if datasets is not None and len(datasets) != len(recipe.data):
+        expected = count(len(recipe.data), "data set")
+        record.problem("data", f"expected {expected}, one for each section, got {len(datasets)}")
+        return Inputs((), tuple(record.problems))
+    opened = [
+        record.attempt(
+            f"data.{number}", _open, section, registry, None if datasets is None else datasets[number]
+        )
+        for number, section in enumerate(recipe.data)
+    ]
+    return Inputs(tuple(opened), tuple(record.problems))
+
+
+def _check_init(folder: Path, recipe: Recipe) -> None:
+    """Compare the sizes of a checkpoint's files with its manifest, and its parts with a recipe.
+
+    Raises:
+        CheckpointError: a damaged checkpoint, or one of other parts.
+    """
+    manifest = Manifest.read(folder, verify=False)
+    manifest.verify(folder, read=False)
+    compare_components(folder, manifest, recipe)
+    compare_adapters(folder, manifest, recipe)
+
+
+def _open(section: DataSection, registry: Registry, replacement: Dataset | None) -> Dataset:
+    """Return the data set of a section, or its replacement.
+
+    Raises:
+        DocumentError: it has no documents, or its first one is not a document.
+    """
+    dataset: Dataset = (
+        replacement if replacement is not None else registry.get("dataset", section.name)(section.config)
+    )
+    if len(dataset) == 0:
+        raise DocumentError("no documents; add some or remove the data set")
+    first = dataset[0]
+    if not isinstance(first, Document):
+        kind = type(first).__name__
+        raise DocumentError(
+            f"expected a Document from {type(dataset).__name__}, got {article(kind)} {kind}; fix its plug-in"
+        )
+    return dataset

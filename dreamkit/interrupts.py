@@ -1,0 +1,138 @@
+"""Signals that end a command. They raise `Interrupted`, at once or after work that must be whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Final
+
+from dreamkit.errors import DreamkitError
+
+SIGNALS: Final = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+# Programs such as coreutils' timeout send a signal to a process and again to its group: one request, not two.
+SAME_REQUEST: Final = 0.25  # seconds
+SHOW_CURSOR: Final = b"\x1b[?25h"  # a progress bar hides it
+
+
+class Interrupted(KeyboardInterrupt):
+    """The end of a command by the signal `number`; the exit code is 128 + `number`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.number = number
+
+
+class _Watch:
+    """A handler of signals: the first one raises `Interrupted`, at once or later; the second one ends the process."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.received: int | None = None
+        self.time = 0.0
+        self.hints: list[str] = []  # of the `deferred` blocks that the process is in
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a forked process ends with its parent
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        now = time.monotonic()
+        if self.received is not None:
+            if now - self.time > SAME_REQUEST:
+                _end(number)
+            return
+        self.received, self.time = number, now
+        if not self.hints:
+            raise Interrupted(number)
+        if self.hints[-1] and is_first_process():
+            name = signal.Signals(number).name
+            _write(f"dreamkit: {name}: {self.hints[-1]}; a second signal ends at once\n".encode())
+
+
+_watch: _Watch | None = None
+
+
+@contextmanager
+def watch() -> Iterator[None]:
+    """Raise `Interrupted` in the block at a signal of `SIGNALS`, and end the process at a second one.
+
+    Signals that are ignored or have a handler of the user are left alone. Outside the main thread this does nothing.
+    An interrupt that the block loses, as in a `__del__`, or turns into an error that is not the user's, is raised at
+    the end.
+    """
+    global _watch
+    if _watch is not None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _watch = mine = _Watch()
+    defaults = (signal.SIG_DFL, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: handler for number, handler in before.items() if handler in defaults}
+    try:
+        for number in before:
+            signal.signal(number, mine)
+        yield
+        if mine.received is not None:
+            raise Interrupted(mine.received)
+    except Exception as error:
+        if mine.received is None or isinstance(error, DreamkitError):
+            raise
+        interrupt = Interrupted(mine.received)
+        for note in getattr(error, "__notes__", ()):
+            interrupt.add_note(note)
+        raise interrupt from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _watch = None
+
+
+@contextmanager
+def deferred(hint: str = "") -> Iterator[None]:
+    """Let a signal wait until the end of the block, which may look for one with `pending`.
+
+    `hint` is printed when the signal comes: what the block does before it ends.
+    """
+    with watch():
+        mine = _watch
+        if mine is None:
+            yield
+            return
+        before = mine.received
+        mine.hints.append(hint)
+        try:
+            yield
+        finally:
+            mine.hints.pop()
+        if mine.received is not None and before is None and not mine.hints:
+            raise Interrupted(mine.received)
+
+
+def pending() -> Interrupted | None:
+    """Return the interrupt that waits for the end of a `deferred` block, or None."""
+    return None if _watch is None or _watch.received is None else Interrupted(_watch.received)
+
+
+def is_first_process() -> bool:
+    """Return True in the first of the processes of `torchrun`, and in a process that runs alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _end(number: int) -> None:
+    if os.isatty(sys.__stderr__.fileno() if sys.__stderr__ else 2):
+        _write(SHOW_CURSOR)
+    os._exit(128 + number)
+
+
+def _write(text: bytes) -> None:
+    """Write to standard error, past Python's buffers: a handler may run while these are in use."""
+    with suppress(OSError):
+        os.write(2, text)

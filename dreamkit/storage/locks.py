@@ -1,0 +1,119 @@
+"""The exclusive right to write a folder. This module loads no torch."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from dreamkit.errors import OutputError
+from dreamkit.storage.paths import shown_path
+from dreamkit.storage.writing import failed_write
+
+INSIDE: Final = ".dreamkit.lock"  # the lock file in a folder, if it cannot lie beside the folder
+_UNSUPPORTED: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
+_READ_ONLY: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
+_held: set[int] = set()  # descriptors of this process's lock files
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Lock `folder`, which need not exist, against other processes that write it until the block ends.
+
+    The lock ends with the process, however that ends; the lock file may stay, and is used again. Missing folders above
+    `folder` are created, and removed at the end if nothing was written.
+
+    Raises:
+        OutputError: another process holds the lock, or the lock file cannot be written.
+    """
+    place = Path(os.path.realpath(folder))
+    missing = [parent for parent in place.parents if not parent.exists()]
+    try:
+        try:
+            path, descriptor = _lock(place, folder)
+        except OSError as error:
+            raise OutputError(failed_write(shown_path(folder), error, folder)) from error
+        _held.add(descriptor)
+        try:
+            yield
+        finally:
+            if descriptor in _held:  # not in a forked process
+                with suppress(OSError):  # while it is locked: others look whether theirs is still there
+                    path.unlink()
+                _held.discard(descriptor)
+                os.close(descriptor)
+    finally:
+        with suppress(OSError):  # it is not empty
+            for parent in missing:
+                parent.rmdir()
+
+
+def _lock(place: Path, folder: Path) -> tuple[Path, int]:
+    """Create and lock the lock file of `place`; return its path and descriptor. Messages name `folder`.
+
+    The file lies beside the folder, which may be swapped. It lies inside if it is not visible or possible beside.
+    """
+    inside = place / INSIDE
+    if os.path.ismount(place):  # another machine or container may have it at another place
+        return _lock_file(inside, folder)
+    try:
+        return _lock_file(place.with_name(f".{place.name}.lock"), folder)
+    except OSError as error:
+        if error.errno not in _READ_ONLY or not place.is_dir():
+            raise
+        return _lock_file(inside, folder)
+
+
+def _lock_file(path: Path, folder: Path) -> tuple[Path, int]:
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from error
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # the process before has just removed the folder that it created
+            if path.parent.is_dir():
+                raise
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise OutputError(
+                f"{shown_path(folder)} is being written by another dreamkit command; wait until that ends, or name "
+                "another folder"
+            ) from error
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                os.close(descriptor)
+                raise
+            warnings.warn(
+                f"{shown_path(path)} cannot be locked ({error.strerror}); start no other command that writes this "
+                "folder",
+                stacklevel=2,
+            )
+        if _is_same(path, descriptor):
+            return path, descriptor
+        os.close(descriptor)  # the process before removed it after this one had opened it
+
+
+def _is_same(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _release_in_child() -> None:
+    """Close the lock files in a forked process: workers of a killed process must not hold its locks."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_release_in_child)

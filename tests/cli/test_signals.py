@@ -1,0 +1,137 @@
+"""Commands that a signal ends, as processes: a sentence, the exit code 128 + signal, and whole files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import tiny
+from dreamkit.checkpoints.save import save_checkpoint
+from processes import MAIN, SECONDS, command, wait_until
+
+WITH_AN_ENDLESS_STEP = """
+import pathlib, time
+from dreamkit.model.model import DreamModel
+
+def forward(*_, **named):
+    pathlib.Path("started").touch()
+    time.sleep(600)
+
+DreamModel.forward = forward
+"""
+BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+
+
+def write_recipe(folder: Path, **settings: object) -> Path:
+    (folder / "images").mkdir()
+    for number in range(3):
+        tiny.picture(number).save(folder / f"images/{number}.png")
+        (folder / f"images/{number}.txt").write_text(f"picture {number}")
+    train = {"trainable": ["dream_queries"], "steps": 10**5, "batch_size": 1, "log_every": 2, **settings}
+    recipe = tiny.recipe(train=train, data=[{"name": "pairs", "path": "images"}])
+    (folder / "tiny.yaml").write_text(json.dumps(recipe))
+    return folder / "tiny.yaml"
+
+
+@BOTH
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_interrupted_training_saves_its_last_step_and_continues(
+    tmp_path: Path, run: Callable[..., tuple[int, str, str]], number: signal.Signals, workers: int
+) -> None:
+    recipe, out = write_recipe(tmp_path, workers=workers), tmp_path / "out"
+    log = out / "log.jsonl"
+    with command("train", recipe, "--out", out, folder=tmp_path) as process:
+        wait_until(lambda: log.is_file() and log.read_text().count("\n") > 1, process)
+        os.killpg(process.pid, number)  # as a terminal or a cluster does, also to the workers
+        assert process.wait(SECONDS) == 128 + number
+    (point,) = (out / "checkpoints").iterdir()
+    step = int(point.name.removeprefix("step-"))
+    *_, last = (tmp_path / "stderr").read_text().splitlines()
+    assert last == (
+        f"dreamkit: interrupted by {number.name}; step {step} is saved in {point}; continue with --resume"
+    )
+    assert (tmp_path / "stderr").read_text().count(
+        "dreamkit: "
+    ) == 2  # the other is the hint about a second one
+    settings = json.loads((point / "dreamkit.json").read_text())["recipe"]["train"]
+    assert settings["steps"] == 10**5 and step >= 4
+    code, _, err = run("train", recipe, "train.steps=9", "--out", out, "--resume")
+    assert code == 2 and "train.steps: was 100000, is 9" in err  # the point loads, and is of this run
+
+
+def test_the_processes_of_torchrun_save_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torchrun` sends its signal to all processes and their workers."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    recipe, out = write_recipe(tmp_path, workers=1), tmp_path / "out"
+    log = out / "log.jsonl"
+    code = "from torch.distributed.run import main; main()"
+    arguments = ("--standalone", "--nproc-per-node=2", "-m", "dreamkit", "train", recipe, "--out", out)
+    with command(*arguments, folder=tmp_path, code=code) as process:
+        wait_until(lambda: log.is_file() and bool(log.read_text()), process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) != 0
+    (point,) = (out / "checkpoints").iterdir()
+    err = (tmp_path / "stderr").read_text()
+    saved = (
+        f"interrupted by SIGTERM; {point.name.replace('-', ' ')} is saved in {point}; continue with --resume"
+    )
+    assert err.count("interrupted by") == err.count(saved) == 1
+
+
+def test_a_second_signal_ends_training_at_once(tmp_path: Path) -> None:
+    recipe, out = write_recipe(tmp_path), tmp_path / "out"
+    code = WITH_AN_ENDLESS_STEP + MAIN
+    with command("train", recipe, "--out", out, folder=tmp_path, code=code) as process:
+        wait_until((tmp_path / "started").is_file, process)
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "a second signal ends at once" in (tmp_path / "stderr").read_text(), process)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 128 + signal.SIGTERM
+    assert [path.name for path in out.iterdir()] == ["log.jsonl"]
+
+
+@BOTH
+def test_an_interrupted_document_is_a_whole_page(tmp_path: Path, number: signal.Signals) -> None:
+    model = tiny.model()
+    model.set_trainable([])
+    save_checkpoint(model, tmp_path / "checkpoint")
+    arguments = (
+        "generate",
+        "checkpoint",
+        "say",
+        "--max-tokens",
+        10**6,
+        "--max-images",
+        10**6,
+        "--temperature",
+        1,
+    )
+    with command(*arguments, "--steps", 2, "--out", "page", folder=tmp_path) as process:
+        wait_until(lambda: (tmp_path / "stdout").stat().st_size > 0, process)
+        process.send_signal(number)
+        assert process.wait(SECONDS) == 128 + number
+    page = Path("page/index.html")
+    *_, last = (tmp_path / "stderr").read_text().splitlines()
+    assert last == f"dreamkit: interrupted by {number.name}; wrote what was made so far to {page}"
+    text = (tmp_path / page).read_text()
+    assert text.endswith("</html>\n") and f"interrupted by {number.name}" in text
+
+
+@BOTH
+def test_an_interrupted_load_writes_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """The signal comes while libraries are imported or the model is loaded."""
+    save_checkpoint(tiny.model(), tmp_path / "checkpoint")
+    with command("generate", "checkpoint", "say", "--out", "page", folder=tmp_path) as process:
+        maps = Path(f"/proc/{process.pid}/maps")
+        wait_until(lambda: "libtorch_cpu" in maps.read_text(), process)
+        process.send_signal(number)
+        assert process.wait(SECONDS) == 128 + number
+    assert (tmp_path / "stderr").read_text().endswith(f"dreamkit: interrupted by {number.name}\n")
+    assert not (tmp_path / "page").exists()

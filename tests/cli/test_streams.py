@@ -1,0 +1,66 @@
+"""Standard streams that are full or closed, and a removed working folder: one sentence each."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FULL = "dreamkit: cannot write to standard output: No space left on device; free some space"
+CLOSED = "dreamkit: cannot write to standard output: Bad file descriptor; redirect it to another file"
+
+
+def shell(script: str, folder: Path) -> tuple[int, str, str]:
+    """Run a script of bash, with `$D` for dreamkit; return exit code, standard output and standard error."""
+    process = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"D='{sys.executable} -m dreamkit'\n{script}"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return process.returncode, process.stdout, process.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "message"),
+    [
+        ("$D recipes > /dev/full", 2, FULL),
+        ("$D --help > /dev/full", 2, FULL),
+        ("$D check digits/stage1 > /dev/full", 2, FULL),
+        ("$D recipes >&-", 2, CLOSED),
+        ("$D recipes | true", 1, ""),
+        ("$D recipes 2>&1 | true", 1, ""),
+        ("$D check digits/stage1 | true", 1, ""),
+        ("$D nothing 2> /dev/full", 2, ""),
+        ("$D nothing 2>&- >&- <&-", 2, ""),
+        ("$D --version 2> /dev/full", 0, ""),
+        (
+            "mkdir x; cd x; rmdir ../x; $D check digits/stage1",
+            2,
+            "dreamkit: the working folder cannot be used",
+        ),
+    ],
+)
+def test_a_stream_or_working_folder_that_fails_is_one_sentence(
+    tmp_path: Path, script: str, code: int, message: str
+) -> None:
+    result = shell(script, tmp_path)
+    assert result[0] == code and result[2].count("\n") == bool(message), result
+    assert result[2].startswith(message) and (message or not result[2])
+
+
+def test_a_full_standard_output_in_a_file_names_the_space(tmp_path: Path) -> None:
+    code, _, err = shell("ulimit -f 0; $D recipes > out", tmp_path)
+    assert code == 2 and "cannot write to standard output: File too large (at most 0 bytes in a file, " in err
+
+
+def test_a_new_file_never_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
+    command = "new-plugin dreamkit-wave --kind projector"
+    code, _, err = shell(f"$D {command} --out a; $D {command} --out b >&-", tmp_path)
+    assert code == 2 and err == f"{CLOSED}\n"
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"next:" in path.read_bytes()] == []
+    assert len([*(tmp_path / "a").rglob("*")]) == len([*(tmp_path / "b").rglob("*")]) > 5

@@ -1,0 +1,152 @@
+"""Locks of folders: exclusive, released with their process, and without files that are left over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dreamkit.errors import OutputError
+from dreamkit.storage import locks
+from dreamkit.storage.folders import atomic_folder, filled_folder, in_use_reason
+from dreamkit.storage.locks import INSIDE, exclusive
+from failing_writes import content
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from dreamkit.storage.locks import exclusive
+with exclusive(Path(sys.argv[1])):
+    if os.fork() == 0:  # as a worker that reads data
+        time.sleep(60)
+        os._exit(0)
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("form", ["new", "folder", "link", "dangling", "above/new"])
+def test_a_folder_has_one_writer_under_all_its_names(tmp_path: Path, form: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    (tmp_path / "dangling").symlink_to(tmp_path / "later")
+    out = tmp_path / form
+    before = content(tmp_path)
+    for writer in (exclusive, atomic_folder, filled_folder):
+        with exclusive(Path(os.path.relpath(out))):
+            with (
+                pytest.raises(
+                    OutputError, match=f"^{out} is being written by another dreamkit command; wait"
+                ),
+                writer(out),
+            ):
+                raise AssertionError
+            with exclusive(tmp_path / "other"):
+                pass
+        assert content(tmp_path) == before
+    with exclusive(out):
+        pass
+
+
+def test_a_lock_ends_with_its_process_though_a_forked_one_lives(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(OutputError), exclusive(out):
+            pass
+        process.kill()
+        process.wait()
+        with atomic_folder(out):
+            assert in_use_reason(out) is None
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # also the forked one
+        process.stdout.close()
+        time.sleep(0)
+
+
+def test_the_lock_lies_inside_a_mount_point_and_a_folder_below_a_read_only_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "ismount", lambda path: os.fspath(path) == str(out))
+        with exclusive(out):
+            assert [path.name for path in out.iterdir()] == [INSIDE] and in_use_reason(out) is None
+        with (
+            pytest.raises(OutputError, match="is a mount point and cannot be replaced; name a folder in it"),
+            atomic_folder(out),
+        ):
+            raise AssertionError
+    lock = locks._lock_file
+
+    def read_only(path: Path, folder: Path) -> tuple[Path, int]:
+        if path.parent == tmp_path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return lock(path, folder)
+
+    monkeypatch.setattr(locks, "_lock_file", read_only)
+    with exclusive(out):
+        assert [path.name for path in out.iterdir()] == [INSIDE]
+        with pytest.raises(OutputError, match="another dreamkit command"), filled_folder(out):
+            raise AssertionError
+    assert not [*out.iterdir()]
+    with (
+        pytest.raises(
+            OutputError, match=rf"cannot write {out}2: Permission denied \(.* free\); make it writable"
+        ),
+        exclusive(tmp_path / "out2"),
+    ):
+        raise AssertionError
+
+
+def test_a_file_system_without_locks_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(descriptor: int, operation: int) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(locks.fcntl, "flock", unsupported)
+    with (
+        pytest.warns(
+            UserWarning, match="cannot be locked .Function not implemented.; start no other command"
+        ),
+        exclusive(tmp_path / "out"),
+    ):
+        pass
+    assert not [*tmp_path.iterdir()]
+
+
+def test_folders_above_are_created_and_removed_again_if_nothing_is_written(tmp_path: Path) -> None:
+    with exclusive(tmp_path / "a" / "b" / "c"):
+        pass
+    assert not [*tmp_path.iterdir()]
+    with exclusive(tmp_path / "a" / "b" / "c"):
+        (tmp_path / "a" / "notes.txt").touch()
+    assert [*content(tmp_path)] == ["a", "a/notes.txt"]
+
+
+def test_the_folder_of_a_process_killed_between_two_renames_is_restored(tmp_path: Path) -> None:
+    out, replaced = tmp_path / "out", tmp_path / ".out.replaced"
+    replaced.mkdir()
+    (replaced / "weights").touch()
+    with pytest.raises(ZeroDivisionError), atomic_folder(out):
+        raise ZeroDivisionError
+    assert [*content(tmp_path)] == ["out", "out/weights"]
+
+
+def test_other_files_of_a_filled_folder_stay(tmp_path: Path) -> None:
+    for name in ("page", "image-7", "notes.txt"):
+        (tmp_path / name).write_text("old")
+    with filled_folder(tmp_path, earlier=("page", "image-*")) as new:
+        (new / "page").write_text("new")
+        assert (tmp_path / "page").read_text() == "old"
+    assert content(tmp_path) == {"notes.txt": b"old", "page": b"new"}
