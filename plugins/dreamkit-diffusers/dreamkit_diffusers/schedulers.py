@@ -16,7 +16,7 @@ import torch
 
 from dreamkit import DreamkitError, describe_value, did_you_mean, excerpt
 from dreamkit_diffusers import keys
-from dreamkit_diffusers.values import count_error, number_error
+from dreamkit_diffusers.values import count_error, number_error, numbers_error
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -87,6 +87,8 @@ class Schedulers(ABC):
             yield "num_train_timesteps", error
         class_name = config.get("_class_name", self.default)
         if self.accepts(class_name):
+            if error is None:
+                yield from _table_problems({**_defaults(class_name), **config})
             yield from self.value_problems(config)
         else:
             message = f"expected a scheduler class for {self.objective}, got '{excerpt(str(class_name))}'"
@@ -226,6 +228,15 @@ def draws_finite(scheduler: Any) -> bool:
             noisy = scale_input(latents, timestep)
             latents = scheduler.step(noisy / 2, timestep, latents, return_dict=False, **options)[0]
     return bool(latents.isfinite().all())
+
+
+def _table_problems(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the key and the message of each value that does not fit the number of timesteps."""
+    betas = config.get("trained_betas")
+    if betas is not None:
+        error = numbers_error(betas, config["num_train_timesteps"], "timestep", positive=False)
+        if error is not None:
+            yield "trained_betas", f"{error}; set null, or num_train_timesteps to the length of the list"
 
 
 def _parameters(class_name: str) -> Mapping[str, inspect.Parameter]:

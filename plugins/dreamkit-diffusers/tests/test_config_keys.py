@@ -164,6 +164,27 @@ def test_settings_that_cannot_draw_are_refused(scheduler: dict[str, Any], key: s
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("cls", [StableDiffusion, SDXL, SD3, Sana])
+@pytest.mark.parametrize(
+    ("betas", "message"),
+    [
+        ([0.1] * 4, "expected 1000 numbers, one for each timestep, got 4"),
+        ([], "expected 1000 numbers, one for each timestep, got 0"),
+        ([0.1] * 1001, "expected 1000 numbers, one for each timestep, got 1001"),
+        ([0.1] * 999 + ["high"], "expected a finite number, got 'high' (string)"),
+        (0.1, "expected a list of 1000 numbers, got 0.1 (number)"),
+    ],
+    ids=["few", "none", "many", "text", "number"],
+)
+def test_betas_that_do_not_fit_the_timesteps_are_refused_by_name(cls: Any, betas: Any, message: str) -> None:
+    names = NOISE_SCHEDULERS if cls.layout.schedulers is NOISE else FLOW_SCHEDULERS
+    for name in names:
+        scheduler = {"_class_name": name, "num_train_timesteps": 1000}
+        with pytest.raises(ConfigError) as caught:
+            cls.infer_spec(tiny_config(cls, scheduler={**scheduler, "trained_betas": betas}))
+        assert caught.value.problems["config.scheduler.trained_betas"].startswith(f"{message}; set null")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
