@@ -6,12 +6,13 @@ warning names other keys that change the text. A test compares the lists of keys
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dreamkit import SourceError, describe_value, read_json
+from dreamkit import SourceError, excerpt, read_json
 
 HONOURED: Final = ("eos_token_id", "suppress_tokens")
 # keys of sampling, which a recipe's `generation` decides, with the values that have no effect besides null
@@ -106,6 +107,6 @@ def _token_ids(file: Path, key: str, value: Any) -> tuple[int, ...]:
     ids = value if isinstance(value, list) else [value]
     if not all(type(index) is int and index >= 0 for index in ids):
         raise SourceError(
-            f"{file}: {key}: expected a token id or a list of token ids, got {describe_value(value)}"
+            f"{file}: {key}: expected a token id or a list of token ids, got {excerpt(json.dumps(value))}"
         )
     return tuple(ids)

@@ -69,7 +69,7 @@ def test_suppressed_and_end_tokens_are_honoured(change: Any) -> None:
             r"suppress_tokens: expected a token id or a list of token ids, got \[-1\]",
         ),
         ({"suppress_tokens": [260]}, "suppress_tokens: expected token ids below 260, got 260"),
-        ({"eos_token_id": "end"}, ".*eos_token_id.*'end'"),
+        ({"eos_token_id": "end"}, r".*eos_token_id.*[\"']end"),
     ],
 )
 def test_invalid_tokens_are_an_error_with_file_and_key(
