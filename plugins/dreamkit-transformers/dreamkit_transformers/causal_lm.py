@@ -117,7 +117,9 @@ class CausalLM(TokenAddingModel):
                 ", ".join(unsupported),
             )
         return cls(
-            config, description, load_weights(description.model_class, folder, description.library_config)
+            config,
+            description,
+            load_weights(description.model_class, folder, description.library_config, all_layers=True),
         )
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -147,11 +148,16 @@ def _attention(kind: type[PreTrainedModel]) -> str:
     return "sdpa" if kind._supports_sdpa else "eager"
 
 
-def load_weights(kind: type[PreTrainedModel], folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
+def load_weights(
+    kind: type[PreTrainedModel], folder: Path, config: PreTrainedConfig, *, all_layers: bool = False
+) -> PreTrainedModel:
     """Return the library's model in float32 with the weights in `folder`. Unused weights are not read.
 
+    `all_layers`: the files hold no more layers than the model.
+
     Raises:
-        SourceError: a weight file is damaged, a weight is missing, or its shape differs from that of `config`.
+        SourceError: a weight file is damaged, a weight is missing, its shape differs from that of `config`, or the
+            files hold more layers.
     """
     # quiet, since the library's report would list every layer that was dropped on purpose
     with library_errors(f"{folder}: {kind.__name__} cannot load its weights"), quiet_library():
@@ -175,6 +181,10 @@ def load_weights(kind: type[PreTrainedModel], folder: Path, config: PreTrainedCo
         f"expected {name} of shape {tuple(expected)}, got {tuple(actual)}"
         for name, actual, expected in sorted(report["mismatched_keys"])
     ]
+    if all_layers:
+        own = {_numberless(name) for name in model.state_dict()}
+        more_layers = [name for name in sorted(report["unexpected_keys"]) if _numberless(name) in own]
+        problems += [f"expected no {name}, which is of more layers" for name in more_layers]
     if problems:
         shown = "; ".join(problems[:3])
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
@@ -183,6 +193,11 @@ def load_weights(kind: type[PreTrainedModel], folder: Path, config: PreTrainedCo
             "use complete weight files that belong to config.json"
         )
     return model
+
+
+def _numberless(name: str) -> str:
+    """Return the name of a tensor without the numbers of its layers."""
+    return re.sub(r"\.\d+\.", ".#.", name)
 
 
 @contextmanager

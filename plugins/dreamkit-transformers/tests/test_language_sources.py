@@ -92,6 +92,7 @@ def test_a_source_of_another_model_or_with_missing_files_is_an_error(tmp_path):
     ("change", "message"),
     [
         ({"num_hidden_layers": 10**9}, "num_hidden_layers: expected at most 1000, got 1000000000"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: expected at least 1, got 0"),
         ({"attention_dropout": 1e9}, "attention_dropout: expected a probability from 0 to 1"),
         ({"num_key_value_heads": 3}, "cannot build a model from it: "),
         ({"rms_norm_eps": {"a": 1}}, "invalid for LlamaConfig: "),
@@ -106,3 +107,15 @@ def test_a_source_whose_config_makes_no_model_is_refused_with_its_file(tmp_path,
     with pytest.raises(ConfigError) as caught:
         Llama.from_pretrained(LanguageConfig(pretrained=folder))
     assert message in str(caught.value) and folder in str(caught.value)
+
+
+def test_a_config_with_fewer_layers_than_the_weights_is_refused(tmp_path):
+    folder, _ = write(tmp_path)
+    file = tmp_path / "config.json"
+    values = json.loads(file.read_text())
+    assert values["num_hidden_layers"] > 1
+    file.write_text(json.dumps(values | {"num_hidden_layers": 1}))
+    with pytest.raises(
+        SourceError, match=r"do not fit .*expected no model\.layers\.1\..*, which is of more layers"
+    ):
+        Llama.from_pretrained(LanguageConfig(pretrained=folder))
