@@ -38,7 +38,8 @@ class Rendering:
         if all(flags):
             yield first, last
             return
-        offset = "".join(contents).find(self.text[start:end])
+        # templates that shorten an answer cut its beginning, its reasoning
+        offset = "".join(contents).rfind(self.text[start:end])
         if offset == -1:
             raise DocumentError(
                 f"{tokenizer_name(self.tokenizer)} has a chat template that changes the text of an answer, turn "

@@ -175,6 +175,18 @@ def test_the_segments_of_an_answer_can_be_trained_on_apart() -> None:
     assert part.tokenizer.decode(labels) == "\n9 98<|im_end|>\n"
 
 
+def test_a_segment_keeps_its_labels_when_the_template_cuts_the_reasoning_before_it() -> None:
+    part = part_of("byte-level", "cuts reasoning")
+    segments = (
+        Text("1", role="user"),
+        Text("8</think>", role="assistant", train_on=False),
+        Text("8", role="assistant"),
+    )
+    sequence = sequencer_of(part).sequence(Document(segments))
+    labels = [label for label in sequence.labels if label != IGNORED]
+    assert part.tokenizer.decode(labels) == "8<|im_end|>\n"
+
+
 def test_a_refused_conversation_names_what_the_template_raises() -> None:
     sequencer = sequencer_of(part_of("byte-level", "alternating roles"))
     document = conversation(("system", "0"), ("user", "1"), ("assistant", "8"))
