@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dreamkit import DocumentError, Turn, describe_error
+from dreamkit import DocumentError, Turn, describe_error, excerpt
 
 UNUSED = range(0xF0000, 0xFFFFE)  # characters for private use (Unicode's plane 15), which stand for others
 
@@ -120,7 +120,8 @@ def unused_characters(texts: Sequence[str]) -> Iterator[str]:
 
 
 def roles_of(messages: Messages) -> str:
-    return f"a conversation of {', '.join(message['role'] for message in messages) or 'no turns'}"
+    """Return the roles of a conversation for an error message."""
+    return f"a conversation of {excerpt(', '.join(message['role'] for message in messages) or 'no turns')}"
 
 
 def tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -198,6 +198,14 @@ def test_a_refused_conversation_names_what_the_template_raises() -> None:
         sequencer.sequence(document)
 
 
+def test_the_message_about_a_long_conversation_is_short() -> None:
+    part = part_of("byte-level", "alternating roles")
+    document = conversation(*[("user", "1"), ("assistant", "8")] * 500, ("system", "0"))
+    with pytest.raises(DocumentError, match=r"a conversation of user, assistant, .*\.\.\.") as raised:
+        sequencer_of(part).sequence(document)
+    assert len(str(raised.value)) < 400
+
+
 def test_a_tokenizer_with_other_ids_is_refused_with_the_difference(monkeypatch: Any) -> None:
     tokenizer = TOKENIZERS["byte-level"]()
     tokenizer.chat_template = TEMPLATES["chatml"]
