@@ -24,7 +24,7 @@ from dreamkit_transformers.added_tokens import TokenAddingModel
 from dreamkit_transformers.chat import plain_turns
 from dreamkit_transformers.configs import load_weights, on_meta, random_model
 from dreamkit_transformers.description import LanguageConfig, ModelDescription, describe, source_folder
-from dreamkit_transformers.library_chat import LibraryChat, turn_end
+from dreamkit_transformers.library_chat import LibraryChat, turn_ends
 from dreamkit_transformers.masks import TokenCache
 from dreamkit_transformers.norms import as_rms_norm
 from dreamkit_transformers.text_decoder import decoder_of, new_cache, replaced_module, run_decoder
@@ -60,7 +60,7 @@ class CausalLM(TokenAddingModel):
         layout = self.conversation_layout(config, description.tokenizer)
         self.library_chat = layout if isinstance(layout, LibraryChat) else None
         self.chat = layout if isinstance(layout, ChatTemplate) else None
-        self.spec: LanguageSpec = description.spec(config, turn_end(layout))
+        self.spec: LanguageSpec = description.spec(config, turn_ends(layout))
         self._log_problems()
         self.abilities = description.abilities()
         self.model: Any = model
@@ -86,7 +86,7 @@ class CausalLM(TokenAddingModel):
         description = cls._describe(config)
         if config.pretrained is None:
             return on_meta(lambda: cls._build_random(config, description)._run_once()).spec
-        return description.spec(config, turn_end(cls.conversation_layout(config, description.tokenizer)))
+        return description.spec(config, turn_ends(cls.conversation_layout(config, description.tokenizer)))
 
     @classmethod
     def meta_modules(cls, config: LanguageConfig) -> Self:
@@ -141,14 +141,14 @@ class CausalLM(TokenAddingModel):
         """Log why conversations are refused, or that the template does not end an answer."""
         if self.library_chat is None:
             return
-        end = self.library_chat.turn_end
+        end = "".join(self.library_chat.turn_ends)
         if self.library_chat.problem is not None:
             log.warning("conversations are refused: %s", self.library_chat.problem)
         elif not set(self.spec.eos_ids) & set(self.tokenize(end, special=True)):
             log.warning(
                 "the chat template of '%s' puts %r after an answer, without an end token: an answer ends at max_tokens",
                 self.tokenizer.name_or_path,
-                end,
+                self.library_chat.turn_ends[0],
             )
 
     def _run_once(self) -> Self:
@@ -179,9 +179,13 @@ class CausalLM(TokenAddingModel):
 
     @property
     def suppressed_ids(self) -> frozenset[int]:
-        """Added special tokens and ids without a token, except bos, unk and eos; and the source's `suppress_tokens`."""
+        """Special tokens and ids without a token, and the source's `suppress_tokens`.
+
+        Not among the first are bos, unk and eos, and what the chat template lets the model write around an answer.
+        """
         nameless = set(range(len(self.new_rows))) - set(self.tokenizer.get_vocab().values())
-        allowed = {self.tokenizer.bos_token_id, self.tokenizer.unk_token_id, *self.spec.eos_ids}
+        written = frozenset() if self.library_chat is None else self.library_chat.written_ids
+        allowed = {self.tokenizer.bos_token_id, self.tokenizer.unk_token_id, *self.spec.eos_ids, *written}
         return frozenset((special_ids(self.tokenizer) | nameless) - allowed) | self._suppressed_ids
 
     # computing

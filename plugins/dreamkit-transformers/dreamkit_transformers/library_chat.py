@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -19,13 +20,16 @@ from dreamkit_transformers.chat_rendering import (
     common_length,
     prompt_options,
     roles_of,
+    special_names,
     tokenizer_name,
     unused_characters,
 )
 
+Probe = Sequence[tuple[str, str]]
+
 # texts of conversations that are compared with the library's
 QUESTION, ANSWER, FOLLOW_UP, SYSTEM = "What is this?", "A seven.", "And that?", "Be brief."
-PROBES = [
+PROBES: list[Probe] = [
     (("user", QUESTION),),
     (("user", QUESTION), ("assistant", ANSWER)),
     (("user", QUESTION), ("assistant", ANSWER), ("user", FOLLOW_UP)),
@@ -40,20 +44,23 @@ class LibraryChat:
     """The chat template of `tokenizer`.
 
     Attributes:
-        turn_end: text after an answer; "" if `problem`.
+        turn_ends: texts after an answer: at the end of a conversation, and before another turn.
+        written_ids: ids with labels around the words of an answer, and those of the words.
         problem: reason why every conversation is refused, or None.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self.turn_end = ""
+        self.turn_ends: tuple[str, ...] = ()
+        self.written_ids: frozenset[int] = frozenset()
         self.problem: str | None = None
         try:
-            question_and_answer = _messages(PROBES[1])
-            self.turn_end = Rendering(tokenizer, question_and_answer).text_after(1)
+            self._add_labels_of(PROBES[1])
             self.problem = self._difference()
         except DocumentError as error:
             self.problem = str(error)
+        with suppress(DocumentError):  # a template for one answer alone is no problem
+            self._add_labels_of(PROBES[3])
 
     def tokens(self, turns: Sequence[Turn], prompt: bool) -> tuple[list[int], list[bool]]:
         """Return the ids of a conversation, and a flag for each: train on the token.
@@ -83,11 +90,16 @@ class LibraryChat:
                     labelled[first:last] = [True] * max(0, last - first)
         return ids, labelled
 
+    def _add_labels_of(self, probe: Probe) -> None:
+        """Extend `turn_ends` and `written_ids` by those of the first answer and of all answers in `probe`."""
+        ids, labelled = self.tokens(_turns(probe, train_on=True), prompt=False)
+        self.written_ids |= {index for index, is_labelled in zip(ids, labelled, strict=True) if is_labelled}
+        self.turn_ends += (Rendering(self.tokenizer, _messages(probe)).turn_end(1),)
+
     def _difference(self) -> str | None:
         """Return where the ids of a probe differ from the library's, or None; refused conversations have no ids."""
         for probe in PROBES:
-            turns = [Turn(role, (TurnPiece(text),)) for role, text in probe]  # type: ignore[arg-type]
-            messages = _messages(probe)
+            turns, messages = _turns(probe), _messages(probe)
             for prompt in (False, True):
                 try:
                     expected: Any = self.tokenizer.apply_chat_template(
@@ -114,9 +126,9 @@ class LibraryChat:
         )
 
 
-def turn_end(layout: LibraryChat | ChatTemplate) -> str:
-    """Return the text after an answer."""
-    return layout.turn_end if isinstance(layout, LibraryChat) else layout.assistant[1]
+def turn_ends(layout: LibraryChat | ChatTemplate) -> Sequence[str]:
+    """Return the texts after an answer."""
+    return layout.turn_ends if isinstance(layout, LibraryChat) else [layout.assistant[1]]
 
 
 class _Encoder:
@@ -167,7 +179,7 @@ class _Encoder:
 def _placeholders(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> dict[str, str]:
     """Return a character for each name of a special token in the speakers' texts, which have none of them."""
     texts = [piece.text for turn in turns for piece in turn.pieces if piece.token_id is None]
-    names = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    names = special_names(tokenizer)
     present = sorted(name for name in names if any(name in text for text in texts))
     return dict(zip(present, unused_characters(texts), strict=False))
 
@@ -180,5 +192,9 @@ def _content(piece: TurnPiece, plain: Mapping[str, str]) -> str:
     return re.sub("|".join(map(re.escape, names)), lambda match: plain[match[0]], piece.text)
 
 
-def _messages(probe: Sequence[tuple[str, str]]) -> Messages:
+def _turns(probe: Probe, train_on: bool = False) -> list[Turn]:
+    return [Turn(role, (TurnPiece(text, train_on=train_on),)) for role, text in probe]  # type: ignore[arg-type]
+
+
+def _messages(probe: Probe) -> Messages:
     return [{"role": role, "content": text} for role, text in probe]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image as PIL
 
-from chat_tokenizers import SPECIAL, TEMPLATES, TOKENIZERS
+from chat_tokenizers import ENDLESS, SPECIAL, TEMPLATES, TOKENIZERS
 from dreamkit import Document, DocumentError, Image, Text
 from dreamkit.data.sequence import IGNORED, Sequencer
 from dreamkit.recipe.special_tokens import SpecialTokens
@@ -31,7 +31,7 @@ PICTURE = PIL.new("RGB", (8, 8))
 def part_of(kind: str, template: str | None, family: Any = CausalLM) -> Any:
     """Return a part with random weights whose tokenizer is of `kind` and has the named template."""
     tokenizer = TOKENIZERS[kind]()
-    tokenizer.chat_template = None if template is None else TEMPLATES[template]
+    tokenizer.chat_template = None if template is None else {**TEMPLATES, **ENDLESS}[template]
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         config = {"model_type": "llama", **tiny_gated_config()}
@@ -185,6 +185,37 @@ def test_a_segment_keeps_its_labels_when_the_template_cuts_the_reasoning_before_
     sequence = sequencer_of(part).sequence(Document(segments))
     labels = [label for label in sequence.labels if label != IGNORED]
     assert part.tokenizer.decode(labels) == "8<|im_end|>\n"
+
+
+@pytest.mark.parametrize("template", ["channels", "ends at the next turn"])
+def test_every_answer_has_an_end_that_ends_a_text(template: str) -> None:
+    part = part_of("byte-level", template)
+    document = conversation(("user", "1"), ("assistant", "8"), ("user", "2"), ("assistant", "9"))
+    sequence = sequencer_of(part).sequence(document)
+    labels = part.tokenizer.decode([label for label in sequence.labels if label != IGNORED])
+    expected = {
+        "channels": "<|system|>final<|user|>8<|im_end|><|system|>final<|user|>9</s>",
+        "ends at the next turn": "8<|user|>9",
+    }
+    assert labels == expected[template]
+    inner = {"channels": "<|im_end|>", "ends at the next turn": "<|user|>"}[template]
+    assert part.tokenizer.convert_tokens_to_ids(inner) in part.spec.eos_ids
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("template", [*TEMPLATES, *ENDLESS])
+def test_a_token_with_a_label_is_never_suppressed(kind: str, template: str) -> None:
+    part = part_of(kind, template)
+    turns = [("user", "1"), ("assistant", "8"), ("user", "2"), ("assistant", "9")]
+    for document in (conversation(*turns), conversation(*turns[:2])):
+        labels = sequencer_of(part).sequence(document).labels
+        assert not part.suppressed_ids & {*labels}
+
+
+def test_a_token_that_opens_an_answer_is_never_its_end() -> None:
+    part = part_of("byte-level", "opens alone")
+    opening = part.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert opening not in part.spec.eos_ids and opening not in part.suppressed_ids
 
 
 def test_a_refused_conversation_names_what_the_template_raises() -> None:
