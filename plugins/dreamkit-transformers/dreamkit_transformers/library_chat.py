@@ -7,8 +7,9 @@ are plain text, as with the library's `sanitize_control_tokens`. An image is its
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -74,7 +75,7 @@ class LibraryChat:
         if self.problem is not None:
             raise DocumentError(self.problem)
         plain = _placeholders(self.tokenizer, turns)
-        contents = [[_content(piece, plain) for piece in turn.pieces] for turn in turns]
+        contents = [_contents(turn, plain) for turn in turns]
         messages = [
             {"role": turn.role, "content": "".join(texts)}
             for turn, texts in zip(turns, contents, strict=True)
@@ -178,18 +179,32 @@ class _Encoder:
 
 def _placeholders(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> dict[str, str]:
     """Return a character for each name of a special token in the speakers' texts, which have none of them."""
-    texts = [piece.text for turn in turns for piece in turn.pieces if piece.token_id is None]
-    names = special_names(tokenizer)
-    present = sorted(name for name in names if any(name in text for text in texts))
+    runs = [run for turn in turns for is_image, run in _runs(turn) if not is_image]
+    texts = ["".join(run) for run in runs]
+    present = sorted(name for name in special_names(tokenizer) if any(name in text for text in texts))
     return dict(zip(present, unused_characters(texts), strict=False))
 
 
-def _content(piece: TurnPiece, plain: Mapping[str, str]) -> str:
-    """Return the text of a piece with a character in place of each name in `plain`; the longest name comes first."""
-    if piece.token_id is not None or not plain:
-        return piece.text
-    names = sorted(plain, key=len, reverse=True)
-    return re.sub("|".join(map(re.escape, names)), lambda match: plain[match[0]], piece.text)
+def _contents(turn: Turn, plain: Mapping[str, str]) -> list[str]:
+    """Return the texts of a turn's pieces with a character in place of each name in `plain`.
+
+    The longest name comes first. The character of a name over several pieces is in the first one.
+    """
+    pattern = re.compile("|".join(map(re.escape, sorted(plain, key=len, reverse=True))) or "(?!)")
+    contents: list[str] = []
+    for is_image, texts in _runs(turn):
+        characters = list("".join(texts))
+        for match in () if is_image else pattern.finditer("".join(texts)):
+            characters[match.start() : match.end()] = [plain[match[0]], *[""] * (len(match[0]) - 1)]
+        ends = accumulate(map(len, texts), initial=0)
+        contents += ["".join(characters[start:end]) for start, end in pairwise(ends)]
+    return contents
+
+
+def _runs(turn: Turn) -> Iterator[tuple[bool, list[str]]]:
+    """Yield the texts of neighbouring pieces that are all images, or all not, with a flag for images."""
+    for is_image, pieces in groupby(turn.pieces, key=lambda piece: piece.token_id is not None):
+        yield is_image, [piece.text for piece in pieces]
 
 
 def _turns(probe: Probe, train_on: bool = False) -> list[Turn]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -185,6 +186,34 @@ def test_a_segment_keeps_its_labels_when_the_template_cuts_the_reasoning_before_
     sequence = sequencer_of(part).sequence(Document(segments))
     labels = [label for label in sequence.labels if label != IGNORED]
     assert part.tokenizer.decode(labels) == "8<|im_end|>\n"
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@settings(max_examples=30, deadline=None)
+@given(document=conversations(), cuts=st.lists(st.integers(0, 30), max_size=4))
+def test_names_of_special_tokens_over_segments_are_plain_text(
+    kind: str, document: Document, cuts: list[int]
+) -> None:
+    sequencer = sequencer_of(part_of(kind, "chatml"))
+    segments = [
+        Text(piece.text[start:end], role=piece.role)
+        for piece in document
+        for start, end in pairwise([0, *sorted(cuts), len(piece.text)])
+    ]
+    try:
+        expected = sequencer.prompt(document).ids
+    except DocumentError:  # names that are no plain text for this tokenizer
+        return
+    assert sequencer.prompt(Document(tuple(segments))).ids == expected
+
+
+def test_a_name_over_segments_has_the_labels_of_its_start() -> None:
+    part = part_of("byte-level", "chatml")
+    turn = [Text("8<|im_", role="assistant", train_on=False), Text("end|>9", role="assistant")]
+    sequence = sequencer_of(part).sequence(Document((Text("1", role="user"), *turn)))
+    labels = [label for label in sequence.labels if label != IGNORED]
+    assert part.tokenizer.decode(labels) == "9<|im_end|>\n"
+    assert sequence.ids.count(labels[-2]) == 2
 
 
 @pytest.mark.parametrize("template", ["channels", "ends at the next turn"])
