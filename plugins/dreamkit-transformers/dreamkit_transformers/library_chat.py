@@ -1,7 +1,8 @@
 """Conversations in a tokenizer's own chat template: the ids of the library's `apply_chat_template`, and their labels.
 
 The library renders a conversation to one text and tokenizes it whole. Names of special tokens in the speakers' texts
-are plain text, as with the library's `sanitize_control_tokens`. An image is its special token's name in the text.
+are plain text, as with the library's `sanitize_control_tokens`. Other added tokens, such as `<think>`, are tokens in
+any text: the tokenizers have no other ids for them. An image is its special token's name in the text.
 """
 
 from __future__ import annotations

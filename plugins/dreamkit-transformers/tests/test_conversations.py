@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image as PIL
+from tokenizers import AddedToken
 
 from chat_tokenizers import ENDLESS, SPECIAL, TEMPLATES, TOKENIZERS
 from dreamkit import Document, DocumentError, Image, Text
@@ -214,6 +215,19 @@ def test_a_name_over_segments_has_the_labels_of_its_start() -> None:
     labels = [label for label in sequence.labels if label != IGNORED]
     assert part.tokenizer.decode(labels) == "9<|im_end|>\n"
     assert sequence.ids.count(labels[-2]) == 2
+
+
+def test_an_added_token_that_is_not_special_is_a_token_in_any_text(tmp_path: Any) -> None:
+    tokenizer = TOKENIZERS["byte-level"]()
+    tokenizer.chat_template = TEMPLATES["thinks in the prompt"]
+    tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
+    tokenizer.save_pretrained(tmp_path)
+    config = {"model_type": "llama", **tiny_gated_config()}
+    part = CausalLM.from_config(LanguageConfig(config=config, tokenizer=str(tmp_path)))
+    document = conversation(("user", "1 <think>"), ("assistant", "<think>8"))
+    ids = sequencer_of(part).sequence(document).ids
+    assert ids == library_ids(part, document, prompt=False)
+    assert ids.count(part.tokenizer.convert_tokens_to_ids("<think>")) == 2
 
 
 @pytest.mark.parametrize("template", ["channels", "ends at the next turn"])
