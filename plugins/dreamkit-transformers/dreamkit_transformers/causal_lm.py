@@ -61,7 +61,6 @@ class CausalLM(TokenAddingModel):
         self.library_chat = layout if isinstance(layout, LibraryChat) else None
         self.chat = layout if isinstance(layout, ChatTemplate) else None
         self.spec: LanguageSpec = description.spec(config, turn_ends(layout))
-        self._log_problems()
         self.abilities = description.abilities()
         self.model: Any = model
         self.norm: nn.Module = nn.Identity()
@@ -95,7 +94,7 @@ class CausalLM(TokenAddingModel):
 
     @classmethod
     def from_config(cls, config: LanguageConfig) -> Self:
-        return cls._build_random(config, cls._describe(config))
+        return cls._build_random(config, cls._describe(config))._log_problems()
 
     @classmethod
     def from_pretrained(cls, config: LanguageConfig) -> Self:
@@ -110,9 +109,8 @@ class CausalLM(TokenAddingModel):
                 config.pretrained,
                 ", ".join(replaced),
             )
-        return cls(
-            config, description, load_weights(description.model_class, folder, description.library_config)
-        )
+        model = load_weights(description.model_class, folder, description.library_config)
+        return cls(config, description, model)._log_problems()
 
     @classmethod
     def _describe(cls, config: LanguageConfig) -> ModelDescription:
@@ -137,10 +135,10 @@ class CausalLM(TokenAddingModel):
         """Return the texts that the family puts around turns. Each text is tokenized by itself."""
         return plain_turns(tokenizer)
 
-    def _log_problems(self) -> None:
-        """Log why conversations are refused, or that the template does not end an answer."""
+    def _log_problems(self) -> Self:
+        """Log why conversations are refused, or that the template does not end an answer; return the part."""
         if self.library_chat is None:
-            return
+            return self
         end = "".join(self.library_chat.turn_ends)
         if self.library_chat.problem is not None:
             log.warning("conversations are refused: %s", self.library_chat.problem)
@@ -150,6 +148,7 @@ class CausalLM(TokenAddingModel):
                 self.tokenizer.name_or_path,
                 self.library_chat.turn_ends[0],
             )
+        return self
 
     def _run_once(self) -> Self:
         """Run a forward pass, which fails if values of the config do not fit each other; return the part."""
