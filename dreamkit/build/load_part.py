@@ -17,6 +17,7 @@ from dreamkit.model.adapters import is_adapter
 from dreamkit.parts.part import PretrainedPart
 from dreamkit.storage.sources import weight_files
 from dreamkit.storage.tensor_files import (
+    FLOAT_TYPES,
     LONGEST_NAME,
     dtype_name,
     is_float,
@@ -68,9 +69,10 @@ def _problems(part: PretrainedPart, files: dict[str, Path]) -> Iterator[str]:
         for name, tensor in read_tensors(path, SourceError).items():
             if not is_float(tensor.dtype) and _is_weight(name, state):
                 shown = excerpt(name, LONGEST_NAME)
+                expected = f"{', '.join(FLOAT_TYPES[:-1])} or {FLOAT_TYPES[-1]}"
                 yield (
-                    f"{file}: expected {shown} in float32, bfloat16 or float16, got {dtype_name(tensor.dtype)}; name a "
-                    "source whose weights are not quantized"
+                    f"{file}: expected {shown} in {expected}, got {dtype_name(tensor.dtype)}; name a source whose "
+                    "weights are not quantized"
                 )
     for name, tensor in state.items():
         if kind := non_finite(tensor):

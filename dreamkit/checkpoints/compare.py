@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from dreamkit.checkpoints.manifest import Manifest, SourceRecord, component_sections
 from dreamkit.errors import CheckpointError, SourceError, excerpt
-from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import PARTS, Recipe
 from dreamkit.storage.sources import fingerprint
 

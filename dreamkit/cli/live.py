@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -30,6 +31,7 @@ from dreamkit.storage.folders import filled_folder, in_use_reason
 from dreamkit.storage.writing import write_text, writing
 
 PAGE, PICTURE = "index.html", "image-{}.png"
+WRITTEN = re.compile(r"index\.html|image-\d+\.png")  # names of an earlier document's files
 # Control characters: a model may write them, and a terminal would execute them.
 UNPRINTED = {code: "\ufffd" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
 REASONS = {
@@ -64,7 +66,7 @@ def write_document(
         CheckpointError: the checkpoint cannot be loaded.
         DocumentError: the prompt does not fit into the model's length.
     """
-    with filled_folder(out, earlier=(PAGE, PICTURE.format("*"))) as staging:
+    with filled_folder(out, earlier=WRITTEN) as staging:
         if (reason := in_use_reason(out)) and not (overwrite and out.is_dir()):
             replace = ", or replace its document with --overwrite" if out.is_dir() else ""
             raise DreamkitError(f"{out} {reason}; pass a new folder with --out{replace}")

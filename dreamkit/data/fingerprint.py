@@ -55,6 +55,8 @@ def hash_of(lines: Iterable[bytes]) -> str:
 
 def fingerprint_differences(before: Sequence[dict[str, str]], now: Sequence[dict[str, str]]) -> list[str]:
     """Return a line for each data set whose fingerprint has another string for a name than before."""
+    if len(before) != len(now):
+        return [f"data: had {count(len(before), 'data set')}, has {len(now)}"]
     lines = []
     for number, (then, current) in enumerate(zip(before, now, strict=True)):
         names = [name for name in then if name in current and then[name] != current[name]]

@@ -16,11 +16,11 @@ from PIL import Image as PIL
 
 from dreamkit.data.text_files import HEAD, decode, open_regular, read_text, refuse_foreign
 from dreamkit.data.unchanged import FileStatus, changed_error, unchanged
-from dreamkit.errors import DocumentError, describe_value, printable, surrogate_problem
+from dreamkit.errors import DocumentError, describe_error, describe_value, printable, surrogate_problem
 from dreamkit.parts.pictures import range_problem
 from dreamkit.recipe.tree import MAX_DEPTH, MAX_DIGITS
 from dreamkit.storage.json_files import is_deep
-from dreamkit.storage.paths import irregular_kind
+from dreamkit.storage.paths import LONGEST_PATH, irregular_kind, shown_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -243,7 +243,7 @@ class ImagePaths:
             encoded = os.fsencode(path)
         except UnicodeEncodeError:
             encoded = b"\0"
-        if b"\0" in encoded:
+        if b"\0" in encoded or len(encoded) > LONGEST_PATH:
             return f"expected a path, got {describe_value(printable(path))}, which no file can have"
         if self.is_root and not self._is_inside(path):
             return (
@@ -261,8 +261,11 @@ class ImagePaths:
         paths = [value] if or_path and isinstance(value, str) else value
         if value is None or value == "":
             return None
-        if not isinstance(paths, list) or not all(isinstance(item, str) and item for item in paths):
+        if not isinstance(paths, list):
             return f"{key}: expected a list of paths, got {describe_value(value)}"
+        for number, item in enumerate(paths):
+            if not isinstance(item, str) or not item:
+                return f"{key}[{number}]: expected a path, got {describe_value(item)}"
         problem = next(filter(None, map(self.problem, paths)), None)
         return None if problem is None else f"{key}: {problem}"
 
@@ -286,7 +289,7 @@ def open_picture(path: Path, where: str, before: FileStatus | None = None) -> Pi
             It changes meanwhile, or changed since its status was `before`. The message starts with `where`, the place
             that names it.
     """
-    name = printable(path)
+    name = shown_path(path)
     try:
         with unchanged(path, before):
             kind = irregular_kind(path)
@@ -298,13 +301,8 @@ def open_picture(path: Path, where: str, before: FileStatus | None = None) -> Pi
         raise DocumentError(str(error) if where == name else f"{where}: {error}") from error
     except FileNotFoundError as error:
         raise DocumentError(f"{where}: no such image: {name}") from error
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        PIL.DecompressionBombError,
-    ) as error:  # Pillow's errors of bad files
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
+    except Exception as error:  # Pillow's readers raise any type of error about a damaged file
+        reason = (error.strerror if isinstance(error, OSError) else None) or describe_error(error)
         raise DocumentError(f"{where}: cannot read the image {name}: {reason}") from error
     if kind is not None:
         raise DocumentError(f"{where}: expected an image in a regular file, got {kind}: {name}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 # modulo 2**32, and torch's generator of the CPU uses these bits of a seed alone.
 SEED_STEP = 0x9E3779B9
 MAX_SEED = 2**64 - 1
+MAX_SIDE = 2**16  # pixels: an image of this size would take 12 GB
 
 
 @dataclass
@@ -137,9 +138,10 @@ class Generation:
     def _check_schedule(self) -> None:
         """Raise the errors of the scheduler and the image size before any text is generated."""
         if self.size is not None:
-            if not (len(self.size) == 2 and all(isinstance(side, int) for side in self.size)):
+            is_pair = isinstance(self.size, list | tuple) and len(self.size) == 2
+            if not is_pair or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in self.size):
                 raise DreamkitError(
-                    f"size: expected (height, width) in pixels, got {excerpt(repr(self.size))}"
+                    f"size: expected (height, width) from 1 to {MAX_SIDE} pixels, got {excerpt(repr(self.size))}"
                 )
             try:
                 self.model.image_decoder.spec.latent_shape(self.size)
@@ -150,7 +152,7 @@ class Generation:
             self.model.image_decoder.scheduler(name).set_timesteps(steps)
         except ValueError as error:
             scheduler = "the decoder's own scheduler" if name is None else f"scheduler '{name}'"
-            shown = describe_error(error)
+            shown = str(error) if isinstance(error, DreamkitError) else describe_error(error)
             raise DreamkitError(f"cannot draw in {count(steps, 'step')} with {scheduler}: {shown}") from error
 
     def events(self) -> Iterator[Event]:
@@ -274,7 +276,7 @@ def _seeds(seed: int | Sequence[int], prompts: int) -> list[int]:
         DocumentError: the number of seeds is wrong.
         DreamkitError: a seed is not an integer of 64 bits without a sign.
     """
-    seeds = list(seed) if isinstance(seed, Iterable) else [seed] * prompts
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * prompts
     if len(seeds) != prompts:
         raise DocumentError(
             f"expected {count(prompts, 'seed')} for {count(prompts, 'prompt')}, got {len(seeds)}; pass one each, or one"

@@ -16,7 +16,7 @@ from dreamkit.data.batch import Batch
 from dreamkit.data.sequence import Sequencer
 from dreamkit.document import Document, Text
 from dreamkit.earlier_names import EarlierName, with_earlier_arguments
-from dreamkit.errors import DreamkitError, did_you_mean
+from dreamkit.errors import DocumentError, DreamkitError, describe_value, did_you_mean
 from dreamkit.kernels import usable
 from dreamkit.kernels.assemble_embeddings import assemble_embeddings, fill_slots
 from dreamkit.kernels.label_loss import LabelLoss, label_loss
@@ -351,8 +351,15 @@ class DreamModel(nn.Module):
 
 
 def _documents(prompts: Prompt | Sequence[Prompt]) -> list[Document]:
-    """Return `prompts`, one or several, as a list of documents."""
-    prompts = [prompts] if isinstance(prompts, (Document, str)) else prompts
+    """Return `prompts`, one or several, as a list of documents.
+
+    Raises:
+        DocumentError: a prompt is neither a document nor a string.
+    """
+    prompts = list(prompts) if isinstance(prompts, list | tuple) else [prompts]
+    for prompt in prompts:
+        if not isinstance(prompt, Document | str):
+            raise DocumentError(f"expected a document or a string as prompt, got {describe_value(prompt)}")
     return [
         Document((Text(prompt),) if prompt else (), name=f"prompt {number}")
         if isinstance(prompt, str)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints, is_typeddict
 
-from dreamkit.errors import DreamkitError, describe_error, surrogate_problem
+from dreamkit.errors import DreamkitError, describe_error, excerpt, surrogate_problem
 from dreamkit.storage.folders import (
     NOT_UTF8,
     FileRecord,
@@ -18,6 +18,7 @@ from dreamkit.storage.folders import (
     partial_folder,
     replaced_folder,
 )
+from dreamkit.storage.json_files import MAX_DEPTH, is_deep
 from dreamkit.storage.tensor_files import unreadable
 from dreamkit.storage.writing import write_text
 
@@ -96,6 +97,8 @@ class FolderManifest(ABC):
             raise cls.ERROR(
                 f"{path}: not a manifest of dreamkit: {describe_error(error)}; {cls.repair_hint(folder)}"
             ) from error
+        if is_deep(data, MAX_DEPTH):
+            raise cls.damaged(folder, [f"expected at most {MAX_DEPTH} nested values, got more"], at=path)
         if isinstance(data, dict):
             cls._refuse_version(folder, data)
             data = cls.upgrade(data)
@@ -156,7 +159,8 @@ class FolderManifest(ABC):
         version = data.get("format")
         if type(version) is not int or version < 1 or cls.OLDEST <= version <= cls.FORMAT:
             return
-        origin = f"format version {version}, written by dreamkit {data.get('dreamkit', '?')}"
+        writer = excerpt(str(data.get("dreamkit", "?")))
+        origin = f"format version {excerpt(str(version))}, written by dreamkit {writer}"
         if version > cls.FORMAT:
             limit, hint = f"up to {cls.FORMAT}", "install a newer dreamkit-core"
         else:

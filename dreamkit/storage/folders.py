@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from dreamkit.storage.writing import STAGING, writing
 
 # The libraries that read and write tensors and tokenizers take no other paths.
 NOT_UTF8: Final = "has a path that is not UTF-8"
+NO_NAME: Final = re.compile(r"(?!)")
 
 
 class FileRecord(TypedDict):
@@ -87,15 +89,12 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: another process is writing `folder`, it is a mount point, or it cannot be written.
     """
-    target, partial, replaced = (
-        Path(os.path.realpath(folder)),
-        partial_folder(folder),
-        replaced_folder(folder),
-    )
+    target = Path(os.path.realpath(folder))
     if os.path.ismount(target):
         raise OutputError(
             f"{shown_path(folder)} is a mount point and cannot be replaced; name a folder in it"
         )
+    partial, replaced = partial_folder(folder), replaced_folder(folder)
     with exclusive(folder):
         with writing(folder):
             if replaced.exists() and not target.exists():  # of a process that was killed between two renames
@@ -103,8 +102,13 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             remove_folder(replaced)
             remove_folder(partial)
             partial.mkdir()
+        was_used = in_use_reason(target) is not None
         try:
             yield partial
+            if not was_used and (reason := in_use_reason(target)):
+                raise OutputError(
+                    f"{shown_path(folder)} {reason}: another program wrote it meanwhile; name another folder"
+                )
             with deferred(), writing(folder):
                 _complete(partial)
                 old = [(target, replaced)] if target.exists() else []
@@ -115,10 +119,10 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def filled_folder(folder: Path, earlier: Sequence[str] = ()) -> Iterator[Path]:
+def filled_folder(folder: Path, earlier: re.Pattern[str] = NO_NAME) -> Iterator[Path]:
     """Yield an empty folder whose files move into `folder` at the end of the block, beside the files there.
 
-    `folder` is locked. Files in it that match the patterns `earlier` are removed then. An error leaves `folder` as it
+    `folder` is locked. Files in it whose names match `earlier` are removed then. An error leaves `folder` as it
     was.
 
     Raises:
@@ -139,7 +143,9 @@ def filled_folder(folder: Path, earlier: Sequence[str] = ()) -> Iterator[Path]:
             yield new
             with deferred(), writing(folder):
                 _complete(new)
-                leaving = [path for pattern in earlier for path in folder.glob(pattern)]
+                leaving = [
+                    path for path in folder.iterdir() if path.is_file() and earlier.fullmatch(path.name)
+                ]
                 moves = [(path, old / path.name) for path in leaving]
                 _rename([*moves, *((path, folder / path.name) for path in sorted(new.iterdir()))], folder)
         finally:

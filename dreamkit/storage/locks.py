@@ -44,7 +44,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         finally:
             if descriptor in _held:  # not in a forked process
                 with suppress(OSError):  # while it is locked: others look whether theirs is still there
-                    path.unlink()
+                    if path.stat().st_size == 0:  # not a file of the user with this name
+                        path.unlink()
                 _held.discard(descriptor)
                 os.close(descriptor)
     finally:
@@ -76,7 +77,7 @@ def _lock_file(path: Path, folder: Path) -> tuple[Path, int]:
         except FileExistsError as error:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from error
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = _open(path)
         except FileNotFoundError:  # the process before has just removed the folder that it created
             if path.parent.is_dir():
                 raise
@@ -101,6 +102,14 @@ def _lock_file(path: Path, folder: Path) -> tuple[Path, int]:
         if _is_same(path, descriptor):
             return path, descriptor
         os.close(descriptor)  # the process before removed it after this one had opened it
+
+
+def _open(path: Path) -> int:
+    """Open the lock file, or create it. Another user's file can be read and locked, but not written."""
+    try:
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
 
 def _is_same(path: Path, descriptor: int) -> bool:

@@ -16,8 +16,10 @@ def written_path(text: str | Path, folder: Path | None = None) -> Path:
     """Return `text` as a path, with `~` expanded; a relative path starts from `folder`.
 
     Raises:
-        DreamkitError: an impossible path, such as an overlong name or the home of an unknown user.
+        DreamkitError: an impossible path: an empty one, an overlong name or the home of an unknown user.
     """
+    if not str(text):
+        raise DreamkitError("expected a path, got ''; write . for the folder of this file")
     try:
         path = (folder or Path()) / Path(text).expanduser()
         os.stat(path)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _LFS_POINTER: Final = b"version https://git-lfs"
 LONGEST_NAME: Final = 200  # of a tensor, in a message: a file may hold any name
+# the types in which libraries store weights
+FLOAT_TYPES: Final = ("float64", "float32", "bfloat16", "float16")
 _MOST_LISTED: Final = 3
 _COPY_AGAIN: Final = "copy it again from its origin"
 
@@ -107,10 +109,8 @@ def tensor_problem(stored: Tensor, target: Tensor) -> str | None:
 
 
 def is_float(dtype: torch.dtype) -> bool:
-    """Return True for the types in which libraries store weights. Types of 8 bits need scales beside them."""
-    import torch
-
-    return dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    """Return True for the types of `FLOAT_TYPES`. Types of 8 bits need scales beside them."""
+    return dtype_name(dtype) in FLOAT_TYPES
 
 
 def non_finite(tensor: Tensor) -> str | None:

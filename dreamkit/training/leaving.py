@@ -21,6 +21,8 @@ def add_resume_point(error: BaseException, trainer: DreamTrainer) -> None:
 
     Every process must call this function. It raises nothing.
     """
+    if not trainer.has_begun:  # nothing was trained
+        return
     # A corrected file is other data than before.
     is_of_data = isinstance(error, DocumentError)
     action = (
@@ -34,18 +36,20 @@ def add_resume_point(error: BaseException, trainer: DreamTrainer) -> None:
         if reason is None:
             if (not_finite := trainer.monitor.check()) is not None:
                 error.add_note(trainer.describe(not_finite))
+                trainer.has_diverged = True
                 trainer.forget_interval()
             if point not in resume_points(out):
                 trainer.save_point()
     except Exception as failure:
         reason = str(failure) or repr(failure)
+    last = next(reversed(resume_points(out)), None)
+    if trainer.has_diverged:  # a resumed run has the same settings
+        action = f"start a new run with init={last} and other settings"
     if reason is None:
         error.add_note(f"step {trainer.state.global_step} is saved in {point}; {action}")
-        return
-    older = resume_points(out)
-    error.add_note(
-        f"no resume point was saved: {reason}" + (f"; the last one is {older[-1]}; {action}" if older else "")
-    )
+    else:
+        more = "" if last is None else f"; the last one is {last}; {action}"
+        error.add_note(f"no resume point was saved: {reason}{more}")
 
 
 def _unsaved_reason(trainer: DreamTrainer) -> str | None:

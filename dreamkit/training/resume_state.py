@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from transformers import TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 
 from dreamkit.errors import CheckpointError, DreamkitError, describe_error, excerpt
 from dreamkit.storage.json_files import read_json
@@ -17,6 +17,7 @@ from dreamkit.storage.json_files import read_json
 STATE: Final = "trainer"  # folder of the trainer's state in a resume point
 PROCESSES: Final = "processes.json"  # file in that folder: number of processes of the run
 DATA: Final = "data.json"  # file in that folder: fingerprints of the data sets
+MAX_NUMBER: Final = 1e300  # in the state; NaN is not below it
 INTERVAL: Final = "interval.json"  # file in that folder: losses since the last line of the log
 
 
@@ -65,11 +66,16 @@ def read_interval(point: Path) -> dict[str, Any] | None:
     with state_errors(point):
         values = read_json(file)
         numbers = [values.get("last_logged"), values.get("loss"), *_list(values.get("sums"))]
-        if len(numbers) != 6 or not all(type(number) in (int, float) for number in numbers):
+        are_numbers = all(type(number) in (int, float) and abs(number) < MAX_NUMBER for number in numbers)
+        if len(numbers) != 6 or not are_numbers or numbers[0] not in range(_step(point) + 1):
             raise ValueError(
                 f"{INTERVAL}: expected a step, a loss and four sums, got {excerpt(json.dumps(values))}"
             )
         return values
+
+
+def _step(point: Path) -> int:
+    return int(point.name.removeprefix("step-"))
 
 
 def _list(value: Any) -> list[Any]:
@@ -84,16 +90,21 @@ def check_state(point: Path) -> None:
     """
     with state_errors(point):
         values = read_json(point / STATE / TRAINER_STATE_NAME)
-        for name, usual in vars(TrainerState()).items():
+        known = vars(TrainerState())
+        if unknown := sorted(values.keys() - known.keys()):
+            raise ValueError(f"{TRAINER_STATE_NAME}: unknown key {excerpt(unknown[0])}")
+        for name, usual in known.items():
             value = values.get(name, usual)
             kinds = (int, float) if type(usual) in (int, float) else (type(usual),)
             if usual is not None and value is not None and type(value) not in kinds:
                 got = excerpt(json.dumps(value))
                 raise ValueError(f"{TRAINER_STATE_NAME}: {name}: expected {type(usual).__name__}, got {got}")
-        if values.get("global_step") != int(point.name.removeprefix("step-")):
+        if values.get("global_step") != _step(point):
             raise ValueError(
                 f"{TRAINER_STATE_NAME}: global_step: got {excerpt(repr(values.get('global_step')))}"
             )
+        if values["global_step"] and not (point / STATE / OPTIMIZER_NAME).is_file():
+            raise ValueError(f"missing {OPTIMIZER_NAME}")
 
 
 @contextmanager

@@ -127,9 +127,9 @@ class DreamTrainer(Trainer):
         self.registry = registry
         self.fingerprints = fingerprints
         self.agreement = Agreement()
-        self.random_state: RandomState | None = (
-            None  # after the last step; None within an update of the weights
-        )
+        self.has_begun = self.has_diverged = False
+        # after the last step; None within an update of the weights
+        self.random_state: RandomState | None = None
         self._sums_before: tuple[Tensor, Tensor] | None = None  # losses before an unfinished step
         self._interval: Mapping[str, Any] | None = None  # of the resume point
         self._batch = 0  # number of this process's next batch in the run
@@ -199,7 +199,7 @@ class DreamTrainer(Trainer):
         """
         problem = self.monitor.check()
         if problem is not None:
-            self.agreement.is_stopping = True
+            self.agreement.is_stopping = self.has_diverged = True
             self.forget_interval()
             raise TrainingError(self.describe(problem))
 
@@ -299,6 +299,7 @@ class DreamTrainer(Trainer):
             if not is_main():  # the sums are over all processes
                 sums[:2] = 0
             self.monitor.set_local_sums(sums)
+        self.has_begun = True
         self.end_step()
 
     def begin_step(self) -> None:

@@ -20,6 +20,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, 
 import tiny
 from dreamkit.build.load_part import load_part
 from dreamkit.errors import SourceError
+from dreamkit.storage.tensor_files import FLOAT_TYPES
 from dreamkit_diffusers.stable_diffusion import StableDiffusion
 from dreamkit_timm.encoder import Timm
 from dreamkit_timm.models import TimmConfig
@@ -117,7 +118,7 @@ def test_weights_that_are_not_finite_are_refused(source: Source, value: str) -> 
         source.load()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [getattr(torch, name) for name in FLOAT_TYPES], ids=str)
 def test_floating_point_types_are_interchangeable(source: Source, dtype: torch.dtype) -> None:
     source.change(lambda tensor: tensor.to(torch.float16).float())
     expected = source.load().state_dict()[source.name_in_part]
@@ -133,7 +134,7 @@ def test_floating_point_types_are_interchangeable(source: Source, dtype: torch.d
 def test_weights_of_other_types_are_refused(source: Source, dtype: torch.dtype) -> None:
     source.change(lambda tensor: tensor.to(dtype))
     name = str(dtype).removeprefix("torch.")
-    message = f"{source.file}: expected {source.weight} in float32, bfloat16 or float16, got {name}"
+    message = f"{source.file}: expected {source.weight} in float64, float32, bfloat16 or float16, got {name}"
     with pytest.raises(SourceError, match=message):
         source.load()
 
@@ -143,7 +144,7 @@ def test_a_bias_of_integers_is_refused(source: Source) -> None:
         return
     bias = source.weight.removesuffix("weight") + "bias"
     source.change(lambda tensor: tensor.to(torch.int64), bias)
-    with pytest.raises(SourceError, match=f"expected {bias} in float32"):
+    with pytest.raises(SourceError, match=f"expected {bias} in float64, "):
         source.load()
 
 
@@ -285,7 +286,7 @@ def test_pickled_weights_are_checked_too(source: Source) -> None:
     for value, message in (
         (
             state[source.weight].to(torch.int8),
-            f"expected {source.weight} in float32, bfloat16 or float16, got int8",
+            f"expected {source.weight} in float64, float32, bfloat16 or float16, got int8",
         ),
         (state[source.weight] * torch.nan, f"got NaN in {source.name_in_part}"),
     ):

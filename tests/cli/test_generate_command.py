@@ -150,7 +150,7 @@ def test_a_file_is_never_overwritten(run, checkpoint: Path) -> None:
         (["say", "--steps", 0], "'--steps': expected at least 1 and at most 100000, got 0"),
         (["say", "--guidance", -1], "'--guidance': expected at least 0, got -1"),
         (["say", "--max-tokens", 0], "'--max-tokens': expected at least 1 and at most 100000000, got 0"),
-        (["say", "--max-images", -1], "'--max-images': expected at least 0, got -1"),
+        (["say", "--max-images", -1], "'--max-images': expected at least 0 and at most 100000000, got -1"),
         (["say", "--guidance", "inf"], "expected a finite number, got inf"),
         (["say", "--temperature", "inf"], "expected a finite number, got inf"),
         (["say", "--temperature", "nan"], "--temperature"),
@@ -230,7 +230,7 @@ def test_an_imported_published_checkpoint_generates(run) -> None:
     ("folder", "out", "message"),
     [
         ("nowhere", "again", "config.json is missing"),
-        ("notes.txt", "again", "notes.txt/config.json: Not a directory"),
+        ("notes.txt", "again", "notes.txt/config.json is missing"),
         ("x" * 300, "again", "File name too long"),
         ("published/checkpoint", "notes.txt", "notes.txt is a file, and is not a checkpoint"),
         ("published/checkpoint", "published", "published is not empty, and is not a checkpoint"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -197,7 +198,10 @@ def test_a_resumed_run_refuses_missing_data_before_weights_are_read(
     write_recipe([{"name": "pairs", "path": "lines.jsonl"}])
     assert run("train", "recipe.yaml", "train.steps=2", "train.save_every=1", "--out", "out")[0] == 0
     Path("lines.jsonl").rename("moved.jsonl")
+    shutil.rmtree("out/checkpoint")  # that of a finished run
     built = forbid_weights(monkeypatch)
-    code, _, err = run("train", "recipe.yaml", "train.steps=2", "--resume", "--out", "out")
+    code, _, err = run(
+        "train", "recipe.yaml", "train.steps=2", "train.save_every=1", "--resume", "--out", "out"
+    )
     assert code == 2 and "lines.jsonl: no such file" in err
     assert built == []

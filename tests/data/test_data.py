@@ -229,7 +229,7 @@ BAD_RECORDS = [
         {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "<draw>"}]},
         "turn 1: <draw> is not supported",
     ),
-    (Conversations, ConversationsConfig, GOOD | {"image": [1]}, "image.*: expected a list of paths, got"),
+    (Conversations, ConversationsConfig, GOOD | {"image": [1]}, "image.*: expected a path, got 1"),
 ]
 VALID: dict[type, Any] = {
     Pairs: {"image": "a.png", "caption": "a"},

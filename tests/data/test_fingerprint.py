@@ -17,7 +17,7 @@ from dreamkit.data.fingerprint import SAMPLES, document_hash, fingerprint_differ
 from dreamkit.data.interleaved import Interleaved, InterleavedConfig
 from dreamkit.data.pairs import Pairs, PairsConfig
 from dreamkit.document import Document, Image, Text
-from dreamkit.errors import DocumentError
+from dreamkit.errors import DocumentError, count
 
 COUNT = 4
 
@@ -105,12 +105,12 @@ class Many(Dataset):
 
 
 @given(st.integers(1, 300), st.integers(1, 300))
-def test_any_data_set_has_a_fingerprint_with_its_size(count: int, other: int) -> None:
-    fingerprint = Many(count).fingerprint()
-    assert len(fingerprint) == 1 + min(count, SAMPLES)
+def test_any_data_set_has_a_fingerprint_with_its_size(size: int, other: int) -> None:
+    fingerprint = Many(size).fingerprint()
+    assert len(fingerprint) == 1 + min(size, SAMPLES)
     differences = fingerprint_differences([fingerprint], [Many(other).fingerprint()])
-    assert bool(differences) == (count != other)
-    assert differences in ([], [f"data.0: had {count} documents, has {other}"])
+    assert bool(differences) == (size != other)
+    assert differences in ([], [f"data.0: had {count(size, 'document')}, has {other}"])
 
 
 def test_a_document_that_could_not_be_read_may_be_corrected() -> None:

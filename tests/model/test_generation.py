@@ -285,9 +285,12 @@ def test_an_invalid_schedule_is_an_error_before_any_text(settings: dict[str, obj
         ({"seed": -1}, "seed: expected an integer from 0 to 18446744073709551615, got -1"),
         ({"seed": 2**64}, "seed: expected an integer from 0"),
         ({"seed": [1.5]}, "seed: expected an integer from 0 to 18446744073709551615, got 1.5"),
-        ({"size": (16,)}, r"size: expected \(height, width\) in pixels, got \(16,\)"),
-        ({"size": (16.0, 16)}, r"size: expected \(height, width\) in pixels"),
-        ({"size": (0, 16)}, "size: expected positive multiples of"),
+        ({"size": (16,)}, r"size: expected \(height, width\) from 1 to 65536 pixels, got \(16,\)"),
+        ({"size": 16}, r"size: expected \(height, width\) from 1 to 65536 pixels, got 16"),
+        ({"size": (16.0, 16)}, r"size: expected \(height, width\)"),
+        ({"size": (0, 16)}, r"size: expected \(height, width\) from 1"),
+        ({"size": (10**9, 10**9)}, r"size: expected \(height, width\) from 1"),
+        ({"seed": torch.tensor(3)}, "seed: expected an integer from 0 to"),
     ],
 )
 def test_a_setting_that_a_recipe_could_not_have_is_an_error_before_any_text(

@@ -80,7 +80,11 @@ generation: 7
         ("model.vision_encoder.config", [], "expected a section"),
         ("model.vision_encoder.config.patch_size", math.nan, "expected a finite number"),
         ("model.visual_projector", None, "expected a section, got null"),
-        ("model.visual_projector", "linear", "expected a section, got 'linear' (string)"),
+        (
+            "model.visual_projector",
+            "linear",
+            "expected a section with name, got 'linear' (string); write {name: linear}",
+        ),
         ("model.visual_projector.depth", 2, "unknown key 'depth'"),
         ("model.special_tokens", {"dream_start": 3}, "expected a string, got 3 (integer)"),
         ("data", {}, "expected a list of a section"),

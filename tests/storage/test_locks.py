@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,10 +23,9 @@ from pathlib import Path
 from dreamkit.storage.locks import exclusive
 with exclusive(Path(sys.argv[1])):
     if os.fork() == 0:  # as a worker that reads data
-        time.sleep(60)
-        os._exit(0)
-    print("locked", flush=True)
+        print("locked", flush=True)
     time.sleep(60)
+    os._exit(0)
 """
 
 
@@ -71,7 +70,6 @@ def test_a_lock_ends_with_its_process_though_a_forked_one_lives(tmp_path: Path) 
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # also the forked one
         process.stdout.close()
-        time.sleep(0)
 
 
 def test_the_lock_lies_inside_a_mount_point_and_a_folder_below_a_read_only_one(
@@ -146,7 +144,30 @@ def test_the_folder_of_a_process_killed_between_two_renames_is_restored(tmp_path
 def test_other_files_of_a_filled_folder_stay(tmp_path: Path) -> None:
     for name in ("page", "image-7", "notes.txt"):
         (tmp_path / name).write_text("old")
-    with filled_folder(tmp_path, earlier=("page", "image-*")) as new:
+    with filled_folder(tmp_path, earlier=re.compile(r"page|image-\d+")) as new:
         (new / "page").write_text("new")
         assert (tmp_path / "page").read_text() == "old"
     assert content(tmp_path) == {"notes.txt": b"old", "page": b"new"}
+
+
+def test_a_lock_file_with_content_is_the_users_and_stays(tmp_path: Path) -> None:
+    (tmp_path / ".out.lock").write_text("mine")
+    with exclusive(tmp_path / "out"):
+        pass
+    assert content(tmp_path) == {".out.lock": b"mine"}
+
+
+def test_a_folder_that_another_program_fills_meanwhile_is_kept(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match="is not empty: another program wrote it meanwhile"),
+        atomic_folder(tmp_path / "out") as partial,
+    ):
+        (partial / "weights").touch()
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert content(tmp_path)["out/notes.txt"] == b"mine"
+
+
+def test_the_root_folder_is_refused() -> None:
+    with pytest.raises(OutputError, match="/ is a mount point"), atomic_folder(Path("/")):
+        pass

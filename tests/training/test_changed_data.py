@@ -90,7 +90,9 @@ def test_an_older_resume_point_continues_without_fingerprints(
     (point / "dreamkit.json").write_text(json.dumps(manifest))
     (tmp_path / "data").rename(tmp_path / "moved")
     write_data(tmp_path / "moved", ["one", "two", "seven"])
-    code, _, err = run("train", recipe, "data.0.path=moved/pairs.jsonl", "--out", stopped, "--resume")
+    code, _, err = run(
+        "train", recipe, f"data.0.path={tmp_path / 'moved/pairs.jsonl'}", "--out", stopped, "--resume"
+    )
     assert code == 2 and "data[0].path" in err  # nothing shows that it is the same data
     (tmp_path / "moved").rename(tmp_path / "data")
     assert run("train", recipe, "--out", stopped, "--resume")[0] == 0

@@ -99,6 +99,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, save_every:
     )  # the step of the check, as the weights are finite
     assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*")) == saved
     assert caught.value.__notes__[0].startswith(f"{saved[-1].replace('-', ' ')} is saved in")
+    assert "start a new run with init=" in caught.value.__notes__[0]  # a resumed run has the same settings
     assert not (tmp_path / "checkpoint").exists() and not (tmp_path / "log.jsonl").read_text()
     assert all(tensor.isfinite().all() for tensor in weights(model).values())
 

@@ -165,3 +165,31 @@ def test_a_pickle_with_code_in_a_resume_point_is_refused(
     ) as caught:
         run(tmp_path, recipe, resume=True)
     assert "weights_only" not in str(caught.value) and "exploded" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("trainer_state.json", {"unknown": 1}),
+        ("interval.json", {"loss": float("nan")}),
+        ("interval.json", {"last_logged": 10**90}),
+        ("interval.json", {"sums": [1e308] * 4}),
+        ("optimizer.pt", None),
+    ],
+)
+def test_a_state_with_other_values_is_refused_without_a_word_about_saving(
+    tmp_path: Path, name: str, change: dict[str, Any] | None
+) -> None:
+    recipe = layouts.recipe(steps=3, save_every=1)
+    kill_at(2, tmp_path, recipe)
+    point = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    file = point / "trainer" / name
+    if change is None:
+        file.unlink()
+    else:
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    files = {name: record for name, record in describe_files(point).items() if name != Manifest.FILE}
+    edit_manifest(point, files=files)
+    with pytest.raises(CheckpointError, match=f"state of its run cannot be read: .*{name}") as caught:
+        run(tmp_path, recipe, resume=True)
+    assert not getattr(caught.value, "__notes__", [])

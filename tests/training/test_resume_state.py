@@ -22,6 +22,7 @@ def point(tmp_path: Path) -> Path:
     state.global_step = 2
     state.save_to_json(str(point / "trainer/trainer_state.json"))
     (point / "trainer/processes.json").write_text("3")
+    (point / "trainer/optimizer.pt").touch()
     return point
 
 

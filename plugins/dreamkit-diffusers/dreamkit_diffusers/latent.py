@@ -300,7 +300,9 @@ def _check_latents(configs: Configs) -> None:
     mean, std = vae.get("latents_mean"), vae.get("latents_std")
     for key, value, other in (("latents_mean", mean, "latents_std"), ("latents_std", std, "latents_mean")):
         if value is not None:
-            error = numbers_error(value, vae["latent_channels"], positive=key == "latents_std")
+            error = numbers_error(
+                value, vae["latent_channels"], "latent channel", positive=key == "latents_std"
+            )
             configs.add_problem(f"vae.{key}", error)
         elif vae.get(other) is not None:
             configs.add_problem(

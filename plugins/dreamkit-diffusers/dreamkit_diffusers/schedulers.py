@@ -9,6 +9,7 @@ import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
+from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import diffusers
@@ -16,7 +17,7 @@ import torch
 
 from dreamkit import DreamkitError, describe_value, did_you_mean, excerpt
 from dreamkit_diffusers import keys
-from dreamkit_diffusers.values import count_error, number_error
+from dreamkit_diffusers.values import count_error, number_error, numbers_error
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -87,6 +88,8 @@ class Schedulers(ABC):
             yield "num_train_timesteps", error
         class_name = config.get("_class_name", self.default)
         if self.accepts(class_name):
+            if error is None:
+                yield from _table_problems({**_defaults(class_name), **config})
             yield from self.value_problems(config)
         else:
             message = f"expected a scheduler class for {self.objective}, got '{excerpt(str(class_name))}'"
@@ -136,6 +139,9 @@ class NoiseSchedulers(Schedulers):
     class_keys = keys.NOISE_SCHEDULERS
     fixed = keys.NOISE_FIXED
     prediction_types = ("epsilon", "v_prediction", "sample")
+
+    def create(self, name: str | None, config: Mapping[str, Any]) -> SchedulerMixin:
+        return _within_table(super().create(name, config))
 
     def value_problems(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         kind = config.get("prediction_type", "epsilon")
@@ -226,6 +232,40 @@ def draws_finite(scheduler: Any) -> bool:
             noisy = scale_input(latents, timestep)
             latents = scheduler.step(noisy / 2, timestep, latents, return_dict=False, **options)[0]
     return bool(latents.isfinite().all())
+
+
+def _table_problems(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the key and the message of each value that does not fit the number of timesteps."""
+    betas = config.get("trained_betas")
+    if betas is not None:
+        error = numbers_error(betas, config["num_train_timesteps"], "timestep", positive=False)
+        if error is not None:
+            yield "trained_betas", f"{error}; set null, or num_train_timesteps to the length of the list"
+    offset, last = config.get("steps_offset", 0), config["num_train_timesteps"] - 1
+    if type(offset) is not int or not 0 <= offset <= last:
+        yield "steps_offset", f"expected an integer from 0 to {last}, got {describe_value(offset)}"
+
+
+def _within_table(scheduler: Any) -> Any:
+    """Return `scheduler` with a `set_timesteps` that raises ValueError for timesteps after the last trained one.
+
+    An offset may shift them there, if the steps are many. diffusers then fails when drawing, or draws with them.
+    """
+    set_timesteps, last = scheduler.set_timesteps, scheduler.config.num_train_timesteps - 1
+
+    @wraps(set_timesteps)
+    def set_within(*args: Any, **options: Any) -> None:
+        set_timesteps(*args, **options)
+        highest = scheduler.timesteps.max().item()
+        if highest > last:
+            offset = scheduler.config.get("steps_offset", 0)
+            raise ValueError(
+                f"expected timesteps up to {last}, got {highest:g} with steps_offset {offset}; use fewer steps or a "
+                "smaller steps_offset"
+            )
+
+    scheduler.set_timesteps = set_within
+    return scheduler
 
 
 def _parameters(class_name: str) -> Mapping[str, inspect.Parameter]:

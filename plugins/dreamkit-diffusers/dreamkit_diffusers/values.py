@@ -48,10 +48,10 @@ def number_error(value: Any, *, positive: bool = True) -> str | None:
     return None
 
 
-def numbers_error(value: Any, length: Any, *, positive: bool) -> str | None:
-    """Return why `value` is not a list of `length` finite numbers, above 0 if `positive`, or None if it is."""
+def numbers_error(value: Any, length: Any, each: str, *, positive: bool) -> str | None:
+    """Return why `value` is not a list of `length` finite numbers, one for `each`, above 0 if `positive`; else None."""
     if not isinstance(value, list | tuple):
         return f"expected a list of {count(length, 'number')}, got {describe_value(value)}"
     if len(value) != length:
-        return f"expected {count(length, 'number')}, one for each latent channel, got {len(value)}"
+        return f"expected {count(length, 'number')}, one for each {each}, got {len(value)}"
     return next((error for item in value if (error := number_error(item, positive=positive))), None)

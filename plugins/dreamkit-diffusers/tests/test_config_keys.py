@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -162,6 +163,62 @@ def test_settings_that_cannot_draw_are_refused(scheduler: dict[str, Any], key: s
     ((actual_key, actual),) = caught.value.problems.items()
     assert actual_key == f"config.scheduler{key}" and message in actual
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("cls", [StableDiffusion, SDXL, SD3, Sana])
+@pytest.mark.parametrize(
+    ("betas", "message"),
+    [
+        ([0.1] * 4, "expected 1000 numbers, one for each timestep, got 4"),
+        ([], "expected 1000 numbers, one for each timestep, got 0"),
+        ([0.1] * 1001, "expected 1000 numbers, one for each timestep, got 1001"),
+        ([0.1] * 999 + ["high"], "expected a finite number, got 'high' (string)"),
+        (0.1, "expected a list of 1000 numbers, got 0.1 (number)"),
+    ],
+    ids=["few", "none", "many", "text", "number"],
+)
+def test_betas_that_do_not_fit_the_timesteps_are_refused_by_name(cls: Any, betas: Any, message: str) -> None:
+    names = NOISE_SCHEDULERS if cls.layout.schedulers is NOISE else FLOW_SCHEDULERS
+    for name in names:
+        scheduler = {"_class_name": name, "num_train_timesteps": 1000}
+        with pytest.raises(ConfigError) as caught:
+            cls.infer_spec(tiny_config(cls, scheduler={**scheduler, "trained_betas": betas}))
+        assert caught.value.problems["config.scheduler.trained_betas"].startswith(f"{message}; set null")
+
+
+@pytest.mark.parametrize("offset", [-1, 1000, 10**30, 0.5, "1", True, None], ids=str)
+@pytest.mark.parametrize("name", NOISE_SCHEDULERS)
+def test_an_offset_outside_the_timesteps_is_refused_by_name(name: str, offset: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        SDXL.infer_spec(tiny_config(SDXL, scheduler={"_class_name": name, "steps_offset": offset}))
+    actual = caught.value.problems["config.scheduler.steps_offset"]
+    assert actual.startswith("expected an integer from 0 to 999, got ")
+
+
+@pytest.mark.parametrize("own", NOISE_SCHEDULERS)
+def test_steps_that_an_offset_shifts_out_of_the_timesteps_are_refused(own: str) -> None:
+    """With 30 steps, DDIM's first timestep is 957 plus the offset: 1000 / 30 rounded down times 29."""
+    spacing = {"timestep_spacing": "leading", "steps_offset": 100}
+    config = {"_class_name": own, **spacing}
+    SDXL.infer_spec(tiny_config(SDXL, scheduler=config))
+    for name in (None, *NOISE.table):
+        scheduler = NOISE.create(name, config)
+        scheduler.set_timesteps(4)
+        try:
+            scheduler.set_timesteps(30)
+        except ValueError as error:
+            assert re.match(
+                r"expected timesteps up to 999, got 10\d\d with steps_offset 100; use", str(error)
+            )
+        else:
+            assert scheduler.timesteps.max() <= 999
+
+
+def test_a_drawing_with_too_many_steps_for_the_offset_is_refused() -> None:
+    config = {"_class_name": "DDIMScheduler", "steps_offset": 100}
+    with pytest.raises(ValueError, match="expected timesteps up to 999, got 1057 "):
+        NOISE.create(None, config).set_timesteps(30, device="cpu")
+    NOISE.create(None, {**config, "steps_offset": 42}).set_timesteps(30)
 
 
 @pytest.mark.parametrize(

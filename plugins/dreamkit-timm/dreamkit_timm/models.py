@@ -257,7 +257,7 @@ def _at_size(
 
 
 def _check_preprocessing(data_config: Mapping[str, Any], key: str) -> None:
-    """Process an image.
+    """Process a black and a white image.
 
     Raises:
         ConfigError: timm cannot; the message names the value without which it can.
@@ -272,14 +272,17 @@ def _check_preprocessing(data_config: Mapping[str, Any], key: str) -> None:
 
 
 def _preprocessing_error(data_config: Mapping[str, Any]) -> str | None:
-    """Return why timm cannot process an image with these settings, of which None is the default; else None."""
+    """Return why timm cannot process images with these settings, of which None is the default; else None."""
     settings = {name: value for name, value in data_config.items() if value is not None}
     try:
         with torch.device("cpu"):
-            create_transform(**settings, is_training=False)(Image.new("RGB", (3, 5)))
+            transform: Any = create_transform(**settings, is_training=False)
+            # the extreme values of pixels
+            images = [transform(Image.new("RGB", (3, 5), color)) for color in ("black", "white")]
     except Exception as error:  # of any type, about a value of any type
         return describe_error(error)
-    return None
+    is_finite = all(pixels.isfinite().all() for pixels in images)
+    return None if is_finite else "expected finite pixels, got inf or NaN"
 
 
 def _adapter_layers(model: Any, layer: int, side: int, grid: tuple[int, int]) -> tuple[str, ...]:

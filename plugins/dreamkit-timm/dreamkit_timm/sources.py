@@ -13,7 +13,16 @@ from typing import Any, Final
 import timm
 from timm.models import PretrainedCfg
 
-from dreamkit import ConfigError, PartConfig, SourceError, did_you_mean, excerpt, locate, read_json
+from dreamkit import (
+    ConfigError,
+    PartConfig,
+    SourceError,
+    describe_value,
+    did_you_mean,
+    excerpt,
+    locate,
+    read_json,
+)
 
 WEIGHTS: Final = "model.safetensors"
 _OWNER: Final = "timm/"
@@ -162,7 +171,7 @@ def _from_folder(folder: Path) -> Source:
     if message := _name_error(name):
         raise SourceError(f"{file}: {message}")
     if not isinstance(arguments, dict):
-        raise SourceError(f"{file}: model_args: expected an object, got {json.dumps(arguments):.80}")
+        raise SourceError(f"{file}: model_args: expected an object, got {describe_value(arguments)}")
     if reserved := sorted(_RESERVED & arguments.keys() - {"num_classes"}):
         raise SourceError(f"{file}: unsupported model_args {', '.join(reserved)}; remove them")
     arguments = {key: value for key, value in arguments.items() if key != "num_classes"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -54,8 +55,8 @@ UNUSED = {
 WRONG = {
     "interpolation": ["random", "bicubik", 3],
     "crop_pct": ["big"],
-    "mean": [[0.1, 0.2]],
-    "std": [[0, 0, 0]],
+    "mean": [[0.1, 0.2], [math.nan] * 3, [0.5, math.inf, 0.5]],
+    "std": [[0, 0, 0], [0.5, 0, 0.5], [math.nan] * 3, [1e-45] * 3],
 }
 Write = Callable[[dict[str, Any]], tuple[str, Any]]
 

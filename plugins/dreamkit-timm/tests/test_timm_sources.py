@@ -101,7 +101,11 @@ def test_a_folder_of_another_library_is_refused(source, tmp_path):
             "unknown argument 'embed_dm' of VisionTransformer; did you mean 'embed_dim'?",
         ),
         ([], "expected a JSON object, got []"),
-        ({**content, "model_args": [1]}, "model_args: expected an object, got [1]"),
+        ({**content, "model_args": [1]}, "model_args: expected an object, got a list of length 1"),
+        (
+            {**content, "model_args": "a\x1b" + "b" * 99},
+            f"expected an object, got 'a\\x1b{'b' * 72}...' (string)",
+        ),
     ):
         file.write_text(json.dumps(changed))
         with pytest.raises(ConfigError) as caught:

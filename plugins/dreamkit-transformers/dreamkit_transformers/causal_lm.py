@@ -105,9 +105,15 @@ class CausalLM(TokenAddingModel):
         on_meta(lambda: cls._build_random(config, description)._run_once(), config.pretrained)
         if replaced := description.generation.replaced:
             log.info(
-                "%s: not used when writing text: %s of the source; a recipe's `generation` has these settings",
+                "%s: not used when writing text: %s of the source; a recipe's `generation` decides sampling",
                 config.pretrained,
                 ", ".join(replaced),
+            )
+        if unsupported := description.generation.unsupported:
+            log.warning(
+                "%s: not used when writing text: %s of the source; texts may differ from the library's",
+                config.pretrained,
+                ", ".join(unsupported),
             )
         model = load_weights(description.model_class, folder, description.library_config)
         return cls(config, description, model)._log_problems()

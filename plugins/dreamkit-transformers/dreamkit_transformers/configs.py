@@ -98,6 +98,8 @@ def _range_problem(kind: type[PreTrainedConfig], name: str, value: Any) -> str |
     usual = next((each for each, own in kind.attribute_map.items() if own == name), name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
+    if value < 1 and usual == "num_hidden_layers":
+        return f"expected at least 1, got {value}"
     if value > MAX_LAYERS and usual.endswith("_layers"):
         return f"expected at most {MAX_LAYERS}, got {value}"
     if not 0 <= value <= 1 and ("dropout" in usual or "pdrop" in usual):

@@ -1,32 +1,39 @@
 """The settings for writing text in a model's own files.
 
 A recipe's `generation` decides how tokens are sampled. Rules about certain tokens are honoured, or refused by name. A
-test compares the lists of keys with the library's class.
+warning names other keys that change the text. A test compares the lists of keys with the library's class.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dreamkit import SourceError, describe_value, read_json
+from dreamkit import SourceError, excerpt, read_json
 
 HONOURED: Final = ("eos_token_id", "suppress_tokens")
-# keys that a recipe's `generation` replaces, with the values that have no effect besides null
+# keys of sampling, which a recipe's `generation` decides, with the values that have no effect besides null
 SAMPLING: Final[Mapping[str, tuple[Any, ...]]] = {
-    **dict.fromkeys(("do_sample", "early_stopping", "renormalize_logits"), (False,)),
-    **dict.fromkeys(("temperature", "top_p", "typical_p", "length_penalty", "repetition_penalty"), (1,)),
-    **dict.fromkeys(("encoder_repetition_penalty", "num_beams", "num_beam_groups"), (1,)),
-    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff", "diversity_penalty", "penalty_alpha"), (0,)),
-    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), (0,)),
-    **dict.fromkeys(("min_length", "min_new_tokens"), (0,)),
-    **dict.fromkeys(("min_p", "top_h", "dola_layers", "max_time", "max_new_tokens"), ()),
+    **dict.fromkeys(("do_sample", "renormalize_logits"), (False,)),
+    **dict.fromkeys(("temperature", "top_p", "typical_p"), (1,)),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff"), (0,)),
+    **dict.fromkeys(("min_p", "top_h", "max_time", "max_new_tokens"), ()),
     "max_length": (20,),  # the library's earlier default, which it wrote to files
     "top_k": (0, 50),
 }
-# keys that change the text in a way that a recipe has no setting for
+# keys that also change the text of the most likely tokens; a recipe has no such setting
+GREEDY: Final[Mapping[str, tuple[Any, ...]]] = {
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "length_penalty"), (1,)),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), (0,)),
+    **dict.fromkeys(("min_length", "min_new_tokens", "diversity_penalty", "penalty_alpha"), (0,)),
+    **dict.fromkeys(("num_beams", "num_beam_groups"), (1,)),
+    "early_stopping": (False,),
+    "dola_layers": (),
+}
+# rules for certain tokens and other inputs, without which the text would be wrong
 REFUSED: Final[Mapping[str, tuple[Any, ...]]] = {
     **dict.fromkeys(("bad_words_ids", "begin_suppress_tokens", "force_words_ids", "constraints"), ([],)),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), ()),
@@ -54,11 +61,15 @@ OTHER: Final = frozenset(
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """The end tokens, the tokens never to write, and the names of settings that a recipe's `generation` replaces."""
+    """The end tokens, the tokens never to write, and the names of settings without effect.
+
+    A recipe's `generation` decides those of `replaced`. Those of `unsupported` also change the most likely text.
+    """
 
     eos_ids: tuple[int, ...] = ()
     suppressed_ids: frozenset[int] = frozenset()
     replaced: tuple[str, ...] = ()
+    unsupported: tuple[str, ...] = ()
 
 
 def read_generation(folder: Path, rows: int) -> GenerationSettings:
@@ -85,14 +96,17 @@ def read_generation(folder: Path, rows: int) -> GenerationSettings:
         )
     if both := sorted(set(eos_ids).intersection(suppressed_ids)):
         raise SourceError(f"{file}: suppress_tokens: expected no eos_token_id, got {both[0]}; remove it")
-    replaced = tuple(key for key, neutral in SAMPLING.items() if values.get(key) not in (None, *neutral))
-    return GenerationSettings(eos_ids, frozenset(suppressed_ids), replaced)
+    replaced, unsupported = (
+        tuple(key for key, neutral in keys.items() if values.get(key) not in (None, *neutral))
+        for keys in (SAMPLING, GREEDY)
+    )
+    return GenerationSettings(eos_ids, frozenset(suppressed_ids), replaced, unsupported)
 
 
 def _token_ids(file: Path, key: str, value: Any) -> tuple[int, ...]:
     ids = value if isinstance(value, list) else [value]
     if not all(type(index) is int and index >= 0 for index in ids):
         raise SourceError(
-            f"{file}: {key}: expected a token id or a list of token ids, got {describe_value(value)}"
+            f"{file}: {key}: expected a token id or a list of token ids, got {excerpt(json.dumps(value))}"
         )
     return tuple(ids)

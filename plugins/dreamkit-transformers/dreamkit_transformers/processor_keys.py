@@ -37,6 +37,9 @@ _RESAMPLINGS: Final = (
     4  # Pillow's first numbers: nearest, Lanczos, bilinear, bicubic; torchvision lacks the others
 )
 
+_NUMBER_KEYS: Final = frozenset(("rescale_factor", "image_mean", "image_std"))
+_LARGEST: Final = 1e4  # of the usual numbers, whose pixels are finite
+
 
 def class_name(values: Mapping[str, Any]) -> str | None:
     """Return the name of the processor's class that a file names, also one of earlier releases, or None."""
@@ -51,6 +54,8 @@ def is_plain(values: Mapping[str, Any], name: str, size_keys: frozenset[str]) ->
     resample = values.get(RESAMPLE, 0)
     if type(resample) is not int or resample not in range(_RESAMPLINGS):
         return False
+    if not all(_is_usual(key, values[key]) for key in _NUMBER_KEYS & values.keys()):
+        return False
     nullable = {*CLASS_KEYS, "do_convert_rgb"}  # as in files of SigLIP 2
     allowed = {RESAMPLE, *VALUE_KEYS, *size_keys}
     return all(
@@ -58,3 +63,10 @@ def is_plain(values: Mapping[str, Any], name: str, size_keys: frozenset[str]) ->
         for key, value in values.items()
         if key not in _NOTES
     )
+
+
+def _is_usual(key: str, value: Any) -> bool:
+    """Return True if a value of `_NUMBER_KEYS` makes finite pixels; False if the class must show it."""
+    numbers = value if isinstance(value, list) and len(value) == 3 else [value]
+    least = 1 / _LARGEST if key == "image_std" else -_LARGEST
+    return all(type(number) in (int, float) and least <= number <= _LARGEST for number in numbers)

@@ -29,7 +29,7 @@ PROCESSOR_FILE = (
 )
 IMAGE_PROCESSOR_KEY = "image_processor"
 PROCESSOR_FILES = f"{IMAGE_PROCESSOR_FILE}|{PROCESSOR_FILE}"
-OBLONGS = ((3, 5), (96, 40))  # widths and heights
+OBLONGS = (((3, 5), "black"), ((96, 40), "white"))  # widths and heights, and the extreme values of pixels
 
 
 @dataclass(frozen=True)
@@ -138,13 +138,18 @@ def _processed_shape(processor: Any) -> tuple[int, int]:
     """Return the height and width of the images that a processor makes of two oblong ones; if these differ, of one.
 
     Raises:
-        ValueError: it makes something else than an image of an image.
+        ValueError: it makes something else than an image of an image, or pixels that are not finite.
     """
     shapes = []
-    for size in OBLONGS:
-        pixels = processor([Image.new("RGB", size)], return_tensors="pt")["pixel_values"]
+    for size, color in OBLONGS:
+        pixels = processor([Image.new("RGB", size, color)], return_tensors="pt")["pixel_values"]
         if pixels.shape[:-2] != (1, 3):
             raise ValueError(f"expected pixels of shape (1, 3, H, W) of an image, got {tuple(pixels.shape)}")
+        if not pixels.isfinite().all():
+            raise ValueError(
+                "expected finite pixels of an image, got inf or NaN; set image_mean, rescale_factor to finite numbers "
+                "and image_std to positive ones"
+            )
         shapes.append((pixels.shape[-2], pixels.shape[-1]))
     # not a square, if either is not
     return next((shape for shape in shapes if shape[0] != shape[1] or shape != shapes[0]), shapes[0])

@@ -38,6 +38,7 @@ def test_the_listed_keys_are_those_of_the_installed_class() -> None:
     lists = (
         generation_file.HONOURED,
         generation_file.SAMPLING,
+        generation_file.GREEDY,
         generation_file.REFUSED,
         generation_file.OTHER,
     )
@@ -48,7 +49,7 @@ def test_the_listed_keys_are_those_of_the_installed_class() -> None:
 
 def test_values_without_effect_are_those_of_the_installed_class() -> None:
     defaults = transformers.GenerationConfig()._get_default_generation_params()
-    for key, neutral in (generation_file.SAMPLING | generation_file.REFUSED).items():
+    for key, neutral in (generation_file.SAMPLING | generation_file.GREEDY | generation_file.REFUSED).items():
         assert defaults.get(key) in (None, *neutral), key
 
 
@@ -68,7 +69,7 @@ def test_suppressed_and_end_tokens_are_honoured(change: Any) -> None:
             r"suppress_tokens: expected a token id or a list of token ids, got \[-1\]",
         ),
         ({"suppress_tokens": [260]}, "suppress_tokens: expected token ids below 260, got 260"),
-        ({"eos_token_id": "end"}, ".*eos_token_id.*'end'"),
+        ({"eos_token_id": "end"}, r".*eos_token_id.*[\"']end"),
     ],
 )
 def test_invalid_tokens_are_an_error_with_file_and_key(
@@ -86,9 +87,29 @@ def test_a_rule_for_certain_tokens_is_refused_by_name(change: Any, key: str) -> 
         Llama.infer_spec(change(**{key: [[5]]}))
 
 
-def test_replaced_settings_are_named(change: Any, caplog: pytest.LogCaptureFixture) -> None:
-    config = change(temperature=0.6, repetition_penalty=1.05, top_k=50, do_sample=False)
+def test_settings_without_effect_are_named(change: Any, caplog: pytest.LogCaptureFixture) -> None:
+    settings = {
+        "temperature": 0.6,
+        "top_k": 50,
+        "do_sample": False,
+        "num_beams": 1,
+        "no_repeat_ngram_size": 3,
+    }
+    config = change(**settings, repetition_penalty=1.05)
     with caplog.at_level(logging.INFO):
         Llama.from_pretrained(config)
-    (line,) = [message for message in caplog.messages if "not used" in message]
-    assert "temperature, repetition_penalty of the source" in line
+    lines = {record.levelname: record.message for record in caplog.records if "not used" in record.message}
+    assert ": temperature of the source; " in lines["INFO"]
+    assert ": repetition_penalty, no_repeat_ngram_size of the source; " in lines["WARNING"]
+
+
+@pytest.mark.parametrize("key", generation_file.GREEDY)
+def test_a_setting_that_changes_the_most_likely_text_is_warned_of_once(
+    change: Any, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for neutral in (None, *generation_file.GREEDY[key]):
+        Llama.from_pretrained(change(**{key: neutral}))
+    assert not [message for message in caplog.messages if "not used" in message]
+    Llama.from_pretrained(change(**{key: True if key == "early_stopping" else 3}))
+    (message,) = [message for message in caplog.messages if "not used" in message]
+    assert f": {key} of the source; texts may differ" in message

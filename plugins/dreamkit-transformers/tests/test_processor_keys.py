@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,21 @@ VALUES: dict[str, list[Any]] = {  # of each key; None is null in the file
 STRICTER = [("resample", None)]
 
 
+# values with which the library makes pixels that are not finite
+NOT_FINITE: list[dict[str, Any]] = [
+    {"image_std": [0, 0, 0]},
+    {"image_std": [0.5, 0.5, 0.0]},
+    {"image_std": 0},
+    {"image_std": [1e-45] * 3, "image_mean": [0, 0, 0]},
+    {"image_std": [math.nan] * 3},
+    {"image_mean": [math.nan] * 3},
+    {"image_mean": [0.5, -math.inf, 0.5]},
+    {"rescale_factor": math.nan},
+    {"rescale_factor": math.inf},
+    {"rescale_factor": 1e38},
+]
+
+
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -171,6 +187,14 @@ def test_pixels_equal_the_librarys_or_the_file_is_refused(family: str, key: str,
             assert part.spec == spec and pixels.shape[-2:] == (spec.image_size, spec.image_size)
             assert not isinstance(expected, str), f"{key} {value}: {expected}"
             torch.testing.assert_close(pixels, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("values", NOT_FINITE, ids=str)
+def test_a_file_that_makes_inf_or_nan_is_refused(family: str, values: dict[str, Any], tmp_path: Path) -> None:
+    config = write(tmp_path, family, **values)
+    for build in (FAMILIES[family][0].infer_spec, FAMILIES[family][0].from_pretrained):
+        with pytest.raises(SourceError, match=r"preprocessor_config\.json: invalid for "):
+            build(config)
 
 
 def test_every_key_of_the_installed_processors_is_listed_and_tested(family: str) -> None:
