@@ -133,6 +133,16 @@ TEMPLATES = {
     "plain words": EACH
     + "{{ m.role | upper }}: {{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% else %} "
     "{% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}",
+    "channels": EACH + "<|im_start|>{{ m.role }}"
+    "{% if m.role == 'assistant' %}<|system|>final{% endif %}<|user|>{{ m.content }}"
+    "{% if loop.last and m.role == 'assistant' %}{{ eos_token }}{% else %}<|im_end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}",
     "ends once": EACH + "{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% else %}{{ eos_token }}{% endif %}",
+}
+# templates that do not end the last answer
+ENDLESS = {
+    "ends at the next turn": EACH + "<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+    "opens alone": EACH + "<|im_start|>{{ m.role }}: {{ m.content }}\n{% endfor %}",
 }

@@ -11,6 +11,7 @@ import torch
 import meta.breaking as broken
 from dreamkit.parts.projectors import Linear
 from dreamkit.testing.subject_kinds import WIDTHS
+from dreamkit_transformers.llama import Vicuna
 from dreamkit_transformers.siglip import Siglip
 from meta.breaking import (
     preprocessing,
@@ -21,7 +22,13 @@ from meta.breaking import (
     with_spec,
 )
 from meta.decoders import IMAGE_DECODER, ignores_extras
-from meta.language_models import LANGUAGE_MODEL, ignores_cached_positions, reverses_ids
+from meta.language_models import (
+    LANGUAGE_MODEL,
+    ends_before_the_answer,
+    has_no_flags_in_prompts,
+    ignores_cached_positions,
+    reverses_ids,
+)
 from meta.parts import (
     Decoder,
     Extra,
@@ -137,6 +144,8 @@ def swaps_channels(pixels_of, pictures):
 MORE_CULPRITS = [
     ("language_model", "cached_decoding", with_method(Words, "forward", ignores_cached_positions)),
     ("language_model", "embed_any_shape", with_method(Words, "embed", reverses_ids)),
+    ("language_model", "chat_prompt", with_method(Words, "conversation", has_no_flags_in_prompts)),
+    ("language_model", "chat_prompt", with_method(Vicuna, "conversation", ends_before_the_answer)),
     ("projector", "dtype_kept", with_method(Plain, "forward", rounds_to_bfloat16)),
     ("projector", "frozen_stays_frozen", with_method(Plain, "forward", unfreezes_in_training)),
     ("image_decoder", "extras_agree", with_method(Extra, "draw_steps", ignores_extras)),

@@ -79,6 +79,19 @@ def has_no_end_of_turn(part):
     part.chat = ChatTemplate(user=("USER:", ""), assistant=("ASSISTANT:", ""))
 
 
+def ignores_prompt(self, conversation, turns, prompt):
+    return conversation(turns, prompt=False)
+
+
+def has_no_flags_in_prompts(self, conversation, turns, prompt):
+    ids, labelled = conversation(turns, prompt)
+    return ids, [] if prompt else labelled
+
+
+def ends_before_the_answer(self, conversation, turns, prompt):
+    return conversation(turns, prompt and turns[-1].role == "assistant")
+
+
 def ignores_cached_positions(self, forward, embeds, positions, segments, cache=None):
     return forward(embeds, positions if cache is None else torch.zeros_like(positions), segments, cache)
 
@@ -105,4 +118,5 @@ LANGUAGE_MODEL = {
     "special_tokens_saved": with_method(Words, "save_tokenizer", saves_another_tokenizer),
     "new_token_rows": with_method(Words, "added_token_parameters", returns_copies),
     "chat_template": with_part_change(Words, has_no_end_of_turn),
+    "chat_prompt": with_method(Words, "conversation", ignores_prompt),
 }

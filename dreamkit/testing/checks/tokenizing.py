@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dreamkit.data.sequence import IGNORED, Sequencer
 from dreamkit.document import Document, Text
+from dreamkit.parts.conversation import Turn, TurnPiece
 from dreamkit.recipe.special_tokens import SpecialTokens
 from dreamkit.testing.check import check
 from dreamkit.testing.expect import expect, expect_true
@@ -175,3 +176,30 @@ def chat_template(subject: LanguageSubject, turns: list[tuple[list[int], list[in
         if part.chat is not None:
             words = [*part.tokenize(answer), *part.tokenize(part.chat.assistant[1], special=True)]
             expect(run, words, f"the labels of answer {number}")
+
+
+@check(KIND, question=words, answer=words)
+def chat_prompt(subject: LanguageSubject, question: list[int], answer: list[int]) -> None:
+    """A prompt ends where the assistant goes on writing, without an end of its turn, and has a flag for each token.
+
+    A model that reads an end of its turn starts another turn instead of an answer.
+    """
+    part = subject.make_as_built()
+    asks = Turn("user", (TurnPiece(normalized_text(part, question) or "a"),))
+    text = normalized_text(part, answer) or "a"
+    turns = [asks, Turn("assistant", (TurnPiece(text, train_on=True),))]
+    prompts = []
+    for some, prompt in ((turns[:1], True), (turns, True), (turns, False)):
+        subject.call_text = f"conversation({some}, prompt={prompt})"
+        ids, labelled = part.conversation(some, prompt)
+        expect(len(labelled), len(ids), "the number of flags, one for each id")
+        prompts.append(ids)
+    start, opened, whole = prompts
+    subject.call_text = f"conversation({turns}, prompt=True)"
+    ends = [sum(index in part.spec.eos_ids for index in ids) for ids in (start, opened)]
+    expect(ends[1], ends[0], f"the count of eos_ids={part.spec.eos_ids}, as in the prompt before the answer")
+    decoded = part.decode(opened).strip()
+    expect_true(decoded.endswith(text), f"{decoded!r}", f"a prompt that ends with {text!r}")
+    if part.chat is not None:
+        subject.call_text = f"conversation({turns[:1]}, prompt=True)"
+        expect(start, whole[: labelled.index(True)], "the ids before the answer of the whole conversation")

@@ -24,7 +24,7 @@ from dreamkit_transformers.added_tokens import TokenAddingModel
 from dreamkit_transformers.chat import plain_turns
 from dreamkit_transformers.configs import load_weights, on_meta, random_model
 from dreamkit_transformers.description import LanguageConfig, ModelDescription, describe, source_folder
-from dreamkit_transformers.library_chat import LibraryChat, turn_end
+from dreamkit_transformers.library_chat import LibraryChat, turn_ends
 from dreamkit_transformers.masks import TokenCache
 from dreamkit_transformers.norms import as_rms_norm
 from dreamkit_transformers.text_decoder import decoder_of, new_cache, replaced_module, run_decoder
@@ -60,8 +60,7 @@ class CausalLM(TokenAddingModel):
         layout = self.conversation_layout(config, description.tokenizer)
         self.library_chat = layout if isinstance(layout, LibraryChat) else None
         self.chat = layout if isinstance(layout, ChatTemplate) else None
-        self.spec: LanguageSpec = description.spec(config, turn_end(layout))
-        self._log_problems()
+        self.spec: LanguageSpec = description.spec(config, turn_ends(layout))
         self.abilities = description.abilities()
         self.model: Any = model
         self.norm: nn.Module = nn.Identity()
@@ -86,7 +85,7 @@ class CausalLM(TokenAddingModel):
         description = cls._describe(config)
         if config.pretrained is None:
             return on_meta(lambda: cls._build_random(config, description)._run_once()).spec
-        return description.spec(config, turn_end(cls.conversation_layout(config, description.tokenizer)))
+        return description.spec(config, turn_ends(cls.conversation_layout(config, description.tokenizer)))
 
     @classmethod
     def meta_modules(cls, config: LanguageConfig) -> Self:
@@ -95,7 +94,7 @@ class CausalLM(TokenAddingModel):
 
     @classmethod
     def from_config(cls, config: LanguageConfig) -> Self:
-        return cls._build_random(config, cls._describe(config))
+        return cls._build_random(config, cls._describe(config))._log_problems()
 
     @classmethod
     def from_pretrained(cls, config: LanguageConfig) -> Self:
@@ -116,11 +115,8 @@ class CausalLM(TokenAddingModel):
                 config.pretrained,
                 ", ".join(unsupported),
             )
-        return cls(
-            config,
-            description,
-            load_weights(description.model_class, folder, description.library_config, all_layers=True),
-        )
+        model = load_weights(description.model_class, folder, description.library_config, all_layers=True)
+        return cls(config, description, model)._log_problems()
 
     @classmethod
     def _describe(cls, config: LanguageConfig) -> ModelDescription:
@@ -145,19 +141,20 @@ class CausalLM(TokenAddingModel):
         """Return the texts that the family puts around turns. Each text is tokenized by itself."""
         return plain_turns(tokenizer)
 
-    def _log_problems(self) -> None:
-        """Log why conversations are refused, or that the template does not end an answer."""
+    def _log_problems(self) -> Self:
+        """Log why conversations are refused, or that the template does not end an answer; return the part."""
         if self.library_chat is None:
-            return
-        end = self.library_chat.turn_end
+            return self
+        end = "".join(self.library_chat.turn_ends)
         if self.library_chat.problem is not None:
             log.warning("conversations are refused: %s", self.library_chat.problem)
         elif not set(self.spec.eos_ids) & set(self.tokenize(end, special=True)):
             log.warning(
                 "the chat template of '%s' puts %r after an answer, without an end token: an answer ends at max_tokens",
                 self.tokenizer.name_or_path,
-                end,
+                self.library_chat.turn_ends[0],
             )
+        return self
 
     def _run_once(self) -> Self:
         """Run a forward pass, which fails if values of the config do not fit each other; return the part."""
@@ -187,9 +184,13 @@ class CausalLM(TokenAddingModel):
 
     @property
     def suppressed_ids(self) -> frozenset[int]:
-        """Added special tokens and ids without a token, except bos, unk and eos; and the source's `suppress_tokens`."""
+        """Special tokens and ids without a token, and the source's `suppress_tokens`.
+
+        Not among the first are bos, unk and eos, and what the chat template lets the model write around an answer.
+        """
         nameless = set(range(len(self.new_rows))) - set(self.tokenizer.get_vocab().values())
-        allowed = {self.tokenizer.bos_token_id, self.tokenizer.unk_token_id, *self.spec.eos_ids}
+        written = frozenset() if self.library_chat is None else self.library_chat.written_ids
+        allowed = {self.tokenizer.bos_token_id, self.tokenizer.unk_token_id, *self.spec.eos_ids, *written}
         return frozenset((special_ids(self.tokenizer) | nameless) - allowed) | self._suppressed_ids
 
     # computing

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dreamkit import DocumentError, Turn, describe_error
+from dreamkit import DocumentError, Turn, describe_error, excerpt
 
 UNUSED = range(0xF0000, 0xFFFFE)  # characters for private use (Unicode's plane 15), which stand for others
 
@@ -34,11 +34,12 @@ class Rendering:
         start, end = self.answer_range(number)
         flags = [piece.train_on for piece in turn.pieces]
         first = self._prompt_end(number, start) if flags[0] else start
-        last = self._turn_end(number, end) if flags[-1] else end
+        last = self._turn_end(number, start, end) if flags[-1] else end
         if all(flags):
             yield first, last
             return
-        offset = "".join(contents).find(self.text[start:end])
+        # templates that shorten an answer cut its beginning, its reasoning
+        offset = "".join(contents).rfind(self.text[start:end])
         if offset == -1:
             raise DocumentError(
                 f"{tokenizer_name(self.tokenizer)} has a chat template that changes the text of an answer, turn "
@@ -73,9 +74,10 @@ class Rendering:
         end = len(self.text) - common_length(self.text[::-1], other[::-1])
         return start, max(start, end)
 
-    def text_after(self, number: int) -> str:
-        """Return the text between the content of message `number` and the end of the conversation."""
-        return self.text[self.answer_range(number)[1] :]
+    def turn_end(self, number: int) -> str:
+        """Return the template's text after an answer."""
+        start, end = self.answer_range(number)
+        return self.text[end : self._turn_end(number, start, end)]
 
     def _prompt_end(self, number: int, start: int) -> int:
         """Return the end of the prompt of an answer, if the whole text begins with it, else the answer's `start`."""
@@ -88,12 +90,29 @@ class Rendering:
             return start
         return len(prompt) if self.text.startswith(prompt) and len(prompt) <= start else start
 
-    def _turn_end(self, number: int, end: int) -> int:
-        """Return the end of the template's text after an answer that ends at `end`."""
+    def _turn_end(self, number: int, start: int, end: int) -> int:
+        """Return the end of the template's text after the answer from `start` to `end`.
+
+        It is the text after the answer in a conversation that ends there. If another special token follows here, such
+        as `<|end|>` for `<|return|>`, the turn ends with that token.
+        """
         if number == len(self.messages) - 1:
             return len(self.text)
-        after = Rendering(self.tokenizer, self.messages[: number + 1]).text_after(number)
-        return end + common_length(after, self.text[end:])
+        after = Rendering(self.tokenizer, self.messages[: number + 1]).turn_end(number)
+        shared = end + common_length(after, self.text[end:])
+        at, name = self._first_special(end)
+        is_near = at <= shared or not self.text[end:at].strip()
+        opening = self.text[
+            self._prompt_end(number, start) : start
+        ]  # a token that opens an answer never ends it
+        return max(shared, at + len(name)) if name and is_near and name not in opening else shared
+
+    def _first_special(self, start: int) -> tuple[int, str]:
+        """Return the place and the name of the template's first special token from `start` on, or the end and ""."""
+        texts = [message["content"] for message in self.messages]
+        names = [name for name in special_names(self.tokenizer) if not any(name in text for text in texts)]
+        places = [(at, name) for name in names if (at := self.text.find(name, start)) != -1]
+        return min(places, key=lambda place: (place[0], -len(place[1])), default=(len(self.text), ""))
 
     def _render(self, messages: Messages, **options: Any) -> str:
         try:
@@ -119,7 +138,13 @@ def unused_characters(texts: Sequence[str]) -> Iterator[str]:
 
 
 def roles_of(messages: Messages) -> str:
-    return f"a conversation of {', '.join(message['role'] for message in messages) or 'no turns'}"
+    """Return the roles of a conversation for an error message."""
+    return f"a conversation of {excerpt(', '.join(message['role'] for message in messages) or 'no turns')}"
+
+
+def special_names(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Return the names of all special tokens."""
+    return {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
 
 
 def tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -117,8 +117,8 @@ class ModelDescription:
         abilities = self.abilities()
         return abilities.masks != "none", abilities.cache
 
-    def spec(self, config: LanguageConfig, turn_end: str) -> LanguageSpec:
-        """Return the spec; the first special token of `turn_end`, if it has one, also ends a text.
+    def spec(self, config: LanguageConfig, turn_ends: Sequence[str]) -> LanguageSpec:
+        """Return the spec; the first special token of each of `turn_ends`, if it has one, also ends a text.
 
         Raises:
             ConfigError: no token ends a text, the tokenizer puts several tokens before a text, or it has more tokens
@@ -133,7 +133,7 @@ class ModelDescription:
                 for index in (
                     tokenizer.eos_token_id,
                     *self.generation.eos_ids,
-                    *_first_special(tokenizer, turn_end),
+                    *(index for text in turn_ends for index in _first_special(tokenizer, text)),
                 )
                 if index is not None
             )

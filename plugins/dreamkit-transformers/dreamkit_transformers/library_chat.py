@@ -1,13 +1,16 @@
 """Conversations in a tokenizer's own chat template: the ids of the library's `apply_chat_template`, and their labels.
 
 The library renders a conversation to one text and tokenizes it whole. Names of special tokens in the speakers' texts
-are plain text, as with the library's `sanitize_control_tokens`. An image is its special token's name in the text.
+are plain text, as with the library's `sanitize_control_tokens`. Other added tokens, such as `<think>`, are tokens in
+any text: the tokenizers have no other ids for them. An image is its special token's name in the text.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -19,13 +22,16 @@ from dreamkit_transformers.chat_rendering import (
     common_length,
     prompt_options,
     roles_of,
+    special_names,
     tokenizer_name,
     unused_characters,
 )
 
+Probe = Sequence[tuple[str, str]]
+
 # texts of conversations that are compared with the library's
 QUESTION, ANSWER, FOLLOW_UP, SYSTEM = "What is this?", "A seven.", "And that?", "Be brief."
-PROBES = [
+PROBES: list[Probe] = [
     (("user", QUESTION),),
     (("user", QUESTION), ("assistant", ANSWER)),
     (("user", QUESTION), ("assistant", ANSWER), ("user", FOLLOW_UP)),
@@ -40,20 +46,23 @@ class LibraryChat:
     """The chat template of `tokenizer`.
 
     Attributes:
-        turn_end: text after an answer; "" if `problem`.
+        turn_ends: texts after an answer: at the end of a conversation, and before another turn.
+        written_ids: ids with labels around the words of an answer, and those of the words.
         problem: reason why every conversation is refused, or None.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self.turn_end = ""
+        self.turn_ends: tuple[str, ...] = ()
+        self.written_ids: frozenset[int] = frozenset()
         self.problem: str | None = None
         try:
-            question_and_answer = _messages(PROBES[1])
-            self.turn_end = Rendering(tokenizer, question_and_answer).text_after(1)
+            self._add_labels_of(PROBES[1])
             self.problem = self._difference()
         except DocumentError as error:
             self.problem = str(error)
+        with suppress(DocumentError):  # a template for one answer alone is no problem
+            self._add_labels_of(PROBES[3])
 
     def tokens(self, turns: Sequence[Turn], prompt: bool) -> tuple[list[int], list[bool]]:
         """Return the ids of a conversation, and a flag for each: train on the token.
@@ -67,7 +76,7 @@ class LibraryChat:
         if self.problem is not None:
             raise DocumentError(self.problem)
         plain = _placeholders(self.tokenizer, turns)
-        contents = [[_content(piece, plain) for piece in turn.pieces] for turn in turns]
+        contents = [_contents(turn, plain) for turn in turns]
         messages = [
             {"role": turn.role, "content": "".join(texts)}
             for turn, texts in zip(turns, contents, strict=True)
@@ -83,11 +92,16 @@ class LibraryChat:
                     labelled[first:last] = [True] * max(0, last - first)
         return ids, labelled
 
+    def _add_labels_of(self, probe: Probe) -> None:
+        """Extend `turn_ends` and `written_ids` by those of the first answer and of all answers in `probe`."""
+        ids, labelled = self.tokens(_turns(probe, train_on=True), prompt=False)
+        self.written_ids |= {index for index, is_labelled in zip(ids, labelled, strict=True) if is_labelled}
+        self.turn_ends += (Rendering(self.tokenizer, _messages(probe)).turn_end(1),)
+
     def _difference(self) -> str | None:
         """Return where the ids of a probe differ from the library's, or None; refused conversations have no ids."""
         for probe in PROBES:
-            turns = [Turn(role, (TurnPiece(text),)) for role, text in probe]  # type: ignore[arg-type]
-            messages = _messages(probe)
+            turns, messages = _turns(probe), _messages(probe)
             for prompt in (False, True):
                 try:
                     expected: Any = self.tokenizer.apply_chat_template(
@@ -114,9 +128,9 @@ class LibraryChat:
         )
 
 
-def turn_end(layout: LibraryChat | ChatTemplate) -> str:
-    """Return the text after an answer."""
-    return layout.turn_end if isinstance(layout, LibraryChat) else layout.assistant[1]
+def turn_ends(layout: LibraryChat | ChatTemplate) -> Sequence[str]:
+    """Return the texts after an answer."""
+    return layout.turn_ends if isinstance(layout, LibraryChat) else [layout.assistant[1]]
 
 
 class _Encoder:
@@ -166,19 +180,37 @@ class _Encoder:
 
 def _placeholders(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> dict[str, str]:
     """Return a character for each name of a special token in the speakers' texts, which have none of them."""
-    texts = [piece.text for turn in turns for piece in turn.pieces if piece.token_id is None]
-    names = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    present = sorted(name for name in names if any(name in text for text in texts))
+    runs = [run for turn in turns for is_image, run in _runs(turn) if not is_image]
+    texts = ["".join(run) for run in runs]
+    present = sorted(name for name in special_names(tokenizer) if any(name in text for text in texts))
     return dict(zip(present, unused_characters(texts), strict=False))
 
 
-def _content(piece: TurnPiece, plain: Mapping[str, str]) -> str:
-    """Return the text of a piece with a character in place of each name in `plain`; the longest name comes first."""
-    if piece.token_id is not None or not plain:
-        return piece.text
-    names = sorted(plain, key=len, reverse=True)
-    return re.sub("|".join(map(re.escape, names)), lambda match: plain[match[0]], piece.text)
+def _contents(turn: Turn, plain: Mapping[str, str]) -> list[str]:
+    """Return the texts of a turn's pieces with a character in place of each name in `plain`.
+
+    The longest name comes first. The character of a name over several pieces is in the first one.
+    """
+    pattern = re.compile("|".join(map(re.escape, sorted(plain, key=len, reverse=True))) or "(?!)")
+    contents: list[str] = []
+    for is_image, texts in _runs(turn):
+        characters = list("".join(texts))
+        for match in () if is_image else pattern.finditer("".join(texts)):
+            characters[match.start() : match.end()] = [plain[match[0]], *[""] * (len(match[0]) - 1)]
+        ends = accumulate(map(len, texts), initial=0)
+        contents += ["".join(characters[start:end]) for start, end in pairwise(ends)]
+    return contents
 
 
-def _messages(probe: Sequence[tuple[str, str]]) -> Messages:
+def _runs(turn: Turn) -> Iterator[tuple[bool, list[str]]]:
+    """Yield the texts of neighbouring pieces that are all images, or all not, with a flag for images."""
+    for is_image, pieces in groupby(turn.pieces, key=lambda piece: piece.token_id is not None):
+        yield is_image, [piece.text for piece in pieces]
+
+
+def _turns(probe: Probe, train_on: bool = False) -> list[Turn]:
+    return [Turn(role, (TurnPiece(text, train_on=train_on),)) for role, text in probe]  # type: ignore[arg-type]
+
+
+def _messages(probe: Probe) -> Messages:
     return [{"role": role, "content": text} for role, text in probe]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from transformers import PreTrainedTokenizerBase
 
@@ -63,11 +63,6 @@ class Vicuna(Llama):
 
     @classmethod
     def conversation_layout(cls, config: Any, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
-        if tokenizer.chat_template:
-            log.warning(
-                "'%s' has a chat template, which 'vicuna' does not use; to use it, set name: llama",
-                tokenizer.name_or_path,
-            )
         return cls.chat_template(config, tokenizer)
 
     @classmethod
@@ -78,6 +73,15 @@ class Vicuna(Llama):
             assistant=("ASSISTANT:", str(tokenizer.eos_token)),
             default_system=VICUNA_SYSTEM_PROMPT if system_prompt is None else system_prompt,
         )
+
+    def _log_problems(self) -> Self:
+        """Log that the chat template of the tokenizer has no effect; return the part."""
+        if self.tokenizer.chat_template:
+            log.warning(
+                "'%s' has a chat template, which 'vicuna' does not use; to use it, set name: llama",
+                self.tokenizer.name_or_path,
+            )
+        return self
 
 
 def tiny_gated_config(**others: Any) -> dict[str, Any]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image as PIL
+from tokenizers import AddedToken
 
-from chat_tokenizers import SPECIAL, TEMPLATES, TOKENIZERS
+from chat_tokenizers import ENDLESS, SPECIAL, TEMPLATES, TOKENIZERS
 from dreamkit import Document, DocumentError, Image, Text
 from dreamkit.data.sequence import IGNORED, Sequencer
 from dreamkit.recipe.special_tokens import SpecialTokens
@@ -31,7 +33,7 @@ PICTURE = PIL.new("RGB", (8, 8))
 def part_of(kind: str, template: str | None, family: Any = CausalLM) -> Any:
     """Return a part with random weights whose tokenizer is of `kind` and has the named template."""
     tokenizer = TOKENIZERS[kind]()
-    tokenizer.chat_template = None if template is None else TEMPLATES[template]
+    tokenizer.chat_template = None if template is None else {**TEMPLATES, **ENDLESS}[template]
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         config = {"model_type": "llama", **tiny_gated_config()}
@@ -175,6 +177,90 @@ def test_the_segments_of_an_answer_can_be_trained_on_apart() -> None:
     assert part.tokenizer.decode(labels) == "\n9 98<|im_end|>\n"
 
 
+def test_a_segment_keeps_its_labels_when_the_template_cuts_the_reasoning_before_it() -> None:
+    part = part_of("byte-level", "cuts reasoning")
+    segments = (
+        Text("1", role="user"),
+        Text("8</think>", role="assistant", train_on=False),
+        Text("8", role="assistant"),
+    )
+    sequence = sequencer_of(part).sequence(Document(segments))
+    labels = [label for label in sequence.labels if label != IGNORED]
+    assert part.tokenizer.decode(labels) == "8<|im_end|>\n"
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@settings(max_examples=30, deadline=None)
+@given(document=conversations(), cuts=st.lists(st.integers(0, 30), max_size=4))
+def test_names_of_special_tokens_over_segments_are_plain_text(
+    kind: str, document: Document, cuts: list[int]
+) -> None:
+    sequencer = sequencer_of(part_of(kind, "chatml"))
+    segments = [
+        Text(piece.text[start:end], role=piece.role)
+        for piece in document
+        for start, end in pairwise([0, *sorted(cuts), len(piece.text)])
+    ]
+    try:
+        expected = sequencer.prompt(document).ids
+    except DocumentError:  # names that are no plain text for this tokenizer
+        return
+    assert sequencer.prompt(Document(tuple(segments))).ids == expected
+
+
+def test_a_name_over_segments_has_the_labels_of_its_start() -> None:
+    part = part_of("byte-level", "chatml")
+    turn = [Text("8<|im_", role="assistant", train_on=False), Text("end|>9", role="assistant")]
+    sequence = sequencer_of(part).sequence(Document((Text("1", role="user"), *turn)))
+    labels = [label for label in sequence.labels if label != IGNORED]
+    assert part.tokenizer.decode(labels) == "9<|im_end|>\n"
+    assert sequence.ids.count(labels[-2]) == 2
+
+
+def test_an_added_token_that_is_not_special_is_a_token_in_any_text(tmp_path: Any) -> None:
+    tokenizer = TOKENIZERS["byte-level"]()
+    tokenizer.chat_template = TEMPLATES["thinks in the prompt"]
+    tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
+    tokenizer.save_pretrained(tmp_path)
+    config = {"model_type": "llama", **tiny_gated_config()}
+    part = CausalLM.from_config(LanguageConfig(config=config, tokenizer=str(tmp_path)))
+    document = conversation(("user", "1 <think>"), ("assistant", "<think>8"))
+    ids = sequencer_of(part).sequence(document).ids
+    assert ids == library_ids(part, document, prompt=False)
+    assert ids.count(part.tokenizer.convert_tokens_to_ids("<think>")) == 2
+
+
+@pytest.mark.parametrize("template", ["channels", "ends at the next turn"])
+def test_every_answer_has_an_end_that_ends_a_text(template: str) -> None:
+    part = part_of("byte-level", template)
+    document = conversation(("user", "1"), ("assistant", "8"), ("user", "2"), ("assistant", "9"))
+    sequence = sequencer_of(part).sequence(document)
+    labels = part.tokenizer.decode([label for label in sequence.labels if label != IGNORED])
+    expected = {
+        "channels": "<|system|>final<|user|>8<|im_end|><|system|>final<|user|>9</s>",
+        "ends at the next turn": "8<|user|>9",
+    }
+    assert labels == expected[template]
+    inner = {"channels": "<|im_end|>", "ends at the next turn": "<|user|>"}[template]
+    assert part.tokenizer.convert_tokens_to_ids(inner) in part.spec.eos_ids
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("template", [*TEMPLATES, *ENDLESS])
+def test_a_token_with_a_label_is_never_suppressed(kind: str, template: str) -> None:
+    part = part_of(kind, template)
+    turns = [("user", "1"), ("assistant", "8"), ("user", "2"), ("assistant", "9")]
+    for document in (conversation(*turns), conversation(*turns[:2])):
+        labels = sequencer_of(part).sequence(document).labels
+        assert not part.suppressed_ids & {*labels}
+
+
+def test_a_token_that_opens_an_answer_is_never_its_end() -> None:
+    part = part_of("byte-level", "opens alone")
+    opening = part.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert opening not in part.spec.eos_ids and opening not in part.suppressed_ids
+
+
 def test_a_refused_conversation_names_what_the_template_raises() -> None:
     sequencer = sequencer_of(part_of("byte-level", "alternating roles"))
     document = conversation(("system", "0"), ("user", "1"), ("assistant", "8"))
@@ -184,6 +270,14 @@ def test_a_refused_conversation_names_what_the_template_raises() -> None:
     message += r"\(TemplateError: roles must alternate\); change the turns, or name a tokenizer with another template"
     with pytest.raises(DocumentError, match=message):
         sequencer.sequence(document)
+
+
+def test_the_message_about_a_long_conversation_is_short() -> None:
+    part = part_of("byte-level", "alternating roles")
+    document = conversation(*[("user", "1"), ("assistant", "8")] * 500, ("system", "0"))
+    with pytest.raises(DocumentError, match=r"a conversation of user, assistant, .*\.\.\.") as raised:
+        sequencer_of(part).sequence(document)
+    assert len(str(raised.value)) < 400
 
 
 def test_a_tokenizer_with_other_ids_is_refused_with_the_difference(monkeypatch: Any) -> None:
