@@ -356,13 +356,14 @@ def _documents(prompts: Prompt | Sequence[Prompt]) -> list[Document]:
     Raises:
         DocumentError: a prompt is neither a document nor a string.
     """
-    prompts = list(prompts) if isinstance(prompts, list | tuple) else [prompts]
-    for prompt in prompts:
+    is_single = isinstance(prompts, Document | str) or not isinstance(prompts, Sequence)
+    listed: list[Any] = [prompts] if is_single else list(prompts)
+    for prompt in listed:
         if not isinstance(prompt, Document | str):
             raise DocumentError(f"expected a document or a string as prompt, got {describe_value(prompt)}")
     return [
         Document((Text(prompt),) if prompt else (), name=f"prompt {number}")
         if isinstance(prompt, str)
         else prompt
-        for number, prompt in enumerate(prompts)
+        for number, prompt in enumerate(listed)
     ]
