@@ -26,8 +26,8 @@ class ImageFolder:
         notes: lines about files and linked folders that are not read.
 
     Raises:
-        DocumentError: no images, an image without a caption, a caption without an image, a loop of links, a folder
-            that cannot be read, or an image or caption that is not a regular file.
+        DocumentError: no images, an image without a caption, a caption without an image, a loop of links, a broken
+            link, a folder that cannot be read, or an image or caption that is not a regular file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -94,6 +94,10 @@ class ImageFolder:
                 ) from error
             for entry in visible:
                 if not os.path.isdir(entry):  # unlike DirEntry's own, without an error for a link to itself
+                    if not os.path.exists(entry):
+                        raise DocumentError(
+                            f"{printable(entry.path)}: a link to nothing; correct or remove the link"
+                        )
                     yield Path(entry.path)
                 elif entry.is_symlink():
                     links.append((Path(entry.path), (*above, identity)))

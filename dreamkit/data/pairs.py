@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -83,15 +83,15 @@ class Pairs(Dataset):
             return {**super().fingerprint(), "records": self.pairs.sha256}
         return {
             **super().fingerprint(),
-            "names of images and sizes of captions": self._listing_hash(self.pairs),
+            "names and sizes of images and captions": self._listing_hash(self.folder),
         }
 
-    def _listing_hash(self, paths: Iterable[Path]) -> str:
-        """Return a hash of names alone: images are many and large, so `sampled` reads some."""
+    def _listing_hash(self, folder: ImageFolder) -> str:
+        """Return a hash of names and sizes: images are many and large, so `sampled` reads some."""
+        statuses = map(folder.status, range(len(folder.images)))
         return hash_of(
-            b"%s %d"
-            % (os.fsencode(path.relative_to(self.config.path)), os.path.getsize(path.with_suffix(".txt")))
-            for path in paths
+            b"%s %d %d" % (os.fsencode(path.relative_to(self.config.path)), image.size, caption.size)
+            for path, (image, caption) in zip(folder.images, statuses, strict=True)
         )
 
     def _problem(self, record: Mapping[str, Any], keys: RecordKeys) -> str | None:

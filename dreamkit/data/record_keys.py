@@ -34,7 +34,17 @@ MEDIA_STEMS = ("image", "img", "picture", "video", "audio", "media", "multimedia
 MEDIA = _words_of(
     "photo photos photograph photographs figure figures screenshot screenshots frame frames clip clips movie movies",
     "film films animation animations gif gifs sound sounds speech voice voices music wav mp3 mp4 flac webm png jpg",
-    "jpeg webp mesh meshes",
+    "jpeg webp mesh meshes vid vids mov avi mkv ogg m4a aac pic pics tif tiff bmp heic avif svg lidar waveform",
+    "waveforms spectrogram spectrograms recording recordings",
+)
+# A value that ends in one of these names a file of media.
+SUFFIXES = tuple(
+    sorted(
+        f".{suffix}"
+        for suffix in _words_of(
+            "png jpg jpeg webp gif bmp tif tiff heic avif mp4 mov avi mkv webm mp3 wav flac ogg m4a aac"
+        )
+    )
 )
 LINKS = _words_of("url urls uri link")
 PLACEHOLDER = re.compile(
@@ -68,7 +78,8 @@ class RecordKeys:
             if key in self.known or value in (None, "", [], {}):
                 continue
             # Numbers and booleans name no file.
-            if names_media(key) and isinstance(value, str | list | dict):
+            is_media = names_media(key) and isinstance(value, str | list | dict)
+            if is_media or (not is_harmless(key) and _is_media_file(value)):
                 return (
                     f"unknown key '{printable(key)}' names media, which would not be read; rename or remove it; "
                     f"{did_you_mean(key, self.known)}"
@@ -103,6 +114,10 @@ def names_media(key: str) -> bool:
     if not words or words[0] in COUNTS or words[-1] in DESCRIPTIONS | (HARMLESS - LINKS):
         return False
     return "pointcloud" in "".join(words) or any(w in MEDIA or w.startswith(MEDIA_STEMS) for w in words)
+
+
+def _is_media_file(value: Any) -> bool:
+    return isinstance(value, str) and value.lower().endswith(SUFFIXES)
 
 
 @lru_cache(1024)

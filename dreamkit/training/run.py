@@ -34,6 +34,7 @@ from dreamkit.registry.registry import Registry
 from dreamkit.storage.folders import in_use_reason
 from dreamkit.storage.paths import output_folder
 from dreamkit.storage.writing import writing
+from dreamkit.training.failures import with_remedies
 from dreamkit.training.leaving import add_resume_point
 from dreamkit.training.resume_state import STATE
 from dreamkit.training.run_bar import RunBar
@@ -219,7 +220,8 @@ def _train_in(
     set_seed(recipe.train.seed, device_specific=True)
     with deferred("stopping after this step, to save a resume point"):
         try:
-            trainer.train(resume_from_checkpoint=str(points[-1] / STATE) if resume else None)
+            with with_remedies():
+                trainer.train(resume_from_checkpoint=str(points[-1] / STATE) if resume else None)
             trainer.check()
             save_checkpoint(model, out / CHECKPOINT, registry=registry)
         except BaseException as error:

@@ -91,7 +91,7 @@ def test_a_pipe_or_a_broken_link_in_a_folder_is_refused(tmp_path: Path, name: st
         Pairs(PairsConfig(tmp_path))
     (tmp_path / name).unlink()
     (tmp_path / name).symlink_to("none")
-    with pytest.raises(DocumentError, match=rf"{name}: cannot read the file: No such file"):
+    with pytest.raises(DocumentError, match=rf"{name}: a link to nothing"):
         Pairs(PairsConfig(tmp_path))
 
 
@@ -99,3 +99,10 @@ def test_images_beside_a_folder_of_pairs_is_refused(tmp_path: Path) -> None:
     write_pair(tmp_path / "a.png")
     with pytest.raises(DocumentError, match="'images' is set, but this folder itself has the images"):
         Pairs(PairsConfig(tmp_path, images=tmp_path))
+
+
+def test_a_link_to_no_folder_is_an_error(tmp_path: Path) -> None:
+    write_pair(tmp_path / "a.png")
+    (tmp_path / "far").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DocumentError, match=r"far: a link to nothing; correct or remove the link"):
+        Pairs(PairsConfig(tmp_path))

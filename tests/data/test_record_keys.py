@@ -32,7 +32,7 @@ def conversations(tmp_path: Path, *records: Any) -> Any:
 
 MEDIA = """
     video videos video_path videoUrl audio audio_2 IMG photo imagePaths frames point_cloud clip mp4
-    pixel_values image_url
+    pixel_values image_url vid pics mov tiff heic waveform recordings
 """
 HARMLESS = """
     id source url score image_id clip_score image_width videoId sha256 num_images model data_source page_url metadata
@@ -140,3 +140,11 @@ def test_system_is_the_text_of_the_first_turn(tmp_path: Path) -> None:
 def test_turns_that_no_template_can_tell_apart_are_refused(tmp_path: Path, record: Any, message: str) -> None:
     with pytest.raises(DocumentError, match=rf"data\.jsonl:1: {message}"):
         conversations(tmp_path, record)
+
+
+@pytest.mark.parametrize("value", ["a.PNG", "x/y.mp4", "https://example.org/sound.flac"])
+def test_an_unknown_key_whose_value_is_a_media_file_is_an_error(tmp_path: Path, value: str) -> None:
+    record = {"text": "one"}
+    with pytest.raises(DocumentError, match=r"data\.jsonl:1: unknown key 'content' names media"):
+        open_data(tmp_path, Interleaved, InterleavedConfig, record | {"content": value})
+    assert not open_data(tmp_path, Interleaved, InterleavedConfig, record | {"id": value}).notes

@@ -18,6 +18,7 @@ from dreamkit.errors import DocumentError, TrainingError, with_notes
 from dreamkit.interrupts import Interrupted
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
+from dreamkit.training.trainer import DreamTrainer
 from runs import assert_identical, interrupt_at, kill_at, run, weights
 
 STEPS = 5
@@ -201,3 +202,29 @@ def test_a_signal_waits_for_the_end_of_a_step(
     resumed = run(tmp_path, recipe, resume=True)
     assert_identical(weights(resumed.model), straight[0])
     assert without_times(resumed.log) == straight[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory; lower train.batch_size"),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 8 bytes"
+            ),
+            "out of memory; lower train.batch_size",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            "a process that reads data was killed",
+        ),
+    ],
+)
+def test_too_little_memory_is_a_user_error_and_the_last_step_is_saved(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, message: str
+) -> None:
+    with monkeypatch.context() as patched, pytest.raises(TrainingError, match=message) as caught:
+        step = fail_in_call(1, DreamTrainer.training_step, error)
+        patched.setattr(DreamTrainer, "training_step", step)
+        run(tmp_path, recipe)
+    assert "is saved in" in with_notes(caught.value)
