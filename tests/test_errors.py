@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from dreamkit.cli.shared import console, print_lines
+from dreamkit.cli.shared import console, echo, print_lines
 from dreamkit.errors import (
     DreamkitError,
     SourceError,
@@ -142,3 +142,11 @@ def test_count_takes_the_plural_of_several_words() -> None:
         "1 image to read",
         "2 images to read",
     ]
+
+
+@pytest.mark.parametrize("err", [False, True])
+def test_a_printed_line_has_control_characters_as_escapes(
+    capsys: pytest.CaptureFixture[str], err: bool
+) -> None:
+    echo("wrote \x1b[2Jx", err=err)
+    assert capsys.readouterr()[err] == "wrote \\x1b[2Jx\n"

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from dreamkit.cli.shared import console, path_argument
+from dreamkit.cli.shared import console, echo, path_argument
 from dreamkit.errors import DreamkitError, count
 from dreamkit.scaffold import KINDS
 
@@ -46,14 +46,14 @@ def test_plugin(
         gc.freeze()  # hypothesis's callback loses a Ctrl-C while torch's many objects are collected
         all_outcomes: list[Outcome] = []
         for one in tested:
-            typer.echo(str(one))
+            echo(str(one))
             for outcome in one.outcomes():
                 all_outcomes.append(outcome)
-                typer.echo(indent(str(outcome), "  "))
-    typer.echo(f"{count(len(tested), 'component')} of {tested[0].distribution}; {summary(all_outcomes)}")
+                echo(indent(str(outcome), "  "))
+    echo(f"{count(len(tested), 'component')} of {tested[0].distribution}; {summary(all_outcomes)}")
     untested = all(outcome.result == "skipped" for outcome in all_outcomes if check in (None, outcome.check))
     if untested:
-        typer.echo(f"nothing tested: {check} was skipped for every component")
+        echo(f"nothing tested: {check} was skipped for every component")
     if untested or any(outcome.result == "failed" for outcome in all_outcomes):
         raise typer.Exit(1)
 
@@ -98,4 +98,4 @@ def new_plugin(
         if path not in branches:
             branches[path] = branches[path.parent].add(path.name)
     console().print(branches[Path()])
-    typer.echo(f"\nnext:\n  cd {shlex.quote(str(folder))}\n  pip install -e '.[test]'\n  pytest")
+    echo(f"\nnext:\n  cd {shlex.quote(str(folder))}\n  pip install -e '.[test]'\n  pytest")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dreamkit.cli.shared import path_argument
+from dreamkit.cli.shared import echo, path_argument
 
 
 def import_published(
@@ -33,7 +33,7 @@ def import_published(
     from dreamkit.registry.registry import Registry
 
     import_it(folder, out, Registry.load())
-    typer.echo(f"wrote {out}", err=True)
+    echo(f"wrote {out}", err=True)
 
 
 def merge_adapters(
@@ -60,4 +60,4 @@ def merge_adapters(
     from dreamkit.registry.registry import Registry
 
     targets = merge(checkpoint, out, Registry.load())
-    typer.echo(f"merged the adapters of {', '.join(targets)}; wrote {out}", err=True)
+    echo(f"merged the adapters of {', '.join(targets)}; wrote {out}", err=True)

@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dreamkit.cli.shared import Overrides, RecipeName, console, path_argument, print_by_origin, print_lines
+from dreamkit.cli.shared import (
+    Overrides,
+    RecipeName,
+    console,
+    echo,
+    path_argument,
+    print_by_origin,
+    print_lines,
+)
 
 
 def plugins() -> None:
@@ -139,7 +147,7 @@ def plan(
     planned = make_plan(loaded, registry, processes=processes, images=images)
     out = console()
     if as_json:
-        typer.echo(json.dumps({**asdict(planned), "peak": planned.memory.peak}, indent=2))
+        echo(json.dumps({**asdict(planned), "peak": planned.memory.peak}, indent=2))
     else:
         for piece in report(planned, loaded):
             out.print(piece, soft_wrap=isinstance(piece, str))
@@ -150,10 +158,10 @@ def plan(
         return
     problems = memory_advice(planned, loaded, limit)
     if problems:
-        typer.echo("\n".join(problems), err=as_json)
+        echo("\n".join(problems), err=as_json)
         raise typer.Exit(1)
     fits = f"fits into {format_bytes(limit)}, {format_bytes(limit - planned.memory.peak)} to spare"
-    typer.echo(fits, err=as_json)
+    echo(fits, err=as_json)
 
 
 def inspect(
@@ -195,7 +203,7 @@ def inspect(
             table.add_row("  adapter", "", "", str(manifest.adapters[part]), decimal(size), "")
     out.print(table)
     out.print(f"\ntokens: {manifest.tokens}\n\nrecipe:", markup=False)
-    typer.echo(yaml.safe_dump(manifest.recipe, sort_keys=False, allow_unicode=True))
+    echo(yaml.safe_dump(manifest.recipe, sort_keys=False, allow_unicode=True))
 
 
 def _inspect_cache(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dreamkit.cli.shared import Overrides, RecipeName, check_setting, console, path_argument
+from dreamkit.cli.shared import Overrides, RecipeName, check_setting, console, echo, path_argument
 from dreamkit.errors import count
 
 
@@ -46,7 +46,7 @@ def train(
     loaded = load_recipe(recipe, overrides or (), registry)
     result = run(loaded, registry, out, resume=resume, changed_data=changed_data)
     if result.is_main:
-        typer.echo(f"{'model of the finished run:' if result.was_finished else 'wrote'} {result.checkpoint}")
+        echo(f"{'model of the finished run:' if result.was_finished else 'wrote'} {result.checkpoint}")
 
 
 def cache(
@@ -94,7 +94,7 @@ def cache(
     def show_estimate(estimate: Estimate) -> None:
         rows = ", ".join(f"{table} take {decimal(size)}" for table, size in estimate.row_bytes.items())
         documents = count(f"{estimate.documents:,}", "document")
-        typer.echo(
+        echo(
             f"{rows} per image; {documents}: at most {decimal(estimate.most_bytes)} with one "
             f"image per table in each document; {decimal(estimate.free_bytes)} free",
             err=True,
@@ -115,10 +115,10 @@ def cache(
             on_progress=show_progress,
         )
     for left_out, reason in report.left_out.items():
-        typer.echo(f"no {left_out}: {reason}", err=True)
+        echo(f"no {left_out}: {reason}", err=True)
     for table, record in report.manifest.tables.items():
-        typer.echo(f"{table} (images: {record['images']:,}), {decimal(report.manifest.table_bytes(table))}")
-    typer.echo(f"{'replaced' if report.replaced else 'wrote'} {folder}; train with train.cache={folder}")
+        echo(f"{table} (images: {record['images']:,}), {decimal(report.manifest.table_bytes(table))}")
+    echo(f"{'replaced' if report.replaced else 'wrote'} {folder}; train with train.cache={folder}")
 
 
 def demo(
@@ -146,7 +146,7 @@ def demo(
     for name, value in figures.items():
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     console().print(table)
-    typer.echo(f"wrote to {out}: {', '.join(sorted(file.name for file in out.glob('[!.]*')))}")
+    echo(f"wrote to {out}: {', '.join(sorted(file.name for file in out.glob('[!.]*')))}")
 
 
 def generate(
@@ -219,4 +219,4 @@ def generate(
     reason = write_document(
         checkpoint, document, out, title=prompt, seed=seed, settings=settings, overwrite=overwrite
     )
-    typer.echo(f"{reason}; wrote {out / 'index.html'}", err=True)
+    echo(f"{reason}; wrote {out / 'index.html'}", err=True)

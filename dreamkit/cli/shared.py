@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
-from rich.text import Text
 
 from dreamkit.errors import printable
+from dreamkit.progress.consoles import SafeConsole
 
 
 def path_argument(text: str | Path) -> Path:
@@ -36,15 +36,13 @@ Overrides = Annotated[
 
 def console() -> Console:
     """Return a console on standard output. It is wide if standard output is not a terminal, so that nothing is cut."""
-    out = _SafeConsole(highlight=False, markup=False)
-    return out if out.is_terminal else _SafeConsole(highlight=False, markup=False, width=200)
+    out = SafeConsole(highlight=False, markup=False)
+    return out if out.is_terminal else SafeConsole(highlight=False, markup=False, width=200)
 
 
-class _SafeConsole(Console):
-    """A console that escapes control characters in the strings that it prints, also in tables."""
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(printable(text), **options)
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a line on standard output or error, with control characters as escapes."""
+    typer.echo(printable(text), err=err)
 
 
 def print_by_origin(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -72,7 +70,7 @@ def print_lines(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     lines = [[" ".join(cell.split()) for cell in row] for row in (headers, *rows)]
     widths = _widths(lines)
     for line in lines:
-        typer.echo(printable("  ".join(map(str.ljust, line, widths)).rstrip()))
+        echo("  ".join(map(str.ljust, line, widths)).rstrip())
 
 
 def _widths(rows: Iterable[Sequence[str]]) -> list[int]:

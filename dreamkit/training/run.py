@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate.utils import set_seed
-from rich.console import Console
 from transformers import TrainingArguments
 
 from dreamkit import kernels
@@ -29,6 +28,7 @@ from dreamkit.distributed import barrier, is_main, shard, world_size
 from dreamkit.errors import CheckpointError, RecipeError, TrainingError
 from dreamkit.interrupts import deferred, pending
 from dreamkit.model.model import DreamModel
+from dreamkit.progress.consoles import SafeConsole
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.storage.folders import in_use_reason
@@ -257,7 +257,7 @@ def _finished_run(out: Path, recipe: Recipe, registry: Registry, points: Sequenc
 def _show(report: LoadReport | Cache | str) -> None:
     if is_main():
         # Paths and keys are no markup.
-        console = Console(stderr=True, markup=False, emoji=False)
+        console = SafeConsole(stderr=True, markup=False, emoji=False)
         console.print(report, soft_wrap=not isinstance(report, LoadReport))
 
 
