@@ -40,7 +40,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def is_deep(value: Any, most: int) -> bool:
     """Return True if lists and objects are nested more than `most` deep."""
-    level = [value]
+    level = [value] if isinstance(value, dict | list) else []
     for _ in range(most):
         level = [
             item

@@ -63,3 +63,4 @@ def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
 
 def test_depth_counts_nested_lists_and_objects() -> None:
     assert not is_deep({"a": [1]}, 2) and is_deep({"a": [1]}, 1)
+    assert not any(is_deep(value, 1) for value in (None, True, 1.5, "text"))
