@@ -18,8 +18,7 @@ from dreamkit.data.text_files import HEAD, decode, open_regular, read_text, refu
 from dreamkit.data.unchanged import FileStatus, changed_error, unchanged
 from dreamkit.errors import DocumentError, describe_error, describe_value, printable, surrogate_problem
 from dreamkit.parts.pictures import range_problem
-from dreamkit.recipe.tree import MAX_DEPTH, MAX_DIGITS
-from dreamkit.storage.json_files import is_deep
+from dreamkit.storage.json_files import MAX_DEPTH, MAX_DIGITS, is_deep
 from dreamkit.storage.paths import LONGEST_PATH, irregular_kind, shown_path
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from omegaconf.grammar_parser import parse
 from dreamkit.errors import DreamkitError, describe_error, excerpt
 
 VARIABLE: Final = "oc.env"  # OmegaConf's resolver of environment variables
-MAX_CHARACTERS: Final = 10_000  # of a text with interpolations; a longer one takes a second to parse
+MAX_LENGTH: Final = 10_000  # of a text with interpolations; a longer one takes a second to parse
 MAX_INTERPOLATIONS: Final = 10  # of a text; if they are inside each other, the time grows with their square
 
 _VARIABLE: Final = re.compile(r"\$\{\s*oc\s*\.\s*env\s*:")
@@ -41,8 +41,8 @@ def interpolations(text: str) -> list[Interpolation]:
     Raises:
         DreamkitError: a syntax error, or a text that is too long or has too many interpolations.
     """
-    if len(text) > MAX_CHARACTERS:
-        raise DreamkitError(f"expected at most {MAX_CHARACTERS} characters beside '${{', got {len(text)}")
+    if len(text) > MAX_LENGTH:
+        raise DreamkitError(f"expected at most {MAX_LENGTH} characters beside '${{', got {len(text)}")
     count = text.count("${")
     if count > MAX_INTERPOLATIONS:
         raise DreamkitError(

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dreamkit.errors import DreamkitError, RecipeProblem, describe_error, describe_value, excerpt
-from dreamkit.recipe.interpolations import MAX_CHARACTERS, VARIABLE, escape, interpolations
+from dreamkit.recipe.interpolations import MAX_LENGTH, VARIABLE, escape, interpolations
 from dreamkit.recipe.tree import BROKEN, MAX_VALUES, Broken, Node
 
 MAX_REFERENCES: Final = 500  # in a recipe, far above any real one; OmegaConf takes a second for a thousand
@@ -112,8 +112,8 @@ class _Resolver:
         text = _with_variables_escaped(text)
         value = self._read(path, text)
         plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        if isinstance(plain, str) and len(plain) > MAX_CHARACTERS:
-            raise DreamkitError(f"expected a text of at most {MAX_CHARACTERS} characters, got {len(plain)}")
+        if isinstance(plain, str) and len(plain) > MAX_LENGTH:
+            raise DreamkitError(f"expected a text of at most {MAX_LENGTH} characters, got {len(plain)}")
         self.values += _size(plain) - 1
         if self.values > MAX_VALUES:
             raise DreamkitError(f"expected a recipe of at most {MAX_VALUES} values, got more")

@@ -13,13 +13,12 @@ from typing import Final, TypeAlias
 
 import yaml
 
-from dreamkit.errors import RecipeProblem, excerpt
+from dreamkit.errors import RecipeProblem, excerpt, surrogate_problem
+from dreamkit.storage.json_files import MAX_DEPTH, MAX_DIGITS
 
 _TAB: Final = "found character '\\t' that cannot start any token"  # PyYAML's message
 
 # far above any real recipe
-MAX_DEPTH = 50  # nested values
-MAX_DIGITS = 100  # in a number
 MAX_CHARACTERS = 100_000  # in the files and settings of a recipe; more take seconds to parse
 MAX_VALUES = 5_000  # in these, and with all references; a few nested aliases can expand to any number
 
@@ -151,7 +150,7 @@ class _Reader:
                     message = "'<<' does not merge here; write the keys, or extend a recipe with them"
                     self.report(line, prefix + name, message)
                     continue
-                if not _is_valid_text(name):
+                if surrogate_problem(name) is not None:
                     self.report(line, key, f"expected a valid string as key, got {_shown(key_node)}")
                     continue
                 if name in entries:
@@ -208,13 +207,8 @@ def _bool(text: str) -> bool:
     return {"true": True, "false": False}[text.lower()]
 
 
-def _is_valid_text(text: str) -> bool:
-    """Return False for a text with a lone surrogate, which is invalid in file names and tokenizers."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 def _string(text: str) -> str:
-    if not _is_valid_text(text):
+    if surrogate_problem(text) is not None:
         raise ValueError(text)
     return text
 

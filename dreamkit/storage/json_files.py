@@ -1,4 +1,4 @@
-"""JSON files of pretrained models and of published checkpoints."""
+"""JSON files of pretrained models and of published checkpoints, and the bounds of every file that nests values."""
 
 from __future__ import annotations
 
