@@ -50,6 +50,7 @@ from .parts.specs import (
     NormWeights as NormWeights,
     PartConfig as PartConfig,
     ProjectorSpec as ProjectorSpec,
+    Spans as Spans,
     VisionSpec as VisionSpec,
 )
 from .parts.vision import VisionEncoder as VisionEncoder

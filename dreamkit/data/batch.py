@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence as Sequences
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from dreamkit.data.rows import balanced_rows, row_cost
 from dreamkit.data.sequence import IGNORED, Sequence, Sequencer
+from dreamkit.parts.specs import Spans
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -41,6 +44,7 @@ class Batch:
         vision_rows_NV: indices of the slots of vision tokens.
         targets_MCHW: training targets of the images to draw; None if moments of their latents replace them.
         query_rows_KQ: indices of the slots of dream queries, the unconditional ones last.
+        spans: the tokens of each document in each row.
         slots_BT: the slots by position: -1 for a token, n V + v for a vision token, N V + q for a dream query.
         dream_rows_MQ: indices of the dream states of each image to draw.
         draw_weight_M: weight of each image to draw, 0 in a dummy.
@@ -70,6 +74,7 @@ class Batch:
     targets_MCHW: Tensor | None
     query_rows_KQ: Tensor
     slots_BT: Tensor
+    spans: Spans
     dream_rows_MQ: Tensor
     draw_weight_M: Tensor
     draw_document_M: Tensor
@@ -162,14 +167,19 @@ class Collator:
         if unconditional is not None:
             sequences.append(unconditional)
         packing = self.sequencer.language_model.spec.packing if self.packing is None else self.packing
-        rows = _pack([len(s) for s in sequences], self.sequencer.max_length if packing else 0)
+        rows = [[index] for index in range(len(sequences))]
+        if packing:
+            lengths = [len(sequence) for sequence in sequences]
+            rows = balanced_rows(
+                lengths, self.sequencer.max_length, row_cost(self.sequencer.language_model.spec)
+            )
         width = max(sum(len(sequences[i]) for i in row) for row in rows)
-        starts = {}
+        starts: dict[int, int] = {}
+        spans = []
         for number, row in enumerate(rows):
-            start = number * width
-            for index in row:
-                starts[index] = start
-                start += len(sequences[index])
+            ends = [0, *accumulate(len(sequences[index]) for index in row)]
+            spans.append(tuple(pairwise(ends)))
+            starts |= {index: number * width + start for index, start in zip(row, ends, strict=False)}
 
         input_ids = torch.full((len(rows) * width,), self.sequencer.language_model.spec.pad_id)
         position_ids = torch.zeros_like(input_ids)
@@ -221,6 +231,7 @@ class Collator:
             vision_rows_NV=vision_rows,
             query_rows_KQ=query_rows,
             slots_BT=slots_by_row.view(len(rows), width),
+            spans=tuple(spans),
             dream_rows_MQ=dream_rows,
             draw_weight_M=torch.tensor(draw_weights),
             draw_document_M=torch.tensor(draw_documents),
@@ -246,18 +257,3 @@ class Collator:
             return {"targets_MCHW": targets, "extras": extras}
         mean, std, extras = moments
         return {"targets_MCHW": None, "extras": extras, "latent_mean_Mchw": mean, "latent_std_Mchw": std}
-
-
-def _pack(lengths: Sequences[int], row_length: int) -> list[list[int]]:
-    """Put each length into the first row with room for it, or into a new row; return the indices in each row."""
-    rows: list[list[int]] = []
-    free: list[int] = []
-    for index, length in enumerate(lengths):
-        row = next((i for i, room in enumerate(free) if room >= length), None)
-        if row is None:
-            rows.append([index])
-            free.append(row_length - length)
-        else:
-            rows[row].append(index)
-            free[row] -= length
-    return rows

@@ -5,6 +5,7 @@ Shape suffixes are those of `dreamkit.parts`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from dreamkit.earlier_names import with_earlier_fields
 from dreamkit.errors import count
+
+# (start, stop) of the tokens of each document in each row, in ascending order; other tokens are padding
+Spans = Sequence[Sequence[tuple[int, int]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,8 @@ class LanguageSpec:
         sliding_window: greatest number of positions, its own included, that a token sees in an attention layer; None
             if there is no limit.
         reserved_tokens: names of bos, eos and pad, which a recipe may not use for another special token.
+        document_attention: flag: `forward` takes `spans`, and its attention then costs what the documents cost.
+            Otherwise attention costs what whole rows cost.
     """
 
     dim: int
@@ -78,6 +84,7 @@ class LanguageSpec:
     cache: bool = True
     sliding_window: int | None = None
     reserved_tokens: tuple[str, ...] = ()
+    document_attention: bool = False
 
 
 @with_earlier_fields(out_scale="out_rms")
