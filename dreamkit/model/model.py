@@ -216,7 +216,8 @@ class DreamModel(nn.Module):
         batch, over all processes and accumulation steps. The default is this batch's own counts.
         """
         counts = (batch.counts if counts is None else counts).clamp(min=1)
-        hidden_RD = rearrange(self.language_model(*self.inputs(batch)), "b t d -> (b t) d")
+        spans = {"spans": batch.spans} if self.language_model.spec.document_attention else {}
+        hidden_RD = rearrange(self.language_model(*self.inputs(batch), **spans), "b t d -> (b t) d")
         image_loss_M = self.image_losses(hidden_RD, batch) * batch.draw_weight_M
         # Last, so that the backward pass begins with it and its gradients are freed first.
         label_sum, label_loss_L = self.label_losses(hidden_RD, batch)

@@ -70,6 +70,7 @@ class Session:
     def feed(self, inputs: dict[int, Tensor]) -> dict[int, Tensor]:
         """Return the hidden states (t, D), before the final norm, of each document's next inputs (t, D)."""
         embeds_by_number = inputs if self.cache is not None else self._with_past(inputs)
+        is_first = self.cache is None or not any(self.positions)  # no keys of an earlier call
         width = max(len(embeds) for embeds in embeds_by_number.values())
         dim = self.model.language_model.spec.dim
         embeds_BTD = self.model.dream_queries.new_zeros(len(self.positions), width, dim)
@@ -81,8 +82,14 @@ class Session:
             position_ids[number, :length] = torch.arange(start, start + length)
             segment_ids[number, :length] = 0
             self.positions[number] = start + length
+        spans = {}
+        if is_first and self.model.language_model.spec.document_attention:
+            lengths = {number: len(embeds) for number, embeds in embeds_by_number.items()}
+            spans["spans"] = [
+                [(0, lengths[row])] if row in lengths else [] for row in range(len(self.positions))
+            ]
         hidden = self.model.language_model(
-            embeds_BTD, position_ids.to(self.device), segment_ids.to(self.device), cache=self.cache
+            embeds_BTD, position_ids.to(self.device), segment_ids.to(self.device), cache=self.cache, **spans
         )
         return {
             number: hidden[number, : len(embeds)][-len(inputs[number]) :]

@@ -95,13 +95,21 @@ class LanguageModel(PretrainedPart):
 
     @abstractmethod
     def forward(
-        self, embeds_BTD: Tensor, position_ids_BT: Tensor, segment_ids_BT: Tensor, cache: Any | None = None
+        self,
+        embeds_BTD: Tensor,
+        position_ids_BT: Tensor,
+        segment_ids_BT: Tensor,
+        cache: Any | None = None,
     ) -> Tensor:
         """Compute the hidden states (B, T, D), before the final norm, of input embeddings (B, T, D).
 
         A token attends to the tokens of its own segment at its own and earlier positions, in this call and in `cache`.
         Positions start at 0 in each segment. Segment -1 is padding: no token attends to it, and its hidden states are
         finite but meaningless.
+
+        A part whose spec has `document_attention` also takes `spans: Spans | None = None`: the tokens of each segment,
+        which are known without reading `segment_ids_BT` from the device. The caller passes them in training, and in
+        the first call with `cache`; attention then runs in each segment alone.
         """
 
     def library_forward(self, ids_BT: Tensor) -> Tensor | None:

@@ -100,6 +100,10 @@ def reverses_ids(self, embed, ids):
     return embed(ids.flip(-1) if ids.dim() == 1 else ids)
 
 
+def ignores_spans(self, forward, embeds, positions, segments, cache=None, spans=None):
+    return forward(embeds, positions, segments, cache)
+
+
 LANGUAGE_MODEL = {
     "spec_agrees": with_method(Words, "forward", fails_beyond_40_tokens),
     "batch_invariance": with_method(Words, "forward", mixes_rows),
@@ -107,6 +111,7 @@ LANGUAGE_MODEL = {
     "causality": with_method(with_spec(Words, cache=False), "forward", attends_to_later_tokens),
     "padding_invariance": with_method(Words, "forward", attends_to_padding),
     "packing_invariance": with_method(Words, "forward", attends_to_other_documents),
+    "document_attention": with_method(Llama, "forward", ignores_spans),
     "cached_decoding": with_method(Words, "forward", attends_to_empty_slots),
     "embed_any_shape": with_method(Words, "embed", embeds_batches_only),
     "embedding_agrees": with_method(Words, "embedding", returns_a_wrong_scale),

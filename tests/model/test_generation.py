@@ -94,11 +94,13 @@ def test_every_position_passes_through_the_model_once(
     counters: list[Counter[int]] = [Counter() for _ in PROMPTS]
     forward = type(MODEL.language_model).forward
 
-    def spy(embeds: Tensor, positions: Tensor, segments: Tensor, cache: object = None) -> Tensor:
+    def spy(
+        embeds: Tensor, positions: Tensor, segments: Tensor, cache: object = None, **spans: object
+    ) -> Tensor:
         if len(positions) == len(PROMPTS):  # not the unconditional prompt of guidance
             for row, counter in enumerate(counters):
                 counter.update(positions[row][segments[row] >= 0].tolist())
-        return forward(MODEL.language_model, embeds, positions, segments, cache)
+        return forward(MODEL.language_model, embeds, positions, segments, cache, **spans)
 
     monkeypatch.setattr(MODEL.language_model, "forward", spy)
     list(MODEL.generate(PROMPTS))
@@ -114,8 +116,10 @@ def test_the_cached_pass_equals_one_full_pass(script: Callable, monkeypatch: pyt
     hidden: list[dict[int, Tensor]] = [{} for _ in PROMPTS]
     forward = type(MODEL.language_model).forward
 
-    def spy(embeds: Tensor, positions: Tensor, segments: Tensor, cache: object = None) -> Tensor:
-        out = forward(MODEL.language_model, embeds, positions, segments, cache)
+    def spy(
+        embeds: Tensor, positions: Tensor, segments: Tensor, cache: object = None, **spans: object
+    ) -> Tensor:
+        out = forward(MODEL.language_model, embeds, positions, segments, cache, **spans)
         if len(positions) == len(PROMPTS):
             for row, column in (segments >= 0).nonzero().tolist():
                 inputs[row][int(positions[row, column])] = embeds[row, column]

@@ -5,11 +5,14 @@ B rows, T tokens of a row, D width.
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from dreamkit.errors import count
 from dreamkit.kernels.assemble_embeddings import look_up
@@ -22,9 +25,11 @@ from dreamkit.testing.expect import (
     expect_true,
 )
 from dreamkit.testing.subject import Case, Inputs, seeded, weighted_sum
-from dreamkit.testing.subject_kinds import LanguageSubject, positions
+from dreamkit.testing.subject_kinds import LONGEST, LanguageSubject, positions
 
 KIND = "language_model"
+MANY = 4  # documents in a row
+MOST_FLOPS = 1.05  # of a packed row, beside those of its documents
 paddings = st.integers(0, 3)
 seeds = st.integers(0, 999)
 
@@ -108,6 +113,49 @@ def packing_invariance(subject: LanguageSubject, rows: int, lengths: list[int], 
         packed = together[:, start : start + length]
         expect_close(packed, alone, f"hidden of packed document {number}", "hidden of it alone")
         start += length
+
+
+def _attends_to_rows(subject: LanguageSubject) -> str | None:
+    return None if subject.part.spec.document_attention else "its spec has document_attention=False"
+
+
+@check(KIND, unless=_attends_to_rows, rows=st.integers(1, 3), lengths=lengths, after=paddings, seed=seeds)
+def document_attention(
+    subject: LanguageSubject, rows: int, lengths: list[int], after: int, seed: int
+) -> None:
+    """With `spans`, hidden states and gradients are the same as without, for no more FLOPs than each document alone.
+
+    A packed row costs what its documents cost, not the square of its length.
+    """
+    part, ends = subject.part, [0, *accumulate(lengths)]
+    documents = [*pairwise(ends)]
+    inputs = {"embeds": _embeds(subject, rows, ends[-1], seed), **positions(lengths, rows)}
+    embeds, *places = _padded(inputs, 0, after, seed + 1).values()
+    embeds.requires_grad_()
+    call_text = f"forward with spans, documents of {lengths} tokens in each of {count(rows, 'row')}"
+    subject.call_text = call_text
+    results = []
+    for named in ({}, {"spans": [documents] * rows}):
+        hidden = part(embeds, *places, **named)
+        own = hidden[:, : ends[-1]]
+        results.append((own, *torch.autograd.grad(weighted_sum(own), embeds)))
+    expect_finite(hidden, "hidden")
+    for expected, actual, name in zip(*results, ("hidden", "gradient of embeds"), strict=True):
+        expect_close(actual, expected, f"{name} with spans", f"{name} without")
+    length = min(part.spec.max_length, LONGEST) // MANY
+    packed, alone = (_flops(subject, documents, length) for documents in (MANY, 1))
+    subject.call_text = f"forward with spans, {MANY} documents of {length} tokens in a row"
+    expect_true(packed <= MOST_FLOPS * MANY * alone, f"{packed} FLOPs", f"{MANY} x {alone}, each alone")
+
+
+def _flops(subject: LanguageSubject, documents: int, length: int) -> int:
+    """Return the FLOPs of a row of documents of one length."""
+    inputs = {"embeds": _embeds(subject, 1, documents * length, seed=0), **positions([length] * documents)}
+    spans = [*pairwise(range(0, (documents + 1) * length, length))]
+    # torch counts the matrix products of attention, but not its fused operator on a CPU
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        subject.part(*inputs.values(), spans=[spans])
+    return int(counter.get_total_flops())
 
 
 def _cannot_cache(subject: LanguageSubject) -> str | None:

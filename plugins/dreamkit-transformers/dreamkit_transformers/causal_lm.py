@@ -18,12 +18,13 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dreamkit import ChatTemplate, LanguageSpec, NormWeights, Turn
+from dreamkit import ChatTemplate, LanguageSpec, NormWeights, Spans, Turn
 from dreamkit_transformers.adapter_layers import layers_matching
 from dreamkit_transformers.added_tokens import TokenAddingModel
 from dreamkit_transformers.chat import plain_turns
 from dreamkit_transformers.configs import load_weights, on_meta, random_model
 from dreamkit_transformers.description import LanguageConfig, ModelDescription, describe, source_folder
+from dreamkit_transformers.document_attention import use_document_attention
 from dreamkit_transformers.library_chat import LibraryChat, turn_ends
 from dreamkit_transformers.masks import TokenCache
 from dreamkit_transformers.norms import as_rms_norm
@@ -68,6 +69,8 @@ class CausalLM(TokenAddingModel):
             self.norm = model.get_submodule(self.abilities.norm)
             model.set_submodule(self.abilities.norm, nn.Identity())
         self._rms_norm = as_rms_norm(self.norm)
+        if self.abilities.documents:
+            use_document_attention(model.config)
         if not self.adapter_targets:
             targets = layers_matching(model, self.abilities.linear_layers)
             self.adapter_targets = targets  # type: ignore[misc]  # of the class, or of this model alone
@@ -204,10 +207,11 @@ class CausalLM(TokenAddingModel):
         position_ids_BT: Tensor,
         segment_ids_BT: Tensor,
         cache: TokenCache | None = None,
+        spans: Spans | None = None,
     ) -> Tensor:
         assert cache is None or self.spec.cache, "a model with spec.cache=False gets no cache"
-        decoder = decoder_of(self.model)
-        return run_decoder(decoder, self.abilities.masks, embeds_BTD, position_ids_BT, segment_ids_BT, cache)
+        inputs = (embeds_BTD, position_ids_BT, segment_ids_BT)
+        return run_decoder(decoder_of(self.model), self.abilities.masks, *inputs, cache, spans)
 
     def library_forward(self, ids_BT: Tensor) -> Tensor:
         with replaced_module(self.model, self.abilities.norm, self.norm):

@@ -100,8 +100,8 @@ class ModelDescription:
                 raise
             raise SourceError(f"'{self.pretrained}': {error.problems[self.key]}") from error
 
-    def packs_and_caches(self) -> tuple[bool, bool]:
-        """Return whether the model packs documents in a row, and whether it decodes with a cache.
+    def packs_and_caches(self) -> dict[str, bool]:
+        """Return the abilities of the spec: to pack documents in a row, to attend by document, to decode with a cache.
 
         Raises:
             ConfigError: a probe, run unless the model is usual, finds that dreamkit cannot run it.
@@ -113,9 +113,14 @@ class ModelDescription:
             or length_dependent(config)
         )
         if config.model_type in USUAL and not unusual:
-            return True, True
+            is_capped = getattr(config, "attn_logit_softcapping", None) is not None
+            return {"packing": True, "cache": True, "document_attention": not is_capped}
         abilities = self.abilities()
-        return abilities.masks != "none", abilities.cache
+        return {
+            "packing": abilities.masks != "none",
+            "cache": abilities.cache,
+            "document_attention": abilities.documents,
+        }
 
     def spec(self, config: LanguageConfig, turn_ends: Sequence[str]) -> LanguageSpec:
         """Return the spec; the first special token of each of `turn_ends`, if it has one, also ends a text.
@@ -158,7 +163,6 @@ class ModelDescription:
                 "generation_config.json or config.json, or name the model's own tokenizer",
                 key,
             )
-        packing, cache = self.packs_and_caches()
         pad_id = eos[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         bos_id = bos_of(tokenizer)
         reserved = {index for index in (bos_id, *eos, pad_id) if index is not None}
@@ -170,8 +174,7 @@ class ModelDescription:
             bos_id=bos_id,
             eos_ids=eos,
             pad_id=pad_id,
-            packing=packing,
-            cache=cache,
+            **self.packs_and_caches(),
             reserved_tokens=tuple(tokenizer.convert_ids_to_tokens(sorted(reserved))),
         )
 

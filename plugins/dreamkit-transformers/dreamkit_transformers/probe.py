@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dreamkit import ConfigError, describe_error
 from dreamkit_transformers.adapter_layers import accepts_adapter, name_pattern
 from dreamkit_transformers.configs import on_meta, quiet_library, random_model
+from dreamkit_transformers.document_attention import replaced_attention
 from dreamkit_transformers.heads import logit_scales, named_soft_cap, soft_capped
 from dreamkit_transformers.masks import TokenCache
 from dreamkit_transformers.rope import UnsupportedRopeError, length_dependent, switch_length
@@ -141,6 +142,7 @@ class _Probe:
             norm=self._final_norm(outputs, last_hidden),
             masks=masks,
             cache=self._continues_from_cache(masks),
+            documents=masks != "none" and self._packs(masks, by_document=True),
             linear_layers=frozenset(
                 name_pattern(name) for name in outputs if accepts_adapter(self.model, name)
             ),
@@ -256,8 +258,11 @@ class _Probe:
             yield "by type"
         yield "one"
 
-    def _packs(self, masks: Masks) -> bool:
-        """Return True if two documents in one row, among padding, get the same hidden states as each alone."""
+    def _packs(self, masks: Masks, by_document: bool = False) -> bool:
+        """Return True if two documents in one row, among padding, get the same hidden states as each alone.
+
+        With `by_document`, attention runs in each of them alone.
+        """
         first_embeds, second_embeds = self.embeds
         noise = 10 * torch.randn(1, 2, first_embeds.shape[-1])
         embeds = torch.cat([noise, first_embeds, noise, second_embeds, noise], 1)
@@ -265,10 +270,14 @@ class _Probe:
         for length, segment in ((2, -1), (FIRST, 0), (2, -1), (SECOND, 1), (2, -1)):
             position_ids.append(torch.arange(length))
             segment_ids.append(torch.full((length,), segment))
+        inputs = (embeds, torch.cat(position_ids)[None], torch.cat(segment_ids)[None])
+        spans = ((2, 2 + FIRST), (4 + FIRST, 4 + FIRST + SECOND))
         try:
-            hidden = run_decoder(
-                self.decoder, masks, embeds, torch.cat(position_ids)[None], torch.cat(segment_ids)[None]
-            )
+            if by_document:
+                with replaced_attention(self.decoder.config):
+                    hidden = run_decoder(self.decoder, masks, *inputs, spans=(spans,))
+            else:
+                hidden = run_decoder(self.decoder, masks, *inputs)
         except Exception:  # models fail in any way on masks of another form
             return False
         first, second = hidden[:, 2 : 2 + FIRST], hidden[:, 4 + FIRST : 4 + FIRST + SECOND]

@@ -15,6 +15,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from dreamkit import Spans
 from dreamkit_transformers.masks import TokenCache, attention_masks
 from dreamkit_transformers.rope import (
     check_length,
@@ -39,7 +40,8 @@ class Abilities:
     positions: one `by type` of layer, `one` for all layers, or `none`. With `none`, a row holds one document at its
     start; the padding after it is invisible to a causal model. `cache` is True if decoding continues from a cache
     with empty slots. `linear_layers` are the name patterns of linear layers called as modules, where adapters act.
-    `on_meta` is True if a forward pass runs on the meta device, which lacks some operators.
+    `on_meta` is True if a forward pass runs on the meta device, which lacks some operators. `documents` is True if
+    attention can run in each document of a row alone.
     Logits are soft_cap * tanh(scale * head / soft_cap), or scale * head if `soft_cap` is None.
     """
 
@@ -50,6 +52,7 @@ class Abilities:
     scale: float = 1.0
     soft_cap: float | None = None
     on_meta: bool = True
+    documents: bool = False
 
 
 def decoder_of(model: Any) -> Any:
@@ -88,8 +91,11 @@ def run_decoder(
     position_ids_BT: Tensor,
     segment_ids_BT: Tensor,
     cache: TokenCache | None = None,
+    spans: Spans | None = None,
 ) -> Tensor:
     """Return the decoder's last hidden states (B, T, D) for input embeddings (B, T, D).
+
+    With `spans`, attention runs in each document alone; `cache` is then empty.
 
     Raises:
         DocumentError: a document is too long for `dynamic` rotary embeddings.
@@ -103,17 +109,19 @@ def run_decoder(
         slots = cache.extend(*slots)
     switch = switch_length(decoder.config)
     if switch is None:
-        return _run_masked(decoder, masks, embeds_BTD, position_ids_BT, segment_ids_BT, slots, cache)
+        return _run_masked(decoder, masks, embeds_BTD, position_ids_BT, segment_ids_BT, slots, cache, spans)
     tokens = embeds_BTD.shape[1]
     if cache is not None:
         embeds_BSD = cache.extend_embeds(embeds_BTD)
         if passes_switch(switch, position_ids_BT, segment_ids_BT, *slots):
             # all keys and values of the document change, so all slots are computed anew
-            cache.layers = DynamicCache()
+            cache.layers, spans = DynamicCache(), None
             embeds_BTD, (position_ids_BT, segment_ids_BT) = embeds_BSD, slots
     long_BT = document_lengths(segment_ids_BT, *slots) > switch
     with factors_by_document(decoder, switch, long_BT):
-        hidden_BTD = _run_masked(decoder, masks, embeds_BTD, position_ids_BT, segment_ids_BT, slots, cache)
+        hidden_BTD = _run_masked(
+            decoder, masks, embeds_BTD, position_ids_BT, segment_ids_BT, slots, cache, spans
+        )
     return hidden_BTD[:, -tokens:]
 
 
@@ -125,22 +133,27 @@ def _run_masked(
     segment_ids_BT: Tensor,
     slots: tuple[Tensor, Tensor],
     cache: TokenCache | None,
+    spans: Spans | None,
 ) -> Tensor:
     """Run T tokens after those in `cache`; `slots` are the positions and segments (B, S) of both."""
-    attention_mask = attention_masks(
-        decoder.config,
-        position_ids_BT,
-        segment_ids_BT,
-        *slots,
-        dtype=embeds_BTD.dtype,
-        by_type=masks == "by type",
-    )
+    by_type = masks == "by type"
+    if spans is None:
+        attention_mask: Any = attention_masks(
+            decoder.config, position_ids_BT, segment_ids_BT, *slots, dtype=embeds_BTD.dtype, by_type=by_type
+        )
+        documents = {}
+    else:
+        # the library makes a mask where there is none, but takes any of four dimensions
+        unused = embeds_BTD.new_empty(0, 0, 0, 0)
+        attention_mask = dict.fromkeys(decoder.config.layer_types, unused) if by_type else unused
+        documents = {"spans": spans}
     return decoder(
         inputs_embeds=embeds_BTD,
         position_ids=position_ids_BT,
         attention_mask=attention_mask,
         cache=None if cache is None else cache.layers,
         use_cache=cache is not None,
+        **documents,
     ).last_hidden_state
 
 
