@@ -160,7 +160,13 @@ def _train_in(
         )
         raise TrainingError(f"{out} {reason}; {here}pass a new folder with --out")
     # Before any weights are read, which may take minutes.
-    inputs = open_inputs(recipe, registry, datasets, with_init=model is None and not resume)
+    inputs = open_inputs(
+        recipe,
+        registry,
+        datasets,
+        with_init=model is None and not resume,
+        language=None if fitted is None else fitted.language_model,
+    )
     datasets = inputs.require_datasets()
     for note in [*recipe_notes(recipe), *machine_notes(recipe)]:
         _show(note)

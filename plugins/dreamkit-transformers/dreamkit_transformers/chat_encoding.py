@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 
 from dreamkit import DocumentError, Turn, excerpt
 from dreamkit_transformers.chat_rendering import common_length, tokenizer_name, unused_characters
-from dreamkit_transformers.tokenizers import special_ids
 
 
 class Encoding:
@@ -44,8 +43,9 @@ class Encoding:
     @cached_property
     def _special_places(self) -> list[tuple[int, int]]:
         """The places of special tokens, and of the start, in the text and in its ids."""
-        special = special_ids(self.tokenizer) - {self.tokenizer.unk_token_id}
-        names = {index: self.tokenizer.convert_ids_to_tokens(index) for index in special}
+        tokens = self.tokenizer.added_tokens_decoder.items()
+        names = {index: str(token) for index, token in tokens if token.special}
+        names.pop(self.tokenizer.unk_token_id, None)
         places, end = [(0, 0)], 0
         for number, index in enumerate(self.ids):
             if index in names:
@@ -94,7 +94,7 @@ class Encoding:
         """Return the ids of a text without added tokens; `split_special_tokens` leaves out only special ones."""
         if not self.tokenizer.is_fast:
             return self._ids(text, split_special_tokens=True)
-        backend: Any = self.tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+        backend: Any = self.tokenizer.backend_tokenizer
         text = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
         words = (
             [(text, None)] if backend.pre_tokenizer is None else backend.pre_tokenizer.pre_tokenize_str(text)

@@ -39,6 +39,7 @@ PROBES: list[Probe] = [
     (("user", f" {QUESTION}\n"), ("assistant", f"\n {ANSWER} "), ("user", FOLLOW_UP)),
     (("user", ""), ("assistant", ANSWER), ("user", QUESTION), ("assistant", "")),
 ]
+ANSWERED = PROBES[1], PROBES[3], PROBES[4]  # those whose answers have labels
 
 
 class LibraryChat:
@@ -57,13 +58,9 @@ class LibraryChat:
         self.written_ids: frozenset[int] = frozenset()
         self.template_names = self._template_names()
         self.problem: str | None = None
-        try:
-            self._add_labels_of(PROBES[1])
-            self.problem = self._difference()
-        except DocumentError as error:
-            self.problem = str(error)
-        with suppress(DocumentError):  # a template for one answer alone is no problem
-            self._add_labels_of(PROBES[3])
+        errors = [error for probe in ANSWERED if (error := self._add_labels_of(probe)) is not None]
+        # a template for one answer alone, or one that requires or refuses a system turn, is no problem
+        self.problem = self._difference() if len(errors) < len(ANSWERED) else _of_template(errors[0])
 
     def tokens(self, turns: Sequence[Turn], prompt: bool) -> tuple[list[int], list[bool]]:
         """Return the ids of a conversation, and a flag for each: train on the token.
@@ -111,11 +108,20 @@ class LibraryChat:
         names = {str(token) for token in self.tokenizer.added_tokens_decoder.values()}
         return frozenset(name for name in names if name.strip() and any(name in text for text in texts))
 
-    def _add_labels_of(self, probe: Probe) -> None:
-        """Extend `turn_ends` and `written_ids` by those of the first answer and of all answers in `probe`."""
-        ids, labelled = self.tokens(_turns(probe, train_on=True), prompt=False)
+    def _add_labels_of(self, probe: Probe) -> DocumentError | None:
+        """Extend `turn_ends` and `written_ids` by those of the first answer and of all answers in `probe`.
+
+        Return why the template does not make this conversation, or None.
+        """
+        number = next(at for at, (role, _) in enumerate(probe) if role == "assistant")
+        try:
+            ids, labelled = self.tokens(_turns(probe, train_on=True), prompt=False)
+            turn_end = Rendering(self.tokenizer, _messages(probe)).turn_end(number)
+        except DocumentError as error:
+            return error
         self.written_ids |= {index for index, is_labelled in zip(ids, labelled, strict=True) if is_labelled}
-        self.turn_ends += (Rendering(self.tokenizer, _messages(probe)).turn_end(1),)
+        self.turn_ends += (turn_end,)
+        return None
 
     def _difference(self) -> str | None:
         """Return where the ids of a probe differ from the library's, or None; refused conversations have no ids."""
@@ -128,7 +134,10 @@ class LibraryChat:
                     )
                 except Exception:  # templates are programs that raise any exception
                     continue
-                actual, _ = self.tokens(turns, prompt)
+                try:
+                    actual, _ = self.tokens(turns, prompt)
+                except DocumentError as error:
+                    return _of_template(error)
                 if actual != expected:
                     return self._describe_difference(messages, prompt, actual, expected)
         return None
@@ -150,6 +159,16 @@ class LibraryChat:
 def turn_ends(layout: LibraryChat | ChatTemplate) -> Sequence[str]:
     """Return the texts after an answer."""
     return layout.turn_ends if isinstance(layout, LibraryChat) else [layout.assistant[1]]
+
+
+def problem_of(layout: LibraryChat | ChatTemplate) -> str | None:
+    """Return the reason why every conversation is refused, or None."""
+    return layout.problem if isinstance(layout, LibraryChat) else None
+
+
+def _of_template(error: DocumentError) -> str:
+    """Return the message of an error with the remedy for a template that makes no conversation at all."""
+    return f"{str(error).rpartition('; ')[0]}; name a tokenizer with another template"
 
 
 def _turns(probe: Probe, train_on: bool = False) -> list[Turn]:

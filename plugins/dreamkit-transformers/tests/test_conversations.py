@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -405,10 +406,30 @@ def test_a_template_for_no_conversation_is_logged_and_refused(
     tokenizer.save_pretrained(tmp_path)
     part = CausalLM.from_config(replace(CausalLM.tiny_config(), tokenizer=str(tmp_path)))
     assert "conversations are refused" in caplog.text
+    problem = CausalLM.infer_spec(part.config).conversation_problem
+    assert problem is not None and re.search(f"{message}.*; name a tokenizer with another template$", problem)
     sequencer = sequencer_of(part)
     assert sequencer.sequence(Document((Text("other documents"),))).ids
     with pytest.raises(DocumentError, match=message):
         sequencer.sequence(conversation(("user", "1"), ("assistant", "8")))
+
+
+def test_a_template_that_requires_a_system_turn_has_conversations(tmp_path: Any) -> None:
+    tokenizer = TOKENIZERS["byte-level"]()
+    tokenizer.chat_template = (
+        "{% if messages[0].role != 'system' %}{{ raise_exception('a system turn first') }}"
+    )
+    tokenizer.chat_template += "{% endif %}" + TEMPLATES["chatml"]
+    tokenizer.save_pretrained(tmp_path)
+    part = CausalLM.from_config(
+        LanguageConfig(config={"model_type": "llama", **tiny_gated_config()}, tokenizer=str(tmp_path))
+    )
+    document = conversation(("system", "0"), ("user", "1"), ("assistant", "8"))
+    assert part.spec.conversation_problem is None
+    assert sequencer_of(part).sequence(document).ids == library_ids(part, document, prompt=False)
+    assert part.tokenizer.convert_tokens_to_ids("<|im_end|>") in part.spec.eos_ids
+    with pytest.raises(DocumentError, match="a system turn first"):
+        sequencer_of(part).sequence(conversation(("user", "1"), ("assistant", "8")))
 
 
 def test_a_template_without_an_end_token_is_logged(tmp_path: Any, caplog: Any) -> None:
