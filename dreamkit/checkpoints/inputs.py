@@ -78,7 +78,7 @@ def open_inputs(
     ]
     refusal = None if language is None else language.conversation_problem
     for number, dataset in enumerate(opened if refusal else ()):
-        if dataset is not None and any(segment.role for segment in dataset[0]):
+        if dataset is not None and dataset[0].is_conversation:
             record.problem(
                 f"data.{number}", f"expected documents without roles, got a conversation; {refusal}"
             )
