@@ -218,7 +218,7 @@ def _train_in(
     )
     # The model is the same in all processes, but the noise is not.
     set_seed(recipe.train.seed, device_specific=True)
-    with deferred("stopping after this step, to save a resume point"):
+    with deferred("stopping after this step"):
         try:
             with with_remedies():
                 trainer.train(resume_from_checkpoint=str(points[-1] / STATE) if resume else None)
