@@ -72,6 +72,7 @@ class LanguageSpec:
         reserved_tokens: names of bos, eos and pad, which a recipe may not use for another special token.
         document_attention: flag: `forward` takes `spans`, and its attention then costs what the documents cost.
             Otherwise attention costs what whole rows cost.
+        conversation_problem: reason why the part refuses every conversation, with a remedy; None if it does not.
     """
 
     dim: int
@@ -85,6 +86,7 @@ class LanguageSpec:
     sliding_window: int | None = None
     reserved_tokens: tuple[str, ...] = ()
     document_attention: bool = False
+    conversation_problem: str | None = None
 
 
 @with_earlier_fields(out_scale="out_rms")

@@ -122,7 +122,9 @@ class ModelDescription:
             "document_attention": abilities.documents,
         }
 
-    def spec(self, config: LanguageConfig, turn_ends: Sequence[str]) -> LanguageSpec:
+    def spec(
+        self, config: LanguageConfig, turn_ends: Sequence[str], conversation_problem: str | None
+    ) -> LanguageSpec:
         """Return the spec; the first special token of each of `turn_ends`, if it has one, also ends a text.
 
         Raises:
@@ -176,6 +178,7 @@ class ModelDescription:
             pad_id=pad_id,
             **self.packs_and_caches(),
             reserved_tokens=tuple(tokenizer.convert_ids_to_tokens(sorted(reserved))),
+            conversation_problem=conversation_problem,
         )
 
 
