@@ -1,12 +1,12 @@
 """One pass of a batch of documents through the language model.
 
 Each position of a document passes once: prompt, text, dream queries and the image that is read back share one KV cache.
-Documents of a batch advance together, each at its own position. A document without input in a call gets padding.
+Documents of a batch advance together, each at its own position.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,6 +33,7 @@ class Session:
         self.cache = model.language_model.new_cache() if model.language_model.spec.cache else None
         self.past: list[Tensor | None] = [None] * documents  # embeddings so far, for a model without a cache
         self.positions = [0] * documents
+        self.rows = [*range(documents)]  # number of the document in each row of the cache
         self.device = model.dream_queries.device
 
     def embed(self, ids: list[int]) -> Tensor:
@@ -68,33 +69,48 @@ class Session:
         return prompts
 
     def feed(self, inputs: dict[int, Tensor]) -> dict[int, Tensor]:
-        """Return the hidden states (t, D), before the final norm, of each document's next inputs (t, D)."""
-        embeds_by_number = inputs if self.cache is not None else self._with_past(inputs)
-        is_first = self.cache is None or not any(self.positions)  # no keys of an earlier call
+        """Return the hidden states (t, D), before the final norm, of each document's next inputs (t, D).
+
+        A document without inputs has ended: its row of the KV cache goes, or gets padding.
+        """
+        language_model, is_first = self.model.language_model, self.cache is None or not any(self.positions)
+        if self.cache is None:
+            self.rows, embeds_by_number = [*inputs], self._with_past(inputs)
+        else:
+            self._drop_finished(inputs)
+            embeds_by_number = inputs
         width = max(len(embeds) for embeds in embeds_by_number.values())
-        dim = self.model.language_model.spec.dim
-        embeds_BTD = self.model.dream_queries.new_zeros(len(self.positions), width, dim)
-        position_ids = torch.zeros(len(self.positions), width, dtype=torch.long)
+        embeds_BTD = self.model.dream_queries.new_zeros(len(self.rows), width, language_model.spec.dim)
+        position_ids = torch.zeros(len(self.rows), width, dtype=torch.long)
         segment_ids = torch.full_like(position_ids, -1)
-        for number, embeds in embeds_by_number.items():
+        spans: list[list[tuple[int, int]]] = [[] for _ in self.rows]
+        for row, number in enumerate(self.rows):
+            if (embeds := embeds_by_number.get(number)) is None:
+                continue
             start, length = 0 if self.cache is None else self.positions[number], len(embeds)
-            embeds_BTD[number, :length] = embeds
-            position_ids[number, :length] = torch.arange(start, start + length)
-            segment_ids[number, :length] = 0
+            embeds_BTD[row, :length] = embeds
+            position_ids[row, :length] = torch.arange(start, start + length)
+            segment_ids[row, :length] = 0
+            spans[row] = [(0, length)]
             self.positions[number] = start + length
-        spans = {}
-        if is_first and self.model.language_model.spec.document_attention:
-            lengths = {number: len(embeds) for number, embeds in embeds_by_number.items()}
-            spans["spans"] = [
-                [(0, lengths[row])] if row in lengths else [] for row in range(len(self.positions))
-            ]
-        hidden = self.model.language_model(
-            embeds_BTD, position_ids.to(self.device), segment_ids.to(self.device), cache=self.cache, **spans
-        )
+        places = position_ids.to(self.device), segment_ids.to(self.device)
+        # spans are of documents without keys of an earlier call
+        named = {"spans": spans} if is_first and language_model.spec.document_attention else {}
+        hidden = language_model(embeds_BTD, *places, cache=self.cache, **named)
         return {
-            number: hidden[number, : len(embeds)][-len(inputs[number]) :]
-            for number, embeds in embeds_by_number.items()
+            number: hidden[row, : len(embeds_by_number[number])][-len(inputs[number]) :]
+            for row, number in enumerate(self.rows)
+            if number in inputs
         }
+
+    def _drop_finished(self, inputs: Container[int]) -> None:
+        """Drop the rows of documents without inputs from the KV cache, if the language model can."""
+        left = [row for row, number in enumerate(self.rows) if number in inputs]
+        if len(left) == len(self.rows):
+            return
+        is_empty = not any(self.positions)
+        if is_empty or self.model.language_model.select_rows(self.cache, left):
+            self.rows = [self.rows[row] for row in left]
 
     def _with_past(self, inputs: dict[int, Tensor]) -> dict[int, Tensor]:
         for number, embeds in inputs.items():

@@ -93,6 +93,13 @@ class LanguageModel(PretrainedPart):
     def new_cache(self) -> Any:
         """Return an empty KV cache, which `forward` fills in place. Called only if `spec.cache` is true."""
 
+    def select_rows(self, cache: Any, rows: Sequence[int]) -> bool:
+        """Keep only these rows of `cache`, in this order; return False if the part cannot, which is the default.
+
+        Generation drops the rows of finished documents. Rows that stay are computed on as padding.
+        """
+        return False
+
     @abstractmethod
     def forward(
         self,

@@ -104,6 +104,10 @@ def ignores_spans(self, forward, embeds, positions, segments, cache=None, spans=
     return forward(embeds, positions, segments, cache)
 
 
+def keeps_the_first_rows(self, select_rows, cache, rows):
+    return select_rows(cache, range(len(rows)))
+
+
 LANGUAGE_MODEL = {
     "spec_agrees": with_method(Words, "forward", fails_beyond_40_tokens),
     "batch_invariance": with_method(Words, "forward", mixes_rows),
@@ -113,6 +117,7 @@ LANGUAGE_MODEL = {
     "packing_invariance": with_method(Words, "forward", attends_to_other_documents),
     "document_attention": with_method(Llama, "forward", ignores_spans),
     "cached_decoding": with_method(Words, "forward", attends_to_empty_slots),
+    "selected_rows": with_method(Llama, "select_rows", keeps_the_first_rows),
     "embed_any_shape": with_method(Words, "embed", embeds_batches_only),
     "embedding_agrees": with_method(Words, "embedding", returns_a_wrong_scale),
     "head_agrees": with_method(Words, "logits", lambda self, logits, hidden: 1.01 * logits(hidden)),

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -139,17 +140,34 @@ def test_the_cached_pass_equals_one_full_pass(script: Callable, monkeypatch: pyt
         )
 
 
+def draw_and_end_often(model: DreamModel, hidden: Tensor) -> Tensor:
+    raised = type(model.language_model).logits(model.language_model, hidden)
+    raised[..., [DREAM, END]] += 3.5
+    return raised
+
+
+@pytest.mark.parametrize("model", [MODEL, SWITCHING], ids=["default", "longrope"])
+def test_no_row_is_computed_for_a_document_that_has_ended(
+    model: DreamModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    forward = type(model.language_model).forward
+
+    def spy(embeds: Tensor, positions: Tensor, segments: Tensor, *args: object, **named: object) -> Tensor:
+        assert (segments >= 0).any(1).all()
+        rows.append(len(segments))
+        return forward(model.language_model, embeds, positions, segments, *args, **named)
+
+    monkeypatch.setattr(model.language_model, "logits", partial(draw_and_end_often, model))
+    monkeypatch.setattr(model.language_model, "forward", spy)
+    collect(model.generate(PROMPTS, seed=range(len(PROMPTS)), temperature=1.0, max_tokens=10, guidance=1.0))
+    assert rows == sorted(rows, reverse=True) and len(set(rows)) > 1
+
+
 @pytest.mark.parametrize("model", [MODEL, SWITCHING], ids=["default", "longrope"])
 def test_a_document_does_not_depend_on_its_batch(model: DreamModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the batch, some documents draw while others write text or have ended."""
-    logits = type(model.language_model).logits
-
-    def draw_and_end_often(hidden: Tensor) -> Tensor:
-        raised = logits(model.language_model, hidden)
-        raised[..., [DREAM, END]] += 3.5
-        return raised
-
-    monkeypatch.setattr(model.language_model, "logits", draw_and_end_often)
+    monkeypatch.setattr(model.language_model, "logits", partial(draw_and_end_often, model))
     prompts = [*PROMPTS, "one more", "and another"]
     options = {"temperature": 1.0, "top_p": 0.9, "max_tokens": 10, "max_images": 3}
     together = collect(model.generate(prompts, seed=range(6), **options))

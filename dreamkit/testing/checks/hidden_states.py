@@ -210,6 +210,32 @@ def _step_by_step(part: Any, embeds: Tensor, calls: list[tuple[int, int]]) -> li
     return pieces
 
 
+@check(KIND, unless=_cannot_cache, lengths=st.tuples(*[st.integers(1, 4)] * 3), seed=seeds)
+def selected_rows(subject: LanguageSubject, lengths: tuple[int, int, int], seed: int) -> None:
+    """A cache with rows that `select_rows` keeps continues them as one full pass does; a part may keep all rows.
+
+    Generation computes nothing for documents that have ended.
+    """
+    part, rows = subject.part, [2, 0]
+    before, after = max(lengths), min(lengths)
+    embeds = _embeds(subject, 3, before + after, seed)
+    places = positions([before + after], 3)
+    subject.call_text = (
+        f"forward of {before} tokens in 3 rows, select_rows(cache, {rows}), forward of {after}"
+    )
+    cache = part.new_cache()
+    with torch.no_grad():
+        part(embeds[:, :before], *(each[:, :before] for each in places.values()), cache)
+        if not part.select_rows(cache, rows):
+            return
+        hidden = part(embeds[rows, before:], *(each[rows, before:] for each in places.values()), cache)
+    expect_shape(hidden, "hidden", "(B, T, D)", (len(rows), after, part.spec.dim))
+    call_text = subject.call_text
+    whole = subject.call(part, {"embeds": embeds, **places})[rows, before:]
+    subject.call_text = call_text
+    expect_close(hidden, whole, "hidden after select_rows", "hidden in one pass")
+
+
 @check(KIND, length=st.integers(2, 4), seed=seeds)
 def embed_any_shape(subject: LanguageSubject, length: int, seed: int) -> None:
     """`embed` takes ids of any shape (...) and returns embeddings (..., D), also of added tokens.

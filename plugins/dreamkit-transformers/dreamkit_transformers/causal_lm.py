@@ -202,6 +202,12 @@ class CausalLM(TokenAddingModel):
     def new_cache(self) -> TokenCache:
         return new_cache(self.model.config, self.abilities.masks)
 
+    def select_rows(self, cache: TokenCache, rows: Sequence[int]) -> bool:
+        if self.abilities.masks == "none":  # layers without attention have states of their own
+            return False
+        cache.select_rows(torch.tensor(rows, device=self.new_rows.device))
+        return True
+
     def forward(
         self,
         embeds_BTD: Tensor,

@@ -47,6 +47,13 @@ class TokenCache:
         self.segment_ids_BS = _joined(self.segment_ids_BS, segment_ids_BT)
         return self.position_ids_BS, self.segment_ids_BS
 
+    def select_rows(self, rows_N: Tensor) -> None:
+        """Keep only the rows of these indices (N,), in this order."""
+        self.layers.batch_select_indices(rows_N)
+        for name in ("position_ids_BS", "segment_ids_BS", "embeds_BSD"):
+            if (tensor := getattr(self, name)) is not None:
+                setattr(self, name, tensor[rows_N])
+
     def extend_embeds(self, embeds_BTD: Tensor) -> Tensor:
         """Add the inputs of T slots; return those of all slots."""
         self.embeds_BSD = _joined(self.embeds_BSD, embeds_BTD)
