@@ -70,9 +70,9 @@ class LanguageSpec:
         sliding_window: greatest number of positions, its own included, that a token sees in an attention layer; None
             if there is no limit.
         reserved_tokens: names of bos, eos and pad, which a recipe may not use for another special token.
+        conversation_problem: reason why the part refuses every conversation, with a remedy; None if it does not.
         document_attention: flag: `forward` takes `spans`, and its attention then costs what the documents cost.
             Otherwise attention costs what whole rows cost.
-        conversation_problem: reason why the part refuses every conversation, with a remedy; None if it does not.
     """
 
     dim: int
@@ -85,8 +85,8 @@ class LanguageSpec:
     cache: bool = True
     sliding_window: int | None = None
     reserved_tokens: tuple[str, ...] = ()
-    document_attention: bool = False
     conversation_problem: str | None = None
+    document_attention: bool = False
 
 
 @with_earlier_fields(out_scale="out_rms")

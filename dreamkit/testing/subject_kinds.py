@@ -77,9 +77,13 @@ class LanguageSubject(Subject):
         return spec.sliding_window + PAST_WINDOW if fits else 0
 
     def inputs(self, case: Case, dtype: torch.dtype = torch.float32) -> Inputs:
-        with seeded(case.seed):
-            embeds = torch.randn(case.rows, case.length, self.part.spec.dim)
-        return {"embeds": embeds.to(dtype), **positions([case.length], case.rows)}
+        embeds = self.embeds(case.rows, case.length, case.seed).to(dtype)
+        return {"embeds": embeds, **positions([case.length], case.rows)}
+
+    def embeds(self, rows: int, length: int, seed: int) -> Tensor:
+        """Return random input embeddings (rows, length, D)."""
+        with seeded(seed):
+            return torch.randn(rows, length, self.part.spec.dim)
 
     def extremes(self, case: Case) -> Iterator[Inputs]:
         """Yield the longest row, of at most `LONGEST` tokens."""

@@ -3,6 +3,7 @@
 from dreamkit.testing.checks import (
     computing as computing,
     drawn_images as drawn_images,
+    embedding_and_head as embedding_and_head,
     hidden_states as hidden_states,
     learning as learning,
     making as making,

@@ -1,4 +1,4 @@
-"""Checks of a language model's hidden states, embedding and head.
+"""Checks of a language model's hidden states: which tokens see each other, in rows and in a cache.
 
 B rows, T tokens of a row, D width.
 """
@@ -15,12 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dreamkit.errors import count
-from dreamkit.kernels.assemble_embeddings import look_up
 from dreamkit.testing.check import cases, check
 from dreamkit.testing.expect import (
     expect_close,
     expect_finite,
-    expect_same,
     expect_shape,
     expect_true,
 )
@@ -39,11 +37,6 @@ def lengths(subject: LanguageSubject) -> st.SearchStrategy[list[int]]:
     first = st.integers(max(1, subject.window), subject.window + 4)
     others = st.lists(st.integers(1, 5), min_size=1, max_size=3)
     return st.tuples(first, others).map(lambda both: [both[0], *both[1]])
-
-
-def _embeds(subject: LanguageSubject, rows: int, length: int, seed: int) -> Tensor:
-    with seeded(seed):
-        return torch.randn(rows, length, subject.part.spec.dim)
 
 
 def _padded(inputs: Inputs, before: int, after: int, seed: int) -> Inputs:
@@ -66,7 +59,7 @@ def causality(subject: LanguageSubject, case: Case, first: int) -> None:
     first = min(first, case.length - 1)
     inputs = subject.inputs(case)
     changed = {**inputs, "embeds": inputs["embeds"].clone()}
-    changed["embeds"][:, first:] = _embeds(subject, case.rows, case.length - first, case.seed + 1)
+    changed["embeds"][:, first:] = subject.embeds(case.rows, case.length - first, case.seed + 1)
     actual = subject.call_with_shape(subject.part, changed)[:, :first]
     expected = subject.call_with_shape(subject.part, inputs)[:, :first]
     name = f"hidden[:, :{first}]"
@@ -82,7 +75,7 @@ def padding_invariance(
     Rows of different lengths can share a batch, in training and in generation.
     """
     length = lengths[0]
-    inputs = {"embeds": _embeds(subject, rows, length, seed), **positions([length], rows)}
+    inputs = {"embeds": subject.embeds(rows, length, seed), **positions([length], rows)}
     padded = _padded(inputs, before, after, seed + 1)
     actual = subject.call_with_shape(subject.part, padded)
     expect_finite(actual, "hidden")
@@ -102,7 +95,7 @@ def packing_invariance(subject: LanguageSubject, rows: int, lengths: list[int], 
 
     Packing makes training several times faster without changing it, and no document attends to another.
     """
-    embeds = _embeds(subject, rows, sum(lengths), seed)
+    embeds = subject.embeds(rows, sum(lengths), seed)
     together = subject.call_with_shape(subject.part, {"embeds": embeds, **positions(lengths, rows)})
     call_text = subject.call_text
     start = 0
@@ -129,7 +122,7 @@ def document_attention(
     """
     part, ends = subject.part, [0, *accumulate(lengths)]
     documents = [*pairwise(ends)]
-    inputs = {"embeds": _embeds(subject, rows, ends[-1], seed), **positions(lengths, rows)}
+    inputs = {"embeds": subject.embeds(rows, ends[-1], seed), **positions(lengths, rows)}
     embeds, *places = _padded(inputs, 0, after, seed + 1).values()
     embeds.requires_grad_()
     call_text = f"forward with spans, documents of {lengths} tokens in each of {count(rows, 'row')}"
@@ -150,7 +143,7 @@ def document_attention(
 
 def _flops(subject: LanguageSubject, documents: int, length: int) -> int:
     """Return the FLOPs of a row of documents of one length."""
-    inputs = {"embeds": _embeds(subject, 1, documents * length, seed=0), **positions([length] * documents)}
+    inputs = {"embeds": subject.embeds(1, documents * length, seed=0), **positions([length] * documents)}
     spans = [*pairwise(range(0, (documents + 1) * length, length))]
     # torch counts the matrix products of attention, but not its fused operator on a CPU
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -175,7 +168,7 @@ def cached_decoding(subject: LanguageSubject, calls: list[tuple[int, int]], seed
     if subject.window:  # the following calls are then beyond the window
         calls = [(subject.window, subject.window), *calls]
     totals = [sum(call[row] for call in calls) for row in range(2)]
-    embeds = _embeds(subject, 2, max(totals), seed)
+    embeds = subject.embeds(2, max(totals), seed)
     call_text = f"forward with a cache, tokens of two rows in each call: {calls}"
     subject.call_text = call_text
     with torch.no_grad():
@@ -218,7 +211,7 @@ def selected_rows(subject: LanguageSubject, lengths: tuple[int, int, int], seed:
     """
     part, rows = subject.part, [2, 0]
     before, after = max(lengths), min(lengths)
-    embeds = _embeds(subject, 3, before + after, seed)
+    embeds = subject.embeds(3, before + after, seed)
     places = positions([before + after], 3)
     subject.call_text = (
         f"forward of {before} tokens in 3 rows, select_rows(cache, {rows}), forward of {after}"
@@ -234,102 +227,3 @@ def selected_rows(subject: LanguageSubject, lengths: tuple[int, int, int], seed:
     whole = subject.call(part, {"embeds": embeds, **places})[rows, before:]
     subject.call_text = call_text
     expect_close(hidden, whole, "hidden after select_rows", "hidden in one pass")
-
-
-@check(KIND, length=st.integers(2, 4), seed=seeds)
-def embed_any_shape(subject: LanguageSubject, length: int, seed: int) -> None:
-    """`embed` takes ids of any shape (...) and returns embeddings (..., D), also of added tokens.
-
-    One method serves batches, rows and single tokens.
-    """
-    part = subject.part
-    known = torch.tensor([*range(part.spec.vocab_size), *subject.token_ids.values()])
-    generator = torch.Generator().manual_seed(seed)
-    for shape in ((), (length,), (2, length), (2, 1, length)):
-        ids = known[torch.randint(len(known), shape, generator=generator)]
-        subject.call_text = f"embed(ids of shape {shape})"
-        with torch.no_grad():
-            embeds = expect_shape(part.embed(ids), "embeds", "(..., D)", (*shape, part.spec.dim))
-            each = [part.embed(index.expand(2, 1))[0] for index in ids.flatten()]
-        expect_same(embeds.view(-1, part.spec.dim), torch.cat(each), "embeds", "those of each id by itself")
-
-
-def _has_no_tables(subject: LanguageSubject) -> str | None:
-    return (
-        "its embedding() returns None: `embed` does more than read a table"
-        if subject.part.embedding() is None
-        else None
-    )
-
-
-@check(KIND, unless=_has_no_tables)
-def embedding_agrees(subject: LanguageSubject) -> None:
-    """The tables of `embedding()` give the same embeddings and gradients as `embed`, also of added tokens.
-
-    The fused kernel, which reads the tables itself, gives the model the same input and the same training.
-    """
-    part = subject.make()
-    ids = torch.tensor([[*range(part.spec.vocab_size), *subject.token_ids.values()]])
-    subject.call_text = f"embed(ids of shape {tuple(ids.shape)})"
-    actual, expected = part.embed(ids), look_up(ids, *part.embedding())
-    expect_same(actual, expected, "embeds", "the rows of embedding()")
-    trained = {name: each for name, each in part.named_parameters() if each.requires_grad}
-    of_embed, of_tables = (_gradients(embeds, [*trained.values()]) for embeds in (actual, expected))
-    for name, gradient, other in zip(trained, of_embed, of_tables, strict=True):
-        expect_close(gradient, other, f"gradient of {name}", "its gradient through embedding()")
-
-
-def _gradients(embeds: Tensor, trained: list[Tensor]) -> tuple[Tensor, ...]:
-    if not embeds.requires_grad:
-        return tuple(torch.zeros_like(each) for each in trained)
-    return torch.autograd.grad(weighted_sum(embeds), trained, allow_unused=True, materialize_grads=True)
-
-
-@check(KIND, rows=st.integers(2, 4), seed=seeds)
-def head_agrees(subject: LanguageSubject, rows: int, seed: int) -> None:
-    """`head()` returns the weights that `logits` uses, with the rows of added tokens.
-
-    Code that computes logits from the weights, such as the chunked loss, gets the model's own logits.
-    """
-    part, hidden = subject.part, _embeds(subject, rows, 1, seed)[:, 0]
-    subject.call_text = f"logits(hidden of shape {tuple(hidden.shape)})"
-    with torch.no_grad():
-        weight, bias, soft_cap, scale = part.head()
-        least = max(part.spec.vocab_size, 1 + max(subject.token_ids.values()))
-        expect_true(
-            len(weight) >= least, f"{len(weight)}", f"head().weight with at least {count(least, 'row')}"
-        )
-        expect_shape(weight, "head().weight", "(vocabulary, D)", (len(weight), part.spec.dim))
-        expected = scale * (hidden @ weight.T + (0 if bias is None else bias))
-        if soft_cap is not None:
-            expected = soft_cap * torch.tanh(expected / soft_cap)
-        actual = expect_shape(part.logits(hidden), "logits", "(..., vocabulary)", (rows, len(weight)))
-    expect_close(actual, expected, "logits", "those computed from head()")
-
-
-def _has_no_rms_norm(subject: LanguageSubject) -> str | None:
-    return (
-        "its norm_weights are None: its final norm is not an RMS norm"
-        if subject.part.norm_weights is None
-        else None
-    )
-
-
-@check(KIND, unless=_has_no_rms_norm, rows=st.integers(2, 4), seed=seeds)
-def norm_agrees(subject: LanguageSubject, rows: int, seed: int) -> None:
-    """`final_norm` equals hidden / rms(hidden, eps) * (offset + weight) with the values of `norm_weights`.
-
-    The fused kernels, which compute from these values, give the model's own dream states.
-    """
-    part = subject.make()
-    with torch.no_grad(), seeded(seed):
-        for parameter in part.parameters():  # the initial ones of a norm would hide a wrong offset
-            parameter.add_(torch.randn(parameter.shape))
-        weight, eps, offset = part.norm_weights
-        expect_shape(weight, "norm_weights.weight", "(D,)", (part.spec.dim,))
-        hidden = 0.01 * torch.randn(rows, part.spec.dim)  # small, so that eps matters
-        subject.call_text = f"final_norm(hidden of shape {tuple(hidden.shape)})"
-        expected = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + eps) * (offset + weight)
-        actual = part.final_norm(hidden)
-    expect_shape(actual, "normed", "(..., D)", hidden.shape)
-    expect_close(actual, expected, "normed", "that computed from norm_weights")
