@@ -22,6 +22,7 @@ from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Collator
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.mixture import Mixture
+from dreamkit.data.rows import attention_status
 from dreamkit.distributed import barrier, is_main, shard, world_size
 from dreamkit.errors import CheckpointError, RecipeError, TrainingError
 from dreamkit.interrupts import deferred, pending
@@ -143,6 +144,7 @@ def train_recipe(
         else:
             compare_model(model.recipe, recipe)
         _set_up(model, recipe)
+        _show(attention_status(model.language_model.spec))
         if arguments.device.type == "cuda":
             _show(kernels.kernel_status(arguments.device))
         cache = open_cache(recipe, model, registry)
