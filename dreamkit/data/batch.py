@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from dreamkit.data.sequence import IGNORED, Sequence, Sequencer
+from dreamkit.data.workers import in_shared_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -148,8 +149,10 @@ class Collator:
 
         Raises:
             DocumentError: a document is too long or has nothing to train on.
+            TrainingError: in a process that reads data, too little shared memory.
         """
-        return self.collate([self.sequencer.sequence(document) for document in documents])
+        batch = self.collate([self.sequencer.sequence(document) for document in documents])
+        return batch.with_tensors(in_shared_memory)
 
     def collate(self, sequences: Sequences[Sequence]) -> Batch:
         """Return the batch of `sequences`, with a dummy if no sequence has a label, or an image to read or to draw."""
