@@ -11,6 +11,7 @@ from typing import Any, Final
 from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 
+from dreamkit.data.fingerprint import fingerprint_problem
 from dreamkit.errors import CheckpointError, DreamkitError, describe_error, excerpt
 from dreamkit.storage.json_files import read_json
 
@@ -45,13 +46,11 @@ def fingerprints(point: Path) -> list[dict[str, str]]:
         return []
     with state_errors(point):
         values = json.loads(file.read_text(encoding="utf-8"))
-        is_valid = isinstance(values, list) and all(
-            isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
-            for value in values
-        )
-        if not is_valid:
+        if not isinstance(values, list):
             raise ValueError(f"{DATA}: expected a list of fingerprints, got {excerpt(json.dumps(values))}")
-        return list(values)
+        for problem in filter(None, map(fingerprint_problem, values)):
+            raise ValueError(f"{DATA}: {problem}")
+        return values
 
 
 def read_interval(point: Path) -> dict[str, Any] | None:
