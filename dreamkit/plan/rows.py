@@ -40,9 +40,13 @@ def batch_shapes(model: DreamModel, recipe: Recipe, images: int) -> Batch:
             return first.new_empty(tuple(map(extend, first.shape, second.shape)), device="meta")
         return first
 
-    names = ("",) * extend(len(one["documents"]), len(two["documents"]))
-    shapes = tree_map(extend, {**one, "documents": None}, {**two, "documents": None})
-    return Batch(**{**shapes, "documents": names})
+    # not shapes, but one for each document; the first row is a document's
+    others = {
+        "documents": ("",) * extend(len(one["documents"]), len(two["documents"])),
+        "spans": one["spans"][:1] * (recipe.train.batch_size - 1) + one["spans"],
+    }
+    unused = dict.fromkeys(others)
+    return Batch(**{**tree_map(extend, one | unused, two | unused), **others})
 
 
 def full_batch(model: DreamModel, recipe: Recipe, images: int) -> Batch:
