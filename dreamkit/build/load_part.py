@@ -24,6 +24,7 @@ from dreamkit.storage.tensor_files import (
     non_finite,
     read_tensors,
 )
+from dreamkit.storage.weight_files import is_shard
 
 
 def load_part(cls: type[PretrainedPart], config: Any) -> PretrainedPart:
@@ -39,9 +40,8 @@ def load_part(cls: type[PretrainedPart], config: Any) -> PretrainedPart:
         with suppress(Exception):
             outline = cls.meta_modules(config)
         for file in _files(config.pretrained, outline).values():
-            read_tensors(
-                file, SourceError
-            )  # raises the reason, if it is the file, in place of the library's text
+            # raises the reason, if it is the file, in place of the library's text
+            read_tensors(file, SourceError)
         raise
     for problem in _problems(part, _files(config.pretrained, part)):
         raise SourceError(f"'{config.pretrained}': {problem}")
@@ -65,8 +65,13 @@ def _problems(part: PretrainedPart, files: dict[str, Path]) -> Iterator[str]:
     for name in state:
         if is_adapter(name):
             yield f"expected weights alone, got an adapter with {name}; merge it into the weights, or remove it"
+    shards: dict[tuple[PurePosixPath, str], str] = {}  # by folder and tensor
     for file, path in files.items():
         for name, tensor in read_tensors(path, SourceError).items():
+            if is_shard(file):
+                other = shards.setdefault((PurePosixPath(file).parent, name), file)
+                if other != file:
+                    yield f"{file}: {excerpt(name, LONGEST_NAME)} is in {other} too; copy all files again"
             if not is_float(tensor.dtype) and _is_weight(name, state):
                 shown = excerpt(name, LONGEST_NAME)
                 expected = f"{', '.join(FLOAT_TYPES[:-1])} or {FLOAT_TYPES[-1]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -26,6 +26,7 @@ from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
 from dreamkit.errors import SourceError, excerpt
 from dreamkit.storage.folders import sha256
 from dreamkit.storage.packages import package_folder
+from dreamkit.storage.paths import irregular_kind
 from dreamkit.storage.tensor_files import unreadable
 from dreamkit.storage.weight_files import (
     ADAPTER_CONFIG,
@@ -33,6 +34,7 @@ from dreamkit.storage.weight_files import (
     is_weight_file,
     misread_weights,
     missing_weights,
+    shortened,
     unused_weights,
     weights_in,
 )
@@ -71,8 +73,8 @@ def locate(pretrained: str, files: Sequence[str], *, weights: bool = True, known
     missing = _missing(_listing(folder), files, weights)
     if missing:
         raise SourceError(
-            f"'{pretrained}': the folder {folder} lacks {' and '.join(missing)}; it holds {_contents(folder)}. "
-            "Add the missing files or name another folder"
+            f"'{pretrained}': the folder {folder} lacks {' and '.join(missing)}; it holds {_contents(folder)}"
+            f"{_irregular(folder)}. Add the missing files or name another folder"
         )
     return _checked(pretrained, folder, files, weights)
 
@@ -311,12 +313,24 @@ def _literal(name: str) -> str:
 
 def _listing(folder: Path) -> list[str]:
     """Return the visible files of a folder and of its direct subfolders; models go no deeper."""
-    return sorted(
-        path.relative_to(folder).as_posix()
-        for pattern in ("[!.]*", "[!.]*/[!.]*")
-        for path in folder.glob(pattern)
-        if path.is_file()
-    )
+    return sorted(path.relative_to(folder).as_posix() for path in _entries(folder) if path.is_file())
+
+
+def _irregular(folder: Path) -> str:
+    """Return a note on the entries named like files that are something else, such as a link to nowhere; "" if none."""
+    kinds = []
+    for path in sorted(_entries(folder)):
+        try:
+            kind = irregular_kind(path)
+        except OSError:
+            kind = "a broken link"
+        if kind and (kind != "a folder" or is_weight_file(path.name) or path.suffix in _SMALL_SUFFIXES):
+            kinds.append(f"'{path.relative_to(folder).as_posix()}' is {kind}")
+    return f"; {shortened(kinds)}" if kinds else ""
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    return (path for pattern in ("[!.]*", "[!.]*/[!.]*") for path in folder.glob(pattern))
 
 
 def _contents(folder: Path, most: int = 12) -> str:
