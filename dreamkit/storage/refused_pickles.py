@@ -64,7 +64,7 @@ def _first_name(file: Path) -> list[str]:
     try:
         for operation, argument, _ in pickletools.genops(start):
             if operation.name in ("GLOBAL", "INST"):
-                return [argument.replace(" ", ".")]
+                return [str(argument).replace(" ", ".")]
             if operation.name == "STACK_GLOBAL":
                 return [".".join(texts)]
             if isinstance(argument, str):
