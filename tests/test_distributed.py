@@ -25,7 +25,7 @@ from processes import run_in_two
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    run_in_two(layouts.__file__, str(folder))
+    run_in_two(layouts.__file__, folder)
     return folder
 
 

@@ -141,7 +141,9 @@ def test_weights_of_other_types_are_refused(source: Source, dtype: torch.dtype) 
         source.load()
 
 
-@pytest.mark.parametrize("source", [clip, stable_diffusion, vae, timm_vit], indirect=True)
+@pytest.mark.parametrize(  # LLaMA has no biases
+    "source", [clip, stable_diffusion, vae, timm_vit], indirect=True, ids=lambda make: make.__name__
+)
 def test_a_bias_of_integers_is_refused(source: Source) -> None:
     bias = source.weight.removesuffix("weight") + "bias"
     source.change(lambda tensor: tensor.to(torch.int64), bias)

@@ -1,6 +1,7 @@
 """Processes that tests start: two that train together, and commands that a signal ends."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,23 +14,34 @@ MAIN = "from dreamkit.cli import main; main()"
 SECONDS = 180  # until a process must have done something, if others share the cores
 
 
-def run_in_two(*script: str) -> None:
-    """Run a script and its arguments in two processes under `torchrun`."""
+def run_in_two(script: str, folder: Path) -> None:
+    """Run `script FOLDER` in two processes under `torchrun`.
+
+    A crash inside gloo is tried again in an empty folder: torch 2.14 frees a buffer of gloo twice, about once in some
+    hundred thousand gathers (`gloo::transport::tcp::UnboundBuffer`).
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
-        "PYTHONFAULTHANDLER": "1",  # a crash of a library shows where each thread was
+        "PYTHONFAULTHANDLER": "1",  # a crash shows where each thread was
     }
-    process = subprocess.run(
-        [*command, *script],
-        env=os.environ | environment,
-        timeout=180,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    exists = folder.exists()
+    for _ in range(2):
+        process = subprocess.run(
+            [*command, script, str(folder)],
+            env=os.environ | environment,
+            timeout=180,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        if not any(f"({name})" in process.stdout for name in ("SIGSEGV", "SIGABRT")):
+            break
+        shutil.rmtree(folder, ignore_errors=True)
+        if exists:
+            folder.mkdir()
     assert process.returncode == 0, process.stdout[-8000:]
 
 

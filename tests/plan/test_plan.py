@@ -63,7 +63,7 @@ def test_memory_is_close_to_that_of_a_real_step(variant: str, tmp_path: Path) ->
 @pytest.fixture(scope="module")
 def sharded_peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     folder = tmp_path_factory.mktemp("two")
-    run_in_two(alive.__file__, str(folder))
+    run_in_two(alive.__file__, folder)
     peaks: dict[str, int] = json.loads((folder / "peaks.json").read_text())
     return peaks
 

@@ -45,7 +45,7 @@ dist.destroy_process_group()
 def test_the_processes_of_one_training_share_a_folder_and_are_refused_together(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    run_in_two(str(script), str(tmp_path / "out"))
+    run_in_two(str(script), tmp_path / "out")
 
 
 def test_a_run_that_goes_on_is_neither_resumed_nor_replaced(tmp_path: Path) -> None:
