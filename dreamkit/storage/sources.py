@@ -25,6 +25,7 @@ from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
 
 from dreamkit.errors import SourceError, excerpt
 from dreamkit.storage.folders import sha256
+from dreamkit.storage.json_files import size_problem
 from dreamkit.storage.packages import package_folder
 from dreamkit.storage.paths import irregular_kind
 from dreamkit.storage.tensor_files import unreadable
@@ -43,6 +44,8 @@ PROBE_SECONDS = 3.0
 PACKAGE_PREFIX = "pkg:"
 
 _SMALL_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+# files that libraries read into memory, whichever of them are there
+_READ_WHOLE = "*config.json|*.index.json|*token*.json|*.model|*.jinja|chat_template.json|*vocab.*|merges.txt"
 
 
 def locate(pretrained: str, files: Sequence[str], *, weights: bool = True, known: str | None = None) -> Path:
@@ -249,9 +252,12 @@ def _checked(pretrained: str, folder: Path, files: Sequence[str], weights: bool)
     """Return a complete folder, after checking that a library reads its weights and no others.
 
     Raises:
-        SourceError: it would read other files, or there is an adapter beside the weights.
+        SourceError: it would read other files or files of any size, or there is an adapter beside the weights.
     """
     names = _listing(folder)
+    for name in names:
+        if _matches(PurePosixPath(name).name, _READ_WHOLE) and (problem := size_problem(folder / name)):
+            raise SourceError(f"{folder / name}: {problem}")
     refuse_adapter(pretrained, names, files)
     for parent in _model_folders(files) if weights else ():
         if problem := misread_weights(folder / parent, weights_in(names, parent)):

@@ -259,6 +259,27 @@ def test_a_missing_file_of_another_kind_is_named_with_its_kind(
         assert f"; '{folder}{missing}' is {kind}. Add the missing files" in str(caught.value)
 
 
+@pytest.mark.parametrize("folder", ["", "unet/"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "preprocessor_config.json", "model.safetensors.index.json", "chat_template.jinja"),
+        *("tokenizer.json", "special_tokens_map.json", "vocab.txt", "merges.txt", "spiece.model"),
+    ],
+)
+def test_a_file_that_is_read_whole_has_a_bounded_size(tmp_path: Path, folder: str, name: str) -> None:
+    write(tmp_path, "config.json", "model.safetensors", f"{folder}{name}")
+    os.truncate(tmp_path / folder / name, 10**12)
+    message = rf"{folder}{name}: expected at most 100,000,000 bytes, got 1,000,000,000,000; download it again"
+    for weights in (True, False):
+        with pytest.raises(SourceError, match=message):
+            locate(str(tmp_path), ["config.json"], weights=weights)
+    os.truncate(tmp_path / folder / name, 2)
+    (tmp_path / "trainer_state.json").touch()
+    os.truncate(tmp_path / "trainer_state.json", 10**12)
+    assert locate(str(tmp_path), ["config.json"], weights=False) == tmp_path
+
+
 def test_a_link_to_itself_is_a_broken_link(tmp_path: Path) -> None:
     write(tmp_path, "config.json")
     (tmp_path / "model.safetensors").symlink_to("model.safetensors")
