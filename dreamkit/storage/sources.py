@@ -73,6 +73,14 @@ def locate(pretrained: str, files: Sequence[str], *, weights: bool = True, known
             if weights or not near:
                 raise
             raise SourceError(f"{error}; known without the hub: {' or '.join(near)}") from error
+    try:
+        return _complete(pretrained, folder, files, weights)
+    except OSError as error:
+        raise SourceError(f"'{pretrained}': {error.filename or folder}: {unreadable(error)}") from error
+
+
+def _complete(pretrained: str, folder: Path, files: Sequence[str], weights: bool) -> Path:
+    """Return the local folder of `pretrained`, after checking that it has the files."""
     missing = _missing(_listing(folder), files, weights)
     if missing:
         raise SourceError(
@@ -319,7 +327,7 @@ def _literal(name: str) -> str:
 
 def _listing(folder: Path) -> list[str]:
     """Return the visible files of a folder and of its direct subfolders; models go no deeper."""
-    return sorted(path.relative_to(folder).as_posix() for path in _entries(folder) if path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in _entries(folder) if os.path.isfile(path))
 
 
 def _irregular(folder: Path) -> str:
@@ -328,8 +336,8 @@ def _irregular(folder: Path) -> str:
     for path in sorted(_entries(folder)):
         try:
             kind = irregular_kind(path)
-        except OSError:
-            kind = "a broken link"
+        except OSError as error:
+            kind = f"a broken link ({error.strerror})"
         if kind and (kind != "a folder" or is_weight_file(path.name) or path.suffix in _SMALL_SUFFIXES):
             kinds.append(f"'{path.relative_to(folder).as_posix()}' is {kind}")
     return f"; {shortened(kinds)}" if kinds else ""
@@ -340,7 +348,7 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 
 def _contents(folder: Path, most: int = 12) -> str:
-    names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
+    names = sorted(f"{path.name}/" if os.path.isdir(path) else path.name for path in folder.iterdir())
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (", ".join(names[:most]) or "nothing") + more
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -238,7 +239,7 @@ IRREGULAR = {
     "a named pipe": os.mkfifo,
     "a device": lambda path: path.symlink_to("/dev/zero"),
     "a folder": Path.mkdir,
-    "a broken link": lambda path: path.symlink_to("nowhere"),
+    "a broken link (No such file or directory)": lambda path: path.symlink_to("nowhere"),
 }
 
 
@@ -283,8 +284,24 @@ def test_a_file_that_is_read_whole_has_a_bounded_size(tmp_path: Path, folder: st
 def test_a_link_to_itself_is_a_broken_link(tmp_path: Path) -> None:
     write(tmp_path, "config.json")
     (tmp_path / "model.safetensors").symlink_to("model.safetensors")
-    with pytest.raises(SourceError, match=r"'model\.safetensors' is a broken link"):
+    with pytest.raises(SourceError, match=r"'model\.safetensors' is a broken link \(Too many levels"):
         locate(str(tmp_path), ["config.json"])
+
+
+def test_a_folder_that_is_removed_meanwhile_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    write(source, "config.json")
+    monkeypatch.setattr("dreamkit.storage.sources._missing", lambda *_: [str(shutil.rmtree(source))])
+    with pytest.raises(SourceError, match=rf"{source}: it is missing; it was removed or replaced"):
+        locate(str(source), ["config.json"])
+
+
+@pytest.mark.skipif(not Path("/proc/1/cwd").is_symlink(), reason="needs Linux")
+def test_a_link_that_may_not_be_followed_is_not_a_file() -> None:
+    with pytest.raises(SourceError, match=r"the folder /proc lacks 'config\.json'"):
+        locate("/proc", ["config.json"])
 
 
 def test_a_compressed_pickle_is_refused(tmp_path: Path) -> None:
