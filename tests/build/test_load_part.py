@@ -141,6 +141,16 @@ def test_weights_of_other_types_are_refused(source: Source, dtype: torch.dtype) 
         source.load()
 
 
+@pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="this torch has no numbers of 4 bits")
+def test_weights_of_4_bits_are_refused_by_their_type(source: Source) -> None:
+    """Libraries fail on them, each with an error of torch about shapes or kernels."""
+    source.change(lambda tensor: tensor.to(torch.uint8).view(torch.float4_e2m1fn_x2))
+    with pytest.raises(
+        SourceError, match=f"{source.file}: expected {source.weight} in .*, got float4_e2m1fn_x2"
+    ):
+        source.load()
+
+
 @pytest.mark.parametrize(  # LLaMA has no biases
     "source", [clip, stable_diffusion, vae, timm_vit], indirect=True, ids=lambda make: make.__name__
 )
