@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dreamkit.checkpoints.manifest import Manifest, SourceRecord, component_sections
 from dreamkit.errors import CheckpointError, SourceError, excerpt
+from dreamkit.recipe.loading import adapters_from_dict
 from dreamkit.recipe.sections import PARTS, Recipe
 from dreamkit.storage.sources import fingerprint
 
@@ -43,16 +44,15 @@ def _shown(token_ids: Mapping[str, int]) -> str:
 
 def compare_adapters(folder: Path, manifest: Manifest, recipe: Recipe) -> None:
     """Compare the settings of adapters, some of which do not show in the shapes of tensors."""
-    actual, expected = (
-        {adapter["target"]: adapter for adapter in sections["model"]["adapters"]}
-        for sections in (recipe.to_dict(), manifest.recipe)
-    )
+    stored = adapters_from_dict(manifest.recipe, str(folder / Manifest.FILE))
+    actual, expected = ({a.target: a for a in adapters} for adapters in (recipe.model.adapters, stored))
     for target in actual.keys() & expected.keys():
         for key in ("rank", "alpha", "modules", "use_dora", "use_rslora"):
-            if actual[target][key] != expected[target][key]:
+            before, now = getattr(expected[target], key), getattr(actual[target], key)
+            if before != now:
                 raise CheckpointError(
-                    f"{folder}: expected {key} {excerpt(str(expected[target][key]))} of the adapter of {target}, got "
-                    f"{excerpt(str(actual[target][key]))} in the recipe; use the same value"
+                    f"{folder}: expected {key} {excerpt(str(before))} of the adapter of {target}, got "
+                    f"{excerpt(str(now))} in the recipe; use the same value"
                 )
 
 

@@ -12,6 +12,7 @@ from dreamkit.storage.paths import irregular_kind, shown_path
 # far above any real config
 MAX_DEPTH: Final = 50  # nested values
 MAX_DIGITS: Final = 100  # in an integer
+MAX_BYTES: Final = 10**8  # of a config or tokenizer file; those of 256,000 tokens have 35 MB
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -25,6 +26,8 @@ def read_json(file: Path) -> dict[str, Any]:
         kind = irregular_kind(file)
         if kind is not None:
             raise SourceError(f"{name}: expected a regular file, got {kind}")
+        if (problem := size_problem(file)) is not None:
+            raise SourceError(f"{name}: {problem}")
         content = json.loads(file.read_text(encoding="utf-8"), parse_int=_integer)
     except SourceError:
         raise
@@ -36,6 +39,18 @@ def read_json(file: Path) -> dict[str, Any]:
     if is_deep(content, MAX_DEPTH):
         raise SourceError(f"{name}: expected at most {MAX_DEPTH} nested values, got more")
     return content
+
+
+def size_problem(file: Path) -> str | None:
+    """Return why a file is too large to be read into memory, or None. A sparse file may have any size.
+
+    Raises:
+        OSError: the file cannot be reached.
+    """
+    size = file.stat().st_size
+    return (
+        f"expected at most {MAX_BYTES:,} bytes, got {size:,}; download it again" if size > MAX_BYTES else None
+    )
 
 
 def is_deep(value: Any, most: int) -> bool:

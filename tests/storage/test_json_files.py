@@ -61,6 +61,15 @@ def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
             read_json(tmp_path / name)
 
 
+def test_a_sparse_file_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    os.truncate(tmp_path / "config.json", 10**12)
+    with pytest.raises(
+        SourceError, match=r"config\.json: expected at most 100,000,000 bytes, got 1,000,000,000,000"
+    ):
+        read_json(tmp_path / "config.json")
+
+
 def test_depth_counts_nested_lists_and_objects() -> None:
     assert not is_deep({"a": [1]}, 2) and is_deep({"a": [1]}, 1)
     assert not any(is_deep(value, 1) for value in (None, True, 1.5, "text"))

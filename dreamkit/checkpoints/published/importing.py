@@ -23,7 +23,7 @@ from dreamkit.checkpoints.published.reading import read_json, read_tensors, sect
 from dreamkit.checkpoints.published.translating import sections
 from dreamkit.checkpoints.published.unpacking import unpack
 from dreamkit.checkpoints.save import write_checkpoint
-from dreamkit.errors import CheckpointError
+from dreamkit.errors import CheckpointError, excerpt
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.projector import Projector
 from dreamkit.recipe.loading import recipe_from_dict
@@ -121,7 +121,8 @@ def _load_queries_and_projectors(
         try:
             _load_projector(getattr(model, part), under(states[plugin], prefix))
         except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{folder / drawing.files()[plugin]}: {prefix}*: {error}") from error
+            reason = excerpt(" ".join(str(error).split()), 300)
+            raise CheckpointError(f"{folder / drawing.files()[plugin]}: {prefix}*: {reason}") from error
 
 
 def _load_projector(projector: Projector, state: Mapping[str, Tensor]) -> None:
