@@ -124,7 +124,7 @@ def test_overrides_are_applied_in_order(base: Path, registry: Registry) -> None:
         ("data.0.path=~nosuchuser/x", "data.0.path", "invalid path '~nosuchuser/x'"),
         ("init=" + 300 * "x", "init", "File name too long"),
         ("data.0.path=" + 300 * "x", "data.0.path", "File name too long"),
-        ('init="\\ud800"', "init", "cannot read"),
+        ('init="\\ud800"', "init", "got the lone surrogate"),
         ("data.1.weight=3", "data.1", "expected an index from 0 to 0 of the list data, got '1'"),
         ("data.first.weight=3", "data.first", "of the list data, got 'first'"),
         (
