@@ -98,10 +98,11 @@ def parse(
         loader = _Loader(text)
     except yaml.reader.ReaderError as error:
         where = place(text.count("\n", 0, error.position) + 1)
-        reason = (
-            f"invalid YAML: expected printable characters, got '{excerpt(text[error.position])}'; remove it"
+        shown = excerpt(text[error.position])
+        message = surrogate_problem(text) or (
+            f"invalid YAML: expected printable characters, got '{shown}'; remove it"
         )
-        return reader.report(where, key, surrogate_problem(text) or reason), reader.problems
+        return reader.report(where, key, message), reader.problems
     try:
         root = loader.get_single_node()
     except (ValueError, OverflowError):  # of `chr`
