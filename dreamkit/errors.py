@@ -13,6 +13,7 @@ DreamkitError (ValueError)     any error that the user can fix; the command line
 """
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 
 MOST_SHOWN: Final = 100  # problems of a recipe in its message
+_MOST_READ: Final = 1000  # characters of another library's message
+_LONG_VALUE: Final = re.compile(r"[\[{](?:.{80,}[\]}]|.{80,}$)|'[^']{80,}'|\"[^\"]{80,}\"|\S{81,}")
 # Unicode's categories of control characters, surrogates, line and paragraph separators, and formats, which include
 # those that reverse the order of the text.
 _UNPRINTABLE: Final = ("Cc", "Cs", "Zl", "Zp", "Cf")
@@ -154,10 +157,20 @@ def describe_value(value: object) -> str:
 def describe_error(error: BaseException) -> str:
     """Return the type and message of another library's error, on one line and with at most 300 characters.
 
-    Such a message may quote a value of any length. That of an `OSError` is whole, because it names a file.
+    Such a message may quote a value of any length, so that brackets, quotes and words are shortened to 80 characters,
+    but for paths. That of an `OSError` is whole, because it names a file. For an error of dreamkit, return its message.
     """
+    if isinstance(error, DreamkitError):
+        return str(error)
     text = " ".join(str(error).split()) or "no reason given"
-    return f"{type(error).__name__}: {text if isinstance(error, OSError) else excerpt(text, 300)}"
+    if not isinstance(error, OSError):
+        text = excerpt(_LONG_VALUE.sub(_shortened_value, text[:_MOST_READ]), 300)
+    return f"{type(error).__name__}: {text}"
+
+
+def _shortened_value(match: re.Match[str]) -> str:
+    value = match[0]
+    return value if value.lstrip("'\"`([{<").startswith(("/", "~", ".")) else excerpt(value)
 
 
 @contextmanager

@@ -99,6 +99,14 @@ def test_a_library_error_is_described_in_one_short_line(text: str) -> None:
     assert printable(shown) == shown
 
 
+def test_a_value_inside_a_library_error_is_shortened_and_a_path_is_not() -> None:
+    path = f"/{200 * 'x'}"
+    shown = describe_error(ValueError(f"bad '{100 * 'QUJD'}' in '{path}'"))
+    assert 21 * "QUJD" not in shown and path in shown
+    assert describe_error(OSError(f"no file {200 * 'x'}")).endswith(200 * "x")
+    assert describe_error(DreamkitError("as\nit is")) == "as\nit is"
+
+
 def test_a_library_error_becomes_an_error_about_the_file() -> None:
     with (
         pytest.raises(SourceError, match=r"^config\.json: invalid for GPT: TypeError: a b$") as caught,

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable, Iterator
-from copy import deepcopy
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
+import caches
 import tiny
 from dreamkit.build.fit import fit
+from dreamkit.cache.manifest import CacheManifest
+from dreamkit.cache.read import Cache
+from dreamkit.cache.recipe_check import cache_problems
 from dreamkit.checkpoints.load import load_checkpoint
-from dreamkit.errors import DreamkitError
+from dreamkit.errors import DreamkitError, RecipeError, RecipeProblem
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.registry.registry import Registry
-from recipe_files import complete_recipe, leaves
+from recipe_files import changed, complete_recipe, leaves
 from saved_models import REGISTRY, saved as saved
 
 ROOT = Path(__file__).parent.parent
@@ -76,25 +79,14 @@ LONG = "\x1b[2J" + 3000 * "QUJD"
 values = st.sampled_from([LONG, [LONG, LONG], {"k": LONG}, 10**90, 4000 * [1]])
 
 
-def changed(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """Return a copy of `tree` with `value` at `path`."""
-    if not path:
-        return value
-    copy = deepcopy(tree)
-    section = copy
-    for step in path[:-1]:
-        section = section[step]
-    section[path[-1]] = value
-    return copy
-
-
 def assert_short(read: Callable[[], object]) -> None:
-    """Check that no line of the error that `read` raises, if any, is as long as the value."""
+    """Check that the error that `read` raises, if any, has at most 80 characters of each value."""
     try:
         read()
     except DreamkitError as error:
-        longest = max(str(error).splitlines(), key=len)
-        assert len(longest) < 1500, f"{longest[:200]} ... {longest[-200:]}"
+        message = str(error)
+        assert not any(part in message for part in (21 * "QUJD", 81 * "0", 28 * "1, ")), message[:2000]
+        assert max(map(len, message.splitlines())) < 1500, message[:2000]
 
 
 def check(recipe: dict[str, Any], registry: Registry) -> None:
@@ -121,6 +113,34 @@ def test_a_long_value_of_a_manifest_is_shown_shortened(saved: Path, data: st.Dat
         assert_short(lambda: load_checkpoint(saved, REGISTRY))
     finally:
         file.write_text(before)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache") / "cache"
+    caches.write(folder, caches.recipe())
+    return folder
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_long_value_of_a_cache_is_shown_shortened(cache: Path, data: st.DataObject) -> None:
+    file = cache / "cache.json"
+    before = file.read_text()
+    manifest = json.loads(before)
+    path = data.draw(st.sampled_from([path for path, _ in leaves(manifest)]))
+    fitted = fit(caches.recipe(cache), REGISTRY)
+    try:
+        file.write_text(json.dumps(changed(manifest, path, data.draw(values))))
+        assert_short(lambda: require(cache_problems(fitted)))
+        assert_short(lambda: Cache(cache, CacheManifest.read(cache)))
+    finally:
+        file.write_text(before)
+
+
+def require(problems: Sequence[RecipeProblem]) -> None:
+    if problems:
+        raise RecipeError(problems)
 
 
 @pytest.fixture(scope="module")
