@@ -46,7 +46,7 @@ class ConfigError(DreamkitError):
 
     def __init__(self, problems: Mapping[str, str]) -> None:
         self.problems = dict(problems)
-        lines = (f"{key}: {message}" if key else message for key, message in self.problems.items())
+        lines = (f"{printable(key)}: {message}" if key else message for key, message in self.problems.items())
         super().__init__("\n".join(lines))
 
 
@@ -91,7 +91,7 @@ class RecipeProblem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.key}: {self.message}"
+        return f"{printable(self.where)}: {printable(self.key)}: {self.message}"
 
 
 class RecipeError(DreamkitError):
@@ -111,21 +111,27 @@ def with_notes(error: BaseException) -> str:
 
 
 def printable(text: str | Path) -> str:
-    """Return a text or path with control characters and lone surrogates as escapes such as `\\x1b`; line breaks stay.
+    """Return a name or path with control characters, line breaks and lone surrogates as escapes such as `\\x1b`.
 
-    A terminal obeys some control characters: text from a file could move its cursor or clear it.
+    A terminal obeys some control characters: text from a file could move its cursor or clear it. A line break in a name
+    could begin a line that looks like one of dreamkit.
     """
     return "".join(
         character
-        if character == "\n" or unicodedata.category(character) not in _UNPRINTABLE
+        if unicodedata.category(character) not in _UNPRINTABLE
         else character.encode("unicode_escape", "surrogatepass").decode()
         for character in str(text)
     )
 
 
+def printable_lines(text: str) -> str:
+    """Return a text as `printable` does, with its line breaks."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def excerpt(text: str, most: int = 80) -> str:
     """Return a value for an error message: at most `most` characters, on one line, without control characters."""
-    start = printable(text[: most + 1]).replace("\n", "\\n")
+    start = printable(text[: most + 1])
     return start if len(start) <= most else f"{start[: most - 3]}..."
 
 
@@ -162,10 +168,14 @@ def describe_error(error: BaseException) -> str:
     """
     if isinstance(error, DreamkitError):
         return str(error)
-    text = " ".join(str(error).split()) or "no reason given"
-    if not isinstance(error, OSError):
-        text = excerpt(_LONG_VALUE.sub(_shortened_value, text[:_MOST_READ]), 300)
-    return f"{type(error).__name__}: {text}"
+    text = str(error)
+    text = " ".join(text.split()) if isinstance(error, OSError) else excerpt(library_text(text), 300)
+    return f"{type(error).__name__}: {text or 'no reason given'}"
+
+
+def library_text(text: str) -> str:
+    """Return another library's text on one line, with at most 80 characters of each value that it quotes."""
+    return printable(_LONG_VALUE.sub(_shortened_value, excerpt(" ".join(text.split()), _MOST_READ)))
 
 
 def _shortened_value(match: re.Match[str]) -> str:
@@ -211,8 +221,8 @@ def did_you_mean(name: Any, names: Iterable[str]) -> str:
     known = sorted(names)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
     if near:
-        return f"did you mean '{near[0]}'?"
-    return f"known: {', '.join(known)}" if known else "none are known"
+        return f"did you mean '{printable(near[0])}'?"
+    return f"known: {', '.join(map(printable, known))}" if known else "none are known"
 
 
 def count(number: int | str, noun: str, plural: str = "") -> str:

@@ -19,6 +19,7 @@ from dreamkit.errors import (
     excerpt,
     library_errors,
     printable,
+    printable_lines,
 )
 from dreamkit.recipe.places import config_problems
 from dreamkit.recipe.tree import Node
@@ -31,10 +32,11 @@ CLEAR = "\x1b[2J\x1b[H\x07\r\x9b2J\u202e"
 @given(texts)
 def test_a_printable_text_has_no_control_characters(text: str) -> None:
     shown = printable(text)
-    assert all(
-        character == "\n" or unicodedata.category(character) not in ("Cc", "Cs", "Cf") for character in shown
-    )
+    assert all(unicodedata.category(character) not in ("Cc", "Cs", "Cf") for character in shown)
     assert shown.encode() is not None and printable(shown) == shown
+    assert printable_lines(f"{text}\n{text}") == "\n".join(
+        map(printable, [*text.split("\n"), *text.split("\n")])
+    )
 
 
 @given(texts)

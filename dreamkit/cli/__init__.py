@@ -9,7 +9,7 @@ import typer
 
 from dreamkit.cli import streams
 from dreamkit.cli.app import app as app
-from dreamkit.errors import DreamkitError, printable, with_notes
+from dreamkit.errors import DreamkitError, printable_lines, with_notes
 
 
 def main() -> None:
@@ -61,5 +61,5 @@ def _require_working_folder() -> None:
 
 def _print_error(message: str) -> int:
     """Print an error on stderr, and return the exit code."""
-    typer.echo(printable(f"dreamkit: {message}"), err=True)
+    typer.echo(printable_lines(f"dreamkit: {message}"), err=True)
     return 2

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 import yaml
 
 from dreamkit.errors import RecipeProblem, excerpt, surrogate_problem
-from dreamkit.storage.json_files import MAX_DEPTH, MAX_DIGITS
+from dreamkit.storage.json_files import MAX_DEPTH, MAX_DIGITS, key_problem
 
 _TAB: Final = "found character '\\t' that cannot start any token"  # PyYAML's message
 
@@ -162,7 +162,7 @@ class _Reader:
                     message = "'<<' does not merge here; write the keys, or extend a recipe with them"
                     self.report(line, prefix + name, message)
                     continue
-                if problem := surrogate_problem(name):
+                if problem := surrogate_problem(name) or key_problem(name):
                     self.report(line, key, problem)
                     continue
                 if name in entries:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from dreamkit.errors import DreamkitError, SourceError, describe_error, excerpt
+from dreamkit.errors import DreamkitError, SourceError, describe_error, excerpt, printable
 from dreamkit.storage.paths import irregular_kind, shown_path
 
 # far above any real config
@@ -40,10 +40,11 @@ def json_object(text: str) -> dict[str, Any]:
 
     Raises:
         JSONDecodeError: not JSON.
-        DreamkitError: not an object, nested deeper than any real config, or an integer of too many digits.
+        DreamkitError: not an object, nested deeper than any real config, an integer of too many digits, or a key with
+            control characters.
     """
     try:
-        content = json.loads(text, parse_int=bounded_integer)
+        content = json.loads(text, parse_int=bounded_integer, object_pairs_hook=_section)
     except RecursionError:
         raise DreamkitError(f"expected at most {MAX_DEPTH} nested values, got more") from None
     if not isinstance(content, dict):
@@ -51,6 +52,19 @@ def json_object(text: str) -> dict[str, Any]:
     if is_deep(content, MAX_DEPTH):
         raise DreamkitError(f"expected at most {MAX_DEPTH} nested values, got more")
     return content
+
+
+def key_problem(key: str) -> str | None:
+    """Return why a text cannot be a key, or None. Messages show keys whole, so these must fit on a line."""
+    shown = printable(key)
+    return None if shown == key else f"expected a key without control characters, got '{shown}'"
+
+
+def _section(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for key, _ in pairs:
+        if problem := key_problem(key):
+            raise DreamkitError(problem)
+    return dict(pairs)
 
 
 def is_deep(value: Any, most: int) -> bool:

@@ -86,6 +86,7 @@ def test_any_tag_is_read_or_reported(tag: str, value: str) -> None:
         ('a: 1\n"\\ud800": b\n', 2, "expected valid characters, got the lone surrogate"),
         ('loss:\n  lm: "\\ud800"\n', 2, "expected valid characters, got the lone surrogate"),
         ('init: !!str "\\udc00\\ud800"\n', 1, "expected valid characters, got the lone surrogate"),
+        ('a: 1\n"b\\nc": 1\n', 2, r"expected a key without control characters, got 'b\nc'"),
         ("a: 1\nb: \x7f\n", 2, "invalid YAML: expected printable characters, got '\\x7f'"),
         ('a: 1\nb: "\\U00110000"\n', 2, "invalid YAML: an escape in double quotes that names no character"),
         ('a: 1\n"\\UFFFFFFFF": 1\n', 2, "invalid YAML: an escape in double quotes that names no character"),
