@@ -23,6 +23,7 @@ def main() -> None:
     unnamed: OSError | None = None  # not about a path: perhaps of standard output
     try:
         _require_working_folder()
+        streams.show_logs()
         app()
     except SystemExit as end:
         code = end.code

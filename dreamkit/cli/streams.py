@@ -11,10 +11,12 @@ import warnings
 from contextlib import suppress
 from typing import Final, TextIO
 
-from dreamkit.errors import OutputError, library_text
+from dreamkit.errors import DreamkitError, OutputError, excerpt, library_text
 from dreamkit.storage.writing import failed_write
 
 STDIN, STDOUT, STDERR = 0, 1, 2
+LOG_LEVEL: Final = "DREAMKIT_LOG"  # the environment variable
+LEVELS: Final = ("debug", "info", "warning", "error")  # its values
 # Standard output is opened for reading, so that printing stays an error.
 _MODES: Final = {STDIN: os.O_RDONLY, STDOUT: os.O_RDONLY, STDERR: os.O_WRONLY}
 
@@ -42,6 +44,21 @@ def prepare() -> None:
             stream.reconfigure(errors="backslashreplace")
     logging.setLogRecordFactory(_SafeRecord)
     warnings.formatwarning = _format_warning
+
+
+def show_logs() -> None:
+    """Print the log of parts and libraries from the level in the environment variable `DREAMKIT_LOG` on.
+
+    Python itself prints warnings and errors.
+
+    Raises:
+        DreamkitError: there is no such level.
+    """
+    level = os.environ.get(LOG_LEVEL, "warning")
+    if level.lower() not in LEVELS:
+        raise DreamkitError(f"{LOG_LEVEL}: expected one of {', '.join(LEVELS)}, got '{excerpt(level)}'")
+    if level.lower() != "warning":
+        logging.basicConfig(level=level.upper(), format="%(name)s: %(message)s")
 
 
 class _SafeRecord(logging.LogRecord):
