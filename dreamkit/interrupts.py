@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Final
@@ -49,12 +49,18 @@ class _Watch:
             if now - self.time > SAME_REQUEST:
                 _end(number)
             return
-        self.received, self.time = number, now
+        self.time, self.received = now, number  # in this order: another signal may come between the two
         if not self.hints:
             raise Interrupted(number)
         if self.hints[-1] and is_first_process():
             name = signal.Signals(number).name
             _write(f"dreamkit: {name}: {self.hints[-1]}; a second signal ends at once\n".encode())
+
+    def due(self, earlier: int | None) -> Interrupted | None:
+        """Return the interrupt that a block must raise at its end, or None; `earlier` was received before the block."""
+        if self.received is None or earlier is not None or self.hints:
+            return None
+        return Interrupted(self.received)
 
 
 _watch: _Watch | None = None
@@ -66,33 +72,33 @@ def watch() -> Iterator[None]:
 
     Signals that are ignored or have a handler of the user are left alone. Outside the main thread this does nothing.
     An interrupt that the block loses, as in a `__del__`, or turns into an error that is not the user's, is raised at
-    the end.
+    the end. Within another such block, the handlers stay until the end of that one.
     """
     global _watch
-    if _watch is not None or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _watch = mine = _Watch()
-    defaults = (signal.SIG_DFL, signal.default_int_handler)
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    before = {number: handler for number, handler in before.items() if handler in defaults}
+    outer, mine = _watch, _watch or _Watch()
+    earlier, before = mine.received, {} if outer else _default_handlers()
     try:
+        _watch = mine
         for number in before:
             signal.signal(number, mine)
         yield
-        if mine.received is not None:
-            raise Interrupted(mine.received)
     except Exception as error:
-        if mine.received is None or isinstance(error, DreamkitError):
+        if isinstance(error, DreamkitError) or (interrupt := mine.due(earlier)) is None:
             raise
-        interrupt = Interrupted(mine.received)
         for note in getattr(error, "__notes__", ()):
             interrupt.add_note(note)
         raise interrupt from error
     finally:
-        for number, handler in before.items():
+        mine.hints.append("")  # a signal waits until all handlers are those of before
+        _watch = outer
+        for number, handler in reversed(before.items()):  # SIGINT last: its default raises
             signal.signal(number, handler)
-        _watch = None
+        mine.hints.pop()
+    if (interrupt := mine.due(earlier)) is not None:
+        raise interrupt
 
 
 @contextmanager
@@ -106,14 +112,11 @@ def deferred(hint: str = "") -> Iterator[None]:
         if mine is None:
             yield
             return
-        before = mine.received
         mine.hints.append(hint)
         try:
             yield
         finally:
             mine.hints.pop()
-        if mine.received is not None and before is None and not mine.hints:
-            raise Interrupted(mine.received)
 
 
 def pending() -> Interrupted | None:
@@ -124,6 +127,13 @@ def pending() -> Interrupted | None:
 def is_first_process() -> bool:
     """Return True in the first of the processes of `torchrun`, and in a process that runs alone."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _default_handlers() -> dict[int, signal.Handlers | Callable[..., object] | int | None]:
+    """Return the handlers of `SIGNALS` that are neither the user's nor ignore the signal."""
+    defaults = (signal.SIG_DFL, signal.default_int_handler)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    return {number: handler for number, handler in handlers.items() if handler in defaults}
 
 
 def _end(number: int) -> None:

@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import pytest
 
@@ -109,6 +110,37 @@ def test_handlers_are_those_of_before_after_a_block() -> None:
     with watch(), watch():
         pass
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.mark.parametrize("moment", [1, 2, 3, 4, 5, 6])
+def test_a_signal_while_handlers_change_is_raised_and_the_handlers_are_those_of_before(
+    monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    change, changes = signal.signal, []
+
+    def change_and_kill(*handler: Any) -> None:
+        change(*handler)
+        changes.append(handler)
+        if len(changes) == moment:
+            kill(signal.SIGINT)
+
+    monkeypatch.setattr(signal, "signal", change_and_kill)
+    with pytest.raises(KeyboardInterrupt), watch():
+        pass
+    assert [signal.getsignal(number) for number in SIGNALS] == before and pending() is None
+
+
+def test_a_block_in_another_one_raises_what_it_loses_and_leaves_the_handlers() -> None:
+    with pytest.raises(Interrupted), watch():
+        inside = [signal.getsignal(number) for number in SIGNALS]
+        with pytest.raises(Interrupted), watch(), suppress(Interrupted):
+            kill()
+        assert [signal.getsignal(number) for number in SIGNALS] == inside
+        with watch():  # it loses nothing
+            pass
+        kill(signal.SIGINT)  # the same request
+        raise Interrupted(signal.SIGTERM)
 
 
 def test_a_handler_of_the_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
-from dreamkit.errors import count
+from dreamkit.errors import RecipeProblem, count
+from dreamkit.parts.specs import LanguageSpec
 from dreamkit.recipe.sections import Recipe
 
 
@@ -18,6 +20,17 @@ def recipe_notes(recipe: Recipe) -> list[str]:
         f"than the run ({count(train.steps, 'step')}), so the learning rate stays below {train.learning_rate:g}; "
         "lower it or raise train.steps"
     ]
+
+
+def language_notes(
+    recipe: Recipe, language: LanguageSpec | None, problems: Sequence[RecipeProblem]
+) -> list[str]:
+    """Return the note that the language model refuses every conversation, if no problem contains the reason."""
+    reason = None if language is None else language.conversation_problem
+    if reason is None or any(reason in problem.message for problem in problems):
+        return []
+    key = "model.language_model"
+    return [f"note: {recipe.place(key)}: {key}: conversations are refused: {reason}"]
 
 
 def machine_notes(recipe: Recipe) -> list[str]:

@@ -15,6 +15,7 @@ from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.data.dataset import Dataset
 from dreamkit.document import Document
 from dreamkit.errors import DocumentError, RecipeError, RecipeProblem, article, count
+from dreamkit.parts.specs import LanguageSpec
 from dreamkit.recipe.sections import DataSection, Recipe
 from dreamkit.registry.registry import Registry
 
@@ -48,12 +49,17 @@ class Inputs:
 
 
 def open_inputs(
-    recipe: Recipe, registry: Registry, datasets: Sequence[Dataset] | None = None, *, with_init: bool = True
+    recipe: Recipe,
+    registry: Registry,
+    datasets: Sequence[Dataset] | None = None,
+    *,
+    with_init: bool = True,
+    language: LanguageSpec | None = None,
 ) -> Inputs:
     """Open the data sets of a recipe with the first document of each, and compare `recipe.init` with its manifest.
 
-    `datasets` replaces the data sets of the recipe. No weights are read. The code of a plug-in may fail in any way:
-    each failure is a problem.
+    `datasets` replaces the data sets of the recipe. A conversation is a problem if the language model of the spec
+    `language` refuses it. No weights are read. The code of a plug-in may fail in any way: each failure is a problem.
     """
     record = Fit(recipe, registry)
     if with_init and recipe.init is not None:
@@ -70,6 +76,12 @@ def open_inputs(
         )
         for number, section in enumerate(recipe.data)
     ]
+    refusal = None if language is None else language.conversation_problem
+    for number, dataset in enumerate(opened if refusal else ()):
+        if dataset is not None and dataset[0].is_conversation:
+            record.problem(
+                f"data.{number}", f"expected documents without roles, got a conversation; {refusal}"
+            )
     return Inputs(tuple(opened), tuple(record.problems))
 
 

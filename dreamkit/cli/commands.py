@@ -36,15 +36,16 @@ class Commands(TyperGroup):
         """Run a command. A signal that ends it is one sentence and the exit code 128 + its number."""
         if self.prefix:
             return super().invoke(ctx)
-        try:
-            with watch():
-                return super().invoke(ctx)
-        except KeyboardInterrupt as error:
-            interrupt = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-            if is_first_process():
-                sentence = with_notes(error) if str(error) else str(interrupt)
-                typer.echo(printable_lines(f"dreamkit: {sentence}"), err=True)
-            raise typer.Exit(128 + interrupt.number) from None
+        with watch():  # a second signal cannot cut the sentence
+            try:
+                with watch():
+                    return super().invoke(ctx)
+            except KeyboardInterrupt as error:
+                interrupt = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+                if is_first_process():
+                    sentence = with_notes(error) if str(error) else str(interrupt)
+                    typer.echo(printable_lines(f"dreamkit: {sentence}"), err=True)
+                raise SystemExit(128 + interrupt.number) from None
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(dict.fromkeys(name.partition(" ")[0] for name in self._inside()))

@@ -81,7 +81,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     Example: dreamkit check digits/stage1 train.steps=100
     """
     from dreamkit.build.fit import fit
-    from dreamkit.build.notes import recipe_notes
+    from dreamkit.build.notes import language_notes, recipe_notes
     from dreamkit.cache.recipe_check import cache_notes, cache_problems
     from dreamkit.checkpoints.inputs import open_inputs
     from dreamkit.errors import RecipeError
@@ -101,10 +101,12 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     out = console()
     out.print(table)
     out.print("shapes are tokens x width; px: pixels of a side; any: any number of tokens", soft_wrap=True)
-    inputs = open_inputs(draft, registry)
+    language = fitted.language_model
+    inputs = open_inputs(draft, registry, language=language)
     refused = ["\n  ".join(["note: train would refuse these inputs:", *map(str, inputs.problems)])]
     for note in [
         *recipe_notes(draft),
+        *language_notes(draft, language, inputs.problems),
         *(refused if inputs.problems else ()),
         *inputs.notes,
         *cache_notes(draft, inputs.datasets),

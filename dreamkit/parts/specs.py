@@ -66,6 +66,7 @@ class LanguageSpec:
         sliding_window: greatest number of positions, its own included, that a token sees in an attention layer; None
             if there is no limit.
         reserved_tokens: names of bos, eos and pad, which a recipe may not use for another special token.
+        conversation_problem: reason why the part refuses every conversation, with a remedy; None if it does not.
     """
 
     dim: int
@@ -78,6 +79,7 @@ class LanguageSpec:
     cache: bool = True
     sliding_window: int | None = None
     reserved_tokens: tuple[str, ...] = ()
+    conversation_problem: str | None = None
 
 
 @with_earlier_fields(out_scale="out_rms")

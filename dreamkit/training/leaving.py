@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from dreamkit.distributed import total
 from dreamkit.errors import DocumentError, OutputError
-from dreamkit.training.trainer import resume_points
+from dreamkit.training.resumable import resume_points
 
 if TYPE_CHECKING:
     from dreamkit.training.trainer import DreamTrainer

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate.utils import set_seed
-from transformers import TrainingArguments
 
 from dreamkit import kernels
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
-from dreamkit.build.fit_record import Fit
 from dreamkit.build.notes import machine_notes, recipe_notes
 from dreamkit.cache.model_check import open_cache
 from dreamkit.cache.read import Cache
@@ -36,17 +34,13 @@ from dreamkit.storage.paths import output_folder
 from dreamkit.storage.writing import writing
 from dreamkit.training.failures import with_remedies
 from dreamkit.training.leaving import add_resume_point
+from dreamkit.training.resumable import RESUME_POINTS, resume_points
 from dreamkit.training.resume_state import STATE
 from dreamkit.training.run_bar import RunBar
 from dreamkit.training.run_folder import exclusive_run
 from dreamkit.training.run_log import LogEntry, RunLog, read_log
 from dreamkit.training.same_run import compare_data, compare_finished, compare_model, compare_run
-from dreamkit.training.trainer import (
-    RESUME_POINTS,
-    DreamTrainer,
-    resume_points,
-    training_arguments,
-)
+from dreamkit.training.trainer import DreamTrainer, training_arguments
 
 CHECKPOINT = "checkpoint"  # folder of the trained model
 LOG = "log.jsonl"
@@ -127,28 +121,71 @@ def train_recipe(
     out = output_folder(out)
     arguments = training_arguments(recipe, out)
     with exclusive_run(out):
-        return _train_in(
-            out, arguments, recipe, registry, resume, changed_data, fitted, model, datasets, on_log
+        points = resume_points(out)
+        if resume and _is_finished(out):
+            return _finished_run(out, recipe, registry, points)
+        _require_usable(out, points, resume)
+        # Before any weights are read, which may take minutes.
+        language = None if fitted is None else fitted.language_model
+        inputs = open_inputs(recipe, registry, datasets, with_init=is_built, language=language)
+        datasets = inputs.require_datasets()
+        for note in [*recipe_notes(recipe), *machine_notes(recipe)]:
+            _show(note)
+        barrier()  # no process writes before all have checked `out`
+        if resume:
+            model = _load(points[-1], registry, older=points[:-1])
+            compare_run(points[-1], model.recipe, recipe)
+        elif model is None:
+            assert fitted is not None, "a model is built from a fitted recipe"
+            model = build(fitted)
+            if recipe.init is not None:
+                _show(load_weights(model, recipe.init))
+        else:
+            compare_model(model.recipe, recipe)
+        _set_up(model, recipe)
+        if arguments.device.type == "cuda":
+            _show(kernels.kernel_status(arguments.device))
+        cache = open_cache(recipe, model, registry)
+        if cache is not None:
+            _show(cache)
+        if recipe.train.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        fingerprints = [dataset.fingerprint() for dataset in datasets]
+        if resume and not changed_data:
+            compare_data(points[-1], fingerprints)
+        for note in inputs.notes:
+            _show(note)
+        if cache is not None:
+            for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
+                _show(line)
+        mixture, collator = _mixture(recipe, datasets), _collator(model, recipe, cache)
+        if world_size() > 1:
+            shard(model.to(arguments.device), arguments.device)
+        if is_main():
+            with writing(out):
+                out.mkdir(exist_ok=True)  # the trainer would, with another error
+        log, bar = RunLog(out / LOG, on_log), RunBar()
+        callbacks = [log, bar] if is_main() else []
+        trainer = DreamTrainer(
+            model, recipe, arguments, mixture, collator, callbacks, registry, fingerprints=fingerprints
         )
+        # The model is the same in all processes, but the noise is not.
+        set_seed(recipe.train.seed, device_specific=True)
+        _train(trainer, out, points[-1] if resume else None, bar)
+        model.eval()
+        return TrainResult(model, out / CHECKPOINT, log.entries, is_main())
 
 
-def _train_in(
-    out: Path,
-    arguments: TrainingArguments,
-    recipe: Recipe,
-    registry: Registry,
-    resume: bool,
-    changed_data: bool,
-    fitted: Fit | None,
-    model: DreamModel | None,
-    datasets: Sequence[Dataset] | None,
-    on_log: Callable[[LogEntry], None] | None,
-) -> TrainResult:
-    """Train into the locked folder `out`; see `train_recipe`."""
-    points = resume_points(out)
-    is_finished = (out / CHECKPOINT / Manifest.FILE).is_file()
-    if resume and is_finished:
-        return _finished_run(out, recipe, registry, points)
+def _is_finished(out: Path) -> bool:
+    return (out / CHECKPOINT / Manifest.FILE).is_file()
+
+
+def _require_usable(out: Path, points: Sequence[Path], resume: bool) -> None:
+    """Check that a run can be resumed from the `points` in `out`, or that a new run can take the folder.
+
+    Raises:
+        TrainingError: it cannot.
+    """
     if resume and not points:
         raise TrainingError(
             f"no resume point {RESUME_POINTS}/step-N in {out}; train without --resume into a new folder "
@@ -156,49 +193,36 @@ def _train_in(
         )
     if not resume and (reason := in_use_reason(out)):
         here = (
-            "its run is finished; " if is_finished else "continue its run with --resume or " if points else ""
+            "its run is finished; "
+            if _is_finished(out)
+            else "continue its run with --resume or "
+            if points
+            else ""
         )
         raise TrainingError(f"{out} {reason}; {here}pass a new folder with --out")
-    # Before any weights are read, which may take minutes.
-    inputs = open_inputs(recipe, registry, datasets, with_init=model is None and not resume)
-    datasets = inputs.require_datasets()
-    for note in [*recipe_notes(recipe), *machine_notes(recipe)]:
-        _show(note)
-    barrier()  # no process writes before all have checked `out`
-    if resume:
-        model = _load(points[-1], registry, older=points[:-1])
-        compare_run(points[-1], model.recipe, recipe)
-    elif model is None:
-        assert fitted is not None, "a model is built from a fitted recipe"
-        model = build(fitted)
-        if recipe.init is not None:
-            _show(load_weights(model, recipe.init))
-    else:
-        compare_model(model.recipe, recipe)
-    # The checkpoint describes this run, not the one that the model came from.
+
+
+def _set_up(model: DreamModel, recipe: Recipe) -> None:
+    """Give `model` the recipe, loss weights and trainable parts of this run, in place of those it came with.
+
+    Raises:
+        TrainingError: there are no trainable parts.
+    """
     model.recipe, model.lm_weight, model.denoising_weight = recipe, recipe.loss.lm, recipe.loss.denoising
     model.set_trainable(recipe.train.trainable)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("nothing to train: name parts in train.trainable or add model.adapters")
-    if arguments.device.type == "cuda":
-        _show(kernels.kernel_status(arguments.device))
-    cache = open_cache(recipe, model, registry)
-    if cache is not None:
-        _show(cache)
-    if recipe.train.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
-    fingerprints = [dataset.fingerprint() for dataset in datasets]
-    if resume and not changed_data:
-        compare_data(points[-1], fingerprints)
-    for note in inputs.notes:
-        _show(note)
-    if cache is not None:
-        for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
-            _show(line)
+
+
+def _mixture(recipe: Recipe, datasets: Sequence[Dataset]) -> Mixture:
+    """Return the documents of a whole run in their order, for all processes."""
     weights = [section.weight for section in recipe.data]
     documents = recipe.train.steps * recipe.train.accumulation * recipe.train.batch_size * world_size()
-    mixture = Mixture(datasets, weights, documents, recipe.train.seed)
-    collator = Collator(
+    return Mixture(datasets, weights, documents, recipe.train.seed)
+
+
+def _collator(model: DreamModel, recipe: Recipe, cache: Cache | None) -> Collator:
+    return Collator(
         model.sequencer(recipe.train.max_length),
         model.vision_encoder.preprocess,
         model.image_decoder.preprocess,
@@ -206,24 +230,19 @@ def _train_in(
         condition_drop=recipe.loss.condition_drop,
         cache=cache,
     )
-    if world_size() > 1:
-        shard(model.to(arguments.device), arguments.device)
-    if is_main():
-        with writing(out):
-            out.mkdir(exist_ok=True)  # the trainer would, with another error
-    log, bar = RunLog(out / LOG, on_log), RunBar()
-    callbacks = [log, bar] if is_main() else []
-    trainer = DreamTrainer(
-        model, recipe, arguments, mixture, collator, callbacks, registry, fingerprints=fingerprints
-    )
-    # The model is the same in all processes, but the noise is not.
-    set_seed(recipe.train.seed, device_specific=True)
-    with deferred("stopping after this step, to save a resume point"):
+
+
+def _train(trainer: DreamTrainer, out: Path, point: Path | None, bar: RunBar) -> None:
+    """Train from the start or from a resume point, and write the checkpoint.
+
+    An error or interrupt has a note that names the resume point of the last finished step.
+    """
+    with deferred("stopping after this step"):
         try:
             with with_remedies():
-                trainer.train(resume_from_checkpoint=str(points[-1] / STATE) if resume else None)
+                trainer.train(resume_from_checkpoint=None if point is None else str(point / STATE))
             trainer.check()
-            save_checkpoint(model, out / CHECKPOINT, registry=registry)
+            save_checkpoint(trainer.model, out / CHECKPOINT, registry=trainer.registry)
         except BaseException as error:
             bar.stop()
             add_resume_point(error, trainer)
@@ -233,8 +252,6 @@ def _train_in(
         if (interrupt := pending()) is not None:
             interrupt.add_note(f"the run is finished: wrote {out / CHECKPOINT}")
             raise interrupt
-    model.eval()
-    return TrainResult(model, out / CHECKPOINT, log.entries, is_main())
 
 
 def _finished_run(out: Path, recipe: Recipe, registry: Registry, points: Sequence[Path]) -> TrainResult:

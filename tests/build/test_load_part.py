@@ -139,9 +139,10 @@ def test_weights_of_other_types_are_refused(source: Source, dtype: torch.dtype) 
         source.load()
 
 
+@pytest.mark.parametrize(  # LLaMA has no biases
+    "source", [clip, stable_diffusion, vae, timm_vit], indirect=True, ids=lambda make: make.__name__
+)
 def test_a_bias_of_integers_is_refused(source: Source) -> None:
-    if source.part_class is Llama:  # which has no biases
-        return
     bias = source.weight.removesuffix("weight") + "bias"
     source.change(lambda tensor: tensor.to(torch.int64), bias)
     with pytest.raises(SourceError, match=f"expected {bias} in float64, "):

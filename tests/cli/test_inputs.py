@@ -21,6 +21,7 @@ from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.part import Part
 from dreamkit.registry.registry import Registry
+from dreamkit_transformers.tokenizers import byte_tokenizer
 
 LINE = '{"image": "cat.png", "caption": "a cat"}\n'
 TALK = '{"image": "%s", "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a"}]}\n'
@@ -182,6 +183,31 @@ def test_problems_of_all_inputs_are_listed_together(run, folder: Path) -> None:
     code, _, err = run("train", "recipe.yaml", "--out", "out")
     assert code == 2 and "the recipe has 3 problems" in err
     assert [line.split(": ")[1] for line in err.splitlines()[1:]] == ["init", "data.0", "data.2"]
+
+
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_a_template_that_refuses_every_conversation_is_noted_by_check(
+    run, folder: Path, monkeypatch: pytest.MonkeyPatch, is_chat: bool
+) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('never') }}"
+    tokenizer.save_pretrained("tokenizer")
+    Path("chat.jsonl").write_text(TALK % "cat.png")
+    data = {"name": "conversations", "path": "chat.jsonl"} if is_chat else {"name": "words"}
+    sizes = tiny.RECIPE["model"]["language_model"]["config"]
+    language = {"name": "llama", "config": sizes, "tokenizer": "tokenizer"}
+    write_recipe([data], **{"model.language_model": language})
+    code, out, err = run("check", "recipe.yaml")
+    reason = "refuses a conversation of user, assistant (TemplateError: never); name a tokenizer with another template"
+    assert (code, err, out.count(reason)) == (0, "", 1)
+    refused = "data.0: expected documents without roles, got a conversation; the tokenizer '"
+    noted = "model.language_model: conversations are refused: the tokenizer '"
+    assert (refused in out, noted in out) == (is_chat, not is_chat)
+    built = forbid_weights(monkeypatch)
+    if is_chat:
+        code, out, err = run("train", "recipe.yaml", "--out", "out")
+        assert (code, out, built) == (2, "", [])
+        assert refused in err and reason in err
 
 
 def test_sound_inputs_have_no_note_but_those_of_the_data_set(run, folder: Path) -> None:

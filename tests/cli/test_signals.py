@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import dreamkit.cli
 import tiny
 from dreamkit.checkpoints.save import save_checkpoint
 from processes import MAIN, SECONDS, command, wait_until
@@ -37,6 +40,57 @@ def write_recipe(folder: Path, **settings: object) -> Path:
     recipe = tiny.recipe(train=train, data=[{"name": "pairs", "path": "images"}])
     (folder / "tiny.yaml").write_text(json.dumps(recipe))
     return folder / "tiny.yaml"
+
+
+INTERRUPTED = """
+import os, signal, typer
+from dreamkit.cli import main
+
+def invoke(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def kill_and_print(message, echo=typer.echo, **named):
+    os.kill(os.getpid(), signal.SIGTERM)
+    echo(message, **named)
+
+typer.core.TyperGroup.invoke, typer.echo = invoke, kill_and_print
+main()
+"""
+SCRIPT = Path(dreamkit.cli.__file__).with_name("script") / "dreamkit"
+MODULES = {
+    "typer": "while modules are imported",
+    "sitecustomize": "after the command",
+}
+
+
+@BOTH
+@pytest.mark.parametrize("module", MODULES, ids=MODULES.values())
+@pytest.mark.parametrize("start", [[SCRIPT], ["-m", "dreamkit"]], ids=["dreamkit", "python -m dreamkit"])
+def test_a_signal_outside_a_command_prints_nothing(
+    tmp_path: Path, number: signal.Signals, module: str, start: list[object]
+) -> None:
+    kill = f"os.kill(os.getpid(), {number:d})"
+    code = {
+        "typer": f"import os; {kill}",
+        "sitecustomize": f"import atexit, os; atexit.register(lambda: {kill})",
+    }
+    (tmp_path / f"{module}.py").write_text(code[module])
+    process = subprocess.run(
+        [sys.executable, *start, "--version"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (process.returncode, process.stderr) == (-number, "")  # which a shell shows as 128 + number
+
+
+def test_a_second_signal_cannot_cut_the_sentence(tmp_path: Path) -> None:
+    """Programs such as `timeout` send a signal to a process and again to its group."""
+    with command("plugins", folder=tmp_path, code=INTERRUPTED) as process:
+        assert process.wait(SECONDS) == 128 + signal.SIGTERM
+    assert (tmp_path / "stderr").read_text() == "dreamkit: interrupted by SIGTERM\n"
 
 
 @BOTH

@@ -16,7 +16,12 @@ SECONDS = 180  # until a process must have done something, if others share the c
 def run_in_two(*script: str) -> None:
     """Run a script and its arguments in two processes under `torchrun`."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONFAULTHANDLER": "1",  # a crash of a library shows where each thread was
+    }
     process = subprocess.run(
         [*command, *script],
         env=os.environ | environment,

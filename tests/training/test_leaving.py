@@ -124,7 +124,7 @@ def test_an_error_while_saving_is_a_note_and_keeps_what_is_there(
 
     recipe = replace(recipe, train=replace(recipe.train, save_every=1, log_every=1))
     kill_at(2, tmp_path, recipe)
-    monkeypatch.setattr("dreamkit.training.trainer.save_checkpoint", no_space)
+    monkeypatch.setattr("dreamkit.training.resumable.save_checkpoint", no_space)
     with pytest.raises(OSError) as caught:
         run(tmp_path, recipe, resume=True)
     assert "no resume point was saved: [Errno 28]" in caught.value.__notes__[0]

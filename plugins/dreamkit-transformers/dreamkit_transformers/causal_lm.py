@@ -24,7 +24,7 @@ from dreamkit_transformers.added_tokens import TokenAddingModel
 from dreamkit_transformers.chat import plain_turns
 from dreamkit_transformers.configs import load_weights, on_meta, random_model
 from dreamkit_transformers.description import LanguageConfig, ModelDescription, describe, source_folder
-from dreamkit_transformers.library_chat import LibraryChat, turn_ends
+from dreamkit_transformers.library_chat import LibraryChat, problem_of, turn_ends
 from dreamkit_transformers.masks import TokenCache
 from dreamkit_transformers.norms import as_rms_norm
 from dreamkit_transformers.text_decoder import decoder_of, new_cache, replaced_module, run_decoder
@@ -60,7 +60,7 @@ class CausalLM(TokenAddingModel):
         layout = self.conversation_layout(config, description.tokenizer)
         self.library_chat = layout if isinstance(layout, LibraryChat) else None
         self.chat = layout if isinstance(layout, ChatTemplate) else None
-        self.spec: LanguageSpec = description.spec(config, turn_ends(layout))
+        self.spec: LanguageSpec = description.spec(config, turn_ends(layout), problem_of(layout))
         self.abilities = description.abilities()
         self.model: Any = model
         self.norm: nn.Module = nn.Identity()
@@ -85,7 +85,8 @@ class CausalLM(TokenAddingModel):
         description = cls._describe(config)
         if config.pretrained is None:
             return on_meta(lambda: cls._build_random(config, description)._run_once()).spec
-        return description.spec(config, turn_ends(cls.conversation_layout(config, description.tokenizer)))
+        layout = cls.conversation_layout(config, description.tokenizer)
+        return description.spec(config, turn_ends(layout), problem_of(layout))
 
     @classmethod
     def meta_modules(cls, config: LanguageConfig) -> Self:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -12,10 +14,14 @@ from dreamkit import DocumentError, Turn, describe_error, excerpt
 UNUSED = range(0xF0000, 0xFFFFE)  # characters for private use (Unicode's plane 15), which stand for others
 
 Messages = list[dict[str, str]]
+Around = tuple[str, str]  # texts of the template before and after a message
 
 
 class Rendering:
     """The text of a conversation in the chat template.
+
+    A long conversation needs as few renderings as a short one: inner messages are found in one rendering, and those
+    with the same texts of the template around them have the same labels around them.
 
     Raises:
         DocumentError: the template refuses the conversation.
@@ -25,6 +31,8 @@ class Rendering:
         self.tokenizer = tokenizer
         self.messages = messages
         self.text = self._render(messages, **prompt_options(messages, prompt))
+        self._prompt_lengths: dict[Around | int, int] = {}
+        self._end_lengths: dict[Around | int, int] = {}
 
     def trained_ranges(self, number: int, turn: Turn, contents: Sequence[str]) -> Iterator[tuple[int, int]]:
         """Yield the ranges of characters to train on in an answer; `contents` are the texts of the turn's pieces.
@@ -33,8 +41,8 @@ class Rendering:
         """
         start, end = self.answer_range(number)
         flags = [piece.train_on for piece in turn.pieces]
-        first = self._prompt_end(number, start) if flags[0] else start
-        last = self._turn_end(number, start, end) if flags[-1] else end
+        first = start - self._prompt_length(number, start) if flags[0] else start
+        last = end + self._end_length(number, start, end) if flags[-1] else end
         if all(flags):
             yield first, last
             return
@@ -58,6 +66,8 @@ class Rendering:
         Raises:
             DocumentError: there is none.
         """
+        if number < len(self.messages) - 1 and number in self._inner:
+            return self._inner[number][0]
         mark = next(unused_characters([self.text]))
         marked = {**self.messages[number], "content": mark}
         other = self._render([*self.messages[:number], marked, *self.messages[number + 1 :]])
@@ -77,35 +87,76 @@ class Rendering:
     def turn_end(self, number: int) -> str:
         """Return the template's text after an answer."""
         start, end = self.answer_range(number)
-        return self.text[end : self._turn_end(number, start, end)]
+        return self.text[end : end + self._end_length(number, start, end)]
 
-    def _prompt_end(self, number: int, start: int) -> int:
-        """Return the end of the prompt of an answer, if the whole text begins with it, else the answer's `start`."""
+    @cached_property
+    def _inner(self) -> dict[int, tuple[tuple[int, int], Around]]:
+        """The ranges of all messages but the last in the text, and the template's texts around each.
+
+        One rendering has a mark in place of each content. It is empty if its other texts are not those of the
+        conversation, where a content is changed otherwise than by trimming or cutting it.
+        """
+        mark = next(unused_characters([self.text]))
+        *inner, last = self.messages
+        marked = [{**message, "content": f"{mark}{at}{mark}"} for at, message in enumerate(inner)]
+        try:
+            first, *others = re.split(f"{mark}(\\d+){mark}", self._render([*marked, last]))
+        except DocumentError:
+            return {}
+        text, others = self.text + mark, [*others[:-1], *(each + mark for each in others[-1:])]
+        places: dict[int, tuple[tuple[int, int], Around]] = {}
+        at, before = len(first), first
+        for number, after in zip(map(int, others[::2]), others[1::2], strict=True):
+            content = self.messages[number]["content"]
+            is_whole = text.startswith(content + after, at)
+            end = at + len(content) if is_whole else text.find(after, at)
+            if end == -1 or number in places or text[at:end] not in content:
+                return {}
+            places[number] = (at, end), (before, after)
+            at, before = end + len(after), after
+        return places if text.startswith(first) and at == len(text) else {}
+
+    def _prompt_length(self, number: int, start: int) -> int:
+        """Return the number of characters between the prompt of an answer and its `start`.
+
+        It is 0 if the whole text does not begin with the prompt.
+        """
         earlier = self.messages[:number]
         if not earlier or earlier[-1]["role"] == "assistant":
-            return start
-        try:
-            prompt = Rendering(self.tokenizer, earlier, prompt=True).text
-        except DocumentError:  # no such prompt, so nothing precedes the answer's own text
-            return start
-        return len(prompt) if self.text.startswith(prompt) and len(prompt) <= start else start
+            return 0
+        around = self._around(number)
+        if around not in self._prompt_lengths:
+            try:
+                prompt = Rendering(self.tokenizer, earlier, prompt=True).text
+            except DocumentError:  # no such prompt, so nothing precedes the answer's own text
+                prompt = self.text[:start]
+            is_before = self.text.startswith(prompt) and len(prompt) <= start
+            self._prompt_lengths[around] = start - len(prompt) if is_before else 0
+        return self._prompt_lengths[around]
 
-    def _turn_end(self, number: int, start: int, end: int) -> int:
-        """Return the end of the template's text after the answer from `start` to `end`.
+    def _end_length(self, number: int, start: int, end: int) -> int:
+        """Return the length of the template's text after the answer from `start` to `end`.
 
         It is the text after the answer in a conversation that ends there. If another special token follows here, such
         as `<|end|>` for `<|return|>`, the turn ends with that token.
         """
         if number == len(self.messages) - 1:
-            return len(self.text)
-        after = Rendering(self.tokenizer, self.messages[: number + 1]).turn_end(number)
-        shared = end + common_length(after, self.text[end:])
-        at, name = self._first_special(end)
-        is_near = at <= shared or not self.text[end:at].strip()
-        opening = self.text[
-            self._prompt_end(number, start) : start
-        ]  # a token that opens an answer never ends it
-        return max(shared, at + len(name)) if name and is_near and name not in opening else shared
+            return len(self.text) - end
+        around = self._around(number)
+        if around not in self._end_lengths:
+            after = Rendering(self.tokenizer, self.messages[: number + 1]).turn_end(number)
+            shared = end + common_length(after, self.text[end:])
+            at, name = self._first_special(end)
+            is_near = at <= shared or not self.text[end:at].strip()
+            # a token that opens an answer never ends it
+            opening = self.text[start - self._prompt_length(number, start) : start]
+            is_end = name and is_near and name not in opening
+            self._end_lengths[around] = (max(shared, at + len(name)) if is_end else shared) - end
+        return self._end_lengths[around]
+
+    def _around(self, number: int) -> Around | int:
+        """Return the template's texts around a message, or its number if they are not known."""
+        return self._inner[number][1] if number in self._inner else number
 
     def _first_special(self, start: int) -> tuple[int, str]:
         """Return the place and the name of the template's first special token from `start` on, or the end and ""."""

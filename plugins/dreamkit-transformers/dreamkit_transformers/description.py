@@ -117,7 +117,9 @@ class ModelDescription:
         abilities = self.abilities()
         return abilities.masks != "none", abilities.cache
 
-    def spec(self, config: LanguageConfig, turn_ends: Sequence[str]) -> LanguageSpec:
+    def spec(
+        self, config: LanguageConfig, turn_ends: Sequence[str], conversation_problem: str | None
+    ) -> LanguageSpec:
         """Return the spec; the first special token of each of `turn_ends`, if it has one, also ends a text.
 
         Raises:
@@ -173,6 +175,7 @@ class ModelDescription:
             packing=packing,
             cache=cache,
             reserved_tokens=tuple(tokenizer.convert_ids_to_tokens(sorted(reserved))),
+            conversation_problem=conversation_problem,
         )
 
 

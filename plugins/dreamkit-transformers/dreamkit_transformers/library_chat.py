@@ -1,21 +1,21 @@
 """Conversations in a tokenizer's own chat template: the ids of the library's `apply_chat_template`, and their labels.
 
 The library renders a conversation to one text and tokenizes it whole. Names of special tokens in the speakers' texts
-are plain text, as with the library's `sanitize_control_tokens`. Other added tokens, such as `<think>`, are tokens in
-any text: the tokenizers have no other ids for them. An image is its special token's name in the text.
+are plain text, as with the library's `sanitize_control_tokens`. So are those of other added tokens that the template
+writes, such as `<think>`, but not in an answer: a model that reasons writes them. An image is its special token's name
+in the text.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from dreamkit import ChatTemplate, DocumentError, Turn, TurnPiece, excerpt
+from dreamkit_transformers.chat_encoding import Encoding, contents, placeholders
 from dreamkit_transformers.chat_rendering import (
     Messages,
     Rendering,
@@ -24,7 +24,6 @@ from dreamkit_transformers.chat_rendering import (
     roles_of,
     special_names,
     tokenizer_name,
-    unused_characters,
 )
 
 Probe = Sequence[tuple[str, str]]
@@ -40,6 +39,7 @@ PROBES: list[Probe] = [
     (("user", f" {QUESTION}\n"), ("assistant", f"\n {ANSWER} "), ("user", FOLLOW_UP)),
     (("user", ""), ("assistant", ANSWER), ("user", QUESTION), ("assistant", "")),
 ]
+ANSWERED = PROBES[1], PROBES[3], PROBES[4]  # those whose answers have labels
 
 
 class LibraryChat:
@@ -48,6 +48,7 @@ class LibraryChat:
     Attributes:
         turn_ends: texts after an answer: at the end of a conversation, and before another turn.
         written_ids: ids with labels around the words of an answer, and those of the words.
+        template_names: names of added tokens in the template's own text, special or not.
         problem: reason why every conversation is refused, or None.
     """
 
@@ -55,14 +56,11 @@ class LibraryChat:
         self.tokenizer = tokenizer
         self.turn_ends: tuple[str, ...] = ()
         self.written_ids: frozenset[int] = frozenset()
+        self.template_names = self._template_names()
         self.problem: str | None = None
-        try:
-            self._add_labels_of(PROBES[1])
-            self.problem = self._difference()
-        except DocumentError as error:
-            self.problem = str(error)
-        with suppress(DocumentError):  # a template for one answer alone is no problem
-            self._add_labels_of(PROBES[3])
+        errors = [error for probe in ANSWERED if (error := self._add_labels_of(probe)) is not None]
+        # a template for one answer alone, or one that requires or refuses a system turn, is no problem
+        self.problem = self._difference() if len(errors) < len(ANSWERED) else _of_template(errors[0])
 
     def tokens(self, turns: Sequence[Turn], prompt: bool) -> tuple[list[int], list[bool]]:
         """Return the ids of a conversation, and a flag for each: train on the token.
@@ -75,28 +73,55 @@ class LibraryChat:
         """
         if self.problem is not None:
             raise DocumentError(self.problem)
-        plain = _placeholders(self.tokenizer, turns)
-        contents = [_contents(turn, plain) for turn in turns]
+        special = special_names(self.tokenizer)
+        control = special | self.template_names
+        names = {"system": control, "user": control, "assistant": special}
+        plain = placeholders(names, turns)
+        texts = [
+            contents(turn, {name: plain[name] for name in plain.keys() & names[turn.role]}) for turn in turns
+        ]
         messages = [
-            {"role": turn.role, "content": "".join(texts)}
-            for turn, texts in zip(turns, contents, strict=True)
+            {"role": turn.role, "content": "".join(each)} for turn, each in zip(turns, texts, strict=True)
         ]
         rendering = Rendering(self.tokenizer, messages, prompt)
-        encode = _Encoder(self.tokenizer, {character: name for name, character in plain.items()})
-        ids = encode(rendering.text)
-        labelled = [False] * len(ids)
+        encoding = Encoding(self.tokenizer, rendering.text, {mark: name for name, mark in plain.items()})
+        labelled = [False] * len(encoding.ids)
         for number, turn in enumerate(turns):
             if not prompt and turn.role == "assistant" and any(piece.train_on for piece in turn.pieces):
-                for start, end in rendering.trained_ranges(number, turn, contents[number]):
-                    first, last = (common_length(ids, encode(rendering.text[:at])) for at in (start, end))
+                for start, end in rendering.trained_ranges(number, turn, texts[number]):
+                    first, last = encoding.tokens_before(start), encoding.tokens_before(end)
                     labelled[first:last] = [True] * max(0, last - first)
-        return ids, labelled
+        return encoding.ids, labelled
 
-    def _add_labels_of(self, probe: Probe) -> None:
-        """Extend `turn_ends` and `written_ids` by those of the first answer and of all answers in `probe`."""
-        ids, labelled = self.tokens(_turns(probe, train_on=True), prompt=False)
+    def _template_names(self) -> frozenset[str]:
+        """Return the names of added tokens in the template's source, and in conversations without contents.
+
+        Templates join names from texts, such as `'<|' + message['role'] + '|>'`. Tokens of whitespace are left out.
+        """
+        template = self.tokenizer.chat_template
+        texts = [template] if isinstance(template, str) else [*template.values()]
+        for probe in PROBES:
+            messages = _messages([(role, "") for role, _ in probe])
+            for prompt in (False, True):
+                with suppress(DocumentError):
+                    texts.append(Rendering(self.tokenizer, messages, prompt).text)
+        names = {str(token) for token in self.tokenizer.added_tokens_decoder.values()}
+        return frozenset(name for name in names if name.strip() and any(name in text for text in texts))
+
+    def _add_labels_of(self, probe: Probe) -> DocumentError | None:
+        """Extend `turn_ends` and `written_ids` by those of the first answer and of all answers in `probe`.
+
+        Return why the template does not make this conversation, or None.
+        """
+        number = next(at for at, (role, _) in enumerate(probe) if role == "assistant")
+        try:
+            ids, labelled = self.tokens(_turns(probe, train_on=True), prompt=False)
+            turn_end = Rendering(self.tokenizer, _messages(probe)).turn_end(number)
+        except DocumentError as error:
+            return error
         self.written_ids |= {index for index, is_labelled in zip(ids, labelled, strict=True) if is_labelled}
-        self.turn_ends += (Rendering(self.tokenizer, _messages(probe)).turn_end(1),)
+        self.turn_ends += (turn_end,)
+        return None
 
     def _difference(self) -> str | None:
         """Return where the ids of a probe differ from the library's, or None; refused conversations have no ids."""
@@ -109,7 +134,10 @@ class LibraryChat:
                     )
                 except Exception:  # templates are programs that raise any exception
                     continue
-                actual, _ = self.tokens(turns, prompt)
+                try:
+                    actual, _ = self.tokens(turns, prompt)
+                except DocumentError as error:
+                    return _of_template(error)
                 if actual != expected:
                     return self._describe_difference(messages, prompt, actual, expected)
         return None
@@ -133,79 +161,14 @@ def turn_ends(layout: LibraryChat | ChatTemplate) -> Sequence[str]:
     return layout.turn_ends if isinstance(layout, LibraryChat) else [layout.assistant[1]]
 
 
-class _Encoder:
-    """Tokenization of a rendered text.
-
-    Attributes:
-        plain: characters that stand for names of special tokens which are plain text.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, plain: Mapping[str, str]) -> None:
-        self.tokenizer = tokenizer
-        self.plain = plain
-
-    def __call__(self, text: str) -> list[int]:
-        if not self.plain:
-            return self._ids(text)
-        first, *others = re.split(f"([{''.join(self.plain)}])", text)
-        ids = self._ids(first)
-        for piece in filter(None, others):
-            ids += self._name_ids(self.plain[piece]) if piece in self.plain else self._inner_ids(piece)
-        return ids
-
-    def _name_ids(self, name: str) -> list[int]:
-        """Return the ids of the name of a special token as plain text.
-
-        Raises:
-            DocumentError: the tokenizer has no other ids for it.
-        """
-        ids = self._inner_ids(name, split_special_tokens=True)
-        if name != self.tokenizer.unk_token and self.tokenizer.convert_tokens_to_ids(name) in ids:
-            raise DocumentError(
-                f"{tokenizer_name(self.tokenizer)} reads '{excerpt(name)}' in a speaker's text as its special token; "
-                "spell it otherwise"
-            )
-        return ids
-
-    def _inner_ids(self, text: str, **options: bool) -> list[int]:
-        """Return the ids of a text inside another one: after a line break, so that it gets no prefix space."""
-        line_break = self._ids("\n")
-        ids = self._ids(f"\n{text}", **options)
-        return ids[len(line_break) :] if ids[: len(line_break)] == line_break else self._ids(text, **options)
-
-    def _ids(self, text: str, **options: bool) -> list[int]:
-        encoded = self.tokenizer(text, add_special_tokens=False, verbose=False, **options)
-        return list(encoded["input_ids"])
+def problem_of(layout: LibraryChat | ChatTemplate) -> str | None:
+    """Return the reason why every conversation is refused, or None."""
+    return layout.problem if isinstance(layout, LibraryChat) else None
 
 
-def _placeholders(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> dict[str, str]:
-    """Return a character for each name of a special token in the speakers' texts, which have none of them."""
-    runs = [run for turn in turns for is_image, run in _runs(turn) if not is_image]
-    texts = ["".join(run) for run in runs]
-    present = sorted(name for name in special_names(tokenizer) if any(name in text for text in texts))
-    return dict(zip(present, unused_characters(texts), strict=False))
-
-
-def _contents(turn: Turn, plain: Mapping[str, str]) -> list[str]:
-    """Return the texts of a turn's pieces with a character in place of each name in `plain`.
-
-    The longest name comes first. The character of a name over several pieces is in the first one.
-    """
-    pattern = re.compile("|".join(map(re.escape, sorted(plain, key=len, reverse=True))) or "(?!)")
-    contents: list[str] = []
-    for is_image, texts in _runs(turn):
-        characters = list("".join(texts))
-        for match in () if is_image else pattern.finditer("".join(texts)):
-            characters[match.start() : match.end()] = [plain[match[0]], *[""] * (len(match[0]) - 1)]
-        ends = accumulate(map(len, texts), initial=0)
-        contents += ["".join(characters[start:end]) for start, end in pairwise(ends)]
-    return contents
-
-
-def _runs(turn: Turn) -> Iterator[tuple[bool, list[str]]]:
-    """Yield the texts of neighbouring pieces that are all images, or all not, with a flag for images."""
-    for is_image, pieces in groupby(turn.pieces, key=lambda piece: piece.token_id is not None):
-        yield is_image, [piece.text for piece in pieces]
+def _of_template(error: DocumentError) -> str:
+    """Return the message of an error with the remedy for a template that makes no conversation at all."""
+    return f"{str(error).rpartition('; ')[0]}; name a tokenizer with another template"
 
 
 def _turns(probe: Probe, train_on: bool = False) -> list[Turn]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -13,11 +15,13 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image as PIL
 from tokenizers import AddedToken
 
-from chat_tokenizers import ENDLESS, SPECIAL, TEMPLATES, TOKENIZERS
+from chat_tokenizers import EACH, ENDLESS, SPECIAL, TEMPLATES, TOKENIZERS
 from dreamkit import Document, DocumentError, Image, Text
 from dreamkit.data.sequence import IGNORED, Sequencer
 from dreamkit.recipe.special_tokens import SpecialTokens
 from dreamkit_transformers.causal_lm import CausalLM, LanguageConfig
+from dreamkit_transformers.chat_encoding import Encoding
+from dreamkit_transformers.chat_rendering import Rendering
 from dreamkit_transformers.library_chat import LibraryChat
 from dreamkit_transformers.llama import Llama, tiny_gated_config
 from dreamkit_transformers.tokenizers import byte_tokenizer
@@ -217,17 +221,56 @@ def test_a_name_over_segments_has_the_labels_of_its_start() -> None:
     assert sequence.ids.count(labels[-2]) == 2
 
 
-def test_an_added_token_that_is_not_special_is_a_token_in_any_text(tmp_path: Any) -> None:
-    tokenizer = TOKENIZERS["byte-level"]()
-    tokenizer.chat_template = TEMPLATES["thinks in the prompt"]
-    tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
-    tokenizer.save_pretrained(tmp_path)
-    config = {"model_type": "llama", **tiny_gated_config()}
-    part = CausalLM.from_config(LanguageConfig(config=config, tokenizer=str(tmp_path)))
-    document = conversation(("user", "1 <think>"), ("assistant", "<think>8"))
+# as in early files of Phi-3: tokens that are not special, whose names the template joins from texts
+JOINED = EACH + "{{ '<|' + m.role + '_turn|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+JOINED += "{% if add_generation_prompt %}<|assistant_turn|>\n<think>\n{% endif %}"
+WRITTEN = ["<|system_turn|>", "<|user_turn|>", "<|assistant_turn|>", "<|end|>", "<think>"]
+OTHER = "<other>"
+
+
+@cache
+def part_with_added_tokens(kind: str) -> Any:
+    """Return a part whose tokenizer has the tokens of `JOINED`, which none of its files lists, and another one."""
+    tokenizer = TOKENIZERS[kind]()
+    tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in [*WRITTEN, OTHER]])
+    tokenizer.chat_template = JOINED
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        config = {"model_type": "llama", **tiny_gated_config()}
+        part = CausalLM.from_config(LanguageConfig(config=config, tokenizer=folder))
+    part.tokenizer.chat_control_tokens = (
+        WRITTEN  # for the library, which sees only names in the template's source
+    )
+    return part
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@settings(max_examples=40, deadline=None)
+@given(
+    roles=st.sampled_from([("user", "assistant"), ("system", "user")]),
+    words=st.lists(st.sampled_from([*WRITTEN, OTHER, *SPECIAL[1:], "1", " ", "\n"]), max_size=6).map("".join),
+)
+def test_names_of_the_templates_tokens_in_other_texts_than_answers_are_plain_text(
+    kind: str, roles: tuple[str, str], words: str
+) -> None:
+    part = part_with_added_tokens(kind)
+    document = conversation((roles[0], words), (roles[1], "8"))
+    try:
+        expected = library_ids(part, document, prompt=True, sanitize_control_tokens=True)
+    except ValueError:  # names that are no plain text for this tokenizer
+        with pytest.raises(DocumentError, match=r"reads '.*' in a speaker's text"):
+            sequencer_of(part).prompt(document)
+        return
+    assert sequencer_of(part).prompt(document).ids == expected
+
+
+def test_names_of_the_templates_tokens_in_an_answer_are_tokens() -> None:
+    part = part_with_added_tokens("byte-level")
+    document = conversation(("user", f"1{OTHER}"), ("assistant", "<think>8<|end|>"))
     ids = sequencer_of(part).sequence(document).ids
     assert ids == library_ids(part, document, prompt=False)
-    assert ids.count(part.tokenizer.convert_tokens_to_ids("<think>")) == 2
+    counts = [ids.count(part.tokenizer.convert_tokens_to_ids(name)) for name in [*WRITTEN, OTHER]]
+    assert counts == [0, 1, 1, 3, 1, 1]
 
 
 @pytest.mark.parametrize("template", ["channels", "ends at the next turn"])
@@ -259,6 +302,55 @@ def test_a_token_that_opens_an_answer_is_never_its_end() -> None:
     part = part_of("byte-level", "opens alone")
     opening = part.tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert opening not in part.spec.eos_ids and opening not in part.suppressed_ids
+
+
+def long_conversation(turns: int) -> Document:
+    return conversation(*[("user", "12 1"), ("assistant", "8 98")] * (turns // 2))
+
+
+@pytest.mark.parametrize("template", [*TEMPLATES])
+def test_a_long_conversation_takes_the_renderings_of_a_short_one(template: str, monkeypatch: Any) -> None:
+    part = part_of("byte-level", template)
+    sequencer, kind = sequencer_of(part), type(part.tokenizer)
+    render, encode = kind.apply_chat_template, kind.__call__
+    work = Counter[str]()
+
+    def count_rendering(self: Any, *args: Any, **options: Any) -> Any:
+        work["renderings"] += 1
+        return render(self, *args, **options)
+
+    def count_characters(self: Any, text: str, **options: Any) -> Any:
+        work["characters"] += len(text)
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(kind, "apply_chat_template", count_rendering)
+    monkeypatch.setattr(kind, "__call__", count_characters)
+    renderings, characters = [], []
+    for turns in (6, 60, 200):
+        work.clear()
+        sequence = sequencer.sequence(long_conversation(turns))
+        renderings.append(work["renderings"])
+        characters.append(work["characters"] / len(part.decode([*sequence.ids])))
+    assert renderings == [renderings[0]] * 3
+    # without special tokens between turns, each answer is found by tokenizing all before it
+    assert template == "ends once" or max(characters) < 5
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@settings(max_examples=40, deadline=None)
+@given(template=st.sampled_from([*TEMPLATES]), document=conversations())
+def test_answers_found_together_have_the_labels_of_each_found_alone(
+    kind: str, template: str, document: Document
+) -> None:
+    sequencer = sequencer_of(part_of(kind, template))
+    try:
+        sequence = sequencer.sequence(document)
+    except DocumentError:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rendering, "_inner", {})
+        patch.setattr(Encoding, "_special_places", [(0, 0)])
+        assert sequencer.sequence(document).labels == sequence.labels
 
 
 def test_a_refused_conversation_names_what_the_template_raises() -> None:
@@ -314,10 +406,30 @@ def test_a_template_for_no_conversation_is_logged_and_refused(
     tokenizer.save_pretrained(tmp_path)
     part = CausalLM.from_config(replace(CausalLM.tiny_config(), tokenizer=str(tmp_path)))
     assert "conversations are refused" in caplog.text
+    problem = CausalLM.infer_spec(part.config).conversation_problem
+    assert problem is not None and re.search(f"{message}.*; name a tokenizer with another template$", problem)
     sequencer = sequencer_of(part)
     assert sequencer.sequence(Document((Text("other documents"),))).ids
     with pytest.raises(DocumentError, match=message):
         sequencer.sequence(conversation(("user", "1"), ("assistant", "8")))
+
+
+def test_a_template_that_requires_a_system_turn_has_conversations(tmp_path: Any) -> None:
+    tokenizer = TOKENIZERS["byte-level"]()
+    tokenizer.chat_template = (
+        "{% if messages[0].role != 'system' %}{{ raise_exception('a system turn first') }}"
+    )
+    tokenizer.chat_template += "{% endif %}" + TEMPLATES["chatml"]
+    tokenizer.save_pretrained(tmp_path)
+    part = CausalLM.from_config(
+        LanguageConfig(config={"model_type": "llama", **tiny_gated_config()}, tokenizer=str(tmp_path))
+    )
+    document = conversation(("system", "0"), ("user", "1"), ("assistant", "8"))
+    assert part.spec.conversation_problem is None
+    assert sequencer_of(part).sequence(document).ids == library_ids(part, document, prompt=False)
+    assert part.tokenizer.convert_tokens_to_ids("<|im_end|>") in part.spec.eos_ids
+    with pytest.raises(DocumentError, match="a system turn first"):
+        sequencer_of(part).sequence(conversation(("user", "1"), ("assistant", "8")))
 
 
 def test_a_template_without_an_end_token_is_logged(tmp_path: Any, caplog: Any) -> None:
