@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from dreamkit.checkpoints.manifest import Manifest, SourceRecord, component_sect
 from dreamkit.errors import CheckpointError, SourceError, excerpt
 from dreamkit.recipe.loading import adapters_from_dict
 from dreamkit.recipe.sections import PARTS, Recipe
+from dreamkit.storage.paths import shown_path
 from dreamkit.storage.sources import fingerprint
 
 if TYPE_CHECKING:
@@ -25,21 +26,24 @@ def compare_components(folder: Path, manifest: Manifest, recipe: Recipe | None) 
         expected = manifest.components[key]["name"] if key in manifest.components else "none"
         if actual != expected:
             raise CheckpointError(
-                f"{folder}: expected {key} '{expected}', got '{actual}' in the recipe; use the same part or start from "
-                "another checkpoint"
+                f"{folder}: expected {key} '{excerpt(expected)}', got '{actual}' in the recipe; use the same part or "
+                "start from another checkpoint"
             )
 
 
 def compare_tokens(folder: Path, manifest: Manifest, model: DreamModel) -> None:
-    if manifest.tokens != model.token_ids:
+    """Compare the special tokens and their ids. The message has the first ten that differ."""
+    expected, actual = set(manifest.tokens.items()), set(model.token_ids.items())
+    if expected != actual:
         raise CheckpointError(
-            f"{folder}: expected the special tokens {_shown(manifest.tokens)}, got {_shown(model.token_ids)}; use the "
-            "same model.special_tokens and the same tokenizer of model.language_model"
+            f"{folder}: expected the special tokens {_shown(expected - actual)}, got {_shown(actual - expected)}; use "
+            "the same model.special_tokens and the same tokenizer of model.language_model"
         )
 
 
-def _shown(token_ids: Mapping[str, int]) -> str:
-    return "{" + ", ".join(f"'{excerpt(token)}': {number}" for token, number in token_ids.items()) + "}"
+def _shown(token_ids: Iterable[tuple[str, int]]) -> str:
+    listed = sorted(token_ids)
+    return "{" + ", ".join(f"'{excerpt(token)}': {number}" for token, number in listed[:10]) + "}"
 
 
 def compare_adapters(folder: Path, manifest: Manifest, recipe: Recipe) -> None:
@@ -61,11 +65,14 @@ def compare_source(folder: Path, part: str, source: SourceRecord, name: str) -> 
     try:
         now = fingerprint(name)
     except SourceError as error:
-        raise CheckpointError(f"{folder}: cannot read '{name}', the source of its {part}: {error}") from error
+        shown = shown_path(name)
+        raise CheckpointError(
+            f"{folder}: cannot read '{shown}', the source of its {part}: {error}"
+        ) from error
     before = source["files"]
     differing = sorted(file for file in now.keys() | before.keys() if now.get(file) != before.get(file))
     if differing:
         raise CheckpointError(
-            f"{folder}: the source of its {part} was '{source['name']}', but in '{name}' these files differ: "
-            f"{', '.join(differing)}; restore them or train again"
+            f"{folder}: the source of its {part} was '{shown_path(source['name'])}', but in '{name}' these files "
+            f"differ: {', '.join(differing)}; restore them or train again"
         )

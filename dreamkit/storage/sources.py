@@ -23,11 +23,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
 
-from dreamkit.errors import SourceError, excerpt
+from dreamkit.errors import SourceError, describe_error, excerpt
 from dreamkit.storage.folders import sha256
 from dreamkit.storage.json_files import size_problem
 from dreamkit.storage.packages import package_folder
-from dreamkit.storage.paths import irregular_kind
+from dreamkit.storage.paths import LONGEST_PATH, irregular_kind, shown_path
 from dreamkit.storage.tensor_files import unreadable
 from dreamkit.storage.weight_files import (
     ADAPTER_CONFIG,
@@ -128,6 +128,10 @@ def _described(known: str) -> list[str]:
 
 def _local_folder(pretrained: str) -> Path | None:
     """Return the folder that `pretrained` names, or None for a hub name."""
+    if not pretrained or len(pretrained) > LONGEST_PATH:
+        raise SourceError(
+            f"expected a folder, a hub name or {PACKAGE_PREFIX}package/folder, got '{shown_path(pretrained)}'"
+        )
     if pretrained.startswith(PACKAGE_PREFIX):
         package, _, inside = pretrained.removeprefix(PACKAGE_PREFIX).partition("/")
         try:
@@ -135,8 +139,6 @@ def _local_folder(pretrained: str) -> Path | None:
         except LookupError as error:
             form = f"the form is {PACKAGE_PREFIX}package/folder"
             raise SourceError(f"'{pretrained}': {error.args[0]} ({form})") from error
-    if not pretrained:
-        raise SourceError("expected a folder, a hub name or pkg:package/folder, got ''")
     # Only these are folders, so that one in the working directory never replaces a model of the hub.
     if not pretrained.startswith(("/", "./", "../", "~")) and pretrained not in (".", ".."):
         return None
@@ -185,7 +187,9 @@ def _from_hub(name: str, files: Sequence[str], weights: bool, known: str | None)
     try:
         downloaded = Path(snapshot_download(name, allow_patterns=patterns))
     except (HTTPError, OSError) as error:
-        raise SourceError(f"{tried}broke off the download: {_reason(error)}. Try again") from error
+        raise SourceError(
+            f"{tried}broke off the download: {excerpt(describe_error(error), 300)}. Try again"
+        ) from error
     return _checked(name, downloaded, files, weights)
 
 
@@ -212,9 +216,13 @@ def _probe(name: str, tried: str) -> list[str]:
     except RepositoryNotFoundError as error:
         raise SourceError(f"{tried}answered that it does not exist or is private. {_REMEDY}") from error
     except HfHubHTTPError as error:
-        raise SourceError(f"{tried}answered with an error: {_reason(error)}. {_REMEDY}") from error
+        raise SourceError(
+            f"{tried}answered with an error: {excerpt(describe_error(error), 300)}. {_REMEDY}"
+        ) from error
     except (HTTPError, OSError, ValueError) as error:  # no connection, or an answer that is not the hub's
-        raise SourceError(f"{tried}could not be reached: {_reason(error)}. {_REMEDY}") from error
+        raise SourceError(
+            f"{tried}could not be reached: {excerpt(describe_error(error), 300)}. {_REMEDY}"
+        ) from error
 
 
 def _ask_hub(name: str) -> list[str]:
@@ -351,11 +359,6 @@ def _contents(folder: Path, most: int = 12) -> str:
     names = sorted(f"{path.name}/" if os.path.isdir(path) else path.name for path in folder.iterdir())
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (", ".join(names[:most]) or "nothing") + more
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {excerpt(lines[0], 300) if lines else 'no reason given'}"
 
 
 def _hash(path: Path) -> str:

@@ -16,6 +16,7 @@ from dreamkit.checkpoints.published import import_published
 from dreamkit.errors import CheckpointError, DreamkitError, SourceError
 from dreamkit.model.model import DreamModel
 from dreamkit.registry.registry import Registry
+from recipe_files import changed
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "published-sd"
 VISION, HEAD = "clip_vision_embedding", "stable_diffusion_head"
@@ -222,6 +223,23 @@ def test_an_unknown_projector_is_refused(published: Path) -> None:
     edit(published, lambda c: c["plugins_init_kwargs"][HEAD].update(projector_type="sam"))
     with pytest.raises(CheckpointError, match="expected projector_type linear or mlp, got 'sam'"):
         convert(published)
+
+
+def test_a_long_value_is_shown_shortened(published: Path) -> None:
+    text = (published / "config.json").read_text()
+    for path in (
+        ("plugins_init_kwargs", HEAD, "projector_type"),
+        ("plugins_init_kwargs", HEAD, "resolution"),
+        ("plugins_init_kwargs", HEAD, "diffusion_name_or_path"),
+        ("plugins_init_kwargs", VISION, "select_layer"),
+        ("special_tokens2ids_dict", "additional_special_tokens", "<dream_start>"),
+        ("hidden_act",),
+        ("loss_weight_lm",),
+    ):
+        (published / "config.json").write_text(json.dumps(changed(json.loads(text), path, 2000 * "QUJD")))
+        with pytest.raises(DreamkitError) as caught:
+            convert(published)
+        assert 21 * "QUJD" not in str(caught.value), path
 
 
 def test_an_unreachable_component_is_named(published: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from dreamkit.errors import CheckpointError, SourceError, excerpt
 from dreamkit.storage import tensor_files
 from dreamkit.storage.json_files import read_json as read_object
+from dreamkit.storage.paths import shown_path
 from dreamkit.storage.sources import locate
 from dreamkit.storage.tensor_files import LONGEST_NAME, dtype_name, is_float, non_finite
 from dreamkit.storage.weight_files import missing_weights
@@ -61,7 +62,7 @@ def component(name: str, folder: Path, files: list[str]) -> Path:
     try:
         return locate(name, files, weights=False)
     except SourceError as error:
-        raise SourceError(f"{folder / 'config.json'} names '{name}': {error}") from error
+        raise SourceError(f"{folder / 'config.json'} names '{shown_path(name)}': {error}") from error
 
 
 def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
