@@ -12,7 +12,7 @@ from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 
 from dreamkit.data.fingerprint import fingerprint_problem
-from dreamkit.errors import CheckpointError, DreamkitError, describe_error, excerpt
+from dreamkit.errors import CheckpointError, describe_error, excerpt
 from dreamkit.storage.json_files import read_json
 
 STATE: Final = "trainer"  # folder of the trainer's state in a resume point
@@ -116,8 +116,7 @@ def state_errors(point: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error) if isinstance(error, DreamkitError) else describe_error(error)
         raise CheckpointError(
-            f"{point}: the state of its run cannot be read: {reason}; remove this resume point, --resume then "
-            f"continues from the one before it, or start a new run with init={point}"
+            f"{point}: the state of its run cannot be read: {describe_error(error)}; remove this resume point, "
+            f"--resume then continues from the one before it, or start a new run with init={point}"
         ) from error
