@@ -13,6 +13,7 @@ TOKEN_COST = 6
 GOOD = 0.95  # least share of useful work that is searched for
 MOST_COUNTS = 16  # numbers of rows that are tried
 MOST_STEPS = 2000  # of one search
+MOST_SEARCHED = 250  # sequences of one search; among more, even rows leave little padding
 
 Rows = list[list[int]]
 
@@ -34,10 +35,16 @@ def balanced_rows(lengths: Sequence[int], max_length: int, row_cost: Callable[[i
     # of rows without padding, and of rows that have room for the longest sequence
     full = {count: count * row_cost(-(-tokens // count)) for count in range(1, len(lengths))}
     least = {count: max(cost, count * row_cost(longest)) for count, cost in full.items()}
-    counts = [count for count in sorted(least, key=least.__getitem__) if count * max_length >= tokens]
+    alone = sum(2 * length > max_length for length in lengths)  # no two of these share a row
+    counts = [
+        count
+        for count in sorted(least, key=least.__getitem__)
+        if count >= alone and count * max_length >= tokens
+    ]
     for layout in (_even_rows, _narrow_rows):
-        for count in counts[:MOST_COUNTS]:
-            if cost <= least[count] or cost * GOOD <= full[count]:
+        for number, count in enumerate(counts[:MOST_COUNTS]):
+            is_good = cost * GOOD <= full[count] and (number or layout is not _even_rows)
+            if cost <= least[count] or is_good:
                 break
             rows = layout(lengths, count, max(longest, min(max_length, int(tokens / (GOOD * count)))))
             width = max(sum(lengths[index] for index in row) for row in rows)
@@ -61,6 +68,8 @@ def attention_status(spec: LanguageSpec) -> str:
     """Return the line of `train` that names the attention of training."""
     if spec.document_attention:
         return "attention: in each document of a row alone"
+    if not spec.packing:
+        return "attention: over rows of one document each, since the language model cannot keep more apart"
     return "attention: over whole rows, since the language model's spec has no document_attention"
 
 
@@ -85,6 +94,8 @@ def _narrow_rows(lengths: Sequence[int], count: int, width: int) -> Rows:
     Each sequence, the longest first, goes into the fullest row that has room for it, else into the next fullest.
     """
     order = _longest_first(lengths)
+    if len(lengths) > MOST_SEARCHED:
+        return [order]
     rows: Rows = [[] for _ in range(count)]
     free = [width] * count
     steps = 0

@@ -1,30 +1,20 @@
 """The rows of a batch: balanced by cost, never longer than the limit, never dearer than a row for each sequence."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
+from random import Random
 
 import pytest
 from hypothesis import given, strategies as st
 
-from dreamkit.data.packing import balanced_rows, row_cost
+from dreamkit.data.packing import attention_status, balanced_rows, row_cost
 from dreamkit.parts.specs import LanguageSpec
 
 LIMIT = 2048
 LENGTHS = st.lists(st.integers(1, LIMIT), min_size=1, max_size=40)
-BY_DOCUMENT, BY_ROW = (
-    row_cost(
-        LanguageSpec(
-            dim=64,
-            vocab_size=9,
-            max_length=LIMIT,
-            bos_id=None,
-            eos_ids=(0,),
-            pad_id=0,
-            document_attention=document_attention,
-        )
-    )
-    for document_attention in (True, False)
-)
+SPEC = LanguageSpec(dim=64, vocab_size=9, max_length=LIMIT, bos_id=None, eos_ids=(0,), pad_id=0)
+BY_DOCUMENT, BY_ROW = row_cost(replace(SPEC, document_attention=True)), row_cost(SPEC)
 RACE = (402, 188, 530, 96, 344, 171, 488, 273)  # tokens of eight documents with images, 2,492 in all
 
 
@@ -84,10 +74,27 @@ def test_many_short_sequences_leave_little_padding(lengths):
     assert useful_share(lengths) >= 0.95
 
 
+@pytest.mark.parametrize("count", [300, 5000])
+def test_enormous_batches_are_divided_too(count):
+    random = Random(0)
+    lengths = [random.randint(1, LIMIT) for _ in range(count)]
+    rows = balanced_rows(lengths, LIMIT, BY_DOCUMENT)
+    assert sorted(index for row in rows for index in row) == list(range(count))
+    assert width_of(rows, lengths) <= LIMIT and useful_share(lengths) > 0.9
+
+
 def test_documents_of_a_race_fill_two_rows_evenly():
     rows = balanced_rows(RACE, LIMIT, BY_DOCUMENT)
     assert sum(RACE) == 2492 and len(rows) == 2
     assert sum(RACE) / (2 * width_of(rows, RACE)) > 0.99
+
+
+def test_the_attention_of_training_has_a_line():
+    lines = {
+        attention_status(replace(SPEC, packing=packing, document_attention=document_attention))
+        for packing, document_attention in ((True, True), (True, False), (False, False))
+    }
+    assert len(lines) == 3 and all(line.startswith("attention: ") for line in lines)
 
 
 def test_attention_over_whole_rows_makes_rows_shorter():

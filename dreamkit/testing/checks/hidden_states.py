@@ -135,7 +135,7 @@ def document_attention(
     expect_finite(hidden, "hidden")
     for expected, actual, name in zip(*results, ("hidden", "gradient of embeds"), strict=True):
         expect_close(actual, expected, f"{name} with spans", f"{name} without")
-    length = min(part.spec.max_length, LONGEST) // MANY
+    length = max(1, min(part.spec.max_length, LONGEST) // MANY)
     packed, alone = (_flops(subject, documents, length) for documents in (MANY, 1))
     subject.call_text = f"forward with spans, {MANY} documents in a row, each of length {length}"
     expect_true(packed <= MOST_FLOPS * MANY * alone, f"{packed} FLOPs", f"{MANY} x {alone}, each alone")

@@ -19,8 +19,12 @@ from torch import Tensor
 from dreamkit import Spans
 
 NAME = "dreamkit_documents"
-# Arguments of attention functions that change its output, and that the library's function for a part of a row lacks.
-UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+# Arguments of attention functions that its output does not depend on here, besides those of the function below. A
+# model with any other, such as a soft cap or an index of blocks, runs under masks.
+HARMLESS = frozenset(
+    {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "cache_position"}
+)
+PASSED = frozenset({"dropout", "scaling", "is_causal"})
 
 
 def document_attention(
@@ -40,10 +44,12 @@ def document_attention(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    if unknown := [
+        name for name, value in named.items() if value is not None and name not in HARMLESS | PASSED
+    ]:
+        raise NotImplementedError(f"attention by document does not know {unknown[0]}")
     if spans is None:
         return sdpa_attention_forward(module, query_BHTd, key_BHSd, value_BHSd, attention_mask, **named)
-    if unsupported := [name for name in UNSUPPORTED if named.get(name) is not None]:
-        raise NotImplementedError(f"attention by document without {unsupported[0]}")
     heads, tokens = query_BHTd.shape[1:3]
     outputs, row = [], 0
     for documents, same in groupby(spans):  # rows divided alike run as one batch
@@ -65,7 +71,7 @@ def _padding(value_BHSd: Tensor, start: int, stop: int, heads: int) -> Tensor:
 
 
 def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Return the mask (1, 1, T, T) of a document that is longer than the window of its layer, else None: causal."""
+    """Return the mask (1, 1, T, T) of a document of T tokens that is longer than its layer's window, else None."""
     if window is None or length <= window:
         return None
     at = torch.arange(length, device=device)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreamkit import DocumentError, count
+from dreamkit import DocumentError, Spans, count
 
 LONGROPE = "longrope"  # the library's names
 DYNAMIC = "dynamic"
@@ -80,6 +80,15 @@ def document_lengths(segment_ids_BT: Tensor, position_ids_BS: Tensor, segment_id
     """Return, for T tokens (B, T), the length so far of the document of each; that of padding has no meaning."""
     same_BTS = segment_ids_BT[:, :, None] == segment_ids_BS[:, None, :]
     return position_ids_BS[:, None, :].masked_fill(~same_BTS, -1).amax(2) + 1
+
+
+def longer_spans(segment_ids_BT: Tensor, spans: Spans, length: int) -> Tensor:
+    """Return a mask (B, T): True for the tokens of documents of more than `length` tokens."""
+    longer_BT = torch.zeros_like(segment_ids_BT, dtype=torch.bool)
+    for row, documents in enumerate(spans):
+        for start, stop in documents:
+            longer_BT[row, start:stop] = stop - start > length
+    return longer_BT
 
 
 def passes_switch(

@@ -21,6 +21,7 @@ from dreamkit_transformers.rope import (
     check_length,
     document_lengths,
     factors_by_document,
+    longer_spans,
     passes_switch,
     switch_length,
 )
@@ -117,7 +118,10 @@ def run_decoder(
             # all keys and values of the document change, so all slots are computed anew
             cache.layers, spans = DynamicCache(), None
             embeds_BTD, (position_ids_BT, segment_ids_BT) = embeds_BSD, slots
-    long_BT = document_lengths(segment_ids_BT, *slots) > switch
+    if spans is None:
+        long_BT = document_lengths(segment_ids_BT, *slots) > switch
+    else:
+        long_BT = longer_spans(segment_ids_BT, spans, switch)
     with factors_by_document(decoder, switch, long_BT):
         hidden_BTD = _run_masked(
             decoder, masks, embeds_BTD, position_ids_BT, segment_ids_BT, slots, cache, spans
