@@ -17,7 +17,7 @@ from dreamkit.model.model import DreamModel
 from dreamkit.parts.part import Part
 from dreamkit.plan.chain import Step, chain
 from dreamkit.plan.memory import Device, Memory, gradient_bytes, memory_of, total_bytes
-from dreamkit.plan.rows import collator, full_batch, most_images
+from dreamkit.plan.rows import batch_shapes, collator, most_images
 from dreamkit.plan.step import measure_step
 from dreamkit.recipe.sections import WITH_SOURCE, Recipe
 from dreamkit.registry.registry import Registry
@@ -96,7 +96,7 @@ def plan(
     model.train()
     if recipe.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    batch = full_batch(model, recipe, images) if documents is None else collator(model, recipe)(documents)
+    batch = batch_shapes(model, recipe, images) if documents is None else collator(model, recipe)(documents)
     rows, length = batch.input_ids_BT.shape
     # everything about the model is read before the step, which uses its tensors up
     parts, steps, memory = _sizes(model, recipe), chain(model, recipe), memory_of(model, processes, device)
@@ -134,16 +134,17 @@ def plan_data(
         DreamkitError: as `plan` does.
         TrainingError: a data set is empty.
     """
-    documents, size = run_mixture(recipe, datasets, processes), recipe.train.batch_size
+    documents, train = run_mixture(recipe, datasets, processes), recipe.train
+    count = min(batches, train.steps * train.accumulation * processes)
     plans = (
         plan(
             recipe,
             registry,
             processes=processes,
             device=device,
-            documents=[documents[number] for number in range(start, start + size)],
+            documents=[documents[batch * train.batch_size + number] for number in range(train.batch_size)],
         )
-        for start in range(0, len(documents), size)[:batches]
+        for batch in range(count)
     )
     return max(plans, key=lambda each: each.memory.peak)
 
