@@ -56,7 +56,8 @@ def _assumptions(plan: Plan, recipe: Recipe) -> Iterator[str]:
     rows, batches = count(plan.rows, "row"), f"{count(train.accumulation, 'batch')} a step"
     documents = f"a batch of {count(train.batch_size, 'document')} of"
     if plan.images is None:
-        yield f"{documents} the recipe's data, {plan.tokens:,} tokens in {rows} of {plan.length}; {batches}"
+        tokens = count(f"{plan.tokens:,}", "token")
+        yield f"{documents} the recipe's data, {tokens} in {rows} of {plan.length}; {batches}"
     else:
         yield (
             f"{documents} {count(plan.length, 'token')} each, in {rows}; {batches}\n"

@@ -14,6 +14,7 @@ from PIL import Image as PIL
 from benchmarks.measure import Case
 from benchmarks.training_step import Step, without_fused_paths
 from dreamkit.document import Document, Image, Segment, Text
+from dreamkit.errors import count
 from dreamkit.recipe.loading import load_recipe
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
@@ -34,7 +35,7 @@ class Shape:
     queries: int
 
     def __str__(self) -> str:
-        return f"{self.documents} documents, {(self.pixels // 14) ** 2} image tokens"
+        return f"{count(self.documents, 'document')}, {count((self.pixels // 14) ** 2, 'image token')}"
 
 
 SHAPES = (Shape(8, 112, 16), Shape(16, 112, 16), Shape(8, 224, 64))
