@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from dreamkit.data.rows import balanced_rows, row_cost
+from dreamkit.data.packing import balanced_rows, row_cost
 from dreamkit.data.sequence import IGNORED, Sequence, Sequencer
 from dreamkit.data.workers import in_shared_memory
 from dreamkit.parts.specs import Spans

@@ -23,7 +23,7 @@ from dreamkit.data.batch import Collator
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.fingerprint import read_fingerprints
 from dreamkit.data.mixture import run_mixture
-from dreamkit.data.rows import attention_status
+from dreamkit.data.packing import attention_status
 from dreamkit.distributed import barrier, is_main, shard, world_size
 from dreamkit.errors import CheckpointError, RecipeError, TrainingError
 from dreamkit.interrupts import deferred, pending
