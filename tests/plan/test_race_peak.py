@@ -15,7 +15,7 @@ from dreamkit.registry.registry import Registry
 @pytest.mark.parametrize("number", range(len(race.SHAPES)), ids=map(str, race.SHAPES))
 def test_the_plan_is_close_to_the_resident_memory_of_a_step(number: int) -> None:
     shape = race.SHAPES[number]
-    script = Path(__file__).with_name("peak.py")
+    script = Path(__file__).with_name("race_peak.py")
     process = subprocess.run([sys.executable, str(script), str(number)], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     planned = plan(

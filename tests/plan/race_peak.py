@@ -1,4 +1,4 @@
-"""Print the peak memory in bytes of a training step of the race: python peak.py SHAPE.
+"""Print the peak memory in bytes of a training step of the race: python race_peak.py SHAPE.
 
 It is the growth of the process's largest resident set (`ru_maxrss`) since before the model is built, after two steps.
 The libraries are loaded before.
