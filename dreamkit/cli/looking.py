@@ -121,7 +121,16 @@ def plan(
         str | None, typer.Option(metavar="SIZE", help="the memory of a device, such as 80GiB")
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="number of processes, one device each")] = 1,
-    images: Annotated[int, typer.Option(min=0, help="images in each document, drawn and read back")] = 1,
+    images: Annotated[
+        int | None, typer.Option(min=0, help="images in each document, drawn and read back (default: 1)")
+    ] = None,
+    batches: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="plan the first batches of the recipe's data, not full rows, and print the one with the highest peak",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the numbers as JSON")] = False,
 ) -> None:
     """Print shapes, parameters, memory and FLOPs.
@@ -136,8 +145,9 @@ def plan(
 
     from dreamkit.cache.recipe_check import cache_notes
     from dreamkit.checkpoints.inputs import open_inputs
+    from dreamkit.errors import DreamkitError
     from dreamkit.plan.advice import memory_advice
-    from dreamkit.plan.plan import plan as make_plan
+    from dreamkit.plan.plan import plan as make_plan, plan_data
     from dreamkit.plan.sizes import format_bytes, parse_bytes
     from dreamkit.plan.tables import report
     from dreamkit.recipe.loading import load_recipe
@@ -146,7 +156,16 @@ def plan(
     limit = None if memory is None else parse_bytes(memory)
     registry = Registry.load()
     loaded = load_recipe(recipe, overrides or (), registry)
-    planned = make_plan(loaded, registry, processes=processes, images=images)
+    if batches is None:
+        planned = make_plan(loaded, registry, processes=processes, images=1 if images is None else images)
+    elif images is not None:
+        raise DreamkitError(
+            "expected --images or --batches, got both; documents of the recipe's data have their own images, so leave "
+            "out --images"
+        )
+    else:
+        opened = open_inputs(loaded, registry, with_init=False).require_datasets()
+        planned = plan_data(loaded, registry, opened, batches, processes=processes)
     out = console()
     if as_json:
         echo(json.dumps({**asdict(planned), "peak": planned.memory.peak}, indent=2))

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset as TorchDataset
 from dreamkit.data.dataset import Dataset
 from dreamkit.document import Document
 from dreamkit.errors import TrainingError
+from dreamkit.recipe.sections import Recipe
 
 BLOCK: Final = 2**14  # documents
 
@@ -55,6 +56,13 @@ class Mixture(TorchDataset[Document]):
             order = torch.randperm(len(dataset), generator=_generator(self.seed, choice, epoch))
             self._orders[choice] = epoch, order
         return dataset[int(self._orders[choice][1][position])]
+
+
+def run_mixture(recipe: Recipe, datasets: Sequence[Dataset], processes: int) -> Mixture:
+    """Return the documents of a whole run in their order, for all processes: each takes whole batches in turn."""
+    train, weights = recipe.train, [section.weight for section in recipe.data]
+    documents = train.steps * train.accumulation * train.batch_size * processes
+    return Mixture(datasets, weights, documents, train.seed)
 
 
 class _Choices:

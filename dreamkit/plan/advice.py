@@ -54,8 +54,9 @@ def _advice_on_activations(plan: Plan, recipe: Recipe) -> list[str]:
             f"  - a smaller batch, accumulated: train.batch_size={half} "
             f"train.accumulation={train.accumulation * -(-train.batch_size // half)}"
         )
-    lines.append(f"  - shorter rows: train.max_length below {plan.length}")
-    if plan.images > 1:
+    if plan.images is not None:
+        lines.append(f"  - shorter rows: train.max_length below {plan.length}")
+    if plan.images is not None and plan.images > 1:
         lines.append(f"  - fewer images in a document than {plan.images}")
     return lines
 

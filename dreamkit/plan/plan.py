@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dreamkit.build.build import build_on_meta
 from dreamkit.build.fit import fit
 from dreamkit.build.fit_record import part_section
 from dreamkit.cache.recipe_check import cache_problems
+from dreamkit.data.dataset import Dataset
+from dreamkit.data.mixture import run_mixture
+from dreamkit.document import Document
 from dreamkit.errors import DreamkitError, RecipeError
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.part import Part
 from dreamkit.plan.chain import Step, chain
 from dreamkit.plan.memory import Device, Memory, gradient_bytes, memory_of, total_bytes
-from dreamkit.plan.rows import batch_shapes, most_images
+from dreamkit.plan.rows import batch_shapes, collator, most_images
 from dreamkit.plan.step import measure_step
 from dreamkit.recipe.sections import WITH_SOURCE, Recipe
 from dreamkit.registry.registry import Registry
@@ -35,7 +39,8 @@ class Plan:
     """Shapes, sizes, memory and operations of a training step on each of `processes` devices.
 
     `rows` are those of a batch, padding rows included; `length` is their number of tokens.
-    `images` in each document are drawn and read; a row has room for `most_images`.
+    `tokens` are those that are not padding. `images` in each document are drawn and read; None for real documents.
+    A row has room for `most_images`.
     `unchecked` are parts with a source that a gradient passes through but that cannot recompute their activations.
     `flops` are those of one device.
     """
@@ -47,7 +52,8 @@ class Plan:
     processes: int
     rows: int
     length: int
-    images: int
+    tokens: int
+    images: int | None
     most_images: int
     unchecked: tuple[str, ...]
 
@@ -61,13 +67,22 @@ class Plan:
 
 
 def plan(
-    recipe: Recipe, registry: Registry, *, processes: int = 1, images: int = 1, device: Device = "cuda"
+    recipe: Recipe,
+    registry: Registry,
+    *,
+    processes: int = 1,
+    images: int = 1,
+    device: Device = "cuda",
+    documents: Sequence[Document] | None = None,
 ) -> Plan:
     """Plan a training step of `recipe`; `device` is the one that the optimizer runs on.
+
+    The batch holds `documents`; None is `train.batch_size` documents of `train.max_length` tokens, with `images` each.
 
     Raises:
         RecipeError: parts do not fit, a part has no `meta_modules`, or `train.cache` does not fit.
         DreamkitError: nothing is trained, or a row has no room for this number of images.
+        DocumentError: a document is too long or has nothing to train on.
     """
     result = fit(recipe, registry)
     if problems := cache_problems(result):
@@ -81,11 +96,12 @@ def plan(
     model.train()
     if recipe.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    batch = batch_shapes(model, recipe, images)
+    batch = batch_shapes(model, recipe, images) if documents is None else collator(model, recipe)(documents)
     rows, length = batch.input_ids_BT.shape
     # everything about the model is read before the step, which uses its tensors up
     parts, steps, memory = _sizes(model, recipe), chain(model, recipe), memory_of(model, processes, device)
     unchecked = _unchecked(model) if recipe.train.gradient_checkpointing else ()
+    tokens = sum(end - start for row in batch.spans for start, end in row)
     most = most_images(model.sequencer(recipe.train.max_length))
     computing, flops = measure_step(model, batch, recipe, gradient_bytes(model, processes))
     return Plan(
@@ -96,10 +112,41 @@ def plan(
         processes=processes,
         rows=rows,
         length=length,
-        images=images,
+        tokens=tokens,
+        images=images if documents is None else None,
         most_images=most,
         unchecked=unchecked,
     )
+
+
+def plan_data(
+    recipe: Recipe,
+    registry: Registry,
+    datasets: Sequence[Dataset],
+    batches: int,
+    *,
+    processes: int = 1,
+    device: Device = "cuda",
+) -> Plan:
+    """Plan each of the first `batches` of a training on `datasets`; return the plan with the highest peak.
+
+    Raises:
+        DreamkitError: as `plan` does.
+        TrainingError: a data set is empty.
+    """
+    documents, train = run_mixture(recipe, datasets, processes), recipe.train
+    count = min(batches, train.steps * train.accumulation * processes)
+    plans = (
+        plan(
+            recipe,
+            registry,
+            processes=processes,
+            device=device,
+            documents=[documents[batch * train.batch_size + number] for number in range(train.batch_size)],
+        )
+        for batch in range(count)
+    )
+    return max(plans, key=lambda each: each.memory.peak)
 
 
 def _unchecked(model: DreamModel) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The batch that a plan assumes: the recipe's number of documents, each filling a row."""
+"""The batch that a plan assumes: documents of data, or the recipe's number of documents, each filling a row."""
 
 from __future__ import annotations
 
@@ -49,30 +49,34 @@ def batch_shapes(model: DreamModel, recipe: Recipe, images: int) -> Batch:
     return Batch(**{**tree_map(extend, one | unused, two | unused), **others})
 
 
-def full_batch(model: DreamModel, recipe: Recipe, images: int) -> Batch:
-    """Return a batch of documents of `train.max_length` tokens with `images` images, each drawn and read back.
-
-    Every token of text is labelled. The tables of `train.cache` are in the batch, as zeros.
-
-    Raises:
-        DreamkitError: a row has no room for this number of images.
-    """
-    sequencer = model.sequencer(recipe.train.max_length)
-    collator = Collator(
-        sequencer,
+def collator(model: DreamModel, recipe: Recipe) -> Collator:
+    """Return the collator of a training; the tables of `train.cache` are in its batches, as zeros."""
+    return Collator(
+        model.sequencer(recipe.train.max_length),
         model.vision_encoder.preprocess,
         model.image_decoder.preprocess,
         packing=recipe.train.packing,
         condition_drop=recipe.loss.condition_drop,
         cache=None if recipe.train.cache is None else _Zeros(CacheManifest.read(Path(recipe.train.cache))),
     )
+
+
+def full_batch(model: DreamModel, recipe: Recipe, images: int) -> Batch:
+    """Return a batch of documents of `train.max_length` tokens with `images` images, each drawn and read back.
+
+    Every token of text is labelled.
+
+    Raises:
+        DreamkitError: a row has no room for this number of images.
+    """
+    sequencer = model.sequencer(recipe.train.max_length)
     most = most_images(sequencer)
     if not 0 <= images <= most:
         raise DreamkitError(
             f"expected --images from 0 to {most}, got {images}: a row has {count(sequencer.max_length, 'token')}, and "
             f"an image takes {_image_length(sequencer)}; lower --images or raise train.max_length"
         )
-    return collator.collate([_full_row(sequencer, images)] * recipe.train.batch_size)
+    return collator(model, recipe).collate([_full_row(sequencer, images)] * recipe.train.batch_size)
 
 
 def most_images(sequencer: Sequencer) -> int:

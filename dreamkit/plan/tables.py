@@ -53,12 +53,17 @@ def _parts(plan: Plan) -> Table:
 
 def _assumptions(plan: Plan, recipe: Recipe) -> Iterator[str]:
     train = recipe.train
-    yield (
-        f"a batch of {count(train.batch_size, 'document')} of {count(plan.length, 'token')} each, in "
-        f"{count(plan.rows, 'row')}; {count(train.accumulation, 'batch')} a step\n"
-        f"{count(plan.images, 'image')} in a document (--images), drawn and read back; a row has room for "
-        f"{plan.most_images}"
-    )
+    rows, batches = count(plan.rows, "row"), f"{count(train.accumulation, 'batch')} a step"
+    documents = f"a batch of {count(train.batch_size, 'document')} of"
+    if plan.images is None:
+        tokens = count(f"{plan.tokens:,}", "token")
+        yield f"{documents} the recipe's data, {tokens} in {rows} of {plan.length}; {batches}"
+    else:
+        yield (
+            f"{documents} {count(plan.length, 'token')} each, in {rows}; {batches}\n"
+            f"{count(plan.images, 'image')} in a document (--images), drawn and read back; a row has room for "
+            f"{plan.most_images}"
+        )
     shared = count(plan.processes, "process") + (" under FSDP" if plan.processes > 1 else "")
     yield (
         f"weights in float32, computing in {train.precision}, gradient checkpointing "

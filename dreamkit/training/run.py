@@ -22,7 +22,7 @@ from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Collator
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.fingerprint import read_fingerprints
-from dreamkit.data.mixture import Mixture
+from dreamkit.data.mixture import run_mixture
 from dreamkit.data.packing import attention_status
 from dreamkit.distributed import barrier, is_main, shard, world_size
 from dreamkit.errors import CheckpointError, RecipeError, TrainingError
@@ -161,7 +161,7 @@ def train_recipe(
         if cache is not None:
             for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
                 _show(line)
-        mixture, collator = _mixture(recipe, datasets), _collator(model, recipe, cache)
+        mixture, collator = run_mixture(recipe, datasets, world_size()), _collator(model, recipe, cache)
         if world_size() > 1:
             shard(model.to(arguments.device), arguments.device)
         if is_main():
@@ -215,13 +215,6 @@ def _set_up(model: DreamModel, recipe: Recipe) -> None:
     model.set_trainable(recipe.train.trainable)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("nothing to train: name parts in train.trainable or add model.adapters")
-
-
-def _mixture(recipe: Recipe, datasets: Sequence[Dataset]) -> Mixture:
-    """Return the documents of a whole run in their order, for all processes."""
-    weights = [section.weight for section in recipe.data]
-    documents = recipe.train.steps * recipe.train.accumulation * recipe.train.batch_size * world_size()
-    return Mixture(datasets, weights, documents, recipe.train.seed)
 
 
 def _collator(model: DreamModel, recipe: Recipe, cache: Cache | None) -> Collator:

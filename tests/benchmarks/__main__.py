@@ -20,7 +20,7 @@ from torch.utils.benchmark import select_unit
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(1, str(Path(__file__).parents[1] / "helpers"))
 
-from benchmarks import assemble_embeddings, drawing, label_loss, query_projection, training_step
+from benchmarks import assemble_embeddings, drawing, label_loss, query_projection, race, training_step
 from benchmarks.measure import Case, Rates, Row, describe, measure, measure_rates
 from dreamkit.kernels import HAS_TRITON, kernel_status
 
@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[torch.device, bool], Iterator[Case]]] = {
     "assemble_embeddings": assemble_embeddings.cases,
     "label_loss": label_loss.cases,
     "training_step": training_step.cases,
+    "race": race.cases,
     "drawing": drawing.cases,
 }
 HEAD = ("case", "candidate", "time", "speed-up", "work", "of the machine's rate")

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import drawing, paper_stage
-from benchmarks.training_step import Step, cases, without_fused_paths
+from benchmarks import drawing, paper_stage, race
+from benchmarks.training_step import Step, cases, paper_step, without_fused_paths
+from counts.race import MaskElements
 from dreamkit import kernels
 from dreamkit.build.build import build_on_meta
 from dreamkit.build.fit import fit
@@ -47,7 +48,7 @@ def test_documents_are_always_the_same_and_fit_into_a_row() -> None:
 
 @pytest.fixture(scope="module")
 def step() -> Step:
-    return Step(2, CPU, small=True)
+    return paper_step(2, CPU, small=True)
 
 
 def test_both_batches_hold_the_same_documents(step: Step) -> None:
@@ -83,6 +84,29 @@ def test_the_eager_step_has_no_kernel_and_all_logits_at_once(
     step.run(step.model, step.packed)
     assert {enabled for enabled, _ in calls} == {True}
     assert len(calls) > 1  # the first row, which sets the size of the chunks, then the chunks
+
+
+def test_both_steps_of_the_race_compute_the_same_loss() -> None:
+    (case,) = race.cases(CPU, small=True)
+    (step,) = case.make_inputs()
+    masks = []
+    for run in case.candidates.values():
+        with MaskElements() as counter:
+            masks.append((float(run(step)), counter.count))
+    (padded, padded_masks), (ours, our_masks) = masks
+    assert ours == pytest.approx(padded, rel=1e-6)
+    assert padded_masks == step.padded.input_ids_BT.shape[1] * step.padded.input_ids_BT.numel()
+    assert our_masks == 0
+
+
+def test_the_models_of_the_race_have_the_sizes_of_its_first_run() -> None:
+    model = build_on_meta(fit(race.recipe(race.SHAPES[0]), Registry.load()))
+    layer = 4 * 512**2 + 3 * 512 * 1376 + 2 * 512
+    tables = 2 * (32_008 + 5) * 512  # and rows of the tokens around images
+    assert sum(p.numel() for p in model.language_model.parameters()) == 8 * layer + 512 + tables
+    assert 18e6 < sum(p.numel() for p in model.image_decoder.unet.parameters()) < 19e6
+    assert model.language_model.head().weight.shape == (32_008, 512)
+    assert model.vision_encoder.spec.num_tokens == 64
 
 
 def test_the_eager_drawing_computes_keys_and_values_in_each_step() -> None:

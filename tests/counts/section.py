@@ -20,6 +20,8 @@ from benchmarks import (
     query_projection,
     training_step,
 )
+from benchmarks.race import SHAPES
+from counts import race
 from dreamkit.kernels.label_loss.reference import label_loss_reference
 from dreamkit.kernels.query_projection import norm, projection
 from dreamkit.kernels.query_projection.tiles import is_fused
@@ -67,7 +69,16 @@ def section() -> str:
         INTRO,
         *map(
             "\n".join,
-            (launches(), work(), whole_writes(), logits_memory(), key_value_products(), host_reads()),
+            (
+                launches(),
+                work(),
+                whole_writes(),
+                logits_memory(),
+                race_work(),
+                race_memory(),
+                key_value_products(),
+                host_reads(),
+            ),
         ),
     ]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
@@ -168,6 +179,23 @@ def _peak_logits_bytes(loss: Callable[..., tuple[Tensor, ...]]) -> int:
     return live.peak.total
 
 
+def race_work() -> Iterator[str]:
+    """Count the work of the race's steps."""
+    yield "### Tokens, operations and masks of the race's steps\n"
+    yield "Useful tokens are those of documents; the others fill rows. Masks are the elements of all masks that"
+    yield "attention takes, each mask once.\n"
+    head = ["batch", "candidate", "rows", "useful tokens", "GFLOP", "of ours", "masks"]
+    yield from table(head, [*race.work()])
+
+
+def race_memory() -> Iterator[str]:
+    """Count the memory of the race's first step by part."""
+    yield "### Memory of the race's step by part\n"
+    yield f"The bytes at the peak of a step of {SHAPES[0]}, in float32. Activations are those"
+    yield "that the forward pass of a part leaves for its backward pass.\n"
+    yield from table(["", "eager, padded, masked", "ours"], [*race.memory()])
+
+
 def key_value_products() -> Iterator[str]:
     """Count the layers of the real UNet, and the calls of such a layer in a drawing by a small one."""
     yield "### Matrix products for keys and values of the context, in one drawing\n"
@@ -192,7 +220,7 @@ def key_value_products() -> Iterator[str]:
 def host_reads() -> Iterator[str]:
     """Count the values that a whole step of a small model reads: forward, backward, clipping, optimizer."""
     yield "### Values that the host reads back from the device, in one training step\n"
-    step = training_step.Step(2, torch.device("cpu"), small=True)
+    step = training_step.paper_step(2, torch.device("cpu"), small=True)
     step.run(step.model, step.packed)  # the optimizer has a state after it
     # torch keeps the optimizer's numbers of steps on the host
     numbers = [state["step"] for state in step.optimizer.state.values()]

@@ -107,8 +107,13 @@ def recipe(train_settings: dict[str, Any], **changes: Any) -> Recipe:
     return recipe_from_dict(changed, Registry.load(), where="tiny")
 
 
-def real_peak(recipe: Recipe, out: Path, counter: StorageBytes | None = None) -> int:
-    """Return the peak bytes of two real training steps of dreamkit's trainer."""
+def real_peak(
+    recipe: Recipe,
+    out: Path,
+    counter: StorageBytes | None = None,
+    datasets: Sequence[Dataset] | None = None,
+) -> int:
+    """Return the peak bytes of two real training steps of dreamkit's trainer, by default on full rows."""
     registry = Registry.load()
     model = build(fit(recipe, registry))
     counter = counter or StorageBytes()
@@ -116,7 +121,7 @@ def real_peak(recipe: Recipe, out: Path, counter: StorageBytes | None = None) ->
         counter.add(tensor)
     peaks: list[int] = []
     assert recipe.train.max_length is not None
-    documents: Sequence[Dataset] = [FullRows(model, recipe.train.max_length)]
+    documents = datasets or [FullRows(model, recipe.train.max_length)]
     # without the checkpoint at the end, which is not part of a step
     with patch("dreamkit.training.run.save_checkpoint"), counter:
         train_recipe(

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dreamkit.kernels.label_loss import label_loss
 from dreamkit.kernels.label_loss.reference import label_loss_reference
 from dreamkit.plan.live_bytes import LiveBytes
+from zero_fills import ZeroFills
 
 
 class Head(nn.Module):
@@ -173,6 +174,27 @@ def test_a_gradient_passes_through_a_matrix_that_was_computed_before(budget: int
         return torch.autograd.grad(total + matrix[0].sum(), [rows, leaf])
 
     torch.testing.assert_close(grads_of(label_loss, budget=budget), grads_of(label_loss_reference))
+
+
+@pytest.mark.parametrize("budget", [1, 10**6])
+def test_leaves_whose_gradients_are_one_tensor_are_summed_apart(budget: int) -> None:
+    torch.manual_seed(0)
+    leaves = [torch.randn(9, 4, requires_grad=True) for _ in range(2)]
+    rows, ids, weights = torch.randn(5, 4), torch.tensor([3, 8, 1, 1, 0]), torch.rand(5)
+
+    def grads_of(loss: Callable[..., Any], **options: Any) -> tuple[Tensor, ...]:
+        total = loss(lambda some: F.linear(some, leaves[0] + leaves[1]), rows, ids, weights, **options)[0]
+        return torch.autograd.grad(total, leaves)
+
+    torch.testing.assert_close(grads_of(label_loss, budget=budget), grads_of(label_loss_reference))
+
+
+@pytest.mark.parametrize("budget", [1, 10**6])
+def test_no_gradient_of_the_head_is_filled_with_zeros(budget: int) -> None:
+    head, rows = nn.Linear(4, 9), torch.randn(5, 4, requires_grad=True)
+    with ZeroFills() as fills:
+        label_loss(head, rows, torch.tensor([3, 8, 1, 1, 0]), torch.rand(5), budget=budget).total.backward()
+    assert head.weight.grad is not None and not {(9, 4), (9,)} & {*fills.shapes}
 
 
 V, D, L = 32_000, 4096, 150_000

@@ -23,14 +23,16 @@ from alive import ALL, JOINTS, LORA, WIDE
 from dreamkit.build.build import build, build_on_meta
 from dreamkit.build.fit import fit
 from dreamkit.cli import app
+from dreamkit.data.mixture import run_mixture
 from dreamkit.errors import DreamkitError, RecipeError
 from dreamkit.plan.advice import memory_advice
-from dreamkit.plan.plan import plan
+from dreamkit.plan.plan import plan, plan_data
 from dreamkit.plan.rows import batch_shapes, full_batch
 from dreamkit.plan.sizes import format_bytes, format_count, parse_bytes
 from dreamkit.recipe.loading import load_recipe
 from dreamkit.recipe.sections import PARTS, AdapterSection
 from dreamkit.registry.registry import Registry
+from layouts import TinyDocuments
 from processes import run_in_two
 
 TOLERANCE = 0.15
@@ -77,6 +79,28 @@ def test_memory_is_close_to_that_of_a_process_under_fsdp(variant: str, sharded_p
     estimate = plan(recipe, REGISTRY, device="cpu", processes=2).memory.peak
     print(f"{variant}: {estimate / sharded_peaks[variant]:.3f}")
     assert abs(estimate / sharded_peaks[variant] - 1) <= TOLERANCE
+
+
+def test_memory_of_data_is_close_to_that_of_a_real_step(tmp_path: Path) -> None:
+    recipe = alive.recipe({"trainable": ALL, "batch_size": 5, "max_length": 256})
+    data = TinyDocuments()  # five, so that every batch holds them all
+    estimate = plan_data(recipe, REGISTRY, [data], 1, device="cpu")
+    real = alive.real_peak(recipe, tmp_path / "out", datasets=[data])
+    assert abs(estimate.memory.peak / real - 1) <= TOLERANCE
+    assert estimate.images is None and estimate.rows * estimate.length < 1.2 * estimate.tokens
+    full = plan(recipe, REGISTRY, device="cpu")
+    assert (full.rows, full.length, full.tokens) == (5, 256, 5 * 256) and full.memory.peak > 2 * real
+
+
+def test_the_batch_with_the_highest_peak_is_planned() -> None:
+    recipe = alive.recipe({"trainable": ALL, "batch_size": 1, "steps": 5})
+    data = TinyDocuments()
+    documents = run_mixture(recipe, [data], 1)
+    plans = [plan(recipe, REGISTRY, documents=[document]) for document in documents]
+    peaks = [each.memory.peak for each in plans]
+    assert len({*peaks}) > 2
+    for count in (1, 3, 9):
+        assert plan_data(recipe, REGISTRY, [data], count).memory.peak == max(peaks[:count])
 
 
 def sizes(model: nn.Module) -> dict[str, tuple[Any, ...]]:
@@ -310,6 +334,29 @@ def test_json_has_the_numbers_of_the_plan(tmp_path: Path) -> None:
     numbers = json.loads(out)
     assert code == 0 and numbers["peak"] == plan(load_recipe(path, (), REGISTRY), REGISTRY).memory.peak
     assert {part["part"] for part in numbers["parts"]} >= set(PARTS) - {"pooled_projector"}
+
+
+def test_the_command_plans_batches_of_the_data(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text(
+        "".join(json.dumps({"text": "word " * number, "images": []}) + "\n" for number in range(1, 9))
+    )
+    settings = ["train.steps=2", f"data=[{{name: interleaved, path: {data}}}]"]
+    path = write(tmp_path / "tiny.yaml", {})
+    code, out = invoke(path, *settings, "--batches", "9")
+    assert code == 0
+    assert re.search(
+        r"a batch of 4 documents of the recipe's data, \d+ tokens in \d rows? of \d+; 1 batch a step", out
+    )
+    assert "(--images)" not in out
+    code, out = invoke(path, *settings, "--batches", "2", "--memory", "10KiB")
+    assert code == 1 and "train.max_length" not in out and "fewer images" not in out
+    with pytest.raises(
+        DreamkitError, match=r"expected --images or --batches, got both; .* leave out --images"
+    ):
+        invoke(path, *settings, "--batches", "1", "--images", "0")
+    with pytest.raises(RecipeError, match="no training data: name at least one data set"):
+        invoke(path, "--batches", "1")
 
 
 def test_a_wrong_size_and_an_unknown_model_are_refused(

@@ -27,6 +27,8 @@ from dreamkit.registry.registry import Registry
 from dreamkit.training.run import train_recipe
 from dreamkit.training.trainer import DreamTrainer, training_arguments
 from host_reads import HostReads
+from runs import run
+from zero_fills import ZeroFills
 
 REGISTRY = Registry.load()
 DOCUMENTS = tiny.documents()[:4]  # the fifth, a conversation, is too long for the smallest models
@@ -287,3 +289,12 @@ def test_a_step_does_not_wait_for_the_gpu(variant: str, tmp_path: Path) -> None:
         train_recipe(recipe(variant), REGISTRY, tmp_path / "out", datasets=[layouts.TinyDocuments(DOCUMENTS)])
     assert callback.steps == 4
     assert trainers[0].accelerator.non_blocking and trainers[0].args.dataloader_pin_memory
+
+
+def test_no_step_fills_the_gradient_of_the_head_with_zeros(tmp_path: Path) -> None:
+    model = build(fit(layouts.recipe(), REGISTRY))
+    shape = (model.language_model.spec.vocab_size, model.language_model.spec.dim)
+    assert [weight.shape for weight in model.parameters()].count(shape) == 2  # embedding and head
+    with ZeroFills() as fills:
+        run(tmp_path, layouts.recipe(steps=3), model=model)
+    assert fills.shapes.count(shape) == 4  # the optimizer's two means of each, made once

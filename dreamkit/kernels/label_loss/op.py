@@ -73,7 +73,8 @@ class _LabelLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         needs_rows = ctx.needs_input_grad[2]
         grad_LD = torch.empty_like(rows_LD) if needs_rows else None
-        grads = [torch.zeros_like(leaf, dtype=accumulation_dtype(leaf.dtype)) for leaf in leaves]
+        new = torch.empty_like if len(rows_LD) else torch.zeros_like
+        grads = [new(leaf, dtype=accumulation_dtype(leaf.dtype)) for leaf in leaves]
         losses = []
         for start in range(0, len(rows_LD), size):
             chunk = slice(start, start + size)
@@ -91,7 +92,10 @@ class _LabelLoss(torch.autograd.Function):
                 if grad_LD is not None:
                     grad_LD[chunk] = chunk_grads.pop(0)
                 for grad in grads:
-                    grad += chunk_grads.pop(0)
+                    if start == 0:  # copied: gradients of two leaves may be one tensor
+                        grad.copy_(chunk_grads.pop(0))
+                    else:
+                        grad += chunk_grads.pop(0)
             del chunk_logits, error
         by_row = (
             torch.cat(losses) if losses else rows_LD.new_zeros(0, dtype=accumulation_dtype(rows_LD.dtype))
