@@ -23,8 +23,8 @@ def chart(points: Points) -> str:
     accuracies = {name: {n: 100 * p[0] for n, p in line.items()} for name, line in points.items()}
     distances = {name: {n: p[1] for n, p in line.items()} for name, line in points.items()}
     parts = [
-        *_panel(0, "images with the right digit, %", accuracies, 100.0),
-        *_panel(WIDTH - PANEL - RIGHT, "distance from real digits", distances),
+        *_panel(0, "images with the right digit (%), by steps", accuracies, 100.0),
+        *_panel(WIDTH - PANEL - RIGHT, "distance from real digits, by steps", distances),
     ]
     for number, name in enumerate(points):
         x, y = LEFT + 160 * number, HEIGHT - 10
@@ -54,7 +54,7 @@ def _panel(
         yield f'<text x="{x(math.log(steps)):.1f}" y="{base + 18}">{steps}</text>'
     for number, line in enumerate(lines.values()):
         places = " ".join(f"{x(math.log(steps)):.1f},{y(value):.1f}" for steps, value in line.items())
-        yield f'<polyline {_stroke(number)} points="{places}"/>'
+        yield f'<polyline points="{places}" {_stroke(number)}/>'
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from dreamkit import DreamModel, load_checkpoint, write_text
+from dreamkit import DreamModel, count, load_checkpoint, write_text
 from dreamkit_digits import digits, phrases
 from dreamkit_digits.judge import Judge, grey_levels
 from dreamkit_digits.step_chart import chart
@@ -90,7 +90,7 @@ def main() -> None:
     points: dict[str, dict[int, Point]] = {}
     for scheduler, steps, pixels in draw(model, labels, STEPS):
         point = points.setdefault(scheduler, {})[steps] = measure(pixels, labels, judge)
-        print(f"{scheduler}, {steps} steps: {point}", flush=True)
+        print(f"{scheduler}, {count(steps, 'step')}: {point}", flush=True)
     write_text(arguments.chart, chart(points))
     print(f"\n{table(points)}")
 
