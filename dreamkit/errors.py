@@ -13,6 +13,7 @@ DreamkitError (ValueError)     any error that the user can fix; the command line
 """
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 
 MOST_SHOWN: Final = 100  # problems of a recipe in its message
+_MOST_READ: Final = 1000  # characters of another library's message
+_LONG_VALUE: Final = re.compile(r"[\[{](?:.{80,}[\]}]|.{80,}$)|'[^']{80,}'|\"[^\"]{80,}\"|\S{81,}")
 # Unicode's categories of control characters, surrogates, line and paragraph separators, and formats, which include
 # those that reverse the order of the text.
 _UNPRINTABLE: Final = ("Cc", "Cs", "Zl", "Zp", "Cf")
@@ -43,7 +46,7 @@ class ConfigError(DreamkitError):
 
     def __init__(self, problems: Mapping[str, str]) -> None:
         self.problems = dict(problems)
-        lines = (f"{key}: {message}" if key else message for key, message in self.problems.items())
+        lines = (f"{printable(key)}: {message}" if key else message for key, message in self.problems.items())
         super().__init__("\n".join(lines))
 
 
@@ -88,7 +91,7 @@ class RecipeProblem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.key}: {self.message}"
+        return f"{printable(self.where)}: {printable(self.key)}: {self.message}"
 
 
 class RecipeError(DreamkitError):
@@ -108,21 +111,27 @@ def with_notes(error: BaseException) -> str:
 
 
 def printable(text: str | Path) -> str:
-    """Return a text or path with control characters and lone surrogates as escapes such as `\\x1b`; line breaks stay.
+    """Return a name or path with control characters, line breaks and lone surrogates as escapes such as `\\x1b`.
 
-    A terminal obeys some control characters: text from a file could move its cursor or clear it.
+    A terminal obeys some control characters: text from a file could move its cursor or clear it. A line break in a name
+    could begin a line that looks like one of dreamkit.
     """
     return "".join(
         character
-        if character == "\n" or unicodedata.category(character) not in _UNPRINTABLE
+        if unicodedata.category(character) not in _UNPRINTABLE
         else character.encode("unicode_escape", "surrogatepass").decode()
         for character in str(text)
     )
 
 
+def printable_lines(text: str) -> str:
+    """Return a text as `printable` does, with its line breaks."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def excerpt(text: str, most: int = 80) -> str:
     """Return a value for an error message: at most `most` characters, on one line, without control characters."""
-    start = printable(text[: most + 1]).replace("\n", "\\n")
+    start = printable(text[: most + 1])
     return start if len(start) <= most else f"{start[: most - 3]}..."
 
 
@@ -154,10 +163,24 @@ def describe_value(value: object) -> str:
 def describe_error(error: BaseException) -> str:
     """Return the type and message of another library's error, on one line and with at most 300 characters.
 
-    Such a message may quote a value of any length. That of an `OSError` is whole, because it names a file.
+    Such a message may quote a value of any length, so that brackets, quotes and words are shortened to 80 characters,
+    but for paths. That of an `OSError` is whole, because it names a file. For an error of dreamkit, return its message.
     """
-    text = " ".join(str(error).split()) or "no reason given"
-    return f"{type(error).__name__}: {text if isinstance(error, OSError) else excerpt(text, 300)}"
+    if isinstance(error, DreamkitError):
+        return str(error)
+    text = str(error)
+    text = " ".join(text.split()) if isinstance(error, OSError) else excerpt(library_text(text), 300)
+    return f"{type(error).__name__}: {text or 'no reason given'}"
+
+
+def library_text(text: str) -> str:
+    """Return another library's text on one line, with at most 80 characters of each value that it quotes."""
+    return printable(_LONG_VALUE.sub(_shortened_value, excerpt(" ".join(text.split()), _MOST_READ)))
+
+
+def _shortened_value(match: re.Match[str]) -> str:
+    value = match[0]
+    return value if value.lstrip("'\"`([{<").startswith(("/", "~", ".")) else excerpt(value)
 
 
 @contextmanager
@@ -198,8 +221,8 @@ def did_you_mean(name: Any, names: Iterable[str]) -> str:
     known = sorted(names)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
     if near:
-        return f"did you mean '{near[0]}'?"
-    return f"known: {', '.join(known)}" if known else "none are known"
+        return f"did you mean '{printable(near[0])}'?"
+    return f"known: {', '.join(map(printable, known))}" if known else "none are known"
 
 
 def count(number: int | str, noun: str, plural: str = "") -> str:

@@ -19,6 +19,7 @@ from dreamkit.errors import (
     excerpt,
     library_errors,
     printable,
+    printable_lines,
 )
 from dreamkit.recipe.places import config_problems
 from dreamkit.recipe.tree import Node
@@ -31,10 +32,11 @@ CLEAR = "\x1b[2J\x1b[H\x07\r\x9b2J\u202e"
 @given(texts)
 def test_a_printable_text_has_no_control_characters(text: str) -> None:
     shown = printable(text)
-    assert all(
-        character == "\n" or unicodedata.category(character) not in ("Cc", "Cs", "Cf") for character in shown
-    )
+    assert all(unicodedata.category(character) not in ("Cc", "Cs", "Cf") for character in shown)
     assert shown.encode() is not None and printable(shown) == shown
+    assert printable_lines(f"{text}\n{text}") == "\n".join(
+        map(printable, [*text.split("\n"), *text.split("\n")])
+    )
 
 
 @given(texts)
@@ -97,6 +99,14 @@ def test_a_library_error_is_described_in_one_short_line(text: str) -> None:
     shown = describe_error(KeyError(text * 10))
     assert shown.startswith("KeyError: ") and len(shown) <= len("KeyError: ") + 300 and "\n" not in shown
     assert printable(shown) == shown
+
+
+def test_a_value_inside_a_library_error_is_shortened_and_a_path_is_not() -> None:
+    path = f"/{200 * 'x'}"
+    shown = describe_error(ValueError(f"bad '{100 * 'QUJD'}' in '{path}'"))
+    assert 21 * "QUJD" not in shown and path in shown
+    assert describe_error(OSError(f"no file {200 * 'x'}")).endswith(200 * "x")
+    assert describe_error(DreamkitError("as\nit is")) == "as\nit is"
 
 
 def test_a_library_error_becomes_an_error_about_the_file() -> None:

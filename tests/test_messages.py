@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable, Iterator
-from copy import deepcopy
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
+import caches
 import tiny
 from dreamkit.build.fit import fit
+from dreamkit.cache.manifest import CacheManifest
+from dreamkit.cache.read import Cache
+from dreamkit.cache.recipe_check import cache_problems
 from dreamkit.checkpoints.load import load_checkpoint
-from dreamkit.errors import DreamkitError
-from dreamkit.recipe.loading import recipe_from_dict
-from dreamkit.registry.registry import Registry
-from recipe_files import complete_recipe, leaves
+from dreamkit.errors import DreamkitError, RecipeError, RecipeProblem
+from dreamkit.recipe.loading import load_recipe
+from recipe_files import changed, complete_recipe, leaves, write
 from saved_models import REGISTRY, saved as saved
 
 ROOT = Path(__file__).parent.parent
@@ -72,41 +74,48 @@ def test_messages_shorten_every_value_that_they_quote() -> None:
     assert places == []
 
 
-LONG = "\x1b[2J" + 3000 * "QUJD"
+FORGED = "\nFORGED"
+LONG = FORGED + 3000 * "QUJD"
 values = st.sampled_from([LONG, [LONG, LONG], {"k": LONG}, 10**90, 4000 * [1]])
 
 
-def changed(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """Return a copy of `tree` with `value` at `path`."""
-    if not path:
-        return value
-    copy = deepcopy(tree)
+@st.composite
+def hostile(draw: st.DrawFn, tree: Any) -> Any:
+    """Draw a copy of `tree` with a long value somewhere, or with a line break in a key."""
+    path = draw(st.sampled_from([path for path, _ in leaves(tree)]))
+    copy = changed(tree, path, draw(values))
     section = copy
     for step in path[:-1]:
         section = section[step]
-    section[path[-1]] = value
+    if path and isinstance(section, dict) and draw(st.booleans()):
+        section[FORGED] = section.pop(path[-1])
     return copy
 
 
 def assert_short(read: Callable[[], object]) -> None:
-    """Check that no line of the error that `read` raises, if any, is as long as the value."""
+    """Check that an error of `read` has at most 80 characters of each value, and no line of a file."""
     try:
         read()
     except DreamkitError as error:
-        longest = max(str(error).splitlines(), key=len)
-        assert len(longest) < 1500, f"{longest[:200]} ... {longest[-200:]}"
+        message = str(error)
+        assert not any(part in message for part in (FORGED, 21 * "QUJD", 81 * "0", 28 * "1, ")), message[
+            :2000
+        ]
+        assert max(map(len, message.splitlines())) < 1500, message[:2000]
 
 
-def check(recipe: dict[str, Any], registry: Registry) -> None:
-    fit(recipe_from_dict(recipe, registry), registry).require_valid()
+def check(recipe: dict[str, Any], folder: Path) -> None:
+    path = write(folder / "recipe.yaml", recipe)
+    fit(load_recipe(str(path), (), REGISTRY), REGISTRY).require_valid()
 
 
 RECIPE = complete_recipe() | {"init": "x"}
 
 
-@given(st.sampled_from([path for path, _ in leaves(RECIPE)]), values)
-def test_a_long_value_of_a_recipe_is_shown_shortened(path: tuple[Any, ...], value: Any) -> None:
-    assert_short(lambda: check(changed(RECIPE, path, value), REGISTRY))
+@given(recipe=hostile(RECIPE))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_long_value_of_a_recipe_is_shown_shortened(tmp_path: Path, recipe: Any) -> None:
+    assert_short(lambda: check(recipe, tmp_path))
 
 
 @given(st.data())
@@ -114,13 +123,39 @@ def test_a_long_value_of_a_recipe_is_shown_shortened(path: tuple[Any, ...], valu
 def test_a_long_value_of_a_manifest_is_shown_shortened(saved: Path, data: st.DataObject) -> None:
     file = saved / "dreamkit.json"
     before = file.read_text()
-    manifest = json.loads(before)
-    path = data.draw(st.sampled_from([path for path, _ in leaves(manifest)]))
+    manifest = data.draw(hostile(json.loads(before)))
     try:
-        file.write_text(json.dumps(changed(manifest, path, data.draw(values))))
+        file.write_text(json.dumps(manifest))
         assert_short(lambda: load_checkpoint(saved, REGISTRY))
     finally:
         file.write_text(before)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache") / "cache"
+    caches.write(folder, caches.recipe())
+    return folder
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_long_value_of_a_cache_is_shown_shortened(cache: Path, data: st.DataObject) -> None:
+    file = cache / "cache.json"
+    before = file.read_text()
+    manifest = data.draw(hostile(json.loads(before)))
+    fitted = fit(caches.recipe(cache), REGISTRY)
+    try:
+        file.write_text(json.dumps(manifest))
+        assert_short(lambda: require(cache_problems(fitted)))
+        assert_short(lambda: Cache(cache, CacheManifest.read(cache)))
+    finally:
+        file.write_text(before)
+
+
+def require(problems: Sequence[RecipeProblem]) -> None:
+    if problems:
+        raise RecipeError(problems)
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +169,9 @@ def test_a_long_value_of_a_pretrained_config_is_shown_shortened(sources: Path, d
     files = sorted(path for path in sources.rglob("*.json") if path.name != "tokenizer.json")
     file = data.draw(st.sampled_from(files))
     before = file.read_text()
-    config = json.loads(before)
-    path = data.draw(st.sampled_from([path for path, _ in leaves(config)]))
+    config = data.draw(hostile(json.loads(before)))
     try:
-        file.write_text(json.dumps(changed(config, path, data.draw(values))))
-        assert_short(lambda: check(tiny.on_sources(sources), REGISTRY))
+        file.write_text(json.dumps(config))
+        assert_short(lambda: check(tiny.on_sources(sources), sources))
     finally:
         file.write_text(before)

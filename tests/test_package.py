@@ -52,6 +52,7 @@ PUBLIC = [
     "Registry",
     "Scheduler",
     "SourceError",
+    "Spans",
     "Task",
     "Text",
     "TextPiece",

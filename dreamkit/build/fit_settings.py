@@ -7,6 +7,7 @@ from dataclasses import asdict
 from dreamkit.build.fit_record import Fit
 from dreamkit.errors import count, excerpt
 from dreamkit.recipe.sections import ModelSection
+from dreamkit.storage.json_files import key_problem
 
 
 def fit_lengths(fit: Fit, model: ModelSection) -> None:
@@ -47,7 +48,7 @@ def fit_tokens(fit: Fit, model: ModelSection) -> None:
     first: dict[str, str] = {}
     for name, token in asdict(model.special_tokens).items():
         key, other = f"model.special_tokens.{name}", first.setdefault(token, name)
-        if not token.strip():
+        if not token.strip() or key_problem(token):  # a checkpoint has tokens as keys
             fit.problem(key, f"expected the name of a token, such as <{name}>, got '{excerpt(token)}'")
         elif {other, name} not in ({name}, {"image_patch", "dream_patch"}):
             fit.problem(key, f"'{token}' is also {other}; rename one of them")

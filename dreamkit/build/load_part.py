@@ -24,6 +24,7 @@ from dreamkit.storage.tensor_files import (
     non_finite,
     read_tensors,
 )
+from dreamkit.storage.weight_files import is_shard
 
 
 def load_part(cls: type[PretrainedPart], config: Any) -> PretrainedPart:
@@ -34,14 +35,14 @@ def load_part(cls: type[PretrainedPart], config: Any) -> PretrainedPart:
     """
     try:
         part = cls.from_pretrained(config)
-    except Exception:
+    except Exception as error:
         outline = None
         with suppress(Exception):
             outline = cls.meta_modules(config)
-        for file in _files(config.pretrained, outline).values():
-            read_tensors(
-                file, SourceError
-            )  # raises the reason, if it is the file, in place of the library's text
+        # the reason, if it is a file, in place of the library's text
+        state = {} if outline is None else outline.state_dict()
+        for problem in _file_problems(state, _files(config.pretrained, outline)):
+            raise SourceError(f"'{config.pretrained}': {problem}") from error
         raise
     for problem in _problems(part, _files(config.pretrained, part)):
         raise SourceError(f"'{config.pretrained}': {problem}")
@@ -65,8 +66,21 @@ def _problems(part: PretrainedPart, files: dict[str, Path]) -> Iterator[str]:
     for name in state:
         if is_adapter(name):
             yield f"expected weights alone, got an adapter with {name}; merge it into the weights, or remove it"
+    yield from _file_problems(state, files)
+    for name, tensor in state.items():
+        if kind := non_finite(tensor):
+            yield f"expected finite weights, got {kind} in {name}; name a source with sound weights"
+
+
+def _file_problems(state: dict[str, Tensor], files: dict[str, Path]) -> Iterator[str]:
+    """Yield the problems of the tensors in `files`, of a part with the tensors `state`."""
+    shards: dict[tuple[PurePosixPath, str], str] = {}  # by folder and tensor
     for file, path in files.items():
         for name, tensor in read_tensors(path, SourceError).items():
+            if is_shard(file):
+                other = shards.setdefault((PurePosixPath(file).parent, name), file)
+                if other != file:
+                    yield f"{file}: {excerpt(name, LONGEST_NAME)} is in {other} too; copy all files again"
             if not is_float(tensor.dtype) and _is_weight(name, state):
                 shown = excerpt(name, LONGEST_NAME)
                 expected = f"{', '.join(FLOAT_TYPES[:-1])} or {FLOAT_TYPES[-1]}"
@@ -74,9 +88,6 @@ def _problems(part: PretrainedPart, files: dict[str, Path]) -> Iterator[str]:
                     f"{file}: expected {shown} in {expected}, got {dtype_name(tensor.dtype)}; name a source whose "
                     "weights are not quantized"
                 )
-    for name, tensor in state.items():
-        if kind := non_finite(tensor):
-            yield f"expected finite weights, got {kind} in {name}; name a source with sound weights"
 
 
 def _is_weight(name: str, state: dict[str, Tensor]) -> bool:

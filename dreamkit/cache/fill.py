@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import torch
 from PIL.Image import Image as Picture
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import ConcatDataset, DataLoader
 
 from dreamkit.cache.manifest import PART_OF, Table
@@ -17,7 +18,7 @@ from dreamkit.cache.read import EXTRAS
 from dreamkit.cache.shards import KEY_BYTES, ShardWriter, picture_key
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.sequence import blank_picture
-from dreamkit.data.workers import original_errors
+from dreamkit.data.workers import in_shared_memory, original_errors
 from dreamkit.document import Document
 from dreamkit.model.model import DreamModel
 
@@ -156,4 +157,4 @@ class _Reader:
             self.keys.setdefault(table, set()).update(pictures)
             if pictures:
                 tables[table] = [*pictures], preprocess(self.methods[table], [*pictures.values()])
-        return _ReadBatch(len(documents), tables)
+        return tree_map_only(Tensor, in_shared_memory, _ReadBatch(len(documents), tables))

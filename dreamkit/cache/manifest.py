@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, TypeAlias, TypedDict, get_args
 
-from dreamkit.errors import CacheError, DreamkitError, did_you_mean
+from dreamkit.errors import CacheError, DreamkitError, did_you_mean, excerpt
 from dreamkit.storage.folder_manifest import FolderManifest
 
 COMMAND_START: Final = "dreamkit cache RECIPE --out"
@@ -121,11 +121,12 @@ class CacheManifest(FolderManifest):
                 yield f"tables.{table}.tensors: '{REQUIRED_TENSORS[table]}' is missing"
             for name, tensor in record["tensors"].items():
                 key = f"tables.{table}.tensors.{name}"
+                dtype, shape = excerpt(tensor["dtype"]), excerpt(str(tensor["shape"]))
                 if tensor["dtype"] not in DTYPES:
-                    hint = did_you_mean(tensor["dtype"], DTYPES)
-                    yield f"{key}.dtype: expected a dtype of safetensors, got '{tensor['dtype']}'; {hint}"
+                    hint = did_you_mean(dtype, DTYPES)
+                    yield f"{key}.dtype: expected a dtype of safetensors, got '{dtype}'; {hint}"
                 if any(size < 0 for size in tensor["shape"]):
-                    yield f"{key}.shape: expected sizes of at least 0, got {tensor['shape']}"
+                    yield f"{key}.shape: expected sizes of at least 0, got {shape}"
 
 
 def shard_name(table: str, number: int) -> str:

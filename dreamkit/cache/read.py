@@ -13,7 +13,7 @@ from torch import Tensor
 from dreamkit.cache.manifest import CacheManifest, recreate_hint, shard_name
 from dreamkit.cache.shards import Shards, picture_key
 from dreamkit.data.batch import Moments
-from dreamkit.errors import CacheError, count
+from dreamkit.errors import CacheError, count, excerpt
 
 EXTRAS = "extras."  # before the names of a decoder's extras, in a table of latents
 
@@ -58,8 +58,9 @@ class Cache(Tables):
             expected = (record["images"] + 1, record["tensors"])  # one more for the blank image
             actual = (len(shards), shards.tensors())
             if actual != expected:
+                kinds = [excerpt(str(tensors)) for _, tensors in (expected, actual)]
                 problems.append(
-                    f"{table}: expected {count(expected[0], 'row')} of {expected[1]}, got {actual[0]} of {actual[1]}"
+                    f"{table}: expected {count(expected[0], 'row')} of {kinds[0]}, got {actual[0]} of {kinds[1]}"
                 )
         if problems:
             raise manifest.damaged(folder, problems)

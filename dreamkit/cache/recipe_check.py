@@ -17,7 +17,7 @@ from dreamkit.cache.manifest import (
     recreate_hint,
 )
 from dreamkit.data.dataset import Dataset
-from dreamkit.errors import CacheError, RecipeProblem, count
+from dreamkit.errors import CacheError, RecipeProblem, count, excerpt
 from dreamkit.recipe.sections import DataSection, Recipe, plain
 from dreamkit.recipe.written import shown_setting
 from dreamkit.registry.registry import Registry
@@ -65,10 +65,10 @@ def identity_differences(part: str, cached: Identity, current: Mapping[str, Any]
         return f"{part}: {name}: {before} in the cache, {now} now"
 
     if cached["component"] != current["component"]:
-        yield line("component", cached["component"], current["component"])
+        yield line("component", excerpt(cached["component"]), current["component"])
         return  # the settings of another component are other settings
     if cached["precision"] != current["precision"]:
-        yield line("precision", cached["precision"], current["precision"])
+        yield line("precision", excerpt(cached["precision"]), current["precision"])
     settings = cached["settings"], current["settings"]
     for name in sorted(settings[0].keys() | settings[1].keys()):
         both = [(type(each.get(name)), each.get(name)) if name in each else None for each in settings]
@@ -80,7 +80,7 @@ def identity_differences(part: str, cached: Identity, current: Mapping[str, Any]
         hashes["weights"] = cached["weights"], current["weights"]
     for name, (old, new) in hashes.items():
         if old != new:
-            yield line(name, f"sha256 {old:.16}...", f"{new:.16}...")
+            yield line(name, f"sha256 {excerpt(old[:16])}...", f"{new:.16}...")
 
 
 def mismatch(folder: Path, trained: Sequence[str], different: Sequence[str]) -> str:
@@ -139,7 +139,8 @@ def _differences(fitted: Fit, manifest: CacheManifest, table: str) -> Iterator[s
     for name, shape in _shapes(fitted, table).items():
         cached = record["tensors"].get(name)
         if cached is not None and cached["shape"] != shape:
-            yield f"{part}: {name}: shape {cached['shape']} in the cache, {shape} now"
+            before = excerpt(str(cached["shape"]))
+            yield f"{part}: {name}: shape {before} in the cache, {shape} now"
 
 
 def _shapes(fitted: Fit, table: str) -> dict[str, list[int]]:

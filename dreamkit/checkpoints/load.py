@@ -21,6 +21,7 @@ from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.recipe.source_keys import stored_source
 from dreamkit.registry.registry import Registry
+from dreamkit.storage.paths import shown_path
 from dreamkit.storage.tensor_files import LONGEST_NAME, read_tensors, tensor_problem
 
 MOST_LISTED = 10  # tensors in one error message
@@ -113,8 +114,8 @@ def load_weights(model: DreamModel, folder: Path | str) -> LoadReport:
         name = model.sources.get(part)
         if name is None:
             raise CheckpointError(
-                f"{folder}: the source of its {part} is '{source['name']}', but the recipe builds it from a config; "
-                f"set model.{part}.pretrained to this source"
+                f"{folder}: the source of its {part} is '{shown_path(source['name'])}', but the recipe builds it from "
+                f"a config; set model.{part}.pretrained to this source"
             )
         compare_source(folder, part, source, name)
     if model.recipe is not None:

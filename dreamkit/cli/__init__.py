@@ -9,7 +9,7 @@ import typer
 
 from dreamkit.cli import streams
 from dreamkit.cli.app import app as app
-from dreamkit.errors import DreamkitError, printable, with_notes
+from dreamkit.errors import DreamkitError, printable_lines, with_notes
 
 
 def main() -> None:
@@ -23,6 +23,7 @@ def main() -> None:
     unnamed: OSError | None = None  # not about a path: perhaps of standard output
     try:
         _require_working_folder()
+        streams.show_logs()
         app()
     except SystemExit as end:
         code = end.code
@@ -61,5 +62,5 @@ def _require_working_folder() -> None:
 
 def _print_error(message: str) -> int:
     """Print an error on stderr, and return the exit code."""
-    typer.echo(printable(f"dreamkit: {message}"), err=True)
+    typer.echo(printable_lines(f"dreamkit: {message}"), err=True)
     return 2

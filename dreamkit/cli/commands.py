@@ -12,7 +12,7 @@ import typer
 import typer.main
 from typer.core import TyperGroup
 
-from dreamkit.errors import PluginError, describe_error, printable, with_notes
+from dreamkit.errors import PluginError, describe_error, printable, printable_lines, with_notes
 from dreamkit.interrupts import Interrupted, is_first_process, watch
 from dreamkit.registry.kinds import Registered
 from dreamkit.registry.registry import Registry
@@ -44,7 +44,7 @@ class Commands(TyperGroup):
                 interrupt = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
                 if is_first_process():
                     sentence = with_notes(error) if str(error) else str(interrupt)
-                    typer.echo(printable(f"dreamkit: {sentence}"), err=True)
+                    typer.echo(printable_lines(f"dreamkit: {sentence}"), err=True)
                 raise SystemExit(128 + interrupt.number) from None
 
     def list_commands(self, ctx: Any) -> list[str]:

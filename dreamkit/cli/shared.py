@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from dreamkit.errors import printable
+from dreamkit.errors import printable_lines
 from dreamkit.progress.consoles import SafeConsole
 
 
@@ -42,7 +42,7 @@ def console() -> Console:
 
 def echo(text: str, *, err: bool = False) -> None:
     """Print a line on standard output or error, with control characters as escapes."""
-    typer.echo(printable(text), err=err)
+    typer.echo(printable_lines(text), err=err)
 
 
 def print_by_origin(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

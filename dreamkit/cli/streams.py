@@ -1,18 +1,22 @@
-"""The standard streams: closed ones are replaced, and a standard output that fails is an error."""
+"""The standard streams and the lines of libraries on them. A standard output that fails is an error."""
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import stat
 import sys
+import warnings
 from contextlib import suppress
 from typing import Final, TextIO
 
-from dreamkit.errors import OutputError
+from dreamkit.errors import DreamkitError, OutputError, excerpt, library_text
 from dreamkit.storage.writing import failed_write
 
 STDIN, STDOUT, STDERR = 0, 1, 2
+LOG_LEVEL: Final = "DREAMKIT_LOG"  # the environment variable
+LEVELS: Final = ("debug", "info", "warning", "error")  # its values
 # Standard output is opened for reading, so that printing stays an error.
 _MODES: Final = {STDIN: os.O_RDONLY, STDOUT: os.O_RDONLY, STDERR: os.O_WRONLY}
 
@@ -23,7 +27,8 @@ def prepare() -> None:
     The next opened file would take the number of a closed stream, and receive what is printed. The first error of
     standard output is raised and kept for `output_error`; Python would print it again at its end. Errors of standard
     error are ignored: progress is no reason to stop, and a message about it would not arrive either. Characters that
-    the encoding of a stream lacks are printed as escapes such as `\\u732b`.
+    the encoding of a stream lacks are printed as escapes such as `\\u732b`, and so are control characters in the logs
+    and warnings of libraries.
     """
     for number, mode in _MODES.items():
         try:
@@ -37,6 +42,37 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    logging.setLogRecordFactory(_SafeRecord)
+    warnings.formatwarning = _format_warning
+
+
+def show_logs() -> None:
+    """Print the log of parts and libraries from the level in the environment variable `DREAMKIT_LOG` on.
+
+    Python itself prints warnings and errors.
+
+    Raises:
+        DreamkitError: there is no such level.
+    """
+    level = os.environ.get(LOG_LEVEL, "warning")
+    if level.lower() not in LEVELS:
+        raise DreamkitError(f"{LOG_LEVEL}: expected one of {', '.join(LEVELS)}, got '{excerpt(level)}'")
+    if level.lower() != "warning":
+        logging.basicConfig(level=level.upper(), format="%(name)s: %(message)s")
+
+
+class _SafeRecord(logging.LogRecord):
+    """A line of any logger. Libraries log values of files whole and with their control characters."""
+
+    def getMessage(self) -> str:
+        return library_text(super().getMessage())
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return a warning of any library as one line, without the line of its code."""
+    return f"{filename}:{lineno}: {category.__name__}: {library_text(str(message))}\n"
 
 
 class _Output(io.FileIO):

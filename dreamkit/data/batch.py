@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from dreamkit.data.rows import balanced_rows, row_cost
+from dreamkit.data.packing import balanced_rows, row_cost
 from dreamkit.data.sequence import IGNORED, Sequence, Sequencer
+from dreamkit.data.workers import in_shared_memory
 from dreamkit.parts.specs import Spans
 
 if TYPE_CHECKING:
@@ -153,8 +154,10 @@ class Collator:
 
         Raises:
             DocumentError: a document is too long or has nothing to train on.
+            TrainingError: in a process that reads data, too little shared memory.
         """
-        return self.collate([self.sequencer.sequence(document) for document in documents])
+        batch = self.collate([self.sequencer.sequence(document) for document in documents])
+        return batch.with_tensors(in_shared_memory)
 
     def collate(self, sequences: Sequences[Sequence]) -> Batch:
         """Return the batch of `sequences`, with a dummy if no sequence has a label, or an image to read or to draw."""
@@ -184,17 +187,16 @@ class Collator:
         input_ids = torch.full((len(rows) * width,), self.sequencer.language_model.spec.pad_id)
         position_ids = torch.zeros_like(input_ids)
         segment_ids = torch.full_like(input_ids, -1)
-        labels: list[tuple[int, int, float, int]] = []
+        labelled: list[tuple[Tensor, ...]] = []  # rows, labels, weights and documents
         for index, sequence in enumerate(sequences):
             start, length = starts[index], len(sequence)
             input_ids[start : start + length] = torch.tensor(sequence.ids)
             position_ids[start : start + length] = torch.arange(length)
             segment_ids[start : start + length] = index
-            labels += [
-                (start + at, label, sequence.weight, index)
-                for at, label in enumerate(sequence.labels[1:])
-                if label != IGNORED
-            ]
+            labels = torch.tensor(sequence.labels[1:], dtype=torch.int64)
+            (at,) = (labels != IGNORED).nonzero(as_tuple=True)
+            weights, documents = (torch.full((len(at),), value) for value in (sequence.weight, index))
+            labelled.append((start + at, labels[at], weights, documents))
 
         reads = [
             (starts[i] + at, (s.name, picture)) for i, s in enumerate(sequences) for at, picture in s.reads
@@ -204,7 +206,7 @@ class Collator:
             for i, s in enumerate(sequences)
             for at, picture in s.draws
         ]
-        label_rows, label_ids, label_weights, label_documents = zip(*labels, strict=True)
+        label_rows, label_ids, label_weights, label_documents = map(torch.cat, zip(*labelled, strict=True))
         draw_rows, draw_images, draw_weights, draw_documents = zip(*draws, strict=True)
         slots = torch.arange(self.sequencer.dream_queries)
         dream_rows = torch.tensor(draw_rows)[:, None] + slots
@@ -224,10 +226,10 @@ class Collator:
             input_ids_BT=input_ids.view(len(rows), width),
             position_ids_BT=position_ids.view(len(rows), width),
             segment_ids_BT=segment_ids.view(len(rows), width),
-            label_rows_L=torch.tensor(label_rows),
-            label_ids_L=torch.tensor(label_ids),
-            label_weight_L=torch.tensor(label_weights),
-            label_document_L=torch.tensor(label_documents),
+            label_rows_L=label_rows,
+            label_ids_L=label_ids,
+            label_weight_L=label_weights,
+            label_document_L=label_documents,
             vision_rows_NV=vision_rows,
             query_rows_KQ=query_rows,
             slots_BT=slots_by_row.view(len(rows), width),
@@ -235,7 +237,7 @@ class Collator:
             dream_rows_MQ=dream_rows,
             draw_weight_M=torch.tensor(draw_weights),
             draw_document_M=torch.tensor(draw_documents),
-            counts=torch.tensor([sum(label_weights), sum(draw_weights)]),
+            counts=torch.tensor([float(label_weights.sum()), sum(draw_weights)]),
             documents=tuple(sequence.name for sequence in sequences),
             condition_drop=self.condition_drop,
             unconditional_rows_Q=unconditional_rows,

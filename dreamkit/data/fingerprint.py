@@ -4,15 +4,48 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from dreamkit.document import Document, Text
-from dreamkit.errors import count
+from dreamkit.errors import DreamkitError, TrainingError, count, describe_error, describe_value, excerpt
 
 if TYPE_CHECKING:
     from dreamkit.data.dataset import Dataset
 
 SAMPLES: Final = 64  # documents of a data set: seconds, if they are photographs
+
+
+def read_fingerprints(datasets: Sequence[Dataset]) -> list[dict[str, str]]:
+    """Return the fingerprint of each data set. The code of a plug-in may fail in any way.
+
+    Raises:
+        TrainingError: there is none, or a name or value in it is not a string. The message has the data set.
+    """
+    values = []
+    for number, dataset in enumerate(datasets):
+        where = f"data.{number} ({type(dataset).__name__}): fingerprint"
+        try:
+            value = dataset.fingerprint()
+        except DreamkitError:
+            raise
+        except Exception as error:
+            raise TrainingError(f"{where}: {describe_error(error)}; fix its plug-in") from error
+        if problem := fingerprint_problem(value):
+            raise TrainingError(f"{where}: {problem}; fix its plug-in")
+        values.append(value)
+    return values
+
+
+def fingerprint_problem(value: Any) -> str | None:
+    """Return why a value is not a fingerprint, which is a dict of strings by name, or None."""
+    if not isinstance(value, dict):
+        return f"expected a dict of strings, got {describe_value(value)}"
+    for name, text in value.items():
+        if not isinstance(name, str):
+            return f"expected strings as names, got {describe_value(name)}"
+        if not isinstance(text, str):
+            return f"{excerpt(name)}: expected a string, got {describe_value(text)}"
+    return None
 
 
 def sampled(dataset: Dataset) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch.utils.data import Dataset as TorchDataset
@@ -10,6 +11,8 @@ from torch.utils.data import Dataset as TorchDataset
 from dreamkit.data.dataset import Dataset
 from dreamkit.document import Document
 from dreamkit.errors import TrainingError
+
+BLOCK: Final = 2**14  # documents
 
 
 class Mixture(TorchDataset[Document]):
@@ -34,31 +37,59 @@ class Mixture(TorchDataset[Document]):
                     f"{where}: expected a positive, finite weight, got {weight}; change it or remove the data set"
                 )
         self.datasets = list(datasets)
+        self.length = length
         self.seed = seed
-        shares = torch.tensor(weights, dtype=torch.float64).cumsum(0)
-        uniform = torch.rand(length, dtype=torch.float64, generator=_generator(seed))
-        self.choices = torch.searchsorted(shares, uniform * shares[-1], right=True).clamp(
-            max=len(datasets) - 1
-        )
-        self.turns = torch.zeros(
-            length, dtype=torch.int64
-        )  # how many earlier documents are of the same data set
-        for number in range(len(datasets)):
-            chosen = self.choices == number
-            self.turns[chosen] = torch.arange(int(chosen.sum()))
+        self._choices = _Choices(weights, seed)
         self._orders: dict[int, tuple[int, torch.Tensor]] = {}
 
     def __len__(self) -> int:
-        return len(self.choices)
+        return self.length
 
     def __getitem__(self, index: int) -> Document:
-        choice = int(self.choices[index])
+        if not 0 <= index < self.length:
+            raise IndexError(f"expected a document from 0 to {self.length - 1}, got {index}")
+        choice, turn = self._choices[index]
         dataset = self.datasets[choice]
-        epoch, position = divmod(int(self.turns[index]), len(dataset))
+        epoch, position = divmod(turn, len(dataset))
         if choice not in self._orders or self._orders[choice][0] != epoch:
             order = torch.randperm(len(dataset), generator=_generator(self.seed, choice, epoch))
             self._orders[choice] = epoch, order
         return dataset[int(self._orders[choice][1][position])]
+
+
+class _Choices:
+    """The data set of each document, and its turn: the number of earlier documents of the same data set.
+
+    One block of documents is in memory, so a run of any length takes the same memory. Blocks are computed from the
+    first one on: the time to reach document i is about i * 50 ns, far less than that to train on them.
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int) -> None:
+        self.shares = torch.tensor(weights, dtype=torch.float64).cumsum(0)
+        self.seed = seed
+        self._start()
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        block, position = divmod(index, BLOCK)
+        if block < self._block:
+            self._start()
+        while self._block < block:
+            self._compute_next()
+        choice = int(self._sets[position])
+        return choice, int(self._before[choice] + (self._sets[:position] == choice).sum())
+
+    def _start(self) -> None:
+        self._random = _generator(self.seed)
+        self._block = -1
+        self._sets = torch.empty(0, dtype=torch.int64)
+        self._before = torch.zeros(len(self.shares), dtype=torch.int64)  # documents of each data set
+
+    def _compute_next(self) -> None:
+        self._before += self._sets.bincount(minlength=len(self.shares))
+        uniform = torch.rand(BLOCK, dtype=torch.float64, generator=self._random)
+        self._sets = torch.searchsorted(self.shares, uniform * self.shares[-1], right=True)
+        self._sets.clamp_(max=len(self.shares) - 1)
+        self._block += 1
 
 
 def _generator(seed: int, *stream: int) -> torch.Generator:

@@ -18,7 +18,7 @@ from dreamkit.data.text_files import HEAD, decode, open_regular, read_text, refu
 from dreamkit.data.unchanged import FileStatus, changed_error, unchanged
 from dreamkit.errors import DocumentError, describe_error, describe_value, printable, surrogate_problem
 from dreamkit.parts.pictures import range_problem
-from dreamkit.storage.json_files import MAX_DEPTH, MAX_DIGITS, is_deep
+from dreamkit.storage.json_files import MAX_DEPTH, bounded_integer, is_deep
 from dreamkit.storage.paths import LONGEST_PATH, irregular_kind, shown_path
 
 if TYPE_CHECKING:
@@ -165,16 +165,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return section
 
 
-def _integer(text: str) -> int:
-    digits = len(text.removeprefix("-"))
-    if digits > MAX_DIGITS:
-        raise ValueError(
-            f"expected at most {MAX_DIGITS} digits in an integer, got {digits:,}; write a string"
-        )
-    return int(text)
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_int=_integer)
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_int=bounded_integer)
 
 
 def _json_problem(error: ValueError | RecursionError) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import Tensor
 
-from dreamkit.errors import DreamkitError
+from dreamkit.errors import DreamkitError, excerpt
 
 # Triton compiles the code that launches its kernels with a C compiler.
 HAS_TRITON: Final = find_spec("triton") is not None and any(
@@ -31,7 +31,7 @@ Output = TypeVar("Output")
 
 def _parse_switch(value: str) -> bool:
     if value.lower() not in ("", *ON, *OFF):
-        raise DreamkitError(f"{SWITCH}: expected 0 (fused kernels off) or 1 (on), got '{value}'")
+        raise DreamkitError(f"{SWITCH}: expected 0 (fused kernels off) or 1 (on), got '{excerpt(value)}'")
     return value.lower() not in OFF
 
 

@@ -152,8 +152,9 @@ class Generation:
             self.model.image_decoder.scheduler(name).set_timesteps(steps)
         except ValueError as error:
             scheduler = "the decoder's own scheduler" if name is None else f"scheduler '{name}'"
-            shown = str(error) if isinstance(error, DreamkitError) else describe_error(error)
-            raise DreamkitError(f"cannot draw in {count(steps, 'step')} with {scheduler}: {shown}") from error
+            raise DreamkitError(
+                f"cannot draw in {count(steps, 'step')} with {scheduler}: {describe_error(error)}"
+            ) from error
 
     def events(self) -> Iterator[Event]:
         """Generate all documents; yield each event when it happens."""

@@ -13,7 +13,7 @@ from dreamkit.model.model import DreamModel
 from dreamkit.parts.part import Part
 from dreamkit.plan.chain import Step, chain
 from dreamkit.plan.memory import Device, Memory, gradient_bytes, memory_of, total_bytes
-from dreamkit.plan.rows import full_batch, most_images
+from dreamkit.plan.rows import batch_shapes, most_images
 from dreamkit.plan.step import measure_step
 from dreamkit.recipe.sections import WITH_SOURCE, Recipe
 from dreamkit.registry.registry import Registry
@@ -81,7 +81,7 @@ def plan(
     model.train()
     if recipe.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    batch = full_batch(model, recipe, images)
+    batch = batch_shapes(model, recipe, images)
     rows, length = batch.input_ids_BT.shape
     # everything about the model is read before the step, which uses its tensors up
     parts, steps, memory = _sizes(model, recipe), chain(model, recipe), memory_of(model, processes, device)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from dreamkit.cache.manifest import CacheManifest
 from dreamkit.cache.read import NamedPictures, Tables
@@ -15,6 +18,35 @@ from dreamkit.document import Document, Image
 from dreamkit.errors import DreamkitError, count
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
+
+
+def batch_shapes(model: DreamModel, recipe: Recipe, images: int) -> Batch:
+    """Return the shapes of `full_batch` on the meta device, found from those of batches of 1 and 2 documents.
+
+    All documents are alike, so each dimension grows by the same number with each of them.
+
+    Raises:
+        DreamkitError: a row has no room for this number of images.
+    """
+    one, two = (
+        vars(full_batch(model, replace(recipe, train=replace(recipe.train, batch_size=count)), images))
+        for count in (1, 2)
+    )
+
+    def extend(first: Any, second: Any) -> Any:
+        if isinstance(first, int):
+            return first + (recipe.train.batch_size - 1) * (second - first)
+        if isinstance(first, Tensor):
+            return first.new_empty(tuple(map(extend, first.shape, second.shape)), device="meta")
+        return first
+
+    # not shapes, but one for each document; the first row is a document's
+    others = {
+        "documents": ("",) * extend(len(one["documents"]), len(two["documents"])),
+        "spans": one["spans"][:1] * (recipe.train.batch_size - 1) + one["spans"],
+    }
+    unused = dict.fromkeys(others)
+    return Batch(**{**tree_map(extend, one | unused, two | unused), **others})
 
 
 def full_batch(model: DreamModel, recipe: Recipe, images: int) -> Batch:

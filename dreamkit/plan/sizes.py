@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from dreamkit.errors import DreamkitError
+from dreamkit.errors import DreamkitError, excerpt
 
 _UNITS: Final[dict[str, int]] = {
     "B": 1,
@@ -25,8 +25,9 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]+)\s*", text)
     count = int(float(match[1]) * _BYTES_BY_UNIT.get(match[2].upper(), 0)) if match else 0
     if not count:
+        units = ", ".join(_UNITS)
         raise DreamkitError(
-            f"expected an amount of memory, got '{text}'; write a number and one of {', '.join(_UNITS)}, such as 80GiB"
+            f"expected an amount of memory, got '{excerpt(text)}'; write a number and one of {units}, such as 80GiB"
         )
     return count
 

@@ -15,6 +15,7 @@ from dreamkit.errors import DreamkitError, RecipeProblem, describe_value, did_yo
 from dreamkit.recipe.earlier_keys import current_path, with_current_keys
 from dreamkit.recipe.references import resolve_references
 from dreamkit.recipe.tree import BROKEN, MAX_CHARACTERS, Broken, Limits, Node, parse
+from dreamkit.storage.json_files import key_problem
 from dreamkit.storage.paths import irregular_kind, shown_path, written_path
 
 COMMAND_LINE = "command line"
@@ -168,7 +169,7 @@ class RecipeFiles:
         """Return the path and the value of the override `a.b=value`; report it and return None if it is not one."""
         key, equals, value = text.partition("=")
         steps = current_path(key.strip().split("."))
-        if not equals or not all(steps):
+        if not equals or not all(steps) or any(map(key_problem, steps)):
             message = "expected key=value, such as train.steps=100, or the name of a recipe"
             self._problem(COMMAND_LINE, excerpt(text), message)
             return None

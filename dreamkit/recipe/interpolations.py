@@ -2,6 +2,7 @@ r"""Interpolations in a text, as OmegaConf's grammar has them: `${key}`, `${oc.e
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,13 +12,18 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.grammar_parser import parse
 
-from dreamkit.errors import DreamkitError, describe_error, excerpt
+from dreamkit.errors import DreamkitError, excerpt
 
 VARIABLE: Final = "oc.env"  # OmegaConf's resolver of environment variables
 MAX_LENGTH: Final = 10_000  # of a text with interpolations; a longer one takes a second to parse
 MAX_INTERPOLATIONS: Final = 10  # of a text; if they are inside each other, the time grows with their square
 
+SYNTAX: Final = (
+    r"expected ${key} or ${oc.env:NAME}, each with its closing brace and quotes; write \${ for the text ${"
+)
+
 _VARIABLE: Final = re.compile(r"\$\{\s*oc\s*\.\s*env\s*:")
+_WITHOUT_DEFAULT: Final = re.compile(rf"{_VARIABLE.pattern}([^,{{}}]*)\}}")
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ def interpolations(text: str) -> list[Interpolation]:
     try:
         tree = parse(text)
     except (OmegaConfBaseException, RecursionError) as error:
-        raise DreamkitError(describe_error(error)) from error
+        raise DreamkitError(SYNTAX) from error
     return [_interpolation(text, context) for context in _outermost(tree)]
 
 
@@ -97,7 +103,16 @@ def expand_variables(text: str) -> str:
     try:
         value = OmegaConf.create([text])[0]
     except OmegaConfBaseException as error:
-        raise DreamkitError(describe_error(error)) from error
+        names = [name.strip().strip("'\"") for name in _WITHOUT_DEFAULT.findall(text)]
+        unset = [name for name in names if name and name not in os.environ]
+        reason = (
+            f"the environment variable {unset[0]} is not set"
+            if unset
+            else "expected a name and at most a default"
+        )
+        raise DreamkitError(
+            f'{reason}; write ${{{VARIABLE}:NAME}} or ${{{VARIABLE}:NAME,"default"}}'
+        ) from error
     if value is None:
         raise DreamkitError("expected a text as default, got null")
     return str(value)

@@ -10,7 +10,7 @@ from dreamkit.errors import RecipeError, RecipeProblem
 from dreamkit.recipe.earlier_keys import with_current_keys
 from dreamkit.recipe.files import RecipeFiles
 from dreamkit.recipe.schema import SchemaReader
-from dreamkit.recipe.sections import Recipe
+from dreamkit.recipe.sections import AdapterSection, Recipe
 from dreamkit.recipe.tree import Node
 from dreamkit.registry.registry import Registry
 
@@ -48,6 +48,23 @@ def recipe_from_dict(data: Mapping[str, Any], registry: Registry, where: str = "
     """
     tree = with_current_keys(Node.from_plain(data, where, Path.cwd()))
     return _require_valid(*_read(tree, registry, stored=True))
+
+
+def adapters_from_dict(data: Mapping[str, Any], where: str) -> tuple[AdapterSection, ...]:
+    """Return the adapters in a recipe of plain values; no component needs to be installed.
+
+    Raises:
+        RecipeError: every problem of the adapters.
+    """
+    model = Node.from_plain(data.get("model"), where, Path.cwd()).value
+    adapters = model.get("adapters") if isinstance(model, dict) else None
+    if adapters is None:
+        return ()
+    reader = SchemaReader(stored=True)
+    read = reader.value(tuple[AdapterSection, ...], adapters, "model.adapters")
+    if reader.problems:
+        raise RecipeError(reader.problems)
+    return tuple(read)
 
 
 def _read(

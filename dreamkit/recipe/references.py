@@ -15,8 +15,15 @@ from typing import Any, Final, TypeAlias
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dreamkit.errors import DreamkitError, RecipeProblem, describe_error, describe_value, excerpt
-from dreamkit.recipe.interpolations import MAX_LENGTH, VARIABLE, escape, interpolations
+from dreamkit.errors import DreamkitError, RecipeProblem, count, describe_value, did_you_mean, excerpt
+from dreamkit.recipe.interpolations import (
+    MAX_LENGTH,
+    SYNTAX,
+    VARIABLE,
+    escape,
+    has_variable,
+    interpolations,
+)
 from dreamkit.recipe.tree import BROKEN, MAX_VALUES, Broken, Node
 
 MAX_REFERENCES: Final = 500  # in a recipe, far above any real one; OmegaConf takes a second for a thousand
@@ -95,7 +102,7 @@ class _Resolver:
         """Report why the node at `path` cannot be resolved."""
         node = self.pending.pop(path)
         if not isinstance(error, _BrokenTargetError):
-            reason = str(error) if isinstance(error, DreamkitError) else describe_error(error)
+            reason = error if isinstance(error, DreamkitError) else SYNTAX
             message = f"cannot resolve {describe_value(node.value)}: {reason}"
             self.report(RecipeProblem(node.where, ".".join(path), message))
         self.broken.add(path)
@@ -109,8 +116,7 @@ class _Resolver:
         if self.unread < 0:
             raise DreamkitError(f"expected at most {MAX_REFERENCES} references in a recipe, got more")
         yield from self._targets(path, text)
-        text = _with_variables_escaped(text)
-        value = self._read(path, text)
+        value = self._read(path, _with_variables_escaped(text))
         plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         if isinstance(plain, str) and len(plain) > MAX_LENGTH:
             raise DreamkitError(f"expected a text of at most {MAX_LENGTH} characters, got {len(plain)}")
@@ -138,12 +144,16 @@ class _Resolver:
                     raise DreamkitError(f"expected only keys in a key, got '{excerpt(key)}'")
                 yield from self._targets(path, key)
                 key = str(self._read(path, key))
-            yield from self._pending_around(self._absolute(path, key.strip()))
+            target = self._absolute(path, key.strip())
+            yield from self._pending_around(target)
+            self._require(target)
 
     def _absolute(self, path: KeyPath, key: str) -> KeyPath:
         """Return the path of `key` as written in the value at `path`; each dot at its start leaves one section."""
         ups = len(key) - len(key.lstrip("."))
-        return (*(path[: max(0, len(path) - ups)] if ups else ()), *_STEP.findall(key))
+        if ups > len(path):
+            raise DreamkitError(f"expected at most {count(len(path), 'dot')} before a key here, got {ups}")
+        return (*(path[: len(path) - ups] if ups else ()), *_STEP.findall(key))
 
     def _pending_around(self, target: KeyPath) -> Iterator[KeyPath]:
         """Yield the pending paths that lead to `target`, or are inside of it."""
@@ -153,6 +163,19 @@ class _Resolver:
         yield from [path for path in self.pending if path[: len(target)] == target]
         if any(path[: len(target)] == target[: len(path)] for path in self.broken):
             raise _BrokenTargetError
+
+    def _require(self, target: KeyPath) -> None:
+        """Raise if there is no value at `target`."""
+        section: Any = self.config
+        for length, step in enumerate(target, 1):
+            key, keys = ".".join(target[:length]), _keys(section)
+            if step not in keys:
+                size = count(len(keys), "item")
+                hint = f"its list has {size}" if OmegaConf.is_list(section) else did_you_mean(step, keys)
+                raise DreamkitError(f"there is no key '{key}'; {hint}")
+            if OmegaConf.is_missing(section, _index(step, section)):
+                raise DreamkitError(f"{key} is '???', which stands for a missing value; set it")
+            section = section[_index(step, section)]
 
     def _read(self, path: KeyPath, text: str) -> Any:
         """Return the value of `text` at `path`, as OmegaConf resolves it."""
@@ -175,13 +198,26 @@ def _index(step: str, section: Any) -> str | int:
     return int(step) if OmegaConf.is_list(section) else step
 
 
+def _keys(section: Any) -> list[str]:
+    """Return the keys of a section or the indices of a list as texts, [] for any other value."""
+    if OmegaConf.is_list(section):
+        return [str(index) for index in range(len(section))]
+    return [str(key) for key in section] if OmegaConf.is_dict(section) else []
+
+
 def _with_variables_escaped(text: str) -> str:
-    """Return `text` with its references to environment variables as plain text for OmegaConf."""
-    for each in reversed(interpolations(text)):
-        if each.is_variable:
-            written = text[each.start : each.stop]
-            text = text[: each.start] + escape(written) + text[each.stop :]
-    return text
+    r"""Return `text`, if it names an environment variable, with all but its references as plain text for OmegaConf.
+
+    So `${oc.env:NAME}` and `\${oc.env:NAME}` stay different.
+    """
+    if not has_variable(text):
+        return text
+    parts, start = [], 0
+    for each in interpolations(text):
+        if not each.is_variable:
+            parts += [escape(text[start : each.start]), text[each.start : each.stop]]
+            start = each.stop
+    return "".join([*parts, escape(text[start:])])
 
 
 def _escaped(value: Any) -> Any:

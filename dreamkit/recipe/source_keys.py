@@ -9,7 +9,7 @@ from typing import Final
 from dreamkit.errors import DreamkitError, describe_value
 from dreamkit.recipe.interpolations import escape, expand_variables, has_variable
 from dreamkit.recipe.tree import Node
-from dreamkit.recipe.written import WrittenText
+from dreamkit.recipe.written import WrittenText, as_written
 from dreamkit.storage.paths import written_path
 
 SOURCES: Final = ("pretrained", "tokenizer")  # keys that name a folder or a hub model
@@ -50,7 +50,7 @@ def resolve_source(node: Node, *, stored: bool = False) -> Node:
     if not isinstance(name, str) or not name:
         return node
     path = read_path(node, stored=stored)
-    if isinstance(path, WrittenText):
+    if has_variable(name):
         if not stored and not Path(path).is_dir():
             raise DreamkitError(
                 f"expected a folder, got {describe_value(name)}; a name of the hub takes no environment variable, "
@@ -58,7 +58,8 @@ def resolve_source(node: Node, *, stored: bool = False) -> Node:
             )
         return Node(path, node.where, node.folder)
     if name.startswith(("./", "../", "/", "~")) or name in (".", "..") or Path(path).is_dir():
-        return Node(str(Path(path).resolve()), node.where, node.folder)
+        path = str(Path(path).resolve())
+        return Node(WrittenText(path, as_written(path)), node.where, node.folder)
     return node
 
 

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 import yaml
 
 from dreamkit.errors import RecipeProblem, excerpt, surrogate_problem
-from dreamkit.storage.json_files import MAX_DEPTH, MAX_DIGITS
+from dreamkit.storage.json_files import MAX_DEPTH, MAX_DIGITS, key_problem
 
 _TAB: Final = "found character '\\t' that cannot start any token"  # PyYAML's message
 
@@ -95,10 +95,22 @@ def parse(
         )
         return reader.report(place(1), key, message), reader.problems
     try:
-        root = yaml.compose(text, Loader=_Loader)
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        where = place(text.count("\n", 0, error.position) + 1)
+        shown = excerpt(text[error.position])
+        message = surrogate_problem(text) or (
+            f"invalid YAML: expected printable characters, got '{shown}'; remove it"
+        )
+        return reader.report(where, key, message), reader.problems
+    try:
+        root = loader.get_single_node()
+    except (ValueError, OverflowError):  # of `chr`
+        message = "invalid YAML: an escape in double quotes that names no character"
+        return reader.report(place(loader.line + 1), key, message), reader.problems
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        reason = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        reason = getattr(error, "problem", None) or error
         where = place(mark.line + 1 if mark else 1)
         shown = excerpt(" ".join(str(reason).split()).replace(_TAB, "found a tab; use spaces"), 300)
         return reader.report(where, key, f"invalid YAML: {shown}"), reader.problems
@@ -145,13 +157,13 @@ class _Reader:
                         line, key, f"expected a string as key, got {_shown(key_node)}; put it in quotes"
                     )
                     continue
-                name = key_node.value
+                name = _with_whole_pairs(key_node.value)
                 if name == "<<":  # of YAML 1.1
                     message = "'<<' does not merge here; write the keys, or extend a recipe with them"
                     self.report(line, prefix + name, message)
                     continue
-                if surrogate_problem(name) is not None:
-                    self.report(line, key, f"expected a valid string as key, got {_shown(key_node)}")
+                if problem := surrogate_problem(name) or key_problem(name):
+                    self.report(line, key, problem)
                     continue
                 if name in entries:
                     self.report(
@@ -180,7 +192,10 @@ class _Reader:
 
 
 def _mismatch(node: yaml.Node) -> str:
-    """Return the error message about a value that does not fit its tag."""
+    """Return the error message about a value that is not a text, or does not fit its tag."""
+    problem = surrogate_problem(node.value) if isinstance(node, yaml.ScalarNode) else None
+    if problem is not None:
+        return problem
     tag = excerpt(node.tag.replace(_tag(""), "!!"))
     return f"cannot read {_shown(node)} as {tag}; correct the value or remove the tag"
 
@@ -208,9 +223,14 @@ def _bool(text: str) -> bool:
 
 
 def _string(text: str) -> str:
-    if surrogate_problem(text) is not None:
-        raise ValueError(text)
-    return text
+    whole = _with_whole_pairs(text)
+    whole.encode()  # a ValueError for a lone surrogate
+    return whole
+
+
+def _with_whole_pairs(text: str) -> str:
+    """Return `text` with pairs of surrogates, which JSON writes for a character, as that character."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
 
 def _float(text: str) -> float:

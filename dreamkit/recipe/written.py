@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dreamkit.errors import excerpt
+from dreamkit.recipe.interpolations import escape, has_variable
 from dreamkit.storage.paths import shown_path
 
 
@@ -42,8 +43,9 @@ def as_path(cls: type, text: str) -> str | Path:
 
 
 def as_written(value: str | Path) -> str:
-    """Return a text or path as files hold it."""
-    return getattr(value, "written", None) or str(value)
+    """Return a text or path as files hold it: a folder that is called `${oc.env:NAME}` is no variable."""
+    text = str(value)
+    return getattr(value, "written", None) or (escape(text) if has_variable(text) else text)
 
 
 def shown_setting(value: object) -> str:

@@ -18,7 +18,7 @@ from dreamkit.storage.folders import (
     partial_folder,
     replaced_folder,
 )
-from dreamkit.storage.json_files import MAX_DEPTH, is_deep
+from dreamkit.storage.json_files import json_object
 from dreamkit.storage.tensor_files import unreadable
 from dreamkit.storage.writing import write_text
 
@@ -90,18 +90,13 @@ class FolderManifest(ABC):
         if not path.is_file():
             raise cls.ERROR(cls._missing(folder))
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json_object(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise cls.ERROR(f"{path}: {unreadable(error)}") from error
-        except (ValueError, RecursionError) as error:
-            raise cls.ERROR(
-                f"{path}: not a manifest of dreamkit: {describe_error(error)}; {cls.repair_hint(folder)}"
-            ) from error
-        if is_deep(data, MAX_DEPTH):
-            raise cls.damaged(folder, [f"expected at most {MAX_DEPTH} nested values, got more"], at=path)
-        if isinstance(data, dict):
-            cls._refuse_version(folder, data)
-            data = cls.upgrade(data)
+        except ValueError as error:
+            raise cls.damaged(folder, [describe_error(error)], at=path) from error
+        cls._refuse_version(folder, data)
+        data = cls.upgrade(data)
         types = get_type_hints(cls)
         problems = [*schema_errors(data, {field.name: types[field.name] for field in fields(cls)})]
         if not problems:
@@ -189,6 +184,8 @@ def schema_errors(value: Any, expected: Any, key: str = "") -> Iterator[str]:
     elif get_origin(expected) is list and isinstance(value, list):
         for index, item in enumerate(value):
             yield from schema_errors(item, get_args(expected)[0], f"{prefix}{index}")
+    elif type(value) is int is expected and abs(value) >= 2**63:
+        yield f"{at}: expected an integer of at most 64 bits, got {excerpt(str(value))}"
     elif type(value) is not expected:
         kind = dict if isinstance(expected, dict) else get_origin(expected) or expected
         yield f"{at}: expected {_TYPE_NAMES.get(kind, 'an object')}, got {json.dumps(value):.60}"

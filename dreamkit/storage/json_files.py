@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from dreamkit.errors import SourceError, describe_error, excerpt
+from dreamkit.errors import DreamkitError, SourceError, describe_error, excerpt, printable
 from dreamkit.storage.paths import irregular_kind, shown_path
 
 # far above any real config
 MAX_DEPTH: Final = 50  # nested values
-MAX_DIGITS: Final = 100  # in an integer
+MAX_DIGITS: Final = 80  # in an integer; a message shows all of them
+MAX_BYTES: Final = 10**8  # of a config or tokenizer file; those of 256,000 tokens have 35 MB
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -25,17 +26,60 @@ def read_json(file: Path) -> dict[str, Any]:
         kind = irregular_kind(file)
         if kind is not None:
             raise SourceError(f"{name}: expected a regular file, got {kind}")
-        content = json.loads(file.read_text(encoding="utf-8"), parse_int=_integer)
+        if (problem := size_problem(file)) is not None:
+            raise SourceError(f"{name}: {problem}")
+        return json_object(file.read_text(encoding="utf-8"))
     except SourceError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except DreamkitError as error:
+        raise SourceError(f"{name}: {error}") from error
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else describe_error(error)
         raise SourceError(f"{name} cannot be read as JSON: {reason}; download it again") from error
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return the JSON object in a text.
+
+    Raises:
+        JSONDecodeError: not JSON.
+        DreamkitError: not an object, nested deeper than any real config, an integer of too many digits, or a key with
+            control characters.
+    """
+    try:
+        content = json.loads(text, parse_int=bounded_integer, object_pairs_hook=_section)
+    except RecursionError:
+        raise DreamkitError(f"expected at most {MAX_DEPTH} nested values, got more") from None
     if not isinstance(content, dict):
-        raise SourceError(f"{name}: expected a JSON object, got {excerpt(json.dumps(content))}")
+        raise DreamkitError(f"expected a JSON object, got {excerpt(json.dumps(content))}")
     if is_deep(content, MAX_DEPTH):
-        raise SourceError(f"{name}: expected at most {MAX_DEPTH} nested values, got more")
+        raise DreamkitError(f"expected at most {MAX_DEPTH} nested values, got more")
     return content
+
+
+def size_problem(file: Path) -> str | None:
+    """Return why a file is too large to be read into memory, or None. A sparse file may have any size.
+
+    Raises:
+        OSError: the file cannot be reached.
+    """
+    size = file.stat().st_size
+    return (
+        f"expected at most {MAX_BYTES:,} bytes, got {size:,}; download it again" if size > MAX_BYTES else None
+    )
+
+
+def key_problem(key: str) -> str | None:
+    """Return why a text cannot be a key, or None. Messages show keys whole, so these must fit on a line."""
+    shown = printable(key)
+    return None if shown == key else f"expected a key without control characters, got '{shown}'"
+
+
+def _section(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for key, _ in pairs:
+        if problem := key_problem(key):
+            raise DreamkitError(problem)
+    return dict(pairs)
 
 
 def is_deep(value: Any, most: int) -> bool:
@@ -53,7 +97,13 @@ def is_deep(value: Any, most: int) -> bool:
     return True
 
 
-def _integer(text: str) -> int:
-    if len(text) > MAX_DIGITS:
-        raise ValueError(f"expected at most {MAX_DIGITS} digits in an integer, got {len(text):,}")
+def bounded_integer(text: str) -> int:
+    """Return the integer of a JSON text.
+
+    Raises:
+        DreamkitError: it has more digits than any real one.
+    """
+    digits = len(text.removeprefix("-"))
+    if digits > MAX_DIGITS:
+        raise DreamkitError(f"expected at most {MAX_DIGITS} digits in an integer, got {digits:,}")
     return int(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -23,9 +23,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
 
-from dreamkit.errors import SourceError, excerpt
+from dreamkit.errors import SourceError, describe_error, excerpt
 from dreamkit.storage.folders import sha256
+from dreamkit.storage.json_files import size_problem
 from dreamkit.storage.packages import package_folder
+from dreamkit.storage.paths import LONGEST_PATH, irregular_kind, shown_path
 from dreamkit.storage.tensor_files import unreadable
 from dreamkit.storage.weight_files import (
     ADAPTER_CONFIG,
@@ -33,6 +35,7 @@ from dreamkit.storage.weight_files import (
     is_weight_file,
     misread_weights,
     missing_weights,
+    shortened,
     unused_weights,
     weights_in,
 )
@@ -41,6 +44,8 @@ PROBE_SECONDS = 3.0
 PACKAGE_PREFIX = "pkg:"
 
 _SMALL_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+# files that libraries read into memory, whichever of them are there
+_READ_WHOLE = "*config.json|*.index.json|*token*.json|*.model|*.jinja|chat_template.json|*vocab.*|merges.txt"
 
 
 def locate(pretrained: str, files: Sequence[str], *, weights: bool = True, known: str | None = None) -> Path:
@@ -68,11 +73,19 @@ def locate(pretrained: str, files: Sequence[str], *, weights: bool = True, known
             if weights or not near:
                 raise
             raise SourceError(f"{error}; known without the hub: {' or '.join(near)}") from error
+    try:
+        return _complete(pretrained, folder, files, weights)
+    except OSError as error:
+        raise SourceError(f"'{pretrained}': {error.filename or folder}: {unreadable(error)}") from error
+
+
+def _complete(pretrained: str, folder: Path, files: Sequence[str], weights: bool) -> Path:
+    """Return the local folder of `pretrained`, after checking that it has the files."""
     missing = _missing(_listing(folder), files, weights)
     if missing:
         raise SourceError(
-            f"'{pretrained}': the folder {folder} lacks {' and '.join(missing)}; it holds {_contents(folder)}. "
-            "Add the missing files or name another folder"
+            f"'{pretrained}': the folder {folder} lacks {' and '.join(missing)}; it holds {_contents(folder)}"
+            f"{_irregular(folder)}. Add the missing files or name another folder"
         )
     return _checked(pretrained, folder, files, weights)
 
@@ -115,6 +128,10 @@ def _described(known: str) -> list[str]:
 
 def _local_folder(pretrained: str) -> Path | None:
     """Return the folder that `pretrained` names, or None for a hub name."""
+    if not pretrained or len(pretrained) > LONGEST_PATH:
+        raise SourceError(
+            f"expected a folder, a hub name or {PACKAGE_PREFIX}package/folder, got '{shown_path(pretrained)}'"
+        )
     if pretrained.startswith(PACKAGE_PREFIX):
         package, _, inside = pretrained.removeprefix(PACKAGE_PREFIX).partition("/")
         try:
@@ -122,8 +139,6 @@ def _local_folder(pretrained: str) -> Path | None:
         except LookupError as error:
             form = f"the form is {PACKAGE_PREFIX}package/folder"
             raise SourceError(f"'{pretrained}': {error.args[0]} ({form})") from error
-    if not pretrained:
-        raise SourceError("expected a folder, a hub name or pkg:package/folder, got ''")
     # Only these are folders, so that one in the working directory never replaces a model of the hub.
     if not pretrained.startswith(("/", "./", "../", "~")) and pretrained not in (".", ".."):
         return None
@@ -172,7 +187,9 @@ def _from_hub(name: str, files: Sequence[str], weights: bool, known: str | None)
     try:
         downloaded = Path(snapshot_download(name, allow_patterns=patterns))
     except (HTTPError, OSError) as error:
-        raise SourceError(f"{tried}broke off the download: {_reason(error)}. Try again") from error
+        raise SourceError(
+            f"{tried}broke off the download: {excerpt(describe_error(error), 300)}. Try again"
+        ) from error
     return _checked(name, downloaded, files, weights)
 
 
@@ -199,9 +216,13 @@ def _probe(name: str, tried: str) -> list[str]:
     except RepositoryNotFoundError as error:
         raise SourceError(f"{tried}answered that it does not exist or is private. {_REMEDY}") from error
     except HfHubHTTPError as error:
-        raise SourceError(f"{tried}answered with an error: {_reason(error)}. {_REMEDY}") from error
+        raise SourceError(
+            f"{tried}answered with an error: {excerpt(describe_error(error), 300)}. {_REMEDY}"
+        ) from error
     except (HTTPError, OSError, ValueError) as error:  # no connection, or an answer that is not the hub's
-        raise SourceError(f"{tried}could not be reached: {_reason(error)}. {_REMEDY}") from error
+        raise SourceError(
+            f"{tried}could not be reached: {excerpt(describe_error(error), 300)}. {_REMEDY}"
+        ) from error
 
 
 def _ask_hub(name: str) -> list[str]:
@@ -247,9 +268,12 @@ def _checked(pretrained: str, folder: Path, files: Sequence[str], weights: bool)
     """Return a complete folder, after checking that a library reads its weights and no others.
 
     Raises:
-        SourceError: it would read other files, or there is an adapter beside the weights.
+        SourceError: it would read other files or files of any size, or there is an adapter beside the weights.
     """
     names = _listing(folder)
+    for name in names:
+        if _matches(PurePosixPath(name).name, _READ_WHOLE) and (problem := size_problem(folder / name)):
+            raise SourceError(f"{folder / name}: {problem}")
     refuse_adapter(pretrained, names, files)
     for parent in _model_folders(files) if weights else ():
         if problem := misread_weights(folder / parent, weights_in(names, parent)):
@@ -311,23 +335,30 @@ def _literal(name: str) -> str:
 
 def _listing(folder: Path) -> list[str]:
     """Return the visible files of a folder and of its direct subfolders; models go no deeper."""
-    return sorted(
-        path.relative_to(folder).as_posix()
-        for pattern in ("[!.]*", "[!.]*/[!.]*")
-        for path in folder.glob(pattern)
-        if path.is_file()
-    )
+    return sorted(path.relative_to(folder).as_posix() for path in _entries(folder) if os.path.isfile(path))
+
+
+def _irregular(folder: Path) -> str:
+    """Return a note on the entries named like files that are something else, such as a link to nowhere; "" if none."""
+    kinds = []
+    for path in sorted(_entries(folder)):
+        try:
+            kind = irregular_kind(path)
+        except OSError as error:
+            kind = f"a broken link ({error.strerror})"
+        if kind and (kind != "a folder" or is_weight_file(path.name) or path.suffix in _SMALL_SUFFIXES):
+            kinds.append(f"'{path.relative_to(folder).as_posix()}' is {kind}")
+    return f"; {shortened(kinds)}" if kinds else ""
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    return (path for pattern in ("[!.]*", "[!.]*/[!.]*") for path in folder.glob(pattern))
 
 
 def _contents(folder: Path, most: int = 12) -> str:
-    names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
+    names = sorted(f"{path.name}/" if os.path.isdir(path) else path.name for path in folder.iterdir())
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (", ".join(names[:most]) or "nothing") + more
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {excerpt(lines[0], 300) if lines else 'no reason given'}"
 
 
 def _hash(path: Path) -> str:

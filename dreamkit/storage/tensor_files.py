@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from dreamkit.errors import DreamkitError, excerpt
+from dreamkit.errors import DreamkitError, describe_value, excerpt
+from dreamkit.storage.paths import irregular_kind
+from dreamkit.storage.refused_pickles import COMPRESSED, COPY_AGAIN, is_compressed, refusal
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +20,7 @@ _LFS_POINTER: Final = b"version https://git-lfs"
 LONGEST_NAME: Final = 200  # of a tensor, in a message: a file may hold any name
 # the types in which libraries store weights
 FLOAT_TYPES: Final = ("float64", "float32", "bfloat16", "float16")
-_MOST_LISTED: Final = 3
-_COPY_AGAIN: Final = "copy it again from its origin"
+_SAVE_STATE: Final = "save its state dict alone"
 
 
 def read_tensors(file: Path, error: type[DreamkitError]) -> dict[str, Tensor]:
@@ -30,26 +31,25 @@ def read_tensors(file: Path, error: type[DreamkitError]) -> dict[str, Tensor]:
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    from torch import Tensor
 
+    _require_readable(file, error)
     if file.suffix != ".safetensors":
         # only files in the newer zip format can be mapped into memory, which avoids reading unused tensors
         content = read_pickle(file, error, mmap=zipfile.is_zipfile(file))
         if not isinstance(content, Mapping):
             raise error(f"{file}: expected a state dict of tensors, got a pickled {type(content).__name__}")
         for name, value in content.items():
-            if not isinstance(value, Tensor):
-                kind = type(value).__name__
-                raise error(
-                    f"{file}: expected tensors, got '{excerpt(str(name))}' ({kind}); save its state dict alone"
-                )
-        return {str(name): tensor for name, tensor in content.items()}
+            if not isinstance(name, str):
+                raise error(f"{file}: expected names of tensors, got {describe_value(name)}; {_SAVE_STATE}")
+            if kind := _other_kind(value):
+                raise error(f"{file}: expected tensors, got '{excerpt(name)}' ({kind}); {_SAVE_STATE}")
+        return dict(content)
     try:
         return load_file(file)
     except SafetensorError as problem:
         reason = (
             _pointer_problem(file)
-            or f"it is not a safetensors file: {excerpt(str(problem), LONGEST_NAME)}; {_COPY_AGAIN}"
+            or f"it is not a safetensors file: {excerpt(str(problem), LONGEST_NAME)}; {COPY_AGAIN}"
         )
         raise error(f"{file}: {reason}") from problem
     except OSError as problem:
@@ -64,25 +64,42 @@ def read_pickle(file: Path, error: type[DreamkitError], *, mmap: bool = False) -
     """
     import torch
 
+    _require_readable(file, error)
+    if is_compressed(file):
+        raise error(f"{file}: {COMPRESSED}")
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about other formats, most of which are refused below
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except (FileNotFoundError, PermissionError) as problem:
         raise error(f"{file}: {unreadable(problem)}") from problem
     except Exception as problem:  # torch raises several types for damaged and for unsafe files
-        raise error(f"{file}: {_pointer_problem(file) or _refusal(file, problem)}") from problem
+        raise error(f"{file}: {_pointer_problem(file) or refusal(file, problem)}") from problem
 
 
-def _refusal(file: Path, problem: Exception) -> str:
-    """Return why torch refuses a pickle, and what to do: `problem` is torch's error."""
-    if names := _code_in(file, problem):
-        listed = ", ".join(f"'{excerpt(name)}'" for name in names[:_MOST_LISTED])
-        more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
-        return (
-            f"expected a pickle of tensors, got one that also names {listed}{more}; loading it would run this code, so "
-            "dreamkit refuses it; name a safetensors file or, if you trust its author, load it in Python with "
-            "torch.load and save its tensors with safetensors.torch.save_file"
-        )
-    return f"expected a pickle of tensors, got another kind of file or a damaged one; {_COPY_AGAIN}"
+def _require_readable(file: Path, error: type[DreamkitError]) -> None:
+    """Raise the reason if a file cannot be opened; safetensors calls any such file missing, and waits for a pipe."""
+    try:
+        kind = irregular_kind(file)
+        if kind is None:
+            file.open("rb").close()
+    except OSError as problem:
+        raise error(f"{file}: {unreadable(problem)}") from problem
+    if kind is not None:
+        raise error(f"{file}: expected a regular file, got {kind}")
+
+
+def _other_kind(value: Any) -> str | None:
+    """Return the kind of a value in a state dict, or None for a tensor with a stored number for each element."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    if value.is_quantized or value.is_nested or value.is_meta or value.layout is not torch.strided:
+        return "a quantized, nested or sparse tensor, or one without data"
+    if value.nbytes > value.untyped_storage().nbytes():
+        return "a tensor of fewer numbers than its shape has"
+    return None
 
 
 def unreadable(error: OSError) -> str:
@@ -129,16 +146,6 @@ def non_finite(tensor: Tensor) -> str | None:
 
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _code_in(file: Path, problem: Exception) -> list[str]:
-    """Return the names in a pickle that torch does not allow: those in its error, if the file has the older format."""
-    import torch
-
-    try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-    except Exception:  # not a zip file, or a damaged one
-        return re.findall(r"GLOBAL (\S+)", str(problem))[:1]
 
 
 def _pointer_problem(file: Path) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from dreamkit.errors import excerpt
+from dreamkit.storage.refused_pickles import COMPRESSED, is_compressed
 
 ADAPTER_CONFIG: Final = "adapter_config.json"  # of peft; transformers applies the adapter beside it
 CONVERSION: Final = (
@@ -44,6 +45,12 @@ def is_weight_file(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in _SUFFIXES
 
 
+def is_shard(name: str) -> bool:
+    """Return True if a file is one of several with the weights of a model, by its name."""
+    match = _WEIGHTS.fullmatch(PurePosixPath(name).name)
+    return match is not None and match[2] is not None
+
+
 def weights_in(names: Iterable[str], parent: PurePosixPath) -> list[str]:
     """Return the weight files in one folder: its safetensors or, without any, its pickles."""
     weights = [str(path) for path in _files_in(names, parent) if _WEIGHTS.fullmatch(path.name)]
@@ -68,12 +75,15 @@ def misread_weights(folder: Path, names: Sequence[str]) -> str | None:
     `names` are the weight files, such as shards, relative to the folder.
     """
     config, files = _json_object(folder / "config.json"), {Path(name).name for name in names}
+    for name in sorted(files):
+        if name.endswith(".bin") and is_compressed(folder / name):
+            return f"{name}: {COMPRESSED}"
     if other := config.get("transformers_weights"):
         return f"config.json: transformers_weights names '{excerpt(str(other))}'; remove this key"
     kinds = {(match[1], match[3]) for name in files if (match := _WEIGHTS.fullmatch(name))}
     for key, library, stems in _LIBRARIES:
         if key in config and kinds and not stems & {stem for stem, _ in kinds}:
-            expected, listed = " or ".join(sorted(stems)), _shortened([f"'{name}'" for name in sorted(files)])
+            expected, listed = " or ".join(sorted(stems)), shortened([f"'{name}'" for name in sorted(files)])
             return (
                 f"{library}, whose config.json this is, reads {expected} and not {listed}; rename the files"
             )
@@ -82,12 +92,15 @@ def misread_weights(folder: Path, names: Sequence[str]) -> str | None:
         # beside a whole file, transformers ignores an index, and diffusers does not
         if f"{stem}.{suffix}" in files and not ("_class_name" in config and (folder / index).is_file()):
             continue
-        shards = _json_object(folder / index).get("weight_map")
+        content = _json_object(folder / index)
+        shards = content.get("weight_map")
         if not isinstance(shards, dict) or not shards:
             return f"{index}: expected a JSON object with a 'weight_map' of tensors to shards; copy it again"
         if others := sorted({str(shard) for shard in shards.values()} - files):
-            listed = _shortened([f"'{excerpt(name)}'" for name in others])
+            listed = shortened([f"'{excerpt(name)}'" for name in others])
             return f"{index} lists {listed}, which is missing or not named as a shard; copy all files again"
+        if not isinstance(content.get("metadata"), dict):
+            return f"{index}: expected a JSON object with an object 'metadata', which its library needs; copy it again"
     return None
 
 
@@ -109,7 +122,7 @@ def unused_weights(names: Iterable[str], parent: PurePosixPath) -> str:
     ]
     if not unused:
         return ""
-    listed = _shortened([f"'{path}'" for path in unused])
+    listed = shortened([f"'{path}'" for path in unused])
     return f" (it has {listed}: {_remedy(unused)})"
 
 
@@ -144,10 +157,11 @@ def _missing_shards(weights: Sequence[str], names: Sequence[str]) -> list[str]:
         expected |= {f"{stem}-{i:0{len(count)}d}-of-{count}.{suffix}" for i in numbers}
         expected.add(f"{stem}.{suffix}.index.json")
     missing = sorted(expected - set(names))
-    return [_shortened([f"'{name}'" for name in missing])] if missing else []
+    return [shortened([f"'{name}'" for name in missing])] if missing else []
 
 
-def _shortened(texts: Sequence[str]) -> str:
+def shortened(texts: Sequence[str]) -> str:
+    """Return the first texts of a list, and the number of the others."""
     more = len(texts) - _MOST_LISTED
     return ", ".join(texts[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
 

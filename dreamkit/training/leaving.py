@@ -9,7 +9,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from dreamkit.distributed import total
-from dreamkit.errors import DocumentError
+from dreamkit.errors import DocumentError, OutputError
 from dreamkit.training.resumable import resume_points
 
 if TYPE_CHECKING:
@@ -41,15 +41,18 @@ def add_resume_point(error: BaseException, trainer: DreamTrainer) -> None:
             if point not in resume_points(out):
                 trainer.save_point()
     except Exception as failure:
-        reason = str(failure) or repr(failure)
+        # On a full disk, both errors are the same sentence but for the file.
+        is_same = isinstance(error, OutputError) and isinstance(failure, OutputError)
+        reason = "" if is_same else str(failure) or repr(failure)
     last = next(reversed(resume_points(out)), None)
     if trainer.has_diverged:  # a resumed run has the same settings
         action = f"start a new run with init={last} and other settings"
     if reason is None:
         error.add_note(f"step {trainer.state.global_step} is saved in {point}; {action}")
     else:
+        why = f": {reason}" if reason else ""
         more = "" if last is None else f"; the last one is {last}; {action}"
-        error.add_note(f"no resume point was saved: {reason}{more}")
+        error.add_note(f"no resume point was saved{why}{more}")
 
 
 def _unsaved_reason(trainer: DreamTrainer) -> str | None:

@@ -11,7 +11,8 @@ from typing import Any, Final
 from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 
-from dreamkit.errors import CheckpointError, DreamkitError, describe_error, excerpt
+from dreamkit.data.fingerprint import fingerprint_problem
+from dreamkit.errors import CheckpointError, describe_error, excerpt
 from dreamkit.storage.json_files import read_json
 
 STATE: Final = "trainer"  # folder of the trainer's state in a resume point
@@ -45,13 +46,11 @@ def fingerprints(point: Path) -> list[dict[str, str]]:
         return []
     with state_errors(point):
         values = json.loads(file.read_text(encoding="utf-8"))
-        is_valid = isinstance(values, list) and all(
-            isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
-            for value in values
-        )
-        if not is_valid:
+        if not isinstance(values, list):
             raise ValueError(f"{DATA}: expected a list of fingerprints, got {excerpt(json.dumps(values))}")
-        return list(values)
+        for problem in filter(None, map(fingerprint_problem, values)):
+            raise ValueError(f"{DATA}: {problem}")
+        return values
 
 
 def read_interval(point: Path) -> dict[str, Any] | None:
@@ -117,8 +116,7 @@ def state_errors(point: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error) if isinstance(error, DreamkitError) else describe_error(error)
         raise CheckpointError(
-            f"{point}: the state of its run cannot be read: {reason}; remove this resume point, --resume then "
-            f"continues from the one before it, or start a new run with init={point}"
+            f"{point}: the state of its run cannot be read: {describe_error(error)}; remove this resume point, "
+            f"--resume then continues from the one before it, or start a new run with init={point}"
         ) from error

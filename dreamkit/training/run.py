@@ -21,7 +21,9 @@ from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Collator
 from dreamkit.data.dataset import Dataset
+from dreamkit.data.fingerprint import read_fingerprints
 from dreamkit.data.mixture import Mixture
+from dreamkit.data.packing import attention_status
 from dreamkit.distributed import barrier, is_main, shard, world_size
 from dreamkit.errors import CheckpointError, RecipeError, TrainingError
 from dreamkit.interrupts import deferred, pending
@@ -95,8 +97,8 @@ def train_recipe(
     Raises:
         Interrupted: a `KeyboardInterrupt`; a signal ended the run.
         TrainingError: `out` is in use or has no resume point. The resumed run or `model` is of another recipe, or its
-            data has changed. `model` is passed with `resume`. There are no trainable parts. A loss or gradient is not
-            finite.
+            data has changed. `model` is passed with `resume`. There are no trainable parts. A data set has no
+            fingerprint. A loss or gradient is not finite.
         CheckpointError: the resume point or `recipe.init` is damaged or does not fit.
         CacheError: `train.cache` is damaged, does not fit, or lacks an image.
         RecipeError: the parts of the recipe do not fit each other or `train.cache`. A data set, its first document or
@@ -129,6 +131,7 @@ def train_recipe(
         language = None if fitted is None else fitted.language_model
         inputs = open_inputs(recipe, registry, datasets, with_init=is_built, language=language)
         datasets = inputs.require_datasets()
+        fingerprints = read_fingerprints(datasets)
         for note in [*recipe_notes(recipe), *machine_notes(recipe)]:
             _show(note)
         barrier()  # no process writes before all have checked `out`
@@ -143,6 +146,7 @@ def train_recipe(
         else:
             compare_model(model.recipe, recipe)
         _set_up(model, recipe)
+        _show(attention_status(model.language_model.spec))
         if arguments.device.type == "cuda":
             _show(kernels.kernel_status(arguments.device))
         cache = open_cache(recipe, model, registry)
@@ -150,7 +154,6 @@ def train_recipe(
             _show(cache)
         if recipe.train.gradient_checkpointing:
             model.enable_gradient_checkpointing()
-        fingerprints = [dataset.fingerprint() for dataset in datasets]
         if resume and not changed_data:
             compare_data(points[-1], fingerprints)
         for note in inputs.notes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -139,6 +141,16 @@ def test_weights_of_other_types_are_refused(source: Source, dtype: torch.dtype) 
         source.load()
 
 
+@pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="this torch has no numbers of 4 bits")
+def test_weights_of_4_bits_are_refused_by_their_type(source: Source) -> None:
+    """Libraries fail on them, each with an error of torch about shapes or kernels."""
+    source.change(lambda tensor: tensor.to(torch.uint8).view(torch.float4_e2m1fn_x2))
+    with pytest.raises(
+        SourceError, match=f"{source.file}: expected {source.weight} in .*, got float4_e2m1fn_x2"
+    ):
+        source.load()
+
+
 @pytest.mark.parametrize(  # LLaMA has no biases
     "source", [clip, stable_diffusion, vae, timm_vit], indirect=True, ids=lambda make: make.__name__
 )
@@ -223,6 +235,62 @@ def test_a_pickle_with_code_is_refused_in_our_words(
     assert "exploded" not in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("source", [llama, stable_diffusion], indirect=True)
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_a_pickle_that_torch_did_not_write_is_refused_in_our_words(
+    source: Source, protocol: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = source.pickle()
+    for content, name in (
+        ({"a": 1, "more": Bomb()}, "print"),
+        (torch.load(file, weights_only=True), "torch."),
+    ):
+        file.write_bytes(pickle.dumps(content, protocol))
+        capfd.readouterr()
+        message = f"{file}: expected a pickle of tensors, got one that also names .*{name}.*'; loading"
+        with pytest.raises(SourceError, match=message):
+            source.load()
+        out, err = capfd.readouterr()
+        assert "exploded" not in out and "pickle" not in err
+
+
+@pytest.mark.parametrize("source", [llama, stable_diffusion], indirect=True)
+def test_a_tensor_in_two_shards_is_refused(source: Source) -> None:
+    """Libraries would take the last one, whatever the index says."""
+    path = source.folder / source.file
+    state = load_file(path)
+    names = [f"{path.stem}-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for name, shard in zip(names, (state, {source.weight: state[source.weight] + 1}), strict=True):
+        save_file(shard, path.with_name(name), {"format": "pt"})
+    weight_map = dict.fromkeys(state, names[0]) | {"more": names[1]}
+    path.with_name(f"{path.name}.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
+    path.unlink()
+    with pytest.raises(SourceError, match=f"{names[1]}: {source.weight} is in .*{names[0]} too"):
+        source.load()
+
+
+def repeated(tensor: Tensor) -> Tensor:
+    return tensor.flatten()[:1].expand(10**6, 10**6)
+
+
+@pytest.mark.parametrize("source", [llama, stable_diffusion], indirect=True)
+@pytest.mark.parametrize(
+    "change",
+    [Tensor.to_sparse, lambda tensor: tensor.to("meta"), repeated],
+    ids=["sparse", "meta", "repeated"],
+)
+def test_pickled_tensors_have_a_number_for_each_element(
+    source: Source, change: Callable[[Tensor], Tensor]
+) -> None:
+    file = source.pickle()
+    state = torch.load(file, weights_only=True)
+    torch.save(state | {source.weight: change(state[source.weight])}, file)
+    with pytest.raises(SourceError, match=f"{file}: expected tensors, got '{source.weight}' \\(a .*tensor"):
+        source.load()
+
+
 @pickled
 def test_damaged_pickles_and_pointers_of_git_lfs_are_named(source: Source) -> None:
     file = source.pickle()
@@ -250,8 +318,9 @@ def test_a_pointer_of_git_lfs_in_place_of_safetensors_is_named(source: Source) -
     [
         ({"state_dict": {}}, r"expected tensors, got 'state_dict' \(dict\); save its state dict alone"),
         ([1], "expected a state dict of tensors, got a pickled list"),
+        ({7: torch.ones(1)}, r"expected names of tensors, got 7 \(integer\); save its state dict alone"),
     ],
-    ids=["nested", "list"],
+    ids=["nested", "list", "number"],
 )
 def test_a_pickle_is_a_state_dict(source: Source, content: Any, message: str) -> None:
     file = source.pickle()

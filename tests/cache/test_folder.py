@@ -111,7 +111,7 @@ def flip_bit(folder: Path) -> None:
         ),
         (
             lambda folder: (folder / "cache.json").write_text("{"),
-            r"not a manifest of dreamkit: JSONDecodeError: .*; recreate it .* --overwrite",
+            r"cache\.json: the cache is damaged; recreate it .* --overwrite\n  JSONDecodeError: ",
         ),
         (
             lambda folder: (folder / "cache.json").unlink(),

@@ -113,6 +113,30 @@ def test_a_damaged_recipe_is_refused(copied: Path, change: Any) -> None:
             load_checkpoint(copied)
 
 
+@pytest.mark.parametrize(
+    "adapters",
+    [
+        5,
+        "text",
+        [5],
+        [{}],
+        [{"rank": 2}],
+        [{"target": "nobody"}],
+        [{"target": "vision_encoder", "rank": "a"}],
+    ],
+    ids=str,
+)
+def test_damaged_adapters_of_a_recipe_are_refused(copied: Path, adapters: Any) -> None:
+    manifest = json.loads((copied / "dreamkit.json").read_text())
+    (copied / "dreamkit.json").write_text(
+        json.dumps(replaced(manifest, ("recipe", "model", "adapters"), adapters))
+    )
+    model = build_tiny()
+    for load in (load_checkpoint, lambda folder: load_weights(model, folder)):
+        with pytest.raises(DreamkitError, match=r"dreamkit\.json: model\.adapters"):
+            load(copied)
+
+
 def test_parts_and_files_must_agree(copied: Path, saved: Path) -> None:
     manifest = json.loads((copied / "dreamkit.json").read_text())
     edit_manifest(copied, parts=manifest["parts"] | {"nobody": 3})

@@ -1,6 +1,7 @@
 """Import of published checkpoints: every form of their files, and errors."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from dreamkit.checkpoints.published import import_published
 from dreamkit.errors import CheckpointError, DreamkitError, SourceError
 from dreamkit.model.model import DreamModel
 from dreamkit.registry.registry import Registry
+from recipe_files import changed
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "published-sd"
 VISION, HEAD = "clip_vision_embedding", "stable_diffusion_head"
@@ -230,6 +232,23 @@ def test_an_unknown_projector_is_refused(published: Path) -> None:
         convert(published)
 
 
+def test_a_long_value_is_shown_shortened(published: Path) -> None:
+    text = (published / "config.json").read_text()
+    for path in (
+        ("plugins_init_kwargs", HEAD, "projector_type"),
+        ("plugins_init_kwargs", HEAD, "resolution"),
+        ("plugins_init_kwargs", HEAD, "diffusion_name_or_path"),
+        ("plugins_init_kwargs", VISION, "select_layer"),
+        ("special_tokens2ids_dict", "additional_special_tokens", "<dream_start>"),
+        ("hidden_act",),
+        ("loss_weight_lm",),
+    ):
+        (published / "config.json").write_text(json.dumps(changed(json.loads(text), path, 2000 * "QUJD")))
+        with pytest.raises(DreamkitError) as caught:
+            convert(published)
+        assert 21 * "QUJD" not in str(caught.value), path
+
+
 def test_an_unreachable_component_is_named(published: Path) -> None:
     change = {"diffusion_name_or_path": "nobody/no-such-model"}
     edit(published, lambda c: c["plugins_init_kwargs"][HEAD].update(change))
@@ -297,6 +316,56 @@ def test_shards_without_an_index_and_an_adapter_are_named(published: Path) -> No
     (published / "adapter_config.json").unlink()
     (published / "model.safetensors").rename(published / "model-00001-of-00001.safetensors")
     with pytest.raises(CheckpointError, match=r"it lacks 'model\.safetensors\.index\.json'"):
+        convert(published)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "dream_embedding.bin", f"{HEAD}.bin"])
+def test_a_file_of_another_kind_is_named_with_its_kind(published: Path, name: str) -> None:
+    (published / name).unlink()
+    os.mkfifo(published / name)
+    with pytest.raises(
+        CheckpointError, match=f"{published / name}: expected a regular file, got a named pipe"
+    ):
+        convert(published)
+
+
+@pytest.mark.parametrize(
+    "other", ["../elsewhere.safetensors", "/etc/hostname", "a" * 5000, "a\0b", "none.bin"]
+)
+def test_shards_are_files_beside_their_index(published: Path, other: str) -> None:
+    shutil.copy(published / "model.safetensors", published.parent / "elsewhere.safetensors")
+    index = published / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": other}}))
+    with pytest.raises(CheckpointError, match=f"{index}: .* is missing from its folder"):
+        convert(published)
+
+
+def test_a_tensor_in_two_shards_is_refused(published: Path) -> None:
+    names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for name in names:
+        shutil.copy(published / "model.safetensors", published / name)
+    weight_map = dict(zip("ab", names, strict=True))
+    (published / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(CheckpointError, match=rf"{names[1]}: \S+: it is in {names[0]} too"):
+        convert(published)
+
+
+def test_a_projector_of_another_shape_is_refused_on_one_line(published: Path) -> None:
+    state = torch.load(published / f"{HEAD}.bin", weights_only=True)
+    torch.save(state | {"projector.projector.weight": torch.zeros(3)}, published / f"{HEAD}.bin")
+    with pytest.raises(
+        CheckpointError, match=rf"{HEAD}\.bin: projector.* size mismatch for weight: .*\[3\]"
+    ) as caught:
+        convert(published)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", [torch.zeros(1).expand(10**6, 10**6), torch.zeros(6, 48, device="meta")])
+def test_a_tensor_without_a_number_for_each_element_is_refused(published: Path, value: Tensor) -> None:
+    torch.save({"dream_queries": value}, published / "dream_embedding.bin")
+    with pytest.raises(
+        CheckpointError, match=r"dream_embedding.bin: expected tensors, got 'dream_queries' \(a "
+    ):
         convert(published)
 
 

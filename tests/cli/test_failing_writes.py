@@ -23,7 +23,7 @@ from dreamkit.checkpoints.published import import_published
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.cli.live import write_document
 from dreamkit.document import Document
-from dreamkit.errors import OutputError
+from dreamkit.errors import OutputError, with_notes
 from dreamkit.scaffold import new_plugin
 from dreamkit.training.resumable import resume_points
 from failing_writes import content, failing_operation, file_size_limit
@@ -152,8 +152,12 @@ def test_a_training_on_a_full_disk_keeps_whole_resume_points(tmp_path: Path) -> 
     log = (tmp_path / "whole" / "log.jsonl").stat().st_size
     for limit in (largest // 2, largest - 1, log // 2):
         out = tmp_path / str(limit)
-        with file_size_limit(limit), pytest.raises(OutputError, match=rf"cannot write {out}.* free\)"):
+        with (
+            file_size_limit(limit),
+            pytest.raises(OutputError, match=rf"cannot write {out}.* free\)") as caught,
+        ):
             runs.run(out, recipe)
+        assert with_notes(caught.value).count("cannot write") == 1
         assert not leftovers(tmp_path)
         assert_whole(out)
 

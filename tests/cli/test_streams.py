@@ -64,3 +64,64 @@ def test_a_new_file_never_takes_the_place_of_a_closed_stream(tmp_path: Path) -> 
     assert code == 2 and err == f"{CLOSED}\n"
     assert [path for path in tmp_path.rglob("*") if path.is_file() and b"next:" in path.read_bytes()] == []
     assert len([*(tmp_path / "a").rglob("*")]) == len([*(tmp_path / "b").rglob("*")]) > 5
+
+
+LINES = """
+import logging, sys, warnings
+from dreamkit.cli import streams
+streams.prepare()
+import transformers
+value = "a\x1b[2J\\nFORGED " + 100 * "QUJD"
+transformers.logging.get_logger("transformers.any").warning("%s", value)
+logging.getLogger("any.other").warning(value)
+logging.getLogger("dreamkit_any").warning("'%s'", value)
+warnings.warn(value)
+"""
+
+
+def test_a_line_of_a_library_is_one_short_line_without_control_characters(tmp_path: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", LINES], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True
+    )
+    lines = process.stderr.splitlines()
+    assert len(lines) == 4 and all("a\\x1b[2J FORGED QUJDQUJD" in line for line in lines), process.stderr
+    assert not any("\x1b" in line or 21 * "QUJD" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("level", "lines"),
+    [
+        (None, ["warned"]),
+        ("warning", ["warned"]),
+        ("INFO", ["dreamkit_any: informed", "dreamkit_any: warned"]),
+        ("error", []),
+    ],
+)
+def test_the_log_of_a_part_is_printed_from_the_named_level_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, level: str | None, lines: list[str]
+) -> None:
+    if level is None:
+        monkeypatch.delenv("DREAMKIT_LOG", raising=False)
+    else:
+        monkeypatch.setenv("DREAMKIT_LOG", level)
+    script = """
+import logging
+from dreamkit.cli import streams
+streams.prepare()
+streams.show_logs()
+log = logging.getLogger("dreamkit_any")
+log.info("informed")
+log.warning("warned")
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True
+    )
+    assert process.stderr.splitlines() == lines
+
+
+def test_an_unknown_level_is_refused(tmp_path: Path) -> None:
+    code, _, err = shell("DREAMKIT_LOG=all $D recipes", tmp_path)
+    assert (code, err) == (
+        2,
+        "dreamkit: DREAMKIT_LOG: expected one of debug, info, warning, error, got 'all'\n",
+    )

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image as PIL
 
 from dreamkit.data.conversations import Conversations, ConversationsConfig
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.interleaved import Interleaved, InterleavedConfig
-from dreamkit.data.mixture import Mixture
+from dreamkit.data.mixture import BLOCK, Mixture
 from dreamkit.data.pairs import Pairs, PairsConfig
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import DocumentError, TrainingError
@@ -73,6 +74,33 @@ def test_a_data_set_repeats_no_document_before_its_end(
         for start in range(0, len(documents), size):
             epoch = documents[start : start + size]
             assert len(set(epoch)) == len(epoch)
+
+
+@settings(deadline=None, max_examples=20)
+@given(mixtures, st.integers(0, 2**32 - 1), st.lists(st.integers(0, 3 * BLOCK), min_size=1, max_size=9))
+def test_blocks_do_not_change_the_order_of_earlier_versions(
+    sets: list[tuple[int, float]], seed: int, indices: list[int]
+) -> None:
+    sizes, weights = zip(*sets, strict=True)
+    shares = torch.tensor(weights, dtype=torch.float64).cumsum(0)
+    random = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(3 * BLOCK + 1, dtype=torch.float64, generator=random)
+    choices = torch.searchsorted(shares, uniform * shares[-1], right=True).clamp(max=len(sets) - 1)
+    mixture = make_mixture(sizes, weights, len(choices), seed)
+    for index in indices:
+        choice = int(choices[index])
+        epoch, position = divmod(int((choices[:index] == choice).sum()), sizes[choice])
+        mixed = ((seed * 1_000_003 + choice + 1) * 1_000_003 + epoch + 1) % 2**63
+        order = torch.randperm(sizes[choice], generator=torch.Generator().manual_seed(mixed))
+        assert mixture[index].text == f"{choice} {order[position]}"
+
+
+def test_the_memory_of_a_mixture_does_not_grow_with_its_length() -> None:
+    long, short = (make_mixture([5, 50], [3.0, 1.0], length, seed=0) for length in (10**14, 9))
+    assert len(long) == 10**14
+    assert [long[index].text for index in range(9)] == texts(short)
+    with pytest.raises(IndexError):
+        long[10**14]
 
 
 def test_weights_are_proportions() -> None:

@@ -5,19 +5,28 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 from PIL import Image as PIL
 
+import layouts
 import tiny
 from dreamkit.data.conversations import Conversations, ConversationsConfig
 from dreamkit.data.dataset import Dataset
-from dreamkit.data.fingerprint import SAMPLES, document_hash, fingerprint_differences
+from dreamkit.data.fingerprint import (
+    SAMPLES,
+    document_hash,
+    fingerprint_differences,
+    read_fingerprints,
+)
 from dreamkit.data.interleaved import Interleaved, InterleavedConfig
 from dreamkit.data.pairs import Pairs, PairsConfig
 from dreamkit.document import Document, Image, Text
-from dreamkit.errors import DocumentError, count
+from dreamkit.errors import DocumentError, TrainingError, count
+from dreamkit.training.run import train_recipe
+from runs import REGISTRY
 
 COUNT = 4
 
@@ -117,6 +126,45 @@ def test_a_document_that_could_not_be_read_may_be_corrected() -> None:
     before, now = Many(5, frozenset({2})).fingerprint(), Many(5).fingerprint()
     assert before.keys() < now.keys()
     assert fingerprint_differences([before], [now]) == fingerprint_differences([now], [before]) == []
+
+
+class Odd(Many):
+    """A data set with a fingerprint of its own; an error is raised."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__(3)
+        self.value = value
+
+    def fingerprint(self) -> Any:
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"documents": 3}, "documents: expected a string, got 3 (integer)"),
+        ({"time": None}, "time: expected a string, got null"),
+        ({"records": b"ab"}, "records: expected a string, got"),
+        ({7: "seven"}, "expected strings as names, got 7 (integer)"),
+        (["3"], "expected a dict of strings, got a list"),
+        (None, "expected a dict of strings, got null"),
+        (KeyError("index"), "KeyError: 'index'"),
+    ],
+)
+def test_a_fingerprint_without_strings_is_refused_before_training(
+    tmp_path: Path, value: Any, message: str
+) -> None:
+    with pytest.raises(TrainingError) as caught:
+        train_recipe(layouts.recipe(), REGISTRY, tmp_path / "out", datasets=[Odd(value)])
+    assert str(caught.value).startswith(f"data.0 (Odd): fingerprint: {message}")
+    assert str(caught.value).endswith("; fix its plug-in") and not (tmp_path / "out").exists()
+
+
+def test_an_error_of_the_data_in_a_fingerprint_keeps_its_message() -> None:
+    with pytest.raises(DocumentError, match=r"^cut$"):
+        read_fingerprints([Many(1), Odd(DocumentError("cut"))])
 
 
 def test_a_hash_covers_what_is_trained() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,15 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...]
     """Return every value in a tree with its path, inner values first."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [leaf for key, item in items for leaf in leaves(item, (*path, key))] + [(path, value)]
+
+
+def changed(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """Return a copy of `tree` with `value` at `path`."""
+    if not path:
+        return value
+    copy = deepcopy(tree)
+    section = copy
+    for step in path[:-1]:
+        section = section[step]
+    section[path[-1]] = value
+    return copy

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
@@ -24,7 +26,7 @@ from dreamkit.cli import app
 from dreamkit.errors import DreamkitError, RecipeError
 from dreamkit.plan.advice import memory_advice
 from dreamkit.plan.plan import plan
-from dreamkit.plan.rows import full_batch
+from dreamkit.plan.rows import batch_shapes, full_batch
 from dreamkit.plan.sizes import format_bytes, format_count, parse_bytes
 from dreamkit.recipe.loading import load_recipe
 from dreamkit.recipe.sections import PARTS, AdapterSection
@@ -158,6 +160,31 @@ def test_batch_size_and_images_change_the_plan() -> None:
         DreamkitError, match=rf"expected --images from 0 to {most}, got {most + 1}: a row has 64 tokens"
     ):
         plan(recipe, REGISTRY, images=most + 1)
+
+
+@pytest.mark.parametrize("images", [0, 1, 2])
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_the_shapes_of_a_batch_are_those_of_its_documents(images: int, packing: bool, drop: float) -> None:
+    settings = {"trainable": ALL, "batch_size": 5, "packing": packing}
+    recipe = alive.recipe(settings, loss={"condition_drop": drop})
+    model = build_on_meta(fit(recipe, REGISTRY))
+    real, shapes = vars(full_batch(model, recipe, images)), vars(batch_shapes(model, recipe, images))
+    assert len(shapes.pop("documents")) == len(real.pop("documents"))
+    assert all(isinstance(value, Tensor) == isinstance(real[key], Tensor) for key, value in shapes.items())
+    for value, expected in zip(tree_leaves(shapes), tree_leaves(real), strict=True):
+        if isinstance(expected, Tensor):
+            assert value.is_meta and (value.shape, value.dtype) == (expected.shape, expected.dtype)
+        else:
+            assert value == expected
+
+
+def test_a_large_batch_is_planned_without_its_data() -> None:
+    recipe = alive.recipe({"trainable": ALL, "batch_size": 10**5})
+    model = build_on_meta(fit(recipe, REGISTRY))
+    begin = time.process_time()
+    assert batch_shapes(model, recipe, 1).input_ids_BT.shape == (10**5, alive.LENGTH)
+    assert time.process_time() - begin < 1
 
 
 def test_a_recipe_that_trains_nothing_is_refused() -> None:

@@ -17,7 +17,7 @@ from dreamkit.errors import CheckpointError
 from dreamkit.recipe.loading import load_recipe, recipe_from_dict
 from dreamkit.recipe.sections import plain
 from dreamkit.registry.registry import Registry
-from recipe_files import base as base, complete_recipe, only_problem, registry as registry, write
+from recipe_files import TRAIN, base as base, complete_recipe, only_problem, registry as registry, write
 from saved_models import assert_equal, build_tiny
 
 DATA = """
@@ -87,10 +87,56 @@ def test_an_environment_variable_outside_a_path_is_an_error_that_does_not_show_i
     assert "hunter2" not in problem.message
 
 
-@pytest.mark.parametrize("text", ["${oc.env:UNSET}/a", "${oc.env:UNSET,null}"])
-def test_a_path_whose_variable_is_not_set_is_an_error(base: Path, registry: Registry, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("${oc.env:UNSET}/a", "the environment variable UNSET is not set"),
+        (
+            '${oc.env:UNSET,"a"}/${oc.env:NAME,${oc.env:UNSET}}',
+            "the environment variable UNSET is not set",
+        ),
+        ("${oc.env:UNSET,null}", "expected a text as default, got null"),
+        ("${oc.env:}", "expected a name and at most a default"),
+        ("${oc.env:UNSET,a,b}", "expected a name and at most a default"),
+    ],
+)
+def test_a_path_whose_variable_is_not_set_is_an_error(
+    base: Path, registry: Registry, text: str, reason: str
+) -> None:
     problem = only_problem(base, registry, f"init={text}")
-    assert problem.key == "init" and problem.message.startswith(f"cannot resolve '{text}' (string): ")
+    assert problem.key == "init" and problem.message.startswith(f"cannot resolve '{text}' (string): {reason}")
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        (r"/\${oc.env:NAME}", "/${oc.env:NAME}"),
+        (r"/\\${oc.env:NAME}", "/\\hunter2"),
+        (r"/\\\${oc.env:NAME}", r"/\${oc.env:NAME}"),
+        (r"/${oc.env:NAME}/\${oc.env:NAME}", "/hunter2/${oc.env:NAME}"),
+        (r"/${train.steps}/\${oc.env:NAME,${train.steps}}", "/3/${oc.env:NAME,3}"),
+    ],
+)
+def test_an_escaped_variable_is_a_text(base: Path, registry: Registry, text: str, path: str) -> None:
+    recipe = load_recipe(str(base), [f"init={text}", "train.cache=${init}"], registry)
+    assert recipe.init == recipe.train.cache == path
+    assert recipe_from_dict(recipe.to_dict(), registry) == recipe
+
+
+def test_a_folder_that_is_called_like_a_variable_is_a_folder(tmp_path: Path, registry: Registry) -> None:
+    folder = tmp_path / "${oc.env:NAME}"
+    sources = tiny.write_sources(folder / "sources")
+    data: dict[str, Any] = {
+        **tiny.on_sources(Path("./sources")),
+        "init": "x",
+        "data": complete_recipe()["data"],
+    }
+    recipe = load_recipe(
+        str(write(folder / "recipe.yaml", data | {"train": TRAIN, "loss": {}})), (), registry
+    )
+    assert recipe.init == str(folder / "x") and recipe.data[0].config.path == folder / "pairs.jsonl"
+    assert recipe.model.vision_encoder.config.pretrained.startswith(str(sources))
+    assert recipe_from_dict(recipe.to_dict(), registry) == recipe
 
 
 def test_the_hub_receives_no_environment_variable(base: Path, registry: Registry) -> None:

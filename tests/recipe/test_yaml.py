@@ -27,10 +27,10 @@ json_values = st.recursive(
 )
 
 
-@given(json_values)
+@given(json_values, st.booleans())
 @settings(deadline=None)
-def test_json_is_read_as_yaml(value: Any) -> None:
-    tree, errors = parse(json.dumps(value, ensure_ascii=False), lambda line: f"file:{line}", Path())
+def test_json_is_read_as_yaml(value: Any, ensure_ascii: bool) -> None:
+    tree, errors = parse(json.dumps(value, ensure_ascii=ensure_ascii), lambda line: f"file:{line}", Path())
     assert errors == []
     assert tree.plain() == value and repr(tree.plain()) == repr(value)  # repr: 1 is not 1.0 and not True
 
@@ -83,7 +83,13 @@ def test_any_tag_is_read_or_reported(tag: str, value: str) -> None:
         ("init: !!int 1_0\n", 1, "cannot read '1_0' as !!int"),
         ("init: !!map abc\n", 1, "cannot read 'abc' as !!map"),
         ("? !!str [a]\n: b\n", 1, "expected a string as key, got a list"),
-        ('"\\ud800": b\n', 1, "expected a valid string as key, got '"),
+        ('a: 1\n"\\ud800": b\n', 2, "expected valid characters, got the lone surrogate"),
+        ('loss:\n  lm: "\\ud800"\n', 2, "expected valid characters, got the lone surrogate"),
+        ('init: !!str "\\udc00\\ud800"\n', 1, "expected valid characters, got the lone surrogate"),
+        ('a: 1\n"b\\nc": 1\n', 2, r"expected a key without control characters, got 'b\nc'"),
+        ("a: 1\nb: \x7f\n", 2, "invalid YAML: expected printable characters, got '\\x7f'"),
+        ('a: 1\nb: "\\U00110000"\n', 2, "invalid YAML: an escape in double quotes that names no character"),
+        ('a: 1\n"\\UFFFFFFFF": 1\n', 2, "invalid YAML: an escape in double quotes that names no character"),
         ("init: " + 100_000 * "x" + "\n", 1, "expected at most 100000 characters"),
         ("init: !!int abc\n", 1, "cannot read '"),
         ("init: &a [*a]\n", 1, "this alias refers to a value that contains it"),

@@ -103,7 +103,7 @@ def test_an_invalid_manifest_is_refused(folder: Path, changes: dict[str, Any], m
 @pytest.mark.parametrize("text", ["", "{", "[" * 10**5, "\xff"])
 def test_invalid_json_is_refused(folder: Path, text: str) -> None:
     (folder / Shelf.FILE).write_bytes(text.encode("latin-1"))
-    with pytest.raises(ShelfError, match=r"shelf\.json: not a manifest of dreamkit: .*; glue it$"):
+    with pytest.raises(ShelfError, match=r"shelf\.json: the shelf is damaged; glue it\n  \w"):
         Shelf.read(folder)
 
 
@@ -137,7 +137,7 @@ json_values = st.recursive(
     lambda inside: st.lists(inside) | st.dictionaries(st.text(), inside),
     max_leaves=9,
 )
-books = st.fixed_dictionaries({"title": st.text(), "pages": st.integers()})
+books = st.fixed_dictionaries({"title": st.text(), "pages": st.integers(-(2**63) + 1, 2**63 - 1)})
 
 
 @settings(deadline=None)
@@ -155,6 +155,7 @@ def test_any_other_value_has_an_error(value: Any) -> None:
             and value.keys() == {"title", "pages"}
             and type(value["title"]) is str
             and type(value["pages"]) is int
+            and abs(value["pages"]) < 2**63
         )
 
     is_valid = type(value) is list and all(map(is_book, value))

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from dreamkit.errors import SourceError
+from dreamkit.errors import SourceError, printable
 from dreamkit.storage.json_files import MAX_DEPTH, is_deep, read_json
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inside: st.lists(inside) | st.dictionaries(st.text(), inside),
+    lambda inside: st.lists(inside) | st.dictionaries(st.text().map(printable), inside),
     max_leaves=9,
 )
 
@@ -38,9 +38,10 @@ def test_an_object_is_read_as_written_and_another_value_refused(tmp_path: Path, 
         ("", "cannot be read as JSON"),
         ("{", "cannot be read as JSON"),
         ("\xff", "cannot be read as JSON: UnicodeDecodeError"),
-        ('{"a":' * 10**5 + "1" + "}" * 10**5, "cannot be read as JSON: RecursionError"),
+        ('{"a":' * 10**5 + "1" + "}" * 10**5, f"expected at most {MAX_DEPTH} nested values"),
         ('{"a": ' + "[" * MAX_DEPTH + "]" * MAX_DEPTH + "}", f"expected at most {MAX_DEPTH} nested values"),
-        ('{"a": ' + "9" * 5000 + "}", "expected at most 100 digits in an integer, got 5,000"),
+        ('{"a": ' + "9" * 5000 + "}", "expected at most 80 digits in an integer, got 5,000"),
+        ('{"a": [{"b\\nc": 1}]}', r"expected a key without control characters, got 'b\nc'"),
     ],
 )
 def test_an_invalid_file_is_refused_with_its_name(tmp_path: Path, text: str, reason: str) -> None:
@@ -59,6 +60,15 @@ def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
     ):
         with pytest.raises(SourceError, match=reason):
             read_json(tmp_path / name)
+
+
+def test_a_sparse_file_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    os.truncate(tmp_path / "config.json", 10**12)
+    with pytest.raises(
+        SourceError, match=r"config\.json: expected at most 100,000,000 bytes, got 1,000,000,000,000"
+    ):
+        read_json(tmp_path / "config.json")
 
 
 def test_depth_counts_nested_lists_and_objects() -> None:

@@ -4,9 +4,11 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -126,7 +128,8 @@ SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
 
 
 def write_index(file: Path, *shards: str) -> None:
-    file.write_text(json.dumps({"weight_map": {f"weight {n}": shard for n, shard in enumerate(shards)}}))
+    weight_map = {f"weight {n}": shard for n, shard in enumerate(shards)}
+    file.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def test_a_path_prefix_names_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,6 +235,84 @@ def test_a_missing_shard_or_index_is_named(tmp_path: Path) -> None:
     assert locate(str(tmp_path), ["config.json"]) == tmp_path
 
 
+IRREGULAR = {
+    "a named pipe": os.mkfifo,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a folder": Path.mkdir,
+    "a broken link (No such file or directory)": lambda path: path.symlink_to("nowhere"),
+}
+
+
+@pytest.mark.parametrize("folder", ["", "unet/"])
+@pytest.mark.parametrize("kind", IRREGULAR)
+def test_a_missing_file_of_another_kind_is_named_with_its_kind(
+    tmp_path: Path, folder: str, kind: str
+) -> None:
+    for missing in ("config.json", "model.safetensors", "model.safetensors.index.json"):
+        source = tmp_path / missing
+        write(source / folder, "config.json")
+        if missing.endswith("index.json"):
+            write(source / folder, "model-00001-of-00001.safetensors")
+        (source / folder / missing).unlink(missing_ok=True)
+        IRREGULAR[kind](source / folder / missing)
+        with pytest.raises(SourceError) as caught:
+            locate(str(source), [f"{folder}config.json"])
+        assert f"; '{folder}{missing}' is {kind}. Add the missing files" in str(caught.value)
+
+
+@pytest.mark.parametrize("folder", ["", "unet/"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "preprocessor_config.json", "model.safetensors.index.json", "chat_template.jinja"),
+        *("tokenizer.json", "special_tokens_map.json", "vocab.txt", "merges.txt", "spiece.model"),
+    ],
+)
+def test_a_file_that_is_read_whole_has_a_bounded_size(tmp_path: Path, folder: str, name: str) -> None:
+    write(tmp_path, "config.json", "model.safetensors", f"{folder}{name}")
+    os.truncate(tmp_path / folder / name, 10**12)
+    message = rf"{folder}{name}: expected at most 100,000,000 bytes, got 1,000,000,000,000; download it again"
+    for weights in (True, False):
+        with pytest.raises(SourceError, match=message):
+            locate(str(tmp_path), ["config.json"], weights=weights)
+    os.truncate(tmp_path / folder / name, 2)
+    (tmp_path / "trainer_state.json").touch()
+    os.truncate(tmp_path / "trainer_state.json", 10**12)
+    assert locate(str(tmp_path), ["config.json"], weights=False) == tmp_path
+
+
+def test_a_link_to_itself_is_a_broken_link(tmp_path: Path) -> None:
+    write(tmp_path, "config.json")
+    (tmp_path / "model.safetensors").symlink_to("model.safetensors")
+    with pytest.raises(SourceError, match=r"'model\.safetensors' is a broken link \(Too many levels"):
+        locate(str(tmp_path), ["config.json"])
+
+
+def test_a_folder_that_is_removed_meanwhile_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    write(source, "config.json")
+    monkeypatch.setattr("dreamkit.storage.sources._missing", lambda *_: [str(shutil.rmtree(source))])
+    with pytest.raises(SourceError, match=rf"{source}: it is missing; it was removed or replaced"):
+        locate(str(source), ["config.json"])
+
+
+@pytest.mark.skipif(not Path("/proc/1/cwd").is_symlink(), reason="needs Linux")
+def test_a_link_that_may_not_be_followed_is_not_a_file() -> None:
+    with pytest.raises(SourceError, match=r"the folder /proc lacks 'config\.json'"):
+        locate("/proc", ["config.json"])
+
+
+def test_a_compressed_pickle_is_refused(tmp_path: Path) -> None:
+    """Libraries map its entries into memory as if they were weights."""
+    write(tmp_path, "config.json")
+    with zipfile.ZipFile(tmp_path / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"")
+    with pytest.raises(SourceError, match=r"pytorch_model\.bin: .* a zip file with compressed entries"):
+        locate(str(tmp_path), ["config.json"])
+
+
 @pytest.mark.parametrize(
     ("index", "message"),
     [
@@ -245,6 +326,13 @@ def test_a_missing_shard_or_index_is_named(tmp_path: Path) -> None:
         (
             '{"weight_map": {"a": "../model.safetensors"}}',
             r"lists '\.\./model\.safetensors', which is missing",
+        ),
+        *(
+            (
+                json.dumps({"weight_map": dict(zip("abc", SHARDS, strict=True)), **metadata}),
+                "expected a JSON object with an object 'metadata'",
+            )
+            for metadata in ({}, {"metadata": None}, {"metadata": []})
         ),
     ],
 )

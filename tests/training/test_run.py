@@ -148,7 +148,7 @@ def test_init_starts_from_the_weights_of_a_stage_before(tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, weights(first.model)[name], rtol=0, atol=1e-9)
 
 
-def test_a_run_on_a_gpu_prints_the_status_of_kernels(
+def test_a_run_prints_its_attention_and_on_a_gpu_the_status_of_kernels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Stopped(Exception):
@@ -169,7 +169,7 @@ def test_a_run_on_a_gpu_prints_the_status_of_kernels(
         )
         with pytest.raises(Stopped):
             run(tmp_path / kind)
-        assert capsys.readouterr().err == message
+        assert capsys.readouterr().err == f"attention: in each document of a row alone\n{message}"
 
 
 def test_the_train_command(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from dreamkit.checkpoints.published.reading import read_json, read_tensors, sect
 from dreamkit.checkpoints.published.translating import sections
 from dreamkit.checkpoints.published.unpacking import unpack
 from dreamkit.checkpoints.save import write_checkpoint
-from dreamkit.errors import CheckpointError
+from dreamkit.errors import CheckpointError, describe_error, describe_value, excerpt
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.projector import Projector
 from dreamkit.recipe.loading import recipe_from_dict
@@ -66,7 +66,7 @@ def import_published(folder: Path, out: Path, registry: Registry) -> DreamModel:
         write_checkpoint(model, partial)
     for name in UNSUPPORTED:
         if published[HEAD].get(name):
-            setting = f"plugins_init_kwargs.{HEAD}.{name}={published[HEAD][name]}"
+            setting = f"plugins_init_kwargs.{HEAD}.{name}={excerpt(str(published[HEAD][name]))}"
             warnings.warn(f"{setting} is ignored: dreamkit does not train with it", stacklevel=2)
     return model
 
@@ -74,9 +74,10 @@ def import_published(folder: Path, out: Path, registry: Registry) -> DreamModel:
 def _plugin_settings(config: Mapping[str, Any], file: Path) -> dict[str, dict[str, Any]]:
     """Return the settings of the published plug-ins, after checking that dreamkit supports them."""
     if "plugins_init_kwargs" not in config:
+        model_type = describe_value(config.get("model_type"))
         raise CheckpointError(
-            f"{file}: expected 'plugins_init_kwargs', got model_type '{config.get('model_type')}' without it; name the "
-            "folder of a checkpoint that the published DreamLLM code saved"
+            f"{file}: expected 'plugins_init_kwargs', got model_type {model_type} without it; name the folder "
+            "of a checkpoint that the published DreamLLM code saved"
         )
     plugins = section(config, "plugins_init_kwargs", file)
     published = {name: section(plugins, name, file) for name in plugins}
@@ -97,8 +98,8 @@ def _compare_tokens(config: Mapping[str, Any], model: DreamModel, folder: Path) 
     for name, actual in model.token_ids.items():
         if actual != expected.get(name):
             raise CheckpointError(
-                f"{folder}: expected id {expected.get(name)} of {name}, as in special_tokens2ids_dict of config.json, "
-                f"got {actual} from the tokenizer; a tokenizer file is missing or belongs to another model"
+                f"{folder}: expected id {excerpt(str(expected.get(name)))} of {name}, as in special_tokens2ids_dict of "
+                f"config.json, got {actual} from the tokenizer; a tokenizer file is missing or belongs to another model"
             )
     if model.language_model.added_token_parameters():
         raise CheckpointError(
@@ -121,7 +122,9 @@ def _load_queries_and_projectors(
         try:
             _load_projector(getattr(model, part), under(states[plugin], prefix))
         except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{folder / drawing.files()[plugin]}: {prefix}*: {error}") from error
+            raise CheckpointError(
+                f"{folder / drawing.files()[plugin]}: {prefix}*: {describe_error(error)}"
+            ) from error
 
 
 def _load_projector(projector: Projector, state: Mapping[str, Tensor]) -> None:
@@ -132,4 +135,4 @@ def _load_projector(projector: Projector, state: Mapping[str, Tensor]) -> None:
     for layer, prefix in zip(layers, prefixes, strict=True):
         layer.load_state_dict(under(state, prefix))
     if unused := [name for name in state if not name.startswith(tuple(prefixes))]:
-        raise ValueError(f"unused tensors {', '.join(unused)}; projector_depth is {len(layers)}")
+        raise CheckpointError(f"unused tensors {', '.join(unused)}; projector_depth is {len(layers)}")

@@ -13,22 +13,28 @@ from torch import Tensor
 from dreamkit.errors import CheckpointError, SourceError, excerpt
 from dreamkit.storage import tensor_files
 from dreamkit.storage.json_files import read_json as read_object
+from dreamkit.storage.paths import shown_path
 from dreamkit.storage.sources import locate
 from dreamkit.storage.tensor_files import LONGEST_NAME, dtype_name, is_float, non_finite
 from dreamkit.storage.weight_files import missing_weights
 
-WEIGHT_NAMES = ("weight", "bias", "dream_queries")  # ends of the names; other tensors may be indices
+INDICES = "position_ids"  # end of the names of the tensors that are not weights
 
 
 def language_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield the language model's tensors, without those of plug-ins, from one file or from shards."""
     for stem in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{stem}.index.json"
-        names = _shards(index) if index.is_file() else [stem]
-        if index.is_file() or (folder / stem).is_file():
+        names = _shards(index) if index.exists() else [stem]
+        if index.exists() or (folder / stem).exists():
+            origins: dict[str, str] = {}
             for name in names:
-                state = read_tensors(folder / name)
-                yield from ((key, t) for key, t in state.items() if key.startswith(("model.", "lm_head.")))
+                for key, tensor in read_tensors(folder / name).items():
+                    if (other := origins.setdefault(key, name)) != name:
+                        where = f"{folder / name}: {excerpt(key, LONGEST_NAME)}"
+                        raise CheckpointError(f"{where}: it is in {other} too; copy all files again")
+                    if key.startswith(("model.", "lm_head.")):
+                        yield key, tensor
             return
     lacking = missing_weights([path.name for path in folder.iterdir()], PurePosixPath())
     raise CheckpointError(
@@ -39,7 +45,13 @@ def language_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 def _shards(index: Path) -> list[str]:
     names = section(read_json(index), "weight_map", index)
-    return sorted({string(names, tensor, index) for tensor in names})
+    shards = {string(names, tensor, index) for tensor in names}
+    if missing := sorted(shards - {path.name for path in index.parent.iterdir()}):
+        raise CheckpointError(
+            f"{index}: {excerpt(missing[0])} is missing from its folder; copy the whole folder of the published "
+            "checkpoint"
+        )
+    return sorted(shards)
 
 
 def component(name: str, folder: Path, files: list[str]) -> Path:
@@ -50,7 +62,7 @@ def component(name: str, folder: Path, files: list[str]) -> Path:
     try:
         return locate(name, files, weights=False)
     except SourceError as error:
-        raise SourceError(f"{folder / 'config.json'} names '{name}': {error}") from error
+        raise SourceError(f"{folder / 'config.json'} names '{shown_path(name)}': {error}") from error
 
 
 def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -88,13 +100,13 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, damaged or an unsafe pickle, or a weight has another type or NaN.
     """
-    if not file.is_file():
+    if not file.exists():
         raise CheckpointError(f"{file} is missing; copy the whole folder of the published checkpoint")
     tensors = tensor_files.read_tensors(file, CheckpointError)
     for name, tensor in tensors.items():
         where = f"{file}: {excerpt(name, LONGEST_NAME)}"
-        if name.endswith(WEIGHT_NAMES) and not is_float(tensor.dtype):
+        if not name.endswith(INDICES) and not is_float(tensor.dtype):
             raise CheckpointError(f"{where}: expected floating-point weights, got {dtype_name(tensor.dtype)}")
-        if kind := non_finite(tensor):
+        if is_float(tensor.dtype) and (kind := non_finite(tensor)):
             raise CheckpointError(f"{where}: expected finite values, got {kind}; use another checkpoint")
     return tensors

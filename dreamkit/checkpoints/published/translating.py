@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dreamkit.checkpoints.published.layout import HEAD, QUERIES, VISION, Drawing
 from dreamkit.checkpoints.published.reading import under
-from dreamkit.errors import CheckpointError
+from dreamkit.errors import CheckpointError, describe_value
 
 
 def sections(
@@ -64,7 +64,7 @@ def _projector(published: Mapping[str, Any], bias: bool) -> dict[str, Any]:
         return {"name": "linear", "bias": bias}
     if kind == "mlp":
         return {"name": "mlp", "depth": published.get("projector_depth", 1), "bias": bias}
-    raise CheckpointError(f"expected projector_type linear or mlp, got '{kind}'")
+    raise CheckpointError(f"expected projector_type linear or mlp, got {describe_value(kind)}")
 
 
 def _is_biased(state: Mapping[str, Tensor]) -> bool:

@@ -137,7 +137,7 @@ def document_attention(
         expect_close(actual, expected, f"{name} with spans", f"{name} without")
     length = min(part.spec.max_length, LONGEST) // MANY
     packed, alone = (_flops(subject, documents, length) for documents in (MANY, 1))
-    subject.call_text = f"forward with spans, {MANY} documents of {length} tokens in a row"
+    subject.call_text = f"forward with spans, {MANY} documents in a row, each of length {length}"
     expect_true(packed <= MOST_FLOPS * MANY * alone, f"{packed} FLOPs", f"{MANY} x {alone}, each alone")
 
 
@@ -213,9 +213,7 @@ def selected_rows(subject: LanguageSubject, lengths: tuple[int, int, int], seed:
     before, after = max(lengths), min(lengths)
     embeds = subject.embeds(3, before + after, seed)
     places = positions([before + after], 3)
-    subject.call_text = (
-        f"forward of {before} tokens in 3 rows, select_rows(cache, {rows}), forward of {after}"
-    )
+    subject.call_text = f"forward (T = {before}, 3 rows), select_rows(cache, {rows}), forward (T = {after})"
     cache = part.new_cache()
     with torch.no_grad():
         part(embeds[:, :before], *(each[:, :before] for each in places.values()), cache)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -17,8 +19,9 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.utils import logging
 
-from dreamkit import SourceError, count, library_errors
+from dreamkit import SourceError, count, excerpt, library_errors
 from dreamkit_diffusers import keys
 
 
@@ -50,14 +53,14 @@ class Network:
         Raises:
             SourceError: weights are damaged or missing.
         """
-        with library_errors(f"the {self.name} in {folder} cannot be loaded"):
+        with library_errors(f"the {self.name} in {folder} cannot be loaded"), _quiet_library():
             model, info = self.model_class.from_pretrained(
                 folder,
                 torch_dtype=torch.float32,
                 local_files_only=True,
                 output_loading_info=True,
                 # without it diffusers logs an error before it reads `.bin` files
-                use_safetensors=any(folder.glob("*.safetensors")),
+                use_safetensors=any(file.is_file() for file in folder.glob("*.safetensors")),
             )
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
@@ -65,7 +68,25 @@ class Network:
                 f"the weights in {folder} lack {count(len(missing), 'tensor')} of its config.json, such as "
                 f"'{missing[0]}'; download the files again"
             )
+        if unused := sorted(info["unexpected_keys"]):
+            logging.get_logger(__name__).warning(
+                f"{folder}: ignored {count(len(unused), 'tensor')} that its config.json has no place for, such as "
+                f"'{excerpt(unused[0])}'"
+            )
         return model
+
+
+@contextmanager
+def _quiet_library() -> Iterator[None]:
+    """Suppress the library's warnings, which list every tensor that is missing or unused."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _source_defaults(name: str, file: str) -> dict[str, Any] | None:

@@ -105,7 +105,7 @@ class Timm(VisionEncoder):
         try:
             self.model.set_grad_checkpointing(True)
         except (AssertionError, AttributeError):
-            log.info("%s does not support gradient checkpointing", type(self.model).__name__)
+            log.warning("%s: gradient checkpointing has no effect", type(self.model).__name__)
 
     def preprocess(self, pictures: Sequence[Picture]) -> Tensor:
         return torch.stack([self.transform(to_rgb(picture)) for picture in pictures])

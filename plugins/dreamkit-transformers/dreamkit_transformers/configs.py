@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -161,20 +160,15 @@ def load_weights(
     """
     # quiet, since the library's report would list every layer that was dropped on purpose
     with library_errors(f"{folder}: {kind.__name__} cannot load its weights"), quiet_library():
-        try:
-            loaded: Any = kind.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                attn_implementation=_attention(kind),
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are reported below
-            )
-        except UnpicklingError as error:  # the library's text advises to run the code in it
-            raise SourceError(
-                f"{folder}: its pickled weights hold more than tensors, or are damaged; name a folder with safetensors"
-            ) from error
+        loaded: Any = kind.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=_attention(kind),
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported below
+        )
     model, report = loaded
     problems = [f"missing {name}" for name in sorted(report["missing_keys"])]
     problems += [

@@ -251,8 +251,8 @@ def _from_folder(folder: Path, model_types: Sequence[str]) -> PreTrainedConfig:
     known = model_types or DECODERS
     if model_type not in known and "auto_map" in values:
         raise SourceError(
-            f"{file}: model_type '{model_type}' needs code from the model's own repository, which dreamkit does not "
-            "run; name a model whose architecture is in transformers"
+            f"{file}: model_type '{excerpt(model_type)}' needs code from the model's own repository, which dreamkit "
+            "does not run; name a model whose architecture is in transformers"
         )
     if model_type not in known and not model_types:
         raise SourceError(f"{file}: model_type: {_model_type_problem(model_type)}")

@@ -57,6 +57,13 @@ def row_cost(spec: LanguageSpec) -> Callable[[int], int]:
     return lambda width: token * width + width * width
 
 
+def attention_status(spec: LanguageSpec) -> str:
+    """Return the line of `train` that names the attention of training."""
+    if spec.document_attention:
+        return "attention: in each document of a row alone"
+    return "attention: over whole rows, since the language model's spec has no document_attention"
+
+
 def _longest_first(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda index: -lengths[index])
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 import pytest
 from hypothesis import given, strategies as st
 
-from dreamkit.data.rows import balanced_rows, row_cost
+from dreamkit.data.packing import balanced_rows, row_cost
 from dreamkit.parts.specs import LanguageSpec
 
 LIMIT = 2048
