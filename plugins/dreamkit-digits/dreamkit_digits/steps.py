@@ -44,13 +44,13 @@ def draw(model: DreamModel, labels: list[int], counts: Sequence[int]) -> Iterato
     decoder = model.image_decoder
     assert model.recipe is not None, "a loaded checkpoint has a recipe"
     states = model.dream_states([*(phrases.naming(digit) for digit in range(10)), ""])
-    conditions = [model.condition(states[rows]) for rows in (list(labels), [10] * len(labels))]
-    guidance = model.recipe.generation.guidance
+    positive, negative = (model.condition(states[rows]) for rows in (labels, [10] * len(labels)))
+    w = model.recipe.generation.guidance
     for name in decoder.spec.schedulers or ():
         for steps in counts:
             noise = torch.Generator().manual_seed(0)
             images = decoder.draw(
-                *conditions, scheduler=name, steps=steps, guidance=guidance, generators=noise
+                positive, negative, scheduler=name, steps=steps, guidance=w, generators=noise
             )
             yield name, steps, (images.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
 
