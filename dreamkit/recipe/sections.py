@@ -142,7 +142,7 @@ class GenerationSection:
     """
 
     scheduler: str | None = None
-    steps: int = setting(50, least=1, most=100_000)  # a scheduler computes a value for each before the first
+    steps: int = setting(15, least=1, most=100_000)  # a scheduler computes a value for each before the first
     guidance: float = setting(7.5, least=0)
     max_tokens: int = setting(256, least=1, most=MAX_TOKENS)
     max_images: int = setting(8, least=0, most=MAX_TOKENS)

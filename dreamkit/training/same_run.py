@@ -10,13 +10,16 @@ from typing import Any
 from dreamkit.data.fingerprint import fingerprint_differences
 from dreamkit.distributed import world_size
 from dreamkit.errors import TrainingError, count
-from dreamkit.recipe.sections import Recipe
+from dreamkit.recipe.sections import GenerationSection, Recipe
 from dreamkit.recipe.written import shown_setting
 from dreamkit.training.resume_state import check_state, fingerprints, processes
 
 # Settings that a resumed run may change, as they do not change its losses. A cache too:
 # every start compares it with the model.
-MAY_CHANGE = ("train.log_every", "train.save_every", "train.workers", "train.cache")
+MAY_CHANGE = (
+    *("train.log_every", "train.save_every", "train.workers", "train.cache"),
+    *(f"generation.{field.name}" for field in dataclasses.fields(GenerationSection)),
+)
 
 
 def compare_run(point: Path, then: Recipe | None, now: Recipe) -> None:

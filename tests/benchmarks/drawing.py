@@ -1,8 +1,8 @@
-"""Drawing with Stable Diffusion 1.5 and guidance: keys and values of the condition computed once, or in each step."""
+"""Drawing with Stable Diffusion 1.5 and guidance: beside drawing without the condition's cache, and bare calls."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
@@ -33,6 +33,12 @@ def cases(device: torch.device, small: bool) -> Iterator[Case]:
         make_inputs = partial(inputs, images, device, small)
         # bfloat16 differences of a compiled network add up over the steps
         yield Case(name, make_inputs, candidates, tolerance=0.1, bitwise=("ours",))
+    yield Case(
+        f"drawing and decoding, images 4, {steps} steps",
+        partial(recorded_inputs, 4, device, small, steps),
+        {"bare calls": lambda bare, _: bare(), "ours": lambda _, ours: ours()},
+        bitwise=("ours",),
+    )
 
 
 def draw(
@@ -44,6 +50,40 @@ def draw(
     with nullcontext() if cached else without_cache:
         *_, last = decoder.draw_steps(positive, negative, steps=steps, generators=generator)
     return last.latents
+
+
+def recorded_inputs(
+    images: int, device: torch.device, small: bool, steps: int
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """Return two functions that return the same images: one replays the calls of the networks alone, one draws."""
+    decoder, _, *conditions = inputs(images, device, small)
+
+    @torch.no_grad()
+    def ours() -> Tensor:
+        images: Tensor = decoder.decode(draw(decoder, *conditions, steps))
+        return images
+
+    return replayed(decoder, ours), ours
+
+
+def replayed(decoder: Any, drawing: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Record the calls of UNet and autoencoder in `drawing`; return a function that calls them again."""
+    calls: list[tuple[Any, Any]] = []
+    hook = decoder.network.register_forward_pre_hook(
+        lambda _, args, options: calls.append((args, options)), with_kwargs=True
+    )
+    with patch.object(decoder.vae, "decode", wraps=decoder.vae.decode) as decode:
+        drawing()
+    hook.remove()
+    (latents,) = decode.call_args.args
+
+    @torch.no_grad()
+    def replay() -> Tensor:
+        for args, options in calls:
+            decoder.network(*args, **options)
+        return (decoder.vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
+
+    return replay
 
 
 def inputs(images: int, device: torch.device, small: bool) -> tuple[Any, Any, Condition, Condition]:

@@ -165,6 +165,13 @@ def test_token_ids_must_agree(published: Path) -> None:
         convert(published)
 
 
+def test_a_published_checkpoint_draws_in_the_steps_of_its_own_code(published: Path) -> None:
+    recipe = convert(published).recipe
+    assert recipe is not None
+    generation = recipe.generation
+    assert (generation.scheduler, generation.steps) == ("ddpm", 50)
+
+
 def test_missing_settings_have_the_published_defaults(published: Path, original: dict[str, Tensor]) -> None:
     def drop(config: dict[str, Any]) -> None:
         del config["plugins_init_kwargs"][VISION]["select_layer"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
 from dreamkit.data.batch import Collator
+from dreamkit.parts.decoder import ImageDecoder
 from dreamkit.parts.projector import Projector
 from dreamkit.recipe.loading import recipe_from_dict
-from dreamkit.recipe.sections import Recipe
+from dreamkit.recipe.sections import GenerationSection, Recipe
 from dreamkit.registry.registry import Registry
 from tiny import documents, recipe
 
@@ -80,3 +82,10 @@ def test_a_pooled_projector_needs_a_decoder_with_a_pooled_vector(name: str) -> N
     problems = fit(recipe_with(name, **{"model.pooled_projector": {"name": "linear"}}), REGISTRY).problems
     keys = [problem.key for problem in problems]
     assert keys == ([] if name in ("sdxl", "sd3") else ["model.pooled_projector"])
+
+
+@pytest.mark.parametrize("method", [ImageDecoder.draw, ImageDecoder.draw_steps])
+def test_the_default_settings_of_a_drawing_are_those_of_a_recipe(method: Any) -> None:
+    defaults, section = signature(method).parameters, GenerationSection()
+    for name in ("scheduler", "steps", "guidance"):
+        assert defaults[name].default == getattr(section, name)

@@ -177,6 +177,16 @@ def test_a_finished_run_is_loaded_and_not_trained(
         run(tmp_path, recipe)
 
 
+def test_settings_of_generation_may_change_on_resume(tmp_path: Path, recipe: Recipe) -> None:
+    """A release may change their defaults."""
+    earlier = replace(recipe, generation=replace(recipe.generation, steps=50, guidance=2.0))
+    with pytest.raises(runs.Interrupted):
+        run(tmp_path, earlier, on_log=interrupt_at(2))
+    assert run(tmp_path, recipe, resume=True).model.recipe == recipe
+    finished = run(tmp_path, earlier, resume=True)
+    assert finished.was_finished and finished.model.recipe == recipe
+
+
 def test_resume_is_offered_only_where_there_is_a_resume_point(tmp_path: Path, recipe: Recipe) -> None:
     (tmp_path / "checkpoints/.step-1.partial").mkdir(parents=True)
     with pytest.raises(TrainingError) as caught:

@@ -53,8 +53,8 @@ def sections(
             "denoising": config.get("loss_weight_vm", 10.0),
             "condition_drop": published[HEAD].get("drop_prob") or 0.0,
         },
-        # the published code draws with DDPM, whichever scheduler the decoder's folder names
-        "generation": {"scheduler": "ddpm"},
+        # the published code draws with 50 steps of DDPM, whichever scheduler the decoder's folder names
+        "generation": {"scheduler": "ddpm", "steps": 50},
     }
 
 

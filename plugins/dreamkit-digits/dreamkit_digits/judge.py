@@ -34,21 +34,21 @@ class Judge:
         # C and gamma are the usual ones for these digits on their scale of 0 to 16.
         classifier = SVC(C=10.0, gamma=0.001)
         train = digits.load("train")
-        classifier.fit(_grids(train.pixels), train.labels)
+        classifier.fit(grey_levels(train.pixels), train.labels)
         return cls(classifier)
 
     def judge(self, images: Pictures) -> np.ndarray:
         """Return the digit seen in each of N pictures, (N,) int64."""
         if len(images) == 0:
             return np.empty(0, dtype=np.int64)
-        return self._classifier.predict(_grids(images))
+        return self._classifier.predict(grey_levels(images))
 
     def accuracy(self, images: Pictures, labels: Sequence[int] | np.ndarray) -> float:
         """Return the share of pictures, 0 to 1, in which the judge sees the digit of `labels`."""
         return float(np.mean(self.judge(images) == np.asarray(labels)))
 
 
-def _grids(images: Pictures) -> np.ndarray:
+def grey_levels(images: Pictures) -> np.ndarray:
     """Return (N, 64) grey levels from 0 to 16, averaged over the cells of an 8 x 8 grid."""
     pictures = [image if isinstance(image, Image.Image) else Image.fromarray(image) for image in images]
     side = (GRID_SIZE, GRID_SIZE)
