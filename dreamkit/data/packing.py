@@ -41,11 +41,13 @@ def balanced_rows(lengths: Sequence[int], max_length: int, row_cost: Callable[[i
         for count in sorted(least, key=least.__getitem__)
         if count >= alone and count * max_length >= tokens
     ]
+    tried = 0
     for layout in (_even_rows, _narrow_rows):
-        for number, count in enumerate(counts[:MOST_COUNTS]):
-            is_good = cost * GOOD <= full[count] and (number or layout is not _even_rows)
-            if cost <= least[count] or is_good:
+        for count in counts[:MOST_COUNTS]:
+            # at least one layout is tried: nearly full rows of one sequence each may leave short ones alone
+            if cost <= least[count] or (tried and cost * GOOD <= full[count]):
                 break
+            tried += 1
             rows = layout(lengths, count, max(longest, min(max_length, int(tokens / (GOOD * count)))))
             width = max(sum(lengths[index] for index in row) for row in rows)
             if width <= max_length and count * row_cost(width) < cost:

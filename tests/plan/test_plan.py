@@ -189,8 +189,11 @@ def test_batch_size_and_images_change_the_plan() -> None:
 @pytest.mark.parametrize("images", [0, 1, 2])
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("drop", [0.0, 0.5])
-def test_the_shapes_of_a_batch_are_those_of_its_documents(images: int, packing: bool, drop: float) -> None:
-    settings = {"trainable": ALL, "batch_size": 5, "packing": packing}
+@pytest.mark.parametrize("size", [5, 60])
+def test_the_shapes_of_a_batch_are_those_of_its_documents(
+    images: int, packing: bool, drop: float, size: int
+) -> None:
+    settings = {"trainable": ALL, "batch_size": size, "packing": packing}
     recipe = alive.recipe(settings, loss={"condition_drop": drop})
     model = build_on_meta(fit(recipe, REGISTRY))
     real, shapes = vars(full_batch(model, recipe, images)), vars(batch_shapes(model, recipe, images))
