@@ -17,7 +17,7 @@ from dreamkit.cache.manifest import (
     recreate_hint,
 )
 from dreamkit.data.dataset import Dataset
-from dreamkit.errors import CacheError, RecipeProblem, count, excerpt
+from dreamkit.errors import CacheError, RecipeProblem, count, excerpt, printable
 from dreamkit.recipe.sections import DataSection, Recipe, plain
 from dreamkit.recipe.written import shown_setting
 from dreamkit.registry.registry import Registry
@@ -62,7 +62,7 @@ def identity_differences(part: str, cached: Identity, current: Mapping[str, Any]
     """
 
     def line(name: str, before: str, now: str) -> str:
-        return f"{part}: {name}: {before} in the cache, {now} now"
+        return f"{part}: {printable(name)}: {before} in the cache, {now} now"
 
     if cached["component"] != current["component"]:
         yield line("component", excerpt(cached["component"]), current["component"])
@@ -193,7 +193,7 @@ def data_notes(
             cached = alike[0]["settings"]
             names = [name for name in sorted(cached.keys() | now.keys()) if cached.get(name) != now.get(name)]
             changes = [
-                f"{name}: {shown_setting(cached.get(name))} in the cache, {shown_setting(now.get(name))} now"
+                f"{printable(name)}: {shown_setting(cached.get(name))} in the cache, {shown_setting(now.get(name))} now"
                 for name in names
             ]
             yield f"{start} has other settings: {'; '.join(changes)}"

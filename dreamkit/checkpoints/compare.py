@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreamkit.checkpoints.manifest import Manifest, SourceRecord, component_sections
-from dreamkit.errors import CheckpointError, SourceError, excerpt
+from dreamkit.errors import CheckpointError, SourceError, excerpt, printable
 from dreamkit.recipe.loading import adapters_from_dict
 from dreamkit.recipe.sections import PARTS, Recipe
 from dreamkit.storage.paths import shown_path
@@ -74,5 +74,5 @@ def compare_source(folder: Path, part: str, source: SourceRecord, name: str) -> 
     if differing:
         raise CheckpointError(
             f"{folder}: the source of its {part} was '{shown_path(source['name'])}', but in '{name}' these files "
-            f"differ: {', '.join(differing)}; restore them or train again"
+            f"differ: {', '.join(map(printable, differing))}; restore them or train again"
         )

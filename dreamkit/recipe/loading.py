@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from dreamkit.recipe.schema import SchemaReader
 from dreamkit.recipe.sections import AdapterSection, Recipe
 from dreamkit.recipe.tree import Node
 from dreamkit.registry.registry import Registry
+from dreamkit.storage.json_files import key_problem
 
 
 def load_recipe(name: str, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
@@ -46,7 +47,10 @@ def recipe_from_dict(data: Mapping[str, Any], registry: Registry, where: str = "
     Raises:
         RecipeError: every problem at once.
     """
-    tree = with_current_keys(Node.from_plain(data, where, Path.cwd()))
+    tree = Node.from_plain(data, where, Path.cwd())
+    if problems := [*_key_problems(tree)]:
+        raise RecipeError(problems)
+    tree = with_current_keys(tree)
     return _require_valid(*_read(tree, registry, stored=True))
 
 
@@ -65,6 +69,19 @@ def adapters_from_dict(data: Mapping[str, Any], where: str) -> tuple[AdapterSect
     if reader.problems:
         raise RecipeError(reader.problems)
     return tuple(read)
+
+
+def _key_problems(tree: Node, key: str = "") -> Iterator[RecipeProblem]:
+    """Yield a problem for each key of plain values that a file could not have."""
+    items: list[tuple[str, Node]] = []
+    if isinstance(tree.value, dict):
+        items = [*tree.value.items()]
+    elif isinstance(tree.value, list):
+        items = [(str(index), item) for index, item in enumerate(tree.value)]
+    for name, item in items:
+        if problem := key_problem(name):
+            yield RecipeProblem(item.where, key, problem)
+        yield from _key_problems(item, f"{key}.{name}" if key else name)
 
 
 def _read(

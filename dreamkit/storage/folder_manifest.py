@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints, is_typeddict
 
-from dreamkit.errors import DreamkitError, describe_error, excerpt, surrogate_problem
+from dreamkit.errors import DreamkitError, describe_error, excerpt, printable, surrogate_problem
 from dreamkit.storage.folders import (
     NOT_UTF8,
     FileRecord,
@@ -122,7 +122,7 @@ class FolderManifest(ABC):
     @classmethod
     def damaged(cls, folder: Path, problems: Iterable[str], *, at: Path | None = None) -> DreamkitError:
         """Return the error about a damaged `folder`, with a line for each of `problems`."""
-        listed = "".join(f"\n  {problem}" for problem in problems)
+        listed = "".join(f"\n  {printable(problem)}" for problem in problems)
         return cls.ERROR(f"{at or folder}: the {cls.KIND} is damaged; {cls.repair_hint(folder)}{listed}")
 
     @classmethod

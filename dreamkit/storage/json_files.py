@@ -39,15 +39,14 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Return the JSON object in a text.
+    """Return the JSON object in a text. Its keys may be any texts: messages escape them with `printable`.
 
     Raises:
         JSONDecodeError: not JSON.
-        DreamkitError: not an object, nested deeper than any real config, an integer of too many digits, or a key with
-            control characters.
+        DreamkitError: not an object, nested deeper than any real config, or an integer of too many digits.
     """
     try:
-        content = json.loads(text, parse_int=bounded_integer, object_pairs_hook=_section)
+        content = json.loads(text, parse_int=bounded_integer)
     except RecursionError:
         raise DreamkitError(f"expected at most {MAX_DEPTH} nested values, got more") from None
     if not isinstance(content, dict):
@@ -70,16 +69,9 @@ def size_problem(file: Path) -> str | None:
 
 
 def key_problem(key: str) -> str | None:
-    """Return why a text cannot be a key, or None. Messages show keys whole, so these must fit on a line."""
+    """Return why a text cannot be a key of a recipe, or None. Messages show keys whole, so these must fit on a line."""
     shown = printable(key)
     return None if shown == key else f"expected a key without control characters, got '{shown}'"
-
-
-def _section(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    for key, _ in pairs:
-        if problem := key_problem(key):
-            raise DreamkitError(problem)
-    return dict(pairs)
 
 
 def is_deep(value: Any, most: int) -> bool:

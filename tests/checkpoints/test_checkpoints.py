@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from dreamkit.checkpoints.load import load_checkpoint, load_weights
 from dreamkit.checkpoints.save import save_checkpoint
-from dreamkit.errors import CheckpointError
+from dreamkit.errors import CheckpointError, printable
 from dreamkit.model.model import DreamModel
 from dreamkit.storage.folders import describe_files
 from saved_models import (
@@ -197,6 +197,23 @@ def test_a_changed_or_missing_source_is_refused(sources: Path, tmp_path: Path) -
     shutil.rmtree(own / "vision_encoder")
     with pytest.raises(CheckpointError, match=r"cannot read '.*', the source of its vision_encoder"):
         load_checkpoint(tmp_path / "checkpoint")
+
+
+def test_names_of_a_source_may_have_format_and_control_characters(sources: Path, tmp_path: Path) -> None:
+    own, joined = Path(shutil.copytree(sources, tmp_path / "sources")), "\u2764\u200d\xad\ufeff\n"
+    notes = own / f"vision_encoder/notes {joined}.txt"
+    notes.write_text("a cat")
+    config = own / "vision_encoder/config.json"
+    labels = {"label2id": {joined: 0, "b": 1}, "id2label": {"0": joined, "1": "b"}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | labels))
+    model = build_tiny(on_sources(own))
+    save_checkpoint(model, tmp_path / "checkpoint")
+    loaded, _ = load_checkpoint(tmp_path / "checkpoint")
+    assert_equal(loaded, model)
+    notes.write_text("a dog")
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(tmp_path / "checkpoint")
+    assert f"these files differ: notes {printable(joined)}.txt; restore" in str(caught.value)
 
 
 def test_the_checkpoint_has_its_own_tokenizer(sources: Path, tmp_path: Path) -> None:

@@ -56,6 +56,17 @@ def test_recipe_from_dict_is_strict(registry: Registry) -> None:
         recipe_from_dict(data, registry, where="dreamkit.json")
 
 
+def test_plain_values_have_the_keys_of_a_file(registry: Registry) -> None:
+    data = complete_recipe()
+    data["data"][0]["a\nb"] = {"\u200d": 1}
+    with pytest.raises(RecipeError) as caught:
+        recipe_from_dict(data, registry, where="dreamkit.json")
+    assert [str(problem) for problem in caught.value.problems] == [
+        r"dreamkit.json: data.0: expected a key without control characters, got 'a\nb'",
+        r"dreamkit.json: data.0.a\nb: expected a key without control characters, got '\u200d'",
+    ]
+
+
 def test_each_key_has_its_place(base: Path, registry: Registry) -> None:
     recipe = load_recipe(str(base), ("train.steps=5",), registry)
     assert recipe.place("model.dream_queries") == line_of(base, "dream_queries")

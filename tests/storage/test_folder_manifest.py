@@ -3,14 +3,15 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, TypedDict
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from dreamkit.errors import DreamkitError
+from dreamkit.errors import DreamkitError, printable
 from dreamkit.storage.folder_manifest import FolderManifest, schema_errors
-from dreamkit.storage.folders import describe_files
+from dreamkit.storage.folders import FileRecord, describe_files
 
 
 class Book(TypedDict):
@@ -71,6 +72,22 @@ def test_a_manifest_is_read_as_written(folder: Path) -> None:
     assert (folder / "shelf.json").read_text(encoding="utf-8") == text
 
 
+@given(st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), min_size=1, max_size=50))
+def test_the_names_of_files_may_have_any_characters(name: str) -> None:
+    with TemporaryDirectory() as path:
+        files: dict[str, FileRecord] = {name: {"size": 1, "sha256": ""}}
+        Shelf(format=3, dreamkit="1", files=files, books=[], lent={name: []}).write(Path(path))
+        if name == "..":
+            with pytest.raises(ShelfError, match="is not inside the shelf"):
+                Shelf.read(Path(path))
+        else:
+            manifest = Shelf.read(Path(path))
+            assert (manifest.files, manifest.lent) == (files, {name: []})
+            with pytest.raises(ShelfError) as caught:
+                manifest.verify(Path(path))
+            assert str(caught.value).endswith(f"glue it\n  {printable(name)}: missing")
+
+
 def test_an_older_format_is_upgraded(folder: Path) -> None:
     content = json.loads((folder / Shelf.FILE).read_text())
     del content["lent"]
@@ -92,6 +109,9 @@ def test_an_older_format_is_upgraded(folder: Path) -> None:
         ({"books": [{"title": "A"}]}, r"books\.0: missing or unknown: pages"),
         ({"books": [{"title": "A", "pages": "9"}]}, r'books\.0\.pages: expected an integer, got "9"'),
         ({"lent": {"ann": 1}}, r"lent\.ann: expected a list, got 1"),
+        ({"lent": {"a\n\x1bn": 1}}, r"lent\.a\\n\\x1bn: expected a list, got 1"),
+        ({"a\nb": 1}, r"missing or unknown: a\\nb"),
+        ({"files": {"/a\n": {"size": 1, "sha256": ""}}}, r"files: '/a\\n' is not inside the shelf"),
     ],
 )
 def test_an_invalid_manifest_is_refused(folder: Path, changes: dict[str, Any], message: str) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from dreamkit.errors import SourceError, printable
+from dreamkit.errors import SourceError
 from dreamkit.storage.json_files import MAX_DEPTH, is_deep, read_json
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inside: st.lists(inside) | st.dictionaries(st.text().map(printable), inside),
+    lambda inside: st.lists(inside) | st.dictionaries(st.text(), inside),
     max_leaves=9,
 )
 
@@ -41,7 +41,6 @@ def test_an_object_is_read_as_written_and_another_value_refused(tmp_path: Path, 
         ('{"a":' * 10**5 + "1" + "}" * 10**5, f"expected at most {MAX_DEPTH} nested values"),
         ('{"a": ' + "[" * MAX_DEPTH + "]" * MAX_DEPTH + "}", f"expected at most {MAX_DEPTH} nested values"),
         ('{"a": ' + "9" * 5000 + "}", "expected at most 80 digits in an integer, got 5,000"),
-        ('{"a": [{"b\\nc": 1}]}', r"expected a key without control characters, got 'b\nc'"),
     ],
 )
 def test_an_invalid_file_is_refused_with_its_name(tmp_path: Path, text: str, reason: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dreamkit.errors import CheckpointError, SourceError, excerpt
+from dreamkit.errors import CheckpointError, SourceError, excerpt, printable
 from dreamkit.storage import tensor_files
 from dreamkit.storage.json_files import read_json as read_object
 from dreamkit.storage.paths import shown_path
@@ -82,7 +82,9 @@ def section(values: Mapping[str, Any], key: str, file: Path) -> dict[str, Any]:
     """Return the object at `key` of the values in `file`; it is empty if the key is missing."""
     value = values.get(key, {})
     if not isinstance(value, dict):
-        raise CheckpointError(f"{file}: {key}: expected an object, got {excerpt(json.dumps(value))}")
+        raise CheckpointError(
+            f"{file}: {printable(key)}: expected an object, got {excerpt(json.dumps(value))}"
+        )
     return value
 
 
@@ -90,7 +92,9 @@ def string(values: Mapping[str, Any], key: str, file: Path) -> str:
     """Return the string at `key` of the values in `file`."""
     value = values.get(key)
     if not isinstance(value, str):
-        raise CheckpointError(f"{file}: {key}: expected a string, got {excerpt(json.dumps(value))}")
+        raise CheckpointError(
+            f"{file}: {printable(key)}: expected a string, got {excerpt(json.dumps(value))}"
+        )
     return value
 
 

@@ -83,7 +83,9 @@ class Configs:
             self.problems.setdefault(f"config.{key}", message)
             return
         name, _, inner = key.partition(".")
-        located = f"{self.folder}/{self.layout.files[name]}: {f'{inner}: ' if inner else ''}{message}"
+        located = (
+            f"{self.folder}/{self.layout.files[name]}: {f'{excerpt(inner)}: ' if inner else ''}{message}"
+        )
         earlier = self.problems.get("pretrained")
         self.problems["pretrained"] = located if earlier is None else f"{earlier}; {located}"
 
@@ -237,9 +239,9 @@ def _check_values(
             continue
         elif configs.folder is None:
             hint = did_you_mean(key, {*defaults, *foreign})
-            configs.add_problem(f"{name}.{key}", f"unknown key '{key}'; {hint}")
+            configs.add_problem(f"{name}.{key}", f"unknown key '{excerpt(key)}'; {hint}")
         elif value is not None and key not in AVERAGING:
-            message = f"unknown key '{key}', which diffusers {diffusers.__version__} would ignore"
+            message = f"unknown key '{excerpt(key)}', which diffusers {diffusers.__version__} would ignore"
             configs.add_problem(f"{name}.{key}", f"{message}; update diffusers or name another source")
 
 

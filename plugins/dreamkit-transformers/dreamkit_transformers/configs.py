@@ -132,7 +132,7 @@ def config_from_folder(kind: type[LibraryConfig], folder: Path, model_types: Seq
             )
     for name, value in values.items():
         if (problem := _range_problem(kind, name, value)) is not None:
-            raise SourceError(f"{file}: {name}: {problem}")
+            raise SourceError(f"{file}: {excerpt(name)}: {problem}")
     # quiet, since old configs use earlier names, which the library translates
     with library_errors(f"{file}: invalid for {kind.__name__}"), quiet_library():
         return _with_named_outputs(kind.from_pretrained(folder, local_files_only=True))
