@@ -22,8 +22,19 @@ from pathlib import Path
 from typing import Any, Final
 
 MOST_SHOWN: Final = 100  # problems of a recipe in its message
-_MOST_READ: Final = 1000  # characters of another library's message
-_LONG_VALUE: Final = re.compile(r"[\[{](?:.{80,}[\]}]|.{80,}$)|'[^']{80,}'|\"[^\"]{80,}\"|\S{81,}")
+_MOST_READ: Final = 100_000  # characters of another library's message, with its values
+_LONGEST_TEXT: Final = 1000  # characters that are shown of it
+# A value in another library's message: quoted, in brackets with at most two levels of inner ones, or an unbroken word.
+# Quotes are paired, so that the text between two values is not one. A quote between letters is an apostrophe.
+_VALUE: Final = re.compile(
+    r"""
+    (?<!\w)[bru]?(?P<quote>['"]) (?: (?!(?P=quote)). | (?<=\w)(?P=quote)(?=\w) )*+ (?P=quote)(?!\w)
+    | \[ (?: [^][] | \[ (?: [^][] | \[ [^][]*+ \] )*+ \] )*+ \]
+    | \{ (?: [^{}] | \{ (?: [^{}] | \{ [^{}]*+ \} )*+ \} )*+ \}
+    | \S{81,}
+    """,
+    re.VERBOSE,
+)
 # Unicode's categories of control characters, surrogates, line and paragraph separators, and formats, which include
 # those that reverse the order of the text.
 _UNPRINTABLE: Final = ("Cc", "Cs", "Zl", "Zp", "Cf")
@@ -174,8 +185,8 @@ def describe_error(error: BaseException) -> str:
 
 
 def library_text(text: str) -> str:
-    """Return another library's text on one line, with at most 80 characters of each value that it quotes."""
-    return printable(_LONG_VALUE.sub(_shortened_value, excerpt(" ".join(text.split()), _MOST_READ)))
+    """Return another library's text on one line of at most 1000 characters, with at most 80 of each value in it."""
+    return excerpt(_VALUE.sub(_shortened_value, " ".join(text[:_MOST_READ].split())), _LONGEST_TEXT)
 
 
 def _shortened_value(match: re.Match[str]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from dreamkit.cli.shared import console, echo, print_lines
 from dreamkit.errors import (
@@ -18,6 +19,7 @@ from dreamkit.errors import (
     describe_value,
     excerpt,
     library_errors,
+    library_text,
     printable,
     printable_lines,
 )
@@ -107,6 +109,58 @@ def test_a_value_inside_a_library_error_is_shortened_and_a_path_is_not() -> None
     assert 21 * "QUJD" not in shown and path in shown
     assert describe_error(OSError(f"no file {200 * 'x'}")).endswith(200 * "x")
     assert describe_error(DreamkitError("as\nit is")) == "as\nit is"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "expected the ids of apply_chat_template, got others from token 3, 'abc' instead of 'def', for the prompt of "
+        "user ('one'); name another tokenizer",
+        "size mismatch: copying a param with shape torch.Size([4096, 4096]) from checkpoint, the shape in current "
+        "model is torch.Size([4096, 32000]).",
+        "[rank 0] the model has layers that the files lack, all of which are initialized anew, so train these [or not]",
+        "it doesn't fit the model, since the file has other layers than its config, too many, so it isn't loaded",
+        "the users' values lie outside of the range of those that the models' configs allow, which are at most 'x'",
+        "an unclosed [ before a sentence of more than eighty characters, which is no value but the reason of the error",
+    ],
+)
+def test_the_sentences_of_a_library_stay_whole(text: str) -> None:
+    assert library_text(text) == text
+    assert describe_error(ValueError(text)) == f"ValueError: {text}"
+
+
+short_values = st.text("ab1", max_size=70) | st.lists(st.integers(-99, 99), max_size=9) | st.booleans()
+
+
+@given(st.lists(short_values, max_size=9))
+def test_short_values_in_a_text_of_a_library_stay_whole(values: list[str | list[int] | bool]) -> None:
+    text = " ".join(["got", *(f"{value!r}, where one of another kind is" for value in values), "expected"])
+    assert library_text(text) == text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        repr(200 * "a b "),
+        repr(f"it's {200 * 'a b '}"),
+        repr(200 * b"a b "),
+        repr([*range(1000)]),
+        repr([[n, [n]] for n in range(1000)]),
+        repr({str(n): {"a": [n]} for n in range(1000)}),
+        1000 * "QUJD",
+    ],
+)
+def test_a_long_value_is_shortened_alone(value: str) -> None:
+    text = f"doesn't fit: got {value} instead of 'one' of the models' values"
+    assert library_text(text) == f"doesn't fit: got {excerpt(value)} instead of 'one' of the models' values"
+
+
+@settings(max_examples=20)
+@given(st.text(st.sampled_from("a '\"[]{}\\"), max_size=300).map(lambda text: 300 * text))
+def test_any_text_of_a_library_is_read_in_linear_time(text: str) -> None:
+    start = time.process_time()
+    assert len(library_text(text)) <= 1000
+    assert time.process_time() - start < 2
 
 
 def test_a_library_error_becomes_an_error_about_the_file() -> None:
