@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 from omegaconf import OmegaConf
@@ -146,7 +147,6 @@ class _Resolver:
                 key = str(self._read(path, key))
             target = self._absolute(path, key.strip())
             yield from self._pending_around(target)
-            self._require(target)
 
     def _absolute(self, path: KeyPath, key: str) -> KeyPath:
         """Return the path of `key` as written in the value at `path`; each dot at its start leaves one section."""
@@ -156,26 +156,26 @@ class _Resolver:
         return (*(path[: len(path) - ups] if ups else ()), *_STEP.findall(key))
 
     def _pending_around(self, target: KeyPath) -> Iterator[KeyPath]:
-        """Yield the pending paths that lead to `target`, or are inside of it."""
-        for length in range(1, len(target) + 1):
-            if target[:length] in self.pending:
-                yield target[:length]
-        yield from [path for path in self.pending if path[: len(target)] == target]
-        if any(path[: len(target)] == target[: len(path)] for path in self.broken):
-            raise _BrokenTargetError
-
-    def _require(self, target: KeyPath) -> None:
-        """Raise if there is no value at `target`."""
+        """Yield the pending paths that lead to `target`, or are inside of it; raise if there is no value at it."""
         section: Any = self.config
-        for length, step in enumerate(target, 1):
-            key, keys = ".".join(target[:length]), _keys(section)
-            if step not in keys:
+        path: KeyPath = ()
+        for step in target:
+            key, keys = _key(step, section), _keys(section)
+            path = (*path, key)
+            if key not in keys:
                 size = count(len(keys), "item")
                 hint = f"its list has {size}" if OmegaConf.is_list(section) else did_you_mean(step, keys)
-                raise DreamkitError(f"there is no key '{key}'; {hint}")
-            if OmegaConf.is_missing(section, _index(step, section)):
-                raise DreamkitError(f"{key} is '???', which stands for a missing value; set it")
-            section = section[_index(step, section)]
+                raise DreamkitError(f"there is no key '{'.'.join(path)}'; {hint}")
+            if path in self.pending:
+                yield path
+            if path in self.broken:
+                raise _BrokenTargetError
+            if OmegaConf.is_missing(section, _index(key, section)):
+                raise DreamkitError(f"{'.'.join(path)} is '???', which stands for a missing value; set it")
+            section = section[_index(key, section)]
+        yield from [inner for inner in self.pending if inner[: len(path)] == path]
+        if any(inner[: len(path)] == path for inner in self.broken):
+            raise _BrokenTargetError
 
     def _read(self, path: KeyPath, text: str) -> Any:
         """Return the value of `text` at `path`, as OmegaConf resolves it."""
@@ -192,6 +192,15 @@ class _Resolver:
         for step in path[:-1]:
             section = section[_index(step, section)]
         return section
+
+
+def _key(step: str, section: Any) -> str:
+    """Return the key of a section for a step of a reference: that of `-1` or `00` in a list is the item's index."""
+    if OmegaConf.is_list(section):
+        with suppress(ValueError):
+            index = int(step)
+            return str(index + len(section) if -len(section) <= index < 0 else index)
+    return step
 
 
 def _index(step: str, section: Any) -> str | int:

@@ -31,6 +31,10 @@ TEXTS = [
         "${s.a}",
         "${s.l[1]}",
         "${s.l.0}",
+        "${s.l[-1]}",
+        "${s.l.-2}",
+        "${s.l.01}",
+        "${s.l}",
         "${.a}",
         "${..b}",
         "${s}",
@@ -86,6 +90,7 @@ def test_a_long_chain_is_resolved_in_any_order_of_its_keys(seed: int) -> None:
         ({"a": "${b.c}", "b": {"c": "${..a}"}}, "a -> b.c -> a"),
         ({"a": "${${b}}", "b": "a"}, "a -> a"),
         ({"a": ["${a.1}", "${a[0]}"]}, "a.0 -> a.1 -> a.0"),
+        ({"a": ["${a[-1]}", "${a.00}"]}, "a.0 -> a.1 -> a.0"),
     ],
 )
 def test_a_cycle_is_one_problem_that_names_its_keys(values: dict[str, Any], cycle: str) -> None:
@@ -115,6 +120,7 @@ def test_other_resolvers_are_refused(text: str) -> None:
         ("${nowhere.a}", "there is no key 'nowhere'; known: data, none, train"),
         ("${train.steps.x}", "there is no key 'train.steps.x'; none are known"),
         ("${data[2].path}", "there is no key 'data.2'; its list has 1 item"),
+        ("${data[-2].path}", "there is no key 'data.-2'; its list has 1 item"),
         ("${data.path}", "there is no key 'data.path'; its list has 1 item"),
         ("${${none}}", "there is no key 'None'; did you mean 'none'?"),
         ("${train.open}", "train.open is '???', which stands for a missing value; set it"),
