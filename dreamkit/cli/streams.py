@@ -17,6 +17,8 @@ from dreamkit.storage.writing import failed_write
 STDIN, STDOUT, STDERR = 0, 1, 2
 LOG_LEVEL: Final = "DREAMKIT_LOG"  # the environment variable
 LEVELS: Final = ("debug", "info", "warning", "error")  # its values
+# the environment variables of libraries that print their logs themselves, from a level of their own on
+_LIBRARY_LEVELS: Final = ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY")
 # Standard output is opened for reading, so that printing stays an error.
 _MODES: Final = {STDIN: os.O_RDONLY, STDOUT: os.O_RDONLY, STDERR: os.O_WRONLY}
 
@@ -49,14 +51,19 @@ def prepare() -> None:
 def show_logs() -> None:
     """Print the log of parts and libraries from the level in the environment variable `DREAMKIT_LOG` on.
 
-    Python itself prints warnings and errors.
+    Python itself prints warnings and errors. An empty variable is as good as none. A library's own variable stays as it
+    is. Call this before the libraries are imported.
 
     Raises:
         DreamkitError: there is no such level.
     """
-    level = os.environ.get(LOG_LEVEL, "warning")
+    level = os.environ.get(LOG_LEVEL)
+    if not level:
+        return
     if level.lower() not in LEVELS:
         raise DreamkitError(f"{LOG_LEVEL}: expected one of {', '.join(LEVELS)}, got '{excerpt(level)}'")
+    for variable in _LIBRARY_LEVELS:
+        os.environ[variable] = os.environ.get(variable) or level.lower()
     if level.lower() != "warning":
         logging.basicConfig(level=level.upper(), format="%(name)s: %(message)s")
 

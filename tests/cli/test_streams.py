@@ -92,6 +92,7 @@ def test_a_line_of_a_library_is_one_short_line_without_control_characters(tmp_pa
     ("level", "lines"),
     [
         (None, ["warned"]),
+        ("", ["warned"]),
         ("warning", ["warned"]),
         ("INFO", ["dreamkit_any: informed", "dreamkit_any: warned"]),
         ("error", []),
@@ -117,6 +118,45 @@ log.warning("warned")
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True
     )
     assert process.stderr.splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("level", "own", "lines"),
+    [
+        (None, "", {"warning"}),
+        ("", "", {"warning"}),
+        ("INFO", "", {"info", "warning"}),
+        ("error", "", set()),
+        ("error", "info", {"info", "warning"}),
+    ],
+)
+def test_the_level_is_that_of_libraries_with_one_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, level: str | None, own: str, lines: set[str]
+) -> None:
+    monkeypatch.delenv("DREAMKIT_LOG", raising=False)
+    if level is not None:
+        monkeypatch.setenv("DREAMKIT_LOG", level)
+    libraries = {"transformers": "TRANSFORMERS", "diffusers": "DIFFUSERS", "huggingface_hub": "HF_HUB"}
+    for variable in libraries.values():
+        monkeypatch.setenv(f"{variable}_VERBOSITY", own)
+    script = """
+from dreamkit.cli import streams
+streams.prepare()
+streams.show_logs()
+import diffusers.utils.logging, huggingface_hub.utils.logging, transformers.utils.logging
+for library in (diffusers, huggingface_hub, transformers):
+    log = library.utils.logging.get_logger(f"{library.__name__}.any")
+    log.info(f"info of {library.__name__}")
+    log.warning(f"warning of {library.__name__}")
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True
+    )
+    printed = {
+        library: {each for each in ("info", "warning") if f"{each} of {library}" in process.stderr}
+        for library in libraries
+    }
+    assert printed == dict.fromkeys(libraries, lines), process.stderr
 
 
 def test_an_unknown_level_is_refused(tmp_path: Path) -> None:
