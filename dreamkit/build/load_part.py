@@ -5,6 +5,7 @@ Libraries cast any stored type to a model's, copy NaN, and apply adapters beside
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,7 @@ from dreamkit.storage.sources import weight_files
 from dreamkit.storage.tensor_files import (
     FLOAT_TYPES,
     LONGEST_NAME,
+    copy_problem,
     dtype_name,
     is_float,
     non_finite,
@@ -74,13 +76,11 @@ def _problems(part: PretrainedPart, files: dict[str, Path]) -> Iterator[str]:
 
 def _file_problems(state: dict[str, Tensor], files: dict[str, Path]) -> Iterator[str]:
     """Yield the problems of the tensors in `files`, of a part with the tensors `state`."""
-    shards: dict[tuple[PurePosixPath, str], str] = {}  # by folder and tensor
+    origins: dict[PurePosixPath, dict[str, str]] = defaultdict(dict)  # of the tensors in each folder
     for file, path in files.items():
         for name, tensor in read_tensors(path, SourceError).items():
-            if is_shard(file):
-                other = shards.setdefault((PurePosixPath(file).parent, name), file)
-                if other != file:
-                    yield f"{file}: {excerpt(name, LONGEST_NAME)} is in {other} too; copy all files again"
+            if is_shard(file) and (problem := copy_problem(name, file, origins[PurePosixPath(file).parent])):
+                yield f"{file}: {problem}"
             if not is_float(tensor.dtype) and _is_weight(name, state):
                 shown = excerpt(name, LONGEST_NAME)
                 expected = f"{', '.join(FLOAT_TYPES[:-1])} or {FLOAT_TYPES[-1]}"

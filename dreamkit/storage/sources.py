@@ -38,6 +38,7 @@ from dreamkit.storage.weight_files import (
     shortened,
     unused_weights,
     weights_in,
+    weights_read,
 )
 
 PROBE_SECONDS = 3.0
@@ -101,7 +102,7 @@ def fingerprint(pretrained: str, *, weights: bool = True) -> dict[str, str]:
     folder = locate(pretrained, ())
     files = {name: folder / name for name in _listing(folder) if name.endswith(_SMALL_SUFFIXES)}
     if weights:
-        files |= weight_files(pretrained)
+        files |= {name: folder / name for names in _weights(folder).values() for name in names}
     try:
         return {name: _hash(path) for name, path in sorted(files.items())}
     except OSError as error:
@@ -109,15 +110,25 @@ def fingerprint(pretrained: str, *, weights: bool = True) -> dict[str, str]:
 
 
 def weight_files(pretrained: str) -> dict[str, Path]:
-    """Return the weight files of a source, by their names in its folder.
+    """Return the weight files of a source that libraries read, by their names in its folder.
 
     Raises:
         SourceError: the source cannot be found, as in `locate`.
     """
     folder = locate(pretrained, ())
+    return {
+        name: folder / name
+        for parent, names in _weights(folder).items()
+        for name in weights_read(folder / parent, names)
+    }
+
+
+def _weights(folder: Path) -> dict[PurePosixPath, list[str]]:
+    """Return the names of all weight files of a source, by their folders in it."""
     names = _listing(folder)
-    parents = sorted({PurePosixPath(name).parent for name in names})
-    return {name: folder / name for parent in parents for name in weights_in(names, parent)}
+    return {
+        parent: weights_in(names, parent) for parent in sorted({PurePosixPath(name).parent for name in names})
+    }
 
 
 def _described(known: str) -> list[str]:

@@ -109,6 +109,15 @@ def unreadable(error: OSError) -> str:
     return f"cannot be read: {error.strerror or error}"
 
 
+def copy_problem(name: str, file: str, origins: dict[str, str]) -> str | None:
+    """Return the problem of a tensor in `file` that another shard has too, else None.
+
+    `origins` are the files of the tensors of one set of shards, by name; it gets this one.
+    """
+    other = origins.setdefault(name, file)
+    return None if other == file else f"{excerpt(name, LONGEST_NAME)} is in {other} too; copy all files again"
+
+
 def tensor_problem(stored: Tensor, target: Tensor) -> str | None:
     """Return why the stored values cannot replace those of `target`, such as "expected float32, got int8"; else None.
 

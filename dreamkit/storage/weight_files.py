@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from dreamkit.errors import excerpt
+from dreamkit.errors import SourceError, excerpt
+from dreamkit.storage.json_files import read_json
 from dreamkit.storage.refused_pickles import COMPRESSED, is_compressed
 
 ADAPTER_CONFIG: Final = "adapter_config.json"  # of peft; transformers applies the adapter beside it
@@ -80,17 +80,16 @@ def misread_weights(folder: Path, names: Sequence[str]) -> str | None:
             return f"{name}: {COMPRESSED}"
     if other := config.get("transformers_weights"):
         return f"config.json: transformers_weights names '{excerpt(str(other))}'; remove this key"
-    kinds = {(match[1], match[3]) for name in files if (match := _WEIGHTS.fullmatch(name))}
+    kinds = _kinds(files)
     for key, library, stems in _LIBRARIES:
         if key in config and kinds and not stems & {stem for stem, _ in kinds}:
             expected, listed = " or ".join(sorted(stems)), shortened([f"'{name}'" for name in sorted(files)])
             return (
                 f"{library}, whose config.json this is, reads {expected} and not {listed}; rename the files"
             )
-    for stem, suffix in sorted(kinds):
+    for stem, suffix in kinds:
         index = f"{stem}.{suffix}.index.json"
-        # beside a whole file, transformers ignores an index, and diffusers does not
-        if f"{stem}.{suffix}" in files and not ("_class_name" in config and (folder / index).is_file()):
+        if _reads_whole_file(folder, f"{stem}.{suffix}", files, config):
             continue
         content = _json_object(folder / index)
         shards = content.get("weight_map")
@@ -104,13 +103,45 @@ def misread_weights(folder: Path, names: Sequence[str]) -> str | None:
     return None
 
 
+def weights_read(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return those of the weight files in a folder that a library reads: without shards that an index does not list.
+
+    Without an index of such shards, which `misread_weights` reports, it is all of them. `names` are as there.
+    """
+    config, files = _json_object(folder / "config.json"), {Path(name).name: name for name in names}
+    unread: set[str] = set()
+    for stem, suffix in _kinds(files):
+        whole = f"{stem}.{suffix}"
+        siblings = {
+            name
+            for name in files
+            if (match := _WEIGHTS.fullmatch(name)) and (match[1], match[3]) == (stem, suffix)
+        }
+        if _reads_whole_file(folder, whole, files, config):
+            unread |= siblings - {whole}
+        else:
+            shards = _json_object(folder / f"{whole}.index.json").get("weight_map")
+            if listed := siblings & set(map(str, shards.values() if isinstance(shards, dict) else ())):
+                unread |= siblings - listed
+    return [name for file, name in files.items() if file not in unread]
+
+
+def _kinds(files: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the stems and suffixes of weight files: those of one kind are one set of weights, or several."""
+    return sorted({(match[1], match[3]) for name in files if (match := _WEIGHTS.fullmatch(name))})
+
+
+def _reads_whole_file(folder: Path, whole: str, files: Collection[str], config: Mapping[str, Any]) -> bool:
+    """Return True if a library reads the file `whole` and no shards: diffusers prefers an index, and others do not."""
+    return whole in files and not ("_class_name" in config and (folder / f"{whole}.index.json").is_file())
+
+
 def _json_object(file: Path) -> dict[str, Any]:
     """Return the JSON object in a file, or an empty one: the part reports a damaged config."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(file)
+    except SourceError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def unused_weights(names: Iterable[str], parent: PurePosixPath) -> str:

@@ -46,7 +46,7 @@ def writing(path: Path) -> Iterator[None]:
     except OutputError:
         raise
     except Exception as error:
-        if (reason := _system_error(error, outer)) is None:
+        if (reason := system_error(error, outer)) is None:
             raise
         name = reason.filename2 or reason.filename  # of a copy and a rename, the second is the target
         if isinstance(name, (str, os.PathLike)):
@@ -107,21 +107,7 @@ def final_path(path: Path) -> Path:
     return Path(*(_PARTIAL.sub(r"\1", part) for part in Path(whole).parts))
 
 
-def _limits(error: OSError, place: Path) -> Iterator[str]:
-    """Yield the free space at `place` and, if a file was too large, the limit on its size."""
-    from rich.filesize import decimal
-
-    if error.errno == errno.EFBIG:
-        yield f"at most {decimal(resource.getrlimit(resource.RLIMIT_FSIZE)[0])} in a file"
-    for folder in (place, *place.absolute().parents):
-        try:
-            yield f"{decimal(shutil.disk_usage(folder).free)} free"
-            return
-        except OSError:
-            pass
-
-
-def _system_error(error: BaseException, outer: BaseException | None) -> OSError | None:
+def system_error(error: BaseException, outer: BaseException | None) -> OSError | None:
     """Return the error of the operating system that caused `error`, if one did; `outer` was handled before the block.
 
     Libraries in Rust write its number into their message. torch raises a RuntimeError, without the reason if torch
@@ -138,3 +124,17 @@ def _system_error(error: BaseException, outer: BaseException | None) -> OSError 
             unknown = OSError("the system did not take all bytes")
         cause = cause.__cause__ or cause.__context__
     return unknown
+
+
+def _limits(error: OSError, place: Path) -> Iterator[str]:
+    """Yield the free space at `place` and, if a file was too large, the limit on its size."""
+    from rich.filesize import decimal
+
+    if error.errno == errno.EFBIG:
+        yield f"at most {decimal(resource.getrlimit(resource.RLIMIT_FSIZE)[0])} in a file"
+    for folder in (place, *place.absolute().parents):
+        try:
+            yield f"{decimal(shutil.disk_usage(folder).free)} free"
+            return
+        except OSError:
+            pass

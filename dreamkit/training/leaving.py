@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from dreamkit.distributed import total
 from dreamkit.errors import DocumentError, OutputError
+from dreamkit.storage.writing import system_error
 from dreamkit.training.resumable import resume_points
 
 if TYPE_CHECKING:
@@ -41,9 +42,7 @@ def add_resume_point(error: BaseException, trainer: DreamTrainer) -> None:
             if point not in resume_points(out):
                 trainer.save_point()
     except Exception as failure:
-        # On a full disk, both errors are the same sentence but for the file.
-        is_same = isinstance(error, OutputError) and isinstance(failure, OutputError)
-        reason = "" if is_same else str(failure) or repr(failure)
+        reason = "" if _has_same_reason(error, failure) else str(failure) or repr(failure)
     last = next(reversed(resume_points(out)), None)
     if trainer.has_diverged:  # a resumed run has the same settings
         action = f"start a new run with init={last} and other settings"
@@ -53,6 +52,17 @@ def add_resume_point(error: BaseException, trainer: DreamTrainer) -> None:
         why = f": {reason}" if reason else ""
         more = "" if last is None else f"; the last one is {last}; {action}"
         error.add_note(f"no resume point was saved{why}{more}")
+
+
+def _has_same_reason(error: BaseException, failure: Exception) -> bool:
+    """Return True if one reason, such as a full disk, made two writes fail: both messages differ only in the file.
+
+    `failure` was raised while `error` was handled.
+    """
+    if not (isinstance(error, OutputError) and isinstance(failure, OutputError)):
+        return False
+    first, second = system_error(error, None), system_error(failure, error)
+    return first is not None and second is not None and first.errno == second.errno is not None
 
 
 def _unsaved_reason(trainer: DreamTrainer) -> str | None:

@@ -254,20 +254,59 @@ def test_a_pickle_that_torch_did_not_write_is_refused_in_our_words(
         assert "exploded" not in out and "pickle" not in err
 
 
+def write_shards(source: Source, *shards: dict[str, Tensor]) -> list[str]:
+    """Write shards, and replace the index by theirs; return their names."""
+    path, count = source.folder / source.file, len(shards)
+    names = [f"{path.stem}-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        save_file(shard, path.with_name(name), {"format": "pt"})
+    weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+    path.with_name(f"{path.name}.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map | {"more": names[0]}})
+    )
+    return names
+
+
+def split(state: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+    return [dict(list(state.items())[first::count]) for first in range(count)]
+
+
 @pytest.mark.parametrize("source", [llama, stable_diffusion], indirect=True)
 def test_a_tensor_in_two_shards_is_refused(source: Source) -> None:
     """Libraries would take the last one, whatever the index says."""
     path = source.folder / source.file
     state = load_file(path)
-    names = [f"{path.stem}-0000{n}-of-00002.safetensors" for n in (1, 2)]
-    for name, shard in zip(names, (state, {source.weight: state[source.weight] + 1}), strict=True):
-        save_file(shard, path.with_name(name), {"format": "pt"})
-    weight_map = dict.fromkeys(state, names[0]) | {"more": names[1]}
-    path.with_name(f"{path.name}.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": weight_map})
-    )
+    names = write_shards(source, state, {source.weight: state[source.weight] + 1})
     path.unlink()
     with pytest.raises(SourceError, match=f"{names[1]}: {source.weight} is in .*{names[0]} too"):
+        source.load()
+
+
+@pytest.mark.parametrize("source", [llama, stable_diffusion], indirect=True)
+@pytest.mark.parametrize("counts", [(3, 2), (2, 3), (1, 2)], ids=str)
+@pytest.mark.parametrize("is_whole_file_there", [False, True], ids=["shards", "whole"])
+def test_weights_that_no_library_reads_are_not_checked(
+    source: Source, counts: tuple[int, int], is_whole_file_there: bool
+) -> None:
+    """Another save, with shards of another size, leaves shards that the index does not list."""
+    path = source.folder / source.file
+    state = load_file(path)
+    stale, listed = ({name: tensor + n for name, tensor in state.items()} for n in (1, 2))
+    unread = write_shards(source, *split(stale, counts[0]))
+    read = write_shards(source, *split(listed, counts[1]))
+    if not is_whole_file_there:
+        path.unlink()
+    elif source.part_class is Llama:  # transformers prefers a whole file, and diffusers an index
+        listed, read, unread = state, [path.name], [*read, *unread]
+    else:
+        unread.append(path.name)
+    for damage in (b"", b"damaged"):
+        for name in unread:
+            if damage:
+                path.with_name(name).write_bytes(damage)
+        assert torch.equal(source.load().state_dict()[source.name_in_part], listed[source.weight])
+    path.with_name(read[-1]).write_bytes(b"damaged")
+    with pytest.raises(SourceError, match=f"{read[-1]}: it is not a safetensors file"):
         source.load()
 
 

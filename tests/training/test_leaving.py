@@ -1,5 +1,6 @@
 """Runs that an error or interrupt ends before their last step: the last finished step is saved, and continues."""
 
+import errno
 import json
 import os
 import signal
@@ -14,10 +15,11 @@ import torch
 import layouts
 import runs
 from dreamkit.data.mixture import Mixture
-from dreamkit.errors import DocumentError, TrainingError, with_notes
+from dreamkit.errors import DocumentError, OutputError, TrainingError, with_notes
 from dreamkit.interrupts import Interrupted
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
+from dreamkit.storage.writing import writing
 from dreamkit.training.trainer import DreamTrainer
 from runs import assert_identical, interrupt_at, kill_at, run, weights
 
@@ -129,6 +131,48 @@ def test_an_error_while_saving_is_a_note_and_keeps_what_is_there(
         run(tmp_path, recipe, resume=True)
     assert "no resume point was saved: [Errno 28]" in caught.value.__notes__[0]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-1"]
+
+
+FULL, QUOTA, DENIED = errno.ENOSPC, errno.EDQUOT, errno.EACCES
+
+
+@pytest.mark.parametrize("is_of_library", [False, True], ids=["system", "library"])
+@pytest.mark.parametrize(
+    ("of_log", "of_point"),
+    [(FULL, FULL), (QUOTA, QUOTA), (QUOTA, DENIED), (FULL, QUOTA), (DENIED, None)],
+    ids=lambda number: errno.errorcode.get(number, "in use"),
+)
+def test_a_second_reason_is_shown_unless_it_is_the_first_one(
+    tmp_path: Path,
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+    of_log: int,
+    of_point: int | None,
+    is_of_library: bool,
+) -> None:
+    """A disk that is full for the log and a resume point is one problem; a folder of another user is a second one."""
+
+    def fail_on_log(*_: Any) -> None:
+        with writing(tmp_path / "log.jsonl"):
+            raise OSError(of_log, os.strerror(of_log))
+
+    def fail_on_point(*_: Any, **named: Any) -> None:
+        if of_point is None:
+            raise OutputError("the folder is in use")
+        with writing(tmp_path / "checkpoints"):
+            if is_of_library:
+                raise RuntimeError(f"I/O error: {os.strerror(of_point)} (os error {of_point})")
+            raise OSError(of_point, os.strerror(of_point))
+
+    monkeypatch.setattr("dreamkit.training.resumable.save_checkpoint", fail_on_point)
+    with pytest.raises(OutputError) as caught:
+        run(tmp_path, recipe, on_log=fail_on_log)
+    message = with_notes(caught.value)
+    assert message.startswith(f"cannot write {tmp_path / 'log.jsonl'}: {os.strerror(of_log)}")
+    second = "the folder is in use" if of_point is None else os.strerror(of_point)
+    _, _, note = message.partition("; no resume point was saved")
+    assert (second in note) == (of_point != of_log)
+    assert note or of_point == of_log
 
 
 def test_an_error_after_the_last_step_saves_it(

@@ -15,7 +15,7 @@ from dreamkit.storage import tensor_files
 from dreamkit.storage.json_files import read_json as read_object
 from dreamkit.storage.paths import shown_path
 from dreamkit.storage.sources import locate
-from dreamkit.storage.tensor_files import LONGEST_NAME, dtype_name, is_float, non_finite
+from dreamkit.storage.tensor_files import LONGEST_NAME, copy_problem, dtype_name, is_float, non_finite
 from dreamkit.storage.weight_files import missing_weights
 
 INDICES = "position_ids"  # end of the names of the tensors that are not weights
@@ -30,9 +30,8 @@ def language_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
             origins: dict[str, str] = {}
             for name in names:
                 for key, tensor in read_tensors(folder / name).items():
-                    if (other := origins.setdefault(key, name)) != name:
-                        where = f"{folder / name}: {excerpt(key, LONGEST_NAME)}"
-                        raise CheckpointError(f"{where}: it is in {other} too; copy all files again")
+                    if problem := copy_problem(key, name, origins):
+                        raise CheckpointError(f"{folder / name}: {problem}")
                     if key.startswith(("model.", "lm_head.")):
                         yield key, tensor
             return
