@@ -405,7 +405,7 @@ def test_answers_found_together_have_the_labels_of_each_found_alone(
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Rendering, "_inner", {})
-        patch.setattr(Encoding, "_special_places", [(0, 0)])
+        patch.setattr(Encoding, "_divisions", [(0, 0)])
         assert sequencer.sequence(document).labels == sequence.labels
 
 
