@@ -31,10 +31,15 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _Watch:
-    """A handler of signals: the first one raises `Interrupted`, at once or later; the second one ends the process."""
+    """A handler of signals: the first one raises `Interrupted`, at once or later; the second one ends the process.
 
-    def __init__(self) -> None:
+    With `is_command`, the first one ends the process while modules are imported: a library in C++ may abort at an
+    exception there, and its import may hide one.
+    """
+
+    def __init__(self, is_command: bool = False) -> None:
         self.process = os.getpid()
+        self.is_command = is_command
         self.received: int | None = None
         self.time = 0.0
         self.hints: list[str] = []  # of the `deferred` blocks that the process is in
@@ -51,7 +56,12 @@ class _Watch:
             return
         self.time, self.received = now, number  # in this order: another signal may come between the two
         if not self.hints:
-            raise Interrupted(number)
+            interrupt = Interrupted(number)
+            if self.is_command and _is_importing(frame):
+                if is_first_process():
+                    _write(f"dreamkit: {interrupt}\n".encode())
+                _end(number)
+            raise interrupt
         if self.hints[-1] and is_first_process():
             name = signal.Signals(number).name
             _write(f"dreamkit: {name}: {self.hints[-1]}; a second signal ends at once\n".encode())
@@ -67,8 +77,10 @@ _watch: _Watch | None = None
 
 
 @contextmanager
-def watch() -> Iterator[None]:
+def watch(is_command: bool = False) -> Iterator[None]:
     """Raise `Interrupted` in the block at a signal of `SIGNALS`, and end the process at a second one.
+
+    In a command, the outermost block, the first one ends the process with a sentence while modules are imported.
 
     Signals that are ignored or have a handler of the user are left alone. Outside the main thread this does nothing.
     An interrupt that the block loses, as in a `__del__`, or turns into an error that is not the user's, is raised at
@@ -78,7 +90,7 @@ def watch() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    outer, mine = _watch, _watch or _Watch()
+    outer, mine = _watch, _watch or _Watch(is_command)
     earlier, before = mine.received, {} if outer else _default_handlers()
     try:
         _watch = mine
@@ -134,6 +146,13 @@ def _default_handlers() -> dict[int, signal.Handlers | Callable[..., object] | i
     defaults = (signal.SIG_DFL, signal.default_int_handler)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     return {number: handler for number, handler in handlers.items() if handler in defaults}
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Return True if the frame or one that called it imports a module."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib._bootstrap"):
+        frame = frame.f_back
+    return frame is not None
 
 
 def _end(number: int) -> None:

@@ -36,7 +36,7 @@ class Commands(TyperGroup):
         """Run a command. A signal that ends it is one sentence and the exit code 128 + its number."""
         if self.prefix:
             return super().invoke(ctx)
-        with watch():  # a second signal cannot cut the sentence
+        with watch(is_command=True):  # a second signal cannot cut the sentence
             try:
                 with watch():
                     return super().invoke(ctx)

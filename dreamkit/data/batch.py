@@ -101,7 +101,11 @@ class Batch:
 
     def with_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Return the same batch with `change(tensor)` in the place of each tensor."""
-        return replace(self, **tree_map_only(Tensor, change, vars(self)))
+        return replace(self, **tree_map_only(Tensor, change, self.tensor_fields()))
+
+    def tensor_fields(self) -> dict[str, Tensor | dict[str, Tensor]]:
+        """Return the fields that hold tensors, and none with an item for each document, which may be many."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor | dict)}
 
 
 class Moments(NamedTuple):

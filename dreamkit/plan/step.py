@@ -37,7 +37,7 @@ def measure_step(
 
     _replace_tensors(model, fake)
     batch = batch.with_tensors(fake)
-    tensors = [leaf for leaf in tree_leaves(vars(batch)) if isinstance(leaf, Tensor)]
+    tensors = tree_leaves(batch.tensor_fields())
     bytes_of = {parameter: gradient_bytes[name] for name, parameter in model.named_parameters()}
     live = LiveBytes(uncounted=[*model.parameters(), *model.buffers()])
     accumulation = recipe.train.accumulation

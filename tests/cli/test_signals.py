@@ -93,6 +93,43 @@ def test_a_second_signal_cannot_cut_the_sentence(tmp_path: Path) -> None:
     assert (tmp_path / "stderr").read_text() == "dreamkit: interrupted by SIGTERM\n"
 
 
+IMPORTING = """
+import contextlib, os, sys, typer
+from dreamkit.cli import main
+
+class Finder:
+    @classmethod
+    def find_spec(cls, name, *_):
+        if name == "with_signal":
+            os.kill(os.getpid(), {number})
+
+sys.meta_path.insert(0, Finder)
+
+def invoke(*_):
+    with contextlib.suppress(BaseException):  # as a library in C++, which may also abort
+        import with_signal
+    print("imported", flush=True)
+
+typer.core.TyperGroup.invoke = invoke
+main()
+"""
+
+
+@BOTH
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_while_a_command_imports_modules_ends_it_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, rank: int
+) -> None:
+    """An exception in the import of torch would abort the process."""
+    monkeypatch.setenv("RANK", str(rank))
+    code = IMPORTING.format(number=int(number))
+    with command("plugins", folder=tmp_path, code=code) as process:
+        assert process.wait(SECONDS) == 128 + number
+    assert (tmp_path / "stdout").read_text() == ""
+    sentence = f"dreamkit: interrupted by {number.name}\n" if rank == 0 else ""
+    assert (tmp_path / "stderr").read_text() == sentence
+
+
 @BOTH
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_interrupted_training_saves_its_last_step_and_continues(

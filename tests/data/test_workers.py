@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 from collections.abc import Callable
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,60 @@ def test_too_little_shared_memory_is_an_error(
     with pytest.raises(TrainingError, match=TOO_SMALL) as caught:
         read(tmp_path, monkeypatch)
     assert not processes.SHARED_MEMORY.is_dir() or f"({processes.SHARED_MEMORY} has" in str(caught.value)
+
+
+class ManyTensors(Dataset[list[Tensor]]):
+    """A data set of 20 tensors in an item."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> list[Tensor]:
+        return [in_shared_memory(torch.full((2,), index)) for _ in range(20)]
+
+
+def limit_descriptors(free: int) -> tuple[int, int]:
+    """Let this process open `free` more files; return the earlier limits."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = set(map(int, os.listdir(processes.DESCRIPTORS)))
+    *_, limit = islice((number for number in count() if number not in used), free + 1)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    return before
+
+
+TOO_MANY = (
+    r"^too many open files \(the limit is \d+\); raise the limit \(ulimit -n 65536\) or set train\.workers=0$"
+)
+
+
+@pytest.mark.skipif(not processes.DESCRIPTORS.is_dir(), reason="needs Linux's list of open files")
+@pytest.mark.parametrize("free", [0, 10, 22, 30, 45, 60, 200])
+def test_too_many_open_files_are_an_error_and_never_a_wait(free: int) -> None:
+    def start(number: int) -> None:
+        limit_descriptors(free)
+
+    loader = DataLoader(ManyTensors(), None, num_workers=1, worker_init_fn=start, timeout=60)
+    if free == 200:
+        assert [int(tensors[0][0]) for tensors in loader] == [0, 1, 2, 3]
+        return
+    with pytest.raises(TrainingError, match=TOO_MANY), original_errors():
+        list(loader)
+
+
+@pytest.mark.skipif(not processes.DESCRIPTORS.is_dir(), reason="needs Linux's list of open files")
+@pytest.mark.parametrize("free", [4, 8, 17])
+def test_too_many_open_files_in_the_main_process_are_an_error(free: int) -> None:
+    before = limit_descriptors(free)
+
+    def start(number: int) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+    loader = DataLoader(ManyTensors(), None, num_workers=1, worker_init_fn=start, timeout=60)
+    try:
+        with pytest.raises(TrainingError, match=TOO_MANY), original_errors():
+            list(loader)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @pytest.mark.parametrize("free", [0, 10**6])

@@ -32,19 +32,26 @@ class Encoding:
     def tokens_before(self, at: int) -> int:
         """Return the number of ids that the text and its first `at` characters have in common.
 
-        A special token divides a text into two that are tokenized apart, so the last one before `at` is the start.
+        A control token divides a text into two that are tokenized apart, so the last one before `at` is the start.
         """
-        start, first = self._special_places[
-            bisect_right(self._special_places, at, key=lambda each: each[0]) - 1
-        ]
+        start, first = self._divisions[bisect_right(self._divisions, at, key=lambda each: each[0]) - 1]
         ids = self._encode(self.text[start:at])
         return first + common_length(ids, self.ids[first : first + len(ids)])
 
     @cached_property
-    def _special_places(self) -> list[tuple[int, int]]:
-        """The places of special tokens, and of the start, in the text and in its ids."""
+    def _divisions(self) -> list[tuple[int, int]]:
+        """The places of the tokens that divide a text, and of the start, in the text and in its ids.
+
+        These are the special tokens, and others that are searched in a text before it is normalized. The latter must
+        be outside the model's vocabulary and whole names, so that their ids stand for the first places of the names.
+        """
         tokens = self.tokenizer.added_tokens_decoder.items()
-        names = {index: str(token) for index, token in tokens if token.special}
+        names = {
+            index: str(token)
+            for index, token in tokens
+            if token.special
+            or not (token.normalized or token.single_word or index < self.tokenizer.vocab_size)
+        }
         names.pop(self.tokenizer.unk_token_id, None)
         places, end = [(0, 0)], 0
         for number, index in enumerate(self.ids):
