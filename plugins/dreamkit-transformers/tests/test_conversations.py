@@ -101,8 +101,13 @@ def test_a_conversation_has_the_ids_of_the_library(kind: str, template: str, doc
             ):
                 convert(document)
             continue
-        if prompt or any(segment.role == "assistant" for segment in document):
-            assert convert(document).ids == expected
+        answers = [segment.text for segment in document if segment.role == "assistant"]
+        try:
+            ids = convert(document).ids
+        except DocumentError as error:  # a template may end no answer but the last one
+            assert not prompt and not any(answers) and "nothing to train on" in str(error)
+        else:
+            assert ids == expected
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
