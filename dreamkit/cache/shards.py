@@ -85,13 +85,13 @@ class Shards:
     """The rows of a table, for reading. Each process opens a file when it first reads a row of it.
 
     Raises:
-        CacheError: a file cannot be read.
+        CacheError: a file cannot be read or is not a shard of the table.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = files
         self._handles: dict[tuple[int, int], Any] = {}  # by process and file
-        keys = [self._open(number).get_tensor(KEYS) for number in range(len(files))]
+        keys = [self._keys(number) for number in range(len(files))]
         # two numbers of 64 bits, sorted by the first: a list of bytes would be ten times as large
         words = torch.cat(keys).contiguous().view(torch.int64)
         order = words[:, 0].argsort()
@@ -118,6 +118,23 @@ class Shards:
                 return int(self._file[at]), int(self._row[at])
             at += 1
         return None
+
+    def _keys(self, number: int) -> Tensor:
+        """Return the keys (rows, KEY_BYTES) of a file that has the tensors of the first file, with its own rows."""
+        (rows, tensors), (_, expected) = self._contents(number), self._contents(0)
+        if len(rows) != 1 or tensors != expected or tensors.get(KEYS) != ("U8", [KEY_BYTES]):
+            raise CacheError(
+                f"{self.files[number]}: expected rows of a cache, got other tensors; compute the cache again"
+            )
+        return self._open(number).get_tensor(KEYS)
+
+    def _contents(self, number: int) -> tuple[set[int], dict[str, tuple[str, list[int]]]]:
+        """Return the numbers of rows of the tensors in a file, and the dtype and shape of a row of each."""
+        shard = self._open(number)
+        slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
+        shapes = {name: each.get_shape() for name, each in slices.items()}
+        rows = {shape[0] if shape else 0 for shape in shapes.values()}
+        return rows - {0}, {name: (slices[name].get_dtype(), shape[1:]) for name, shape in shapes.items()}
 
     def rows(self, places: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """Return the tensors (N, ...) of the rows at N `places`, in their order."""

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image as PIL
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 import tiny
@@ -129,6 +130,34 @@ def test_each_process_opens_its_own_files(tmp_path: Path) -> None:
     assert len(shards._handles) == before
     copy = pickle.loads(pickle.dumps(shards))
     assert not copy._handles and read_row(copy, keys[4]).tolist() == [4.0]
+
+
+ROWS = {KEYS: torch.arange(32, dtype=torch.uint8).view(2, 16), "a": torch.zeros(2, 3)}
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"a": torch.zeros(2, 3)},
+        {**ROWS, KEYS: torch.zeros(2, 16)},
+        {**ROWS, KEYS: torch.zeros(2, 8, dtype=torch.uint8)},
+        {KEYS: torch.zeros(0, 16, dtype=torch.uint8), "a": torch.zeros(0, 3)},
+        {**ROWS, "a": torch.zeros(3, 3)},
+        {**ROWS, "a": torch.tensor(1.0)},
+        {**ROWS, "a": torch.zeros(2, 4)},
+        {**ROWS, "a": torch.zeros(2, 3, dtype=torch.int32)},
+        {**ROWS, "b": torch.zeros(2)},
+    ],
+    ids=["no keys", "float keys", "short keys", "no rows", "rows", "scalar", "shape", "dtype", "names"],
+)
+def test_a_file_that_is_no_shard_of_its_table_is_named(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    files = [tmp_path / shard_name("rows", number) for number in range(2)]
+    save_file(ROWS, files[0])
+    save_file(tensors, files[1])
+    with pytest.raises(
+        CacheError, match=r"rows-00001\.safetensors: expected rows of a cache, got other tensors"
+    ):
+        Shards(files)
 
 
 def test_the_error_about_an_unreadable_file_names_it(tmp_path: Path) -> None:
