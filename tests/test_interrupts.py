@@ -112,9 +112,17 @@ def test_handlers_are_those_of_before_after_a_block() -> None:
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
+@pytest.fixture
+def default_interrupt() -> Iterator[None]:
+    """Handle SIGINT as Python does: a shell may have started the tests with an ignored one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("moment", [1, 2, 3, 4, 5, 6])
 def test_a_signal_while_handlers_change_is_raised_and_the_handlers_are_those_of_before(
-    monkeypatch: pytest.MonkeyPatch, moment: int
+    monkeypatch: pytest.MonkeyPatch, default_interrupt: None, moment: int
 ) -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     change, changes = signal.signal, []

@@ -48,6 +48,7 @@ SPEC = LanguageSpec(
     eos_ids=(2,),
     pad_id=0,
     reserved_tokens=("<pad>", "<s>", "</s>"),
+    document_attention=True,
 )
 TOKENS = ["<dream_start>", "<dream_end>", "</s>"]
 

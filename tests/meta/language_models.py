@@ -104,6 +104,9 @@ def ignores_spans(self, forward, embeds, positions, segments, cache=None, spans=
     return forward(embeds, positions, segments, cache)
 
 
+KeepsRows = with_method(Words, "select_rows", lambda self, select_rows, cache, rows: False)
+
+
 def keeps_the_first_rows(self, select_rows, cache, rows):
     return select_rows(cache, range(len(rows)))
 
@@ -115,8 +118,8 @@ LANGUAGE_MODEL = {
     "causality": with_method(with_spec(Words, cache=False), "forward", attends_to_later_tokens),
     "padding_invariance": with_method(Words, "forward", attends_to_padding),
     "packing_invariance": with_method(Words, "forward", attends_to_other_documents),
-    "document_attention": with_method(Llama, "forward", ignores_spans),
-    "cached_decoding": with_method(Words, "forward", attends_to_empty_slots),
+    "document_attention": with_spec(with_method(Llama, "forward", ignores_spans), document_attention=True),
+    "cached_decoding": with_method(KeepsRows, "forward", attends_to_empty_slots),
     "selected_rows": with_method(Llama, "select_rows", keeps_the_first_rows),
     "embed_any_shape": with_method(Words, "embed", embeds_batches_only),
     "embedding_agrees": with_method(Words, "embedding", returns_a_wrong_scale),

@@ -7,8 +7,10 @@ B rows, T tokens of a row, D width.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -61,7 +63,7 @@ class CausalLM(TokenAddingModel):
         layout = self.conversation_layout(config, description.tokenizer)
         self.library_chat = layout if isinstance(layout, LibraryChat) else None
         self.chat = layout if isinstance(layout, ChatTemplate) else None
-        self.spec: LanguageSpec = description.spec(config, turn_ends(layout), problem_of(layout))
+        self.spec: LanguageSpec = self._spec(config, description, layout)
         self.abilities = description.abilities()
         self.model: Any = model
         self.norm: nn.Module = nn.Identity()
@@ -89,7 +91,16 @@ class CausalLM(TokenAddingModel):
         if config.pretrained is None:
             return on_meta(lambda: cls._build_random(config, description)._run_once()).spec
         layout = cls.conversation_layout(config, description.tokenizer)
-        return description.spec(config, turn_ends(layout), problem_of(layout))
+        return cls._spec(config, description, layout)
+
+    @classmethod
+    def _spec(
+        cls, config: LanguageConfig, description: ModelDescription, layout: LibraryChat | ChatTemplate
+    ) -> LanguageSpec:
+        spec = description.spec(config, turn_ends(layout), problem_of(layout))
+        # a subclass may have a `forward` of its own, without spans
+        takes_spans = "spans" in inspect.signature(cls.forward).parameters
+        return replace(spec, document_attention=spec.document_attention and takes_spans)
 
     @classmethod
     def meta_modules(cls, config: LanguageConfig) -> Self:

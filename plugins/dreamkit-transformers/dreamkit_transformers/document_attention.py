@@ -21,9 +21,8 @@ from dreamkit import Spans
 NAME = "dreamkit_documents"
 # Arguments of attention functions that its output does not depend on here, besides those of the function below. A
 # model with any other, such as a soft cap or an index of blocks, runs under masks.
-HARMLESS = frozenset(
-    {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "cache_position"}
-)
+OUTPUTS = ("output_attentions", "output_hidden_states", "output_router_logits")
+HARMLESS = frozenset({"position_ids", "use_cache", "cache_position", *OUTPUTS})
 PASSED = frozenset({"dropout", "scaling", "is_causal"})
 
 
