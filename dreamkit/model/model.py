@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from dreamkit.data.batch import Batch
+from dreamkit.data.batch import Batch, Collator, ImageCache
 from dreamkit.data.sequence import Sequencer
 from dreamkit.document import Document, Text
 from dreamkit.earlier_names import EarlierName, with_earlier_arguments
@@ -147,6 +147,17 @@ class DreamModel(nn.Module):
             vision_tokens=self.visual_projector.spec.out_tokens,
             dream_queries=len(self.dream_queries),
             max_length=max_length,
+        )
+
+    def collator(self, recipe: Recipe, cache: ImageCache | None = None) -> Collator:
+        """Return the function that makes the batches of a training by `recipe`, with outputs from `cache`."""
+        return Collator(
+            self.sequencer(recipe.train.max_length),
+            self.vision_encoder.preprocess,
+            self.image_decoder.preprocess,
+            packing=recipe.train.packing,
+            condition_drop=recipe.loss.condition_drop,
+            cache=cache,
         )
 
     def set_trainable(self, names: Collection[str]) -> None:

@@ -51,14 +51,8 @@ def batch_shapes(model: DreamModel, recipe: Recipe, images: int) -> Batch:
 
 def collator(model: DreamModel, recipe: Recipe) -> Collator:
     """Return the collator of a training; the tables of `train.cache` are in its batches, as zeros."""
-    return Collator(
-        model.sequencer(recipe.train.max_length),
-        model.vision_encoder.preprocess,
-        model.image_decoder.preprocess,
-        packing=recipe.train.packing,
-        condition_drop=recipe.loss.condition_drop,
-        cache=None if recipe.train.cache is None else _Zeros(CacheManifest.read(Path(recipe.train.cache))),
-    )
+    folder = recipe.train.cache
+    return model.collator(recipe, None if folder is None else _Zeros(CacheManifest.read(Path(folder))))
 
 
 def full_batch(model: DreamModel, recipe: Recipe, images: int) -> Batch:

@@ -19,7 +19,6 @@ from dreamkit.checkpoints.inputs import open_inputs
 from dreamkit.checkpoints.load import LoadReport, load_checkpoint, load_weights
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.checkpoints.save import save_checkpoint
-from dreamkit.data.batch import Collator
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.fingerprint import read_fingerprints
 from dreamkit.data.mixture import run_mixture
@@ -161,7 +160,7 @@ def train_recipe(
         if cache is not None:
             for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
                 _show(line)
-        mixture, collator = run_mixture(recipe, datasets, world_size()), _collator(model, recipe, cache)
+        mixture, collator = run_mixture(recipe, datasets, world_size()), model.collator(recipe, cache)
         if world_size() > 1:
             shard(model.to(arguments.device), arguments.device)
         if is_main():
@@ -215,17 +214,6 @@ def _set_up(model: DreamModel, recipe: Recipe) -> None:
     model.set_trainable(recipe.train.trainable)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("nothing to train: name parts in train.trainable or add model.adapters")
-
-
-def _collator(model: DreamModel, recipe: Recipe, cache: Cache | None) -> Collator:
-    return Collator(
-        model.sequencer(recipe.train.max_length),
-        model.vision_encoder.preprocess,
-        model.image_decoder.preprocess,
-        packing=recipe.train.packing,
-        condition_drop=recipe.loss.condition_drop,
-        cache=cache,
-    )
 
 
 def _train(trainer: DreamTrainer, out: Path, point: Path | None, bar: RunBar) -> None:

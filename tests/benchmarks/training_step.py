@@ -17,7 +17,7 @@ from benchmarks.measure import Case, compile_options
 from dreamkit import kernels
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
-from dreamkit.data.batch import Batch, Collator
+from dreamkit.data.batch import Batch
 from dreamkit.document import Document
 from dreamkit.kernels.label_loss import LabelLoss
 from dreamkit.kernels.label_loss.reference import label_loss_reference
@@ -48,12 +48,7 @@ class Step:
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # a rate of 0 leaves the weights alone, so all candidates compute the same loss
         self.optimizer = torch.optim.AdamW(self.trained, lr=0.0, weight_decay=train.weight_decay)
-        collator = Collator(
-            model.sequencer(train.max_length),
-            model.vision_encoder.preprocess,
-            model.image_decoder.preprocess,
-            condition_drop=recipe.loss.condition_drop,
-        )
+        collator = model.collator(recipe)
         batch = documents(model)
         self.packed = collator(batch).to(device)
         self.padded = replace(collator, packing=False)(batch).to(device)

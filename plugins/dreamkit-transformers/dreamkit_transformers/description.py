@@ -100,7 +100,7 @@ class ModelDescription:
                 raise
             raise SourceError(f"'{self.pretrained}': {error.problems[self.key]}") from error
 
-    def packs_and_caches(self) -> dict[str, bool]:
+    def abilities_of_spec(self) -> dict[str, bool]:
         """Return the abilities of the spec: to pack documents in a row, to attend by document, to decode with a cache.
 
         Raises:
@@ -176,7 +176,7 @@ class ModelDescription:
             bos_id=bos_id,
             eos_ids=eos,
             pad_id=pad_id,
-            **self.packs_and_caches(),
+            **self.abilities_of_spec(),
             reserved_tokens=tuple(tokenizer.convert_ids_to_tokens(sorted(reserved))),
             conversation_problem=conversation_problem,
         )

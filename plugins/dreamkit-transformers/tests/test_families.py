@@ -107,10 +107,10 @@ def test_an_added_row_equal_to_a_known_row_has_its_embedding_and_logit(cls, conf
 def test_the_spec_of_a_usual_model_type_agrees_with_a_probe(cls, config, offset, monkeypatch):
     model = cls._describe(cls.Config(config={**SIZES, **config}))
     monkeypatch.setattr(description, "find_abilities", lambda *_: pytest.fail("a usual model was probed"))
-    usual = model.packs_and_caches()
+    usual = model.abilities_of_spec()
     monkeypatch.undo()
     monkeypatch.setattr(description, "USUAL", frozenset())
-    assert model.packs_and_caches() == usual
+    assert model.abilities_of_spec() == usual
 
 
 def test_every_usual_model_type_has_a_case():
