@@ -6,6 +6,7 @@ DreamkitError (ValueError)     any error that the user can fix; the command line
 ├── ConfigError                invalid settings in a part's recipe section
 │   └── SourceError            pretrained files that cannot be found
 ├── DocumentError              a document that cannot be used for training or generation
+│   └── StorageError           data that a disk or network fails to deliver, or that changed meanwhile
 ├── CheckpointError            a checkpoint that is damaged, too new, or does not fit
 ├── CacheError                 a cache that is damaged, does not fit, or lacks an image
 ├── OutputError                a file or folder that cannot be written, or that another command is writing
@@ -71,6 +72,10 @@ class SourceError(ConfigError):
 
 class DocumentError(DreamkitError):
     """A document that cannot be converted to a sequence."""
+
+
+class StorageError(DocumentError):
+    """Data that a disk or network fails to deliver, or that changed while it was read: no fault of one document."""
 
 
 class CheckpointError(DreamkitError):

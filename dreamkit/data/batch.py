@@ -158,10 +158,16 @@ class Collator:
 
         Raises:
             DocumentError: a document is too long or has nothing to train on.
-            TrainingError: in a process that reads data, too little shared memory.
         """
-        batch = self.collate([self.sequencer.sequence(document) for document in documents])
-        return batch.with_tensors(in_shared_memory)
+        return self.collate([self.sequencer.sequence(document) for document in documents])
+
+    def share(self, sequences: Sequences[Sequence]) -> Batch:
+        """Return the batch of `sequences`; a process that reads data has it in shared memory.
+
+        Raises:
+            TrainingError: too little shared memory.
+        """
+        return self.collate(sequences).with_tensors(in_shared_memory)
 
     def collate(self, sequences: Sequences[Sequence]) -> Batch:
         """Return the batch of `sequences`, with a dummy if no sequence has a label, or an image to read or to draw."""

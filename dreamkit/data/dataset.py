@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -43,6 +44,16 @@ class Dataset(ABC):
         Raises:
             DocumentError: the document or one of its images cannot be read.
         """
+
+    def sample(self, index: int, choices: random.Random) -> Document:
+        """Return document `index` for one use in training, with random choices, such as one of several captions.
+
+        The choices are a function of `choices` alone. The default makes none.
+
+        Raises:
+            DocumentError: the document or one of its images cannot be read.
+        """
+        return self[index]
 
     def fingerprint(self) -> dict[str, str]:
         """Return strings by name that identify the documents, wherever these are stored.

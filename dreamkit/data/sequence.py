@@ -39,6 +39,7 @@ class Sequence:
         reads: images to read, each with the index of its first patch token.
         draws: images to draw, each with the index of its first patch token.
         weight: weight of the losses; 0 in a dummy.
+        place: place of the document in the run; None outside a run.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Sequence:
     reads: list[tuple[int, Picture]] = field(default_factory=list)
     draws: list[tuple[int, Picture]] = field(default_factory=list)
     weight: float = 1.0
+    place: int | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -23,6 +23,7 @@ from dreamkit.data.dataset import Dataset
 from dreamkit.data.fingerprint import read_fingerprints
 from dreamkit.data.mixture import run_mixture
 from dreamkit.data.packing import attention_status
+from dreamkit.data.samples import Samples
 from dreamkit.distributed import barrier, is_main, shard, world_size
 from dreamkit.errors import CheckpointError, RecipeError, TrainingError
 from dreamkit.interrupts import deferred, pending
@@ -160,7 +161,8 @@ def train_recipe(
         if cache is not None:
             for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
                 _show(line)
-        mixture, collator = run_mixture(recipe, datasets, world_size()), model.collator(recipe, cache)
+        collator = model.collator(recipe, cache)
+        samples = Samples(run_mixture(recipe, datasets, world_size()), collator.sequencer)
         if world_size() > 1:
             shard(model.to(arguments.device), arguments.device)
         if is_main():
@@ -169,7 +171,7 @@ def train_recipe(
         log, bar = RunLog(out / LOG, on_log), RunBar()
         callbacks = [log, bar] if is_main() else []
         trainer = DreamTrainer(
-            model, recipe, arguments, mixture, collator, callbacks, registry, fingerprints=fingerprints
+            model, recipe, arguments, samples, collator, callbacks, registry, fingerprints=fingerprints
         )
         # The model is the same in all processes, but the noise is not.
         set_seed(recipe.train.seed, device_specific=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence as Sequences, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from dreamkit.data.batch import Batch, Collator
+from dreamkit.data.sequence import Sequence
 from dreamkit.data.workers import WorkerStart, original_errors
 from dreamkit.distributed import total, whole, world_size
-from dreamkit.document import Document
 from dreamkit.errors import TrainingError
 from dreamkit.model.model import DreamModel, Losses
 from dreamkit.recipe.sections import Recipe
@@ -63,7 +63,7 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
 
 
 class DreamTrainer(ResumableTrainer):
-    """A trainer of a `DreamModel` on documents in their order.
+    """A trainer of a `DreamModel` on samples in their order.
 
     Gradients are those of the global batch over all processes and accumulation steps: they do not depend on how it is
     divided among these.
@@ -74,11 +74,11 @@ class DreamTrainer(ResumableTrainer):
         model: DreamModel,
         recipe: Recipe,
         arguments: TrainingArguments,
-        documents: Dataset[Document],
+        samples: Dataset[Sequence],
         collator: Collator,
-        callbacks: Sequence[TrainerCallback] = (),
+        callbacks: Sequences[TrainerCallback] = (),
         registry: Registry | None = None,
-        fingerprints: Sequence[Mapping[str, str]] = (),
+        fingerprints: Sequences[Mapping[str, str]] = (),
     ) -> None:
         model.train()
         super().__init__(
@@ -87,9 +87,10 @@ class DreamTrainer(ResumableTrainer):
             callbacks,
             registry,
             fingerprints,
-            train_dataset=documents,
-            data_collator=cast(Any, collator),  # returns a Batch, not a dict of tensors
+            train_dataset=samples,
+            data_collator=cast(Any, collator.share),  # returns a Batch, not a dict of tensors
         )
+        self.collator = collator
         self.remove_callback(PrinterCallback)
         # With several processes the model is sharded (`dreamkit.distributed.shard`): accelerate must not use DDP.
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
@@ -177,7 +178,7 @@ class DreamTrainer(ResumableTrainer):
 
         Each suspect is run alone: documents of a packed row can make each other's losses NaN, and gradients add up.
         """
-        names = {number: self._training_document(number).name for number in problem.documents}
+        names = {number: self._sample(number).name for number in problem.documents}
         bad = [name for number, name in names.items() if not self._is_finite_alone(number)]
         suspects = list(dict.fromkeys(bad or names.values()))
         listed = ", ".join(f"'{name}'" for name in suspects[:MAX_NAMES])
@@ -195,16 +196,15 @@ class DreamTrainer(ResumableTrainer):
     def _is_finite_alone(self, number: int) -> bool:
         """Return True if a document alone has a finite loss and gradient; overwrites the gradients of the model."""
         self.model.zero_grad()
-        collate = cast(Collator, self.data_collator)
-        batch = collate([self._training_document(number)]).to(self.args.device)
+        batch = self.collator.collate([self._sample(number)]).to(self.args.device)
         with self.autocast():
             loss = self.model(batch).loss
         loss.backward()
         norm = whole(super()._get_grad_norm(self.model))
         return bool(total(loss.detach()).isfinite()) and bool(norm.isfinite())
 
-    def _training_document(self, number: int) -> Document:
-        return cast(Dataset[Document], self.train_dataset)[number]
+    def _sample(self, place: int) -> Sequence:
+        return cast(Dataset[Sequence], self.train_dataset)[place]
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Add both losses to an entry of the log, after a check that they are finite."""

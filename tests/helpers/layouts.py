@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.mixture import Mixture
+from dreamkit.data.samples import Samples
+from dreamkit.data.sequence import Sequence as Sample
 from dreamkit.distributed import is_main, shard, total, whole, world_size
 from dreamkit.document import Document, Text
 from dreamkit.errors import DocumentError, TrainingError, with_notes
@@ -78,14 +80,11 @@ def stop_second_process(reason: str) -> Callable[[Mixture, int], Document]:
     return read
 
 
-@dataclass
-class FixedNoise:
+class FixedNoise(Collator):
     """A collator whose batches have fixed latents, noise and timesteps."""
 
-    collator: Collator
-
-    def __call__(self, documents: Sequence[Document]) -> Batch:
-        batch = self.collator(documents)
+    def collate(self, sequences: Sequence[Sample]) -> Batch:
+        batch = super().collate(sequences)
         images = batch.targets_MCHW.double()
         latents = F.adaptive_avg_pool2d(images.mean(1, keepdim=True), 8).repeat(1, 4, 1, 1)
         timesteps = (images.flatten(1).abs().sum(1) * 1000).long() % 1000
@@ -115,9 +114,7 @@ def recipe(init: str | None = None, adapters: Sequence[dict[str, Any]] = (), **t
 
 
 def collator(model: DreamModel) -> FixedNoise:
-    return FixedNoise(
-        Collator(model.sequencer(), model.vision_encoder.preprocess, model.image_decoder.preprocess)
-    )
+    return FixedNoise(model.sequencer(), model.vision_encoder.preprocess, model.image_decoder.preprocess)
 
 
 def train_layout(
@@ -137,11 +134,11 @@ def train_layout(
     model.set_trainable(trainable)
     batches = collator(model)
     documents = STEPS * batch_size * accumulation * world_size()
-    mixture = Mixture([TinyDocuments()], [1.0], documents, seed=0)
+    samples = Samples(Mixture([TinyDocuments()], [1.0], documents, seed=0), batches.sequencer)
     if world_size() > 1:
         shard(model, arguments.device)
     log = [RunLog(out / "log.jsonl")] if is_main() else []
-    DreamTrainer(model, settings, arguments, mixture, batches, log).train()
+    DreamTrainer(model, settings, arguments, samples, batches, log).train()
     return model
 
 

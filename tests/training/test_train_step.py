@@ -20,6 +20,8 @@ import tiny
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
 from dreamkit.data.batch import Batch, Collator
+from dreamkit.data.mixture import Mixture
+from dreamkit.data.samples import Samples
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
@@ -260,7 +262,9 @@ def test_batches_are_pinned_and_copied_without_waiting(has_gpu: bool, tmp_path: 
     collator = Collator(
         model.sequencer(), model.vision_encoder.preprocess, model.image_decoder.preprocess, packing=True
     )
-    trainer = DreamTrainer(model, tiny_recipe, arguments, layouts.TinyDocuments(DOCUMENTS), collator)
+    mixture = Mixture([layouts.TinyDocuments(DOCUMENTS)], [1.0], len(DOCUMENTS), seed=0)
+    samples = Samples(mixture, collator.sequencer)
+    trainer = DreamTrainer(model, tiny_recipe, arguments, samples, collator)
     non_blockings: list[bool] = []
 
     def to(self: Batch, device: Any, non_blocking: bool = False) -> Batch:

@@ -1,0 +1,12 @@
+"""Data sets in the formats that people have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dreamkit import Component, hookimpl
+
+
+@hookimpl
+def dreamkit_datasets() -> Sequence[Component]:
+    return ()
