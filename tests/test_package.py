@@ -53,6 +53,7 @@ PUBLIC = [
     "Scheduler",
     "SourceError",
     "Spans",
+    "StorageError",
     "Task",
     "Text",
     "TextPiece",
