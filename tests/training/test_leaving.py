@@ -20,6 +20,7 @@ from dreamkit.interrupts import Interrupted
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
 from dreamkit.storage.writing import writing
+from dreamkit.training.run_log import TIMES
 from dreamkit.training.trainer import DreamTrainer
 from runs import assert_identical, interrupt_at, kill_at, run, weights
 
@@ -31,7 +32,7 @@ class Stop(Exception):
 
 
 def without_times(log: Any) -> list[dict[str, Any]]:
-    return [{name: value for name, value in entry.items() if name != "steps_per_second"} for entry in log]
+    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in log]
 
 
 @pytest.fixture(scope="module")
