@@ -14,7 +14,7 @@ import torch
 
 import layouts
 import runs
-from dreamkit.data.mixture import Mixture
+from dreamkit.data.samples import Samples
 from dreamkit.errors import DocumentError, OutputError, TrainingError, with_notes
 from dreamkit.interrupts import Interrupted
 from dreamkit.model.model import DreamModel
@@ -70,7 +70,7 @@ def test_a_bad_document_ends_a_run_whose_last_step_is_saved(
 ) -> None:
     error = DocumentError("cut.png is cut")
     with monkeypatch.context() as patched, pytest.raises(DocumentError) as caught:
-        patched.setattr(Mixture, "__getitem__", fail_in_call(reads, Mixture.__getitem__, error))
+        patched.setattr(Samples, "document", fail_in_call(reads, Samples.document, error))
         run(tmp_path, recipe)
     message = with_notes(caught.value)
     (point,) = (tmp_path / "checkpoints").iterdir()
