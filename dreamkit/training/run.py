@@ -173,7 +173,7 @@ def train_recipe(
         trainer = DreamTrainer(
             model, recipe, arguments, samples, collator, callbacks, registry, fingerprints=fingerprints
         )
-        # The model is the same in all processes, but the noise is not.
+        # The model is the same in all processes, but dropout is not; other random numbers are in the batches.
         set_seed(recipe.train.seed, device_specific=True)
         _train(trainer, out, points[-1] if resume else None, bar)
         model.eval()
