@@ -153,6 +153,7 @@ class Collator:
         cache: cached outputs of frozen parts, which replace pixels and targets.
         noise: random numbers of the images to draw, by their documents' places; None: the model samples them. It also
             samples those of sequences without a place.
+        is_float64: flag: floats are float64, for a model of that dtype.
     """
 
     sequencer: Sequencer
@@ -162,6 +163,7 @@ class Collator:
     condition_drop: float = 0.0
     cache: ImageCache | None = None
     noise: ImageNoise | None = None
+    is_float64: bool = False
 
     def __call__(self, documents: Sequences[Document]) -> Batch:
         """Return the batch of `documents`.
@@ -246,7 +248,7 @@ class Collator:
         slots_by_row = torch.full_like(input_ids, -1)
         slots_by_row[vision_rows] = torch.arange(vision_rows.numel()).view_as(vision_rows)
         slots_by_row[query_rows] = vision_rows.numel() + slots
-        return Batch(
+        batch = Batch(
             input_ids_BT=input_ids.view(len(rows), width),
             position_ids_BT=position_ids.view(len(rows), width),
             segment_ids_BT=segment_ids.view(len(rows), width),
@@ -268,6 +270,7 @@ class Collator:
             **self._read_fields([picture for _, picture in reads]),
             **self._draw_fields(draw_images, images),
         )
+        return batch.with_tensors(_as_float64) if self.is_float64 else batch
 
     def _read_fields(self, named: Sequences[tuple[str, Picture]]) -> dict[str, Any]:
         """Return the fields of a batch for images to read."""
@@ -299,3 +302,7 @@ class Collator:
             else moments.mean.shape[1:]
         )
         return fields | self.noise.fields(images, shape, self.condition_drop)
+
+
+def _as_float64(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor

@@ -160,6 +160,7 @@ class DreamModel(nn.Module):
             condition_drop=recipe.loss.condition_drop,
             cache=cache,
             noise=ImageNoise(recipe.train.seed, self.image_decoder),
+            is_float64=recipe.train.precision == "float64",
         )
 
     def set_trainable(self, names: Collection[str]) -> None:
