@@ -9,4 +9,10 @@ from dreamkit import Component, hookimpl
 
 @hookimpl
 def dreamkit_datasets() -> Sequence[Component]:
-    return ()
+    return (
+        Component(
+            "table",
+            "dreamkit_data.table:Table",
+            "images with captions in Parquet, TSV or CSV, to draw or to read",
+        ),
+    )
