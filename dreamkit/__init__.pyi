@@ -15,6 +15,7 @@ from .errors import (
     PluginError as PluginError,
     RecipeError as RecipeError,
     SourceError as SourceError,
+    StorageError as StorageError,
     TrainingError as TrainingError,
     count as count,
     describe_error as describe_error,
@@ -22,6 +23,7 @@ from .errors import (
     did_you_mean as did_you_mean,
     excerpt as excerpt,
     library_errors as library_errors,
+    printable as printable,
 )
 from .evaluation.task import Task as Task
 from .model.events import (
