@@ -70,6 +70,7 @@ PUBLIC = [
     "did_you_mean",
     "excerpt",
     "hookimpl",
+    "indexed",
     "library_errors",
     "load_checkpoint",
     "load_recipe",

@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch.utils.data import Dataset as TorchDataset
 
 from dreamkit.data.mixture import Mixture
+from dreamkit.data.seeds import choices
 from dreamkit.data.sequence import Sequence, Sequencer
 from dreamkit.document import Document
 
@@ -30,5 +31,10 @@ class Samples(TorchDataset[Sequence]):
         return replace(self.sequencer.sequence(self.document(place)), place=place)
 
     def document(self, place: int) -> Document:
-        """Return the document at `place`."""
-        return self.mixture[place]
+        """Return the document at `place`, with the random choices of its data set for this place.
+
+        Raises:
+            DocumentError: the document cannot be read.
+        """
+        number, index = self.mixture.place(place)
+        return self.mixture.datasets[number].sample(index, choices(self.mixture.seed, place))
