@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dreamkit import ConfigError, describe_value
+from dreamkit import ConfigError
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class Bounds:
             raise ConfigError({"least": f"expected at most most ({self.most}), got {self.least}"})
 
     def __str__(self) -> str:
-        bounds = (f"least {self.least:g}" if self.least is not None else ""), (
-            f"most {self.most:g}" if self.most is not None else ""
+        bounds = (
+            (f"least {self.least:g}" if self.least is not None else ""),
+            (f"most {self.most:g}" if self.most is not None else ""),
         )
         return ", ".join(filter(None, bounds))
 

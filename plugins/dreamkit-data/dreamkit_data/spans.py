@@ -47,9 +47,7 @@ class Spans:
         folder: Path | None,
     ) -> None:
         self.files = files
-        self._indexes = indexed(
-            files, build, kind=kind, version=version, settings=settings, folder=folder
-        )
+        self._indexes = indexed(files, build, kind=kind, version=version, settings=settings, folder=folder)
         self._ends = np.cumsum(self._indexes.rows)
         self.facts = self._indexes.facts
         self._open = _OpenFiles()

@@ -105,7 +105,9 @@ def members(read: Read, start: int, end: int, where: str, *, whole: bool = True)
             raise DocumentError(f"{where}!{printable(name)}: {problem}; write the archive without it")
         if kind in _REGULAR and not name.endswith("/"):  # the first tars mark folders by their names
             if position + size > end:
-                raise DocumentError(f"{where}: {_cut(position, end, True)}: '{excerpt(name)}' has {size:,} bytes")
+                raise DocumentError(
+                    f"{where}: {_cut(position, end, True)}: '{excerpt(name)}' has {size:,} bytes"
+                )
             yield Member(name, head, position, size)
             position += -(-size // BLOCK) * BLOCK
         head, long_name, pax = position, None, {}

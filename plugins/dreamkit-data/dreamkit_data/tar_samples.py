@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from dreamkit import DocumentError, count, printable
+from dreamkit import DocumentError, printable
+from dreamkit_data.left_out import LeftOut
 from dreamkit_data.spans import Spans, changed_error
 from dreamkit_data.tar_members import Member, Read, members
 
@@ -20,8 +20,13 @@ MOST_MEMBERS: Final = 4096  # of a sample
 MOST_SAMPLE: Final = 2**28  # bytes, a quarter of a GiB
 MOST_TEXT: Final = 2**24  # bytes of a member that is read when indexing
 WINDOW: Final = 2**13  # bytes of one read when indexing: small members and the header of the next sample
-PICKLES: Final = frozenset("pkl pickle pyd pt pth joblib dill".split())
-PACKED: Final = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\x00": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+PICKLES: Final = frozenset(["pkl", "pickle", "pyd", "pt", "pth", "joblib", "dill"])
+PACKED: Final = {
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ\x00": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
 
 Content: TypeAlias = Callable[[Member], bytes]
 
@@ -65,9 +70,13 @@ def samples(read: Read, start: int, end: int, where: str, *, whole: bool = True)
                 yield current
             current = TarSample(key, {})
         if suffix in current.members:
-            raise DocumentError(f"{where}!{printable(member.name)}: expected one member of this name, got two")
+            raise DocumentError(
+                f"{where}!{printable(member.name)}: expected one member of this name, got two"
+            )
         if len(current.members) == MOST_MEMBERS:
-            raise DocumentError(f"{where}!{printable(key)}: expected at most {MOST_MEMBERS:,} members, got more")
+            raise DocumentError(
+                f"{where}!{printable(key)}: expected at most {MOST_MEMBERS:,} members, got more"
+            )
         current.members[suffix] = member
     if current is not None:
         yield current
@@ -88,15 +97,14 @@ def tar_index(choose: Choose, path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     Reads the headers, and what `choose` reads.
 
     Returns:
-        An array of `SPAN`, and `{"left_out": {reason: number}, "first": {reason: key}}`.
+        An array of `SPAN`, and the facts of `LeftOut`.
 
     Raises:
         DocumentError: a damaged or cut archive, or a member that is refused.
     """
     where = printable(path)
     starts, sizes = array("Q"), array("L")
-    left_out: Counter[str] = Counter()
-    first: dict[str, str] = {}
+    left_out = LeftOut()
     if not path.is_file():  # to open a named pipe could wait forever
         raise DocumentError(f"{where}: expected a tar in a regular file")
     with path.open("rb", buffering=0) as file:
@@ -112,11 +120,10 @@ def tar_index(choose: Choose, path: Path) -> tuple[np.ndarray, dict[str, Any]]:
                     sizes.append(size)
                     continue
                 chosen = f"with more than {MOST_SAMPLE:,} bytes"
-            left_out[chosen] += 1
-            first.setdefault(chosen, f"{path.name}!{sample.key}")
+            left_out.add(chosen, f"{path.name}!{sample.key}")
     rows = np.empty(len(starts), SPAN)
     rows["start"], rows["size"] = starts, sizes
-    return rows, {"left_out": dict(left_out), "first": first}
+    return rows, left_out.facts()
 
 
 def read_tar_sample(spans: Spans, index: int) -> tuple[str, TarSample, Content]:
@@ -132,25 +139,14 @@ def read_tar_sample(spans: Spans, index: int) -> tuple[str, TarSample, Content]:
     data = spans.read(span)
     where = printable(span.path)
     try:
-        (sample,) = samples(
-            lambda start, size: data[start : start + size], 0, len(data), where, whole=False
-        )
+        (sample,) = samples(lambda start, size: data[start : start + size], 0, len(data), where, whole=False)
     except ValueError as error:  # no member, or those of several samples
         raise changed_error(span.path) from error
-    return f"{where}!{printable(sample.key)}", sample, lambda member: data[member.start : member.start + member.size]
-
-
-def left_out_notes(facts: Collection[Mapping[str, Any]], name: str, unit: str = "sample") -> list[str]:
-    """Return a line for each reason for which samples of the data set `name` are left out."""
-    totals: Counter[str] = Counter()
-    first: dict[str, str] = {}
-    for each in facts:
-        totals.update(each["left_out"])
-        first = {**each["first"], **first}
-    return [
-        f"{name}: left out: {count(f'{number:,}', unit)} {reason}, such as {printable(first[reason])}"
-        for reason, number in totals.most_common()
-    ]
+    return (
+        f"{where}!{printable(sample.key)}",
+        sample,
+        lambda member: data[member.start : member.start + member.size],
+    )
 
 
 def _refuse_packed(head: bytes, where: str) -> None:

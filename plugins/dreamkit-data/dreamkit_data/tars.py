@@ -21,15 +21,15 @@ from dreamkit import (
     decode_picture,
     describe_value,
 )
+from dreamkit_data.left_out import left_out_notes, paths_name
 from dreamkit_data.member_records import Bounds, filtered_reason, parsed_record, text_in
-from dreamkit_data.patterns import matching_files, paths_name
+from dreamkit_data.patterns import matching_files
 from dreamkit_data.spans import Spans
 from dreamkit_data.tar_members import Member
 from dreamkit_data.tar_samples import (
     MOST_TEXT,
     Content,
     TarSample,
-    left_out_notes,
     read_tar_sample,
     tar_index,
 )
@@ -66,7 +66,9 @@ class TarsConfig:
         for text, weight in captions.items():
             key = f"caption.{text}" if isinstance(self.caption, dict) else "caption"
             if not CaptionPlace.parse(text).is_possible:
-                problems[key] = f"expected txt, another suffix of a text or json:KEY, got {describe_value(text)}"
+                problems[key] = (
+                    f"expected txt, another suffix of a text or json:KEY, got {describe_value(text)}"
+                )
             elif not (weight > 0 and math.isfinite(weight)):
                 problems[key] = f"expected a positive number, got {weight}"
         if not captions:
@@ -120,10 +122,11 @@ class Tars(Dataset):
             },
             folder=config.index,
         )
-        name = paths_name(config.path)
-        self.notes = left_out_notes(self._spans.facts, name)
+        self.notes = left_out_notes(self._spans.facts, config.path, "sample")
         if not len(self):
-            raise DocumentError("; ".join([f"{name}: no samples with an image and a caption", *self.notes]))
+            raise DocumentError(
+                "; ".join([f"{paths_name(config.path)}: no samples with an image and a caption", *self.notes])
+            )
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -148,9 +151,7 @@ class Tars(Dataset):
             return Document((text, Image(picture, draw=True, read=False)), name=where)
         return Document((Image(picture), text), name=where)
 
-    def _caption(
-        self, sample: TarSample, content: Content, where: str, choices: random.Random | None
-    ) -> str:
+    def _caption(self, sample: TarSample, content: Content, where: str, choices: random.Random | None) -> str:
         """Return the first caption that the sample has, or one of all by weight."""
         record = parsed_record(content(sample.members[RECORD])) if RECORD in sample.members else None
         texts = {
@@ -167,7 +168,9 @@ class Tars(Dataset):
             caption = text.decode() if isinstance(text, bytes) else text
             caption.encode()  # JSON can escape a lone surrogate
         except UnicodeError as error:
-            raise DocumentError(f"{where}.{place.suffix}: expected a caption in UTF-8: {error.reason}") from error
+            raise DocumentError(
+                f"{where}.{place.suffix}: expected a caption in UTF-8: {error.reason}"
+            ) from error
         return caption.removeprefix("\ufeff").strip()
 
 
