@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
+from dreamkit.data.data_urls import data_url_problem, is_data_url, open_data_url
 from dreamkit.data.image_files import open_picture
 from dreamkit.data.text_files import HEAD, decode, open_regular, read_text, refuse_foreign
 from dreamkit.data.unchanged import changed_error
@@ -226,7 +227,9 @@ class ImagePaths:
             raise DocumentError(f"{printable(images)}: no such folder; correct 'images' of the data set")
 
     def problem(self, path: str) -> str | None:
-        """Return why the path of a record cannot name an image, or None."""
+        """Return why the path of a record cannot name an image, or None. A data URL holds the image."""
+        if is_data_url(path):
+            return data_url_problem(path)
         try:
             encoded = os.fsencode(path)
         except UnicodeEncodeError:
@@ -258,7 +261,9 @@ class ImagePaths:
         return None if problem is None else f"{key}: {problem}"
 
     def open(self, path: str, where: str) -> Picture:
-        """Open the image of a record at `where`; errors are those of `open_picture`."""
+        """Open the image of a record at `where`; errors are those of `open_picture` or `open_data_url`."""
+        if is_data_url(path):
+            return open_data_url(path, where)
         return open_picture(self.folder / path, where)
 
     def _is_inside(self, path: str) -> bool:
