@@ -15,6 +15,7 @@ from .errors import (
     PluginError as PluginError,
     RecipeError as RecipeError,
     SourceError as SourceError,
+    StorageError as StorageError,
     TrainingError as TrainingError,
     count as count,
     describe_error as describe_error,

@@ -52,6 +52,7 @@ PUBLIC = [
     "Registry",
     "Scheduler",
     "SourceError",
+    "StorageError",
     "Spans",
     "Task",
     "Text",
