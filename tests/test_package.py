@@ -65,6 +65,7 @@ PUBLIC = [
     "build_model",
     "collect",
     "count",
+    "decode_picture",
     "describe_error",
     "describe_value",
     "did_you_mean",
