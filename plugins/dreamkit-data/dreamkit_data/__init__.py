@@ -10,5 +10,7 @@ from dreamkit import Component, hookimpl
 @hookimpl
 def dreamkit_datasets() -> Sequence[Component]:
     return (
-        Component("tars", "dreamkit_data.tars:Tars", "images with captions in tars, as img2dataset writes them"),
+        Component(
+            "tars", "dreamkit_data.tars:Tars", "images with captions in tars, as img2dataset writes them"
+        ),
     )

@@ -167,7 +167,7 @@ class Tars(Dataset):
         try:
             caption = text.decode() if isinstance(text, bytes) else text
             caption.encode()  # JSON can escape a lone surrogate
-        except UnicodeError as error:
+        except (UnicodeDecodeError, UnicodeEncodeError) as error:
             raise DocumentError(
                 f"{where}.{place.suffix}: expected a caption in UTF-8: {error.reason}"
             ) from error
@@ -184,11 +184,12 @@ def _choose(
     texts = {suffix for suffix in (RECORD, *(place.suffix for place in places)) if suffix in sample.members}
     if any(sample.members[suffix].size > MOST_TEXT for suffix in texts):
         return f"with a text of more than {MOST_TEXT:,} bytes"
-    record: Mapping[str, Any] | None = {}
+    record: Mapping[str, Any] = {}
     if RECORD in texts:
-        record = parsed_record(content(sample.members[RECORD]))
-        if record is None:
+        parsed = parsed_record(content(sample.members[RECORD]))
+        if parsed is None:
             return f"with a damaged .{RECORD}"
+        record = parsed
         if record.get("status", "success") != "success":
             return "whose download failed ('status')"
     reason = filtered_reason(record, filters)
