@@ -13,4 +13,9 @@ def dreamkit_datasets() -> Sequence[Component]:
         Component(
             "tars", "dreamkit_data.tars:Tars", "images with captions in tars, as img2dataset writes them"
         ),
+        Component(
+            "table",
+            "dreamkit_data.table:Table",
+            "images with captions in Parquet, TSV or CSV, to draw or to read",
+        ),
     )

@@ -122,10 +122,11 @@ class _OpenFiles:
         """Return up to `span.size` bytes, without a position that processes or threads could share."""
         file = self._file(span.path)
         try:
-            pieces, missing = [], span.size
-            while missing and (piece := os.pread(file.descriptor, missing, span.start + span.size - missing)):
+            start, end = span.start, min(span.start + span.size, os.fstat(file.descriptor).st_size)
+            pieces = []
+            while start < end and (piece := os.pread(file.descriptor, end - start, start)):
                 pieces.append(piece)
-                missing -= len(piece)
+                start += len(piece)
         except OSError:
             with self._lock:
                 self._files.pop(span.path, None)  # a later try opens it anew

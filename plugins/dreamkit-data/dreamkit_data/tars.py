@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from dreamkit import (
     ConfigError,
     Dataset,
     Document,
     DocumentError,
-    Image,
-    Text,
     count,
     decode_picture,
     describe_value,
 )
+from dreamkit_data.captions import Direction, pair, weight_problems
 from dreamkit_data.left_out import left_out_notes, paths_name
 from dreamkit_data.member_records import Bounds, filtered_reason, parsed_record, text_in
 from dreamkit_data.patterns import matching_files
@@ -55,24 +53,20 @@ class TarsConfig:
     """
 
     path: Path | list[Path]
-    direction: Literal["draw", "read"] = "draw"
+    direction: Direction = "draw"
     caption: str | dict[str, float] = "txt"
     filters: dict[str, Bounds] = field(default_factory=dict)
     index: Path | None = None
 
     def __post_init__(self) -> None:
-        problems = {}
-        captions = self.caption if isinstance(self.caption, dict) else {self.caption: 1.0}
-        for text, weight in captions.items():
-            key = f"caption.{text}" if isinstance(self.caption, dict) else "caption"
+        weights = self.caption if isinstance(self.caption, dict) else {self.caption: 1.0}
+        problems = weight_problems(weights)
+        for text in weights:
             if not CaptionPlace.parse(text).is_possible:
+                key = f"caption.{text}" if isinstance(self.caption, dict) else "caption"
                 problems[key] = (
                     f"expected txt, another suffix of a text or json:KEY, got {describe_value(text)}"
                 )
-            elif not (weight > 0 and math.isfinite(weight)):
-                problems[key] = f"expected a positive number, got {weight}"
-        if not captions:
-            problems["caption"] = "expected one or more of txt and json:KEY, got none"
         if problems:
             raise ConfigError(problems)
 
@@ -145,11 +139,7 @@ class Tars(Dataset):
         where, sample, content = read_tar_sample(self._spans, index)
         image = next(sample.members[suffix] for suffix in IMAGES if suffix in sample.members)
         picture = decode_picture(content(image), f"{where}.{image.name.rpartition('.')[2]}")
-        text = Text(self._caption(sample, content, where, choices))
-        if self.config.direction == "draw":
-            # Nothing follows the image, so reading it back would train nothing.
-            return Document((text, Image(picture, draw=True, read=False)), name=where)
-        return Document((Image(picture), text), name=where)
+        return pair(picture, self._caption(sample, content, where, choices), self.config.direction, where)
 
     def _caption(self, sample: TarSample, content: Content, where: str, choices: random.Random | None) -> str:
         """Return the first caption that the sample has, or one of all by weight."""

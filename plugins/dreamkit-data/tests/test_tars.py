@@ -22,13 +22,6 @@ from dreamkit_digits import digits
 from tar_files import digit_metadata, digit_sample, encoded, write_img2dataset, write_tar
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("DREAMKIT_CACHE_FOLDER", str(folder))
-    return folder
-
-
 def open_tars(path: Path | list[Path], **settings: Any) -> Tars:
     return Tars(TarsConfig(path, **settings))
 
