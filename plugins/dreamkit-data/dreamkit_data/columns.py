@@ -18,8 +18,7 @@ def column_problem(schema: pa.Schema, columns: Mapping[str, Kind]) -> str | None
     for name, kind in columns.items():
         found = schema.get_all_field_indices(name)
         if not found:
-            names = ", ".join(map(printable, schema.names[:20])) or "none"
-            return f"missing column '{printable(name)}'; columns: {names}; {did_you_mean(name, schema.names)}"
+            return f"missing column '{printable(name)}'; {did_you_mean(name, schema.names[:100])}"
         if len(found) > 1:
             return f"expected one column '{printable(name)}', got {count(len(found), 'column')} of this name"
         expected, accepts = _KINDS[kind]

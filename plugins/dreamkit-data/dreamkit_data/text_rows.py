@@ -128,7 +128,7 @@ def list_rows(path: Path, layout: Layout) -> tuple[np.ndarray, dict[str, Any]]:
             dialect = read_dialect(file, printable(path), layout.quotes)
             places = read_rows(file, printable(path), dialect)
             first = next(places, None)
-            columns = _column_numbers(first.values if first else [], layout, printable(path))
+            columns = [] if first is None else _column_numbers(first.values, layout, printable(path))
             if first is not None and not layout.has_header:
                 rows.append(first[1:])
             for row in places:
@@ -154,16 +154,11 @@ def _column_numbers(first: Sequence[str], layout: Layout, name: str) -> list[int
                 )
             numbers.append(int(column))
         elif first.count(column) != 1:
-            problem = "expected one column" if column in first else "missing column"
-            names = ", ".join(excerpt(each) for each in first[:20])
-            hint = (
-                ""
-                if column in first
-                else f"; {did_you_mean(column, [excerpt(each) for each in first[:100]])}"
-            )
+            names = [excerpt(each) for each in first[:100]]
+            problem = "got it twice" if column in first else f"got none; {did_you_mean(column, names)}"
             raise DocumentError(
-                f"{name}:1: {problem} '{excerpt(column)}' in the first line; columns: {names}{hint}; if this line has "
-                "no names, set header: false and name columns by their numbers from 0"
+                f"{name}:1: expected one column '{excerpt(column)}' in the first line, {problem}; if this line has no "
+                "names, set header: false and name columns by their numbers from 0"
             )
         else:
             numbers.append(list(first).index(column))
