@@ -116,6 +116,14 @@ class Sequencer:
             )
         return self._check_length(sequence, "shorten it or raise train.max_length")
 
+    def tokens(self, document: Document) -> Sequence:
+        """Return the tokens of a document of any length, perhaps without a label; an end token is that of a template.
+
+        Raises:
+            DocumentError: the chat template refuses the conversation.
+        """
+        return self._begin(document)
+
     def prompt(self, document: Document) -> Sequence:
         """Return the sequence that generation continues: without an end token, or with an open turn of the assistant.
 

@@ -236,7 +236,7 @@ def test_a_long_data_url_is_refused_before_it_is_decoded(
 ) -> None:
     url = png_url(tiny.picture(0))
     monkeypatch.setattr(data_urls, "MOST_CHARACTERS", len(url) - 1)
-    with pytest.raises(DocumentError, match="expected a data URL of at most .* characters"):
+    with pytest.raises(DocumentError, match="expected a data URL of at most"):
         read_back([{"text": "<image>", "images": [url]}], tmp_path)
 
 
