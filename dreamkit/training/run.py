@@ -176,6 +176,8 @@ def train_recipe(
         # The model is the same in all processes, but the noise is not.
         set_seed(recipe.train.seed, device_specific=True)
         _train(trainer, out, points[-1] if resume else None, bar)
+        if (advice := trainer.data_wait.advice(recipe.train.workers)) is not None:
+            _show(advice)
         model.eval()
         return TrainResult(model, out / CHECKPOINT, log.entries, is_main())
 

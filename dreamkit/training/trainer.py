@@ -22,6 +22,7 @@ from dreamkit.model.model import DreamModel, Losses
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training.agreement import Agreement
+from dreamkit.training.data_wait import DataWait
 from dreamkit.training.loss_monitor import NotFinite
 from dreamkit.training.resumable import ResumableTrainer
 
@@ -101,6 +102,7 @@ class DreamTrainer(ResumableTrainer):
             enabled=recipe.train.precision == "bfloat16",
         )
         self.agreement = Agreement()
+        self.data_wait = DataWait(arguments.device)
         self.has_diverged = False
         self._batch = 0  # number of this process's next batch in the run
 
@@ -122,7 +124,7 @@ class DreamTrainer(ResumableTrainer):
         self._batch = self.state.global_step * self.args.gradient_accumulation_steps
 
         def read() -> list[Batch]:
-            with original_errors():
+            with original_errors(), self.data_wait.waiting():
                 return [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
 
         batches = self.agreement.call(read)
@@ -210,7 +212,7 @@ class DreamTrainer(ResumableTrainer):
         """Add both losses to an entry of the log, after a check that they are finite."""
         if "loss" in logs:  # not the final summary
             self.check()
-            logs |= self.monitor.read()
+            logs |= self.monitor.read() | {"data_wait": self.data_wait.read()}
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
