@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from dreamkit.data.image_noise import ImageNoise
-from dreamkit.data.packing import balanced_rows, row_cost
+from dreamkit.data.packing import Rows, balanced_rows, row_cost
 from dreamkit.data.sequence import IGNORED, Sequence, Sequencer
 from dreamkit.data.skipped import Skipped
 from dreamkit.data.workers import in_shared_memory
@@ -186,8 +186,11 @@ class Collator:
         """
         return self.collate(sequences).with_tensors(in_shared_memory)
 
-    def collate(self, sequences: Sequences[Sequence]) -> Batch:
-        """Return the batch of `sequences`, with a dummy if no sequence has a label, or an image to read or to draw."""
+    def packed(self, sequences: Sequences[Sequence]) -> tuple[list[Sequence], Rows, Sequence | None]:
+        """Return the sequences of a batch, the indices of those in each row, and the unconditional one among them.
+
+        A dummy is added if no sequence has a label, or an image to read or to draw.
+        """
         sequences = list(sequences)
         no_read = not any(sequence.reads for sequence in sequences)
         no_draw = not any(sequence.draws for sequence in sequences)
@@ -204,6 +207,11 @@ class Collator:
             rows = balanced_rows(
                 lengths, self.sequencer.max_length, row_cost(self.sequencer.language_model.spec)
             )
+        return sequences, rows, unconditional
+
+    def collate(self, sequences: Sequences[Sequence]) -> Batch:
+        """Return the batch of `sequences`, with a dummy if no sequence has a label, or an image to read or to draw."""
+        sequences, rows, unconditional = self.packed(sequences)
         width = max(sum(len(sequences[i]) for i in row) for row in rows)
         starts: dict[int, int] = {}
         spans = []
