@@ -155,7 +155,7 @@ class Samples(TorchDataset[Sequence]):
         if is_long and self.policy.too_long == "stop":
             raise DocumentError(f"{error}; or set train.too_long to cut or skip") from error
         if not is_long and self.policy.on_error == "stop":
-            raise DocumentError(f"{error}; or set train.on_error: skip") from error
+            raise DocumentError(f"{error}; set train.on_error=skip to skip bad documents") from error
         data, index = self.position(place, attempt)
         return Skipped(place, data, index, *split_place(str(error)), is_long)
 
