@@ -4,6 +4,7 @@ from .build.build import build_model as build_model
 from .checkpoints.load import load_checkpoint as load_checkpoint
 from .checkpoints.save import save_checkpoint as save_checkpoint
 from .data.dataset import Dataset as Dataset
+from .data.mixture import Mixture as Mixture
 from .document import Document as Document, Image as Image, Text as Text
 from .errors import (
     CacheError as CacheError,

@@ -41,6 +41,7 @@ PUBLIC = [
     "ImageStarted",
     "LanguageModel",
     "LanguageSpec",
+    "Mixture",
     "NormWeights",
     "OutputError",
     "PartConfig",

@@ -134,7 +134,7 @@ def train_layout(
     model.set_trainable(trainable)
     batches = collator(model)
     documents = STEPS * batch_size * accumulation * world_size()
-    samples = Samples(Mixture([TinyDocuments()], [1.0], documents, seed=0), batches.sequencer)
+    samples = Samples(Mixture([TinyDocuments()], [1.0], length=documents), batches.sequencer)
     if world_size() > 1:
         shard(model, arguments.device)
     log = [RunLog(out / "log.jsonl")] if is_main() else []
