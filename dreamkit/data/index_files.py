@@ -84,12 +84,12 @@ class IndexFolder:
         """
         assert rows.ndim == 1 and rows.dtype.names and not rows.dtype.hasobject, "a structured array"
         array, before = self.array(path, status), self.read(path)
-        with atomic_file(array) as file:
+        with atomic_file(array) as file, writing(array):
             np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(rows))
             file.write(np.ascontiguousarray(rows).view(np.uint8))
             record = IndexRecord(*status, len(rows), file.tell(), dict(facts))
         head = self._head() | {"path": path}
-        with atomic_file(self.manifest(path)) as file:
+        with atomic_file(self.manifest(path)) as file, writing(self.manifest(path)):
             file.write(json.dumps(head | record._asdict(), indent=1).encode())
         if before is not None and before.status != status:
             with suppress(OSError):
@@ -108,7 +108,7 @@ class IndexFolder:
             OutputError: the file cannot be written.
         """
         content = self._head() | {"shards": len(paths), "records": records}
-        with atomic_file(self.table(paths)) as file:
+        with atomic_file(self.table(paths)) as file, writing(self.table(paths)):
             file.write(json.dumps(content, separators=(",", ":")).encode())
 
     def read_table(self, paths: Sequence[str]) -> list[IndexRecord | None]:
@@ -164,20 +164,23 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Write a file that appears, or replaces an older one, at the end of the block. Others may write it, too.
 
     Raises:
-        OutputError: the file cannot be written. Then an older one stays as it was.
+        OutputError: the file cannot be opened or completed. After any error, an older one stays as it was.
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     with writing(path):
-        try:
-            with partial.open("xb") as file:
-                yield file
+        file = partial.open("xb")
+    try:
+        with file:
+            yield file
+            with writing(path):
                 file.flush()
                 os.fsync(file.fileno())
+        with writing(path):
             partial.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def _read(file: Path, head: Mapping[str, Any]) -> dict[str, Any] | None:

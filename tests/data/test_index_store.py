@@ -289,7 +289,9 @@ def test_a_folder_that_cannot_be_written_is_named_with_its_remedy(
     shards = write_shards(tmp_path / "data", 1)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DREAMKIT_CACHE_FOLDER", str(tmp_path / "file"))
-    with pytest.raises(OutputError, match=r"cannot write .*file.*DREAMKIT_CACHE_FOLDER or the key 'index'"):
+    with pytest.raises(
+        OutputError, match=r"cannot write .*file.*set .*DREAMKIT_CACHE_FOLDER or the key 'index'"
+    ):
         indexed_words(shards, None)
     indexed_words(shards, tmp_path / "index")
     os.chmod(tmp_path / "index", 0o500)
