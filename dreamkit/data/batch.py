@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from dreamkit.data.packing import balanced_rows, row_cost
 from dreamkit.data.sequence import IGNORED, Sequence, Sequencer
+from dreamkit.data.skipped import Skipped
 from dreamkit.data.workers import in_shared_memory
 from dreamkit.parts.specs import Spans
 
@@ -53,6 +54,8 @@ class Batch:
         extras: the image decoder's extras (M, ...).
         counts: labelled tokens and images to draw (2,), without dummies.
         documents: names of the documents, by number.
+        skipped: documents that cannot be used, which others replace.
+        cut: number of documents whose end is left out.
         condition_drop: probability that an image to draw gets the unconditional dream states.
         unconditional_rows_Q: indices of the unconditional dream states; None without `condition_drop`.
         features_NVd: cached vision features of the images to read.
@@ -82,6 +85,8 @@ class Batch:
     extras: dict[str, Tensor]
     counts: Tensor
     documents: tuple[str, ...]
+    skipped: tuple[Skipped, ...] = ()
+    cut: int = 0
     condition_drop: float = 0.0
     unconditional_rows_Q: Tensor | None = None
     features_NVd: Tensor | None = None
@@ -249,6 +254,8 @@ class Collator:
             draw_document_M=torch.tensor(draw_documents),
             counts=torch.tensor([float(label_weights.sum()), sum(draw_weights)]),
             documents=tuple(sequence.name for sequence in sequences),
+            skipped=tuple(document for sequence in sequences for document in sequence.skipped),
+            cut=sum(sequence.is_cut for sequence in sequences),
             condition_drop=self.condition_drop,
             unconditional_rows_Q=unconditional_rows,
             **self._read_fields([picture for _, picture in reads]),

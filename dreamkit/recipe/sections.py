@@ -104,6 +104,8 @@ class TrainSection:
     `packing` puts several documents into a row (None: if the language model can keep them apart).
     `log_every` and `save_every` are in steps; `save_every=0` saves only at the end.
     `cache` is a folder that `dreamkit cache` wrote.
+    `on_error` is the action at a document that cannot be used, `too_long` at one longer than `max_length`.
+    `max_skipped` is the greatest share of the documents to skip, after the first thousand.
     """
 
     trainable: tuple[Trainable, ...]
@@ -124,6 +126,9 @@ class TrainSection:
     save_every: int = setting(0, least=0, most=MAX_STEPS)
     workers: int = setting(0, least=0, most=MAX_WORKERS)
     cache: str | None = setting(None, path=True)
+    on_error: Literal["skip", "stop"] = "skip"
+    max_skipped: float = setting(0.01, least=0, most=1)
+    too_long: Literal["cut", "skip", "stop"] = "cut"
 
     def __post_init__(self) -> None:
         documents = self.steps * self.accumulation * self.batch_size
