@@ -19,6 +19,7 @@ from dreamkit.data.workers import WorkerStart, original_errors
 from dreamkit.distributed import total, whole, world_size
 from dreamkit.errors import TrainingError
 from dreamkit.model.model import DreamModel, Losses
+from dreamkit.parts.precision import full_float64
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training.agreement import Agreement
@@ -101,6 +102,7 @@ class DreamTrainer(ResumableTrainer):
             torch.bfloat16,
             enabled=recipe.train.precision == "bfloat16",
         )
+        self.full_float64 = partial(full_float64, recipe.train.precision == "float64")
         self.agreement = Agreement()
         self.data_wait = DataWait(arguments.device)
         self.has_diverged = False
@@ -136,13 +138,14 @@ class DreamTrainer(ResumableTrainer):
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Run forward and backward of one `Batch`; `num_items_in_batch` are the counts (2,) of the global batch."""
-        with self.autocast():
-            losses: Losses = model(inputs, counts=num_items_in_batch)
+        with self.full_float64():  # also of layers that the backward pass recomputes
+            with self.autocast():
+                losses: Losses = model(inputs, counts=num_items_in_batch)
+            # FSDP averages gradients over processes, but the losses are parts of a sum.
+            loss = losses.loss * world_size()
+            self.accelerator.backward(loss)
         self.monitor.add(self.state.global_step + 1, self._documents(), losses, num_items_in_batch)
         self._batch += 1
-        # FSDP averages gradients over processes, but the losses are parts of a sum.
-        loss = losses.loss * world_size()
-        self.accelerator.backward(loss)
         return loss.detach()
 
     def _documents(self) -> range:
@@ -199,9 +202,10 @@ class DreamTrainer(ResumableTrainer):
         """Return True if a document alone has a finite loss and gradient; overwrites the gradients of the model."""
         self.model.zero_grad()
         batch = self.collator.collate([self._sample(number)]).to(self.args.device)
-        with self.autocast():
-            loss = self.model(batch).loss
-        loss.backward()
+        with self.full_float64():
+            with self.autocast():
+                loss = self.model(batch).loss
+            loss.backward()
         norm = whole(super()._get_grad_norm(self.model))
         return bool(total(loss.detach()).isfinite()) and bool(norm.isfinite())
 
