@@ -211,4 +211,5 @@ def cache_notes(recipe: Recipe, datasets: Sequence[Dataset | None]) -> list[str]
 
 
 def _data_settings(section: DataSection) -> dict[str, Any]:
-    return {name: value for name, value in plain(section).items() if name not in ("name", "weight")}
+    """Return the settings that choose the documents; those of `index` do not."""
+    return {name: value for name, value in plain(section).items() if name not in ("name", "weight", "index")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from dreamkit.storage.json_files import json_object, size_problem
 from dreamkit.storage.writing import writing
 
 FORMAT: Final = 1
+_DAY: Final = 86_400  # seconds
 MOST_OPEN: Final = 64  # arrays that a process has mapped; each has a descriptor
 
 
@@ -181,6 +183,14 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove files that killed processes did not complete: those that nobody wrote to for a day."""
+    for file in folder.glob(".*.partial"):
+        with suppress(OSError):  # another process may remove it
+            if time.time() - file.stat().st_mtime > _DAY:
+                file.unlink()
 
 
 def _read(file: Path, head: Mapping[str, Any]) -> dict[str, Any] | None:

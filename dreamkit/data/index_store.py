@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias, overload
 import numpy as np
 from rich.filesize import decimal
 
-from dreamkit.data.index_files import IndexFolder, IndexRecord, mapped
+from dreamkit.data.index_files import IndexFolder, IndexRecord, mapped, remove_leftovers
 from dreamkit.data.index_processes import in_processes, usable_processes
 from dreamkit.data.unchanged import FileStatus, file_status, unchanged
 from dreamkit.errors import DocumentError, OutputError, count, printable
@@ -130,6 +130,7 @@ def _complete(
                 records[number] = record
         missing = [number for number, record in enumerate(records) if record is None]
         if missing:
+            remove_leftovers(files.folder)
             work = partial(_compute, files, build)
             items = [(paths[number], statuses[number]) for number in missing]
             for number, record in _with_bar(work, items, files):

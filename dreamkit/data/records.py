@@ -110,11 +110,13 @@ class Records:
         where = f"{self.name}:{number}"
         try:
             data = self._file.read(start, size)
-            reason = None if crc32(data) == checksum else f"line {number} is another one now"
-        except (OSError, DocumentError) as error:
+        except (FileNotFoundError, NotADirectoryError, DocumentError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        if reason is not None:
-            raise changed_error(self._file.path, reason)
+            raise changed_error(self._file.path, reason) from error
+        except OSError as error:
+            raise StorageError(f"{where}: cannot read the file: {error.strerror}") from error
+        if crc32(data) != checksum:
+            raise changed_error(self._file.path, f"line {number} is another one now")
         return where, parse_record(decode(data, where), where, self._check)
 
 

@@ -13,7 +13,7 @@ from typing import BinaryIO, Final
 
 from rich.filesize import decimal
 
-from dreamkit.data.index_files import atomic_file
+from dreamkit.data.index_files import atomic_file, remove_leftovers
 from dreamkit.data.index_store import alone, index_folder, report
 from dreamkit.data.unchanged import file_status, unchanged
 from dreamkit.errors import DocumentError, OutputError, printable
@@ -44,6 +44,7 @@ def unpacked(path: Path, index: Path | None) -> Path:
         return target
     with alone(folder / f"{start}.lock"):
         if not target.exists():
+            remove_leftovers(folder)
             with unchanged(path, status):
                 _unpack(path, target)
             for older in folder.glob(f"{start}-*.txt"):
