@@ -14,6 +14,9 @@ def dreamkit_datasets() -> Sequence[Component]:
             "tars", "dreamkit_data.tars:Tars", "images with captions in tars, as img2dataset writes them"
         ),
         Component(
+            "mmc4", "dreamkit_data.mmc4:MMC4", "documents of MMC4, in tars or in JSON Lines beside images"
+        ),
+        Component(
             "table",
             "dreamkit_data.table:Table",
             "images with captions in Parquet, TSV or CSV, to draw or to read",
