@@ -21,4 +21,14 @@ def dreamkit_datasets() -> Sequence[Component]:
             "dreamkit_data.table:Table",
             "images with captions in Parquet, TSV or CSV, to draw or to read",
         ),
+        Component(
+            "coco",
+            "dreamkit_data.coco:Coco",
+            "images with captions in the JSON of COCO, Karpathy's splits or Localized Narratives",
+        ),
+        Component(
+            "obelics",
+            "dreamkit_data.obelics:Obelics",
+            "documents of text and images in Parquet, as in OBELICS",
+        ),
     )
