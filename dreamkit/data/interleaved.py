@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamkit.data.dataset import Dataset
+from dreamkit.data.examples import write_images, write_lines
 from dreamkit.data.record_keys import RecordKeys
 from dreamkit.data.records import ImagePaths, Records, paths_in, text_problem
 from dreamkit.document import DRAW_SLOT, READ_SLOT, Document
@@ -44,10 +45,21 @@ class Interleaved(Dataset):
         self.records = Records(config.path, lambda record: self._problem(record, keys))
         self.notes = keys.notes(config.path)
 
+    @classmethod
+    def tiny_config(cls, folder: Path) -> InterleavedConfig:
+        red, green, blue = write_images(folder)
+        records = [
+            {"text": "A red square: <image> and a green one: <draw>", "images": [red, green]},
+            {"text": "<image> is blue.", "images": [blue]},
+            {"text": "No square at all."},
+        ]
+        return InterleavedConfig(write_lines(folder / "documents.jsonl", records))
+
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Document:
+        self.check_index(index)
         where, record = self.records[index]
         text = record["text"].replace(READ_SLOT, DRAW_SLOT) if self.config.draw else record["text"]
         pictures = [self.images.open(path, where) for path in paths_in(record, "images")]

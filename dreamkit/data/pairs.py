@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dreamkit.data.dataset import Dataset
+from dreamkit.data.examples import COLOURS, write_images, write_lines
 from dreamkit.data.fingerprint import hash_of
 from dreamkit.data.image_folder import ImageFolder
 from dreamkit.data.record_keys import RecordKeys
@@ -60,10 +61,17 @@ class Pairs(Dataset):
         self.pairs = Records(config.path, lambda record: self._problem(record, keys))
         self.notes = keys.notes(config.path)
 
+    @classmethod
+    def tiny_config(cls, folder: Path) -> PairsConfig:
+        pairs = zip(write_images(folder), COLOURS, strict=True)
+        records = [{"image": image, "caption": f"a {colour} square"} for image, colour in pairs]
+        return PairsConfig(write_lines(folder / "pairs.jsonl", records))
+
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Document:
+        self.check_index(index)
         if isinstance(self.pairs, Records):
             where, record = self.pairs[index]
             caption = record[self.config.caption]

@@ -34,6 +34,9 @@ class Records:
     The first character shows which, whatever the name of the file. Every record is read and checked at the start. A
     file of lines does not stay in memory; a line that is no longer the one that was checked is refused.
 
+    Attributes:
+        sha256: hash of the text of all records, in hexadecimal.
+
     Raises:
         DocumentError: missing file, not a regular file, not UTF-8, invalid JSON, no records, or a record for which
             `check` returns a problem.
@@ -59,13 +62,11 @@ class Records:
         if not self._lines:
             raise DocumentError(f"{self.name}: no records; add some or correct the path of the data set")
 
+        self.sha256 = self._digest.hexdigest()
+        del self._digest  # no process can send it to another
+
     def __len__(self) -> int:
         return len(self._lines)
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the text of all records, in hexadecimal."""
-        return self._digest.hexdigest()
 
     def __getitem__(self, index: int) -> tuple[str, dict[str, Any]]:
         """Return the place `file:line` of record `index`, and the record.
