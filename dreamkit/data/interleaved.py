@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamkit.data.dataset import Dataset
+from dreamkit.data.document_records import DocumentRecords
 from dreamkit.data.examples import write_images, write_lines
 from dreamkit.data.record_keys import RecordKeys
 from dreamkit.data.records import ImagePaths, Records, paths_in, text_problem
@@ -21,10 +22,10 @@ class InterleavedConfig:
     """The recipe section of `interleaved`.
 
     Attributes:
-        path: JSON Lines file. Each line is `{"text": "... <image> ...", "images": [paths]}`, with a path for each
-            `<image>`.
+        path: JSON Lines file. Each line is `{"text": "... <image> ...", "images": [paths]}`, with a path or data URL
+            for each `<image>`; or it has `content` or `messages`, as `dreamkit data preview --jsonl` writes them.
         draw: train the model to draw the images, which it then reads back. Otherwise it reads them, and draws only the
-            images of `<draw>` in a text.
+            images of `<draw>` in a text. Images of turns of the user, and those with `draw` of their own, ignore it.
         images: folder of the images, which no path may leave; None is the folder of the file, and paths may leave it.
     """
 
@@ -41,9 +42,10 @@ class Interleaved(Dataset):
     def __init__(self, config: InterleavedConfig) -> None:
         self.config = config
         self.images = ImagePaths(config.path, config.images)
+        self.forms = DocumentRecords(self.images, draw=config.draw)
         keys = RecordKeys(("text", "images"), slots=SLOTS)
         self.records = Records(config.path, lambda record: self._problem(record, keys))
-        self.notes = keys.notes(config.path)
+        self.notes = [*keys.notes(config.path), *self.forms.notes(config.path)]
 
     @classmethod
     def tiny_config(cls, folder: Path) -> InterleavedConfig:
@@ -61,6 +63,8 @@ class Interleaved(Dataset):
     def __getitem__(self, index: int) -> Document:
         self.check_index(index)
         where, record = self.records[index]
+        if self.forms.has_form(record):
+            return self.forms.document(record, where)
         text = record["text"].replace(READ_SLOT, DRAW_SLOT) if self.config.draw else record["text"]
         pictures = [self.images.open(path, where) for path in paths_in(record, "images")]
         return Document.interleave(text, pictures, name=where)
@@ -69,6 +73,8 @@ class Interleaved(Dataset):
         return {**super().fingerprint(), "records": self.records.sha256}
 
     def _problem(self, record: Mapping[str, Any], keys: RecordKeys) -> str | None:
+        if self.forms.has_form(record):
+            return self.forms.problem(record)
         problem = (
             keys.problem(record) or text_problem(record, "text") or self.images.list_problem(record, "images")
         )

@@ -49,13 +49,18 @@ class Mixture(TorchDataset[Document]):
     def __getitem__(self, index: int) -> Document:
         if not 0 <= index < self.length:
             raise IndexError(f"expected a document from 0 to {self.length - 1}, got {index}")
+        choice, document = self.place(index)
+        return self.datasets[choice][document]
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Return the number of the data set of document `index`, and the document's index in it."""
         choice, turn = self._choices[index]
         dataset = self.datasets[choice]
         epoch, position = divmod(turn, len(dataset))
         if choice not in self._orders or self._orders[choice][0] != epoch:
             order = torch.randperm(len(dataset), generator=_generator(self.seed, choice, epoch))
             self._orders[choice] = epoch, order
-        return dataset[int(self._orders[choice][1][position])]
+        return choice, int(self._orders[choice][1][position])
 
 
 def run_mixture(recipe: Recipe, datasets: Sequence[Dataset], processes: int) -> Mixture:

@@ -11,9 +11,10 @@ from typing import Any, Literal
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.examples import COLOURS, write_images, write_lines
 from dreamkit.data.fingerprint import hash_of
+from dreamkit.data.image_files import open_picture
 from dreamkit.data.image_folder import ImageFolder
 from dreamkit.data.record_keys import RecordKeys
-from dreamkit.data.records import ImagePaths, Records, open_picture, string_problem, text_problem
+from dreamkit.data.records import ImagePaths, Records, string_problem, text_problem
 from dreamkit.data.text_files import read_text
 from dreamkit.data.unchanged import FileStatus
 from dreamkit.document import Document, Image, Text

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from PIL import Image as PIL
-
+from dreamkit.data.data_urls import data_url_problem, is_data_url, open_data_url
+from dreamkit.data.image_files import open_picture
 from dreamkit.data.text_files import HEAD, decode, open_regular, read_text, refuse_foreign
-from dreamkit.data.unchanged import FileStatus, changed_error, unchanged
-from dreamkit.errors import DocumentError, describe_error, describe_value, printable, surrogate_problem
-from dreamkit.parts.pictures import range_problem
+from dreamkit.data.unchanged import changed_error
+from dreamkit.errors import DocumentError, describe_value, printable, surrogate_problem
 from dreamkit.storage.json_files import MAX_DEPTH, bounded_integer, is_deep
-from dreamkit.storage.paths import LONGEST_PATH, irregular_kind, shown_path
+from dreamkit.storage.paths import LONGEST_PATH
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -229,7 +228,9 @@ class ImagePaths:
             raise DocumentError(f"{printable(images)}: no such folder; correct 'images' of the data set")
 
     def problem(self, path: str) -> str | None:
-        """Return why the path of a record cannot name an image, or None."""
+        """Return why the path of a record cannot name an image, or None. A data URL holds the image."""
+        if is_data_url(path):
+            return data_url_problem(path)
         try:
             encoded = os.fsencode(path)
         except UnicodeEncodeError:
@@ -261,7 +262,9 @@ class ImagePaths:
         return None if problem is None else f"{key}: {problem}"
 
     def open(self, path: str, where: str) -> Picture:
-        """Open the image of a record at `where`; errors are those of `open_picture`."""
+        """Open the image of a record at `where`; errors are those of `open_picture` or `open_data_url`."""
+        if is_data_url(path):
+            return open_data_url(path, where)
         return open_picture(self.folder / path, where)
 
     def _is_inside(self, path: str) -> bool:
@@ -270,33 +273,3 @@ class ImagePaths:
         # Resolved, because `link/..` is the folder above the link's target.
         target, root = map(os.path.realpath, (self.folder / path, self.folder))
         return Path(target).is_relative_to(root)
-
-
-def open_picture(path: Path, where: str, before: FileStatus | None = None) -> Picture:
-    """Read the image of a file completely, as a PIL image.
-
-    Raises:
-        DocumentError: the file is missing, is not a regular file or cannot be read, or its values have no known range.
-            It changes meanwhile, or changed since its status was `before`. The message starts with `where`, the place
-            that names it.
-    """
-    name = shown_path(path)
-    try:
-        with unchanged(path, before):
-            kind = irregular_kind(path)
-            if kind is None:
-                with PIL.open(path) as picture:
-                    picture.load()
-                    problem = range_problem(picture)
-    except DocumentError as error:
-        raise DocumentError(str(error) if where == name else f"{where}: {error}") from error
-    except FileNotFoundError as error:
-        raise DocumentError(f"{where}: no such image: {name}") from error
-    except Exception as error:  # Pillow's readers raise any type of error about a damaged file
-        reason = (error.strerror if isinstance(error, OSError) else None) or describe_error(error)
-        raise DocumentError(f"{where}: cannot read the image {name}: {reason}") from error
-    if kind is not None:
-        raise DocumentError(f"{where}: expected an image in a regular file, got {kind}: {name}")
-    if problem is not None:
-        raise DocumentError(f"{where}: {name}: {problem}")
-    return picture.convert("I;16") if picture.mode == "I" else picture

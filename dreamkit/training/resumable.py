@@ -107,10 +107,11 @@ class ResumableTrainer(Trainer):
 
     def begin(self) -> None:
         """Continue the interval of the log in which the resume point was written."""
+        self._tr_loss = self._tr_loss.double()
         if self._interval is not None:
             self._globalstep_last_logged = self._interval["last_logged"]
             self._tr_loss.fill_(self._interval["loss"])
-            sums = torch.tensor(self._interval["sums"])
+            sums = torch.tensor(self._interval["sums"], dtype=torch.float64)
             if not is_main():  # the sums are over all processes
                 sums[:2] = 0
             self.monitor.set_local_sums(sums)

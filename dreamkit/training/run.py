@@ -173,9 +173,11 @@ def train_recipe(
         trainer = DreamTrainer(
             model, recipe, arguments, samples, collator, callbacks, registry, fingerprints=fingerprints
         )
-        # The model is the same in all processes, but the noise is not.
+        # The model is the same in all processes, but dropout is not; other random numbers are in the batches.
         set_seed(recipe.train.seed, device_specific=True)
         _train(trainer, out, points[-1] if resume else None, bar)
+        if (advice := trainer.data_wait.advice(recipe.train.workers)) is not None:
+            _show(advice)
         model.eval()
         return TrainResult(model, out / CHECKPOINT, log.entries, is_main())
 
@@ -207,12 +209,14 @@ def _require_usable(out: Path, points: Sequence[Path], resume: bool) -> None:
 
 
 def _set_up(model: DreamModel, recipe: Recipe) -> None:
-    """Give `model` the recipe, loss weights and trainable parts of this run, in place of those it came with.
+    """Give `model` the recipe, loss weights, dtype and trainable parts of this run, in place of those it came with.
 
     Raises:
         TrainingError: there are no trainable parts.
     """
     model.recipe, model.lm_weight, model.denoising_weight = recipe, recipe.loss.lm, recipe.loss.denoising
+    if recipe.train.precision == "float64":
+        model.double()
     model.set_trainable(recipe.train.trainable)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("nothing to train: name parts in train.trainable or add model.adapters")

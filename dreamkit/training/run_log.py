@@ -15,7 +15,8 @@ from dreamkit.errors import TrainingError, describe_error, excerpt
 from dreamkit.storage.writing import append_text, write_text
 
 LogEntry = Mapping[str, float | None]
-LOGGED = ("lm", "denoising", "loss", "learning_rate", "grad_norm")
+LOGGED = ("lm", "denoising", "loss", "learning_rate", "grad_norm", "data_wait")
+TIMES = ("data_wait", "steps_per_second")  # two equal runs differ in them
 
 
 class RunLog(TrainerCallback):

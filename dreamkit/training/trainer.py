@@ -19,9 +19,11 @@ from dreamkit.data.workers import WorkerStart, original_errors
 from dreamkit.distributed import total, whole, world_size
 from dreamkit.errors import TrainingError
 from dreamkit.model.model import DreamModel, Losses
+from dreamkit.parts.precision import full_float64
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training.agreement import Agreement
+from dreamkit.training.data_wait import DataWait
 from dreamkit.training.loss_monitor import NotFinite
 from dreamkit.training.resumable import ResumableTrainer
 
@@ -100,7 +102,9 @@ class DreamTrainer(ResumableTrainer):
             torch.bfloat16,
             enabled=recipe.train.precision == "bfloat16",
         )
+        self.full_float64 = partial(full_float64, recipe.train.precision == "float64")
         self.agreement = Agreement()
+        self.data_wait = DataWait(arguments.device)
         self.has_diverged = False
         self._batch = 0  # number of this process's next batch in the run
 
@@ -122,7 +126,7 @@ class DreamTrainer(ResumableTrainer):
         self._batch = self.state.global_step * self.args.gradient_accumulation_steps
 
         def read() -> list[Batch]:
-            with original_errors():
+            with original_errors(), self.data_wait.waiting():
                 return [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
 
         batches = self.agreement.call(read)
@@ -134,13 +138,14 @@ class DreamTrainer(ResumableTrainer):
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Run forward and backward of one `Batch`; `num_items_in_batch` are the counts (2,) of the global batch."""
-        with self.autocast():
-            losses: Losses = model(inputs, counts=num_items_in_batch)
+        with self.full_float64():  # also of layers that the backward pass recomputes
+            with self.autocast():
+                losses: Losses = model(inputs, counts=num_items_in_batch)
+            # FSDP averages gradients over processes, but the losses are parts of a sum.
+            loss = losses.loss * world_size()
+            self.accelerator.backward(loss)
         self.monitor.add(self.state.global_step + 1, self._documents(), losses, num_items_in_batch)
         self._batch += 1
-        # FSDP averages gradients over processes, but the losses are parts of a sum.
-        loss = losses.loss * world_size()
-        self.accelerator.backward(loss)
         return loss.detach()
 
     def _documents(self) -> range:
@@ -197,9 +202,10 @@ class DreamTrainer(ResumableTrainer):
         """Return True if a document alone has a finite loss and gradient; overwrites the gradients of the model."""
         self.model.zero_grad()
         batch = self.collator.collate([self._sample(number)]).to(self.args.device)
-        with self.autocast():
-            loss = self.model(batch).loss
-        loss.backward()
+        with self.full_float64():
+            with self.autocast():
+                loss = self.model(batch).loss
+            loss.backward()
         norm = whole(super()._get_grad_norm(self.model))
         return bool(total(loss.detach()).isfinite()) and bool(norm.isfinite())
 
@@ -210,7 +216,7 @@ class DreamTrainer(ResumableTrainer):
         """Add both losses to an entry of the log, after a check that they are finite."""
         if "loss" in logs:  # not the final summary
             self.check()
-            logs |= self.monitor.read()
+            logs |= self.monitor.read() | {"data_wait": self.data_wait.read()}
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -66,16 +66,16 @@ class TinyDocuments(Dataset):
         return self.documents[index]
 
 
-def stop_second_process(reason: str) -> Callable[[Mixture, int], Document]:
-    """Return a `Mixture.__getitem__` that has an error or sends a signal at the third document of that process."""
+def stop_second_process(reason: str) -> Callable[[Samples, int], Document]:
+    """Return a `Samples.document` that has an error or sends a signal at the third document of that process."""
     reads = count(1)
 
-    def read(mixture: Mixture, index: int, read: Callable[..., Document] = Mixture.__getitem__) -> Document:
+    def read(samples: Samples, place: int, read: Callable[..., Document] = Samples.document) -> Document:
         if next(reads) == 3 and dist.get_rank() == 1:
             if reason == "error":
                 raise DocumentError("this document is cut")
             os.kill(os.getpid(), signal.SIGTERM)
-        return read(mixture, index)
+        return read(samples, place)
 
     return read
 
@@ -218,7 +218,7 @@ def main(folder: Path) -> None:
     for reason in ("error", "signal"):
         left = folder / f"left by {reason}"
         try:
-            with patch.object(Mixture, "__getitem__", stop_second_process(reason)):
+            with patch.object(Samples, "document", stop_second_process(reason)):
                 train_recipe(recipe(), Registry.load(), left, datasets=[TinyDocuments()])
         except (DocumentError, TrainingError, Interrupted) as error:
             (folder / f"{left.name}.{dist.get_rank()}.txt").write_text(with_notes(error))
