@@ -68,7 +68,7 @@ class BoundCheck:
         Raises:
             KitError: the part cannot be built, or a failure is expected of a check that does not run.
         """
-        with one_thread():
+        with one_thread(), self.subject.surroundings():
             _ = self.subject.part  # a part that cannot be built passes nothing
             reason = self.check.skips(self.subject)
         if reason is not None and self.expected is not None:
@@ -80,7 +80,7 @@ class BoundCheck:
 
     def test(self) -> None:
         """Try the part."""
-        with one_thread():
+        with one_thread(), self.subject.surroundings():
             self.check.test(self.subject, quick=self.quick)
 
     def expects(self, error: ContractError | KitError) -> bool:

@@ -7,7 +7,8 @@ import random
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -18,6 +19,7 @@ from dreamkit.data.dataset import Dataset
 from dreamkit.data.fingerprint import document_hash
 from dreamkit.document import Document, Segment, Text
 from dreamkit.errors import excerpt
+from dreamkit.storage.cache_folder import VARIABLE
 from dreamkit.testing.expect import KitError, expect, expect_true, named
 from dreamkit.testing.subject import Subject
 
@@ -80,6 +82,19 @@ class DatasetSubject(Subject):
         folder = Path(os.path.realpath(tempfile.mkdtemp(prefix="dreamkit-kit-")))
         weakref.finalize(self, _remove, folder, os.getpid())
         return folder
+
+    @contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """Keep indexes in the temporary folder, not in the user's cache folder."""
+        before = os.environ.get(VARIABLE)
+        os.environ[VARIABLE] = str(self.room / "cache")
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[VARIABLE]
+            else:
+                os.environ[VARIABLE] = before
 
     @cached_property
     def config(self) -> Any:

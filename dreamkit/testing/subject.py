@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -40,6 +41,10 @@ class Subject(ABC):
     def part(self) -> Any:
         """The component for checks that do not change it."""
         return self.make()
+
+    def surroundings(self) -> AbstractContextManager[object]:
+        """Return a context manager around each check."""
+        return nullcontext()
 
     def renew(self) -> None:
         """Drop `part`: a failed check may have left it in any state."""

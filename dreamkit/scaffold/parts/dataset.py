@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image as PIL
 
-from dreamkit import Dataset, Document, DocumentError, Image, Text, describe_error
+from dreamkit import Dataset, Document, DocumentError, Image, Text, decode_picture, describe_error, read_error
 
 
 class NewPart(Dataset):
@@ -37,13 +37,11 @@ class NewPart(Dataset):
 
     def __getitem__(self, index: int) -> Document:
         self.check_index(index)
-        file = self.files[index]
+        note = self.files[index]
+        image = note.with_suffix(".png")
+        # dreamkit skips and records a document with a DocumentError; if a disk fails, `read_error` stops the run.
         try:
-            text = file.read_text(encoding="utf-8")
-            with PIL.open(file.with_suffix(".png")) as picture:
-                picture.load()
-        except (
-            Exception
-        ) as error:  # a damaged file may raise any error; dreamkit skips and records the document
-            raise DocumentError(f"{file}: {describe_error(error)}") from error
-        return Document((Image(picture), Text(text)), name=str(file))
+            text, data = note.read_text(encoding="utf-8"), image.read_bytes()
+        except (OSError, UnicodeDecodeError) as error:
+            raise read_error(f"{note}: {describe_error(error)}", error) from error
+        return Document((Image(decode_picture(data, str(image))), Text(text)), name=str(note))
