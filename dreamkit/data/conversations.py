@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamkit.data.dataset import Dataset
+from dreamkit.data.examples import write_images, write_lines
 from dreamkit.data.record_keys import RecordKeys
 from dreamkit.data.records import ImagePaths, Records, check_settings, paths_in, text_problem
 from dreamkit.document import DRAW_SLOT, READ_SLOT, Document, Role
@@ -59,10 +60,28 @@ class Conversations(Dataset):
         )
         self.notes = self.records.notes
 
+    @classmethod
+    def tiny_config(cls, folder: Path) -> ConversationsConfig:
+        red, green, _ = write_images(folder)
+        turns = [
+            ("<image> What is it?", "A red square."),
+            ("Draw a green one.", "<image>"),
+            ("Hello.", "Hi."),
+        ]
+        records = [
+            {
+                "image": image,
+                "conversations": [{"from": "human", "value": ask}, {"from": "gpt", "value": answer}],
+            }
+            for image, (ask, answer) in zip((red, green, ""), turns, strict=True)
+        ]
+        return ConversationsConfig(write_lines(folder / "conversations.jsonl", records))
+
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Document:
+        self.check_index(index)
         where, record = self.records[index]
         paths = iter(paths_in(record, "image"))
         turns = []

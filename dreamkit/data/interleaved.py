@@ -9,6 +9,7 @@ from typing import Any
 
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.document_records import DocumentRecords
+from dreamkit.data.examples import write_images, write_lines
 from dreamkit.data.record_keys import RecordKeys
 from dreamkit.data.records import ImagePaths, Records, check_settings, paths_in, text_problem
 from dreamkit.document import DRAW_SLOT, READ_SLOT, Document
@@ -54,10 +55,21 @@ class Interleaved(Dataset):
         )
         self.notes = self.records.notes
 
+    @classmethod
+    def tiny_config(cls, folder: Path) -> InterleavedConfig:
+        red, green, blue = write_images(folder)
+        records = [
+            {"text": "A red square: <image> and a green one: <draw>", "images": [red, green]},
+            {"text": "<image> is blue.", "images": [blue]},
+            {"text": "No square at all."},
+        ]
+        return InterleavedConfig(write_lines(folder / "documents.jsonl", records))
+
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Document:
+        self.check_index(index)
         where, record = self.records[index]
         if self.forms.has_form(record):
             return self.forms.document(record, where)

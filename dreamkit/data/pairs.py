@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dreamkit.data.dataset import Dataset
+from dreamkit.data.examples import COLOURS, write_images, write_lines
 from dreamkit.data.fingerprint import hash_of
 from dreamkit.data.image_files import open_picture
 from dreamkit.data.image_folder import ImageFolder
@@ -69,10 +70,17 @@ class Pairs(Dataset):
         )
         self.notes = self.pairs.notes
 
+    @classmethod
+    def tiny_config(cls, folder: Path) -> PairsConfig:
+        pairs = zip(write_images(folder), COLOURS, strict=True)
+        records = [{"image": image, "caption": f"a {colour} square"} for image, colour in pairs]
+        return PairsConfig(write_lines(folder / "pairs.jsonl", records))
+
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Document:
+        self.check_index(index)
         if isinstance(self.pairs, Records):
             where, record = self.pairs[index]
             caption = record[self.config.caption]
