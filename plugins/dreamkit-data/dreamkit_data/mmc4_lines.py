@@ -87,6 +87,8 @@ class LineDocuments:
             content = rows.view(np.uint8)
             row = content[ROW.itemsize * index :][: ROW.itemsize].view(ROW)[0]
             data = content[int(row["start"]) :][: int(row["size"])].tobytes()
+        elif rows.dtype != ROW:
+            raise changed_error(file)
         else:
             row = rows[index]
             data = self._open.read(Span(file, int(row["start"]), int(row["size"])))

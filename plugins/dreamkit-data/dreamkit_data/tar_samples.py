@@ -14,10 +14,9 @@ import numpy as np
 
 from dreamkit import DocumentError, printable
 from dreamkit_data.left_out import LeftOut
-from dreamkit_data.spans import Spans, changed_error
+from dreamkit_data.spans import SPAN, Spans, changed_error
 from dreamkit_data.tar_members import Member, Read, members
 
-SPAN: Final = np.dtype([("start", "<u8"), ("size", "<u4")])  # place of a sample in its archive, in bytes
 MOST_MEMBERS: Final = 4096  # of a sample
 MOST_SAMPLE: Final = 2**28  # bytes, a quarter of a GiB
 MOST_TEXT: Final = 2**24  # bytes of a member that is read when indexing
