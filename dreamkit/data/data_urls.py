@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from PIL import Image as PIL
 
-from dreamkit.data.image_files import open_picture
-from dreamkit.errors import DocumentError, describe_error, excerpt
-from dreamkit.parts.pictures import range_problem, to_rgb
+from dreamkit.data.image_files import decode_picture, open_picture
+from dreamkit.errors import DocumentError, excerpt
+from dreamkit.parts.pictures import to_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -45,22 +45,14 @@ def open_data_url(url: str, where: str) -> Picture:
     """Decode the image of a data URL completely, as a PIL image. `data_url_problem` has checked its form.
 
     Raises:
-        DocumentError: no base64, no image of a known format, a damaged one, or one whose values have no known range.
-            The message starts with `where`.
+        DocumentError: no base64, no image of a known format, a damaged one, or one that `picture_problem` refuses. The
+            message starts with `where`.
     """
     try:
         data = base64.b64decode(url[url.index(",") + 1 :], validate=True)
-        with PIL.open(io.BytesIO(data), formats=FORMATS) as picture:
-            picture.load()
-            problem = range_problem(picture)
     except binascii.Error as error:
         raise DocumentError(f"{where}: expected base64 in the data URL of an image: {error}") from error
-    except Exception as error:  # Pillow's readers raise any type of error about a damaged file
-        reason = (error.strerror if isinstance(error, OSError) else None) or describe_error(error)
-        raise DocumentError(f"{where}: cannot read the image of a data URL: {reason}") from error
-    if problem is not None:
-        raise DocumentError(f"{where}: the image of a data URL: {problem}")
-    return picture.convert("I;16") if picture.mode == "I" else picture
+    return decode_picture(data, f"{where}: data URL", FORMATS)
 
 
 def picture_source(picture: Picture) -> str:

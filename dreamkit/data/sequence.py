@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image as PIL
 
+from dreamkit.data.skipped import Skipped
 from dreamkit.document import Document, Image, Segment, Text
 from dreamkit.errors import DocumentError, count
 from dreamkit.parts.conversation import Turn, TurnPiece
@@ -42,6 +43,7 @@ class Sequence:
         ends: index after each segment; empty in a conversation, whose template puts tokens between segments.
         is_cut: flag: the document is longer, and its end is left out.
         place: place of the document in the run; None outside a run.
+        skipped: documents that cannot be used at this place, which this one replaces.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Sequence:
     ends: list[int] = field(default_factory=list)
     is_cut: bool = False
     place: int | None = None
+    skipped: tuple[Skipped, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)

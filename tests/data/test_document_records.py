@@ -216,9 +216,12 @@ def test_an_image_of_a_turn_that_the_model_neither_reads_nor_draws_is_an_error(t
     [
         ("!!!!", "expected base64"),
         ("AAA", "expected base64"),
-        ("", "cannot read the image of a data URL"),
-        (base64.b64encode(b"<svg/>").decode(), "cannot read the image of a data URL: UnidentifiedImageError"),
-        (png_url(tiny.picture(0)).split(",")[1][:200], "cannot read the image of a data URL"),
+        ("", "data URL: expected an image, got an empty file"),
+        (
+            base64.b64encode(b"<svg/>").decode(),
+            "data URL: cannot read the image: expected an image of a format",
+        ),
+        (png_url(tiny.picture(0)).split(",")[1][:200], "data URL: cannot read the image"),
     ],
 )
 def test_a_data_url_that_cannot_be_decoded_is_an_error_of_its_document(
@@ -236,7 +239,7 @@ def test_a_long_data_url_is_refused_before_it_is_decoded(
 ) -> None:
     url = png_url(tiny.picture(0))
     monkeypatch.setattr(data_urls, "MOST_CHARACTERS", len(url) - 1)
-    with pytest.raises(DocumentError, match="expected a data URL of at most .* characters"):
+    with pytest.raises(DocumentError, match=r"expected a data URL of at most .* characters"):
         read_back([{"text": "<image>", "images": [url]}], tmp_path)
 
 

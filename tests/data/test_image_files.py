@@ -119,6 +119,12 @@ def test_unusual_modes_are_read() -> None:
         assert rgb.getpixel((2, 2)) == pytest.approx(colour, abs=3), name
 
 
+def test_a_program_in_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **named: pytest.fail("a program was run"))
+    data = encoded(PIL.new("RGB", (8, 8)), "EPS")
+    assert "expected an image of a format that Pillow reads" in refusal(data, tmp_path)
+
+
 FAILURES = [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.ENOTCONN]
 
 
@@ -136,6 +142,7 @@ def test_a_failing_disk_is_not_a_bad_sample(
     with pytest.raises(StorageError, match=r"c:1: cannot read the image .*a\.png: the disk fails"):
         open_picture(path, "c:1")
     monkeypatch.setattr(Path, "open", fail)
+    monkeypatch.setattr("builtins.open", fail)
     for read in (lambda: open_picture(path, "c:1"), lambda: read_text(path)):
         with pytest.raises(StorageError, match="the disk fails"):
             read()

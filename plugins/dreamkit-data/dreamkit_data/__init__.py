@@ -11,6 +11,12 @@ from dreamkit import Component, hookimpl
 def dreamkit_datasets() -> Sequence[Component]:
     return (
         Component(
+            "tars", "dreamkit_data.tars:Tars", "images with captions in tars, as img2dataset writes them"
+        ),
+        Component(
+            "mmc4", "dreamkit_data.mmc4:MMC4", "documents of MMC4, in tars or in JSON Lines beside images"
+        ),
+        Component(
             "table",
             "dreamkit_data.table:Table",
             "images with captions in Parquet, TSV or CSV, to draw or to read",

@@ -109,6 +109,7 @@ class Table(Dataset):
         return self.rows.fingerprint()
 
     def _document(self, index: int, choices: random.Random | None) -> Document:
+        self.check_index(index)
         where, table, values = self.rows[index]
         caption = choose_caption(values, self.captions, where, choices)
         picture = stored_picture(
