@@ -97,7 +97,7 @@ class TableBuilder:
     def _rows(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors (N, ...) of the table for preprocessed images."""
         rows = {name: tensor for name, tensor in inputs.items() if name != PIXELS}
-        pixels_NCHW = inputs[PIXELS].to(self.device)
+        pixels_NCHW = inputs[PIXELS].to(self.device, self.model.dream_queries.dtype)
         if self.table == "features":
             with plugin_errors(self.model, self.table, "forward"):
                 return {"features": self.model.vision_encoder(pixels_NCHW).cpu(), **rows}

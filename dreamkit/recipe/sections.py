@@ -17,9 +17,11 @@ from dreamkit.recipe.written import as_written
 Adaptable: TypeAlias = Literal["language_model", "vision_encoder", "image_decoder"]
 PartName: TypeAlias = Literal[Adaptable, "visual_projector", "condition_projector", "pooled_projector"]
 Trainable: TypeAlias = Literal[PartName, "dream_queries", "new_tokens"]
+Shuffle: TypeAlias = Literal["full", "blocks", "none"]
 WITH_SOURCE: Final[tuple[str, ...]] = get_args(Adaptable)  # kinds that have weights to name
 PARTS: Final[tuple[str, ...]] = get_args(PartName)
 TRAINABLE: Final[tuple[str, ...]] = get_args(Trainable)
+SHUFFLES: Final[tuple[str, ...]] = get_args(Shuffle)
 
 # A run of this many steps, at a thousand a second, takes eleven days; a counter of steps needs no more.
 MAX_STEPS: Final = 10**9
@@ -43,11 +45,15 @@ class PartSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """A data set; the share of its documents in training is proportional to `weight`."""
+    """A data set; the share of its documents in training is proportional to `weight`.
+
+    `shuffle` is their order: at random, in blocks of neighbours, or as they are stored.
+    """
 
     name: str
     config: Any = setting(None, inner=True)
     weight: float = setting(1.0, above=0)
+    shuffle: Shuffle = "full"
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,7 @@ class TrainSection:
     `trainable` names what is trained besides adapters. `warmup` is in steps.
     `max_length` is the number of tokens in a row (None: the language model's maximum).
     `packing` puts several documents into a row (None: if the language model can keep them apart).
+    `precision` is that of computing, and with float64, which is meant for tests, of the weights too.
     `log_every` and `save_every` are in steps; `save_every=0` saves only at the end.
     `cache` is a folder that `dreamkit cache` wrote.
     `on_error` is the action at a document that cannot be used, `too_long` at one longer than `max_length`.
@@ -120,7 +127,7 @@ class TrainSection:
     max_length: int | None = setting(None, least=1, most=MAX_TOKENS)
     packing: bool | None = None
     seed: int = setting(0, least=0, most=2**32 - 1)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
     gradient_checkpointing: bool = False
     log_every: int = setting(10, least=1, most=MAX_STEPS)
     save_every: int = setting(0, least=0, most=MAX_STEPS)

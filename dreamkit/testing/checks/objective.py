@@ -26,7 +26,7 @@ from dreamkit.testing.expect import (
     expect_true,
     expect_within,
 )
-from dreamkit.testing.subject import FLOATS, Case, Inputs, generator, seeded
+from dreamkit.testing.part_subject import FLOATS, Case, Inputs, generator, seeded
 from dreamkit.testing.subject_kinds import DecoderSubject
 
 KIND = "image_decoder"
@@ -78,12 +78,8 @@ def encode_repeats(subject: DecoderSubject, seed: int) -> None:
 
 
 def _has_no_posterior(subject: DecoderSubject) -> str | None:
-    declared = subject.part.posterior_module is not None or _overrides_posterior(subject.part)
+    declared = subject.part.posterior_module is not None or subject.part.has_posterior()
     return None if declared else "its posterior_module is None: it has no posterior"
-
-
-def _overrides_posterior(part: ImageDecoder) -> bool:
-    return type(part).posterior is not ImageDecoder.posterior
 
 
 def _latent_module(part: ImageDecoder) -> nn.Module:
@@ -94,7 +90,7 @@ def _latent_module(part: ImageDecoder) -> nn.Module:
             "expected a posterior_module beside posterior, got None, so that latents are never cached; name the "
             "submodule that computes it, or '' for the part itself"
         )
-    if not _overrides_posterior(part):
+    if not part.has_posterior():
         raise ContractError(
             f"missing posterior, but posterior_module is '{name}'; implement posterior, or set posterior_module to None"
         )
