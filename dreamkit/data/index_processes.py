@@ -79,7 +79,8 @@ def in_processes(
 def _work(work: Callable[[T], R], items: Sequence[T], following: Any, writer: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the main process ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    while True:
+    parent = os.getppid()
+    while os.getppid() == parent:  # another one, if the main process was killed
         with following.get_lock():
             number = following.value
             following.value += 1

@@ -14,7 +14,7 @@ from dreamkit.data.fingerprint import hash_of
 from dreamkit.data.image_files import open_picture
 from dreamkit.data.image_folder import ImageFolder
 from dreamkit.data.record_keys import RecordKeys
-from dreamkit.data.records import ImagePaths, Records, string_problem, text_problem
+from dreamkit.data.records import ImagePaths, Records, check_settings, string_problem, text_problem
 from dreamkit.data.text_files import read_text
 from dreamkit.data.unchanged import FileStatus
 from dreamkit.document import Document, Image, Text
@@ -32,6 +32,7 @@ class PairsConfig:
         images: folder of the images, which no path may leave; None is the folder of the file, and paths may leave it.
         image: key of the image path in a line.
         caption: key of the caption in a line.
+        index: folder of the index of a file of records; None is the user's cache folder.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class PairsConfig:
     images: Path | None = None
     image: str = "image"
     caption: str = "caption"
+    index: Path | None = None
 
 
 class Pairs(Dataset):
@@ -58,9 +60,15 @@ class Pairs(Dataset):
             self.pairs, self.notes = self.folder.images, self.folder.notes
             return
         self.images = ImagePaths(config.path, config.images)
-        keys = RecordKeys((config.image, config.caption))
-        self.pairs = Records(config.path, lambda record: self._problem(record, keys))
-        self.notes = keys.notes(config.path)
+        self.keys = RecordKeys((config.image, config.caption))
+        self.pairs = Records(
+            config.path,
+            self._problem,
+            notes=self.keys.notes,
+            settings=check_settings(config, "direction"),
+            index=config.index,
+        )
+        self.notes = self.pairs.notes
 
     @classmethod
     def tiny_config(cls, folder: Path) -> PairsConfig:
@@ -103,13 +111,13 @@ class Pairs(Dataset):
             for path, (image, caption) in zip(folder.images, statuses, strict=True)
         )
 
-    def _problem(self, record: Mapping[str, Any], keys: RecordKeys) -> str | None:
+    def _problem(self, record: Mapping[str, Any]) -> str | None:
         image, caption = self.config.image, self.config.caption
-        problem = keys.problem(record) or string_problem(record, image) or text_problem(record, caption)
+        problem = self.keys.problem(record) or string_problem(record, image) or text_problem(record, caption)
         if problem is None and (path_problem := self.images.problem(record[image])):
             return f"{image}: {path_problem}"
         if problem is None:
-            keys.count_placeholders(record[caption])
+            self.keys.count_placeholders(record[caption])
         return problem
 
 

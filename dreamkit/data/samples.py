@@ -113,7 +113,7 @@ class Samples(TorchDataset[Sequence]):
 
     def _read(self, place: int, number: int, index: int) -> Document:
         """Return a document; raise the error of a system that a data set leaves as it is like those of dreamkit."""
-        dataset = self.mixture.datasets[number]
+        dataset = self.mixture.data_sets[number]
         try:
             return dataset.sample(index, choices(self.mixture.seed, place))
         except OSError as error:
@@ -125,7 +125,7 @@ class Samples(TorchDataset[Sequence]):
     def _size(self, place: int) -> int:
         """Return the number of documents in the data set for `place`."""
         number, _ = self.mixture.place(place)
-        return len(self.mixture.datasets[number])
+        return len(self.mixture.data_sets[number])
 
     def _sequence(self, document: Document) -> Sequence:
         """Return the training sequence of a document, cut if it is too long and the policy is to cut.
@@ -155,7 +155,7 @@ class Samples(TorchDataset[Sequence]):
         if is_long and self.policy.too_long == "stop":
             raise DocumentError(f"{error}; or set train.too_long to cut or skip") from error
         if not is_long and self.policy.on_error == "stop":
-            raise DocumentError(f"{error}; or set train.on_error: skip") from error
+            raise DocumentError(f"{error}; set train.on_error=skip to skip bad documents") from error
         data, index = self.position(place, attempt)
         return Skipped(place, data, index, *split_place(str(error)), is_long)
 

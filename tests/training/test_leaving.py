@@ -71,12 +71,13 @@ def test_a_bad_document_ends_a_run_whose_last_step_is_saved(
     error = DocumentError("cut.png is cut")
     with monkeypatch.context() as patched, pytest.raises(DocumentError) as caught:
         patched.setattr(Samples, "document", fail_in_call(reads, Samples.document, error))
-        run(tmp_path, recipe)
+        run(tmp_path, replace(recipe, train=replace(recipe.train, on_error="stop")))
     message = with_notes(caught.value)
     (point,) = (tmp_path / "checkpoints").iterdir()
     step = point.name.replace("-", " ")
     assert message == (
-        f"cut.png is cut; {step} is saved in {point}; correct the data, then continue with --resume --changed-data"
+        f"cut.png is cut; set train.on_error=skip to skip bad documents; {step} is saved in {point}; "
+        "correct the data, then continue with --resume --changed-data"
     )
     torch.manual_seed(123)  # a new process has other random numbers
     resumed = run(tmp_path, recipe, resume=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -97,6 +98,16 @@ class ParquetRows(Sequence[Row]):
     def has_bytes_alone(self, column: str) -> bool:
         """Return True if a column has bytes in all files, so that none of its values is a path."""
         return column in self._bytes_alone
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return strings that identify the rows: their number, and a hash of the sizes of all row groups.
+
+        To hash documents all over the files would decode a row group for each.
+        """
+        return {
+            "documents": f"{len(self):,}",
+            "row groups": hashlib.sha256(self.groups.tobytes()).hexdigest()[:32],
+        }
 
     def _own_lock(self) -> Lock:
         """Return the lock of this process: a forked one may start while another thread holds that of its parent."""

@@ -50,7 +50,7 @@ class Spans:
         self._indexes = indexed(files, build, kind=kind, version=version, settings=settings, folder=folder)
         self._ends = np.cumsum(self._indexes.rows)
         self.facts = self._indexes.facts
-        self._open = _OpenFiles()
+        self._open = OpenFiles()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -75,13 +75,7 @@ class Spans:
         Raises:
             StorageError: the file is gone, cut or cannot be read.
         """
-        try:
-            data = self._open.read(span)
-        except OSError as error:
-            raise StorageError(f"{printable(span.path)}: cannot read the file: {error.strerror}") from error
-        if len(data) < span.size:
-            raise changed_error(span.path)
-        return data
+        return self._open.read(span)
 
     def names_hash(self) -> str:
         """Return a hash of the name and the number of samples of each file, in order."""
@@ -108,29 +102,37 @@ class _OpenFile:
             os.close(self.descriptor)
 
 
-class _OpenFiles:
+class OpenFiles:
     """The files that were read last. Copies in other processes open their own."""
 
     def __init__(self) -> None:
         self._files: OrderedDict[Path, _OpenFile] = OrderedDict()
         self._lock = Lock()
 
-    def __reduce__(self) -> tuple[type[_OpenFiles], tuple[()]]:
-        return _OpenFiles, ()
+    def __reduce__(self) -> tuple[type[OpenFiles], tuple[()]]:
+        return OpenFiles, ()
 
     def read(self, span: Span) -> bytes:
-        """Return up to `span.size` bytes, without a position that processes or threads could share."""
-        file = self._file(span.path)
+        """Return the bytes at a place, without a position that processes or threads could share.
+
+        Raises:
+            StorageError: the file is gone, cut or cannot be read.
+        """
         try:
-            start, end = span.start, min(span.start + span.size, os.fstat(file.descriptor).st_size)
+            file = self._file(span.path)
+            start, end = span.start, span.start + span.size
+            if os.fstat(file.descriptor).st_size < end:  # before memory is taken
+                raise changed_error(span.path)
             pieces = []
             while start < end and (piece := os.pread(file.descriptor, end - start, start)):
                 pieces.append(piece)
                 start += len(piece)
-        except OSError:
+        except OSError as error:
             with self._lock:
                 self._files.pop(span.path, None)  # a later try opens it anew
-            raise
+            raise StorageError(f"{printable(span.path)}: cannot read the file: {error.strerror}") from error
+        if start < end:
+            raise changed_error(span.path)
         return b"".join(pieces)
 
     def _file(self, path: Path) -> _OpenFile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -43,8 +44,9 @@ class TarSample(NamedTuple):
     members: dict[str, Member]
 
 
-# Returns the members of a sample that a document needs, or why the sample is left out.
-Choose: TypeAlias = Callable[[TarSample, Content], Collection[Member] | str]
+LeaveOut: TypeAlias = Callable[..., None]  # takes a reason and a noun, as `LeftOut.add`
+# Returns the members of a sample that a document needs; none, after it called `LeaveOut`, to leave the sample out.
+Choose: TypeAlias = Callable[[TarSample, Content, LeaveOut], Collection[Member]]
 
 
 def samples(read: Read, start: int, end: int, where: str, *, whole: bool = True) -> Iterator[TarSample]:
@@ -100,7 +102,7 @@ def tar_index(choose: Choose, path: Path) -> tuple[np.ndarray, dict[str, Any]]:
         An array of `SPAN`, and the facts of `LeftOut`.
 
     Raises:
-        DocumentError: a damaged or cut archive, or a member that is refused.
+        DocumentError: a damaged or cut archive, a member that is refused, or an error of `choose`.
     """
     where = printable(path)
     starts, sizes = array("Q"), array("L")
@@ -111,16 +113,20 @@ def tar_index(choose: Choose, path: Path) -> tuple[np.ndarray, dict[str, Any]]:
         read = _window(file.fileno())
         _refuse_packed(read(0, 8), where)
         for sample in samples(read, 0, os.fstat(file.fileno()).st_size, where):
-            chosen = choose(sample, lambda member: read(member.start, member.size))
-            if not isinstance(chosen, str):
-                start = min(member.head for member in chosen)
-                size = max(member.start + member.size for member in chosen) - start
-                if size <= MOST_SAMPLE:
-                    starts.append(start)
-                    sizes.append(size)
-                    continue
-                chosen = f"with more than {MOST_SAMPLE:,} bytes"
-            left_out.add(chosen, f"{path.name}!{sample.key}")
+            leave_out = partial(left_out.add, name=f"{path.name}!{sample.key}")
+            try:
+                chosen = choose(sample, lambda member: read(member.start, member.size), leave_out)
+            except DocumentError as error:
+                raise DocumentError(f"{where}!{printable(sample.key)}: {error}") from error
+            if not chosen:
+                continue
+            start = min(member.head for member in chosen)
+            size = max(member.start + member.size for member in chosen) - start
+            if size > MOST_SAMPLE:
+                leave_out(f"with more than {MOST_SAMPLE:,} bytes")
+                continue
+            starts.append(start)
+            sizes.append(size)
     rows = np.empty(len(starts), SPAN)
     rows["start"], rows["size"] = starts, sizes
     return rows, left_out.facts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -74,15 +75,11 @@ class TextRows(Sequence[TextRow]):
     def __len__(self) -> int:
         return int(self._before[-1])
 
-    @property
-    def sizes(self) -> bytes:
-        """Rows and bytes of all files, as one string."""
-        return repr(
-            [
-                (rows, facts["status"][0])
-                for rows, facts in zip(self.index.rows.tolist(), self.index.facts, strict=True)
-            ]
-        ).encode()
+    def fingerprint(self) -> dict[str, str]:
+        """Return a string that identifies the files: a hash of the rows and bytes of each."""
+        sizes = [facts["status"][0] for facts in self.index.facts]
+        text = repr([self.index.rows.tolist(), sizes])
+        return {"rows and sizes": hashlib.sha256(text.encode()).hexdigest()[:32]}
 
     def __getitem__(self, index: Any) -> Any:
         """Return a row.
