@@ -103,7 +103,7 @@ def test_a_document_that_is_not_finite_is_named_in_both_processes(two_processes:
     for seed in layouts.BAD_SEEDS:
         messages = [(two_processes / f"bad-{seed}.{rank}.txt").read_text() for rank in range(2)]
         assert messages[0] == messages[1] and ": the loss is not finite: 'bad';" in messages[0]
-        documents = Mixture([layouts.TinyDocuments(layouts.one_bad_document())], [1.0], 12, seed)
+        documents = Mixture([layouts.TinyDocuments(layouts.one_bad_document())], [1.0], seed, length=12)
         first = next(index for index in range(12) if documents[index].name == "bad")
         assert messages[0].startswith(f"step {first // 2 + 1}:")
         ranks.add(first % 2)

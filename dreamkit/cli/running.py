@@ -196,7 +196,7 @@ def generate(
     Example: dreamkit generate dreamkit-demo/checkpoint "two" --max-images 2 --out two
     """
     from dreamkit.cli.live import write_document
-    from dreamkit.data.records import open_picture
+    from dreamkit.data.image_files import open_picture
     from dreamkit.document import DRAW_SLOT, READ_SLOT, Document
     from dreamkit.errors import DocumentError, excerpt
 

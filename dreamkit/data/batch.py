@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from dreamkit.data.image_noise import ImageNoise
-from dreamkit.data.packing import balanced_rows, row_cost
+from dreamkit.data.packing import Rows, balanced_rows, row_cost
 from dreamkit.data.sequence import IGNORED, Sequence, Sequencer
+from dreamkit.data.skipped import Skipped
 from dreamkit.data.workers import in_shared_memory
 from dreamkit.parts.specs import Spans
 
@@ -54,6 +55,8 @@ class Batch:
         extras: the image decoder's extras (M, ...).
         counts: labelled tokens and images to draw (2,), without dummies.
         documents: names of the documents, by number.
+        skipped: documents that cannot be used, which others replace.
+        cut: number of documents whose end is left out.
         condition_drop: probability that an image to draw gets the unconditional dream states.
         unconditional_rows_Q: indices of the unconditional dream states; None without `condition_drop`.
         features_NVd: cached vision features of the images to read.
@@ -86,6 +89,8 @@ class Batch:
     extras: dict[str, Tensor]
     counts: Tensor
     documents: tuple[str, ...]
+    skipped: tuple[Skipped, ...] = ()
+    cut: int = 0
     condition_drop: float = 0.0
     unconditional_rows_Q: Tensor | None = None
     features_NVd: Tensor | None = None
@@ -181,8 +186,11 @@ class Collator:
         """
         return self.collate(sequences).with_tensors(in_shared_memory)
 
-    def collate(self, sequences: Sequences[Sequence]) -> Batch:
-        """Return the batch of `sequences`, with a dummy if no sequence has a label, or an image to read or to draw."""
+    def packed(self, sequences: Sequences[Sequence]) -> tuple[list[Sequence], Rows, Sequence | None]:
+        """Return the sequences of a batch, the indices of those in each row, and the unconditional one among them.
+
+        A dummy is added if no sequence has a label, or an image to read or to draw.
+        """
         sequences = list(sequences)
         no_read = not any(sequence.reads for sequence in sequences)
         no_draw = not any(sequence.draws for sequence in sequences)
@@ -199,6 +207,11 @@ class Collator:
             rows = balanced_rows(
                 lengths, self.sequencer.max_length, row_cost(self.sequencer.language_model.spec)
             )
+        return sequences, rows, unconditional
+
+    def collate(self, sequences: Sequences[Sequence]) -> Batch:
+        """Return the batch of `sequences`, with a dummy if no sequence has a label, or an image to read or to draw."""
+        sequences, rows, unconditional = self.packed(sequences)
         width = max(sum(len(sequences[i]) for i in row) for row in rows)
         starts: dict[int, int] = {}
         spans = []
@@ -265,6 +278,8 @@ class Collator:
             draw_document_M=torch.tensor(draw_documents),
             counts=torch.tensor([float(label_weights.sum()), sum(draw_weights)]),
             documents=tuple(sequence.name for sequence in sequences),
+            skipped=tuple(document for sequence in sequences for document in sequence.skipped),
+            cut=sum(sequence.is_cut for sequence in sequences),
             condition_drop=self.condition_drop,
             unconditional_rows_Q=unconditional_rows,
             **self._read_fields([picture for _, picture in reads]),

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dreamkit.data.dataset import Dataset
+from dreamkit.data.examples import write_images, write_lines
 from dreamkit.data.record_keys import RecordKeys
-from dreamkit.data.records import ImagePaths, Records, paths_in, text_problem
+from dreamkit.data.records import ImagePaths, Records, check_settings, paths_in, text_problem
 from dreamkit.document import DRAW_SLOT, READ_SLOT, Document, Role
 from dreamkit.errors import describe_value, did_you_mean, printable
 
@@ -33,10 +34,12 @@ class ConversationsConfig:
             `image` is a path or a list of paths, one for each `<image>` in the turns, in order. The model reads the
             images of `human` turns, and is trained to draw those of `gpt` turns. `system` may hold a system text.
         images: folder of the images, which no path may leave; None is the folder of the file, and paths may leave it.
+        index: folder of the index of a file of records; None is the user's cache folder.
     """
 
     path: Path
     images: Path | None = None
+    index: Path | None = None
 
 
 class Conversations(Dataset):
@@ -46,15 +49,39 @@ class Conversations(Dataset):
 
     def __init__(self, config: ConversationsConfig) -> None:
         self.images = ImagePaths(config.path, config.images)
-        keys = RecordKeys(("conversations", "image", "system"))
-        turn_keys = RecordKeys(("from", "value"), slots=(READ_SLOT,), within="conversations")
-        self.records = Records(config.path, lambda record: self._problem(record, keys, turn_keys))
-        self.notes = [*keys.notes(config.path), *turn_keys.notes(config.path)]
+        self.keys = RecordKeys(("conversations", "image", "system"))
+        self.turn_keys = RecordKeys(("from", "value"), slots=(READ_SLOT,), within="conversations")
+        self.records = Records(
+            config.path,
+            self._problem,
+            notes=lambda: [*self.keys.notes(), *self.turn_keys.notes()],
+            settings=check_settings(config),
+            index=config.index,
+        )
+        self.notes = self.records.notes
+
+    @classmethod
+    def tiny_config(cls, folder: Path) -> ConversationsConfig:
+        red, green, _ = write_images(folder)
+        turns = [
+            ("<image> What is it?", "A red square."),
+            ("Draw a green one.", "<image>"),
+            ("Hello.", "Hi."),
+        ]
+        records = [
+            {
+                "image": image,
+                "conversations": [{"from": "human", "value": ask}, {"from": "gpt", "value": answer}],
+            }
+            for image, (ask, answer) in zip((red, green, ""), turns, strict=True)
+        ]
+        return ConversationsConfig(write_lines(folder / "conversations.jsonl", records))
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Document:
+        self.check_index(index)
         where, record = self.records[index]
         paths = iter(paths_in(record, "image"))
         turns = []
@@ -68,8 +95,8 @@ class Conversations(Dataset):
     def fingerprint(self) -> dict[str, str]:
         return {**super().fingerprint(), "records": self.records.sha256}
 
-    def _problem(self, record: Mapping[str, Any], keys: RecordKeys, turn_keys: RecordKeys) -> str | None:
-        problem = keys.problem(record) or _turns_problem(record, turn_keys)
+    def _problem(self, record: Mapping[str, Any]) -> str | None:
+        problem = self.keys.problem(record) or _turns_problem(record, self.turn_keys)
         problem = problem or self.images.list_problem(record, "image", or_path=True)
         if problem is None:
             turns = _turns(record)
@@ -77,7 +104,7 @@ class Conversations(Dataset):
             if slots != images:
                 return f"expected one image for each {READ_SLOT} in the turns, got {images} for {slots}"
             for _, text in turns:
-                turn_keys.count_placeholders(text)
+                self.turn_keys.count_placeholders(text)
         return problem
 
 

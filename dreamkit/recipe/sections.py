@@ -17,9 +17,11 @@ from dreamkit.recipe.written import as_written
 Adaptable: TypeAlias = Literal["language_model", "vision_encoder", "image_decoder"]
 PartName: TypeAlias = Literal[Adaptable, "visual_projector", "condition_projector", "pooled_projector"]
 Trainable: TypeAlias = Literal[PartName, "dream_queries", "new_tokens"]
+Shuffle: TypeAlias = Literal["full", "blocks", "none"]
 WITH_SOURCE: Final[tuple[str, ...]] = get_args(Adaptable)  # kinds that have weights to name
 PARTS: Final[tuple[str, ...]] = get_args(PartName)
 TRAINABLE: Final[tuple[str, ...]] = get_args(Trainable)
+SHUFFLES: Final[tuple[str, ...]] = get_args(Shuffle)
 
 # A run of this many steps, at a thousand a second, takes eleven days; a counter of steps needs no more.
 MAX_STEPS: Final = 10**9
@@ -43,11 +45,15 @@ class PartSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """A data set; the share of its documents in training is proportional to `weight`."""
+    """A data set; the share of its documents in training is proportional to `weight`.
+
+    `shuffle` is their order: at random, in blocks of neighbours, or as they are stored.
+    """
 
     name: str
     config: Any = setting(None, inner=True)
     weight: float = setting(1.0, above=0)
+    shuffle: Shuffle = "full"
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,8 @@ class TrainSection:
     `precision` is that of computing, and with float64, which is meant for tests, of the weights too.
     `log_every` and `save_every` are in steps; `save_every=0` saves only at the end.
     `cache` is a folder that `dreamkit cache` wrote.
+    `on_error` is the action at a document that cannot be used, `too_long` at one longer than `max_length`.
+    `max_skipped` is the greatest share of the documents to skip, after the first thousand.
     """
 
     trainable: tuple[Trainable, ...]
@@ -125,6 +133,9 @@ class TrainSection:
     save_every: int = setting(0, least=0, most=MAX_STEPS)
     workers: int = setting(0, least=0, most=MAX_WORKERS)
     cache: str | None = setting(None, path=True)
+    on_error: Literal["skip", "stop"] = "skip"
+    max_skipped: float = setting(0.01, least=0, most=1)
+    too_long: Literal["cut", "skip", "stop"] = "cut"
 
     def __post_init__(self) -> None:
         documents = self.steps * self.accumulation * self.batch_size

@@ -7,16 +7,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
 
+from dreamkit.data.dataset import Dataset
 from dreamkit.errors import PluginError, did_you_mean, with_article
 from dreamkit.registry.kinds import KINDS
 from dreamkit.registry.registry import Registry, distributions
 from dreamkit.testing import contracts
 from dreamkit.testing.bound import BoundCheck, fail, outcomes
 from dreamkit.testing.check import current_check
+from dreamkit.testing.dataset_subject import has_example, tiny_dataset
 from dreamkit.testing.expect import ContractError, KitError
 from dreamkit.testing.locating import raised_at
 from dreamkit.testing.outcomes import Outcome
-from dreamkit.testing.subject_kinds import KINDS as PARTS, tiny_part
+from dreamkit.testing.subject_kinds import KINDS as TESTED, tiny_part
 
 REGISTERED = "registered"  # the check of every component, whatever its kind
 
@@ -109,10 +111,11 @@ def _component(registry: Registry, distribution: str, kind: str, name: str, quic
     except PluginError as error:
         place = raised_at(error, registry.components(kind)[name].component.target.partition(":")[0])
         return Component(distribution, kind, name, problem=f"{place}: {error}" if place else str(error))
-    if kind not in PARTS:
+    if kind not in TESTED or (issubclass(cls, Dataset) and not has_example(cls)):
         return Component(distribution, kind, name)
+    build = tiny_dataset(cls) if issubclass(cls, Dataset) else tiny_part(cls)
     repeat = f"dreamkit test-plugin {distribution} --component {name} --check {{check}}"
-    bound = contracts.bind(kind, tiny_part(cls), quick=quick, repeat=repeat)
+    bound = contracts.bind(kind, build, quick=quick, repeat=repeat)
     return Component(distribution, kind, name, tuple(bound))
 
 

@@ -17,14 +17,16 @@ from dreamkit.data.batch import Batch, Collator
 from dreamkit.data.sequence import Sequence
 from dreamkit.data.workers import WorkerStart, original_errors
 from dreamkit.distributed import total, whole, world_size
-from dreamkit.errors import TrainingError
+from dreamkit.errors import TrainingError, count
 from dreamkit.model.model import DreamModel, Losses
 from dreamkit.parts.precision import full_float64
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training.agreement import Agreement
+from dreamkit.training.data_wait import DataWait
 from dreamkit.training.loss_monitor import NotFinite
 from dreamkit.training.resumable import ResumableTrainer
+from dreamkit.training.skipped_log import SKIPPED, SkippedLog
 
 MAX_NAMES = 10  # documents in one error
 
@@ -80,14 +82,23 @@ class DreamTrainer(ResumableTrainer):
         callbacks: Sequences[TrainerCallback] = (),
         registry: Registry | None = None,
         fingerprints: Sequences[Mapping[str, str]] = (),
+        changed_data: bool = False,
     ) -> None:
         model.train()
+        section = recipe.train
+        skipped = SkippedLog(
+            Path(str(arguments.output_dir)) / SKIPPED,
+            section.max_skipped,
+            section.batch_size * section.accumulation * world_size(),
+        )
         super().__init__(
             model,
             arguments,
             callbacks,
             registry,
             fingerprints,
+            skipped,
+            changed_data,
             train_dataset=samples,
             data_collator=cast(Any, collator.share),  # returns a Batch, not a dict of tensors
         )
@@ -103,6 +114,7 @@ class DreamTrainer(ResumableTrainer):
         )
         self.full_float64 = partial(full_float64, recipe.train.precision == "float64")
         self.agreement = Agreement()
+        self.data_wait = DataWait(arguments.device)
         self.has_diverged = False
         self._batch = 0  # number of this process's next batch in the run
 
@@ -124,10 +136,16 @@ class DreamTrainer(ResumableTrainer):
         self._batch = self.state.global_step * self.args.gradient_accumulation_steps
 
         def read() -> list[Batch]:
-            with original_errors():
+            with original_errors(), self.data_wait.waiting():
                 return [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
 
-        batches = self.agreement.call(read)
+        batches, skipped = self.agreement.call(
+            read, lambda batches: [document for batch in batches for document in batch.skipped]
+        )
+        step = self.state.global_step + 1
+        self.skipped.add(step, skipped, sum(batch.cut for batch in batches))
+        if (error := self.skipped.limit_error(step)) is not None:
+            self.agreement.stop(error)
         return batches, total(torch.stack([batch.counts for batch in batches]).sum(0).to(device))
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -210,11 +228,22 @@ class DreamTrainer(ResumableTrainer):
     def _sample(self, place: int) -> Sequence:
         return cast(Dataset[Sequence], self.train_dataset)[place]
 
+    def data_notes(self) -> list[str]:
+        """Return lines about documents that were skipped and cut. Every process must call this method."""
+        totals = self.skipped.totals(self.args.device)
+        ends = {"skipped": f", listed in {self.skipped.path}", "cut": ", which were longer than a row"}
+        return [
+            f"{verb} {count(f'{totals[verb]:,}', 'document')}{end}"
+            for verb, end in ends.items()
+            if totals[verb]
+        ]
+
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Add both losses to an entry of the log, after a check that they are finite."""
         if "loss" in logs:  # not the final summary
             self.check()
-            logs |= self.monitor.read()
+            logs |= self.monitor.read() | {"data_wait": self.data_wait.read()}
+            logs |= self.skipped.totals(self.args.device)
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -69,12 +69,14 @@ def stop_second_process(reason: str) -> Callable[[Samples, int], Document]:
     """Return a `Samples.document` that has an error or sends a signal at the third document of that process."""
     reads = count(1)
 
-    def read(samples: Samples, place: int, read: Callable[..., Document] = Samples.document) -> Document:
+    def read(
+        samples: Samples, place: int, attempt: int = 0, read: Callable[..., Document] = Samples.document
+    ) -> Document:
         if next(reads) == 3 and dist.get_rank() == 1:
             if reason == "error":
                 raise DocumentError("this document is cut")
             os.kill(os.getpid(), signal.SIGTERM)
-        return read(samples, place)
+        return read(samples, place, attempt)
 
     return read
 
@@ -241,7 +243,7 @@ def main(folder: Path) -> None:
         left = folder / f"left by {reason}"
         try:
             with patch.object(Samples, "document", stop_second_process(reason)):
-                train_recipe(recipe(), Registry.load(), left, datasets=[TinyDocuments()])
+                train_recipe(recipe(on_error="stop"), Registry.load(), left, datasets=[TinyDocuments()])
         except (DocumentError, TrainingError, Interrupted) as error:
             (folder / f"{left.name}.{dist.get_rank()}.txt").write_text(with_notes(error))
         train_recipe(recipe(), Registry.load(), left, datasets=[TinyDocuments()], resume=True)

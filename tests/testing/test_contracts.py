@@ -53,7 +53,7 @@ def test_the_kit_exports_its_public_names():
     import dreamkit.testing
 
     assert dreamkit.testing.__all__ == ["ContractError", "KitError", "Outcome", "Report", "contracts"]
-    assert contracts.__all__ == ["checks", "parametrize", "tiny_part", "verify"]
+    assert contracts.__all__ == ["checks", "parametrize", "tiny_dataset", "tiny_part", "verify"]
     assert all(hasattr(dreamkit.testing, name) for name in dreamkit.testing.__all__)
     assert all(hasattr(contracts, name) for name in contracts.__all__)
 

@@ -16,13 +16,13 @@ from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.errors import CheckpointError, TrainingError
 from dreamkit.storage.folders import describe_files
 from dreamkit.training.resumable import ResumableTrainer
-from dreamkit.training.run_log import RunLog
+from dreamkit.training.run_log import TIMES, RunLog
 from runs import REGISTRY, assert_identical, kill_at, run, weights
 from saved_models import edit_manifest
 
 
 def without_times(log: Any) -> list[dict[str, Any]]:
-    return [{name: value for name, value in entry.items() if name != "steps_per_second"} for entry in log]
+    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in log]
 
 
 def test_a_resumed_run_is_bitwise_identical_to_an_uninterrupted_one(tmp_path: Path) -> None:

@@ -145,8 +145,8 @@ def test_adapters_are_trained_without_being_named(tmp_path: Path) -> None:
 
 def test_the_error_of_a_document_names_it(tmp_path: Path) -> None:
     long = Document((Text("x" * 300),), name="the long one")
-    with pytest.raises(DocumentError, match="the long one"):
-        run(tmp_path, documents=[long])
+    with pytest.raises(DocumentError, match=r"the long one: .*; or set train\.too_long to cut or skip"):
+        run(tmp_path, layouts.recipe(too_long="stop"), documents=[long])
 
 
 @pytest.mark.parametrize("settings", [{"workers": 1}, {"gradient_checkpointing": True}])

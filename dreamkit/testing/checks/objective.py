@@ -26,7 +26,7 @@ from dreamkit.testing.expect import (
     expect_true,
     expect_within,
 )
-from dreamkit.testing.subject import FLOATS, Case, Inputs, generator, seeded
+from dreamkit.testing.part_subject import FLOATS, Case, Inputs, generator, seeded
 from dreamkit.testing.subject_kinds import DecoderSubject
 
 KIND = "image_decoder"
