@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from dreamkit.errors import DreamkitError, describe_error
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def usable_processes() -> int:
@@ -47,17 +48,18 @@ def in_processes(
     workers: dict[Any, Any] = {}
     try:
         for _ in range(processes):
-            reader, writer = context.Pipe(duplex=False)
+            receiver, writer = context.Pipe(duplex=False)
             process = context.Process(target=_work, args=(work, items, following, writer), daemon=True)
             process.start()
             writer.close()  # now the end of the process is the end of the pipe
-            workers[reader] = process
+            workers[receiver] = process
         started()
         active = set(workers)
         while active:
-            for reader in wait(list(active)):
+            for ready in wait(list(active)):
+                reader: Any = ready
                 try:
-                    message = reader.recv()  # type: ignore[union-attr]
+                    message = reader.recv()
                 except EOFError:
                     workers[reader].join()
                     raise _killed(workers[reader].exitcode) from None
@@ -71,9 +73,9 @@ def in_processes(
     finally:
         for process in workers.values():
             process.terminate()
-        for reader, process in workers.items():
+        for each, process in workers.items():
             process.join()
-            reader.close()
+            each.close()
 
 
 def _work(work: Callable[[T], R], items: Sequence[T], following: Any, writer: Connection) -> None:

@@ -243,7 +243,8 @@ def test_the_first_error_of_a_shard_is_raised_and_the_finished_ones_stay(
     logged(log)
     shards[5].write_text("good")
     assert indexed_words(shards, folder, log).rows.tolist() == [0, 1, 2, 3, 4, 1]
-    assert {"5.txt"} <= set(logged(log)) <= {"4.txt", "5.txt"}  # one process may have been at 4.txt
+    again = logged(log)
+    assert "5.txt" in again and len(again) <= 2  # the other process may have been at a shard
 
 
 def test_a_kill_loses_only_the_shards_in_progress(tmp_path: Path, log: Path) -> None:
