@@ -6,14 +6,16 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from dreamkit.errors import DreamkitError, describe_error
 
 T = TypeVar("T")
 R = TypeVar("R")
+_PATIENCE: Final = 10  # seconds for a process to clean up
 
 
 def usable_processes() -> int:
@@ -74,13 +76,15 @@ def in_processes(
         for process in workers.values():
             process.terminate()
         for each, process in workers.items():
+            process.join(_PATIENCE)
+            process.kill()
             process.join()
             each.close()
 
 
 def _work(work: Callable[[T], R], items: Sequence[T], following: Any, writer: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the main process ends this one
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _leave)
     parent = os.getppid()
     while os.getppid() == parent:  # another one, if the main process was killed
         with following.get_lock():
@@ -95,6 +99,11 @@ def _work(work: Callable[[T], R], items: Sequence[T], following: Any, writer: Co
             writer.send((number, None, _portable(error)))
             return
         writer.send(message)
+
+
+def _leave(number: int, _: object) -> None:
+    """End this process after the cleaning up of its work, such as a file in progress."""
+    sys.exit(128 + number)
 
 
 def _portable(error: Exception) -> Exception:
