@@ -20,6 +20,7 @@ _VARIABLE: Final = re.compile(
     r"'[^']*'|\S*/\S*|\d[\d,.]*"
 )  # differs between documents with one kind of problem
 MAX_KIND: Final = 120  # characters
+UNLIMITED: Final = 1000  # documents that are read before the limit of the bad ones holds
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ def summarize(documents: Iterable[Skipped]) -> str:
     for document in documents:
         summary.add(document)
     return summary.most_common()
+
+
+def is_beyond(max_skipped: float, bad: int, read: int) -> bool:
+    """Return True if more than the share `max_skipped` of the documents that were read are bad."""
+    return read > UNLIMITED and bad > max_skipped * read
 
 
 def kind_of_problem(reason: str) -> str:

@@ -93,7 +93,7 @@ class Coco(Dataset):
     def fingerprint(self) -> dict[str, str]:
         hashed = hashlib.sha256()
         for file in self.index:
-            hashed.update(file["byte"])
+            hashed.update(file["byte"].data)
         return super().fingerprint() | {"names and captions": hashed.hexdigest()[:32]}
 
     def _document(self, index: int, choices: random.Random | None) -> Document:

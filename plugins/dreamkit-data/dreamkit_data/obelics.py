@@ -86,7 +86,7 @@ class Obelics(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Document:
-        row: Row = self.rows[index]
+        row = self.rows[index]
         places = read_places(row)
         stored = [place.number for place in places if place.image is not None][: self.config.max_images]
         if len(stored) < self.config.min_images:

@@ -35,7 +35,7 @@ class Row(NamedTuple):
     values: dict[str, Any]
 
 
-class ParquetRows(Sequence[Row]):
+class ParquetRows:
     """The rows of Parquet files, in the order of the files.
 
     The row groups are listed at the start. A process reads a whole row group for a row, and keeps the last ones.
@@ -76,7 +76,7 @@ class ParquetRows(Sequence[Row]):
     def __len__(self) -> int:
         return int(self._rows_before[-1])
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int) -> Row:
         """Return a row.
 
         Raises:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from dreamkit import ConfigError, Dataset, Document, DocumentError, printable, read_error
+from dreamkit import ConfigError, Dataset, Document, DocumentError, describe_value, printable, read_error
 from dreamkit_data.captions import choose_caption, pair, weight_problems
+from dreamkit_data.columns import Kind
 from dreamkit_data.parquet_rows import ParquetRows
 from dreamkit_data.patterns import matching_files
 from dreamkit_data.stored_images import image_paths, stored_picture, stored_value
@@ -49,7 +50,12 @@ class TableConfig:
     index: Path | None = None
 
     def __post_init__(self) -> None:
-        if problems := weight_problems(self.captions):
+        problems = weight_problems(self.captions)
+        if str(self.image) in self.captions:
+            problems["caption"] = (
+                f"expected another column than that of the image, got {describe_value(self.image)}"
+            )
+        if problems:
             raise ConfigError(problems)
 
     @property
@@ -69,9 +75,14 @@ class Table(Dataset):
         files = matching_files(config.path, SUFFIXES)
         self.rows: ParquetRows | TextRows
         if _is_parquet(files[0]):
-            kinds = {self.image: "image"} | dict.fromkeys(self.captions, "caption")
+            kinds: dict[str, Kind] = {self.image: "image", **dict.fromkeys(self.captions, "caption")}
             self.rows = ParquetRows(files, kinds, config.index)
             self.notes = self.rows.notes
+            if not config.header or config.quotes is not None:
+                key = "header" if config.quotes is None else "quotes"
+                raise DocumentError(
+                    f"{printable(files[0])}: '{key}' is for text tables, got Parquet; remove it"
+                )
             if config.images is not None and self.rows.has_bytes_alone(self.image):
                 raise DocumentError(
                     f"{printable(files[0])}: 'images' is set, but the column '{printable(self.image)}' has the images; "

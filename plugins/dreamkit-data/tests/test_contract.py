@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from dreamkit.testing import contracts
+from dreamkit_data.mmc4 import MMC4, MMC4Config
 from dreamkit_data.table import Table, TableConfig
 from dreamkit_data.tars import Tars, TarsConfig
+from dreamkit_digits.documents import Digits
 from table_files import name, png, write_pairs
-from tar_files import digit_metadata, write_img2dataset
+from tar_files import digit_metadata, write_img2dataset, write_mmc4, write_mmc4_lines
 
 
 def write_tars(folder: Path) -> TarsConfig:
@@ -16,6 +18,19 @@ def write_tars(folder: Path) -> TarsConfig:
     rows = [[digit_metadata(3 * shard + n, alt="a digit") for n in range(3)] for shard in range(2)]
     write_img2dataset(folder, rows)
     return TarsConfig(folder, caption={"txt": 2, "json:alt": 1})
+
+
+def write_mmc4_tars(folder: Path) -> MMC4Config:
+    """Write documents with several images each, in two archives."""
+    counting = Digits(Digits.Config(documents={"counting": 1.0}))
+    write_mmc4(folder, [[counting[3 * shard + n] for n in range(3)] for shard in range(2)])
+    return MMC4Config(folder)
+
+
+def write_mmc4_zip(folder: Path) -> MMC4Config:
+    """Write a packed file of documents beside the folder of its images."""
+    sums = Digits(Digits.Config(documents={"sums": 1.0}))
+    return MMC4Config(write_mmc4_lines(folder / "docs.jsonl.zip", [sums[n] for n in range(4)]), max_images=2)
 
 
 def write_parquet_pairs(folder: Path) -> TableConfig:
@@ -34,6 +49,16 @@ def write_tsv(folder: Path) -> TableConfig:
 
 @contracts.parametrize("dataset", contracts.tiny_dataset(Tars, write_tars))
 def test_tars(check):
+    check()
+
+
+@contracts.parametrize("dataset", contracts.tiny_dataset(MMC4, write_mmc4_tars))
+def test_mmc4_in_tars(check):
+    check()
+
+
+@contracts.parametrize("dataset", contracts.tiny_dataset(MMC4, write_mmc4_zip))
+def test_mmc4_in_lines(check):
     check()
 
 
