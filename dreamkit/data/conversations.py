@@ -74,9 +74,7 @@ class Conversations(Dataset):
         self.records = Records(
             config.path,
             self._problem,
-            notes=lambda: [
-                note for keys in (self.keys, *self.turn_keys.values(), self.parts) for note in keys.notes()
-            ],
+            notes=self._notes,
             settings=check_settings(config),
             index=config.index,
         )
@@ -118,6 +116,10 @@ class Conversations(Dataset):
 
     def fingerprint(self) -> dict[str, str]:
         return {**super().fingerprint(), "records": self.records.sha256}
+
+    def _notes(self) -> list[str]:
+        keys = [self.keys, *self.turn_keys.values()]
+        return [*(note for each in keys for note in each.notes()), *self.parts.notes()]
 
     def _problem(self, record: Mapping[str, Any]) -> str | None:
         if _has_parts(record):
