@@ -4,7 +4,11 @@ from .build.build import build_model as build_model
 from .checkpoints.load import load_checkpoint as load_checkpoint
 from .checkpoints.save import save_checkpoint as save_checkpoint
 from .data.dataset import Dataset as Dataset
+from .data.image_files import decode_picture as decode_picture
+from .data.index_store import indexed as indexed
 from .data.mixture import Mixture as Mixture
+from .data.reading import read_error as read_error
+from .data.records import ImagePaths as ImagePaths
 from .document import Document as Document, Image as Image, Text as Text
 from .errors import (
     CacheError as CacheError,
@@ -16,6 +20,7 @@ from .errors import (
     PluginError as PluginError,
     RecipeError as RecipeError,
     SourceError as SourceError,
+    StorageError as StorageError,
     TrainingError as TrainingError,
     count as count,
     describe_error as describe_error,
@@ -23,6 +28,7 @@ from .errors import (
     did_you_mean as did_you_mean,
     excerpt as excerpt,
     library_errors as library_errors,
+    printable as printable,
 )
 from .evaluation.task import Task as Task
 from .model.events import (

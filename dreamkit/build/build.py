@@ -20,7 +20,7 @@ from dreamkit.registry.registry import Registry
 
 
 def build_model(recipe: Recipe, registry: Registry) -> DreamModel:
-    """Build the model that `recipe.model` describes, on the CPU and in float32.
+    """Build the model that `recipe.model` describes, on the CPU and in float32, or float64 with that precision.
 
     Parts with `pretrained` read their weights. `recipe.train.seed` determines the other weights. Adapters are included;
     `recipe.init` and `recipe.train.trainable` are left to `train_recipe`.
@@ -106,7 +106,7 @@ def _compose(fit: Fit, parts: dict[str, Any]) -> DreamModel:
         _call(fit, f"model.adapters.{index}", adapt, parts[adapter.target], adapter)
     model.recipe = recipe
     model.sources = sources
-    return model
+    return model.double() if recipe.train.precision == "float64" else model
 
 
 def _call(fit: Fit, key: str, function: Callable[..., Any], *args: Any, **named: Any) -> Any:

@@ -21,7 +21,6 @@ from dreamkit.cache.recipe_check import (
 )
 from dreamkit.errors import CacheError, DreamkitError, describe_error
 from dreamkit.model.model import DreamModel
-from dreamkit.parts.decoder import ImageDecoder
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.storage.sources import fingerprint
@@ -38,7 +37,7 @@ def uncacheable_reason(model: DreamModel, table: str) -> str | None:
     decoder = model.image_decoder
     if table == "latents" and decoder.posterior_module is None:
         name = type(decoder).__name__
-        if type(decoder).posterior is not ImageDecoder.posterior:
+        if decoder.has_posterior():
             return (
                 f"{name} has `posterior`, but its posterior_module is None, so its weights are unknown; {FIX}"
             )

@@ -27,13 +27,15 @@ KEY_BYTES = 16
 def picture_key(picture: Picture) -> bytes:
     """Return the key of a decoded image: a hash of `KEY_BYTES` bytes of everything that a part may see of it.
 
-    Mode, size and bytes are not all: `to_rgb` also uses the palette, the transparent colour and the orientation.
+    Mode, size and bytes are not all: `to_rgb` also uses the palette, the transparent colour, the orientation and the
+    colour profile.
     """
     hashed = hashlib.blake2b(picture.tobytes(), digest_size=KEY_BYTES)
     palette = picture.getpalette(None) if picture.mode in ("P", "PA") else None
     orientation = picture.getexif().get(ExifTags.Base.Orientation)
     seen = (picture.mode, picture.size, palette, picture.info.get("transparency"), orientation)
     hashed.update(repr(seen).encode())
+    hashed.update(picture.info.get("icc_profile") or b"")
     return hashed.digest()
 
 

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from dreamkit.data.packing import balanced_rows, row_cost
+from dreamkit.data.image_noise import ImageNoise
+from dreamkit.data.packing import Rows, balanced_rows, row_cost
 from dreamkit.data.sequence import IGNORED, Sequence, Sequencer
+from dreamkit.data.skipped import Skipped
 from dreamkit.data.workers import in_shared_memory
 from dreamkit.parts.specs import Spans
 
@@ -53,14 +55,19 @@ class Batch:
         extras: the image decoder's extras (M, ...).
         counts: labelled tokens and images to draw (2,), without dummies.
         documents: names of the documents, by number.
+        skipped: documents that cannot be used, which others replace.
+        cut: number of documents whose end is left out.
         condition_drop: probability that an image to draw gets the unconditional dream states.
         unconditional_rows_Q: indices of the unconditional dream states; None without `condition_drop`.
         features_NVd: cached vision features of the images to read.
         latent_mean_Mchw: cached means of the latents of the images to draw.
         latent_std_Mchw: their standard deviations; None if they are 0.
         latents: fixed latents (M, c, h, w); None samples them.
-        noise: fixed noise (M, c, h, w); None samples it.
-        timesteps: fixed timesteps (M,); None samples them.
+        noise: unit-variance diffusion noise (M, c, h, w); None samples it.
+        timesteps: timesteps (M,); None samples them.
+        posterior_noise: unit-variance noise (M, c, h, w) of the latents around their means; None samples it.
+        drop_M: flag of each image to draw: it gets the unconditional dream states; None samples it.
+        encode_seeds: seed of the latents of each image to draw, for a decoder without `posterior`; None without.
     """
 
     input_ids_BT: Tensor
@@ -82,6 +89,8 @@ class Batch:
     extras: dict[str, Tensor]
     counts: Tensor
     documents: tuple[str, ...]
+    skipped: tuple[Skipped, ...] = ()
+    cut: int = 0
     condition_drop: float = 0.0
     unconditional_rows_Q: Tensor | None = None
     features_NVd: Tensor | None = None
@@ -90,6 +99,9 @@ class Batch:
     latents: Tensor | None = None
     noise: Tensor | None = None
     timesteps: Tensor | None = None
+    posterior_noise: Tensor | None = None
+    drop_M: Tensor | None = None
+    encode_seeds: tuple[int, ...] | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the same batch on another device."""
@@ -144,6 +156,9 @@ class Collator:
         condition_drop: probability of training an image unconditionally, for classifier-free guidance
             (arXiv 2207.12598, section 3.2).
         cache: cached outputs of frozen parts, which replace pixels and targets.
+        noise: random numbers of the images to draw, by their documents' places; None: the model samples them. It also
+            samples those of sequences without a place.
+        is_float64: flag: floats are float64, for a model of that dtype.
     """
 
     sequencer: Sequencer
@@ -152,6 +167,8 @@ class Collator:
     packing: bool | None = None
     condition_drop: float = 0.0
     cache: ImageCache | None = None
+    noise: ImageNoise | None = None
+    is_float64: bool = False
 
     def __call__(self, documents: Sequences[Document]) -> Batch:
         """Return the batch of `documents`.
@@ -169,13 +186,17 @@ class Collator:
         """
         return self.collate(sequences).with_tensors(in_shared_memory)
 
-    def collate(self, sequences: Sequences[Sequence]) -> Batch:
-        """Return the batch of `sequences`, with a dummy if no sequence has a label, or an image to read or to draw."""
+    def packed(self, sequences: Sequences[Sequence]) -> tuple[list[Sequence], Rows, Sequence | None]:
+        """Return the sequences of a batch, the indices of those in each row, and the unconditional one among them.
+
+        A dummy is added if no sequence has a label, or an image to read or to draw.
+        """
         sequences = list(sequences)
         no_read = not any(sequence.reads for sequence in sequences)
         no_draw = not any(sequence.draws for sequence in sequences)
         if no_read or no_draw or not any(sequence.targets for sequence in sequences):
-            sequences.append(self.sequencer.dummy(read=no_read, draw=no_draw))
+            place = next((sequence.place for sequence in sequences), None)
+            sequences.append(replace(self.sequencer.dummy(read=no_read, draw=no_draw), place=place))
         unconditional = self.sequencer.unconditional() if self.condition_drop else None
         if unconditional is not None:
             sequences.append(unconditional)
@@ -186,6 +207,11 @@ class Collator:
             rows = balanced_rows(
                 lengths, self.sequencer.max_length, row_cost(self.sequencer.language_model.spec)
             )
+        return sequences, rows, unconditional
+
+    def collate(self, sequences: Sequences[Sequence]) -> Batch:
+        """Return the batch of `sequences`, with a dummy if no sequence has a label, or an image to read or to draw."""
+        sequences, rows, unconditional = self.packed(sequences)
         width = max(sum(len(sequences[i]) for i in row) for row in rows)
         starts: dict[int, int] = {}
         spans = []
@@ -216,6 +242,9 @@ class Collator:
             for i, s in enumerate(sequences)
             for at, picture in s.draws
         ]
+        images = [
+            (s.place, number) for s in sequences if s.place is not None for number in range(len(s.draws))
+        ]
         label_rows, label_ids, label_weights, label_documents = map(torch.cat, zip(*labelled, strict=True))
         draw_rows, draw_images, draw_weights, draw_documents = zip(*draws, strict=True)
         slots = torch.arange(self.sequencer.dream_queries)
@@ -232,7 +261,7 @@ class Collator:
         slots_by_row = torch.full_like(input_ids, -1)
         slots_by_row[vision_rows] = torch.arange(vision_rows.numel()).view_as(vision_rows)
         slots_by_row[query_rows] = vision_rows.numel() + slots
-        return Batch(
+        batch = Batch(
             input_ids_BT=input_ids.view(len(rows), width),
             position_ids_BT=position_ids.view(len(rows), width),
             segment_ids_BT=segment_ids.view(len(rows), width),
@@ -249,11 +278,14 @@ class Collator:
             draw_document_M=torch.tensor(draw_documents),
             counts=torch.tensor([float(label_weights.sum()), sum(draw_weights)]),
             documents=tuple(sequence.name for sequence in sequences),
+            skipped=tuple(document for sequence in sequences for document in sequence.skipped),
+            cut=sum(sequence.is_cut for sequence in sequences),
             condition_drop=self.condition_drop,
             unconditional_rows_Q=unconditional_rows,
             **self._read_fields([picture for _, picture in reads]),
-            **self._draw_fields(draw_images),
+            **self._draw_fields(draw_images, images),
         )
+        return batch.with_tensors(_as_float64) if self.is_float64 else batch
 
     def _read_fields(self, named: Sequences[tuple[str, Picture]]) -> dict[str, Any]:
         """Return the fields of a batch for images to read."""
@@ -261,11 +293,31 @@ class Collator:
         pixels = self.read([picture for _, picture in named]) if features is None else None
         return {"pixels_NCHW": pixels, "features_NVd": features}
 
-    def _draw_fields(self, named: Sequences[tuple[str, Picture]]) -> dict[str, Any]:
-        """Return the fields of a batch for images to draw."""
+    def _draw_fields(
+        self, named: Sequences[tuple[str, Picture]], images: Sequences[tuple[int, int]]
+    ) -> dict[str, Any]:
+        """Return the fields of a batch for images to draw; `images` are those in a run, as in `ImageNoise`."""
         moments = None if self.cache is None else self.cache.moments(named)
         if moments is None:
             targets, extras = self.draw([picture for _, picture in named])
-            return {"targets_MCHW": targets, "extras": extras}
-        mean, std, extras = moments
-        return {"targets_MCHW": None, "extras": extras, "latent_mean_Mchw": mean, "latent_std_Mchw": std}
+            fields: dict[str, Any] = {"targets_MCHW": targets, "extras": extras}
+        else:
+            mean, std, extras = moments
+            fields = {
+                "targets_MCHW": None,
+                "extras": extras,
+                "latent_mean_Mchw": mean,
+                "latent_std_Mchw": std,
+            }
+        if self.noise is None or len(images) < len(named):
+            return fields
+        shape = (
+            self.noise.decoder.spec.latent_shape((targets.shape[-2], targets.shape[-1]))
+            if moments is None
+            else moments.mean.shape[1:]
+        )
+        return fields | self.noise.fields(images, shape, self.condition_drop)
+
+
+def _as_float64(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor

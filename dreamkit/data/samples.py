@@ -2,33 +2,141 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 from torch.utils.data import Dataset as TorchDataset
 
+from dreamkit.data.cutting import cut_sequence
 from dreamkit.data.mixture import Mixture
+from dreamkit.data.reading import read_document
+from dreamkit.data.seeds import choices, stream_seed
 from dreamkit.data.sequence import Sequence, Sequencer
+from dreamkit.data.skipped import Skipped, split_place, summarize
 from dreamkit.document import Document
+from dreamkit.errors import DocumentError, StorageError, count
+from dreamkit.recipe.sections import TrainSection
+
+MAX_ATTEMPTS: Final = 100  # documents tried for one place
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The decisions about documents that cannot be used as they are.
+
+    Attributes:
+        on_error: `skip` takes another document of the same set in place of a bad one; `stop` raises its error.
+        too_long: `cut` leaves out the end of a document that is longer than a row, `skip` takes another document.
+    """
+
+    on_error: Literal["skip", "stop"] = "skip"
+    too_long: Literal["cut", "skip", "stop"] = "cut"
+
+    @classmethod
+    def of(cls, train: TrainSection) -> Policy:
+        """Return the policy of a recipe."""
+        return cls(train.on_error, train.too_long)
 
 
 class Samples(TorchDataset[Sequence]):
-    """The sequence of the document at each place of a mixture."""
+    """The sequence of the document at each place of a mixture, or of its substitute: a function of the place alone."""
 
-    def __init__(self, mixture: Mixture, sequencer: Sequencer) -> None:
+    def __init__(self, mixture: Mixture, sequencer: Sequencer, policy: Policy | None = None) -> None:
         self.mixture = mixture
         self.sequencer = sequencer
+        self.policy = Policy() if policy is None else policy
 
     def __len__(self) -> int:
         return len(self.mixture)
 
     def __getitem__(self, place: int) -> Sequence:
-        """Return the sequence at `place`.
+        """Return the sequence at `place`, with the documents that were skipped for it.
 
         Raises:
-            DocumentError: the document cannot be read, is too long or has nothing to train on.
+            DocumentError: the document is bad or too long, and the policy is to stop. None of `MAX_ATTEMPTS`
+                documents can be used.
+            StorageError: a disk or network fails, also when read again.
         """
-        return replace(self.sequencer.sequence(self.document(place)), place=place)
+        skipped: list[Skipped] = []
+        for attempt in range(min(self._size(place), MAX_ATTEMPTS)):
+            try:
+                sequence = self._sequence(self.document(place, attempt))
+            except StorageError:
+                raise
+            except DocumentError as error:
+                skipped.append(self._skipped(error, place, attempt))
+            else:
+                return replace(sequence, place=place, skipped=tuple(skipped))
+        raise DocumentError(
+            f"data.{skipped[-1].data}: none of {count(len(skipped), 'document')} for one place can be used: "
+            f"{summarize(skipped)}; the last reason: {skipped[-1].reason}"
+        )
 
-    def document(self, place: int) -> Document:
-        """Return the document at `place`."""
-        return self.mixture[place]
+    def position(self, place: int, attempt: int = 0) -> tuple[int, int]:
+        """Return the number of the data set for `place`, and the index of the document in it.
+
+        After `attempt` bad documents, it is another one of the same set: a function of the seed and these two numbers.
+        """
+        number, index = self.mixture.place(place)
+        if attempt:
+            size = self._size(place)
+            stride = 1 + stream_seed(self.mixture.seed, place, "substitute") % size
+            while math.gcd(stride, size) > 1:  # else some documents would never be tried
+                stride += 1
+            index = (index + attempt * stride) % size
+        return number, index
+
+    def document(self, place: int, attempt: int = 0) -> Document:
+        """Return the document at this position, with the random choices of its data set for this place.
+
+        While a disk or network fails, the document is read again after some seconds.
+
+        Raises:
+            DocumentError: the document cannot be read, or one of its images cannot be used.
+            StorageError: the disk or network still fails.
+        """
+        number, index = self.position(place, attempt)
+        dataset = self.mixture.data_sets[number]
+        return read_document(
+            lambda: dataset.sample(index, choices(self.mixture.seed, place)),
+            f"data.{number} ({type(dataset).__name__}): document {index}",
+        )
+
+    def _size(self, place: int) -> int:
+        """Return the number of documents in the data set for `place`."""
+        number, _ = self.mixture.place(place)
+        return len(self.mixture.data_sets[number])
+
+    def _sequence(self, document: Document) -> Sequence:
+        """Return the training sequence of a document, cut if it is too long and the policy is to cut.
+
+        Raises:
+            DocumentError: it has nothing to train on.
+            _TooLongError: it is too long, and the policy is another one.
+        """
+        if self.policy.too_long == "cut":
+            return cut_sequence(self.sequencer, document)
+        sequence = self.sequencer.whole_sequence(document)
+        try:
+            return self.sequencer.require_length(sequence)
+        except DocumentError as error:
+            raise _TooLongError(str(error)) from error
+
+    def _skipped(self, error: DocumentError, place: int, attempt: int) -> Skipped:
+        """Return the record of a document that the policy skips.
+
+        Raises:
+            DocumentError: the policy is to stop.
+        """
+        is_long = isinstance(error, _TooLongError)
+        if is_long and self.policy.too_long == "stop":
+            raise DocumentError(f"{error}; or set train.too_long to cut or skip") from error
+        if not is_long and self.policy.on_error == "stop":
+            raise DocumentError(f"{error}; set train.on_error=skip to skip bad documents") from error
+        data, index = self.position(place, attempt)
+        return Skipped(place, data, index, *split_place(str(error)), is_long)
+
+
+class _TooLongError(DocumentError):
+    """A document that can be used, were it not too long."""

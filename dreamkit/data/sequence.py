@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image as PIL
 
+from dreamkit.data.skipped import Skipped
 from dreamkit.document import Document, Image, Segment, Text
 from dreamkit.errors import DocumentError, count
 from dreamkit.parts.conversation import Turn, TurnPiece
@@ -39,7 +40,10 @@ class Sequence:
         reads: images to read, each with the index of its first patch token.
         draws: images to draw, each with the index of its first patch token.
         weight: weight of the losses; 0 in a dummy.
+        ends: index after each segment; empty in a conversation, whose template puts tokens between segments.
+        is_cut: flag: the document is longer, and its end is left out.
         place: place of the document in the run; None outside a run.
+        skipped: documents that cannot be used at this place, which this one replaces.
     """
 
     name: str
@@ -48,7 +52,10 @@ class Sequence:
     reads: list[tuple[int, Picture]] = field(default_factory=list)
     draws: list[tuple[int, Picture]] = field(default_factory=list)
     weight: float = 1.0
+    ends: list[int] = field(default_factory=list)
+    is_cut: bool = False
     place: int | None = None
+    skipped: tuple[Skipped, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,6 +64,11 @@ class Sequence:
         """Append tokens, with labels if `train_on`."""
         self.ids += ids
         self.labels += ids if train_on else [IGNORED] * len(ids)
+
+    @property
+    def is_trained(self) -> bool:
+        """Flag: there is a label or an image to draw."""
+        return bool(self.targets or self.draws)
 
     @property
     def targets(self) -> int:
@@ -106,14 +118,35 @@ class Sequencer:
         Raises:
             DocumentError: it has nothing to train on, or is longer than `max_length`.
         """
-        sequence = self._begin(document)
-        if not document.is_conversation and document.segments:
-            sequence.append([self.language_model.spec.eos_ids[0]], train_on=document.segments[-1].train_on)
-        if not sequence.targets and not sequence.draws:
+        return self.require_length(self.whole_sequence(document))
+
+    def whole_sequence(self, document: Document) -> Sequence:
+        """Return the training sequence of a document of any length.
+
+        Raises:
+            DocumentError: it has nothing to train on.
+        """
+        sequence = self.tokens(document)
+        if not sequence.is_trained:
             raise DocumentError(
                 f"{document.name}: nothing to train on: {count(len(sequence), 'token')} without a label and no image "
                 "to draw; set train_on=True in a text, or add a turn of the assistant or an image to draw"
             )
+        return sequence
+
+    def tokens(self, document: Document) -> Sequence:
+        """Return the training sequence of a document of any length, which may have nothing to train on."""
+        sequence = self._begin(document)
+        if not document.is_conversation and document.segments:
+            sequence.append([self.language_model.spec.eos_ids[0]], train_on=document.segments[-1].train_on)
+        return sequence
+
+    def require_length(self, sequence: Sequence) -> Sequence:
+        """Return a training sequence.
+
+        Raises:
+            DocumentError: it is longer than `max_length`.
+        """
         return self._check_length(sequence, "shorten it or raise train.max_length")
 
     def prompt(self, document: Document) -> Sequence:
@@ -171,6 +204,7 @@ class Sequencer:
                     sequence.append(self._text_ids(segment, reads_ids), segment.train_on)
                 else:
                     self._append_image(sequence, segment, segment.train_on)
+                sequence.ends.append(len(sequence))
 
     def _append_image(self, sequence: Sequence, image: Image, train_on: bool) -> None:
         if image.draw:

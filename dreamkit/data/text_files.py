@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import BinaryIO
 
+from dreamkit.data.reading import read_error
 from dreamkit.data.unchanged import FileStatus, unchanged
 from dreamkit.errors import DocumentError, printable
 from dreamkit.storage.paths import irregular_kind
@@ -71,14 +72,14 @@ def read_text(path: Path, before: FileStatus | None = None) -> str:
     """Read a UTF-8 file, with `\\n` as the end of each line.
 
     Raises:
-        DocumentError: not a regular file, not UTF-8, or not readable. It changes meanwhile, or changed since its status
-            was `before`.
+        DocumentError: missing, not a regular file or not UTF-8.
+        StorageError: it cannot be read, changes meanwhile, or changed since its status was `before`.
     """
     where = printable(path)
     try:
         with unchanged(path, before), open_regular(path) as file:
             data = file.read()
     except OSError as error:
-        raise DocumentError(f"{where}: cannot read the file: {error.strerror}") from error
+        raise read_error(f"{where}: cannot read the file: {error.strerror}", error) from error
     refuse_foreign(data[:HEAD], where)
     return decode(data, where).replace("\r\n", "\n").replace("\r", "\n")

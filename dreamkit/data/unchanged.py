@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from dreamkit.errors import DocumentError, printable
+from dreamkit.errors import StorageError, printable
 
 
 class FileStatus(NamedTuple):
@@ -30,7 +30,7 @@ def file_status(path: Path) -> FileStatus:
 
 @contextmanager
 def unchanged(path: Path, before: FileStatus | None = None) -> Iterator[None]:
-    """Raise a DocumentError if a file changes while the block reads it, or changed since its status was `before`.
+    """Raise a StorageError if a file changes while the block reads it, or changed since its status was `before`.
 
     An error of the block is then that of a file that was written halfway.
 
@@ -59,6 +59,6 @@ def _compare(path: Path, before: FileStatus, cause: Exception | None = None) -> 
     raise changed_error(path, reason) from cause
 
 
-def changed_error(path: Path, reason: str) -> DocumentError:
+def changed_error(path: Path, reason: str) -> StorageError:
     """Return the error about a file that changed while it was read."""
-    return DocumentError(f"{printable(path)} changed while being read: {reason}; restore it or start anew")
+    return StorageError(f"{printable(path)} changed while being read: {reason}; restore it or start anew")

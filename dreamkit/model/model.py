@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dreamkit.data.batch import Batch, Collator, ImageCache
+from dreamkit.data.image_noise import ImageNoise
 from dreamkit.data.sequence import Sequencer
 from dreamkit.document import Document, Text
 from dreamkit.earlier_names import EarlierName, with_earlier_arguments
@@ -158,6 +159,8 @@ class DreamModel(nn.Module):
             packing=recipe.train.packing,
             condition_drop=recipe.loss.condition_drop,
             cache=cache,
+            noise=ImageNoise(recipe.train.seed, self.image_decoder),
+            is_float64=recipe.train.precision == "float64",
         )
 
     def set_trainable(self, names: Collection[str]) -> None:
@@ -263,13 +266,25 @@ class DreamModel(nn.Module):
         return cast(Tensor, self.vision_encoder(batch.pixels_NCHW))
 
     def latents(self, batch: Batch) -> Tensor:
-        """Return scaled latents (M, c, h, w) of the images to draw, a new sample of their posterior in each call."""
+        """Return scaled latents (M, c, h, w) of the images to draw, sampled from their posterior.
+
+        A batch without random numbers gets a new sample in each call.
+        """
         if batch.latents is not None:
             return batch.latents
+        noise = batch.posterior_noise
         if batch.latent_mean_Mchw is not None:
-            return sample_latents(batch.latent_mean_Mchw, batch.latent_std_Mchw)
-        assert batch.targets_MCHW is not None, "a batch has targets or moments of its images to draw"
-        return self.image_decoder.encode(batch.targets_MCHW)
+            return sample_latents(batch.latent_mean_Mchw, batch.latent_std_Mchw, noise=noise)
+        targets_MCHW = batch.targets_MCHW
+        assert targets_MCHW is not None, "a batch has targets or moments of its images to draw"
+        if noise is not None:
+            return sample_latents(*self.image_decoder.posterior(targets_MCHW), noise=noise)
+        if batch.encode_seeds is None:
+            return self.image_decoder.encode(targets_MCHW)
+        # One call for each image: one generator for all would make an image's latents depend on the others.
+        generators = [torch.Generator(targets_MCHW.device).manual_seed(seed) for seed in batch.encode_seeds]
+        images = zip(targets_MCHW.split(1), generators, strict=True)
+        return torch.cat([self.image_decoder.encode(image, generator) for image, generator in images])
 
     def label_losses(self, hidden_RD: Tensor, batch: Batch) -> LabelLoss:
         """Compute the cross entropy of the L labelled rows, as a weighted sum and of each; other rows skip the head."""
@@ -280,11 +295,15 @@ class DreamModel(nn.Module):
         """Compute the denoising loss (M,) of the images to draw."""
         base_M = batch.dream_rows_MQ[:, 0]
         if batch.unconditional_rows_Q is not None:
-            drop_M = torch.rand(base_M.shape[0], device=base_M.device) < batch.condition_drop
+            drop_M = batch.drop_M
+            if drop_M is None:
+                drop_M = torch.rand(base_M.shape[0], device=base_M.device) < batch.condition_drop
             base_M = torch.where(drop_M, batch.unconditional_rows_Q[0], base_M)
         condition = self.image_condition(hidden_RD, base_M)
+        latents = self.latents(batch)
+        noise = None if batch.noise is None else batch.noise.to(latents.dtype)
         return self.image_decoder.loss(
-            self.latents(batch), condition, batch.extras, noise=batch.noise, timesteps=batch.timesteps
+            latents, condition, batch.extras, noise=noise, timesteps=batch.timesteps
         )
 
     def image_condition(self, hidden_RD: Tensor, base_N: Tensor) -> Condition:

@@ -79,6 +79,14 @@ class ImageDecoder(PretrainedPart):
         """
         raise NotImplementedError(f"{type(self).__qualname__} has neither `posterior` nor its own `encode`")
 
+    @classmethod
+    def has_posterior(cls) -> bool:
+        """Return True if the class defines `posterior`, from which training then samples latents.
+
+        Otherwise training calls the class's own `encode`, with one image and one generator in each call.
+        """
+        return cls.posterior is not ImageDecoder.posterior
+
     def encode(self, targets_NCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return scaled latents (N, c, h, w) of targets (N, 3, H, W) in [-1, 1], sampled from `posterior`."""
         return sample_latents(*self.posterior(targets_NCHW), generator)

@@ -45,6 +45,13 @@ class LanguageModel(PretrainedPart):
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids` without special tokens."""
 
+    def token_name(self, token: int) -> str:
+        """Return a name of one token for people, such as "<s>" for a special one.
+
+        The default returns its text, or its id if it has none.
+        """
+        return self.decode([token]) or f"<{token}>"
+
     def conversation(self, turns: Sequence[Turn], prompt: bool) -> tuple[list[int], list[bool]]:
         """Return the ids of a conversation in the chat template, and a flag for each: train on the token.
 

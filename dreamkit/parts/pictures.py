@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from PIL import Image, ImageOps
+from contextlib import suppress
+from functools import lru_cache
+from io import BytesIO
+from typing import Final
+
+from PIL import Image, ImageCms, ImageOps
 from PIL.Image import Image as Picture
 
 from dreamkit.errors import DocumentError, count
@@ -12,6 +17,25 @@ UNBOUNDED = {"F": "float", "I": "32-bit integer"}
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # some versions of Pillow open their 16-bit grey images in mode "I"
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
 WHITE_IS_ZERO = 0
+MAX_PIXELS: Final = 89_478_485  # where Pillow warns of a decompression bomb: 256 MiB of RGB
+# Parts scale the shorter side to their image size, so that the longer one takes memory in proportion.
+MAX_RATIO: Final = 100
+COLOUR_SPACES: Final = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # of ICC profiles, by the mode of an image
+
+
+def picture_problem(picture: Picture) -> str | None:
+    """Return why an opened image cannot be used, or None: its size or the range of its values."""
+    return size_problem(*picture.size) or range_problem(picture)
+
+
+def size_problem(width: int, height: int) -> str | None:
+    """Return why an image of `width` and `height` pixels takes too much memory, or None."""
+    shape = f"{width} x {height}"
+    if width * height > MAX_PIXELS:
+        return f"expected an image of at most {MAX_PIXELS:,} pixels, got {shape}; scale it down"
+    if max(width, height) > MAX_RATIO * min(width, height):
+        return f"expected an image whose longer side is at most {MAX_RATIO} times the shorter, got {shape}; crop it"
+    return None
 
 
 def range_problem(picture: Picture) -> str | None:
@@ -38,9 +62,10 @@ def range_problem(picture: Picture) -> str | None:
 
 
 def to_rgb(picture: Picture) -> Picture:
-    """Return the PIL image in 8-bit RGB, upright (its EXIF orientation applied), transparent pixels laid on white.
+    """Return the PIL image in 8-bit sRGB, upright (its EXIF orientation applied), transparent pixels laid on white.
 
-    A 16-bit grey image (mode `I;16`) is scaled to 8 bits.
+    A 16-bit grey image (mode `I;16`) is scaled to 8 bits. The values are converted from the colours of its ICC profile.
+    Broken EXIF data, and a broken profile or one of another colour space, are ignored.
 
     Raises:
         DocumentError: a float or 32-bit image (modes `F` and `I`): its values have no known range.
@@ -48,7 +73,9 @@ def to_rgb(picture: Picture) -> Picture:
     problem = range_problem(picture)
     if problem is not None:
         raise DocumentError(problem)
-    picture = ImageOps.exif_transpose(picture)
+    profile = picture.info.get("icc_profile")
+    with suppress(Exception):  # Pillow's reader of EXIF raises any type of error
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):
         # `convert` would clip 16-bit grey at 255 instead of scaling
         picture = picture.convert("I").point(lambda value: value * (1 / 257)).convert("L")
@@ -57,4 +84,30 @@ def to_rgb(picture: Picture) -> Picture:
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    rgb = (_to_srgb(picture, profile) if profile else None) or picture.convert("RGB")
+    rgb.info.pop("icc_profile", None)
+    return rgb
+
+
+def _to_srgb(picture: Picture, profile: bytes) -> Picture | None:
+    """Return an image without transparency in RGB, converted from the colours of `profile`; None without a change."""
+    if picture.mode not in ("L", "CMYK"):
+        picture = picture.convert("RGB")
+    transform = _transform(profile, picture.mode)
+    if transform is None and picture.mode == "L":  # grey values in an RGB profile
+        picture = picture.convert("RGB")
+        transform = _transform(profile, picture.mode)
+    return None if transform is None else ImageCms.applyTransform(picture, transform)
+
+
+@lru_cache(maxsize=16)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return the transform from `profile` to sRGB; None if the profile is sRGB, broken or not of this mode."""
+    try:
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        is_srgb = "srgb" in ImageCms.getProfileDescription(source).lower()
+        if is_srgb or source.profile.xcolor_space.strip() != COLOUR_SPACES[mode]:
+            return None
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None

@@ -1,11 +1,15 @@
-"""Support for modules that do not work in half precision."""
+"""Support for modules that do not work in half precision, and for whole models in double precision."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.overrides import TorchFunctionMode
 
 
 def keep_float32(
@@ -21,3 +25,46 @@ def keep_float32(
         return tensor.to(new.device) if is_half and id(tensor) in protected else new
 
     return change_but_keep
+
+
+@contextmanager
+def full_float64(enabled: bool) -> Iterator[None]:
+    """Compute in float64 where code names float32 or relies on the default dtype, if `enabled`.
+
+    Parts convert to float32 for sums that are too coarse in half precision. In a model of float64, they would round.
+    """
+    if not enabled:
+        yield
+        return
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Float64():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+class _Float64(TorchFunctionMode):
+    """A mode in which each function of torch gets float64 in the place of float32."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        def change(value: Any) -> Any:
+            return torch.float64 if value is torch.float32 else value
+
+        named = {name: change(value) for name, value in (kwargs or {}).items()}
+        if func is Tensor.backward and len(args) == 1 and not any(named.values()):
+            return self._backward(args[0])
+        func = Tensor.double if func is Tensor.float else func
+        return func(*map(change, args), **named)
+
+    def _backward(self, loss: Tensor) -> None:
+        """Run the backward pass in this mode: it recomputes layers.
+
+        torch leaves a mode while it calls `__torch_function__`, and enters no mode for a gradient edge.
+        """
+        edge, gradient = get_gradient_edge(loss), torch.ones_like(loss)
+        with self:
+            torch.autograd.backward(edge, gradient)

@@ -68,12 +68,22 @@ def unit_noise(
     return torch.stack([row.to(like.device) for row in rows])
 
 
-def sample_latents(mean: Tensor, std: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
+def sample_latents(
+    mean: Tensor,
+    std: Tensor | None,
+    generator: torch.Generator | None = None,
+    *,
+    noise: Tensor | None = None,
+) -> Tensor:
     """Sample latents (N, c, h, w) from a normal posterior; return `mean` if `std` is None.
+
+    `noise` (N, c, h, w) has unit variance and any dtype; None samples it from `generator`.
 
     Source: the reparameterization of arXiv 1312.6114, section 2.4.
     """
-    return mean if std is None else mean + std * unit_noise(mean.shape, generator, mean)
+    if std is None:
+        return mean
+    return mean + std * (unit_noise(mean.shape, generator, mean) if noise is None else noise.to(mean.dtype))
 
 
 def _generators(

@@ -46,7 +46,7 @@ def _advice_on_activations(plan: Plan, recipe: Recipe) -> list[str]:
     lines = []
     if not train.gradient_checkpointing:
         lines.append("  - recompute activations: train.gradient_checkpointing=true")
-    if train.precision == "float32":
+    if train.precision != "bfloat16":
         lines.append("  - halve most activations: train.precision=bfloat16")
     if train.batch_size > 1:
         half = train.batch_size // 2

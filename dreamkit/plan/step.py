@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from dreamkit.data.batch import Batch
 from dreamkit.errors import DreamkitError, describe_error
 from dreamkit.model.model import DreamModel
+from dreamkit.parts.precision import full_float64
 from dreamkit.plan.live_bytes import Bytes, LiveBytes
 from dreamkit.recipe.sections import Recipe
 
@@ -53,9 +54,10 @@ def measure_step(
                     lambda p: live.recount(p.grad, "gradients", bytes_of[p])
                 )
         try:
-            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.train.precision == "bfloat16"):
-                loss = model(batch).loss
-            loss.backward()
+            with full_float64(recipe.train.precision == "float64"):
+                with torch.autocast("cpu", torch.bfloat16, enabled=recipe.train.precision == "bfloat16"):
+                    loss = model(batch).loss
+                loss.backward()
         except Exception as error:  # of any part, and of the library behind it
             raise DreamkitError(
                 "cannot plan a step of this model, because one of its parts reads the values of tensors: "

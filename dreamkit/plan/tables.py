@@ -65,8 +65,9 @@ def _assumptions(plan: Plan, recipe: Recipe) -> Iterator[str]:
             f"{plan.most_images}"
         )
     shared = count(plan.processes, "process") + (" under FSDP" if plan.processes > 1 else "")
+    weights = "float64" if train.precision == "float64" else "float32"
     yield (
-        f"weights in float32, computing in {train.precision}, gradient checkpointing "
+        f"weights in {weights}, computing in {train.precision}, gradient checkpointing "
         f"{'on' if train.gradient_checkpointing else 'off'}, {shared}"
     )
     if plan.unchecked:

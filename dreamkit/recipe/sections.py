@@ -108,8 +108,11 @@ class TrainSection:
     `trainable` names what is trained besides adapters. `warmup` is in steps.
     `max_length` is the number of tokens in a row (None: the language model's maximum).
     `packing` puts several documents into a row (None: if the language model can keep them apart).
+    `precision` is that of computing, and with float64, which is meant for tests, of the weights too.
     `log_every` and `save_every` are in steps; `save_every=0` saves only at the end.
     `cache` is a folder that `dreamkit cache` wrote.
+    `on_error` is the action at a document that cannot be used, `too_long` at one longer than `max_length`.
+    `max_skipped` is the greatest share of the documents to skip, after the first thousand.
     """
 
     trainable: tuple[Trainable, ...]
@@ -124,12 +127,15 @@ class TrainSection:
     max_length: int | None = setting(None, least=1, most=MAX_TOKENS)
     packing: bool | None = None
     seed: int = setting(0, least=0, most=2**32 - 1)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
     gradient_checkpointing: bool = False
     log_every: int = setting(10, least=1, most=MAX_STEPS)
     save_every: int = setting(0, least=0, most=MAX_STEPS)
     workers: int = setting(0, least=0, most=MAX_WORKERS)
     cache: str | None = setting(None, path=True)
+    on_error: Literal["skip", "stop"] = "skip"
+    max_skipped: float = setting(0.01, least=0, most=1)
+    too_long: Literal["cut", "skip", "stop"] = "cut"
 
     def __post_init__(self) -> None:
         documents = self.steps * self.accumulation * self.batch_size

@@ -42,6 +42,12 @@ def dreamkit_commands() -> Sequence[Component]:
         Component("recipes", "dreamkit.cli.looking:recipes", "List the shipped recipes."),
         Component("check", "dreamkit.cli.looking:check", "Check a recipe without loading any weights."),
         Component("plan", "dreamkit.cli.looking:plan", "Print shapes, parameters, memory and FLOPs."),
+        Component("data check", "dreamkit.cli.data_commands:check", "Check the data of a recipe."),
+        Component(
+            "data preview",
+            "dreamkit.cli.data_commands:preview",
+            "Show documents of a recipe's data as its model sees them.",
+        ),
         Component("train", "dreamkit.cli.running:train", "Train the model of a recipe."),
         Component("cache", "dreamkit.cli.running:cache", "Compute latents and features once."),
         Component("inspect", "dreamkit.cli.looking:inspect", "Verify and show a checkpoint or cache."),

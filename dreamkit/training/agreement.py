@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from dreamkit.distributed import world_size
-from dreamkit.errors import DocumentError, TrainingError
+from dreamkit.errors import DocumentError, StorageError, TrainingError
 from dreamkit.interrupts import Interrupted, pending
 
 Result = TypeVar("Result")
+# By their names in a message between processes, subclasses first.
+_DATA_ERRORS: Final[dict[str, type[DocumentError]]] = {"storage": StorageError, "document": DocumentError}
+
+
+def _no_remarks(_: Any) -> Sequence[Any]:
+    return ()
 
 
 class Agreement:
@@ -27,37 +33,52 @@ class Agreement:
         # The hosts meet, whatever the devices are doing.
         self._hosts: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
 
-    def call(self, function: Callable[[], Result]) -> Result:
-        """Return the result of `function`, which every process must call here.
+    def call(
+        self, function: Callable[[], Result], remarks: Callable[[Result], Sequence[Any]] = _no_remarks
+    ) -> tuple[Result, list[Any]]:
+        """Return the result of `function`, and the remarks on the results of all processes, in the order of these.
+
+        Every process must call this method here. `remarks` returns plain values, in most calls none.
 
         Raises:
             Interrupted: a signal waits in a process.
             DocumentError, TrainingError: the function raised in another process.
         """
         error: BaseException | None = pending()
+        own: list[Any] = []
         if error is None:
             try:
                 result = function()
+                own = [*remarks(result)]
             except BaseException as raised:
                 error = raised
             error = pending() or error  # an interrupt may be the cause
         if self._hosts is not None:
-            error = self._shared(self._hosts, error)
+            error, own = self._shared(self._hosts, error, own)
         if error is not None:
             raise error
-        return result
+        return result, own
 
-    def _shared(self, hosts: Any, error: BaseException | None) -> BaseException | None:
-        failures = torch.tensor(error is not None, dtype=torch.int64)
-        dist.all_reduce(failures, group=hosts)
-        if not failures:
-            return None
+    def stop(self, error: TrainingError) -> NoReturn:
+        """Raise an error that every process raises here, between two steps."""
         self.is_stopping = True
-        reasons: list[Any] = [None] * world_size()
-        dist.all_gather_object(reasons, _reason(error), group=hosts)
-        if error is not None:
-            return error
-        return next(_error(*reason) for reason in reasons if reason is not None)
+        raise error
+
+    def _shared(
+        self, hosts: Any, error: BaseException | None, own: list[Any]
+    ) -> tuple[BaseException | None, list[Any]]:
+        """Return the error to raise and the remarks of all processes. They meet twice only if one has any."""
+        messages = torch.tensor(error is not None or bool(own), dtype=torch.int64)
+        dist.all_reduce(messages, group=hosts)
+        if not messages:
+            return None, []
+        every: list[Any] = [None] * world_size()
+        dist.all_gather_object(every, (_reason(error), own), group=hosts)
+        reasons = [reason for reason, _ in every if reason is not None]
+        if reasons:
+            self.is_stopping = True
+            error = error or _error(*reasons[0])
+        return error, [remark for _, remarks in every for remark in remarks]
 
 
 def _reason(error: BaseException | None) -> tuple[str, Any] | None:
@@ -66,9 +87,10 @@ def _reason(error: BaseException | None) -> tuple[str, Any] | None:
         return None
     if isinstance(error, Interrupted):
         return "interrupt", error.number
-    return "document" if isinstance(error, DocumentError) else "other", str(error) or repr(error)
+    kind = next((name for name, cls in _DATA_ERRORS.items() if isinstance(error, cls)), "other")
+    return kind, str(error) or repr(error)
 
 
 def _error(kind: str, content: Any) -> BaseException:
-    errors: dict[str, type[BaseException]] = {"interrupt": Interrupted, "document": DocumentError}
+    errors: dict[str, type[BaseException]] = {"interrupt": Interrupted, **_DATA_ERRORS}
     return errors.get(kind, TrainingError)(content)

@@ -9,7 +9,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from dreamkit.distributed import total
-from dreamkit.errors import DocumentError, OutputError
+from dreamkit.errors import DocumentError, OutputError, StorageError
 from dreamkit.storage.writing import system_error
 from dreamkit.training.resumable import resume_points
 
@@ -24,8 +24,8 @@ def add_resume_point(error: BaseException, trainer: DreamTrainer) -> None:
     """
     if not trainer.has_begun:  # nothing was trained
         return
-    # A corrected file is other data than before.
-    is_of_data = isinstance(error, DocumentError)
+    # A corrected file is other data than before. What a disk fails to deliver stays as it is.
+    is_of_data = isinstance(error, DocumentError) and not isinstance(error, StorageError)
     action = (
         "correct the data, then continue with --resume --changed-data"
         if is_of_data

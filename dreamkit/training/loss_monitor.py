@@ -37,8 +37,9 @@ class LossMonitor:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(2, device=device)  # of the two losses, over this process's batches
-        self._steps = torch.zeros(2, device=device)  # number of steps with labels, and with images to draw
+        # of the two losses, over this process's batches
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
+        self._steps = torch.zeros_like(self._sums)  # number of steps with labels, and with images to draw
         self._last_step = -1
         # not checked yet: losses of this process's batches, with their documents, and gradient norms of steps
         self._losses: list[tuple[int, Sequence[int], Tensor]] = []
@@ -49,7 +50,7 @@ class LossMonitor:
 
         `counts` (2,) are those of the global batch, the divisors of the losses.
         """
-        self._sums += torch.stack([losses.lm, losses.denoising]).float()
+        self._sums += torch.stack([losses.lm, losses.denoising])
         if step != self._last_step:
             self._steps += counts > 0
             self._last_step = step

@@ -1,4 +1,7 @@
-"""The state of the generators of random numbers that training uses."""
+"""The state of the global generators of random numbers, which dropout and parts of plug-ins use.
+
+Other random numbers of a training are in its batches: they have no state.
+"""
 
 from __future__ import annotations
 

@@ -28,7 +28,16 @@ from dreamkit.storage.tensor_files import read_pickle
 from dreamkit.storage.writing import writing
 from dreamkit.training.loss_monitor import LossMonitor
 from dreamkit.training.random_state import RandomState
-from dreamkit.training.resume_state import DATA, INTERVAL, PROCESSES, STATE, read_interval, state_errors
+from dreamkit.training.resume_state import (
+    COUNTS,
+    DATA,
+    INTERVAL,
+    PROCESSES,
+    STATE,
+    read_interval,
+    state_errors,
+)
+from dreamkit.training.skipped_log import Counts, SkippedLog
 
 RESUME_POINTS = "checkpoints"  # folder of the folders `step-N`
 MAX_RESUME_POINTS = 2
@@ -51,12 +60,16 @@ class ResumableTrainer(Trainer):
         callbacks: Sequence[TrainerCallback],
         registry: Registry | None,
         fingerprints: Sequence[Mapping[str, str]],
+        skipped: SkippedLog,
+        changed_data: bool,
         **named: Any,
     ) -> None:
         super().__init__(model=model, args=arguments, callbacks=[_Intervals(self), *callbacks], **named)
         self.monitor = LossMonitor(arguments.device)
         self.registry = registry
         self.fingerprints = fingerprints
+        self.skipped = skipped
+        self.changed_data = changed_data
         self.has_begun = False
         # after the last step; None within an update of the weights
         self.random_state: RandomState | None = None
@@ -84,6 +97,7 @@ class ResumableTrainer(Trainer):
             "last_logged": self._globalstep_last_logged,
             "loss": total(self._tr_loss).item() / world_size(),
             "sums": self.monitor.sums(),
+            **self.skipped.totals(self.args.device),
         }
         with writing(folder):
             folder.mkdir(exist_ok=True)
@@ -107,13 +121,16 @@ class ResumableTrainer(Trainer):
 
     def begin(self) -> None:
         """Continue the interval of the log in which the resume point was written."""
+        self._tr_loss = self._tr_loss.double()
         if self._interval is not None:
             self._globalstep_last_logged = self._interval["last_logged"]
             self._tr_loss.fill_(self._interval["loss"])
-            sums = torch.tensor(self._interval["sums"])
+            sums = torch.tensor(self._interval["sums"], dtype=torch.float64)
             if not is_main():  # the sums are over all processes
                 sums[:2] = 0
             self.monitor.set_local_sums(sums)
+            counts = Counts(*(self._interval[name] for name in COUNTS))
+            self.skipped.begin(self.state.global_step, counts, is_limit_new=self.changed_data)
         self.has_begun = True
         self.end_step()
 
@@ -128,6 +145,7 @@ class ResumableTrainer(Trainer):
     def end_step(self) -> None:
         """Mark the end of a step: weights, optimizer and random numbers are those of a resume point."""
         self.random_state, self._sums_before = RandomState(), None
+        self.skipped.end_step()
 
     def _drop_unfinished_step(self) -> None:
         """Remove gradients, losses and uses of random numbers of a step that raised before its update."""

@@ -20,6 +20,7 @@ PROCESSES: Final = "processes.json"  # file in that folder: number of processes 
 DATA: Final = "data.json"  # file in that folder: fingerprints of the data sets
 MAX_NUMBER: Final = 1e300  # in the state; NaN is not below it
 INTERVAL: Final = "interval.json"  # file in that folder: losses since the last line of the log
+COUNTS: Final = ("skipped", "bad", "cut")  # in the same file: documents since the start of the run
 
 
 def processes(point: Path) -> int:
@@ -56,6 +57,8 @@ def fingerprints(point: Path) -> list[dict[str, str]]:
 def read_interval(point: Path) -> dict[str, Any] | None:
     """Return the losses since the last line of the log; None if the resume point is older than these.
 
+    They come with the numbers of documents that were skipped, bad and cut: 0 in an older resume point.
+
     Raises:
         CheckpointError: their file cannot be read or holds another value.
     """
@@ -69,6 +72,12 @@ def read_interval(point: Path) -> dict[str, Any] | None:
         if len(numbers) != 6 or not are_numbers or numbers[0] not in range(_step(point) + 1):
             raise ValueError(
                 f"{INTERVAL}: expected a step, a loss and four sums, got {excerpt(json.dumps(values))}"
+            )
+        numbers = [values.setdefault(name, 0) for name in COUNTS]
+        if any(type(number) is not int or not 0 <= number < MAX_NUMBER for number in numbers):
+            got = excerpt(json.dumps(values))
+            raise ValueError(
+                f"{INTERVAL}: expected numbers of documents that are skipped, bad and cut, got {got}"
             )
         return values
 

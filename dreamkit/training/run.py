@@ -23,7 +23,7 @@ from dreamkit.data.dataset import Dataset
 from dreamkit.data.fingerprint import read_fingerprints
 from dreamkit.data.mixture import run_mixture
 from dreamkit.data.packing import attention_status
-from dreamkit.data.samples import Samples
+from dreamkit.data.samples import Policy, Samples
 from dreamkit.distributed import barrier, is_main, shard, world_size
 from dreamkit.errors import CheckpointError, RecipeError, TrainingError
 from dreamkit.interrupts import deferred, pending
@@ -162,7 +162,9 @@ def train_recipe(
             for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
                 _show(line)
         collator = model.collator(recipe, cache)
-        samples = Samples(run_mixture(recipe, datasets, world_size()), collator.sequencer)
+        samples = Samples(
+            run_mixture(recipe, datasets, world_size()), collator.sequencer, Policy.of(recipe.train)
+        )
         if world_size() > 1:
             shard(model.to(arguments.device), arguments.device)
         if is_main():
@@ -171,11 +173,15 @@ def train_recipe(
         log, bar = RunLog(out / LOG, on_log), RunBar()
         callbacks = [log, bar] if is_main() else []
         trainer = DreamTrainer(
-            model, recipe, arguments, samples, collator, callbacks, registry, fingerprints=fingerprints
+            model, recipe, arguments, samples, collator, callbacks, registry, fingerprints, changed_data
         )
-        # The model is the same in all processes, but the noise is not.
+        # The model is the same in all processes, but dropout is not; other random numbers are in the batches.
         set_seed(recipe.train.seed, device_specific=True)
         _train(trainer, out, points[-1] if resume else None, bar)
+        for note in trainer.data_notes():
+            _show(note)
+        if (advice := trainer.data_wait.advice(recipe.train.workers)) is not None:
+            _show(advice)
         model.eval()
         return TrainResult(model, out / CHECKPOINT, log.entries, is_main())
 
@@ -207,12 +213,14 @@ def _require_usable(out: Path, points: Sequence[Path], resume: bool) -> None:
 
 
 def _set_up(model: DreamModel, recipe: Recipe) -> None:
-    """Give `model` the recipe, loss weights and trainable parts of this run, in place of those it came with.
+    """Give `model` the recipe, loss weights, dtype and trainable parts of this run, in place of those it came with.
 
     Raises:
         TrainingError: there are no trainable parts.
     """
     model.recipe, model.lm_weight, model.denoising_weight = recipe, recipe.loss.lm, recipe.loss.denoising
+    if recipe.train.precision == "float64":
+        model.double()
     model.set_trainable(recipe.train.trainable)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("nothing to train: name parts in train.trainable or add model.adapters")

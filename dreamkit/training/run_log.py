@@ -15,7 +15,8 @@ from dreamkit.errors import TrainingError, describe_error, excerpt
 from dreamkit.storage.writing import append_text, write_text
 
 LogEntry = Mapping[str, float | None]
-LOGGED = ("lm", "denoising", "loss", "learning_rate", "grad_norm")
+LOGGED = ("lm", "denoising", "loss", "learning_rate", "grad_norm", "skipped", "cut", "data_wait")
+TIMES = ("data_wait", "steps_per_second")  # two equal runs differ in them
 
 
 class RunLog(TrainerCallback):
@@ -54,11 +55,20 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     Raises:
         TrainingError: another line is not an entry.
     """
+    return read_entries(path, _entry)
+
+
+def read_entries(path: Path, parse: Callable[[bytes], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the results of `parse` for each line of a file, without a last one whose writing was interrupted.
+
+    Raises:
+        TrainingError: `parse` raised a ValueError or RecursionError for another line.
+    """
     lines = path.read_bytes().splitlines() if path.is_file() else []
     entries = []
     for number, line in enumerate(lines, 1):
         try:
-            entries.append(_entry(line))
+            entries.append(parse(line))
         except (ValueError, RecursionError) as error:
             if number < len(lines):
                 raise TrainingError(

@@ -15,9 +15,10 @@ from dreamkit.recipe.written import shown_setting
 from dreamkit.training.resume_state import check_state, fingerprints, processes
 
 # Settings that a resumed run may change, as they do not change its losses. A cache too:
-# every start compares it with the model.
+# every start compares it with the model. The action at bad documents is the same for the good ones before.
 MAY_CHANGE = (
     *("train.log_every", "train.save_every", "train.workers", "train.cache"),
+    *("train.on_error", "train.max_skipped"),
     *(f"generation.{field.name}" for field in dataclasses.fields(GenerationSection)),
 )
 
@@ -102,6 +103,7 @@ def _differing(then: Recipe, now: Recipe, moved: set[str], under: str = "") -> l
         if key.startswith(under)
         and before.get(key) != after.get(key)
         and key not in (*MAY_CHANGE, *moved, "model.language_model.tokenizer")
+        and not (key == "train.too_long" and before.get(key) == "stop")  # it had no long document yet
     ]
 
 

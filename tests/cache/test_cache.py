@@ -19,6 +19,7 @@ from dreamkit.errors import CacheError, RecipeError
 from dreamkit.parts.decoder import ImageDecoder
 from dreamkit.plan.plan import plan
 from dreamkit.training.run import TrainResult
+from dreamkit_diffusers.latent import LatentDecoder
 from dreamkit_transformers.clip import Clip
 from product.parts import parts
 
@@ -71,12 +72,12 @@ def test_training_from_a_cache_has_the_same_losses_and_runs_no_frozen_part(
 ) -> None:
     settings = {"precision": precision, "workers": workers}
     caches.write(tmp_path / "cache", caches.recipe(train=settings))
-    calls = Calls(monkeypatch, (Clip, "forward"), (ImageDecoder, "encode"))
+    calls = Calls(monkeypatch, (Clip, "forward"), (LatentDecoder, "posterior"))
     without = run(tmp_path / "without", caches.recipe(train=settings))
-    assert calls.counts == {"forward": BUILDING + 4, "encode": 4}
-    calls = Calls(monkeypatch, (Clip, "forward"), (ImageDecoder, "encode"))
+    assert calls.counts == {"forward": BUILDING + 4, "posterior": 4}
+    calls = Calls(monkeypatch, (Clip, "forward"), (LatentDecoder, "posterior"))
     cached = run(tmp_path / "cached", caches.recipe(tmp_path / "cache", train=settings))
-    assert calls.counts == {"forward": BUILDING, "encode": 0}
+    assert calls.counts == {"forward": BUILDING, "posterior": 0}
     tolerance = 1e-4 if precision == "float32" else 1e-2
     torch.testing.assert_close(losses(cached), losses(without), rtol=tolerance, atol=0)
     err = capsys.readouterr().err
@@ -317,9 +318,9 @@ def test_a_plan_with_a_cache_leaves_out_the_work_it_saves(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without = plan(caches.recipe(), REGISTRY)
-    calls = Calls(monkeypatch, (Clip, "forward"), (ImageDecoder, "encode"))
+    calls = Calls(monkeypatch, (Clip, "forward"), (LatentDecoder, "posterior"))
     cached = plan(caches.recipe(cache), REGISTRY)
-    assert calls.counts == {"forward": BUILDING, "encode": 0}
+    assert calls.counts == {"forward": BUILDING, "posterior": 0}
     assert cached.flops < without.flops
     other = {"model.vision_encoder": with_config(CLIP, image_size=24)}
     with pytest.raises(RecipeError, match=r"train\.cache: .* does not fit this training; recreate it"):

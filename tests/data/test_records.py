@@ -13,9 +13,10 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image as PIL
 
 from dreamkit.data.conversations import Conversations, ConversationsConfig
+from dreamkit.data.image_files import open_picture
 from dreamkit.data.interleaved import Interleaved, InterleavedConfig
 from dreamkit.data.pairs import Pairs, PairsConfig
-from dreamkit.data.records import Records, open_picture
+from dreamkit.data.records import Records
 from dreamkit.errors import DocumentError
 
 BOM = codecs.BOM_UTF8

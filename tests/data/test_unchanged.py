@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import tiny
+from dreamkit.data.image_files import open_picture
 from dreamkit.data.pairs import Pairs
-from dreamkit.data.records import open_picture
 from dreamkit.data.text_files import read_text
 from dreamkit.data.unchanged import file_status, unchanged
 from dreamkit.errors import DocumentError
@@ -92,6 +92,6 @@ def test_an_image_of_a_record_that_changes_while_it_is_read_is_refused(
 ) -> None:
     path = tmp_path / "a.png"
     tiny.picture(0).save(path)
-    monkeypatch.setattr("dreamkit.data.records.range_problem", lambda picture: os.truncate(path, 10))
+    monkeypatch.setattr("dreamkit.data.image_files.picture_problem", lambda picture: os.truncate(path, 10))
     with pytest.raises(DocumentError, match=rf"c\.jsonl:3: {path} changed while being read"):
         open_picture(path, "c.jsonl:3")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from dreamkit import DocumentError, to_rgb
 
@@ -60,3 +62,75 @@ def test_transparent_pixels_are_white() -> None:
     palette.info["transparency"] = palette.getpixel((0, 0))
     for image, value in ((clear, 255), (half, 128), (palette, 255), (clear.convert("LA"), 255)):
         assert to_rgb(image).getpixel((0, 0)) == (value, value, value)
+
+
+def linear_profile(space: bytes) -> bytes:
+    """Return an ICC profile (version 2.1) with the primaries of sRGB and values in proportion to light."""
+
+    def xyz(*values: float) -> bytes:
+        return b"XYZ " + bytes(4) + struct.pack(">3i", *(round(value * 65536) for value in values))
+
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, 256) + bytes(2)  # gamma 1.0
+    name = b"desc" + bytes(4) + struct.pack(">I", 7) + b"linear\0" + bytes(79)
+    content = {b"desc": name, b"cprt": b"text" + bytes(4) + b"none\0" + bytes(3)}
+    content[b"wtpt"] = xyz(0.9642, 1.0, 0.8249)
+    if space == b"GRAY":
+        content[b"kTRC"] = curve
+    else:  # adapted to D50, as in the profile of the ICC
+        content[b"rXYZ"] = xyz(0.4360, 0.2225, 0.0139)
+        content[b"gXYZ"] = xyz(0.3851, 0.7169, 0.0971)
+        content[b"bXYZ"] = xyz(0.1431, 0.0606, 0.7139)
+        content |= {b"rTRC": curve, b"gTRC": curve, b"bTRC": curve}
+    table, data, start = b"", b"", 128 + 4 + 12 * len(content)
+    for tag, value in content.items():
+        padded = value + bytes(-len(value) % 4)
+        table += tag + struct.pack(">II", start + len(data), len(value))
+        data += padded
+    size = struct.pack(">I", start + len(data))
+    header = size + bytes(4) + b"\x02\x10\0\0" + b"mntr" + space + b"XYZ " + bytes(12) + b"acsp"
+    header += bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
+    return header.ljust(128, b"\0") + struct.pack(">I", len(content)) + table + data
+
+
+def of_srgb(linear: int) -> float:
+    """Return the sRGB value of a linear one, both in 0..255 (IEC 61966-2-1)."""
+    light = linear / 255
+    return 255 * (12.92 * light if light <= 0.0031308 else 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize(
+    ("mode", "space"), [("RGB", b"RGB "), ("P", b"RGB "), ("L", b"GRAY"), ("L", b"RGB ")]
+)
+def test_colours_of_a_profile_become_those_of_srgb(mode: str, space: bytes) -> None:
+    for value in (0, 30, 128, 200, 255):
+        image = Image.new("L", (2, 2), value).convert(mode)
+        image.info["icc_profile"] = linear_profile(space)
+        converted = to_rgb(image)
+        assert converted.mode == "RGB" and "icc_profile" not in converted.info
+        assert converted.getpixel((0, 0)) == pytest.approx([of_srgb(value)] * 3, abs=1)
+    photograph = Image.new("RGB", (2, 2), (30, 128, 200))
+    photograph.info["icc_profile"] = linear_profile(b"RGB ")
+    assert to_rgb(photograph).getpixel((0, 0)) == pytest.approx([*map(of_srgb, (30, 128, 200))], abs=2)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "LA", "RGBA", "1", "I;16"])
+def test_a_profile_of_srgb_of_another_space_or_broken_changes_nothing(mode: str) -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image = Image.new(mode, (3, 2), 1)
+    plain = np.asarray(to_rgb(image))
+    others = (linear_profile(b"GRAY"),) if mode in ("RGB", "CMYK", "P", "RGBA") else ()
+    for profile in (srgb, b"", b"junk", linear_profile(b"RGB ")[:200], linear_profile(b"CMYK"), *others):
+        image.info["icc_profile"] = profile
+        assert np.array_equal(np.asarray(to_rgb(image)), plain)
+
+
+def test_broken_exif_data_are_ignored() -> None:
+    image = Image.new("RGB", (3, 2), "red")
+    for exif in (
+        b"",
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12" + bytes(3),
+    ):
+        image.info["exif"] = exif
+        assert to_rgb(image).size == (3, 2)

@@ -16,6 +16,7 @@ from unittest import mock
 
 RELEASES = sorted(Path(__file__).parent.glob("v*"))
 HERE = "@here"  # replaces the absolute path of the release's folder in its manifests
+RUNS = Path(__file__).parent / "runs.json"  # of `write_runs.py`
 MANIFESTS = ("dreamkit.json", "cache.json")
 
 
@@ -53,6 +54,12 @@ def replace_in_manifests(folder: Path, old: str, new: str) -> None:
         file.write_text(file.read_text("utf-8").replace(old, new), "utf-8")
 
 
+def read_expected(release: Path) -> Any:
+    """Return the numbers that a release recorded, and today's for its seeded runs."""
+    recorded = json.loads((release / "expected.json").read_text())
+    return recorded | json.loads(RUNS.read_text())[release.name]
+
+
 def copy_release(release: Path, folder: Path) -> Path:
     """Copy a release without its packages to the new folder `folder`, as if it had been written there."""
     shutil.copytree(release, folder, ignore=shutil.ignore_patterns("packages"))
@@ -74,4 +81,6 @@ def install_packages(release: Path, folder: Path) -> Path:
 def read_log(run: Path) -> list[dict[str, Any]]:
     """Return the log of a run without its speed, which differs in every run."""
     lines = map(json.loads, (run / "log.jsonl").read_text("utf-8").splitlines())
-    return [{name: line[name] for name in line if name != "steps_per_second"} for line in lines]
+    return [
+        {name: line[name] for name in line if name not in ("data_wait", "steps_per_second")} for line in lines
+    ]

@@ -14,12 +14,13 @@ import torch
 
 import layouts
 import runs
-from dreamkit.data.mixture import Mixture
+from dreamkit.data.samples import Samples
 from dreamkit.errors import DocumentError, OutputError, TrainingError, with_notes
 from dreamkit.interrupts import Interrupted
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
 from dreamkit.storage.writing import writing
+from dreamkit.training.run_log import TIMES
 from dreamkit.training.trainer import DreamTrainer
 from runs import assert_identical, interrupt_at, kill_at, run, weights
 
@@ -31,7 +32,7 @@ class Stop(Exception):
 
 
 def without_times(log: Any) -> list[dict[str, Any]]:
-    return [{name: value for name, value in entry.items() if name != "steps_per_second"} for entry in log]
+    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in log]
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +70,14 @@ def test_a_bad_document_ends_a_run_whose_last_step_is_saved(
 ) -> None:
     error = DocumentError("cut.png is cut")
     with monkeypatch.context() as patched, pytest.raises(DocumentError) as caught:
-        patched.setattr(Mixture, "__getitem__", fail_in_call(reads, Mixture.__getitem__, error))
-        run(tmp_path, recipe)
+        patched.setattr(Samples, "document", fail_in_call(reads, Samples.document, error))
+        run(tmp_path, replace(recipe, train=replace(recipe.train, on_error="stop")))
     message = with_notes(caught.value)
     (point,) = (tmp_path / "checkpoints").iterdir()
     step = point.name.replace("-", " ")
     assert message == (
-        f"cut.png is cut; {step} is saved in {point}; correct the data, then continue with --resume --changed-data"
+        f"cut.png is cut; set train.on_error=skip to skip bad documents; {step} is saved in {point}; "
+        "correct the data, then continue with --resume --changed-data"
     )
     torch.manual_seed(123)  # a new process has other random numbers
     resumed = run(tmp_path, recipe, resume=True)

@@ -26,7 +26,7 @@ from dreamkit.testing.expect import (
     expect_true,
     expect_within,
 )
-from dreamkit.testing.subject import FLOATS, Case, Inputs, generator, seeded
+from dreamkit.testing.part_subject import FLOATS, Case, Inputs, generator, seeded
 from dreamkit.testing.subject_kinds import DecoderSubject
 
 KIND = "image_decoder"
@@ -77,13 +77,23 @@ def encode_repeats(subject: DecoderSubject, seed: int) -> None:
     expect(second.tolist(), first.tolist(), "timesteps", "of the same seed")
 
 
+@check(KIND)
+def timesteps_device(subject: DecoderSubject) -> None:
+    """`timesteps` are on the device of the generator, and depend on it alone, wherever the decoder is.
+
+    The processes that read data sample them, without a GPU.
+    """
+    expected = subject.part.timesteps(5, generator(0))
+    part = subject.make().to("meta")
+    subject.call_text = "timesteps(5, generator of seed 0) of a decoder on the meta device"
+    actual = part.timesteps(5, generator(0))
+    expect(actual.device.type, "cpu", "timesteps.device.type")
+    expect(actual.tolist(), expected.tolist(), "timesteps", "of the decoder on the CPU")
+
+
 def _has_no_posterior(subject: DecoderSubject) -> str | None:
-    declared = subject.part.posterior_module is not None or _overrides_posterior(subject.part)
+    declared = subject.part.posterior_module is not None or subject.part.has_posterior()
     return None if declared else "its posterior_module is None: it has no posterior"
-
-
-def _overrides_posterior(part: ImageDecoder) -> bool:
-    return type(part).posterior is not ImageDecoder.posterior
 
 
 def _latent_module(part: ImageDecoder) -> nn.Module:
@@ -94,7 +104,7 @@ def _latent_module(part: ImageDecoder) -> nn.Module:
             "expected a posterior_module beside posterior, got None, so that latents are never cached; name the "
             "submodule that computes it, or '' for the part itself"
         )
-    if not _overrides_posterior(part):
+    if not part.has_posterior():
         raise ContractError(
             f"missing posterior, but posterior_module is '{name}'; implement posterior, or set posterior_module to None"
         )

@@ -194,6 +194,9 @@ class CausalLM(TokenAddingModel):
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def token_name(self, token: int) -> str:
+        return str(self.tokenizer.convert_ids_to_tokens(token))
+
     def save_tokenizer(self, folder: Path) -> None:
         save_tokenizer(self.tokenizer, folder)
 

@@ -1,0 +1,222 @@
+"""Indexes of data sets: an array for each shard, computed once and then mapped into memory."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeAlias, overload
+
+import numpy as np
+from rich.filesize import decimal
+
+from dreamkit.data.index_files import IndexFolder, IndexRecord, mapped, remove_leftovers
+from dreamkit.data.index_processes import in_processes, usable_processes
+from dreamkit.data.unchanged import FileStatus, file_status, unchanged
+from dreamkit.errors import DocumentError, OutputError, count, printable
+from dreamkit.progress.bars import Bar
+from dreamkit.progress.consoles import SafeConsole
+from dreamkit.storage.cache_folder import VARIABLE, cache_folder
+from dreamkit.storage.writing import writing
+
+Build: TypeAlias = Callable[[Path], np.ndarray | tuple[np.ndarray, Mapping[str, Any]]]
+FOLDER: Final = "indexes"  # in the user's cache folder
+
+
+class Indexes(Sequence[np.ndarray]):
+    """The arrays of all shards of a data set, mapped into memory when they are read.
+
+    A process keeps few of them mapped at once. Copies in other processes share the pages.
+
+    Attributes:
+        rows: number of rows of each array, int64.
+        facts: values of each shard that its index has beside the rows.
+    """
+
+    def __init__(self, files: IndexFolder, paths: Sequence[str], records: Sequence[IndexRecord]) -> None:
+        self.rows = np.array([record.rows for record in records], np.int64)
+        self.facts = [record.facts for record in records]
+        self._files = [
+            files.array(path, record.status).name for path, record in zip(paths, records, strict=True)
+        ]
+        self._folder = files.folder
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @overload
+    def __getitem__(self, shard: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, shard: slice) -> list[np.ndarray]: ...
+    def __getitem__(self, shard: int | slice) -> np.ndarray | list[np.ndarray]:
+        """Return the structured array of a shard, read-only.
+
+        Raises:
+            StorageError: the file of the index is missing or damaged.
+        """
+        if isinstance(shard, slice):
+            return [self[number] for number in range(*shard.indices(len(self)))]
+        return mapped(self._folder / self._files[shard], int(self.rows[shard]))
+
+
+def indexed(
+    shards: Sequence[Path],
+    build: Build,
+    *,
+    kind: str,
+    version: int,
+    settings: Mapping[str, Any],
+    folder: Path | None = None,
+) -> Indexes:
+    """Return the index of each shard of a data set: a structured array that `build` computed, now or earlier.
+
+    An index is computed in parallel if it is missing, damaged, or that of a shard with another size or time of change.
+    Finished ones stay if the process ends. Several processes may call this function at once: one computes, and the
+    others wait.
+
+    Args:
+        shards: files of the data set.
+        build: function of a shard's path that returns a one-dimensional structured array without Python objects. It may
+            return a tuple of the array and a dict of facts, which JSON can hold. If there are several shards it must be
+            importable, such as a function of a module or a `functools.partial` of one.
+        kind: name of the format of the rows, such as `tars`.
+        version: number that changes with the code of `build`.
+        settings: all values that the rows depend on, besides the shard. JSON can hold them, or they are paths.
+        folder: folder of the indexes; None is `indexes` in the user's cache folder.
+
+    Raises:
+        DocumentError: a shard is missing, or changes while it is read; and the errors of `build`.
+        OutputError: an index cannot be written.
+    """
+    files = IndexFolder(
+        index_folder(folder), kind, version, json.dumps(settings, sort_keys=True, default=os.fspath)
+    )
+    paths = [os.path.abspath(shard) for shard in shards]
+    statuses = [_status(path) for path in paths]
+    records = [
+        record if record and record.status == status and files.is_whole(path, record) else None
+        for path, status, record in zip(paths, statuses, files.read_table(paths), strict=True)
+    ]
+    if None in records:
+        try:
+            _complete(files, paths, statuses, records, build)
+        except OutputError as error:
+            hint = (
+                ""
+                if folder
+                else f", with the environment variable {VARIABLE} or the key 'index' of the data set"
+            )
+            raise OutputError(f"{error}{hint}") from error
+    return Indexes(files, paths, [record for record in records if record is not None])
+
+
+def _complete(
+    files: IndexFolder,
+    paths: Sequence[str],
+    statuses: Sequence[FileStatus],
+    records: list[IndexRecord | None],
+    build: Build,
+) -> None:
+    """Compute the records that are None, and write the table of all."""
+    with alone(files.table(paths).with_suffix(".lock")):
+        for number, path in enumerate(paths):
+            record = records[number] or files.read(path)
+            if record and record.status == statuses[number] and files.is_whole(path, record):
+                records[number] = record
+        missing = [number for number, record in enumerate(records) if record is None]
+        if missing:
+            remove_leftovers(files.folder)
+            work = partial(_compute, files, build)
+            items = [(paths[number], statuses[number]) for number in missing]
+            for number, record in _with_bar(work, items, files):
+                records[missing[number]] = record
+        files.write_table(paths, [record for record in records if record is not None])
+
+
+def _compute(files: IndexFolder, build: Build, shard: tuple[str, FileStatus]) -> IndexRecord:
+    path, status = shard
+    with unchanged(Path(path), status):
+        built = build(Path(path))
+    rows, facts = built if isinstance(built, tuple) else (built, {})
+    return files.write(path, status, rows, facts)
+
+
+def _with_bar(
+    work: Callable[[tuple[str, FileStatus]], IndexRecord],
+    items: Sequence[tuple[str, FileStatus]],
+    files: IndexFolder,
+) -> Iterator[tuple[int, IndexRecord]]:
+    """Yield the results of `work`; print how much there is to read, and show a bar."""
+    total = decimal(sum(status.size for _, status in items))
+    processes = min(usable_processes(), len(items))
+    what = printable(items[0][0]) if len(items) == 1 else f"{len(items):,} files of {files.kind}"
+    report(
+        f"indexing {what} ({total}) in {count(processes, 'process')}; the index is kept in {printable(files.folder)}"
+    )
+    size = 0
+    with Bar("indexing", "{task.fields[size]}") as bar:
+        is_shown = len(items) > 1
+
+        def show() -> None:
+            if is_shown:
+                bar.move(0, len(items), size=decimal(0))
+
+        results = in_processes(work, items, processes, started=show)
+        for completed, (number, record) in enumerate(results, 1):
+            size += items[number][1].size
+            if is_shown:
+                bar.move(completed, size=decimal(size))
+            yield number, record
+
+
+def index_folder(folder: Path | None) -> Path:
+    """Return the absolute path of the folder of indexes; None is the one in the user's cache folder."""
+    return (cache_folder() / FOLDER if folder is None else folder).absolute()
+
+
+def report(text: str) -> None:
+    """Print a line on standard error."""
+    SafeConsole(stderr=True, markup=False, emoji=False, soft_wrap=True, highlight=False).print(text)
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block for the lock file `file`. The lock ends with the process.
+
+    Raises:
+        OutputError: the lock file or its folder cannot be written.
+    """
+    try:
+        with writing(file.parent):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    except OutputError as error:
+        hint = f"set the environment variable {VARIABLE} or the key 'index' of the data set to another folder"
+        raise OutputError(f"{error}; {hint}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"waiting for another process that writes an index in {printable(file.parent)}")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            # Without locks several processes compute the same files, each of which replaces another whole one.
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _status(path: str) -> FileStatus:
+    try:
+        return file_status(Path(path))
+    except FileNotFoundError as error:
+        raise DocumentError(f"{printable(path)}: no such file; correct the path of the data set") from error
+    except OSError as error:
+        raise DocumentError(f"{printable(path)}: cannot read the file: {error.strerror}") from error

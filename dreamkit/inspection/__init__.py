@@ -1,0 +1,1 @@
+"""The data of a recipe as its model sees it, without weights."""

@@ -1,0 +1,197 @@
+"""Documents of a training as one HTML page: as the model sees them, and as they share the rows of a batch.
+
+The page needs no other file and has no script. Its documents may be hostile: every text is escaped, and the page's
+policy forbids everything but its own style and images.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Final
+
+from dreamkit.data.skipped import Skipped
+from dreamkit.errors import DocumentError, count, printable
+from dreamkit.inspection.pieces import Slots, SpecialToken, TextRun, Turn, turns
+from dreamkit.inspection.preview_style import STYLE
+from dreamkit.inspection.run_data import PackedBatch, Place, Row, RunData
+from dreamkit.parts.pictures import to_rgb
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+LARGEST: Final = 160  # longest side in pixels of an image in the page; larger images are scaled down
+SMALL: Final = 64  # smaller images are enlarged by a whole factor to about this side
+UNESCAPED: Final = "\n\t\u200c\u200d"  # the last two join the characters of emoji and of some scripts
+POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def preview_page(
+    run: RunData,
+    places: Sequence[Place],
+    batches: Sequence[PackedBatch],
+    *,
+    title: str,
+    notes: Sequence[str] = (),
+    facts: Mapping[str, object] | None = None,
+) -> str:
+    """Return the page of these places, with a bar for each row of `batches`.
+
+    `facts` and `notes` are below the title.
+    """
+    shown = {place.number for place in places}
+    bars = "".join(_batch(number, batch, shown) for number, batch in enumerate(batches))
+    listed = " · ".join(f"{escape(name)} {escape(printable(str(v)))}" for name, v in (facts or {}).items())
+    body = [
+        f"<h1>{escape(printable(title))}</h1>",
+        f'<p class="facts">{listed}</p>',
+        *(f'<p class="problem">{escape(printable(note))}</p>' for note in notes),
+        LEGEND,
+        *(["<h2>Rows of a batch</h2>", bars] if bars else ()),
+        "<h2>Documents</h2>",
+        *(_document(place, run) for place in places),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(printable(title))}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(body)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+LEGEND: Final = (
+    '<ul class="legend">'
+    '<li><span class="text learned">learned text</span></li>'
+    '<li><span class="text">text that is only read</span></li>'
+    '<li><span class="token">&lt;token&gt;</span> special token</li>'
+    '<li><span class="swatch read">read</span> slots of vision tokens</li>'
+    '<li><span class="swatch draw">draw</span> slots of dream queries</li>'
+    "</ul>"
+)
+
+
+def _batch(number: int, batch: PackedBatch, shown: set[int]) -> str:
+    size = len(batch.rows) * batch.width
+    share = f"{batch.filled / size:.0%} of {count(f'{size:,}', 'token')} filled"
+    rows = "".join(_row(index, row, batch.width, shown) for index, row in enumerate(batch.rows))
+    about = f"batch {number}: {count(len(batch.rows), 'row')} of {count(batch.width, 'token')}, {share}"
+    return f'<section class="batch"><h4>{about}</h4>{rows}</section>'
+
+
+def _row(index: int, row: Row, width: int, shown: set[int]) -> str:
+    parts = []
+    for place, length in row.tokens:
+        about = "no document" if place is None else f"document {place}"
+        about = f"{about}: {count(length, 'token')}"
+        style = f'style="width:{100 * length / width:.3f}%" title="{about}" aria-label="{about}"'
+        label = "" if place is None else str(place)
+        is_link = place in shown
+        parts.append(
+            f'<a href="#document-{place}" {style}>{label}</a>' if is_link else f"<span {style}>{label}</span>"
+        )
+    padding = width - row.filled
+    label = f"row {index}: {count(len(row.tokens), 'document')}, {count(padding, 'token')} of padding"
+    return f'<div class="row" role="group" aria-label="{label}">{"".join(parts)}</div>'
+
+
+def _document(place: Place, run: RunData) -> str:
+    document, sequence = place.document, place.sequence
+    name = f"place {place.number}" if document is None else document.name
+    head = (
+        f'<span class="soft">{place.number}</span> <span class="name">{escape(printable(name))}</span> '
+        f'<span class="soft">data.{place.data}</span>'
+    )
+    body = ""
+    if document is not None and sequence is not None:
+        about = [
+            count(f"{len(sequence):,}", "token"),
+            f"{sequence.targets:,} learned",
+            f"{len(sequence.reads)} read",
+            f"{len(sequence.draws)} drawn",
+            *(["cut at the end"] if sequence.is_cut else ()),
+        ]
+        head += f' <span class="soft">{" · ".join(about)}</span>'
+        skipped = (
+            f'<p class="skipped">skipped here: {escape(printable(_place_of(each)))}</p>'
+            for each in sequence.skipped
+        )
+        body = "".join([*skipped, *map(_turn, turns(document, sequence, run.sequencer))])
+    elif document is not None:
+        body = f'<div class="flow">{"".join(_unused(segment) for segment in document)}</div>'
+    if place.problem is not None:
+        body = f'<p class="problem">{escape(printable(place.problem))}</p>{body}'
+    return f'<article id="document-{place.number}"><h3>{head}</h3>{body}</article>'
+
+
+def _place_of(skipped: Skipped) -> str:
+    return ": ".join(filter(None, (skipped.shard, skipped.member, skipped.reason)))
+
+
+def _turn(turn: Turn) -> str:
+    pieces = "".join(map(_piece, turn.pieces))
+    if not turn.roles:
+        return f'<div class="flow">{pieces}</div>'
+    role = " and ".join(turn.roles)
+    return f'<section class="turn {turn.roles[-1]}"><h4>{role}</h4><div class="flow">{pieces}</div></section>'
+
+
+def _piece(piece: TextRun | SpecialToken | Slots) -> str:
+    match piece:
+        case TextRun(text=text, tokens=tokens, is_learned=is_learned):
+            title = f"{count(tokens, 'token')}, {'learned' if is_learned else 'only read'}"
+            return f'<span class="text{_learned(is_learned)}" title="{title}">{_visible(text)}</span>'
+        case SpecialToken(name=name, is_learned=is_learned):
+            title = "special token, learned" if is_learned else "special token"
+            return f'<span class="token{_learned(is_learned)}" title="{title}">{_visible(name)}</span>'
+        case Slots(picture=picture, tokens=tokens, is_drawn=True):
+            return _figure(picture, f"draw · {count(tokens, 'query')}", "draw")
+        case Slots(picture=picture, tokens=tokens):
+            return _figure(picture, f"read · {count(tokens, 'token')}", "read")
+
+
+def _learned(is_learned: bool) -> str:
+    return " learned" if is_learned else ""
+
+
+def _unused(segment: object) -> str:
+    """Return a segment of a document without a sequence."""
+    text = getattr(segment, "text", None)
+    if isinstance(text, str):
+        return f'<span class="text">{_visible(text)}</span>'
+    return _figure(segment.picture, "not used", "read")  # type: ignore[attr-defined]  # an image
+
+
+def _visible(text: str) -> str:
+    """Return a text as HTML, with control characters as escapes that look unlike the text."""
+    parts = []
+    for character in text:
+        shown = character if character in UNESCAPED else printable(character)
+        parts.append(escape(shown) if shown == character else f'<span class="escape">{escape(shown)}</span>')
+    return "".join(parts)
+
+
+def _figure(picture: Picture, caption: str, kind: str) -> str:
+    width, height = picture.size
+    alt = f"image of {width} x {count(height, 'pixel')}, {caption.partition(' ·')[0]}"
+    try:
+        image = _thumbnail(picture, alt)
+    except DocumentError as error:
+        image = f'<span class="escape">{escape(printable(str(error)))}</span>'
+    return f'<figure class="{kind}">{image}<figcaption>{caption}</figcaption></figure>'
+
+
+def _thumbnail(picture: Picture, alt: str) -> str:
+    small = to_rgb(picture)
+    small.thumbnail((LARGEST, LARGEST))
+    times = max(1, SMALL // max(small.size))
+    kind = "PNG" if times > 1 else "JPEG"
+    file = io.BytesIO()
+    small.save(file, kind, **({} if kind == "PNG" else {"quality": 88}))
+    data = base64.b64encode(file.getvalue()).decode()
+    size = f'width="{small.width * times}" height="{small.height * times}"'
+    style = ' class="small"' if times > 1 else ""
+    return f'<img{style} {size} alt="{alt}" src="data:image/{kind.lower()};base64,{data}">'

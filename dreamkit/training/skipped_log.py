@@ -1,0 +1,123 @@
+"""The documents that a run skipped or cut: their numbers, the list `skipped.jsonl`, and the limit of their share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from dreamkit.data.skipped import Skipped, SkippedSummary, is_beyond
+from dreamkit.distributed import is_main, total
+from dreamkit.errors import TrainingError, excerpt
+from dreamkit.storage.writing import append_text, write_text
+from dreamkit.training.run_log import read_entries
+
+SKIPPED: Final = "skipped.jsonl"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of documents since the start of the run.
+
+    Attributes:
+        skipped: documents that others replaced, in all processes.
+        bad: those of them that are not only too long.
+        cut: documents of this process whose end was left out; the main one has those before a resume of all, too.
+    """
+
+    skipped: int = 0
+    bad: int = 0
+    cut: int = 0
+
+    def plus(self, documents: Sequence[Skipped], cut: int) -> Counts:
+        """Return the numbers with more documents that were skipped or cut."""
+        bad = sum(not document.is_long for document in documents)
+        return Counts(self.skipped + len(documents), self.bad + bad, self.cut + cut)
+
+
+class SkippedLog:
+    """The skipped documents of a run, counted in every process; the main one appends a line for each to a file.
+
+    The numbers are those of finished steps. A resumed run drops the lines of steps that it repeats.
+
+    Args:
+        path: the file, which appears with the first line.
+        max_skipped: greatest share of bad documents, after the first thousand.
+        step_documents: number of documents that a step trains on, in all processes.
+    """
+
+    def __init__(self, path: Path, max_skipped: float, step_documents: int) -> None:
+        self.path = path
+        self.max_skipped = max_skipped
+        self.step_documents = step_documents
+        self.counts = Counts()
+        self.summary = SkippedSummary()  # of this process's part of the run
+        self._next = Counts()  # with the documents of an unfinished step
+        self._before, self._first_step = Counts(), 0  # where the limit begins to count
+
+    def begin(self, step: int, counts: Counts, *, is_limit_new: bool) -> None:
+        """Continue after `step` with numbers of all processes; with `is_limit_new`, the limit counts from here on."""
+        counts = replace(counts, cut=counts.cut if is_main() else 0)
+        self.counts = self._next = counts
+        if is_limit_new:
+            self._before, self._first_step = counts, step
+        if is_main() and self.path.is_file():
+            entries = read_entries(self.path, _entry)
+            write_text(self.path, "".join(_line(entry) for entry in entries if entry["step"] <= step))
+
+    def add(self, step: int, documents: Sequence[Skipped], cut: int) -> None:
+        """Add the documents that all processes skipped, and the number of those that this one cut, for `step`."""
+        documents = sorted(documents, key=lambda document: document.place)
+        self._next = self.counts.plus(documents, cut)
+        for document in documents:
+            self.summary.add(document)
+        if documents and is_main():
+            append_text(self.path, "".join(_line(_record(step, document)) for document in documents))
+
+    def end_step(self) -> None:
+        """Count the documents of the step, which is finished."""
+        self.counts = self._next
+
+    def totals(self, device: torch.device) -> dict[str, int]:
+        """Return the numbers of documents that all processes skipped and cut. Every process must call this method."""
+        cut = int(total(torch.tensor(self.counts.cut, device=device)))
+        return {"skipped": self.counts.skipped, "bad": self.counts.bad, "cut": cut}
+
+    def limit_error(self, step: int) -> TrainingError | None:
+        """Return the error of a run with too many bad documents when `step` was read, or None."""
+        trained = (step - self._first_step) * self.step_documents
+        bad = self._next.bad - self._before.bad
+        read = trained + self._next.skipped - self._before.skipped
+        if not is_beyond(self.max_skipped, bad, read):
+            return None
+        since = f" since step {self._first_step}" if self._first_step else ""
+        return TrainingError(
+            f"expected at most {self.max_skipped:.2%} bad documents (train.max_skipped), got {bad / read:.2%}{since}: "
+            f"{bad:,} of {read:,}, listed in {self.path}; {self.summary.most_common()}; correct the data or raise "
+            "train.max_skipped"
+        )
+
+
+def _record(step: int, document: Skipped) -> dict[str, Any]:
+    """Return the content of a line."""
+    return {"step": step, **asdict(document)}
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(entry) + "\n"
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    """Return the content of a line.
+
+    Raises:
+        ValueError, RecursionError: the line has another form.
+    """
+    entry = json.loads(line.decode())
+    if not isinstance(entry, dict) or type(entry.get("step")) is not int:
+        raise ValueError(f"expected a section with the step, got {excerpt(line.decode())}")
+    return entry

@@ -1,0 +1,52 @@
+"""Samples that a data set leaves out when it is indexed: how many, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dreamkit import count, printable
+
+
+class LeftOut:
+    """The numbers of samples that are left out of a file by their reasons, with the first sample of each."""
+
+    def __init__(self) -> None:
+        self._numbers: Counter[tuple[str, str]] = Counter()
+        self._first: dict[tuple[str, str], str] = {}
+
+    def add(self, reason: str, name: str, noun: str = "sample") -> None:
+        """Count a sample, or something else that `noun` names; "3 samples" and `reason` are a sentence."""
+        self._numbers[noun, reason] += 1
+        self._first.setdefault((noun, reason), name)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the numbers and names as facts of an index."""
+        return {"left_out": [[*key, number, self._first[key]] for key, number in self._numbers.items()]}
+
+
+def left_out_notes(facts: Iterable[Mapping[str, Any]], paths: Path | Sequence[Path]) -> list[str]:
+    """Return a line for each reason for which samples of a data set at `paths` are left out.
+
+    `facts` are those of its files.
+    """
+    numbers: Counter[tuple[str, str]] = Counter()
+    first: dict[tuple[str, str], str] = {}
+    for each in facts:
+        for noun, reason, number, name in each["left_out"]:
+            numbers[noun, reason] += number
+            first.setdefault((noun, reason), name)
+    name = paths_name(paths)
+    return [
+        f"{name}: left out: {count(f'{number:,}', key[0])} {key[1]}, such as {printable(first[key])}"
+        for key, number in numbers.most_common()
+    ]
+
+
+def paths_name(paths: Path | Sequence[Path]) -> str:
+    """Return the name of a data set at `paths` for messages."""
+    if isinstance(paths, Path):
+        return printable(paths)
+    return printable(paths[0]) + (f" and {count(len(paths) - 1, 'other')}" if len(paths) > 1 else "")

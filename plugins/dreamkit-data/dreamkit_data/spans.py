@@ -1,0 +1,149 @@
+"""Places of samples in the files of a data set, and their bytes: one read each."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from dreamkit import StorageError, indexed, printable
+
+SPAN: Final = np.dtype([("start", "<u8"), ("size", "<u4")])  # of the rows of an index
+MOST_OPEN: Final = 32  # files that a process holds open for a data set
+
+
+class Span(NamedTuple):
+    """A sample's place: offset and size in a file, in bytes."""
+
+    path: Path
+    start: int
+    size: int
+
+
+class Spans:
+    """The samples of a data set's files in order. Their places are indexed, and mapped into memory.
+
+    Args:
+        files: files of the data set.
+        build, kind, version, settings, folder: arguments of `dreamkit.indexed`; the rows are of `SPAN`.
+
+    Attributes:
+        facts: those of `build`, of each file.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        build: Callable[[Path], tuple[np.ndarray, Mapping[str, Any]]],
+        *,
+        kind: str,
+        version: int,
+        settings: Mapping[str, Any],
+        folder: Path | None,
+    ) -> None:
+        self.files = files
+        self._indexes = indexed(files, build, kind=kind, version=version, settings=settings, folder=folder)
+        self._ends = np.cumsum(self._indexes.rows)
+        self.facts = self._indexes.facts
+        self._open = OpenFiles()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> Span:
+        """Return the place of sample `index`.
+
+        Raises:
+            IndexError: there is no such sample.
+            StorageError: the index is missing or damaged.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"expected a sample from 0 to {len(self) - 1}, got {index}")
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        rows = self._indexes[number]
+        if rows.dtype != SPAN:
+            raise changed_error(self.files[number])
+        row = rows[index - int(self._ends[number]) + len(rows)]
+        return Span(self.files[number], int(row["start"]), int(row["size"]))
+
+    def read(self, span: Span) -> bytes:
+        """Return the bytes at a place.
+
+        Raises:
+            StorageError: the file is gone, cut or cannot be read.
+        """
+        return self._open.read(span)
+
+    def names_hash(self) -> str:
+        """Return a hash of the name and the number of samples of each file, in order."""
+        digest = hashlib.sha256()
+        for file, rows in zip(self.files, self._indexes.rows, strict=True):
+            digest.update(f"{rows} {file.name}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()[:32]
+
+
+def changed_error(path: Path) -> StorageError:
+    """Return the error about a file that is another one than was indexed."""
+    return StorageError(f"{printable(path)} changed since it was indexed; restore it or start anew")
+
+
+class _OpenFile:
+    """A file that is open while something refers to it, such as a thread that reads it."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+class OpenFiles:
+    """The files that were read last. Copies in other processes open their own."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[Path, _OpenFile] = OrderedDict()
+        self._lock = Lock()
+
+    def __reduce__(self) -> tuple[type[OpenFiles], tuple[()]]:
+        return OpenFiles, ()
+
+    def read(self, span: Span) -> bytes:
+        """Return the bytes at a place, without a position that processes or threads could share.
+
+        Raises:
+            StorageError: the file is gone, cut or cannot be read.
+        """
+        try:
+            file = self._file(span.path)
+            start, end = span.start, span.start + span.size
+            if os.fstat(file.descriptor).st_size < end:  # before memory is taken
+                raise changed_error(span.path)
+            pieces = []
+            while start < end and (piece := os.pread(file.descriptor, end - start, start)):
+                pieces.append(piece)
+                start += len(piece)
+        except OSError as error:
+            with self._lock:
+                self._files.pop(span.path, None)  # a later try opens it anew
+            raise StorageError(f"{printable(span.path)}: cannot read the file: {error.strerror}") from error
+        if start < end:
+            raise changed_error(span.path)
+        return b"".join(pieces)
+
+    def _file(self, path: Path) -> _OpenFile:
+        with self._lock:
+            file = self._files.get(path)
+            if file is None:
+                file = self._files[path] = _OpenFile(path)
+                if len(self._files) > MOST_OPEN:
+                    self._files.popitem(last=False)
+            self._files.move_to_end(path)
+            return file

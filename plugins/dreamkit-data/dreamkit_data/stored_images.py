@@ -1,0 +1,84 @@
+"""Images as tables store them: bytes, base64, paths, and the structs of bytes and path of `datasets`."""
+
+from __future__ import annotations
+
+import binascii
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from dreamkit import DocumentError, ImagePaths, decode_picture, describe_value
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+MOST_FILES: Final = 1000  # of tables, whose folders are kept
+_ADDRESS: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+_STANDARD: Final = str.maketrans(
+    "-_", "+/", " \t\r\n"
+)  # from the alphabet for addresses; without line breaks
+
+
+def stored_value(value: Any) -> Any:
+    """Return the bytes or the path of an image; None, if a table has neither.
+
+    The feature Image of `datasets` is a struct of `bytes` and `path`, where the path is the name of the bytes or else
+    that of a file.
+    """
+    if isinstance(value, dict):
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+def is_address(value: Any) -> bool:
+    """Return True if a value is an address of the web."""
+    return isinstance(value, str) and _ADDRESS.match(value) is not None
+
+
+def stored_picture(
+    value: Any, where: str, table: Path, images: Path | None, *, base64: bool = False
+) -> Picture:
+    """Return the image of a value that `stored_value` returned.
+
+    Args:
+        value: the value.
+        where: file, row and column, for messages.
+        table: file with the value; paths are relative to its folder.
+        images: folder of the images, which no path may leave; None: paths are relative to the table's folder.
+        base64: a text is the image in base64, of either alphabet, and no path.
+
+    Raises:
+        DocumentError: no image, a damaged one, an address of the web, or a path that leads to no image.
+        StorageError: the disk or network fails.
+    """
+    if isinstance(value, bytes):
+        return decode_picture(value, where)
+    if not isinstance(value, str):
+        raise DocumentError(f"{where}: expected an image, got {describe_value(value)}")
+    if base64 and not value.startswith("data:"):
+        try:
+            data = binascii.a2b_base64(value.translate(_STANDARD), strict_mode=True)
+        except ValueError as error:
+            raise DocumentError(
+                f"{where}: expected an image in base64, got {describe_value(value)}: {error}"
+            ) from error
+        return decode_picture(data, where)
+    if is_address(value):
+        raise DocumentError(
+            f"{where}: expected an image or a path, got the address {describe_value(value)}; download the images"
+        )
+    paths = image_paths(table, images)
+    if problem := paths.problem(value):
+        raise DocumentError(f"{where}: {problem}")
+    return paths.open(value, where)
+
+
+@lru_cache(MOST_FILES)
+def image_paths(table: Path, images: Path | None) -> ImagePaths:
+    """Return the paths of images of a table.
+
+    Raises:
+        DocumentError: `images` is not a folder.
+    """
+    return ImagePaths(table, images)

@@ -1,0 +1,187 @@
+"""Samples of tar archives: the members with one key, and the index of their places."""
+
+from __future__ import annotations
+
+import os
+import time
+from array import array
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import numpy as np
+
+from dreamkit import DocumentError, printable
+from dreamkit_data.left_out import LeftOut
+from dreamkit_data.spans import SPAN, Spans, changed_error
+from dreamkit_data.tar_members import Member, Read, members
+
+MOST_MEMBERS: Final = 4096  # of a sample
+MOST_SAMPLE: Final = 2**28  # bytes, a quarter of a GiB
+MOST_TEXT: Final = 2**24  # bytes of a member that is read when indexing
+WINDOW: Final = 2**13  # bytes of one read when indexing: small members and the header of the next sample
+PICKLES: Final = frozenset(["pkl", "pickle", "pyd", "pt", "pth", "joblib", "dill"])
+PACKED: Final = {
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ\x00": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
+
+Content: TypeAlias = Callable[[Member], bytes]
+
+
+class TarSample(NamedTuple):
+    """Consecutive members whose names are equal up to the first dot of their last part, as in webdataset.
+
+    Attributes:
+        key: that common part of the names.
+        members: regular files by the rest of their names in lower case, such as `jpg` or `seg.png`.
+    """
+
+    key: str
+    members: dict[str, Member]
+
+
+LeaveOut: TypeAlias = Callable[..., None]  # takes a reason and a noun, as `LeftOut.add`
+# Returns the members of a sample that a document needs; none, after it called `LeaveOut`, to leave the sample out.
+Choose: TypeAlias = Callable[[TarSample, Content, LeaveOut], Collection[Member]]
+
+
+def samples(read: Read, start: int, end: int, where: str, *, whole: bool = True) -> Iterator[TarSample]:
+    """Yield the samples between two offsets of an archive; the arguments are those of `members`.
+
+    Members without a dot in their names, hidden ones and webdataset's `__meta__` have no key and are passed over.
+
+    Raises:
+        DocumentError: a damaged archive, a member that is refused, or a sample with two members of one name.
+    """
+    current: TarSample | None = None
+    for member in members(read, start, end, where, whole=whole):
+        key, suffix = split_name(member.name)
+        if suffix.rpartition(".")[2] in PICKLES:
+            raise DocumentError(
+                f"{where}!{printable(member.name)}: expected no pickle in an archive, because reading one can run any "
+                "code; write the archive without it"
+            )
+        if not key or not suffix:
+            continue
+        if current is None or current.key != key:
+            if current is not None:
+                yield current
+            current = TarSample(key, {})
+        if suffix in current.members:
+            raise DocumentError(
+                f"{where}!{printable(member.name)}: expected one member of this name, got two"
+            )
+        if len(current.members) == MOST_MEMBERS:
+            raise DocumentError(
+                f"{where}!{printable(key)}: expected at most {MOST_MEMBERS:,} members, got more"
+            )
+        current.members[suffix] = member
+    if current is not None:
+        yield current
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return the key and the suffix, without its dot and in lower case, of a member's name; "" for none."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    if not stem or (stem.startswith("__") and stem.endswith("__")):
+        return "", ""
+    return folder + slash + stem, suffix.lower()
+
+
+def tar_index(choose: Choose, path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the places of an archive's samples, and facts about those that are left out.
+
+    Reads the headers, and what `choose` reads.
+
+    Returns:
+        An array of `SPAN`, and facts: those of `LeftOut`, and the `cost` in seconds, reads and bytes.
+
+    Raises:
+        DocumentError: a damaged or cut archive, a member that is refused, or an error of `choose`.
+    """
+    where = printable(path)
+    starts, sizes = array("Q"), array("L")
+    left_out, begin = LeftOut(), time.perf_counter()
+    if not path.is_file():  # to open a named pipe could wait forever
+        raise DocumentError(f"{where}: expected a tar in a regular file")
+    with path.open("rb", buffering=0) as file:
+        read = _Window(file.fileno())
+        _refuse_packed(read(0, 8), where)
+        for sample in samples(read, 0, os.fstat(file.fileno()).st_size, where):
+            leave_out = partial(left_out.add, name=f"{path.name}!{sample.key}")
+            try:
+                chosen = choose(sample, lambda member: read(member.start, member.size), leave_out)
+            except DocumentError as error:
+                raise DocumentError(f"{where}!{printable(sample.key)}: {error}") from error
+            if not chosen:
+                continue
+            start = min(member.head for member in chosen)
+            size = max(member.start + member.size for member in chosen) - start
+            if size > MOST_SAMPLE:
+                leave_out(f"with more than {MOST_SAMPLE:,} bytes")
+                continue
+            starts.append(start)
+            sizes.append(size)
+    rows = np.empty(len(starts), SPAN)
+    rows["start"], rows["size"] = starts, sizes
+    cost = {"seconds": time.perf_counter() - begin, "reads": read.reads, "bytes": read.bytes}
+    return rows, {"cost": cost, **left_out.facts()}
+
+
+def read_tar_sample(spans: Spans, index: int) -> tuple[str, TarSample, Content]:
+    """Read sample `index` of indexed archives at once.
+
+    Returns:
+        Its place `archive!key`, its members, and the function that returns a member's content.
+
+    Raises:
+        StorageError: the archive is gone, cannot be read, or is another one than was indexed.
+    """
+    span = spans[index]
+    data = spans.read(span)
+    where = printable(span.path)
+    try:
+        (sample,) = samples(lambda start, size: data[start : start + size], 0, len(data), where, whole=False)
+    except ValueError as error:  # no member, or those of several samples
+        raise changed_error(span.path) from error
+    return (
+        f"{where}!{printable(sample.key)}",
+        sample,
+        lambda member: data[member.start : member.start + member.size],
+    )
+
+
+def _refuse_packed(head: bytes, where: str) -> None:
+    for magic, command in PACKED.items():
+        if head.startswith(magic):
+            raise DocumentError(
+                f"{where}: expected a tar, got a compressed file, which has no random access; unpack it with {command}"
+            )
+
+
+class _Window:
+    """A reader of a file: each read takes at least `WINDOW` bytes, and reads within the last one's bytes take none.
+
+    Attributes:
+        reads, bytes: number and bytes of the reads.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.reads = self.bytes = 0
+        self._descriptor = descriptor
+        self._begin, self._content = 0, b""
+
+    def __call__(self, start: int, size: int) -> bytes:
+        """Return `size` bytes from `start` on, or fewer at the end of the file."""
+        begin = self._begin
+        if start < begin or start + size > begin + len(self._content):
+            self._content = os.pread(self._descriptor, max(size, WINDOW), start)
+            self._begin = begin = start
+            self.reads += 1
+            self.bytes += len(self._content)
+        return self._content[start - begin : start - begin + size]

@@ -1,0 +1,219 @@
+"""The data set `tars`: pairs of an image and a caption in tar archives, as img2dataset writes them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from dreamkit import (
+    ConfigError,
+    Dataset,
+    Document,
+    DocumentError,
+    count,
+    decode_picture,
+    describe_value,
+)
+from dreamkit_data.captions import Direction, pair, weight_problems
+from dreamkit_data.left_out import left_out_notes, paths_name
+from dreamkit_data.member_records import Bounds, filtered_reason, parsed_record, text_in
+from dreamkit_data.patterns import matching_files
+from dreamkit_data.spans import Spans
+from dreamkit_data.tar_members import Member
+from dreamkit_data.tar_samples import (
+    MOST_TEXT,
+    Content,
+    LeaveOut,
+    TarSample,
+    read_tar_sample,
+    tar_index,
+)
+
+IMAGES: Final = ("jpg", "jpeg", "png", "webp")
+RECORD: Final = "json"
+VERSION: Final = 1  # of the index
+
+
+@dataclass(frozen=True)
+class TarsConfig:
+    """The recipe section of `tars`.
+
+    Attributes:
+        path: archives: a file, a folder of `.tar` files, a pattern such as `/data/{00000..01000}.tar` or `/data/*.tar`,
+            or a list of these.
+        direction: `draw` the image from its caption, or `read` the image and write the caption.
+        caption: where the caption is: `txt`, or another suffix of a member; or `json:KEY`, a key of the sample's
+            `.json`. A section of several with their weights has one chosen at random for each use of a sample, among
+            those that it has: `{txt: 1, "json:alt": 2}`.
+        filters: bounds of numbers in the sample's `.json`, by their keys: `{width: {least: 256}}`. Others are left out.
+        index: folder of the index; None is the user's cache folder.
+    """
+
+    path: Path | list[Path]
+    direction: Direction = "draw"
+    caption: str | dict[str, float] = "txt"
+    filters: dict[str, Bounds] = field(default_factory=dict)
+    index: Path | None = None
+
+    def __post_init__(self) -> None:
+        weights = self.caption if isinstance(self.caption, dict) else {self.caption: 1.0}
+        problems = weight_problems(weights)
+        for text in weights:
+            if not CaptionPlace.parse(text).is_possible:
+                key = f"caption.{text}" if isinstance(self.caption, dict) else "caption"
+                problems[key] = (
+                    f"expected txt, another suffix of a text or json:KEY, got {describe_value(text)}"
+                )
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def captions(self) -> dict[CaptionPlace, float]:
+        """The weights of captions by their places."""
+        weights = self.caption if isinstance(self.caption, dict) else {self.caption: 1.0}
+        return {CaptionPlace.parse(text): weight for text, weight in weights.items()}
+
+
+class CaptionPlace(NamedTuple):
+    """A place of a caption: a member of the sample by its suffix, or a key of the `.json`."""
+
+    suffix: str
+    key: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> CaptionPlace:
+        """Return the place that a recipe names, such as `txt` or `json:KEY`."""
+        suffix, colon, key = text.partition(":")
+        return cls(suffix.lower(), key if colon else None)
+
+    @property
+    def is_possible(self) -> bool:
+        """Flag: a sample can have a caption here."""
+        if self.key is not None:
+            return self.suffix == RECORD and bool(self.key)
+        return bool(self.suffix) and not self.suffix.startswith(".") and self.suffix not in (RECORD, *IMAGES)
+
+
+class Tars(Dataset):
+    """A data set with one document for each sample that has an image and a caption and passes the filters."""
+
+    Config = TarsConfig
+
+    def __init__(self, config: TarsConfig) -> None:
+        self.config = config
+        self.captions = config.captions
+        self._spans = Spans(
+            matching_files(config.path, (".tar",)),
+            partial(tar_index, partial(_choose, tuple(self.captions), config.filters)),
+            kind="tars",
+            version=VERSION,
+            settings={
+                "captions": sorted(self.captions),
+                "filters": {key: asdict(bounds) for key, bounds in config.filters.items()},
+            },
+            folder=config.index,
+        )
+        self.facts = self._spans.facts
+        self.notes = left_out_notes(self.facts, config.path)
+        if not len(self):
+            raise DocumentError(
+                "; ".join([f"{paths_name(config.path)}: no samples with an image and a caption", *self.notes])
+            )
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, index: int) -> Document:
+        return self._document(index, None)
+
+    def sample(self, index: int, choices: random.Random) -> Document:
+        """Return document `index` with one of its captions, chosen by weight."""
+        return self._document(index, choices)
+
+    def fingerprint(self) -> dict[str, str]:
+        return {**super().fingerprint(), "names and samples of archives": self._spans.names_hash()}
+
+    def _document(self, index: int, choices: random.Random | None) -> Document:
+        where, sample, content = read_tar_sample(self._spans, index)
+        image = next(sample.members[suffix] for suffix in IMAGES if suffix in sample.members)
+        picture = decode_picture(content(image), f"{where}.{image.name.rpartition('.')[2]}")
+        return pair(picture, self._caption(sample, content, where, choices), self.config.direction, where)
+
+    def _caption(self, sample: TarSample, content: Content, where: str, choices: random.Random | None) -> str:
+        """Return the first caption that the sample has, or one of all by weight."""
+        record = parsed_record(content(sample.members[RECORD])) if RECORD in sample.members else None
+        texts = {
+            place: text
+            for place in self.captions
+            if (text := _caption_at(place, sample, content, record or {})) is not None
+        }
+        if choices is None or len(texts) == 1:
+            place = next(iter(texts))
+        else:
+            place = choices.choices(list(texts), [self.captions[place] for place in texts])[0]
+        text = texts[place]
+        try:
+            caption = text.decode() if isinstance(text, bytes) else text
+            caption.encode()  # JSON can escape a lone surrogate
+        except (UnicodeDecodeError, UnicodeEncodeError) as error:
+            raise DocumentError(
+                f"{where}.{place.suffix}: expected a caption in UTF-8: {error.reason}"
+            ) from error
+        return caption.removeprefix("\ufeff").strip()
+
+
+def _choose(
+    places: Sequence[CaptionPlace],
+    filters: Mapping[str, Bounds],
+    sample: TarSample,
+    content: Content,
+    leave_out: LeaveOut,
+) -> Collection[Member]:
+    """Return the image, and the members that can have its caption; none if the sample is left out."""
+    images = [suffix for suffix in IMAGES if suffix in sample.members]
+    if (reason := _reason(len(images), places, filters, sample, content)) is not None:
+        leave_out(reason)
+        return ()
+    needed = {images[0], *(place.suffix for place in places)}
+    return [member for suffix, member in sample.members.items() if suffix in needed]
+
+
+def _reason(
+    images: int,
+    places: Sequence[CaptionPlace],
+    filters: Mapping[str, Bounds],
+    sample: TarSample,
+    content: Content,
+) -> str | None:
+    """Return why a sample is left out, or None."""
+    if images != 1:
+        return f"with {count(images, 'image')}" if images else "with no image"
+    texts = {suffix for suffix in (RECORD, *(place.suffix for place in places)) if suffix in sample.members}
+    if any(sample.members[suffix].size > MOST_TEXT for suffix in texts):
+        return f"with a text of more than {MOST_TEXT:,} bytes"
+    record: Mapping[str, Any] = {}
+    if RECORD in texts:
+        parsed = parsed_record(content(sample.members[RECORD]))
+        if parsed is None:
+            return f"with a damaged .{RECORD}"
+        record = parsed
+        if record.get("status", "success") != "success":
+            return "whose download failed ('status')"
+    reason = filtered_reason(record, filters)
+    if reason is None and all(_caption_at(place, sample, content, record) is None for place in places):
+        return "without a caption"
+    return reason
+
+
+def _caption_at(
+    place: CaptionPlace, sample: TarSample, content: Content, record: Mapping[str, Any]
+) -> str | bytes | None:
+    """Return the caption at a place, as bytes if it is a member, or None if it is missing or blank."""
+    if place.key is not None:
+        return text_in(record, place.key)
+    member = sample.members.get(place.suffix)
+    return (content(member).strip() or None) if member is not None else None

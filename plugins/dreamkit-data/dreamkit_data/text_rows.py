@@ -1,0 +1,162 @@
+"""Rows of text tables by number: values between tabs or commas, plain or in quotes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from dreamkit import DocumentError, StorageError, count, did_you_mean, excerpt, indexed, printable
+from dreamkit_data.text_lines import Dialect, read_dialect, read_rows, split_row
+
+VERSION: Final = 1
+ROW: Final = np.dtype([("offset", "<u8"), ("size", "<u4"), ("line", "<u4")])
+CHUNK: Final = 2**16  # rows that are collected before they become an array
+
+
+class Layout(NamedTuple):
+    """The layout of text tables.
+
+    Attributes:
+        columns: columns to read: their names in the first line, or else numbers from 0.
+        has_header: the first line has the names of the columns.
+        quotes: values may be in quotes, as `csv` writes them; None: they may if commas separate them.
+    """
+
+    columns: tuple[str, ...]
+    has_header: bool = True
+    quotes: bool | None = None
+
+
+class TextRow(NamedTuple):
+    """One row.
+
+    Attributes:
+        where: file and line, from 1.
+        table: the file.
+        values: text of each column.
+    """
+
+    where: str
+    table: Path
+    values: dict[str, str]
+
+
+class TextRows:
+    """The rows of text tables in UTF-8, in the order of the files. Tabs separate the values if the first line has one.
+
+    Each row is read once, to index it. Its number of values must be that of the first line. Blank lines are skipped.
+
+    Raises:
+        DocumentError: a missing file, one that is not a table in UTF-8, a missing column, a row with another number of
+            values, or no rows.
+    """
+
+    def __init__(self, files: Sequence[Path], layout: Layout, folder: Path | None = None) -> None:
+        self.files = list(files)
+        self.layout = layout
+        self._index = indexed(
+            self.files,
+            partial(list_rows, layout=layout),
+            kind="table",
+            version=VERSION,
+            settings=layout._asdict(),
+            folder=folder,
+        )
+        self._before = np.concatenate([[0], np.cumsum(self._index.rows)])
+        if not len(self):
+            raise DocumentError(f"{printable(self.files[0])}: no rows; correct the path of the data set")
+
+    def __len__(self) -> int:
+        return int(self._before[-1])
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return a string that identifies the files: a hash of the rows and bytes of each."""
+        sizes = [facts["status"][0] for facts in self._index.facts]
+        text = repr([self._index.rows.tolist(), sizes])
+        return {"rows and sizes": hashlib.sha256(text.encode()).hexdigest()[:32]}
+
+    def __getitem__(self, index: int) -> TextRow:
+        """Return a row.
+
+        Raises:
+            StorageError: the disk or network fails, or the file changed since the start.
+        """
+        index = range(len(self))[index]
+        file = int(np.searchsorted(self._before, index, side="right")) - 1
+        path, facts = self.files[file], self._index.facts[file]
+        offset, size, line = self._index[file][index - int(self._before[file])].tolist()
+        where = f"{printable(path)}:{line}"
+        try:
+            with path.open("rb") as table:
+                status = os.fstat(table.fileno())
+                table.seek(offset)
+                data = table.read(size)
+        except OSError as error:
+            raise StorageError(f"{where}: cannot read the file: {error.strerror}") from error
+        if [status.st_size, status.st_mtime_ns] != facts["status"]:
+            raise StorageError(
+                f"{printable(path)} changed while being read: its size or time of change is another one now; restore "
+                "it or start anew"
+            )
+        values = split_row(data.decode(), Dialect(*facts["dialect"]))
+        names = zip(self.layout.columns, facts["columns"], strict=True)
+        return TextRow(where, path, {name: values[number] for name, number in names})
+
+
+def list_rows(path: Path, layout: Layout) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the rows of a text table: a structured array of `ROW`, and facts about the file.
+
+    Raises:
+        DocumentError: it is not a table in UTF-8, lacks a column, or has a row with another number of values.
+    """
+    if not os.path.isfile(path):  # to open a named pipe may wait forever
+        raise DocumentError(f"{printable(path)}: expected a regular file")
+    chunks: list[np.ndarray] = []
+    rows: list[tuple[int, int, int]] = []
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            dialect = read_dialect(file, printable(path), layout.quotes)
+            places = read_rows(file, printable(path), dialect)
+            first = next(places, None)
+            columns = [] if first is None else _column_numbers(first.values, layout, printable(path))
+            if first is not None and not layout.has_header:
+                rows.append(first[1:])
+            for row in places:
+                rows.append(row[1:])
+                if len(rows) == CHUNK:
+                    chunks.append(np.array(rows, ROW))
+                    rows = []
+    except OSError as error:
+        raise StorageError(f"{printable(path)}: cannot read the file: {error.strerror}") from error
+    facts = {"status": [status.st_size, status.st_mtime_ns], "dialect": list(dialect), "columns": columns}
+    return np.concatenate([*chunks, np.array(rows, ROW)]), facts
+
+
+def _column_numbers(first: Sequence[str], layout: Layout, name: str) -> list[int]:
+    """Return the numbers of the columns to read, from the values of the first line."""
+    numbers = []
+    for column in layout.columns:
+        if not layout.has_header:
+            if not (column.isascii() and column.isdigit() and int(column) < len(first)):
+                raise DocumentError(
+                    f"{name}: expected the number of one of {count(len(first), 'column')}, from 0, got "
+                    f"'{excerpt(column)}'"
+                )
+            numbers.append(int(column))
+        elif first.count(column) != 1:
+            names = [excerpt(each) for each in first[:100]]
+            problem = "got it twice" if column in first else f"got none; {did_you_mean(column, names)}"
+            raise DocumentError(
+                f"{name}:1: expected one column '{excerpt(column)}' in the first line, {problem}; if this line has no "
+                "names, set header: false and name columns by their numbers from 0"
+            )
+        else:
+            numbers.append(list(first).index(column))
+    return numbers
