@@ -6,7 +6,8 @@ from .checkpoints.save import save_checkpoint as save_checkpoint
 from .data.dataset import Dataset as Dataset
 from .data.image_files import decode_picture as decode_picture
 from .data.index_store import indexed as indexed
-from .data.read_errors import read_error as read_error
+from .data.mixture import Mixture as Mixture
+from .data.reading import read_error as read_error
 from .data.records import ImagePaths as ImagePaths
 from .document import Document as Document, Image as Image, Text as Text
 from .errors import (

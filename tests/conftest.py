@@ -1,6 +1,7 @@
 """Settings of all tests: one thread per process, no network, and a GPU only for tests that need one."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,11 @@ import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+
+CACHE = tempfile.TemporaryDirectory(
+    prefix="dreamkit-cache-", ignore_cleanup_errors=True
+)  # until this process ends
+os.environ.setdefault("DREAMKIT_CACHE_FOLDER", CACHE.name)
 
 # Times are random when several processes share few cores.
 settings.register_profile("dreamkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 import layouts
 import tiny
 from dreamkit.checkpoints.load import load_checkpoint
-from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.mixture import Mixture
 from dreamkit.errors import TrainingError
 from dreamkit.registry.registry import Registry
@@ -45,7 +44,7 @@ def test_a_process_with_text_and_one_with_images_share_gradients(two_processes: 
 @pytest.fixture(scope="module")
 def four_at_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one")
-    save_checkpoint(layouts.train_layout(folder, batch_size=4, accumulation=1), folder / "checkpoint")
+    layouts.train_layout(folder, batch_size=4, accumulation=1)
     return folder
 
 
@@ -65,8 +64,7 @@ def test_four_documents_over_two_processes_equal_four_at_once(
 
 
 def test_adapters_over_two_processes_equal_those_of_one(two_processes: Path, tmp_path: Path) -> None:
-    alone = layouts.train_layout(tmp_path, 4, 1, layouts.ADAPTERS)
-    save_checkpoint(alone, tmp_path / "checkpoint")
+    layouts.train_layout(tmp_path, 4, 1, layouts.ADAPTERS)
     for adapter in layouts.ADAPTERS:
         file = Path("checkpoint/adapters", adapter["target"], "adapter_model.safetensors")
         expected, actual = load_file(tmp_path / file), load_file(two_processes / "adapted" / file)
@@ -78,6 +76,14 @@ def test_adapters_over_two_processes_equal_those_of_one(two_processes: Path, tmp
     loaded, report = load_checkpoint(two_processes / "adapted/checkpoint")
     assert not any(part.missing for part in report.parts.values())
     assert any("lora_magnitude_vector" in name for name in loaded.state_dict())
+
+
+@pytest.mark.parametrize("precision", layouts.STEPS_OF)
+def test_two_processes_compute_the_losses_and_the_gradient_of_one(
+    two_processes: Path, tmp_path: Path, precision: str
+) -> None:
+    layouts.measured_run(tmp_path, precision, batch_size=4)
+    layouts.assert_same_run(two_processes / precision, tmp_path, precision)
 
 
 @pytest.mark.parametrize("layout", ["2x2", "2x1x2"])
@@ -97,7 +103,7 @@ def test_a_document_that_is_not_finite_is_named_in_both_processes(two_processes:
     for seed in layouts.BAD_SEEDS:
         messages = [(two_processes / f"bad-{seed}.{rank}.txt").read_text() for rank in range(2)]
         assert messages[0] == messages[1] and ": the loss is not finite: 'bad';" in messages[0]
-        documents = Mixture([layouts.TinyDocuments(layouts.one_bad_document())], [1.0], 12, seed)
+        documents = Mixture([layouts.TinyDocuments(layouts.one_bad_document())], [1.0], seed, length=12)
         first = next(index for index in range(12) if documents[index].name == "bad")
         assert messages[0].startswith(f"step {first // 2 + 1}:")
         ranks.add(first % 2)

@@ -42,6 +42,7 @@ PUBLIC = [
     "ImageStarted",
     "LanguageModel",
     "LanguageSpec",
+    "Mixture",
     "NormWeights",
     "OutputError",
     "PartConfig",

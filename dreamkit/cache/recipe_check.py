@@ -211,4 +211,6 @@ def cache_notes(recipe: Recipe, datasets: Sequence[Dataset | None]) -> list[str]
 
 
 def _data_settings(section: DataSection) -> dict[str, Any]:
-    return {name: value for name, value in plain(section).items() if name not in ("name", "weight")}
+    """Return the settings that choose the documents; those of their order and of indexes do not."""
+    others = ("name", "weight", "shuffle", "index")
+    return {name: value for name, value in plain(section).items() if name not in others}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from dreamkit.data.fingerprint import sampled
@@ -33,17 +34,34 @@ class Dataset(ABC):
             DocumentError: missing files or invalid documents, with file and line.
         """
 
+    @classmethod
+    def tiny_config(cls, folder: Path) -> Any:
+        """Write an example of a few documents into the empty `folder`, and return its `Config`.
+
+        `dreamkit test-plugin` tests the data set with it. The default is None: the class has no example.
+        """
+        return None
+
     @abstractmethod
     def __len__(self) -> int:
-        """Return the number of documents."""
+        """Return the number of documents, which never changes."""
 
     @abstractmethod
     def __getitem__(self, index: int) -> Document:
         """Return document `index`, from 0; the same in each call.
 
         Raises:
+            IndexError: there is no such document, as for each negative `index`; `check_index` raises it.
             DocumentError: the document or one of its images cannot be read.
         """
+
+    def check_index(self, index: int) -> None:
+        """Raise an IndexError unless `index` is from 0 to `len(self) - 1`; the first line of a `__getitem__`.
+
+        Python's sequences count negative numbers from their end. Here, such a number is the result of a mistake.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"expected a document from 0 to {len(self) - 1:,}, got {index:,}")
 
     def sample(self, index: int, choices: random.Random) -> Document:
         """Return document `index` for one use in training, with random choices, such as one of several captions.

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import groupby
-from pathlib import Path
 from typing import Any, Final, get_args
 
 from dreamkit.data.data_urls import picture_source
@@ -75,11 +74,9 @@ class DocumentRecords:
             record.get(key) is not None for key in ("content", "messages")
         )
 
-    def notes(self, path: Path) -> list[str]:
+    def notes(self) -> list[str]:
         """Return lines about keys and placeholders that are not read."""
-        return [
-            note for keys in (self.record_keys, self.turn_keys, self.part_keys) for note in keys.notes(path)
-        ]
+        return [note for keys in (self.record_keys, self.turn_keys, self.part_keys) for note in keys.notes()]
 
     def problem(self, record: Mapping[str, Any]) -> str | None:
         """Return what is wrong with a record, or None."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from dreamkit.storage.json_files import json_object, size_problem
 from dreamkit.storage.writing import writing
 
 FORMAT: Final = 1
+_DAY: Final = 86_400  # seconds
 MOST_OPEN: Final = 64  # arrays that a process has mapped; each has a descriptor
 
 
@@ -84,12 +86,12 @@ class IndexFolder:
         """
         assert rows.ndim == 1 and rows.dtype.names and not rows.dtype.hasobject, "a structured array"
         array, before = self.array(path, status), self.read(path)
-        with atomic_file(array) as file:
+        with atomic_file(array) as file, writing(array):
             np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(rows))
-            file.write(np.ascontiguousarray(rows).view(np.uint8))
+            file.write(np.ascontiguousarray(rows).view(np.uint8).data)
             record = IndexRecord(*status, len(rows), file.tell(), dict(facts))
         head = self._head() | {"path": path}
-        with atomic_file(self.manifest(path)) as file:
+        with atomic_file(self.manifest(path)) as file, writing(self.manifest(path)):
             file.write(json.dumps(head | record._asdict(), indent=1).encode())
         if before is not None and before.status != status:
             with suppress(OSError):
@@ -108,7 +110,7 @@ class IndexFolder:
             OutputError: the file cannot be written.
         """
         content = self._head() | {"shards": len(paths), "records": records}
-        with atomic_file(self.table(paths)) as file:
+        with atomic_file(self.table(paths)) as file, writing(self.table(paths)):
             file.write(json.dumps(content, separators=(",", ":")).encode())
 
     def read_table(self, paths: Sequence[str]) -> list[IndexRecord | None]:
@@ -164,20 +166,31 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Write a file that appears, or replaces an older one, at the end of the block. Others may write it, too.
 
     Raises:
-        OutputError: the file cannot be written. Then an older one stays as it was.
+        OutputError: the file cannot be opened or completed. After any error, an older one stays as it was.
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     with writing(path):
-        try:
-            with partial.open("xb") as file:
-                yield file
+        file = partial.open("xb")
+    try:
+        with file:
+            yield file
+            with writing(path):
                 file.flush()
                 os.fsync(file.fileno())
+        with writing(path):
             partial.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove files that killed processes did not complete: those that nobody wrote to for a day."""
+    for file in folder.glob(".*.partial"):
+        with suppress(OSError):  # another process may remove it
+            if time.time() - file.stat().st_mtime > _DAY:
+                file.unlink()
 
 
 def _read(file: Path, head: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -197,7 +210,7 @@ def _record(values: Any) -> IndexRecord | None:
     *numbers, facts = values
     if not all(type(number) is int for number in numbers) or not isinstance(facts, dict):
         return None
-    record = IndexRecord(*numbers, facts)
+    record = IndexRecord._make(values)
     return record if min(record.size, record.rows, record.bytes) >= 0 else None
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias, overload
 import numpy as np
 from rich.filesize import decimal
 
-from dreamkit.data.index_files import IndexFolder, IndexRecord, mapped
+from dreamkit.data.index_files import IndexFolder, IndexRecord, mapped, remove_leftovers
 from dreamkit.data.index_processes import in_processes, usable_processes
 from dreamkit.data.unchanged import FileStatus, file_status, unchanged
 from dreamkit.errors import DocumentError, OutputError, count, printable
@@ -93,8 +93,9 @@ def indexed(
         DocumentError: a shard is missing, or changes while it is read; and the errors of `build`.
         OutputError: an index cannot be written.
     """
-    home = (cache_folder() / FOLDER if folder is None else folder).absolute()
-    files = IndexFolder(home, kind, version, json.dumps(settings, sort_keys=True, default=os.fspath))
+    files = IndexFolder(
+        index_folder(folder), kind, version, json.dumps(settings, sort_keys=True, default=os.fspath)
+    )
     paths = [os.path.abspath(shard) for shard in shards]
     statuses = [_status(path) for path in paths]
     records = [
@@ -122,15 +123,14 @@ def _complete(
     build: Build,
 ) -> None:
     """Compute the records that are None, and write the table of all."""
-    with writing(files.folder):
-        files.folder.mkdir(parents=True, exist_ok=True)
-    with _alone(files.table(paths).with_suffix(".lock")):
+    with alone(files.table(paths).with_suffix(".lock")):
         for number, path in enumerate(paths):
             record = records[number] or files.read(path)
             if record and record.status == statuses[number] and files.is_whole(path, record):
                 records[number] = record
         missing = [number for number, record in enumerate(records) if record is None]
         if missing:
+            remove_leftovers(files.folder)
             work = partial(_compute, files, build)
             items = [(paths[number], statuses[number]) for number in missing]
             for number, record in _with_bar(work, items, files):
@@ -152,18 +152,21 @@ def _with_bar(
     files: IndexFolder,
 ) -> Iterator[tuple[int, IndexRecord]]:
     """Yield the results of `work`; print how much there is to read, and show a bar."""
-    total = sum(status.size for _, status in items)
+    total = decimal(sum(status.size for _, status in items))
     processes = min(usable_processes(), len(items))
-    SafeConsole(stderr=True, markup=False, emoji=False, soft_wrap=True, highlight=False).print(
-        f"indexing {count(f'{len(items):,}', 'file')} of {files.kind} ({decimal(total)}) in "
-        f"{count(processes, 'process')}; the index is kept in {printable(files.folder)}"
+    what = printable(items[0][0]) if len(items) == 1 else f"{len(items):,} files of {files.kind}"
+    report(
+        f"indexing {what} ({total}) in {count(processes, 'process')}; the index is kept in {printable(files.folder)}"
     )
     size = 0
     with Bar("indexing", "{task.fields[size]}") as bar:
         is_shown = len(items) > 1
-        results = in_processes(
-            work, items, processes, lambda: is_shown and bar.move(0, len(items), size=decimal(0))
-        )
+
+        def show() -> None:
+            if is_shown:
+                bar.move(0, len(items), size=decimal(0))
+
+        results = in_processes(work, items, processes, started=show)
         for completed, (number, record) in enumerate(results, 1):
             size += items[number][1].size
             if is_shown:
@@ -171,15 +174,35 @@ def _with_bar(
             yield number, record
 
 
+def index_folder(folder: Path | None) -> Path:
+    """Return the absolute path of the folder of indexes; None is the one in the user's cache folder."""
+    return (cache_folder() / FOLDER if folder is None else folder).absolute()
+
+
+def report(text: str) -> None:
+    """Print a line on standard error."""
+    SafeConsole(stderr=True, markup=False, emoji=False, soft_wrap=True, highlight=False).print(text)
+
+
 @contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """Wait until no other process is in such a block for `file`. The lock ends with the process."""
-    with writing(file):
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+def alone(file: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block for the lock file `file`. The lock ends with the process.
+
+    Raises:
+        OutputError: the lock file or its folder cannot be written.
+    """
+    try:
+        with writing(file.parent):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    except OutputError as error:
+        hint = f"set the environment variable {VARIABLE} or the key 'index' of the data set to another folder"
+        raise OutputError(f"{error}; {hint}") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            report(f"waiting for another process that writes an index in {printable(file.parent)}")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:
             # Without locks several processes compute the same files, each of which replaces another whole one.

@@ -9,8 +9,9 @@ from typing import Any
 
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.document_records import DocumentRecords
+from dreamkit.data.examples import write_images, write_lines
 from dreamkit.data.record_keys import RecordKeys
-from dreamkit.data.records import ImagePaths, Records, paths_in, text_problem
+from dreamkit.data.records import ImagePaths, Records, check_settings, paths_in, text_problem
 from dreamkit.document import DRAW_SLOT, READ_SLOT, Document
 
 SLOTS = (READ_SLOT, DRAW_SLOT)
@@ -26,11 +27,13 @@ class InterleavedConfig:
         draw: train the model to draw the images, which it then reads back. Otherwise it reads them, and draws only the
             images of `<draw>` in a text. Images of turns of the user, and those with `draw` of their own, ignore it.
         images: folder of the images, which no path may leave; None is the folder of the file, and paths may leave it.
+        index: folder of the index of a file of records; None is the user's cache folder.
     """
 
     path: Path
     draw: bool = True
     images: Path | None = None
+    index: Path | None = None
 
 
 class Interleaved(Dataset):
@@ -42,14 +45,31 @@ class Interleaved(Dataset):
         self.config = config
         self.images = ImagePaths(config.path, config.images)
         self.forms = DocumentRecords(self.images, draw=config.draw)
-        keys = RecordKeys(("text", "images"), slots=SLOTS)
-        self.records = Records(config.path, lambda record: self._problem(record, keys))
-        self.notes = [*keys.notes(config.path), *self.forms.notes(config.path)]
+        self.keys = RecordKeys(("text", "images"), slots=SLOTS)
+        self.records = Records(
+            config.path,
+            self._problem,
+            notes=lambda: [*self.keys.notes(), *self.forms.notes()],
+            settings=check_settings(config),
+            index=config.index,
+        )
+        self.notes = self.records.notes
+
+    @classmethod
+    def tiny_config(cls, folder: Path) -> InterleavedConfig:
+        red, green, blue = write_images(folder)
+        records: list[dict[str, Any]] = [
+            {"text": "A red square: <image> and a green one: <draw>", "images": [red, green]},
+            {"text": "<image> is blue.", "images": [blue]},
+            {"text": "No square at all."},
+        ]
+        return InterleavedConfig(write_lines(folder / "documents.jsonl", records))
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Document:
+        self.check_index(index)
         where, record = self.records[index]
         if self.forms.has_form(record):
             return self.forms.document(record, where)
@@ -60,16 +80,18 @@ class Interleaved(Dataset):
     def fingerprint(self) -> dict[str, str]:
         return {**super().fingerprint(), "records": self.records.sha256}
 
-    def _problem(self, record: Mapping[str, Any], keys: RecordKeys) -> str | None:
+    def _problem(self, record: Mapping[str, Any]) -> str | None:
         if self.forms.has_form(record):
             return self.forms.problem(record)
         problem = (
-            keys.problem(record) or text_problem(record, "text") or self.images.list_problem(record, "images")
+            self.keys.problem(record)
+            or text_problem(record, "text")
+            or self.images.list_problem(record, "images")
         )
         if problem is None:
             slots = sum(record["text"].count(slot) for slot in SLOTS)
             images = len(paths_in(record, "images"))
             if slots != images:
                 return f"expected one image for each {READ_SLOT} and {DRAW_SLOT}, got {images} for {slots}"
-            keys.count_placeholders(record["text"])
+            self.keys.count_placeholders(record["text"])
         return problem

@@ -45,7 +45,8 @@ def balanced_rows(lengths: Sequence[int], max_length: int, row_cost: Callable[[i
     for layout in (_even_rows, _narrow_rows):
         for count in counts[:MOST_COUNTS]:
             # at least one layout is tried: nearly full rows of one sequence each may leave short ones alone
-            if cost <= least[count] or (tried and cost * GOOD <= full[count]):
+            is_good = cost * GOOD <= count * row_cost(tokens // count)
+            if cost <= least[count] or (tried and is_good):
                 break
             tried += 1
             rows = layout(lengths, count, max(longest, min(max_length, int(tokens / (GOOD * count)))))

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dreamkit.data.dataset import Dataset
+from dreamkit.data.examples import COLOURS, write_images, write_lines
 from dreamkit.data.fingerprint import hash_of
 from dreamkit.data.image_files import open_picture
 from dreamkit.data.image_folder import ImageFolder
 from dreamkit.data.record_keys import RecordKeys
-from dreamkit.data.records import ImagePaths, Records, string_problem, text_problem
+from dreamkit.data.records import ImagePaths, Records, check_settings, string_problem, text_problem
 from dreamkit.data.text_files import read_text
 from dreamkit.data.unchanged import FileStatus
 from dreamkit.document import Document, Image, Text
@@ -31,6 +32,7 @@ class PairsConfig:
         images: folder of the images, which no path may leave; None is the folder of the file, and paths may leave it.
         image: key of the image path in a line.
         caption: key of the caption in a line.
+        index: folder of the index of a file of records; None is the user's cache folder.
     """
 
     path: Path
@@ -38,6 +40,7 @@ class PairsConfig:
     images: Path | None = None
     image: str = "image"
     caption: str = "caption"
+    index: Path | None = None
 
 
 class Pairs(Dataset):
@@ -53,18 +56,35 @@ class Pairs(Dataset):
                 raise DocumentError(
                     f"{printable(config.path)}: 'images' is set, but this folder itself has the images; remove 'images'"
                 )
+            if config.index is not None:
+                raise DocumentError(
+                    f"{printable(config.path)}: 'index' is set, but a folder of images has none; remove 'index'"
+                )
             self.folder = ImageFolder(config.path)
             self.pairs, self.notes = self.folder.images, self.folder.notes
             return
         self.images = ImagePaths(config.path, config.images)
-        keys = RecordKeys((config.image, config.caption))
-        self.pairs = Records(config.path, lambda record: self._problem(record, keys))
-        self.notes = keys.notes(config.path)
+        self.keys = RecordKeys((config.image, config.caption))
+        self.pairs = Records(
+            config.path,
+            self._problem,
+            notes=self.keys.notes,
+            settings=check_settings(config, "direction"),
+            index=config.index,
+        )
+        self.notes = self.pairs.notes
+
+    @classmethod
+    def tiny_config(cls, folder: Path) -> PairsConfig:
+        pairs = zip(write_images(folder), COLOURS, strict=True)
+        records = [{"image": image, "caption": f"a {colour} square"} for image, colour in pairs]
+        return PairsConfig(write_lines(folder / "pairs.jsonl", records))
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Document:
+        self.check_index(index)
         if isinstance(self.pairs, Records):
             where, record = self.pairs[index]
             caption = record[self.config.caption]
@@ -95,13 +115,13 @@ class Pairs(Dataset):
             for path, (image, caption) in zip(folder.images, statuses, strict=True)
         )
 
-    def _problem(self, record: Mapping[str, Any], keys: RecordKeys) -> str | None:
+    def _problem(self, record: Mapping[str, Any]) -> str | None:
         image, caption = self.config.image, self.config.caption
-        problem = keys.problem(record) or string_problem(record, image) or text_problem(record, caption)
+        problem = self.keys.problem(record) or string_problem(record, image) or text_problem(record, caption)
         if problem is None and (path_problem := self.images.problem(record[image])):
             return f"{image}: {path_problem}"
         if problem is None:
-            keys.count_placeholders(record[caption])
+            self.keys.count_placeholders(record[caption])
         return problem
 
 

@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from dreamkit.errors import count, did_you_mean, printable
@@ -93,17 +92,15 @@ class RecordKeys:
         if "<" in text:
             self.placeholders.update({name for name in PLACEHOLDER.findall(text) if name not in self.slots})
 
-    def notes(self, path: Path) -> list[str]:
+    def notes(self) -> list[str]:
         """Return a line about the unknown keys and one about the placeholders, if there are any."""
         within = f" of '{self.within}'" if self.within else ""
         notes = []
         if self.unknown:
-            notes.append(
-                f"{printable(path)}: not read: unknown keys{within}: {_listing(self.unknown, 'record')}"
-            )
+            notes.append(f"not read: unknown keys{within}: {_listing(self.unknown, 'record')}")
         if self.placeholders:
             listing = _listing(self.placeholders, "text")
-            notes.append(f"{printable(path)}: placeholders that are trained on as plain text: {listing}")
+            notes.append(f"placeholders that are trained on as plain text: {listing}")
         return notes
 
 

@@ -2,188 +2,140 @@
 
 from __future__ import annotations
 
-import codecs
-import hashlib
-import json
+import dataclasses
 import os
-from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
+
+import numpy as np
 
 from dreamkit.data.data_urls import data_url_problem, is_data_url, open_data_url
 from dreamkit.data.image_files import open_picture
-from dreamkit.data.text_files import HEAD, decode, open_regular, read_text, refuse_foreign
+from dreamkit.data.index_store import indexed
+from dreamkit.data.json_records import ROW, Check, index_records, parse_record
+from dreamkit.data.range_reads import RangeReads
+from dreamkit.data.text_files import decode, open_regular
 from dreamkit.data.unchanged import changed_error
-from dreamkit.errors import DocumentError, describe_value, printable, surrogate_problem
-from dreamkit.storage.json_files import MAX_DEPTH, bounded_integer, is_deep
+from dreamkit.data.unpacking import unpacked
+from dreamkit.errors import DocumentError, StorageError, describe_value, printable, surrogate_problem
 from dreamkit.storage.paths import LONGEST_PATH
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-Check = Callable[[Mapping[str, Any]], str | None]  # returns what is wrong with a record, or None
-BLANK = " \t\r\n"
+SMALL: Final = 2**20  # bytes of a file that is read at each start
+VERSION: Final = 1  # of the index
 
 
 class Records:
     """The objects of a file: one array of them, or one object per line (blank lines are skipped).
 
-    The first character shows which, whatever the name of the file. Every record is read and checked at the start. A
-    file of lines does not stay in memory; a line that is no longer the one that was checked is refused.
+    The first character shows which, whatever the name of the file. Every record is read and checked once; where it is
+    stays in an index (`indexed`). No record stays in memory. A record that is no longer the one that was checked is
+    refused. A file named `.gz` is unpacked beside its index.
+
+    Args:
+        check: returns what is wrong with a record, or None. It is called again when a record is read, so that no index
+            is trusted.
+        notes: returns lines about what `check` saw in all records.
+        settings: all values that `check` depends on.
+        index: folder of the index; None is the user's cache folder, and no index for small files.
+
+    Attributes:
+        sha256: hash of the text of all records, in hexadecimal.
+        notes: the lines, each with the name of the file.
 
     Raises:
         DocumentError: missing file, not a regular file, not UTF-8, invalid JSON, no records, or a record for which
             `check` returns a problem.
+        OutputError: the index or the unpacked file cannot be written.
     """
 
-    def __init__(self, path: Path, check: Check) -> None:
+    def __init__(
+        self,
+        path: Path,
+        check: Check,
+        *,
+        notes: Callable[[], Iterable[str]] = tuple,
+        settings: Mapping[str, Any] | None = None,
+        index: Path | None = None,
+    ) -> None:
         self.path = path
         self.name = printable(path)
-        self._lines = array("Q")  # the line of each record
-        self._offsets = array("Q")  # its offset in bytes, in a file of lines
-        self._checksums = array("I")  # of the line, in a file of lines
-        self._array: list[dict[str, Any]] | None = None
-        self._digest = hashlib.sha256()
+        self._check = check
+        self._rows: Sequence[np.ndarray]
+        facts: Mapping[str, Any]
         try:
-            if self._first_character() == b"[":
-                self._read_array(check)
+            with open_regular(path):  # refuses others by their kind
+                size = os.stat(path).st_size
+            is_packed = path.suffix.lower() == ".gz"
+            self._file = RangeReads(unpacked(path, index) if is_packed else path)
+            build = partial(_index, name=self.name, text=self._file.path, check=check, notes=notes)
+            if size < SMALL and index is None and not is_packed:
+                rows, facts = build(path)
+                self._rows = [rows]
             else:
-                self._read_lines(check)
+                # Each release may check more than the one before.
+                values = {"release": version("dreamkit-core"), **(settings or {})}
+                indexes = indexed(
+                    [path], build, kind="records", version=VERSION, settings=values, folder=index
+                )
+                self._rows, (facts,) = indexes, indexes.facts
         except FileNotFoundError as error:
             raise DocumentError(f"{self.name}: no such file; correct the path of the data set") from error
         except OSError as error:
             raise DocumentError(f"{self.name}: cannot read the file: {error.strerror}") from error
-        if not self._lines:
-            raise DocumentError(f"{self.name}: no records; add some or correct the path of the data set")
+        self.sha256 = str(facts.get("sha256"))
+        lines = facts.get("notes")
+        self.notes = [f"{self.name}: {line}" for line in lines] if isinstance(lines, list) else []
+        self._count = len(self._rows[0]) if isinstance(self._rows, list) else int(self._rows.rows[0])
 
     def __len__(self) -> int:
-        return len(self._lines)
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the text of all records, in hexadecimal."""
-        return self._digest.hexdigest()
+        return self._count
 
     def __getitem__(self, index: int) -> tuple[str, dict[str, Any]]:
         """Return the place `file:line` of record `index`, and the record.
 
         Raises:
-            DocumentError: the file of lines changed since it was checked.
+            StorageError: the file changed since it was checked, or cannot be read.
         """
-        number = self._lines[index]
+        rows = self._rows[0]
+        if rows.dtype != ROW:
+            raise StorageError(f"{self.name}: its index has other columns; remove it to compute it anew")
+        start, number, size, checksum = rows[index].item()
         where = f"{self.name}:{number}"
-        if self._array is not None:
-            return where, self._array[index]
         try:
-            with open_regular(self.path) as file:
-                file.seek(self._offsets[index])
-                line = file.readline()
-            is_same = _checksum(line) == self._checksums[index]
-            reason = None if is_same else f"line {number} is another one now"
-        except (OSError, DocumentError) as error:
+            data = self._file.read(start, size)
+        except (FileNotFoundError, NotADirectoryError, DocumentError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        if reason is not None:
-            raise changed_error(self.path, reason)
-        record: dict[str, Any] = _DECODER.decode(decode(line, where))
-        return where, record
-
-    def _first_character(self) -> bytes:
-        with open_regular(self.path) as file:
-            head = file.read(HEAD)
-            refuse_foreign(head, self.name)
-            head = head.removeprefix(codecs.BOM_UTF8)
-            while head and not head.strip():
-                head = file.read(HEAD)
-            return head.lstrip()[:1]
-
-    def _read_lines(self, check: Check) -> None:
-        offset = 0
-        with open_regular(self.path) as file:
-            for number, line in enumerate(file, 1):
-                where = f"{self.name}:{number}"
-                text = decode(line, where)
-                if text.strip():
-                    try:
-                        record = _DECODER.decode(text)
-                    except (ValueError, RecursionError) as error:
-                        raise DocumentError(f"{where}: {_json_problem(error)}") from error
-                    self._accept(number, record, check)
-                    self._digest.update(line.strip() + b"\n")
-                    self._offsets.append(offset)
-                    self._checksums.append(_checksum(line))
-                offset += len(line)
-
-    def _read_array(self, check: Check) -> None:
-        text = read_text(self.path)
-        self._digest.update(text.encode())
-        self._array = []
-        position, line, counted = text.find("[") + 1, 1, 0
-        try:
-            position = _skip_blank(text, position)
-            while text[position : position + 1] != "]" or self._array:
-                line += text.count("\n", counted, position)
-                counted = position
-                record, position = _DECODER.raw_decode(text, position)
-                self._accept(line, record, check)
-                self._array.append(record)
-                position = _skip_blank(text, position)
-                if text[position : position + 1] == "]":
-                    break
-                if text[position : position + 1] != ",":
-                    raise json.JSONDecodeError("expected ',' or ']' after a record", text, position)
-                position = _skip_blank(text, position + 1)
-            position = _skip_blank(text, position + 1)
-            if position < len(text):
-                raise json.JSONDecodeError("expected nothing after the array", text, position)
-        except DocumentError:
-            raise
-        except (ValueError, RecursionError) as error:
-            number = error.lineno if isinstance(error, json.JSONDecodeError) else line
-            raise DocumentError(f"{self.name}:{number}: {_json_problem(error)}") from error
-
-    def _accept(self, line: int, record: Any, check: Check) -> None:
-        where = f"{self.name}:{line}"
-        if not isinstance(record, dict):
-            raise DocumentError(f"{where}: expected a record {{...}}, got {describe_value(record)}")
-        if is_deep(record, MAX_DEPTH):
-            raise DocumentError(f"{where}: expected at most {MAX_DEPTH} nested values, got more")
-        problem = check(record)
-        if problem is not None:
-            raise DocumentError(f"{where}: {problem}")
-        self._lines.append(line)
+            raise changed_error(self._file.path, reason) from error
+        except OSError as error:
+            raise StorageError(f"{where}: cannot read the file: {error.strerror}") from error
+        if crc32(data) != checksum:
+            raise changed_error(self._file.path, f"line {number} is another one now")
+        return where, parse_record(decode(data, where), where, self._check)
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    section = dict(pairs)
-    if len(section) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key '{printable(twice)}' is set twice; remove one")
-    return section
+def check_settings(config: Any, *unused: str) -> dict[str, Any]:
+    """Return the values of a data set's `config` that its check may depend on: all but its file and `unused`."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {
+        name: os.path.abspath(value) if isinstance(value, Path) else value
+        for name, value in values.items()
+        if name not in ("path", "index", *unused)
+    } | {"reader": type(config).__name__}
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_int=bounded_integer)
-
-
-def _json_problem(error: ValueError | RecursionError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        place = f"{error.msg} (column {error.colno})"
-        return f"invalid JSON: {place}; expected one record per line, or one array of records"
-    if isinstance(error, RecursionError):
-        return f"invalid JSON: expected at most {MAX_DEPTH} nested values, got more"
-    return f"invalid JSON: {error}"
-
-
-def _skip_blank(text: str, position: int) -> int:
-    while position < len(text) and text[position] in BLANK:
-        position += 1
-    return position
-
-
-def _checksum(line: bytes) -> int:
-    return crc32(line.strip())
+def _index(
+    path: Path, *, name: str, text: Path, check: Check, notes: Callable[[], Iterable[str]]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the index of the records at `path`, whose text is in the file `text`."""
+    rows, facts = index_records(text, name, check)
+    return rows, {**facts, "notes": list(notes())}
 
 
 def string_problem(record: Mapping[str, Any], key: str) -> str | None:

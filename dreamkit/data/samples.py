@@ -97,7 +97,7 @@ class Samples(TorchDataset[Sequence]):
             StorageError: the disk or network still fails.
         """
         number, index = self.position(place, attempt)
-        dataset = self.mixture.datasets[number]
+        dataset = self.mixture.data_sets[number]
         return read_document(
             lambda: dataset.sample(index, choices(self.mixture.seed, place)),
             f"data.{number} ({type(dataset).__name__}): document {index}",
@@ -106,7 +106,7 @@ class Samples(TorchDataset[Sequence]):
     def _size(self, place: int) -> int:
         """Return the number of documents in the data set for `place`."""
         number, _ = self.mixture.place(place)
-        return len(self.mixture.datasets[number])
+        return len(self.mixture.data_sets[number])
 
     def _sequence(self, document: Document) -> Sequence:
         """Return the training sequence of a document, cut if it is too long and the policy is to cut.

@@ -10,15 +10,18 @@ from dreamkit.build.build import build_on_meta
 from dreamkit.build.fit import fit
 from dreamkit.checkpoints.inputs import open_inputs
 from dreamkit.data.batch import Collator
+from dreamkit.data.cutting import cut_sequence
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.mixture import run_mixture
-from dreamkit.data.samples import Samples
+from dreamkit.data.samples import Policy, Samples
+from dreamkit.data.sequence import Sequence as Tokens, Sequencer
 from dreamkit.document import Document
 from dreamkit.errors import DocumentError, RecipeError, RecipeProblem, count, describe_error, printable
 from dreamkit.inspection.data_report import DataReport, Packing, Source
 from dreamkit.inspection.held_out import HeldOut, open_held_out
 from dreamkit.inspection.run_data import RunData
 from dreamkit.inspection.text_loss import text_loss_note
+from dreamkit.parts.pictures import picture_problem
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 
@@ -173,11 +176,30 @@ class _DataCheck:
                 self.token_counts[name] += 1
                 self.with_token[name] += [document.name] * (len(self.with_token[name]) < MOST_NAMED)
         try:
-            sequence = sequencer.sequence(document)
+            sequence = self.sequence(source, document, sequencer)
         except DocumentError as error:
             self.problem(source.key, str(error))
             return
-        source.add_sequence(sequence, sequencer.vision_tokens, sequencer.dream_queries)
+        if sequence is not None:
+            source.add_sequence(sequence, sequencer.vision_tokens, sequencer.dream_queries)
+
+    def sequence(self, source: Source, document: Document, sequencer: Sequencer) -> Tokens | None:
+        """Return the training sequence of a document; None if it is too long and the recipe skips such documents.
+
+        Raises:
+            DocumentError: it cannot be trained on.
+        """
+        for image in document.images:
+            if problem := picture_problem(image.picture):
+                raise DocumentError(f"{document.name}: {problem}")
+        policy = self.recipe.train.too_long
+        if policy == "stop":
+            return sequencer.sequence(document)
+        whole = sequencer.whole_sequence(document)
+        if len(whole) <= sequencer.max_length:
+            return whole
+        source.too_long += 1
+        return cut_sequence(sequencer, document) if policy == "cut" else None
 
     def compare(self, source: Source, document: Document, contents: HeldOut | None) -> None:
         """Add a problem if a content of the document is held out, too."""
@@ -198,7 +220,8 @@ class _DataCheck:
         datasets = [dataset for dataset in self.datasets if dataset is not None]
         if self.collator is None or not datasets or len(datasets) < len(self.recipe.data):
             return None
-        samples = Samples(run_mixture(self.recipe, datasets, processes=1), self.collator.sequencer)
+        mixture = run_mixture(self.recipe, datasets, processes=1)
+        samples = Samples(mixture, self.collator.sequencer, Policy.of(self.recipe.train))
         run = RunData(self.recipe, samples, self.collator)
         packing = Packing()
         for batch in run.batches(self.samples or SAMPLES):

@@ -24,7 +24,8 @@ class Source:
         documents: number of documents; None if it cannot be opened.
         read: number of documents that were read.
         usable: number of those that can be trained on; the sums below are over them.
-        tokens: sum of their tokens.
+        too_long: number of documents longer than a row, which the recipe cuts or skips.
+        tokens: sum of the tokens.
         longest: greatest number of tokens of one.
         learned: sum of the tokens that are learned.
         image_tokens: sum of the tokens of images: their slots, and the tokens around them.
@@ -40,6 +41,7 @@ class Source:
     documents: int | None = None
     read: int = 0
     usable: int = 0
+    too_long: int = 0
     tokens: int = 0
     longest: int = 0
     learned: int = 0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Final
 
 from dreamkit.data.document_records import document_record
-from dreamkit.errors import RecipeError, RecipeProblem, count, describe_error
+from dreamkit.errors import DocumentError, RecipeError, RecipeProblem, count
 from dreamkit.inspection.preview_page import preview_page
 from dreamkit.inspection.run_data import RunData, open_run
 from dreamkit.inspection.text_loss import text_loss_note
@@ -19,10 +20,11 @@ MOST_BATCHES: Final = 16  # whose rows a page has
 
 
 def preview(recipe: Recipe, registry: Registry, documents: int, *, title: str) -> tuple[str, int]:
-    """Return a page of the first `documents` of a training, and the number of those that cannot be trained on.
+    """Return a page of the first `documents` of a training, and the number of those at which it would stop.
 
     Raises:
         RecipeError: every problem of the model and the data.
+        StorageError: a disk or network fails.
     """
     run = open_run(recipe, registry)
     number = min(documents, len(run.samples))
@@ -58,22 +60,25 @@ def preview_lines(recipe: Recipe, registry: Registry, documents: int) -> Iterato
     """Yield the first `documents` of a training as lines of JSON, which the data set `interleaved` reads.
 
     Raises:
-        RecipeError: every problem of the model and the data, and every document that cannot be read.
+        RecipeError: every problem of the model and the data, and every document at which the training would stop.
+        StorageError: a disk or network fails.
     """
     run = open_run(recipe, registry)
     problems = []
     for index in range(min(documents, len(run.samples))):
+        place = run.place(index)
         try:
-            record = document_record(run.samples.document(index))
-        except Exception as error:  # the code of a plug-in may fail in any way
-            message = f"place {index} of the run: {describe_error(error)}"
+            if place.document is not None:
+                yield json.dumps(document_record(place.document)) + "\n"
+        except DocumentError as error:  # an image without a known range
+            place = replace(place, problem=str(error))
+        if place.problem is not None:
+            message = f"place {index} of the run: {place.problem}"
             problems.append(RecipeProblem(recipe.place("data"), "data", message))
-        else:
-            yield json.dumps(record) + "\n"
     if problems:
         raise RecipeError(problems)
 
 
 def unusable_line(documents: int) -> str:
-    """Return the line about documents of a page that cannot be trained on."""
-    return f"{count(documents, 'document')} cannot be trained on; the page has the reasons"
+    """Return the line about documents of a page at which a training would stop."""
+    return f"training would stop at {count(documents, 'document')}; the page has the reasons"

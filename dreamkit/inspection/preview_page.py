@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Final
 
+from dreamkit.data.skipped import Skipped
 from dreamkit.errors import DocumentError, count, printable
 from dreamkit.inspection.pieces import Slots, SpecialToken, TextRun, Turn, turns
 from dreamkit.inspection.preview_style import STYLE
@@ -100,7 +101,10 @@ def _row(index: int, row: Row, width: int, shown: set[int]) -> str:
 def _document(place: Place, run: RunData) -> str:
     document, sequence = place.document, place.sequence
     name = f"place {place.number}" if document is None else document.name
-    head = f'<span class="soft">{place.number}</span> <span class="name">{escape(printable(name))}</span>'
+    head = (
+        f'<span class="soft">{place.number}</span> <span class="name">{escape(printable(name))}</span> '
+        f'<span class="soft">data.{place.data}</span>'
+    )
     body = ""
     if document is not None and sequence is not None:
         about = [
@@ -108,14 +112,23 @@ def _document(place: Place, run: RunData) -> str:
             f"{sequence.targets:,} learned",
             f"{len(sequence.reads)} read",
             f"{len(sequence.draws)} drawn",
+            *(["cut at the end"] if sequence.is_cut else ()),
         ]
         head += f' <span class="soft">{" · ".join(about)}</span>'
-        body = "".join(map(_turn, turns(document, sequence, run.sequencer)))
+        skipped = (
+            f'<p class="skipped">skipped here: {escape(printable(_place_of(each)))}</p>'
+            for each in sequence.skipped
+        )
+        body = "".join([*skipped, *map(_turn, turns(document, sequence, run.sequencer))])
     elif document is not None:
         body = f'<div class="flow">{"".join(_unused(segment) for segment in document)}</div>'
     if place.problem is not None:
         body = f'<p class="problem">{escape(printable(place.problem))}</p>{body}'
     return f'<article id="document-{place.number}"><h3>{head}</h3>{body}</article>'
+
+
+def _place_of(skipped: Skipped) -> str:
+    return ": ".join(filter(None, (skipped.shard, skipped.member, skipped.reason)))
 
 
 def _turn(turn: Turn) -> str:

@@ -61,6 +61,7 @@ img.small { image-rendering: pixelated; }
 .swatch { padding: 0 .4rem; border-radius: 4px; }
 .swatch.read { background: var(--read-back); color: var(--read); border: 1px solid var(--read); }
 .swatch.draw { background: var(--draw-back); color: var(--draw); border: 1px dashed var(--draw); }
+.skipped { margin: .5rem 0 0; color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
 .problem { margin: .75rem 0 0; padding: .5rem .75rem; border-radius: 6px; background: var(--wrong-back);
   color: var(--wrong); overflow-wrap: anywhere; }
 """

@@ -65,9 +65,11 @@ def _row(source: Source) -> tuple[str, ...]:
 
 
 def _lines(source: Source) -> Iterator[str]:
-    """Yield the first document of a source, and the sizes of its images."""
+    """Yield the first document of a source, its long documents, and the sizes of its images."""
     if source.example is not None:
         yield f"{source.key}: {source.example}"
+    if source.too_long:
+        yield f"{source.key}: {count(source.too_long, 'document')} longer than a row; train.too_long decides"
     if source.image_sizes:
         common = Counter(source.image_sizes).most_common(MOST_SIZES)
         listed = ", ".join(f"{excerpt(size)} ({number:,})" for size, number in common)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence as Sequences
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,10 +12,10 @@ from dreamkit.build.fit import fit
 from dreamkit.checkpoints.inputs import open_inputs
 from dreamkit.data.batch import Collator
 from dreamkit.data.mixture import run_mixture
-from dreamkit.data.samples import Samples
+from dreamkit.data.samples import Policy, Samples
 from dreamkit.data.sequence import Sequence, Sequencer
 from dreamkit.document import Document
-from dreamkit.errors import RecipeError, describe_error
+from dreamkit.errors import RecipeError, StorageError, describe_error
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 
@@ -27,12 +28,14 @@ class Place:
 
     Attributes:
         number: the place.
-        document: the document; None if it cannot be read.
-        sequence: the training sequence; None for a document that cannot be trained on.
-        problem: the reason; None for a document with a sequence.
+        data: number of its data set.
+        document: the document, or its substitute if it was skipped; None if it cannot be read.
+        sequence: the training sequence; None if training would stop here.
+        problem: the reason why it would; None for a document with a sequence.
     """
 
     number: int
+    data: int
     document: Document | None = None
     sequence: Sequence | None = None
     problem: str | None = None
@@ -83,13 +86,23 @@ class RunData:
         return self.collator.sequencer
 
     def place(self, number: int) -> Place:
-        """Return a place with its document and sequence; an error of the document is its `problem`."""
+        """Return a place with its document and sequence, as training has them; why it has none is its `problem`.
+
+        Raises:
+            StorageError: a disk or network fails.
+        """
+        data, _ = self.samples.position(number)
         document = None
         try:
-            document = self.samples.document(number)
-            return Place(number, document, self.sequencer.sequence(document))
+            sequence = self.samples[number]
+            return Place(number, data, self.samples.document(number, len(sequence.skipped)), sequence)
+        except StorageError:
+            raise
         except Exception as error:  # the code of a plug-in may fail in any way
-            return Place(number, document, problem=describe_error(error))
+            problem = describe_error(error)
+        with suppress(Exception):
+            document = self.samples.document(number)
+        return Place(number, data, document, problem=problem)
 
     def batches(self, documents: int) -> Iterator[range]:
         """Yield the places of each batch that has one of the first `documents` places.
@@ -124,4 +137,4 @@ def open_run(recipe: Recipe, registry: Registry) -> RunData:
         raise RecipeError(problems)
     collator = build_on_meta(fitted).collator(recipe)
     mixture = run_mixture(recipe, inputs.require_datasets(), processes=1)
-    return RunData(recipe, Samples(mixture, collator.sequencer), collator)
+    return RunData(recipe, Samples(mixture, collator.sequencer, Policy.of(recipe.train)), collator)

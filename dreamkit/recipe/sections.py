@@ -17,9 +17,11 @@ from dreamkit.recipe.written import as_written
 Adaptable: TypeAlias = Literal["language_model", "vision_encoder", "image_decoder"]
 PartName: TypeAlias = Literal[Adaptable, "visual_projector", "condition_projector", "pooled_projector"]
 Trainable: TypeAlias = Literal[PartName, "dream_queries", "new_tokens"]
+Shuffle: TypeAlias = Literal["full", "blocks", "none"]
 WITH_SOURCE: Final[tuple[str, ...]] = get_args(Adaptable)  # kinds that have weights to name
 PARTS: Final[tuple[str, ...]] = get_args(PartName)
 TRAINABLE: Final[tuple[str, ...]] = get_args(Trainable)
+SHUFFLES: Final[tuple[str, ...]] = get_args(Shuffle)
 
 # A run of this many steps, at a thousand a second, takes eleven days; a counter of steps needs no more.
 MAX_STEPS: Final = 10**9
@@ -43,11 +45,15 @@ class PartSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """A data set; the share of its documents in training is proportional to `weight`."""
+    """A data set; the share of its documents in training is proportional to `weight`.
+
+    `shuffle` is their order: at random, in blocks of neighbours, or as they are stored.
+    """
 
     name: str
     config: Any = setting(None, inner=True)
     weight: float = setting(1.0, above=0)
+    shuffle: Shuffle = "full"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A check bound to a part, and the outcomes of many of them."""
+"""A check bound to a part or a data set, and the outcomes of many of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
 
 @dataclass(frozen=True)
 class BoundCheck:
-    """A check and the part to try it on. Calling it is the test.
+    """A check and the part or data set to try it on. Calling it is the test.
 
     `expected` is the reason for an expected failure, or None. `repeat` is the command that repeats the check; if it is
     empty, pytest's command is used under pytest. `reported` maps the mistakes that checks of this part have reported
@@ -68,7 +68,7 @@ class BoundCheck:
         Raises:
             KitError: the part cannot be built, or a failure is expected of a check that does not run.
         """
-        with one_thread():
+        with one_thread(), self.subject.surroundings():
             _ = self.subject.part  # a part that cannot be built passes nothing
             reason = self.check.skips(self.subject)
         if reason is not None and self.expected is not None:
@@ -80,7 +80,7 @@ class BoundCheck:
 
     def test(self) -> None:
         """Try the part."""
-        with one_thread():
+        with one_thread(), self.subject.surroundings():
             self.check.test(self.subject, quick=self.quick)
 
     def expects(self, error: ContractError | KitError) -> bool:

@@ -1,4 +1,4 @@
-"""A check: a named property of a part, the inputs that hypothesis makes for it, and the report of a failure."""
+"""A check: a named property, the inputs that hypothesis makes for it, and the report of a failure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from hypothesis.errors import Flaky
 
 from dreamkit.earlier_names import EarlierName, warn_of
 from dreamkit.testing.expect import ContractError
-from dreamkit.testing.subject import Case, Subject
+from dreamkit.testing.part_subject import Case
+from dreamkit.testing.subject import Subject
 
 Draw: TypeAlias = "st.SearchStrategy[Any] | Callable[[Any], st.SearchStrategy[Any]]"
 SkipReason: TypeAlias = Callable[[Any], str | None]
@@ -23,7 +24,7 @@ SkipReason: TypeAlias = Callable[[Any], str | None]
 EXAMPLES, QUICK_EXAMPLES = 15, 2  # inputs of a check, and of a check in a quick run
 SEED = 0  # of the inputs
 LONGEST = 600  # characters of an error that the part raises: torch may name every tensor of a state dict
-FLAKY = ", but not again on the same input: the part is not deterministic"
+FLAKY = ", but not again on the same input: the {noun} is not deterministic"
 
 # At least two rows: one row is the business of `batch_of_one` alone.
 cases = st.builds(Case, rows=st.integers(2, 4), length=st.integers(2, 7), seed=st.integers(0, 999))
@@ -46,11 +47,11 @@ def current_check(name: str) -> str:
 
 @dataclass(frozen=True)
 class Check:
-    """One property of a part.
+    """One property of a part or a data set.
 
-    `kinds` are the kinds of parts that must have it. `run(subject, **inputs)` raises if a part has not. `inputs` are
-    the strategies of its arguments. `unless(subject)` returns why a part need not have it, from what the part
-    declares, or None.
+    `kinds` are the kinds that must have it. `run(subject, **inputs)` raises if the subject has not. `inputs` are the
+    strategies of its arguments. `unless(subject)` returns why the subject need not have it, from what it declares, or
+    None.
     """
 
     name: str
@@ -102,7 +103,7 @@ class Check:
             flaky = isinstance(error, Flaky)
             # hypothesis groups the errors of a flaky check; the first is the original failure
             first = error.exceptions[0] if flaky and isinstance(error, BaseExceptionGroup) else error
-            lines = [_problem(first) + (FLAKY if flaky else "")]
+            lines = [_problem(first) + (FLAKY.format(noun=subject.noun) if flaky else "")]
             if subject.call_text:
                 lines.append(f"during {subject.call_text}")
             if last:
@@ -134,7 +135,7 @@ class Check:
             last.clear()
             last.update(inputs)
             subject.call_text = ""
-            with exits_as_failures():
+            with exits_as_failures(subject.noun):
                 self.run(subject, **inputs)
 
         once()
@@ -143,7 +144,7 @@ class Check:
 def check(
     *kinds: str, unless: SkipReason | None = None, **inputs: Draw
 ) -> Callable[[Callable[..., None]], Check]:
-    """Register the decorated function as a check of these kinds of parts.
+    """Register the decorated function as a check of these kinds.
 
     `inputs` has a strategy for each argument after the subject, or a function from the subject to a strategy.
     """
@@ -164,8 +165,8 @@ def _problem(error: BaseException) -> str:
 
 
 @contextmanager
-def exits_as_failures() -> Iterator[None]:
-    """Turn sys.exit and the exceptions that skip a test into a ContractError: a part must not skip its own check."""
+def exits_as_failures(noun: str) -> Iterator[None]:
+    """Turn sys.exit and the exceptions that skip a test into a ContractError: nothing may skip its own check."""
     try:
         yield
     except KeyboardInterrupt:
@@ -174,5 +175,5 @@ def exits_as_failures() -> Iterator[None]:
         if isinstance(error, Exception) and not isinstance(error, unittest.SkipTest):
             raise
         raise ContractError(
-            f"expected the part to pass or fail this check, got {type(error).__name__}: {error}"
+            f"expected the {noun} to pass or fail this check, got {type(error).__name__}: {error}"
         ) from error

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from dreamkit.earlier_names import warn_of
 from dreamkit.errors import did_you_mean, with_article
 from dreamkit.testing import checks as _all  # noqa: F401  importing them registers them
 from dreamkit.testing.bound import BoundCheck, Mistake, outcomes
 from dreamkit.testing.check import CHECKS, Check, current_check
+from dreamkit.testing.dataset_subject import Example, tiny_dataset as tiny_dataset
 from dreamkit.testing.expect import ContractError, KitError
 from dreamkit.testing.outcomes import Report
-from dreamkit.testing.subject import Build
+from dreamkit.testing.part_subject import Build as BuildPart
 from dreamkit.testing.subject_kinds import KINDS, SUBJECTS, tiny_part as tiny_part
 
-__all__ = ["checks", "parametrize", "tiny_part", "verify"]
+__all__ = ["checks", "parametrize", "tiny_dataset", "tiny_part", "verify"]
+
+Build: TypeAlias = BuildPart | Example
 
 Test = TypeVar("Test", bound=Callable[..., Any])
 
@@ -28,7 +31,7 @@ def __getattr__(name: str) -> Any:
 
 
 def checks(kind: str) -> tuple[Check, ...]:
-    """Return the checks of a kind of part: `vision_encoder`, `language_model`, `projector` or `image_decoder`.
+    """Return the checks of `vision_encoder`, `language_model`, `projector`, `image_decoder` or `dataset`.
 
     Raises:
         KitError: the kind is unknown.
@@ -47,9 +50,9 @@ def bind(
     quick: bool = False,
     repeat: str = "",
 ) -> list[BoundCheck]:
-    """Return the checks of a kind, each bound to the part that `build` returns. The arguments are those of `verify`.
+    """Return the checks of a kind, each bound to the part or data set that `build` returns.
 
-    `repeat` is the command that repeats one check, with `{check}` for its name.
+    The arguments are those of `verify`. `repeat` is the command that repeats one check, with `{check}` for its name.
 
     Raises:
         KitError: the kind or the name of a check is unknown.
@@ -101,11 +104,12 @@ def verify(
     expected_failures: Mapping[str, str] | None = None,
     quick: bool = False,
 ) -> Report:
-    """Try a part on the checks of its kind and report the outcomes.
+    """Try a part or a data set on the checks of its kind and report the outcomes.
 
     Args:
-        kind: `vision_encoder`, `language_model`, `projector` or `image_decoder`.
-        build: returns a fresh, tiny part on the CPU, with weights from torch's global generator, without a network.
+        kind: `vision_encoder`, `language_model`, `projector`, `image_decoder` or `dataset`.
+        build: returns a fresh, tiny part on the CPU, with weights from torch's global generator, without a network. For
+            a data set, it is the result of `tiny_dataset`.
         only: the name of one check, or of several. The default is all checks of the kind.
         expected_failures: reasons by the names of checks that should fail. One that passes counts as a failure.
         quick: try two inputs for each check instead of fifteen; this takes seconds.

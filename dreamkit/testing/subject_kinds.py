@@ -1,4 +1,4 @@
-"""The subjects of the four kinds of parts.
+"""The subjects of the four kinds of parts, and the subjects of all kinds by name.
 
 Shape suffixes are those of `dreamkit.parts`.
 """
@@ -18,8 +18,17 @@ from dreamkit.parts.part import Part, PretrainedPart
 from dreamkit.parts.projector import Projector
 from dreamkit.parts.specs import Condition
 from dreamkit.parts.vision import VisionEncoder
+from dreamkit.testing.dataset_subject import DatasetSubject
 from dreamkit.testing.expect import KitError
-from dreamkit.testing.subject import Build, Case, Inputs, PictureSubject, Subject, seeded, weighted_sum
+from dreamkit.testing.part_subject import (
+    Build,
+    Case,
+    Inputs,
+    PartSubject,
+    PictureSubject,
+    seeded,
+    weighted_sum,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -56,7 +65,7 @@ class VisionSubject(PictureSubject):
         return self.part.preprocess(pictures)
 
 
-class LanguageSubject(Subject):
+class LanguageSubject(PartSubject):
     kind, interface = "language_model", LanguageModel
     output, legend = "hidden", "(B, T, D)"
     differentiable = ("embeds",)
@@ -102,7 +111,7 @@ class LanguageSubject(Subject):
         return weighted_sum(part.logits(part.final_norm(hidden)))
 
 
-class ProjectorSubject(Subject):
+class ProjectorSubject(PartSubject):
     kind, interface = "projector", Projector
     output, legend = "projected", "(N, out_tokens, out_dim)"
     differentiable = ("tokens",)
@@ -211,9 +220,11 @@ class DecoderSubject(PictureSubject):
         return part.draw(self.condition(inputs), steps=steps, **options)
 
 
-SUBJECTS: Final[Mapping[str, type[Subject]]] = {
+PART_SUBJECTS: Final[Mapping[str, type[PartSubject]]] = {
     cls.kind: cls for cls in (VisionSubject, LanguageSubject, ProjectorSubject, DecoderSubject)
 }
+PARTS: Final = tuple(PART_SUBJECTS)
+SUBJECTS: Final[Mapping[str, type[Any]]] = {**PART_SUBJECTS, DatasetSubject.kind: DatasetSubject}
 KINDS: Final = tuple(SUBJECTS)
 
 
@@ -224,7 +235,7 @@ def tiny_part(cls: type[Part]) -> Build:
         KitError: `cls` is not a class of one of the four kinds of parts.
     """
     if not (isinstance(cls, type) and issubclass(cls, Projector | PretrainedPart)):
-        interfaces = ", ".join(subject.interface.__name__ for subject in SUBJECTS.values())
+        interfaces = ", ".join(subject.interface.__name__ for subject in PART_SUBJECTS.values())
         raise KitError(f"expected a subclass of {interfaces}, got {cls!r}")
 
     @wraps(cls, updated=())

@@ -1,130 +1,18 @@
-"""Mixtures, and the data sets of plain files."""
+"""The data sets of plain files."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from hypothesis import given, settings, strategies as st
 from PIL import Image as PIL
 
 from dreamkit.data.conversations import Conversations, ConversationsConfig
-from dreamkit.data.dataset import Dataset
 from dreamkit.data.interleaved import Interleaved, InterleavedConfig
-from dreamkit.data.mixture import BLOCK, Mixture
 from dreamkit.data.pairs import Pairs, PairsConfig
-from dreamkit.document import Document, Image, Text
-from dreamkit.errors import DocumentError, TrainingError
-
-
-class Numbers(Dataset):
-    """A data set of documents `name 0`, `name 1`, ..."""
-
-    Config = object
-
-    def __init__(self, config: tuple[str, int]) -> None:
-        self.name, self.length = config
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Document:
-        return Document((Text(f"{self.name} {index}"),))
-
-
-def texts(mixture: Mixture) -> list[str]:
-    return [mixture[index].text for index in range(len(mixture))]
-
-
-def make_mixture(sizes: Sequence[int], weights: Sequence[float], length: int, seed: int) -> Mixture:
-    return Mixture([Numbers((str(n), size)) for n, size in enumerate(sizes)], weights, length, seed)
-
-
-mixtures = st.lists(st.tuples(st.integers(1, 9), st.floats(0.1, 10)), min_size=1, max_size=4)
-
-
-@settings(deadline=None)
-@given(mixtures, st.integers(0, 40), st.integers(0, 40), st.integers(0, 2**32 - 1))
-def test_document_i_depends_only_on_seed_and_i(
-    sets: list[tuple[int, float]], length: int, more: int, seed: int
-) -> None:
-    sizes, weights = zip(*sets, strict=True)
-    short, long = (
-        make_mixture(sizes, weights, length, seed),
-        make_mixture(sizes, weights, length + more, seed),
-    )
-    backwards = [long[index].text for index in reversed(range(length + more))]
-    assert backwards[::-1][:length] == texts(short)
-
-
-@settings(deadline=None)
-@given(mixtures, st.integers(1, 60), st.integers(0, 2**32 - 1))
-def test_a_data_set_repeats_no_document_before_its_end(
-    sets: list[tuple[int, float]], length: int, seed: int
-) -> None:
-    sizes, weights = zip(*sets, strict=True)
-    by_name: dict[str, list[str]] = {}
-    for text in texts(make_mixture(sizes, weights, length, seed)):
-        by_name.setdefault(text.split()[0], []).append(text)
-    for name, documents in by_name.items():
-        size = sizes[int(name)]
-        for start in range(0, len(documents), size):
-            epoch = documents[start : start + size]
-            assert len(set(epoch)) == len(epoch)
-
-
-@settings(deadline=None, max_examples=20)
-@given(mixtures, st.integers(0, 2**32 - 1), st.lists(st.integers(0, 3 * BLOCK), min_size=1, max_size=9))
-def test_blocks_do_not_change_the_order_of_earlier_versions(
-    sets: list[tuple[int, float]], seed: int, indices: list[int]
-) -> None:
-    sizes, weights = zip(*sets, strict=True)
-    shares = torch.tensor(weights, dtype=torch.float64).cumsum(0)
-    random = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(3 * BLOCK + 1, dtype=torch.float64, generator=random)
-    choices = torch.searchsorted(shares, uniform * shares[-1], right=True).clamp(max=len(sets) - 1)
-    mixture = make_mixture(sizes, weights, len(choices), seed)
-    for index in indices:
-        choice = int(choices[index])
-        epoch, position = divmod(int((choices[:index] == choice).sum()), sizes[choice])
-        mixed = ((seed * 1_000_003 + choice + 1) * 1_000_003 + epoch + 1) % 2**63
-        order = torch.randperm(sizes[choice], generator=torch.Generator().manual_seed(mixed))
-        assert mixture[index].text == f"{choice} {order[position]}"
-
-
-def test_the_memory_of_a_mixture_does_not_grow_with_its_length() -> None:
-    long, short = (make_mixture([5, 50], [3.0, 1.0], length, seed=0) for length in (10**14, 9))
-    assert len(long) == 10**14
-    assert [long[index].text for index in range(9)] == texts(short)
-    with pytest.raises(IndexError):
-        long[10**14]
-
-
-def test_weights_are_proportions() -> None:
-    counts = Counter(text.split()[0] for text in texts(make_mixture([5, 50], [3.0, 1.0], 4000, seed=0)))
-    assert 0.72 < counts["0"] / 4000 < 0.78
-
-
-def test_each_seed_and_each_epoch_has_its_own_order() -> None:
-    first, second = (texts(make_mixture([50], [1], 100, seed)) for seed in (0, 1))
-    assert first[:50] != second[:50] and first[:50] != first[50:]
-    assert sorted(first[:50]) == sorted(second[:50]) == sorted(first[50:])
-
-
-@pytest.mark.parametrize(
-    ("sizes", "weights", "message"),
-    [
-        ([], [], "no training data"),
-        ([3, 0], [1, 1], r"data\.1.*no documents"),
-        ([3], [0.0], r"data\.0.*expected a positive, finite weight, got 0\.0"),
-    ],
-)
-def test_a_mixture_needs_documents_and_weights(sizes: list[int], weights: list[float], message: str) -> None:
-    with pytest.raises(TrainingError, match=message):
-        make_mixture(sizes, weights, 4, seed=0)
+from dreamkit.document import Image, Text
+from dreamkit.errors import DocumentError
 
 
 def write_image(folder: Path, name: str, colour: str = "red") -> str:

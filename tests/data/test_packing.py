@@ -6,7 +6,7 @@ from functools import lru_cache
 from random import Random
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from dreamkit.data.packing import attention_status, balanced_rows, row_cost
 from dreamkit.parts.specs import LanguageSpec
@@ -61,6 +61,7 @@ def narrowest(lengths: tuple[int, ...], count: int) -> int:
 
 
 @given(st.lists(st.integers(1, LIMIT), min_size=1, max_size=7))
+@example([131, 131, 131, 131, 132, 906, 907])  # 2 rows of 1299 or 1300: 95.03 % or 94.96 %
 def test_rows_are_95_percent_useful_wherever_any_layout_is(lengths):
     longest_first = tuple(sorted(lengths, reverse=True))
     counts = range(1, len(lengths) + 1)

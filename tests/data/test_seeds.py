@@ -33,7 +33,7 @@ class Captions(Dataset):
 
 
 def samples(seed: int) -> Samples:
-    return Samples(Mixture([Captions()], [1.0], len(PLACES), seed), tiny.model().sequencer())
+    return Samples(Mixture([Captions()], [1.0], seed, length=len(PLACES)), tiny.model().sequencer())
 
 
 def test_a_data_set_makes_the_choices_of_the_seed_and_the_place() -> None:
@@ -43,7 +43,7 @@ def test_a_data_set_makes_the_choices_of_the_seed_and_the_place() -> None:
     assert len({text.split(": ")[1] for text in forwards}) == len(PLACES)
     assert [other.document(place).text for place in PLACES] != forwards
     number, index = first.mixture.place(5)
-    assert forwards[5] == first.mixture.datasets[number].sample(index, choices(0, 5)).text
+    assert forwards[5] == first.mixture.data_sets[number].sample(index, choices(0, 5)).text
 
 
 streams = st.tuples(

@@ -1,8 +1,9 @@
-"""Training that is the same in every layout of the global batch: float64, and noise of each image alone.
+"""Training that is the same in every layout of the global batch.
 
 `torchrun` runs this file in each process of `test_distributed.py`: `layouts.py FOLDER`.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -14,22 +15,19 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 import tiny
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
-from dreamkit.checkpoints.save import save_checkpoint
-from dreamkit.data.batch import Batch, Collator
+from dreamkit.data.batch import Batch
 from dreamkit.data.dataset import Dataset
-from dreamkit.data.mixture import Mixture
 from dreamkit.data.samples import Samples
-from dreamkit.data.sequence import Sequence as Sample
 from dreamkit.distributed import is_main, shard, total, whole, world_size
 from dreamkit.document import Document, Text
 from dreamkit.errors import DocumentError, TrainingError, with_notes
@@ -39,7 +37,6 @@ from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training.run import train_recipe
-from dreamkit.training.run_log import RunLog
 from dreamkit.training.trainer import DreamTrainer, training_arguments
 
 TRAINABLE = ["language_model", "visual_projector", "condition_projector", "dream_queries", "new_tokens"]
@@ -49,6 +46,8 @@ ADAPTERS = [
     {"target": "image_decoder", "rank": 2, "use_rslora": True},
 ]
 STEPS = 3
+STEPS_OF = {"float32": 5, "float64": 50}  # in a measured run
+FIRST_GRADIENT = "gradient.safetensors"
 BAD_SEEDS = (0, 2)  # one seed for each process that gets the bad document first
 TOLERANCE = 1e-12  # of weights after `STEPS`, for float64 sums in another order
 
@@ -95,21 +94,12 @@ def stop_second_process(reason: str) -> Callable[[Samples, int], Document]:
     return read
 
 
-class FixedNoise(Collator):
-    """A collator whose batches have fixed latents, noise and timesteps."""
-
-    def collate(self, sequences: Sequence[Sample]) -> Batch:
-        batch = super().collate(sequences)
-        images = batch.targets_MCHW.double()
-        latents = F.adaptive_avg_pool2d(images.mean(1, keepdim=True), 8).repeat(1, 4, 1, 1)
-        timesteps = (images.flatten(1).abs().sum(1) * 1000).long() % 1000
-        pixels = batch.pixels_NCHW.double()
-        return replace(
-            batch, pixels_NCHW=pixels, latents=latents, noise=(7 * latents).sin(), timesteps=timesteps
-        )
-
-
-def recipe(init: str | None = None, adapters: Sequence[dict[str, Any]] = (), **train_settings: Any) -> Recipe:
+def recipe(
+    init: str | None = None,
+    adapters: Sequence[dict[str, Any]] = (),
+    condition_drop: float = 0.0,
+    **train_settings: Any,
+) -> Recipe:
     settings = {
         "trainable": TRAINABLE,
         "steps": STEPS,
@@ -122,39 +112,67 @@ def recipe(init: str | None = None, adapters: Sequence[dict[str, Any]] = (), **t
         "train": settings | train_settings,
         "data": data,
         "init": init,
+        "loss": {"condition_drop": condition_drop},
         "model.adapters": list(adapters),
     }
     changed = tiny.recipe(**changes)
     return recipe_from_dict(changed, Registry.load(), where="tiny")
 
 
-def collator(model: DreamModel) -> FixedNoise:
-    return FixedNoise(model.sequencer(), model.vision_encoder.preprocess, model.image_decoder.preprocess)
-
-
 def train_layout(
     out: Path, batch_size: int, accumulation: int, adapters: Sequence[dict[str, Any]] = ()
 ) -> DreamModel:
-    """Train with the same global batches in every layout; return the model.
+    """Train in float64 with the same global batches in every layout; return the model.
 
     Adapters are trained in place of the language model.
     """
-    trainable = TRAINABLE[1:] if adapters else TRAINABLE
     settings = recipe(
-        adapters=adapters, batch_size=batch_size, accumulation=accumulation, trainable=trainable
+        adapters=adapters,
+        batch_size=batch_size,
+        accumulation=accumulation,
+        trainable=TRAINABLE[1:] if adapters else TRAINABLE,
+        precision="float64",
     )
-    arguments = training_arguments(settings, out)
-    model = tiny.model(**{"model.adapters": adapters})
-    model.recipe = settings
-    model.set_trainable(trainable)
-    batches = collator(model)
-    documents = STEPS * batch_size * accumulation * world_size()
-    samples = Samples(Mixture([TinyDocuments()], [1.0], documents, seed=0), batches.sequencer)
-    if world_size() > 1:
-        shard(model, arguments.device)
-    log = [RunLog(out / "log.jsonl")] if is_main() else []
-    DreamTrainer(model, settings, arguments, samples, batches, log).train()
-    return model
+    return train_recipe(settings, Registry.load(), out, datasets=[TinyDocuments()]).model
+
+
+def measured_run(out: Path, precision: str, batch_size: int, **settings: Any) -> None:
+    """Train a run of `STEPS_OF[precision]` steps in the folder `out`; write its first gradient into `FIRST_GRADIENT`.
+
+    The gradient is that of all trainable tensors together, before it is clipped.
+    """
+    gradients: list[Tensor] = []
+    clip = DreamTrainer._clip_grad_norm
+
+    def record(trainer: DreamTrainer, model: nn.Module) -> Any:
+        if not gradients:
+            each = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            gradients.append(torch.cat([whole(gradient).flatten() for gradient in each]))
+        return clip(trainer, model)
+
+    changed = recipe(
+        condition_drop=0.5, steps=STEPS_OF[precision], precision=precision, batch_size=batch_size, **settings
+    )
+    with patch.object(DreamTrainer, "_clip_grad_norm", record):
+        train_recipe(changed, Registry.load(), out, datasets=[TinyDocuments()])
+    if is_main():
+        save_file({"gradient": gradients[0]}, out / FIRST_GRADIENT)
+
+
+def assert_same_run(actual: Path, expected: Path, precision: str) -> None:
+    """Compare the losses and the first gradient of two measured runs."""
+    logs = [
+        [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        for out in (actual, expected)
+    ]
+    assert [len(log) for log in logs] == [STEPS_OF[precision]] * 2
+    bound = {"float32": 1e-6, "float64": 1e-8}[precision]
+    for entry, other in zip(*logs, strict=True):
+        for name in ("lm", "denoising", "loss"):
+            same = None if other[name] is None else pytest.approx(other[name], rel=bound, abs=0)
+            assert entry[name] == same, (other["step"], name)
+    first, second = (load_file(out / FIRST_GRADIENT)["gradient"] for out in (actual, expected))
+    assert (first - second).norm() <= bound * second.norm() and second.norm() > 0
 
 
 def one_bad_document() -> list[Document]:
@@ -177,8 +195,12 @@ def make_losses_nan(model: DreamModel) -> None:
 def uneven_batches(model: DreamModel) -> list[Batch]:
     """Return a batch of text, and one with images to read and to draw."""
     draws, reads, text, *_ = tiny.documents()
-    make = collator(model)
-    return [make([text]), make([draws, reads])]
+    make = model.collator(recipe(precision="float64"))
+    sequences = [
+        replace(make.sequencer.sequence(document), place=place)
+        for place, document in enumerate((text, draws, reads))
+    ]
+    return [make.collate(sequences[:1]), make.collate(sequences[1:])]
 
 
 def gradients(model: DreamModel, batches: Sequence[Batch], counts: Tensor) -> dict[str, Tensor]:
@@ -208,12 +230,12 @@ def main(folder: Path) -> None:
     if is_main():
         save_file(actual, folder / "gradients.safetensors")
 
-    save_checkpoint(train_layout(folder / "2x2", 2, 1), folder / "2x2" / "checkpoint")
+    train_layout(folder / "2x2", 2, 1)
+    train_layout(folder / "2x1x2", 1, 2)
+    train_layout(folder / "adapted", 2, 1, ADAPTERS)
 
-    save_checkpoint(train_layout(folder / "2x1x2", 1, 2), folder / "2x1x2" / "checkpoint")
-
-    adapted = train_layout(folder / "adapted", 2, 1, ADAPTERS)
-    save_checkpoint(adapted, folder / "adapted" / "checkpoint")
+    measured_run(folder / "float32", "float32", batch_size=2, workers=2)
+    measured_run(folder / "float64", "float64", batch_size=1, accumulation=2)
 
     for seed in BAD_SEEDS:
         settings = recipe(steps=6, batch_size=1, log_every=6, seed=seed)

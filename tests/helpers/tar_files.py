@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
 import tarfile
 import time
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL.Image import Image as Picture
 
+from dreamkit.document import Document, Image, Text
 from dreamkit_digits import digits
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -76,3 +79,79 @@ def write_img2dataset(folder: Path, shards: Sequence[Sequence[dict[str, Any]]]) 
         members = [member for row in successes for member in digit_sample(row)]
         paths.append(write_tar(folder / f"{number:05}.tar", members))
     return paths
+
+
+def mmc4_record(document: Document, names: Sequence[str]) -> dict[str, Any]:
+    """Return a document in MMC4's form: each image before its text. `names` are those of its images.
+
+    Texts and images have the flags of the document where MMC4's form has no place for them.
+    """
+    texts: list[Any] = []
+    infos: list[dict[str, Any]] = []
+    for segment in document:
+        if isinstance(segment, Image):
+            flags = {"draw": segment.draw, "read": segment.read, "train_on": segment.train_on}
+            info = {"image_name": names[len(infos)], "matched_text_index": len(texts), "matched_sim": 0.3}
+            infos.append(info | {"raw_url": f"https://example.com/{len(infos)}.jpg"} | flags)
+        elif segment.train_on:
+            texts.append(segment.text)
+        else:
+            texts.append({"type": "text", "text": segment.text, "train_on": False})
+    texts += [""] * (
+        not isinstance(document.segments[-1], Text)
+    )  # the last images stand before an empty text
+    matrix = [[0.3] * len(texts) for _ in infos]
+    return {
+        "text_list": texts,
+        "image_info": infos,
+        "similarity_matrix": matrix,
+        "url": "https://example.com",
+        "could_have_url_duplicate": 0,
+    }
+
+
+def mmc4_members(key: str, document: Document) -> list[tuple[str, bytes]]:
+    """Return the members of a document as DreamLLM stored it: its record, and images under their names' stems."""
+    names = [
+        f"{hashlib.sha256(f'{key} {n}'.encode()).hexdigest()[:12]}.png" for n in range(len(document.images))
+    ]
+    record = json.dumps(mmc4_record(document, names)).encode()
+    images = [
+        (f"{key}.{name.partition('.')[0]}.jpg", encoded(image.picture))
+        for name, image in zip(names, document.images, strict=True)
+    ]
+    return [(f"{key}.json", record), *images]
+
+
+def write_mmc4(folder: Path, shards: Sequence[Sequence[Document]]) -> list[Path]:
+    """Write documents as tars in MMC4's form."""
+    return [
+        write_tar(
+            folder / f"{shard:05}.tar",
+            [
+                member
+                for number, document in enumerate(documents)
+                for member in mmc4_members(f"{shard:05}{number:04}", document)
+            ],
+        )
+        for shard, documents in enumerate(shards)
+    ]
+
+
+def write_mmc4_lines(path: Path, documents: Sequence[Document]) -> Path:
+    """Write documents as JSON Lines in MMC4's form, with their images in the folder of MMC4's script of downloads."""
+    folder = path.with_name(f"{path.name.partition('.')[0]}_images")
+    folder.mkdir(parents=True)
+    lines = []
+    for number, document in enumerate(documents):
+        names = [f"{number:06x}{n:06x}.png" for n in range(len(document.images))]
+        lines.append(json.dumps(mmc4_record(document, names)))
+        for name, image in zip(names, document.images, strict=True):
+            (folder / name).write_bytes(encoded(image.picture))
+    content = "".join(line + "\n" for line in lines).encode()
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(path.name.removesuffix(".zip"), content)
+    else:
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path

@@ -1,4 +1,4 @@
-"""For each check, a part that breaks only its property: `CULPRITS[kind][check]`."""
+"""For each check, a part or data set that breaks only its property: `CULPRITS[kind][check]`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from meta.breaking import (
     with_part_change,
     with_spec,
 )
+from meta.datasets import DATASET, MORE_DATASETS
 from meta.decoders import IMAGE_DECODER, ignores_extras
 from meta.language_models import (
     LANGUAGE_MODEL,
@@ -121,6 +122,7 @@ CULPRITS: Mapping[str, Mapping[str, Any]] = {
     | with_source(Decoder)
     | of_image_readers(Decoder)
     | IMAGE_DECODER,
+    "dataset": DATASET,
 }
 
 
@@ -143,6 +145,7 @@ def swaps_channels(pixels_of, pictures):
 
 
 MORE_CULPRITS = [
+    *MORE_DATASETS,
     ("language_model", "cached_decoding", with_method(KeepsRows, "forward", ignores_cached_positions)),
     ("language_model", "embed_any_shape", with_method(Words, "embed", reverses_ids)),
     ("language_model", "chat_prompt", with_method(Words, "conversation", has_no_flags_in_prompts)),

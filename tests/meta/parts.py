@@ -13,6 +13,7 @@ from dreamkit.scaffold.parts.image_decoder import NewPart
 from dreamkit_transformers.llama import Llama
 from dreamkit_transformers.siglip import Siglip
 from meta.breaking import with_spec
+from meta.datasets import Computed, Notes, Sampled
 
 
 class Tower(Siglip):
@@ -187,7 +188,13 @@ class Minimal(with_spec(Words, **MINIMAL)):
 
 
 # registered by an installed plug-in, and so are their subclasses
-BASES = {"vision_encoder": Tower, "language_model": Words, "projector": Plain, "image_decoder": Decoder}
+BASES = {
+    "vision_encoder": Tower,
+    "language_model": Words,
+    "projector": Plain,
+    "image_decoder": Decoder,
+    "dataset": Notes,
+}
 
 SOUND = [
     ("projector", Zeros),
@@ -199,4 +206,6 @@ SOUND = [
     ("image_decoder", NoPosterior),
     ("language_model", Minimal),
     ("language_model", with_spec(Words, sliding_window=4096)),
+    ("dataset", Sampled),
+    ("dataset", Computed),
 ]

@@ -1,9 +1,10 @@
-"""Every check has a culprit: a part that fails this check and no other."""
+"""Every check has a culprit: a part or data set that fails this check and no other."""
 
 from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         yield folder
 
 
+def example(kind: str, cls: type) -> Any:
+    """Return what the kit tries of a class."""
+    return contracts.tiny_dataset(cls) if kind == "dataset" else contracts.tiny_part(cls)
+
+
 @pytest.mark.parametrize("kind", CULPRITS)
 def test_every_check_has_a_culprit(kind: str) -> None:
     assert {check.name for check in contracts.checks(kind)} == {*CULPRITS[kind], "light_import"}
@@ -50,32 +56,32 @@ def same_file(kind: str, name: str) -> list[str]:
 
 @pytest.mark.parametrize(("kind", "check", "part"), ALL_CULPRITS, ids=IDS)
 def test_a_culprit_fails_its_own_check_and_no_other_of_the_file(kind: str, check: str, part: type) -> None:
-    report = contracts.verify(kind, contracts.tiny_part(part), only=same_file(kind, check), quick=True)
+    report = contracts.verify(kind, example(kind, part), only=same_file(kind, check), quick=True)
     assert [outcome.check for outcome in report.failures] == [check], str(report)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize(("kind", "check", "part"), ALL_CULPRITS, ids=IDS)
 def test_a_culprit_fails_only_its_own_check(kind: str, check: str, part: type) -> None:
-    report = contracts.verify(kind, contracts.tiny_part(part), quick=True)
+    report = contracts.verify(kind, example(kind, part), quick=True)
     assert [outcome.check for outcome in report.failures] == [check], str(report)
 
 
 @pytest.mark.parametrize("kind", BASES)
 def test_a_plug_in_that_imports_torch_fails_only_light_import(kind: str) -> None:
     part = getattr(importlib.import_module("meta_heavy.parts"), f"Heavy{BASES[kind].__name__}")
-    report = contracts.verify(kind, contracts.tiny_part(part), quick=True)
+    report = contracts.verify(kind, example(kind, part), quick=True)
     assert [outcome.check for outcome in report.failures] == ["light_import"], str(report)
     assert "meta_heavy imports torch" in report.failures[0].message
 
 
 @pytest.mark.parametrize("kind", BASES)
 def test_the_base_class_of_culprits_passes_every_check(kind: str) -> None:
-    report = contracts.verify(kind, contracts.tiny_part(BASES[kind]))
+    report = contracts.verify(kind, example(kind, BASES[kind]))
     assert report.ok, str(report)
 
 
 @pytest.mark.parametrize(("kind", "part"), SOUND, ids=[f"{kind}-{part.__name__}" for kind, part in SOUND])
 def test_an_unusual_part_passes_every_check(kind: str, part: type) -> None:
-    report = contracts.verify(kind, contracts.tiny_part(part), quick=True)
+    report = contracts.verify(kind, example(kind, part), quick=True)
     assert report.ok, str(report)

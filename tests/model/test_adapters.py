@@ -42,7 +42,7 @@ from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import WITH_SOURCE, AdapterSection
 from dreamkit.testing import contracts
-from dreamkit.testing.subject import Case
+from dreamkit.testing.part_subject import Case
 from dreamkit.testing.subject_kinds import SUBJECTS
 from dreamkit.training.run import train_recipe
 from layouts import TinyDocuments

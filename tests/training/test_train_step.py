@@ -262,7 +262,7 @@ def test_batches_are_pinned_and_copied_without_waiting(has_gpu: bool, tmp_path: 
     collator = Collator(
         model.sequencer(), model.vision_encoder.preprocess, model.image_decoder.preprocess, packing=True
     )
-    mixture = Mixture([layouts.TinyDocuments(DOCUMENTS)], [1.0], len(DOCUMENTS), seed=0)
+    mixture = Mixture([layouts.TinyDocuments(DOCUMENTS)], [1.0], length=len(DOCUMENTS))
     samples = Samples(mixture, collator.sequencer)
     trainer = DreamTrainer(model, tiny_recipe, arguments, samples, collator)
     non_blockings: list[bool] = []

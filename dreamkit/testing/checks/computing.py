@@ -19,14 +19,14 @@ from dreamkit.testing.expect import (
     expect_shape,
     expect_true,
 )
-from dreamkit.testing.subject import FLOATS, Case, Inputs, Subject, seeded
-from dreamkit.testing.subject_kinds import KINDS, DecoderSubject, LanguageSubject, positions
+from dreamkit.testing.part_subject import FLOATS, Case, Inputs, PartSubject, seeded
+from dreamkit.testing.subject_kinds import PARTS, DecoderSubject, LanguageSubject, positions
 
 SINGLE_TOLERANCE = 1e-3  # between float32 and float64; bfloat16 differs by more
 
 
-@check(*KINDS, case=cases)
-def spec_agrees(subject: Subject, case: Case) -> None:
+@check(*PARTS, case=cases)
+def spec_agrees(subject: PartSubject, case: Case) -> None:
     """A part's output is finite and has the shape in its spec.
 
     Parts that pass `dreamkit check` still fit hours later, in training.
@@ -40,8 +40,8 @@ def spec_agrees(subject: Subject, case: Case) -> None:
             expect_finite(expect_shape(loss_N, "loss", "(N,)", (case.rows,)), "loss")
 
 
-@check(*KINDS, seed=st.integers(0, 999))
-def batch_of_one(subject: Subject, seed: int) -> None:
+@check(*PARTS, seed=st.integers(0, 999))
+def batch_of_one(subject: PartSubject, seed: int) -> None:
     """A batch of one row gives the same output as a batch that holds this row twice.
 
     The last batch of an epoch and a single prompt neither crash nor change.
@@ -53,8 +53,8 @@ def batch_of_one(subject: Subject, seed: int) -> None:
     expect_close(actual, expected, f"{subject.output} of one row", f"{subject.output} of the row twice")
 
 
-@check(*KINDS, case=cases)
-def batch_invariance(subject: Subject, case: Case) -> None:
+@check(*PARTS, case=cases)
+def batch_invariance(subject: PartSubject, case: Case) -> None:
     """The output of a row does not depend on the other rows of the batch.
 
     Results, and so evaluations, do not depend on the batch size.
@@ -68,8 +68,8 @@ def batch_invariance(subject: Subject, case: Case) -> None:
         expect_close(together[row], alone[0], f"{name} beside others", f"{name} by itself")
 
 
-@check(*KINDS, case=cases)
-def determinism(subject: Subject, case: Case) -> None:
+@check(*PARTS, case=cases)
+def determinism(subject: PartSubject, case: Case) -> None:
     """In evaluation mode, the same input gives bitwise identical output.
 
     Results can be repeated, and dropout is off during evaluation.
@@ -80,8 +80,8 @@ def determinism(subject: Subject, case: Case) -> None:
     expect_same(second, first, f"{subject.output} of the second call", "those of the first call")
 
 
-@check(*KINDS, case=cases)
-def inputs_unchanged(subject: Subject, case: Case) -> None:
+@check(*PARTS, case=cases)
+def inputs_unchanged(subject: PartSubject, case: Case) -> None:
     """A part does not change its input tensors.
 
     The loss and other parts, which read the same tensors, compute with the right values.
@@ -93,8 +93,8 @@ def inputs_unchanged(subject: Subject, case: Case) -> None:
         expect_same(tensor, before[name], f"{name} after the call", f"{name} before it")
 
 
-@check(*KINDS, case=cases)
-def state_dict_round_trip(subject: Subject, case: Case) -> None:
+@check(*PARTS, case=cases)
+def state_dict_round_trip(subject: PartSubject, case: Case) -> None:
     """A part that loads another part's saved state dict gives bitwise identical output.
 
     A checkpoint holds everything that was trained.
@@ -109,8 +109,8 @@ def state_dict_round_trip(subject: Subject, case: Case) -> None:
     expect_same(actual, expected, f"{subject.output} after loading", "those before saving")
 
 
-@check(*KINDS, case=cases)
-def dtype_kept(subject: Subject, case: Case) -> None:
+@check(*PARTS, case=cases)
+def dtype_kept(subject: PartSubject, case: Case) -> None:
     """A part computes its output and loss in float64, float32 or bfloat16, whichever it has, and runs under autocast.
 
     Training in bfloat16 saves the memory that it should, and a comparison in float64 really uses float64.
@@ -134,13 +134,13 @@ def dtype_kept(subject: Subject, case: Case) -> None:
         _expect_loss(subject, part, inputs)
 
 
-def _expect_loss(subject: Subject, part: Any, inputs: Inputs) -> None:
+def _expect_loss(subject: PartSubject, part: Any, inputs: Inputs) -> None:
     with torch.no_grad(), seeded(0):
         expect_finite(subject.loss(part, inputs), "the loss")
 
 
-@check(*KINDS, case=cases)
-def device_kept(subject: Subject, case: Case) -> None:
+@check(*PARTS, case=cases)
+def device_kept(subject: PartSubject, case: Case) -> None:
     """A part on another device (here `meta`) computes its output and loss there, and copies nothing back.
 
     It runs on a GPU, and the GPU never waits for the CPU.
@@ -154,7 +154,7 @@ def device_kept(subject: Subject, case: Case) -> None:
         expect(subject.loss(part, inputs).device, torch.device("meta"), "loss.device")
 
 
-def _has_no_library(subject: Subject) -> str | None:
+def _has_no_library(subject: PartSubject) -> str | None:
     _, expected = _with_library(subject, Case(2, 2, 0))
     return (
         "its library_forward() returns None: there is no library to compare with"
@@ -164,7 +164,7 @@ def _has_no_library(subject: Subject) -> str | None:
 
 
 @check(*WITH_SOURCE, unless=_has_no_library, case=cases)
-def library_agrees(subject: Subject, case: Case) -> None:
+def library_agrees(subject: PartSubject, case: Case) -> None:
     """A part's output equals that of the library model behind it.
 
     Pretrained weights give the same results in dreamkit as in their own library.
@@ -174,7 +174,7 @@ def library_agrees(subject: Subject, case: Case) -> None:
     expect_close(actual, expected, "output", "output of library_forward")
 
 
-def _with_library(subject: Subject, case: Case) -> tuple[Tensor, Tensor | None]:
+def _with_library(subject: PartSubject, case: Case) -> tuple[Tensor, Tensor | None]:
     """Return the part's output, and its library's or None."""
     if isinstance(subject, LanguageSubject):
         return _logits_with_library(subject, case)

@@ -25,7 +25,7 @@ from dreamkit.testing.expect import (
     expect_true,
     expect_value_error,
 )
-from dreamkit.testing.subject import Case, Inputs, generator, seeded
+from dreamkit.testing.part_subject import Case, Inputs, generator, seeded
 from dreamkit.testing.subject_kinds import DecoderSubject
 
 KIND = "image_decoder"

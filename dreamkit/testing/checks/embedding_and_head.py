@@ -13,7 +13,7 @@ from dreamkit.errors import count
 from dreamkit.kernels.assemble_embeddings import look_up
 from dreamkit.testing.check import check
 from dreamkit.testing.expect import expect_close, expect_same, expect_shape, expect_true
-from dreamkit.testing.subject import seeded, weighted_sum
+from dreamkit.testing.part_subject import seeded, weighted_sum
 from dreamkit.testing.subject_kinds import LanguageSubject
 
 KIND = "language_model"

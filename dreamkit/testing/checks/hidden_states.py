@@ -22,7 +22,7 @@ from dreamkit.testing.expect import (
     expect_shape,
     expect_true,
 )
-from dreamkit.testing.subject import Case, Inputs, seeded, weighted_sum
+from dreamkit.testing.part_subject import Case, Inputs, seeded, weighted_sum
 from dreamkit.testing.subject_kinds import LONGEST, LanguageSubject, positions
 
 KIND = "language_model"

@@ -8,12 +8,12 @@ from dreamkit.model.adapters import adapt, adapter_root, is_adapter
 from dreamkit.recipe.sections import WITH_SOURCE, AdapterSection
 from dreamkit.testing.check import cases, check
 from dreamkit.testing.expect import expect, expect_close, expect_finite, expect_true
-from dreamkit.testing.subject import Case, Subject
-from dreamkit.testing.subject_kinds import KINDS
+from dreamkit.testing.part_subject import Case, PartSubject
+from dreamkit.testing.subject_kinds import PARTS
 
 
-@check(*KINDS, case=cases)
-def gradients_reach_trainable(subject: Subject, case: Case) -> None:
+@check(*PARTS, case=cases)
+def gradients_reach_trainable(subject: PartSubject, case: Case) -> None:
     """The gradient of the loss reaches every parameter of `trainable_parameters()` and no other.
 
     Every parameter that a recipe trains changes, and no device waits for a gradient that never arrives.
@@ -31,8 +31,8 @@ def gradients_reach_trainable(subject: Subject, case: Case) -> None:
             _expect_no_gradient(parameter, f"{name}, not one of trainable_parameters()")
 
 
-@check(*KINDS, case=cases)
-def frozen_stays_frozen(subject: Subject, case: Case) -> None:
+@check(*PARTS, case=cases)
+def frozen_stays_frozen(subject: PartSubject, case: Case) -> None:
     """Frozen parameters stay frozen in a backward pass, in training mode and in evaluation mode.
 
     Stage I trains only the projectors and the dream queries.
@@ -45,8 +45,8 @@ def frozen_stays_frozen(subject: Subject, case: Case) -> None:
             _expect_no_gradient(parameter, f"frozen {name}")
 
 
-@check(*KINDS, case=cases)
-def gradients_reach_input(subject: Subject, case: Case) -> None:
+@check(*PARTS, case=cases)
+def gradients_reach_input(subject: PartSubject, case: Case) -> None:
     """The gradient of the loss reaches every row of the input through a frozen part.
 
     Earlier parts are trained: the denoising loss flows back through a frozen decoder into the dream queries.
@@ -63,8 +63,8 @@ def gradients_reach_input(subject: Subject, case: Case) -> None:
             expect_true(gradient.abs().sum() > 0, "0", f"a gradient of {name}[{row}] that is not 0")
 
 
-@check(*KINDS, case=cases)
-def gradient_checkpointing(subject: Subject, case: Case) -> None:
+@check(*PARTS, case=cases)
+def gradient_checkpointing(subject: PartSubject, case: Case) -> None:
     """`enable_gradient_checkpointing()` changes no gradient.
 
     Saving memory does not change training.
@@ -85,12 +85,12 @@ def gradient_checkpointing(subject: Subject, case: Case) -> None:
         )
 
 
-def _names_no_layers(subject: Subject) -> str | None:
+def _names_no_layers(subject: PartSubject) -> str | None:
     return None if subject.part.adapter_targets else "its adapter_targets are empty: it cannot be adapted"
 
 
 @check(*WITH_SOURCE, unless=_names_no_layers, case=cases)
-def adapters_attach(subject: Subject, case: Case) -> None:
+def adapters_attach(subject: PartSubject, case: Case) -> None:
     """LoRA finds a module for each of `adapter_targets`; a new adapter changes no output and is trained by the loss.
 
     `adapters: [{target: ...}]` in a recipe trains the layers that the part's author chose.

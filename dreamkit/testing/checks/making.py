@@ -1,4 +1,4 @@
-"""Checks of a part's registration, Config and spec."""
+"""Checks of registration, Config and spec."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from dreamkit.registry.kinds import Registered
 from dreamkit.registry.registry import Registry
 from dreamkit.testing.check import check
 from dreamkit.testing.expect import ContractError, expect, expect_true, named
+from dreamkit.testing.part_subject import PartSubject
 from dreamkit.testing.subject import Subject
-from dreamkit.testing.subject_kinds import KINDS
+from dreamkit.testing.subject_kinds import KINDS, PARTS
 
 IMPORT_SECONDS = 60
 HEAVY = {"torch", "transformers", "diffusers", "timm"}  # each takes seconds to import
@@ -87,11 +88,11 @@ def _heavy_imports(module: str) -> list[str]:
 
 @check(*KINDS)
 def config_frozen(subject: Subject) -> None:
-    """`Config` is a frozen dataclass, and the part's `config` is an instance of it.
+    """`Config` is a frozen dataclass, and the `config` of a part or data set is an instance of it.
 
     A recipe does not change after its check, and a checkpoint records the settings that were used.
     """
-    config, cls = subject.part.config, type(subject.part)
+    config, cls = subject.config, type(subject.part)
     kind = getattr(cls, "Config", None)
     expect_true(isinstance(config, kind or ()), named(type(config)), f"{named(cls)}.Config as config")
     expect_true(dataclasses.is_dataclass(kind), f"{kind}", "a dataclass as Config")
@@ -104,7 +105,7 @@ def config_round_trip(subject: Subject) -> None:
 
     A checkpoint rebuilds the saved model from the recipe that it holds.
     """
-    settings = plain(subject.part.config)
+    settings = plain(subject.config)
     try:
         text = yaml.safe_dump(settings)
     except yaml.YAMLError as error:
@@ -120,8 +121,8 @@ def config_round_trip(subject: Subject) -> None:
     expect(plain(again), settings, "config read back")
 
 
-@check(*KINDS)
-def spec_without_weights(subject: Subject) -> None:
+@check(*PARTS)
+def spec_without_weights(subject: PartSubject) -> None:
     """`infer_spec` returns the spec of the built part and creates no weights.
 
     `dreamkit check` takes a second, even for a model of 70 billion parameters.
@@ -149,14 +150,14 @@ def _no_weights() -> Iterator[None]:
         hook.remove()
 
 
-def _has_no_meta_modules(subject: Subject) -> str | None:
+def _has_no_meta_modules(subject: PartSubject) -> str | None:
     part = subject.part
     has_none = type(part).meta_modules(part.config) is None
     return "its meta_modules() returns None: it is not supported" if has_none else None
 
 
 @check(*WITH_SOURCE, unless=_has_no_meta_modules)
-def meta_modules_agree(subject: Subject) -> None:
+def meta_modules_agree(subject: PartSubject) -> None:
     """`meta_modules` has the module names and types of the built part, on the meta device.
 
     A recipe that adapts a missing layer is refused before weights are read.

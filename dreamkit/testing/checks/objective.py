@@ -26,7 +26,7 @@ from dreamkit.testing.expect import (
     expect_true,
     expect_within,
 )
-from dreamkit.testing.subject import FLOATS, Case, Inputs, generator, seeded
+from dreamkit.testing.part_subject import FLOATS, Case, Inputs, generator, seeded
 from dreamkit.testing.subject_kinds import DecoderSubject
 
 KIND = "image_decoder"
@@ -75,6 +75,20 @@ def encode_repeats(subject: DecoderSubject, seed: int) -> None:
     first, second = (part.timesteps(5, generator(seed)) for _ in range(2))
     expect_shape(first, "timesteps", "(count,)", (5,))
     expect(second.tolist(), first.tolist(), "timesteps", "of the same seed")
+
+
+@check(KIND)
+def timesteps_device(subject: DecoderSubject) -> None:
+    """`timesteps` are on the device of the generator, and depend on it alone, wherever the decoder is.
+
+    The processes that read data sample them, without a GPU.
+    """
+    expected = subject.part.timesteps(5, generator(0))
+    part = subject.make().to("meta")
+    subject.call_text = "timesteps(5, generator of seed 0) of a decoder on the meta device"
+    actual = part.timesteps(5, generator(0))
+    expect(actual.device.type, "cpu", "timesteps.device.type")
+    expect(actual.tolist(), expected.tolist(), "timesteps", "of the decoder on the CPU")
 
 
 def _has_no_posterior(subject: DecoderSubject) -> str | None:

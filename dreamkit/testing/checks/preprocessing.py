@@ -14,7 +14,7 @@ from torch import Tensor
 from dreamkit.parts.pictures import to_rgb
 from dreamkit.testing.check import check
 from dreamkit.testing.expect import expect, expect_close, expect_finite, expect_true, expect_within
-from dreamkit.testing.subject import PictureSubject
+from dreamkit.testing.part_subject import PictureSubject
 
 KINDS = ("vision_encoder", "image_decoder")
 FORMATS = ("RGB", "grey", "RGBA", "palette", "16-bit", "EXIF-rotated")

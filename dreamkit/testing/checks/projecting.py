@@ -9,7 +9,7 @@ from torch.nn.functional import gelu
 from dreamkit.parts.specs import ProjectorSpec
 from dreamkit.testing.check import cases, check
 from dreamkit.testing.expect import expect, expect_close, expect_shape, expect_true, named
-from dreamkit.testing.subject import Case, seeded
+from dreamkit.testing.part_subject import Case, seeded
 from dreamkit.testing.subject_kinds import ProjectorSubject
 
 widths = st.integers(1, 9)

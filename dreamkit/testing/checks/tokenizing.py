@@ -16,7 +16,7 @@ from dreamkit.parts.conversation import Turn, TurnPiece
 from dreamkit.recipe.special_tokens import SpecialTokens
 from dreamkit.testing.check import check
 from dreamkit.testing.expect import expect, expect_true
-from dreamkit.testing.subject import weighted_sum
+from dreamkit.testing.part_subject import weighted_sum
 from dreamkit.testing.subject_kinds import TOKENS, LanguageSubject, positions
 
 KIND = "language_model"

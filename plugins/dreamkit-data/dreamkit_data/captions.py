@@ -38,7 +38,7 @@ def choose_caption(
     """
     texts = {name: present for name in weights if (present := _texts(captions[name]))}
     if not texts:
-        value = describe_value(next(iter(captions.values()))) if len(weights) == 1 else "none"
+        value = describe_value(captions[next(iter(weights))]) if len(weights) == 1 else "none"
         raise DocumentError(f"{where}: {excerpt(', '.join(weights))}: expected a caption, got {value}")
     if choices is None:
         return next(iter(texts.values()))[0]

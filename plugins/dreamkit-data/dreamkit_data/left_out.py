@@ -14,32 +14,34 @@ class LeftOut:
     """The numbers of samples that are left out of a file by their reasons, with the first sample of each."""
 
     def __init__(self) -> None:
-        self._numbers: Counter[str] = Counter()
-        self._first: dict[str, str] = {}
+        self._numbers: Counter[tuple[str, str]] = Counter()
+        self._first: dict[tuple[str, str], str] = {}
 
-    def add(self, reason: str, name: str) -> None:
-        """Count a sample; `reason` ends a sentence such as "3 samples ..."."""
-        self._numbers[reason] += 1
-        self._first.setdefault(reason, name)
+    def add(self, reason: str, name: str, noun: str = "sample") -> None:
+        """Count a sample, or something else that `noun` names; "3 samples" and `reason` are a sentence."""
+        self._numbers[noun, reason] += 1
+        self._first.setdefault((noun, reason), name)
 
     def facts(self) -> dict[str, Any]:
         """Return the numbers and names as facts of an index."""
-        return {"left_out": dict(self._numbers), "first": self._first}
+        return {"left_out": [[*key, number, self._first[key]] for key, number in self._numbers.items()]}
 
 
-def left_out_notes(facts: Iterable[Mapping[str, Any]], paths: Path | Sequence[Path], noun: str) -> list[str]:
+def left_out_notes(facts: Iterable[Mapping[str, Any]], paths: Path | Sequence[Path]) -> list[str]:
     """Return a line for each reason for which samples of a data set at `paths` are left out.
 
-    `facts` are those of its files, and `noun` names a sample.
+    `facts` are those of its files.
     """
-    numbers: Counter[str] = Counter()
-    first: dict[str, str] = {}
+    numbers: Counter[tuple[str, str]] = Counter()
+    first: dict[tuple[str, str], str] = {}
     for each in facts:
-        numbers.update(each["left_out"])
-        first = {**each["first"], **first}
+        for noun, reason, number, name in each["left_out"]:
+            numbers[noun, reason] += number
+            first.setdefault((noun, reason), name)
+    name = paths_name(paths)
     return [
-        f"{paths_name(paths)}: left out: {count(f'{number:,}', noun)} {reason}, such as {printable(first[reason])}"
-        for reason, number in numbers.most_common()
+        f"{name}: left out: {count(f'{number:,}', key[0])} {key[1]}, such as {printable(first[key])}"
+        for key, number in numbers.most_common()
     ]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from dreamkit import StorageError, indexed, printable
 
+SPAN: Final = np.dtype([("start", "<u8"), ("size", "<u4")])  # of the rows of an index
 MOST_OPEN: Final = 32  # files that a process holds open for a data set
 
 
@@ -30,7 +31,7 @@ class Spans:
 
     Args:
         files: files of the data set.
-        build, kind, version, settings, folder: arguments of `dreamkit.indexed`; the rows have `start` and `size`.
+        build, kind, version, settings, folder: arguments of `dreamkit.indexed`; the rows are of `SPAN`.
 
     Attributes:
         facts: those of `build`, of each file.
@@ -50,7 +51,7 @@ class Spans:
         self._indexes = indexed(files, build, kind=kind, version=version, settings=settings, folder=folder)
         self._ends = np.cumsum(self._indexes.rows)
         self.facts = self._indexes.facts
-        self._open = _OpenFiles()
+        self._open = OpenFiles()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -66,6 +67,8 @@ class Spans:
             raise IndexError(f"expected a sample from 0 to {len(self) - 1}, got {index}")
         number = int(np.searchsorted(self._ends, index, side="right"))
         rows = self._indexes[number]
+        if rows.dtype != SPAN:
+            raise changed_error(self.files[number])
         row = rows[index - int(self._ends[number]) + len(rows)]
         return Span(self.files[number], int(row["start"]), int(row["size"]))
 
@@ -75,13 +78,7 @@ class Spans:
         Raises:
             StorageError: the file is gone, cut or cannot be read.
         """
-        try:
-            data = self._open.read(span)
-        except OSError as error:
-            raise StorageError(f"{printable(span.path)}: cannot read the file: {error.strerror}") from error
-        if len(data) < span.size:
-            raise changed_error(span.path)
-        return data
+        return self._open.read(span)
 
     def names_hash(self) -> str:
         """Return a hash of the name and the number of samples of each file, in order."""
@@ -108,29 +105,37 @@ class _OpenFile:
             os.close(self.descriptor)
 
 
-class _OpenFiles:
+class OpenFiles:
     """The files that were read last. Copies in other processes open their own."""
 
     def __init__(self) -> None:
         self._files: OrderedDict[Path, _OpenFile] = OrderedDict()
         self._lock = Lock()
 
-    def __reduce__(self) -> tuple[type[_OpenFiles], tuple[()]]:
-        return _OpenFiles, ()
+    def __reduce__(self) -> tuple[type[OpenFiles], tuple[()]]:
+        return OpenFiles, ()
 
     def read(self, span: Span) -> bytes:
-        """Return up to `span.size` bytes, without a position that processes or threads could share."""
-        file = self._file(span.path)
+        """Return the bytes at a place, without a position that processes or threads could share.
+
+        Raises:
+            StorageError: the file is gone, cut or cannot be read.
+        """
         try:
-            start, end = span.start, min(span.start + span.size, os.fstat(file.descriptor).st_size)
+            file = self._file(span.path)
+            start, end = span.start, span.start + span.size
+            if os.fstat(file.descriptor).st_size < end:  # before memory is taken
+                raise changed_error(span.path)
             pieces = []
             while start < end and (piece := os.pread(file.descriptor, end - start, start)):
                 pieces.append(piece)
                 start += len(piece)
-        except OSError:
+        except OSError as error:
             with self._lock:
                 self._files.pop(span.path, None)  # a later try opens it anew
-            raise
+            raise StorageError(f"{printable(span.path)}: cannot read the file: {error.strerror}") from error
+        if start < end:
+            raise changed_error(span.path)
         return b"".join(pieces)
 
     def _file(self, path: Path) -> _OpenFile:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from array import array
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -12,10 +14,9 @@ import numpy as np
 
 from dreamkit import DocumentError, printable
 from dreamkit_data.left_out import LeftOut
-from dreamkit_data.spans import Spans, changed_error
+from dreamkit_data.spans import SPAN, Spans, changed_error
 from dreamkit_data.tar_members import Member, Read, members
 
-SPAN: Final = np.dtype([("start", "<u8"), ("size", "<u4")])  # place of a sample in its archive, in bytes
 MOST_MEMBERS: Final = 4096  # of a sample
 MOST_SAMPLE: Final = 2**28  # bytes, a quarter of a GiB
 MOST_TEXT: Final = 2**24  # bytes of a member that is read when indexing
@@ -43,8 +44,9 @@ class TarSample(NamedTuple):
     members: dict[str, Member]
 
 
-# Returns the members of a sample that a document needs, or why the sample is left out.
-Choose: TypeAlias = Callable[[TarSample, Content], Collection[Member] | str]
+LeaveOut: TypeAlias = Callable[..., None]  # takes a reason and a noun, as `LeftOut.add`
+# Returns the members of a sample that a document needs; none, after it called `LeaveOut`, to leave the sample out.
+Choose: TypeAlias = Callable[[TarSample, Content, LeaveOut], Collection[Member]]
 
 
 def samples(read: Read, start: int, end: int, where: str, *, whole: bool = True) -> Iterator[TarSample]:
@@ -97,33 +99,38 @@ def tar_index(choose: Choose, path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     Reads the headers, and what `choose` reads.
 
     Returns:
-        An array of `SPAN`, and the facts of `LeftOut`.
+        An array of `SPAN`, and facts: those of `LeftOut`, and the `cost` in seconds, reads and bytes.
 
     Raises:
-        DocumentError: a damaged or cut archive, or a member that is refused.
+        DocumentError: a damaged or cut archive, a member that is refused, or an error of `choose`.
     """
     where = printable(path)
     starts, sizes = array("Q"), array("L")
-    left_out = LeftOut()
+    left_out, begin = LeftOut(), time.perf_counter()
     if not path.is_file():  # to open a named pipe could wait forever
         raise DocumentError(f"{where}: expected a tar in a regular file")
     with path.open("rb", buffering=0) as file:
-        read = _window(file.fileno())
+        read = _Window(file.fileno())
         _refuse_packed(read(0, 8), where)
         for sample in samples(read, 0, os.fstat(file.fileno()).st_size, where):
-            chosen = choose(sample, lambda member: read(member.start, member.size))
-            if not isinstance(chosen, str):
-                start = min(member.head for member in chosen)
-                size = max(member.start + member.size for member in chosen) - start
-                if size <= MOST_SAMPLE:
-                    starts.append(start)
-                    sizes.append(size)
-                    continue
-                chosen = f"with more than {MOST_SAMPLE:,} bytes"
-            left_out.add(chosen, f"{path.name}!{sample.key}")
+            leave_out = partial(left_out.add, name=f"{path.name}!{sample.key}")
+            try:
+                chosen = choose(sample, lambda member: read(member.start, member.size), leave_out)
+            except DocumentError as error:
+                raise DocumentError(f"{where}!{printable(sample.key)}: {error}") from error
+            if not chosen:
+                continue
+            start = min(member.head for member in chosen)
+            size = max(member.start + member.size for member in chosen) - start
+            if size > MOST_SAMPLE:
+                leave_out(f"with more than {MOST_SAMPLE:,} bytes")
+                continue
+            starts.append(start)
+            sizes.append(size)
     rows = np.empty(len(starts), SPAN)
     rows["start"], rows["size"] = starts, sizes
-    return rows, left_out.facts()
+    cost = {"seconds": time.perf_counter() - begin, "reads": read.reads, "bytes": read.bytes}
+    return rows, {"cost": cost, **left_out.facts()}
 
 
 def read_tar_sample(spans: Spans, index: int) -> tuple[str, TarSample, Content]:
@@ -157,14 +164,24 @@ def _refuse_packed(head: bytes, where: str) -> None:
             )
 
 
-def _window(descriptor: int) -> Read:
-    """Return a reader of a file. Each read takes at least `WINDOW` bytes; reads in the last one's bytes take none."""
-    begin, window = 0, b""
+class _Window:
+    """A reader of a file: each read takes at least `WINDOW` bytes, and reads within the last one's bytes take none.
 
-    def read(start: int, size: int) -> bytes:
-        nonlocal begin, window
-        if start < begin or start + size > begin + len(window):
-            begin, window = start, os.pread(descriptor, max(size, WINDOW), start)
-        return window[start - begin : start - begin + size]
+    Attributes:
+        reads, bytes: number and bytes of the reads.
+    """
 
-    return read
+    def __init__(self, descriptor: int) -> None:
+        self.reads = self.bytes = 0
+        self._descriptor = descriptor
+        self._begin, self._content = 0, b""
+
+    def __call__(self, start: int, size: int) -> bytes:
+        """Return `size` bytes from `start` on, or fewer at the end of the file."""
+        begin = self._begin
+        if start < begin or start + size > begin + len(self._content):
+            self._content = os.pread(self._descriptor, max(size, WINDOW), start)
+            self._begin = begin = start
+            self.reads += 1
+            self.bytes += len(self._content)
+        return self._content[start - begin : start - begin + size]

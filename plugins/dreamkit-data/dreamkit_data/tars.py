@@ -27,6 +27,7 @@ from dreamkit_data.tar_members import Member
 from dreamkit_data.tar_samples import (
     MOST_TEXT,
     Content,
+    LeaveOut,
     TarSample,
     read_tar_sample,
     tar_index,
@@ -116,7 +117,8 @@ class Tars(Dataset):
             },
             folder=config.index,
         )
-        self.notes = left_out_notes(self._spans.facts, config.path, "sample")
+        self.facts = self._spans.facts
+        self.notes = left_out_notes(self.facts, config.path)
         if not len(self):
             raise DocumentError(
                 "; ".join([f"{paths_name(config.path)}: no samples with an image and a caption", *self.notes])
@@ -165,12 +167,31 @@ class Tars(Dataset):
 
 
 def _choose(
-    places: Sequence[CaptionPlace], filters: Mapping[str, Bounds], sample: TarSample, content: Content
-) -> Collection[Member] | str:
-    """Return the image, and the members that can have its caption, or why the sample is left out."""
+    places: Sequence[CaptionPlace],
+    filters: Mapping[str, Bounds],
+    sample: TarSample,
+    content: Content,
+    leave_out: LeaveOut,
+) -> Collection[Member]:
+    """Return the image, and the members that can have its caption; none if the sample is left out."""
     images = [suffix for suffix in IMAGES if suffix in sample.members]
-    if len(images) != 1:
-        return f"with {count(len(images), 'image') if images else 'no image'}"
+    if (reason := _reason(len(images), places, filters, sample, content)) is not None:
+        leave_out(reason)
+        return ()
+    needed = {images[0], *(place.suffix for place in places)}
+    return [member for suffix, member in sample.members.items() if suffix in needed]
+
+
+def _reason(
+    images: int,
+    places: Sequence[CaptionPlace],
+    filters: Mapping[str, Bounds],
+    sample: TarSample,
+    content: Content,
+) -> str | None:
+    """Return why a sample is left out, or None."""
+    if images != 1:
+        return f"with {count(images, 'image')}" if images else "with no image"
     texts = {suffix for suffix in (RECORD, *(place.suffix for place in places)) if suffix in sample.members}
     if any(sample.members[suffix].size > MOST_TEXT for suffix in texts):
         return f"with a text of more than {MOST_TEXT:,} bytes"
@@ -183,12 +204,9 @@ def _choose(
         if record.get("status", "success") != "success":
             return "whose download failed ('status')"
     reason = filtered_reason(record, filters)
-    if reason is not None:
-        return reason
-    if all(_caption_at(place, sample, content, record) is None for place in places):
+    if reason is None and all(_caption_at(place, sample, content, record) is None for place in places):
         return "without a caption"
-    needed = {images[0], *(place.suffix for place in places)}
-    return [member for suffix, member in sample.members.items() if suffix in needed]
+    return reason
 
 
 def _caption_at(

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from dreamkit import ConfigError, Dataset, Document, Image, Text, did_you_mean
@@ -127,12 +128,15 @@ class Digits(Dataset):
         self.config = config
         digits.load(config.split)
 
+    @classmethod
+    def tiny_config(cls, folder: Path) -> Digits.Config:
+        return cls.Config(documents=dict.fromkeys(KINDS, 1.0))
+
     def __len__(self) -> int:
         return DOCUMENTS
 
     def __getitem__(self, index: int) -> Document:
-        if not 0 <= index < DOCUMENTS:
-            raise IndexError(f"expected a document from 0 to {DOCUMENTS - 1}, got {index}")
+        self.check_index(index)
         rng = random.Random(f"{self.config.seed} {index}")
         kinds, weights = zip(*self.config.documents.items(), strict=True)
         kind = rng.choices(kinds, weights)[0]
