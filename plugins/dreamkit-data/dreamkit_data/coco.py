@@ -18,6 +18,7 @@ from dreamkit import Dataset, Document, DocumentError, StorageError, count, inde
 from dreamkit_data.captions import pair
 from dreamkit_data.coco_files import NARRATIVES, CaptionedImage, narrated_names, read_images
 from dreamkit_data.patterns import matching_files
+from dreamkit_data.spans import changed_error
 from dreamkit_data.stored_images import image_paths
 
 VERSION: Final = 1
@@ -115,10 +116,15 @@ class Coco(Dataset):
         file = int(np.searchsorted(self._before, number, side="right")) - 1
         place, ends = number - int(self._before[file]), self._ends[file]
         data = self.index[file]["byte"][ends[place - 1] if place else 0 : ends[place]]
-        return self.files[file], CaptionedImage(*json.loads(data.tobytes()))
+        try:
+            return self.files[file], CaptionedImage(*json.loads(data.tobytes()))
+        except (ValueError, TypeError) as error:
+            raise changed_error(self.files[file]) from error
 
     def _tail(self, file: int, number: int) -> np.ndarray:
         """Return the ends of the records of a file, and the ids of their images."""
+        if self.index[file].dtype != BYTE or len(self.index[file]) < 16 * number:
+            raise changed_error(self.files[file])
         data = self.index[file]["byte"]
         return np.frombuffer(data[len(data) - 16 * number :].tobytes(), "<i8").reshape(2, number)
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from dreamkit import DocumentError, count, describe_error, indexed, printable, read_error
 from dreamkit_data.columns import Kind, column_problem, is_bytes
 from dreamkit_data.row_groups import LARGE, MEMORY, RowGroup, RowGroups
+from dreamkit_data.spans import changed_error
 
 VERSION: Final = 1
 GROUP: Final = np.dtype([("rows", "<i8"), ("bytes", "<i8"), ("stored", "<i8")])
@@ -68,6 +69,9 @@ class ParquetRows:
         index = indexed(
             self.files, build, kind="parquet", version=VERSION, settings=self.columns, folder=folder
         )
+        for path, groups in zip(self.files, index, strict=True):
+            if groups.dtype != GROUP or any((groups[key] < 0).any() for key in GROUP.names or ()):
+                raise changed_error(path)
         self.groups = np.concatenate(list(index))
         self._rows_before = np.concatenate([[0], np.cumsum(self.groups["rows"])])  # each row group
         self._groups_before = np.concatenate([[0], np.cumsum(index.rows)])  # each file

@@ -11,7 +11,8 @@ from typing import Any, Final, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dreamkit import StorageError, describe_error, printable, read_error
+from dreamkit import describe_error, printable, read_error
+from dreamkit_data.spans import changed_error
 
 LARGE: Final = 2**27  # bytes of a row group, decoded; a larger one is read in parts
 MEMORY: Final = 256  # MiB of decoded rows that a process keeps
@@ -135,10 +136,7 @@ class RowGroups:
 
     def _refuse_change(self, file: int, cause: Exception | None = None) -> None:
         if _status(self.files[file]) != self._statuses[file]:
-            raise StorageError(
-                f"{printable(self.files[file])} changed while being read: its size or time of change is another one "
-                "now; restore it or start anew"
-            ) from cause
+            raise changed_error(self.files[file]) from cause
 
     def _forget(self) -> None:
         self._readers: OrderedDict[tuple[int, bool], pq.ParquetFile] = OrderedDict()
