@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
+from itertools import count as numbers_from
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.fingerprint import document_hash
 from dreamkit.document import Document, Segment, Text
-from dreamkit.errors import excerpt
+from dreamkit.errors import count, excerpt
 from dreamkit.storage.cache_folder import VARIABLE
 from dreamkit.testing.expect import KitError, expect, expect_true, named
 from dreamkit.testing.subject import Subject
@@ -78,7 +78,7 @@ class DatasetSubject(Subject):
             raise KitError(f"expected contracts.tiny_dataset(...) for a data set, got {build!r}")
         super().__init__(build)
         self.example = build
-        self._numbers = count(1)  # of folders
+        self._numbers = numbers_from(1)  # of folders
 
     @cached_property
     def room(self) -> Path:
@@ -186,7 +186,8 @@ def expect_same_document(actual: Document, expected: Document, name: str, other:
 def _described(segment: Segment) -> str:
     if isinstance(segment, Text):
         return f"'{excerpt(segment.text)}'"
-    return f"an image of {segment.picture.width} x {segment.picture.height} pixels"
+    width, height = segment.picture.size
+    return f"an image of {width} x {count(height, 'pixel')}"
 
 
 def _remove(folder: Path, process: int) -> None:

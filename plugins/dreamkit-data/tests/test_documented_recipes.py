@@ -34,7 +34,9 @@ def test_the_script_of_the_page_makes_small_row_groups(
     monkeypatch.chdir(tmp_path)
     table = pa.table({"a": range(250)})
     pq.write_table(table, "big.parquet")
-    (script,) = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "ParquetWriter" in code]
+    (script,) = [
+        code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "ParquetWriter" in code
+    ]
     exec(compile(script, "data.md", "exec"), {})
     assert pq.read_table("small.parquet").equals(table)
     metadata = pq.read_metadata("small.parquet")
