@@ -104,7 +104,7 @@ class Coco(Dataset):
         captions = list(image.captions)
         for number in self._records[first + 1 : end]:
             captions += self._record(int(number))[1].captions
-        where = f"{printable(table)}: image {image.id}"
+        where = f"{printable(table)}!{image.id}"
         names = narrated_names(image.id, image.names[0]) if self.is_narrated else image.names
         paths = image_paths(table, self.config.images)
         name = next((name for name in names if os.path.exists(paths.folder / name)), names[0])

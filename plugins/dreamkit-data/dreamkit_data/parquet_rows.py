@@ -26,7 +26,7 @@ class Row(NamedTuple):
     """One row.
 
     Attributes:
-        where: file and row, from 0.
+        where: `file:row`, from 0.
         table: the file.
         values: value of each column, as pyarrow converts it to Python.
     """
@@ -97,11 +97,11 @@ class ParquetRows:
         group = int(np.searchsorted(self._rows_before, index, side="right")) - 1
         file = int(np.searchsorted(self._groups_before, group, side="right")) - 1
         first = int(self._groups_before[file])
-        where = f"{printable(self.files[file])}: row {index - int(self._rows_before[first])}"
+        where = f"{printable(self.files[file])}:{index - int(self._rows_before[first])}"
         rows, size, _ = self.groups[group].tolist()
         place = RowGroup(file, group - first, rows, size)
         with self._own_lock():
-            batch, row = self._reader.batch(place, index - int(self._rows_before[group]))
+            batch, row = self._reader.batch(place, index - int(self._rows_before[group]), where)
             values = {name: _value(batch, name, row, where) for name in self.columns}
         return Row(where, self.files[file], values)
 
