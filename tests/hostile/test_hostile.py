@@ -79,7 +79,7 @@ def arranged(row: Row, root: Path, example: Example | None = None) -> Iterator[l
             stack.enter_context(mutated(path, mutation))
             if row.verified is not None and example.has_right_hash:
                 stack.enter_context(right_hash(root / row.verified, path))
-        yield [row.command, *(str(out) if word == OUT else word for word in row.arguments)]
+        yield [*row.command.split(), *(str(out) if word == OUT else word for word in row.arguments)]
 
 
 def assert_harmless(row: Row, root: Path, outcome: Outcome) -> None:
