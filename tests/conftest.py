@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
 
-CACHE = tempfile.TemporaryDirectory(prefix="dreamkit-cache-", ignore_cleanup_errors=True)  # until this process ends
+CACHE = tempfile.TemporaryDirectory(
+    prefix="dreamkit-cache-", ignore_cleanup_errors=True
+)  # until this process ends
 os.environ.setdefault("DREAMKIT_CACHE_FOLDER", CACHE.name)
 
 # Times are random when several processes share few cores.

@@ -11,10 +11,12 @@ from PIL import Image as PIL
 
 import odd_data
 import tiny
+from dreamkit.data import samples
 from dreamkit.data.fingerprint import document_hash
+from dreamkit.data.interleaved import Interleaved
 from dreamkit.data.mixture import run_mixture
 from dreamkit.data.pairs import Pairs, PairsConfig
-from dreamkit.errors import RecipeError
+from dreamkit.errors import RecipeError, StorageError
 from dreamkit.inspection import data_check
 from dreamkit.inspection.content_index import ContentIndex
 from dreamkit.inspection.data_check import check_data
@@ -252,3 +254,18 @@ def test_open_run_lists_every_problem(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as error:
         open_run(misfit, Registry.load())
     assert [problem.key for problem in error.value.problems] == ["train.max_length", "data.0"]
+
+
+def test_a_disk_that_fails_is_a_problem_of_each_document(
+    tmp_path: Path, pages: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise StorageError("the disk fails")
+
+    monkeypatch.setattr(samples, "DELAYS", ())
+    opened = check_data(recipe([pages]), REGISTRY, samples=1)
+    assert opened.problems == ()
+    monkeypatch.setattr(Interleaved, "sample", fail)
+    report = check([pages])
+    assert {problem.message for problem in report.problems} == {"the disk fails"}
+    assert report.packing is not None and report.packing.rows == 0
