@@ -97,7 +97,7 @@ class Coco(Dataset):
         return super().fingerprint() | {"names and captions": hashed.hexdigest()[:32]}
 
     def _document(self, index: int, choices: random.Random | None) -> Document:
-        index = range(len(self))[index]
+        self.check_index(index)
         first, end = self._bounds[index], self._bounds[index + 1]
         table, image = self._record(int(self._records[first]))
         captions = list(image.captions)

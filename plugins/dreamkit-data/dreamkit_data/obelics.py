@@ -86,6 +86,7 @@ class Obelics(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Document:
+        self.check_index(index)
         row = self.rows[index]
         places = read_places(row)
         stored = [place.number for place in places if place.image is not None][: self.config.max_images]
