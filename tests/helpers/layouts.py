@@ -65,6 +65,19 @@ class TinyDocuments(Dataset):
         return self.documents[index]
 
 
+class BadDocuments(TinyDocuments):
+    """The documents of `tiny`, of which some are bad."""
+
+    def __init__(self, bad: Sequence[int] = (1, 3)) -> None:
+        super().__init__()
+        self.bad = bad
+
+    def __getitem__(self, index: int) -> Document:
+        if index in self.bad:
+            raise DocumentError(f"/data/a.tar!{index}: expected an image, got a text of {index} letters")
+        return super().__getitem__(index)
+
+
 def stop_second_process(reason: str) -> Callable[[Samples, int], Document]:
     """Return a `Samples.document` that has an error or sends a signal at the third document of that process."""
     reads = count(1)
@@ -261,6 +274,13 @@ def main(folder: Path) -> None:
         except (DocumentError, TrainingError, Interrupted) as error:
             (folder / f"{left.name}.{dist.get_rank()}.txt").write_text(with_notes(error))
         train_recipe(recipe(), Registry.load(), left, datasets=[TinyDocuments()], resume=True)
+
+    train_recipe(recipe(), Registry.load(), folder / "skipping", datasets=[BadDocuments()])
+    try:
+        with patch("dreamkit.data.skipped.UNLIMITED", 2):
+            train_recipe(recipe(), Registry.load(), folder / "too many", datasets=[BadDocuments()])
+    except TrainingError as error:
+        (folder / f"too many.{dist.get_rank()}.txt").write_text(with_notes(error))
 
     straight, resumed = folder / "straight", folder / "resumed"
     settings = recipe(save_every=1)
