@@ -48,7 +48,8 @@ def index(
     from dreamkit import Registry, load_recipe
 
     registry = Registry.load()
-    recipes, patterns = [], []
+    recipes: list[str] = []
+    patterns: list[str] = []
     for target in targets:
         is_recipe = target.endswith((".yaml", ".yml")) or target in registry.shipped_recipes()
         (recipes if is_recipe else patterns).append(target)

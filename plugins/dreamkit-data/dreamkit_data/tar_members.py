@@ -96,6 +96,8 @@ def members(read: Read, start: int, end: int, where: str, *, whole: bool = True)
                 pax = records if kind != b"g" else pax
             position += -(-size // BLOCK) * BLOCK
             continue
+        if kind == b"\0" and name.endswith("/"):  # the first tars mark folders by their names
+            kind = _FOLDER
         name = _decoded(pax[b"path"]) if b"path" in pax else long_name or name
         if b"size" in pax:
             size = _decimal(pax[b"size"], f"{where}: byte {position:,}")
@@ -104,7 +106,7 @@ def members(read: Read, start: int, end: int, where: str, *, whole: bool = True)
         name = name.removeprefix("./")
         if (problem := _problem(kind, name)) is not None:
             raise DocumentError(f"{where}!{printable(name)}: {problem}; write the archive without it")
-        if kind in _REGULAR and not name.endswith("/"):  # the first tars mark folders by their names
+        if kind in _REGULAR:
             if position + size > end:
                 raise DocumentError(
                     f"{where}: {_cut(position, end, True)}: '{excerpt(name)}' has {size:,} bytes"

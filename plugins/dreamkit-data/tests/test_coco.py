@@ -61,7 +61,7 @@ def test_an_image_is_one_document_to_draw_or_to_read(tmp_path: Path, images: Pat
             False,
         )  # the file has them backwards
         assert shows(image, number)
-        assert data[index].name == f"{file}: image {number}"
+        assert data[index].name == f"{file}!{number}"
     image, text = opened(file, images=images, direction="read")[1].segments
     assert (text, image.draw, image.read) == (Text("A two."), False, True)
 
@@ -163,7 +163,7 @@ def test_an_image_that_is_missing_is_a_bad_sample(tmp_path: Path, images: Path) 
     (images / coco_name(285)).unlink()
     data = opened(file, images=images)
     assert data[0].text == "A small one."
-    with pytest.raises(DocumentError, match=f"{file}: image 285: no such image: {images / coco_name(285)}"):
+    with pytest.raises(DocumentError, match=f"{file}!285: no such image: {images / coco_name(285)}"):
         data[1]
 
 
