@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from dreamkit.testing import contracts
-from dreamkit_data.coco import Coco, CocoConfig
+from dreamkit_data.coco import Coco
 from dreamkit_data.mmc4 import MMC4, MMC4Config
-from dreamkit_data.obelics import Obelics, ObelicsConfig
+from dreamkit_data.obelics import Obelics
 from dreamkit_data.table import Table, TableConfig
 from dreamkit_data.tars import Tars, TarsConfig
 from dreamkit_digits.documents import Digits
-from table_files import coco_name, name, png, write_coco_captions, write_obelics, write_pairs, write_png
+from table_files import name, png, write_pairs
 from tar_files import digit_metadata, write_img2dataset, write_mmc4, write_mmc4_lines
 
 
@@ -49,19 +49,6 @@ def write_tsv(folder: Path) -> TableConfig:
     return TableConfig(folder / "pairs.tsv", direction="read")
 
 
-def write_coco(folder: Path) -> CocoConfig:
-    """Write images with one and two captions."""
-    captions = {7: ["a digit", "a number"], 139: ["a digit"]}
-    for number in captions:
-        write_png(folder / "val2017", coco_name(number), number)
-    return CocoConfig(write_coco_captions(folder / "captions.json", captions), images=folder / "val2017")
-
-
-def write_web_pages(folder: Path) -> ObelicsConfig:
-    """Write documents of texts and images; one has an image without a stored copy."""
-    return ObelicsConfig(write_obelics(folder / "a.parquet", [["A", 1, "B"], [2, None, "C"], [3]], rows=2))
-
-
 @contracts.parametrize("dataset", contracts.tiny_dataset(Tars, write_tars))
 def test_tars(check):
     check()
@@ -87,11 +74,11 @@ def test_table_of_text(check):
     check()
 
 
-@contracts.parametrize("dataset", contracts.tiny_dataset(Coco, write_coco))
+@contracts.parametrize("dataset", contracts.tiny_dataset(Coco))
 def test_coco(check):
     check()
 
 
-@contracts.parametrize("dataset", contracts.tiny_dataset(Obelics, write_web_pages))
+@contracts.parametrize("dataset", contracts.tiny_dataset(Obelics))
 def test_obelics(check):
     check()
