@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dreamkit import ConfigError
+from dreamkit import ConfigError, printable
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ def filtered_reason(record: Mapping[str, Any], filters: Mapping[str, Bounds]) ->
     for key, bounds in filters.items():
         number = record.get(key)
         if isinstance(number, bool) or not isinstance(number, int | float) or number != number:  # NaN
-            return f"without a number as '{key}', which has a filter"
+            return f"without a number as '{printable(key)}', which has a filter"
         if not bounds.includes(number):
-            return f"by the filter of '{key}' ({bounds})"
+            return f"by the filter of '{printable(key)}' ({bounds})"
     return None
 
 
