@@ -7,7 +7,7 @@ from .data.dataset import Dataset as Dataset
 from .data.image_files import decode_picture as decode_picture
 from .data.index_store import indexed as indexed
 from .data.mixture import Mixture as Mixture
-from .data.read_errors import read_error as read_error
+from .data.reading import read_error as read_error
 from .data.records import ImagePaths as ImagePaths
 from .document import Document as Document, Image as Image, Text as Text
 from .errors import (

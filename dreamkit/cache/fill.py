@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from PIL.Image import Image as Picture
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Dataset as TorchDataset
 
 from dreamkit.cache.manifest import PART_OF, Table
 from dreamkit.cache.model_check import plugin_errors, table_module
 from dreamkit.cache.read import EXTRAS
 from dreamkit.cache.shards import KEY_BYTES, ShardWriter, picture_key
 from dreamkit.data.dataset import Dataset
+from dreamkit.data.reading import read_document
 from dreamkit.data.sequence import blank_picture
+from dreamkit.data.skipped import Skipped, is_beyond, split_place, summarize
 from dreamkit.data.workers import in_shared_memory, original_errors
 from dreamkit.document import Document
+from dreamkit.errors import CacheError, DocumentError, StorageError
 from dreamkit.model.model import DreamModel
+from dreamkit.recipe.sections import TrainSection
 
 DOCUMENTS, PICTURES = 8, 32  # read at a time; computed at a time
 PIXELS = "pixels"  # the preprocessed tensor that a part computes from; other tensors are stored as they are
@@ -109,19 +113,39 @@ class TableBuilder:
 
 @original_errors()
 def fill(
-    builders: Mapping[Table, TableBuilder], datasets: Sequence[Dataset], workers: int, on_progress: OnProgress
-) -> None:
-    """Read all documents with `workers` processes, and compute the tables of their images."""
-    documents: Any = ConcatDataset([cast(Any, dataset) for dataset in datasets])
+    builders: Mapping[Table, TableBuilder],
+    datasets: Sequence[Dataset],
+    train: TrainSection,
+    on_progress: OnProgress,
+) -> list[Skipped]:
+    """Read all documents with `train.workers` processes, and compute the tables of their images.
+
+    Return the documents that cannot be used, which training skips, too.
+
+    Raises:
+        DocumentError: a document cannot be used, and the recipe's policy is to stop.
+        CacheError: too many documents cannot be used.
+    """
+    skipped: list[Skipped] = []
+    documents: Any = ConcatDataset(
+        [_Readable(number, dataset, train.on_error) for number, dataset in enumerate(datasets)]
+    )
     reader = _Reader({table: builder.preprocess for table, builder in builders.items()})
     documents_read, images = 0, set[bytes]()
     on_progress(CachingProgress(0, len(documents), 0))
-    for batch in DataLoader(documents, DOCUMENTS, num_workers=workers, collate_fn=reader):
+    for batch in DataLoader(documents, DOCUMENTS, num_workers=train.workers, collate_fn=reader):
         for table, (keys, inputs) in batch.tables.items():
             builders[table].add(keys, inputs)
             images.update(keys)
         documents_read += batch.documents
+        skipped += batch.skipped
+        if is_beyond(train.max_skipped, len(skipped), documents_read):
+            raise CacheError(
+                f"expected at most {train.max_skipped:.2%} bad documents (train.max_skipped), got {len(skipped):,} of "
+                f"{documents_read:,}; {summarize(skipped)}; correct the data or raise train.max_skipped"
+            )
         on_progress(CachingProgress(documents_read, len(documents), len(images)))
+    return skipped
 
 
 def preprocess(method: Preprocess, pictures: Sequence[Picture]) -> dict[str, Tensor]:
@@ -131,10 +155,37 @@ def preprocess(method: Preprocess, pictures: Sequence[Picture]) -> dict[str, Ten
     return {PIXELS: pixels, **{EXTRAS + name: extras[name] for name in extras}}
 
 
+class _Readable(TorchDataset["Document | Skipped"]):
+    """The documents of a data set, with a record in place of each that cannot be used and may be skipped."""
+
+    def __init__(self, number: int, dataset: Dataset, on_error: Literal["skip", "stop"]) -> None:
+        self.number = number
+        self.dataset = dataset
+        self.on_error = on_error
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Document | Skipped:
+        where = f"data.{self.number} ({type(self.dataset).__name__}): document {index}"
+        try:
+            return read_document(lambda: self.dataset[index], where)
+        except StorageError:
+            raise
+        except DocumentError as error:
+            if self.on_error == "stop":
+                raise
+            return Skipped(index, self.number, index, *split_place(str(error)))
+
+
 class _ReadBatch(NamedTuple):
-    """The number of documents read; for each table, keys and preprocessed tensors of their new images."""
+    """The number of documents read, and those that cannot be used.
+
+    For each table, keys and preprocessed tensors of the new images.
+    """
 
     documents: int
+    skipped: list[Skipped]
     tables: dict[Table, tuple[list[bytes], dict[str, Tensor]]]
 
 
@@ -145,7 +196,9 @@ class _Reader:
     methods: Mapping[Table, Preprocess]
     keys: dict[Table, set[bytes]] = field(default_factory=dict)
 
-    def __call__(self, documents: Sequence[Document]) -> _ReadBatch:
+    def __call__(self, items: Sequence[Document | Skipped]) -> _ReadBatch:
+        documents = [item for item in items if isinstance(item, Document)]
+        skipped = [item for item in items if isinstance(item, Skipped)]
         new: dict[Table, dict[bytes, Picture]] = {table: {} for table in self.methods}
         for image in (image for document in documents for image in document.images):
             key = picture_key(image.picture)
@@ -157,4 +210,4 @@ class _Reader:
             self.keys.setdefault(table, set()).update(pictures)
             if pictures:
                 tables[table] = [*pictures], preprocess(self.methods[table], [*pictures.values()])
-        return tree_map_only(Tensor, in_shared_memory, _ReadBatch(len(documents), tables))
+        return tree_map_only(Tensor, in_shared_memory, _ReadBatch(len(items), skipped, tables))

@@ -21,6 +21,7 @@ from dreamkit.cache.shards import ShardWriter
 from dreamkit.checkpoints.inputs import open_inputs
 from dreamkit.checkpoints.load import load_weights
 from dreamkit.data.dataset import Dataset
+from dreamkit.data.skipped import Skipped
 from dreamkit.errors import CacheError, did_you_mean
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.precision import full_float64
@@ -47,11 +48,19 @@ class Estimate(NamedTuple):
 
 
 class CacheReport(NamedTuple):
-    """The manifest of a written cache, the reason for each requested table that it lacks, and if it replaced one."""
+    """A cache that was written.
+
+    Attributes:
+        manifest: its manifest.
+        left_out: the reason for each requested table that it lacks.
+        replaced: flag: it replaced another one.
+        skipped: documents that cannot be used.
+    """
 
     manifest: CacheManifest
     left_out: dict[Table, str]
     replaced: bool
+    skipped: tuple[Skipped, ...] = ()
 
 
 def make_cache(
@@ -110,7 +119,7 @@ def make_cache(
             }
             sizes = {table: builder.row_bytes for table, builder in builders.items()}
             on_start(Estimate(sizes, sum(map(len, datasets)), shutil.disk_usage(partial).free))
-            fill(builders, datasets, recipe.train.workers, on_progress)
+            skipped = fill(builders, datasets, recipe.train, on_progress)
             reasons |= {table: NO_IMAGES[table] for table in cacheable if not builders[table].finish()}
         _refuse_without_table(reasons)
         tables: dict[str, TableRecord] = {
@@ -128,7 +137,7 @@ def make_cache(
         manifest.write(partial)
         replaced = (out / CacheManifest.FILE).is_file()
     left_out = {table: reason for table, reason in reasons.items() if reason is not None}
-    return CacheReport(manifest, left_out, replaced)
+    return CacheReport(manifest, left_out, replaced, tuple(skipped))
 
 
 def _refuse_to_replace(folder: Path, overwrite: bool) -> None:

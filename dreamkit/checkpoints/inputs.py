@@ -8,16 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Literal, NamedTuple
 
 from dreamkit.build.fit_record import Fit
 from dreamkit.checkpoints.compare import compare_adapters, compare_components
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.data.dataset import Dataset
 from dreamkit.document import Document
-from dreamkit.errors import DocumentError, RecipeError, RecipeProblem, article, count
+from dreamkit.errors import DocumentError, RecipeError, RecipeProblem, StorageError, article, count
 from dreamkit.parts.specs import LanguageSpec
 from dreamkit.recipe.sections import DataSection, Recipe
 from dreamkit.registry.registry import Registry
+
+TRIED: Final = 100  # documents of a data set, until one can be read
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,18 @@ class Inputs:
     Attributes:
         datasets: a data set for each section of `recipe.data`; None for one with a problem.
         problems: why the recipe cannot be trained with these inputs.
+        bad_documents: lines about first documents that training skips.
     """
 
     datasets: tuple[Dataset | None, ...]
     problems: tuple[RecipeProblem, ...]
+    bad_documents: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
-        """Lines about data that the data sets do not read."""
-        return [note for dataset in self.datasets if dataset is not None for note in dataset.notes]
+        """Lines about data that the data sets or the training do not read."""
+        notes = [note for dataset in self.datasets if dataset is not None for note in dataset.notes]
+        return [*notes, *self.bad_documents]
 
     def require_datasets(self) -> list[Dataset]:
         """Return the data sets.
@@ -58,6 +64,7 @@ def open_inputs(
 ) -> Inputs:
     """Open the data sets of a recipe with the first document of each, and compare `recipe.init` with its manifest.
 
+    If training skips bad documents, the first one that can be read counts. It must be among the first `TRIED`.
     `datasets` replaces the data sets of the recipe. A conversation is a problem if the language model of the spec
     `language` refuses it. No weights are read. The code of a plug-in may fail in any way: each failure is a problem.
     """
@@ -72,17 +79,28 @@ def open_inputs(
         return Inputs((), tuple(record.problems))
     opened = [
         record.attempt(
-            f"data.{number}", _open, section, registry, None if datasets is None else datasets[number]
+            f"data.{number}",
+            _open,
+            section,
+            registry,
+            None if datasets is None else datasets[number],
+            recipe.train.on_error,
         )
         for number, section in enumerate(recipe.data)
     ]
     refusal = None if language is None else language.conversation_problem
-    for number, dataset in enumerate(opened if refusal else ()):
-        if dataset is not None and dataset[0].is_conversation:
+    for number, each in enumerate(opened if refusal else ()):
+        if each is not None and each.first.is_conversation:
             record.problem(
                 f"data.{number}", f"expected documents without roles, got a conversation; {refusal}"
             )
-    return Inputs(tuple(opened), tuple(record.problems))
+    bad = [
+        f"data.{number}: bad documents are skipped in training; the first document is one: {each.bad}"
+        for number, each in enumerate(opened)
+        if each is not None and each.bad is not None
+    ]
+    sets = tuple(None if each is None else each.dataset for each in opened)
+    return Inputs(sets, tuple(record.problems), tuple(bad))
 
 
 def _check_init(folder: Path, recipe: Recipe) -> None:
@@ -97,21 +115,43 @@ def _check_init(folder: Path, recipe: Recipe) -> None:
     compare_adapters(folder, manifest, recipe)
 
 
-def _open(section: DataSection, registry: Registry, replacement: Dataset | None) -> Dataset:
-    """Return the data set of a section, or its replacement.
+class _Opened(NamedTuple):
+    """A data set, its first document that can be read, and the error of the very first one, or None."""
+
+    dataset: Dataset
+    first: Document
+    bad: DocumentError | None
+
+
+def _open(
+    section: DataSection, registry: Registry, replacement: Dataset | None, on_error: Literal["skip", "stop"]
+) -> _Opened:
+    """Return the data set of a section, or its replacement, with its first document.
 
     Raises:
-        DocumentError: it has no documents, or its first one is not a document.
+        DocumentError: it has no documents, or none of the first can be read, or the first one is not a document.
     """
     dataset: Dataset = (
         replacement if replacement is not None else registry.get("dataset", section.name)(section.config)
     )
     if len(dataset) == 0:
         raise DocumentError("no documents; add some or remove the data set")
-    first = dataset[0]
+    bad: DocumentError | None = None
+    tried = min(len(dataset), 1 if on_error == "stop" else TRIED)
+    for index in range(tried):
+        try:
+            first = dataset[index]
+            break
+        except StorageError:
+            raise
+        except DocumentError as error:
+            bad = bad or error
+    else:
+        assert bad is not None, "a document was tried"
+        raise DocumentError(f"{bad}; none of the first {tried} documents can be read") if tried > 1 else bad
     if not isinstance(first, Document):
         kind = type(first).__name__
         raise DocumentError(
             f"expected a Document from {type(dataset).__name__}, got {article(kind)} {kind}; fix its plug-in"
         )
-    return dataset
+    return _Opened(dataset, first, bad)

@@ -26,9 +26,9 @@ def test_plugin(
 ) -> None:
     """Test an installed plug-in's contract.
 
-    Imports everything that the plug-in registers. Builds each part at a tiny size and runs the checks of its kind,
-    which docs/plugins/checks.md lists. Writes no file. Exits with code 1 if a check fails, or if --check is skipped
-    for every component. Needs dreamkit-core[testing].
+    Imports everything that the plug-in registers. Builds each part at a tiny size, and each data set on the few files
+    that it writes as its example. Runs the checks of its kind, which docs/plugins/checks.md lists. Leaves no file.
+    Exits with code 1 if a check fails, or if --check is skipped for every component. Needs dreamkit-core[testing].
 
     Example: dreamkit test-plugin dreamkit-transformers --component clip --quick
     """
@@ -77,8 +77,8 @@ def new_plugin(
 ) -> None:
     """Write a plug-in package to start from.
 
-    The package has a small part that works, tests, and instructions to publish it. It can be installed at once, and
-    passes its contract test. The part is a file of fewer than 100 lines.
+    The package has a small part or data set that works, tests, and instructions to publish it. It can be installed at
+    once, and passes its contract test. The component is a file of fewer than 100 lines.
 
     Example: dreamkit new-plugin dreamkit-wave --kind vision-encoder
     """

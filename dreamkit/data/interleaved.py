@@ -58,7 +58,7 @@ class Interleaved(Dataset):
     @classmethod
     def tiny_config(cls, folder: Path) -> InterleavedConfig:
         red, green, blue = write_images(folder)
-        records = [
+        records: list[dict[str, Any]] = [
             {"text": "A red square: <image> and a green one: <draw>", "images": [red, green]},
             {"text": "<image> is blue.", "images": [blue]},
             {"text": "No square at all."},

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import time
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -12,18 +10,15 @@ from torch.utils.data import Dataset as TorchDataset
 
 from dreamkit.data.cutting import cut_sequence
 from dreamkit.data.mixture import Mixture
-from dreamkit.data.read_errors import read_error
+from dreamkit.data.reading import read_document
 from dreamkit.data.seeds import choices, stream_seed
 from dreamkit.data.sequence import Sequence, Sequencer
 from dreamkit.data.skipped import Skipped, split_place, summarize
 from dreamkit.document import Document
-from dreamkit.errors import DocumentError, StorageError, count, describe_error
-from dreamkit.interrupts import pending
-from dreamkit.parts.pictures import picture_problem
+from dreamkit.errors import DocumentError, StorageError, count
 from dreamkit.recipe.sections import TrainSection
 
 MAX_ATTEMPTS: Final = 100  # documents tried for one place
-DELAYS: Final = (1, 2, 4, 8)  # seconds between reads that a disk or network fails
 
 
 @dataclass(frozen=True)
@@ -98,29 +93,15 @@ class Samples(TorchDataset[Sequence]):
         While a disk or network fails, the document is read again after some seconds.
 
         Raises:
-            DocumentError: the document cannot be read.
+            DocumentError: the document cannot be read, or one of its images cannot be used.
             StorageError: the disk or network still fails.
         """
         number, index = self.position(place, attempt)
-        for delay in DELAYS:
-            try:
-                return self._read(place, number, index)
-            except StorageError:
-                if pending() is not None:
-                    raise
-            time.sleep(delay)
-        return self._read(place, number, index)
-
-    def _read(self, place: int, number: int, index: int) -> Document:
-        """Return a document; raise the error of a system that a data set leaves as it is like those of dreamkit."""
         dataset = self.mixture.data_sets[number]
-        try:
-            return dataset.sample(index, choices(self.mixture.seed, place))
-        except OSError as error:
-            if error.errno == errno.EMFILE:  # of this process, not of the data
-                raise
-            where = f"data.{number} ({type(dataset).__name__}): document {index}"
-            raise read_error(f"{where}: {describe_error(error)}", error) from error
+        return read_document(
+            lambda: dataset.sample(index, choices(self.mixture.seed, place)),
+            f"data.{number} ({type(dataset).__name__}): document {index}",
+        )
 
     def _size(self, place: int) -> int:
         """Return the number of documents in the data set for `place`."""
@@ -131,12 +112,9 @@ class Samples(TorchDataset[Sequence]):
         """Return the training sequence of a document, cut if it is too long and the policy is to cut.
 
         Raises:
-            DocumentError: it has nothing to train on, or an image that cannot be used.
+            DocumentError: it has nothing to train on.
             _TooLongError: it is too long, and the policy is another one.
         """
-        for image in document.images:
-            if problem := picture_problem(image.picture):
-                raise DocumentError(f"{document.name}: {problem}")
         if self.policy.too_long == "cut":
             return cut_sequence(self.sequencer, document)
         sequence = self.sequencer.whole_sequence(document)

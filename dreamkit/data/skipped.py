@@ -20,6 +20,7 @@ _VARIABLE: Final = re.compile(
     r"'[^']*'|\S*/\S*|\d[\d,.]*"
 )  # differs between documents with one kind of problem
 MAX_KIND: Final = 120  # characters
+UNLIMITED: Final = 1000  # documents that are read before the limit of the bad ones holds
 
 
 @dataclass(frozen=True)
@@ -59,25 +60,26 @@ class SkippedSummary:
     """Numbers of skipped documents by data set, shard and kind of reason."""
 
     def __init__(self) -> None:
-        self._numbers: dict[str, Counter[str]] = {
-            "data set": Counter(),
-            "file": Counter(),
-            "reason": Counter(),
-        }
+        self.documents = 0
+        self._sets: Counter[str] = Counter()
+        self._shards: Counter[str] = Counter()
+        self._kinds: Counter[str] = Counter()
 
     def add(self, document: Skipped) -> None:
         """Count a document."""
-        self._numbers["data set"][f"data.{document.data}"] += 1
-        self._numbers["file"][document.shard or "unknown"] += 1
-        self._numbers["reason"][kind_of_problem(document.reason)] += 1
+        self.documents += 1
+        self._sets[f" in data.{document.data}"] += 1
+        self._kinds[f": {kind_of_problem(document.reason)}"] += 1
+        if document.shard is not None:
+            self._shards[f" in {document.shard}"] += 1
 
     def most_common(self) -> str:
-        """Return the most common data set, shard and kind of reason, each with its share of the documents."""
-        texts = []
-        for label, numbers in self._numbers.items():
-            for value, number in numbers.most_common(1):
-                texts.append(f"{number:,} of {numbers.total():,} have the {label} {value}")
-        return "; ".join(texts)
+        """Return the most common data set, shard and kind of reason, each with its number."""
+        return "; ".join(
+            f"{number:,} of {self.documents:,}{text}"
+            for numbers in (self._sets, self._shards, self._kinds)
+            for text, number in numbers.most_common(1)
+        )
 
 
 def summarize(documents: Iterable[Skipped]) -> str:
@@ -86,6 +88,11 @@ def summarize(documents: Iterable[Skipped]) -> str:
     for document in documents:
         summary.add(document)
     return summary.most_common()
+
+
+def is_beyond(max_skipped: float, bad: int, read: int) -> bool:
+    """Return True if more than the share `max_skipped` of the documents that were read are bad."""
+    return read > UNLIMITED and bad > max_skipped * read
 
 
 def kind_of_problem(reason: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 
@@ -53,6 +54,17 @@ class _Float64(TorchFunctionMode):
         def change(value: Any) -> Any:
             return torch.float64 if value is torch.float32 else value
 
-        func = Tensor.double if func is Tensor.float else func
         named = {name: change(value) for name, value in (kwargs or {}).items()}
+        if func is Tensor.backward and len(args) == 1 and not any(named.values()):
+            return self._backward(args[0])
+        func = Tensor.double if func is Tensor.float else func
         return func(*map(change, args), **named)
+
+    def _backward(self, loss: Tensor) -> None:
+        """Run the backward pass in this mode: it recomputes layers.
+
+        torch leaves a mode while it calls `__torch_function__`, and enters no mode for a gradient edge.
+        """
+        edge, gradient = get_gradient_edge(loss), torch.ones_like(loss)
+        with self:
+            torch.autograd.backward(edge, gradient)

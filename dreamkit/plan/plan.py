@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from dreamkit.build.build import build_on_meta
 from dreamkit.build.fit import fit
 from dreamkit.build.fit_record import part_section
 from dreamkit.cache.recipe_check import cache_problems
+from dreamkit.data.batch import Batch, Collator
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.mixture import run_mixture
-from dreamkit.document import Document
+from dreamkit.data.samples import Policy, Samples
 from dreamkit.errors import DreamkitError, RecipeError
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.part import Part
@@ -73,16 +75,17 @@ def plan(
     processes: int = 1,
     images: int = 1,
     device: Device = "cuda",
-    documents: Sequence[Document] | None = None,
+    make_batch: Callable[[Collator], Batch] | None = None,
 ) -> Plan:
     """Plan a training step of `recipe`; `device` is the one that the optimizer runs on.
 
-    The batch holds `documents`; None is `train.batch_size` documents of `train.max_length` tokens, with `images` each.
+    `make_batch` returns the batch, from the collator of the training. Without it, the batch is `train.batch_size`
+    documents of `train.max_length` tokens, with `images` each.
 
     Raises:
         RecipeError: parts do not fit, a part has no `meta_modules`, or `train.cache` does not fit.
         DreamkitError: nothing is trained, or a row has no room for this number of images.
-        DocumentError: a document is too long or has nothing to train on.
+        DocumentError: `make_batch` raised it.
     """
     result = fit(recipe, registry)
     if problems := cache_problems(result):
@@ -96,7 +99,7 @@ def plan(
     model.train()
     if recipe.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    batch = batch_shapes(model, recipe, images) if documents is None else collator(model, recipe)(documents)
+    batch = batch_shapes(model, recipe, images) if make_batch is None else make_batch(collator(model, recipe))
     rows, length = batch.input_ids_BT.shape
     # everything about the model is read before the step, which uses its tensors up
     parts, steps, memory = _sizes(model, recipe), chain(model, recipe), memory_of(model, processes, device)
@@ -113,7 +116,7 @@ def plan(
         rows=rows,
         length=length,
         tokens=tokens,
-        images=images if documents is None else None,
+        images=images if make_batch is None else None,
         most_images=most,
         unchecked=unchecked,
     )
@@ -130,11 +133,20 @@ def plan_data(
 ) -> Plan:
     """Plan each of the first `batches` of a training on `datasets`; return the plan with the highest peak.
 
+    Bad and long documents are skipped and cut as in the training.
+
     Raises:
         DreamkitError: as `plan` does.
         TrainingError: a data set is empty.
+        DocumentError: a document cannot be used, and the recipe's policy is to stop.
     """
-    documents, train = run_mixture(recipe, datasets, processes), recipe.train
+    mixture, train = run_mixture(recipe, datasets, processes), recipe.train
+
+    def make_batch(number: int, collator: Collator) -> Batch:
+        samples = Samples(mixture, collator.sequencer, Policy.of(train))
+        places = range(number * train.batch_size, (number + 1) * train.batch_size)
+        return collator.collate([samples[place] for place in places])
+
     count = min(batches, train.steps * train.accumulation * processes)
     plans = (
         plan(
@@ -142,9 +154,9 @@ def plan_data(
             registry,
             processes=processes,
             device=device,
-            documents=[documents[batch * train.batch_size + number] for number in range(train.batch_size)],
+            make_batch=partial(make_batch, number),
         )
-        for batch in range(count)
+        for number in range(count)
     )
     return max(plans, key=lambda each: each.memory.peak)
 

@@ -1,4 +1,4 @@
-"""The kinds of parts, and the names of a new plug-in: valid, and not in use."""
+"""The kinds of parts and data sets, and the names of a new plug-in: valid, and not in use."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ LICENSES: Final = ("Apache-2.0", "MIT", "BSD-3-Clause")
 
 @dataclass(frozen=True)
 class PartKind:
-    """A kind of part to start from.
+    """A kind of part, or a data set, to start from.
 
     `module` is the name of its file and its kind in the registry; `helpers` are the other files it needs. `section` is
-    its key in a recipe's `model`, and `settings` are the other keys that a recipe with it needs.
+    its key in a recipe's `model`, or `data`. `settings` are the other keys that a recipe with it needs.
     """
 
     module: str
@@ -35,6 +35,11 @@ class PartKind:
     section: str
     helpers: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_part(self) -> bool:
+        """True for a part of a model, which a recipe can train."""
+        return self.module != "dataset"
 
     @property
     def has_weights(self) -> bool:
@@ -62,6 +67,7 @@ KINDS: Final[Mapping[str, PartKind]] = {
         ("network", "schedulers", "weights"),
         {"generation": "{scheduler: euler}"},
     ),
+    "dataset": PartKind("dataset", "A data set", "texts, each beside the image that it describes", "data"),
 }
 
 

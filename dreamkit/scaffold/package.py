@@ -25,6 +25,10 @@ TRAINED: Final = (
     "dream_queries",
     "new_tokens",
 )  # by digits/stage1
+TESTED: Final = {
+    True: "this kind of part on a tiny one, which\n`{}.tiny_config()` describes",
+    False: "data sets on the few files that\n`{}.tiny_config(folder)` writes",
+}
 CLASS = "NewPart"  # the name of each part in `dreamkit.scaffold.parts`
 
 # top-level package that a part imports -> requirement of the distribution
@@ -74,18 +78,16 @@ def _files(
     names: Names, kind: PartKind, sources: Mapping[str, str], license: str, author: str | None
 ) -> dict[str, str]:
     """Return the text of each file by its path in the package's folder."""
-    section = f"{{name: {names.component}{', config: {}' if kind.has_weights else ''}}}"
-    settings = dict(kind.settings)
-    if kind.has_weights:  # its random weights must be trained too
-        settings["train.trainable"] = f"[{', '.join((*TRAINED, kind.section))}]"
-    overrides = {f"model.{kind.section}": section, **settings}
+    settings = _settings(names, kind)
     values: dict[str, Any] = {
         **vars(names),
         **vars(kind),
         "hook": REGISTERED[kind.module].hook,
-        "recipe_value": section,
-        "recipe_more": "".join(_yaml(key, value) for key, value in settings.items()),
-        "overrides": " ".join(f"'{key}={value}'" for key, value in overrides.items()),
+        "recipe": "".join(_yaml(key, value) for key, value in settings.items()),
+        "overrides": " ".join(f"'{key}={value}'" for key, value in settings.items()),
+        "noun": "part" if kind.is_part else "data set",
+        "build": f"tiny_{'part' if kind.is_part else 'dataset'}({names.class_name})",
+        "tested": TESTED[kind.is_part].format(names.class_name),
         "license": license,
         "year": str(date.today().year),
         "holder": author or f"the authors of {names.distribution}",
@@ -102,6 +104,7 @@ def _files(
         return Template(_text(f"templates/{template}")).substitute(values)
 
     values["settings"] = filled("weights.md.in" if kind.has_weights else "projector.md.in").strip()
+    values["use"] = filled(f"use_{'part' if kind.is_part else 'dataset'}.md.in").strip()
     parts = {
         f"{names.package}/{file}": re.sub(rf"\b{CLASS}\b", names.class_name, text)
         for file, text in sources.items()
@@ -118,6 +121,17 @@ def _files(
         ".github/workflows/test.yml": filled("test.yml.in"),
         ".github/workflows/publish.yml": filled("publish.yml.in"),
     }
+
+
+def _settings(names: Names, kind: PartKind) -> dict[str, str]:
+    """Return the settings of a recipe with the component, by their keys."""
+    if not kind.is_part:
+        return {kind.section: f"[{{name: {names.component}, path: examples}}]"}
+    section = f"{{name: {names.component}{', config: {}' if kind.has_weights else ''}}}"
+    settings = {f"model.{kind.section}": section, **kind.settings}
+    if kind.has_weights:  # its random weights must be trained too
+        settings["train.trainable"] = f"[{', '.join((*TRAINED, kind.section))}]"
+    return settings
 
 
 def _yaml(key: str, value: str) -> str:

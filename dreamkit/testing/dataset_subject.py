@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
+from itertools import count as numbers_from
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.fingerprint import document_hash
 from dreamkit.document import Document, Segment, Text
-from dreamkit.errors import excerpt
+from dreamkit.errors import count, excerpt
 from dreamkit.storage.cache_folder import VARIABLE
 from dreamkit.testing.expect import KitError, expect, expect_true, named
 from dreamkit.testing.subject import Subject
@@ -51,16 +51,20 @@ def tiny_dataset(cls: type[Dataset], write: Write | None = None) -> Example:
     The default of `write` is `cls.tiny_config`. Some checks call it again, for another folder.
 
     Raises:
-        KitError: `cls` is not a subclass of `Dataset`.
+        KitError: `cls` is not a subclass of `Dataset`, or it has no example and `write` is None.
     """
     if not (isinstance(cls, type) and issubclass(cls, Dataset)):
         raise KitError(f"expected a subclass of Dataset, got {cls!r}")
+    if write is None and (reason := missing_example(cls)):
+        raise KitError(f"{reason}, or pass a function that writes one")
     return Example(cls, cls.tiny_config if write is None else write)
 
 
-def has_example(cls: type[Dataset]) -> bool:
-    """Return True if the class has an example of its own: it overrides `tiny_config`."""
-    return cls.tiny_config.__func__ is not Dataset.tiny_config.__func__  # type: ignore[attr-defined]
+def missing_example(cls: type[Dataset]) -> str | None:
+    """Return the message about a class without an example of its own, or None if it overrides `tiny_config`."""
+    if cls.tiny_config.__func__ is not Dataset.tiny_config.__func__:  # type: ignore[attr-defined]
+        return None
+    return f"{cls.__qualname__} has no example; write one in its class method `tiny_config(folder)`"
 
 
 class DatasetSubject(Subject):
@@ -74,7 +78,7 @@ class DatasetSubject(Subject):
             raise KitError(f"expected contracts.tiny_dataset(...) for a data set, got {build!r}")
         super().__init__(build)
         self.example = build
-        self._copies = count(1)
+        self._numbers = numbers_from(1)  # of folders
 
     @cached_property
     def room(self) -> Path:
@@ -104,10 +108,11 @@ class DatasetSubject(Subject):
     @cached_property
     def written(self) -> Path:
         """The folder of the example as it was written; no data set is built on it."""
-        return self._write(self.room / "written")[0]
+        return self._write()[0]
 
-    def _write(self, folder: Path) -> tuple[Path, Any]:
+    def _write(self) -> tuple[Path, Any]:
         """Write the example into a new folder; return the folder and the Config."""
+        folder = self.room / f"example-{next(self._numbers)}"
         folder.mkdir()
         try:
             config = self.example.write(folder)
@@ -116,16 +121,13 @@ class DatasetSubject(Subject):
         except BaseException as error:  # also sys.exit and the exceptions that skip a test
             raise KitError(f"writing the example failed: {type(error).__name__}: {error}") from error
         if config is None:
-            raise KitError(
-                f"{self.example.cls.__qualname__} has no example to test it with; write one and return its Config in "
-                "its classmethod `tiny_config(folder)`, or pass a function to contracts.tiny_dataset"
-            )
+            raise KitError("expected a Config from the function that writes the example, got None")
         return folder, config
 
     def copy(self) -> tuple[Path, Any]:
         """Return a new folder with a copy of the example's files, whose times are new, and its Config."""
         source = self.written
-        folder, config = self._write(self.room / f"copy-{next(self._copies)}")
+        folder, config = self._write()
         shutil.rmtree(folder)  # written again, a file may have other bytes
         shutil.copytree(source, folder, symlinks=True, copy_function=shutil.copyfile)
         return folder, config
@@ -184,7 +186,8 @@ def expect_same_document(actual: Document, expected: Document, name: str, other:
 def _described(segment: Segment) -> str:
     if isinstance(segment, Text):
         return f"'{excerpt(segment.text)}'"
-    return f"an image of {segment.picture.width} x {segment.picture.height} pixels"
+    width, height = segment.picture.size
+    return f"an image of {width} x {count(height, 'pixel')}"
 
 
 def _remove(folder: Path, process: int) -> None:

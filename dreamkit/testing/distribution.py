@@ -7,31 +7,35 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
 
-from dreamkit.data.dataset import Dataset
 from dreamkit.errors import PluginError, did_you_mean, with_article
 from dreamkit.registry.kinds import KINDS
 from dreamkit.registry.registry import Registry, distributions
 from dreamkit.testing import contracts
 from dreamkit.testing.bound import BoundCheck, fail, outcomes
 from dreamkit.testing.check import current_check
-from dreamkit.testing.dataset_subject import has_example, tiny_dataset
+from dreamkit.testing.dataset_subject import missing_example, tiny_dataset
 from dreamkit.testing.expect import ContractError, KitError
 from dreamkit.testing.locating import raised_at
 from dreamkit.testing.outcomes import Outcome
-from dreamkit.testing.subject_kinds import KINDS as TESTED, tiny_part
+from dreamkit.testing.subject_kinds import KINDS as TESTED, PARTS, tiny_part
 
 REGISTERED = "registered"  # the check of every component, whatever its kind
+CONTRACT = "contract"  # stands for all checks of a data set without an example
 
 
 @dataclass(frozen=True)
 class Component:
-    """A registered component and its checks; `problem` is why it cannot be used, or None."""
+    """A registered component and its checks.
+
+    `problem` is why it cannot be used, `untested` why it has no checks though its kind has; else None.
+    """
 
     distribution: str
     kind: str
     name: str
     bound: tuple[BoundCheck, ...] = ()
     problem: str | None = None
+    untested: str | None = None
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
@@ -49,6 +53,8 @@ class Component:
     def outcomes(self) -> Iterator[Outcome]:
         """Run the checks and yield their outcomes."""
         yield Outcome(REGISTERED, "failed" if self.problem else "passed", self.problem or "")
+        if self.untested is not None:
+            yield Outcome(CONTRACT, "skipped", self.untested)
         yield from outcomes(self.bound)
 
 
@@ -111,9 +117,12 @@ def _component(registry: Registry, distribution: str, kind: str, name: str, quic
     except PluginError as error:
         place = raised_at(error, registry.components(kind)[name].component.target.partition(":")[0])
         return Component(distribution, kind, name, problem=f"{place}: {error}" if place else str(error))
-    if kind not in TESTED or (issubclass(cls, Dataset) and not has_example(cls)):
+    if kind not in TESTED:
         return Component(distribution, kind, name)
-    build = tiny_dataset(cls) if issubclass(cls, Dataset) else tiny_part(cls)
+    is_part = kind in PARTS
+    if not is_part and (reason := missing_example(cls)):
+        return Component(distribution, kind, name, untested=reason)
+    build = tiny_part(cls) if is_part else tiny_dataset(cls)
     repeat = f"dreamkit test-plugin {distribution} --component {name} --check {{check}}"
     bound = contracts.bind(kind, build, quick=quick, repeat=repeat)
     return Component(distribution, kind, name, tuple(bound))

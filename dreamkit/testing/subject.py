@@ -1,4 +1,4 @@
-"""What a check tries: a component that the kit builds as often as a check needs a new one."""
+"""A component under test, which checks build as often as they need a new one."""
 
 from __future__ import annotations
 

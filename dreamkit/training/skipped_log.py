@@ -10,14 +10,13 @@ from typing import Any, Final
 
 import torch
 
-from dreamkit.data.skipped import Skipped, SkippedSummary
+from dreamkit.data.skipped import Skipped, SkippedSummary, is_beyond
 from dreamkit.distributed import is_main, total
 from dreamkit.errors import TrainingError, excerpt
 from dreamkit.storage.writing import append_text, write_text
 from dreamkit.training.run_log import read_entries
 
 SKIPPED: Final = "skipped.jsonl"
-UNLIMITED: Final = 1000  # documents of a run before its limit holds
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class SkippedLog:
 
     Args:
         path: the file, which appears with the first line.
-        max_skipped: greatest share of bad documents, after the first `UNLIMITED`.
+        max_skipped: greatest share of bad documents, after the first thousand.
         step_documents: number of documents that a step trains on, in all processes.
     """
 
@@ -93,7 +92,7 @@ class SkippedLog:
         trained = (step - self._first_step) * self.step_documents
         bad = self._next.bad - self._before.bad
         read = trained + self._next.skipped - self._before.skipped
-        if read <= UNLIMITED or bad <= self.max_skipped * read:
+        if not is_beyond(self.max_skipped, bad, read):
             return None
         since = f" since step {self._first_step}" if self._first_step else ""
         return TrainingError(

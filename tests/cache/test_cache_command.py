@@ -154,6 +154,8 @@ def test_one_of_several_processes_is_refused(dreamkit: Command, monkeypatch: pyt
 
 def test_changed_data_is_reported_and_trained_on(dreamkit: Command, tmp_path: Path) -> None:
     assert dreamkit("cache", "recipe.yaml", "--out", "cache1")[0] == 0
+    _, out, _ = dreamkit("check", "recipe.yaml", "train.cache=cache1", "data.0.index=index")
+    assert "may lack" not in out  # the place of an index changes no data
     captions = tmp_path / "captions.jsonl"
     captions.write_text(captions.read_text() + "\n" + captions.read_text().splitlines()[0])
     start = f"{tmp_path / 'cache1'} may lack images: data.0 (pairs)"

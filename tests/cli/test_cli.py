@@ -191,7 +191,8 @@ def test_new_plugin_without_a_kind_lists_the_kinds(run, tmp_path: Path, monkeypa
         "    vision-encoder  a small vision transformer\n"
         "    language-model  a small transformer that writes bytes\n"
         "    projector       averages neighbouring tokens\n"
-        "    image-decoder   a small rectified flow on pixels\n",
+        "    image-decoder   a small rectified flow on pixels\n"
+        "    dataset         texts, each beside the image that it describes\n",
     )
-    assert "[vision-encoder|language-model|projector|image-decoder]" in run("new-plugin", "--help")[1]
+    assert "[vision-encoder|language-model|projector|image-decoder|dataset]" in run("new-plugin", "--help")[1]
     assert not list(tmp_path.iterdir())

@@ -210,6 +210,24 @@ def test_a_template_that_refuses_every_conversation_is_noted_by_check(
         assert refused in err and reason in err
 
 
+def test_a_bad_first_document_is_a_note_unless_the_policy_is_to_stop(
+    run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "first.jsonl").write_text(FILES["gone.jsonl"] + LINE)  # type: ignore[operator]
+    write_recipe([{"name": "pairs", "path": "first.jsonl"}])
+    bad = f"{folder / 'first.jsonl'}:1: no such image: {folder / 'gone.png'}"
+    code, out, _ = run("check", "recipe.yaml")
+    assert code == 0 and "would refuse" not in out
+    assert f"data.0: bad documents are skipped in training; the first document is one: {bad}\n" in out
+    built = forbid_weights(monkeypatch)
+    code, out, err = run("train", "recipe.yaml", "train.on_error=stop", "--out", "out")
+    assert (code, out, built) == (2, "", []) and f"data.0: {bad}" in err
+    (folder / "first.jsonl").write_text(FILES["gone.jsonl"] * 101 + LINE)  # type: ignore[operator]
+    code, out, err = run("train", "recipe.yaml", "--out", "out")
+    assert (code, out, built) == (2, "", [])
+    assert f"data.0: {bad}; none of the first 100 documents can be read" in err
+
+
 def test_sound_inputs_have_no_note_but_those_of_the_data_set(run, folder: Path) -> None:
     write_recipe([{"name": "words"}, {"name": "noted"}, {"name": "pairs", "path": "later.jsonl"}])
     code, out, err = run("check", "recipe.yaml")

@@ -140,6 +140,7 @@ def test_the_reference_has_every_hook_and_every_interface() -> None:
         LanguageModel,
         Projector,
         ImageDecoder,
+        dreamkit.Dataset,
     ):
         (section,) = re.findall(rf"^## {cls.__name__}\n(.*?)(?=^## |\Z)", REFERENCE, re.MULTILINE | re.DOTALL)
         for name, member in vars(cls).items():

@@ -7,21 +7,23 @@ from pathlib import Path
 
 from dreamkit.testing import checks as _all  # noqa: F401  importing them registers them
 from dreamkit.testing.check import CHECKS, Check
-from dreamkit.testing.subject_kinds import KINDS
+from dreamkit.testing.subject_kinds import KINDS, PARTS
 
 PATH = Path(__file__).parents[2] / "docs" / "plugins" / "checks.md"
+NAMES = {"dataset": "data set"}  # in titles
 HEAD = """# The checks
 
 Look up here what a check tests, and why. [Plug-ins](README.md) explains how to run the checks.
 
-(*) marks a check that is skipped if the part declares that it does not apply.
+(*) marks a check that is skipped if the part declares that it does not apply, or if the example of a data set has no
+files.
 
 `python tests/helpers/checks_page.py` writes this page from the checks' docstrings.
 """
 
 
 def page() -> str:
-    """Return the page: the checks of every part, then those of two or three kinds, then those of one."""
+    """Return the page: the checks of everything, then those of fewer kinds, then those of one."""
     groups: dict[tuple[str, ...], list[Check]] = {}
     for check in CHECKS:
         groups.setdefault(check.kinds, []).append(check)
@@ -33,8 +35,10 @@ def page() -> str:
 
 def _title(kinds: tuple[str, ...]) -> str:
     if kinds == KINDS:
+        return "Every part and data set"
+    if kinds == PARTS:
         return "Every part"
-    names = [f"{kind.replace('_', ' ')}s" for kind in kinds]
+    names = [f"{NAMES.get(kind, kind).replace('_', ' ')}s" for kind in kinds]
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names).capitalize()
 
 

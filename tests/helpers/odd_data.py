@@ -62,9 +62,7 @@ class Leaving(Words):
 
 class Torn(Words):
     def __getitem__(self, index: int) -> Document:
-        if index == 0:
-            raise DocumentError("words:1: expected a word")
-        return super().__getitem__(index)
+        raise DocumentError(f"words:{index + 1}: expected a word")
 
 
 class Clumsy(Words):

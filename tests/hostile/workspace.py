@@ -14,6 +14,7 @@ import tiny
 from dreamkit_timm.encoder import Timm
 from meta.installing import hook, install
 from releases.using import RELEASES, copy_release
+from tar_files import digit_metadata, write_img2dataset
 
 PUBLISHED = Path(__file__).parents[1] / "reference"
 PLUGIN = "hostile_plugin"
@@ -28,6 +29,8 @@ def write_workspace(root: Path) -> Path:
     _write_parts(root / "parts")
     _write_data(root / "data", root / "release/data")
     _write_recipes(root)
+    (root / "tars").mkdir()
+    write_img2dataset(root / "tars", [[digit_metadata(number) for number in range(3)]])
     site = root / "site"
     site.mkdir()
     target = "dreamkit.parts.projectors.dense:Linear"

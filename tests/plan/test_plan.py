@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from alive import ALL, JOINTS, LORA, WIDE
 from dreamkit.build.build import build, build_on_meta
 from dreamkit.build.fit import fit
 from dreamkit.cli import app
+from dreamkit.data.batch import Batch, Collator
 from dreamkit.data.mixture import run_mixture
+from dreamkit.data.samples import Samples
 from dreamkit.errors import DreamkitError, RecipeError
 from dreamkit.plan.advice import memory_advice
 from dreamkit.plan.plan import plan, plan_data
@@ -96,8 +99,12 @@ def test_memory_of_data_is_close_to_that_of_a_real_step(tmp_path: Path) -> None:
 def test_the_batch_with_the_highest_peak_is_planned() -> None:
     recipe = alive.recipe({"trainable": ALL, "batch_size": 1, "steps": 5})
     data = TinyDocuments()
-    documents = run_mixture(recipe, [data], 1)
-    plans = [plan(recipe, REGISTRY, documents=[document]) for document in documents]
+    mixture = run_mixture(recipe, [data], 1)
+
+    def make_batch(collator: Collator, place: int) -> Batch:
+        return collator.collate([Samples(mixture, collator.sequencer)[place]])
+
+    plans = [plan(recipe, REGISTRY, make_batch=partial(make_batch, place=place)) for place in range(5)]
     peaks = [each.memory.peak for each in plans]
     assert len({*peaks}) > 2
     for count in (1, 3, 9):

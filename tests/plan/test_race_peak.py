@@ -19,7 +19,7 @@ def test_the_plan_is_close_to_the_resident_memory_of_a_step(number: int) -> None
     process = subprocess.run([sys.executable, str(script), str(number)], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     planned = plan(
-        race.recipe(shape), Registry.load(), documents=race.documents(shape), device="cpu"
+        race.recipe(shape), Registry.load(), make_batch=lambda make: make(race.documents(shape)), device="cpu"
     ).memory.peak
     print(f"{shape}: {planned / 1e9:.2f} of {int(process.stdout) / 1e9:.2f} GB")
     assert abs(planned / int(process.stdout) - 1) <= 0.15

@@ -28,6 +28,7 @@ from dreamkit.scaffold.package import REQUIREMENTS, TRAINED, compatible
 
 ROOT = Path(__file__).parents[2]
 MOST_LINES = 99
+PARTS = [kind for kind in KINDS if KINDS[kind].is_part]
 NAMES = {kind: f"dreamkit-fresh-{kind}" for kind in KINDS}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 ENVIRONMENT.pop("DREAMKIT_PLUGINS", None)
@@ -104,12 +105,9 @@ DRAWING = "data=[{name: digits, documents: {drawing: 1}}]"
 GENERATE = "generate drawing/checkpoint 'a one' --max-tokens 8 --max-images 1 --steps 2 --out doc"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_new_package_installs_trains_draws_and_passes_its_contract_test(
-    kind: str, written: dict[str, Path], python: Path, tmp_path: Path
-) -> None:
-    """Install it from a wheel; list, check, train, draw and test it with the README's commands."""
-    folder, component = written[kind], NAMES[kind].removeprefix("dreamkit-")
+def install_package(kind: str, folder: Path, python: Path, tmp_path: Path) -> Path:
+    """Install the package from a wheel, and list it; return an empty folder."""
+    component = NAMES[kind].removeprefix("dreamkit-")
     wheels, empty = tmp_path / "wheels", tmp_path / "empty"
     empty.mkdir()
     run_process(
@@ -122,11 +120,26 @@ def test_a_new_package_installs_trains_draws_and_passes_its_contract_test(
         line.split()[:3] for line in run_process(python, "-m", "dreamkit", "plugins", cwd=empty).splitlines()
     ]
     assert [KINDS[kind].module, component, NAMES[kind]] in listed
+    return empty
 
+
+def readme_commands(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the arguments of `dreamkit check` and `dreamkit train` in the README of a package."""
     readme = (folder / "README.md").read_text()
     check, train = (
         shlex.split(line)[1:] for line in re.findall(r"^dreamkit (?:check|train) .*", readme, re.M)
     )
+    return check, train
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_a_new_package_installs_trains_draws_and_passes_its_contract_test(
+    kind: str, written: dict[str, Path], python: Path, tmp_path: Path
+) -> None:
+    """Install it from a wheel; list, check, train, draw and test it with the README's commands."""
+    folder, component = written[kind], NAMES[kind].removeprefix("dreamkit-")
+    empty = install_package(kind, folder, python, tmp_path)
+    check, train = readme_commands(folder)
     draw = ["drawing" if word == "run" else word for word in train]
     commands = [check, train, [*draw, *FEW, DRAWING], shlex.split(GENERATE)]
     commands += [["test-plugin", NAMES[kind], "--quick"]]
@@ -140,10 +153,25 @@ def test_a_new_package_installs_trains_draws_and_passes_its_contract_test(
     assert re.search(r"^\d\d passed", output, re.MULTILINE)
 
 
+def test_a_new_data_set_installs_trains_and_passes_its_contract_test(
+    written: dict[str, Path], python: Path, tmp_path: Path
+) -> None:
+    """Write its example with the README's code; check, train and test it with the README's commands."""
+    folder = written["dataset"]
+    empty = install_package("dataset", folder, python, tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    run_process(python, "-c", code, cwd=empty)
+    commands = [*readme_commands(folder), ["test-plugin", NAMES["dataset"], "--quick"]]
+    arguments = [commands, "visual_projector", str(folder / "tests")]
+    output = run_process(python, "-c", COMMANDS, json.dumps(arguments), cwd=empty)
+    assert "weights trained: " in output
+    assert re.search(r"^\d\d passed", output, re.MULTILINE)
+
+
 def test_the_readme_trains_the_part_and_what_digits_stage1_trains(written: dict[str, Path]) -> None:
     trained = load_recipe("digits/stage1", (), Registry.load()).train.trainable
     assert trained == TRAINED
-    for kind, folder in written.items():
+    for kind, folder in ((kind, written[kind]) for kind in PARTS):
         (recipe,) = re.findall(r"```yaml\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
         section, settings = KINDS[kind].section, yaml.safe_load(recipe)
         assert set(settings.get("train", {"trainable": trained})["trainable"]) == {*trained, section}
@@ -215,8 +243,8 @@ def test_a_new_package_passes_ruff(kind: str, written: dict[str, Path]) -> None:
 
 
 def test_the_hook_module_of_a_new_package_imports_no_torch(written: dict[str, Path], tmp_path: Path) -> None:
-    code = "import importlib, sys\nsys.path += sys.argv[1:5]\n"
-    code += "for name in sys.argv[5:]: importlib.import_module(name)\n"
+    code = f"import importlib, sys\nsys.path += sys.argv[1:{len(KINDS) + 1}]\n"
+    code += f"for name in sys.argv[{len(KINDS) + 1}:]: importlib.import_module(name)\n"
     code += "sys.exit('it imports torch' if 'torch' in sys.modules else 0)"
     packages = [name.replace("-", "_") for name in NAMES.values()]
     run_process(sys.executable, "-c", code, *written.values(), *packages, cwd=tmp_path)

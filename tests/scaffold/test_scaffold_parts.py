@@ -16,7 +16,7 @@ from dreamkit.registry.registry import Registry
 from dreamkit.scaffold import KINDS, new_plugin
 from dreamkit.testing import contracts
 
-WITH_WEIGHTS = [kind for kind in KINDS if kind != "projector"]
+WITH_WEIGHTS = [kind for kind in KINDS if KINDS[kind].has_weights]
 
 
 def part(kind: str) -> Any:

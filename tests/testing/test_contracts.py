@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
+import tempfile
 import unittest
+from pathlib import Path
 
 import einops
 import pytest
 import torch
 
+from dreamkit.data.dataset import Dataset
 from dreamkit.parts.projectors import Linear
 from dreamkit.testing import ContractError, KitError, Outcome, Report, contracts
 from dreamkit.testing.check import CHECKS, Check
 from dreamkit.testing.subject_kinds import KINDS
 from dreamkit_transformers.llama import Llama
 from meta.breaking import with_method
+from meta.datasets import CountsSamples, Notes
 from meta.parts import Misspelled, NoPosteriorMethod, NoPosteriorModule
 
 KIND = "projector"
@@ -81,6 +86,63 @@ def test_an_unknown_kind_is_an_error_with_the_nearest_name():
 def test_tiny_part_refuses_a_class_that_is_not_a_part():
     with pytest.raises(KitError, match=r"expected a subclass of VisionEncoder, .*, got <class 'int'>"):
         contracts.tiny_part(int)
+
+
+def test_tiny_dataset_refuses_a_class_without_an_example():
+    class Bare(Dataset):
+        __init__ = __len__ = __getitem__ = None
+
+    with pytest.raises(KitError, match=r"Bare has no example; write one in .*, or pass a function"):
+        contracts.tiny_dataset(Bare)
+    with pytest.raises(KitError, match="expected a subclass of Dataset, got <class 'int'>"):
+        contracts.tiny_dataset(int)
+    with pytest.raises(KitError, match=r"expected contracts.tiny_dataset\(...\) for a data set"):
+        contracts.verify("dataset", Notes)
+
+
+def fails(folder):
+    raise OSError("disk full")
+
+
+@pytest.mark.parametrize(
+    ("write", "problem"),
+    [
+        (lambda folder: None, "expected a Config from the function that writes the example, got None"),
+        (fails, "writing the example failed: OSError: disk full"),
+        (
+            lambda folder: Notes.Config(folder),
+            "building the data set failed: DocumentError: .*: no .txt files",
+        ),
+    ],
+    ids=["no config", "raises", "no files"],
+)
+def test_a_data_set_that_cannot_be_built_fails_every_check(write, problem):
+    only = ["length", "notes"]
+    report = contracts.verify("dataset", contracts.tiny_dataset(Notes, write), only=only)
+    first, second = (outcome.message for outcome in report.failures)
+    assert re.match(rf".*\.py:\d+: {problem}", first)
+    assert second.startswith("the same error as in `length`, at ")
+
+
+def test_a_failure_of_a_data_set_names_both_documents_and_the_call():
+    (outcome,) = contracts.verify(
+        "dataset", contracts.tiny_dataset(CountsSamples), only="sample_repeats"
+    ).outcomes
+    first, *others = outcome.message.splitlines()
+    call = "dataset.sample(0, random.Random(0))"
+    expected = rf"expected segment 2 of {re.escape(call)} as of an equal call: '\d+', got '\d+'"
+    assert re.search(f"datasets.py:\\d+: {expected}$", first)
+    assert f"  during {call}" in others and "  smallest failing input: index=0, seed=0" in others
+
+
+def test_the_files_of_an_example_are_removed():
+    before = set(Path(tempfile.gettempdir()).glob("dreamkit-kit-*"))
+    report = contracts.verify(
+        "dataset", contracts.tiny_dataset(Notes), only=["length", "damaged_files"], quick=True
+    )
+    assert report.ok
+    gc.collect()
+    assert set(Path(tempfile.gettempdir()).glob("dreamkit-kit-*")) <= before
 
 
 # reports

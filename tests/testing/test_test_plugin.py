@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dreamkit.registry import core
+from dreamkit.testing import contracts
 from meta.installing import hook, install
 
 BROKEN = """
@@ -33,6 +34,16 @@ class Waiting(Linear):
     def forward(self, tokens):
         print("in forward", flush=True)
         time.sleep(60)
+"""
+BARE = """
+from dataclasses import make_dataclass
+from dreamkit import Dataset
+
+class Bare(Dataset):
+    Config = make_dataclass("Config", [], frozen=True)
+    def __init__(self, config): ...
+    def __len__(self): ...
+    def __getitem__(self, index): ...
 """
 SUITE = [
     "-p",
@@ -55,6 +66,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder, "late", hook("projector", "late", "late.parts:Late"), "import a_library_nobody_has as Late\n"
     )
     install(folder, "sets", hook("dataset", "set", "dreamkit.data.pairs:Pairs"))
+    install(folder, "bare", hook("dataset", "bare", "bare.parts:Bare"), BARE)
     install(folder, "idle", "@hookimpl\ndef dreamkit_recipes():\n    return 'idle:.'\n")
     return folder
 
@@ -94,8 +106,10 @@ def test_all_registered_components_are_tested_and_counted(site: Path, tmp_path: 
         "dataset conversations",
         *(f"command {command.name}" for command in core.dreamkit_commands()),
     ]
+    data = 3 * len(contracts.checks("dataset"))
+    ran = len(headers) + 87 + data  # `registered` of each, and the checks of projectors
     assert process.stdout.splitlines()[-1] == (
-        "21 components of dreamkit-core; 108 checks ran: 108 passed, 0 failed; 3 skipped"
+        f"{len(headers)} components of dreamkit-core; {ran} checks ran: {ran} passed, 0 failed; 3 skipped"
     )
     assert not list(tmp_path.iterdir())
 
@@ -166,9 +180,18 @@ def test_the_check_of_registration_can_run_alone(site: Path, tmp_path: Path) -> 
     assert late.returncode == 1 and "FAILED registered" in late.stdout
 
 
-def test_a_data_set_is_imported(site: Path, tmp_path: Path) -> None:
-    process = run(site, tmp_path, "dreamkit", "test-plugin", "sets")
-    assert process.returncode == 0 and "dataset set" in process.stdout
+def test_a_data_set_is_tested_on_its_example(site: Path, tmp_path: Path) -> None:
+    process = run(site, tmp_path, "dreamkit", "test-plugin", "sets", "--quick")
+    assert process.returncode == 0 and "dataset set" in process.stdout, process.stdout
+    for check in contracts.checks("dataset"):
+        assert re.search(rf"^  ok +{check.name} ", process.stdout, re.MULTILINE), check.name
+
+
+def test_a_data_set_without_an_example_is_imported(site: Path, tmp_path: Path) -> None:
+    process = run(site, tmp_path, "dreamkit", "test-plugin", "bare")
+    assert process.returncode == 0, process.stdout
+    reason = "Bare has no example; write one in its class method `tiny_config(folder)`"
+    assert re.search(rf"^  skip   contract .*{re.escape(reason)}$", process.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def write_data(folder: Path, captions: list[str]) -> None:
 def recipe(tmp_path: Path) -> Path:
     """Return the file of a recipe with three pairs beside it in `data`."""
     write_data(tmp_path / "data", CAPTIONS)
-    train = {"trainable": ["dream_queries"], "steps": 8, "batch_size": 1, "log_every": 1}
+    train = {"trainable": ["dream_queries"], "steps": 8, "batch_size": 1, "log_every": 1, "on_error": "stop"}
     data = [{"name": "pairs", "path": "data/pairs.jsonl"}]
     (tmp_path / "tiny.yaml").write_text(json.dumps(tiny.recipe(train=train, data=data)))
     return tmp_path / "tiny.yaml"

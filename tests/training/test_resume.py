@@ -15,6 +15,7 @@ from dreamkit.checkpoints.load import load_checkpoint
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.errors import CheckpointError, TrainingError
 from dreamkit.storage.folders import describe_files
+from dreamkit.training.resumable import ResumableTrainer
 from dreamkit.training.run_log import TIMES, RunLog
 from runs import REGISTRY, assert_identical, kill_at, run, weights
 from saved_models import edit_manifest
@@ -37,6 +38,26 @@ def test_a_resumed_run_is_bitwise_identical_to_an_uninterrupted_one(tmp_path: Pa
     assert lines == resumed.log
     reloaded, _ = load_checkpoint(resumed.checkpoint, REGISTRY)
     assert_identical(weights(reloaded), weights(straight.model))
+
+
+def test_noise_needs_no_state_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = layouts.recipe(steps=4, save_every=2, condition_drop=0.5)
+    straight = run(tmp_path / "straight", recipe)
+    kill_at(3, tmp_path / "resumed", recipe)
+    monkeypatch.setattr(ResumableTrainer, "_load_rng_state", lambda *_: None)
+    torch.manual_seed(123)
+    resumed = run(tmp_path / "resumed", recipe, resume=True)
+    assert_identical(weights(resumed.model), weights(straight.model))
+
+
+def test_a_resumed_run_in_float64_is_identical(tmp_path: Path) -> None:
+    recipe = layouts.recipe(steps=4, save_every=2, precision="float64")
+    straight = run(tmp_path / "straight", recipe)
+    assert {parameter.dtype for parameter in straight.model.parameters()} == {torch.float64}
+    kill_at(3, tmp_path / "resumed", recipe)
+    resumed = run(tmp_path / "resumed", recipe, resume=True)
+    assert_identical(weights(resumed.model), weights(straight.model))
+    assert without_times(resumed.log) == without_times(straight.log)
 
 
 def test_a_run_resumes_after_an_incomplete_line_of_its_log(tmp_path: Path) -> None:

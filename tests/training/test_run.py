@@ -36,6 +36,34 @@ def test_four_documents_at_once_equal_four_accumulated(
         )
 
 
+@pytest.fixture(scope="module", params=layouts.STEPS_OF)
+def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Return a precision, and the folder of a run in it."""
+    folder = tmp_path_factory.mktemp("measured") / "run"
+    layouts.measured_run(folder, request.param, batch_size=4)
+    return request.param, folder
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_size": 4, "workers": 2},
+        {"batch_size": 4, "workers": 3},
+        {"batch_size": 2, "accumulation": 2},
+        {"batch_size": 1, "accumulation": 4, "workers": 2},
+        {"batch_size": 4, "packing": False, "gradient_checkpointing": True},
+    ],
+    ids=str,
+)
+def test_losses_and_gradient_depend_on_recipe_and_seed_alone(
+    measured: tuple[str, Path], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    precision, folder = measured
+    layouts.measured_run(tmp_path, precision, **settings)
+    layouts.assert_same_run(tmp_path, folder, precision)
+
+
 def test_a_run_uses_its_own_registry_for_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = layouts.recipe(save_every=1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -146,9 +147,9 @@ def damaged_files(subject: DatasetSubject, damage: Damage) -> None:
     names = [path.relative_to(subject.written) for path in _files(subject.written)]
     for name in names[:: -(-len(names) // MOST_DAMAGED)]:
         folder, config = subject.copy()
-        _expect_document_errors(
-            subject, config, folder / name, damage, [str(folder), *(n.name for n in names)]
-        )
+        places = [str(folder), *(each.name for each in names)]
+        _expect_document_errors(subject, config, folder / name, damage, places)
+        shutil.rmtree(folder, ignore_errors=True)  # these copies are many
 
 
 def _expect_document_errors(

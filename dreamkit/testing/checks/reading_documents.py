@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,9 +68,9 @@ def index_bounds(subject: DatasetSubject) -> None:
     dataset = subject.make()
     size = len(dataset)
     for index in (-1, -size, size, size + FAR):
-        _expect_index_error(subject, f"dataset[{index}]", lambda index=index: dataset[index])
+        _expect_index_error(subject, f"dataset[{index}]", partial(dataset.__getitem__, index))
         sample = f"dataset.sample({index}, random.Random(0))"
-        _expect_index_error(subject, sample, lambda index=index: dataset.sample(index, random.Random(0)))
+        _expect_index_error(subject, sample, partial(dataset.sample, index, random.Random(0)))
 
 
 def _expect_index_error(subject: DatasetSubject, call: str, read: Callable[[], Any]) -> None:

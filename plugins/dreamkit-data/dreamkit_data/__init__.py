@@ -32,3 +32,12 @@ def dreamkit_datasets() -> Sequence[Component]:
             "documents of text and images in Parquet, as in OBELICS",
         ),
     )
+
+
+@hookimpl
+def dreamkit_commands() -> Sequence[Component]:
+    return (
+        Component(
+            "data index", "dreamkit_data.index_command:index", "Index data before they are trained on."
+        ),
+    )

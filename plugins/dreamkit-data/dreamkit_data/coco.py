@@ -93,11 +93,11 @@ class Coco(Dataset):
     def fingerprint(self) -> dict[str, str]:
         hashed = hashlib.sha256()
         for file in self.index:
-            hashed.update(file["byte"])
+            hashed.update(file["byte"].data)
         return super().fingerprint() | {"names and captions": hashed.hexdigest()[:32]}
 
     def _document(self, index: int, choices: random.Random | None) -> Document:
-        index = range(len(self))[index]
+        self.check_index(index)
         first, end = self._bounds[index], self._bounds[index + 1]
         table, image = self._record(int(self._records[first]))
         captions = list(image.captions)

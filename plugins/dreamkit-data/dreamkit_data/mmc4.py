@@ -65,7 +65,8 @@ class MMC4(Dataset):
             )
         else:
             self.documents = TarDocuments(tars, selection, config.index)
-        self.notes = left_out_notes(self.documents.facts, config.path)
+        self.facts = self.documents.facts
+        self.notes = left_out_notes(self.facts, config.path)
         if not len(self):
             raise DocumentError(
                 "; ".join([f"{paths_name(config.path)}: no documents with images", *self.notes])

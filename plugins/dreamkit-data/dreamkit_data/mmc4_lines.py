@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import os
+import time
 import zipfile
 import zlib
 from array import array
@@ -85,6 +87,8 @@ class LineDocuments:
             content = rows.view(np.uint8)
             row = content[ROW.itemsize * index :][: ROW.itemsize].view(ROW)[0]
             data = content[int(row["start"]) :][: int(row["size"])].tobytes()
+        elif rows.dtype != ROW:
+            raise changed_error(file)
         else:
             row = rows[index]
             data = self._open.read(Span(file, int(row["start"]), int(row["size"])))
@@ -143,7 +147,7 @@ def _index(selection: Selection, images: Path | None, path: Path) -> tuple[np.nd
     starts, sizes, lines = array("Q"), array("L"), array("L")
     texts: list[bytes] = []
     position = 0
-    left_out = LeftOut()
+    left_out, begin = LeftOut(), time.perf_counter()
     for number, start, line in _lines(path):
         where = f"{printable(path)}:{number}"
         record = parsed_record(line)
@@ -166,7 +170,13 @@ def _index(selection: Selection, images: Path | None, path: Path) -> tuple[np.nd
         lines.append(number)
     rows = np.empty(len(starts), ROW)
     rows["start"], rows["size"], rows["line"] = starts, sizes, lines
-    facts = {"documents": len(rows), **left_out.facts()}
+    size = os.path.getsize(path)
+    cost = {
+        "seconds": time.perf_counter() - begin,
+        "reads": -(-size // io.DEFAULT_BUFFER_SIZE),
+        "bytes": size,
+    }
+    facts = {"documents": len(rows), "cost": cost, **left_out.facts()}
     if not is_packed:
         return rows, facts
     rows["start"] += rows.nbytes

@@ -14,6 +14,7 @@ import numpy as np
 
 from dreamkit import StorageError, indexed, printable
 
+SPAN: Final = np.dtype([("start", "<u8"), ("size", "<u4")])  # of the rows of an index
 MOST_OPEN: Final = 32  # files that a process holds open for a data set
 
 
@@ -30,7 +31,7 @@ class Spans:
 
     Args:
         files: files of the data set.
-        build, kind, version, settings, folder: arguments of `dreamkit.indexed`; the rows have `start` and `size`.
+        build, kind, version, settings, folder: arguments of `dreamkit.indexed`; the rows are of `SPAN`.
 
     Attributes:
         facts: those of `build`, of each file.
@@ -66,6 +67,8 @@ class Spans:
             raise IndexError(f"expected a sample from 0 to {len(self) - 1}, got {index}")
         number = int(np.searchsorted(self._ends, index, side="right"))
         rows = self._indexes[number]
+        if rows.dtype != SPAN:
+            raise changed_error(self.files[number])
         row = rows[index - int(self._ends[number]) + len(rows)]
         return Span(self.files[number], int(row["start"]), int(row["size"]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from array import array
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
@@ -13,10 +14,9 @@ import numpy as np
 
 from dreamkit import DocumentError, printable
 from dreamkit_data.left_out import LeftOut
-from dreamkit_data.spans import Spans, changed_error
+from dreamkit_data.spans import SPAN, Spans, changed_error
 from dreamkit_data.tar_members import Member, Read, members
 
-SPAN: Final = np.dtype([("start", "<u8"), ("size", "<u4")])  # place of a sample in its archive, in bytes
 MOST_MEMBERS: Final = 4096  # of a sample
 MOST_SAMPLE: Final = 2**28  # bytes, a quarter of a GiB
 MOST_TEXT: Final = 2**24  # bytes of a member that is read when indexing
@@ -99,18 +99,18 @@ def tar_index(choose: Choose, path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     Reads the headers, and what `choose` reads.
 
     Returns:
-        An array of `SPAN`, and the facts of `LeftOut`.
+        An array of `SPAN`, and facts: those of `LeftOut`, and the `cost` in seconds, reads and bytes.
 
     Raises:
         DocumentError: a damaged or cut archive, a member that is refused, or an error of `choose`.
     """
     where = printable(path)
     starts, sizes = array("Q"), array("L")
-    left_out = LeftOut()
+    left_out, begin = LeftOut(), time.perf_counter()
     if not path.is_file():  # to open a named pipe could wait forever
         raise DocumentError(f"{where}: expected a tar in a regular file")
     with path.open("rb", buffering=0) as file:
-        read = _window(file.fileno())
+        read = _Window(file.fileno())
         _refuse_packed(read(0, 8), where)
         for sample in samples(read, 0, os.fstat(file.fileno()).st_size, where):
             leave_out = partial(left_out.add, name=f"{path.name}!{sample.key}")
@@ -129,7 +129,8 @@ def tar_index(choose: Choose, path: Path) -> tuple[np.ndarray, dict[str, Any]]:
             sizes.append(size)
     rows = np.empty(len(starts), SPAN)
     rows["start"], rows["size"] = starts, sizes
-    return rows, left_out.facts()
+    cost = {"seconds": time.perf_counter() - begin, "reads": read.reads, "bytes": read.bytes}
+    return rows, {"cost": cost, **left_out.facts()}
 
 
 def read_tar_sample(spans: Spans, index: int) -> tuple[str, TarSample, Content]:
@@ -163,14 +164,24 @@ def _refuse_packed(head: bytes, where: str) -> None:
             )
 
 
-def _window(descriptor: int) -> Read:
-    """Return a reader of a file. Each read takes at least `WINDOW` bytes; reads in the last one's bytes take none."""
-    begin, window = 0, b""
+class _Window:
+    """A reader of a file: each read takes at least `WINDOW` bytes, and reads within the last one's bytes take none.
 
-    def read(start: int, size: int) -> bytes:
-        nonlocal begin, window
-        if start < begin or start + size > begin + len(window):
-            begin, window = start, os.pread(descriptor, max(size, WINDOW), start)
-        return window[start - begin : start - begin + size]
+    Attributes:
+        reads, bytes: number and bytes of the reads.
+    """
 
-    return read
+    def __init__(self, descriptor: int) -> None:
+        self.reads = self.bytes = 0
+        self._descriptor = descriptor
+        self._begin, self._content = 0, b""
+
+    def __call__(self, start: int, size: int) -> bytes:
+        """Return `size` bytes from `start` on, or fewer at the end of the file."""
+        begin = self._begin
+        if start < begin or start + size > begin + len(self._content):
+            self._content = os.pread(self._descriptor, max(size, WINDOW), start)
+            self._begin = begin = start
+            self.reads += 1
+            self.bytes += len(self._content)
+        return self._content[start - begin : start - begin + size]

@@ -117,7 +117,8 @@ class Tars(Dataset):
             },
             folder=config.index,
         )
-        self.notes = left_out_notes(self._spans.facts, config.path)
+        self.facts = self._spans.facts
+        self.notes = left_out_notes(self.facts, config.path)
         if not len(self):
             raise DocumentError(
                 "; ".join([f"{paths_name(config.path)}: no samples with an image and a caption", *self.notes])

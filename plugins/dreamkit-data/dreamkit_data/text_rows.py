@@ -47,7 +47,7 @@ class TextRow(NamedTuple):
     values: dict[str, str]
 
 
-class TextRows(Sequence[TextRow]):
+class TextRows:
     """The rows of text tables in UTF-8, in the order of the files. Tabs separate the values if the first line has one.
 
     Each row is read once, to index it. Its number of values must be that of the first line. Blank lines are skipped.
@@ -60,7 +60,7 @@ class TextRows(Sequence[TextRow]):
     def __init__(self, files: Sequence[Path], layout: Layout, folder: Path | None = None) -> None:
         self.files = list(files)
         self.layout = layout
-        self.index = indexed(
+        self._index = indexed(
             self.files,
             partial(list_rows, layout=layout),
             kind="table",
@@ -68,7 +68,7 @@ class TextRows(Sequence[TextRow]):
             settings=layout._asdict(),
             folder=folder,
         )
-        self._before = np.concatenate([[0], np.cumsum(self.index.rows)])
+        self._before = np.concatenate([[0], np.cumsum(self._index.rows)])
         if not len(self):
             raise DocumentError(f"{printable(self.files[0])}: no rows; correct the path of the data set")
 
@@ -77,11 +77,11 @@ class TextRows(Sequence[TextRow]):
 
     def fingerprint(self) -> dict[str, str]:
         """Return a string that identifies the files: a hash of the rows and bytes of each."""
-        sizes = [facts["status"][0] for facts in self.index.facts]
-        text = repr([self.index.rows.tolist(), sizes])
+        sizes = [facts["status"][0] for facts in self._index.facts]
+        text = repr([self._index.rows.tolist(), sizes])
         return {"rows and sizes": hashlib.sha256(text.encode()).hexdigest()[:32]}
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int) -> TextRow:
         """Return a row.
 
         Raises:
@@ -89,8 +89,8 @@ class TextRows(Sequence[TextRow]):
         """
         index = range(len(self))[index]
         file = int(np.searchsorted(self._before, index, side="right")) - 1
-        path, facts = self.files[file], self.index.facts[file]
-        offset, size, line = self.index[file][index - int(self._before[file])].tolist()
+        path, facts = self.files[file], self._index.facts[file]
+        offset, size, line = self._index[file][index - int(self._before[file])].tolist()
         where = f"{printable(path)}:{line}"
         try:
             with path.open("rb") as table:

@@ -202,6 +202,12 @@ def test_settings_that_do_not_fit_are_errors_at_the_start(tmp_path: Path) -> Non
         DocumentError, match=f"{file}: 'images' is set, but the column 'image' has the images"
     ):
         opened(file, images=tmp_path)
+    with pytest.raises(DocumentError, match=f"{file}: 'header' is for text tables, got Parquet; remove it"):
+        opened(file, header=False)
+    with pytest.raises(
+        ConfigError, match="caption: expected another column than that of the image, got 'image'"
+    ):
+        TableConfig(tmp_path, caption={"image": 1, "b": 1})
     with pytest.raises(DocumentError, match="nowhere: no such folder; correct 'images' of the data set"):
         opened(write_pairs(file, range(3)), images=tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"caption\.a: expected a positive number, got 0"):

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tar_files import write_mmc4
 
 from dreamkit import Registry, load_recipe, train_recipe
 from dreamkit_digits import documents
 from dreamkit_digits.documents import Digits
+from tar_files import write_mmc4
 
 STAGE2 = {"reading": 1.0, "drawing": 1.0, "counting": 2.0, "sums": 4.0}
 SETTINGS = ("train.steps=3", "train.log_every=1", "train.batch_size=4", "train.warmup=0")

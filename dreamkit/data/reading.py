@@ -1,0 +1,61 @@
+"""Reading of documents: errors of one sample, and those of the disk or network that has it, which may pass."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from typing import Final
+
+from dreamkit.document import Document
+from dreamkit.errors import DocumentError, StorageError, describe_error
+from dreamkit.interrupts import pending
+from dreamkit.parts.pictures import picture_problem
+
+# Numbers of the system's errors about a path that leads to no file: it is wrong in the data itself.
+ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG})
+DELAYS: Final = (1, 2, 4, 8)  # seconds between reads that a disk or network fails
+
+
+def read_error(message: str, error: BaseException) -> DocumentError:
+    """Return an error with `message` about a read that `error` ended.
+
+    It is a `StorageError` if the system or a network failed, as with EIO, ESTALE or a timeout. A library's `OSError`
+    about damaged content has no number.
+    """
+    if isinstance(error, StorageError | ConnectionError | TimeoutError):
+        return StorageError(message)
+    number = error.errno if isinstance(error, OSError) else None
+    return DocumentError(message) if number is None or number in ABSENT else StorageError(message)
+
+
+def read_document(read: Callable[[], Document], where: str) -> Document:
+    """Return the result of `read`, with images that can be used. While a disk or network fails, call it again.
+
+    An `OSError` of `read` becomes an error of dreamkit, with `where` in its message: the place of the document.
+
+    Raises:
+        DocumentError: the document cannot be read, or one of its images cannot be used.
+        StorageError: the disk or network still fails.
+    """
+    for delay in DELAYS:
+        try:
+            return _read_once(read, where)
+        except StorageError:
+            if pending() is not None:  # a signal that ends the run
+                raise
+        time.sleep(delay)
+    return _read_once(read, where)
+
+
+def _read_once(read: Callable[[], Document], where: str) -> Document:
+    try:
+        document = read()
+    except OSError as error:
+        if error.errno == errno.EMFILE:  # of this process, not of the data
+            raise
+        raise read_error(f"{where}: {describe_error(error)}", error) from error
+    for image in document.images:
+        if problem := picture_problem(image.picture):
+            raise DocumentError(f"{document.name}: {problem}")
+    return document
