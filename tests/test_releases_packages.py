@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from dreamkit import CheckpointError, Registry, load_checkpoint
 from dreamkit.testing import contracts
 from releases.measure import assert_same, measure
-from releases.using import RELEASES, copy_release, dreamkit, install_packages, read_log
+from releases.using import RELEASES, copy_release, dreamkit, install_packages, read_expected, read_log
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* is now called:DeprecationWarning")
 
@@ -49,7 +48,7 @@ def release(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(source: Path) -> Any:
-    return json.loads((source / "expected.json").read_text())
+    return read_expected(source)
 
 
 @pytest.fixture(scope="module")

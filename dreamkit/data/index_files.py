@@ -88,7 +88,7 @@ class IndexFolder:
         array, before = self.array(path, status), self.read(path)
         with atomic_file(array) as file, writing(array):
             np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(rows))
-            file.write(np.ascontiguousarray(rows).view(np.uint8))
+            file.write(np.ascontiguousarray(rows).view(np.uint8).data)
             record = IndexRecord(*status, len(rows), file.tell(), dict(facts))
         head = self._head() | {"path": path}
         with atomic_file(self.manifest(path)) as file, writing(self.manifest(path)):
@@ -210,7 +210,7 @@ def _record(values: Any) -> IndexRecord | None:
     *numbers, facts = values
     if not all(type(number) is int for number in numbers) or not isinstance(facts, dict):
         return None
-    record = IndexRecord(*numbers, facts)
+    record = IndexRecord._make(values)
     return record if min(record.size, record.rows, record.bytes) >= 0 else None
 
 

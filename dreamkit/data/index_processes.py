@@ -6,13 +6,16 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from dreamkit.errors import DreamkitError, describe_error
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
+_PATIENCE: Final = 10  # seconds for a process to clean up
 
 
 def usable_processes() -> int:
@@ -47,17 +50,18 @@ def in_processes(
     workers: dict[Any, Any] = {}
     try:
         for _ in range(processes):
-            reader, writer = context.Pipe(duplex=False)
+            receiver, writer = context.Pipe(duplex=False)
             process = context.Process(target=_work, args=(work, items, following, writer), daemon=True)
             process.start()
             writer.close()  # now the end of the process is the end of the pipe
-            workers[reader] = process
+            workers[receiver] = process
         started()
         active = set(workers)
         while active:
-            for reader in wait(list(active)):
+            for ready in wait(list(active)):
+                reader: Any = ready
                 try:
-                    message = reader.recv()  # type: ignore[union-attr]
+                    message = reader.recv()
                 except EOFError:
                     workers[reader].join()
                     raise _killed(workers[reader].exitcode) from None
@@ -71,14 +75,16 @@ def in_processes(
     finally:
         for process in workers.values():
             process.terminate()
-        for reader, process in workers.items():
+        for each, process in workers.items():
+            process.join(_PATIENCE)
+            process.kill()
             process.join()
-            reader.close()
+            each.close()
 
 
 def _work(work: Callable[[T], R], items: Sequence[T], following: Any, writer: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the main process ends this one
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _leave)
     parent = os.getppid()
     while os.getppid() == parent:  # another one, if the main process was killed
         with following.get_lock():
@@ -93,6 +99,11 @@ def _work(work: Callable[[T], R], items: Sequence[T], following: Any, writer: Co
             writer.send((number, None, _portable(error)))
             return
         writer.send(message)
+
+
+def _leave(number: int, _: object) -> None:
+    """End this process after the cleaning up of its work, such as a file in progress."""
+    sys.exit(128 + number)
 
 
 def _portable(error: Exception) -> Exception:

@@ -161,9 +161,12 @@ def _with_bar(
     size = 0
     with Bar("indexing", "{task.fields[size]}") as bar:
         is_shown = len(items) > 1
-        results = in_processes(
-            work, items, processes, lambda: is_shown and bar.move(0, len(items), size=decimal(0))
-        )
+
+        def show() -> None:
+            if is_shown:
+                bar.move(0, len(items), size=decimal(0))
+
+        results = in_processes(work, items, processes, started=show)
         for completed, (number, record) in enumerate(results, 1):
             size += items[number][1].size
             if is_shown:

@@ -56,6 +56,10 @@ class Pairs(Dataset):
                 raise DocumentError(
                     f"{printable(config.path)}: 'images' is set, but this folder itself has the images; remove 'images'"
                 )
+            if config.index is not None:
+                raise DocumentError(
+                    f"{printable(config.path)}: 'index' is set, but a folder of images has none; remove 'index'"
+                )
             self.folder = ImageFolder(config.path)
             self.pairs, self.notes = self.folder.images, self.folder.notes
             return

@@ -72,7 +72,7 @@ class Records:
         try:
             with open_regular(path):  # refuses others by their kind
                 size = os.stat(path).st_size
-            is_packed = path.suffix == ".gz"
+            is_packed = path.suffix.lower() == ".gz"
             self._file = RangeReads(unpacked(path, index) if is_packed else path)
             build = partial(_index, name=self.name, text=self._file.path, check=check, notes=notes)
             if size < SMALL and index is None and not is_packed:

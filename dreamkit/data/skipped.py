@@ -60,25 +60,26 @@ class SkippedSummary:
     """Numbers of skipped documents by data set, shard and kind of reason."""
 
     def __init__(self) -> None:
-        self._numbers: dict[str, Counter[str]] = {
-            "data set": Counter(),
-            "file": Counter(),
-            "reason": Counter(),
-        }
+        self.documents = 0
+        self._sets: Counter[str] = Counter()
+        self._shards: Counter[str] = Counter()
+        self._kinds: Counter[str] = Counter()
 
     def add(self, document: Skipped) -> None:
         """Count a document."""
-        self._numbers["data set"][f"data.{document.data}"] += 1
-        self._numbers["file"][document.shard or "unknown"] += 1
-        self._numbers["reason"][kind_of_problem(document.reason)] += 1
+        self.documents += 1
+        self._sets[f" in data.{document.data}"] += 1
+        self._kinds[f": {kind_of_problem(document.reason)}"] += 1
+        if document.shard is not None:
+            self._shards[f" in {document.shard}"] += 1
 
     def most_common(self) -> str:
-        """Return the most common data set, shard and kind of reason, each with its share of the documents."""
-        texts = []
-        for label, numbers in self._numbers.items():
-            for value, number in numbers.most_common(1):
-                texts.append(f"{number:,} of {numbers.total():,} have the {label} {value}")
-        return "; ".join(texts)
+        """Return the most common data set, shard and kind of reason, each with its number."""
+        return "; ".join(
+            f"{number:,} of {self.documents:,}{text}"
+            for numbers in (self._sets, self._shards, self._kinds)
+            for text, number in numbers.most_common(1)
+        )
 
 
 def summarize(documents: Iterable[Skipped]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import hashlib
 import json
 import os
 import pickle
@@ -86,8 +87,13 @@ def test_the_records_of_lines_are_those_that_parsing_finds(
         expected.append((f"{path}:{number}", record))
     data = codecs.BOM_UTF8 * has_mark + text.encode()
     path.write_bytes(gzip.compress(data) if is_packed else data)
+    stripped = b"".join(
+        line.strip() + b"\n" for line in data.split(b"\n") if line.decode("utf-8-sig").strip()
+    )
     for _ in range(2):
-        assert all_records(Records(path, accept, index=folder / "index")) == expected
+        records = Records(path, accept, index=folder / "index")
+        assert all_records(records) == expected
+        assert records.sha256 == hashlib.sha256(stripped).hexdigest()  # that of resume points of any release
 
 
 @settings(deadline=None, max_examples=60)
@@ -116,6 +122,7 @@ def test_the_records_of_an_array_are_those_that_parsing_finds(
         at = [int(where.rpartition(":")[2]) for where, _ in all_records(records)]
         # With `indent`, each record begins on the line after the one before it ends.
         sizes = [json.dumps(item, indent=indent).count("\n") + 1 for item in items]
+        assert records.sha256 == hashlib.sha256(text.replace(end, "\n").encode()).hexdigest()
         assert at == ([2 + sum(sizes[:n]) for n in range(len(items))] if indent else [1] * len(items))
 
 
@@ -210,6 +217,13 @@ def test_a_changed_recipe_checks_again(tmp_path: Path, index: Path, parsed: list
     assert len(parsed) == 3
     Pairs(PairsConfig(path, caption="title", direction="read", index=index))  # on which no check depends
     assert len(parsed) == 3
+
+
+def test_a_folder_of_pairs_has_no_index(tmp_path: Path, index: Path) -> None:
+    with pytest.raises(
+        DocumentError, match="'index' is set, but a folder of images has none; remove 'index'"
+    ):
+        Pairs(PairsConfig(tmp_path, index=index))
 
 
 def test_small_files_have_an_index_only_where_one_is_named(

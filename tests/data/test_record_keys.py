@@ -90,8 +90,8 @@ def test_the_keys_of_turns_are_checked_too(tmp_path: Path) -> None:
 
 
 def test_the_key_of_images_in_another_format_is_corrected(tmp_path: Path) -> None:
-    with pytest.raises(DocumentError, match=r"unknown key 'images' .*; did you mean 'image'"):
-        conversations(tmp_path, {"images": ["a.png"], "conversations": TURNS})
+    with pytest.raises(DocumentError, match=r"unknown key 'imgs' .*; did you mean 'image"):
+        conversations(tmp_path, {"imgs": ["a.png"], "conversations": TURNS})
     with pytest.raises(DocumentError, match=r"unknown key 'image' .*; did you mean 'images'"):
         open_data(tmp_path, Interleaved, InterleavedConfig, {"text": "<image>", "image": "a.png"})
 

@@ -29,6 +29,10 @@ def encodes_with_unseeded_noise(self, encode, targets, generator=None):
     return encode(targets, generator) + 0.1 * torch.randn_like(targets)
 
 
+def samples_timesteps_on_its_own_device(self, timesteps, count, generator=None):
+    return timesteps(count, generator).to(self.network.inlet.weight.device)
+
+
 def encodes_to_the_mean(self, encode, targets, generator=None):
     return self.posterior(targets)[0]
 
@@ -117,6 +121,7 @@ IMAGE_DECODER = {
     "gradients_reach_input": with_method(Decoder, "denoise", detaches_the_first_context),
     "latents_agree": with_method(Decoder, "decode", does_not_clamp),
     "encode_repeats": with_method(NoPosterior, "encode", encodes_with_unseeded_noise),
+    "timesteps_device": with_method(Decoder, "timesteps", samples_timesteps_on_its_own_device),
     "posterior_agrees": with_method(PosteriorDecoder, "encode", encodes_to_the_mean),
     "perfect_prediction": with_method(Decoder, "loss", has_a_loss_above_zero),
     "loss_agrees": with_method(Decoder, "loss", uses_the_absolute_error),

@@ -16,6 +16,7 @@ from unittest import mock
 
 RELEASES = sorted(Path(__file__).parent.glob("v*"))
 HERE = "@here"  # replaces the absolute path of the release's folder in its manifests
+RUNS = Path(__file__).parent / "runs.json"  # of `write_runs.py`
 MANIFESTS = ("dreamkit.json", "cache.json")
 
 
@@ -51,6 +52,12 @@ def replace_in_manifests(folder: Path, old: str, new: str) -> None:
     """Replace the path `old` by `new` in all manifests in `folder`."""
     for file in (file for name in MANIFESTS for file in folder.rglob(name)):
         file.write_text(file.read_text("utf-8").replace(old, new), "utf-8")
+
+
+def read_expected(release: Path) -> Any:
+    """Return the numbers that a release recorded, and today's for its seeded runs."""
+    recorded = json.loads((release / "expected.json").read_text())
+    return recorded | json.loads(RUNS.read_text())[release.name]
 
 
 def copy_release(release: Path, folder: Path) -> Path:

@@ -77,6 +77,20 @@ def encode_repeats(subject: DecoderSubject, seed: int) -> None:
     expect(second.tolist(), first.tolist(), "timesteps", "of the same seed")
 
 
+@check(KIND)
+def timesteps_device(subject: DecoderSubject) -> None:
+    """`timesteps` are on the device of the generator, and depend on it alone, wherever the decoder is.
+
+    The processes that read data sample them, without a GPU.
+    """
+    expected = subject.part.timesteps(5, generator(0))
+    part = subject.make().to("meta")
+    subject.call_text = "timesteps(5, generator of seed 0) of a decoder on the meta device"
+    actual = part.timesteps(5, generator(0))
+    expect(actual.device.type, "cpu", "timesteps.device.type")
+    expect(actual.tolist(), expected.tolist(), "timesteps", "of the decoder on the CPU")
+
+
 def _has_no_posterior(subject: DecoderSubject) -> str | None:
     declared = subject.part.posterior_module is not None or subject.part.has_posterior()
     return None if declared else "its posterior_module is None: it has no posterior"

@@ -20,6 +20,7 @@ from dreamkit import (
 )
 from dreamkit_data.parquet_rows import ParquetRows, Row
 from dreamkit_data.patterns import matching_files
+from dreamkit_data.row_groups import MEMORY
 from dreamkit_data.stored_images import image_paths, is_address, stored_picture, stored_value
 
 IMAGES, TEXTS = "images", "texts"
@@ -37,6 +38,7 @@ class ObelicsConfig:
         images: folder of the images, which no path may leave; None is the folder of the file, and paths may leave it.
         min_images: a document with fewer stored images is a bad sample.
         max_images: later images of a document are left out; None: all stay.
+        memory: MiB of decoded rows of Parquet that each process keeps.
         index: folder of the index; None is the user's cache folder.
     """
 
@@ -45,6 +47,7 @@ class ObelicsConfig:
     images: Path | None = None
     min_images: int = 1
     max_images: int | None = None
+    memory: int = MEMORY
     index: Path | None = None
 
     def __post_init__(self) -> None:
@@ -53,6 +56,8 @@ class ObelicsConfig:
             problems["min_images"] = f"expected at least 0, got {self.min_images}"
         if self.max_images is not None and self.max_images < max(self.min_images, 1):
             problems["max_images"] = f"expected at least 1 and min_images, got {self.max_images}"
+        if self.memory < 1:
+            problems["memory"] = f"expected at least 1 MiB, got {self.memory}"
         if problems:
             raise ConfigError(problems)
 
@@ -78,7 +83,7 @@ class Obelics(Dataset):
     def __init__(self, config: ObelicsConfig) -> None:
         self.config = config
         files = matching_files(config.path, (".parquet",))
-        self.rows = ParquetRows(files, {IMAGES: "images", TEXTS: "texts"}, config.index)
+        self.rows = ParquetRows(files, {IMAGES: "images", TEXTS: "texts"}, config.index, config.memory)
         image_paths(files[0], config.images)
         self.notes = [*self.rows.notes, *self._missing_notes()]
 

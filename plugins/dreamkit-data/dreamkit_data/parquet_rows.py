@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from dreamkit import DocumentError, count, describe_error, indexed, printable, read_error
 from dreamkit_data.columns import Kind, column_problem, is_bytes
-from dreamkit_data.row_groups import LARGE, RowGroup, RowGroups
+from dreamkit_data.row_groups import LARGE, MEMORY, RowGroup, RowGroups
 
 VERSION: Final = 1
 GROUP: Final = np.dtype([("rows", "<i8"), ("bytes", "<i8"), ("stored", "<i8")])
@@ -44,6 +44,7 @@ class ParquetRows:
         files: the files.
         columns: columns to read, with what each holds.
         folder: folder of the index; None is that of the user's cache.
+        memory: MiB of decoded rows that a process keeps.
 
     Attributes:
         groups: rows, bytes and stored bytes of each row group, in the columns that are read; a structured array.
@@ -55,7 +56,11 @@ class ParquetRows:
     """
 
     def __init__(
-        self, files: Sequence[Path], columns: Mapping[str, Kind], folder: Path | None = None
+        self,
+        files: Sequence[Path],
+        columns: Mapping[str, Kind],
+        folder: Path | None = None,
+        memory: int = MEMORY,
     ) -> None:
         self.files = list(files)
         self.columns = dict(columns)
@@ -67,7 +72,8 @@ class ParquetRows:
         self._rows_before = np.concatenate([[0], np.cumsum(self.groups["rows"])])  # each row group
         self._groups_before = np.concatenate([[0], np.cumsum(index.rows)])  # each file
         self._bytes_alone = {name for name in columns if all(name in f["bytes alone"] for f in index.facts)}
-        self._reader = RowGroups(self.files, list(columns), [facts["leaves"] for facts in index.facts])
+        leaves = [facts["leaves"] for facts in index.facts]
+        self._reader = RowGroups(self.files, list(columns), leaves, memory)
         self._lock, self._process = Lock(), os.getpid()
         if not len(self):
             raise DocumentError(f"{printable(self.files[0])}: no rows; correct the path of the data set")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from dreamkit import StorageError, describe_error, printable, read_error
 
 LARGE: Final = 2**27  # bytes of a row group, decoded; a larger one is read in parts
-MOST_BYTES: Final = 2**28  # decoded, which a process keeps
+MEMORY: Final = 256  # MiB of decoded rows that a process keeps
 PART: Final = 256  # rows of a part, at most
 MOST_OPEN: Final = 16  # files, and row groups that are read in parts
 
@@ -50,14 +50,16 @@ class RowGroups:
         files: the files.
         columns: columns to read.
         leaves: paths of the columns of bytes and texts, for each file.
+        memory: MiB of decoded rows to keep; the last row group is kept if it is larger, too.
     """
 
     def __init__(
-        self, files: Sequence[Path], columns: Sequence[str], leaves: Sequence[Sequence[str]]
+        self, files: Sequence[Path], columns: Sequence[str], leaves: Sequence[Sequence[str]], memory: int
     ) -> None:
         self.files = files
         self.columns = list(columns)
         self.leaves = leaves
+        self.most_bytes = memory << 20
         self._statuses = [_status(path) for path in files]
         self._forget()
 
@@ -128,7 +130,7 @@ class RowGroups:
         """Keep decoded rows, and drop the oldest ones if these are too many."""
         self._bytes += _size(batches) - _size(self._parts.pop(key, []))
         self._parts[key] = batches
-        while self._bytes > MOST_BYTES and len(self._parts) > 1:
+        while self._bytes > self.most_bytes and len(self._parts) > 1:
             self._bytes -= _size(self._parts.popitem(last=False)[1])
 
     def _refuse_change(self, file: int, cause: Exception | None = None) -> None:
@@ -145,7 +147,7 @@ class RowGroups:
         self._bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("files", "columns", "leaves", "_statuses")
+        names = ("files", "columns", "leaves", "most_bytes", "_statuses")
         return {name: value for name, value in vars(self).items() if name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from dreamkit_data.captions import choose_caption, pair, weight_problems
 from dreamkit_data.columns import Kind
 from dreamkit_data.parquet_rows import ParquetRows
 from dreamkit_data.patterns import matching_files
+from dreamkit_data.row_groups import MEMORY
 from dreamkit_data.stored_images import image_paths, stored_picture, stored_value
 from dreamkit_data.text_rows import Layout, TextRows
 
@@ -36,6 +37,7 @@ class TableConfig:
         header: the first line of a text table has the names of its columns; otherwise `image` and `caption` are numbers
             from 0.
         quotes: values of a text table may be in quotes, which do not belong to them; None: in tables with commas.
+        memory: MiB of decoded rows of Parquet that each process keeps.
         index: folder of the index; None is the user's cache folder.
     """
 
@@ -47,6 +49,7 @@ class TableConfig:
     base64: bool = False
     header: bool = True
     quotes: bool | None = None
+    memory: int = MEMORY
     index: Path | None = None
 
     def __post_init__(self) -> None:
@@ -55,6 +58,8 @@ class TableConfig:
             problems["caption"] = (
                 f"expected another column than that of the image, got {describe_value(self.image)}"
             )
+        if self.memory < 1:
+            problems["memory"] = f"expected at least 1 MiB, got {self.memory}"
         if problems:
             raise ConfigError(problems)
 
@@ -76,7 +81,7 @@ class Table(Dataset):
         self.rows: ParquetRows | TextRows
         if _is_parquet(files[0]):
             kinds: dict[str, Kind] = {self.image: "image", **dict.fromkeys(self.captions, "caption")}
-            self.rows = ParquetRows(files, kinds, config.index)
+            self.rows = ParquetRows(files, kinds, config.index, config.memory)
             self.notes = self.rows.notes
             if not config.header or config.quotes is not None:
                 key = "header" if config.quotes is None else "quotes"

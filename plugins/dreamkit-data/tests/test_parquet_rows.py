@@ -81,9 +81,9 @@ def test_rows_are_those_of_pyarrow_in_any_order(
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(row_groups, "LARGE", large)
-        patch.setattr(row_groups, "MOST_BYTES", most)
         patch.setattr(row_groups, "PART", 2)
         data = ParquetRows(files, COLUMNS, folder / "index")
+        data._reader.most_bytes = most
         assert len(data) == len(expected)
         for index in order.choices(range(len(expected)), k=2 * len(expected)):
             assert data[index] == expected[index]
@@ -132,8 +132,8 @@ def test_a_second_start_reads_no_file(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_kept_rows_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blobs = [os.urandom(1000) for _ in range(60)]
     file = write_parquet(tmp_path / "a.parquet", {"image": blobs, "caption": ["x"] * 60}, rows=5)
-    monkeypatch.setattr(row_groups, "MOST_BYTES", 22_000)
     data = ParquetRows([file], COLUMNS)
+    data._reader.most_bytes = 22_000
     for index in range(60):
         assert data[index].values["image"] == blobs[index]
         assert data._reader._bytes <= 22_000
@@ -148,8 +148,8 @@ def test_a_large_row_group_is_read_in_parts_from_where_it_was_left(
     blobs = [os.urandom(1000) for _ in range(60)]
     file = write_parquet(tmp_path / "a.parquet", {"image": blobs, "caption": ["x"] * 60}, rows=60)
     monkeypatch.setattr(row_groups, "LARGE", 10_000)
-    monkeypatch.setattr(row_groups, "MOST_BYTES", 22_000)
     data = ParquetRows([file], COLUMNS)
+    data._reader.most_bytes = 22_000
     reads = Reads(monkeypatch)
     assert [data[index].values["image"] for index in range(60)] == blobs
     assert reads.groups == [0]

@@ -1,0 +1,262 @@
+"""Bad and long documents of a run: skipped for substitutes of the same set, cut, or an end of the run."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+from torch.utils.data import DataLoader
+
+import tiny
+from dreamkit.data import reading
+from dreamkit.data.dataset import Dataset
+from dreamkit.data.mixture import Mixture
+from dreamkit.data.reading import DELAYS
+from dreamkit.data.samples import MAX_ATTEMPTS, Policy, Samples
+from dreamkit.data.sequence import Sequence
+from dreamkit.data.skipped import Skipped, kind_of_problem, split_place, summarize
+from dreamkit.document import Document, Image, Text
+from dreamkit.errors import DocumentError, StorageError
+
+SEQUENCER = tiny.model().sequencer(64)
+
+
+class Words(Dataset):
+    """Documents `set.n`, of which some are bad; `failures` are errors of the next reads of a document."""
+
+    def __init__(
+        self, name: str, size: int, bad: Any = (), failures: Mapping[int, list[Exception]] = {}
+    ) -> None:
+        self.name = name
+        self.size = size
+        self.bad = frozenset(bad)
+        self.failures = failures
+        self.reads: list[int] = []
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Document:
+        self.reads.append(index)
+        if self.failures.get(index):
+            raise self.failures[index].pop(0)
+        if index in self.bad:
+            raise DocumentError(f"/data/{self.name}.tar!{index}: expected a word, got 'x{index}'")
+        return Document((Text(f"{self.name} {index}"),), name=f"{self.name}.{index}")
+
+
+def samples(sets: list[Dataset], length: int = 40, seed: int = 0, **policy: Any) -> Samples:
+    mixture = Mixture(sets, [1.0] * len(sets), length, seed)
+    return Samples(mixture, SEQUENCER, Policy(**policy))
+
+
+@given(data=st.data(), size=st.integers(1, 12), seed=st.integers(0, 3))
+def test_bad_documents_are_replaced_by_good_ones_of_the_same_set(
+    data: st.DataObject, size: int, seed: int
+) -> None:
+    bad = data.draw(st.sets(st.integers(0, size - 1), max_size=size - 1))
+    sets: list[Dataset] = [Words("a", size, bad), Words("b", 5)]
+    whole: list[Dataset] = [Words("a", size), Words("b", 5)]
+    run, expected = samples(sets, seed=seed), samples(whole, seed=seed)
+    for place in range(len(run)):
+        sequence, usual = run[place], expected[place]
+        name, index = usual.name.split(".")
+        tried = [document.index for document in sequence.skipped]
+        assert sequence.place == place and len({*tried}) == len(tried)
+        assert all(document.data == (name == "b") for document in sequence.skipped)
+        if name == "a" and int(index) in bad:
+            assert tried[0] == int(index) and bad.issuperset(tried)
+            assert sequence.name in {f"a.{n}" for n in range(size) if n not in bad}
+        else:
+            assert (sequence.ids, tried) == (usual.ids, [])
+
+
+@given(size=st.integers(1, 200), place=st.integers(0, 10**12), seed=st.integers(0, 2**32 - 1))
+def test_the_first_attempts_are_a_permutation_of_the_set(size: int, place: int, seed: int) -> None:
+    mixture = type(
+        "", (), {"seed": seed, "datasets": [range(size)], "place": lambda self, place: (0, place % size)}
+    )
+    run = Samples(mixture(), SEQUENCER)
+    positions = [run.position(place, attempt) for attempt in range(size)]
+    assert positions[0] == (0, place % size)
+    assert sorted(index for _, index in positions) == list(range(size))
+
+
+def test_processes_that_read_data_skip_the_same_documents() -> None:
+    def read(workers: int) -> list[Sequence]:
+        run = samples([Words("a", 30, range(0, 30, 3)), Words("b", 7, [1, 2])])
+        loader: Any = DataLoader(run, batch_size=None, num_workers=workers)
+        return [*loader]
+
+    alone = read(0)
+    assert sum(len(sequence.skipped) for sequence in alone) > 10
+    assert read(2) == alone
+
+
+def test_a_skipped_document_is_recorded_with_its_place() -> None:
+    run = samples([Words("a", 4, [0, 1, 2])])
+    sequence = next(sequence for sequence in map(run.__getitem__, range(40)) if sequence.skipped)
+    first = sequence.skipped[0]
+    assert first == Skipped(
+        place=sequence.place or 0,
+        data=0,
+        index=first.index,
+        shard="/data/a.tar",
+        member=str(first.index),
+        reason=f"expected a word, got 'x{first.index}'",
+    )
+    assert pickle.loads(pickle.dumps(sequence.skipped)) == sequence.skipped
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("/a b/c.jsonl:12: no such image: /x/y.png", ("/a b/c.jsonl", "12", "no such image: /x/y.png")),
+        ("/a/000.tar!000123: empty caption", ("/a/000.tar", "000123", "empty caption")),
+        ("s3://bucket/a.tar!b/c.jpg: cut", ("s3://bucket/a.tar", "b/c.jpg", "cut")),
+        ("/a b/c.png: cannot read it: cut", ("/a b", "c.png", "cannot read it: cut")),
+        ("data/c.png: cut", ("data", "c.png", "cut")),
+        ("expected 3 images, got 2: a, b", (None, None, "expected 3 images, got 2: a, b")),
+        ("images: cut", (None, None, "images: cut")),
+    ],
+)
+def test_the_place_of_a_document_is_read_from_its_error(
+    message: str, expected: tuple[str | None, ...]
+) -> None:
+    assert split_place(message) == expected
+
+
+def test_a_summary_names_what_most_documents_have_in_common() -> None:
+    documents = [
+        Skipped(
+            n,
+            int(n % 5 == 0),
+            n,
+            f"/d/{n % 3 // 2}.tar",
+            str(n),
+            f"cannot read the image /d/{n}.png: cut at {n}",
+        )
+        for n in range(9)
+    ]
+    assert summarize(documents) == (
+        "7 of 9 in data.0; 6 of 9 in /d/0.tar; 9 of 9: cannot read the image ... cut at ..."
+    )
+    assert len(kind_of_problem("x" * 1000)) == 120
+
+
+def test_a_set_without_a_good_document_is_an_error_after_some_attempts() -> None:
+    for size in (3, 1000):
+        dataset = Words("a", size, range(size))
+        with pytest.raises(DocumentError) as caught:
+            samples([dataset])[0]
+        tried = min(size, MAX_ATTEMPTS)
+        assert f"data.0: none of {tried} documents for one place can be used: " in str(caught.value)
+        assert f"{tried} of {tried} in /data/a.tar" in str(caught.value)
+        assert len(dataset.reads) == len({*dataset.reads}) == tried
+
+
+def test_stop_raises_at_the_first_bad_document_with_its_place_and_the_remedy() -> None:
+    run = samples([Words("a", 4, [0, 1, 2])], on_error="stop")
+    with pytest.raises(
+        DocumentError, match=r"a\.tar!\d: expected a word, got 'x\d'; set train\.on_error=skip to skip"
+    ):
+        for place in range(40):
+            run[place]
+
+
+class Long(Words):
+    """Documents of which every other one is too long for a row."""
+
+    def __getitem__(self, index: int) -> Document:
+        texts = [Text("word " * 3), Text("more " * 30)][: 1 + index % 2]
+        return Document(tuple(texts), name=f"{self.name}.{index}")
+
+
+def test_each_policy_for_long_documents() -> None:
+    cut = [*map(samples([Long("a", 4)]).__getitem__, range(40))]
+    assert {(sequence.name, sequence.is_cut) for sequence in cut} == {
+        (f"a.{n}", n % 2 == 1) for n in range(4)
+    }
+    assert all(len(sequence) <= 64 and not sequence.skipped for sequence in cut)
+    skipped = [*map(samples([Long("a", 4)], too_long="skip").__getitem__, range(40))]
+    assert {sequence.name for sequence in skipped} == {"a.0", "a.2"}
+    records = [document for sequence in skipped for document in sequence.skipped]
+    assert records and all(document.is_long and document.index % 2 for document in records)
+    with pytest.raises(
+        DocumentError, match=r"a\.\d: expected at most 64 tokens, .*; or set train\.too_long to cut"
+    ):
+        [*map(samples([Long("a", 4)], too_long="stop").__getitem__, range(40))]
+    stopped = samples([Long("a", 4)], too_long="skip", on_error="stop")  # a long document is not a bad one
+    assert len([*map(stopped.__getitem__, range(40))]) == 40
+
+
+class Banners(Words):
+    """Documents of a plug-in whose images are too narrow."""
+
+    def __getitem__(self, index: int) -> Document:
+        picture = tiny.picture(0).resize((1, 101 if index % 2 else 16))
+        return Document((Image(picture, draw=True),), name=f"{self.name}.{index}")
+
+
+def test_the_images_of_every_data_set_are_checked() -> None:
+    sequences = [*map(samples([Banners("a", 4)]).__getitem__, range(40))]
+    assert {sequence.name for sequence in sequences} == {"a.0", "a.2"}
+    assert {document.reason.split(",")[0] for sequence in sequences for document in sequence.skipped} == {
+        "expected an image whose longer side is at most 100 times the shorter"
+    }
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    delays: list[float] = []
+    monkeypatch.setattr("dreamkit.data.reading.time.sleep", delays.append)
+    return delays
+
+
+@pytest.mark.parametrize(
+    "error",
+    [StorageError("/data/a.tar: cannot read"), OSError(errno.EIO, "I/O error"), TimeoutError("timed out")],
+)
+def test_a_failing_disk_is_read_again_with_longer_and_longer_delays(
+    slept: list[float], error: Exception
+) -> None:
+    for times in range(len(DELAYS) + 1):
+        slept.clear()
+        dataset = Words("a", 1, failures={0: [error] * times})
+        sequence = samples([dataset])[0]
+        assert sequence.name == "a.0" and not sequence.skipped
+        assert slept == list(DELAYS[:times])
+
+
+@pytest.mark.parametrize("on_error", ["skip", "stop"])
+def test_a_disk_that_goes_on_failing_stops_the_run(slept: list[float], on_error: str) -> None:
+    dataset = Words("a", 9, failures={n: [OSError(errno.ESTALE, "Stale file handle")] * 9 for n in range(9)})
+    with pytest.raises(StorageError, match=r"data\.0 \(Words\): document \d: OSError: .*Stale file handle"):
+        samples([dataset], on_error=on_error)[0]
+    assert len({*dataset.reads}) == 1 and len(dataset.reads) == 1 + len(DELAYS)
+    assert slept == list(DELAYS)
+
+
+def test_a_signal_ends_the_waiting_for_a_disk(slept: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "pending", lambda: KeyboardInterrupt())
+    dataset = Words("a", 1, failures={0: [StorageError("gone")] * 9})
+    with pytest.raises(StorageError, match="gone"):
+        samples([dataset])[0]
+    assert slept == []
+
+
+def test_a_missing_file_of_a_data_set_that_leaves_it_as_it_is_is_skipped(slept: list[float]) -> None:
+    dataset = Words("a", 2, failures={0: [FileNotFoundError(errno.ENOENT, "No such file", "x")] * 99})
+    run = samples([dataset])
+    names = {sequence.name for sequence in map(run.__getitem__, range(40))}
+    assert names == {"a.1"} and slept == []
+
+
+def test_a_mistake_in_the_code_of_a_data_set_is_not_a_bad_document() -> None:
+    dataset = Words("a", 3, failures={n: [ZeroDivisionError()] for n in range(3)})
+    with pytest.raises(ZeroDivisionError):
+        samples([dataset])[0]
