@@ -119,12 +119,31 @@ def test_an_error_or_a_signal_in_one_process_saves_both(
 ) -> None:
     for rank in range(2):
         left = (two_processes / f"left by {reason}.{rank}.txt").read_text()
-        assert left.startswith(f"{message}; step ") and "--resume" in left
+        assert left.startswith(message) and "; step " in left and "--resume" in left
     files = sorted((two_processes / "straight/checkpoint").glob("*.safetensors"))
     assert files
     for file in files:
         resumed = two_processes / f"left by {reason}" / "checkpoint" / file.name
         assert file.read_bytes() == resumed.read_bytes(), file.name
+
+
+def test_two_processes_skip_the_documents_that_one_skips(two_processes: Path, tmp_path: Path) -> None:
+    recipe = layouts.recipe(batch_size=4)
+    train_recipe(recipe, Registry.load(), tmp_path / "one", datasets=[layouts.BadDocuments()])
+    one, two = tmp_path / "one", two_processes / "skipping"
+    assert (one / "skipped.jsonl").read_text() == (two / "skipped.jsonl").read_text() != ""
+    totals = [
+        [json.loads(line)["skipped"] for line in (folder / "log.jsonl").read_text().splitlines()]
+        for folder in (one, two)
+    ]
+    assert totals[0] == totals[1] and totals[0][-1] == len((one / "skipped.jsonl").read_text().splitlines())
+
+
+def test_too_many_bad_documents_stop_both_processes_before_the_same_step(two_processes: Path) -> None:
+    messages = [(two_processes / f"too many.{rank}.txt").read_text() for rank in range(2)]
+    assert messages[0] == messages[1]
+    assert "expected at most 1.00% bad documents (train.max_skipped), got " in messages[0]
+    assert "in /data/a.tar; " in messages[0] and "step 0 is saved in " in messages[0]
 
 
 def test_one_process_does_not_resume_a_run_of_two(two_processes: Path, tmp_path: Path) -> None:

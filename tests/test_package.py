@@ -157,7 +157,7 @@ def test_the_help_has_an_example_that_parses(name: str) -> None:
         assert not context.args
 
 
-@pytest.mark.parametrize("name", ["plugins", "recipes", "check", "test-plugin"])
+@pytest.mark.parametrize("name", ["plugins", "recipes", "check", "data check", "test-plugin"])
 def test_the_example_works_in_an_empty_folder(name: str, tmp_path: Path) -> None:
     for _, *arguments in examples()[name]:
         result = run("-m", "dreamkit", *arguments, cwd=tmp_path)
@@ -176,10 +176,11 @@ def test_the_examples_with_a_checkpoint_work(tmp_path: Path, monkeypatch: pytest
     }
     outputs = {
         "train": ["run1/checkpoint/dreamkit.json", "run1/log.jsonl"],
+        "data preview": ["digits.html"],
         "generate": ["two/index.html"],
         "import-published": ["imported/dreamkit.json"],
     }
-    for name in ("train", "inspect", "generate", "import-published"):
+    for name in ("data preview", "train", "inspect", "generate", "import-published"):
         for _, *arguments in examples()[name]:
             result = CliRunner().invoke(app, [*arguments, *short.get(name, ())], catch_exceptions=False)
             assert result.exit_code == 0, result.output

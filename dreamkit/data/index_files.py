@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -152,6 +153,8 @@ def mapped(file: Path, rows: int) -> np.ndarray:
         array.flags.writeable = False
         return array
     except Exception as error:  # of damaged files, numpy raises any type of error
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:  # of this process, not of the data
+            raise
         if not isinstance(error, OSError):
             with suppress(OSError):
                 file.unlink()

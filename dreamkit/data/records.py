@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -114,6 +115,8 @@ class Records:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise changed_error(self._file.path, reason) from error
         except OSError as error:
+            if error.errno == errno.EMFILE:  # of this process, not of the data
+                raise
             raise StorageError(f"{where}: cannot read the file: {error.strerror}") from error
         if crc32(data) != checksum:
             raise changed_error(self._file.path, f"line {number} is another one now")

@@ -16,7 +16,15 @@ from dreamkit.data.mixture import run_mixture
 from dreamkit.data.samples import Policy, Samples
 from dreamkit.data.sequence import Sequence as Tokens, Sequencer
 from dreamkit.document import Document
-from dreamkit.errors import DocumentError, RecipeError, RecipeProblem, count, describe_error, printable
+from dreamkit.errors import (
+    DocumentError,
+    RecipeError,
+    RecipeProblem,
+    StorageError,
+    count,
+    describe_error,
+    printable,
+)
 from dreamkit.inspection.data_report import DataReport, Packing, Source
 from dreamkit.inspection.held_out import HeldOut, open_held_out
 from dreamkit.inspection.run_data import RunData
@@ -227,7 +235,12 @@ class _DataCheck:
         for batch in run.batches(self.samples or SAMPLES):
             if packing.batches and packing.documents + len(batch) > (self.samples or SAMPLES):
                 break
-            packing.add(len(batch), run.packed([run.place(number) for number in batch]))
+            try:
+                places = [run.place(number) for number in batch]
+            except StorageError as error:
+                self.problem("data", str(error))
+                break
+            packing.add(len(batch), run.packed(places))
         return packing
 
     def text_notes(self) -> Iterator[str]:

@@ -49,7 +49,7 @@ def preview_page(
         f'<p class="facts">{listed}</p>',
         *(f'<p class="problem">{escape(printable(note))}</p>' for note in notes),
         LEGEND,
-        *(["<h2>Rows of a batch</h2>", bars] if bars else ()),
+        *([ROWS, bars] if bars else ()),
         "<h2>Documents</h2>",
         *(_document(place, run) for place in places),
     ]
@@ -71,6 +71,12 @@ LEGEND: Final = (
     '<li><span class="swatch read">read</span> slots of vision tokens</li>'
     '<li><span class="swatch draw">draw</span> slots of dream queries</li>'
     "</ul>"
+)
+
+ROWS: Final = (
+    '<h2>Rows of a batch</h2><p class="soft about">A bar is a row, and its parts are documents by their place. Those '
+    "in a darker colour are below. A part without a number is no document: it keeps batches alike. Hatching is "
+    "padding.</p>"
 )
 
 

@@ -27,6 +27,7 @@ h3 .name { min-width: 0; overflow-wrap: anywhere; font-weight: 600; }
 h4 { margin: 0 0 .25rem; color: var(--soft); font-size: .8rem; font-weight: 600; }
 p { margin: 0; }
 .soft, .facts { color: var(--soft); font-size: .9rem; }
+.about { margin: 0 0 .75rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .4rem 1.25rem; margin: 1rem 0 0; padding: 0; list-style: none;
   font-size: .9rem; }
 .batch { margin: 0 0 1.25rem; }

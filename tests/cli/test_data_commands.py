@@ -68,10 +68,10 @@ def test_a_recipe_whose_paths_nobody_has_fails_with_all_of_them(
     monkeypatch.setenv("DREAMKIT_DATA", str(tmp_path))
     code, out, err = run("data", command, "dreamllm/paper/stage2")
     assert code == 2 and err.startswith("dreamkit: the recipe has 2 problems:\n")
-    assert f"data.0: {tmp_path}/mmc4-core.jsonl: no such file" in err
-    assert f"data.1: {tmp_path}/blip-laion.jsonl: no such file" in err
+    assert f"data.0: {tmp_path}/mmc4-core: no such file" in err
+    assert f"data.1: {tmp_path}/blip-laion: no such file" in err
     assert not list(tmp_path.iterdir())
-    assert ("interleaved" in out) == (command == "check")
+    assert ("mmc4" in out) == (command == "check")
 
 
 def test_check_lists_every_problem_after_the_report_and_exits_with_code_2(run, folder: Path) -> None:

@@ -50,7 +50,7 @@ class Words(Dataset):
 
 
 def samples(sets: list[Dataset], length: int = 40, seed: int = 0, **policy: Any) -> Samples:
-    mixture = Mixture(sets, [1.0] * len(sets), length, seed)
+    mixture = Mixture(sets, [1.0] * len(sets), seed, length=length)
     return Samples(mixture, SEQUENCER, Policy(**policy))
 
 
@@ -78,7 +78,7 @@ def test_bad_documents_are_replaced_by_good_ones_of_the_same_set(
 @given(size=st.integers(1, 200), place=st.integers(0, 10**12), seed=st.integers(0, 2**32 - 1))
 def test_the_first_attempts_are_a_permutation_of_the_set(size: int, place: int, seed: int) -> None:
     mixture = type(
-        "", (), {"seed": seed, "datasets": [range(size)], "place": lambda self, place: (0, place % size)}
+        "", (), {"seed": seed, "data_sets": [range(size)], "place": lambda self, place: (0, place % size)}
     )
     run = Samples(mixture(), SEQUENCER)
     positions = [run.position(place, attempt) for attempt in range(size)]

@@ -19,3 +19,11 @@ def command(name: str) -> Any:
 
 
 COMMANDS = {name: command(name) for name in Registry.load().components("command")}
+GROUPS = sorted({name.split()[0] for name in COMMANDS if " " in name})
+NAME = rf"(?:(?:{'|'.join(GROUPS)}) )?[a-z][\w-]*"  # the name of a command in a text
+
+
+def split_command(words: list[str]) -> tuple[str, list[str]]:
+    """Return the name of a command, which may be two words, and its arguments."""
+    length = 2 if words[0] in GROUPS else 1
+    return " ".join(words[:length]), words[length:]

@@ -73,11 +73,13 @@ def checkpoint(folder: str) -> tuple[str, ...]:
 
 RESUMED: Final = (f"{RUN}/log.jsonl", f"{POINT}/trainer/*", *checkpoint(POINT))
 ROWS: Final = (
-    Row("recipes", "check", ("recipe.yaml",), RECIPES, 210),
-    Row("parts", "check", ("recipe.yaml",), (*CONFIGS, *LANGUAGE), 220),
+    Row("recipes", "check", ("recipe.yaml",), RECIPES, 170),
+    Row("parts", "check", ("recipe.yaml",), (*CONFIGS, *LANGUAGE), 180),
     Row("timm", "check", ("recipe.yaml", TIMM), ("parts/timm/config.json",), 40),
     Row("cache", "check", ("recipe.yaml", "train.cache=cache"), ("cache/cache.json",), 30),
     Row("recipes and parts", "plan", ("recipe.yaml", "--json"), (*RECIPES, *CONFIGS), 20),
+    Row("data", "data check", ("recipe.yaml",), DATA, 40),
+    Row("data", "data preview", ("recipe.yaml", "--out", OUT), DATA, 40),
     Row("recipes", "train", ("recipe.yaml", "--out", OUT), RECIPES, 15),
     Row("data", "train", ("recipe.yaml", "--out", OUT), DATA, 30),
     Row("parts", "train", ("recipe.yaml", "--out", OUT), (*CONFIGS, *LANGUAGE, *WEIGHTS), 30),

@@ -11,10 +11,12 @@ from PIL import Image as PIL
 
 import odd_data
 import tiny
+from dreamkit.data import samples
 from dreamkit.data.fingerprint import document_hash
+from dreamkit.data.interleaved import Interleaved
 from dreamkit.data.mixture import run_mixture
 from dreamkit.data.pairs import Pairs, PairsConfig
-from dreamkit.errors import RecipeError
+from dreamkit.errors import RecipeError, StorageError
 from dreamkit.inspection import data_check
 from dreamkit.inspection.content_index import ContentIndex
 from dreamkit.inspection.data_check import check_data
@@ -60,7 +62,7 @@ def test_numbers_are_those_of_the_sequences(pages: dict[str, Any]) -> None:
     report = check([pages])
     (source,) = report.sources
     run = open_run(recipe([pages]), REGISTRY)
-    documents = run.samples.mixture.datasets[0]
+    documents = run.samples.mixture.data_sets[0]
     sequences = [run.sequencer.sequence(documents[n]) for n in range(4)]
     assert (source.documents, source.read, source.usable, source.too_long) == (4, 4, 4, 0)
     assert source.tokens == sum(map(len, sequences))
@@ -77,7 +79,7 @@ def test_the_fill_is_that_of_the_batches_of_training(pages: dict[str, Any]) -> N
     packing = check([pages], samples=8).packing
     assert packing is not None
     run = open_run(recipe([pages]), REGISTRY)
-    mixture = run_mixture(run.recipe, run.samples.mixture.datasets, 1)
+    mixture = run_mixture(run.recipe, run.samples.mixture.data_sets, 1)
     batches = [run.collator([mixture[4 * n + i] for i in range(4)]) for n in range(2)]
     assert (packing.batches, packing.documents) == (2, 8)
     assert packing.rows == sum(len(batch.input_ids_BT) for batch in batches)
@@ -252,3 +254,18 @@ def test_open_run_lists_every_problem(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as error:
         open_run(misfit, Registry.load())
     assert [problem.key for problem in error.value.problems] == ["train.max_length", "data.0"]
+
+
+def test_a_disk_that_fails_is_a_problem_of_each_document(
+    tmp_path: Path, pages: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise StorageError("the disk fails")
+
+    monkeypatch.setattr(samples, "DELAYS", ())
+    opened = check_data(recipe([pages]), REGISTRY, samples=1)
+    assert opened.problems == ()
+    monkeypatch.setattr(Interleaved, "sample", fail)
+    report = check([pages])
+    assert {problem.message for problem in report.problems} == {"the disk fails"}
+    assert report.packing is not None and report.packing.rows == 0

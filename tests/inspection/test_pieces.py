@@ -10,6 +10,7 @@ from dreamkit.data.sequence import Sequencer
 from dreamkit.document import Document, Image, Text
 from dreamkit.inspection.pieces import Slots, SpecialToken, TextRun, Turn, turns
 from dreamkit.model.model import DreamModel
+from dreamkit.parts.language import LanguageModel
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 flags = st.booleans()
@@ -116,3 +117,10 @@ def test_a_space_alone_is_text_and_names_of_special_tokens_in_a_text_are_too(mod
         " <im_start></s>",
         SpecialToken("</s>", True),
     ]
+
+
+def test_a_part_without_names_of_tokens_shows_texts_or_ids(model: DreamModel) -> None:
+    part = model.language_model
+    (letter,) = part.tokenize("a")
+    assert LanguageModel.token_name(part, letter) == "a"
+    assert LanguageModel.token_name(part, part.spec.bos_id) == f"<{part.spec.bos_id}>"

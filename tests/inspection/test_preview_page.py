@@ -86,7 +86,7 @@ def model() -> DreamModel:
 
 def run_of(model: DreamModel, documents: list[Any], policy: Policy | None = None) -> RunData:
     collator = model.collator(RECIPE)
-    mixture = Mixture([Listed(documents)], [1.0], 6, 0)
+    mixture = Mixture([Listed(documents)], [1.0], length=6)
     return RunData(RECIPE, Samples(mixture, collator.sequencer, policy), collator)
 
 

@@ -17,7 +17,9 @@ import numpy as np
 from dreamkit import Dataset, Document, DocumentError, StorageError, count, indexed, printable
 from dreamkit_data.captions import pair
 from dreamkit_data.coco_files import NARRATIVES, CaptionedImage, narrated_names, read_images
+from dreamkit_data.example_images import COLOURS, coloured_png
 from dreamkit_data.patterns import matching_files
+from dreamkit_data.spans import changed_error
 from dreamkit_data.stored_images import image_paths
 
 VERSION: Final = 1
@@ -80,6 +82,17 @@ class Coco(Dataset):
             if each["without"]
         ]
 
+    @classmethod
+    def tiny_config(cls, folder: Path) -> CocoConfig:
+        images, annotations = [], []
+        for number, colour in enumerate(COLOURS):
+            (folder / f"{colour}.png").write_bytes(coloured_png(colour))
+            images.append({"id": number, "file_name": f"{colour}.png"})
+            captions = (f"a {colour} square", f"a {colour} tile")
+            annotations += [{"image_id": number, "caption": caption} for caption in captions]
+        (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+        return CocoConfig(folder / "captions.json")
+
     def __len__(self) -> int:
         return len(self._bounds) - 1
 
@@ -103,7 +116,7 @@ class Coco(Dataset):
         captions = list(image.captions)
         for number in self._records[first + 1 : end]:
             captions += self._record(int(number))[1].captions
-        where = f"{printable(table)}: image {image.id}"
+        where = f"{printable(table)}!{image.id}"
         names = narrated_names(image.id, image.names[0]) if self.is_narrated else image.names
         paths = image_paths(table, self.config.images)
         name = next((name for name in names if os.path.exists(paths.folder / name)), names[0])
@@ -115,10 +128,15 @@ class Coco(Dataset):
         file = int(np.searchsorted(self._before, number, side="right")) - 1
         place, ends = number - int(self._before[file]), self._ends[file]
         data = self.index[file]["byte"][ends[place - 1] if place else 0 : ends[place]]
-        return self.files[file], CaptionedImage(*json.loads(data.tobytes()))
+        try:
+            return self.files[file], CaptionedImage(*json.loads(data.tobytes()))
+        except (ValueError, TypeError) as error:
+            raise changed_error(self.files[file]) from error
 
     def _tail(self, file: int, number: int) -> np.ndarray:
         """Return the ends of the records of a file, and the ids of their images."""
+        if self.index[file].dtype != BYTE or len(self.index[file]) < 16 * number:
+            raise changed_error(self.files[file])
         data = self.index[file]["byte"]
         return np.frombuffer(data[len(data) - 16 * number :].tobytes(), "<i8").reshape(2, number)
 

@@ -1,4 +1,4 @@
-"""What a sample's `.json` says when it is indexed, and filters on its numbers."""
+"""The metadata in a sample's `.json`, and filters on its numbers."""
 
 from __future__ import annotations
 

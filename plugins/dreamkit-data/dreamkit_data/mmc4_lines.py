@@ -1,28 +1,25 @@
-"""MMC4's documents in JSON Lines as released, plain or packed, beside a folder of images."""
+"""MMC4's documents in JSON Lines as released, plain or packed, or in a JSON array, beside a folder of images."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import json
 import os
 import time
-import zipfile
-import zlib
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from dreamkit import DocumentError, describe_error, excerpt, indexed, printable
 from dreamkit_data.left_out import LeftOut
 from dreamkit_data.member_records import parsed_record
+from dreamkit_data.mmc4_files import IN_ARRAY, MOST_STORED, PACKED, is_array, stored_records
 from dreamkit_data.mmc4_records import Selection, record_problem
 from dreamkit_data.spans import OpenFiles, Span, changed_error
 from dreamkit_data.stored_images import image_paths
@@ -31,14 +28,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 SUFFIXES: Final = (".jsonl", ".jsonl.zip", ".jsonl.gz")
-PACKED: Final = (".zip", ".gz")
 VERSION: Final = 1  # of the index
-ROW: Final = np.dtype([("start", "<u8"), ("size", "<u4"), ("line", "<u4")])  # of a document
-# Of a packed file, the index has the documents: their rows, then their texts, as the bytes of one array.
+ROW: Final = np.dtype([("start", "<u8"), ("size", "<u4"), ("number", "<u4")])  # of a document
+# Of a packed file or an array, the index has the documents: their rows, then their texts, as the bytes of one array.
 BYTE: Final = np.dtype([("byte", "u1")])
-READ_KEYS: Final = ("text_list", "image_info")  # of a record
-MOST_LINE: Final = 2**26  # bytes
-MOST_PACKED: Final = 2**31  # bytes of the records of a packed file
+READ_KEYS: Final = ("text_list", "image_info", "instruction")  # of a record
 
 
 class LineDocuments:
@@ -81,8 +75,8 @@ class LineDocuments:
         if not 0 <= index < len(self):
             raise IndexError(f"expected a document from 0 to {len(self) - 1}, got {index}")
         number = int(np.searchsorted(self._ends, index, side="right"))
-        file, rows = self.files[number], self._indexes[number]
-        index -= int(self._ends[number]) - self.facts[number]["documents"]
+        file, rows, facts = self.files[number], self._indexes[number], self.facts[number]
+        index -= int(self._ends[number]) - facts["documents"]
         if rows.dtype == BYTE:
             content = rows.view(np.uint8)
             row = content[ROW.itemsize * index :][: ROW.itemsize].view(ROW)[0]
@@ -92,7 +86,7 @@ class LineDocuments:
         else:
             row = rows[index]
             data = self._open.read(Span(file, int(row["start"]), int(row["size"])))
-        where = f"{printable(file)}:{row['line']}"
+        where = record_name(printable(file), int(row["number"]), in_array=facts["is_array"])
         record = parsed_record(data)
         if record is None or record_problem(record) is not None:
             raise changed_error(file)
@@ -143,44 +137,52 @@ def image_folder(file: Path, images: Path | None) -> Path:
 def _index(selection: Selection, images: Path | None, path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the places of a file's documents, and facts: their number, and those that are left out."""
     folder = image_folder(path, images)
-    is_packed = path.suffix in PACKED
-    starts, sizes, lines = array("Q"), array("L"), array("L")
+    starts, sizes, numbers = array("Q"), array("L"), array("L")
     texts: list[bytes] = []
     position = 0
     left_out, begin = LeftOut(), time.perf_counter()
-    for number, start, line in _lines(path):
-        where = f"{printable(path)}:{number}"
-        record = parsed_record(line)
-        problem = _line_problem(line) if record is None else record_problem(record)
+    for number, start, content in stored_records(path):
+        name = record_name(path.name, number, in_array=start == IN_ARRAY)
+        record = parsed_record(content)
+        problem = _line_problem(content) if record is None else record_problem(record)
         if record is None or problem is not None:
-            raise DocumentError(f"{where}: {problem}; correct or remove the line")
-        if not _has_images(record, selection, folder, left_out, f"{path.name}:{number}"):
+            where = record_name(printable(path), number, in_array=start == IN_ARRAY)
+            raise DocumentError(f"{where}: {problem}; correct or remove the record")
+        if not _has_images(record, selection, folder, left_out, name):
             continue
-        if is_packed:
-            line = json.dumps({key: record[key] for key in READ_KEYS}, ensure_ascii=False).encode()
-            texts.append(line)
+        if start < 0:
+            content = json.dumps(
+                {key: record[key] for key in READ_KEYS if key in record}, ensure_ascii=False
+            ).encode()
+            texts.append(content)
             start = position
-            position += len(line)
-            if position > MOST_PACKED:
+            position += len(content)
+            if position > MOST_STORED:
                 raise DocumentError(
-                    f"{printable(path)}: expected at most {MOST_PACKED:,} bytes of packed records, got more; unpack it"
+                    f"{printable(path)}: expected at most {MOST_STORED:,} bytes of records, got more; unpack the file, "
+                    "and write it as JSON Lines"
                 )
         starts.append(start)
-        sizes.append(len(line))
-        lines.append(number)
+        sizes.append(len(content))
+        numbers.append(number)
     rows = np.empty(len(starts), ROW)
-    rows["start"], rows["size"], rows["line"] = starts, sizes, lines
+    rows["start"], rows["size"], rows["number"] = starts, sizes, numbers
     size = os.path.getsize(path)
     cost = {
         "seconds": time.perf_counter() - begin,
         "reads": -(-size // io.DEFAULT_BUFFER_SIZE),
         "bytes": size,
     }
-    facts = {"documents": len(rows), "cost": cost, **left_out.facts()}
-    if not is_packed:
+    facts = {"documents": len(rows), "is_array": is_array(path), "cost": cost, **left_out.facts()}
+    if not texts:
         return rows, facts
     rows["start"] += rows.nbytes
     return np.frombuffer(b"".join([rows.tobytes(), *texts]), BYTE), facts
+
+
+def record_name(file: str, number: int, *, in_array: bool) -> str:
+    """Return the name of a record by its line, or by its number in an array."""
+    return f"{file}: record {number}" if in_array else f"{file}:{number}"
 
 
 def _has_images(
@@ -209,47 +211,3 @@ def _line_problem(line: bytes) -> str:
     except (ValueError, RecursionError) as error:
         return f"expected one JSON object, got {describe_error(error)}"
     return f"expected one JSON object, got '{excerpt(line.decode())}'"
-
-
-def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Yield number, offset and content of each line that is not blank."""
-    name = printable(path)
-    try:
-        with _opened(path, name) as file:
-            number = start = 0
-            while line := file.readline(MOST_LINE + 1):
-                number += 1
-                if len(line) > MOST_LINE:
-                    raise DocumentError(
-                        f"{name}:{number}: expected a line of at most {MOST_LINE:,} bytes, got more"
-                    )
-                if content := line.strip():
-                    yield number, start + len(line) - len(line.lstrip()), content
-                start += len(line)
-    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, NotImplementedError) as error:
-        raise DocumentError(
-            f"{name}: cannot unpack the file: {describe_error(error)}; download it again"
-        ) from error
-
-
-@contextmanager
-def _opened(path: Path, name: str) -> Iterator[IO[bytes] | gzip.GzipFile]:
-    """Open the lines of a plain or packed file."""
-    if not path.is_file():  # to open a named pipe could wait forever
-        raise DocumentError(f"{name}: expected a regular file")
-    if path.suffix == ".gz":
-        with gzip.open(path) as packed:
-            yield packed
-    elif path.suffix == ".zip":
-        with zipfile.ZipFile(path) as archive:
-            members = [info for info in archive.infolist() if not info.is_dir()]
-            if len(members) != 1 or members[0].flag_bits & 1:
-                raise DocumentError(
-                    f"{name}: expected one file in the archive without a password, got "
-                    f"{len(members) if len(members) != 1 else 'one with a password'}; unpack it with unzip"
-                )
-            with archive.open(members[0]) as member:
-                yield member
-    else:
-        with path.open("rb") as file:
-            yield file

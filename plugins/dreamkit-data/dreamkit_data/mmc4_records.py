@@ -1,14 +1,15 @@
 """MMC4's records: their form, the images that are read, and their places among the texts.
 
 The form is that of https://github.com/allenai/mmc4. Beyond it, a text may be a part with `train_on`, and an image may
-have `draw`, `read` and `train_on`, as in the records of `interleaved`.
+have `draw`, `read` and `train_on`, as in the records of `interleaved`. A record with an `instruction`, as in DreamLLM's
+data of stage III, is a conversation: the user's instruction and the assistant's document.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from dreamkit import Document, Image, Text, describe_value, excerpt
@@ -62,19 +63,22 @@ def record_problem(record: Mapping[str, Any]) -> str | None:
     for number, text in enumerate(texts):
         if problem := _text_problem(text):
             return f"text_list[{number}]: {problem}"
+    instruction = record.get("instruction")
+    if instruction is not None and (problem := _text_problem(instruction, blank=False)):
+        return f"instruction: {problem}"
     for number, info in enumerate(record["image_info"]):
         if problem := _image_problem(info, len(texts)):
             return f"image_info[{number}]{problem}"
     return None
 
 
-def _text_problem(item: Any) -> str | None:
+def _text_problem(item: Any, *, blank: bool = True) -> str | None:
     text = item
-    if isinstance(item, dict):
+    if isinstance(item, dict) and blank:
         text = item.get("text")
         if not isinstance(item.get("train_on", True), bool):
             return f"train_on: expected true or false, got {describe_value(item['train_on'])}"
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not (blank or text.strip()):
         return f"expected a text, got {describe_value(text)}"
     try:
         text.encode()
@@ -138,7 +142,12 @@ def mmc4_document(
             segments.append(text)
         if place == "after":
             segments += images
-    return Document(tuple(_joined(segments)), name)
+    joined = tuple(_joined(segments))
+    instruction = record.get("instruction")
+    if instruction is None:
+        return Document(joined, name)
+    answer = (replace(segment, role="assistant") for segment in joined)
+    return Document((Text(instruction.strip(), role="user"), *answer), name)
 
 
 def _texts(items: Sequence[Any]) -> Iterator[Text]:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from dreamkit import DocumentError, count, describe_error, indexed, printable, read_error
 from dreamkit_data.columns import Kind, column_problem, is_bytes
 from dreamkit_data.row_groups import LARGE, MEMORY, RowGroup, RowGroups
+from dreamkit_data.spans import changed_error
 
 VERSION: Final = 1
 GROUP: Final = np.dtype([("rows", "<i8"), ("bytes", "<i8"), ("stored", "<i8")])
@@ -25,7 +26,7 @@ class Row(NamedTuple):
     """One row.
 
     Attributes:
-        where: file and row, from 0.
+        where: `file:row`, from 0.
         table: the file.
         values: value of each column, as pyarrow converts it to Python.
     """
@@ -68,6 +69,9 @@ class ParquetRows:
         index = indexed(
             self.files, build, kind="parquet", version=VERSION, settings=self.columns, folder=folder
         )
+        for path, groups in zip(self.files, index, strict=True):
+            if groups.dtype != GROUP or any((groups[key] < 0).any() for key in GROUP.names or ()):
+                raise changed_error(path)
         self.groups = np.concatenate(list(index))
         self._rows_before = np.concatenate([[0], np.cumsum(self.groups["rows"])])  # each row group
         self._groups_before = np.concatenate([[0], np.cumsum(index.rows)])  # each file
@@ -93,11 +97,11 @@ class ParquetRows:
         group = int(np.searchsorted(self._rows_before, index, side="right")) - 1
         file = int(np.searchsorted(self._groups_before, group, side="right")) - 1
         first = int(self._groups_before[file])
-        where = f"{printable(self.files[file])}: row {index - int(self._rows_before[first])}"
+        where = f"{printable(self.files[file])}:{index - int(self._rows_before[first])}"
         rows, size, _ = self.groups[group].tolist()
         place = RowGroup(file, group - first, rows, size)
         with self._own_lock():
-            batch, row = self._reader.batch(place, index - int(self._rows_before[group]))
+            batch, row = self._reader.batch(place, index - int(self._rows_before[group]), where)
             values = {name: _value(batch, name, row, where) for name in self.columns}
         return Row(where, self.files[file], values)
 

@@ -11,7 +11,8 @@ from typing import Any, Final, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dreamkit import StorageError, describe_error, printable, read_error
+from dreamkit import describe_error, read_error
+from dreamkit_data.spans import changed_error
 
 LARGE: Final = 2**27  # bytes of a row group, decoded; a larger one is read in parts
 MEMORY: Final = 256  # MiB of decoded rows that a process keeps
@@ -63,8 +64,10 @@ class RowGroups:
         self._statuses = [_status(path) for path in files]
         self._forget()
 
-    def batch(self, group: RowGroup, row: int) -> tuple[pa.RecordBatch, int]:
+    def batch(self, group: RowGroup, row: int, where: str) -> tuple[pa.RecordBatch, int]:
         """Return a batch that has row `row` of a row group, and the row's number in the batch.
+
+        The message of a DocumentError starts with `where`, the place of the row.
 
         Raises:
             DocumentError: the row group is damaged.
@@ -73,7 +76,7 @@ class RowGroups:
         part, row = divmod(row, group.part)
         key = group.file, group.number, part
         if key not in self._parts:
-            self._read(group, part)
+            self._read(group, part, where)
         self._parts.move_to_end(key)
         for batch in self._parts[key]:
             if row < batch.num_rows:
@@ -81,18 +84,17 @@ class RowGroups:
             row -= batch.num_rows
         raise AssertionError("a part has its rows")
 
-    def _read(self, group: RowGroup, part: int) -> None:
-        path = self.files[group.file]
+    def _read(self, group: RowGroup, part: int, where: str) -> None:
         try:
             self._decode(group, part)
         except Exception as error:  # damaged files raise any type of error
             self._streams.pop((group.file, group.number), None)
             self._refuse_change(group.file, error)
             reason = "it ends early" if isinstance(error, StopIteration) else describe_error(error)
-            where = f"{printable(path)}: row group {group.number}"
-            raise read_error(
-                f"{where}: cannot read it: {reason}; write or download the file again", error
-            ) from error
+            message = (
+                f"{where}: cannot read row group {group.number}: {reason}; write or download the file again"
+            )
+            raise read_error(message, error) from error
         self._refuse_change(group.file)
 
     def _decode(self, group: RowGroup, part: int) -> None:
@@ -135,10 +137,7 @@ class RowGroups:
 
     def _refuse_change(self, file: int, cause: Exception | None = None) -> None:
         if _status(self.files[file]) != self._statuses[file]:
-            raise StorageError(
-                f"{printable(self.files[file])} changed while being read: its size or time of change is another one "
-                "now; restore it or start anew"
-            ) from cause
+            raise changed_error(self.files[file]) from cause
 
     def _forget(self) -> None:
         self._readers: OrderedDict[tuple[int, bool], pq.ParquetFile] = OrderedDict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from dreamkit import DocumentError, StorageError, count, did_you_mean, excerpt, indexed, printable
+from dreamkit_data.spans import changed_error
 from dreamkit_data.text_lines import Dialect, read_dialect, read_rows, split_row
 
 VERSION: Final = 1
@@ -85,12 +87,15 @@ class TextRows:
         """Return a row.
 
         Raises:
-            StorageError: the disk or network fails, or the file changed since the start.
+            StorageError: the disk or network fails, or the file or its index changed since the start.
         """
         index = range(len(self))[index]
         file = int(np.searchsorted(self._before, index, side="right")) - 1
         path, facts = self.files[file], self._index.facts[file]
-        offset, size, line = self._index[file][index - int(self._before[file])].tolist()
+        rows = self._index[file]
+        if rows.dtype != ROW:
+            raise changed_error(path)
+        offset, size, line = rows[index - int(self._before[file])].tolist()
         where = f"{printable(path)}:{line}"
         try:
             with path.open("rb") as table:
@@ -100,11 +105,13 @@ class TextRows:
         except OSError as error:
             raise StorageError(f"{where}: cannot read the file: {error.strerror}") from error
         if [status.st_size, status.st_mtime_ns] != facts["status"]:
-            raise StorageError(
-                f"{printable(path)} changed while being read: its size or time of change is another one now; restore "
-                "it or start anew"
-            )
-        values = split_row(data.decode(), Dialect(*facts["dialect"]))
+            raise changed_error(path)
+        try:
+            values = split_row(data.decode(), Dialect(*facts["dialect"]))
+        except (ValueError, StopIteration, csv.Error) as error:
+            raise changed_error(path) from error
+        if len(values) != facts["width"]:
+            raise changed_error(path)
         names = zip(self.layout.columns, facts["columns"], strict=True)
         return TextRow(where, path, {name: values[number] for name, number in names})
 
@@ -135,7 +142,12 @@ def list_rows(path: Path, layout: Layout) -> tuple[np.ndarray, dict[str, Any]]:
                     rows = []
     except OSError as error:
         raise StorageError(f"{printable(path)}: cannot read the file: {error.strerror}") from error
-    facts = {"status": [status.st_size, status.st_mtime_ns], "dialect": list(dialect), "columns": columns}
+    facts = {
+        "status": [status.st_size, status.st_mtime_ns],
+        "dialect": list(dialect),
+        "width": 0 if first is None else len(first.values),
+        "columns": columns,
+    }
     return np.concatenate([*chunks, np.array(rows, ROW)]), facts
 
 

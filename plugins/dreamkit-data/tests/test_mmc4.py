@@ -86,7 +86,7 @@ def test_a_second_start_reads_no_file(tmp_path: Path, form: str, monkeypatch: py
     FORMS[form](tmp_path)
     first = MMC4(MMC4Config(tmp_path))
     monkeypatch.setattr(tar_samples, "samples", None)
-    monkeypatch.setattr(mmc4_lines, "_lines", None)
+    monkeypatch.setattr(mmc4_lines, "stored_records", None)
     monkeypatch.setattr(os, "pread", None)
     assert len(MMC4(MMC4Config(tmp_path))) == len(first)
 
@@ -210,7 +210,10 @@ def test_records_of_another_form_are_refused_with_the_place(
     ("content", "message"),
     [
         (b"\n{\n", r"a\.jsonl:2: expected one JSON object, got JSONDecodeError"),
+        (b"3\n", r"a\.jsonl:1: expected one JSON object, got '3'"),
         (b"[1]\n", r"a\.jsonl:1: expected one JSON object, got '\[1\]'"),
+        (b"[{}, 1]", r"a\.jsonl: record 1: text_list: expected a list, got null"),
+        (b"[{", r"a\.jsonl: expected an array of records, got JSONDecodeError"),
         (b"\xff\xfe\n", r"a\.jsonl:1: expected one JSON object, got UnicodeDecodeError"),
         (b"", "no documents with images"),
     ],
@@ -288,3 +291,25 @@ def test_flags_of_a_record_override_the_settings() -> None:
     assert "set one to true" in str(record_problem(made))
     assert Selection().numbers(made, lambda name: True) == [0, 1]
     assert len(mmc4_members("k", document)) == 3
+
+
+@pytest.mark.parametrize("form", ["tar", "lines", "array"])
+def test_a_record_with_an_instruction_is_a_conversation(tmp_path: Path, form: str) -> None:
+    made = record(["a", "b"], ("0.png", 1, None), instruction=" draw it ")
+    path = write_record(tmp_path, made, {"0.png": 0}, "tar" if form == "tar" else "lines")
+    if form == "array":
+        path = tmp_path / "instruct.json"
+        path.write_text(json.dumps([record(["x"], ("gone.png", 0, None)), made], indent=1))
+    data = MMC4(MMC4Config(path))
+    (document,) = list(data)
+    text, before, image, after = document
+    assert (text, before, after) == (
+        Text("draw it", role="user"),
+        Text("a", role="assistant"),
+        Text("b", role="assistant"),
+    )
+    assert isinstance(image, Image) and image.draw and image.read and image.role == "assistant"
+    names = {"tar": "a.tar!k", "lines": "a.jsonl:1", "array": "instruct.json: record 2"}
+    assert document.name == f"{tmp_path}/{names[form]}"
+    for wrong in (" ", 3):
+        assert "instruction: expected a text" in str(record_problem(made | {"instruction": wrong}))

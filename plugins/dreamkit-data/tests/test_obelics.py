@@ -35,7 +35,7 @@ def test_documents_are_texts_and_images_in_the_order_of_the_release(tmp_path: Pa
     assert len(data) == 2
     assert contents(data[0]) == [pixels(3), "A.\n\nB.", pixels(4), pixels(5), "C."]
     assert contents(data[1]) == ["D. <image>", pixels(6)]
-    assert data[1].name == f"{file}: row 1"
+    assert data[1].name == f"{file}:1"
     assert all((image.draw, image.read) == (True, True) for image in data[0].images)
     assert not any(image.draw for image in opened(file, draw=False)[0].images)
     assert data.notes == []
@@ -76,12 +76,12 @@ def test_texts_around_an_image_that_is_left_out_are_one(tmp_path: Path) -> None:
 def test_documents_with_too_few_stored_images_are_bad_samples(tmp_path: Path) -> None:
     file = write_obelics(tmp_path / "a.parquet", [["A", 3], ["B", None, None], ["C"], [None]])
     data = opened(file)
-    message = "row 1: expected at least 1 stored image, got 0; 2 images without a stored copy"
-    with pytest.raises(DocumentError, match=re.escape(f"{file}: {message}")):
+    message = ":1: expected at least 1 stored image, got 0; 2 images without a stored copy"
+    with pytest.raises(DocumentError, match=re.escape(f"{file}{message}")):
         data[1]
     data = opened(file, min_images=0)
     assert [contents(data[index]) for index in (1, 2)] == [["B"], ["C"]]
-    with pytest.raises(DocumentError, match="row 3: expected a text or a stored image, got none"):
+    with pytest.raises(DocumentError, match=":3: expected a text or a stored image, got none"):
         data[3]
 
 
@@ -130,12 +130,12 @@ def test_every_stored_place_is_in_the_document_once_and_in_order(
         (
             [b"a", b"b"],
             ["x"],
-            "row 0: expected lists of one length, got 2 images and 1 text; each place has an image",
+            ":0: expected lists of one length, got 2 images and 1 text; each place has an image",
         ),
-        ([b"a"], ["x"], "row 0: place 0: expected an image or a text, got both"),
-        (None, ["x"], "row 0: images: expected a list, got null"),
-        ([b"a"], None, "row 0: texts: expected a list, got null"),
-        ([None, b"a"], ["x", None], "row 0: images[1]: cannot read the image"),
+        ([b"a"], ["x"], ":0: place 0: expected an image or a text, got both"),
+        (None, ["x"], ":0: images: expected a list, got null"),
+        ([b"a"], None, ":0: texts: expected a list, got null"),
+        ([None, b"a"], ["x", None], ":0: images[1]: cannot read the image"),
     ],
 )
 def test_a_bad_row_names_file_row_and_place(tmp_path: Path, images: Any, texts: Any, message: str) -> None:
@@ -145,7 +145,7 @@ def test_a_bad_row_names_file_row_and_place(tmp_path: Path, images: Any, texts: 
     }
     file = write_parquet(tmp_path / "a.parquet", columns)
     data = opened(file)
-    with pytest.raises(DocumentError, match=re.escape(f"{file}: {message}")):
+    with pytest.raises(DocumentError, match=re.escape(f"{file}{message}")):
         data[0]
     assert contents(data[1]) == [pixels(0)]
 
@@ -155,7 +155,7 @@ def test_a_missing_file_is_a_bad_sample(tmp_path: Path) -> None:
     columns = {"images": [["3.png", None], ["4.png", None]], "texts": [[None, "x"], [None, "y"]]}
     data = opened(write_parquet(tmp_path / "a.parquet", columns))
     assert contents(data[0]) == [pixels(3), "x"]
-    with pytest.raises(DocumentError, match=r"row 1: images\[0\]: no such image: .*4.png"):
+    with pytest.raises(DocumentError, match=r":1: images\[0\]: no such image: .*4.png"):
         data[1]
 
 

@@ -46,7 +46,7 @@ def test_rows_of_datasets_are_pairs_to_draw_or_to_read(tmp_path: Path) -> None:
             text, image = data[index].segments
             assert text == Text(f"a {name(index)}")
             assert (image.draw, image.read, shows(image, index)) == (True, False, True)
-    assert data[13].name == f"{tmp_path / 'train-00001-of-00002.parquet'}: row 3"
+    assert data[13].name == f"{tmp_path / 'train-00001-of-00002.parquet'}:3"
     image, text = opened(tmp_path, direction="read")[5].segments
     assert (text.text, image.draw, image.read, shows(image, 5)) == (f"a {name(5)}", False, True, True)
 
@@ -117,9 +117,7 @@ def test_captions_are_chosen_by_weight_among_those_of_the_row(tmp_path: Path) ->
     assert {data.sample(1, random.Random(seed)).text for seed in range(20)} == {"a", "b"}
     assert {data.sample(3, random.Random(seed)).text for seed in range(20)} == {"alt"}
     for read in (data.__getitem__, lambda index: data.sample(index, random.Random(0))):
-        with pytest.raises(
-            DocumentError, match=r"a.parquet: row 2: caption, long: expected a caption, got none"
-        ):
+        with pytest.raises(DocumentError, match=r"a.parquet:2: caption, long: expected a caption, got none"):
             read(2)
 
 
@@ -154,25 +152,25 @@ def test_a_choice_is_a_caption_and_a_function_of_the_random_numbers(
 @pytest.mark.parametrize(
     ("value", "more", "message"),
     [
-        (None, {}, "row 0: image: expected an image, got null"),
-        (" ", {}, "row 0: image: expected an image, got null"),
-        ("missing.png", {}, "row 0: image: no such image: "),
+        (None, {}, ":0: image: expected an image, got null"),
+        (" ", {}, ":0: image: expected an image, got null"),
+        ("missing.png", {}, ":0: image: no such image: "),
         (
             "https://a.org/x.jpg",
             {},
-            "row 0: image: expected an image or a path, got the address 'https://a.org/x.jpg'",
+            ":0: image: expected an image or a path, got the address 'https://a.org/x.jpg'",
         ),
-        ("../a.png", {"images": True}, "row 0: image: expected a path inside 'images' ("),
-        ("/etc/hostname", {"images": True}, "row 0: image: expected a path inside 'images' ("),
-        ("a" * 5000, {}, "row 0: image: expected a path, got '"),
-        ("a\0.png", {}, "row 0: image: expected a path, got '"),
-        ("AAA", {"base64": True}, "row 0: image: expected an image in base64, got 'AAA' (string): "),
-        ("ü", {"base64": True}, "row 0: image: expected an image in base64, got 'ü' (string): "),
-        ("AAAA", {"base64": True}, "row 0: image: cannot read the image"),
-        (b"", {}, "row 0: image: expected an image, got an empty file"),
-        (b"\x89PNG", {}, "row 0: image: cannot read the image"),
-        ({"bytes": None, "path": None}, {}, "row 0: image: expected an image, got null"),
-        ({"bytes": b"x", "path": "a.png"}, {}, "row 0: image: cannot read the image"),
+        ("../a.png", {"images": True}, ":0: image: expected a path inside 'images' ("),
+        ("/etc/hostname", {"images": True}, ":0: image: expected a path inside 'images' ("),
+        ("a" * 5000, {}, ":0: image: expected a path, got '"),
+        ("a\0.png", {}, ":0: image: expected a path, got '"),
+        ("AAA", {"base64": True}, ":0: image: expected an image in base64, got 'AAA' (string): "),
+        ("ü", {"base64": True}, ":0: image: expected an image in base64, got 'ü' (string): "),
+        ("AAAA", {"base64": True}, ":0: image: cannot read the image"),
+        (b"", {}, ":0: image: expected an image, got an empty file"),
+        (b"\x89PNG", {}, ":0: image: cannot read the image"),
+        ({"bytes": None, "path": None}, {}, ":0: image: expected an image, got null"),
+        ({"bytes": b"x", "path": "a.png"}, {}, ":0: image: cannot read the image"),
     ],
 )
 def test_a_bad_image_names_file_row_and_column(
@@ -184,7 +182,7 @@ def test_a_bad_image_names_file_row_and_column(
     write_png(tmp_path, "a.png", 0)
     if more.get("images"):
         more = {"images": tmp_path / "tables"}
-    with pytest.raises(DocumentError, match=re.escape(f"{file}: {message}")) as error:
+    with pytest.raises(DocumentError, match=re.escape(f"{file}{message}")) as error:
         opened(file, **more)[0]
     assert not isinstance(error.value, StorageError)
     assert len(str(error.value)) < 1000

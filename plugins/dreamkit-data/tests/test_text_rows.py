@@ -164,8 +164,43 @@ def test_a_pipe_is_refused_and_a_changed_file_is_a_storage_error(tmp_path: Path)
     data = pickle.loads(pickle.dumps(TextRows([file], Layout(("a", "b")))))
     assert values(data) == [["1", "2"]]
     write(file, "a\tb\n1\t22\n")
-    with pytest.raises(StorageError, match=r"a.tsv changed while being read: .*; restore it or start anew"):
+    with pytest.raises(StorageError, match=r"a.tsv changed since it was indexed; restore it or start anew"):
         data[0]
     file.unlink()
     with pytest.raises(StorageError, match=r"a.tsv:2: cannot read the file: No such file"):
         data[0]
+
+
+@pytest.mark.parametrize("line", ["1\t2\t3\n", "1    2\n", "1\t\xff"])
+def test_a_row_that_is_another_one_than_was_indexed_is_a_storage_error(tmp_path: Path, line: str) -> None:
+    file = write(tmp_path / "a.tsv", "a\tb\n1234\t2\n")
+    data = TextRows([file], Layout(("a", "b")))
+    status = file.stat()
+    write(file, b"a\tb\n" + line.encode("latin-1").ljust(7, b"5"))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(StorageError, match=r"a.tsv changed since it was indexed"):
+        data[0]
+
+
+@settings(max_examples=150)
+@given(
+    st.binary(max_size=60)
+    | st.lists(
+        st.sampled_from([b"a", b"b", b",", b"\t", b"\n", b"\r", b'"', b"\xc3\xa9", b"\xff"]), max_size=30
+    ).map(b"".join),
+    st.booleans(),
+    st.none() | st.booleans(),
+)
+def test_any_bytes_are_rows_or_an_error_with_the_name_of_the_file(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, has_header: bool, quotes: bool | None
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    file = write(folder / "a.tsv", data)
+    columns = ("a",) if has_header else ("0",)
+    try:
+        rows = TextRows([file], Layout(columns, has_header, quotes), folder / "index")
+    except DocumentError as error:
+        assert not isinstance(error, StorageError)
+        assert str(file) in str(error)
+        return
+    assert len(values(rows)) == len(rows)

@@ -1,0 +1,94 @@
+"""The records in files of MMC4: JSON Lines, plain or packed, or a JSON array."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Final
+
+from dreamkit import DocumentError, describe_error, printable
+
+PACKED: Final = (".zip", ".gz")
+PACKED_LINE, IN_ARRAY = -1, -2  # offsets of records that are read from the index
+MOST_LINE: Final = 2**26  # bytes
+MOST_STORED: Final = 2**31  # bytes of a file's records in its index
+
+
+def stored_records(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Yield each record that is not blank: its number from 1, its offset and its content.
+
+    The number is that of its line, or that in an array. The offset is `PACKED_LINE` or `IN_ARRAY` if the file itself
+    cannot be read there.
+    """
+    name = printable(path)
+    try:
+        with _opened(path, name) as file:
+            if is_array(path):
+                yield from _array_records(file, name)
+                return
+            number = start = 0
+            while line := file.readline(MOST_LINE + 1):
+                number += 1
+                if len(line) > MOST_LINE:
+                    raise DocumentError(
+                        f"{name}:{number}: expected a line of at most {MOST_LINE:,} bytes, got more"
+                    )
+                if content := line.strip():
+                    blank = len(line) - len(line.lstrip())
+                    yield number, PACKED_LINE if path.suffix in PACKED else start + blank, content
+                start += len(line)
+    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, NotImplementedError) as error:
+        raise DocumentError(
+            f"{name}: cannot unpack the file: {describe_error(error)}; download it again"
+        ) from error
+
+
+def is_array(path: Path) -> bool:
+    """Return True if a file is one array of records, as its first character shows; packed files have lines."""
+    if path.suffix in PACKED or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(64).lstrip()[:2] in (b"[{", b"[", b"[\n", b"[\r", b"[ ")
+
+
+def _array_records(file: IO[bytes] | gzip.GzipFile, name: str) -> Iterator[tuple[int, int, bytes]]:
+    """Yield the records of an array, which is in memory meanwhile."""
+    content = file.read(MOST_STORED + 1)
+    if len(content) > MOST_STORED:
+        raise DocumentError(
+            f"{name}: expected an array of at most {MOST_STORED:,} bytes, got more; write it as JSON Lines"
+        )
+    try:
+        items = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DocumentError(f"{name}: expected an array of records, got {describe_error(error)}") from error
+    for number, item in enumerate(items, 1):
+        yield number, IN_ARRAY, json.dumps(item).encode()
+
+
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    """Open the lines of a plain or packed file."""
+    if not path.is_file():  # to open a named pipe could wait forever
+        raise DocumentError(f"{name}: expected a regular file")
+    if path.suffix == ".gz":
+        with gzip.open(path) as packed:
+            yield packed
+    elif path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            members = [info for info in archive.infolist() if not info.is_dir()]
+            if len(members) != 1 or members[0].flag_bits & 1:
+                raise DocumentError(
+                    f"{name}: expected one file in the archive without a password, got "
+                    f"{len(members) if len(members) != 1 else 'one with a password'}; unpack it with unzip"
+                )
+            with archive.open(members[0]) as member:
+                yield member
+    else:
+        with path.open("rb") as file:
+            yield file
