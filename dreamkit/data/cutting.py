@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Sequences
 from dataclasses import replace
 
 from dreamkit.data.sequence import Sequence, Sequencer
@@ -67,14 +66,11 @@ def _beginning(sequencer: Sequencer, sequence: Sequence, end: int) -> Sequence:
     ]
     end = next((start for start, stop in spans if start < end < stop), end)
 
-    def before(images: Sequences[tuple[int, object]]) -> list[tuple[int, object]]:
-        return [image for image in images if image[0] < end]
-
     return replace(
         sequence,
         ids=sequence.ids[:end],
         labels=sequence.labels[:end],
-        reads=before(sequence.reads),
-        draws=before(sequence.draws),
+        reads=[image for image in sequence.reads if image[0] < end],
+        draws=[image for image in sequence.draws if image[0] < end],
         ends=[each for each in sequence.ends if each <= end],
     )

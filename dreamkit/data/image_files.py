@@ -75,7 +75,7 @@ def decode_picture(data: bytes, where: str, formats: Sequence[str] | None = None
 
 def _read(source: Path | BytesIO, formats: Sequence[str]) -> tuple[Picture, str | None]:
     """Return an image, and why it cannot be used or None. It is decoded only if its size is no problem."""
-    with PIL.open(source, formats=formats) as picture:
+    with PIL.open(source, formats=tuple(formats)) as picture:
         problem = size_problem(*picture.size)  # before any memory is taken
         if problem is None:
             picture.load()

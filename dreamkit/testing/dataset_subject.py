@@ -8,9 +8,10 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
+from io import StringIO
 from itertools import count as numbers_from
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -89,11 +90,12 @@ class DatasetSubject(Subject):
 
     @contextmanager
     def surroundings(self) -> Iterator[None]:
-        """Keep indexes in the temporary folder, not in the user's cache folder."""
+        """Keep indexes in the temporary folder, not in the user's cache folder; print no lines about them."""
         before = os.environ.get(VARIABLE)
         os.environ[VARIABLE] = str(self.room / "cache")
         try:
-            yield
+            with redirect_stderr(StringIO()):
+                yield
         finally:
             if before is None:
                 del os.environ[VARIABLE]

@@ -19,6 +19,7 @@ STATE: Final = "trainer"  # folder of the trainer's state in a resume point
 PROCESSES: Final = "processes.json"  # file in that folder: number of processes of the run
 DATA: Final = "data.json"  # file in that folder: fingerprints of the data sets
 MAX_NUMBER: Final = 1e300  # in the state; NaN is not below it
+MAX_COUNT: Final = 2**53  # of documents in it
 INTERVAL: Final = "interval.json"  # file in that folder: losses since the last line of the log
 COUNTS: Final = ("skipped", "bad", "cut")  # in the same file: documents since the start of the run
 
@@ -74,7 +75,7 @@ def read_interval(point: Path) -> dict[str, Any] | None:
                 f"{INTERVAL}: expected a step, a loss and four sums, got {excerpt(json.dumps(values))}"
             )
         numbers = [values.setdefault(name, 0) for name in COUNTS]
-        if any(type(number) is not int or not 0 <= number < MAX_NUMBER for number in numbers):
+        if any(type(number) is not int or not 0 <= number < MAX_COUNT for number in numbers):
             got = excerpt(json.dumps(values))
             raise ValueError(
                 f"{INTERVAL}: expected numbers of documents that are skipped, bad and cut, got {got}"

@@ -195,6 +195,9 @@ def test_a_pickle_with_code_in_a_resume_point_is_refused(
         ("interval.json", {"loss": float("nan")}),
         ("interval.json", {"last_logged": 10**90}),
         ("interval.json", {"sums": [1e308] * 4}),
+        ("interval.json", {"skipped": -1}),
+        ("interval.json", {"bad": "2"}),
+        ("interval.json", {"cut": 10**90}),
         ("optimizer.pt", None),
     ],
 )

@@ -133,6 +133,19 @@ def test_a_killed_run_that_is_resumed_has_each_line_once(
     assert_identical(weights(result.model), weights(straight[1].model))
 
 
+def test_a_damaged_line_of_the_list_is_an_error(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(runs.Interrupted):
+        train(out, on_log=runs.interrupt_at(2))
+    text = (out / "skipped.jsonl").read_text()
+    for damaged in ("{", "[1]", '{"step": "3"}', "\x00"):
+        (out / "skipped.jsonl").write_text(f"{damaged}\n{text}")
+        with pytest.raises(
+            TrainingError, match=r"skipped\.jsonl:1: invalid JSON entry: .*; remove this line"
+        ):
+            train(out, options={"resume": True})
+
+
 @pytest.fixture
 def limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dreamkit.data.skipped.UNLIMITED", 10)

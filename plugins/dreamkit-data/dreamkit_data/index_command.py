@@ -92,8 +92,9 @@ def _print_estimate(files: list[Path], cls: type[Dataset], config: object) -> No
     scale = sum(sizes) / max(1, sizes[0])
     processes = min(len(files), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     seconds, reads, size = (cost[key] * scale for key in ("seconds", "reads", "bytes"))
+    samples = count(f"{len(first) * scale:,.0f}", "sample")
     typer.echo(
-        f"{count(f'{len(files):,}', 'file')}, {decimal(sum(sizes))}; about {len(first) * scale:,.0f} samples, as the "
+        f"{count(f'{len(files):,}', 'file')}, {decimal(sum(sizes))}; about {samples}, as the "
         f"first file shows; to index all: {reads:,.0f} reads of {decimal(int(size))}, "
         f"{seconds / processes:,.1f} s in {count(processes, 'process')}"
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 from zlib import adler32
 
-from dreamkit import DocumentError, excerpt, printable
+from dreamkit import DocumentError, count, describe_value, excerpt, printable
 
 Read = Callable[[int, int], bytes]  # offset and size in bytes to the bytes, fewer at the end of the archive
 
@@ -109,7 +109,7 @@ def members(read: Read, start: int, end: int, where: str, *, whole: bool = True)
         if kind in _REGULAR:
             if position + size > end:
                 raise DocumentError(
-                    f"{where}: {_cut(position, end, True)}: '{excerpt(name)}' has {size:,} bytes"
+                    f"{where}: {_cut(position, end, True)}: '{excerpt(name)}' has {count(f'{size:,}', 'byte')}"
                 )
             yield Member(name, head, position, size)
             position += -(-size // BLOCK) * BLOCK
@@ -190,7 +190,7 @@ def _problem(kind: bytes, name: str) -> str | None:
         return "expected a path inside the archive, got one that leads out of it"
     if kind in _REGULAR or kind == _FOLDER:
         return None
-    return f"expected a regular file, got {_SPECIAL.get(kind, f'a member of type {kind!r}')}"
+    return f"expected a regular file, got {_SPECIAL.get(kind) or f'a member of type {describe_value(_decoded(kind))}'}"
 
 
 def _cut(position: int, end: int, within: bool) -> str:

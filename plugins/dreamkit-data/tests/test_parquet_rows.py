@@ -348,3 +348,30 @@ def keep(rows: ParquetRows) -> None:
 
 def read_kept(indices: list[int]) -> list[bytes]:
     return read(KEPT, indices)
+
+
+ODD_TYPES = [
+    pa.null(),
+    pa.bool_(),
+    pa.int64(),
+    pa.float32(),
+    pa.decimal128(9, 2),
+    pa.timestamp("us"),
+    pa.binary(4),
+    pa.struct([("a", pa.binary())]),
+    pa.struct([("bytes", pa.struct([("bytes", pa.binary())]))]),
+    pa.struct([("bytes", pa.null()), ("path", pa.null())]),
+    pa.map_(pa.string(), pa.binary()),
+    pa.list_(pa.list_(pa.binary())),
+    pa.list_(pa.int8()),
+    pa.list_(pa.struct([("url", pa.string())])),
+    pa.dictionary(pa.int8(), pa.int64()),
+]
+
+
+@pytest.mark.parametrize("kind", ["image", "caption", "images", "texts"])
+@pytest.mark.parametrize("odd", ODD_TYPES, ids=str)
+def test_a_column_of_another_type_is_refused_by_its_name(tmp_path: Path, kind: Any, odd: pa.DataType) -> None:
+    file = write_parquet(tmp_path / "a.parquet", {"x": pa.array([None], odd)})
+    with pytest.raises(DocumentError, match=f"{file}: column 'x': expected .*, got "):
+        ParquetRows([file], {"x": kind})

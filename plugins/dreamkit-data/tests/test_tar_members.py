@@ -87,7 +87,7 @@ HOSTILE = {
     "a pipe": (info("a.jpg", tarfile.FIFOTYPE), "got a named pipe"),
     "a sparse file": (info("a.jpg", tarfile.GNUTYPE_SPARSE), "got a sparse file"),
     "a pax sparse file": (info("a.jpg", pax_headers={"GNU.sparse.major": "1"}), "got a sparse file"),
-    "an unknown type": (info("a.jpg", b"Z"), "member of type b'Z'"),
+    "an unknown type": (info("a.jpg", b"Z"), "member of type 'Z'"),
     "a long path that leads out": (info("../" + "a" * 200), "leads out"),
 }
 
