@@ -11,7 +11,7 @@ from PIL import Image as PIL
 
 import odd_data
 import tiny
-from dreamkit.data import samples
+from dreamkit.data import reading
 from dreamkit.data.fingerprint import document_hash
 from dreamkit.data.interleaved import Interleaved
 from dreamkit.data.mixture import run_mixture
@@ -262,7 +262,7 @@ def test_a_disk_that_fails_is_a_problem_of_each_document(
     def fail(*_: Any) -> None:
         raise StorageError("the disk fails")
 
-    monkeypatch.setattr(samples, "DELAYS", ())
+    monkeypatch.setattr(reading, "DELAYS", ())
     opened = check_data(recipe([pages]), REGISTRY, samples=1)
     assert opened.problems == ()
     monkeypatch.setattr(Interleaved, "sample", fail)
