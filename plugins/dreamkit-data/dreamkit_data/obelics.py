@@ -22,9 +22,10 @@ from dreamkit import (
     printable,
 )
 from dreamkit_data.example_images import COLOURS, coloured_png
-from dreamkit_data.parquet_rows import ParquetRows, Row
+from dreamkit_data.parquet_rows import ParquetRows
 from dreamkit_data.patterns import matching_files
 from dreamkit_data.row_groups import MEMORY
+from dreamkit_data.rows import Row
 from dreamkit_data.stored_images import image_paths, is_address, stored_picture, stored_value
 
 IMAGES, TEXTS = "images", "texts"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,24 +16,11 @@ import pyarrow.parquet as pq
 from dreamkit import DocumentError, count, describe_error, indexed, printable, read_error
 from dreamkit_data.columns import Kind, column_problem, is_bytes
 from dreamkit_data.row_groups import LARGE, MEMORY, RowGroup, RowGroups
+from dreamkit_data.rows import Row
 from dreamkit_data.spans import changed_error
 
 VERSION: Final = 1
 GROUP: Final = np.dtype([("rows", "<i8"), ("bytes", "<i8"), ("stored", "<i8")])
-
-
-class Row(NamedTuple):
-    """One row.
-
-    Attributes:
-        where: `file:row`, from 0.
-        table: the file.
-        values: value of each column, as pyarrow converts it to Python.
-    """
-
-    where: str
-    table: Path
-    values: dict[str, Any]
 
 
 class ParquetRows:

@@ -86,7 +86,6 @@ class Table(Dataset):
         if _is_parquet(files[0]):
             kinds: dict[str, Kind] = {self.image: "image", **dict.fromkeys(self.captions, "caption")}
             self.rows = ParquetRows(files, kinds, config.index, config.memory)
-            self.notes = self.rows.notes
             if not config.header or config.quotes is not None:
                 key = "header" if config.quotes is None else "quotes"
                 raise DocumentError(
@@ -100,6 +99,7 @@ class Table(Dataset):
         else:
             columns = (self.image, *self.captions)
             self.rows = TextRows(files, Layout(columns, config.header, config.quotes), config.index)
+        self.notes = self.rows.notes
         image_paths(files[0], config.images)
 
     @classmethod

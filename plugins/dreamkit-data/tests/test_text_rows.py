@@ -81,7 +81,14 @@ def test_blank_lines_are_passed_over(tmp_path: Path) -> None:
 
 def test_quotes_belong_to_plain_values(tmp_path: Path) -> None:
     file = write(tmp_path / "a.tsv", 'a\tb\n"x"\t5" pipe\n')
-    assert values(TextRows([file], Layout(("a", "b")))) == [['"x"', '5" pipe']]
+    rows = TextRows([file], Layout(("a", "b")))
+    assert values(rows) == [['"x"', '5" pipe']]
+    assert rows.notes == [
+        f"{file}: quotes around values stay in 1 row; set quotes: true to remove them, or quotes: false if they belong "
+        "to the values"
+    ]
+    assert TextRows([file], Layout(("a", "b"), quotes=False)).notes == []
+    assert TextRows([file], Layout(("b",))).notes == []
     assert values(
         TextRows([write(tmp_path / "b.tsv", 'a\tb\n"x, ""y"\t5\n')], Layout(("a", "b"), quotes=True))
     ) == [['x, "y', "5"]]
