@@ -19,8 +19,11 @@ from dreamkit_data.row_groups import LARGE, MEMORY, RowGroup, RowGroups
 from dreamkit_data.rows import Row
 from dreamkit_data.spans import changed_error
 
-VERSION: Final = 1
-GROUP: Final = np.dtype([("rows", "<i8"), ("bytes", "<i8"), ("stored", "<i8")])
+VERSION: Final = 2
+GROUP: Final = np.dtype([("rows", "<i8"), ("bytes", "<i8"), ("stored", "<i8"), ("plain", "?")])
+# Encodings of texts and bytes that pyarrow reads as a dictionary. The others share parts of values between rows.
+BYTES: Final = "BYTE_ARRAY"
+PLAIN: Final = frozenset({"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED"})
 
 
 class ParquetRows:
@@ -35,7 +38,8 @@ class ParquetRows:
         memory: MiB of decoded rows that a process keeps.
 
     Attributes:
-        groups: rows, bytes and stored bytes of each row group, in the columns that are read; a structured array.
+        groups: rows, bytes and stored bytes of each row group, in the columns that are read, and whether pyarrow can
+            read these as dictionaries; a structured array.
         notes: a line about row groups that are too large to be kept whole, if there are any.
 
     Raises:
@@ -85,8 +89,8 @@ class ParquetRows:
         file = int(np.searchsorted(self._groups_before, group, side="right")) - 1
         first = int(self._groups_before[file])
         where = f"{printable(self.files[file])}:{index - int(self._rows_before[first])}"
-        rows, size, _ = self.groups[group].tolist()
-        place = RowGroup(file, group - first, rows, size)
+        rows, size, _, is_plain = self.groups[group].tolist()
+        place = RowGroup(file, group - first, rows, size, is_plain)
         with self._own_lock():
             batch, row = self._reader.batch(place, index - int(self._rows_before[group]), where)
             values = {name: _value(batch, name, row, where) for name in self.columns}
@@ -156,6 +160,7 @@ def list_row_groups(path: Path, columns: Mapping[str, Kind]) -> tuple[np.ndarray
                     group.num_rows,
                     sum(chunk.total_uncompressed_size for chunk in chunks),
                     sum(chunk.total_compressed_size for chunk in chunks),
+                    all(PLAIN.issuperset(c.encodings) for c in chunks if c.physical_type == BYTES),
                 )
     except Exception as error:  # damaged files raise any type of error
         message = (
@@ -166,7 +171,7 @@ def list_row_groups(path: Path, columns: Mapping[str, Kind]) -> tuple[np.ndarray
         problem = "the sizes of its row groups are damaged; write or download it again"
     if problem is not None:
         raise DocumentError(f"{name}: {problem}")
-    texts = [leaves[number].path for number in read if leaves[number].physical_type == "BYTE_ARRAY"]
+    texts = [leaves[number].path for number in read if leaves[number].physical_type == BYTES]
     return groups, {
         "leaves": texts,
         "bytes alone": [column for column in columns if is_bytes(schema.field(column).type)],
