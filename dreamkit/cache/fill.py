@@ -17,7 +17,7 @@ from dreamkit.cache.model_check import plugin_errors, table_module
 from dreamkit.cache.read import EXTRAS
 from dreamkit.cache.shards import KEY_BYTES, ShardWriter, picture_key
 from dreamkit.data.dataset import Dataset
-from dreamkit.data.reading import read_document
+from dreamkit.data.document_reads import read_document
 from dreamkit.data.sequence import blank_picture
 from dreamkit.data.skipped import Skipped, is_beyond, split_place, summarize
 from dreamkit.data.workers import in_shared_memory, original_errors

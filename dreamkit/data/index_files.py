@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 import numpy as np
 
 from dreamkit.data.unchanged import FileStatus
-from dreamkit.errors import DreamkitError, StorageError, describe_error, printable
+from dreamkit.errors import DreamkitError, StorageError, count, describe_error, printable
 from dreamkit.storage.json_files import json_object, size_problem
 from dreamkit.storage.writing import writing
 
@@ -157,7 +157,7 @@ def mapped(file: Path, rows: int) -> np.ndarray:
         start = _SIZES + int.from_bytes(head[_SIZES - 2 : _SIZES], "little")
         shape = _SHAPE.search(head, 0, start)
         if not head.startswith(_MAGIC) or shape is None or int(shape[1]) != rows:
-            raise ValueError(f"expected an array of {rows:,} rows")
+            raise ValueError(f"expected an array of {count(f'{rows:,}', 'row')}")
         dtype = _dtype(head[_SIZES : shape.start()], head[shape.end() : start].rstrip())
         if not dtype.names:
             raise ValueError("expected structured rows")

@@ -14,8 +14,8 @@ from dreamkit.checkpoints.inputs import open_inputs
 from dreamkit.data.batch import Collator
 from dreamkit.data.cutting import cut_sequence
 from dreamkit.data.dataset import Dataset
+from dreamkit.data.document_reads import read_document
 from dreamkit.data.mixture import run_mixture
-from dreamkit.data.reading import read_document
 from dreamkit.data.samples import Policy, Samples
 from dreamkit.data.sequence import Sequence as Tokens, Sequencer
 from dreamkit.document import Document
