@@ -21,6 +21,8 @@ from dreamkit_data.spans import changed_error
 
 VERSION: Final = 2
 GROUP: Final = np.dtype([("rows", "<i8"), ("bytes", "<i8"), ("stored", "<i8"), ("plain", "?")])
+SIZES: Final = ("rows", "bytes", "stored")
+MOST: Final = 2**48  # rows or bytes of a row group
 # Encodings of texts and bytes that pyarrow reads as a dictionary. The others share parts of values between rows.
 BYTES: Final = "BYTE_ARRAY"
 PLAIN: Final = frozenset({"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED"})
@@ -61,7 +63,7 @@ class ParquetRows:
             self.files, build, kind="parquet", version=VERSION, settings=self.columns, folder=folder
         )
         for path, groups in zip(self.files, index, strict=True):
-            if groups.dtype != GROUP or any((groups[key] < 0).any() for key in GROUP.names or ()):
+            if groups.dtype != GROUP or any((groups[key] < 0).any() for key in SIZES):
                 raise changed_error(path)
         self.groups = np.concatenate(list(index))
         self._rows_before = np.concatenate([[0], np.cumsum(self.groups["rows"])])  # each row group
@@ -167,7 +169,7 @@ def list_row_groups(path: Path, columns: Mapping[str, Kind]) -> tuple[np.ndarray
             f"{name}: cannot read the file as Parquet: {describe_error(error)}; write or download it again"
         )
         raise read_error(message, error) from error
-    if problem is None and any((groups[key] < 0).any() for key in GROUP.names or ()):
+    if problem is None and any(((groups[key] < 0) | (groups[key] > MOST)).any() for key in SIZES):
         problem = "the sizes of its row groups are damaged; write or download it again"
     if problem is not None:
         raise DocumentError(f"{name}: {problem}")
