@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -69,9 +70,10 @@ class Mixture:
             where = f"data.{number} ({type(data_set).__name__})"
             if len(data_set) == 0:
                 raise TrainingError(f"{where}: no documents; check its path or remove it")
-            if not 0 < weight < float("inf"):
+            if not isinstance(weight, numbers.Real) or not 0 < weight < float("inf"):
                 raise TrainingError(
-                    f"{where}: expected a positive, finite weight, got {weight}; change it or remove the data set"
+                    f"{where}: expected a positive, finite weight, got {describe_value(weight)}; change it or remove "
+                    "the data set"
                 )
             if each not in SHUFFLES:
                 raise TrainingError(

@@ -29,7 +29,11 @@ def dreamkit_datasets() -> Sequence[Component]:
     return (
         Component("pairs", "dreamkit.data.pairs:Pairs", "images with captions, to draw or to read"),
         Component("interleaved", "dreamkit.data.interleaved:Interleaved", "documents of text and images"),
-        Component("conversations", "dreamkit.data.conversations:Conversations", "LLaVA's JSON, about images"),
+        Component(
+            "conversations",
+            "dreamkit.data.conversations:Conversations",
+            "LLaVA's and ShareGPT's conversations, OpenAI's messages",
+        ),
     )
 
 

@@ -37,8 +37,8 @@ def compare_run(point: Path, then: Recipe | None, now: Recipe) -> None:
     if processes(point) != world_size():
         raise TrainingError(
             f"{point}: expected {count(processes(point), 'process')}, as before, got {world_size()}, which would train "
-            "on other batches with other noise; start the same number (torchrun --nproc-per-node) or start a new run "
-            f"with init={point}"
+            "on other batches; start the same number (torchrun --nproc-per-node) or start a new run with "
+            f"init={point}"
         )
 
 

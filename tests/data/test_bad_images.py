@@ -56,6 +56,18 @@ def sixteen_bits() -> bytes:
     return save(PIL.fromarray(np.full((8, 8), 65535, np.uint16)), "PNG")
 
 
+def swapped_profile() -> bytes:
+    """Return the profile of sRGB with red and green exchanged: the tags of the primaries (ICC.1:2022, 7.3)."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    start, end = 132, 132 + 12 * int.from_bytes(profile[128:132], "big")
+    names = {b"rXYZ": b"gXYZ", b"gXYZ": b"rXYZ"}
+    tags = [profile[place : place + 12] for place in range(start, end, 12)]
+    assert names.keys() <= {tag[:4] for tag in tags}
+    table = b"".join(names.get(tag[:4], tag[:4]) + tag[4:] for tag in tags)
+    swapped = profile[:start] + table + profile[end:]
+    return swapped.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))  # in its description
+
+
 BAD: dict[str, tuple[str, bytes, str]] = {
     "empty": ("a.png", b"", "expected an image, got an empty file"),
     "truncated PNG": ("a.png", save(tiny.picture(0), "PNG")[:300], "cannot read the image"),
@@ -94,11 +106,9 @@ USED: dict[str, tuple[str, Callable[[], bytes], tuple[int, int], tuple[int, int,
     "turned": ("a.jpg", turned, (8, 16), RED),
     "profile": (
         "a.png",
-        lambda: save(
-            red(), "PNG", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-        ),
+        lambda: save(red(), "PNG", icc_profile=swapped_profile()),
         (16, 16),
-        RED,
+        (0, 255, 0),
     ),
     "broken profile": (
         "a.jpg",

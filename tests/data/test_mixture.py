@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -223,6 +224,9 @@ def test_weights_may_be_numbers_of_numpy() -> None:
         ([3, 0], [1, 1], "full", r"data\.1.*no documents"),
         ([3], [0.0], "full", r"data\.0.*expected a positive, finite weight, got 0\.0"),
         ([3], [float("nan")], "full", "got nan"),
+        ([3], ["2"], "full", r"data\.0.*expected a positive, finite weight, got '2' \(string\); change it"),
+        ([3, 3], [1, None], "full", r"data\.1.*got null"),
+        ([3], [2j], "full", r"got 2j"),
         ([3, 3], [1], "full", "expected a weight for each of 2 data sets, got 1"),
         ([3, 3], [1, 1], ["full"], "expected a shuffle for each of 2 data sets, got 1"),
         ([3], [1], "block", r"data\.0.*one of full, blocks, none, got 'block'.*did you mean 'blocks'"),
@@ -230,7 +234,7 @@ def test_weights_may_be_numbers_of_numpy() -> None:
     ],
 )
 def test_a_mixture_needs_documents_weights_and_a_known_shuffle(
-    sizes: list[int], weights: list[float], shuffle: Shuffle, message: str
+    sizes: list[int], weights: list[Any], shuffle: Shuffle, message: str
 ) -> None:
     with pytest.raises(TrainingError, match=message):
         mixture(sizes, weights, shuffle=shuffle)

@@ -208,7 +208,7 @@ def test_a_run_that_stopped_at_a_long_document_may_cut_it(tmp_path: Path) -> Non
 
 
 class Failing(Documents):
-    """Documents on a disk that fails at the tenth read."""
+    """Documents on a disk that fails from the 80th read on."""
 
     def __init__(self) -> None:
         super().__init__(())
