@@ -216,6 +216,7 @@ def test_an_image_of_a_turn_that_the_model_neither_reads_nor_draws_is_an_error(t
     [
         ("!!!!", "expected base64"),
         ("AAA", "expected base64"),
+        ("AAA\u00e9", "expected base64"),
         ("", "data URL: expected an image, got an empty file"),
         (
             base64.b64encode(b"<svg/>").decode(),
