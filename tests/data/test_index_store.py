@@ -313,6 +313,15 @@ def failing_is_raised(shards: Sequence[Path], folder: Path) -> bool:
     return False
 
 
+def test_the_error_of_a_write_names_the_complete_file(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "x.npy"
+    with (
+        pytest.raises(OutputError, match=rf"^cannot write {path}: No such file"),
+        index_files.atomic_file(path),
+    ):
+        raise AssertionError
+
+
 def test_files_of_killed_processes_are_removed_after_a_day(tmp_path: Path) -> None:
     shards, folder = write_shards(tmp_path / "data", 1), tmp_path / "index"
     folder.mkdir()
