@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias, overload
@@ -22,7 +20,7 @@ from dreamkit.errors import DocumentError, OutputError, count, printable
 from dreamkit.progress.bars import Bar
 from dreamkit.progress.consoles import SafeConsole
 from dreamkit.storage.cache_folder import VARIABLE, cache_folder
-from dreamkit.storage.writing import writing
+from dreamkit.storage.locks import taking_turns
 
 Build: TypeAlias = Callable[[Path], np.ndarray | tuple[np.ndarray, Mapping[str, Any]]]
 FOLDER: Final = "indexes"  # in the user's cache folder
@@ -103,15 +101,8 @@ def indexed(
         for path, status, record in zip(paths, statuses, files.read_table(paths), strict=True)
     ]
     if None in records:
-        try:
+        with folder_hint(folder):
             _complete(files, paths, statuses, records, build)
-        except OutputError as error:
-            hint = (
-                ""
-                if folder
-                else f", with the environment variable {VARIABLE} or the key 'index' of the data set"
-            )
-            raise OutputError(f"{error}{hint}") from error
     return Indexes(files, paths, [record for record in records if record is not None])
 
 
@@ -186,33 +177,26 @@ def report(text: str) -> None:
     SafeConsole(stderr=True, markup=False, emoji=False, soft_wrap=True, highlight=False).print(text)
 
 
-@contextmanager
-def alone(file: Path) -> Iterator[None]:
+def alone(file: Path) -> AbstractContextManager[None]:
     """Wait until no other process is in such a block for the lock file `file`. The lock ends with the process.
 
     Raises:
         OutputError: the lock file or its folder cannot be written.
     """
+    text = f"waiting for another process that writes an index in {printable(file.parent)}"
+    return taking_turns(file, waiting=partial(report, text))
+
+
+@contextmanager
+def folder_hint(folder: Path | None) -> Iterator[None]:
+    """Name the settings of the folder of indexes in errors of writing; `folder` is None if neither is set."""
     try:
-        with writing(file.parent):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        yield
     except OutputError as error:
+        if folder is not None:
+            raise
         hint = f"set the environment variable {VARIABLE} or the key 'index' of the data set to another folder"
         raise OutputError(f"{error}; {hint}") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(f"waiting for another process that writes an index in {printable(file.parent)}")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            # Without locks several processes compute the same files, each of which replaces another whole one.
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-                raise
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _status(path: str) -> FileStatus:

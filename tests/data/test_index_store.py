@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pickle
@@ -19,6 +20,7 @@ import pytest
 
 from dreamkit import DocumentError, DreamkitError, OutputError, indexed
 from dreamkit.data import index_files, index_processes
+from dreamkit.data.gzip_files import unpacked
 from dreamkit.errors import StorageError
 from dreamkit.storage.cache_folder import cache_folder
 from failing_writes import failing_operation
@@ -381,10 +383,14 @@ def test_a_folder_that_cannot_be_written_is_named_with_its_remedy(
     shards = write_shards(tmp_path / "data", 1)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DREAMKIT_CACHE_FOLDER", str(tmp_path / "file"))
-    with pytest.raises(
-        OutputError, match=r"cannot write .*file.*set .*DREAMKIT_CACHE_FOLDER or the key 'index'"
-    ):
-        indexed_words(shards, None)
+    packed = tmp_path / "records.gz"
+    packed.write_bytes(gzip.compress(b"{}"))
+    for write in (lambda: indexed_words(shards, None), lambda: unpacked(packed, None)):
+        with pytest.raises(
+            OutputError, match=r"cannot write .*file.*set .*DREAMKIT_CACHE_FOLDER or the key 'index'"
+        ) as error:
+            write()
+        assert str(error.value).count("DREAMKIT_CACHE_FOLDER") == 1
     indexed_words(shards, tmp_path / "index")
     os.chmod(tmp_path / "index", 0o500)
     assert indexed_words(shards, tmp_path / "index").rows.tolist() == [0]  # nothing to write
