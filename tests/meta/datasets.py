@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -250,6 +251,17 @@ class RefusesForks(Notes):
         return super().__getitem__(index)
 
 
+class HasAPosition(Notes):
+    """A data set with a position, as of an open file, that its reads share."""
+
+    is_thread_safe = True
+
+    def __getitem__(self, index):
+        self.position = index
+        time.sleep(0.001)
+        return super().__getitem__(self.position)
+
+
 class ConfigNotFrozen(Notes):
     @dataclass
     class Config:
@@ -325,6 +337,7 @@ DATASET = {
     "damaged_files": RaisesErrorsOfText,
     "pickling": HasALambda,
     "worker_processes": RefusesForks,
+    "threads": HasAPosition,
     "config_frozen": ConfigNotFrozen,
     "config_round_trip": ConfigCountsItsCreations,
 }
