@@ -23,6 +23,8 @@ from dreamkit.scaffold.parts.dataset import NewPart
 class Notes(NewPart):
     """The data set that the broken ones differ from: texts, each beside its image."""
 
+    is_thread_safe = False  # a broken one would fail the check of threads, too
+
 
 class ShrinksAfterReading(Notes):
     reads = 0
