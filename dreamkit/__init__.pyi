@@ -4,10 +4,10 @@ from .build.build import build_model as build_model
 from .checkpoints.load import load_checkpoint as load_checkpoint
 from .checkpoints.save import save_checkpoint as save_checkpoint
 from .data.dataset import Dataset as Dataset
+from .data.document_reads import read_error as read_error
 from .data.image_files import decode_picture as decode_picture
 from .data.index_store import indexed as indexed
 from .data.mixture import Mixture as Mixture
-from .data.reading import read_error as read_error
 from .data.records import ImagePaths as ImagePaths
 from .document import Document as Document, Image as Image, Text as Text
 from .errors import (

@@ -18,7 +18,7 @@ from dreamkit.cache.model_check import plugin_errors, table_module
 from dreamkit.cache.read import EXTRAS
 from dreamkit.cache.shards import KEY_BYTES, ShardWriter, picture_key
 from dreamkit.data.dataset import Dataset
-from dreamkit.data.reading import read_document
+from dreamkit.data.document_reads import read_document
 from dreamkit.data.reading_threads import in_threads
 from dreamkit.data.sequence import blank_picture
 from dreamkit.data.skipped import Skipped, is_beyond, split_place, summarize
@@ -26,6 +26,7 @@ from dreamkit.data.workers import in_shared_memory, original_errors
 from dreamkit.document import Document
 from dreamkit.errors import CacheError, DocumentError, StorageError
 from dreamkit.model.model import DreamModel
+from dreamkit.parts.precision import full_float64
 from dreamkit.recipe.sections import TrainSection
 
 DOCUMENTS, PICTURES = 8, 32  # read at a time; computed at a time
@@ -104,13 +105,17 @@ class TableBuilder:
         """Return the tensors (N, ...) of the table for preprocessed images."""
         rows = {name: tensor for name, tensor in inputs.items() if name != PIXELS}
         pixels_NCHW = inputs[PIXELS].to(self.device, self.model.dream_queries.dtype)
+        with full_float64(pixels_NCHW.dtype == torch.float64):
+            return self._outputs(pixels_NCHW) | rows
+
+    def _outputs(self, pixels_NCHW: Tensor) -> dict[str, Tensor]:
+        """Return the outputs (N, ...) of the part, on the CPU."""
         if self.table == "features":
             with plugin_errors(self.model, self.table, "forward"):
-                return {"features": self.model.vision_encoder(pixels_NCHW).cpu(), **rows}
+                return {"features": self.model.vision_encoder(pixels_NCHW).cpu()}
         with plugin_errors(self.model, self.table, "posterior"):
             mean, std = self.model.image_decoder.posterior(pixels_NCHW)
-        moments = {"mean": mean.cpu()} if std is None else {"mean": mean.cpu(), "std": std.cpu()}
-        return {**moments, **rows}
+        return {"mean": mean.cpu()} if std is None else {"mean": mean.cpu(), "std": std.cpu()}
 
 
 @original_errors()

@@ -24,7 +24,6 @@ from dreamkit.data.dataset import Dataset
 from dreamkit.data.skipped import Skipped
 from dreamkit.errors import CacheError, did_you_mean
 from dreamkit.model.model import DreamModel
-from dreamkit.parts.precision import full_float64
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.storage import folders
@@ -110,10 +109,7 @@ def make_cache(
         cacheable = [table for table in reasons if reasons[table] is None]
         identities = {table: table_identity(model, recipe, registry, table) for table in cacheable}
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with (
-            full_float64(recipe.train.precision == "float64"),
-            torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bfloat16"),
-        ):
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bfloat16"):
             builders = {
                 t: TableBuilder(t, model, device, ShardWriter(partial, t, shard_bytes)) for t in cacheable
             }

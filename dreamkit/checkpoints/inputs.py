@@ -148,7 +148,11 @@ def _open(
             bad = bad or error
     else:
         assert bad is not None, "a document was tried"
-        raise DocumentError(f"{bad}; none of the first {tried} documents can be read") if tried > 1 else bad
+        raise (
+            DocumentError(f"{bad}; none of the first {count(tried, 'document')} can be read")
+            if tried > 1
+            else bad
+        )
     if not isinstance(first, Document):
         kind = type(first).__name__
         raise DocumentError(

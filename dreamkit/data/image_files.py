@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from PIL import Image as PIL
 
-from dreamkit.data.reading import read_error
+from dreamkit.data.document_reads import read_error
 from dreamkit.data.unchanged import FileStatus, unchanged
 from dreamkit.errors import DocumentError, describe_error
 from dreamkit.parts.pictures import picture_problem, size_problem

@@ -6,24 +6,31 @@ import errno
 import hashlib
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 
 from dreamkit.data.unchanged import FileStatus
-from dreamkit.errors import DreamkitError, StorageError, describe_error, printable
+from dreamkit.errors import DreamkitError, StorageError, count, describe_error, printable
 from dreamkit.storage.json_files import json_object, size_problem
 from dreamkit.storage.writing import writing
 
 FORMAT: Final = 1
 _DAY: Final = 86_400  # seconds
+_MAGIC: Final = np.lib.format.magic(1, 0)
+_SIZES: Final = len(_MAGIC) + 2  # bytes before the header: the last two have its size
+_SHAPE: Final = re.compile(rb"'shape': \((\d{1,15}),\)")
+_LONGEST_HEAD: Final = 4096  # bytes of an array's header, at most
 MOST_OPEN: Final = 64  # arrays that a process has mapped; each has a descriptor
 
 
@@ -144,12 +151,17 @@ def mapped(file: Path, rows: int) -> np.ndarray:
         StorageError: the file is missing or damaged. A damaged one is removed, so that it is computed again.
     """
     try:
-        if rows:
-            array: np.ndarray = np.lib.format.open_memmap(file, mode="r").view(np.ndarray)
-        else:  # nothing to map
-            array = np.load(file, allow_pickle=False)
-        if array.shape != (rows,) or not array.dtype.names:
-            raise ValueError(f"expected {rows:,} structured rows, got shape {array.shape}")
+        with file.open("rb", buffering=0) as opened:
+            head = opened.read(_LONGEST_HEAD)
+            memory = mmap(opened.fileno(), 0, access=ACCESS_READ)
+        start = _SIZES + int.from_bytes(head[_SIZES - 2 : _SIZES], "little")
+        shape = _SHAPE.search(head, 0, start)
+        if not head.startswith(_MAGIC) or shape is None or int(shape[1]) != rows:
+            raise ValueError(f"expected an array of {count(f'{rows:,}', 'row')}")
+        dtype = _dtype(head[_SIZES : shape.start()], head[shape.end() : start].rstrip())
+        if not dtype.names:
+            raise ValueError("expected structured rows")
+        array = np.frombuffer(memory, dtype, rows, start) if rows else np.empty(0, dtype)
         array.flags.writeable = False
         return array
     except Exception as error:  # of damaged files, numpy raises any type of error
@@ -162,6 +174,18 @@ def mapped(file: Path, rows: int) -> np.ndarray:
         raise StorageError(
             f"{printable(file)}: cannot read this index: {reason}; start again to compute it anew"
         ) from error
+
+
+@lru_cache(MOST_OPEN)
+def _dtype(before: bytes, after: bytes) -> np.dtype[Any]:
+    """Return the type of rows in the header of an array: the text before and after its shape.
+
+    numpy takes ten times as long to parse a header as to map the rows, and all arrays of a data set have the same text.
+    """
+    text = before + b"'shape': (0,)" + after
+    header = BytesIO(len(text).to_bytes(2, "little") + text)
+    _, _, dtype = np.lib.format.read_array_header_1_0(header)
+    return dtype
 
 
 @contextmanager

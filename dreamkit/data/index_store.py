@@ -154,7 +154,9 @@ def _with_bar(
     """Yield the results of `work`; print how much there is to read, and show a bar."""
     total = decimal(sum(status.size for _, status in items))
     processes = min(usable_processes(), len(items))
-    what = printable(items[0][0]) if len(items) == 1 else f"{len(items):,} files of {files.kind}"
+    what = (
+        printable(items[0][0]) if len(items) == 1 else f"{count(f'{len(items):,}', 'file')} of {files.kind}"
+    )
     report(
         f"indexing {what} ({total}) in {count(processes, 'process')}; the index is kept in {printable(files.folder)}"
     )

@@ -57,9 +57,9 @@ class RareSets:
     def _start(self, period: int) -> list[int]:
         """Return the number of documents of each set before a period.
 
-        The schedule of the period before leads there. It starts with the most urgent documents, after which no
-        document can be late. In a period the exact number of each set grows by one or more. So its end depends on no
-        earlier document, and every start of the period can lead there in time.
+        A schedule of the period before leads there. It starts after the most urgent documents, so none is late. In this
+        period the exact number of each set grows by one or more. So whatever a set has at the start of that period,
+        within its bounds, the schedules to and from these numbers exist.
         """
         if period == 0:
             return [0] * len(self.rates)

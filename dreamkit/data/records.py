@@ -15,13 +15,13 @@ from zlib import crc32
 import numpy as np
 
 from dreamkit.data.data_urls import data_url_problem, is_data_url, open_data_url
+from dreamkit.data.gzip_files import unpacked
 from dreamkit.data.image_files import open_picture
 from dreamkit.data.index_store import indexed
 from dreamkit.data.json_records import ROW, Check, index_records, parse_record
 from dreamkit.data.range_reads import RangeReads
 from dreamkit.data.text_files import decode, open_regular
 from dreamkit.data.unchanged import changed_error
-from dreamkit.data.unpacking import unpacked
 from dreamkit.errors import DocumentError, StorageError, describe_value, printable, surrogate_problem
 from dreamkit.storage.paths import LONGEST_PATH
 

@@ -11,8 +11,8 @@ from typing import Final, Literal
 from torch.utils.data import Dataset as TorchDataset
 
 from dreamkit.data.cutting import cut_sequence
+from dreamkit.data.document_reads import read_document
 from dreamkit.data.mixture import Mixture
-from dreamkit.data.reading import read_document
 from dreamkit.data.reading_threads import in_threads
 from dreamkit.data.seeds import choices, stream_seed
 from dreamkit.data.sequence import Sequence, Sequencer

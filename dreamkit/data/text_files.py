@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import BinaryIO
 
-from dreamkit.data.reading import read_error
+from dreamkit.data.document_reads import read_error
 from dreamkit.data.unchanged import FileStatus, unchanged
 from dreamkit.errors import DocumentError, printable
 from dreamkit.storage.paths import irregular_kind

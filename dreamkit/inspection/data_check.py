@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from dreamkit.build.build import build_on_meta
 from dreamkit.build.fit import fit
+from dreamkit.build.fit_record import FAILURES
 from dreamkit.checkpoints.inputs import open_inputs
 from dreamkit.data.batch import Collator
 from dreamkit.data.cutting import cut_sequence
 from dreamkit.data.dataset import Dataset
+from dreamkit.data.document_reads import read_document
 from dreamkit.data.mixture import run_mixture
 from dreamkit.data.samples import Policy, Samples
 from dreamkit.data.sequence import Sequence as Tokens, Sequencer
@@ -29,7 +32,6 @@ from dreamkit.inspection.data_report import DataReport, Packing, Source
 from dreamkit.inspection.held_out import HeldOut, open_held_out
 from dreamkit.inspection.run_data import RunData
 from dreamkit.inspection.text_loss import text_loss_note
-from dreamkit.parts.pictures import picture_problem
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 
@@ -77,9 +79,10 @@ class _DataCheck:
         self.samples, self.on_progress = samples, on_progress
         fitted = fit(recipe, registry)
         inputs = open_inputs(recipe, registry, with_init=False, language=fitted.language_model)
-        self.datasets = inputs.datasets
+        self.datasets = [dataset or self.reopened(number) for number, dataset in enumerate(inputs.datasets)]
         self.notes = list(inputs.notes)
         self.problems = [*fitted.problems, *inputs.problems]
+        self.opening_problems = len(self.problems)
         self.left_out: Counter[str] = Counter()  # problems beyond `MOST_PROBLEMS`, by key
         self.listed: Counter[str] = Counter()
         self.first_documents: list[Document] = []
@@ -92,8 +95,25 @@ class _DataCheck:
             except RecipeError as error:
                 self.problems += error.problems
 
+    def reopened(self, number: int) -> Dataset | None:
+        """Return a data set whose first document cannot be read, so that others are listed; None for other problems."""
+        section = self.recipe.data[number]
+        dataset: Dataset | None = None
+        try:
+            dataset = self.registry.get("dataset", section.name)(section.config)
+            dataset[0]
+        except DocumentError:
+            return dataset
+        except FAILURES:  # its problem is listed
+            return None
+        return None
+
     def problem(self, key: str, message: str) -> None:
-        """Add a problem of a source."""
+        """Add a problem of a source, unless it is listed."""
+        if any(
+            each.key == key and each.message == message for each in self.problems[: self.opening_problems]
+        ):
+            return
         self.listed[key] += 1
         if self.listed[key] > MOST_PROBLEMS:
             self.left_out[key] += 1
@@ -118,11 +138,17 @@ class _DataCheck:
     def documents(
         self, key: str, dataset: Dataset, numbers: Sequence[int]
     ) -> Iterator[tuple[int, Document | None]]:
-        """Yield documents by number; None for each that cannot be read, which is a problem of `key`."""
+        """Yield documents by number; None for each that cannot be read, which is a problem of `key`.
+
+        A disk or network that fails ends the documents: each one would wait for it again.
+        """
         for number in numbers:
             document = None
             try:
-                document = dataset[number]
+                document = read_document(partial(dataset.__getitem__, number), f"document {number}")
+            except StorageError as error:
+                self.problem(key, f"{error}; no more of its documents were read")
+                return
             except DocumentError as error:
                 self.problem(key, str(error))
             except Exception as error:  # the code of a plug-in may fail in any way
@@ -197,9 +223,6 @@ class _DataCheck:
         Raises:
             DocumentError: it cannot be trained on.
         """
-        for image in document.images:
-            if problem := picture_problem(image.picture):
-                raise DocumentError(f"{document.name}: {problem}")
         policy = self.recipe.train.too_long
         if policy == "stop":
             return sequencer.sequence(document)

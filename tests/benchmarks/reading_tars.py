@@ -1,4 +1,4 @@
-"""Time of indexing image-text tars and of reading their samples: `python tests/benchmarks/reading_tars.py --folder /tmp/tars`.
+"""Time of indexing image-text tars and of reading their samples: `python tests/benchmarks/reading_tars.py`.
 
 Writes tars as img2dataset does, with random bytes as images: the time to decode these is not measured.
 """

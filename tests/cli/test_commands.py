@@ -23,7 +23,7 @@ INDEX = (
 def index(folder: Path, workers: Annotated[int, typer.Option(min=1, help="processes")] = 2) -> None:
     """Index the tars of a folder.
 
-    Example: dreamkit data index tars --workers 4
+    Example: dreamkit shelf index tars --workers 4
     """
     typer.echo(f"{workers} workers index {folder}")
 
@@ -64,7 +64,7 @@ def untypable(value: "Missing") -> None:
 PACKAGES = {
     "ware1": (
         [
-            ("data index", "ware1.parts:index", "Index tars."),
+            ("shelf index", "ware1.parts:index", "Index tars."),
             ("tools", "ware1.parts:tools", "Tools of one."),
             ("twin", "ware1.parts:index", ""),
             ("group", "ware1.parts:index", ""),
@@ -73,7 +73,7 @@ PACKAGES = {
     ),
     "ware2": (
         [
-            ("data verify", "ware2.parts:app", "Verify data."),
+            ("shelf verify", "ware2.parts:app", "Verify data."),
             ("twin", "ware2.parts:app", ""),
             ("group inside", "ware2.parts:app", ""),
             ("ghost", "ware2.parts:aap", "Its target is missing."),
@@ -151,10 +151,12 @@ def test_the_help_lists_usable_commands_by_distribution_and_the_problems(run) ->
     code, out, err = run("--help")
     assert (code, err) == (0, "")
     listed = sections(out)
-    assert [re.split("  +", line)[0] for line in listed["Commands"]] == list(COMMANDS)
-    assert listed["Commands of ware1 1.0"] == ["data index  Index tars.", "tools       Tools of one."]
+    first_party = [heading for heading in listed if re.fullmatch("Commands( of dreamkit-.*)?", heading)]
+    names = [re.split("  +", line)[0] for heading in first_party for line in listed[heading]]
+    assert names[0] == "demo" and sorted(names) == sorted(COMMANDS)
+    assert listed["Commands of ware1 1.0"] == ["shelf index  Index tars.", "tools        Tools of one."]
     assert listed["Commands of tardy 1.0"] == ["late  Its library is missing."]
-    assert {"data verify  Verify data.", "ghost        Its target is missing."} <= {
+    assert {"shelf verify  Verify data.", "ghost         Its target is missing."} <= {
         *listed["Commands of ware2 1.0"]
     }
     assert not re.search(r"^  (twin|group)", out, re.MULTILINE)
@@ -164,27 +166,27 @@ def test_the_help_lists_usable_commands_by_distribution_and_the_problems(run) ->
 
 
 def test_two_distributions_can_share_the_first_word_of_a_command(run) -> None:
-    code, out, _ = run("data", "--help")
-    assert code == 0 and "dreamkit data [OPTIONS] COMMAND [ARGS]...\n" in out
+    code, out, _ = run("shelf", "--help")
+    assert code == 0 and "dreamkit shelf [OPTIONS] COMMAND [ARGS]...\n" in out
     listed = sections(out)
     assert listed["Commands of ware1 1.0"] == ["index  Index tars."]
     assert listed["Commands of ware2 1.0"] == ["verify  Verify data."]
-    code, out, err = run("data")
+    code, out, err = run("shelf")
     assert code == 2 and "verify  Verify data." in out + err
 
 
 def test_a_command_of_two_words_has_help_options_and_usage_errors(run) -> None:
-    code, out, _ = run("data", "index", "--help")
-    assert code == 0 and "dreamkit data index [OPTIONS] {folder}\n" in out
+    code, out, _ = run("shelf", "index", "--help")
+    assert code == 0 and "dreamkit shelf index [OPTIONS] {folder}\n" in out
     assert "Index the tars of a folder." in out and "--workers" in out and "processes" in out
-    assert run("data", "index", "tars", "--workers", "4") == (0, "4 workers index tars\n", "")
-    code, out, err = run("data", "index", "tars", "--workers", "0")
+    assert run("shelf", "index", "tars", "--workers", "4") == (0, "4 workers index tars\n", "")
+    code, out, err = run("shelf", "index", "tars", "--workers", "0")
     assert (code, out) == (2, "") and "--workers" in err
 
 
 def test_an_app_of_one_command_becomes_that_command_without_completion(run) -> None:
-    assert run("data", "verify", "--strict") == (0, "verified, strict=True\n", "")
-    _, out, _ = run("data", "verify", "--help")
+    assert run("shelf", "verify", "--strict") == (0, "verified, strict=True\n", "")
+    _, out, _ = run("shelf", "verify", "--help")
     assert "--strict" in out and "completion" not in out
 
 
@@ -210,7 +212,7 @@ def test_a_broken_command_is_one_sentence_that_names_its_distribution(run, name:
     [
         (["chekc", "digits/stage1"], "unknown command 'chekc'; did you mean 'check'?"),
         (["dta"], "unknown command 'dta'; did you mean 'data'?"),
-        (["data", "indx", "--workers", "2"], "unknown command 'data indx'; did you mean 'data index'?"),
+        (["shelf", "indx", "--workers", "2"], "unknown command 'shelf indx'; did you mean 'shelf index'?"),
     ],
 )
 def test_an_unknown_command_prints_the_nearest_name_and_the_problems(
@@ -225,7 +227,7 @@ def test_an_unknown_command_prints_the_nearest_name_and_the_problems(
 def test_plugins_lists_commands_and_problems(run) -> None:
     code, out, _ = run("plugins")
     assert code == 1
-    assert re.search(r"^command +data index +ware1 1\.0 +Index tars\.$", out, re.MULTILINE)
+    assert re.search(r"^command +shelf index +ware1 1\.0 +Index tars\.$", out, re.MULTILINE)
     problems = [line.removeprefix("problem: ") for line in out.splitlines() if line.startswith("problem: ")]
     assert sorted(problems) == sorted(PROBLEMS)
 
@@ -256,7 +258,7 @@ def test_an_allow_list_selects_plug_ins_and_messages_name_the_excluded_ones(
 ) -> None:
     monkeypatch.setenv("DREAMKIT_PLUGINS", "ware1")
     assert run("group", "tars") == (0, "2 workers index tars\n", "")
-    code, _, err = run("data", "verify")
+    code, _, err = run("shelf", "verify")
     assert code == 2 and "possible cause: DREAMKIT_PLUGINS excludes core, " in err
     assert "DREAMKIT_PLUGINS excludes core, " in run("--help")[1]
 
@@ -275,7 +277,7 @@ def test_the_core_s_commands_work_with_any_plug_in_and_allow_list(
 def test_the_registry_returns_the_function_of_a_command(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(site))
     registry = Registry.load()
-    assert registry.get("command", "data index").__name__ == "index"
+    assert registry.get("command", "shelf index").__name__ == "index"
     with pytest.raises(PluginError, match="unknown command 'data'; known: cache, "):
         registry.get("command", "data")
 

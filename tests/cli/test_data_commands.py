@@ -74,6 +74,21 @@ def test_a_recipe_whose_paths_nobody_has_fails_with_all_of_them(
     assert ("mmc4" in out) == (command == "check")
 
 
+def test_a_shipped_recipe_without_its_data_is_noted_by_check_and_refused_by_train(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DREAMKIT_DATA", str(tmp_path))
+    forbid_weights(monkeypatch)
+    code, out, err = run("check", "dreamllm/paper/stage2")
+    assert (code, err) == (0, "")
+    _, _, notes = out.partition("note: train would refuse these inputs:\n")
+    assert all(f"{tmp_path}/{name}: no such file" in notes for name in ("mmc4-core", "blip-laion"))
+    code, out, err = run("train", "dreamllm/paper/stage2", "--out", "out")
+    assert (code, out) == (2, "") and "the recipe has 2 problems" in err
+    assert not list(tmp_path.iterdir())
+
+
 def test_check_lists_every_problem_after_the_report_and_exits_with_code_2(run, folder: Path) -> None:
     with Path("pages.jsonl").open("a") as file:
         file.write('{"text": "<image>", "images": ["gone.png"]}\n')

@@ -405,3 +405,13 @@ def test_the_cache_folder_follows_the_platform(
 def test_a_process_that_reads_data_starts_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_processes.multiprocessing.current_process(), "_config", {"daemon": True})
     assert index_processes.usable_processes() == 1
+
+
+def test_arrays_of_any_length_share_the_parsed_header_of_their_rows(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "data", 20)  # of 0 to 19 rows
+    indexes = indexed_words(shards, tmp_path / "index")
+    index_files.mapped.cache_clear()
+    before = index_files._dtype.cache_info().misses
+    for shard, rows in zip(shards, indexes, strict=True):
+        assert np.array_equal(rows, words(None, shard)[0])
+    assert index_files._dtype.cache_info().misses <= before + 1

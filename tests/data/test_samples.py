@@ -15,10 +15,10 @@ from hypothesis import given, strategies as st
 from torch.utils.data import DataLoader
 
 import tiny
-from dreamkit.data import reading
+from dreamkit.data import document_reads
 from dreamkit.data.dataset import Dataset
+from dreamkit.data.document_reads import DELAYS
 from dreamkit.data.mixture import Mixture
-from dreamkit.data.reading import DELAYS
 from dreamkit.data.samples import MAX_ATTEMPTS, Policy, Samples
 from dreamkit.data.sequence import Sequence
 from dreamkit.data.skipped import Skipped, kind_of_problem, split_place, summarize
@@ -211,7 +211,7 @@ def test_documents_that_threads_read_give_the_same_sequences_and_errors(
     def run(cls: type[Words]) -> Samples:
         return samples([cls("a", size, bad), Words("b", 5)], seed=seed, **policy)
 
-    with mock.patch("dreamkit.data.reading.DELAYS", ()):
+    with mock.patch("dreamkit.data.document_reads.DELAYS", ()):
         alone, threaded = run(Mixed), run(MixedInThreads)
         one_by_one = outcomes(alone, lambda places: [alone[place] for place in places], places)
         assert outcomes(threaded, threaded.__getitems__, places) == one_by_one
@@ -316,7 +316,7 @@ def test_the_images_of_every_data_set_are_checked() -> None:
 @pytest.fixture
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     delays: list[float] = []
-    monkeypatch.setattr("dreamkit.data.reading.time.sleep", delays.append)
+    monkeypatch.setattr("dreamkit.data.document_reads.time.sleep", delays.append)
     return delays
 
 
@@ -345,7 +345,7 @@ def test_a_disk_that_goes_on_failing_stops_the_run(slept: list[float], on_error:
 
 
 def test_a_signal_ends_the_waiting_for_a_disk(slept: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "pending", lambda: KeyboardInterrupt())
+    monkeypatch.setattr(document_reads, "pending", lambda: KeyboardInterrupt())
     dataset = Words("a", 1, failures={0: [StorageError("gone")] * 9})
     with pytest.raises(StorageError, match="gone"):
         samples([dataset])[0]

@@ -59,7 +59,7 @@ def _torchrun(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*command, script, str(folder)],
         env=os.environ | environment,
-        timeout=180,
+        timeout=300,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -11,11 +11,11 @@ from PIL import Image as PIL
 
 import odd_data
 import tiny
-from dreamkit.data import samples
 from dreamkit.data.fingerprint import document_hash
 from dreamkit.data.interleaved import Interleaved
 from dreamkit.data.mixture import run_mixture
 from dreamkit.data.pairs import Pairs, PairsConfig
+from dreamkit.document import Document
 from dreamkit.errors import RecipeError, StorageError
 from dreamkit.inspection import data_check
 from dreamkit.inspection.content_index import ContentIndex
@@ -118,8 +118,7 @@ def test_problems_of_all_sources_are_listed_together(tmp_path: Path, pages: dict
 @pytest.mark.parametrize("name", sorted(cls.__name__.lower() for cls in odd_data.BROKEN))
 def test_a_broken_data_set_of_a_plug_in_is_a_problem(name: str) -> None:
     report = check([{"name": name}])
-    (problem,) = report.problems
-    assert problem.key.startswith("data.0")
+    assert report.problems and all(problem.key.startswith("data.0") for problem in report.problems)
 
 
 def test_parts_that_do_not_fit_are_listed_with_the_data(pages: dict[str, Any], tmp_path: Path) -> None:
@@ -256,16 +255,35 @@ def test_open_run_lists_every_problem(tmp_path: Path) -> None:
     assert [problem.key for problem in error.value.problems] == ["train.max_length", "data.0"]
 
 
-def test_a_disk_that_fails_is_a_problem_of_each_document(
-    tmp_path: Path, pages: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_a_disk_that_fails_ends_the_reading_of_its_data_set(
+    pages: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> None:
-        raise StorageError("the disk fails")
+    waits: list[float] = []
+    reads: list[int] = []
+    read = Interleaved.__getitem__
 
-    monkeypatch.setattr(samples, "DELAYS", ())
-    opened = check_data(recipe([pages]), REGISTRY, samples=1)
-    assert opened.problems == ()
-    monkeypatch.setattr(Interleaved, "sample", fail)
-    report = check([pages])
-    assert {problem.message for problem in report.problems} == {"the disk fails"}
-    assert report.packing is not None and report.packing.rows == 0
+    def fail(self: Interleaved, index: int) -> Document:
+        reads.append(index)
+        if index:
+            raise StorageError(f"{index}: the disk fails")
+        return read(self, index)
+
+    monkeypatch.setattr("time.sleep", waits.append)
+    monkeypatch.setattr(Interleaved, "__getitem__", fail)
+    report = check([pages, {"name": "words"}])
+    messages = [problem.message for problem in report.problems if problem.key == "data.0"]
+    assert messages == ["1: the disk fails; no more of its documents were read"]
+    assert [source.usable for source in report.sources] == [1, 3]
+    assert reads.count(1) >= 5 and reads.count(3) <= 5 and set(waits) == {1, 2, 4, 8}
+
+
+@pytest.mark.parametrize("policy", ["skip", "stop"])
+def test_a_bad_first_document_hides_no_other(tmp_path: Path, policy: str) -> None:
+    records = [{"text": "<image>", "images": [f"{name}.png"]} for name in "ab"]
+    path = lines(tmp_path / "bad.jsonl", *records, {"text": "good"})
+    report = check([{"name": "interleaved", "path": str(path)}], train={"on_error": policy})
+    assert [problem.message.partition(": no such image")[0] for problem in report.problems] == [
+        f"{path}:1",
+        f"{path}:2",
+    ]
+    assert (report.sources[0].documents, report.sources[0].usable) == (3, 1)

@@ -50,6 +50,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"trainable": ALL, "precision": "bfloat16", "gradient_checkpointing": True},
         {},
     ),
+    "float64": ({"trainable": ALL, "precision": "float64"}, {}),
     "bfloat16, frozen": ({"trainable": JOINTS, "precision": "bfloat16"}, WIDE),
     "adapters, bfloat16": ({"trainable": JOINTS, "precision": "bfloat16"}, {"model.adapters": LORA}),
     "accumulation": ({"trainable": ALL, "accumulation": 3, "batch_size": 1}, WIDE),

@@ -216,7 +216,7 @@ class Failing(Documents):
 def test_a_failing_disk_ends_a_run_that_is_saved_and_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dreamkit.data.reading.time.sleep", lambda delay: None)
+    monkeypatch.setattr("dreamkit.data.document_reads.time.sleep", lambda delay: None)
     out = tmp_path / "out"
     with pytest.raises(StorageError) as caught:
         train_recipe(recipe(steps=60), runs.REGISTRY, out, datasets=[Failing()])

@@ -31,6 +31,11 @@ def dreamkit_datasets() -> Sequence[Component]:
             "dreamkit_data.obelics:Obelics",
             "documents of text and images in Parquet, as in OBELICS",
         ),
+        Component(
+            "huggingface",
+            "dreamkit_data.huggingface:HuggingFace",
+            "rows that the library datasets saved, in a template's form",
+        ),
     )
 
 

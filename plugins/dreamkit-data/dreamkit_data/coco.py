@@ -17,6 +17,7 @@ import numpy as np
 from dreamkit import Dataset, Document, DocumentError, StorageError, count, indexed, printable
 from dreamkit_data.captions import pair
 from dreamkit_data.coco_files import NARRATIVES, CaptionedImage, narrated_names, read_images
+from dreamkit_data.example_images import COLOURS, coloured_png
 from dreamkit_data.patterns import matching_files
 from dreamkit_data.spans import changed_error
 from dreamkit_data.stored_images import image_paths
@@ -81,6 +82,17 @@ class Coco(Dataset):
             for file, each in zip(self.files, facts, strict=True)
             if each["without"]
         ]
+
+    @classmethod
+    def tiny_config(cls, folder: Path) -> CocoConfig:
+        images, annotations = [], []
+        for number, colour in enumerate(COLOURS):
+            (folder / f"{colour}.png").write_bytes(coloured_png(colour))
+            images.append({"id": number, "file_name": f"{colour}.png"})
+            captions = (f"a {colour} square", f"a {colour} tile")
+            annotations += [{"image_id": number, "caption": caption} for caption in captions]
+        (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+        return CocoConfig(folder / "captions.json")
 
     def __len__(self) -> int:
         return len(self._bounds) - 1

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dreamkit import ConfigError
+from dreamkit import ConfigError, printable
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Bounds:
         if self.least is None and self.most is None:
             raise ConfigError({"": "expected least, most or both, got none"})
         if self.least is not None and self.most is not None and self.least > self.most:
-            raise ConfigError({"least": f"expected at most most ({self.most}), got {self.least}"})
+            raise ConfigError({"least": f"expected no more than 'most' ({self.most}), got {self.least}"})
 
     def __str__(self) -> str:
         bounds = (
@@ -49,10 +48,10 @@ def filtered_reason(record: Mapping[str, Any], filters: Mapping[str, Bounds]) ->
     """Return why filters leave out the sample of a record, or None."""
     for key, bounds in filters.items():
         number = record.get(key)
-        if isinstance(number, bool) or not isinstance(number, int | float) or math.isnan(number):
-            return f"without a number as '{key}', which has a filter"
+        if isinstance(number, bool) or not isinstance(number, int | float) or number != number:  # NaN
+            return f"without a number as '{printable(key)}', which has a filter"
         if not bounds.includes(number):
-            return f"by the filter of '{key}' ({bounds})"
+            return f"by the filter of '{printable(key)}' ({bounds})"
     return None
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from dreamkit import ConfigError, Dataset, Document, DocumentError, printable
+from dreamkit_data.example_images import COLOURS, coloured_png, write_small_tar
 from dreamkit_data.left_out import left_out_notes, paths_name
 from dreamkit_data.mmc4_lines import SUFFIXES, LineDocuments
 from dreamkit_data.mmc4_records import Place, Selection, mmc4_document
@@ -72,6 +74,24 @@ class MMC4(Dataset):
             raise DocumentError(
                 "; ".join([f"{paths_name(config.path)}: no documents with images", *self.notes])
             )
+
+    @classmethod
+    def tiny_config(cls, folder: Path) -> MMC4Config:
+        members: list[tuple[str, bytes]] = []
+        for number, colour in enumerate(COLOURS):
+            infos = [
+                {"image_name": f"{each}.png", "matched_text_index": index, "matched_sim": 0.3}
+                for index, each in enumerate((colour, "red"))
+            ]
+            texts = [f"Here is {colour}.", "And here is red.", "There is more."]
+            record = json.dumps({"text_list": texts, "image_info": infos}).encode()
+            images = dict.fromkeys((colour, "red"))
+            members += [
+                (f"{number}.json", record),
+                *((f"{number}.{each}.png", coloured_png(each)) for each in images),
+            ]
+        write_small_tar(folder / "00000.tar", members)
+        return MMC4Config(folder)
 
     def __len__(self) -> int:
         return len(self.documents)

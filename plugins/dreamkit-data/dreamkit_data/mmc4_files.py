@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from dreamkit import DocumentError, describe_error, printable
+from dreamkit import DocumentError, describe_error, printable, read_error
 
 PACKED: Final = (".zip", ".gz")
 PACKED_LINE, IN_ARRAY = -1, -2  # offsets of records that are read from the index
@@ -46,6 +46,8 @@ def stored_records(path: Path) -> Iterator[tuple[int, int, bytes]]:
         raise DocumentError(
             f"{name}: cannot unpack the file: {describe_error(error)}; download it again"
         ) from error
+    except OSError as error:
+        raise read_error(f"{name}: cannot read the file: {error.strerror}", error) from error
 
 
 def is_array(path: Path) -> bool:

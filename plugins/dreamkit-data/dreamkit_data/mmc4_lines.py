@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import os
+import stat
 import time
 from array import array
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from dreamkit import DocumentError, describe_error, excerpt, indexed, printable
+from dreamkit import DocumentError, describe_error, excerpt, indexed, printable, read_error
 from dreamkit_data.left_out import LeftOut
 from dreamkit_data.member_records import parsed_record
 from dreamkit_data.mmc4_files import IN_ARRAY, MOST_STORED, PACKED, is_array, stored_records
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 SUFFIXES: Final = (".jsonl", ".jsonl.zip", ".jsonl.gz")
 VERSION: Final = 1  # of the index
+ABSENT: Final = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 ROW: Final = np.dtype([("start", "<u8"), ("size", "<u4"), ("number", "<u4")])  # of a document
 # Of a packed file or an array, the index has the documents: their rows, then their texts, as the bytes of one array.
 BYTE: Final = np.dtype([("byte", "u1")])
@@ -199,10 +202,22 @@ def _has_images(
 
 
 def _exists(folder: Path, name: str) -> bool:
+    """Return True if a folder has a regular file of this name.
+
+    Raises:
+        DocumentError: it is a link.
+        StorageError: the disk or network fails: an image that cannot be reached is not missing.
+    """
     path = os.path.join(folder, name)
-    if os.path.islink(path):
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError as error:
+        if error.errno in ABSENT:
+            return False
+        raise read_error(f"{printable(path)}: cannot reach the image: {error.strerror}", error) from error
+    if stat.S_ISLNK(mode):
         raise DocumentError(f"{printable(path)}: expected an image, got a link; copy the image")
-    return os.path.isfile(path)
+    return stat.S_ISREG(mode)
 
 
 def _line_problem(line: bytes) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 FLAGS: Final = ("draw", "read", "train_on")
+LONGEST_NAME: Final = 255  # bytes, in most file systems
 MOST_ITEMS: Final = 100_000  # texts or images of a record
 Place: TypeAlias = Literal["before", "after"]
 
@@ -109,9 +110,13 @@ def name_problem(name: Any) -> str | None:
     """Return why a value is not the bare name of an image, or None."""
     if not isinstance(name, str) or not name.strip("."):
         return f"expected the name of an image, got {describe_value(name)}"
-    if "/" in name or "\\" in name or "\0" in name or len(name) > 255:
+    if "/" in name or "\\" in name or "\0" in name:
         return f"expected a name without a folder, got {describe_value(name)}"
-    return None
+    try:
+        is_long = len(name.encode()) > LONGEST_NAME
+    except UnicodeEncodeError:
+        return f"expected a name in Unicode, got {describe_value(name)}"
+    return f"expected at most {LONGEST_NAME} bytes in a name, got {describe_value(name)}" if is_long else None
 
 
 def mmc4_document(

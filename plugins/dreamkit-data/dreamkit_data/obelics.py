@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from dreamkit import (
     ConfigError,
     Dataset,
@@ -18,9 +21,11 @@ from dreamkit import (
     describe_value,
     printable,
 )
-from dreamkit_data.parquet_rows import ParquetRows, Row
+from dreamkit_data.example_images import COLOURS, coloured_png
+from dreamkit_data.parquet_rows import ParquetRows
 from dreamkit_data.patterns import matching_files
 from dreamkit_data.row_groups import MEMORY
+from dreamkit_data.rows import Row
 from dreamkit_data.stored_images import image_paths, is_address, stored_picture, stored_value
 
 IMAGES, TEXTS = "images", "texts"
@@ -87,6 +92,15 @@ class Obelics(Dataset):
         self.rows = ParquetRows(files, {IMAGES: "images", TEXTS: "texts"}, config.index, config.memory)
         image_paths(files[0], config.images)
         self.notes = [*self.rows.notes, *self._missing_notes()]
+
+    @classmethod
+    def tiny_config(cls, folder: Path) -> ObelicsConfig:
+        columns = {
+            IMAGES: [[None, coloured_png(colour), None] for colour in COLOURS],
+            TEXTS: [[f"Here is {colour}.", None, "There is more."] for colour in COLOURS],
+        }
+        pq.write_table(pa.table(columns), folder / "pages.parquet", row_group_size=2)
+        return ObelicsConfig(folder)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,24 +16,16 @@ import pyarrow.parquet as pq
 from dreamkit import DocumentError, count, describe_error, indexed, printable, read_error
 from dreamkit_data.columns import Kind, column_problem, is_bytes
 from dreamkit_data.row_groups import LARGE, MEMORY, RowGroup, RowGroups
+from dreamkit_data.rows import Row
 from dreamkit_data.spans import changed_error
 
-VERSION: Final = 1
-GROUP: Final = np.dtype([("rows", "<i8"), ("bytes", "<i8"), ("stored", "<i8")])
-
-
-class Row(NamedTuple):
-    """One row.
-
-    Attributes:
-        where: `file:row`, from 0.
-        table: the file.
-        values: value of each column, as pyarrow converts it to Python.
-    """
-
-    where: str
-    table: Path
-    values: dict[str, Any]
+VERSION: Final = 2
+GROUP: Final = np.dtype([("rows", "<i8"), ("bytes", "<i8"), ("stored", "<i8"), ("plain", "?")])
+SIZES: Final = ("rows", "bytes", "stored")
+MOST: Final = 2**48  # rows or bytes of a row group
+# Encodings of texts and bytes that pyarrow reads as a dictionary. The others share parts of values between rows.
+BYTES: Final = "BYTE_ARRAY"
+PLAIN: Final = frozenset({"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED"})
 
 
 class ParquetRows:
@@ -48,7 +40,8 @@ class ParquetRows:
         memory: MiB of decoded rows that a process keeps.
 
     Attributes:
-        groups: rows, bytes and stored bytes of each row group, in the columns that are read; a structured array.
+        groups: rows, bytes and stored bytes of each row group, in the columns that are read, and whether pyarrow can
+            read these as dictionaries; a structured array.
         notes: a line about row groups that are too large to be kept whole, if there are any.
 
     Raises:
@@ -70,7 +63,7 @@ class ParquetRows:
             self.files, build, kind="parquet", version=VERSION, settings=self.columns, folder=folder
         )
         for path, groups in zip(self.files, index, strict=True):
-            if groups.dtype != GROUP or any((groups[key] < 0).any() for key in GROUP.names or ()):
+            if groups.dtype != GROUP or any((groups[key] < 0).any() for key in SIZES):
                 raise changed_error(path)
         self.groups = np.concatenate(list(index))
         self._rows_before = np.concatenate([[0], np.cumsum(self.groups["rows"])])  # each row group
@@ -98,8 +91,8 @@ class ParquetRows:
         file = int(np.searchsorted(self._groups_before, group, side="right")) - 1
         first = int(self._groups_before[file])
         where = f"{printable(self.files[file])}:{index - int(self._rows_before[first])}"
-        rows, size, _ = self.groups[group].tolist()
-        place = RowGroup(file, group - first, rows, size)
+        rows, size, _, is_plain = self.groups[group].tolist()
+        place = RowGroup(file, group - first, rows, size, is_plain)
         with self._own_lock():
             batch, row = self._reader.batch(place, index - int(self._rows_before[group]), where)
             values = {name: _value(batch, name, row, where) for name in self.columns}
@@ -167,17 +160,18 @@ def list_row_groups(path: Path, columns: Mapping[str, Kind]) -> tuple[np.ndarray
                     group.num_rows,
                     sum(chunk.total_uncompressed_size for chunk in chunks),
                     sum(chunk.total_compressed_size for chunk in chunks),
+                    all(PLAIN.issuperset(c.encodings) for c in chunks if c.physical_type == BYTES),
                 )
     except Exception as error:  # damaged files raise any type of error
         message = (
             f"{name}: cannot read the file as Parquet: {describe_error(error)}; write or download it again"
         )
         raise read_error(message, error) from error
-    if problem is None and any((groups[key] < 0).any() for key in GROUP.names or ()):
+    if problem is None and any(((groups[key] < 0) | (groups[key] > MOST)).any() for key in SIZES):
         problem = "the sizes of its row groups are damaged; write or download it again"
     if problem is not None:
         raise DocumentError(f"{name}: {problem}")
-    texts = [leaves[number].path for number in read if leaves[number].physical_type == "BYTE_ARRAY"]
+    texts = [leaves[number].path for number in read if leaves[number].physical_type == BYTES]
     return groups, {
         "leaves": texts,
         "bytes alone": [column for column in columns if is_bytes(schema.field(column).type)],

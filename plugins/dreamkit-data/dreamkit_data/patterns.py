@@ -49,11 +49,7 @@ def matching_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> lis
         raise DocumentError("expected the path of a data set, got an empty list")
     missing = [file for file in files if not os.path.exists(file)]
     if missing:
-        rest = (
-            f", nor are {len(missing) - 1:,} others of {count(f'{len(files):,}', 'file')}"
-            if missing[1:]
-            else ""
-        )
+        rest = f"; {len(missing):,} of {count(f'{len(files):,}', 'file')} are missing" if missing[1:] else ""
         raise DocumentError(f"{printable(missing[0])}: no such file{rest}; correct the path of the data set")
     names = set()
     for file in files:

@@ -28,17 +28,24 @@ class RowGroup(NamedTuple):
         number: number in the file.
         rows: number of rows.
         bytes: size in memory that the file states.
+        is_plain: flag: pyarrow can read its bytes and texts as dictionaries.
     """
 
     file: int
     number: int
     rows: int
     bytes: int
+    is_plain: bool
+
+    @property
+    def is_whole(self) -> bool:
+        """Flag: it is read as a whole."""
+        return self.is_plain and self.bytes <= LARGE
 
     @property
     def part(self) -> int:
-        """Rows of a part; all rows, if the row group is not large."""
-        return self.rows if self.bytes <= LARGE else max(1, min(PART, LARGE * self.rows // self.bytes))
+        """Rows of a part; all rows, if the row group is read as a whole."""
+        return self.rows if self.is_whole else max(1, min(PART, LARGE * self.rows // max(self.bytes, 1)))
 
 
 class RowGroups:
@@ -102,7 +109,7 @@ class RowGroups:
         key = group.file, group.number
         stream = self._streams.pop(key, None)
         if stream is None or stream.part > part:
-            reader = self._reader(group.file, is_whole=group.part == group.rows)
+            reader = self._reader(group.file, is_whole=group.is_whole)
             batches = reader.iter_batches(group.part, [group.number], self.columns, use_threads=False)
             stream = _Stream(iter(batches))
         while stream.part <= part:

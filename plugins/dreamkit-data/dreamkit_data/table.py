@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from dreamkit import ConfigError, Dataset, Document, DocumentError, describe_value, printable, read_error
 from dreamkit_data.captions import choose_caption, pair, weight_problems
 from dreamkit_data.columns import Kind
+from dreamkit_data.example_images import COLOURS, coloured_png
 from dreamkit_data.parquet_rows import ParquetRows
 from dreamkit_data.patterns import matching_files
 from dreamkit_data.row_groups import MEMORY
@@ -83,7 +87,6 @@ class Table(Dataset):
         if _is_parquet(files[0]):
             kinds: dict[str, Kind] = {self.image: "image", **dict.fromkeys(self.captions, "caption")}
             self.rows = ParquetRows(files, kinds, config.index, config.memory)
-            self.notes = self.rows.notes
             if not config.header or config.quotes is not None:
                 key = "header" if config.quotes is None else "quotes"
                 raise DocumentError(
@@ -97,7 +100,18 @@ class Table(Dataset):
         else:
             columns = (self.image, *self.captions)
             self.rows = TextRows(files, Layout(columns, config.header, config.quotes), config.index)
+        self.notes = self.rows.notes
         image_paths(files[0], config.images)
+
+    @classmethod
+    def tiny_config(cls, folder: Path) -> TableConfig:
+        columns = {
+            "image": [{"bytes": coloured_png(colour), "path": f"{colour}.png"} for colour in COLOURS],
+            "caption": [f"a {colour} square" for colour in COLOURS],
+            "alt": [[colour, "square"] for colour in COLOURS],
+        }
+        pq.write_table(pa.table(columns), folder / "pairs.parquet", row_group_size=2)
+        return TableConfig(folder, caption={"caption": 2, "alt": 1})
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from dreamkit import DocumentError, printable
+from dreamkit import DocumentError, printable, read_error
 from dreamkit_data.left_out import LeftOut
 from dreamkit_data.spans import SPAN, Spans, changed_error
 from dreamkit_data.tar_members import Member, Read, members
@@ -109,24 +109,27 @@ def tar_index(choose: Choose, path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     left_out, begin = LeftOut(), time.perf_counter()
     if not path.is_file():  # to open a named pipe could wait forever
         raise DocumentError(f"{where}: expected a tar in a regular file")
-    with path.open("rb", buffering=0) as file:
-        read = _Window(file.fileno())
-        _refuse_packed(read(0, 8), where)
-        for sample in samples(read, 0, os.fstat(file.fileno()).st_size, where):
-            leave_out = partial(left_out.add, name=f"{path.name}!{sample.key}")
-            try:
-                chosen = choose(sample, lambda member: read(member.start, member.size), leave_out)
-            except DocumentError as error:
-                raise DocumentError(f"{where}!{printable(sample.key)}: {error}") from error
-            if not chosen:
-                continue
-            start = min(member.head for member in chosen)
-            size = max(member.start + member.size for member in chosen) - start
-            if size > MOST_SAMPLE:
-                leave_out(f"with more than {MOST_SAMPLE:,} bytes")
-                continue
-            starts.append(start)
-            sizes.append(size)
+    try:
+        with path.open("rb", buffering=0) as file:
+            read = _Window(file.fileno())
+            _refuse_packed(read(0, 8), where)
+            for sample in samples(read, 0, os.fstat(file.fileno()).st_size, where):
+                leave_out = partial(left_out.add, name=f"{path.name}!{sample.key}")
+                try:
+                    chosen = choose(sample, lambda member: read(member.start, member.size), leave_out)
+                except DocumentError as error:
+                    raise DocumentError(f"{where}!{printable(sample.key)}: {error}") from error
+                if not chosen:
+                    continue
+                start = min(member.head for member in chosen)
+                size = max(member.start + member.size for member in chosen) - start
+                if size > MOST_SAMPLE:
+                    leave_out(f"with more than {MOST_SAMPLE:,} bytes")
+                    continue
+                starts.append(start)
+                sizes.append(size)
+    except OSError as error:
+        raise read_error(f"{where}: cannot read the file: {error.strerror}", error) from error
     rows = np.empty(len(starts), SPAN)
     rows["start"], rows["size"] = starts, sizes
     cost = {"seconds": time.perf_counter() - begin, "reads": read.reads, "bytes": read.bytes}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ from dreamkit import (
     describe_value,
 )
 from dreamkit_data.captions import Direction, pair, weight_problems
+from dreamkit_data.example_images import COLOURS, SIDE, coloured_png, write_small_tar
 from dreamkit_data.left_out import left_out_notes, paths_name
 from dreamkit_data.member_records import Bounds, filtered_reason, parsed_record, text_in
 from dreamkit_data.patterns import matching_files
@@ -124,6 +126,20 @@ class Tars(Dataset):
             raise DocumentError(
                 "; ".join([f"{paths_name(config.path)}: no samples with an image and a caption", *self.notes])
             )
+
+    @classmethod
+    def tiny_config(cls, folder: Path) -> TarsConfig:
+        members: list[tuple[str, bytes]] = []
+        for number, colour in enumerate(COLOURS):
+            record = json.dumps({"status": "success", "alt": colour, "width": SIDE}).encode()
+            caption = f"a {colour} square".encode()
+            members += [
+                (f"{number}.png", coloured_png(colour)),
+                (f"{number}.json", record),
+                (f"{number}.txt", caption),
+            ]
+        write_small_tar(folder / "00000.tar", members)
+        return TarsConfig(folder, caption={"txt": 2, "json:alt": 1}, filters={"width": Bounds(least=SIDE)})
 
     def __len__(self) -> int:
         return len(self._spans)

@@ -7,12 +7,14 @@ import hashlib
 import os
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from dreamkit import DocumentError, StorageError, count, did_you_mean, excerpt, indexed, printable
+from dreamkit_data.rows import Row
 from dreamkit_data.spans import changed_error
 from dreamkit_data.text_lines import Dialect, read_dialect, read_rows, split_row
 
@@ -35,24 +37,13 @@ class Layout(NamedTuple):
     quotes: bool | None = None
 
 
-class TextRow(NamedTuple):
-    """One row.
-
-    Attributes:
-        where: file and line, from 1.
-        table: the file.
-        values: text of each column.
-    """
-
-    where: str
-    table: Path
-    values: dict[str, str]
-
-
 class TextRows:
     """The rows of text tables in UTF-8, in the order of the files. Tabs separate the values if the first line has one.
 
     Each row is read once, to index it. Its number of values must be that of the first line. Blank lines are skipped.
+
+    Attributes:
+        notes: a line about quotes that stay in the values, if there may be some that do not belong to them.
 
     Raises:
         DocumentError: a missing file, one that is not a table in UTF-8, a missing column, a row with another number of
@@ -71,6 +62,11 @@ class TextRows:
             folder=folder,
         )
         self._before = np.concatenate([[0], np.cumsum(self._index.rows)])
+        quoted = sum(facts["quoted"] for facts in self._index.facts) if layout.quotes is None else 0
+        self.notes = [
+            f"{printable(self.files[0])}: quotes around values stay in {count(f'{quoted:,}', 'row')}; set quotes: true "
+            "to remove them, or quotes: false if they belong to the values"
+        ] * bool(quoted)
         if not len(self):
             raise DocumentError(f"{printable(self.files[0])}: no rows; correct the path of the data set")
 
@@ -83,7 +79,7 @@ class TextRows:
         text = repr([self._index.rows.tolist(), sizes])
         return {"rows and sizes": hashlib.sha256(text.encode()).hexdigest()[:32]}
 
-    def __getitem__(self, index: int) -> TextRow:
+    def __getitem__(self, index: int) -> Row:
         """Return a row.
 
         Raises:
@@ -113,7 +109,7 @@ class TextRows:
         if len(values) != facts["width"]:
             raise changed_error(path)
         names = zip(self.layout.columns, facts["columns"], strict=True)
-        return TextRow(where, path, {name: values[number] for name, number in names})
+        return Row(where, path, {name: values[number] for name, number in names})
 
 
 def list_rows(path: Path, layout: Layout) -> tuple[np.ndarray, dict[str, Any]]:
@@ -133,10 +129,10 @@ def list_rows(path: Path, layout: Layout) -> tuple[np.ndarray, dict[str, Any]]:
             places = read_rows(file, printable(path), dialect)
             first = next(places, None)
             columns = [] if first is None else _column_numbers(first.values, layout, printable(path))
-            if first is not None and not layout.has_header:
-                rows.append(first[1:])
-            for row in places:
+            quoted = 0
+            for row in places if first is None or layout.has_header else chain([first], places):
                 rows.append(row[1:])
+                quoted += not dialect.quotes and any(_is_quoted(row.values[number]) for number in columns)
                 if len(rows) == CHUNK:
                     chunks.append(np.array(rows, ROW))
                     rows = []
@@ -147,8 +143,13 @@ def list_rows(path: Path, layout: Layout) -> tuple[np.ndarray, dict[str, Any]]:
         "dialect": list(dialect),
         "width": 0 if first is None else len(first.values),
         "columns": columns,
+        "quoted": quoted,
     }
     return np.concatenate([*chunks, np.array(rows, ROW)]), facts
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) > 1 and value[0] == value[-1] == '"'
 
 
 def _column_numbers(first: Sequence[str], layout: Layout, name: str) -> list[int]:

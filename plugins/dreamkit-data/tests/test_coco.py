@@ -325,3 +325,38 @@ def test_files_of_two_formats_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DocumentError, match="pipe: expected a regular file"):
         opened(tmp_path / "pipe")
+
+
+KEYS = [
+    *("images", "annotations", "id", "image_id", "caption", "file_name"),
+    *("filename", "filepath", "split", "sentences", "raw"),
+]
+scalars = st.sampled_from(["train", "a.jpg", "7", "\ud800", ""]) | st.floats() | st.integers(-2, 2)
+json_values = st.recursive(
+    st.none() | st.booleans() | scalars,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(json_values, min_size=1, max_size=2),
+    st.fixed_dictionaries({"images": json_values, "annotations": json_values}),
+    st.sampled_from([None, "train"]),
+)
+def test_any_json_is_images_or_an_error_with_the_name_of_the_file(
+    tmp_path_factory: pytest.TempPathFactory, values: list[Any], captions: Any, split: str | None
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    for number, content in enumerate([values, [captions], [{"images": values}]]):
+        file = folder / f"{number}.json"
+        file.write_text("\n".join(map(json.dumps, content)))
+        try:
+            data = opened(file, split=split, index=folder / "index")
+        except DocumentError as error:
+            assert str(file) in str(error)
+            continue
+        for index in range(len(data)):
+            with pytest.raises(DocumentError, match=f"{file}!"):  # there are no images
+                data[index]

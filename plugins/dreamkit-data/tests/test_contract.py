@@ -92,6 +92,8 @@ def narratives(folder: Path) -> CocoConfig:
 
 EXAMPLES = {
     "tars": contracts.tiny_dataset(Tars, tars),
+    "own tars": contracts.tiny_dataset(Tars),
+    "own mmc4": contracts.tiny_dataset(MMC4),
     "mmc4 tars": contracts.tiny_dataset(MMC4, mmc4_tars),
     "mmc4 lines": contracts.tiny_dataset(MMC4, partial(mmc4_lines, "a_shard_0_v2.jsonl")),
     "mmc4 zip": contracts.tiny_dataset(MMC4, partial(mmc4_lines, "a_shard_0_v2.jsonl.zip")),

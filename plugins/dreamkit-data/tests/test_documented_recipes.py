@@ -1,12 +1,17 @@
-"""The recipe lines of the documentation fit the data sets."""
+"""The recipe lines and scripts of the documentation fit the data sets."""
 
+import hashlib
 import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from dreamkit import Registry
+from dreamkit import Image, Registry, Text
 from dreamkit.recipe.loading import draft_recipe
+from dreamkit_data.obelics import Obelics, ObelicsConfig
+from table_files import png, write_parquet
 
 PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
 BLOCKS = [block for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if block.startswith("data:")]
@@ -25,19 +30,37 @@ def test_the_page_shows_every_data_set_of_this_package() -> None:
     assert names >= {"table", "obelics", "coco"}
 
 
+def run_script(word: str) -> None:
+    """Execute the script of the page that has a word."""
+    (script,) = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if word in code]
+    exec(compile(script, "data.md", "exec"), {})
+
+
 def test_the_script_of_the_page_makes_small_row_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     monkeypatch.chdir(tmp_path)
     table = pa.table({"a": range(250)})
     pq.write_table(table, "big.parquet")
-    (script,) = [
-        code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "ParquetWriter" in code
-    ]
-    exec(compile(script, "data.md", "exec"), {})
+    run_script("small.parquet")
     assert pq.read_table("small.parquet").equals(table)
     metadata = pq.read_metadata("small.parquet")
     assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [100, 100, 50]
+
+
+def test_the_script_of_the_page_stores_the_images_of_obelics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    addresses = [f"https://a.org/{index}.png" for index in range(3)]
+    images = [[addresses[0], None, addresses[2], None]] * 150
+    texts = [[None, "One.", None, "Two."]] * 150
+    release = {"images": images, "texts": texts, "metadata": ["[]"] * 150, "general_metadata": ["{}"] * 150}
+    write_parquet(tmp_path / "release.parquet", release)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / hashlib.sha256(addresses[0].encode()).hexdigest()).write_bytes(png(0))
+    run_script("obelics.parquet")
+    data = Obelics(ObelicsConfig(tmp_path / "obelics.parquet"))
+    assert len(data) == 150
+    assert [type(segment) for segment in data[149]] == [Image, Text]
+    assert data[149].text == "One.\n\nTwo."

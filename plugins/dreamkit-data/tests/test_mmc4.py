@@ -1,5 +1,6 @@
 """The data set `mmc4`, in tars and in JSON Lines beside images."""
 
+import errno
 import json
 import os
 import pickle
@@ -313,3 +314,19 @@ def test_a_record_with_an_instruction_is_a_conversation(tmp_path: Path, form: st
     assert document.name == f"{tmp_path}/{names[form]}"
     for wrong in (" ", 3):
         assert "instruction: expected a text" in str(record_problem(made | {"instruction": wrong}))
+
+
+def test_an_image_that_cannot_be_reached_is_not_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_record(tmp_path, record(["a"], ("0.png", 0, None)), {"0.png": 0}, "lines")
+    data = MMC4(MMC4Config(path))
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mmc4_lines.os, "lstat", fail)
+        with pytest.raises(StorageError, match=r"0\.png: cannot reach the image: Input/output error"):
+            data[0]
+    assert len(data[0].images) == 1

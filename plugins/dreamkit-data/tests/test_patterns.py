@@ -61,7 +61,7 @@ def test_globs_and_braces_keep_the_order_of_the_paths(tmp_path: Path) -> None:
         (["c.tar"], "c.tar: no such file; correct the path of the data set"),
         (
             ["{00..12}.tar"],
-            "01.tar: no such file, nor are 11 others of 13 files; correct the path of the data set",
+            "01.tar: no such file; 12 of 13 files are missing; correct the path of the data set",
         ),
         (["*.zip"], "*.zip: no such file"),
         (["empty"], "empty: no file named *.tar in this folder"),

@@ -1,5 +1,6 @@
 """The data set `tars`: pairs in tars as img2dataset writes them."""
 
+import errno
 import json
 import os
 import pickle
@@ -287,6 +288,21 @@ def test_a_tar_that_changes_after_the_start_stops_the_run(tmp_path: Path) -> Non
     path.unlink()
     with pytest.raises(StorageError, match="No such file"):
         open_copy(data)[5]
+
+
+def test_a_failing_disk_is_no_fault_of_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path,) = write_img2dataset(tmp_path, SHARDS[:1])
+    data = open_tars(path)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", fail)
+        for read in (lambda: data[3], lambda: open_tars(path, caption="json:caption")):
+            with pytest.raises(StorageError, match=r"00000\.tar: cannot read the file: Input/output error"):
+                read()
+    assert data[3].text == digit_metadata(3)["caption"]  # once the disk works again
 
 
 def open_copy(data: Dataset) -> Dataset:

@@ -81,7 +81,14 @@ def test_blank_lines_are_passed_over(tmp_path: Path) -> None:
 
 def test_quotes_belong_to_plain_values(tmp_path: Path) -> None:
     file = write(tmp_path / "a.tsv", 'a\tb\n"x"\t5" pipe\n')
-    assert values(TextRows([file], Layout(("a", "b")))) == [['"x"', '5" pipe']]
+    rows = TextRows([file], Layout(("a", "b")))
+    assert values(rows) == [['"x"', '5" pipe']]
+    assert rows.notes == [
+        f"{file}: quotes around values stay in 1 row; set quotes: true to remove them, or quotes: false if they belong "
+        "to the values"
+    ]
+    assert TextRows([file], Layout(("a", "b"), quotes=False)).notes == []
+    assert TextRows([file], Layout(("b",))).notes == []
     assert values(
         TextRows([write(tmp_path / "b.tsv", 'a\tb\n"x, ""y"\t5\n')], Layout(("a", "b"), quotes=True))
     ) == [['x, "y', "5"]]
@@ -180,3 +187,27 @@ def test_a_row_that_is_another_one_than_was_indexed_is_a_storage_error(tmp_path:
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(StorageError, match=r"a.tsv changed since it was indexed"):
         data[0]
+
+
+@settings(max_examples=150)
+@given(
+    st.binary(max_size=60)
+    | st.lists(
+        st.sampled_from([b"a", b"b", b",", b"\t", b"\n", b"\r", b'"', b"\xc3\xa9", b"\xff"]), max_size=30
+    ).map(b"".join),
+    st.booleans(),
+    st.none() | st.booleans(),
+)
+def test_any_bytes_are_rows_or_an_error_with_the_name_of_the_file(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, has_header: bool, quotes: bool | None
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    file = write(folder / "a.tsv", data)
+    columns = ("a",) if has_header else ("0",)
+    try:
+        rows = TextRows([file], Layout(columns, has_header, quotes), folder / "index")
+    except DocumentError as error:
+        assert not isinstance(error, StorageError)
+        assert str(file) in str(error)
+        return
+    assert len(values(rows)) == len(rows)

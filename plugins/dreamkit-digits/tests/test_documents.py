@@ -122,5 +122,5 @@ def test_an_invalid_mixture_is_refused(weights: dict[str, float], message: str) 
 
 
 def test_an_index_beyond_the_last_is_refused() -> None:
-    with pytest.raises(IndexError, match=str(DOCUMENTS)):
+    with pytest.raises(IndexError, match=f"{DOCUMENTS:,}"):
         documents("reading")[DOCUMENTS]

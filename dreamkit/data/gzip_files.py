@@ -39,7 +39,7 @@ def unpacked(path: Path, index: Path | None) -> Path:
     """
     folder, name, status = index_folder(index), os.path.abspath(path), file_status(path)
     start = _hash(name)
-    target = folder / f"{start}-{_hash(repr(tuple(status)))}.txt"
+    target = folder / f"{start}-{_hash(f'{status.size} {status.time}')}.txt"
     if target.exists():
         return target
     with alone(folder / f"{start}.lock"):

@@ -1,0 +1,20 @@
+"""The row of a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Row(NamedTuple):
+    """One row of a table.
+
+    Attributes:
+        where: `file:row`, from 0, in Parquet; `file:line`, from 1, in a text table.
+        table: the file.
+        values: value of each column: what pyarrow makes of it in Python, or a text.
+    """
+
+    where: str
+    table: Path
+    values: dict[str, Any]
