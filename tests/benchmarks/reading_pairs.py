@@ -11,6 +11,7 @@ import argparse
 import io
 import json
 import os
+import random
 import resource
 import sys
 import tempfile
@@ -35,6 +36,7 @@ import tiny
 from dreamkit.data.image_files import decode_picture
 from dreamkit.data.mixture import Mixture
 from dreamkit.data.samples import Samples
+from dreamkit.document import Document
 from dreamkit_data.tar_samples import read_tar_sample
 from dreamkit_data.tars import Tars, TarsConfig
 from tar_files import write_tar
@@ -86,11 +88,23 @@ def from_sequences(sequences: Sequence[Any]) -> tuple[torch.Tensor, list[str]]:
     return batch_of((sequence.draws[0][1], sequence.name) for sequence in sequences)
 
 
+class SlowTars(Tars):
+    """Tars on storage whose reads take some seconds longer."""
+
+    def __init__(self, config: TarsConfig, delay: float, *, is_thread_safe: bool) -> None:
+        super().__init__(config)
+        self.delay = delay
+        self.is_thread_safe = is_thread_safe  # type: ignore[misc]
+
+    def sample(self, index: int, choices: random.Random) -> Document:
+        time.sleep(self.delay)
+        return super().sample(index, choices)
+
+
 def dreamkit_loader(
-    paths: list[Path], index: Path, workers: int, threads: bool, shuffle: Any
+    paths: list[Path], index: Path, delay: float, workers: int, threads: bool, shuffle: Any
 ) -> DataLoader[Any]:
-    data = Tars(TarsConfig(paths, index=index))
-    data.is_thread_safe = threads  # type: ignore[misc]
+    data = SlowTars(TarsConfig(paths, index=index), delay, is_thread_safe=threads)
     mixture = Mixture([data], [1.0], length=len(data), shuffle=shuffle)
     return DataLoader(
         Samples(mixture, tiny.model().sequencer()), BATCH, num_workers=workers, collate_fn=from_sequences
@@ -163,12 +177,15 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=750, help="samples in each tar")
     parser.add_argument("--size", type=int, default=384, help="pixels of the sides of an image")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each loader; the median counts")
+    parser.add_argument(
+        "--delay", type=float, default=0, help="milliseconds added to a read of tars, which then run alone"
+    )
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         paths = write_shards(Path(temporary), arguments.shards, arguments.samples, arguments.size)
         index, limit = Path(temporary) / "index", arguments.shards * arguments.samples - 4 * BATCH
-        ours = partial(dreamkit_loader, paths, index)
+        ours = partial(dreamkit_loader, paths, index, arguments.delay / 1000)
         loaders: dict[str, Callable[[int], DataLoader[Any]]] = {
             "tars": lambda workers: ours(workers, True, "full"),
             "tars, shuffle: blocks": lambda workers: ours(workers, True, "blocks"),
@@ -176,7 +193,9 @@ def main() -> None:
             "webdataset": partial(webdataset_loader, paths),
             "datasets": partial(datasets_loader, paths),
         }
-        names = [name for name in loaders if name.startswith("tars") or find_spec(name)]
+        names = [
+            name for name in loaders if name.startswith("tars") or (not arguments.delay and find_spec(name))
+        ]
         bytes_of_image = sum(path.stat().st_size for path in paths) // (arguments.shards * arguments.samples)
         print(f"{limit:,} samples of {bytes_of_image:,} bytes; load {os.getloadavg()[0]:.1f}")
         for name, milliseconds in parts(Tars(TarsConfig(paths, index=index)), min(300, limit)).items():
