@@ -36,11 +36,13 @@ class Indexes(Sequence[np.ndarray]):
     Attributes:
         rows: number of rows of each array, int64.
         facts: values of each shard that its index has beside the rows.
+        statuses: size of each shard in bytes and time of its last change in nanoseconds, when it was indexed.
     """
 
     def __init__(self, files: IndexFolder, paths: Sequence[str], records: Sequence[IndexRecord]) -> None:
         self.rows = np.array([record.rows for record in records], np.int64)
         self.facts = [record.facts for record in records]
+        self.statuses = [record.status for record in records]
         self._files = [
             files.array(path, record.status).name for path, record in zip(paths, records, strict=True)
         ]

@@ -88,7 +88,8 @@ class LineDocuments:
             raise changed_error(file)
         else:
             row = rows[index]
-            data = self._open.read(Span(file, int(row["start"]), int(row["size"])))
+            status = self._indexes.statuses[number]
+            data = self._open.read(Span(file, int(row["start"]), int(row["size"]), status))
         where = record_name(printable(file), int(row["number"]), in_array=facts["is_array"])
         record = parsed_record(data)
         if record is None or record_problem(record) is not None:

@@ -19,11 +19,12 @@ MOST_OPEN: Final = 32  # files that a process holds open for a data set
 
 
 class Span(NamedTuple):
-    """A sample's place: offset and size in a file, in bytes."""
+    """A sample's place: offset and size in a file, in bytes, and the file's status in `Indexes.statuses`."""
 
     path: Path
     start: int
     size: int
+    status: tuple[int, int]
 
 
 class Spans:
@@ -70,13 +71,13 @@ class Spans:
         if rows.dtype != SPAN:
             raise changed_error(self.files[number])
         row = rows[index - int(self._ends[number]) + len(rows)]
-        return Span(self.files[number], int(row["start"]), int(row["size"]))
+        return Span(self.files[number], int(row["start"]), int(row["size"]), self._indexes.statuses[number])
 
     def read(self, span: Span) -> bytes:
         """Return the bytes at a place.
 
         Raises:
-            StorageError: the file is gone, cut or cannot be read.
+            StorageError: the file is gone, cannot be read, or changed since it was indexed.
         """
         return self._open.read(span)
 
@@ -119,23 +120,29 @@ class OpenFiles:
         """Return the bytes at a place, without a position that processes or threads could share.
 
         Raises:
-            StorageError: the file is gone, cut or cannot be read.
+            StorageError: the file is gone, cannot be read, or changed since it was indexed.
         """
         try:
             file = self._file(span.path)
             start, end = span.start, span.start + span.size
-            if os.fstat(file.descriptor).st_size < end:  # before memory is taken
+            status = os.fstat(file.descriptor)
+            if (
+                status.st_size,
+                status.st_mtime_ns,
+            ) != span.status or status.st_size < end:  # before memory is taken
                 raise changed_error(span.path)
             pieces = []
             while start < end and (piece := os.pread(file.descriptor, end - start, start)):
                 pieces.append(piece)
                 start += len(piece)
-        except OSError as error:
+            if start < end:
+                raise changed_error(span.path)
+        except (OSError, StorageError) as error:
             with self._lock:
                 self._files.pop(span.path, None)  # a later try opens it anew
+            if isinstance(error, StorageError):
+                raise
             raise StorageError(f"{printable(span.path)}: cannot read the file: {error.strerror}") from error
-        if start < end:
-            raise changed_error(span.path)
         return b"".join(pieces)
 
     def _file(self, path: Path) -> _OpenFile:

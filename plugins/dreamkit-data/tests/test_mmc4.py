@@ -263,6 +263,16 @@ def test_lines_that_change_after_the_start_stop_the_run(tmp_path: Path) -> None:
         data[3]
 
 
+def test_lines_that_change_within_their_layout_stop_the_run(tmp_path: Path) -> None:
+    path = write_record(tmp_path, record(["cat"], ("0.png", 0, None)), {"0.png": 0}, "lines")
+    data, time = MMC4(MMC4Config(path)), path.stat().st_mtime_ns
+    assert data[0].text == "cat"
+    path.write_bytes(path.read_bytes().replace(b"cat", b"dog"))
+    os.utime(path, ns=(0, time + 1))
+    with pytest.raises(StorageError, match=r"a\.jsonl changed since it was indexed"):
+        data[0]
+
+
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     write_mmc4(tmp_path, [DOCUMENTS[:2]])
     with pytest.raises(ConfigError, match="expected at least 1, got 0"):

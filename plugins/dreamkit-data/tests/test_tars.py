@@ -290,6 +290,21 @@ def test_a_tar_that_changes_after_the_start_stops_the_run(tmp_path: Path) -> Non
         open_copy(data)[5]
 
 
+def test_a_tar_that_changes_within_its_layout_stops_the_run(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", sample("a", jpg=True, txt="cat"))
+    data, content, status = open_tars(path), path.read_bytes(), path.stat()
+    assert data[0].text == "cat"
+    path.write_bytes(content.replace(b"cat", b"dog"))
+    os.utime(path, ns=(0, status.st_mtime_ns + 1))
+    for each in (data, open_copy(data)):  # with the file open, and without
+        with pytest.raises(StorageError, match=r"a\.tar changed since it was indexed"):
+            each[0]
+    path.unlink()
+    path.write_bytes(content)
+    os.utime(path, ns=(0, status.st_mtime_ns))
+    assert data[0].text == "cat"  # once it is restored
+
+
 def test_a_failing_disk_is_no_fault_of_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (path,) = write_img2dataset(tmp_path, SHARDS[:1])
     data = open_tars(path)
