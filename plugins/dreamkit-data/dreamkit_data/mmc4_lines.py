@@ -60,6 +60,7 @@ class LineDocuments:
             version=VERSION,
             settings={**asdict(selection), "images": None if images is None else os.path.abspath(images)},
             folder=index,
+            beside=partial(image_folder, images=images),
         )
         self.facts = self._indexes.facts
         self._ends = np.cumsum([facts["documents"] for facts in self.facts])

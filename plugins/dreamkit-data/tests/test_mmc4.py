@@ -255,6 +255,18 @@ def test_an_image_that_vanishes_is_left_out_and_a_damaged_one_is_a_document_erro
         data[0]
 
 
+def test_images_that_are_downloaded_after_the_index_are_read_at_the_next_start(tmp_path: Path) -> None:
+    made = record(["a", "b"], ("0.png", 0, None), ("1.png", 1, None))
+    path = write_record(tmp_path, made, {"0.png": 0}, "lines")
+    path.write_text(path.read_text() + json.dumps(record(["c"], ("1.png", 0, None))) + "\n")
+    first = MMC4(MMC4Config(path))
+    assert len(first) == 1 and len(first.notes) == 2
+    (tmp_path / "images" / "1.png").write_bytes(encoded(digit(1)))
+    os.utime(tmp_path / "images", ns=(0, 1))  # clocks of file systems can be coarse
+    data = MMC4(MMC4Config(path))
+    assert [len(document.images) for document in data] == [2, 1] and data.notes == []
+
+
 def test_lines_that_change_after_the_start_stop_the_run(tmp_path: Path) -> None:
     path = write_mmc4_lines(tmp_path / "docs.jsonl", DOCUMENTS)
     data = MMC4(MMC4Config(path))
