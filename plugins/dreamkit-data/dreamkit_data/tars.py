@@ -18,11 +18,12 @@ from dreamkit import (
     count,
     decode_picture,
     describe_value,
+    excerpt,
 )
 from dreamkit_data.captions import Direction, pair, weight_problems
 from dreamkit_data.example_images import COLOURS, SIDE, coloured_png, write_small_tar
 from dreamkit_data.left_out import left_out_notes, paths_name
-from dreamkit_data.member_records import Bounds, filtered_reason, parsed_record, text_in
+from dreamkit_data.member_records import Bounds, filtered_reason, parsed_record
 from dreamkit_data.patterns import matching_files
 from dreamkit_data.spans import Spans
 from dreamkit_data.tar_members import Member
@@ -37,7 +38,7 @@ from dreamkit_data.tar_samples import (
 
 IMAGES: Final = ("jpg", "jpeg", "png", "webp")
 RECORD: Final = "json"
-VERSION: Final = 1  # of the index
+VERSION: Final = 2  # of the index
 
 
 @dataclass(frozen=True)
@@ -171,15 +172,13 @@ class Tars(Dataset):
             place = next(iter(texts))
         else:
             place = choices.choices(list(texts), [self.captions[place] for place in texts])[0]
-        text = texts[place]
         try:
-            caption = text.decode() if isinstance(text, bytes) else text
-            caption.encode()  # JSON can escape a lone surrogate
-        except (UnicodeDecodeError, UnicodeEncodeError) as error:
+            texts[place].encode()
+        except UnicodeEncodeError as error:
             raise DocumentError(
-                f"{where}.{place.suffix}: expected a caption in UTF-8: {error.reason}"
+                f"{where}.{place.suffix}: expected a caption in UTF-8, got '{excerpt(texts[place])}'"
             ) from error
-        return caption.removeprefix("\ufeff").strip()
+        return texts[place]
 
 
 def _choose(
@@ -227,9 +226,14 @@ def _reason(
 
 def _caption_at(
     place: CaptionPlace, sample: TarSample, content: Content, record: Mapping[str, Any]
-) -> str | bytes | None:
-    """Return the caption at a place, as bytes if it is a member, or None if it is missing or blank."""
+) -> str | None:
+    """Return the caption at a place without the blanks around it, or None if it is missing or blank.
+
+    It has lone surrogates where a member is not UTF-8, or where JSON escapes them.
+    """
+    text: Any = None
     if place.key is not None:
-        return text_in(record, place.key)
-    member = sample.members.get(place.suffix)
-    return (content(member).strip() or None) if member is not None else None
+        text = record.get(place.key)
+    elif place.suffix in sample.members:
+        text = content(sample.members[place.suffix]).decode("utf-8", "surrogateescape")
+    return text.strip().removeprefix("\ufeff").strip() or None if isinstance(text, str) else None

@@ -154,6 +154,8 @@ def test_samples_without_image_caption_or_success_are_left_out_with_counts(tmp_p
         [
             *sample("good", jpg=True, txt="a"),
             *sample("blank", jpg=True, txt=" \n"),
+            *sample("mark", jpg=True, txt=" \ufeff\r\n"),
+            *sample("space", jpg=True, txt="\u00a0\n"),
             *sample("mute", jpg=True, json={"status": "success"}),
             *sample("failed", jpg=True, txt="a", json={"status": "failed_to_download"}),
             *sample("text", txt="a"),
@@ -168,7 +170,7 @@ def test_samples_without_image_caption_or_success_are_left_out_with_counts(tmp_p
     assert [document.text for document in data] == ["a"]
     assert Counter(data.notes) == Counter(
         [
-            f"{tmp_path}: left out: 2 samples without a caption, such as a.tar!blank",
+            f"{tmp_path}: left out: 4 samples without a caption, such as a.tar!blank",
             f"{tmp_path}: left out: 1 sample whose download failed ('status'), such as a.tar!failed",
             f"{tmp_path}: left out: 1 sample with no image, such as a.tar!text",
             f"{tmp_path}: left out: 1 sample with 2 images, such as a.tar!two",
@@ -329,7 +331,7 @@ def open_copy(data: Dataset) -> Dataset:
     ("members", "message"),
     [
         (sample("a", jpg=b"no image", txt="a"), r"a\.tar!a\.jpg: cannot read the image"),
-        (sample("a", jpg=True, txt=b"\xff\xfe"), r"a\.tar!a\.txt: expected a caption in UTF-8"),
+        (sample("a", jpg=True, txt=b"\xff\xfe"), r"a\.tar!a\.txt: expected a caption in UTF-8, got"),
         (sample("a", jpg=True, json=b'{"alt": "\\ud800"}'), r"a\.tar!a\.json: expected a caption in UTF-8"),
     ],
 )
