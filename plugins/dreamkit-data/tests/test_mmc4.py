@@ -303,7 +303,7 @@ def test_lines_that_change_after_the_start_stop_the_run(tmp_path: Path) -> None:
     path = write_mmc4_lines(tmp_path / "docs.jsonl", DOCUMENTS)
     data = MMC4(MMC4Config(path))
     path.write_bytes(b"x" * path.stat().st_size)
-    with pytest.raises(StorageError, match=r"docs\.jsonl changed since it was indexed"):
+    with pytest.raises(StorageError, match=r"docs\.jsonl changed while being read"):
         data[3]
 
 
@@ -313,7 +313,7 @@ def test_lines_that_change_within_their_layout_stop_the_run(tmp_path: Path) -> N
     assert data[0].text == "cat"
     path.write_bytes(path.read_bytes().replace(b"cat", b"dog"))
     os.utime(path, ns=(0, time + 1))
-    with pytest.raises(StorageError, match=r"a\.jsonl changed since it was indexed"):
+    with pytest.raises(StorageError, match=r"a\.jsonl changed while being read"):
         data[0]
 
 

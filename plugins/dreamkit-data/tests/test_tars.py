@@ -5,9 +5,11 @@ import json
 import os
 import pickle
 import random
+import signal
 import tarfile
 from collections import Counter
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from dreamkit import ConfigError, Dataset, Document, DocumentError, Image, Registry, StorageError, Text
+from dreamkit.data import range_reads
 from dreamkit.recipe.loading import draft_recipe
 from dreamkit_data import spans, tar_samples
 from dreamkit_data.member_records import Bounds
@@ -100,7 +103,7 @@ def test_a_document_is_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     data = open_tars(tmp_path)
     reads = []
     original = os.pread
-    monkeypatch.setattr(spans.os, "pread", lambda *args: reads.append(args) or original(*args))
+    monkeypatch.setattr(os, "pread", lambda *args: reads.append(args) or original(*args))
     for number in random.Random(0).sample(range(30), 30):
         assert data[number].text == digit_metadata(number)["caption"]
     assert len(reads) == 30
@@ -125,6 +128,39 @@ def test_copies_in_other_processes_read_the_same(tmp_path: Path) -> None:
     for number in (-1, 30):
         with pytest.raises(IndexError):
             data[number]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_that_is_forked_while_a_thread_opens_a_file_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_img2dataset(tmp_path, SHARDS)
+    data = open_tars(tmp_path)
+    is_open, go_on = Event(), Event()
+    original = range_reads.open_regular
+
+    def slow(path: Path) -> Any:
+        if path.name == "00000.tar":
+            is_open.set()
+            go_on.wait()
+        return original(path)
+
+    monkeypatch.setattr(range_reads, "open_regular", slow)
+    thread = Thread(target=lambda: data[0])
+    thread.start()
+    is_open.wait()
+    process = os.fork()
+    if process == 0:
+        signal.alarm(60)
+        code = 1
+        try:
+            code = int(data[29].text != digit_metadata(29)["caption"])
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(process, 0)
+    go_on.set()
+    thread.join()
+    assert status == 0
 
 
 def test_a_caption_of_json_and_a_choice_by_weight(tmp_path: Path) -> None:
@@ -282,10 +318,10 @@ def test_a_tar_that_changes_after_the_start_stops_the_run(tmp_path: Path) -> Non
     data, cut = open_tars(path), open_tars(path)
     content = path.read_bytes()
     path.write_bytes(content[:512])
-    with pytest.raises(StorageError, match=r"00000\.tar changed since it was indexed"):
+    with pytest.raises(StorageError, match=r"00000\.tar changed while being read"):
         cut[5]
     path.write_bytes(content[1024:])
-    with pytest.raises(StorageError, match=r"00000\.tar changed since it was indexed"):
+    with pytest.raises(StorageError, match=r"00000\.tar changed while being read"):
         data[5]
     path.unlink()
     with pytest.raises(StorageError, match="No such file"):
@@ -299,7 +335,7 @@ def test_a_tar_that_changes_within_its_layout_stops_the_run(tmp_path: Path) -> N
     path.write_bytes(content.replace(b"cat", b"dog"))
     os.utime(path, ns=(0, status.st_mtime_ns + 1))
     for each in (data, open_copy(data)):  # with the file open, and without
-        with pytest.raises(StorageError, match=r"a\.tar changed since it was indexed"):
+        with pytest.raises(StorageError, match=r"a\.tar changed while being read"):
             each[0]
     path.unlink()
     path.write_bytes(content)
