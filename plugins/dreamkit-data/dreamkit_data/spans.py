@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -81,10 +81,15 @@ class Spans:
 
     def names_hash(self) -> str:
         """Return a hash of the name and the number of samples of each file, in order."""
-        digest = hashlib.sha256()
-        for file, rows in zip(self.files, self._indexes.rows, strict=True):
-            digest.update(f"{rows} {file.name}\n".encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()[:32]
+        return hash_names(self.files, self._indexes.rows)
+
+
+def hash_names(files: Sequence[Path], numbers: Iterable[int]) -> str:
+    """Return a hash of the name of each file and its number of samples, in order."""
+    digest = hashlib.sha256()
+    for file, number in zip(files, numbers, strict=True):
+        digest.update(f"{number} {file.name}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:32]
 
 
 def changed_error(path: Path) -> StorageError:

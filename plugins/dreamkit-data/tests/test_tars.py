@@ -303,8 +303,10 @@ def test_compressed_tars_and_special_files_are_refused(tmp_path: Path) -> None:
         pass
     os.mkfifo(tmp_path / "pipe.tar")
     (tmp_path / "empty.tar").touch()
+    (tmp_path / "zip.tar").write_bytes(b"PK\x03\x04" + b"0" * 600)
     for name, message in [
         ("a.tar", "got a compressed file.*gunzip"),
+        ("zip.tar", "got a compressed file.*unzip"),
         ("pipe.tar", "regular file"),
         ("empty.tar", "without the mark of its end"),
         ("none.tar", "no such file"),
@@ -367,8 +369,11 @@ def open_copy(data: Dataset) -> Dataset:
     ("members", "message"),
     [
         (sample("a", jpg=b"no image", txt="a"), r"a\.tar!a\.jpg: cannot read the image"),
-        (sample("a", jpg=True, txt=b"\xff\xfe"), r"a\.tar!a\.txt: expected a caption in UTF-8, got"),
-        (sample("a", jpg=True, json=b'{"alt": "\\ud800"}'), r"a\.tar!a\.json: expected a caption in UTF-8"),
+        (sample("a", jpg=True, txt=b"\xff\xfe"), r"a\.tar!a: txt: expected a caption in UTF-8, got"),
+        (
+            sample("a", jpg=True, json=b'{"alt": "\\ud800"}'),
+            r"a\.tar!a: json:alt: expected a caption in UTF-8, got",
+        ),
     ],
 )
 def test_a_bad_sample_is_a_document_error(
