@@ -129,6 +129,32 @@ def test_a_shard_of_another_size_or_time_is_computed_again_and_its_old_array_rem
     assert len(list(folder.glob("*.npy"))) == 5
 
 
+def test_a_shard_is_computed_again_after_a_change_of_what_lies_beside_it(tmp_path: Path, log: Path) -> None:
+    shards, folder = write_shards(tmp_path / "data", 2), tmp_path / "index"
+    for shard in shards:
+        shard.with_suffix("").mkdir()
+
+    def read() -> list[str]:
+        indexed(
+            shards,
+            partial(words, log),
+            kind="words",
+            version=1,
+            settings={},
+            folder=folder,
+            beside=lambda shard: shard.with_suffix(""),
+        )
+        return logged(log)
+
+    assert [read(), read()] == [["0.txt", "1.txt"], []]
+    os.utime(tmp_path / "data" / "1", ns=(0, 1))
+    assert [read(), read()] == [["1.txt"], []]
+    assert len(list(folder.glob("*.npy"))) == 2
+    (tmp_path / "data" / "1").rmdir()
+    with pytest.raises(DocumentError, match="1: no such file"):
+        read()
+
+
 def test_other_settings_and_versions_have_indexes_of_their_own(tmp_path: Path, log: Path) -> None:
     shards, folder = write_shards(tmp_path / "data", 1), tmp_path / "index"
     for _ in range(2):

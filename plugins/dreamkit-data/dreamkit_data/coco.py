@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 
 from dreamkit import Dataset, Document, DocumentError, StorageError, count, indexed, printable
-from dreamkit_data.captions import pair
+from dreamkit_data.captions import Direction, pair
 from dreamkit_data.coco_files import NARRATIVES, CaptionedImage, narrated_names, read_images
 from dreamkit_data.example_images import COLOURS, coloured_png
 from dreamkit_data.patterns import matching_files
@@ -40,7 +40,7 @@ class CocoConfig:
     """
 
     path: Path | list[Path]
-    direction: Literal["draw", "read"] = "draw"
+    direction: Direction = "draw"
     images: Path | None = None
     split: str | list[str] | None = None
     index: Path | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import json
 import os
@@ -23,7 +22,7 @@ from dreamkit_data.left_out import LeftOut
 from dreamkit_data.member_records import parsed_record
 from dreamkit_data.mmc4_files import IN_ARRAY, MOST_STORED, PACKED, is_array, stored_records
 from dreamkit_data.mmc4_records import Selection, record_problem
-from dreamkit_data.spans import OpenFiles, Span, changed_error
+from dreamkit_data.spans import OpenFiles, Span, changed_error, hash_names
 from dreamkit_data.stored_images import image_paths
 
 if TYPE_CHECKING:
@@ -60,6 +59,7 @@ class LineDocuments:
             version=VERSION,
             settings={**asdict(selection), "images": None if images is None else os.path.abspath(images)},
             folder=index,
+            beside=partial(image_folder, images=images),
         )
         self.facts = self._indexes.facts
         self._ends = np.cumsum([facts["documents"] for facts in self.facts])
@@ -88,7 +88,8 @@ class LineDocuments:
             raise changed_error(file)
         else:
             row = rows[index]
-            data = self._open.read(Span(file, int(row["start"]), int(row["size"])))
+            status = self._indexes.statuses[number]
+            data = self._open.read(Span(file, int(row["start"]), int(row["size"]), status))
         where = record_name(printable(file), int(row["number"]), in_array=facts["is_array"])
         record = parsed_record(data)
         if record is None or record_problem(record) is not None:
@@ -107,10 +108,7 @@ class LineDocuments:
 
     def names_hash(self) -> str:
         """Return a hash of the name and the number of documents of each file, in order."""
-        digest = hashlib.sha256()
-        for file, facts in zip(self.files, self.facts, strict=True):
-            digest.update(f"{facts['documents']} {file.name}\n".encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()[:32]
+        return hash_names(self.files, (facts["documents"] for facts in self.facts))
 
 
 @lru_cache(1000)

@@ -6,13 +6,13 @@ import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dreamkit import ConfigError, Dataset, Document, DocumentError, describe_value, printable, read_error
-from dreamkit_data.captions import choose_caption, pair, weight_problems
+from dreamkit_data.captions import Direction, choose_caption, pair, weight_problems
 from dreamkit_data.columns import Kind
 from dreamkit_data.example_images import COLOURS, coloured_png
 from dreamkit_data.parquet_rows import ParquetRows
@@ -46,7 +46,7 @@ class TableConfig:
     """
 
     path: Path | list[Path]
-    direction: Literal["draw", "read"] = "draw"
+    direction: Direction = "draw"
     image: str | int = "image"
     caption: str | int | dict[str, float] = "caption"
     images: Path | None = None
