@@ -18,6 +18,7 @@ from dreamkit import (
     did_you_mean,
     excerpt,
     printable,
+    read_error,
 )
 from dreamkit_data.example_images import COLOURS, coloured_png
 from dreamkit_data.stored_images import stored_picture, stored_value
@@ -97,7 +98,10 @@ class HuggingFace(Dataset):
     def __getitem__(self, index: int) -> Document:
         self.check_index(index)
         where = f"{self.name}: row {index}"
-        values = self.rows[index]
+        try:
+            values = self.rows[index]
+        except Exception as error:  # the library raises any type of error about damaged values
+            raise read_error(f"{where}: cannot read the row: {describe_error(error)}", error) from error
         if self.answer is None:
             segments = list(self._segments(self.template, values, where))
             if isinstance(segments[-1], Image) and segments[-1].draw:
