@@ -22,7 +22,7 @@ from dreamkit_data.patterns import matching_files
 from dreamkit_data.spans import changed_error
 from dreamkit_data.stored_images import image_paths
 
-VERSION: Final = 1
+VERSION: Final = 2
 BYTE: Final = np.dtype([("byte", "u1")])
 
 

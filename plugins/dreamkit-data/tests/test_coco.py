@@ -176,6 +176,19 @@ def edited(change: Callable[[Any], Any]) -> Callable[[Path], None]:
     return write
 
 
+@pytest.mark.parametrize("folder", ["x/..", "x/", "C:", "x/..\\..", "x/\0"])
+def test_the_folder_of_an_address_cannot_lead_out_of_the_images(tmp_path: Path, folder: str) -> None:
+    write_png(tmp_path, coco_name(139), 139)
+    (tmp_path / "images" / "x").mkdir(parents=True)
+    url = f"http://{folder}/{coco_name(139)}"
+    file = tmp_path / "a.json"
+    edited(lambda value: value["images"][0].update(coco_url=url))(file)
+    data = opened(file, images=tmp_path / "images")
+    assert list(data._record(0)[1].names) == [coco_name(139)]
+    with pytest.raises(DocumentError, match=f"no such image: {tmp_path / 'images' / coco_name(139)}"):
+        data[0]
+
+
 def edited_karpathy(change: Callable[[Any], Any]) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         value = json.loads(write_karpathy(path, CAPTIONS, SPLITS).read_text())
