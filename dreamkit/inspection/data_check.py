@@ -30,7 +30,7 @@ from dreamkit.errors import (
 )
 from dreamkit.inspection.data_report import DataReport, Packing, Source
 from dreamkit.inspection.held_out import HeldOut, open_held_out
-from dreamkit.inspection.run_data import RunData
+from dreamkit.inspection.run_data import Place, RunData
 from dreamkit.inspection.text_loss import text_loss_note
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
@@ -254,7 +254,7 @@ class _DataCheck:
         mixture = run_mixture(self.recipe, datasets, processes=1)
         samples = Samples(mixture, self.collator.sequencer, Policy.of(self.recipe.train))
         run = RunData(self.recipe, samples, self.collator)
-        packing = Packing()
+        packing, stopped = Packing(), set()
         for batch in run.batches(self.samples or SAMPLES):
             if packing.batches and packing.documents + len(batch) > (self.samples or SAMPLES):
                 break
@@ -263,8 +263,18 @@ class _DataCheck:
             except StorageError as error:
                 self.problem("data", str(error))
                 break
+            for place in places:
+                if place.problem is not None and place.data not in stopped:
+                    stopped.add(place.data)
+                    self.add_stop(place)
             packing.add(len(batch), run.packed(places))
         return packing
+
+    def add_stop(self, place: Place) -> None:
+        """Add the problem of a place at which training stops, unless it is that of a document that is listed."""
+        key, problem = f"data.{place.data}", place.problem or ""
+        if not any(each.key == key and problem.startswith(each.message) for each in self.problems):
+            self.problem(key, f"training stops at place {place.number} of the run: {problem}")
 
     def text_notes(self) -> Iterator[str]:
         """Yield notes about texts with special tokens, and about a tokenizer that loses texts."""

@@ -16,7 +16,7 @@ from dreamkit.data.interleaved import Interleaved
 from dreamkit.data.mixture import run_mixture
 from dreamkit.data.pairs import Pairs, PairsConfig
 from dreamkit.document import Document
-from dreamkit.errors import RecipeError, StorageError
+from dreamkit.errors import DocumentError, RecipeError, StorageError
 from dreamkit.inspection import data_check
 from dreamkit.inspection.content_index import ContentIndex
 from dreamkit.inspection.data_check import check_data
@@ -287,3 +287,22 @@ def test_a_bad_first_document_hides_no_other(tmp_path: Path, policy: str) -> Non
         f"{path}:2",
     ]
     assert (report.sources[0].documents, report.sources[0].usable) == (3, 1)
+
+
+@pytest.mark.parametrize("policy", ["skip", "stop"])
+def test_a_place_at_which_training_stops_is_a_problem_of_its_data_set(
+    pages: dict[str, Any], monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    def choose(self: Interleaved, index: int, choices: object) -> Document:
+        raise DocumentError(
+            f"pages:{index}: no caption to choose from"
+        )  # which a document of a check needs not
+
+    monkeypatch.setattr(Interleaved, "sample", choose)
+    report = check([{"name": "words"}, pages], train={"on_error": policy})
+    assert [source.usable for source in report.sources] == [3, 4]
+    (problem,) = report.problems
+    assert problem.key == "data.1"
+    assert (
+        problem.message.startswith("training stops at place ") and "no caption to choose" in problem.message
+    )
