@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dreamkit.inspection import data_check
 from dreamkit.inspection.content_index import ContentIndex
 from dreamkit.inspection.data_check import check_data
 from dreamkit.inspection.data_report import DataReport
+from dreamkit.inspection.preview import preview
 from dreamkit.inspection.run_data import open_run
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
@@ -306,3 +308,24 @@ def test_a_place_at_which_training_stops_is_a_problem_of_its_data_set(
     assert (
         problem.message.startswith("training stops at place ") and "no caption to choose" in problem.message
     )
+
+
+def test_no_more_than_a_few_images_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures: list[weakref.ref[Any]] = []
+    most = 0
+    read = Pairs.__getitem__
+
+    def note(self: Pairs, index: int) -> Document:
+        nonlocal most
+        document = read(self, index)
+        pictures.extend(weakref.ref(image.picture) for image in document.images)
+        most = max(most, sum(picture() is not None for picture in pictures))
+        return document
+
+    monkeypatch.setattr(Pairs, "__getitem__", note)
+    folder = pairs(tmp_path / "train", *(tiny.picture(n) for n in range(30)))
+    data = [{"name": "pairs", "path": str(folder)}]
+    large = recipe(data, train={"batch_size": 30})
+    assert check_data(large, REGISTRY).sources[0].usable == 30
+    assert preview(large, REGISTRY, 20, title="pairs")[0].count("<article") == 20
+    assert len(pictures) >= 30 + 30 + 20 and most <= 6
