@@ -63,6 +63,7 @@ class Conversations(Dataset):
     """A data set with one document per conversation."""
 
     Config = ConversationsConfig
+    is_thread_safe = True
 
     def __init__(self, config: ConversationsConfig) -> None:
         self.images = ImagePaths(config.path, config.images)

@@ -50,6 +50,7 @@ class Coco(Dataset):
     """A data set with one document per image that has a caption."""
 
     Config = CocoConfig
+    is_thread_safe = True
 
     def __init__(self, config: CocoConfig) -> None:
         self.config = config

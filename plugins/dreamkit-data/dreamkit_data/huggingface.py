@@ -66,6 +66,7 @@ class HuggingFace(Dataset):
     """A data set with one document per row. The rows stay in Arrow files, which are mapped into memory."""
 
     Config = HuggingFaceConfig
+    is_thread_safe = True
 
     def __init__(self, config: HuggingFaceConfig) -> None:
         self.config = config

@@ -84,6 +84,7 @@ class Obelics(Dataset):
     """
 
     Config = ObelicsConfig
+    is_thread_safe = True
 
     def __init__(self, config: ObelicsConfig) -> None:
         self.config = config

@@ -77,6 +77,7 @@ class Table(Dataset):
     """A data set with one document per row."""
 
     Config = TableConfig
+    is_thread_safe = True
 
     def __init__(self, config: TableConfig) -> None:
         self.config = config

@@ -104,6 +104,7 @@ class Tars(Dataset):
     """A data set with one document for each sample that has an image and a caption and passes the filters."""
 
     Config = TarsConfig
+    is_thread_safe = True
 
     def __init__(self, config: TarsConfig) -> None:
         self.config = config
