@@ -20,9 +20,9 @@ from dreamkit_data.coco_files import NARRATIVES, CaptionedImage, narrated_names,
 from dreamkit_data.example_images import COLOURS, coloured_png
 from dreamkit_data.patterns import matching_files
 from dreamkit_data.spans import changed_error
-from dreamkit_data.stored_images import image_paths
+from dreamkit_data.stored_images import image_mode, image_paths
 
-VERSION: Final = 1
+VERSION: Final = 2
 BYTE: Final = np.dtype([("byte", "u1")])
 
 
@@ -120,7 +120,9 @@ class Coco(Dataset):
         where = f"{printable(table)}!{image.id}"
         names = narrated_names(image.id, image.names[0]) if self.is_narrated else image.names
         paths = image_paths(table, self.config.images)
-        name = next((name for name in names if os.path.exists(paths.folder / name)), names[0])
+        files = {name: os.path.join(paths.folder, name) for name in names}
+        stored = (name for name, file in files.items() if image_mode(file, follow_link=True) is not None)
+        name = next(stored, names[0])
         caption = captions[0] if choices is None else choices.choice(captions)
         return pair(paths.open(name, where), caption, self.config.direction, where)
 
