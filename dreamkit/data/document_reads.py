@@ -17,12 +17,23 @@ ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOO
 DELAYS: Final = (1, 2, 4, 8)  # seconds between reads that a disk or network fails
 
 
+def raise_own(error: BaseException) -> None:
+    """Raise an error that is of this process, not of the data: too little memory, or too many open files."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.EMFILE):
+        raise error
+
+
 def read_error(message: str, error: BaseException) -> DocumentError:
     """Return an error with `message` about a read that `error` ended.
 
     It is a `StorageError` if the system or a network failed, as with EIO, ESTALE or a timeout. A library's `OSError`
     about damaged content has no number.
+
+    Raises:
+        MemoryError, OSError: `error` itself, if this process has too little memory or too many open files. Neither is
+            an error of the data: the document is not skipped, and reading it again does not help.
     """
+    raise_own(error)
     if isinstance(error, StorageError | ConnectionError | TimeoutError):
         return StorageError(message)
     number = error.errno if isinstance(error, OSError) else None
@@ -52,8 +63,6 @@ def _read_once(read: Callable[[], Document], where: str) -> Document:
     try:
         document = read()
     except OSError as error:
-        if error.errno == errno.EMFILE:  # of this process, not of the data
-            raise
         raise read_error(f"{where}: {describe_error(error)}", error) from error
     for image in document.images:
         if problem := picture_problem(image.picture):

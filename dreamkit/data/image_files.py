@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from PIL import Image as PIL
 
-from dreamkit.data.document_reads import read_error
+from dreamkit.data.document_reads import raise_own, read_error
 from dreamkit.data.unchanged import FileStatus, unchanged
 from dreamkit.errors import DocumentError, describe_error
 from dreamkit.parts.pictures import picture_problem, size_problem
@@ -67,6 +67,7 @@ def decode_picture(data: bytes, where: str, formats: Sequence[str] | None = None
     try:
         picture, problem = _read(BytesIO(data), formats or _formats())
     except Exception as error:  # Pillow's readers raise any type of error about a damaged file
+        raise_own(error)
         raise DocumentError(f"{where}: cannot read the image: {_reason(error)}") from error
     if problem is not None:
         raise DocumentError(f"{where}: {problem}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 
+from dreamkit.data.document_reads import raise_own
 from dreamkit.data.unchanged import FileStatus
 from dreamkit.errors import DreamkitError, StorageError, count, describe_error, printable
 from dreamkit.storage.json_files import json_object, size_problem
@@ -186,8 +186,7 @@ def mapped(file: Path, rows: int) -> np.ndarray:
         array.flags.writeable = False
         return array
     except Exception as error:  # of damaged files, numpy raises any type of error
-        if isinstance(error, OSError) and error.errno == errno.EMFILE:  # of this process, not of the data
-            raise
+        raise_own(error)
         if not isinstance(error, OSError):
             with suppress(OSError):
                 file.unlink()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -15,6 +14,7 @@ from zlib import crc32
 import numpy as np
 
 from dreamkit.data.data_urls import data_url_problem, is_data_url, open_data_url
+from dreamkit.data.document_reads import raise_own
 from dreamkit.data.gzip_files import unpacked
 from dreamkit.data.image_files import open_picture
 from dreamkit.data.index_store import indexed
@@ -115,8 +115,7 @@ class Records:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise changed_error(self._file.path, reason) from error
         except OSError as error:
-            if error.errno == errno.EMFILE:  # of this process, not of the data
-                raise
+            raise_own(error)
             raise StorageError(f"{where}: cannot read the file: {error.strerror}") from error
         if crc32(data) != checksum:
             raise changed_error(self._file.path, f"line {number} is another one now")

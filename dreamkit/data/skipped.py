@@ -12,9 +12,11 @@ from typing import Final
 from dreamkit.errors import excerpt
 
 # The place at the start of an error: `file:line`, `archive!member`, or a path. A path with a space is absolute.
+# A `!` elsewhere than after an archive's suffix is part of a name.
 _NAME: Final = r"(?:(?!: ).)+?"
 _LINE: Final = re.compile(rf"(?P<shard>{_NAME}):(?P<member>\d+): ", re.DOTALL)
-_MEMBER: Final = re.compile(rf"(?P<shard>{_NAME})!(?P<member>{_NAME}): ", re.DOTALL)
+_ARCHIVE: Final = r"\.(?i:tar|tgz|zip|gz|bz2|xz|zst|json|jsonl|parquet|arrow|csv|tsv|h5|hdf5|lmdb|mdb)"
+_MEMBER: Final = re.compile(rf"(?P<shard>{_NAME}{_ARCHIVE})!(?P<member>{_NAME}): ", re.DOTALL)
 _FILE: Final = re.compile(r"(?P<path>[/~].+?|[^ ]*[/.][^ ]*?): ", re.DOTALL)
 _VARIABLE: Final = re.compile(
     r"'[^']*'|\S*/\S*|\d[\d,.]*"

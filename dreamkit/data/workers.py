@@ -95,7 +95,7 @@ def original_errors() -> Iterator[None]:
             "a process that reads data was killed, as a system does that is out of memory; lower train.workers"
         ) from error
     except OSError as error:
-        if error.errno == errno.EMFILE:
+        if error.errno == errno.EMFILE or _TOO_MANY_FILES in str(error):  # a worker's error loses its number
             raise _sharing_error(_TOO_MANY_FILES) from error
         if error.errno != errno.ENOSPC or _free_bytes() >= mmap.PAGESIZE:  # a semaphore takes a page
             raise

@@ -12,7 +12,7 @@ NOTABLE = 0.05  # share of the time
 
 
 class DataWait:
-    """The share of the steps' time in which a process waits for a batch and its device has nothing to do.
+    """The share of the steps' time in which a process waits for batches and its device has nothing to do.
 
     The first batch does not count: workers start for it.
     """
@@ -25,7 +25,7 @@ class DataWait:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time of the block, which reads the batches of a step."""
+        """Count the time of the block, in which the batches of a step are read, also by the other processes."""
         if self._device_work is not None:
             self._device_work.record()  # after the steps before
         start = time.perf_counter()

@@ -32,12 +32,13 @@ from dreamkit.training.resume_state import (
     COUNTS,
     DATA,
     INTERVAL,
+    LIMIT,
     PROCESSES,
     STATE,
     read_interval,
     state_errors,
 )
-from dreamkit.training.skipped_log import Counts, SkippedLog
+from dreamkit.training.skipped_log import Counts, LimitStart, SkippedLog
 
 RESUME_POINTS = "checkpoints"  # folder of the folders `step-N`
 MAX_RESUME_POINTS = 2
@@ -97,7 +98,7 @@ class ResumableTrainer(Trainer):
             "last_logged": self._globalstep_last_logged,
             "loss": total(self._tr_loss).item() / world_size(),
             "sums": self.monitor.sums(),
-            **self.skipped.totals(self.args.device),
+            **self.skipped.state(self.args.device),
         }
         with writing(folder):
             folder.mkdir(exist_ok=True)
@@ -130,7 +131,8 @@ class ResumableTrainer(Trainer):
                 sums[:2] = 0
             self.monitor.set_local_sums(sums)
             counts = Counts(*(self._interval[name] for name in COUNTS))
-            self.skipped.begin(self.state.global_step, counts, is_limit_new=self.changed_data)
+            limit = LimitStart(*(self._interval[name] for name in LIMIT))
+            self.skipped.begin(self.state.global_step, counts, None if self.changed_data else limit)
         self.has_begun = True
         self.end_step()
 

@@ -22,6 +22,11 @@ MAX_NUMBER: Final = 1e300  # in the state; NaN is not below it
 MAX_COUNT: Final = 2**53  # of documents in it
 INTERVAL: Final = "interval.json"  # file in that folder: losses since the last line of the log
 COUNTS: Final = ("skipped", "bad", "cut")  # in the same file: documents since the start of the run
+LIMIT: Final = (
+    "limit_step",
+    "limit_skipped",
+    "limit_bad",
+)  # in it, too: where the limit of bad documents begins
 
 
 def processes(point: Path) -> int:
@@ -58,7 +63,8 @@ def fingerprints(point: Path) -> list[dict[str, str]]:
 def read_interval(point: Path) -> dict[str, Any] | None:
     """Return the losses since the last line of the log; None if the resume point is older than these.
 
-    They come with the numbers of documents that were skipped, bad and cut: 0 in an older resume point.
+    They come with the numbers of documents that were skipped, bad and cut, and where the limit of the bad ones begins:
+    0 in an older resume point.
 
     Raises:
         CheckpointError: their file cannot be read or holds another value.
@@ -79,6 +85,16 @@ def read_interval(point: Path) -> dict[str, Any] | None:
             got = excerpt(json.dumps(values))
             raise ValueError(
                 f"{INTERVAL}: expected numbers of documents that are skipped, bad and cut, got {got}"
+            )
+        start = [values.setdefault(name, 0) for name in LIMIT]
+        greatest = (_step(point), values["skipped"], values["bad"])
+        if any(
+            type(number) is not int or not 0 <= number <= most
+            for number, most in zip(start, greatest, strict=True)
+        ):
+            got = excerpt(json.dumps(values))
+            raise ValueError(
+                f"{INTERVAL}: expected the step and numbers where the limit of bad documents begins, got {got}"
             )
         return values
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_type_hints
 
 import torch
 
@@ -17,6 +17,7 @@ from dreamkit.storage.writing import append_text, write_text
 from dreamkit.training.run_log import read_entries
 
 SKIPPED: Final = "skipped.jsonl"
+_TYPES: Final = {"step": int, **get_type_hints(Skipped)}  # of the values in a line
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,18 @@ class Counts:
         return Counts(self.skipped + len(documents), self.bad + bad, self.cut + cut)
 
 
+@dataclass(frozen=True)
+class LimitStart:
+    """The place where the limit of bad documents begins to count, with the numbers of documents before it.
+
+    The names of the attributes are those in a resume point.
+    """
+
+    limit_step: int = 0
+    limit_skipped: int = 0
+    limit_bad: int = 0
+
+
 class SkippedLog:
     """The skipped documents of a run, counted in every process; the main one appends a line for each to a file.
 
@@ -55,19 +68,23 @@ class SkippedLog:
         self.max_skipped = max_skipped
         self.step_documents = step_documents
         self.counts = Counts()
-        self.summary = SkippedSummary()  # of this process's part of the run
+        self.limit = LimitStart()
+        self.summary = (
+            SkippedSummary()
+        )  # since that start; in the main process also of the steps before a resume
         self._next = Counts()  # with the documents of an unfinished step
-        self._before, self._first_step = Counts(), 0  # where the limit begins to count
 
-    def begin(self, step: int, counts: Counts, *, is_limit_new: bool) -> None:
-        """Continue after `step` with numbers of all processes; with `is_limit_new`, the limit counts from here on."""
+    def begin(self, step: int, counts: Counts, limit: LimitStart | None) -> None:
+        """Continue after `step` with numbers of all processes. Without a start of the limit, it counts from here on."""
+        self.limit = limit or LimitStart(step, counts.skipped, counts.bad)
         counts = replace(counts, cut=counts.cut if is_main() else 0)
         self.counts = self._next = counts
-        if is_limit_new:
-            self._before, self._first_step = counts, step
         if is_main() and self.path.is_file():
-            entries = read_entries(self.path, _entry)
-            write_text(self.path, "".join(_line(entry) for entry in entries if entry["step"] <= step))
+            entries = [entry for entry in read_entries(self.path, _entry) if entry["step"] <= step]
+            write_text(self.path, "".join(map(_line, entries)))
+            for entry in entries:
+                if entry["step"] > self.limit.limit_step:
+                    self.summary.add(Skipped(**{name: entry[name] for name in _TYPES if name != "step"}))
 
     def add(self, step: int, documents: Sequence[Skipped], cut: int) -> None:
         """Add the documents that all processes skipped, and the number of those that this one cut, for `step`."""
@@ -87,18 +104,22 @@ class SkippedLog:
         cut = int(total(torch.tensor(self.counts.cut, device=device)))
         return {"skipped": self.counts.skipped, "bad": self.counts.bad, "cut": cut}
 
+    def state(self, device: torch.device) -> dict[str, int]:
+        """Return the content of a resume point: `totals` and the start of the limit."""
+        return {**self.totals(device), **asdict(self.limit)}
+
     def limit_error(self, step: int) -> TrainingError | None:
         """Return the error of a run with too many bad documents when `step` was read, or None."""
-        trained = (step - self._first_step) * self.step_documents
-        bad = self._next.bad - self._before.bad
-        read = trained + self._next.skipped - self._before.skipped
+        trained = (step - self.limit.limit_step) * self.step_documents
+        bad = self._next.bad - self.limit.limit_bad
+        read = trained + self._next.skipped - self.limit.limit_skipped
         if not is_beyond(self.max_skipped, bad, read):
             return None
-        since = f" since step {self._first_step}" if self._first_step else ""
+        since = f" since step {self.limit.limit_step}" if self.limit.limit_step else ""
+        common = f"{self.summary.most_common()}; " if self.summary.documents else ""
         return TrainingError(
             f"expected at most {self.max_skipped:.2%} bad documents (train.max_skipped), got {bad / read:.2%}{since}: "
-            f"{bad:,} of {read:,}, listed in {self.path}; {self.summary.most_common()}; correct the data or raise "
-            "train.max_skipped"
+            f"{bad:,} of {read:,}, listed in {self.path}; {common}correct the data or raise train.max_skipped"
         )
 
 
@@ -118,6 +139,9 @@ def _entry(line: bytes) -> dict[str, Any]:
         ValueError, RecursionError: the line has another form.
     """
     entry = json.loads(line.decode())
-    if not isinstance(entry, dict) or type(entry.get("step")) is not int:
-        raise ValueError(f"expected a section with the step, got {excerpt(line.decode())}")
+    if not isinstance(entry, dict):
+        raise ValueError(f"expected a section, got {excerpt(line.decode())}")
+    for name, kind in _TYPES.items():
+        if name not in entry or not isinstance(entry[name], kind):
+            raise ValueError(f"expected {name} of a skipped document, got {excerpt(line.decode())}")
     return entry

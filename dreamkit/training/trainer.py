@@ -136,12 +136,13 @@ class DreamTrainer(ResumableTrainer):
         self._batch = self.state.global_step * self.args.gradient_accumulation_steps
 
         def read() -> list[Batch]:
-            with original_errors(), self.data_wait.waiting():
+            with original_errors():
                 return [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
 
-        batches, skipped = self.agreement.call(
-            read, lambda batches: [document for batch in batches for document in batch.skipped]
-        )
+        with self.data_wait.waiting():  # the processes meet here: for the slowest one's data, too
+            batches, skipped = self.agreement.call(
+                read, lambda batches: [document for batch in batches for document in batch.skipped]
+            )
         step = self.state.global_step + 1
         self.skipped.add(step, skipped, sum(batch.cut for batch in batches))
         if (error := self.skipped.limit_error(step)) is not None:

@@ -125,6 +125,24 @@ def test_a_program_in_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.
     assert "expected an image of a format that Pillow reads" in refusal(data, tmp_path)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files")])
+def test_an_image_is_not_bad_if_the_process_lacks_memory_or_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    path = tmp_path / "a.png"
+    tiny.picture(0).save(path)
+
+    def fail(*_: Any, **named: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(PIL, "open", fail)
+    with pytest.raises(type(error)) as in_file:
+        open_picture(path, "a place")
+    with pytest.raises(type(error)) as in_memory:
+        decode_picture(path.read_bytes(), "a place")
+    assert in_file.value is error and in_memory.value is error
+
+
 FAILURES = [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.ENOTCONN]
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 import tiny
 from dreamkit.data import document_reads
 from dreamkit.data.dataset import Dataset
-from dreamkit.data.document_reads import DELAYS
+from dreamkit.data.document_reads import DELAYS, read_error
 from dreamkit.data.mixture import Mixture
 from dreamkit.data.samples import MAX_ATTEMPTS, Policy, Samples
 from dreamkit.data.sequence import Sequence
@@ -121,6 +121,10 @@ def test_a_skipped_document_is_recorded_with_its_place() -> None:
         ("/a b/c.jsonl:12: no such image: /x/y.png", ("/a b/c.jsonl", "12", "no such image: /x/y.png")),
         ("/a/000.tar!000123: empty caption", ("/a/000.tar", "000123", "empty caption")),
         ("s3://bucket/a.tar!b/c.jpg: cut", ("s3://bucket/a.tar", "b/c.jpg", "cut")),
+        ("/a/wow!/000.TAR.gz!b!: cut", ("/a/wow!/000.TAR.gz", "b!", "cut")),
+        ("/a/b.json!17: cut", ("/a/b.json", "17", "cut")),
+        ("/d/wow!.png: cut", ("/d", "wow!.png", "cut")),
+        ("/d/wow! so.d/v1.0!.png: cut", ("/d/wow! so.d", "v1.0!.png", "cut")),
         ("/a b/c.png: cannot read it: cut", ("/a b", "c.png", "cannot read it: cut")),
         ("data/c.png: cut", ("data", "c.png", "cut")),
         ("expected 3 images, got 2: a, b", (None, None, "expected 3 images, got 2: a, b")),
@@ -342,6 +346,17 @@ def test_a_disk_that_goes_on_failing_stops_the_run(slept: list[float], on_error:
         samples([dataset], on_error=on_error)[0]
     assert len({*dataset.reads}) == 1 and len(dataset.reads) == 1 + len(DELAYS)
     assert slept == list(DELAYS)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files", "a.png")])
+def test_a_process_without_memory_or_files_stops_at_once(slept: list[float], error: Exception) -> None:
+    dataset = Words("a", 1, failures={0: [error] * 9})
+    with pytest.raises(type(error)) as caught:
+        samples([dataset])[0]
+    assert caught.value is error and len(dataset.reads) == 1 and slept == []
+    with pytest.raises(type(error)) as raised:  # also by the readers of plug-ins
+        read_error("a.tar: cannot read", error)
+    assert raised.value is error
 
 
 def test_a_signal_ends_the_waiting_for_a_disk(slept: list[float], monkeypatch: pytest.MonkeyPatch) -> None:

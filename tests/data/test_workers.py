@@ -161,6 +161,13 @@ def test_too_many_open_files_in_the_main_process_are_an_error(free: int) -> None
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_open_files_of_a_document_are_an_error(workers: int) -> None:
+    error = OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a.png")
+    with pytest.raises(TrainingError, match=TOO_MANY), original_errors():
+        list(DataLoader(Failing(error), num_workers=workers))
+
+
 @pytest.mark.parametrize("free", [0, 10**6])
 def test_a_semaphore_without_shared_memory_is_an_error(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(processes, "_free_bytes", lambda: free)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 import layouts
 from dreamkit.document import Document
+from dreamkit.training.agreement import Agreement
 from dreamkit.training.data_wait import DataWait
 from dreamkit.training.run import train_recipe
 from runs import REGISTRY
@@ -89,3 +91,20 @@ def test_a_run_with_slow_data_ends_with_advice(tmp_path: Path, capsys: pytest.Ca
     result = train_recipe(layouts.recipe(steps=3), REGISTRY, tmp_path, datasets=[SlowDocuments()])
     assert all(0 <= (entry["data_wait"] or 0) <= 1 for entry in result.log)
     assert "of the time was spent waiting for data; raise train.workers (now 0)" in capsys.readouterr().err
+
+
+def test_the_wait_for_the_data_of_another_process_counts(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Meeting(Agreement):
+        """An agreement with a process whose data comes ten seconds later."""
+
+        def call(self, *functions: Any) -> Any:
+            result = super().call(*functions)
+            clock.now += 10
+            return result
+
+    monkeypatch.setattr("dreamkit.training.trainer.Agreement", Meeting)
+    documents = layouts.TinyDocuments()
+    result = train_recipe(layouts.recipe(steps=3, log_every=3), REGISTRY, tmp_path, datasets=[documents])
+    assert result.log[-1]["data_wait"] == 1.0

@@ -198,6 +198,9 @@ def test_a_pickle_with_code_in_a_resume_point_is_refused(
         ("interval.json", {"skipped": -1}),
         ("interval.json", {"bad": "2"}),
         ("interval.json", {"cut": 10**90}),
+        ("interval.json", {"limit_step": 10**3}),
+        ("interval.json", {"limit_skipped": 1}),
+        ("interval.json", {"limit_bad": "0"}),
         ("optimizer.pt", None),
     ],
 )

@@ -138,7 +138,7 @@ def test_a_damaged_line_of_the_list_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(runs.Interrupted):
         train(out, on_log=runs.interrupt_at(2))
     text = (out / "skipped.jsonl").read_text()
-    for damaged in ("{", "[1]", '{"step": "3"}', "\x00"):
+    for damaged in ("{", "[1]", '{"step": "3"}', '{"step": 1, "place": 2}', "\x00"):
         (out / "skipped.jsonl").write_text(f"{damaged}\n{text}")
         with pytest.raises(
             TrainingError, match=r"skipped\.jsonl:1: invalid JSON entry: .*; remove this line"
@@ -167,10 +167,15 @@ def test_too_many_bad_documents_end_a_run_that_is_saved(tmp_path: Path, limited:
         f"step {last - 1} is saved in {out / 'checkpoints'}/step-{last - 1}; continue with --resume"
         in message
     )
-    with pytest.raises(TrainingError, match=r"expected at most 20\.00% bad documents"):
+    with pytest.raises(TrainingError, match=r"expected at most 20\.00% bad documents") as caught:
         train(out, max_skipped=0.2, options={"resume": True})
+    bad = len(lines(out))  # the resumed process counts the kinds of those before, too
+    assert f"; {bad} of {bad} in data.0; {bad} of {bad} in /data/a.tar; " in str(caught.value)
+    (out / "skipped.jsonl").unlink()
+    with pytest.raises(TrainingError, match=r"listed in [^;]*skipped\.jsonl; correct the data or raise"):
+        train(out, (), max_skipped=0.0, options={"resume": True})
     result = train(out, max_skipped=0.9, options={"resume": True})
-    assert totals(out)[-1][0] == len(lines(out)) == result.log[-1]["skipped"]
+    assert len(lines(out)) < totals(out)[-1][0] == result.log[-1]["skipped"]
 
 
 def test_the_limit_counts_anew_from_corrected_data(tmp_path: Path, limited: None) -> None:
@@ -178,8 +183,11 @@ def test_the_limit_counts_anew_from_corrected_data(tmp_path: Path, limited: None
     with pytest.raises(TrainingError, match="bad documents"):
         train(out, max_skipped=0.1)
     before = len([line for line in lines(out) if line["step"] < lines(out)[-1]["step"]])
-    train(out, (), max_skipped=0.1, options={"resume": True, "changed_data": True})
-    assert totals(out)[-1][0] == len(lines(out)) == before
+    changed: dict[str, Any] = {"max_skipped": 0.0, "options": {"resume": True, "changed_data": True}}
+    with pytest.raises(runs.Interrupted):
+        train(out, (), on_log=runs.interrupt_at(4), **changed)
+    train(out, (), max_skipped=0.0, options={"resume": True})  # the new start holds
+    assert totals(out)[-1][0] == len(lines(out)) == before > 0
 
 
 def test_long_documents_that_are_skipped_have_no_limit(tmp_path: Path, limited: None) -> None:
