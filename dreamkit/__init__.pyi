@@ -8,6 +8,7 @@ from .data.document_reads import read_error as read_error
 from .data.image_files import decode_picture as decode_picture
 from .data.index_store import indexed as indexed
 from .data.mixture import Mixture as Mixture
+from .data.range_reads import RangeReads as RangeReads
 from .data.records import ImagePaths as ImagePaths
 from .document import Document as Document, Image as Image, Text as Text
 from .errors import (

@@ -50,6 +50,7 @@ PUBLIC = [
     "PoolingConfig",
     "Projector",
     "ProjectorSpec",
+    "RangeReads",
     "RecipeError",
     "Registry",
     "Scheduler",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 from PIL.Image import Image as Picture
@@ -18,6 +19,7 @@ from dreamkit.cache.read import EXTRAS
 from dreamkit.cache.shards import KEY_BYTES, ShardWriter, picture_key
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.document_reads import read_document
+from dreamkit.data.reading_threads import in_threads
 from dreamkit.data.sequence import blank_picture
 from dreamkit.data.skipped import Skipped, is_beyond, split_place, summarize
 from dreamkit.data.workers import in_shared_memory, original_errors
@@ -132,7 +134,7 @@ def fill(
         CacheError: too many documents cannot be used.
     """
     skipped: list[Skipped] = []
-    documents: Any = ConcatDataset(
+    documents: Any = _Documents(
         [_Readable(number, dataset, train.on_error) for number, dataset in enumerate(datasets)]
     )
     reader = _Reader({table: builder.preprocess for table, builder in builders.items()})
@@ -181,6 +183,17 @@ class _Readable(TorchDataset["Document | Skipped"]):
             if self.on_error == "stop":
                 raise
             return Skipped(index, self.number, index, *split_place(str(error)))
+
+
+class _Documents(ConcatDataset["Document | Skipped"]):
+    """The documents of all data sets; those of a batch are read at once in threads, if the data sets allow it."""
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Document | Skipped]:
+        reads = [partial(self.__getitem__, index) for index in indices]
+        if not all(cast(_Readable, each).dataset.is_thread_safe for each in self.datasets):
+            return [read() for read in reads]
+        with in_threads(reads) as results:
+            return [result() for result in results]
 
 
 class _ReadBatch(NamedTuple):

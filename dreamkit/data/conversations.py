@@ -10,7 +10,7 @@ In the third, a turn has its images among its parts (`document_records`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -63,6 +63,7 @@ class Conversations(Dataset):
     """A data set with one document per conversation."""
 
     Config = ConversationsConfig
+    is_thread_safe = True
 
     def __init__(self, config: ConversationsConfig) -> None:
         self.images = ImagePaths(config.path, config.images)
@@ -123,7 +124,7 @@ class Conversations(Dataset):
 
     def _problem(self, record: Mapping[str, Any]) -> str | None:
         if _has_parts(record):
-            return self.parts.problem(record)
+            return _choice_problem(record, TURN_KEYS) or self.parts.problem(record)
         problem = self.keys.problem(record) or self._turns_problem(record) or self._images_problem(record)
         if problem is None:
             turns = _turns(record)
@@ -136,20 +137,20 @@ class Conversations(Dataset):
 
     def _images_problem(self, record: Mapping[str, Any]) -> str | None:
         """Return what is wrong with the paths of a record, or None."""
-        if len(present := [key for key in IMAGE_KEYS if record.get(key)]) > 1:
-            return f"expected one of {' and '.join(present)}, got both; remove one"
+        if problem := _choice_problem(record, IMAGE_KEYS):
+            return problem
         problems = (self.images.list_problem(record, key, or_path=True) for key in IMAGE_KEYS)
         return next(filter(None, problems), None)
 
     def _turns_problem(self, record: Mapping[str, Any]) -> str | None:
         """Return what is wrong with the turns or the system text of a record, or None."""
-        present = [name for name in TURN_KEYS if name in record]
-        if not present:
+        if problem := _choice_problem(record, TURN_KEYS):
+            return problem
+        name = _name_of_turns(record)
+        if not name:
             names = ", ".join(map(printable, record)) or "none"
             return f"missing 'conversations' or 'messages': expected a list of turns; keys of the record: {names}"
-        if len(present) > 1:
-            return f"expected one of {' and '.join(present)}, got both; remove one"
-        return _turns_problem(record, present[0], self.turn_keys[present[0]])
+        return _turns_problem(record, name, self.turn_keys[name])
 
 
 def _has_parts(record: Mapping[str, Any]) -> bool:
@@ -164,8 +165,17 @@ def _paths(record: Mapping[str, Any]) -> list[str]:
     return [path for key in IMAGE_KEYS for path in paths_in(record, key)]
 
 
+def _choice_problem(record: Mapping[str, Any], keys: Iterable[str]) -> str | None:
+    """Return an error if several of the keys have a value. Null, an empty text and an empty list count as absent."""
+    if len(present := [key for key in keys if record.get(key)]) > 1:
+        return f"expected one of {' and '.join(present)}, got both; remove one"
+    return None
+
+
 def _name_of_turns(record: Mapping[str, Any]) -> str:
-    return next(name for name in TURN_KEYS if name in record)
+    """Return the key of the turns, or an empty string. An empty list is the turns only if there are no others."""
+    present = [name for name in TURN_KEYS if record.get(name) is not None]
+    return max(present, key=lambda name: bool(record[name]), default="")
 
 
 def _turns(record: Mapping[str, Any]) -> list[tuple[Role, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import os
 import re
@@ -50,7 +49,7 @@ def open_data_url(url: str, where: str) -> Picture:
     """
     try:
         data = base64.b64decode(url[url.index(",") + 1 :], validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # a character beyond ASCII, or no base64
         raise DocumentError(f"{where}: expected base64 in the data URL of an image: {error}") from error
     return decode_picture(data, f"{where}: data URL", FORMATS)
 

@@ -19,9 +19,13 @@ class Dataset(ABC):
         Config: frozen dataclass of the recipe section.
         notes: lines for the user about data that is ignored, such as "c.jsonl: unknown key 'tools' in 3 records".
             `check` and `train` print them.
+        is_thread_safe: flag: several threads may read documents at once. Training then reads those of a batch so, which
+            hides the time that a disk or network takes. Set it to True unless a read changes what another one uses,
+            such as the position of an open file.
     """
 
     Config: ClassVar[type]
+    is_thread_safe: ClassVar[bool] = False
     notes: Sequence[str] = ()
 
     @abstractmethod

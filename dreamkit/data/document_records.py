@@ -7,6 +7,7 @@ A turn is `{"role": "user", "content": parts}`. `parts` is a text, or a list of
     {"type": "image_url", "image_url": {"url": "a path or data URL"}}
 
 A turn or part with `"train_on": false` is not trained on. An image may have `draw` and `read`, the flags of `Image`.
+Beside `messages` there may be a text `system`, which is a turn before them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Final, get_args
 
 from dreamkit.data.data_urls import picture_source
 from dreamkit.data.record_keys import RecordKeys
-from dreamkit.data.records import ImagePaths
+from dreamkit.data.records import ImagePaths, text_problem
 from dreamkit.document import Document, Image, Role, Segment, Text
 from dreamkit.errors import describe_value, did_you_mean, printable, surrogate_problem
 
@@ -61,7 +62,8 @@ class DocumentRecords:
     def __init__(self, images: ImagePaths, *, draw: bool) -> None:
         self.images = images
         self.draw = draw
-        self.record_keys = RecordKeys(("content", "messages"))
+        self.page_keys = RecordKeys(("content",))
+        self.talk_keys = RecordKeys(("content", "messages", "system"))
         self.turn_keys = RecordKeys(("role", "content", "train_on"), within="messages")
         self.part_keys = RecordKeys(
             ("type", *CONTENT_OF.values(), "draw", "read", "train_on"), within="content"
@@ -76,20 +78,26 @@ class DocumentRecords:
 
     def notes(self) -> list[str]:
         """Return lines about keys and placeholders that are not read."""
-        return [note for keys in (self.record_keys, self.turn_keys, self.part_keys) for note in keys.notes()]
+        keys = (self.page_keys, self.talk_keys, self.turn_keys, self.part_keys)
+        return [note for each in keys for note in each.notes()]
 
     def problem(self, record: Mapping[str, Any]) -> str | None:
         """Return what is wrong with a record, or None."""
-        if problem := self.record_keys.problem(record):
-            return problem
         messages = record.get("messages")
         if messages is None:
-            return self._content_problem(record["content"], None)
+            return self.page_keys.problem(record) or self._content_problem(record["content"], None)
+        if problem := self.talk_keys.problem(record):
+            return problem
         if record.get("content") is not None:
             return "expected 'content' or 'messages', got both; remove one"
         if not isinstance(messages, list) or not messages:
             return f"messages: expected a list of turns, got {describe_value(messages)}"
         before = None
+        if (system := record.get("system")) not in (None, ""):
+            if problem := text_problem(record, "system"):
+                return problem
+            self.part_keys.count_placeholders(system)
+            before = "system"
         for number, turn in enumerate(messages):
             if problem := self._turn_problem(turn, before):
                 return f"messages.{number}: {problem}"
@@ -104,10 +112,9 @@ class DocumentRecords:
         Raises:
             DocumentError: an image cannot be read.
         """
-        turns = record.get("messages")
-        if turns is None:
-            turns = [{"role": None, "content": record["content"]}]
-        return Document(tuple(segment for turn in turns for segment in self._segments(turn, where)), where)
+        return Document(
+            tuple(segment for turn in _turns(record) for segment in self._segments(turn, where)), where
+        )
 
     def _draws(self, role: Role | None) -> bool:
         """Return the default of `draw` in a turn of this role; None is the role of no turn."""
@@ -117,13 +124,12 @@ class DocumentRecords:
         """Yield the segments of a turn."""
         role = turn["role"]
         for part in _parts_of(turn["content"]):
-            flags = {"train_on": part.get("train_on", turn.get("train_on", True)), "role": role}
+            train_on = _flag(part, "train_on", _flag(turn, "train_on", True))
             if part["type"] == "text":
-                yield Text(part["text"], **flags)
+                yield Text(part["text"], train_on, role)
                 continue
-            draw = part.get("draw", self._draws(role))
-            picture = self.images.open(_source(part), where)
-            yield Image(picture, read=part.get("read", True), draw=draw, **flags)
+            read, draw = _flag(part, "read", True), _flag(part, "draw", self._draws(role))
+            yield Image(self.images.open(_source(part), where), read, draw, train_on, role)
 
     def _turn_problem(self, turn: Any, before: str | None) -> str | None:
         """Return what is wrong with a turn after one of the role `before`, or None."""
@@ -164,7 +170,7 @@ class DocumentRecords:
             return self._text_problem(part.get("text"))
         if problem := _flag_problem(part, "draw") or _flag_problem(part, "read"):
             return problem
-        if part.get("read") is False and not part.get("draw", self._draws(role)):
+        if not _flag(part, "read", True) and not _flag(part, "draw", self._draws(role)):
             return "an image has read=false and draw=false, so the model would not see it; set one to true"
         source = _source(part)
         if not isinstance(source, str) or not source:
@@ -183,6 +189,14 @@ class DocumentRecords:
         return None
 
 
+def _turns(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the turns of a record that has no problem; content without turns is one of no role."""
+    turns = record.get("messages")
+    if turns is None:
+        return [{"role": None, "content": record["content"]}]
+    return [{"role": "system", "content": record["system"]}, *turns] if record.get("system") else turns
+
+
 def _parts_of(content: str | list[Any]) -> list[Any]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
@@ -193,6 +207,14 @@ def _source(part: Mapping[str, Any]) -> Any:
     return source.get("url") if isinstance(source, dict) else source
 
 
+def _flag(section: Mapping[str, Any], key: str, default: bool) -> bool:
+    """Return a flag of a turn or part; null counts as absent."""
+    value: bool | None = section.get(key)
+    return default if value is None else value
+
+
 def _flag_problem(section: Mapping[str, Any], key: str) -> str | None:
-    value = section.get(key, True)
-    return None if isinstance(value, bool) else f"{key}: expected true or false, got {describe_value(value)}"
+    value = section.get(key)
+    if value is None or isinstance(value, bool):
+        return None
+    return f"{key}: expected true or false, got {describe_value(value)}"

@@ -14,7 +14,7 @@ from typing import BinaryIO, Final
 from rich.filesize import decimal
 
 from dreamkit.data.index_files import atomic_file, remove_leftovers
-from dreamkit.data.index_store import alone, index_folder, report
+from dreamkit.data.index_store import alone, folder_hint, index_folder, report
 from dreamkit.data.unchanged import file_status, unchanged
 from dreamkit.errors import DocumentError, OutputError, printable
 from dreamkit.progress.bars import Bar
@@ -42,7 +42,7 @@ def unpacked(path: Path, index: Path | None) -> Path:
     target = folder / f"{start}-{_hash(f'{status.size} {status.time}')}.txt"
     if target.exists():
         return target
-    with alone(folder / f"{start}.lock"):
+    with folder_hint(index), alone(folder / f"{start}.lock"):
         if not target.exists():
             remove_leftovers(folder)
             with unchanged(path, status):

@@ -34,11 +34,29 @@ _LONGEST_HEAD: Final = 4096  # bytes of an array's header, at most
 MOST_OPEN: Final = 64  # arrays that a process has mapped; each has a descriptor
 
 
+class ShardStatus(NamedTuple):
+    """The state of what an index depends on.
+
+    Attributes:
+        size, time: those of the shard's `FileStatus`.
+        beside: time of the last change of a file or folder beside the shard, in nanoseconds; 0: there is none.
+    """
+
+    size: int
+    time: int
+    beside: int = 0
+
+    @property
+    def file(self) -> FileStatus:
+        """The status of the shard itself."""
+        return FileStatus(self.size, self.time)
+
+
 class IndexRecord(NamedTuple):
     """The facts about the index of one shard.
 
     Attributes:
-        size, time: status of the shard when it was read.
+        size, time, beside: status of the shard when it was read.
         rows: number of rows of the array.
         bytes: size of the array's file.
         facts: values that the index has beside its rows, which JSON can hold.
@@ -46,14 +64,15 @@ class IndexRecord(NamedTuple):
 
     size: int
     time: int
+    beside: int
     rows: int
     bytes: int
     facts: dict[str, Any]
 
     @property
-    def status(self) -> FileStatus:
+    def status(self) -> ShardStatus:
         """The status of the shard when it was read."""
-        return FileStatus(self.size, self.time)
+        return ShardStatus(self.size, self.time, self.beside)
 
 
 @dataclass(frozen=True)
@@ -74,7 +93,7 @@ class IndexFolder:
     version: int
     settings: str
 
-    def array(self, path: str, status: FileStatus) -> Path:
+    def array(self, path: str, status: ShardStatus) -> Path:
         """Return the file with the array of a shard at an absolute path."""
         return self.folder / f"{self._name('shard', path)}-{_hash(*status)[:16]}.npy"
 
@@ -86,7 +105,9 @@ class IndexFolder:
         """Return the file with the records of all shards."""
         return self.folder / f"{self._name('table', *paths)}.json"
 
-    def write(self, path: str, status: FileStatus, rows: np.ndarray, facts: Mapping[str, Any]) -> IndexRecord:
+    def write(
+        self, path: str, status: ShardStatus, rows: np.ndarray, facts: Mapping[str, Any]
+    ) -> IndexRecord:
         """Write the index of a shard. Its record appears last, when the array is complete.
 
         Raises:

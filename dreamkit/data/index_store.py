@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias, overload
@@ -15,14 +13,14 @@ from typing import Any, Final, TypeAlias, overload
 import numpy as np
 from rich.filesize import decimal
 
-from dreamkit.data.index_files import IndexFolder, IndexRecord, mapped, remove_leftovers
+from dreamkit.data.index_files import IndexFolder, IndexRecord, ShardStatus, mapped, remove_leftovers
 from dreamkit.data.index_processes import in_processes, usable_processes
 from dreamkit.data.unchanged import FileStatus, file_status, unchanged
 from dreamkit.errors import DocumentError, OutputError, count, printable
 from dreamkit.progress.bars import Bar
 from dreamkit.progress.consoles import SafeConsole
 from dreamkit.storage.cache_folder import VARIABLE, cache_folder
-from dreamkit.storage.writing import writing
+from dreamkit.storage.locks import taking_turns
 
 Build: TypeAlias = Callable[[Path], np.ndarray | tuple[np.ndarray, Mapping[str, Any]]]
 FOLDER: Final = "indexes"  # in the user's cache folder
@@ -36,11 +34,13 @@ class Indexes(Sequence[np.ndarray]):
     Attributes:
         rows: number of rows of each array, int64.
         facts: values of each shard that its index has beside the rows.
+        statuses: size of each shard in bytes and time of its last change in nanoseconds, when it was indexed.
     """
 
     def __init__(self, files: IndexFolder, paths: Sequence[str], records: Sequence[IndexRecord]) -> None:
         self.rows = np.array([record.rows for record in records], np.int64)
         self.facts = [record.facts for record in records]
+        self.statuses = [record.status.file for record in records]
         self._files = [
             files.array(path, record.status).name for path, record in zip(paths, records, strict=True)
         ]
@@ -72,6 +72,7 @@ def indexed(
     version: int,
     settings: Mapping[str, Any],
     folder: Path | None = None,
+    beside: Callable[[Path], Path] | None = None,
 ) -> Indexes:
     """Return the index of each shard of a data set: a structured array that `build` computed, now or earlier.
 
@@ -88,6 +89,8 @@ def indexed(
         version: number that changes with the code of `build`.
         settings: all values that the rows depend on, besides the shard. JSON can hold them, or they are paths.
         folder: folder of the indexes; None is `indexes` in the user's cache folder.
+        beside: function of a shard's path that returns the file or folder that its rows depend on, too, such as a
+            folder of images whose names `build` looks up. A shard is indexed again if this has another time of change.
 
     Raises:
         DocumentError: a shard is missing, or changes while it is read; and the errors of `build`.
@@ -97,28 +100,21 @@ def indexed(
         index_folder(folder), kind, version, json.dumps(settings, sort_keys=True, default=os.fspath)
     )
     paths = [os.path.abspath(shard) for shard in shards]
-    statuses = [_status(path) for path in paths]
+    statuses = [_status(path, beside) for path in paths]
     records = [
         record if record and record.status == status and files.is_whole(path, record) else None
         for path, status, record in zip(paths, statuses, files.read_table(paths), strict=True)
     ]
     if None in records:
-        try:
+        with folder_hint(folder):
             _complete(files, paths, statuses, records, build)
-        except OutputError as error:
-            hint = (
-                ""
-                if folder
-                else f", with the environment variable {VARIABLE} or the key 'index' of the data set"
-            )
-            raise OutputError(f"{error}{hint}") from error
     return Indexes(files, paths, [record for record in records if record is not None])
 
 
 def _complete(
     files: IndexFolder,
     paths: Sequence[str],
-    statuses: Sequence[FileStatus],
+    statuses: Sequence[ShardStatus],
     records: list[IndexRecord | None],
     build: Build,
 ) -> None:
@@ -138,17 +134,17 @@ def _complete(
         files.write_table(paths, [record for record in records if record is not None])
 
 
-def _compute(files: IndexFolder, build: Build, shard: tuple[str, FileStatus]) -> IndexRecord:
+def _compute(files: IndexFolder, build: Build, shard: tuple[str, ShardStatus]) -> IndexRecord:
     path, status = shard
-    with unchanged(Path(path), status):
+    with unchanged(Path(path), status.file):
         built = build(Path(path))
     rows, facts = built if isinstance(built, tuple) else (built, {})
     return files.write(path, status, rows, facts)
 
 
 def _with_bar(
-    work: Callable[[tuple[str, FileStatus]], IndexRecord],
-    items: Sequence[tuple[str, FileStatus]],
+    work: Callable[[tuple[str, ShardStatus]], IndexRecord],
+    items: Sequence[tuple[str, ShardStatus]],
     files: IndexFolder,
 ) -> Iterator[tuple[int, IndexRecord]]:
     """Yield the results of `work`; print how much there is to read, and show a bar."""
@@ -186,38 +182,36 @@ def report(text: str) -> None:
     SafeConsole(stderr=True, markup=False, emoji=False, soft_wrap=True, highlight=False).print(text)
 
 
-@contextmanager
-def alone(file: Path) -> Iterator[None]:
+def alone(file: Path) -> AbstractContextManager[None]:
     """Wait until no other process is in such a block for the lock file `file`. The lock ends with the process.
 
     Raises:
         OutputError: the lock file or its folder cannot be written.
     """
+    text = f"waiting for another process that writes an index in {printable(file.parent)}"
+    return taking_turns(file, waiting=partial(report, text))
+
+
+@contextmanager
+def folder_hint(folder: Path | None) -> Iterator[None]:
+    """Name the settings of the folder of indexes in errors of writing; `folder` is None if neither is set."""
     try:
-        with writing(file.parent):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        yield
     except OutputError as error:
+        if folder is not None:
+            raise
         hint = f"set the environment variable {VARIABLE} or the key 'index' of the data set to another folder"
         raise OutputError(f"{error}; {hint}") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(f"waiting for another process that writes an index in {printable(file.parent)}")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            # Without locks several processes compute the same files, each of which replaces another whole one.
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-                raise
-        yield
-    finally:
-        os.close(descriptor)
 
 
-def _status(path: str) -> FileStatus:
+def _status(path: str, beside: Callable[[Path], Path] | None) -> ShardStatus:
+    size, time = _file_status(Path(path))
+    return ShardStatus(size, time, 0 if beside is None else _file_status(beside(Path(path))).time)
+
+
+def _file_status(path: Path) -> FileStatus:
     try:
-        return file_status(Path(path))
+        return file_status(path)
     except FileNotFoundError as error:
         raise DocumentError(f"{printable(path)}: no such file; correct the path of the data set") from error
     except OSError as error:

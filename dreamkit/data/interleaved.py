@@ -40,6 +40,7 @@ class Interleaved(Dataset):
     """A data set with one document per line."""
 
     Config = InterleavedConfig
+    is_thread_safe = True
 
     def __init__(self, config: InterleavedConfig) -> None:
         self.config = config

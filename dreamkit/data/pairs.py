@@ -47,6 +47,7 @@ class Pairs(Dataset):
     """A data set with one document per pair."""
 
     Config = PairsConfig
+    is_thread_safe = True
 
     def __init__(self, config: PairsConfig) -> None:
         self.config = config

@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 
 from dreamkit.data.text_files import open_regular
+from dreamkit.data.unchanged import changed_error
+from dreamkit.errors import StorageError
 
 
 class RangeReads:
     """A file that is opened at its first read in a process, and stays open.
 
-    A run that reads millions of documents opens it once. There is no position that processes or threads could share.
+    A run that reads millions of documents opens it once. There is no position or lock that processes or threads could
+    share, so that a process can be forked at any time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -21,22 +24,30 @@ class RangeReads:
     def __reduce__(self) -> tuple[type[RangeReads], tuple[Path]]:
         return RangeReads, (self.path,)
 
-    def read(self, start: int, size: int) -> bytes:
+    def read(self, start: int, size: int, status: tuple[int, int] | None = None) -> bytes:
         """Return `size` bytes from offset `start` on, or fewer if the file ends before.
+
+        Args:
+            start, size: offset and number of bytes.
+            status: size in bytes and time of change in nanoseconds that the file must have.
 
         Raises:
             DocumentError: not a regular file.
+            StorageError: the file has another status. The next call opens it anew.
             OSError: the file is missing or cannot be read. The next call opens it anew.
         """
         file = self._open or _Descriptor(self.path)
         self._open = file
         try:
-            size = max(0, min(size, os.fstat(file.number).st_size - start))  # before memory is taken
+            present = os.fstat(file.number)
+            if status is not None and (present.st_size, present.st_mtime_ns) != status:
+                raise changed_error(self.path, "its size or time of change is another one now")
+            size = max(0, min(size, present.st_size - start))  # before memory is taken
             pieces = []
             while size and (piece := os.pread(file.number, size, start)):
                 pieces.append(piece)
                 start, size = start + len(piece), size - len(piece)
-        except OSError:
+        except (OSError, StorageError):
             self._open = None
             raise
         return b"".join(pieces)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence as Sequences
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Literal
 
 from torch.utils.data import Dataset as TorchDataset
@@ -11,6 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from dreamkit.data.cutting import cut_sequence
 from dreamkit.data.document_reads import read_document
 from dreamkit.data.mixture import Mixture
+from dreamkit.data.reading_threads import in_threads
 from dreamkit.data.seeds import choices, stream_seed
 from dreamkit.data.sequence import Sequence, Sequencer
 from dreamkit.data.skipped import Skipped, split_place, summarize
@@ -58,10 +61,26 @@ class Samples(TorchDataset[Sequence]):
                 documents can be used.
             StorageError: a disk or network fails, also when read again.
         """
+        return self._usable(place, partial(self.document, place))
+
+    def __getitems__(self, places: Sequences[int]) -> list[Sequence]:
+        """Return the sequences at several places, as `__getitem__` does; torch calls this for a batch.
+
+        The documents are read at once in threads, those of data sets that allow it. Substitutes of bad ones are read
+        after these.
+        """
+        reads = {place: self._read(place) for place in places}
+        safe = [place for place in reads if self._allows_threads(place)] if len(reads) > 1 else []
+        with in_threads([reads[place] for place in safe]) as results:
+            reads |= zip(safe, results, strict=True)
+            return [self._usable(place, reads[place]) for place in places]
+
+    def _usable(self, place: int, first: Callable[[], Document]) -> Sequence:
+        """Return the sequence at `place`, where `first` reads the document and others are its substitutes."""
         skipped: list[Skipped] = []
         for attempt in range(min(self._size(place), MAX_ATTEMPTS)):
             try:
-                sequence = self._sequence(self.document(place, attempt))
+                sequence = self._sequence(self.document(place, attempt) if attempt else first())
             except StorageError:
                 raise
             except DocumentError as error:
@@ -96,12 +115,20 @@ class Samples(TorchDataset[Sequence]):
             DocumentError: the document cannot be read, or one of its images cannot be used.
             StorageError: the disk or network still fails.
         """
+        return self._read(place, attempt)()
+
+    def _read(self, place: int, attempt: int = 0) -> Callable[[], Document]:
+        """Return the function that reads the document at this position, in any thread."""
         number, index = self.position(place, attempt)
         dataset = self.mixture.data_sets[number]
-        return read_document(
+        return lambda: read_document(
             lambda: dataset.sample(index, choices(self.mixture.seed, place)),
             f"data.{number} ({type(dataset).__name__}): document {index}",
         )
+
+    def _allows_threads(self, place: int) -> bool:
+        number, _ = self.mixture.place(place)
+        return self.mixture.data_sets[number].is_thread_safe
 
     def _size(self, place: int) -> int:
         """Return the number of documents in the data set for `place`."""

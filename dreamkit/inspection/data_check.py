@@ -18,7 +18,7 @@ from dreamkit.data.document_reads import read_document
 from dreamkit.data.mixture import run_mixture
 from dreamkit.data.samples import Policy, Samples
 from dreamkit.data.sequence import Sequence as Tokens, Sequencer
-from dreamkit.document import Document
+from dreamkit.document import Document, Text
 from dreamkit.errors import (
     DocumentError,
     RecipeError,
@@ -30,8 +30,8 @@ from dreamkit.errors import (
 )
 from dreamkit.inspection.data_report import DataReport, Packing, Source
 from dreamkit.inspection.held_out import HeldOut, open_held_out
-from dreamkit.inspection.run_data import RunData
-from dreamkit.inspection.text_loss import text_loss_note
+from dreamkit.inspection.run_data import Place, RunData
+from dreamkit.inspection.text_loss import first_text, text_loss_note
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 
@@ -85,7 +85,7 @@ class _DataCheck:
         self.opening_problems = len(self.problems)
         self.left_out: Counter[str] = Counter()  # problems beyond `MOST_PROBLEMS`, by key
         self.listed: Counter[str] = Counter()
-        self.first_documents: list[Document] = []
+        self.first_texts: list[Text | None] = []  # of the first documents
         self.with_token: dict[str, list[str]] = defaultdict(list)  # names of documents by special token
         self.token_counts: Counter[str] = Counter()
         self.collator: Collator | None = None
@@ -200,8 +200,8 @@ class _DataCheck:
     def add(self, source: Source, document: Document) -> None:
         """Add a document to the report of its source, with its sequence."""
         source.add_document(document)
-        if len(self.first_documents) < SAMPLES:
-            self.first_documents.append(document)
+        if len(self.first_texts) < SAMPLES:
+            self.first_texts.append(first_text(document))
         if self.collator is None:
             return
         sequencer, text = self.collator.sequencer, document.text
@@ -254,17 +254,27 @@ class _DataCheck:
         mixture = run_mixture(self.recipe, datasets, processes=1)
         samples = Samples(mixture, self.collator.sequencer, Policy.of(self.recipe.train))
         run = RunData(self.recipe, samples, self.collator)
-        packing = Packing()
+        packing, stopped = Packing(), set()
         for batch in run.batches(self.samples or SAMPLES):
             if packing.batches and packing.documents + len(batch) > (self.samples or SAMPLES):
                 break
             try:
-                places = [run.place(number) for number in batch]
+                places = [run.place(number).without_pictures() for number in batch]
             except StorageError as error:
                 self.problem("data", str(error))
                 break
+            for place in places:
+                if place.problem is not None and place.data not in stopped:
+                    stopped.add(place.data)
+                    self.add_stop(place)
             packing.add(len(batch), run.packed(places))
         return packing
+
+    def add_stop(self, place: Place) -> None:
+        """Add the problem of a place at which training stops, unless it is that of a document that is listed."""
+        key, problem = f"data.{place.data}", place.problem or ""
+        if not any(each.key == key and problem.startswith(each.message) for each in self.problems):
+            self.problem(key, f"training stops at place {place.number} of the run: {problem}")
 
     def text_notes(self) -> Iterator[str]:
         """Yield notes about texts with special tokens, and about a tokenizer that loses texts."""
@@ -274,6 +284,6 @@ class _DataCheck:
             yield f"note: the special token '{printable(name)}' is plain text in {number}, such as {listed}"
         if self.collator is None:
             return
-        loss = text_loss_note(self.collator.sequencer.language_model, self.first_documents)
+        loss = text_loss_note(self.collator.sequencer.language_model, self.first_texts)
         if loss is not None:
             yield f"note: {loss}"

@@ -10,9 +10,9 @@ from typing import Final
 
 from dreamkit.data.document_records import document_record
 from dreamkit.errors import DocumentError, RecipeError, RecipeProblem, count
-from dreamkit.inspection.preview_page import preview_page
-from dreamkit.inspection.run_data import RunData, open_run
-from dreamkit.inspection.text_loss import text_loss_note
+from dreamkit.inspection.preview_page import article, preview_page
+from dreamkit.inspection.run_data import Place, RunData, open_run
+from dreamkit.inspection.text_loss import first_text, text_loss_note
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 
@@ -28,20 +28,24 @@ def preview(recipe: Recipe, registry: Registry, documents: int, *, title: str) -
     """
     run = open_run(recipe, registry)
     number = min(documents, len(run.samples))
-    places = [run.place(index) for index in range(number)]
-    later = {place.number: place for place in places}
+    articles: dict[int, str] = {}
+    places: dict[int, Place] = {}  # without pictures, which may be large
+    texts = []
+    for index in range(number):
+        place = run.place(index)
+        articles[index] = article(place, run)
+        if place.document is not None:
+            texts.append(first_text(place.document))
+        places[index] = place.without_pictures()
     batches = []
     for batch in islice(run.batches(number), MOST_BATCHES):
-        batch_places = [later.get(index) or run.place(index) for index in batch]
+        batch_places = [places.get(index) or run.place(index).without_pictures() for index in batch]
         if (packed := run.packed(batch_places)) is not None:
             batches.append(packed)
-    loss = text_loss_note(
-        run.sequencer.language_model, [place.document for place in places if place.document]
-    )
-    page = preview_page(
-        run, places, batches, title=title, notes=() if loss is None else (loss,), facts=_facts(run)
-    )
-    return page, sum(place.problem is not None for place in places)
+    loss = text_loss_note(run.sequencer.language_model, texts)
+    notes = () if loss is None else (loss,)
+    page = preview_page(articles, batches, title=title, notes=notes, facts=_facts(run))
+    return page, sum(place.problem is not None for place in places.values())
 
 
 def _facts(run: RunData) -> dict[str, object]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Final
 
@@ -29,20 +29,18 @@ POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def preview_page(
-    run: RunData,
-    places: Sequence[Place],
+    articles: Mapping[int, str],
     batches: Sequence[PackedBatch],
     *,
     title: str,
     notes: Sequence[str] = (),
     facts: Mapping[str, object] | None = None,
 ) -> str:
-    """Return the page of these places, with a bar for each row of `batches`.
+    """Return the page of articles by their places, with a bar for each row of `batches`.
 
     `facts` and `notes` are below the title.
     """
-    shown = {place.number for place in places}
-    bars = "".join(_batch(number, batch, shown) for number, batch in enumerate(batches))
+    bars = "".join(_batch(number, batch, articles) for number, batch in enumerate(batches))
     listed = " · ".join(f"{escape(name)} {escape(printable(str(v)))}" for name, v in (facts or {}).items())
     body = [
         f"<h1>{escape(printable(title))}</h1>",
@@ -51,7 +49,7 @@ def preview_page(
         LEGEND,
         *([ROWS, bars] if bars else ()),
         "<h2>Documents</h2>",
-        *(_document(place, run) for place in places),
+        *articles.values(),
     ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -80,7 +78,7 @@ ROWS: Final = (
 )
 
 
-def _batch(number: int, batch: PackedBatch, shown: set[int]) -> str:
+def _batch(number: int, batch: PackedBatch, shown: Container[int]) -> str:
     size = len(batch.rows) * batch.width
     share = f"{batch.filled / size:.0%} of {count(f'{size:,}', 'token')} filled"
     rows = "".join(_row(index, row, batch.width, shown) for index, row in enumerate(batch.rows))
@@ -88,7 +86,7 @@ def _batch(number: int, batch: PackedBatch, shown: set[int]) -> str:
     return f'<section class="batch"><h4>{about}</h4>{rows}</section>'
 
 
-def _row(index: int, row: Row, width: int, shown: set[int]) -> str:
+def _row(index: int, row: Row, width: int, shown: Container[int]) -> str:
     parts = []
     for place, length in row.tokens:
         about = "no document" if place is None else f"document {place}"
@@ -104,7 +102,8 @@ def _row(index: int, row: Row, width: int, shown: set[int]) -> str:
     return f'<div class="row" role="group" aria-label="{label}">{"".join(parts)}</div>'
 
 
-def _document(place: Place, run: RunData) -> str:
+def article(place: Place, run: RunData) -> str:
+    """Return the part of the page about a place. Its images are small copies."""
     document, sequence = place.document, place.sequence
     name = f"place {place.number}" if document is None else document.name
     head = (

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence as Sequences
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
+
+from PIL import Image
 
 from dreamkit.build.build import build_on_meta
 from dreamkit.build.fit import fit
@@ -20,6 +22,7 @@ from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 
 MOST_PACKED: Final = 1024  # documents of one batch that are read to show its rows
+PIXEL: Final = Image.new("L", (1, 1))
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,14 @@ class Place:
     document: Document | None = None
     sequence: Sequence | None = None
     problem: str | None = None
+
+    def without_pictures(self) -> Place:
+        """Return the place without its document, and with one pixel for each image of its sequence: for its rows."""
+        sequence = self.sequence
+        if sequence is not None:
+            reads, draws = ([(at, PIXEL) for at, _ in images] for images in (sequence.reads, sequence.draws))
+            sequence = replace(sequence, reads=reads, draws=draws)
+        return replace(self, document=None, sequence=sequence)
 
 
 @dataclass(frozen=True)

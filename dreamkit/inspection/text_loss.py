@@ -9,25 +9,25 @@ from dreamkit.errors import count, excerpt
 from dreamkit.parts.language import LanguageModel
 
 
-def text_loss_note(language_model: LanguageModel, documents: Sequence[Document]) -> str | None:
-    """Return a note if the tokenizer loses some text of most documents; spaces do not count.
+def first_text(document: Document) -> Text | None:
+    """Return the first text of a document that is not blank, or None."""
+    texts = (segment for segment in document if isinstance(segment, Text) and segment.text.strip())
+    return next(texts, None)
+
+
+def text_loss_note(language_model: LanguageModel, first_texts: Sequence[Text | None]) -> str | None:
+    """Return a note if the tokenizer loses the first text of most documents; spaces do not count.
 
     A well-known model has a stand-in without its tokenizer's files, which counts one token for each text.
     """
-    lost = [
-        text.text for document in documents for text in _texts(document)[:1] if _is_lost(language_model, text)
-    ]
-    if not lost or 2 * len(lost) <= len(documents):
+    lost = [text.text for text in first_texts if text is not None and _is_lost(language_model, text)]
+    if not lost or 2 * len(lost) <= len(first_texts):
         return None
     return (
-        f"the tokenizer loses text of {count(len(lost), 'document')} of {len(documents)}, such as "
+        f"the tokenizer loses text of {count(len(lost), 'document')} of {len(first_texts)}, such as "
         f"'{excerpt(lost[0])}', so the numbers of text tokens are not those of training; "
         "a well-known model without its tokenizer's files has a stand-in: download them"
     )
-
-
-def _texts(document: Document) -> list[Text]:
-    return [segment for segment in document if isinstance(segment, Text) and segment.text.strip()]
 
 
 def _is_lost(language_model: LanguageModel, text: Text) -> bool:

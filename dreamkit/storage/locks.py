@@ -1,4 +1,4 @@
-"""The exclusive right to write a folder. This module loads no torch."""
+"""Locks between processes: the exclusive right to write a folder, and turns. This module loads no torch."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import errno
 import fcntl
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from dreamkit.errors import OutputError
 from dreamkit.storage.paths import shown_path
-from dreamkit.storage.writing import failed_write
+from dreamkit.storage.writing import failed_write, writing
 
 INSIDE: Final = ".dreamkit.lock"  # the lock file in a folder, if it cannot lie beside the folder
 _UNSUPPORTED: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
@@ -38,20 +38,54 @@ def exclusive(folder: Path) -> Iterator[None]:
             path, descriptor = _lock(place, folder)
         except OSError as error:
             raise OutputError(failed_write(shown_path(folder), error, folder)) from error
-        _held.add(descriptor)
-        try:
-            yield
-        finally:
-            if descriptor in _held:  # not in a forked process
-                with suppress(OSError):  # while it is locked: others look whether theirs is still there
-                    if path.stat().st_size == 0:  # not a file of the user with this name
-                        path.unlink()
-                _held.discard(descriptor)
-                os.close(descriptor)
+        with _holding(descriptor):
+            try:
+                yield
+            finally:
+                if descriptor in _held:  # not in a forked process
+                    with suppress(OSError):  # while it is locked: others look whether theirs is still there
+                        if path.stat().st_size == 0:  # not a file of the user with this name
+                            path.unlink()
     finally:
         with suppress(OSError):  # it is not empty
             for parent in missing:
                 parent.rmdir()
+
+
+@contextmanager
+def taking_turns(path: Path, *, waiting: Callable[[], object]) -> Iterator[None]:
+    """Lock the file `path`, which may be missing. If another process has locked it, call `waiting`, then wait.
+
+    The lock ends with the process; the file stays. A file system without locks lets all processes in at once.
+
+    Raises:
+        OutputError: the lock file or its folder cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _open(path)
+    with _holding(descriptor):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise OutputError(failed_write(shown_path(path), error, path.parent)) from error
+        yield
+
+
+@contextmanager
+def _holding(descriptor: int) -> Iterator[None]:
+    """Close a lock file at the end of the block, or in a forked process at once."""
+    _held.add(descriptor)
+    try:
+        yield
+    finally:
+        if descriptor in _held:
+            _held.discard(descriptor)
+            os.close(descriptor)
 
 
 def _lock(place: Path, folder: Path) -> tuple[Path, int]:

@@ -17,7 +17,8 @@ from dreamkit.errors import OutputError
 from dreamkit.storage.paths import shown_path
 
 STAGING: Final = ".dreamkit.partial"  # in a folder: files that a command moves into the folder at its end
-_PARTIAL: Final = re.compile(r"^\.(.+)\.partial$")  # a file or folder until a rename completes it
+# A file or folder until a rename completes it. Files that several processes write at once have a number, too.
+_PARTIAL: Final = re.compile(r"^\.(.+?)(?:\.[0-9a-f]{32})?\.partial$")
 
 _TORCH: Final = re.compile(r"inline_container|PytorchStreamWriter|iostream error")
 _REMEDIES: Final = {

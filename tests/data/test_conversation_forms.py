@@ -63,9 +63,19 @@ def images(folder: Path) -> list[str]:
     return write_images(folder)
 
 
-@given(TURNS)
-def test_all_forms_give_the_same_document(folder: Path, images: list[str], turns: Any) -> None:
-    documents = {name: read(folder, record) for name, record in forms(turns, images).items()}
+NULLS = dict.fromkeys(("system", "conversations", "messages", "image", "images"))
+
+
+@given(TURNS, st.none() | st.just("") | WORDS.map(str.strip), st.sampled_from([{}, NULLS]))
+def test_all_forms_give_the_same_document(
+    folder: Path, images: list[str], turns: Any, system: str | None, nulls: dict[str, None]
+) -> None:
+    documents = {
+        name: read(folder, nulls | record | {"system": system})
+        for name, record in forms(turns, images).items()
+    }
+    for document in documents.values():
+        assert [segment.text for segment in document if segment.role == "system"] == [system] * bool(system)
     assert len({document_hash(document) for document in documents.values()}) == 1
     for segment in documents["openai"]:
         if isinstance(segment, Image):
@@ -87,6 +97,15 @@ def test_all_forms_give_the_same_document(folder: Path, images: list[str], turns
         ({"messages": [{"from": "human", "value": "a"}]}, "role: expected one of human, .*, got null"),
         ({"messages": "hello"}, "messages: expected a list of turns, got 'hello'"),
         ({"messages": [{"role": "assistant", "content": 3}]}, "content: expected a non-blank string, got 3"),
+        (
+            {
+                "conversations": [{"from": "gpt", "value": "a"}],
+                "messages": [{"role": "assistant", "content": [{"type": "text", "text": "a"}]}],
+            },
+            "expected one of conversations and messages, got both",
+        ),
+        ({"conversations": [], "messages": None}, "conversations: expected a list of turns, got a list of"),
+        ({"messages": None}, "missing 'conversations' or 'messages'"),
         ({"images": ["red.png"]}, "expected one image for each <image> in the turns, got 1 for 0"),
     ],
 )

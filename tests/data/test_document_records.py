@@ -155,6 +155,36 @@ def test_placeholders_in_parts_are_text(tmp_path: Path) -> None:
     assert "placeholders that are trained on as plain text: '<image>' in 1 text" in dataset.notes[0]
 
 
+def test_null_counts_as_absent_in_turns_and_parts(tmp_path: Path) -> None:
+    source = png_url(tiny.picture(0))
+    text, image = {"type": "text", "text": "a"}, {"type": "image", "image": source}
+    nulls: list[dict[str, Any]] = [
+        {**text, "image": None, "train_on": None},
+        {**image, "text": None, "draw": None, "read": None, "train_on": None},
+    ]
+    records = [
+        [{"content": parts}, {"messages": [{"role": "assistant", "content": parts, "train_on": train_on}]}]
+        for parts, train_on in (([text, image], True), (nulls, None))
+    ]
+    for draw in (True, False):
+        expected, read = (read_back(each, tmp_path, draw=draw) for each in records)
+        assert list(map(document_hash, read)) == list(map(document_hash, expected))
+
+
+def test_a_system_text_beside_messages_is_a_turn_before_them(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    beside, before, without = read_back(
+        [
+            {"system": "s", "messages": turns},
+            {"messages": [{"role": "system", "content": "s"}, *turns]},
+            {"system": "", "messages": turns},
+        ],
+        tmp_path,
+    )
+    assert beside == before and beside.segments[0] == Text("s", role="system")
+    assert [segment.role for segment in without] == ["user", "assistant"]
+
+
 PART = {"type": "text", "text": "a"}
 BAD_RECORDS: list[tuple[dict[str, Any], str]] = [
     ({"content": "a", "messages": []}, "expected 'content' or 'messages', got both"),
@@ -185,7 +215,15 @@ BAD_RECORDS: list[tuple[dict[str, Any], str]] = [
         "join the two turns",
     ),
     ({"messages": [{"role": "user", "content": "a", "audio": "a.wav"}]}, "unknown key 'audio' names media"),
-    ({"messages": [{"role": "user", "content": "a", "train_on": None}]}, "train_on: expected true or false"),
+    ({"messages": [{"role": "user", "content": "a", "train_on": "no"}]}, "train_on: expected true or false"),
+    (
+        {"system": "s", "messages": [{"role": "system", "content": "s"}]},
+        "expected another role after a turn of 'system'",
+    ),
+    (
+        {"system": 3, "messages": [{"role": "assistant", "content": "s"}]},
+        "system: expected a non-blank string",
+    ),
     ({"content": "a", "images": ["a.png"]}, "unknown key 'images' names media"),
     ({"text": "<image>", "images": ["data:image/png;base32,AA"]}, "images: expected a data URL such as"),
 ]
@@ -216,6 +254,7 @@ def test_an_image_of_a_turn_that_the_model_neither_reads_nor_draws_is_an_error(t
     [
         ("!!!!", "expected base64"),
         ("AAA", "expected base64"),
+        ("AAA\u00e9", "expected base64"),
         ("", "data URL: expected an image, got an empty file"),
         (
             base64.b64encode(b"<svg/>").decode(),

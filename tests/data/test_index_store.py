@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pickle
@@ -19,6 +20,7 @@ import pytest
 
 from dreamkit import DocumentError, DreamkitError, OutputError, indexed
 from dreamkit.data import index_files, index_processes
+from dreamkit.data.gzip_files import unpacked
 from dreamkit.errors import StorageError
 from dreamkit.storage.cache_folder import cache_folder
 from failing_writes import failing_operation
@@ -125,6 +127,32 @@ def test_a_shard_of_another_size_or_time_is_computed_again_and_its_old_array_rem
     assert indexed_words(shards, folder, log).rows.tolist() == [0, 2, 2, 3, 4]
     assert logged(log) == ["1.txt", "2.txt"]
     assert len(list(folder.glob("*.npy"))) == 5
+
+
+def test_a_shard_is_computed_again_after_a_change_of_what_lies_beside_it(tmp_path: Path, log: Path) -> None:
+    shards, folder = write_shards(tmp_path / "data", 2), tmp_path / "index"
+    for shard in shards:
+        shard.with_suffix("").mkdir()
+
+    def read() -> list[str]:
+        indexed(
+            shards,
+            partial(words, log),
+            kind="words",
+            version=1,
+            settings={},
+            folder=folder,
+            beside=lambda shard: shard.with_suffix(""),
+        )
+        return logged(log)
+
+    assert [read(), read()] == [["0.txt", "1.txt"], []]
+    os.utime(tmp_path / "data" / "1", ns=(0, 1))
+    assert [read(), read()] == [["1.txt"], []]
+    assert len(list(folder.glob("*.npy"))) == 2
+    (tmp_path / "data" / "1").rmdir()
+    with pytest.raises(DocumentError, match="1: no such file"):
+        read()
 
 
 def test_other_settings_and_versions_have_indexes_of_their_own(tmp_path: Path, log: Path) -> None:
@@ -313,6 +341,15 @@ def failing_is_raised(shards: Sequence[Path], folder: Path) -> bool:
     return False
 
 
+def test_the_error_of_a_write_names_the_complete_file(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "x.npy"
+    with (
+        pytest.raises(OutputError, match=rf"^cannot write {path}: No such file"),
+        index_files.atomic_file(path),
+    ):
+        raise AssertionError
+
+
 def test_files_of_killed_processes_are_removed_after_a_day(tmp_path: Path) -> None:
     shards, folder = write_shards(tmp_path / "data", 1), tmp_path / "index"
     folder.mkdir()
@@ -372,10 +409,14 @@ def test_a_folder_that_cannot_be_written_is_named_with_its_remedy(
     shards = write_shards(tmp_path / "data", 1)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DREAMKIT_CACHE_FOLDER", str(tmp_path / "file"))
-    with pytest.raises(
-        OutputError, match=r"cannot write .*file.*set .*DREAMKIT_CACHE_FOLDER or the key 'index'"
-    ):
-        indexed_words(shards, None)
+    packed = tmp_path / "records.gz"
+    packed.write_bytes(gzip.compress(b"{}"))
+    for write in (lambda: indexed_words(shards, None), lambda: unpacked(packed, None)):
+        with pytest.raises(
+            OutputError, match=r"cannot write .*file.*set .*DREAMKIT_CACHE_FOLDER or the key 'index'"
+        ) as error:
+            write()
+        assert str(error.value).count("DREAMKIT_CACHE_FOLDER") == 1
     indexed_words(shards, tmp_path / "index")
     os.chmod(tmp_path / "index", 0o500)
     assert indexed_words(shards, tmp_path / "index").rows.tolist() == [0]  # nothing to write

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image as PIL
 
-from dreamkit.data import index_files, json_records, records as records_module, unpacking
+from dreamkit.data import gzip_files, index_files, json_records, records as records_module
 from dreamkit.data.conversations import Conversations, ConversationsConfig
 from dreamkit.data.interleaved import Interleaved, InterleavedConfig
 from dreamkit.data.json_records import ROW
@@ -364,8 +364,8 @@ def test_a_gzip_file_is_unpacked_once_beside_its_index(
 def test_the_space_of_a_gzip_file_is_printed_before_it_is_unpacked(
     tmp_path: Path, index: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unpacking, "_BLOCK", 2**16)
-    monkeypatch.setattr(unpacking, "_SAMPLE", 4)
+    monkeypatch.setattr(gzip_files, "_BLOCK", 2**16)
+    monkeypatch.setattr(gzip_files, "_SAMPLE", 4)
     random = np.random.default_rng(0)
     lines = [{"a": random.integers(0, 9, 99).tolist()} for _ in range(2000)]
     path = packed(tmp_path / "data.jsonl.gz", lines)
@@ -399,7 +399,7 @@ def test_a_bomb_ends_before_the_disk_is_full(
     tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch, sample: int
 ) -> None:
     """It may show at its start, or after a start that grows little."""
-    monkeypatch.setattr(unpacking, "_SAMPLE", sample)
+    monkeypatch.setattr(gzip_files, "_SAMPLE", sample)
     path = tmp_path / "data.jsonl.gz"
     start = gzip.compress(os.urandom(2**20 + 1)) if sample == 1 else b""
     path.write_bytes(start + gzip.compress(b" " * 2**25))

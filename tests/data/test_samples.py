@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import pickle
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given, strategies as st
@@ -170,6 +173,106 @@ def test_stop_raises_at_the_first_bad_document_with_its_place_and_the_remedy() -
     ):
         for place in range(40):
             run[place]
+
+
+class WordsInThreads(Words):
+    """Documents that several threads may read."""
+
+    is_thread_safe = True
+
+
+def outcomes(run: Samples, read: Callable[[list[int]], list[Sequence]], places: list[int]) -> list[Any]:
+    """Return the sequences of the places, or the error."""
+    try:
+        return read(places)
+    except DocumentError as error:
+        return [type(error), str(error)]
+
+
+@given(data=st.data(), size=st.integers(1, 30), seed=st.integers(0, 3))
+def test_documents_that_threads_read_give_the_same_sequences_and_errors(
+    data: st.DataObject, size: int, seed: int
+) -> None:
+    bad, gone, long = (
+        data.draw(st.sets(st.integers(0, size - 1), max_size=most)) for most in (size, 2, size)
+    )
+    policy = {
+        "on_error": data.draw(st.sampled_from(["skip", "stop"])),
+        "too_long": data.draw(st.sampled_from(["cut", "skip", "stop"])),
+    }
+    places = data.draw(st.lists(st.integers(0, 39), unique=True, max_size=20))
+
+    class Mixed(Words):
+        def __getitem__(self, index: int) -> Document:
+            if index in gone:
+                raise StorageError(f"/data/{self.name}.tar: gone at {index}")
+            document = super().__getitem__(index)
+            return document + Document((Text("more " * 30),)) if index in long else document
+
+    class MixedInThreads(Mixed):
+        is_thread_safe = True
+
+    def run(cls: type[Words]) -> Samples:
+        return samples([cls("a", size, bad), Words("b", 5)], seed=seed, **policy)
+
+    with mock.patch("dreamkit.data.document_reads.DELAYS", ()):
+        alone, threaded = run(Mixed), run(MixedInThreads)
+        one_by_one = outcomes(alone, lambda places: [alone[place] for place in places], places)
+        assert outcomes(threaded, threaded.__getitems__, places) == one_by_one
+
+
+def test_the_reads_of_a_batch_overlap() -> None:
+    barrier = threading.Barrier(16)
+
+    class Slow(WordsInThreads):
+        def __getitem__(self, index: int) -> Document:
+            barrier.wait(timeout=60)  # until 16 reads wait at once
+            return super().__getitem__(index)
+
+    loader: Any = DataLoader(samples([Slow("a", 100)], 48), batch_size=16, collate_fn=list)
+    assert [len(batch) for batch in loader] == [16, 16, 16]
+
+
+def test_a_data_set_that_does_not_allow_threads_is_read_in_one() -> None:
+    threads = set[str]()
+
+    class Watched(Words):
+        def __getitem__(self, index: int) -> Document:
+            threads.add(threading.current_thread().name)
+            return super().__getitem__(index)
+
+    samples([Watched("a", 100), WordsInThreads("b", 100)]).__getitems__([*range(16)])
+    assert threads == {threading.current_thread().name}
+
+
+def test_no_read_goes_on_after_the_error_of_a_batch() -> None:
+    class Slow(WordsInThreads):
+        def __getitem__(self, index: int) -> Document:
+            document = super().__getitem__(index)
+            time.sleep(0.2)
+            return document
+
+    dataset = Slow("a", 100)
+    run = samples([dataset], 100, on_error="stop")
+    dataset.bad = frozenset([run.position(0)[1]])
+    with pytest.raises(DocumentError):
+        run.__getitems__([*range(100)])
+    reads = len(dataset.reads)
+    assert reads < 100
+    time.sleep(0.3)
+    assert len(dataset.reads) == reads
+
+
+def test_processes_that_fork_after_a_batch_have_threads_of_their_own() -> None:
+    run = samples([WordsInThreads("a", 30, range(0, 30, 3)), WordsInThreads("b", 7, [1, 2])])
+    expected = run.__getitems__([*range(40)])  # starts threads here
+
+    def read(**arguments: Any) -> list[Sequence]:
+        loader: Any = DataLoader(run, batch_size=8, collate_fn=list, num_workers=2, **arguments)
+        return [sequence for batch in loader for sequence in batch]
+
+    assert read(multiprocessing_context="fork") == expected
+    assert pickle.loads(pickle.dumps(run)).__getitems__([*range(40)]) == expected
 
 
 class Long(Words):

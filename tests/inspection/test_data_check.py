@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from dreamkit.data.interleaved import Interleaved
 from dreamkit.data.mixture import run_mixture
 from dreamkit.data.pairs import Pairs, PairsConfig
 from dreamkit.document import Document
-from dreamkit.errors import RecipeError, StorageError
+from dreamkit.errors import DocumentError, RecipeError, StorageError
 from dreamkit.inspection import data_check
 from dreamkit.inspection.content_index import ContentIndex
 from dreamkit.inspection.data_check import check_data
 from dreamkit.inspection.data_report import DataReport
+from dreamkit.inspection.preview import preview
 from dreamkit.inspection.run_data import open_run
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
@@ -287,3 +289,43 @@ def test_a_bad_first_document_hides_no_other(tmp_path: Path, policy: str) -> Non
         f"{path}:2",
     ]
     assert (report.sources[0].documents, report.sources[0].usable) == (3, 1)
+
+
+@pytest.mark.parametrize("policy", ["skip", "stop"])
+def test_a_place_at_which_training_stops_is_a_problem_of_its_data_set(
+    pages: dict[str, Any], monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    def choose(self: Interleaved, index: int, choices: object) -> Document:
+        raise DocumentError(
+            f"pages:{index}: no caption to choose from"
+        )  # which a document of a check needs not
+
+    monkeypatch.setattr(Interleaved, "sample", choose)
+    report = check([{"name": "words"}, pages], train={"on_error": policy})
+    assert [source.usable for source in report.sources] == [3, 4]
+    (problem,) = report.problems
+    assert problem.key == "data.1"
+    assert (
+        problem.message.startswith("training stops at place ") and "no caption to choose" in problem.message
+    )
+
+
+def test_no_more_than_a_few_images_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures: list[weakref.ref[Any]] = []
+    most = 0
+    read = Pairs.__getitem__
+
+    def note(self: Pairs, index: int) -> Document:
+        nonlocal most
+        document = read(self, index)
+        pictures.extend(weakref.ref(image.picture) for image in document.images)
+        most = max(most, sum(picture() is not None for picture in pictures))
+        return document
+
+    monkeypatch.setattr(Pairs, "__getitem__", note)
+    folder = pairs(tmp_path / "train", *(tiny.picture(n) for n in range(30)))
+    data = [{"name": "pairs", "path": str(folder)}]
+    large = recipe(data, train={"batch_size": 30})
+    assert check_data(large, REGISTRY).sources[0].usable == 30
+    assert preview(large, REGISTRY, 20, title="pairs")[0].count("<article") == 20
+    assert len(pictures) >= 30 + 30 + 20 and most <= 6

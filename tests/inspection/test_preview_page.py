@@ -17,7 +17,7 @@ from dreamkit.data.mixture import Mixture
 from dreamkit.data.samples import Policy, Samples
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import DocumentError, count
-from dreamkit.inspection.preview_page import POLICY, preview_page
+from dreamkit.inspection.preview_page import POLICY, article, preview_page
 from dreamkit.inspection.preview_style import STYLE
 from dreamkit.inspection.run_data import RunData
 from dreamkit.model.model import DreamModel
@@ -93,7 +93,8 @@ def run_of(model: DreamModel, documents: list[Any], policy: Policy | None = None
 def shown(run: RunData, documents: int = 6, **settings: Any) -> tuple[str, Page]:
     places = [run.place(number) for number in range(documents)]
     packed = [run.packed([run.place(number) for number in batch]) for batch in run.batches(documents)]
-    html = preview_page(run, places, [batch for batch in packed if batch], title="<t>", **settings)
+    articles = {place.number: article(place, run) for place in places}
+    html = preview_page(articles, [batch for batch in packed if batch], title="<t>", **settings)
     return html, Page(html)
 
 

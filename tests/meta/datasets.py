@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from dreamkit.scaffold.parts.dataset import NewPart
 
 class Notes(NewPart):
     """The data set that the broken ones differ from: texts, each beside its image."""
+
+    is_thread_safe = False  # a broken one would fail the check of threads, too
 
 
 class ShrinksAfterReading(Notes):
@@ -250,6 +253,17 @@ class RefusesForks(Notes):
         return super().__getitem__(index)
 
 
+class HasAPosition(Notes):
+    """A data set with a position, as of an open file, that its reads share."""
+
+    is_thread_safe = True
+
+    def __getitem__(self, index):
+        self.position = index
+        time.sleep(0.001)
+        return super().__getitem__(self.position)
+
+
 class ConfigNotFrozen(Notes):
     @dataclass
     class Config:
@@ -325,6 +339,7 @@ DATASET = {
     "damaged_files": RaisesErrorsOfText,
     "pickling": HasALambda,
     "worker_processes": RefusesForks,
+    "threads": HasAPosition,
     "config_frozen": ConfigNotFrozen,
     "config_round_trip": ConfigCountsItsCreations,
 }

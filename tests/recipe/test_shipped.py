@@ -124,3 +124,11 @@ def test_recipes_override_in_order_and_settings_override_all(registry: Registry,
     overrides = [str(tmp_path / "first.yaml"), "train.steps=3", str(tmp_path / "second.yaml")]
     train = load_recipe("dreamllm/paper/stage2", overrides, registry).train
     assert (train.steps, train.warmup) == (3, 2)
+
+
+@pytest.mark.parametrize("whose", ["paper", "released"])
+def test_images_of_mmc4_stand_after_their_texts_as_in_the_published_code(
+    registry: Registry, whose: str
+) -> None:
+    mmc4, _ = load_recipe(f"dreamllm/{whose}/stage2", (), registry).data
+    assert (mmc4.name, mmc4.config.place) == ("mmc4", "after")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,14 +17,15 @@ import pytest
 from dreamkit.errors import OutputError
 from dreamkit.storage import locks
 from dreamkit.storage.folders import atomic_folder, filled_folder, in_use_reason
-from dreamkit.storage.locks import INSIDE, exclusive
+from dreamkit.storage.locks import INSIDE, exclusive, taking_turns
 from failing_writes import content
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from dreamkit.storage.locks import exclusive
-with exclusive(Path(sys.argv[1])):
+from dreamkit.storage.locks import exclusive, taking_turns
+path, is_turn = Path(sys.argv[1]), sys.argv[2] == "turn"
+with taking_turns(path, waiting=sys.exit) if is_turn else exclusive(path):
     if os.fork() == 0:  # as a worker that reads data
         print("locked", flush=True)
     time.sleep(60)
@@ -52,14 +56,28 @@ def test_a_folder_has_one_writer_under_all_its_names(tmp_path: Path, form: str) 
         pass
 
 
-def test_a_lock_ends_with_its_process_though_a_forked_one_lives(tmp_path: Path) -> None:
-    out = tmp_path / "out"
+@contextmanager
+def holding_process(path: Path, kind: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a process with a lock and a forked process; kill both at the end."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", HOLD, str(path), kind],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     try:
         assert process.stdout.readline() == "locked\n"
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # also the forked one
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_lock_ends_with_its_process_though_a_forked_one_lives(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with holding_process(out, "exclusive") as process:
         with pytest.raises(OutputError), exclusive(out):
             pass
         process.kill()
@@ -67,9 +85,60 @@ def test_a_lock_ends_with_its_process_though_a_forked_one_lives(tmp_path: Path) 
         with atomic_folder(out):
             assert in_use_reason(out) is None
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # also the forked one
-        process.stdout.close()
+
+
+def no_wait() -> None:
+    raise TimeoutError
+
+
+def test_a_turn_ends_with_its_process_though_a_forked_one_lives(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "table.lock"
+    with holding_process(file, "turn") as process:
+        with pytest.raises(TimeoutError), taking_turns(file, waiting=no_wait):
+            raise AssertionError
+        process.kill()
+        process.wait()
+        for _ in range(2):
+            with taking_turns(file, waiting=no_wait):
+                pass
+    before = len(os.listdir("/proc/self/fd"))
+    with taking_turns(file, waiting=no_wait):
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert len(os.listdir("/proc/self/fd")) == before and file.exists()
+
+
+def test_a_turn_waits_for_the_one_before(tmp_path: Path) -> None:
+    file = tmp_path / "table.lock"
+    with holding_process(file, "turn") as process, taking_turns(file, waiting=process.kill):
+        assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EBADF])
+def test_a_turn_needs_no_wait_where_files_cannot_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def unsupported(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(locks.fcntl, "flock", unsupported)
+    with taking_turns(tmp_path / "table.lock", waiting=no_wait):
+        pass
+
+
+def test_a_turn_may_lock_the_file_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, open_file = tmp_path / "table.lock", os.open
+    file.touch()
+
+    def read_only(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return open_file(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", read_only)
+    with taking_turns(file, waiting=no_wait):
+        pass
+    with pytest.raises(OutputError, match=r"cannot write .*/new\.lock: Permission denied .*make it writable"):
+        taking_turns(tmp_path / "new.lock", waiting=no_wait).__enter__()
 
 
 def test_the_lock_lies_inside_a_mount_point_and_a_folder_below_a_read_only_one(

@@ -11,6 +11,10 @@ from dreamkit import Dataset, Document, DocumentError, Image, Text, decode_pictu
 class NewPart(Dataset):
     """A document for each note, in the order of their names: the model reads the image and learns the text."""
 
+    is_thread_safe = (
+        True  # remove it if a read changes what another one uses, such as the position of an open file
+    )
+
     @dataclass(frozen=True)
     class Config:
         """The data set's section of a recipe: dreamkit checks its keys and types against these fields.

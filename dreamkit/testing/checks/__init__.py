@@ -14,5 +14,6 @@ from dreamkit.testing.checks import (
     preprocessing as preprocessing,
     projecting as projecting,
     reading_documents as reading_documents,
+    threads_that_read as threads_that_read,
     tokenizing as tokenizing,
 )

@@ -34,16 +34,24 @@ def choose_caption(
     A value may be a list of captions, which share its weight.
 
     Raises:
-        DocumentError: all captions are blank.
+        DocumentError: all captions are blank, or the chosen one has lone surrogates.
     """
     texts = {name: present for name in weights if (present := _texts(captions[name]))}
     if not texts:
         value = describe_value(captions[next(iter(weights))]) if len(weights) == 1 else "none"
         raise DocumentError(f"{where}: {excerpt(', '.join(weights))}: expected a caption, got {value}")
     if choices is None:
-        return next(iter(texts.values()))[0]
-    name = choices.choices(list(texts), [weights[name] for name in texts])[0]
-    return choices.choice(texts[name])
+        name, caption = next((name, present[0]) for name, present in texts.items())
+    else:
+        name = choices.choices(list(texts), [weights[name] for name in texts])[0]
+        caption = choices.choice(texts[name])
+    try:
+        caption.encode()
+    except UnicodeEncodeError as error:
+        raise DocumentError(
+            f"{where}: {excerpt(name)}: expected a caption in UTF-8, got '{excerpt(caption)}'"
+        ) from error
+    return caption
 
 
 def pair(picture: Picture, caption: str, direction: Direction, name: str) -> Document:

@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 
 from dreamkit import Dataset, Document, DocumentError, StorageError, count, indexed, printable
-from dreamkit_data.captions import pair
+from dreamkit_data.captions import Direction, pair
 from dreamkit_data.coco_files import NARRATIVES, CaptionedImage, narrated_names, read_images
 from dreamkit_data.example_images import COLOURS, coloured_png
 from dreamkit_data.patterns import matching_files
 from dreamkit_data.spans import changed_error
-from dreamkit_data.stored_images import image_paths
+from dreamkit_data.stored_images import image_mode, image_paths
 
-VERSION: Final = 1
+VERSION: Final = 2
 BYTE: Final = np.dtype([("byte", "u1")])
 
 
@@ -40,7 +40,7 @@ class CocoConfig:
     """
 
     path: Path | list[Path]
-    direction: Literal["draw", "read"] = "draw"
+    direction: Direction = "draw"
     images: Path | None = None
     split: str | list[str] | None = None
     index: Path | None = None
@@ -50,6 +50,7 @@ class Coco(Dataset):
     """A data set with one document per image that has a caption."""
 
     Config = CocoConfig
+    is_thread_safe = True
 
     def __init__(self, config: CocoConfig) -> None:
         self.config = config
@@ -119,7 +120,9 @@ class Coco(Dataset):
         where = f"{printable(table)}!{image.id}"
         names = narrated_names(image.id, image.names[0]) if self.is_narrated else image.names
         paths = image_paths(table, self.config.images)
-        name = next((name for name in names if os.path.exists(paths.folder / name)), names[0])
+        files = {name: os.path.join(paths.folder, name) for name in names}
+        stored = (name for name, file in files.items() if image_mode(file, follow_link=True) is not None)
+        name = next(stored, names[0])
         caption = captions[0] if choices is None else choices.choice(captions)
         return pair(paths.open(name, where), caption, self.config.direction, where)
 

@@ -94,8 +94,9 @@ def _captions(value: Mapping[str, Any], name: str) -> list[CaptionedImage]:
 def _names(image: Any, where: str) -> list[str]:
     """Return the possible paths of an image: its name, and its name in the folder of its address, such as train2017."""
     name = _path(image, "file_name", where)
-    folder, _, last = str(image.get("coco_url", "")).rpartition("/")
-    return [name, f"{folder.rpartition('/')[2]}/{name}"] if folder and last == name else [name]
+    address, _, last = str(image.get("coco_url", "")).rpartition("/")
+    folder = address.rpartition("/")[2]
+    return [name, f"{folder}/{name}"] if last == name and _is_inside(folder) else [name]
 
 
 def _karpathy(values: Sequence[Any], name: str, splits: Sequence[str] | None) -> list[CaptionedImage]:
@@ -206,15 +207,15 @@ def _string(record: Any, key: str, where: str) -> str:
 def _path(record: Any, key: str, where: str) -> str:
     """Return a path from the folder of images, which it may not leave."""
     value = _string(record, key, where)
-    parts = value.replace("\\", "/").split("/")
-    if (
-        value
-        and "\0" not in value
-        and not value.startswith(("/", "\\"))
-        and ".." not in parts
-        and ":" not in parts[0]
-    ):
+    if _is_inside(value):
         return value
     raise DocumentError(
         f"{where}: {key}: expected the name of a file in the folder of images, got {describe_value(value)}"
     )
+
+
+def _is_inside(path: str) -> bool:
+    """Return True if a path does not lead out of the folder it starts from, on any system."""
+    parts = path.replace("\\", "/").split("/")
+    is_absolute = not parts[0] or ":" in parts[0]
+    return "\0" not in path and not is_absolute and ".." not in parts

@@ -14,10 +14,12 @@ from dreamkit import (
     DocumentError,
     Image,
     Text,
+    count,
     describe_error,
     did_you_mean,
     excerpt,
     printable,
+    read_error,
 )
 from dreamkit_data.example_images import COLOURS, coloured_png
 from dreamkit_data.stored_images import stored_picture, stored_value
@@ -36,7 +38,8 @@ class HuggingFaceConfig:
 
     Attributes:
         path: folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` of the library `datasets` wrote.
-        template: the document. `{column}` stands for the text, the number or the images of a column; `{{` is a brace.
+        template: the document. `{column}` stands for the text, the number, the class's name or the images of a
+            column; `{{` is a brace.
         answer: template of the assistant's turn; then `template` is the user's turn, which is not trained on.
         draw: columns of images to draw. The model reads those of other columns.
         split: name of the split in a `DatasetDict`.
@@ -63,6 +66,7 @@ class HuggingFace(Dataset):
     """A data set with one document per row. The rows stay in Arrow files, which are mapped into memory."""
 
     Config = HuggingFaceConfig
+    is_thread_safe = True
 
     def __init__(self, config: HuggingFaceConfig) -> None:
         self.config = config
@@ -75,6 +79,9 @@ class HuggingFace(Dataset):
         rows = self._open()
         self.images = self._check_columns(rows, columns)
         rows = rows.select_columns(columns).with_format(None)
+        self.labels = {
+            name: rows.features[name] for name in columns if hasattr(rows.features[name], "int2str")
+        }
         for name in self.images:
             rows = rows.cast_column(name, _stored(rows.features[name]))
         self.rows = rows
@@ -97,7 +104,10 @@ class HuggingFace(Dataset):
     def __getitem__(self, index: int) -> Document:
         self.check_index(index)
         where = f"{self.name}: row {index}"
-        values = self.rows[index]
+        try:
+            values = self.rows[index]
+        except Exception as error:  # the library raises any type of error about damaged values
+            raise read_error(f"{where}: cannot read the row: {describe_error(error)}", error) from error
         if self.answer is None:
             segments = list(self._segments(self.template, values, where))
             if isinstance(segments[-1], Image) and segments[-1].draw:
@@ -125,7 +135,7 @@ class HuggingFace(Dataset):
             if value is None:
                 raise DocumentError(f"{where}: column '{printable(piece.name)}': expected a value, got null")
             if piece.name not in self.images:
-                text += str(value)
+                text += self._text(piece.name, value, where)
                 continue
             for image in value if isinstance(value, list) else [value]:
                 if text.strip():
@@ -138,6 +148,23 @@ class HuggingFace(Dataset):
             yield Text(text.strip())
         elif is_empty:
             raise DocumentError(f"{where}: expected a text or an image, got blank columns")
+
+    def _text(self, column: str, value: Any, where: str) -> str:
+        """Return the text of a value: of a label, the name of its class.
+
+        Raises:
+            DocumentError: a label that is the number of no class, such as -1 in test splits.
+        """
+        if column not in self.labels:
+            return str(value)
+        label = self.labels[column]
+        try:
+            return str(label.int2str(value))
+        except ValueError as error:
+            size = count(len(label.names), "class", "classes")
+            raise DocumentError(
+                f"{where}: column '{printable(column)}': expected the number of one of {size}, got {value}"
+            ) from error
 
     def _open(self) -> datasets.Dataset:
         """Return the rows of the folder, or of its split.

@@ -21,8 +21,9 @@ def index(
         ),
     ],
     kind: Annotated[
-        Literal["tars", "mmc4"], typer.Option("--format", help="format of the files of a pattern")
-    ] = "tars",
+        Literal["tars", "mmc4"] | None,
+        typer.Option("--format", help="format of the files of a pattern; default: tars"),
+    ] = None,
     folder: Annotated[
         str | None,
         typer.Option(
@@ -45,7 +46,7 @@ def index(
     """
     from pathlib import Path
 
-    from dreamkit import Registry, load_recipe
+    from dreamkit import DreamkitError, Registry, load_recipe
 
     registry = Registry.load()
     recipes: list[str] = []
@@ -53,11 +54,32 @@ def index(
     for target in targets:
         is_recipe = target.endswith((".yaml", ".yml")) or target in registry.shipped_recipes()
         (recipes if is_recipe else patterns).append(target)
+    options = [name for name, value in (("--format", kind), ("--index", folder)) if value is not None]
+    if options and not patterns:
+        raise DreamkitError(
+            f"{' and '.join(options)}: expected a pattern of files, got recipes alone; remove it, and set the format "
+            "and 'index' in the data sets of the recipe"
+        )
+    for target in patterns:
+        _check_path(target, registry)
     sections = [section for target in recipes for section in load_recipe(target, (), registry).data]
     if patterns:
-        _index_patterns([Path(pattern) for pattern in patterns], kind, folder, registry)
+        _index_patterns([Path(pattern) for pattern in patterns], kind or "tars", folder, registry)
     for section in sections:
         _print_result(section.name, registry.get("dataset", section.name)(section.config))
+
+
+def _check_path(target: str, registry: Registry) -> None:
+    """Raise an error for a target that may be the name of a recipe and is none: no file, pattern or absolute path."""
+    import glob
+    import os
+
+    from dreamkit import DocumentError, did_you_mean, printable
+
+    is_pattern = glob.has_magic(target) or "{" in target or target.endswith((".tar", ".jsonl", ".zip", ".gz"))
+    if not is_pattern and not os.path.isabs(target) and not os.path.exists(target):
+        nearest = did_you_mean(target, registry.shipped_recipes())
+        raise DocumentError(f"{printable(target)}: no such file or recipe; {nearest}")
 
 
 def _index_patterns(paths: list[Path], kind: str, folder: str | None, registry: Registry) -> None:

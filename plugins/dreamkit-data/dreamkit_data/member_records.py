@@ -53,9 +53,3 @@ def filtered_reason(record: Mapping[str, Any], filters: Mapping[str, Bounds]) ->
         if not bounds.includes(number):
             return f"by the filter of '{printable(key)}' ({bounds})"
     return None
-
-
-def text_in(record: Mapping[str, Any], key: str) -> str | None:
-    """Return the text under a key, or None if it is missing, blank or no string."""
-    text = record.get(key)
-    return text.strip() or None if isinstance(text, str) else None

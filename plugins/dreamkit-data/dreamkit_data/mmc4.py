@@ -47,6 +47,7 @@ class MMC4(Dataset):
     """A data set with one document for each record that has images. Images that were not downloaded are left out."""
 
     Config = MMC4Config
+    is_thread_safe = True
 
     def __init__(self, config: MMC4Config) -> None:
         self.config = config

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +15,7 @@ from dreamkit import DocumentError, describe_error, printable, read_error
 
 PACKED: Final = (".zip", ".gz")
 PACKED_LINE, IN_ARRAY = -1, -2  # offsets of records that are read from the index
+DAMAGED: Final = (None, errno.EINVAL)  # numbers of OSErrors of libraries, and of places that no file has
 MOST_LINE: Final = 2**26  # bytes
 MOST_STORED: Final = 2**31  # bytes of a file's records in its index
 
@@ -24,6 +25,10 @@ def stored_records(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
     The number is that of its line, or that in an array. The offset is `PACKED_LINE` or `IN_ARRAY` if the file itself
     cannot be read there.
+
+    Raises:
+        DocumentError: the file is missing, damaged or too large.
+        StorageError: the disk or network fails.
     """
     name = printable(path)
     try:
@@ -42,12 +47,14 @@ def stored_records(path: Path) -> Iterator[tuple[int, int, bytes]]:
                     blank = len(line) - len(line.lstrip())
                     yield number, PACKED_LINE if path.suffix in PACKED else start + blank, content
                 start += len(line)
-    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, NotImplementedError) as error:
+    except DocumentError:
+        raise
+    except Exception as error:  # damaged archives raise any type of error
+        if isinstance(error, OSError) and error.errno not in DAMAGED:
+            raise read_error(f"{name}: cannot read the file: {error.strerror}", error) from error
         raise DocumentError(
             f"{name}: cannot unpack the file: {describe_error(error)}; download it again"
         ) from error
-    except OSError as error:
-        raise read_error(f"{name}: cannot read the file: {error.strerror}", error) from error
 
 
 def is_array(path: Path) -> bool:

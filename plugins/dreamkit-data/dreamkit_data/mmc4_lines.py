@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import io
 import json
 import os
@@ -18,20 +16,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from dreamkit import DocumentError, describe_error, excerpt, indexed, printable, read_error
+from dreamkit import DocumentError, describe_error, excerpt, indexed, printable
 from dreamkit_data.left_out import LeftOut
 from dreamkit_data.member_records import parsed_record
 from dreamkit_data.mmc4_files import IN_ARRAY, MOST_STORED, PACKED, is_array, stored_records
 from dreamkit_data.mmc4_records import Selection, record_problem
-from dreamkit_data.spans import OpenFiles, Span, changed_error
-from dreamkit_data.stored_images import image_paths
+from dreamkit_data.spans import OpenFiles, Span, changed_error, hash_names
+from dreamkit_data.stored_images import image_mode, image_paths
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 SUFFIXES: Final = (".jsonl", ".jsonl.zip", ".jsonl.gz")
 VERSION: Final = 1  # of the index
-ABSENT: Final = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 ROW: Final = np.dtype([("start", "<u8"), ("size", "<u4"), ("number", "<u4")])  # of a document
 # Of a packed file or an array, the index has the documents: their rows, then their texts, as the bytes of one array.
 BYTE: Final = np.dtype([("byte", "u1")])
@@ -60,6 +57,7 @@ class LineDocuments:
             version=VERSION,
             settings={**asdict(selection), "images": None if images is None else os.path.abspath(images)},
             folder=index,
+            beside=partial(image_folder, images=images),
         )
         self.facts = self._indexes.facts
         self._ends = np.cumsum([facts["documents"] for facts in self.facts])
@@ -88,7 +86,8 @@ class LineDocuments:
             raise changed_error(file)
         else:
             row = rows[index]
-            data = self._open.read(Span(file, int(row["start"]), int(row["size"])))
+            status = self._indexes.statuses[number]
+            data = self._open.read(Span(file, int(row["start"]), int(row["size"]), status))
         where = record_name(printable(file), int(row["number"]), in_array=facts["is_array"])
         record = parsed_record(data)
         if record is None or record_problem(record) is not None:
@@ -107,10 +106,7 @@ class LineDocuments:
 
     def names_hash(self) -> str:
         """Return a hash of the name and the number of documents of each file, in order."""
-        digest = hashlib.sha256()
-        for file, facts in zip(self.files, self.facts, strict=True):
-            digest.update(f"{facts['documents']} {file.name}\n".encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()[:32]
+        return hash_names(self.files, (facts["documents"] for facts in self.facts))
 
 
 @lru_cache(1000)
@@ -206,15 +202,12 @@ def _exists(folder: Path, name: str) -> bool:
 
     Raises:
         DocumentError: it is a link.
-        StorageError: the disk or network fails: an image that cannot be reached is not missing.
+        StorageError: the disk or network fails.
     """
     path = os.path.join(folder, name)
-    try:
-        mode = os.lstat(path).st_mode
-    except OSError as error:
-        if error.errno in ABSENT:
-            return False
-        raise read_error(f"{printable(path)}: cannot reach the image: {error.strerror}", error) from error
+    mode = image_mode(path, follow_link=False)
+    if mode is None:
+        return False
     if stat.S_ISLNK(mode):
         raise DocumentError(f"{printable(path)}: expected an image, got a link; copy the image")
     return stat.S_ISREG(mode)

@@ -13,13 +13,20 @@ from dreamkit_data.member_records import parsed_record
 from dreamkit_data.mmc4_records import Selection, record_problem
 from dreamkit_data.spans import Spans, changed_error
 from dreamkit_data.tar_members import Member
-from dreamkit_data.tar_samples import MOST_TEXT, Content, LeaveOut, TarSample, read_tar_sample, tar_index
+from dreamkit_data.tar_samples import (
+    IMAGES,
+    MOST_TEXT,
+    Content,
+    LeaveOut,
+    TarSample,
+    read_tar_sample,
+    tar_index,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 RECORD: Final = "json"
-IMAGES: Final = ("jpg", "jpeg", "png", "webp")
 VERSION: Final = 1  # of the index
 
 

@@ -41,7 +41,7 @@ class ObelicsConfig:
         path: Parquet files: a file, a folder, a pattern such as `/data/obelics/*.parquet`, or a list of these.
         draw: train the model to draw the images, which it then reads back; otherwise it only reads them.
         images: folder of the images, which no path may leave; None is the folder of the file, and paths may leave it.
-        min_images: a document with fewer stored images is a bad sample.
+        min_images: a document with fewer stored images is a bad sample; with 0, its texts alone are a document.
         max_images: later images of a document are left out; None: all stay.
         memory: MiB of decoded rows of Parquet that each process keeps.
         index: folder of the index; None is the user's cache folder.
@@ -50,7 +50,7 @@ class ObelicsConfig:
     path: Path | list[Path]
     draw: bool = True
     images: Path | None = None
-    min_images: int = 1
+    min_images: int = 0
     max_images: int | None = None
     memory: int = MEMORY
     index: Path | None = None
@@ -84,6 +84,7 @@ class Obelics(Dataset):
     """
 
     Config = ObelicsConfig
+    is_thread_safe = True
 
     def __init__(self, config: ObelicsConfig) -> None:
         self.config = config

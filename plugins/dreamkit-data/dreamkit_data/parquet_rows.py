@@ -71,7 +71,7 @@ class ParquetRows:
         self._bytes_alone = {name for name in columns if all(name in f["bytes alone"] for f in index.facts)}
         leaves = [facts["leaves"] for facts in index.facts]
         self._reader = RowGroups(self.files, list(columns), leaves, memory)
-        self._lock, self._process = Lock(), os.getpid()
+        self._locks: dict[int, Lock] = {}  # by process
         if not len(self):
             raise DocumentError(f"{printable(self.files[0])}: no rows; correct the path of the data set")
         self.notes = self._size_notes()
@@ -114,9 +114,7 @@ class ParquetRows:
 
     def _own_lock(self) -> Lock:
         """Return the lock of this process: a forked one may start while another thread holds that of its parent."""
-        if self._process != os.getpid():
-            self._lock, self._process = Lock(), os.getpid()
-        return self._lock
+        return self._locks.setdefault(os.getpid(), Lock())  # atomic: threads get the same one
 
     def _size_notes(self) -> list[str]:
         largest = int(self.groups["bytes"].argmax())
@@ -132,7 +130,7 @@ class ParquetRows:
         ]
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_lock": None, "_process": None}
+        return vars(self) | {"_locks": {}}
 
 
 def list_row_groups(path: Path, columns: Mapping[str, Kind]) -> tuple[np.ndarray, dict[str, Any]]:

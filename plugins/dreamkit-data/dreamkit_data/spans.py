@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from dreamkit import StorageError, indexed, printable
+from dreamkit import DocumentError, RangeReads, StorageError, indexed, printable
 
 SPAN: Final = np.dtype([("start", "<u8"), ("size", "<u4")])  # of the rows of an index
 MOST_OPEN: Final = 32  # files that a process holds open for a data set
 
 
 class Span(NamedTuple):
-    """A sample's place: offset and size in a file, in bytes."""
+    """A sample's place: offset and size in a file, in bytes, and the file's status in `Indexes.statuses`."""
 
     path: Path
     start: int
     size: int
+    status: tuple[int, int]
 
 
 class Spans:
@@ -70,22 +69,27 @@ class Spans:
         if rows.dtype != SPAN:
             raise changed_error(self.files[number])
         row = rows[index - int(self._ends[number]) + len(rows)]
-        return Span(self.files[number], int(row["start"]), int(row["size"]))
+        return Span(self.files[number], int(row["start"]), int(row["size"]), self._indexes.statuses[number])
 
     def read(self, span: Span) -> bytes:
         """Return the bytes at a place.
 
         Raises:
-            StorageError: the file is gone, cut or cannot be read.
+            StorageError: the file is gone, cannot be read, or changed since it was indexed.
         """
         return self._open.read(span)
 
     def names_hash(self) -> str:
         """Return a hash of the name and the number of samples of each file, in order."""
-        digest = hashlib.sha256()
-        for file, rows in zip(self.files, self._indexes.rows, strict=True):
-            digest.update(f"{rows} {file.name}\n".encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()[:32]
+        return hash_names(self.files, self._indexes.rows)
+
+
+def hash_names(files: Sequence[Path], numbers: Iterable[int]) -> str:
+    """Return a hash of the name of each file and its number of samples, in order."""
+    digest = hashlib.sha256()
+    for file, number in zip(files, numbers, strict=True):
+        digest.update(f"{number} {file.name}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:32]
 
 
 def changed_error(path: Path) -> StorageError:
@@ -93,57 +97,29 @@ def changed_error(path: Path) -> StorageError:
     return StorageError(f"{printable(path)} changed since it was indexed; restore it or start anew")
 
 
-class _OpenFile:
-    """A file that is open while something refers to it, such as a thread that reads it."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = -1
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-
-
 class OpenFiles:
     """The files that were read last. Copies in other processes open their own."""
 
     def __init__(self) -> None:
-        self._files: OrderedDict[Path, _OpenFile] = OrderedDict()
-        self._lock = Lock()
+        self._file = lru_cache(MOST_OPEN)(RangeReads)
 
     def __reduce__(self) -> tuple[type[OpenFiles], tuple[()]]:
         return OpenFiles, ()
 
     def read(self, span: Span) -> bytes:
-        """Return the bytes at a place, without a position that processes or threads could share.
+        """Return the bytes at a place.
 
         Raises:
-            StorageError: the file is gone, cut or cannot be read.
+            StorageError: the file is gone, cannot be read, or changed since it was indexed.
         """
         try:
-            file = self._file(span.path)
-            start, end = span.start, span.start + span.size
-            if os.fstat(file.descriptor).st_size < end:  # before memory is taken
-                raise changed_error(span.path)
-            pieces = []
-            while start < end and (piece := os.pread(file.descriptor, end - start, start)):
-                pieces.append(piece)
-                start += len(piece)
+            data = self._file(span.path).read(span.start, span.size, span.status)
+        except StorageError:
+            raise
+        except DocumentError as error:  # it is not a regular file now
+            raise changed_error(span.path) from error
         except OSError as error:
-            with self._lock:
-                self._files.pop(span.path, None)  # a later try opens it anew
             raise StorageError(f"{printable(span.path)}: cannot read the file: {error.strerror}") from error
-        if start < end:
+        if len(data) < span.size:
             raise changed_error(span.path)
-        return b"".join(pieces)
-
-    def _file(self, path: Path) -> _OpenFile:
-        with self._lock:
-            file = self._files.get(path)
-            if file is None:
-                file = self._files[path] = _OpenFile(path)
-                if len(self._files) > MOST_OPEN:
-                    self._files.popitem(last=False)
-            self._files.move_to_end(path)
-            return file
+        return data

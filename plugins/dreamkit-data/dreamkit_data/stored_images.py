@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import binascii
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from dreamkit import DocumentError, ImagePaths, decode_picture, describe_value
+from dreamkit import (
+    DocumentError,
+    ImagePaths,
+    StorageError,
+    decode_picture,
+    describe_value,
+    printable,
+    read_error,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -82,3 +91,20 @@ def image_paths(table: Path, images: Path | None) -> ImagePaths:
         DocumentError: `images` is not a folder.
     """
     return ImagePaths(table, images)
+
+
+def image_mode(path: str, *, follow_link: bool) -> int | None:
+    """Return the mode of the file of an image, or of a link itself; None if there is no such file.
+
+    Raises:
+        StorageError: the disk or network fails: an image that cannot be reached is not missing.
+    """
+    try:
+        return (os.stat if follow_link else os.lstat)(path).st_mode
+    except ValueError:  # a name that no file can have
+        return None
+    except OSError as error:
+        failure = read_error(f"{printable(path)}: cannot reach the image: {error.strerror}", error)
+        if isinstance(failure, StorageError):
+            raise failure from error
+        return None

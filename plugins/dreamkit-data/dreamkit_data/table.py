@@ -6,13 +6,13 @@ import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dreamkit import ConfigError, Dataset, Document, DocumentError, describe_value, printable, read_error
-from dreamkit_data.captions import choose_caption, pair, weight_problems
+from dreamkit_data.captions import Direction, choose_caption, pair, weight_problems
 from dreamkit_data.columns import Kind
 from dreamkit_data.example_images import COLOURS, coloured_png
 from dreamkit_data.parquet_rows import ParquetRows
@@ -41,19 +41,19 @@ class TableConfig:
         header: the first line of a text table has the names of its columns; otherwise `image` and `caption` are numbers
             from 0.
         quotes: values of a text table may be in quotes, which do not belong to them; None: in tables with commas.
-        memory: MiB of decoded rows of Parquet that each process keeps.
+        memory: MiB of decoded rows of Parquet that each process keeps; None: 256.
         index: folder of the index; None is the user's cache folder.
     """
 
     path: Path | list[Path]
-    direction: Literal["draw", "read"] = "draw"
+    direction: Direction = "draw"
     image: str | int = "image"
     caption: str | int | dict[str, float] = "caption"
     images: Path | None = None
     base64: bool = False
     header: bool = True
     quotes: bool | None = None
-    memory: int = MEMORY
+    memory: int | None = None
     index: Path | None = None
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class TableConfig:
             problems["caption"] = (
                 f"expected another column than that of the image, got {describe_value(self.image)}"
             )
-        if self.memory < 1:
+        if self.memory is not None and self.memory < 1:
             problems["memory"] = f"expected at least 1 MiB, got {self.memory}"
         if problems:
             raise ConfigError(problems)
@@ -77,6 +77,7 @@ class Table(Dataset):
     """A data set with one document per row."""
 
     Config = TableConfig
+    is_thread_safe = True
 
     def __init__(self, config: TableConfig) -> None:
         self.config = config
@@ -85,7 +86,7 @@ class Table(Dataset):
         self.rows: ParquetRows | TextRows
         if _is_parquet(files[0]):
             kinds: dict[str, Kind] = {self.image: "image", **dict.fromkeys(self.captions, "caption")}
-            self.rows = ParquetRows(files, kinds, config.index, config.memory)
+            self.rows = ParquetRows(files, kinds, config.index, config.memory or MEMORY)
             if not config.header or config.quotes is not None:
                 key = "header" if config.quotes is None else "quotes"
                 raise DocumentError(
@@ -97,6 +98,10 @@ class Table(Dataset):
                     "remove 'images'"
                 )
         else:
+            if config.memory is not None:
+                raise DocumentError(
+                    f"{printable(files[0])}: 'memory' is for Parquet, got a text table; remove it"
+                )
             columns = (self.image, *self.captions)
             self.rows = TextRows(files, Layout(columns, config.header, config.quotes), config.index)
         self.notes = self.rows.notes

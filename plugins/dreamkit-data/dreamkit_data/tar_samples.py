@@ -14,6 +14,7 @@ import numpy as np
 
 from dreamkit import DocumentError, printable, read_error
 from dreamkit_data.left_out import LeftOut
+from dreamkit_data.packed_files import unpacking_command
 from dreamkit_data.spans import SPAN, Spans, changed_error
 from dreamkit_data.tar_members import Member, Read, members
 
@@ -22,12 +23,7 @@ MOST_SAMPLE: Final = 2**28  # bytes, a quarter of a GiB
 MOST_TEXT: Final = 2**24  # bytes of a member that is read when indexing
 WINDOW: Final = 2**13  # bytes of one read when indexing: small members and the header of the next sample
 PICKLES: Final = frozenset(["pkl", "pickle", "pyd", "pt", "pth", "joblib", "dill"])
-PACKED: Final = {
-    b"\x1f\x8b": "gunzip",
-    b"BZh": "bunzip2",
-    b"\xfd7zXZ\x00": "unxz",
-    b"\x28\xb5\x2f\xfd": "unzstd",
-}
+IMAGES: Final = ("jpg", "jpeg", "png", "webp")  # suffixes of members
 
 Content: TypeAlias = Callable[[Member], bytes]
 
@@ -160,11 +156,10 @@ def read_tar_sample(spans: Spans, index: int) -> tuple[str, TarSample, Content]:
 
 
 def _refuse_packed(head: bytes, where: str) -> None:
-    for magic, command in PACKED.items():
-        if head.startswith(magic):
-            raise DocumentError(
-                f"{where}: expected a tar, got a compressed file, which has no random access; unpack it with {command}"
-            )
+    if command := unpacking_command(head):
+        raise DocumentError(
+            f"{where}: expected a tar, got a compressed file, which has no random access; unpack it with {command}"
+        )
 
 
 class _Window:

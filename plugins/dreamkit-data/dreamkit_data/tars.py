@@ -19,14 +19,15 @@ from dreamkit import (
     decode_picture,
     describe_value,
 )
-from dreamkit_data.captions import Direction, pair, weight_problems
+from dreamkit_data.captions import Direction, choose_caption, pair, weight_problems
 from dreamkit_data.example_images import COLOURS, SIDE, coloured_png, write_small_tar
 from dreamkit_data.left_out import left_out_notes, paths_name
-from dreamkit_data.member_records import Bounds, filtered_reason, parsed_record, text_in
+from dreamkit_data.member_records import Bounds, filtered_reason, parsed_record
 from dreamkit_data.patterns import matching_files
 from dreamkit_data.spans import Spans
 from dreamkit_data.tar_members import Member
 from dreamkit_data.tar_samples import (
+    IMAGES,
     MOST_TEXT,
     Content,
     LeaveOut,
@@ -35,9 +36,8 @@ from dreamkit_data.tar_samples import (
     tar_index,
 )
 
-IMAGES: Final = ("jpg", "jpeg", "png", "webp")
 RECORD: Final = "json"
-VERSION: Final = 1  # of the index
+VERSION: Final = 2  # of the index
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,8 @@ class TarsConfig:
     index: Path | None = None
 
     def __post_init__(self) -> None:
-        weights = self.caption if isinstance(self.caption, dict) else {self.caption: 1.0}
-        problems = weight_problems(weights)
-        for text in weights:
+        problems = weight_problems(self.captions)
+        for text in self.captions:
             if not CaptionPlace.parse(text).is_possible:
                 key = f"caption.{text}" if isinstance(self.caption, dict) else "caption"
                 problems[key] = (
@@ -74,10 +73,9 @@ class TarsConfig:
             raise ConfigError(problems)
 
     @property
-    def captions(self) -> dict[CaptionPlace, float]:
-        """The weights of captions by their places."""
-        weights = self.caption if isinstance(self.caption, dict) else {self.caption: 1.0}
-        return {CaptionPlace.parse(text): weight for text, weight in weights.items()}
+    def captions(self) -> dict[str, float]:
+        """The weights of captions by the names of their places."""
+        return dict(self.caption) if isinstance(self.caption, dict) else {self.caption: 1.0}
 
 
 class CaptionPlace(NamedTuple):
@@ -104,17 +102,18 @@ class Tars(Dataset):
     """A data set with one document for each sample that has an image and a caption and passes the filters."""
 
     Config = TarsConfig
+    is_thread_safe = True
 
     def __init__(self, config: TarsConfig) -> None:
         self.config = config
-        self.captions = config.captions
+        self.places = {text: CaptionPlace.parse(text) for text in config.captions}
         self._spans = Spans(
             matching_files(config.path, (".tar",)),
-            partial(tar_index, partial(_choose, tuple(self.captions), config.filters)),
+            partial(tar_index, partial(_choose, tuple(self.places.values()), config.filters)),
             kind="tars",
             version=VERSION,
             settings={
-                "captions": sorted(self.captions),
+                "captions": sorted(self.places.values()),
                 "filters": {key: asdict(bounds) for key, bounds in config.filters.items()},
             },
             folder=config.index,
@@ -157,29 +156,12 @@ class Tars(Dataset):
         where, sample, content = read_tar_sample(self._spans, index)
         image = next(sample.members[suffix] for suffix in IMAGES if suffix in sample.members)
         picture = decode_picture(content(image), f"{where}.{image.name.rpartition('.')[2]}")
-        return pair(picture, self._caption(sample, content, where, choices), self.config.direction, where)
-
-    def _caption(self, sample: TarSample, content: Content, where: str, choices: random.Random | None) -> str:
-        """Return the first caption that the sample has, or one of all by weight."""
         record = parsed_record(content(sample.members[RECORD])) if RECORD in sample.members else None
-        texts = {
-            place: text
-            for place in self.captions
-            if (text := _caption_at(place, sample, content, record or {})) is not None
+        captions = {
+            text: _caption_at(place, sample, content, record or {}) for text, place in self.places.items()
         }
-        if choices is None or len(texts) == 1:
-            place = next(iter(texts))
-        else:
-            place = choices.choices(list(texts), [self.captions[place] for place in texts])[0]
-        text = texts[place]
-        try:
-            caption = text.decode() if isinstance(text, bytes) else text
-            caption.encode()  # JSON can escape a lone surrogate
-        except (UnicodeDecodeError, UnicodeEncodeError) as error:
-            raise DocumentError(
-                f"{where}.{place.suffix}: expected a caption in UTF-8: {error.reason}"
-            ) from error
-        return caption.removeprefix("\ufeff").strip()
+        caption = choose_caption(captions, self.config.captions, where, choices)
+        return pair(picture, caption, self.config.direction, where)
 
 
 def _choose(
@@ -227,9 +209,14 @@ def _reason(
 
 def _caption_at(
     place: CaptionPlace, sample: TarSample, content: Content, record: Mapping[str, Any]
-) -> str | bytes | None:
-    """Return the caption at a place, as bytes if it is a member, or None if it is missing or blank."""
+) -> str | None:
+    """Return the caption at a place without the blanks around it, or None if it is missing or blank.
+
+    It has lone surrogates where a member is not UTF-8, or where JSON escapes them.
+    """
+    text: Any = None
     if place.key is not None:
-        return text_in(record, place.key)
-    member = sample.members.get(place.suffix)
-    return (content(member).strip() or None) if member is not None else None
+        text = record.get(place.key)
+    elif place.suffix in sample.members:
+        text = content(sample.members[place.suffix]).decode("utf-8", "surrogateescape")
+    return text.strip().removeprefix("\ufeff").strip() or None if isinstance(text, str) else None

@@ -8,15 +8,9 @@ from collections.abc import Iterator
 from typing import BinaryIO, Final, NamedTuple
 
 from dreamkit import DocumentError, count
+from dreamkit_data.packed_files import unpacking_command
 
 MOST_BYTES: Final = 2**27  # of a row; images in base64 make long ones
-# The first bytes of packed files, with the command that unpacks them.
-PACKED: Final = {
-    b"\x1f\x8b": "gunzip",
-    b"\x28\xb5\x2f\xfd": "unzstd",
-    b"PK\x03\x04": "unzip",
-    b"BZh": "bunzip2",
-}
 csv.field_size_limit(max(csv.field_size_limit(), MOST_BYTES))  # it has one limit for all its readers
 
 
@@ -46,9 +40,8 @@ def read_dialect(file: BinaryIO, name: str, quotes: bool | None) -> Dialect:
     offset = len(codecs.BOM_UTF8) if start == codecs.BOM_UTF8 else 0
     file.seek(offset)
     line = file.readline(MOST_BYTES)
-    for magic, command in PACKED.items():
-        if line.startswith(magic):
-            raise DocumentError(f"{name}: expected a table, got a packed file; unpack it with {command}")
+    if command := unpacking_command(line):
+        raise DocumentError(f"{name}: expected a table, got a packed file; unpack it with {command}")
     if b"\0" in line:
         raise DocumentError(f"{name}: expected a table in UTF-8 or Parquet, got another format")
     file.seek(offset)

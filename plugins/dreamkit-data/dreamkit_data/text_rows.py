@@ -75,7 +75,7 @@ class TextRows:
 
     def fingerprint(self) -> dict[str, str]:
         """Return a string that identifies the files: a hash of the rows and bytes of each."""
-        sizes = [facts["status"][0] for facts in self._index.facts]
+        sizes = [status.size for status in self._index.statuses]
         text = repr([self._index.rows.tolist(), sizes])
         return {"rows and sizes": hashlib.sha256(text.encode()).hexdigest()[:32]}
 
@@ -100,7 +100,7 @@ class TextRows:
                 data = table.read(size)
         except OSError as error:
             raise StorageError(f"{where}: cannot read the file: {error.strerror}") from error
-        if [status.st_size, status.st_mtime_ns] != facts["status"]:
+        if (status.st_size, status.st_mtime_ns) != self._index.statuses[file]:
             raise changed_error(path)
         try:
             values = split_row(data.decode(), Dialect(*facts["dialect"]))
@@ -124,7 +124,6 @@ def list_rows(path: Path, layout: Layout) -> tuple[np.ndarray, dict[str, Any]]:
     rows: list[tuple[int, int, int]] = []
     try:
         with path.open("rb") as file:
-            status = os.fstat(file.fileno())
             dialect = read_dialect(file, printable(path), layout.quotes)
             places = read_rows(file, printable(path), dialect)
             first = next(places, None)
@@ -139,7 +138,6 @@ def list_rows(path: Path, layout: Layout) -> tuple[np.ndarray, dict[str, Any]]:
     except OSError as error:
         raise StorageError(f"{printable(path)}: cannot read the file: {error.strerror}") from error
     facts = {
-        "status": [status.st_size, status.st_mtime_ns],
         "dialect": list(dialect),
         "width": 0 if first is None else len(first.values),
         "columns": columns,

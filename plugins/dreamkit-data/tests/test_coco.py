@@ -1,5 +1,6 @@
 """Captions of COCO in its three forms: one document for each image, the form by content, damaged files."""
 
+import errno
 import json
 import os
 import pickle
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from dreamkit import DocumentError, Image, Text
+from dreamkit import DocumentError, Image, StorageError, Text
 from dreamkit_data import coco
 from dreamkit_data.coco import Coco, CocoConfig
 from dreamkit_digits import digits
@@ -167,6 +168,26 @@ def test_an_image_that_is_missing_is_a_bad_sample(tmp_path: Path, images: Path) 
         data[1]
 
 
+def test_an_image_that_cannot_be_reached_is_not_missing(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = opened(write_coco_captions(tmp_path / "a.json", CAPTIONS), images=images)
+    read = os.stat
+
+    def fail(path: Any, **settings: Any) -> os.stat_result:
+        if str(path).endswith(coco_name(139)):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read(path, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", fail)
+        with pytest.raises(
+            StorageError, match=f"{coco_name(139)}: cannot reach the image: Stale file handle"
+        ):
+            data[0]
+    assert shows(data[0].images[0], 139)
+
+
 def edited(change: Callable[[Any], Any]) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         value = json.loads(write_coco_captions(path, CAPTIONS).read_text())
@@ -174,6 +195,19 @@ def edited(change: Callable[[Any], Any]) -> Callable[[Path], None]:
         path.write_text(json.dumps(value))
 
     return write
+
+
+@pytest.mark.parametrize("folder", ["x/..", "x/", "C:", "x/..\\..", "x/\0"])
+def test_the_folder_of_an_address_cannot_lead_out_of_the_images(tmp_path: Path, folder: str) -> None:
+    write_png(tmp_path, coco_name(139), 139)
+    (tmp_path / "images" / "x").mkdir(parents=True)
+    url = f"http://{folder}/{coco_name(139)}"
+    file = tmp_path / "a.json"
+    edited(lambda value: value["images"][0].update(coco_url=url))(file)
+    data = opened(file, images=tmp_path / "images")
+    assert list(data._record(0)[1].names) == [coco_name(139)]
+    with pytest.raises(DocumentError, match=f"no such image: {tmp_path / 'images' / coco_name(139)}"):
+        data[0]
 
 
 def edited_karpathy(change: Callable[[Any], Any]) -> Callable[[Path], None]:

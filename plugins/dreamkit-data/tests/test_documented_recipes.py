@@ -13,21 +13,38 @@ from dreamkit.recipe.loading import draft_recipe
 from dreamkit_data.obelics import Obelics, ObelicsConfig
 from table_files import png, write_parquet
 
-PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
-BLOCKS = [block for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if block.startswith("data:")]
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "data.md").read_text()
+README = (ROOT / "plugins" / "dreamkit-data" / "README.md").read_text()
+BLOCKS = [
+    block
+    for page in (PAGE, README)
+    for block in re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    if block.startswith("data:")
+]
+
+
+def own_data_sets() -> set[str]:
+    components = Registry.load().components("dataset")
+    return {name for name, each in components.items() if each.component.target.startswith("dreamkit_data.")}
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_the_recipe_lines_of_the_page_are_read(tmp_path: Path, block: str) -> None:
+def test_the_recipe_lines_of_the_pages_are_read(tmp_path: Path, block: str) -> None:
     (tmp_path / "recipe.yaml").write_text(f"extends: digits/stage1\n{block}")
     recipe, problems = draft_recipe(str(tmp_path / "recipe.yaml"), (), Registry.load())
     assert not problems
     assert len(recipe.data) == block.count("name:")
 
 
-def test_the_page_shows_every_data_set_of_this_package() -> None:
+def test_the_pages_show_every_data_set_of_this_package() -> None:
     names = {name for block in BLOCKS for name in re.findall(r"name: (\w+)", block)}
-    assert names >= {"table", "obelics", "coco"}
+    assert names >= own_data_sets() >= {"tars", "mmc4", "table", "obelics", "coco", "huggingface"}
+
+
+def test_the_page_lists_the_index_of_every_data_set_of_this_package() -> None:
+    (table,) = re.findall(r"^\| data \| index \|\n(.*?)\n\n", PAGE, re.DOTALL | re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", table)) >= own_data_sets()
 
 
 def run_script(word: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pytest
 from hypothesis import given, strategies as st
 from PIL import ImageChops
@@ -126,6 +127,26 @@ def test_the_error_of_a_setting_names_the_folder(
 def test_a_split_is_read_alone(folder: Path) -> None:
     data = HuggingFace(HuggingFaceConfig(folder / "splits", "{name}", split="test"))
     assert [data[0].text] == [name(3)] and len(data) == 1
+
+
+def test_a_label_is_the_name_of_its_class(tmp_path: Path) -> None:
+    features = datasets.Features({"label": datasets.ClassLabel(names=["cat", "dog"])})
+    datasets.Dataset.from_dict({"label": [1, 0, -1]}, features).save_to_disk(tmp_path / "rows")
+    data = pickle.loads(pickle.dumps(read(tmp_path, "a {label}")))
+    assert [data[0].text, data[1].text] == ["a dog", "a cat"]
+    with pytest.raises(
+        DocumentError, match="row 2: column 'label': expected the number of one of 2 classes, got -1"
+    ):
+        data[2]
+
+
+def test_text_that_is_not_utf8_is_a_bad_sample(tmp_path: Path) -> None:
+    texts = pa.array([b"good", b"b\xe4d"], pa.binary()).view(pa.string())
+    datasets.Dataset(pa.table({"name": texts})).save_to_disk(tmp_path / "rows")
+    data = read(tmp_path, "{name}")
+    assert data[0].text == "good"
+    with pytest.raises(DocumentError, match=r"rows: row 1: cannot read the row: .*utf-8"):
+        data[1]
 
 
 @given(st.lists(st.one_of(st.text(max_size=6), st.sampled_from(["a", "b c", "ü"]).map(Column)), max_size=6))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from dreamkit import DocumentError, Registry
+from dreamkit import DocumentError, DreamkitError, Registry
 from dreamkit.cli.app import app
 from dreamkit_data import tar_samples
 from dreamkit_data.tars import Tars, TarsConfig
@@ -46,7 +46,7 @@ def test_an_interrupted_command_continues(tmp_path: Path, monkeypatch: pytest.Mo
         tar_samples, "samples", lambda *args, **kwargs: read.append(args[3]) or original(*args, **kwargs)
     )
     assert index(tmp_path)[-1].startswith("tars: ")
-    assert str(paths[0]) not in read
+    assert read == [str(paths[3])]
 
 
 def test_a_recipe_is_indexed_with_its_settings_and_mmc4_by_its_format(tmp_path: Path) -> None:
@@ -68,6 +68,23 @@ def test_a_recipe_is_indexed_with_its_settings_and_mmc4_by_its_format(tmp_path: 
     assert lines == ["mmc4: 5 documents"]
     assert len(list((tmp_path / "other").glob("*.npy"))) == 1
     assert index("digits/stage1") == ["digits: 100,000 documents"]
+
+
+@pytest.mark.parametrize("options", [["--index", "folder"], ["--format", "mmc4"], ["--format", "tars"]])
+def test_options_of_a_pattern_are_refused_for_recipes_alone(options: list[str]) -> None:
+    with pytest.raises(DreamkitError, match=f"{options[0]}: expected a pattern of files, got recipes alone"):
+        index("digits/stage1", *options)
+
+
+def test_a_mistyped_recipe_gets_the_nearest_name(tmp_path: Path) -> None:
+    for target in ("digits/stag1", "digits/stge1"):
+        with pytest.raises(
+            DocumentError, match=f"{target}: no such file or recipe; did you mean 'digits/stage1'"
+        ):
+            index(target)
+    for target in (tmp_path / "digits", "digits/*", "00000.tar"):
+        with pytest.raises(DocumentError, match="no such file; correct the path"):
+            index(target)
 
 
 def test_listing_the_commands_and_data_sets_loads_no_library() -> None:

@@ -1,6 +1,7 @@
 """The data set `mmc4`, in tars and in JSON Lines beside images."""
 
 import errno
+import gzip
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ from dreamkit import ConfigError, Document, DocumentError, Image, StorageError, 
 from dreamkit.data.fingerprint import document_hash
 from dreamkit_data import mmc4_lines, tar_samples
 from dreamkit_data.mmc4 import MMC4, MMC4Config
+from dreamkit_data.mmc4_files import stored_records
 from dreamkit_data.mmc4_records import Selection, mmc4_document, record_problem
 from dreamkit_digits import digits
 from dreamkit_digits.documents import Digits
@@ -255,12 +257,64 @@ def test_an_image_that_vanishes_is_left_out_and_a_damaged_one_is_a_document_erro
         data[0]
 
 
+METHODS = {
+    "stored": zipfile.ZIP_STORED,
+    "deflate": zipfile.ZIP_DEFLATED,
+    "bzip2": zipfile.ZIP_BZIP2,
+    "lzma": zipfile.ZIP_LZMA,
+}
+
+
+@pytest.mark.parametrize("method", [*METHODS, "gz"])
+def test_each_damaged_byte_of_a_packed_file_is_refused_or_harmless(tmp_path: Path, method: str) -> None:
+    lines = b'{"text_list": ["a"], "image_info": []}\n' * 3
+    if method == "gz":
+        path = tmp_path / "a.jsonl.gz"
+        path.write_bytes(gzip.compress(lines))
+    else:
+        path = tmp_path / "a.jsonl.zip"
+        with zipfile.ZipFile(path, "w", METHODS[method]) as archive:
+            archive.writestr("a.jsonl", lines)
+    content, refused = path.read_bytes(), 0
+    assert len(list(stored_records(path))) == 3
+    for number in range(len(content)):
+        path.write_bytes(content[:number] + bytes([content[number] ^ 0xFF]) + content[number + 1 :])
+        try:
+            list(stored_records(path))
+        except DocumentError as error:
+            assert not isinstance(error, StorageError) and "None" not in str(error)
+            refused += 1
+    assert refused > len(content) / 3
+
+
+def test_images_that_are_downloaded_after_the_index_are_read_at_the_next_start(tmp_path: Path) -> None:
+    made = record(["a", "b"], ("0.png", 0, None), ("1.png", 1, None))
+    path = write_record(tmp_path, made, {"0.png": 0}, "lines")
+    path.write_text(path.read_text() + json.dumps(record(["c"], ("1.png", 0, None))) + "\n")
+    first = MMC4(MMC4Config(path))
+    assert len(first) == 1 and len(first.notes) == 2
+    (tmp_path / "images" / "1.png").write_bytes(encoded(digit(1)))
+    os.utime(tmp_path / "images", ns=(0, 1))  # clocks of file systems can be coarse
+    data = MMC4(MMC4Config(path))
+    assert [len(document.images) for document in data] == [2, 1] and data.notes == []
+
+
 def test_lines_that_change_after_the_start_stop_the_run(tmp_path: Path) -> None:
     path = write_mmc4_lines(tmp_path / "docs.jsonl", DOCUMENTS)
     data = MMC4(MMC4Config(path))
     path.write_bytes(b"x" * path.stat().st_size)
-    with pytest.raises(StorageError, match=r"docs\.jsonl changed since it was indexed"):
+    with pytest.raises(StorageError, match=r"docs\.jsonl changed while being read"):
         data[3]
+
+
+def test_lines_that_change_within_their_layout_stop_the_run(tmp_path: Path) -> None:
+    path = write_record(tmp_path, record(["cat"], ("0.png", 0, None)), {"0.png": 0}, "lines")
+    data, time = MMC4(MMC4Config(path)), path.stat().st_mtime_ns
+    assert data[0].text == "cat"
+    path.write_bytes(path.read_bytes().replace(b"cat", b"dog"))
+    os.utime(path, ns=(0, time + 1))
+    with pytest.raises(StorageError, match=r"a\.jsonl changed while being read"):
+        data[0]
 
 
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -357,7 +357,7 @@ def read(rows: ParquetRows, indices: list[int]) -> list[bytes]:
 def test_other_processes_read_the_same_rows(tmp_path: Path, method: str) -> None:
     rows = ParquetRows([write_pairs(tmp_path / "a.parquet", range(9))], COLUMNS)
     assert read(rows, [4, 8]) == [png(4), png(8)]
-    rows._lock.acquire()  # as a thread may that reads when the process forks
+    rows._own_lock().acquire()  # as a thread may that reads when the process forks
     with get_context(method).Pool(1) as pool:
         assert pool.apply(read, (pickle.loads(pickle.dumps(rows)), [4, 8, 0])) == [png(4), png(8), png(0)]
     if method == "fork":

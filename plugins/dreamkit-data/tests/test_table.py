@@ -194,6 +194,14 @@ def test_a_blank_caption_names_file_line_and_column(tmp_path: Path) -> None:
         opened(file, caption="text")[0]
 
 
+def test_the_memory_of_parquet_is_refused_for_text_tables(tmp_path: Path) -> None:
+    text = write_text_table(tmp_path / "a.tsv", [["image", "caption"], ["a.png", "x"]], "\t")
+    with pytest.raises(DocumentError, match=f"{text}: 'memory' is for Parquet, got a text table; remove it"):
+        opened(text, memory=256)
+    with pytest.raises(ConfigError, match="memory: expected at least 1 MiB, got 0"):
+        TableConfig(tmp_path, memory=0)
+
+
 def test_settings_that_do_not_fit_are_errors_at_the_start(tmp_path: Path) -> None:
     file = write_parquet(tmp_path / "a.parquet", {"image": [png(0)], "caption": ["x"]})
     with pytest.raises(

@@ -5,9 +5,11 @@ import json
 import os
 import pickle
 import random
+import signal
 import tarfile
 from collections import Counter
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from dreamkit import ConfigError, Dataset, Document, DocumentError, Image, Registry, StorageError, Text
+from dreamkit.data import range_reads
 from dreamkit.recipe.loading import draft_recipe
 from dreamkit_data import spans, tar_samples
 from dreamkit_data.member_records import Bounds
@@ -100,7 +103,7 @@ def test_a_document_is_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     data = open_tars(tmp_path)
     reads = []
     original = os.pread
-    monkeypatch.setattr(spans.os, "pread", lambda *args: reads.append(args) or original(*args))
+    monkeypatch.setattr(os, "pread", lambda *args: reads.append(args) or original(*args))
     for number in random.Random(0).sample(range(30), 30):
         assert data[number].text == digit_metadata(number)["caption"]
     assert len(reads) == 30
@@ -125,6 +128,39 @@ def test_copies_in_other_processes_read_the_same(tmp_path: Path) -> None:
     for number in (-1, 30):
         with pytest.raises(IndexError):
             data[number]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_that_is_forked_while_a_thread_opens_a_file_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_img2dataset(tmp_path, SHARDS)
+    data = open_tars(tmp_path)
+    is_open, go_on = Event(), Event()
+    original = range_reads.open_regular
+
+    def slow(path: Path) -> Any:
+        if path.name == "00000.tar":
+            is_open.set()
+            go_on.wait()
+        return original(path)
+
+    monkeypatch.setattr(range_reads, "open_regular", slow)
+    thread = Thread(target=lambda: data[0])
+    thread.start()
+    is_open.wait()
+    process = os.fork()
+    if process == 0:
+        signal.alarm(60)
+        code = 1
+        try:
+            code = int(data[29].text != digit_metadata(29)["caption"])
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(process, 0)
+    go_on.set()
+    thread.join()
+    assert status == 0
 
 
 def test_a_caption_of_json_and_a_choice_by_weight(tmp_path: Path) -> None:
@@ -154,6 +190,8 @@ def test_samples_without_image_caption_or_success_are_left_out_with_counts(tmp_p
         [
             *sample("good", jpg=True, txt="a"),
             *sample("blank", jpg=True, txt=" \n"),
+            *sample("mark", jpg=True, txt=" \ufeff\r\n"),
+            *sample("space", jpg=True, txt="\u00a0\n"),
             *sample("mute", jpg=True, json={"status": "success"}),
             *sample("failed", jpg=True, txt="a", json={"status": "failed_to_download"}),
             *sample("text", txt="a"),
@@ -168,7 +206,7 @@ def test_samples_without_image_caption_or_success_are_left_out_with_counts(tmp_p
     assert [document.text for document in data] == ["a"]
     assert Counter(data.notes) == Counter(
         [
-            f"{tmp_path}: left out: 2 samples without a caption, such as a.tar!blank",
+            f"{tmp_path}: left out: 4 samples without a caption, such as a.tar!blank",
             f"{tmp_path}: left out: 1 sample whose download failed ('status'), such as a.tar!failed",
             f"{tmp_path}: left out: 1 sample with no image, such as a.tar!text",
             f"{tmp_path}: left out: 1 sample with 2 images, such as a.tar!two",
@@ -265,8 +303,10 @@ def test_compressed_tars_and_special_files_are_refused(tmp_path: Path) -> None:
         pass
     os.mkfifo(tmp_path / "pipe.tar")
     (tmp_path / "empty.tar").touch()
+    (tmp_path / "zip.tar").write_bytes(b"PK\x03\x04" + b"0" * 600)
     for name, message in [
         ("a.tar", "got a compressed file.*gunzip"),
+        ("zip.tar", "got a compressed file.*unzip"),
         ("pipe.tar", "regular file"),
         ("empty.tar", "without the mark of its end"),
         ("none.tar", "no such file"),
@@ -280,14 +320,29 @@ def test_a_tar_that_changes_after_the_start_stops_the_run(tmp_path: Path) -> Non
     data, cut = open_tars(path), open_tars(path)
     content = path.read_bytes()
     path.write_bytes(content[:512])
-    with pytest.raises(StorageError, match=r"00000\.tar changed since it was indexed"):
+    with pytest.raises(StorageError, match=r"00000\.tar changed while being read"):
         cut[5]
     path.write_bytes(content[1024:])
-    with pytest.raises(StorageError, match=r"00000\.tar changed since it was indexed"):
+    with pytest.raises(StorageError, match=r"00000\.tar changed while being read"):
         data[5]
     path.unlink()
     with pytest.raises(StorageError, match="No such file"):
         open_copy(data)[5]
+
+
+def test_a_tar_that_changes_within_its_layout_stops_the_run(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", sample("a", jpg=True, txt="cat"))
+    data, content, status = open_tars(path), path.read_bytes(), path.stat()
+    assert data[0].text == "cat"
+    path.write_bytes(content.replace(b"cat", b"dog"))
+    os.utime(path, ns=(0, status.st_mtime_ns + 1))
+    for each in (data, open_copy(data)):  # with the file open, and without
+        with pytest.raises(StorageError, match=r"a\.tar changed while being read"):
+            each[0]
+    path.unlink()
+    path.write_bytes(content)
+    os.utime(path, ns=(0, status.st_mtime_ns))
+    assert data[0].text == "cat"  # once it is restored
 
 
 def test_a_failing_disk_is_no_fault_of_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,8 +369,11 @@ def open_copy(data: Dataset) -> Dataset:
     ("members", "message"),
     [
         (sample("a", jpg=b"no image", txt="a"), r"a\.tar!a\.jpg: cannot read the image"),
-        (sample("a", jpg=True, txt=b"\xff\xfe"), r"a\.tar!a\.txt: expected a caption in UTF-8"),
-        (sample("a", jpg=True, json=b'{"alt": "\\ud800"}'), r"a\.tar!a\.json: expected a caption in UTF-8"),
+        (sample("a", jpg=True, txt=b"\xff\xfe"), r"a\.tar!a: txt: expected a caption in UTF-8, got"),
+        (
+            sample("a", jpg=True, json=b'{"alt": "\\ud800"}'),
+            r"a\.tar!a: json:alt: expected a caption in UTF-8, got",
+        ),
     ],
 )
 def test_a_bad_sample_is_a_document_error(

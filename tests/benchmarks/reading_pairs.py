@@ -1,0 +1,222 @@
+"""Pairs of JPEG images and captions that a data loader reads from tars: `python tests/benchmarks/reading_pairs.py`.
+
+Writes tars as img2dataset does. Then `tars` of dreamkit, webdataset and the builder `webdataset` of `datasets` take
+turns on them. In each, worker processes decode the images and make tensors of 256 x 256; `tars` also reads at random
+places and makes tokens. webdataset and `datasets` are no dependencies: one that is not installed is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image as PIL
+from PIL.Image import Image as Picture
+from torch.utils.data import DataLoader
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+
+import tiny
+from dreamkit.data.image_files import decode_picture
+from dreamkit.data.mixture import Mixture
+from dreamkit.data.samples import Samples
+from dreamkit.document import Document
+from dreamkit_data.tar_samples import read_tar_sample
+from dreamkit_data.tars import Tars, TarsConfig
+from tar_files import write_tar
+
+BATCH: Final = 16
+SIDE: Final = 256  # of the tensors
+CAPTION: Final = "a photograph of a street with trees, seen from above"
+
+
+def photograph(rng: np.random.Generator, size: int) -> bytes:
+    """Return a JPEG of smooth colours, finer ones, and the noise of a sensor."""
+    picture = np.zeros((size, size, 3))
+    for cells, strength in ((6, 60), (24, 30), (96, 12), (size, 3)):
+        field = (rng.normal(size=(cells, cells, 3)) * strength + 128).clip(0, 255).astype(np.uint8)
+        picture += np.asarray(PIL.fromarray(field).resize((size, size), PIL.Resampling.BICUBIC)) - 128.0
+    file = io.BytesIO()
+    PIL.fromarray((picture + 128).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def write_shards(folder: Path, shards: int, samples: int, size: int) -> list[Path]:
+    rng = np.random.default_rng(0)
+    images = [photograph(rng, size) for _ in range(min(samples, 200))]
+    paths = [folder / f"{number:05}.tar" for number in range(shards)]
+    for shard, path in enumerate(paths):
+        members = []
+        for number in range(samples):
+            key = f"{shard:05}{number:04}"
+            record = {"caption": CAPTION, "key": key, "status": "success", "width": size, "height": size}
+            members += [
+                (f"{key}.jpg", images[number % len(images)]),
+                (f"{key}.json", json.dumps(record).encode()),
+                (f"{key}.txt", CAPTION.encode()),
+            ]
+        write_tar(path, members)
+    return paths
+
+
+def batch_of(pairs: Iterable[tuple[Picture, str]]) -> tuple[torch.Tensor, list[str]]:
+    """Return images (N, 256, 256, 3) and captions."""
+    pictures, texts = zip(*pairs, strict=True)
+    resized = [
+        np.asarray(each.convert("RGB").resize((SIDE, SIDE), PIL.Resampling.BICUBIC)) for each in pictures
+    ]
+    return torch.from_numpy(np.stack(resized)), list(texts)
+
+
+def from_sequences(sequences: Sequence[Any]) -> tuple[torch.Tensor, list[str]]:
+    return batch_of((sequence.draws[0][1], sequence.name) for sequence in sequences)
+
+
+class SlowTars(Tars):
+    """Tars on storage whose reads take some seconds longer."""
+
+    def __init__(self, config: TarsConfig, delay: float, *, is_thread_safe: bool) -> None:
+        super().__init__(config)
+        self.delay = delay
+        self.is_thread_safe = is_thread_safe  # type: ignore[misc]
+
+    def sample(self, index: int, choices: random.Random) -> Document:
+        time.sleep(self.delay)
+        return super().sample(index, choices)
+
+
+def dreamkit_loader(
+    paths: list[Path], index: Path, delay: float, workers: int, threads: bool, shuffle: Any
+) -> DataLoader[Any]:
+    data = SlowTars(TarsConfig(paths, index=index), delay, is_thread_safe=threads)
+    mixture = Mixture([data], [1.0], length=len(data), shuffle=shuffle)
+    return DataLoader(
+        Samples(mixture, tiny.model().sequencer()), BATCH, num_workers=workers, collate_fn=from_sequences
+    )
+
+
+def webdataset_loader(paths: list[Path], workers: int) -> DataLoader[Any]:
+    import webdataset
+
+    data = webdataset.WebDataset([*map(str, paths)], shardshuffle=100).shuffle(1000).decode("pilrgb")
+    data = data.to_tuple("jpg", "txt").batched(BATCH, collation_fn=batch_of)
+    return DataLoader(data, None, num_workers=workers)
+
+
+def datasets_loader(paths: list[Path], workers: int) -> DataLoader[Any]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    files = {"train": [*map(str, paths)]}
+    data = datasets.load_dataset("webdataset", data_files=files, split="train", streaming=True)
+    return DataLoader(
+        data.shuffle(seed=0, buffer_size=1000), BATCH, num_workers=workers, collate_fn=from_records
+    )
+
+
+def from_records(records: Sequence[Any]) -> tuple[torch.Tensor, list[str]]:
+    return batch_of((record["jpg"], record["txt"]) for record in records)
+
+
+def measure(make: Callable[[], DataLoader[Any]], limit: int) -> tuple[float, float]:
+    """Return samples a second after the first batch, for which workers start; and milliseconds of CPU time of one."""
+    loader = make()
+    used, batches = cpu_seconds(), iter(loader)
+    number = first = len(next(batches)[1])
+    begin = time.perf_counter()
+    while number < limit:
+        number += len(next(batches)[1])
+    seconds = time.perf_counter() - begin
+    del batches  # ends the workers, whose time counts then
+    return (number - first) / seconds, 1000 * (cpu_seconds() - used) / number
+
+
+def cpu_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def parts(data: Tars, number: int) -> dict[str, float]:
+    """Return milliseconds of CPU time of one sample in this process."""
+    contents = [read_tar_sample(data._spans, index) for index in range(number)]
+    images = [content(sample.members["jpg"]) for _, sample, content in contents]
+    steps: dict[str, Callable[[int], Any]] = {
+        "read the document": lambda n: data[n],
+        "of that, decode the JPEG": lambda n: decode_picture(images[n], ""),
+        "resize to the tensor": lambda n: batch_of([(pictures[n], "")]),
+    }
+    pictures = [decode_picture(image, "") for image in images]
+    result = {}
+    for name, step in steps.items():
+        begin = time.process_time()
+        for n in range(number):
+            step(n)
+        result[name] = 1000 * (time.process_time() - begin) / number
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shards", type=int, default=4, help="number of tars")
+    parser.add_argument("--samples", type=int, default=750, help="samples in each tar")
+    parser.add_argument("--size", type=int, default=384, help="pixels of the sides of an image")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each loader; the median counts")
+    parser.add_argument(
+        "--delay", type=float, default=0, help="milliseconds added to a read of tars, which then run alone"
+    )
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        paths = write_shards(Path(temporary), arguments.shards, arguments.samples, arguments.size)
+        index, limit = Path(temporary) / "index", arguments.shards * arguments.samples - 4 * BATCH
+        ours = partial(dreamkit_loader, paths, index, arguments.delay / 1000)
+        loaders: dict[str, Callable[[int], DataLoader[Any]]] = {
+            "tars": lambda workers: ours(workers, True, "full"),
+            "tars, shuffle: blocks": lambda workers: ours(workers, True, "blocks"),
+            "tars without threads": lambda workers: ours(workers, False, "full"),
+            "webdataset": partial(webdataset_loader, paths),
+            "datasets": partial(datasets_loader, paths),
+        }
+        names = [
+            name for name in loaders if name.startswith("tars") or (not arguments.delay and find_spec(name))
+        ]
+        bytes_of_image = sum(path.stat().st_size for path in paths) // (arguments.shards * arguments.samples)
+        print(f"{limit:,} samples of {bytes_of_image:,} bytes; load {os.getloadavg()[0]:.1f}")
+        for name, milliseconds in parts(Tars(TarsConfig(paths, index=index)), min(300, limit)).items():
+            print(f"{name}: {milliseconds:.2f} ms of CPU time")
+        for workers in arguments.workers:
+            turns = [
+                [measure(partial(loaders[name], workers), limit) for name in names]
+                for _ in range(arguments.rounds)
+            ]
+            for name, measured in zip(names, zip(*turns, strict=True), strict=True):
+                rates, times = zip(*measured, strict=True)
+                print(
+                    f"| {name} | {workers} | {median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f}) "
+                    f"| {median(times):.2f} |",
+                    flush=True,
+                )
+        print(
+            f"load {os.getloadavg()[0]:.1f}; "
+            + ", ".join(f"{n} {version(n)}" for n in ("pillow", "torch", *names[3:]))
+        )
+
+
+if __name__ == "__main__":
+    main()
