@@ -78,20 +78,24 @@ class BadDocuments(TinyDocuments):
         return super().__getitem__(index)
 
 
-def stop_second_process(reason: str) -> Callable[[Samples, int], Document]:
-    """Return a `Samples.document` that has an error or sends a signal at the third document of that process."""
+def stop_second_process(reason: str) -> Callable[[Samples, int], Callable[[], Document]]:
+    """Return a `Samples._read` that has an error or sends a signal at the third document of that process."""
     reads = count(1)
 
-    def read(
-        samples: Samples, place: int, attempt: int = 0, read: Callable[..., Document] = Samples.document
-    ) -> Document:
-        if next(reads) == 3 and dist.get_rank() == 1:
+    def reader(
+        samples: Samples, place: int, attempt: int = 0, reader: Callable[..., Any] = Samples._read
+    ) -> Callable[[], Document]:
+        read = reader(samples, place, attempt)
+
+        def stop() -> Document:
             if reason == "error":
                 raise DocumentError("this document is cut")
             os.kill(os.getpid(), signal.SIGTERM)
-        return read(samples, place, attempt)
+            return read()
 
-    return read
+        return stop if next(reads) == 3 and dist.get_rank() == 1 else read
+
+    return reader
 
 
 def recipe(
@@ -269,7 +273,7 @@ def main(folder: Path) -> None:
     for reason in ("error", "signal"):
         left = folder / f"left by {reason}"
         try:
-            with patch.object(Samples, "document", stop_second_process(reason)):
+            with patch.object(Samples, "_read", stop_second_process(reason)):
                 train_recipe(recipe(on_error="stop"), Registry.load(), left, datasets=[TinyDocuments()])
         except (DocumentError, TrainingError, Interrupted) as error:
             (folder / f"{left.name}.{dist.get_rank()}.txt").write_text(with_notes(error))
