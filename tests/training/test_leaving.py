@@ -14,7 +14,8 @@ import torch
 
 import layouts
 import runs
-from dreamkit.data.samples import Samples
+from dreamkit.data import samples
+from dreamkit.data.document_reads import read_document
 from dreamkit.errors import DocumentError, OutputError, TrainingError, with_notes
 from dreamkit.interrupts import Interrupted
 from dreamkit.model.model import DreamModel
@@ -70,7 +71,7 @@ def test_a_bad_document_ends_a_run_whose_last_step_is_saved(
 ) -> None:
     error = DocumentError("cut.png is cut")
     with monkeypatch.context() as patched, pytest.raises(DocumentError) as caught:
-        patched.setattr(Samples, "document", fail_in_call(reads, Samples.document, error))
+        patched.setattr(samples, "read_document", fail_in_call(reads, read_document, error))
         run(tmp_path, replace(recipe, train=replace(recipe.train, on_error="stop")))
     message = with_notes(caught.value)
     (point,) = (tmp_path / "checkpoints").iterdir()
