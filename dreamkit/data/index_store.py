@@ -213,6 +213,8 @@ def _file_status(path: Path) -> FileStatus:
     try:
         return file_status(path)
     except FileNotFoundError as error:
-        raise DocumentError(f"{printable(path)}: no such file; correct the path of the data set") from error
+        raise DocumentError(
+            f"{printable(path)}: no such file or folder; correct the path of the data set"
+        ) from error
     except OSError as error:
         raise DocumentError(f"{printable(path)}: cannot read the file: {error.strerror}") from error

@@ -87,7 +87,9 @@ class Records:
                 )
                 self._rows, (facts,) = indexes, indexes.facts
         except FileNotFoundError as error:
-            raise DocumentError(f"{self.name}: no such file; correct the path of the data set") from error
+            raise DocumentError(
+                f"{self.name}: no such file or folder; correct the path of the data set"
+            ) from error
         except OSError as error:
             raise DocumentError(f"{self.name}: cannot read the file: {error.strerror}") from error
         self.sha256 = str(facts.get("sha256"))

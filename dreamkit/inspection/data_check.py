@@ -229,8 +229,14 @@ class _DataCheck:
         whole = sequencer.whole_sequence(document)
         if len(whole) <= sequencer.max_length:
             return whole
+        if not source.too_long:
+            source.long_example = f"{document.name} ({count(f'{len(whole):,}', 'token')})"
         source.too_long += 1
-        return cut_sequence(sequencer, document) if policy == "cut" else None
+        if policy == "skip":
+            return None
+        shortened = cut_sequence(sequencer, document)
+        source.images_cut += len(whole.reads) + len(whole.draws) - len(shortened.reads) - len(shortened.draws)
+        return shortened
 
     def compare(self, source: Source, document: Document, contents: HeldOut | None) -> None:
         """Add a problem if a content of the document is held out, too."""

@@ -25,6 +25,8 @@ class Source:
         read: number of documents that were read.
         usable: number of those that can be trained on; the sums below are over them.
         too_long: number of documents longer than a row, which the recipe cuts or skips.
+        long_example: name and tokens of the first of these.
+        images_cut: number of images that are cut off them.
         tokens: sum of the tokens.
         longest: greatest number of tokens of one.
         learned: sum of the tokens that are learned.
@@ -42,6 +44,8 @@ class Source:
     read: int = 0
     usable: int = 0
     too_long: int = 0
+    long_example: str | None = None
+    images_cut: int = 0
     tokens: int = 0
     longest: int = 0
     learned: int = 0

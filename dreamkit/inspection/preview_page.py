@@ -72,9 +72,9 @@ LEGEND: Final = (
 )
 
 ROWS: Final = (
-    '<h2>Rows of a batch</h2><p class="soft about">A bar is a row, and its parts are documents by their place. Those '
-    "in a darker colour are below. A part without a number is no document: it keeps batches alike. Hatching is "
-    "padding.</p>"
+    '<h2>Rows of a batch</h2><p class="soft about">A bar is a row, and its parts are documents by their place. '
+    "Documents in a darker colour are shown below. A part without a number is no document: each batch needs a text, an "
+    "image to read and one to draw. Hatching is padding.</p>"
 )
 
 

@@ -9,7 +9,7 @@ from typing import Final
 from rich.console import RenderableType
 from rich.table import Table
 
-from dreamkit.errors import count, excerpt
+from dreamkit.errors import count, excerpt, printable
 from dreamkit.inspection.data_report import DataReport, Source
 
 MOST_SIZES: Final = 4  # of images, in a line
@@ -69,7 +69,11 @@ def _lines(source: Source) -> Iterator[str]:
     if source.example is not None:
         yield f"{source.key}: {source.example}"
     if source.too_long:
-        yield f"{source.key}: {count(source.too_long, 'document')} longer than a row; train.too_long decides"
+        images = f", with {count(source.images_cut, 'image')} cut off" if source.images_cut else ""
+        yield (
+            f"{source.key}: {count(source.too_long, 'document')} longer than a row{images} (train.too_long), such as "
+            f"{printable(source.long_example or '')}"
+        )
     if source.image_sizes:
         common = Counter(source.image_sizes).most_common(MOST_SIZES)
         listed = ", ".join(f"{excerpt(size)} ({number:,})" for size, number in common)

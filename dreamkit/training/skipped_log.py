@@ -119,7 +119,8 @@ class SkippedLog:
         common = f"{self.summary.most_common()}; " if self.summary.documents else ""
         return TrainingError(
             f"expected at most {self.max_skipped:.2%} bad documents (train.max_skipped), got {bad / read:.2%}{since}: "
-            f"{bad:,} of {read:,}, listed in {self.path}; {common}correct the data or raise train.max_skipped"
+            f"{bad:,} of {read:,}, listed in {self.path}; {common}correct the data and add --changed-data, or raise "
+            "train.max_skipped"
         )
 
 

@@ -362,7 +362,9 @@ def test_files_of_killed_processes_are_removed_after_a_day(tmp_path: Path) -> No
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DocumentError, match=r"none\.txt: no such file; correct the path of the data set"):
+    with pytest.raises(
+        DocumentError, match=r"none\.txt: no such file or folder; correct the path of the data set"
+    ):
         indexed_words([tmp_path / "none.txt"], tmp_path)
 
 

@@ -23,6 +23,7 @@ from dreamkit.inspection.content_index import ContentIndex
 from dreamkit.inspection.data_check import check_data
 from dreamkit.inspection.data_report import DataReport
 from dreamkit.inspection.preview import preview
+from dreamkit.inspection.report_tables import report_lines
 from dreamkit.inspection.run_data import open_run
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
@@ -141,8 +142,19 @@ def test_long_documents_are_counted_or_a_problem_by_the_recipe_s_policy(tmp_path
         3 if policy == "cut" else 2,
         0 if policy == "stop" else 1,
     )
+    assert source.long_example == (None if policy == "stop" else f"{path}:2 (151 tokens)")
     expected = [f"{path}:2: expected at most 48 tokens, got 151"] if policy == "stop" else []
     assert [problem.message.partition(";")[0] for problem in report.problems] == expected
+
+
+def test_images_that_are_cut_off_long_documents_are_counted(tmp_path: Path, pages: dict[str, Any]) -> None:
+    path = lines(tmp_path / "a.jsonl", {"text": "long " * 30 + "<image>", "images": ["0.png"]})
+    report = check([{"name": "interleaved", "path": str(path)}])
+    (source,) = report.sources
+    assert (source.too_long, source.images_cut, source.images_drawn) == (1, 2, 0)  # read and drawn
+    listed = [line for line in report_lines(report) if isinstance(line, str)]
+    expected = "data.0: 1 document longer than a row, with 2 images cut off (train.too_long), such as "
+    assert f"{expected}{path}:1 ({source.long_example.split('(')[1]}" in listed
 
 
 def test_a_sample_is_spread_over_the_data_set_and_all_reads_everything(

@@ -161,7 +161,8 @@ def test_too_many_bad_documents_end_a_run_that_is_saved(tmp_path: Path, limited:
     assert read > 10 and message.startswith(
         f"expected at most 10.00% bad documents (train.max_skipped), got {bad / read:.2%}: {bad} of {read}, listed in "
         f"{out / 'skipped.jsonl'}; {bad} of {bad} in data.0; {bad} of {bad} in /data/a.tar; {bad} of {bad}: "
-        "expected an image, got a text of ... letters; correct the data or raise train.max_skipped; "
+        "expected an image, got a text of ... letters; "
+        "correct the data and add --changed-data, or raise train.max_skipped; "
     )
     assert (
         f"step {last - 1} is saved in {out / 'checkpoints'}/step-{last - 1}; continue with --resume"
@@ -172,7 +173,10 @@ def test_too_many_bad_documents_end_a_run_that_is_saved(tmp_path: Path, limited:
     bad = len(lines(out))  # the resumed process counts the kinds of those before, too
     assert f"; {bad} of {bad} in data.0; {bad} of {bad} in /data/a.tar; " in str(caught.value)
     (out / "skipped.jsonl").unlink()
-    with pytest.raises(TrainingError, match=r"listed in [^;]*skipped\.jsonl; correct the data or raise"):
+    with pytest.raises(
+        TrainingError,
+        match=r"listed in [^;]*skipped\.jsonl; correct the data and add --changed-data, or raise",
+    ):
         train(out, (), max_skipped=0.0, options={"resume": True})
     result = train(out, max_skipped=0.9, options={"resume": True})
     assert len(lines(out)) < totals(out)[-1][0] == result.log[-1]["skipped"]
@@ -272,4 +276,4 @@ def test_the_commands_skip_truncated_images_and_refuse_too_many(
     for command in ("train", "cache"):
         code, _, err = run(command, file, "--out", tmp_path / f"many {command}")
         assert code == 2 and "expected at most 1.00% bad documents (train.max_skipped), got " in err
-        assert f"in {shard}; " in err and "correct the data or raise train.max_skipped" in err
+        assert f"in {shard}; " in err and "or raise train.max_skipped" in err

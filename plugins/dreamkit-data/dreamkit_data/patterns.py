@@ -49,7 +49,8 @@ def matching_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> lis
         raise DocumentError("expected the path of a data set, got an empty list")
     missing = [file for file in files if not os.path.exists(file)]
     if missing:
-        rest = f"; {len(missing):,} of {count(f'{len(files):,}', 'file')} are missing" if missing[1:] else ""
+        some = f"; {len(missing):,} of {count(f'{len(files):,}', 'file')} are missing"
+        rest = some if missing[1:] else " or folder"
         raise DocumentError(f"{printable(missing[0])}: no such file{rest}; correct the path of the data set")
     names = set()
     for file in files:

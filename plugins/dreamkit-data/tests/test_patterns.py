@@ -58,7 +58,7 @@ def test_globs_and_braces_keep_the_order_of_the_paths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        (["c.tar"], "c.tar: no such file; correct the path of the data set"),
+        (["c.tar"], "c.tar: no such file or folder; correct the path of the data set"),
         (
             ["{00..12}.tar"],
             "01.tar: no such file; 12 of 13 files are missing; correct the path of the data set",
