@@ -60,6 +60,14 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         gc.unfreeze()
 
 
+def remove(path: Path) -> None:
+    """Remove the file or folder that a command wrote, if it did."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def arranged(row: Row, root: Path, example: Example | None = None) -> Iterator[list[str]]:
     """Mutate a file of the workspace until the end, if there is an example; yield the command line."""
@@ -69,7 +77,7 @@ def arranged(row: Row, root: Path, example: Example | None = None) -> Iterator[l
             shutil.copytree(root / row.writes, pristine)
             stack.callback(pristine.rename, root / row.writes)
             stack.callback(shutil.rmtree, root / row.writes)
-        stack.callback(shutil.rmtree, out, ignore_errors=True)
+        stack.callback(remove, out)
         if example is not None:
             paths = row.paths(root)
             path = paths[example.file % len(paths)]
