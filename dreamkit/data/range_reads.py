@@ -28,7 +28,8 @@ class RangeReads:
         """Return `size` bytes from offset `start` on, or fewer if the file ends before.
 
         Args:
-            start, size: offset and number of bytes.
+            start: offset of the first byte.
+            size: number of bytes.
             status: size in bytes and time of change in nanoseconds that the file must have.
 
         Raises:
