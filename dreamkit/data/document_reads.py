@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from dreamkit.document import Document
-from dreamkit.errors import DocumentError, StorageError, describe_error
+from dreamkit.errors import DocumentError, StorageError, describe_error, printable
 from dreamkit.interrupts import pending
 from dreamkit.parts.pictures import picture_problem
 
@@ -21,6 +23,23 @@ def raise_own(error: BaseException) -> None:
     """Raise an error that is of this process, not of the data: too little memory, or too many open files."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.EMFILE):
         raise error
+
+
+@contextmanager
+def opening_errors(path: Path) -> Iterator[None]:
+    """Raise the system's errors about the file of a data set, which is opened at the start, with a remedy.
+
+    Raises:
+        DocumentError: the file is missing or cannot be read.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DocumentError(
+            f"{printable(path)}: no such file or folder; correct the path of the data set"
+        ) from error
+    except OSError as error:
+        raise DocumentError(f"{printable(path)}: cannot read the file: {error.strerror}") from error
 
 
 def read_error(message: str, error: BaseException) -> DocumentError:

@@ -13,10 +13,11 @@ from typing import Any, Final, TypeAlias, overload
 import numpy as np
 from rich.filesize import decimal
 
+from dreamkit.data.document_reads import opening_errors
 from dreamkit.data.index_files import IndexFolder, IndexRecord, ShardStatus, mapped, remove_leftovers
 from dreamkit.data.index_processes import in_processes, usable_processes
 from dreamkit.data.unchanged import FileStatus, file_status, unchanged
-from dreamkit.errors import DocumentError, OutputError, count, printable
+from dreamkit.errors import OutputError, count, printable
 from dreamkit.progress.bars import Bar
 from dreamkit.progress.consoles import SafeConsole
 from dreamkit.storage.cache_folder import VARIABLE, cache_folder
@@ -210,11 +211,5 @@ def _status(path: str, beside: Callable[[Path], Path] | None) -> ShardStatus:
 
 
 def _file_status(path: Path) -> FileStatus:
-    try:
+    with opening_errors(path):
         return file_status(path)
-    except FileNotFoundError as error:
-        raise DocumentError(
-            f"{printable(path)}: no such file or folder; correct the path of the data set"
-        ) from error
-    except OSError as error:
-        raise DocumentError(f"{printable(path)}: cannot read the file: {error.strerror}") from error

@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 
 from dreamkit.data.data_urls import data_url_problem, is_data_url, open_data_url
-from dreamkit.data.document_reads import raise_own
+from dreamkit.data.document_reads import opening_errors, raise_own
 from dreamkit.data.gzip_files import unpacked
 from dreamkit.data.image_files import open_picture
 from dreamkit.data.index_store import indexed
@@ -70,7 +70,7 @@ class Records:
         self._check = check
         self._rows: Sequence[np.ndarray]
         facts: Mapping[str, Any]
-        try:
+        with opening_errors(path):
             with open_regular(path):  # refuses others by their kind
                 size = os.stat(path).st_size
             is_packed = path.suffix.lower() == ".gz"
@@ -86,12 +86,6 @@ class Records:
                     [path], build, kind="records", version=VERSION, settings=values, folder=index
                 )
                 self._rows, (facts,) = indexes, indexes.facts
-        except FileNotFoundError as error:
-            raise DocumentError(
-                f"{self.name}: no such file or folder; correct the path of the data set"
-            ) from error
-        except OSError as error:
-            raise DocumentError(f"{self.name}: cannot read the file: {error.strerror}") from error
         self.sha256 = str(facts.get("sha256"))
         lines = facts.get("notes")
         self.notes = [f"{self.name}: {line}" for line in lines] if isinstance(lines, list) else []
