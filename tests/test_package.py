@@ -74,6 +74,7 @@ PUBLIC = [
     "did_you_mean",
     "excerpt",
     "hookimpl",
+    "index_counts",
     "indexed",
     "library_errors",
     "load_checkpoint",

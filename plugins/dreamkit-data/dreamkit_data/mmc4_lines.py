@@ -6,7 +6,6 @@ import io
 import json
 import os
 import stat
-import time
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -139,7 +138,7 @@ def _index(selection: Selection, images: Path | None, path: Path) -> tuple[np.nd
     starts, sizes, numbers = array("Q"), array("L"), array("L")
     texts: list[bytes] = []
     position = 0
-    left_out, begin = LeftOut(), time.perf_counter()
+    left_out = LeftOut()
     for number, start, content in stored_records(path):
         name = record_name(path.name, number, in_array=start == IN_ARRAY)
         record = parsed_record(content)
@@ -167,11 +166,7 @@ def _index(selection: Selection, images: Path | None, path: Path) -> tuple[np.nd
     rows = np.empty(len(starts), ROW)
     rows["start"], rows["size"], rows["number"] = starts, sizes, numbers
     size = os.path.getsize(path)
-    cost = {
-        "seconds": time.perf_counter() - begin,
-        "reads": -(-size // io.DEFAULT_BUFFER_SIZE),
-        "bytes": size,
-    }
+    cost = {"reads": -(-size // io.DEFAULT_BUFFER_SIZE), "bytes": size, "documents": len(rows)}
     facts = {"documents": len(rows), "is_array": is_array(path), "cost": cost, **left_out.facts()}
     if not texts:
         return rows, facts

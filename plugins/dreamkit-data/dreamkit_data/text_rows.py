@@ -137,13 +137,14 @@ def list_rows(path: Path, layout: Layout) -> tuple[np.ndarray, dict[str, Any]]:
                     rows = []
     except OSError as error:
         raise StorageError(f"{printable(path)}: cannot read the file: {error.strerror}") from error
-    facts = {
+    index = np.concatenate([*chunks, np.array(rows, ROW)])
+    return index, {
         "dialect": list(dialect),
         "width": 0 if first is None else len(first.values),
         "columns": columns,
         "quoted": quoted,
+        "cost": {"documents": len(index)},
     }
-    return np.concatenate([*chunks, np.array(rows, ROW)]), facts
 
 
 def _is_quoted(value: str) -> bool:
