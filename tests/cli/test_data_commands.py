@@ -100,6 +100,24 @@ def test_check_lists_every_problem_after_the_report_and_exits_with_code_2(run, f
     assert err.count("the same content is held out, as ") == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("digits/stag2", "did you mean 'digits/stage2'?"),
+        ("a/b", "known: digits/base, "),
+        ("tlk.json", "did you mean 'talk.json'?"),
+    ],
+)
+def test_held_out_data_that_do_not_exist_are_an_error_with_the_nearest_name(
+    run, folder: Path, name: str, nearest: str
+) -> None:
+    code, _, err = run("data", "check", "recipe.yaml", "--held-out", name)
+    expected = (
+        f"expected a recipe, or a file or folder of data, got '{name}', which does not exist; {nearest}"
+    )
+    assert code == 2 and f"command line: --held-out: {expected}" in err
+
+
 def test_check_prints_the_same_as_json(run, folder: Path) -> None:
     code, out, err = run("data", "check", "recipe.yaml", "--json", "--held-out", "talk.json")
     report = json.loads(out)

@@ -212,7 +212,11 @@ def test_held_out_data_may_be_a_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere", "unknown recipe 'nowhere'"),
+        (
+            "tran",
+            "expected a recipe, or a file or folder of data, got 'tran', which does not exist; did you mean 'train'?",
+        ),
+        ("od.yaml", "got 'od.yaml', which does not exist; did you mean 'odd.yaml'?"),
         ("empty.jsonl", "no data set can read empty.jsonl; as pairs: "),
         ("bare.yaml", "the recipe bare.yaml has no data"),
         ("odd.yaml", "nowhere.jsonl: no such file"),
