@@ -23,6 +23,7 @@ from dreamkit.inspection.content_index import ContentIndex
 from dreamkit.inspection.data_check import check_data
 from dreamkit.inspection.data_report import DataReport
 from dreamkit.inspection.preview import preview
+from dreamkit.inspection.problem_text import problem_text
 from dreamkit.inspection.report_tables import report_lines
 from dreamkit.inspection.run_data import open_run
 from dreamkit.recipe.loading import recipe_from_dict
@@ -169,8 +170,9 @@ def test_a_sample_is_spread_over_the_data_set_and_all_reads_everything(
     assert check(data, samples=None).sources[0].read == 40
     monkeypatch.setattr(data_check, "MOST_PROBLEMS", 3)
     path = lines(tmp_path / "b.jsonl", {"text": "a"}, *[{"text": "<image>", "images": ["gone"]}] * 9)
-    problems = check([{"name": "interleaved", "path": str(path)}], samples=None).problems
-    assert len(problems) == 4 and problems[-1].message == "and 6 problems more"
+    report = check([{"name": "interleaved", "path": str(path)}], samples=None)
+    assert len(report.problems) == 3 and report.unlisted == {"data.0": 6}
+    assert problem_text(report.problems, report.unlisted).startswith("the data of the recipe has 9 problems:")
 
 
 def pairs(folder: Path, *pictures: PIL.Image.Image, kind: str = "png") -> Path:
@@ -187,7 +189,7 @@ def test_images_of_training_that_are_held_out_are_found_by_their_content(tmp_pat
     report = check([{"name": "pairs", "path": str(train)}], held_out=str(held))
     assert report.held_out == 4 and report.sources[0].duplicates == 2
     assert [problem.message for problem in report.problems] == [
-        f"{train}/{ours}.png: the same content is held out, as {held}/{theirs}.bmp; remove one of the two"
+        f"{train}/{ours}.png: the same content is held out, as '{held}/{theirs}.bmp'; remove one of the two"
         for ours, theirs in ((1, 3), (3, 1))
     ]
 
@@ -199,7 +201,7 @@ def test_texts_count_only_in_documents_without_images(tmp_path: Path) -> None:
     held = lines(tmp_path / "h.jsonl", {"text": "a cat <image>", "images": ["b.png"]}, {"text": "a cat"})
     data = [{"name": "interleaved", "path": str(train)}]
     messages = [problem.message for problem in check(data, held_out=str(held)).problems]
-    assert messages == [f"{train}:2: the same content is held out, as {held}:2; remove one of the two"]
+    assert messages == [f"{train}:2: the same content is held out, as '{held}:2'; remove one of the two"]
 
 
 def test_held_out_data_may_be_a_recipe(tmp_path: Path) -> None:
