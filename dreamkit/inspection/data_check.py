@@ -227,7 +227,7 @@ class _DataCheck:
         source.too_long += 1
         if policy == "skip":
             return None
-        shortened = cut_sequence(sequencer, document)
+        shortened = cut_sequence(sequencer, document, whole)
         source.images_cut += len(whole.reads) + len(whole.draws) - len(shortened.reads) - len(shortened.draws)
         return shortened
 

@@ -148,6 +148,22 @@ def test_long_documents_are_counted_or_a_problem_by_the_recipe_s_policy(tmp_path
     assert [problem.message.partition(";")[0] for problem in report.problems] == expected
 
 
+@pytest.mark.parametrize("policy", ["cut", "skip", "stop"])
+def test_a_long_document_of_the_sample_becomes_tokens_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    long = "long " * 1000 + "text"
+    path = lines(tmp_path / "a.jsonl", {"text": long}, {"text": "short"})
+    data = [{"name": "interleaved", "path": str(path)}]
+    cls = type(open_run(recipe(data), REGISTRY).sequencer.language_model)
+    texts: list[str] = []
+    tokenize = cls.tokenize
+    monkeypatch.setattr(cls, "tokenize", lambda self, text: texts.append(text) or tokenize(self, text))
+    monkeypatch.setattr(data_check._DataCheck, "pack", lambda self: None)  # reads the first places of a run
+    check(data, train={"too_long": policy})
+    assert texts.count(long) == 1 and sum(map(len, texts)) < 2 * len(long)
+
+
 def test_images_that_are_cut_off_long_documents_are_counted(tmp_path: Path, pages: dict[str, Any]) -> None:
     path = lines(tmp_path / "a.jsonl", {"text": "long " * 30 + "<image>", "images": ["0.png"]})
     report = check([{"name": "interleaved", "path": str(path)}])
