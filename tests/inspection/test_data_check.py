@@ -26,7 +26,7 @@ from dreamkit.inspection.preview import preview
 from dreamkit.inspection.problem_text import problem_text
 from dreamkit.inspection.report_tables import report_lines
 from dreamkit.inspection.run_data import open_run
-from dreamkit.recipe.loading import recipe_from_dict
+from dreamkit.recipe.loading import load_recipe, recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 
@@ -146,6 +146,33 @@ def test_long_documents_are_counted_or_a_problem_by_the_recipe_s_policy(tmp_path
     assert source.long_example == (None if policy == "stop" else f"{path}:2 (151 tokens)")
     expected = [f"{path}:2: expected at most 48 tokens, got 151"] if policy == "stop" else []
     assert [problem.message.partition(";")[0] for problem in report.problems] == expected
+
+
+@pytest.mark.parametrize("has_start", [True, False])
+def test_a_row_holds_a_document_that_just_fits_and_no_token_more(tmp_path: Path, has_start: bool) -> None:
+    tiny.picture(0).save(tmp_path / "a.png")
+    registry = REGISTRY if has_start else Registry.load()
+
+    def run(length: int, text: str = "") -> DataReport:
+        path = lines(tmp_path / "a.jsonl", {"text": f"<image>{text}", "images": ["a.png"]})
+        data = [{"name": "interleaved", "path": str(path)}]
+        train = {**TRAIN, "max_length": length}
+        if has_start:
+            made = recipe_from_dict(tiny.recipe(data=data, train=train), registry, where="tiny")
+        else:
+            settings = (f"data={json.dumps(data)}", f"train.max_length={length}")
+            made = load_recipe("digits/stage2", settings, registry)
+        return check_data(made, registry)
+
+    length = 5 + 6 + 2 if has_start else (4 + 2) + (16 + 2) + 1
+    (source,) = run(length).sources
+    assert (source.longest, source.too_long, source.usable) == (length, 0, 1)
+    (source,) = run(length, "a").sources
+    assert (source.long_example or "").endswith(f" ({length + 1} tokens)") and source.too_long == 1
+    assert (source.longest, source.images_cut) == (length, 0)  # without the end token: the document goes on
+    (problem,) = run(length - 1).problems
+    ends = "<s> and </s> one each" if has_start else "</s> one"
+    assert problem.key == "train.max_length" and f"{ends}, but a row has {length - 1}; " in problem.message
 
 
 @pytest.mark.parametrize("policy", ["cut", "skip", "stop"])
