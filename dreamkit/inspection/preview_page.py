@@ -12,7 +12,6 @@ from collections.abc import Container, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from dreamkit.data.skipped import Skipped
 from dreamkit.errors import DocumentError, count, printable
 from dreamkit.inspection.pieces import Slots, SpecialToken, TextRun, Turn, turns
 from dreamkit.inspection.preview_style import STYLE
@@ -123,7 +122,7 @@ def article(place: Place, run: RunData) -> str:
         ]
         head += f' <span class="soft">{" · ".join(about)}</span>'
         skipped = (
-            f'<p class="skipped">skipped here: {escape(printable(_place_of(each)))}</p>'
+            f'<p class="skipped">skipped here: {escape(printable(each.text))}</p>'
             for each in sequence.skipped
         )
         body = "".join([*skipped, *map(_turn, turns(document, sequence, run.sequencer))])
@@ -132,10 +131,6 @@ def article(place: Place, run: RunData) -> str:
     if place.problem is not None:
         body = f'<p class="problem">{escape(printable(place.problem))}</p>{body}'
     return f'<article id="document-{place.number}"><h3>{head}</h3>{body}</article>'
-
-
-def _place_of(skipped: Skipped) -> str:
-    return ": ".join(filter(None, (skipped.shard, skipped.member, skipped.reason)))
 
 
 def _turn(turn: Turn) -> str:
