@@ -14,11 +14,11 @@ from dreamkit_data.obelics import Obelics, ObelicsConfig
 from table_files import png, write_parquet
 
 ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs" / "data.md").read_text()
+PAGE, RUN_PAGE = ((ROOT / "docs" / name).read_text() for name in ("data.md", "data-run.md"))
 README = (ROOT / "plugins" / "dreamkit-data" / "README.md").read_text()
 BLOCKS = [
     block
-    for page in (PAGE, README)
+    for page in (PAGE, RUN_PAGE, README)
     for block in re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     if block.startswith("data:")
 ]
@@ -43,7 +43,7 @@ def test_the_pages_show_every_data_set_of_this_package() -> None:
 
 
 def test_the_page_lists_the_index_of_every_data_set_of_this_package() -> None:
-    (table,) = re.findall(r"^\| data \| index \|\n(.*?)\n\n", PAGE, re.DOTALL | re.MULTILINE)
+    (table,) = re.findall(r"^\| data \| index \|\n(.*?)\n\n", RUN_PAGE, re.DOTALL | re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", table)) >= own_data_sets()
 
 
