@@ -11,7 +11,9 @@ import pytest
 from dreamkit import Image, Registry, Text
 from dreamkit.recipe.loading import draft_recipe
 from dreamkit_data.obelics import Obelics, ObelicsConfig
-from table_files import png, write_parquet
+from dreamkit_data.tars import Tars, TarsConfig
+from dreamkit_digits import digits
+from table_files import name, png, write_parquet, write_png
 
 ROOT = Path(__file__).parents[3]
 PAGE, RUN_PAGE = ((ROOT / "docs" / name).read_text() for name in ("data.md", "data-run.md"))
@@ -63,6 +65,19 @@ def test_the_script_of_the_page_makes_small_row_groups(
     assert pq.read_table("small.parquet").equals(table)
     metadata = pq.read_metadata("small.parquet")
     assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [100, 100, 50]
+
+
+def test_the_script_of_the_page_writes_pairs_as_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(3):
+        write_png(tmp_path, f"birds/{number}.jpg", number)
+        (tmp_path / "birds" / f"{number}.txt").write_text(f"a {name(number)}")
+    run_script("arcname")
+    data = Tars(TarsConfig(tmp_path / "00000.tar"))
+    assert [document.text for document in data] == ["a zero", "a one", "a two"]
+    assert [document.images[0].picture.tobytes() for document in data] == [
+        digits.load("train").image(number).tobytes() for number in range(3)
+    ]
 
 
 def test_the_script_of_the_page_stores_the_images_of_obelics(
