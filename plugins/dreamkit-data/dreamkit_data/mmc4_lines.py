@@ -190,10 +190,10 @@ def _has_images(
     """Return True if a document has images; count what is missing."""
     for info in record["image_info"]:
         if not _exists(folder, info["image_name"]):
-            left_out.add("not in its folder", name, "image")
+            left_out.add("not in its folder", f"{name}: {info['image_name']}", "image")
     if selection.numbers(record, partial(_exists, folder)):
         return True
-    left_out.add("without an image", name, "document")
+    left_out.add(selection.empty_reason(record, partial(_exists, folder)), name, "document")
     return False
 
 

@@ -98,7 +98,7 @@ def _choose(
             leave_out("not in its archive", noun="image")
     numbers = selection.numbers(record, images.__contains__)
     if not numbers:
-        leave_out("without an image", noun="document")
+        leave_out(selection.empty_reason(record, images.__contains__), noun="document")
         return ()
     return [member, *(images[record["image_info"][number]["image_name"]] for number in numbers)]
 
