@@ -37,6 +37,7 @@ from dreamkit.recipe.fields import (
 )
 from dreamkit.recipe.interpolations import has_variable
 from dreamkit.recipe.places import config_problems, join
+from dreamkit.recipe.quotes import braces_hint
 from dreamkit.recipe.source_keys import SOURCES, read_path, resolve_source, source_problem, weight_sources
 from dreamkit.recipe.tree import BROKEN, Broken, Node
 from dreamkit.recipe.written import WrittenText, as_path
@@ -263,6 +264,8 @@ class SchemaReader:
         hint = ""
         if get_origin(annotation) is Literal and isinstance(node.value, str):
             hint = f"; {did_you_mean(node.value, map(str, get_args(annotation)))}"
+        elif annotation is Path or Path in get_args(annotation):
+            hint = excerpt(braces_hint(node.plain()), 200)
         return self.problem(
             node, key, f"expected {expected_type(annotation)}, got {describe_value(node.value)}{hint}"
         )
