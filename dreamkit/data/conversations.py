@@ -23,7 +23,7 @@ from dreamkit.data.examples import write_images, write_lines
 from dreamkit.data.record_keys import RecordKeys
 from dreamkit.data.records import ImagePaths, Records, check_settings, paths_in, text_problem
 from dreamkit.document import DRAW_SLOT, READ_SLOT, Document, Role
-from dreamkit.errors import describe_value, did_you_mean, printable
+from dreamkit.errors import describe_value, near_hint, printable
 
 ROLES: Mapping[str, Role] = {
     "human": "user",
@@ -211,7 +211,7 @@ def _turn_problem(turn: Any, role: str, text: str, before: str | None) -> str | 
     name = turn.get(role)
     if not isinstance(name, str) or name not in ROLES:
         message = f"{role}: expected one of {', '.join(ROLES)}, got {describe_value(name)}"
-        return f"{message}; {did_you_mean(name, ROLES)}" if isinstance(name, str) else message
+        return message + near_hint(name, ROLES) if isinstance(name, str) else message
     if before is not None and ROLES[name] == ROLES[before]:
         return f"{role}: expected another speaker after a turn from '{before}', got '{name}'; join the two turns in one"
     return text_problem(turn, text) or _draw_slot_problem(turn[text])

@@ -20,7 +20,7 @@ from dreamkit.data.data_urls import picture_source
 from dreamkit.data.record_keys import RecordKeys
 from dreamkit.data.records import ImagePaths, text_problem
 from dreamkit.document import Document, Image, Role, Segment, Text
-from dreamkit.errors import describe_value, did_you_mean, printable, surrogate_problem
+from dreamkit.errors import describe_value, near_hint, printable, surrogate_problem
 
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 CONTENT_OF: Final = {"text": "text", "image": "image", "image_url": "image_url"}  # key of the content by type
@@ -138,7 +138,7 @@ class DocumentRecords:
         role = turn.get("role")
         if role not in ROLES:
             message = f"role: expected one of {', '.join(ROLES)}, got {describe_value(role)}"
-            return f"{message}; {did_you_mean(role, ROLES)}" if isinstance(role, str) else message
+            return message + near_hint(role, ROLES) if isinstance(role, str) else message
         if role == before:
             return f"role: expected another role after a turn of '{role}', got '{role}'; join the two turns in one"
         if problem := self.turn_keys.problem(turn) or _flag_problem(turn, "train_on"):
@@ -160,7 +160,7 @@ class DocumentRecords:
         kind = part.get("type")
         if not isinstance(kind, str) or kind not in CONTENT_OF:
             message = f"type: expected one of {', '.join(CONTENT_OF)}, got {describe_value(kind)}"
-            return f"{message}; {did_you_mean(kind, CONTENT_OF)}" if isinstance(kind, str) else message
+            return message + near_hint(kind, CONTENT_OF) if isinstance(kind, str) else message
         others = set(CONTENT_OF.values()) - {CONTENT_OF[kind]}
         if extra := next((key for key in others if part.get(key) is not None), None):
             return f"expected {CONTENT_OF[kind]} in a part of the type '{kind}', also got {printable(extra)}; remove it"
