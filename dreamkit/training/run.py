@@ -145,8 +145,8 @@ def train_recipe(
         if resume:
             model = _load(points[-1], registry, older=points[:-1])
             compare_run(points[-1], model.recipe, recipe)
-            if (note := steps_note(points[-1], model.recipe, recipe)) is not None:
-                _show(note)
+            if (change := steps_note(points[-1], model.recipe, recipe)) is not None:
+                _show(change)
         elif model is None:
             assert fitted is not None, "a model is built from a fitted recipe"
             model = build(fitted)
