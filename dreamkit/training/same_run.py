@@ -69,8 +69,8 @@ def steps_note(point: Path, then: Recipe | None, now: Recipe) -> str | None:
     if schedule == "constant":
         return note
     return (
-        f"{note}; from there on the learning rate has the {schedule} schedule over {after} steps, before that over "
-        f"{before}, so the result is not that of one run of {after} steps"
+        f"{note}; from there on the learning rate has the {schedule} schedule over {count(after, 'step')}, before that "
+        f"over {before}, so the result is not that of one run of {count(after, 'step')}"
     )
 
 
