@@ -217,7 +217,7 @@ def _require_usable(out: Path, points: Sequence[Path], resume: bool) -> None:
         )
     if not resume and (reason := in_use_reason(out)):
         here = (
-            "its run is finished; "
+            "its run is finished; lengthen it with --resume and more train.steps, or "
             if _is_finished(out)
             else "continue its run with --resume or "
             if points
@@ -272,7 +272,7 @@ def _finished_run(out: Path, recipe: Recipe, registry: Registry, points: Sequenc
     checkpoint = out / CHECKPOINT
     model = _load(checkpoint, registry, older=points)
     compare_finished(checkpoint, model.recipe, recipe)
-    _show(f"the run in {out} is finished; nothing was trained")
+    _show(f"the run in {out} is finished; nothing was trained; more train.steps would lengthen it")
     model.eval()
     return TrainResult(
         model, checkpoint, read_log(out / LOG) if is_main() else (), is_main(), was_finished=True

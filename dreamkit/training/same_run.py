@@ -10,7 +10,7 @@ from typing import Any
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.data.fingerprint import fingerprint_differences
 from dreamkit.distributed import world_size
-from dreamkit.errors import TrainingError, count
+from dreamkit.errors import CheckpointError, TrainingError, count
 from dreamkit.recipe.sections import GenerationSection, Recipe
 from dreamkit.recipe.written import shown_setting
 from dreamkit.training.resume_state import check_state, fingerprints, finished_steps, processes
@@ -49,12 +49,11 @@ def compare_run(point: Path, then: Recipe | None, now: Recipe) -> None:
 
 
 def is_longer(checkpoint: Path, now: Recipe) -> bool:
-    """Return True if a recipe has more steps than the finished run with its checkpoint.
-
-    Raises:
-        CheckpointError: the manifest of the checkpoint is damaged.
-    """
-    train = Manifest.read(checkpoint, verify=False).recipe.get("train")
+    """Return True if a recipe has more steps than the finished run with its checkpoint; False for a damaged one."""
+    try:
+        train = Manifest.read(checkpoint, verify=False).recipe.get("train")
+    except CheckpointError:
+        return False
     steps = train.get("steps") if isinstance(train, dict) else None
     return isinstance(steps, int) and steps < now.train.steps
 

@@ -222,7 +222,9 @@ def test_a_finished_run_is_loaded_and_not_trained(
         TrainingError, match=r"1 setting of the recipe differs(.|\n)*train\.steps: was 5, is 4"
     ):
         run(tmp_path, replace(recipe, train=replace(recipe.train, steps=4)), resume=True)
-    with pytest.raises(TrainingError, match=r"is not empty; its run is finished; pass a new folder"):
+    with pytest.raises(
+        TrainingError, match=r"its run is finished; lengthen it with --resume .*, or pass a new"
+    ):
         run(tmp_path, recipe)
 
 

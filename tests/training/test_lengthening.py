@@ -10,7 +10,7 @@ import torch
 import layouts
 from dreamkit.checkpoints.load import load_checkpoint
 from dreamkit.data.samples import Samples
-from dreamkit.errors import TrainingError
+from dreamkit.errors import CheckpointError, TrainingError
 from dreamkit.recipe.sections import Recipe
 from dreamkit.training.run_log import TIMES
 from runs import REGISTRY, Interrupted, assert_identical, interrupt_at, kill_at, run, weights
@@ -130,3 +130,10 @@ def test_other_settings_are_named_with_both_values_and_a_remedy(tmp_path: Path, 
         f"{folder}: 1 setting of the recipe differs from the run to resume; set it back, or start a new run from its "
         f"weights with --out NEW init={folder}:\n  train.learning_rate: was 0.01, is 0.5"
     )
+
+
+def test_a_damaged_checkpoint_of_a_finished_run_is_named(tmp_path: Path) -> None:
+    run(tmp_path, recipe(4))
+    (tmp_path / "checkpoint/dreamkit.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"checkpoint(.|\n)*--resume then continues from \S*step-3"):
+        run(tmp_path, recipe(8), resume=True)
