@@ -120,6 +120,11 @@ def _image_problem(info: Any, texts: int) -> str | None:
     return None
 
 
+def with_remedy(problem: str, noun: str) -> str:
+    """Return a problem of a record with what to do: to correct the key that it names, if it names one."""
+    return problem if problem.endswith("?") else f"{problem}; correct or remove the {noun}"
+
+
 def name_problem(name: Any) -> str | None:
     """Return why a value is not the bare name of an image, or None."""
     if not isinstance(name, str) or not name.strip("."):
