@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dreamkit import ConfigError, Dataset, Document, DocumentError, printable
 from dreamkit_data.example_images import COLOURS, coloured_png, write_small_tar
-from dreamkit_data.left_out import left_out_notes, paths_name
-from dreamkit_data.mmc4_lines import SUFFIXES, LineDocuments
+from dreamkit_data.left_out import empty_error, left_out_lines, named_lines
+from dreamkit_data.mmc4_lines import SUFFIXES, LineDocuments, image_folder
 from dreamkit_data.mmc4_records import Place, Selection, mmc4_document
 from dreamkit_data.mmc4_tars import TarDocuments
 from dreamkit_data.patterns import matching_files
@@ -69,11 +69,14 @@ class MMC4(Dataset):
         else:
             self.documents = TarDocuments(tars, selection, config.index)
         self.facts = self.documents.facts
-        self.notes = left_out_notes(self.facts, config.path)
+        lines = left_out_lines(self.facts)
         if not len(self):
-            raise DocumentError(
-                "; ".join([f"{paths_name(config.path)}: no documents with images", *self.notes])
-            )
+            missing = any(noun == "image" for each in self.facts for noun, *_ in each["left_out"])
+            if missing and isinstance(self.documents, LineDocuments):
+                folder = image_folder(files[0], config.images)
+                lines.append(f"expected images in {printable(folder)}; correct 'images' of the data set")
+            raise empty_error(config.path, "documents with images", lines)
+        self.notes = named_lines(config.path, lines)
 
     @classmethod
     def tiny_config(cls, folder: Path) -> MMC4Config:

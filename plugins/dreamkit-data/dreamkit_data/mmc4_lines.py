@@ -20,7 +20,7 @@ from dreamkit import DocumentError, describe_error, excerpt, indexed, printable
 from dreamkit_data.left_out import LeftOut
 from dreamkit_data.member_records import parsed_record
 from dreamkit_data.mmc4_files import IN_ARRAY, MOST_STORED, PACKED, is_array, stored_records
-from dreamkit_data.mmc4_records import Selection, record_problem
+from dreamkit_data.mmc4_records import Selection, record_problem, with_remedy
 from dreamkit_data.spans import OpenFiles, Span, changed_error, hash_names
 from dreamkit_data.stored_images import image_mode, image_paths
 
@@ -145,8 +145,9 @@ def _index(selection: Selection, images: Path | None, path: Path) -> tuple[np.nd
         record = parsed_record(content)
         problem = _line_problem(content) if record is None else record_problem(record)
         if record is None or problem is not None:
+            assert problem is not None, "a line that is no record has a problem"
             where = record_name(printable(path), number, in_array=start == IN_ARRAY)
-            raise DocumentError(f"{where}: {problem}; correct or remove the record")
+            raise DocumentError(f"{where}: {with_remedy(problem, 'record')}")
         if not _has_images(record, selection, folder, left_out, name):
             continue
         if start < 0:
@@ -190,10 +191,10 @@ def _has_images(
     """Return True if a document has images; count what is missing."""
     for info in record["image_info"]:
         if not _exists(folder, info["image_name"]):
-            left_out.add("not in its folder", name, "image")
+            left_out.add("not in its folder", f"{name}: {info['image_name']}", "image")
     if selection.numbers(record, partial(_exists, folder)):
         return True
-    left_out.add("without an image", name, "document")
+    left_out.add(selection.empty_reason(record, partial(_exists, folder)), name, "document")
     return False
 
 

@@ -163,10 +163,12 @@ def _column_numbers(first: Sequence[str], layout: Layout, name: str) -> list[int
             numbers.append(int(column))
         elif first.count(column) != 1:
             names = [excerpt(each) for each in first[:100]]
-            problem = "got it twice" if column in first else f"got none; {did_you_mean(column, names)}"
+            problem, hint = (
+                ("got it twice", "") if column in first else ("got none", f"; {did_you_mean(column, names)}")
+            )
             raise DocumentError(
                 f"{name}:1: expected one column '{excerpt(column)}' in the first line, {problem}; if this line has no "
-                "names, set header: false and name columns by their numbers from 0"
+                f"names, set header: false and name columns by their numbers from 0{hint}"
             )
         else:
             numbers.append(list(first).index(column))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import pytest
-
+from contract_tests import contract_test
 from dreamkit.testing import contracts
 from dreamkit_data.coco import Coco, CocoConfig
 from dreamkit_data.mmc4 import MMC4, MMC4Config
@@ -106,8 +105,4 @@ EXAMPLES = {
     "narratives": contracts.tiny_dataset(Coco, narratives),
 }
 
-
-@pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
-def test_contract(example) -> None:
-    report = contracts.verify("dataset", example)
-    assert report.ok, str(report)
+test_contract = contract_test(EXAMPLES)

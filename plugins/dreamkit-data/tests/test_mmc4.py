@@ -190,7 +190,7 @@ def test_a_linked_image_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        ({"text_list": ["a"]}, "image_info: expected a list, got null"),
+        ({"text_list": ["a"]}, "missing 'image_info'"),
         (record("a"), "text_list: expected a list, got 'a'"),  # type: ignore[arg-type]
         (record(["a", 3]), r"text_list\[1\]: expected a text, got 3"),
         (record(["\ud800"]), r"text_list\[0\]: .*surrogate"),
@@ -215,7 +215,7 @@ def test_records_of_another_form_are_refused_with_the_place(
         (b"\n{\n", r"a\.jsonl:2: expected one JSON object, got JSONDecodeError"),
         (b"3\n", r"a\.jsonl:1: expected one JSON object, got '3'"),
         (b"[1]\n", r"a\.jsonl:1: expected one JSON object, got '\[1\]'"),
-        (b"[{}, 1]", r"a\.jsonl: record 1: text_list: expected a list, got null"),
+        (b"[{}, 1]", r"a\.jsonl: record 1: missing 'text_list'; correct"),
         (b"[{", r"a\.jsonl: expected an array of records, got JSONDecodeError"),
         (b"\xff\xfe\n", r"a\.jsonl:1: expected one JSON object, got UnicodeDecodeError"),
         (b"", "no documents with images"),
