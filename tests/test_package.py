@@ -79,12 +79,14 @@ PUBLIC = [
     "load_checkpoint",
     "load_recipe",
     "locate",
+    "open_packed",
     "printable",
     "read_error",
     "read_json",
     "save_checkpoint",
     "to_rgb",
     "train_recipe",
+    "unpacked",
     "write_text",
 ]
 

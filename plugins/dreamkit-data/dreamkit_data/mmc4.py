@@ -20,8 +20,8 @@ class MMC4Config:
     """The recipe section of `mmc4`.
 
     Attributes:
-        path: tars with images, or JSON Lines (`.jsonl`, `.jsonl.zip` or `.jsonl.gz`): a file, a folder, a pattern such
-            as `/data/{00000..01000}.tar`, or a list of these.
+        path: tars with images, or JSON Lines (`.jsonl`, or with `.zip`, `.gz` or `.zst`): a file, a folder, a pattern
+            such as `/data/{00000..01000}.tar`, or a list of these.
         draw: train the model to draw the images, which it then reads back. Otherwise it reads them.
         min_similarity: least `matched_sim` of an image; others are left out.
         max_images: most images in a document; those with the greatest `matched_sim` stay.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gzip
 import json
 import zipfile
 from collections.abc import Iterator
@@ -11,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from dreamkit import DocumentError, describe_error, printable, read_error
+from dreamkit import DocumentError, describe_error, open_packed, printable, read_error
 
-PACKED: Final = (".zip", ".gz")
+PACKED: Final = (".zip", ".gz", ".zst")
 PACKED_LINE, IN_ARRAY = -1, -2  # offsets of records that are read from the index
 DAMAGED: Final = (None, errno.EINVAL)  # numbers of OSErrors of libraries, and of places that no file has
 MOST_LINE: Final = 2**26  # bytes
@@ -65,7 +64,7 @@ def is_array(path: Path) -> bool:
         return file.read(64).lstrip()[:2] in (b"[{", b"[", b"[\n", b"[\r", b"[ ")
 
 
-def _array_records(file: IO[bytes] | gzip.GzipFile, name: str) -> Iterator[tuple[int, int, bytes]]:
+def _array_records(file: IO[bytes], name: str) -> Iterator[tuple[int, int, bytes]]:
     """Yield the records of an array, which is in memory meanwhile."""
     content = file.read(MOST_STORED + 1)
     if len(content) > MOST_STORED:
@@ -81,14 +80,11 @@ def _array_records(file: IO[bytes] | gzip.GzipFile, name: str) -> Iterator[tuple
 
 
 @contextmanager
-def _opened(path: Path, name: str) -> Iterator[IO[bytes] | gzip.GzipFile]:
+def _opened(path: Path, name: str) -> Iterator[IO[bytes]]:
     """Open the lines of a plain or packed file."""
     if not path.is_file():  # to open a named pipe could wait forever
         raise DocumentError(f"{name}: expected a regular file")
-    if path.suffix == ".gz":
-        with gzip.open(path) as packed:
-            yield packed
-    elif path.suffix == ".zip":
+    if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if not info.is_dir()]
             if len(members) != 1 or members[0].flag_bits & 1:
@@ -100,4 +96,4 @@ def _opened(path: Path, name: str) -> Iterator[IO[bytes] | gzip.GzipFile]:
                 yield member
     else:
         with path.open("rb") as file:
-            yield file
+            yield open_packed(file, path)

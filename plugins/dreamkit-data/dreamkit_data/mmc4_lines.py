@@ -27,7 +27,7 @@ from dreamkit_data.stored_images import image_mode, image_paths
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-SUFFIXES: Final = (".jsonl", ".jsonl.zip", ".jsonl.gz")
+SUFFIXES: Final = (".jsonl", *(f".jsonl{suffix}" for suffix in PACKED))
 VERSION: Final = 1  # of the index
 ROW: Final = np.dtype([("start", "<u8"), ("size", "<u4"), ("number", "<u4")])  # of a document
 # Of a packed file or an array, the index has the documents: their rows, then their texts, as the bytes of one array.

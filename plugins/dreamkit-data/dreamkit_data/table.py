@@ -21,7 +21,10 @@ from dreamkit_data.row_groups import MEMORY
 from dreamkit_data.stored_images import image_paths, stored_picture, stored_value
 from dreamkit_data.text_rows import Layout, TextRows
 
-SUFFIXES: Final = (".parquet", ".tsv", ".csv")
+SUFFIXES: Final = (
+    ".parquet",
+    *(f".{table}{packed}" for table in ("tsv", "csv") for packed in ("", ".gz", ".zst")),
+)
 MAGIC: Final = b"PAR1"
 
 
@@ -30,8 +33,9 @@ class TableConfig:
     """The recipe section of `table`.
 
     Attributes:
-        path: Parquet files, or text tables with tabs or commas between the values: a file, a folder, a pattern such as
-            `/data/train-*.parquet` or `/data/{00000..01000}.parquet`, or a list of these.
+        path: Parquet files, or text tables with tabs or commas between the values, which may be packed (`.gz` or
+            `.zst`): a file, a folder, a pattern such as `/data/train-*.parquet` or
+            `/data/{00000..01000}.parquet`, or a list of these.
         direction: `draw` the image from its caption, or `read` the image and write the caption.
         image: column of the image: its bytes, its path, or the struct of both that `datasets` writes.
         caption: column of the caption: a text, or a list of texts in Parquet. A section of several with their weights

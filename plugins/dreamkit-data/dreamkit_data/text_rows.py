@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from dreamkit import DocumentError, StorageError, count, did_you_mean, excerpt, indexed, printable
+from dreamkit import DocumentError, StorageError, count, did_you_mean, excerpt, indexed, printable, unpacked
 from dreamkit_data.rows import Row
 from dreamkit_data.spans import changed_error
 from dreamkit_data.text_lines import Dialect, read_dialect, read_rows, split_row
@@ -40,7 +40,8 @@ class Layout(NamedTuple):
 class TextRows:
     """The rows of text tables in UTF-8, in the order of the files. Tabs separate the values if the first line has one.
 
-    Each row is read once, to index it. Its number of values must be that of the first line. Blank lines are skipped.
+    Each row is read once, to index it. Its number of values must be that of the first line. Blank lines are skipped. A
+    packed file is unpacked beside its index.
 
     Attributes:
         notes: a line about quotes that stay in the values, if there may be some that do not belong to them.
@@ -53,9 +54,11 @@ class TextRows:
     def __init__(self, files: Sequence[Path], layout: Layout, folder: Path | None = None) -> None:
         self.files = list(files)
         self.layout = layout
+        # One after another: each is compared with the free space.
+        self._texts = [unpacked(path, folder) for path in self.files]
         self._index = indexed(
             self.files,
-            partial(list_rows, layout=layout),
+            partial(list_rows, layout=layout, folder=folder),
             kind="table",
             version=VERSION,
             settings=layout._asdict(),
@@ -94,13 +97,14 @@ class TextRows:
         offset, size, line = rows[index - int(self._before[file])].tolist()
         where = f"{printable(path)}:{line}"
         try:
-            with path.open("rb") as table:
+            with self._texts[file].open("rb") as table:
                 status = os.fstat(table.fileno())
                 table.seek(offset)
                 data = table.read(size)
         except OSError as error:
             raise StorageError(f"{where}: cannot read the file: {error.strerror}") from error
-        if (status.st_size, status.st_mtime_ns) != self._index.statuses[file]:
+        is_changed = (status.st_size, status.st_mtime_ns) != self._index.statuses[file]
+        if is_changed and self._texts[file] == path:  # an unpacked file never changes
             raise changed_error(path)
         try:
             values = split_row(data.decode(), Dialect(*facts["dialect"]))
@@ -112,22 +116,23 @@ class TextRows:
         return Row(where, path, {name: values[number] for name, number in names})
 
 
-def list_rows(path: Path, layout: Layout) -> tuple[np.ndarray, dict[str, Any]]:
+def list_rows(path: Path, layout: Layout, folder: Path | None) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the rows of a text table: a structured array of `ROW`, and facts about the file.
 
     Raises:
         DocumentError: it is not a table in UTF-8, lacks a column, or has a row with another number of values.
     """
+    name = printable(path)
     if not os.path.isfile(path):  # to open a named pipe may wait forever
-        raise DocumentError(f"{printable(path)}: expected a regular file")
+        raise DocumentError(f"{name}: expected a regular file")
     chunks: list[np.ndarray] = []
     rows: list[tuple[int, int, int]] = []
     try:
-        with path.open("rb") as file:
-            dialect = read_dialect(file, printable(path), layout.quotes)
-            places = read_rows(file, printable(path), dialect)
+        with unpacked(path, folder).open("rb") as file:
+            dialect = read_dialect(file, name, layout.quotes)
+            places = read_rows(file, name, dialect)
             first = next(places, None)
-            columns = [] if first is None else _column_numbers(first.values, layout, printable(path))
+            columns = [] if first is None else _column_numbers(first.values, layout, name)
             quoted = 0
             for row in places if first is None or layout.has_header else chain([first], places):
                 rows.append(row[1:])
@@ -136,7 +141,7 @@ def list_rows(path: Path, layout: Layout) -> tuple[np.ndarray, dict[str, Any]]:
                     chunks.append(np.array(rows, ROW))
                     rows = []
     except OSError as error:
-        raise StorageError(f"{printable(path)}: cannot read the file: {error.strerror}") from error
+        raise StorageError(f"{name}: cannot read the file: {error.strerror}") from error
     facts = {
         "dialect": list(dialect),
         "width": 0 if first is None else len(first.values),
