@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import posixpath
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
