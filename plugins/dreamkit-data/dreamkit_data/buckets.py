@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TypeAlias, TypeGuard, cast
 
-from dreamkit import DocumentError, StorageError, Url, count, printable
+from dreamkit import DocumentError, Location, RangeReads, StorageError, Url, count, printable
 from dreamkit_data.bucket_errors import opening_errors, reading_errors, unknown_scheme
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ObjectStatus(NamedTuple):
     version: int
 
 
-def is_remote(path: Path | Url) -> TypeGuard[Url]:
+def is_remote(path: Location) -> TypeGuard[Url]:
     """Return True for a URL, which the functions of this file take."""
     return isinstance(path, Url)
 
@@ -126,14 +126,12 @@ class BucketReads:
         Raises:
             StorageError: the object has another status or is gone, or the network or the service fails.
         """
-        if status is None:
-            with reading_errors(self.url):
-                status = _required_status(self.url)
-        end = min(start + size, status[0])  # before memory is taken
-        if start >= end:
-            return b""
-        system = _filesystem(self.url)
         with reading_errors(self.url):
+            status = _required_status(self.url) if status is None else status
+            end = min(start + size, status[0])  # before memory is taken
+            if start >= end:
+                return b""
+            system = _filesystem(self.url)
             if self.url.scheme in ("s3", "s3a"):
                 data, present = _s3_range(system, self.url, start, end)
             else:
@@ -146,6 +144,14 @@ class BucketReads:
                 "start anew"
             )
         return data
+
+
+Reads: TypeAlias = RangeReads | BucketReads
+
+
+def reads_of(path: Location) -> Reads:
+    """Return the reader of ranges of a file or an object."""
+    return BucketReads(path) if is_remote(path) else RangeReads(Path(path))
 
 
 def open_object(url: Url, status: tuple[int, int] | None = None, block: int = BLOCK) -> BinaryIO:
