@@ -10,6 +10,8 @@ from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
 
+from dreamkit.storage.urls import Url
+
 UNIONS = (typing.Union, types.UnionType)
 LISTS = (list, tuple, Sequence)
 _SCALARS: Final[Mapping[Any, str]] = {
@@ -19,6 +21,7 @@ _SCALARS: Final[Mapping[Any, str]] = {
     float: "a number",
     str: "a string",
     Path: "a path",
+    Url: "a URL",
 }
 _SUPPORTED: Final = (*_SCALARS, Any, object, dict, list)
 

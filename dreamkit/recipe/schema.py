@@ -40,6 +40,7 @@ from dreamkit.recipe.places import config_problems, join
 from dreamkit.recipe.source_keys import SOURCES, read_path, resolve_source, source_problem, weight_sources
 from dreamkit.recipe.tree import BROKEN, Broken, Node
 from dreamkit.recipe.written import WrittenText, as_path
+from dreamkit.storage.urls import Location, Url, url_problem
 
 ConfigClass: TypeAlias = Callable[[str, str], type]
 _CONTAINERS: Final[Mapping[type, Any]] = {dict: dict[str, Any], list: list[Any]}
@@ -133,10 +134,12 @@ class SchemaReader:
                 f"expected a value without environment variables, got {describe_value(value)}; a checkpoint would hold "
                 "it, so only paths may use them",
             )
+        if problem := url_problem(value) if _takes_path(annotation, metadata) else None:
+            return self.problem(node, key, problem)
         if annotation in (Any, object) or (annotation in (dict, list) and isinstance(value, annotation)):
             annotation = _CONTAINERS.get(type(value), type(value))
         origin, args = get_origin(annotation), get_args(annotation)
-        if origin in UNIONS:
+        if origin in UNIONS and annotation != Location:
             return self._union(annotation, node, key, metadata)
         if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
             if "kind" in metadata:
@@ -215,7 +218,7 @@ class SchemaReader:
                 return value
         elif isinstance(value, int | float) and annotation in (float, type(value)):
             return self._number(annotation, value, node, key, metadata)
-        elif isinstance(value, str) and annotation in (str, Path):
+        elif isinstance(value, str) and annotation in (str, Path, Url, Location):
             if annotation is str and not metadata.get("path"):
                 problem = surrogate_problem(value)
                 return value if problem is None else self.problem(node, key, problem)
@@ -246,6 +249,7 @@ class SchemaReader:
         choices = [choice for choice in get_args(annotation) if choice is not type(None)]
         if node.value is None and len(choices) < len(get_args(annotation)):
             return None
+        choices = _possible(choices, node.value)
         before = list(self.problems)
         for choice in choices:
             value = self.value(choice, node, key, metadata)
@@ -272,7 +276,30 @@ def _misuses_variable(annotation: Any, value: object, metadata: Mapping[str, Any
     """Return True if `value` names an environment variable, and its field holds no path."""
     if not isinstance(value, str) or isinstance(value, WrittenText) or not has_variable(value):
         return False
-    return not (metadata.get("path") or annotation is Path or Path in get_args(annotation))
+    return not _takes_path(annotation, metadata)
+
+
+def _takes_path(annotation: Any, metadata: Mapping[str, Any]) -> bool:
+    """Return True if a field of this type holds paths or URLs."""
+    return bool(metadata.get("path")) or any(
+        each in (Path, Url) for each in (annotation, *get_args(annotation))
+    )
+
+
+def _possible(choices: list[Any], value: object) -> list[Any]:
+    """Return the types of a union that a list or a text may have, so that a problem of the only one is exact.
+
+    A path or a URL is one type: its text decides.
+    """
+    if not isinstance(value, list | str):
+        return choices
+    is_list = isinstance(value, list)
+    possible = [
+        choice for choice in choices if (choice is list or get_origin(choice) in LISTS) == is_list
+    ] or choices
+    if Path in possible and Url in possible:
+        return [Location, *(choice for choice in possible if choice not in (Path, Url))]
+    return possible
 
 
 def _any_broken(values: Iterable[Any]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dreamkit import count, printable
+from dreamkit import Location, Url, count, printable
 
 
 class LeftOut:
@@ -27,7 +27,7 @@ class LeftOut:
         return {"left_out": [[*key, number, self._first[key]] for key, number in self._numbers.items()]}
 
 
-def left_out_notes(facts: Iterable[Mapping[str, Any]], paths: Path | Sequence[Path]) -> list[str]:
+def left_out_notes(facts: Iterable[Mapping[str, Any]], paths: Location | Sequence[Location]) -> list[str]:
     """Return a line for each reason for which samples of a data set at `paths` are left out.
 
     `facts` are those of its files.
@@ -45,8 +45,8 @@ def left_out_notes(facts: Iterable[Mapping[str, Any]], paths: Path | Sequence[Pa
     ]
 
 
-def paths_name(paths: Path | Sequence[Path]) -> str:
+def paths_name(paths: Location | Sequence[Location]) -> str:
     """Return the name of a data set at `paths` for messages."""
-    if isinstance(paths, Path):
+    if isinstance(paths, Path | Url):
         return printable(paths)
     return printable(paths[0]) + (f" and {count(len(paths) - 1, 'other')}" if len(paths) > 1 else "")

@@ -6,13 +6,14 @@ import os
 import time
 from array import array
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from dreamkit import DocumentError, printable, read_error
+from dreamkit import DocumentError, Location, printable, read_error
+from dreamkit_data.buckets import BLOCK, BucketReads, is_remote, statuses
 from dreamkit_data.left_out import LeftOut
 from dreamkit_data.packed_files import unpacking_command
 from dreamkit_data.spans import SPAN, Spans, changed_error
@@ -89,7 +90,7 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, suffix.lower()
 
 
-def tar_index(choose: Choose, path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+def tar_index(choose: Choose, path: Location) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the places of an archive's samples, and facts about those that are left out.
 
     Reads the headers, and what `choose` reads.
@@ -103,13 +104,10 @@ def tar_index(choose: Choose, path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     where = printable(path)
     starts, sizes = array("Q"), array("L")
     left_out, begin = LeftOut(), time.perf_counter()
-    if not path.is_file():  # to open a named pipe could wait forever
-        raise DocumentError(f"{where}: expected a tar in a regular file")
     try:
-        with path.open("rb", buffering=0) as file:
-            read = _Window(file.fileno())
+        with _opened(path, where) as (read, size):
             _refuse_packed(read(0, 8), where)
-            for sample in samples(read, 0, os.fstat(file.fileno()).st_size, where):
+            for sample in samples(read, 0, size, where):
                 leave_out = partial(left_out.add, name=f"{path.name}!{sample.key}")
                 try:
                     chosen = choose(sample, lambda member: read(member.start, member.size), leave_out)
@@ -162,23 +160,40 @@ def _refuse_packed(head: bytes, where: str) -> None:
         )
 
 
+@contextmanager
+def _opened(path: Location, where: str) -> Iterator[tuple[_Window, int]]:
+    """Open an archive for indexing, and yield its reader and its size. An object is read whole, in large blocks."""
+    if is_remote(path):
+        status, reads = statuses([path])[0], BucketReads(path)
+        yield _Window(lambda start, size: reads.read(start, size, status), BLOCK), status.size
+        return
+    if not path.is_file():  # to open a named pipe could wait forever
+        raise DocumentError(f"{where}: expected a tar in a regular file")
+    with path.open("rb", buffering=0) as file:
+        descriptor = file.fileno()
+        yield (
+            _Window(lambda start, size: os.pread(descriptor, size, start), WINDOW),
+            os.fstat(descriptor).st_size,
+        )
+
+
 class _Window:
-    """A reader of a file: each read takes at least `WINDOW` bytes, and reads within the last one's bytes take none.
+    """A reader of a file: each read takes at least `least` bytes, and reads within the last one's bytes take none.
 
     Attributes:
         reads, bytes: number and bytes of the reads.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, read: Read, least: int) -> None:
         self.reads = self.bytes = 0
-        self._descriptor = descriptor
+        self._read, self._least = read, least
         self._begin, self._content = 0, b""
 
     def __call__(self, start: int, size: int) -> bytes:
         """Return `size` bytes from `start` on, or fewer at the end of the file."""
         begin = self._begin
         if start < begin or start + size > begin + len(self._content):
-            self._content = os.pread(self._descriptor, max(size, WINDOW), start)
+            self._content = self._read(start, max(size, self._least))
             self._begin = begin = start
             self.reads += 1
             self.bytes += len(self._content)
