@@ -73,7 +73,7 @@ class Records:
         with opening_errors(path):
             with open_regular(path):  # refuses others by their kind
                 size = os.stat(path).st_size
-            self._file = RangeReads(unpacked(path, index))
+            self._file = RangeReads(Path(unpacked(path, index)))
             build = partial(_index, name=self.name, text=self._file.path, check=check, notes=notes)
             if size < SMALL and index is None and not is_packed(path):
                 rows, facts = build(path)

@@ -9,7 +9,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO, Final, NamedTuple
@@ -20,9 +20,10 @@ from dreamkit.data.document_reads import opening_errors
 from dreamkit.data.index_files import atomic_file, remove_leftovers
 from dreamkit.data.index_store import alone, folder_hint, index_folder, report
 from dreamkit.data.text_files import open_regular
-from dreamkit.data.unchanged import file_status, unchanged
+from dreamkit.data.unchanged import FileStatus, file_status, unchanged
 from dreamkit.errors import DocumentError, OutputError, printable
 from dreamkit.progress.bars import Bar
+from dreamkit.storage.urls import Location, Url
 from dreamkit.storage.writing import writing
 
 _BLOCK: Final = 2**20  # bytes of text
@@ -67,12 +68,12 @@ _FORMATS: Final[Mapping[str, _Format]] = {
 }
 
 
-def is_packed(path: Path) -> bool:
+def is_packed(path: Location) -> bool:
     """Return True if the name of a file is that of one that `unpacked` unpacks: `.gz` or `.zst`."""
-    return path.suffix.lower() in _FORMATS
+    return _suffix(path) in _FORMATS
 
 
-def open_packed(file: BinaryIO, path: Path) -> IO[bytes]:
+def open_packed(file: BinaryIO, path: Location) -> IO[bytes]:
     """Return the text of an open file at `path`, which its name may show to be packed (`.gz`, `.zst`).
 
     A file with another name is returned as it is. `file` stays open when the text is closed. Reading the text raises
@@ -81,14 +82,27 @@ def open_packed(file: BinaryIO, path: Path) -> IO[bytes]:
     Raises:
         DocumentError: the package that unpacks this format is missing.
     """
-    return _FORMATS[path.suffix.lower()].open(file, printable(path)) if is_packed(path) else file
+    return _FORMATS[_suffix(path)].open(file, printable(path)) if is_packed(path) else file
 
 
-def unpacked(path: Path, folder: Path | None = None) -> Path:
+def unpacked(
+    path: Path | Url,
+    folder: Path | None = None,
+    *,
+    status: tuple[int, int] | None = None,
+    open_object: Callable[[Url, tuple[int, int]], BinaryIO] | None = None,
+) -> Path | Url:
     """Return the path of the text of a packed file (`.gz`, `.zst`), which is written once; that of others is their own.
 
     The text lies in `folder`, as the indexes of `indexed`. The space that it needs is estimated from its start,
     printed, and compared with the free space. A bomb ends before the disk is full.
+
+    Args:
+        path: the file, or an object in a bucket.
+        folder: folder of the index; None is that in the user's cache folder.
+        status: size and version of the object.
+        open_object: function that opens an object for reading, in its status, and raises a `StorageError` if it has
+            another one by now.
 
     Raises:
         DocumentError: missing, not a regular file, damaged, or the package that unpacks it is missing.
@@ -97,21 +111,34 @@ def unpacked(path: Path, folder: Path | None = None) -> Path:
     """
     if not is_packed(path):
         return path
+    if isinstance(path, Url):
+        assert status is not None and open_object is not None, "of an object"
+        opened = partial(open_object, path, status)
+        return _unpacked(path, str(path), FileStatus(*status), folder, opened, nullcontext())
     with opening_errors(path):
-        return _unpacked(path, folder)
+        present = file_status(path)
+        watched = unchanged(path, present)
+        return _unpacked(path, os.path.abspath(path), present, folder, partial(open_regular, path), watched)
 
 
-def _unpacked(path: Path, folder: Path | None) -> Path:
-    place, name, status = index_folder(folder), os.path.abspath(path), file_status(path)
-    start = _hash(name)
+def _unpacked(
+    path: Location,
+    name: str,
+    status: FileStatus,
+    folder: Path | None,
+    opened: Callable[[], BinaryIO],
+    watched: AbstractContextManager[None],
+) -> Path:
+    """Return the text of a file called `name`, which `opened` opens, and `watched` compares with its status."""
+    place, start = index_folder(folder), _hash(name)
     target = place / f"{start}-{_hash(f'{status.size} {status.time}')}.txt"
     if target.exists():
         return target
     with folder_hint(folder), alone(place / f"{start}.lock"):
         if not target.exists():
             remove_leftovers(place)
-            with unchanged(path, status):
-                _unpack(path, target)
+            with watched, opened() as packed:
+                _unpack(packed, path, status.size, target)
             for older in place.glob(f"{start}-*.txt"):
                 if older != target:
                     with suppress(OSError):
@@ -119,10 +146,9 @@ def _unpacked(path: Path, folder: Path | None) -> Path:
     return target
 
 
-def _unpack(path: Path, target: Path) -> None:
-    form, name = _FORMATS[path.suffix.lower()], printable(path)
-    with open_regular(path) as packed, form.open(packed, name) as file:
-        size = os.fstat(packed.fileno()).st_size
+def _unpack(packed: BinaryIO, path: Location, size: int, target: Path) -> None:
+    form, name = _FORMATS[_suffix(path)], printable(path)
+    with form.open(packed, name) as file:
         next_block = partial(_next_block, file, f"{name}: damaged {form.name} file")
         blocks = [next_block() for _ in range(_SAMPLE)]
         text = sum(map(len, blocks))
@@ -155,6 +181,10 @@ def _next_block(file: IO[bytes], problem: str) -> bytes:
         return file.read(_BLOCK)
     except (EOFError, ValueError, zlib.error, gzip.BadGzipFile) as error:
         raise DocumentError(f"{problem}: {error}; write or download it again") from error
+
+
+def _suffix(path: Location) -> str:
+    return Path(path.name).suffix.lower()
 
 
 def _hash(text: str) -> str:

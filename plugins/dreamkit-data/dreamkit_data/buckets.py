@@ -146,6 +146,20 @@ class BucketReads:
         return data
 
 
+def read_whole(url: Url, most: int) -> bytes | None:
+    """Return the bytes of an object, or its first `most` + 1, with one request; None if there is no such object.
+
+    Raises:
+        StorageError: the network or the service fails.
+    """
+    with reading_errors(url):
+        system = _filesystem(url)
+        try:
+            return cast(bytes, system.cat_file(system._strip_protocol(url), start=0, end=most + 1))
+        except FileNotFoundError:
+            return None
+
+
 Reads: TypeAlias = RangeReads | BucketReads
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dreamkit import describe_error, read_error
+from dreamkit import Location, describe_error, read_error
+from dreamkit_data.buckets import BLOCK, is_remote, open_object
 from dreamkit_data.spans import changed_error
 
 LARGE: Final = 2**27  # bytes of a row group, decoded; a larger one is read in parts
@@ -56,19 +56,25 @@ class RowGroups:
 
     Args:
         files: the files.
+        statuses: size and time of change of each file, or status of the object.
         columns: columns to read.
         leaves: paths of the columns of bytes and texts, for each file.
         memory: MiB of decoded rows to keep; the last row group is kept if it is larger, too.
     """
 
     def __init__(
-        self, files: Sequence[Path], columns: Sequence[str], leaves: Sequence[Sequence[str]], memory: int
+        self,
+        files: Sequence[Location],
+        statuses: Sequence[tuple[int, int]],
+        columns: Sequence[str],
+        leaves: Sequence[Sequence[str]],
+        memory: int,
     ) -> None:
         self.files = files
         self.columns = list(columns)
         self.leaves = leaves
         self.most_bytes = memory << 20
-        self._statuses = [_status(path) for path in files]
+        self._statuses = statuses
         self._forget()
 
     def batch(self, group: RowGroup, row: int, where: str) -> tuple[pa.RecordBatch, int]:
@@ -123,11 +129,13 @@ class RowGroups:
     def _reader(self, file: int, *, is_whole: bool) -> pq.ParquetFile:
         key = file, is_whole
         if key not in self._readers:
-            # One column chunk after another, in pieces: nothing is read ahead by other threads.
+            path, is_object = self.files[file], is_remote(self.files[file])
+            # Of a file, one column chunk after another, in pieces: nothing is read ahead by other threads. Of an
+            # object, neighbouring chunks of a row group that is read as a whole are one request.
             self._readers[key] = pq.ParquetFile(
-                self.files[file],
-                pre_buffer=False,
-                buffer_size=2**20,
+                open_object(path, self._statuses[file], 1) if is_remote(path) else path,
+                pre_buffer=is_object and is_whole,
+                buffer_size=BLOCK if is_object else 2**20,
                 read_dictionary=self.leaves[file] if is_whole else None,
             )
             if len(self._readers) > MOST_OPEN:
@@ -143,8 +151,9 @@ class RowGroups:
             self._bytes -= _size(self._parts.popitem(last=False)[1])
 
     def _refuse_change(self, file: int, cause: Exception | None = None) -> None:
-        if _status(self.files[file]) != self._statuses[file]:
-            raise changed_error(self.files[file]) from cause
+        path = self.files[file]  # each read of an object compares its status
+        if not is_remote(path) and _status(path) != self._statuses[file]:
+            raise changed_error(path) from cause
 
     def _forget(self) -> None:
         self._readers: OrderedDict[tuple[int, bool], pq.ParquetFile] = OrderedDict()
@@ -186,7 +195,7 @@ def _size(batches: Sequence[pa.RecordBatch]) -> int:
     return sum(batch.nbytes for batch in batches)
 
 
-def _status(path: Path) -> tuple[int, int] | None:
+def _status(path: Location) -> tuple[int, int] | None:
     """Return size and time of change of a file, or None if it cannot be reached."""
     try:
         status = os.stat(path)

@@ -176,7 +176,7 @@ def test_packed_tables_are_unpacked_once_and_have_the_same_rows(
     data = TextRows(files, Layout(("b",)), index)
     for file in index.glob("*.txt"):
         file.unlink()
-    with pytest.raises(StorageError, match=rf"0.csv{packed}:2: cannot read the file: No such file"):
+    with pytest.raises(StorageError, match=r"\.txt: cannot read the file: No such file"):
         data[0]
     assert values(TextRows(files, Layout(("b",)), index)) == values(plain)
 
@@ -220,10 +220,10 @@ def test_a_pipe_is_refused_and_a_changed_file_is_a_storage_error(tmp_path: Path)
     data = pickle.loads(pickle.dumps(TextRows([file], Layout(("a", "b")))))
     assert values(data) == [["1", "2"]]
     write(file, "a\tb\n1\t22\n")
-    with pytest.raises(StorageError, match=r"a.tsv changed since it was indexed; restore it or start anew"):
+    with pytest.raises(StorageError, match=r"a.tsv changed while being read: .*; restore it or start anew"):
         data[0]
     file.unlink()
-    with pytest.raises(StorageError, match=r"a.tsv:2: cannot read the file: No such file"):
+    with pytest.raises(StorageError, match=r"a.tsv: cannot read the file: No such file"):
         data[0]
 
 
