@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -16,7 +15,8 @@ import pyarrow.parquet as pq
 from dreamkit import DocumentError, Location, count, describe_error, indexed, printable, read_error
 from dreamkit_data.buckets import is_remote, open_object, statuses
 from dreamkit_data.columns import Kind, column_problem, is_bytes
-from dreamkit_data.row_groups import LARGE, MEMORY, RowGroup, RowGroups
+from dreamkit_data.group_decoder import LARGE, RowGroup
+from dreamkit_data.row_groups import MEMORY, RowGroups
 from dreamkit_data.rows import Row
 from dreamkit_data.spans import changed_error
 
@@ -79,7 +79,6 @@ class ParquetRows:
         self._bytes_alone = {name for name in columns if all(name in f["bytes alone"] for f in index.facts)}
         leaves = [facts["leaves"] for facts in index.facts]
         self._reader = RowGroups(self.files, index.statuses, list(columns), leaves, memory)
-        self._locks: dict[int, Lock] = {}  # by process
         if not len(self):
             raise DocumentError(f"{printable(self.files[0])}: no rows; correct the path of the data set")
         self.notes = self._size_notes()
@@ -101,10 +100,8 @@ class ParquetRows:
         where = f"{printable(self.files[file])}:{index - int(self._rows_before[first])}"
         rows, size, _, is_plain = self.groups[group].tolist()
         place = RowGroup(file, group - first, rows, size, is_plain)
-        with self._own_lock():
-            batch, row = self._reader.batch(place, index - int(self._rows_before[group]), where)
-            values = {name: _value(batch, name, row, where) for name in self.columns}
-        return Row(where, self.files[file], values)
+        batch, row = self._reader.batch(place, index - int(self._rows_before[group]), where)
+        return Row(where, self.files[file], {name: _value(batch, name, row, where) for name in self.columns})
 
     def has_bytes_alone(self, column: str) -> bool:
         """Return True if a column has bytes in all files, so that none of its values is a path."""
@@ -120,10 +117,6 @@ class ParquetRows:
             "row groups": hashlib.sha256(self.groups.tobytes()).hexdigest()[:32],
         }
 
-    def _own_lock(self) -> Lock:
-        """Return the lock of this process: a forked one may start while another thread holds that of its parent."""
-        return self._locks.setdefault(os.getpid(), Lock())  # atomic: threads get the same one
-
     def _size_notes(self) -> list[str]:
         largest = int(self.groups["bytes"].argmax())
         size = int(self.groups["bytes"][largest])
@@ -136,9 +129,6 @@ class ParquetRows:
             "are slow to read in another order; write the file with fewer rows in each row group (pyarrow: "
             "row_group_size=100), or set shuffle: none"
         ]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_locks": {}}
 
 
 def list_row_groups(path: Location, columns: Mapping[str, Kind]) -> tuple[np.ndarray, dict[str, Any]]:
