@@ -22,6 +22,7 @@ from dreamkit_data.tar_members import Member, Read, members
 MOST_MEMBERS: Final = 4096  # of a sample
 MOST_SAMPLE: Final = 2**28  # bytes, a quarter of a GiB
 MOST_TEXT: Final = 2**24  # bytes of a member that is read when indexing
+STATUS_REQUESTS: Final = 3  # for an object that is indexed: before, at the opening and after, to see changes
 WINDOW: Final = 2**13  # bytes of one read when indexing: small members and the header of the next sample
 PICKLES: Final = frozenset(["pkl", "pickle", "pyd", "pt", "pth", "joblib", "dill"])
 IMAGES: Final = ("jpg", "jpeg", "png", "webp")  # suffixes of members
