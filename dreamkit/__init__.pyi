@@ -68,6 +68,6 @@ from .registry.hookspecs import Component as Component, hookimpl as hookimpl
 from .registry.registry import Registry as Registry
 from .storage.json_files import read_json as read_json
 from .storage.sources import locate as locate
-from .storage.urls import Location as Location, Url as Url, is_url as is_url, location as location
+from .storage.urls import Location as Location, Url as Url, location as location
 from .storage.writing import write_text as write_text
 from .training.run import train_recipe as train_recipe

@@ -9,7 +9,8 @@ from typing import Final, TypeAlias
 from dreamkit.errors import DreamkitError
 
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_USER: Final = re.compile(r"://[^/?#]*@")
+# A user, a password or both before the host. In abfs://CONTAINER@ACCOUNT, the container is none.
+_USER: Final = re.compile(r"(?!abfss?:)[^:]*://[^/?#]*@|[^:]*://[^/?#@]*:[^/?#]*@", re.IGNORECASE)
 _QUERY: Final = re.compile(r"\?[^/?]*=|#")
 
 
@@ -57,7 +58,7 @@ def url_problem(text: object) -> str | None:
     """Return why a text that is a URL cannot be one of a recipe, or None. The message has no part of the URL."""
     if not isinstance(text, str) or not is_url(text):
         return None
-    if _USER.search(text):
+    if _USER.match(text):
         return (
             "expected a URL without a user and password, got one with '@'; remove what is before '@', and set "
             "credentials in the environment"

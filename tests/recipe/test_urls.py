@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from dreamkit import DreamkitError, Url, is_url, location
+from dreamkit import DreamkitError, Url, location
 from dreamkit.recipe.schema import SchemaReader
 from dreamkit.recipe.sections import plain
 from dreamkit.recipe.tree import Node
+from dreamkit.storage.urls import is_url
 
 OBJECT = "s3://bucket/laion/{00000..00003}.tar"
 
@@ -49,7 +50,15 @@ def test_a_url_with_an_environment_variable_is_stored_as_it_is_written(tmp_path,
     )
 
 
-@pytest.mark.parametrize("path", ["s3://me:hunter2@bucket/a.tar", "https://h/a.tar?X-Amz-Signature=hunter2"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "s3://me:hunter2@bucket/a.tar",
+        "s3://hunter2@bucket/a",
+        "abfs://a:hunter2@b/c",
+        "https://h/a.tar?X-Amz-Signature=hunter2",
+    ],
+)
 @pytest.mark.parametrize("form", [str, lambda path: [path], lambda path: "${oc.env:HIDDEN}"])
 def test_a_url_with_credentials_is_refused_and_not_shown(path, form, tmp_path, monkeypatch):
     monkeypatch.setenv("HIDDEN", path)
@@ -90,6 +99,10 @@ def test_a_url_begins_with_a_scheme(text, expected):
 @pytest.mark.parametrize(("text", "name"), [("s3://b/c/a.tar", "a.tar"), ("s3://b/c/", "c"), ("S3://b", "b")])
 def test_a_url_has_the_name_of_its_last_part(text, name):
     assert Url(text).name == name and Url(text).scheme == "s3"
+
+
+def test_the_container_of_azure_is_no_user():
+    assert Url("abfs://container@account.dfs.core.windows.net/a").name == "a"
 
 
 def test_a_question_mark_of_a_pattern_is_no_query():

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from fnmatch import fnmatchcase
 from functools import lru_cache
+from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TypeAlias, TypeGuard, cast
 
 from dreamkit import DocumentError, Location, RangeReads, StorageError, Url, count, printable
-from dreamkit_data.bucket_errors import opening_errors, reading_errors, unknown_scheme
+from dreamkit_data.bucket_errors import missing_reason, opening_errors, reading_errors, unknown_scheme
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-BLOCK: Final = 2**23  # bytes of a request, when a file is read in order
+S3: Final = ("s3", "s3a")
+BLOCK: Final = 2**23  # bytes of a request, when an object is read in order
 THREADS: Final = 16  # requests at once
 MOST_SINGLE: Final = 64  # objects of a folder that are looked up one by one; for more, the folder is listed
-MOST_SEEN: Final = 2**16  # objects of which a process remembers that they are those of the index
+MOST_SEEN: Final = 2**16  # objects of which a process remembers the status
 # Facts about an object that change with its content, the best first.
 VERSIONS: Final = (
     "ETag",
@@ -56,52 +61,63 @@ def statuses(urls: Sequence[Url]) -> list[ObjectStatus]:
     """
     folders = defaultdict(list)
     for url in urls:
-        folders[url.rpartition("/")[0] + "/"].append(url)
-    found: dict[str, ObjectStatus | None] = {}
+        folders[_folder(url)].append(url)
+    known: dict[Url, ObjectStatus | None] = {}
     single: list[Url] = []
     for folder, members in folders.items():
         if len(members) > MOST_SINGLE:
-            found.update(listed(Url(folder)))
-        else:
-            single += members
+            known.update(listed(folder))
+            members = [url for url in members if url in known and known[url] is None]
+        single += members
     with ThreadPoolExecutor(THREADS) as pool:
-        found.update(zip(single, pool.map(_status, single), strict=True))
-    missing = [url for url in urls if found.get(url) is None]
+        known.update(zip(single, pool.map(_status, single), strict=True))
+    missing = [url for url in urls if known.get(url) is None]
     if missing:
         some = f"; {len(missing):,} of {count(f'{len(urls):,}', 'object')} are missing" if missing[1:] else ""
+        hint = "" if "." in missing[0].name else "; the URL of a folder ends with /"
         raise DocumentError(
-            f"{printable(missing[0])}: no such object{some}; correct the path of the data set"
+            f"{printable(missing[0])}: no such object{some}; correct the path of the data set{hint}"
         )
-    return [cast(ObjectStatus, found[url]) for url in urls]
+    return [cast(ObjectStatus, known[url]) for url in urls]
 
 
-def listed(folder: Url) -> dict[Url, ObjectStatus]:
-    """Return the objects directly in a folder, whose URL ends with `/`, with their statuses, by name.
+def listed(folder: Url) -> dict[Url, ObjectStatus | None]:
+    """Return the objects directly in a folder, whose URL ends with `/`, by name.
 
-    Raises:
-        DocumentError, StorageError: as `statuses`. A folder without objects is missing, or empty.
-    """
-    system = _filesystem(folder)
-    with opening_errors(folder):
-        system.invalidate_cache()
-        try:
-            facts = system.ls(system._strip_protocol(folder), detail=True)
-        except FileNotFoundError:
-            return {}
-    return _by_url(folder, system, facts)
-
-
-def matches(pattern: Url) -> list[Url]:
-    """Return the URLs of the objects that a glob of fsspec names (`*`, `?`, `[ab]`, `**`), by name.
+    Their statuses are None where the listing of a service has no sizes. Listing takes a request for 1,000 objects. A
+    folder that is missing has no objects.
 
     Raises:
         DocumentError, StorageError: as `statuses`.
     """
-    system = _filesystem(pattern)
-    with opening_errors(pattern):
+    with opening_errors(folder):
+        system, path = _filesystem(folder)
         system.invalidate_cache()
-        facts = system.glob(system._strip_protocol(pattern), detail=True).values()
-    return list(_by_url(Url(f"{pattern.scheme}://"), system, facts))
+        try:
+            facts = system.ls(path, detail=True)
+        except FileNotFoundError as error:
+            if missing_reason(error) == "no such bucket":
+                raise
+            return {}
+    return _by_url(folder, path, facts)
+
+
+def matches(pattern: Url) -> list[Url]:
+    """Return the objects that a glob names, by name: `*`, `?`, `[ab]`, `**`. As in Python, `*` names no hidden ones.
+
+    Raises:
+        DocumentError, StorageError: as `statuses`.
+    """
+    folder, last = _folder(pattern), pattern.name
+    if not has_magic(folder) and "**" not in last:
+        named = [url for url in listed(folder) if fnmatchcase(url.name, last)]
+        return [url for url in named if last.startswith(".") or not url.name.startswith(".")]
+    start = Url(f"{pattern.scheme}://")
+    with opening_errors(pattern):
+        system, path = _filesystem(pattern)
+        system.invalidate_cache()
+        facts = system.glob(path, detail=True).values()
+        return list(_by_url(start, _filesystem(start)[1], facts))
 
 
 class BucketReads:
@@ -131,19 +147,27 @@ class BucketReads:
             end = min(start + size, status[0])  # before memory is taken
             if start >= end:
                 return b""
-            system = _filesystem(self.url)
-            if self.url.scheme in ("s3", "s3a"):
-                data, present = _s3_range(system, self.url, start, end)
-            else:
-                present = _seen_status(self.url)
-                data = system.cat_file(system._strip_protocol(self.url), start=start, end=end)
+            data, present = self._range(start, end, status)
         if present != status or len(data) != end - start:
-            _seen_status.cache_clear()
             raise StorageError(
                 f"{printable(self.url)} changed while being read: its size or ETag is another one now; restore it or "
                 "start anew"
             )
         return data
+
+    def _range(self, start: int, end: int, status: tuple[int, int]) -> tuple[bytes, ObjectStatus | None]:
+        """Return bytes of the object and its status, which is looked up again if it is not `status`."""
+        system, path = _filesystem(self.url)
+        if self.url.scheme not in S3:
+            if _seen_status(self.url) != status:
+                _seen_status.cache_clear()
+            return system.cat_file(path, start=start, end=end), _seen_status(self.url)
+        try:
+            return _s3_range(system, path, start, end)
+        except OSError as error:
+            if error.errno == errno.EINVAL and _required_status(self.url).size < end:
+                return b"", None  # it ends before the range now
+            raise
 
 
 def read_whole(url: Url, most: int) -> bytes | None:
@@ -153,11 +177,17 @@ def read_whole(url: Url, most: int) -> bytes | None:
         StorageError: the network or the service fails.
     """
     with reading_errors(url):
-        system = _filesystem(url)
+        system, path = _filesystem(url)
         try:
-            return cast(bytes, system.cat_file(system._strip_protocol(url), start=0, end=most + 1))
-        except FileNotFoundError:
+            return cast(bytes, system.cat_file(path, start=0, end=most + 1))
+        except FileNotFoundError as error:
+            if missing_reason(error) == "no such bucket":
+                raise
             return None
+        except OSError as error:
+            if error.errno == errno.EINVAL and _required_status(url).size == 0:
+                return b""  # an empty object has no range
+            raise
 
 
 Reads: TypeAlias = RangeReads | BucketReads
@@ -211,10 +241,10 @@ class _RawObject(io.RawIOBase):
         return len(data)
 
 
-def _filesystem(url: Url) -> AbstractFileSystem:
-    """Return the file system of a URL, which fsspec keeps in each process: one of another process cannot be used.
+def _filesystem(url: Url) -> tuple[AbstractFileSystem, str]:
+    """Return the file system of a URL, and the path in it. Its settings are those of the environment.
 
-    Its settings are those of the environment.
+    fsspec keeps file systems in each process. One of another process cannot be used, so none is held here.
 
     Raises:
         DocumentError: unknown scheme, or its package or credentials are missing.
@@ -222,19 +252,26 @@ def _filesystem(url: Url) -> AbstractFileSystem:
     import fsspec
 
     if url.scheme not in fsspec.available_protocols():
-        raise unknown_scheme(url, fsspec.available_protocols())
+        raise unknown_scheme(url)
     with opening_errors(url):
-        return cast("AbstractFileSystem", fsspec.filesystem(url.scheme))
+        system, path = fsspec.url_to_fs(str(url))
+    if url.scheme in S3:
+        system.retries = (
+            1  # botocore repeats requests, up to AWS_MAX_ATTEMPTS, and dreamkit those of a document
+        )
+    return system, path
 
 
 def _status(url: Url) -> ObjectStatus | None:
-    """Return the present status of an object, or None if there is no such object."""
-    system = _filesystem(url)
+    """Return the present status of an object, or None if its bucket has no such object."""
     with opening_errors(url):
+        system, path = _filesystem(url)
         system.invalidate_cache()
         try:
-            facts = system.info(system._strip_protocol(url))
-        except FileNotFoundError:
+            facts = system.info(path)
+        except FileNotFoundError as error:
+            if missing_reason(error) == "no such bucket":
+                raise
             return None
     return _of_facts(facts) if facts["type"] == "file" else None
 
@@ -242,18 +279,18 @@ def _status(url: Url) -> ObjectStatus | None:
 def _required_status(url: Url) -> ObjectStatus:
     status = _status(url)
     if status is None:
-        raise StorageError(f"{printable(url)}: the object is gone; restore it or start anew")
+        raise StorageError(f"{printable(url)}: no such object; restore it or start anew")
     return status
 
 
 _seen_status = lru_cache(MOST_SEEN)(_required_status)
 
 
-def _s3_range(system: Any, url: Url, start: int, end: int) -> tuple[bytes, ObjectStatus]:
+def _s3_range(system: Any, path: str, start: int, end: int) -> tuple[bytes, ObjectStatus | None]:
     """Return bytes of an object with the status in the same response."""
     from fsspec.asyn import sync
 
-    bucket, key, _ = system.split_path(url)
+    bucket, key, _ = system.split_path(path)
     response = system.call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}")
     try:
         data = sync(system.loop, response["Body"].read)
@@ -263,20 +300,30 @@ def _s3_range(system: Any, url: Url, start: int, end: int) -> tuple[bytes, Objec
     return data, _of_facts({"size": size, "ETag": response["ETag"]})
 
 
-def _of_facts(facts: dict[str, Any]) -> ObjectStatus:
-    value = next((str(facts[name]) for name in VERSIONS if facts.get(name)), "")
+def _of_facts(facts: Mapping[str, Any]) -> ObjectStatus | None:
+    """Return the status in the facts about an object; None if they have no size."""
+    if facts.get("size") is None:
+        return None
+    value = next((facts[name] for name in VERSIONS if facts.get(name)), "")
+    if isinstance(value, datetime):
+        value = value.timestamp()  # as listings of the same service have it
     version = (
-        int.from_bytes(hashlib.sha256(value.encode()).digest()[:8]) >> 1
-    )  # fits in the signed integers of JSON
-    return ObjectStatus(int(facts["size"] or 0), version)
+        int.from_bytes(hashlib.sha256(str(value).encode()).digest()[:8]) >> 1
+    )  # a signed integer of 64 bits
+    return ObjectStatus(int(facts["size"]), version)
 
 
-def _by_url(base: Url, system: AbstractFileSystem, facts: Any) -> dict[Url, ObjectStatus]:
-    """Return the statuses of files among `facts`, by URLs that begin with `base`, in the order of names."""
-    root = str(system._strip_protocol(base)).strip("/")
-    urls = {}
-    for each in facts:
-        if each["type"] == "file":
-            name = each["name"].lstrip("/")
-            urls[Url(base + name.removeprefix(root).lstrip("/"))] = _of_facts(each)
-    return dict(sorted(urls.items()))
+def _by_url(start: Url, root: str, facts: Iterable[Mapping[str, Any]]) -> dict[Url, ObjectStatus | None]:
+    """Return the statuses of the files among `facts`, whose names begin with `root`, in the order of their URLs.
+
+    The URLs begin with `start`, which is `root` as the user wrote it.
+    """
+    root = root.strip("/")
+    files = [each for each in facts if each["type"] == "file"]
+    urls = [Url(start + each["name"].strip("/").removeprefix(root).strip("/")) for each in files]
+    return dict(sorted(zip(urls, map(_of_facts, files), strict=True)))
+
+
+def _folder(url: Url) -> Url:
+    """Return the URL of the folder of an object, which ends with `/`."""
+    return Url(url.rpartition("/")[0] + "/")

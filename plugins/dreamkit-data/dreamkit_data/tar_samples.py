@@ -22,6 +22,7 @@ from dreamkit_data.tar_members import Member, Read, members
 MOST_MEMBERS: Final = 4096  # of a sample
 MOST_SAMPLE: Final = 2**28  # bytes, a quarter of a GiB
 MOST_TEXT: Final = 2**24  # bytes of a member that is read when indexing
+STATUS_REQUESTS: Final = 3  # for an object that is indexed: before, at the opening and after, to see changes
 WINDOW: Final = 2**13  # bytes of one read when indexing: small members and the header of the next sample
 PICKLES: Final = frozenset(["pkl", "pickle", "pyd", "pt", "pth", "joblib", "dill"])
 IMAGES: Final = ("jpg", "jpeg", "png", "webp")  # suffixes of members
@@ -165,36 +166,49 @@ def _opened(path: Location, where: str) -> Iterator[tuple[_Window, int]]:
     """Open an archive for indexing, and yield its reader and its size. An object is read whole, in large blocks."""
     if is_remote(path):
         status, reads = statuses([path])[0], BucketReads(path)
-        yield _Window(lambda start, size: reads.read(start, size, status), BLOCK), status.size
+        yield _Window(lambda start, size: reads.read(start, size, status), BLOCK, status.size), status.size
         return
     if not path.is_file():  # to open a named pipe could wait forever
         raise DocumentError(f"{where}: expected a tar in a regular file")
     with path.open("rb", buffering=0) as file:
         descriptor = file.fileno()
-        yield (
-            _Window(lambda start, size: os.pread(descriptor, size, start), WINDOW),
-            os.fstat(descriptor).st_size,
-        )
+        size = os.fstat(descriptor).st_size
+        yield _Window(lambda start, size: os.pread(descriptor, size, start), WINDOW, size), size
 
 
 class _Window:
-    """A reader of a file: each read takes at least `least` bytes, and reads within the last one's bytes take none.
+    """A reader of a file of `end` bytes: each read takes at least `least`, and those within the window take none.
+
+    The window has what was read last, and as much before it: the end of a sample is seen in the header of the next one,
+    when its texts may lie in the bytes before.
 
     Attributes:
         reads, bytes: number and bytes of the reads.
     """
 
-    def __init__(self, read: Read, least: int) -> None:
+    def __init__(self, read: Read, least: int, end: int) -> None:
         self.reads = self.bytes = 0
-        self._read, self._least = read, least
+        self._read, self._least, self._end = read, least, end
         self._begin, self._content = 0, b""
 
     def __call__(self, start: int, size: int) -> bytes:
         """Return `size` bytes from `start` on, or fewer at the end of the file."""
-        begin = self._begin
-        if start < begin or start + size > begin + len(self._content):
-            self._content = self._read(start, max(size, self._least))
-            self._begin = begin = start
-            self.reads += 1
-            self.bytes += len(self._content)
-        return self._content[start - begin : start - begin + size]
+        size = min(size, max(0, self._end - start))
+        if start < self._begin or start + size > self._begin + len(self._content):
+            self._move(start, size)
+        return self._content[start - self._begin : start - self._begin + size]
+
+    def _move(self, start: int, size: int) -> None:
+        last = self._begin + len(self._content)
+        if (
+            self._begin <= start < last + self._least
+        ):  # it goes on, or after a gap that costs less than a read
+            begin = min(start, max(self._begin, last - self._least))
+            before = self._content[begin - self._begin :]
+        else:
+            begin = last = start
+            before = b""
+        content = self._read(last, max(start + size - last, self._least))
+        self.reads += 1
+        self.bytes += len(content)
+        self._begin, self._content = begin, before + content
