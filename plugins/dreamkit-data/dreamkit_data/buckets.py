@@ -12,14 +12,14 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from glob import has_magic
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TypeAlias, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TypeAlias, cast
 
 from dreamkit import DocumentError, Location, RangeReads, StorageError, Url, count, printable
 from dreamkit_data.bucket_errors import missing_reason, opening_errors, reading_errors, unknown_scheme
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
+    from typing_extensions import TypeIs
 
 S3: Final = ("s3", "s3a")
 BLOCK: Final = 2**23  # bytes of a request, when an object is read in order
@@ -47,7 +47,7 @@ class ObjectStatus(NamedTuple):
     version: int
 
 
-def is_remote(path: Location) -> TypeGuard[Url]:
+def is_remote(path: Location) -> TypeIs[Url]:
     """Return True for a URL, which the functions of this file take."""
     return isinstance(path, Url)
 
@@ -195,7 +195,7 @@ Reads: TypeAlias = RangeReads | BucketReads
 
 def reads_of(path: Location) -> Reads:
     """Return the reader of ranges of a file or an object."""
-    return BucketReads(path) if is_remote(path) else RangeReads(Path(path))
+    return BucketReads(path) if is_remote(path) else RangeReads(path)
 
 
 def open_object(url: Url, status: tuple[int, int] | None = None, block: int = BLOCK) -> BinaryIO:

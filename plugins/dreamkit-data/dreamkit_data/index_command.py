@@ -111,14 +111,14 @@ def _print_estimate(files: list[Location], cls: type[Dataset], config: object) -
     except DocumentError:  # it may have no samples; the errors of all files come later
         return
     (cost,) = (facts["cost"] for facts in first.facts)  # type: ignore[attr-defined]
-    objects = iter(statuses([file for file in files if is_remote(file)]))
-    sizes = [next(objects).size if is_remote(file) else os.path.getsize(file) for file in files]
+    objects = [file for file in files if is_remote(file)]
+    remote = dict(zip(objects, statuses(objects), strict=True))
+    sizes = [remote[file].size if is_remote(file) else os.path.getsize(file) for file in files]
     scale = sum(sizes) / max(1, sizes[0])
     processes = min(len(files), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     seconds, reads, size = (cost[key] * scale for key in ("seconds", "reads", "bytes"))
     samples = count(f"{len(first) * scale:,.0f}", "sample")
-    remote = sum(map(is_remote, files))
-    reads += STATUS_REQUESTS * remote
+    reads += STATUS_REQUESTS * len(remote)
     kind = "request" if remote else "read"
     typer.echo(
         f"{count(f'{len(files):,}', 'file')}, {decimal(sum(sizes))}; about {samples}, as the "

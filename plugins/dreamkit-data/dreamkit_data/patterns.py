@@ -8,18 +8,20 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from dreamkit import DocumentError, Location, Url, count, printable
 from dreamkit_data import buckets
 from dreamkit_data.buckets import is_remote
+
+Place = TypeVar("Place", bound=Location)
 
 MOST_FILES: Final = 1_000_000
 MOST_BRACES: Final = 20  # in one path
 _RANGE: Final = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
 
-def matching_files(paths: Location | Sequence[Location], suffixes: Sequence[str]) -> list[Location]:
+def matching_files(paths: Place | Sequence[Place], suffixes: Sequence[str]) -> list[Place]:
     """Return the files and objects that `paths` name, in the order of `paths`.
 
     Each path is one of these:
@@ -36,9 +38,9 @@ def matching_files(paths: Location | Sequence[Location], suffixes: Sequence[str]
         DocumentError: a path names no file, a file is missing or named twice, or more than a million files are named.
         StorageError: the network or the service of a bucket fails.
     """
-    files: list[Location] = []
+    files: list[Any] = []
     for path in [paths] if isinstance(paths, Path | Url) else paths:
-        found = _objects(path, tuple(suffixes)) if is_remote(path) else _files(Path(path), tuple(suffixes))
+        found = _objects(path, tuple(suffixes)) if is_remote(path) else _files(path, tuple(suffixes))
         named = list(islice(found, MOST_FILES + 1 - len(files)))
         if not named:
             is_folder = path.endswith("/") if is_remote(path) else os.path.isdir(path)
