@@ -15,7 +15,7 @@ from dreamkit_data.buckets import BLOCK, is_remote, open_object
 
 LARGE: Final = 2**27  # bytes of a row group, decoded; a larger one is read in parts
 PART: Final = 256  # rows of a part, at most
-MOST_OPEN: Final = 16  # files, and row groups that are read in parts
+MOST_OPEN: Final = 16  # files whose metadata are kept, and row groups that are read in parts
 
 
 class RowGroup(NamedTuple):
@@ -47,7 +47,7 @@ class RowGroup(NamedTuple):
 
 
 class GroupDecoder:
-    """A decoder of row groups, which leaves the last files open.
+    """A decoder of row groups, which keeps the metadata of the last files.
 
     A file may repeat a large value for each of many rows, in few bytes. So the values of a row group that is read as a
     whole stay in a dictionary, as they are in the file.
@@ -69,7 +69,7 @@ class GroupDecoder:
         self._files, self._statuses = files, statuses
         self._columns, self._leaves = list(columns), leaves
         self._lock = Lock()
-        self._idle: list[tuple[tuple[int, bool], pq.ParquetFile]] = []
+        self._metadata: OrderedDict[int, pq.FileMetaData] = OrderedDict()
         self._streams: OrderedDict[tuple[int, int], _Stream] = OrderedDict()
 
     def decode(self, group: RowGroup, part: int) -> Iterator[tuple[int, list[pa.RecordBatch]]]:
@@ -81,49 +81,48 @@ class GroupDecoder:
             EOFError: the row group has fewer rows than the file states.
             Exception: of pyarrow, for damaged files.
         """
-        place, kind = (group.file, group.number), (group.file, group.is_whole)
+        place = group.file, group.number
         with self._lock:
             stream = self._streams.pop(place, None)
         if stream is None or stream.part > part:
-            # One reader is never used by two threads.
-            reader = self._reader(*kind)
+            reader = self._reader(group.file, group.is_whole)
             batches = reader.iter_batches(group.part, [group.number], self._columns, use_threads=False)
-            stream = _Stream(reader, iter(batches))
+            stream = _Stream(iter(batches))
         while stream.part <= part:
             first = stream.part * group.part
             yield stream.part, stream.next(min(group.part, group.rows - first))
-        with self._lock:
-            if stream.part * group.part < group.rows:
+        if stream.part * group.part < group.rows:
+            with self._lock:
                 self._streams[place] = stream
                 if len(self._streams) > MOST_OPEN:
                     self._streams.popitem(last=False)
-            else:
-                self._idle.append((kind, stream.reader))
-                del self._idle[:-MOST_OPEN]
 
     def _reader(self, file: int, is_whole: bool) -> pq.ParquetFile:
-        """Return a reader that no other thread uses."""
-        with self._lock:
-            for number, (kind, reader) in enumerate(self._idle):
-                if kind == (file, is_whole):
-                    del self._idle[number]
-                    return reader
+        """Return a reader for one thread and one row group: it holds what it read of an object until it is freed."""
         path = self._files[file]
+        with self._lock:
+            metadata = self._metadata.get(file)
         # Of a file, one column chunk after another, in pieces: nothing is read ahead by other threads. Of an object,
         # neighbouring chunks of a row group that is read as a whole are one request.
-        return pq.ParquetFile(
+        reader = pq.ParquetFile(
             open_object(path, self._statuses[file], 1) if is_remote(path) else path,
+            metadata=metadata,
             pre_buffer=is_remote(path) and is_whole,
             buffer_size=BLOCK if is_remote(path) else 2**20,
             read_dictionary=self._leaves[file] if is_whole else None,
         )
+        with self._lock:
+            self._metadata[file] = reader.metadata
+            self._metadata.move_to_end(file)
+            if len(self._metadata) > MOST_OPEN:
+                self._metadata.popitem(last=False)
+        return reader
 
 
 class _Stream:
     """A row group that is read in parts; `part` is the next one."""
 
-    def __init__(self, reader: pq.ParquetFile, batches: Iterator[pa.RecordBatch]) -> None:
-        self.reader = reader
+    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
         self.batches = batches
         self.part = 0
 

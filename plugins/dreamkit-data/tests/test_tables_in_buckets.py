@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import tracemalloc
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -98,6 +99,21 @@ def test_a_row_group_is_one_request(bucket: Bucket, tmp_path: Path) -> None:
     for index, requests in ((9, 0), (10, 1), (39, 1), (35, 0), (0, 0)):
         assert data[index].text == f"a {index}"
         assert len(gets(bucket)) == requests
+
+
+def test_what_was_read_of_an_object_is_freed_after_decoding(bucket: Bucket, tmp_path: Path) -> None:
+    columns = {"image": [os.urandom(2**20) for _ in range(8)], "caption": ["x"] * 8}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=1)
+    bucket.put("a.parquet", (tmp_path / "a.parquet").read_bytes())
+    data = Table(TableConfig(bucket.url("a.parquet"), memory=1))
+    assert data.rows[0].values["image"] == columns["image"][0]
+    tracemalloc.start()
+    try:
+        for index in range(8):
+            data.rows[index]
+        assert tracemalloc.get_traced_memory()[0] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_threads_and_processes_read_different_row_groups(bucket: Bucket, pairs: Path) -> None:
