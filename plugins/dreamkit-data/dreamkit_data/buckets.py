@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import cache, lru_cache
 from glob import has_magic
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TypeAlias, cast
 
@@ -69,8 +70,7 @@ def statuses(urls: Sequence[Url]) -> list[ObjectStatus]:
             known.update(listed(folder))
             members = [url for url in members if url in known and known[url] is None]
         single += members
-    with ThreadPoolExecutor(THREADS) as pool:
-        known.update(zip(single, pool.map(_status, single), strict=True))
+    known.update(zip(single, _pool(os.getpid()).map(_status, single), strict=True))
     missing = [url for url in urls if known.get(url) is None]
     if missing:
         some = f"; {len(missing):,} of {count(f'{len(urls):,}', 'object')} are missing" if missing[1:] else ""
@@ -239,6 +239,16 @@ class _RawObject(io.RawIOBase):
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Return the threads of a process. A forked process has none of its parent's, and starts its own.
+
+    They never end: a thread that ends holds locks of OpenSSL, after it was joined. In a process that is forked at that
+    moment, OpenSSL would wait for them forever.
+    """
+    return ThreadPoolExecutor(THREADS, "dreamkit-bucket")
 
 
 def _filesystem(url: Url) -> tuple[AbstractFileSystem, str]:

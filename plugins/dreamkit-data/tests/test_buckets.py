@@ -3,6 +3,7 @@
 import errno
 import io
 import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,18 @@ def test_threads_and_copies_read_at_once(bucket: Bucket) -> None:
     with ThreadPoolExecutor(16) as pool:
         results = list(pool.map(lambda n: reads[n % 3].read(n, 7, status), range(100)))
     assert results == [TEXT[n : n + 7] for n in range(100)]
+
+
+def test_threads_that_look_objects_up_never_end(bucket: Bucket) -> None:
+    # One that ends holds locks of OpenSSL for a moment, in which no process may be forked.
+    urls = [bucket.url(f"{number}") for number in range(40)]
+    for number in range(40):
+        bucket.put(f"{number}", b"")
+    names: list[set[str]] = []
+    for _ in range(3):
+        statuses(urls)
+        names.append({thread.name for thread in threading.enumerate() if "dreamkit-bucket" in thread.name})
+    assert names[0] == names[1] == names[2] and 0 < len(names[0]) <= buckets.THREADS
 
 
 def test_missing_buckets_credentials_and_access_are_errors_at_the_start(
