@@ -10,6 +10,8 @@ from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
 
+from dreamkit.storage.urls import Url
+
 UNIONS = (typing.Union, types.UnionType)
 LISTS = (list, tuple, Sequence)
 _SCALARS: Final[Mapping[Any, tuple[str, str]]] = {  # one, and several
@@ -19,6 +21,7 @@ _SCALARS: Final[Mapping[Any, tuple[str, str]]] = {  # one, and several
     float: ("a number", "numbers"),
     str: ("a string", "strings"),
     Path: ("a path", "paths"),
+    Url: ("a URL", "URLs"),
 }
 _SUPPORTED: Final = (*_SCALARS, Any, object, dict, list)
 

@@ -42,6 +42,7 @@ from dreamkit.recipe.quotes import braces_hint
 from dreamkit.recipe.source_keys import SOURCES, read_path, resolve_source, source_problem, weight_sources
 from dreamkit.recipe.tree import BROKEN, Broken, Node
 from dreamkit.recipe.written import WrittenText, as_path
+from dreamkit.storage.urls import Location, Url, url_problem
 
 ConfigClass: TypeAlias = Callable[[str, str], type]
 _CONTAINERS: Final[Mapping[type, Any]] = {dict: dict[str, Any], list: list[Any]}
@@ -136,10 +137,12 @@ class SchemaReader:
                 f"expected a value without environment variables, got {describe_value(value)}; a checkpoint would hold "
                 "it, so only paths may use them",
             )
+        if problem := url_problem(value) if _takes_path(annotation, metadata) else None:
+            return self.problem(node, key, problem)
         if annotation in (Any, object) or (annotation in (dict, list) and isinstance(value, annotation)):
             annotation = _CONTAINERS.get(type(value), type(value))
         origin, args = get_origin(annotation), get_args(annotation)
-        if origin in UNIONS:
+        if origin in UNIONS and annotation != Location:
             return self._union(annotation, node, key, metadata)
         if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
             if "kind" in metadata:
@@ -218,7 +221,7 @@ class SchemaReader:
                 return value
         elif isinstance(value, int | float) and annotation in (float, type(value)):
             return self._number(annotation, value, node, key, metadata)
-        elif isinstance(value, str) and annotation in (str, Path):
+        elif isinstance(value, str) and annotation in (str, Path, Url, Location):
             if annotation is str and not metadata.get("path"):
                 problem = surrogate_problem(value)
                 return value if problem is None else self.problem(node, key, problem)
@@ -249,6 +252,7 @@ class SchemaReader:
         choices = [choice for choice in get_args(annotation) if choice is not type(None)]
         if node.value is None and len(choices) < len(get_args(annotation)):
             return None
+        choices = _with_locations(choices)
         before = list(self.problems)
         problems: dict[Any, list[RecipeProblem]] = {}
         for choice in choices:
@@ -292,14 +296,28 @@ def _is_alike(annotation: Any, value: object) -> bool:
         return (
             annotation in (dict, Mapping) or origin in (dict, Mapping) or dataclasses.is_dataclass(annotation)
         )
-    return isinstance(value, str) and (annotation in (str, Path) or origin is Literal)
+    return isinstance(value, str) and (annotation in (str, Path, Url, Location) or origin is Literal)
 
 
 def _misuses_variable(annotation: Any, value: object, metadata: Mapping[str, Any]) -> bool:
     """Return True if `value` names an environment variable, and its field holds no path."""
     if not isinstance(value, str) or isinstance(value, WrittenText) or not has_variable(value):
         return False
-    return not (metadata.get("path") or annotation is Path or Path in get_args(annotation))
+    return not _takes_path(annotation, metadata)
+
+
+def _takes_path(annotation: Any, metadata: Mapping[str, Any]) -> bool:
+    """Return True if a field of this type holds paths or URLs."""
+    return bool(metadata.get("path")) or any(
+        each in (Path, Url) for each in (annotation, *get_args(annotation))
+    )
+
+
+def _with_locations(choices: list[Any]) -> list[Any]:
+    """Return the types of a union in which a path or a URL is one type: its text decides."""
+    if Path not in choices or Url not in choices:
+        return choices
+    return [Location, *(choice for choice in choices if choice not in (Path, Url))]
 
 
 def _any_broken(values: Iterable[Any]) -> bool:

@@ -13,6 +13,7 @@ from dreamkit.distributed import world_size
 from dreamkit.errors import CheckpointError, TrainingError, count
 from dreamkit.recipe.sections import GenerationSection, Recipe
 from dreamkit.recipe.written import shown_setting
+from dreamkit.storage.urls import Url
 from dreamkit.training.resume_state import check_state, fingerprints, finished_steps, processes
 
 # Settings that a resumed run may change, as they do not change its losses. A cache too:
@@ -148,7 +149,7 @@ def _data_paths(recipe: Recipe) -> set[str]:
         f"data[{number}].{field.name}"
         for number, section in enumerate(recipe.data)
         for field in dataclasses.fields(section.config)
-        if field.metadata.get("path") or isinstance(getattr(section.config, field.name), Path)
+        if field.metadata.get("path") or isinstance(getattr(section.config, field.name), Path | Url)
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dreamkit import DocumentError, count, printable
+from dreamkit import DocumentError, Location, Url, count, printable
 
 
 class LeftOut:
@@ -41,18 +41,18 @@ def left_out_lines(facts: Iterable[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def named_lines(paths: Path | Sequence[Path], lines: Iterable[str]) -> list[str]:
+def named_lines(paths: Location | Sequence[Location], lines: Iterable[str]) -> list[str]:
     """Return lines about the data set at `paths`, each with its name."""
     return [f"{paths_name(paths)}: {line}" for line in lines]
 
 
-def empty_error(paths: Path | Sequence[Path], expected: str, lines: Iterable[str]) -> DocumentError:
+def empty_error(paths: Location | Sequence[Location], expected: str, lines: Iterable[str]) -> DocumentError:
     """Return the error about a data set at `paths` without a single one of what is `expected`, with the reasons."""
     return DocumentError("; ".join([f"{paths_name(paths)}: no {expected}", *lines]))
 
 
-def paths_name(paths: Path | Sequence[Path]) -> str:
+def paths_name(paths: Location | Sequence[Location]) -> str:
     """Return the name of a data set at `paths` for messages."""
-    if isinstance(paths, Path):
+    if isinstance(paths, Path | Url):
         return printable(paths)
     return printable(paths[0]) + (f" and {count(len(paths) - 1, 'other')}" if len(paths) > 1 else "")

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreamkit import ConfigError, Dataset, Document, DocumentError, printable
+from dreamkit import ConfigError, Dataset, Document, DocumentError, Url, printable
 from dreamkit_data.example_images import COLOURS, coloured_png, write_small_tar
 from dreamkit_data.left_out import empty_error, left_out_lines, named_lines
 from dreamkit_data.mmc4_lines import SUFFIXES, LineDocuments, image_folder
@@ -20,8 +20,8 @@ class MMC4Config:
     """The recipe section of `mmc4`.
 
     Attributes:
-        path: tars with images, or JSON Lines (`.jsonl`, `.jsonl.zip` or `.jsonl.gz`): a file, a folder, a pattern such
-            as `/data/{00000..01000}.tar`, or a list of these.
+        path: tars with images, or JSON Lines (`.jsonl`, or with `.zip`, `.gz` or `.zst`): a file, a folder, a pattern
+            such as `/data/{00000..01000}.tar`, or a list of these.
         draw: train the model to draw the images, which it then reads back. Otherwise it reads them.
         min_similarity: least `matched_sim` of an image; others are left out.
         max_images: most images in a document; those with the greatest `matched_sim` stay.
@@ -30,12 +30,12 @@ class MMC4Config:
         index: folder of the index; None is the user's cache folder.
     """
 
-    path: Path | list[Path]
+    path: Path | Url | list[Path | Url]
     draw: bool = True
     min_similarity: float | None = None
     max_images: int | None = None
     place: Place = "before"
-    images: Path | None = None
+    images: Path | Url | None = None
     index: Path | None = None
 
     def __post_init__(self) -> None:
@@ -53,12 +53,12 @@ class MMC4(Dataset):
         self.config = config
         selection = Selection(config.min_similarity, config.max_images)
         files = matching_files(config.path, (".tar", *SUFFIXES))
-        tars = [file for file in files if file.suffix == ".tar"]
+        tars = [file for file in files if file.name.endswith(".tar")]
         self.documents: TarDocuments | LineDocuments
         if not tars:
             self.documents = LineDocuments(files, selection, config.images, config.index)
         elif len(tars) < len(files):
-            other = next(file for file in files if file.suffix != ".tar")
+            other = next(file for file in files if not file.name.endswith(".tar"))
             raise DocumentError(
                 f"{printable(other)}: expected tars alone or JSON Lines alone, got both; name them in two data sets"
             )

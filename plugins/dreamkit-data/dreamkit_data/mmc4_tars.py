@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from dreamkit import DocumentError, decode_picture, excerpt
+from dreamkit import DocumentError, Location, decode_picture, excerpt
 from dreamkit_data.member_records import parsed_record
 from dreamkit_data.mmc4_records import Selection, record_problem, with_remedy
 from dreamkit_data.spans import Spans, changed_error
@@ -33,7 +33,7 @@ VERSION: Final = 1  # of the index
 class TarDocuments:
     """Records in tars with their images. An image that is not in the archive is left out of its document."""
 
-    def __init__(self, files: Sequence[Path], selection: Selection, index: Path | None) -> None:
+    def __init__(self, files: Sequence[Location], selection: Selection, index: Path | None) -> None:
         self.selection = selection
         self._spans = Spans(
             files,

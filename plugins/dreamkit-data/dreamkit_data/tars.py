@@ -16,6 +16,8 @@ from dreamkit import (
     ConfigError,
     Dataset,
     Document,
+    Location,
+    Url,
     count,
     decode_picture,
     describe_value,
@@ -48,7 +50,7 @@ class TarsConfig:
 
     Attributes:
         path: archives: a file, a folder of `.tar` files, a pattern such as `/data/{00000..01000}.tar` or `/data/*.tar`,
-            or a list of these.
+            or a list of these; or URLs of objects in buckets, such as `s3://bucket/laion/*.tar`.
         direction: `draw` the image from its caption, or `read` the image and write the caption.
         caption: where the caption is: `txt`, or another suffix of a member; or `json:KEY`, a key of the sample's
             `.json`. A section of several with their weights has one chosen at random for each use of a sample, among
@@ -57,7 +59,7 @@ class TarsConfig:
         index: folder of the index; None is the user's cache folder.
     """
 
-    path: Path | list[Path]
+    path: Path | Url | list[Path | Url]
     direction: Direction = "draw"
     caption: str | dict[str, float] = "txt"
     filters: dict[str, Bounds] = field(default_factory=dict)
@@ -172,7 +174,7 @@ class Tars(Dataset):
 
 
 def _index(
-    places: Sequence[CaptionPlace], filters: Mapping[str, Bounds], path: Path
+    places: Sequence[CaptionPlace], filters: Mapping[str, Bounds], path: Location
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the places of an archive's samples, and facts: those of `tar_index` and `FirstNames`."""
     names = FirstNames()
