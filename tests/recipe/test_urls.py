@@ -80,7 +80,9 @@ def test_a_value_that_is_neither_path_nor_url_is_refused_with_both_in_the_messag
     assert problems == [
         "expected a path, a URL or a list of paths or URLs, got 3 (integer); put it in quotes"
     ]
-    assert read({"path": [OBJECT, 3]}, tmp_path)[1] == ["expected a path or a URL, got 3 (integer)"]
+    assert read({"path": [OBJECT, 3]}, tmp_path)[1] == [
+        "expected a path or a URL, got 3 (integer); put it in quotes"
+    ]
 
 
 @pytest.mark.parametrize(
