@@ -260,11 +260,15 @@ def _filesystem(url: Url) -> tuple[AbstractFileSystem, str]:
         DocumentError: unknown scheme, or its package or credentials are missing.
     """
     import fsspec
+    from fsspec.config import conf
 
     if url.scheme not in fsspec.available_protocols():
         raise unknown_scheme(url)
+    settings: dict[str, Any] = {}
+    if url.scheme in S3 and not any("config_kwargs" in conf.get(name, {}) for name in S3):
+        settings = {"config_kwargs": {"max_pool_connections": THREADS}}  # botocore has 10
     with opening_errors(url):
-        system, path = fsspec.url_to_fs(str(url))
+        system, path = fsspec.url_to_fs(str(url), **settings)
     if url.scheme in S3:
         system.retries = (
             1  # botocore repeats requests, up to AWS_MAX_ATTEMPTS, and dreamkit those of a document

@@ -231,7 +231,7 @@ def test_missing_buckets_credentials_and_access_are_errors_at_the_start(
 def test_a_missing_package_is_named_with_its_extra(
     scheme: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(url: str) -> None:
+    def missing(url: str, **_: object) -> None:
         raise ImportError("Install something")
 
     monkeypatch.setattr(fsspec, "url_to_fs", missing)
