@@ -45,7 +45,7 @@ def index(
     """
     from pathlib import Path
 
-    from dreamkit import DreamkitError, Registry, load_recipe
+    from dreamkit import DreamkitError, Registry, load_recipe, location
 
     registry = Registry.load()
     recipes: list[str] = []
@@ -64,7 +64,7 @@ def index(
     sections = [section for target in recipes for section in load_recipe(target, (), registry).data]
     if patterns:
         cls = registry.get("dataset", kind or "tars")
-        paths = [Path(pattern) for pattern in patterns]
+        paths = [location(pattern) for pattern in patterns]
         _open(kind or "tars", cls, cls.Config(path=paths, index=None if folder is None else Path(folder)))
     for section in sections:
         _open(section.name, registry.get("dataset", section.name), section.config)
@@ -75,9 +75,12 @@ def _check_path(target: str, registry: Registry) -> None:
     import glob
     import os
 
-    from dreamkit import DocumentError, did_you_mean, printable
+    from dreamkit import DocumentError, Url, did_you_mean, location, printable
 
-    is_pattern = glob.has_magic(target) or "{" in target or target.endswith((".tar", ".jsonl", ".zip", ".gz"))
+    if isinstance(location(target), Url):
+        return
+    is_file = target.endswith((".tar", ".jsonl", ".zip", ".gz", ".zst"))
+    is_pattern = glob.has_magic(target) or "{" in target or is_file
     if not is_pattern and not os.path.isabs(target) and not os.path.exists(target):
         nearest = did_you_mean(target, registry.shipped_recipes())
         raise DocumentError(f"{printable(target)}: no such file or recipe; {nearest}")
