@@ -124,8 +124,12 @@ def fill(
     datasets: Sequence[Dataset],
     train: TrainSection,
     on_progress: OnProgress,
+    *,
+    least_side: int | None = None,
 ) -> list[Skipped]:
     """Read all documents with `train.workers` processes, and compute the tables of their images.
+
+    `least_side` is that of the images in training.
 
     Return the documents that cannot be used, which training skips, too.
 
@@ -135,7 +139,7 @@ def fill(
     """
     skipped: list[Skipped] = []
     documents: Any = _Documents(
-        [_Readable(number, dataset, train.on_error) for number, dataset in enumerate(datasets)]
+        [_Readable(number, dataset, train.on_error, least_side) for number, dataset in enumerate(datasets)]
     )
     reader = _Reader({table: builder.preprocess for table, builder in builders.items()})
     documents_read, images = 0, set[bytes]()
@@ -165,10 +169,13 @@ def preprocess(method: Preprocess, pictures: Sequence[Picture]) -> dict[str, Ten
 class _Readable(TorchDataset["Document | Skipped"]):
     """The documents of a data set, with a record in place of each that cannot be used and may be skipped."""
 
-    def __init__(self, number: int, dataset: Dataset, on_error: Literal["skip", "stop"]) -> None:
+    def __init__(
+        self, number: int, dataset: Dataset, on_error: Literal["skip", "stop"], least_side: int | None
+    ) -> None:
         self.number = number
         self.dataset = dataset
         self.on_error = on_error
+        self.least_side = least_side
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -176,7 +183,7 @@ class _Readable(TorchDataset["Document | Skipped"]):
     def __getitem__(self, index: int) -> Document | Skipped:
         where = f"data.{self.number} ({type(self.dataset).__name__}): document {index}"
         try:
-            return read_document(lambda: self.dataset[index], where)
+            return read_document(lambda: self.dataset[index], where, least_side=self.least_side)
         except StorageError:
             raise
         except DocumentError as error:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from PIL import Image as PIL
 
 from dreamkit.data.document_reads import raise_own, read_error
+from dreamkit.data.shrinking import choose_size
 from dreamkit.data.unchanged import FileStatus, unchanged
 from dreamkit.errors import DocumentError, describe_error
 from dreamkit.parts.pictures import picture_problem, size_problem
@@ -79,6 +80,7 @@ def _read(source: Path | BytesIO, formats: Sequence[str]) -> tuple[Picture, str 
     with PIL.open(source, formats=tuple(formats)) as picture:
         problem = size_problem(*picture.size)  # before any memory is taken
         if problem is None:
+            choose_size(picture)
             picture.load()
             problem = picture_problem(picture)
     return picture.convert("I;16") if picture.mode == "I" and problem is None else picture, problem

@@ -58,6 +58,7 @@ class NewPart(ImageDecoder):
             latent_factor=1,
             size_multiple=sizes.patch_size,
             schedulers=tuple(SCHEDULERS),
+            resized_side=sizes.image_size,  # of `preprocess`
         )
 
     @classmethod
