@@ -21,6 +21,7 @@ from dreamkit.data.dataset import Dataset
 from dreamkit.data.document_reads import read_document
 from dreamkit.data.reading_threads import in_threads
 from dreamkit.data.sequence import blank_picture
+from dreamkit.data.shrinking import least_side
 from dreamkit.data.skipped import Skipped, is_beyond, split_place, summarize
 from dreamkit.data.workers import in_shared_memory, original_errors
 from dreamkit.document import Document
@@ -124,22 +125,21 @@ def fill(
     datasets: Sequence[Dataset],
     train: TrainSection,
     on_progress: OnProgress,
-    *,
-    least_side: int | None = None,
 ) -> list[Skipped]:
     """Read all documents with `train.workers` processes, and compute the tables of their images.
 
-    `least_side` is that of the images in training.
-
-    Return the documents that cannot be used, which training skips, too.
+    Images have the size that training decodes them in. Return the documents that cannot be used, which training skips,
+    too.
 
     Raises:
         DocumentError: a document cannot be used, and the recipe's policy is to stop.
         CacheError: too many documents cannot be used.
     """
     skipped: list[Skipped] = []
+    model = next(iter(builders.values())).model
+    side = least_side(train, model.vision_encoder.spec, model.image_decoder.spec)
     documents: Any = _Documents(
-        [_Readable(number, dataset, train.on_error, least_side) for number, dataset in enumerate(datasets)]
+        [_Readable(number, dataset, train.on_error, side) for number, dataset in enumerate(datasets)]
     )
     reader = _Reader({table: builder.preprocess for table, builder in builders.items()})
     documents_read, images = 0, set[bytes]()

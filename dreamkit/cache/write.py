@@ -21,7 +21,6 @@ from dreamkit.cache.shards import ShardWriter
 from dreamkit.checkpoints.inputs import open_inputs
 from dreamkit.checkpoints.load import load_weights
 from dreamkit.data.dataset import Dataset
-from dreamkit.data.shrinking import least_side
 from dreamkit.data.skipped import Skipped
 from dreamkit.errors import CacheError, did_you_mean
 from dreamkit.model.model import DreamModel
@@ -116,8 +115,7 @@ def make_cache(
             }
             sizes = {table: builder.row_bytes for table, builder in builders.items()}
             on_start(Estimate(sizes, sum(map(len, datasets)), shutil.disk_usage(partial).free))
-            side = least_side(recipe.train, model.vision_encoder.spec, model.image_decoder.spec)
-            skipped = fill(builders, datasets, recipe.train, on_progress, least_side=side)
+            skipped = fill(builders, datasets, recipe.train, on_progress)
             reasons |= {table: NO_IMAGES[table] for table in cacheable if not builders[table].finish()}
         _refuse_without_table(reasons)
         tables: dict[str, TableRecord] = {

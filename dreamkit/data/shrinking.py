@@ -66,6 +66,6 @@ def least_side(
 def unknown_side(part: str) -> str:
     """Return the message about a part whose spec has no `resized_side`."""
     return (
-        f"expected a {part} that resizes images to a known size, got one that uses their own size or does not state "
-        "it (resized_side of its spec); remove the key"
+        f"expected model.{part} to resize images to a known size, but it uses their own size or does not state it "
+        "(resized_side of its spec); leave out the key"
     )
