@@ -57,7 +57,8 @@ def open_picture(path: Path, where: str, before: FileStatus | None = None) -> Pi
 def decode_picture(data: bytes, where: str, formats: Sequence[str] | None = None) -> Picture:
     """Return the image in the bytes of a file, decoded completely as a PIL image; of an animation, the first frame.
 
-    `formats` are those of Pillow to accept; None accepts all that `open_picture` reads.
+    `formats` are those of Pillow to accept; None accepts all that `open_picture` reads. In a training with
+    `train.decode_margin`, a large JPEG is decoded smaller.
 
     Raises:
         DocumentError: no or damaged content, or `picture_problem` refuses it. The message starts with `where`, the
