@@ -170,7 +170,11 @@ class _Readable(TorchDataset["Document | Skipped"]):
     """The documents of a data set, with a record in place of each that cannot be used and may be skipped."""
 
     def __init__(
-        self, number: int, dataset: Dataset, on_error: Literal["skip", "stop"], least_side: int | None
+        self,
+        number: int,
+        dataset: Dataset,
+        on_error: Literal["skip", "stop"],
+        least_side: int | None = None,
     ) -> None:
         self.number = number
         self.dataset = dataset

@@ -52,5 +52,6 @@ class DataWait:
             return None
         return (
             f"{share:.0%} of the time was spent waiting for data; raise train.workers (now {workers}), set "
-            "train.decode_margin if JPEG images are large, or compute latents and features before, with `dreamkit cache`"
+            "train.decode_margin if JPEG images are large, or compute latents and features before, with `dreamkit "
+            "cache`"
         )
