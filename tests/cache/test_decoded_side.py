@@ -16,7 +16,7 @@ from dreamkit.cache.manifest import CacheManifest
 from dreamkit.cache.recipe_check import cache_problems
 from dreamkit.cache.write import make_cache
 from dreamkit.data.pairs import Pairs
-from dreamkit.errors import CacheError, RecipeError
+from dreamkit.errors import CacheError, RecipeError, TrainingError
 
 SETTING = "decoded_side (train.decode_margin)"
 
@@ -52,6 +52,8 @@ def test_training_from_a_cache_has_the_losses_of_training_from_small_images(
     whole = losses(run(tmp_path / "whole", recipe(None), datasets=[data]))
     assert small == pytest.approx(workers, rel=1e-12) and small == pytest.approx(cached, rel=1e-6)
     assert small != pytest.approx(whole, rel=1e-7) and small == pytest.approx(whole, rel=0.05)
+    with pytest.raises(TrainingError, match=r"train\.decode_margin: was 2(\.0)?, is 1"):
+        run(tmp_path / "small", recipe(1), datasets=[data], resume=True)
 
 
 @pytest.mark.parametrize(

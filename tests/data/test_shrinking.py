@@ -124,12 +124,21 @@ def turned(orientation: int) -> bytes:
     return photograph(exif=exif)
 
 
+def phone_image() -> bytes:
+    """Return a JPEG with a preview behind it (MPO)."""
+    file = io.BytesIO()
+    with PIL.open(PHOTOGRAPHS[1]) as picture:
+        picture.save(file, "MPO", quality=95, save_all=True, append_images=[picture.resize((80, 53))])
+    return file.getvalue()
+
+
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 KINDS = {
     "4:4:4": photograph(subsampling=0),
     "4:2:0": photograph(subsampling=2),
     "progressive": photograph(progressive=True),
     "grey": photograph("L"),
+    "of a phone": phone_image(),
     "CMYK": photograph("CMYK"),
     "with a profile": photograph(icc_profile=PROFILE.replace("sRGB".encode("utf-16-be"), b"\0o" * 4)),
     **{f"orientation {number}": turned(number) for number in (2, 3, 6, 8)},
