@@ -48,11 +48,12 @@ def add_counts(files: int = 0, computed: int = 0) -> None:
         counts.computed += computed
 
 
-def estimate(first: IndexRecord, seconds: float, sizes: Sequence[int], processes: int, read: str) -> str:
+def estimate(first: IndexRecord, seconds: float, sizes: Sequence[int], processes: int, unit: str) -> str:
     """Return what it takes to index files of `sizes` bytes if they are like the first one, which took `seconds`.
 
+    `unit` is the name of a read.
+
     The fact `cost` of the first one has numbers of `reads`, `bytes` and `documents`. Without it, files are read whole.
-    `read` is the noun for reads, such as "request".
     """
     scale = sum(sizes) / max(1, first.size)
     cost = first.facts.get("cost")
@@ -61,7 +62,7 @@ def estimate(first: IndexRecord, seconds: float, sizes: Sequence[int], processes
     reads, documents = (_number(cost, name) * scale for name in ("reads", "documents"))
     parts = [
         f"about {count(f'{documents:,.0f}', 'document')}" if documents else "",
-        f"{count(f'{reads:,.0f}', read)} of {size} in all" if reads else f"{size} to read",
+        f"{count(f'{reads:,.0f}', unit)} of {size} in all" if reads else f"{size} to read",
         f"{seconds * scale / processes:,.1f} s in {count(processes, 'process')}",
     ]
     return f"as the first file shows: {', '.join(filter(None, parts))}"

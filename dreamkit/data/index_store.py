@@ -24,7 +24,7 @@ from dreamkit.progress.bars import Bar
 from dreamkit.progress.consoles import SafeConsole
 from dreamkit.storage.cache_folder import VARIABLE, cache_folder
 from dreamkit.storage.locks import taking_turns
-from dreamkit.storage.urls import Location, Url, location
+from dreamkit.storage.urls import Location, Url, is_url, location
 
 Build: TypeAlias = Callable[[Any], np.ndarray | tuple[np.ndarray, Mapping[str, Any]]]
 # Returns size and version of objects by their URLs: the status that an object must have while it is read.
@@ -175,6 +175,7 @@ def _with_bar(
         f"indexing {what} ({decimal(sum(sizes))}) in {count(processes, 'process')}; "
         f"the index is kept in {printable(files.folder)}"
     )
+    unit = "request" if is_url(items[0][0]) else "read"
     size = 0
     with Bar("indexing", "{task.fields[size]}") as bar:
         is_shown = len(items) > 1
@@ -188,8 +189,7 @@ def _with_bar(
             size += sizes[number]
             if is_shown:
                 if completed == 1:
-                    read = "request" if isinstance(location(items[number][0]), Url) else "read"
-                    bar.print(estimate(record, seconds, sizes, processes, read))
+                    bar.print(estimate(record, seconds, sizes, processes, unit))
                 bar.move(completed, size=decimal(size))
             yield number, record
 
