@@ -1,4 +1,4 @@
-"""What indexing takes: an estimate from the first file, and the numbers of files that were indexed."""
+"""The cost of indexing: an estimate from the first file, and the numbers of files that were indexed."""
 
 from __future__ import annotations
 

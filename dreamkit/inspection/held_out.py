@@ -18,6 +18,7 @@ from dreamkit.recipe.loading import load_recipe
 from dreamkit.recipe.sections import DataSection, Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.storage.paths import shown_path
+from dreamkit.storage.urls import Location, Url, location
 
 RECIPES: Final = (".yaml", ".yml")
 READERS: Final = ("pairs", "interleaved", "conversations")  # that are tried for a file or folder
@@ -50,24 +51,25 @@ def open_held_out(name: str, recipe: Recipe, registry: Registry) -> list[Dataset
     """Open held-out data: that of the recipe `name`, or a file or folder.
 
     A file or folder is read as the data sets of `recipe` are, or else by the first data set that can read it. A pattern
-    of files may name several.
+    of files may name several, and a URL objects in a bucket.
 
     Raises:
         DreamkitError: no such recipe or path, a data set that cannot be opened, or a path that no data set reads.
     """
     path = Path(name)
+    place = location(name)
     if name in registry.recipes() or (path.suffix in RECIPES and path.is_file()):
         sections = load_recipe(name, (), registry).data
         if not sections:
             raise DreamkitError(f"the recipe {printable(name)} has no data; name another recipe or a path")
         return [registry.get("dataset", section.name)(section.config) for section in sections]
-    if not path.exists() and not data_readers(path):
+    if not isinstance(place, Url) and not path.exists() and not data_readers(path):
         raise DreamkitError(
             f"expected a recipe, or a file or folder of data, got '{shown_path(name)}', which does not exist; "
             f"{_nearest(path, registry.recipes())}"
         )
     reasons = []
-    for reader, config in _configs(path, recipe.data, registry):
+    for reader, config in _configs(place, recipe.data, registry):
         try:
             return [registry.get("dataset", reader)(config)]
         except Exception as error:  # the code of a plug-in may fail in any way
@@ -87,7 +89,9 @@ def _nearest(path: Path, recipes: Iterable[str]) -> str:
     return did_you_mean(str(path), near or recipes)
 
 
-def _configs(path: Path, sections: Sequence[DataSection], registry: Registry) -> Iterator[tuple[str, Any]]:
+def _configs(
+    path: Location, sections: Sequence[DataSection], registry: Registry
+) -> Iterator[tuple[str, Any]]:
     """Yield names of data sets, with configs that name `path`."""
     for section in sections:
         if any(field.name == "path" for field in fields(section.config)):

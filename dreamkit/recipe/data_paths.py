@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Final
 
 from dreamkit.storage.paths import shown_path
+from dreamkit.storage.urls import Location, Url
 
 MOST_LISTED: Final = 1000  # entries of a folder
 HEAD: Final = 2**16  # bytes of a file of records
 IMAGES: Final = (".jpg", ".jpeg", ".png", ".webp")
-RECORDS: Final = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+PACKED: Final = ("", ".gz", ".zst")
+RECORDS: Final = tuple(f"{suffix}{packed}" for suffix in (".jsonl", ".json") for packed in PACKED)
 # Data sets by the ends of names, the most likely ones first. Some are those of plug-ins.
 READERS: Final = {
     ".tar": ("tars", "mmc4"),
     ".parquet": ("table", "obelics"),
-    ".tsv": ("table",),
-    ".csv": ("table",),
+    **{f"{suffix}{packed}": ("table",) for suffix in (".tsv", ".csv") for packed in PACKED},
     ".jsonl.zip": ("mmc4",),
 }
 # Data sets by a key of their records.
@@ -45,15 +46,17 @@ _PLAIN: Final = re.compile(r"[\w./-]+")  # a path that YAML reads as it is
 _PATTERN: Final = re.compile(r"[*?\[{]")
 
 
-def data_readers(path: Path) -> tuple[str, ...]:
+def data_readers(path: Location) -> tuple[str, ...]:
     """Return the names of data sets that may read the file, folder or pattern `path`; none if it seems to be no data.
 
-    Only the start of a file is read.
+    Only the start of a file is read, and nothing of a URL.
     """
     name = path.name.lower()
+    readers = next((names for end, names in READERS.items() if name.endswith(end)), ())
+    if isinstance(path, Url):
+        return readers
     if path.is_dir():
         return _folder_readers(path)
-    readers = next((names for end, names in READERS.items() if name.endswith(end)), ())
     if readers and path.is_file():
         is_mmc4 = name.endswith(".tar") and '"text_list"' in _head(path)
         return readers[::-1] if is_mmc4 else readers
@@ -62,7 +65,7 @@ def data_readers(path: Path) -> tuple[str, ...]:
     return _record_readers(path) if name.endswith(RECORDS) and path.is_file() else ()
 
 
-def data_message(path: Path, name: str, shipped: Collection[str]) -> str | None:
+def data_message(path: Location, name: str, shipped: Collection[str]) -> str | None:
     """Return the error about data at `path` in place of a recipe; None if it seems to be no data.
 
     Its last lines are a recipe that reads the data `name` and extends one of the `shipped` recipes.
@@ -70,7 +73,10 @@ def data_message(path: Path, name: str, shipped: Collection[str]) -> str | None:
     readers = data_readers(path)
     if not readers:
         return None
-    kind = "a folder" if path.is_dir() else "a file" if path.exists() else "a pattern"
+    if isinstance(path, Url):
+        kind = "a URL"
+    else:
+        kind = "a folder" if path.is_dir() else "a file" if path.exists() else "a pattern"
     base = next((base for base in BASES if base in shipped), "base.yaml")
     others = f" (it may be {' or '.join(readers[1:])})" if readers[1:] else ""
     shown = name if _PLAIN.fullmatch(name) else json.dumps(name)

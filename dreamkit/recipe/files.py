@@ -18,6 +18,7 @@ from dreamkit.recipe.references import resolve_references
 from dreamkit.recipe.tree import BROKEN, MAX_CHARACTERS, Broken, Limits, Node, parse
 from dreamkit.storage.json_files import key_problem
 from dreamkit.storage.paths import irregular_kind, shown_path, written_path
+from dreamkit.storage.urls import Url, location
 
 COMMAND_LINE = "command line"
 SUFFIXES = (".yaml", ".yml")
@@ -73,10 +74,12 @@ class RecipeFiles:
             return self.shipped[name]
         try:
             path = written_path(name, folder)
+            place = location(name)
         except DreamkitError as error:
             message = str(error)
         else:
-            data = data_message(path, name, self.shipped) if key == "recipe" else None
+            place = place if isinstance(place, Url) else path
+            data = data_message(place, name, self.shipped) if key == "recipe" else None
             if data is None and path.is_file():
                 return path.resolve()
             message = data or self._unknown_message(path, name)

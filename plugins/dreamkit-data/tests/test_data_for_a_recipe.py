@@ -38,6 +38,12 @@ def test_the_recipe_of_the_error_reads_the_data(
     assert f" {reader} " in invoke("check", "look.yaml").stdout
 
 
+def test_a_url_in_place_of_a_recipe_stays_as_it_is() -> None:
+    error = str(invoke("check", "s3://bucket/a.parquet").exception)
+    assert "got a URL of data: 's3://bucket/a.parquet'" in error
+    assert '- {name: table, path: "s3://bucket/a.parquet"}' in error
+
+
 def test_a_pattern_in_place_of_a_recipe_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     REGISTRY.get("dataset", "tars").tiny_config(tmp_path)

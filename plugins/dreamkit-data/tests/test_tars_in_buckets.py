@@ -197,6 +197,12 @@ def test_the_command_indexes_objects_with_an_estimate_of_requests(laion: Bucket)
     assert result.stdout == "tars: 30 documents; indexed 3 files\n"
 
 
+def test_objects_are_held_out(laion: Bucket) -> None:
+    arguments = ["data", "check", "digits/stage2", "--samples", "1", "--held-out", laion.url("laion/*.tar")]
+    result = CliRunner().invoke(app, arguments)
+    assert " of the 30 held-out documents" in result.stdout, result.exception
+
+
 def test_a_recipe_of_objects_is_checked_and_trained(laion: Bucket, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
