@@ -82,12 +82,14 @@ PUBLIC = [
     "load_recipe",
     "locate",
     "location",
+    "open_packed",
     "printable",
     "read_error",
     "read_json",
     "save_checkpoint",
     "to_rgb",
     "train_recipe",
+    "unpacked",
     "write_text",
 ]
 

@@ -24,6 +24,7 @@ from dreamkit.errors import (
     describe_value,
     did_you_mean,
     excerpt,
+    near_hint,
     surrogate_problem,
 )
 from dreamkit.recipe.fields import (
@@ -37,6 +38,7 @@ from dreamkit.recipe.fields import (
 )
 from dreamkit.recipe.interpolations import has_variable
 from dreamkit.recipe.places import config_problems, join
+from dreamkit.recipe.quotes import braces_hint
 from dreamkit.recipe.source_keys import SOURCES, read_path, resolve_source, source_problem, weight_sources
 from dreamkit.recipe.tree import BROKEN, Broken, Node
 from dreamkit.recipe.written import WrittenText, as_path
@@ -46,6 +48,7 @@ ConfigClass: TypeAlias = Callable[[str, str], type]
 _CONTAINERS: Final[Mapping[type, Any]] = {dict: dict[str, Any], list: list[Any]}
 # A size in the `config` of a part; a square matrix of this width would have 10^16 weights.
 MAX_SIZE: Final = 10**8
+FEW_KEYS: Final = 6  # of a section, that a message about another value lists
 _NO_METADATA: Final[Mapping[str, Any]] = types.MappingProxyType({})
 _BOUNDS: Final[Mapping[str, str]] = {
     "least": "at least",
@@ -87,7 +90,7 @@ class SchemaReader:
         """
         self.places[key] = node.where
         if not isinstance(node.value, dict):
-            return self._mismatch(dict, node, key)
+            return self._mismatch(cls if len(section_keys(cls)) <= FEW_KEYS else dict, node, key)
         fields = {f.name: f for f in dataclasses.fields(cls) if f.init and not f.metadata.get("inner")}
         try:
             annotations = typing.get_type_hints(cls)
@@ -249,15 +252,20 @@ class SchemaReader:
         choices = [choice for choice in get_args(annotation) if choice is not type(None)]
         if node.value is None and len(choices) < len(get_args(annotation)):
             return None
-        choices = _possible(choices, node.value)
+        choices = _with_locations(choices)
         before = list(self.problems)
+        problems: dict[Any, list[RecipeProblem]] = {}
         for choice in choices:
+            self.problems = list(before)
             value = self.value(choice, node, key, metadata)
             if value is not BROKEN:
                 self.problems = before
                 return value
-        if len(choices) == 1:
-            return BROKEN  # the problem of the only choice is more exact than one of the union
+            problems[choice] = self.problems
+        alike = choices if len(choices) == 1 else [each for each in choices if _is_alike(each, node.value)]
+        if len(alike) == 1:
+            self.problems = problems[alike[0]]  # more exact than a problem of the union
+            return BROKEN
         self.problems = before
         return self._mismatch(annotation, node, key)
 
@@ -266,10 +274,29 @@ class SchemaReader:
             return BROKEN
         hint = ""
         if get_origin(annotation) is Literal and isinstance(node.value, str):
-            hint = f"; {did_you_mean(node.value, map(str, get_args(annotation)))}"
+            hint = near_hint(node.value, map(str, get_args(annotation)))
+        choices = get_args(annotation) if get_origin(annotation) in UNIONS else (annotation,)
+        if isinstance(node.value, str) and any(get_origin(choice) in LISTS for choice in choices):
+            hint = f"; write [{excerpt(node.value)}]"
+        elif Path in choices:
+            hint = excerpt(braces_hint(node.plain()), 200)
+        if isinstance(node.value, int | float) and (Path in choices or str in choices):
+            hint = "; put it in quotes"
         return self.problem(
             node, key, f"expected {expected_type(annotation)}, got {describe_value(node.value)}{hint}"
         )
+
+
+def _is_alike(annotation: Any, value: object) -> bool:
+    """Return True if a value that is not of a type has its form: a list, a section or a text."""
+    origin = get_origin(annotation)
+    if isinstance(value, list):
+        return annotation is list or origin in LISTS
+    if isinstance(value, dict):
+        return (
+            annotation in (dict, Mapping) or origin in (dict, Mapping) or dataclasses.is_dataclass(annotation)
+        )
+    return isinstance(value, str) and (annotation in (str, Path, Url, Location) or origin is Literal)
 
 
 def _misuses_variable(annotation: Any, value: object, metadata: Mapping[str, Any]) -> bool:
@@ -286,20 +313,11 @@ def _takes_path(annotation: Any, metadata: Mapping[str, Any]) -> bool:
     )
 
 
-def _possible(choices: list[Any], value: object) -> list[Any]:
-    """Return the types of a union that a list or a text may have, so that a problem of the only one is exact.
-
-    A path or a URL is one type: its text decides.
-    """
-    if not isinstance(value, list | str):
+def _with_locations(choices: list[Any]) -> list[Any]:
+    """Return the types of a union in which a path or a URL is one type: its text decides."""
+    if Path not in choices or Url not in choices:
         return choices
-    is_list = isinstance(value, list)
-    possible = [
-        choice for choice in choices if (choice is list or get_origin(choice) in LISTS) == is_list
-    ] or choices
-    if Path in possible and Url in possible:
-        return [Location, *(choice for choice in possible if choice not in (Path, Url))]
-    return possible
+    return [Location, *(choice for choice in choices if choice not in (Path, Url))]
 
 
 def _any_broken(values: Iterable[Any]) -> bool:

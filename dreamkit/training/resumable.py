@@ -186,7 +186,14 @@ class ResumableTrainer(Trainer):
                 self.model, self.optimizer.optimizer, optim_state_dict=state, options=options
             )
             schedule = read_pickle(Path(checkpoint) / SCHEDULER_NAME, CheckpointError)
-            self.lr_scheduler.load_state_dict(schedule)
+            # Those of the next step: a run of another length saved the rates of another schedule.
+            rates = [
+                base * share(schedule["last_epoch"])
+                for base, share in zip(self.lr_scheduler.base_lrs, self.lr_scheduler.lr_lambdas, strict=True)
+            ]
+            self.lr_scheduler.load_state_dict(schedule | {"_last_lr": rates})
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with state_errors(Path(checkpoint or "").parent):

@@ -76,7 +76,7 @@ def read_interval(point: Path) -> dict[str, Any] | None:
         values = read_json(file)
         numbers = [values.get("last_logged"), values.get("loss"), *_list(values.get("sums"))]
         are_numbers = all(type(number) in (int, float) and abs(number) < MAX_NUMBER for number in numbers)
-        if len(numbers) != 6 or not are_numbers or numbers[0] not in range(_step(point) + 1):
+        if len(numbers) != 6 or not are_numbers or numbers[0] not in range(finished_steps(point) + 1):
             raise ValueError(
                 f"{INTERVAL}: expected a step, a loss and four sums, got {excerpt(json.dumps(values))}"
             )
@@ -87,7 +87,7 @@ def read_interval(point: Path) -> dict[str, Any] | None:
                 f"{INTERVAL}: expected numbers of documents that are skipped, bad and cut, got {got}"
             )
         start = [values.setdefault(name, 0) for name in LIMIT]
-        greatest = (_step(point), values["skipped"], values["bad"])
+        greatest = (finished_steps(point), values["skipped"], values["bad"])
         if any(
             type(number) is not int or not 0 <= number <= most
             for number, most in zip(start, greatest, strict=True)
@@ -99,7 +99,8 @@ def read_interval(point: Path) -> dict[str, Any] | None:
         return values
 
 
-def _step(point: Path) -> int:
+def finished_steps(point: Path) -> int:
+    """Return the number of finished steps of a resume point `step-N`."""
     return int(point.name.removeprefix("step-"))
 
 
@@ -124,7 +125,7 @@ def check_state(point: Path) -> None:
             if usual is not None and value is not None and type(value) not in kinds:
                 got = excerpt(json.dumps(value))
                 raise ValueError(f"{TRAINER_STATE_NAME}: {name}: expected {type(usual).__name__}, got {got}")
-        if values.get("global_step") != _step(point):
+        if values.get("global_step") != finished_steps(point):
             raise ValueError(
                 f"{TRAINER_STATE_NAME}: global_step: got {excerpt(repr(values.get('global_step')))}"
             )

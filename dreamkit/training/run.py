@@ -41,7 +41,14 @@ from dreamkit.training.resume_state import STATE
 from dreamkit.training.run_bar import RunBar
 from dreamkit.training.run_folder import exclusive_run
 from dreamkit.training.run_log import LogEntry, RunLog, read_log
-from dreamkit.training.same_run import compare_data, compare_finished, compare_model, compare_run
+from dreamkit.training.same_run import (
+    compare_data,
+    compare_finished,
+    compare_model,
+    compare_run,
+    is_longer,
+    steps_note,
+)
 from dreamkit.training.trainer import DreamTrainer, training_arguments
 
 CHECKPOINT = "checkpoint"  # folder of the trained model
@@ -85,7 +92,7 @@ def train_recipe(
         registry: the components that the recipe names.
         out: a new or empty folder for the checkpoint, the resume points and `log.jsonl`.
         resume: continue the run in `out` from its last resume point; the result is that of an uninterrupted run. A run
-            that has ended is loaded.
+            that has ended is loaded, or lengthened if the recipe has more steps.
         changed_data: with `resume`, accept data that changed since the resume point was written.
         model: the model to train, with the recipe's `model` section; None builds one, or with `resume` loads it.
         datasets: one data set for each section of `recipe.data`; None builds those of the recipe.
@@ -124,7 +131,7 @@ def train_recipe(
     arguments = training_arguments(recipe, out)
     with exclusive_run(out):
         points = resume_points(out)
-        if resume and _is_finished(out):
+        if resume and _is_finished(out) and not is_longer(out / CHECKPOINT, recipe):
             return _finished_run(out, recipe, registry, points)
         _require_usable(out, points, resume)
         # Before any weights are read, which may take minutes.
@@ -138,6 +145,8 @@ def train_recipe(
         if resume:
             model = _load(points[-1], registry, older=points[:-1])
             compare_run(points[-1], model.recipe, recipe)
+            if (change := steps_note(points[-1], model.recipe, recipe)) is not None:
+                _show(change)
         elif model is None:
             assert fitted is not None, "a model is built from a fitted recipe"
             model = build(fitted)
@@ -196,6 +205,11 @@ def _require_usable(out: Path, points: Sequence[Path], resume: bool) -> None:
     Raises:
         TrainingError: it cannot.
     """
+    if resume and not points and _is_finished(out):
+        raise TrainingError(
+            f"the run in {out} has ended, and left no resume point to lengthen it from (train.save_every writes some); "
+            f"start a new run from its weights with --out NEW init={out / CHECKPOINT}"
+        )
     if resume and not points:
         raise TrainingError(
             f"no resume point {RESUME_POINTS}/step-N in {out}; train without --resume into a new folder "
@@ -203,7 +217,7 @@ def _require_usable(out: Path, points: Sequence[Path], resume: bool) -> None:
         )
     if not resume and (reason := in_use_reason(out)):
         here = (
-            "its run is finished; "
+            "its run is finished; lengthen it with --resume and more train.steps, or "
             if _is_finished(out)
             else "continue its run with --resume or "
             if points
@@ -258,7 +272,7 @@ def _finished_run(out: Path, recipe: Recipe, registry: Registry, points: Sequenc
     checkpoint = out / CHECKPOINT
     model = _load(checkpoint, registry, older=points)
     compare_finished(checkpoint, model.recipe, recipe)
-    _show(f"the run in {out} is finished; nothing was trained")
+    _show(f"the run in {out} is finished; nothing was trained; more train.steps would lengthen it")
     model.eval()
     return TrainResult(
         model, checkpoint, read_log(out / LOG) if is_main() else (), is_main(), was_finished=True

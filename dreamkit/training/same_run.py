@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.data.fingerprint import fingerprint_differences
 from dreamkit.distributed import world_size
-from dreamkit.errors import TrainingError, count
+from dreamkit.errors import CheckpointError, TrainingError, count
 from dreamkit.recipe.sections import GenerationSection, Recipe
 from dreamkit.recipe.written import shown_setting
 from dreamkit.storage.urls import Url
-from dreamkit.training.resume_state import check_state, fingerprints, processes
+from dreamkit.training.resume_state import check_state, fingerprints, finished_steps, processes
 
 # Settings that a resumed run may change, as they do not change its losses. A cache too:
 # every start compares it with the model. The action at bad documents is the same for the good ones before.
@@ -25,22 +26,52 @@ MAY_CHANGE = (
 
 
 def compare_run(point: Path, then: Recipe | None, now: Recipe) -> None:
-    """Check that a resumed run is the run that wrote the resume point `point`.
+    """Check that a resumed run is the run that wrote the resume point `point`, or a longer or shorter one.
 
     Paths of data may differ if the resume point has fingerprints of its data, which `compare_data` compares.
 
     Raises:
-        TrainingError: another recipe, or another number of processes.
+        TrainingError: another recipe, fewer steps than `point` has, or another number of processes.
         CheckpointError: the run's state in `point` cannot be read.
     """
     check_state(point)
-    _compare_recipes(point, then, now, may_move=bool(fingerprints(point)))
+    _compare_recipes(point, then, now, may_move=bool(fingerprints(point)), except_for={"train.steps"})
+    if now.train.steps < finished_steps(point):
+        raise TrainingError(
+            f"{point}: expected train.steps of at least {finished_steps(point)}, the steps of this resume point, got "
+            f"{now.train.steps}; raise train.steps"
+        )
     if processes(point) != world_size():
         raise TrainingError(
             f"{point}: expected {count(processes(point), 'process')}, as before, got {world_size()}, which would train "
             "on other batches; start the same number (torchrun --nproc-per-node) or start a new run with "
             f"init={point}"
         )
+
+
+def is_longer(checkpoint: Path, now: Recipe) -> bool:
+    """Return True if a recipe has more steps than the finished run with its checkpoint; False for a damaged one."""
+    try:
+        train = Manifest.read(checkpoint, verify=False).recipe.get("train")
+    except CheckpointError:
+        return False
+    steps = train.get("steps") if isinstance(train, dict) else None
+    return isinstance(steps, int) and steps < now.train.steps
+
+
+def steps_note(point: Path, then: Recipe | None, now: Recipe) -> str | None:
+    """Return a line about another number of steps than that of the run before, or None."""
+    assert then is not None, "a loaded checkpoint has a recipe"
+    before, after, schedule = then.train.steps, now.train.steps, now.train.schedule
+    if before == after:
+        return None
+    note = f"train.steps was {before}, is {after}; continuing after step {finished_steps(point)}"
+    if schedule == "constant":
+        return note
+    return (
+        f"{note}; from there on the learning rate has the {schedule} schedule over {count(after, 'step')}, before that "
+        f"over {before}, so the result is not that of one run of {count(after, 'step')}"
+    )
 
 
 def compare_finished(checkpoint: Path, then: Recipe | None, now: Recipe) -> None:
@@ -52,14 +83,18 @@ def compare_finished(checkpoint: Path, then: Recipe | None, now: Recipe) -> None
     _compare_recipes(checkpoint, then, now, may_move=True)
 
 
-def _compare_recipes(folder: Path, then: Recipe | None, now: Recipe, *, may_move: bool) -> None:
+def _compare_recipes(
+    folder: Path, then: Recipe | None, now: Recipe, *, may_move: bool, except_for: Collection[str] = ()
+) -> None:
     assert then is not None, "a loaded checkpoint has a recipe"
     moved = _data_paths(then) | _data_paths(now) if may_move else set()
-    differing = _differing(then, now, moved)
+    differing = _differing(then, now, moved | set(except_for))
     if differing:
+        them, differ = ("it", "differs") if len(differing) == 1 else ("them", "differ")
         raise TrainingError(
-            f"{folder} is of a run with another recipe; resume with the same one or start a new run with "
-            f"init={folder}:\n" + "\n".join(differing)
+            f"{folder}: {count(len(differing), 'setting')} of the recipe {differ} from the run to resume; set {them} "
+            f"back, or start a new run from its weights with --out NEW init={folder}:\n"
+            + "\n".join(differing)
         )
 
 
@@ -92,10 +127,10 @@ def compare_model(of_model: Recipe | None, recipe: Recipe) -> None:
         )
 
 
-def _differing(then: Recipe, now: Recipe, moved: set[str], under: str = "") -> list[str]:
+def _differing(then: Recipe, now: Recipe, allowed: set[str], under: str = "") -> list[str]:
     """Return a line for each different setting whose key starts with `under`, except those that may change.
 
-    `moved` are keys that may change in this run.
+    `allowed` are keys that may change in this run.
     """
     before, after = dict(_flat(then.to_dict())), dict(_flat(now.to_dict()))
     return [
@@ -103,7 +138,7 @@ def _differing(then: Recipe, now: Recipe, moved: set[str], under: str = "") -> l
         for key in sorted(before.keys() | after.keys())
         if key.startswith(under)
         and before.get(key) != after.get(key)
-        and key not in (*MAY_CHANGE, *moved, "model.language_model.tokenizer")
+        and key not in (*MAY_CHANGE, *allowed, "model.language_model.tokenizer")
         and not (key == "train.too_long" and before.get(key) == "stop")  # it had no long document yet
     ]
 

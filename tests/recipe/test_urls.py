@@ -77,8 +77,12 @@ def test_a_key_of_local_paths_takes_no_url(tmp_path):
 
 def test_a_value_that_is_neither_path_nor_url_is_refused_with_both_in_the_message(tmp_path):
     _, problems = read({"path": 3}, tmp_path)
-    assert problems == ["expected a path or a URL or a list of a path or a URL, got 3 (integer)"]
-    assert read({"path": [OBJECT, 3]}, tmp_path)[1] == ["expected a path or a URL, got 3 (integer)"]
+    assert problems == [
+        "expected a path, a URL or a list of paths or URLs, got 3 (integer); put it in quotes"
+    ]
+    assert read({"path": [OBJECT, 3]}, tmp_path)[1] == [
+        "expected a path or a URL, got 3 (integer); put it in quotes"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,26 @@ class BucketReads:
             raise
 
 
+def read_whole(url: Url, most: int) -> bytes | None:
+    """Return the bytes of an object, or its first `most` + 1, with one request; None if there is no such object.
+
+    Raises:
+        StorageError: the network or the service fails.
+    """
+    with reading_errors(url):
+        system, path = _filesystem(url)
+        try:
+            return cast(bytes, system.cat_file(path, start=0, end=most + 1))
+        except FileNotFoundError as error:
+            if missing_reason(error) == "no such bucket":
+                raise
+            return None
+        except OSError as error:
+            if error.errno == errno.EINVAL and _required_status(url).size == 0:
+                return b""  # an empty object has no range
+            raise
+
+
 Reads: TypeAlias = RangeReads | BucketReads
 
 

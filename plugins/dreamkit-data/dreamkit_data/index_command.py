@@ -74,7 +74,8 @@ def _check_path(target: str, registry: Registry) -> None:
 
     if isinstance(location(target), Url):
         return
-    is_pattern = glob.has_magic(target) or "{" in target or target.endswith((".tar", ".jsonl", ".zip", ".gz"))
+    is_file = target.endswith((".tar", ".jsonl", ".zip", ".gz", ".zst"))
+    is_pattern = glob.has_magic(target) or "{" in target or is_file
     if not is_pattern and not os.path.isabs(target) and not os.path.exists(target):
         nearest = did_you_mean(target, registry.shipped_recipes())
         raise DocumentError(f"{printable(target)}: no such file or recipe; {nearest}")

@@ -18,12 +18,12 @@ MOST_OPEN: Final = 32  # files that a process holds open for a data set
 
 
 class Span(NamedTuple):
-    """A sample's place: offset and size in a file, in bytes, and the file's status in `Indexes.statuses`."""
+    """A sample's place: offset and size in a file, in bytes, and the file's status in `Indexes.statuses`, or None."""
 
     path: Location
     start: int
     size: int
-    status: tuple[int, int]
+    status: tuple[int, int] | None
 
 
 class Spans:
