@@ -349,7 +349,7 @@ def _by_url(start: Url, root: str, facts: Iterable[Mapping[str, Any]]) -> dict[U
     The URLs begin with `start`, which is `root` as the user wrote it.
     """
     root = root.strip("/")
-    files = [each for each in facts if each["type"] == "file"]
+    files = [each for each in facts if each["type"] == "file" and not each["name"].endswith("/")]
     urls = [Url(start + each["name"].strip("/").removeprefix(root).strip("/")) for each in files]
     return dict(sorted(zip(urls, map(_of_facts, files), strict=True)))
 
