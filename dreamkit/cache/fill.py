@@ -17,11 +17,12 @@ from dreamkit.cache.manifest import PART_OF, Table
 from dreamkit.cache.model_check import plugin_errors, table_module
 from dreamkit.cache.read import EXTRAS
 from dreamkit.cache.shards import KEY_BYTES, ShardWriter, picture_key
+from dreamkit.cache.skipped_file import SkippedFile
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.document_reads import read_document
 from dreamkit.data.reading_threads import in_threads
 from dreamkit.data.sequence import blank_picture
-from dreamkit.data.skipped import Skipped, is_beyond, split_place, summarize
+from dreamkit.data.skipped import Skipped, is_beyond, split_place
 from dreamkit.data.workers import in_shared_memory, original_errors
 from dreamkit.document import Document
 from dreamkit.errors import CacheError, DocumentError, StorageError
@@ -124,16 +125,17 @@ def fill(
     datasets: Sequence[Dataset],
     train: TrainSection,
     on_progress: OnProgress,
-) -> list[Skipped]:
+    skipped: SkippedFile,
+) -> None:
     """Read all documents with `train.workers` processes, and compute the tables of their images.
 
-    Return the documents that cannot be used, which training skips, too.
+    Documents that cannot be used, which training skips, too, are added to `skipped`.
 
     Raises:
         DocumentError: a document cannot be used, and the recipe's policy is to stop.
         CacheError: too many documents cannot be used.
+        OutputError: the list of skipped documents cannot be written.
     """
-    skipped: list[Skipped] = []
     documents: Any = _Documents(
         [_Readable(number, dataset, train.on_error) for number, dataset in enumerate(datasets)]
     )
@@ -145,14 +147,15 @@ def fill(
             builders[table].add(keys, inputs)
             images.update(keys)
         documents_read += batch.documents
-        skipped += batch.skipped
-        if is_beyond(train.max_skipped, len(skipped), documents_read):
+        skipped.add(batch.skipped)
+        bad = skipped.summary.documents
+        if skipped.first is not None and is_beyond(train.max_skipped, bad, documents_read):
             raise CacheError(
-                f"expected at most {train.max_skipped:.2%} bad documents (train.max_skipped), got {len(skipped):,} of "
-                f"{documents_read:,}; {summarize(skipped)}; correct the data or raise train.max_skipped"
+                f"expected at most {train.max_skipped:.2%} bad documents (train.max_skipped), got {bad:,} of "
+                f"{documents_read:,}; {skipped.summary.most_common()}; the first is {skipped.first.text}; correct the "
+                "data or raise train.max_skipped"
             )
         on_progress(CachingProgress(documents_read, len(documents), len(images)))
-    return skipped
 
 
 def preprocess(method: Preprocess, pictures: Sequence[Picture]) -> dict[str, Tensor]:

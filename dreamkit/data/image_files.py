@@ -45,6 +45,7 @@ def open_picture(path: Path, where: str, before: FileStatus | None = None) -> Pi
     except FileNotFoundError as error:
         raise DocumentError(f"{where}: no such image: {name}") from error
     except Exception as error:  # Pillow's readers raise any type of error about a damaged file
+        raise_own(error, f"{where}: cannot read the image {name}")
         raise read_error(f"{where}: cannot read the image {name}: {_reason(error)}", error) from error
     if kind is not None:
         raise DocumentError(f"{where}: expected an image in a regular file, got {kind}: {name}")
@@ -67,7 +68,7 @@ def decode_picture(data: bytes, where: str, formats: Sequence[str] | None = None
     try:
         picture, problem = _read(BytesIO(data), formats or _formats())
     except Exception as error:  # Pillow's readers raise any type of error about a damaged file
-        raise_own(error)
+        raise_own(error, f"{where}: cannot read the image")
         raise DocumentError(f"{where}: cannot read the image: {_reason(error)}") from error
     if problem is not None:
         raise DocumentError(f"{where}: {problem}")

@@ -110,7 +110,7 @@ class Records:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise changed_error(self._file.path, reason) from error
         except OSError as error:
-            raise_own(error)
+            raise_own(error, f"{where}: cannot read the file")
             raise StorageError(f"{where}: cannot read the file: {error.strerror}") from error
         if crc32(data) != checksum:
             raise changed_error(self._file.path, f"line {number} is another one now")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import difflib
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
 
 from dreamkit.data.dataset import Dataset
 from dreamkit.document import Document
-from dreamkit.errors import DreamkitError, describe_error, printable
+from dreamkit.errors import DreamkitError, PluginError, describe_error, did_you_mean, printable
 from dreamkit.inspection.content_index import ContentIndex
+from dreamkit.recipe.data_paths import data_readers
 from dreamkit.recipe.loading import load_recipe
 from dreamkit.recipe.sections import DataSection, Recipe
 from dreamkit.registry.registry import Registry
+from dreamkit.storage.paths import shown_path
 
 RECIPES: Final = (".yaml", ".yml")
 READERS: Final = ("pairs", "interleaved", "conversations")  # that are tried for a file or folder
@@ -45,17 +49,23 @@ class HeldOut:
 def open_held_out(name: str, recipe: Recipe, registry: Registry) -> list[Dataset]:
     """Open held-out data: that of the recipe `name`, or a file or folder.
 
-    A file or folder is read as the data sets of `recipe` are, or else by the first data set that can read it.
+    A file or folder is read as the data sets of `recipe` are, or else by the first data set that can read it. A pattern
+    of files may name several.
 
     Raises:
         DreamkitError: no such recipe or path, a data set that cannot be opened, or a path that no data set reads.
     """
     path = Path(name)
-    if path.suffix in RECIPES or not path.exists():
+    if name in registry.recipes() or (path.suffix in RECIPES and path.is_file()):
         sections = load_recipe(name, (), registry).data
         if not sections:
             raise DreamkitError(f"the recipe {printable(name)} has no data; name another recipe or a path")
         return [registry.get("dataset", section.name)(section.config) for section in sections]
+    if not path.exists() and not data_readers(path):
+        raise DreamkitError(
+            f"expected a recipe, or a file or folder of data, got '{shown_path(name)}', which does not exist; "
+            f"{_nearest(path, registry.recipes())}"
+        )
     reasons = []
     for reader, config in _configs(path, recipe.data, registry):
         try:
@@ -67,10 +77,24 @@ def open_held_out(name: str, recipe: Recipe, registry: Registry) -> list[Dataset
     raise DreamkitError(f"no data set can read {printable(name)}; {'; '.join(reasons)}")
 
 
+def _nearest(path: Path, recipes: Iterable[str]) -> str:
+    """Return the nearest name of a recipe, or of a file or folder beside `path`."""
+    try:
+        beside = [str(path.with_name(name)) for name in os.listdir(path.parent)]
+    except (OSError, ValueError):  # no such folder; a path without a name
+        beside = []
+    near = difflib.get_close_matches(str(path), beside, n=1)
+    return did_you_mean(str(path), near or recipes)
+
+
 def _configs(path: Path, sections: Sequence[DataSection], registry: Registry) -> Iterator[tuple[str, Any]]:
     """Yield names of data sets, with configs that name `path`."""
     for section in sections:
         if any(field.name == "path" for field in fields(section.config)):
             yield section.name, replace(section.config, path=path)
-    for reader in READERS:
-        yield reader, registry.get("dataset", reader).Config(path=path)
+    for reader in dict.fromkeys((*data_readers(path), *READERS)):
+        try:
+            config = registry.get("dataset", reader).Config(path=path)
+        except (PluginError, TypeError):  # it is not installed, or needs other keys, too
+            continue
+        yield reader, config

@@ -16,7 +16,6 @@ from dreamkit.errors import TrainingError, excerpt
 from dreamkit.storage.writing import append_text, write_text
 from dreamkit.training.run_log import read_entries
 
-SKIPPED: Final = "skipped.jsonl"
 _TYPES: Final = {"step": int, **get_type_hints(Skipped)}  # of the values in a line
 
 

@@ -15,6 +15,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.data.sequence import Sequence
+from dreamkit.data.skipped import SKIPPED
 from dreamkit.data.workers import WorkerStart, original_errors
 from dreamkit.distributed import total, whole, world_size
 from dreamkit.errors import TrainingError, count
@@ -26,7 +27,7 @@ from dreamkit.training.agreement import Agreement
 from dreamkit.training.data_wait import DataWait
 from dreamkit.training.loss_monitor import NotFinite
 from dreamkit.training.resumable import ResumableTrainer
-from dreamkit.training.skipped_log import SKIPPED, SkippedLog
+from dreamkit.training.skipped_log import SkippedLog
 
 MAX_NAMES = 10  # documents in one error
 

@@ -28,6 +28,7 @@ S3: Final = ("s3", "s3a")
 BLOCK: Final = 2**23  # bytes of a request, when an object is read in order
 THREADS: Final = 16  # requests at once
 MOST_SINGLE: Final = 64  # objects of a folder that are looked up one by one; for more, the folder is listed
+STATUS_REQUESTS: Final = 3  # for an object that is indexed: before, at the opening and after, to see changes
 MOST_SEEN: Final = 2**16  # objects of which a process remembers the status
 # Facts about an object that change with its content, the best first.
 VERSIONS: Final = (

@@ -145,13 +145,14 @@ def list_rows(path: Location, layout: Layout, folder: Path | None) -> tuple[np.n
                     rows = []
     except OSError as error:
         raise StorageError(f"{name}: cannot read the file: {error.strerror}") from error
-    facts = {
+    index = np.concatenate([*chunks, np.array(rows, ROW)])
+    return index, {
         "dialect": list(dialect),
         "width": 0 if first is None else len(first.values),
         "columns": columns,
         "quoted": quoted,
+        "cost": {"documents": len(index)},
     }
-    return np.concatenate([*chunks, np.array(rows, ROW)]), facts
 
 
 def _unpacked_texts(files: Sequence[Location], folder: Path | None) -> list[Location]:

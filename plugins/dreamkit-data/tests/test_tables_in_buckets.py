@@ -316,7 +316,7 @@ def test_images_of_mmc4_that_are_not_in_the_bucket_are_left_out(bucket: Bucket) 
     data = MMC4(MMC4Config(bucket.url("a.jsonl")))
     assert [data[n].name[-1] for n in range(len(data))] == ["1", "3"]
     assert data.notes == [
-        f"{bucket.url('a.jsonl')}: left out: 2 images not in its folder, such as a.jsonl:1",
+        f"{bucket.url('a.jsonl')}: left out: 2 images not in its folder, such as a.jsonl:1: 1.png",
         f"{bucket.url('a.jsonl')}: left out: 1 document without an image, such as a.jsonl:2",
     ]
     assert len(data[0].images) == 1
