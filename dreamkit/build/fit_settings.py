@@ -1,10 +1,11 @@
-"""Check of settings beside the parts: row length, special tokens, scheduler, loss."""
+"""Check of settings beside the parts: row length, special tokens, scheduler, loss, images."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 
 from dreamkit.build.fit_record import Fit
+from dreamkit.data.shrinking import KEY, unknown_side
 from dreamkit.errors import count, excerpt
 from dreamkit.recipe.sections import ModelSection
 from dreamkit.storage.json_files import key_problem
@@ -84,3 +85,13 @@ def fit_loss(fit: Fit, model: ModelSection) -> None:
             f"only drawing trains {', '.join(sorted(trained))}, but loss.denoising is 0 ({fit.recipe.place('loss')}); "
             "raise loss.denoising or train another part",
         )
+
+
+def fit_images(fit: Fit) -> None:
+    """Report a part that does not state how large it needs images, if they are to be decoded smaller."""
+    if not fit.recipe.train or fit.recipe.train.decode_margin is None:
+        return
+    for part in ("vision_encoder", "image_decoder"):
+        spec = getattr(fit, part)
+        if spec is not None and spec.resized_side is None:
+            fit.problem(KEY, unknown_side(part))

@@ -22,6 +22,7 @@ from dreamkit.data.dataset import Dataset
 from dreamkit.data.document_reads import read_document
 from dreamkit.data.reading_threads import in_threads
 from dreamkit.data.sequence import blank_picture
+from dreamkit.data.shrinking import least_side
 from dreamkit.data.skipped import Skipped, is_beyond, split_place
 from dreamkit.data.workers import in_shared_memory, original_errors
 from dreamkit.document import Document
@@ -129,15 +130,18 @@ def fill(
 ) -> None:
     """Read all documents with `train.workers` processes, and compute the tables of their images.
 
-    Documents that cannot be used, which training skips, too, are added to `skipped`.
+    Images have the size that training decodes them in. Documents that cannot be used, which training skips, too, are
+    added to `skipped`.
 
     Raises:
         DocumentError: a document cannot be used, and the recipe's policy is to stop.
         CacheError: too many documents cannot be used.
         OutputError: the list of skipped documents cannot be written.
     """
+    model = next(iter(builders.values())).model
+    side = least_side(train, model.vision_encoder.spec, model.image_decoder.spec)
     documents: Any = _Documents(
-        [_Readable(number, dataset, train.on_error) for number, dataset in enumerate(datasets)]
+        [_Readable(number, dataset, train.on_error, side) for number, dataset in enumerate(datasets)]
     )
     reader = _Reader({table: builder.preprocess for table, builder in builders.items()})
     documents_read, images = 0, set[bytes]()
@@ -168,10 +172,17 @@ def preprocess(method: Preprocess, pictures: Sequence[Picture]) -> dict[str, Ten
 class _Readable(TorchDataset["Document | Skipped"]):
     """The documents of a data set, with a record in place of each that cannot be used and may be skipped."""
 
-    def __init__(self, number: int, dataset: Dataset, on_error: Literal["skip", "stop"]) -> None:
+    def __init__(
+        self,
+        number: int,
+        dataset: Dataset,
+        on_error: Literal["skip", "stop"],
+        least_side: int | None = None,
+    ) -> None:
         self.number = number
         self.dataset = dataset
         self.on_error = on_error
+        self.least_side = least_side
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -179,7 +190,7 @@ class _Readable(TorchDataset["Document | Skipped"]):
     def __getitem__(self, index: int) -> Document | Skipped:
         where = f"data.{self.number} ({type(self.dataset).__name__}): document {index}"
         try:
-            return read_document(lambda: self.dataset[index], where)
+            return read_document(lambda: self.dataset[index], where, least_side=self.least_side)
         except StorageError:
             raise
         except DocumentError as error:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from dreamkit.data.shrinking import decoding_at_least
 from dreamkit.document import Document
 from dreamkit.errors import DocumentError, StorageError, TrainingError, describe_error, printable
 from dreamkit.interrupts import pending
@@ -65,10 +66,11 @@ def read_error(message: str, error: BaseException) -> DocumentError:
     return DocumentError(message) if number is None or number in ABSENT else StorageError(message)
 
 
-def read_document(read: Callable[[], Document], where: str) -> Document:
+def read_document(read: Callable[[], Document], where: str, *, least_side: int | None = None) -> Document:
     """Return the result of `read`, with images that can be used. While a disk or network fails, call it again.
 
     An `OSError` of `read` becomes an error of dreamkit, with `where` in its message: the place of the document.
+    `least_side` is that of `decoding_at_least`.
 
     Raises:
         DocumentError: the document cannot be read, or one of its images cannot be used.
@@ -77,17 +79,18 @@ def read_document(read: Callable[[], Document], where: str) -> Document:
     """
     for delay in DELAYS:
         try:
-            return _read_once(read, where)
+            return _read_once(read, where, least_side)
         except StorageError:
             if pending() is not None:  # a signal that ends the run
                 raise
         time.sleep(delay)
-    return _read_once(read, where)
+    return _read_once(read, where, least_side)
 
 
-def _read_once(read: Callable[[], Document], where: str) -> Document:
+def _read_once(read: Callable[[], Document], where: str, least_side: int | None) -> Document:
     try:
-        document = read()
+        with decoding_at_least(least_side):
+            document = read()
         for image in document.images:
             if problem := picture_problem(image.picture):
                 raise DocumentError(f"{document.name}: {problem}")

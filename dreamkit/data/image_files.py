@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from PIL import Image as PIL
 
 from dreamkit.data.document_reads import raise_own, read_error
+from dreamkit.data.shrinking import choose_size
 from dreamkit.data.unchanged import FileStatus, unchanged
 from dreamkit.errors import DocumentError, describe_error
 from dreamkit.parts.pictures import picture_problem, size_problem
@@ -57,7 +58,8 @@ def open_picture(path: Path, where: str, before: FileStatus | None = None) -> Pi
 def decode_picture(data: bytes, where: str, formats: Sequence[str] | None = None) -> Picture:
     """Return the image in the bytes of a file, decoded completely as a PIL image; of an animation, the first frame.
 
-    `formats` are those of Pillow to accept; None accepts all that `open_picture` reads.
+    `formats` are those of Pillow to accept; None accepts all that `open_picture` reads. In a training with
+    `train.decode_margin`, a large JPEG is decoded smaller.
 
     Raises:
         DocumentError: no or damaged content, or `picture_problem` refuses it. The message starts with `where`, the
@@ -80,6 +82,7 @@ def _read(source: Path | BytesIO, formats: Sequence[str]) -> tuple[Picture, str 
     with PIL.open(source, formats=tuple(formats)) as picture:
         problem = size_problem(*picture.size)  # before any memory is taken
         if problem is None:
+            choose_size(picture)
             picture.load()
             problem = picture_problem(picture)
     return picture.convert("I;16") if picture.mode == "I" and problem is None else picture, problem

@@ -24,6 +24,7 @@ from dreamkit.data.fingerprint import read_fingerprints
 from dreamkit.data.mixture import run_mixture
 from dreamkit.data.packing import attention_status
 from dreamkit.data.samples import Policy, Samples
+from dreamkit.data.shrinking import least_side
 from dreamkit.distributed import barrier, is_main, shard, world_size
 from dreamkit.errors import CheckpointError, RecipeError, TrainingError
 from dreamkit.interrupts import deferred, pending
@@ -172,7 +173,10 @@ def train_recipe(
                 _show(line)
         collator = model.collator(recipe, cache)
         samples = Samples(
-            run_mixture(recipe, datasets, world_size()), collator.sequencer, Policy.of(recipe.train)
+            run_mixture(recipe, datasets, world_size()),
+            collator.sequencer,
+            Policy.of(recipe.train),
+            least_side=least_side(recipe.train, model.vision_encoder.spec, model.image_decoder.spec),
         )
         if world_size() > 1:
             shard(model.to(arguments.device), arguments.device)
