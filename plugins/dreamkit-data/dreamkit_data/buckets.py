@@ -6,8 +6,9 @@ import errno
 import hashlib
 import io
 import os
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
     from typing_extensions import TypeIs
 
+DELAYS: Final = (1, 2, 4, 8)  # seconds between reads for an index, as between those of a document
 S3: Final = ("s3", "s3a")
 BLOCK: Final = 2**23  # bytes of a request, when an object is read in order
 THREADS: Final = 16  # requests at once
@@ -199,6 +201,20 @@ def reads_of(path: Location) -> Reads:
     return BucketReads(path) if is_remote(path) else RangeReads(path)
 
 
+def patient(read: Callable[[int, int], bytes]) -> Callable[[int, int], bytes]:
+    """Return a function that calls `read`, and again while the storage fails: for indexing, which reads for hours."""
+
+    def repeated(start: int, size: int) -> bytes:
+        for delay in DELAYS:
+            try:
+                return read(start, size)
+            except StorageError:
+                time.sleep(delay)
+        return read(start, size)
+
+    return repeated
+
+
 def open_object(url: Url, status: tuple[int, int] | None = None, block: int = BLOCK) -> BinaryIO:
     """Open an object as a file that can seek. It reads `block` bytes ahead, or more if more are read at once.
 
@@ -334,7 +350,7 @@ def _by_url(start: Url, root: str, facts: Iterable[Mapping[str, Any]]) -> dict[U
     The URLs begin with `start`, which is `root` as the user wrote it.
     """
     root = root.strip("/")
-    files = [each for each in facts if each["type"] == "file"]
+    files = [each for each in facts if each["type"] == "file" and not each["name"].endswith("/")]
     urls = [Url(start + each["name"].strip("/").removeprefix(root).strip("/")) for each in files]
     return dict(sorted(zip(urls, map(_of_facts, files), strict=True)))
 

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 
 from dreamkit import DocumentError, Location, printable, read_error
-from dreamkit_data.buckets import BLOCK, STATUS_REQUESTS, BucketReads, is_remote, statuses
+from dreamkit_data.buckets import BLOCK, STATUS_REQUESTS, BucketReads, is_remote, patient, statuses
 from dreamkit_data.left_out import LeftOut
 from dreamkit_data.packed_files import unpacking_command
 from dreamkit_data.spans import SPAN, Spans, changed_error
@@ -165,7 +165,8 @@ def _opened(path: Location, where: str) -> Iterator[tuple[_Window, int]]:
     """Open an archive for indexing, and yield its reader and its size. An object is read whole, in large blocks."""
     if is_remote(path):
         status, reads = statuses([path])[0], BucketReads(path)
-        yield _Window(lambda start, size: reads.read(start, size, status), BLOCK, status.size), status.size
+        read = patient(lambda start, size: reads.read(start, size, status))
+        yield _Window(read, BLOCK, status.size), status.size
         return
     if not path.is_file():  # to open a named pipe could wait forever
         raise DocumentError(f"{where}: expected a tar in a regular file")

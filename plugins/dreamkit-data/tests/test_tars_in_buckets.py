@@ -17,7 +17,7 @@ from dreamkit import DocumentError, Registry, StorageError, Url, load_recipe, tr
 from dreamkit.cli.app import app
 from dreamkit.data import document_reads
 from dreamkit.data.document_reads import read_document
-from dreamkit_data import tar_samples
+from dreamkit_data import buckets, tar_samples
 from dreamkit_data.tars import Tars, TarsConfig
 from tar_files import digit_metadata, write_img2dataset
 
@@ -147,7 +147,16 @@ def test_a_service_that_fails_for_a_moment_is_asked_again(
     laion: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(document_reads, "DELAYS", (0, 0, 0))
-    data = open_tars(laion.url("laion/"))
+    monkeypatch.setattr(buckets, "DELAYS", (0, 0))
+    pattern = laion.url("laion/{00000..00002}.tar")
+    with laion.server.answers(method="GET", status=500, code="InternalError", times=2):
+        data = open_tars(pattern)
+    assert sorted(each.status for each in laion.requests() if each.range) == [206, 206, 206, 500, 500]
+    with (
+        laion.server.answers(method="GET", status=500, code="InternalError"),
+        pytest.raises(StorageError, match=r"00000\.tar: OSError"),
+    ):
+        open_tars(pattern, direction="read", caption="json:caption")
     laion.requests()
     with laion.server.answers(method="GET", status=503, code="SlowDown", times=3):
         assert read_document(lambda: data[7], "document 7").name.endswith("000000007")
