@@ -11,7 +11,7 @@ from .data.index_store import indexed as indexed
 from .data.mixture import Mixture as Mixture
 from .data.range_reads import RangeReads as RangeReads
 from .data.records import ImagePaths as ImagePaths
-from .data.unpacking import open_packed as open_packed, unpacked as unpacked
+from .data.unpacked_files import open_packed as open_packed, unpacked as unpacked
 from .document import Document as Document, Image as Image, Text as Text
 from .errors import (
     CacheError as CacheError,

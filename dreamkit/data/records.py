@@ -21,7 +21,7 @@ from dreamkit.data.json_records import ROW, Check, index_records, parse_record
 from dreamkit.data.range_reads import RangeReads
 from dreamkit.data.text_files import decode, open_regular
 from dreamkit.data.unchanged import changed_error
-from dreamkit.data.unpacking import is_packed, unpacked
+from dreamkit.data.unpacked_files import is_packed, unpacked
 from dreamkit.errors import DocumentError, StorageError, describe_value, printable, surrogate_problem
 from dreamkit.storage.paths import LONGEST_PATH
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from dreamkit import DocumentError, Location, Url, describe_error, excerpt, indexed, printable
-from dreamkit_data.buckets import BLOCK, STATUS_REQUESTS, is_remote, statuses
+from dreamkit_data.bucket_reads import BLOCK
+from dreamkit_data.buckets import STATUS_REQUESTS, is_remote, statuses
 from dreamkit_data.left_out import LeftOut
 from dreamkit_data.member_records import parsed_record
 from dreamkit_data.mmc4_files import IN_ARRAY, MOST_STORED, PACKED, stored_records

@@ -12,7 +12,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 
 from dreamkit import DocumentError, Location, printable, read_error
-from dreamkit_data.buckets import BLOCK, STATUS_REQUESTS, BucketReads, is_remote, patient, statuses
+from dreamkit_data.bucket_reads import BLOCK, BucketReads, patient
+from dreamkit_data.buckets import STATUS_REQUESTS, is_remote, statuses
 from dreamkit_data.left_out import LeftOut
 from dreamkit_data.packed_files import unpacking_command
 from dreamkit_data.spans import SPAN, Spans, changed_error

@@ -24,7 +24,8 @@ from dreamkit import (
     printable,
     unpacked,
 )
-from dreamkit_data.buckets import is_remote, open_object, statuses
+from dreamkit_data.bucket_reads import open_object
+from dreamkit_data.buckets import is_remote, statuses
 from dreamkit_data.rows import Row
 from dreamkit_data.spans import OpenFiles, Span, changed_error
 from dreamkit_data.text_lines import Dialect, read_dialect, read_rows, split_row

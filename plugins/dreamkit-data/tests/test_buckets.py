@@ -14,9 +14,10 @@ from hypothesis import given, strategies as st
 
 from bucket_server import Bucket
 from dreamkit import DocumentError, StorageError, Url
-from dreamkit_data import buckets
+from dreamkit_data import bucket_reads, buckets
 from dreamkit_data.bucket_errors import opening_errors, reading_errors
-from dreamkit_data.buckets import BucketReads, listed, matches, open_object, reads_of, statuses
+from dreamkit_data.bucket_reads import BucketReads, open_object, reads_of
+from dreamkit_data.buckets import listed, matches, statuses
 
 TEXT = bytes(range(256)) * 8
 
@@ -146,7 +147,7 @@ def test_other_file_systems_are_read_with_their_status_once(
     monkeypatch.setattr(
         type(memory), "info", lambda self, path, **kw: looked_up.append(path) or info(self, path, **kw)
     )
-    buckets._seen_status.cache_clear()
+    bucket_reads._seen_status.cache_clear()
     assert [reads_of(url).read(number, 2, status) for number in range(9)] == [
         TEXT[n : n + 2] for n in range(9)
     ]

@@ -17,7 +17,7 @@ from dreamkit import DocumentError, Registry, StorageError, Url, load_recipe, tr
 from dreamkit.cli.app import app
 from dreamkit.data import document_reads
 from dreamkit.data.document_reads import read_document
-from dreamkit_data import buckets, tar_samples
+from dreamkit_data import bucket_reads, tar_samples
 from dreamkit_data.tars import Tars, TarsConfig
 from tar_files import digit_metadata, write_img2dataset
 
@@ -147,7 +147,7 @@ def test_a_service_that_fails_for_a_moment_is_asked_again(
     laion: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(document_reads, "DELAYS", (0, 0, 0))
-    monkeypatch.setattr(buckets, "DELAYS", (0, 0))
+    monkeypatch.setattr(bucket_reads, "DELAYS", (0, 0))
     pattern = laion.url("laion/{00000..00002}.tar")
     with laion.server.answers(method="GET", status=500, code="InternalError", times=2):
         data = open_tars(pattern)
