@@ -55,6 +55,7 @@ class Batch:
         extras: the image decoder's extras (M, ...).
         counts: labelled tokens and images to draw (2,), without dummies.
         documents: names of the documents, by number.
+        places: places of the documents in the run, by number; without dummies.
         skipped: documents that cannot be used, which others replace.
         cut: number of documents whose end is left out.
         condition_drop: probability that an image to draw gets the unconditional dream states.
@@ -89,6 +90,7 @@ class Batch:
     extras: dict[str, Tensor]
     counts: Tensor
     documents: tuple[str, ...]
+    places: tuple[int, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     cut: int = 0
     condition_drop: float = 0.0
@@ -211,6 +213,7 @@ class Collator:
 
     def collate(self, sequences: Sequences[Sequence]) -> Batch:
         """Return the batch of `sequences`, with a dummy if no sequence has a label, or an image to read or to draw."""
+        places = tuple(sequence.place for sequence in sequences if sequence.place is not None)
         sequences, rows, unconditional = self.packed(sequences)
         width = max(sum(len(sequences[i]) for i in row) for row in rows)
         starts: dict[int, int] = {}
@@ -278,6 +281,7 @@ class Collator:
             draw_document_M=torch.tensor(draw_documents),
             counts=torch.tensor([float(label_weights.sum()), sum(draw_weights)]),
             documents=tuple(sequence.name for sequence in sequences),
+            places=places,
             skipped=tuple(document for sequence in sequences for document in sequence.skipped),
             cut=sum(sequence.is_cut for sequence in sequences),
             condition_drop=self.condition_drop,

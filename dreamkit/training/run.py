@@ -24,7 +24,7 @@ from dreamkit.data.fingerprint import read_fingerprints
 from dreamkit.data.mixture import run_mixture
 from dreamkit.data.packing import attention_status
 from dreamkit.data.samples import Policy, Samples
-from dreamkit.distributed import barrier, is_main, shard, world_size
+from dreamkit.distributed import barrier, is_main, join, rank, shard, world_size
 from dreamkit.errors import CheckpointError, RecipeError, TrainingError
 from dreamkit.interrupts import deferred, pending
 from dreamkit.model.model import DreamModel
@@ -36,16 +36,14 @@ from dreamkit.storage.paths import output_folder
 from dreamkit.storage.writing import writing
 from dreamkit.training.failures import with_remedies
 from dreamkit.training.leaving import add_resume_point
-from dreamkit.training.resumable import RESUME_POINTS, resume_points
-from dreamkit.training.resume_state import STATE
-from dreamkit.training.run_bar import RunBar
+from dreamkit.training.loop import LOG, TrainingLoop
+from dreamkit.training.resume_points import RESUME_POINTS, resume_points
 from dreamkit.training.run_folder import exclusive_run
-from dreamkit.training.run_log import LogEntry, RunLog, read_log
+from dreamkit.training.run_log import LogEntry, read_log
 from dreamkit.training.same_run import compare_data, compare_finished, compare_model, compare_run
-from dreamkit.training.trainer import DreamTrainer, training_arguments
+from dreamkit.training.updates import Updates
 
 CHECKPOINT = "checkpoint"  # folder of the trained model
-LOG = "log.jsonl"
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def train_recipe(
             "expected changed data only in a resumed run; add --resume or leave out --changed-data"
         )
     out = output_folder(out)
-    arguments = training_arguments(recipe, out)
+    device = join()
     with exclusive_run(out):
         points = resume_points(out)
         if resume and _is_finished(out):
@@ -147,8 +145,8 @@ def train_recipe(
             compare_model(model.recipe, recipe)
         _set_up(model, recipe)
         _show(attention_status(model.language_model.spec))
-        if arguments.device.type == "cuda":
-            _show(kernels.kernel_status(arguments.device))
+        if device.type == "cuda":
+            _show(kernels.kernel_status(device))
         cache = open_cache(recipe, model, registry)
         if cache is not None:
             _show(cache)
@@ -165,25 +163,25 @@ def train_recipe(
         samples = Samples(
             run_mixture(recipe, datasets, world_size()), collator.sequencer, Policy.of(recipe.train)
         )
+        model.to(device)
         if world_size() > 1:
-            shard(model.to(arguments.device), arguments.device)
+            shard(model, device)
         if is_main():
             with writing(out):
-                out.mkdir(exist_ok=True)  # the trainer would, with another error
-        log, bar = RunLog(out / LOG, on_log), RunBar()
-        callbacks = [log, bar] if is_main() else []
-        trainer = DreamTrainer(
-            model, recipe, arguments, samples, collator, callbacks, registry, fingerprints, changed_data
+                out.mkdir(exist_ok=True)
+        updates = Updates(samples, collator, recipe.train)
+        loop = TrainingLoop(
+            model, recipe, device, updates, out, registry=registry, data=fingerprints, on_log=on_log
         )
         # The model is the same in all processes, but dropout is not; other random numbers are in the batches.
-        set_seed(recipe.train.seed, device_specific=True)
-        _train(trainer, out, points[-1] if resume else None, bar)
-        for note in trainer.data_notes():
+        set_seed((recipe.train.seed + rank()) % 2**32)
+        _train(loop, points[-1] if resume else None, changed_data)
+        for note in loop.skipped.notes(device):
             _show(note)
-        if (advice := trainer.data_wait.advice(recipe.train.workers)) is not None:
+        if (advice := loop.data_wait.advice(recipe.train.workers)) is not None:
             _show(advice)
         model.eval()
-        return TrainResult(model, out / CHECKPOINT, log.entries, is_main())
+        return TrainResult(model, out / CHECKPOINT, loop.log.entries, is_main())
 
 
 def _is_finished(out: Path) -> bool:
@@ -226,25 +224,25 @@ def _set_up(model: DreamModel, recipe: Recipe) -> None:
         raise TrainingError("nothing to train: name parts in train.trainable or add model.adapters")
 
 
-def _train(trainer: DreamTrainer, out: Path, point: Path | None, bar: RunBar) -> None:
+def _train(loop: TrainingLoop, point: Path | None, changed_data: bool) -> None:
     """Train from the start or from a resume point, and write the checkpoint.
 
     An error or interrupt has a note that names the resume point of the last finished step.
     """
+    checkpoint = loop.out / CHECKPOINT
     with deferred("stopping after this step"):
         try:
             with with_remedies():
-                trainer.train(resume_from_checkpoint=None if point is None else str(point / STATE))
-            trainer.check()
-            save_checkpoint(trainer.model, out / CHECKPOINT, registry=trainer.registry)
+                loop.train(point, changed_data=changed_data)
+            save_checkpoint(loop.model, checkpoint, registry=loop.registry)
         except BaseException as error:
-            bar.stop()
-            add_resume_point(error, trainer)
+            loop.bar.stop()
+            add_resume_point(error, loop)
             raise
         finally:
-            bar.stop()
+            loop.bar.stop()
         if (interrupt := pending()) is not None:
-            interrupt.add_note(f"the run is finished: wrote {out / CHECKPOINT}")
+            interrupt.add_note(f"the run is finished: wrote {checkpoint}")
             raise interrupt
 
 

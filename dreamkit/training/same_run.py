@@ -12,7 +12,7 @@ from dreamkit.distributed import world_size
 from dreamkit.errors import TrainingError, count
 from dreamkit.recipe.sections import GenerationSection, Recipe
 from dreamkit.recipe.written import shown_setting
-from dreamkit.training.resume_state import check_state, fingerprints, processes
+from dreamkit.training.resume_state import read_state
 
 # Settings that a resumed run may change, as they do not change its losses. A cache too:
 # every start compares it with the model. The action at bad documents is the same for the good ones before.
@@ -32,11 +32,11 @@ def compare_run(point: Path, then: Recipe | None, now: Recipe) -> None:
         TrainingError: another recipe, or another number of processes.
         CheckpointError: the run's state in `point` cannot be read.
     """
-    check_state(point)
-    _compare_recipes(point, then, now, may_move=bool(fingerprints(point)))
-    if processes(point) != world_size():
+    state = read_state(point)
+    _compare_recipes(point, then, now, may_move=bool(state.data))
+    if state.processes != world_size():
         raise TrainingError(
-            f"{point}: expected {count(processes(point), 'process')}, as before, got {world_size()}, which would train "
+            f"{point}: expected {count(state.processes, 'process')}, as before, got {world_size()}, which would train "
             "on other batches; start the same number (torchrun --nproc-per-node) or start a new run with "
             f"init={point}"
         )
@@ -68,7 +68,7 @@ def compare_data(point: Path, now: Sequence[dict[str, str]]) -> None:
     Raises:
         TrainingError: the data has changed.
     """
-    then = fingerprints(point)
+    then = read_state(point).data
     differing = fingerprint_differences(then, now) if then else []
     if differing:
         raise TrainingError(

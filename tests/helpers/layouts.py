@@ -29,7 +29,7 @@ from dreamkit.data.batch import Batch
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.mixture import Mixture
 from dreamkit.data.samples import Samples
-from dreamkit.distributed import is_main, shard, total, whole, world_size
+from dreamkit.distributed import is_main, join, shard, total, whole, world_size
 from dreamkit.document import Document, Text
 from dreamkit.errors import DocumentError, TrainingError, with_notes
 from dreamkit.interrupts import Interrupted
@@ -37,8 +37,8 @@ from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
+from dreamkit.training import loop
 from dreamkit.training.run import train_recipe
-from dreamkit.training.trainer import DreamTrainer, training_arguments
 
 TRAINABLE = ["language_model", "visual_projector", "condition_projector", "dream_queries", "new_tokens"]
 ADAPTERS = [
@@ -147,18 +147,18 @@ def measured_run(out: Path, precision: str, batch_size: int, **settings: Any) ->
     The gradient is that of all trainable tensors together, before it is clipped.
     """
     gradients: list[Tensor] = []
-    clip = DreamTrainer._clip_grad_norm
+    clip = loop.clip_gradients
 
-    def record(trainer: DreamTrainer, model: nn.Module) -> Any:
+    def record(trained: Sequence[nn.Parameter], max_norm: float) -> Tensor:
         if not gradients:
-            each = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            each = [parameter.grad for parameter in trained if parameter.grad is not None]
             gradients.append(torch.cat([whole(gradient).flatten() for gradient in each]))
-        return clip(trainer, model)
+        return clip(trained, max_norm)
 
     changed = recipe(
         condition_drop=0.5, steps=STEPS_OF[precision], precision=precision, batch_size=batch_size, **settings
     )
-    with patch.object(DreamTrainer, "_clip_grad_norm", record):
+    with patch.object(loop, "clip_gradients", record):
         train_recipe(changed, Registry.load(), out, datasets=[TinyDocuments()])
     if is_main():
         save_file({"gradient": gradients[0]}, out / FIRST_GRADIENT)
@@ -232,8 +232,7 @@ def gradients(model: DreamModel, batches: Sequence[Batch], counts: Tensor) -> di
 
 
 def main(folder: Path) -> None:
-    device = torch.device("cpu")
-    training_arguments(recipe(), folder)  # joins the other process
+    device = join()
 
     model = tiny.model()
     batch = uneven_batches(model)[dist.get_rank()]

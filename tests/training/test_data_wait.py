@@ -104,7 +104,7 @@ def test_the_wait_for_the_data_of_another_process_counts(
             clock.now += 10
             return result
 
-    monkeypatch.setattr("dreamkit.training.trainer.Agreement", Meeting)
+    monkeypatch.setattr("dreamkit.training.loop.Agreement", Meeting)
     documents = layouts.TinyDocuments()
     result = train_recipe(layouts.recipe(steps=3, log_every=3), REGISTRY, tmp_path, datasets=[documents])
     assert result.log[-1]["data_wait"] == 1.0

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -191,10 +190,7 @@ def test_a_run_prints_its_attention_and_on_a_gpu_the_status_of_kernels(
     monkeypatch.setattr("dreamkit.kernels.kernel_status", status)
     monkeypatch.setattr("dreamkit.training.run.open_cache", stop)
     for kind, message in (("cpu", ""), ("cuda", "fused kernels: off, on cuda\n")):
-        arguments = SimpleNamespace(device=torch.device(kind))
-        monkeypatch.setattr(
-            "dreamkit.training.run.training_arguments", lambda *_, arguments=arguments: arguments
-        )
+        monkeypatch.setattr("dreamkit.training.run.join", lambda kind=kind: torch.device(kind))
         with pytest.raises(Stopped):
             run(tmp_path / kind)
         assert capsys.readouterr().err == f"attention: in each document of a row alone\n{message}"

@@ -1,4 +1,4 @@
-"""Losses of the first updates are those that transformers' `Trainer` computed, from which the training loop was written.
+"""Losses of the first updates are those that transformers' `Trainer` computed before dreamkit had a loop of its own.
 
 `python test_reference_losses.py` writes the losses of today's loop to `reference_losses.json`. Run it only after a
 deliberate change of the order of documents, of their random numbers, or of a training step.
