@@ -197,19 +197,22 @@ class Collator:
         no_read = not any(sequence.reads for sequence in sequences)
         no_draw = not any(sequence.draws for sequence in sequences)
         if no_read or no_draw or not any(sequence.targets for sequence in sequences):
-            place = next((sequence.place for sequence in sequences), None)
+            place = (
+                sequences[0].place if sequences else 0
+            )  # a batch of no document takes no common random numbers
             sequences.append(replace(self.sequencer.dummy(read=no_read, draw=no_draw), place=place))
         unconditional = self.sequencer.unconditional() if self.condition_drop else None
         if unconditional is not None:
             sequences.append(unconditional)
-        packing = self.sequencer.language_model.spec.packing if self.packing is None else self.packing
-        rows = [[index] for index in range(len(sequences))]
-        if packing:
-            lengths = [len(sequence) for sequence in sequences]
-            rows = balanced_rows(
-                lengths, self.sequencer.max_length, row_cost(self.sequencer.language_model.spec)
-            )
-        return sequences, rows, unconditional
+        return sequences, self.rows(sequences), unconditional
+
+    def rows(self, sequences: Sequences[Sequence]) -> Rows:
+        """Return the indices of the sequences in each row: of one, or packed so that they cost least."""
+        spec = self.sequencer.language_model.spec
+        if not (spec.packing if self.packing is None else self.packing):
+            return [[index] for index in range(len(sequences))]
+        lengths = [len(sequence) for sequence in sequences]
+        return balanced_rows(lengths, self.sequencer.max_length, row_cost(spec))
 
     def collate(self, sequences: Sequences[Sequence]) -> Batch:
         """Return the batch of `sequences`, with a dummy if no sequence has a label, or an image to read or to draw."""

@@ -19,9 +19,9 @@ from dreamkit.recipe.sections import Recipe
 
 
 def measure_step(
-    model: DreamModel, batch: Batch, recipe: Recipe, gradient_bytes: Mapping[str, int]
+    model: DreamModel, batch: Batch, recipe: Recipe, gradient_bytes: Mapping[str, int], passes: int
 ) -> tuple[Bytes, int]:
-    """Return the bytes at the peak of the forward and backward pass, and the FLOPs of all accumulated batches.
+    """Return the bytes at the peak of the forward and backward pass, and the FLOPs of all `passes` of an update.
 
     The bytes leave out weights and optimizer states. `gradient_bytes` are those of each parameter's gradient on one
     device, by name. `model` is on the meta device and cannot be used afterwards. Fused attention, autocast and gradient
@@ -41,13 +41,12 @@ def measure_step(
     tensors = tree_leaves(batch.tensor_fields())
     bytes_of = {parameter: gradient_bytes[name] for name, parameter in model.named_parameters()}
     live = LiveBytes(uncounted=[*model.parameters(), *model.buffers()])
-    accumulation = recipe.train.accumulation
     with fakes, live:
         for tensor in tensors:
             live.count(tensor)
         for parameter in model.parameters():
             if parameter.requires_grad:
-                if accumulation > 1:
+                if passes > 1:
                     parameter.grad = torch.zeros_like(parameter)
                     live.recount(parameter.grad, "gradients", bytes_of[parameter])
                 parameter.register_post_accumulate_grad_hook(
@@ -63,9 +62,9 @@ def measure_step(
                 "cannot plan a step of this model, because one of its parts reads the values of tensors: "
                 f"{describe_error(error)}; plan it with another part in its place"
             ) from error
-    # all batches of a step are on the device from its beginning
-    waiting = (accumulation - 1) * sum(tensor.untyped_storage().nbytes() for tensor in tensors)
-    return live.peak.plus("activations", waiting), live.flops * accumulation
+    # all batches of an update are in memory from its beginning; a device other than the CPU has one at a time
+    waiting = (passes - 1) * sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+    return live.peak.plus("activations", waiting), live.flops * passes
 
 
 def _replace_tensors(model: nn.Module, fake: Callable[[Tensor], Tensor]) -> None:

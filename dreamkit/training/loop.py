@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator, Sequence as Sequences
 from pathlib import Path
 
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor
 
 from dreamkit.data.batch import Batch
+from dreamkit.data.seeds import stream_seed
 from dreamkit.data.sequence import Sequence
+from dreamkit.data.updates import Updates
 from dreamkit.data.workers import original_errors
-from dreamkit.distributed import is_main, total, whole, world_size
+from dreamkit.distributed import is_main, rank, total, whole, world_size
 from dreamkit.errors import TrainingError
 from dreamkit.model.model import DreamModel, Losses
 from dreamkit.parts.precision import full_float64
@@ -32,7 +35,6 @@ from dreamkit.training.resume_state import Interval, RunState, read_state
 from dreamkit.training.run_bar import RunBar
 from dreamkit.training.run_log import LogEntry, RunLog
 from dreamkit.training.skipped_log import SKIPPED, SkippedLog
-from dreamkit.training.updates import Updates
 
 LOG = "log.jsonl"
 
@@ -76,6 +78,7 @@ class TrainingLoop:
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(model, recipe.train)
         self.schedule = make_schedule(self.optimizer, recipe.train, step=0)
+        self.idle = updates.idle()
         self.step = 0
         self.has_begun = self.has_diverged = False
         self.random_state: RandomState | None = None
@@ -83,8 +86,7 @@ class TrainingLoop:
         self.data_wait = DataWait(device)
         self.monitor = LossMonitor(device)
         train = recipe.train
-        documents = train.batch_size * train.accumulation * world_size()
-        self.skipped = SkippedLog(out / SKIPPED, train.max_skipped, documents)
+        self.skipped = SkippedLog(out / SKIPPED, train.max_skipped, updates.global_batch)
         self.log, self.bar = RunLog(out / LOG, on_log), RunBar()
 
     def train(self, point: Path | None = None, *, changed_data: bool = False) -> None:
@@ -96,9 +98,9 @@ class TrainingLoop:
             TrainingError: a loss or gradient is not finite, or too many documents are bad.
         """
         train = self.recipe.train
-        first = 0 if point is None else self.load(point, changed_data)
-        updates = iter(self.updates.loader(first))
-        self.begin(point)
+        state = None if point is None else self.load(point, changed_data)
+        updates = iter(self.updates.loader(self.step))
+        self.begin(state, point)
         while self.step < train.steps:
             batches, counts = self.read(updates)
             self.model.train()  # frozen parts stay in evaluation mode
@@ -121,20 +123,23 @@ class TrainingLoop:
                 self.save()
         self.check()
 
-    def load(self, point: Path, changed_data: bool) -> int:
-        """Take the state of the run in a resume point; return its step. The model was loaded before."""
+    def load(self, point: Path, changed_data: bool) -> RunState:
+        """Take the state of the run in a resume point. The model was loaded before."""
         state = read_state(point)
         self.step = state.step
         load_optimizer(point, self.model, self.optimizer)
         self.schedule = make_schedule(self.optimizer, self.recipe.train, self.step)
         self.monitor.begin(state.interval.start, state.interval.sums)
         self.skipped.begin(self.step, state.documents, limit_begins_here=changed_data)
-        return self.step
+        return state
 
-    def begin(self, point: Path | None) -> None:
-        """Take the random numbers in a resume point, after the loader used some; show the run."""
-        if point is not None:
-            load_random_state(point)
+    def begin(self, state: RunState | None, point: Path | None) -> None:
+        """Set the generators of random numbers, after the loader used some; show the run."""
+        if state is not None and point is not None:
+            if state.processes == world_size():
+                load_random_state(point)
+            else:
+                set_seed(stream_seed(self.recipe.train.seed, self.step, f"process {rank()}") % 2**32)
         self.random_state = RandomState()
         if is_main():
             self.log.begin(self.step)
@@ -149,14 +154,19 @@ class TrainingLoop:
                 return next(updates)
 
         with self.data_wait.waiting():  # the processes meet here: for the slowest one's data, too
-            batches, skipped = self.agreement.call(
-                next_update, lambda batches: [document for batch in batches for document in batch.skipped]
+            batches, skipped, numbers = self.agreement.call(
+                next_update,
+                remarks=lambda batches: [document for batch in batches for document in batch.skipped],
+                numbers=lambda batches: [len(batches), *_counts(batches)],
             )
         self.skipped.add(self.step + 1, skipped, sum(batch.cut for batch in batches))
         if (error := self.skipped.limit_error(self.step + 1)) is not None:
             self.agreement.stop(error)
-        counts = torch.stack([batch.counts for batch in batches]).sum(0)
-        return batches, total(counts.to(self.device, non_blocking=True))
+        passes, labels, draws = zip(*numbers, strict=True)
+        # Under FSDP, all processes run the same forward passes: a part that one skips would wait forever.
+        batches += [self.idle] * (int(max(passes)) - len(batches))
+        counts = torch.tensor([sum(labels), sum(draws)], dtype=self.idle.counts.dtype)
+        return batches, counts.to(self.device, non_blocking=True)
 
     def backward(self, batch: Batch, counts: Tensor | None = None) -> Losses:
         """Compute the losses of a batch, and add its gradients; `counts` (2,) are those of the global batch."""
@@ -224,8 +234,17 @@ class TrainingLoop:
         state = RunState(
             self.step,
             world_size(),
+            self.updates.global_batch,
             Interval(self.monitor.start, tuple(self.monitor.sums())),
             self.skipped.state(self.device),
             tuple(self.data),
         )
         save_resume_point(self.out, state, self.model, self.optimizer, self.random_state, self.registry)
+
+
+def _counts(batches: Sequences[Batch]) -> list[float]:
+    """Return the numbers of labels and of images to draw, which are on the host."""
+    counts: list[float] = (
+        torch.stack([batch.counts for batch in batches]).sum(0, dtype=torch.float64).tolist()
+    )
+    return counts

@@ -62,6 +62,7 @@ class RunState:
     Attributes:
         step: number of finished steps.
         processes: number of processes that trained together.
+        global_batch: number of documents of an update; None in the states of earlier releases.
         interval: the losses since the last line of the log.
         documents: numbers of documents that were skipped and cut.
         data: fingerprints of the data sets; none in old resume points.
@@ -69,6 +70,7 @@ class RunState:
 
     step: int
     processes: int
+    global_batch: int | None
     interval: Interval
     documents: DocumentCounts
     data: tuple[dict[str, str], ...] = field(default=())
@@ -124,6 +126,8 @@ def _state(values: Any, step: int) -> RunState:
     _require_names("state", values, RunState)
     _require(f"step {step}", values["step"] == step and type(values["step"]) is int, values["step"])
     _require_count("processes", values["processes"], least=1)
+    if values["global_batch"] is not None:
+        _require_count("global_batch", values["global_batch"], least=1)
     interval, documents, data = values["interval"], values["documents"], values["data"]
     _require_names("interval", interval, Interval)
     _require_count("interval.start", interval["start"], most=step)
@@ -142,6 +146,7 @@ def _state(values: Any, step: int) -> RunState:
     return RunState(
         step,
         values["processes"],
+        values["global_batch"],
         Interval(interval["start"], tuple(map(float, sums))),
         DocumentCounts(**documents),
         tuple(data),
@@ -182,6 +187,7 @@ def _earlier_state(folder: Path) -> dict[str, Any]:
     return {
         "step": step,
         "processes": json.loads((folder / "processes.json").read_text()),
+        "global_batch": None,
         "interval": {
             "start": interval["last_logged"],
             "sums": [lm, denoising, interval["loss"], *steps],

@@ -24,8 +24,9 @@ from dreamkit.data.fingerprint import read_fingerprints
 from dreamkit.data.mixture import run_mixture
 from dreamkit.data.packing import attention_status
 from dreamkit.data.samples import Policy, Samples
+from dreamkit.data.updates import Updates
 from dreamkit.distributed import barrier, is_main, join, rank, shard, world_size
-from dreamkit.errors import CheckpointError, RecipeError, TrainingError
+from dreamkit.errors import CheckpointError, RecipeError, TrainingError, count
 from dreamkit.interrupts import deferred, pending
 from dreamkit.model.model import DreamModel
 from dreamkit.progress.consoles import SafeConsole
@@ -38,10 +39,16 @@ from dreamkit.training.failures import with_remedies
 from dreamkit.training.leaving import add_resume_point
 from dreamkit.training.loop import LOG, TrainingLoop
 from dreamkit.training.resume_points import RESUME_POINTS, resume_points
+from dreamkit.training.resume_state import read_state
 from dreamkit.training.run_folder import exclusive_run
 from dreamkit.training.run_log import LogEntry, read_log
-from dreamkit.training.same_run import compare_data, compare_finished, compare_model, compare_run
-from dreamkit.training.updates import Updates
+from dreamkit.training.same_run import (
+    compare_data,
+    compare_finished,
+    compare_model,
+    compare_run,
+    global_batch,
+)
 
 CHECKPOINT = "checkpoint"  # folder of the trained model
 
@@ -132,10 +139,12 @@ def train_recipe(
         fingerprints = read_fingerprints(datasets)
         for note in [*recipe_notes(recipe), *machine_notes(recipe)]:
             _show(note)
+        documents = recipe.train.update_documents(world_size())
         barrier()  # no process writes before all have checked `out`
         if resume:
             model = _load(points[-1], registry, older=points[:-1])
             compare_run(points[-1], model.recipe, recipe)
+            documents = global_batch(read_state(points[-1]), model.recipe or recipe)
         elif model is None:
             assert fitted is not None, "a model is built from a fitted recipe"
             model = build(fitted)
@@ -143,6 +152,7 @@ def train_recipe(
                 _show(load_weights(model, recipe.init))
         else:
             compare_model(model.recipe, recipe)
+        _require_documents(documents)
         _set_up(model, recipe)
         _show(attention_status(model.language_model.spec))
         if device.type == "cuda":
@@ -160,16 +170,15 @@ def train_recipe(
             for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
                 _show(line)
         collator = model.collator(recipe, cache)
-        samples = Samples(
-            run_mixture(recipe, datasets, world_size()), collator.sequencer, Policy.of(recipe.train)
-        )
+        mixture = run_mixture(recipe, datasets, documents)
+        samples = Samples(mixture, collator.sequencer, Policy.of(recipe.train))
         model.to(device)
         if world_size() > 1:
             shard(model, device)
         if is_main():
             with writing(out):
                 out.mkdir(exist_ok=True)
-        updates = Updates(samples, collator, recipe.train)
+        updates = Updates(samples, collator, recipe.train, documents, rank=rank(), processes=world_size())
         loop = TrainingLoop(
             model, recipe, device, updates, out, registry=registry, data=fingerprints, on_log=on_log
         )
@@ -208,6 +217,19 @@ def _require_usable(out: Path, points: Sequence[Path], resume: bool) -> None:
             else ""
         )
         raise TrainingError(f"{out} {reason}; {here}pass a new folder with --out")
+
+
+def _require_documents(global_batch: int) -> None:
+    """Check that every process has a document of each update.
+
+    Raises:
+        TrainingError: there are more processes than documents.
+    """
+    if world_size() > global_batch:
+        raise TrainingError(
+            f"expected at most {count(global_batch, 'process')}, one for each document of an update, got "
+            f"{world_size()}; start fewer (torchrun --nproc-per-node) or raise train.global_batch in a new run"
+        )
 
 
 def _set_up(model: DreamModel, recipe: Recipe) -> None:

@@ -48,6 +48,7 @@ ADAPTERS = [
 ]
 STEPS = 3
 STEPS_OF = {"float32": 5, "float64": 50}  # in a measured run
+GLOBAL_BATCH = 5  # of these runs; not a multiple of the processes
 FIRST_GRADIENT = "gradient.safetensors"
 TOLERANCE = 1e-12  # of weights after `STEPS`, for float64 sums in another order
 
@@ -104,13 +105,9 @@ def recipe(
     condition_drop: float = 0.0,
     **train_settings: Any,
 ) -> Recipe:
-    settings = {
-        "trainable": TRAINABLE,
-        "steps": STEPS,
-        "batch_size": 2,
-        "learning_rate": 1e-2,
-        "log_every": 1,
-    }
+    settings = {"trainable": TRAINABLE, "steps": STEPS, "learning_rate": 1e-2, "log_every": 1}
+    if "global_batch" not in train_settings:
+        settings["batch_size"] = 2
     data = [{"name": "pairs", "path": "unused"}]
     changes = {
         "train": settings | train_settings,
@@ -141,8 +138,10 @@ def train_layout(
     return train_recipe(settings, Registry.load(), out, datasets=[TinyDocuments()]).model
 
 
-def measured_run(out: Path, precision: str, batch_size: int, **settings: Any) -> None:
+def measured_run(out: Path, precision: str, **settings: Any) -> None:
     """Train a run of `STEPS_OF[precision]` steps in the folder `out`; write its first gradient into `FIRST_GRADIENT`.
+
+    An update has `GLOBAL_BATCH` documents, or those of other `settings`.
 
     The gradient is that of all trainable tensors together, before it is clipped.
     """
@@ -155,9 +154,9 @@ def measured_run(out: Path, precision: str, batch_size: int, **settings: Any) ->
             gradients.append(torch.cat([whole(gradient).flatten() for gradient in each]))
         return clip(trained, max_norm)
 
-    changed = recipe(
-        condition_drop=0.5, steps=STEPS_OF[precision], precision=precision, batch_size=batch_size, **settings
-    )
+    if "batch_size" not in settings:
+        settings["global_batch"] = GLOBAL_BATCH
+    changed = recipe(condition_drop=0.5, steps=STEPS_OF[precision], precision=precision, **settings)
     with patch.object(loop, "clip_gradients", record):
         train_recipe(changed, Registry.load(), out, datasets=[TinyDocuments()])
     if is_main():
@@ -233,6 +232,10 @@ def gradients(model: DreamModel, batches: Sequence[Batch], counts: Tensor) -> di
 
 def main(folder: Path) -> None:
     device = join()
+    if (folder / "checkpoints").is_dir():
+        train_recipe(recipe(save_every=1), Registry.load(), folder, datasets=[TinyDocuments()], resume=True)
+        dist.destroy_process_group()
+        return
 
     model = tiny.model()
     batch = uneven_batches(model)[dist.get_rank()]
@@ -251,8 +254,9 @@ def main(folder: Path) -> None:
     train_layout(folder / "2x1x2", 1, 2)
     train_layout(folder / "adapted", 2, 1, ADAPTERS)
 
-    measured_run(folder / "float32", "float32", batch_size=2, workers=2)
-    measured_run(folder / "float64", "float64", batch_size=1, accumulation=2)
+    measured_run(folder / "float32", "float32", workers=2)
+    # three forward passes in the first process and two in the second one, which is idle in the third
+    measured_run(folder / "float64", "float64", packing=False, micro_batch=1)
 
     for seed in BAD_SEEDS:
         settings = recipe(steps=6, batch_size=1, log_every=6, seed=seed)
@@ -284,6 +288,11 @@ def main(folder: Path) -> None:
             train_recipe(recipe(), Registry.load(), folder / "too many", datasets=[BadDocuments()])
     except TrainingError as error:
         (folder / f"too many.{dist.get_rank()}.txt").write_text(with_notes(error))
+
+    try:
+        train_recipe(recipe(global_batch=1), Registry.load(), folder / "few", datasets=[TinyDocuments()])
+    except TrainingError as error:
+        (folder / f"few.{dist.get_rank()}.txt").write_text(str(error))
 
     straight, resumed = folder / "straight", folder / "resumed"
     settings = recipe(save_every=1)

@@ -99,8 +99,8 @@ def test_the_wait_for_the_data_of_another_process_counts(
     class Meeting(Agreement):
         """An agreement with a process whose data comes ten seconds later."""
 
-        def call(self, *functions: Any) -> Any:
-            result = super().call(*functions)
+        def call(self, *functions: Any, **named: Any) -> Any:
+            result = super().call(*functions, **named)
             clock.now += 10
             return result
 

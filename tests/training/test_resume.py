@@ -38,6 +38,40 @@ def test_a_resumed_run_is_bitwise_identical_to_an_uninterrupted_one(tmp_path: Pa
     assert_identical(weights(reloaded), weights(straight.model))
 
 
+def test_a_resume_point_of_an_earlier_release_continues(tmp_path: Path) -> None:
+    recipe = layouts.recipe(steps=5, save_every=2, log_every=3, accumulation=2)
+    straight = run(tmp_path / "straight", recipe)
+    kill_at(3, tmp_path / "resumed", recipe)
+    (point,) = (tmp_path / "resumed/checkpoints").iterdir()
+    folder = point / "trainer"
+    state = json.loads((folder / "state.json").read_text())
+    lm, denoising, loss, *steps = state["interval"]["sums"]
+    interval = {"last_logged": 0, "loss": loss, "sums": [lm, denoising, *steps], **state["documents"]}
+    files = {"trainer_state.json": {"global_step": 2}, "interval.json": interval}
+    for name, content in (files | {"processes.json": 1, "data.json": state["data"]}).items():
+        (folder / name).write_text(json.dumps(content))
+    (folder / "state.json").unlink()
+    set_files(point)
+    resumed = run(tmp_path / "resumed", recipe, resume=True)
+    assert_identical(weights(resumed.model), weights(straight.model))
+    assert without_times(resumed.log) == without_times(straight.log)
+
+
+def test_the_division_of_an_update_may_change_on_resume(tmp_path: Path) -> None:
+    """An earlier recipe becomes one with `global_batch`."""
+    kill_at(2, tmp_path, layouts.recipe(save_every=1, batch_size=2, accumulation=2))
+    message = r"train\.global_batch: was 4, is 8"
+    with pytest.raises(TrainingError, match=message):
+        run(tmp_path, layouts.recipe(save_every=1, global_batch=8), resume=True)
+    with pytest.raises(TrainingError, match=r"train\.batch_size: was 2, is 4"):
+        run(tmp_path, layouts.recipe(save_every=1, batch_size=4), resume=True)
+    recipe = layouts.recipe(save_every=1, global_batch=4, micro_batch=3)
+    assert [entry["step"] for entry in run(tmp_path, recipe, resume=True).log] == [1, 2, 3]
+    assert run(tmp_path, layouts.recipe(global_batch=4), resume=True).was_finished
+    with pytest.raises(TrainingError, match=r"train\.global_batch: was 4, is None"):
+        run(tmp_path, layouts.recipe(batch_size=4), resume=True)
+
+
 def test_noise_needs_no_state_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = layouts.recipe(steps=4, save_every=2, condition_drop=0.5)
     straight = run(tmp_path / "straight", recipe)
@@ -161,6 +195,12 @@ def test_a_resumed_run_takes_no_model(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint").exists()
 
 
+def set_files(point: Path) -> None:
+    """Set the files in the manifest of a resume point to those that are there."""
+    files = {name: record for name, record in describe_files(point).items() if name != Manifest.FILE}
+    edit_manifest(point, files=files)
+
+
 class Bomb:
     def __reduce__(self) -> tuple[Any, ...]:
         return (print, ("exploded",))
@@ -175,8 +215,7 @@ def test_a_pickle_with_code_in_a_resume_point_is_refused(
     point = sorted((tmp_path / "checkpoints").iterdir())[-1]
     (file,) = point.rglob(name)
     torch.save({"state": Bomb()}, file)
-    files = {name: record for name, record in describe_files(point).items() if name != Manifest.FILE}
-    edit_manifest(point, files=files)
+    set_files(point)
     with pytest.raises(
         CheckpointError, match=rf"{file}: expected a pickle of tensors, got one .*print'"
     ) as caught:
@@ -189,8 +228,7 @@ def test_a_state_that_cannot_be_read_is_refused_without_a_word_about_saving(tmp_
     kill_at(2, tmp_path, recipe)
     point = sorted((tmp_path / "checkpoints").iterdir())[-1]
     (point / "trainer/optimizer.pt").unlink()
-    files = {name: record for name, record in describe_files(point).items() if name != Manifest.FILE}
-    edit_manifest(point, files=files)
+    set_files(point)
     message = "state of its run cannot be read: .*missing optimizer.pt"
     with pytest.raises(CheckpointError, match=message) as caught:
         run(tmp_path, recipe, resume=True)

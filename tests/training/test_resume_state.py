@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dreamkit.training.resume_state import DocumentCounts, Interval, RunState, r
 STATE = RunState(
     step=2,
     processes=3,
+    global_batch=12,
     interval=Interval(1, (0.5, 2.0, 20.5, 1.0, 1.0)),
     documents=DocumentCounts(skipped=7, bad=5, cut=1, limit_step=1, limit_skipped=4, limit_bad=2),
 )
@@ -49,9 +51,9 @@ def test_a_state_is_read_as_written(point: Path) -> None:
 
 def test_the_states_of_earlier_releases_are_read(point: Path) -> None:
     write(point, OF_0_1)
-    assert read_state(point) == RunState(2, 3, Interval(2), DocumentCounts())
+    assert read_state(point) == RunState(2, 3, None, Interval(2), DocumentCounts())
     write(point, EARLIER)
-    assert read_state(point) == STATE
+    assert read_state(point) == replace(STATE, global_batch=None)
 
 
 def refuse(point: Path, name: str) -> None:
@@ -64,6 +66,7 @@ def refuse(point: Path, name: str) -> None:
 VALUES: list[tuple[str, Any]] = [
     *(("step", value) for value in (3, 10**90, "2", True, None)),
     *(("processes", value) for value in (0, -1, 1.0, True, "3", 10**90)),
+    *(("global_batch", value) for value in (0, -1, 2.0, "4", 10**90)),
     *(("interval", value) for value in ([], {}, {"start": 1}, {"start": 0, "sums": [0.0] * 5, "more": 1})),
     *(("interval.start", value) for value in (3, -1, 10**90, "1")),
     *(("interval.sums", value) for value in ([0.0] * 4, [1e308] * 5, [float("nan")] * 5, ["0"] * 5, 1)),

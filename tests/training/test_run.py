@@ -39,7 +39,7 @@ def test_four_documents_at_once_equal_four_accumulated(
 def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Return a precision, and the folder of a run in it."""
     folder = tmp_path_factory.mktemp("measured") / "run"
-    layouts.measured_run(folder, request.param, batch_size=4)
+    layouts.measured_run(folder, request.param)
     return request.param, folder
 
 
@@ -47,11 +47,10 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize(
     "settings",
     [
-        {"batch_size": 4, "workers": 2},
-        {"batch_size": 4, "workers": 3},
-        {"batch_size": 2, "accumulation": 2},
-        {"batch_size": 1, "accumulation": 4, "workers": 2},
-        {"batch_size": 4, "packing": False, "gradient_checkpointing": True},
+        {"workers": 2, "micro_batch": 1},
+        {"workers": 3, "packing": False, "micro_batch": 2},
+        {"batch_size": 1, "accumulation": 5},
+        {"batch_size": 5, "packing": False, "gradient_checkpointing": True},
     ],
     ids=str,
 )

@@ -16,23 +16,18 @@ import torch
 from dreamkit import Registry, load_recipe, train_recipe
 
 REFERENCE = Path(__file__).with_name("reference_losses.json")
-RUNS = [
-    f"{stage}, {packing}, {accumulation} x {batch}"
-    for stage, packing, (accumulation, batch) in product(
-        ("stage1", "stage2"), ("packed", "apart"), ((1, 4), (2, 2))
-    )
-]
+# The last part is how the four documents of an update were divided then: batches of an update x documents of a batch.
+RUNS = [", ".join(parts) for parts in product(("stage1", "stage2"), ("packed", "apart"), ("1 x 4", "2 x 2"))]
 LOGGED = ("lm", "denoising", "loss", "learning_rate", "grad_norm")
 
 
 def losses(run: str, out: Path, precision: str = "float64") -> list[dict[str, Any]]:
     """Return the log of five updates without dropout, in which every setting of the optimizer has an effect."""
     stage, packing, division = run.split(", ")
-    accumulation, batch_size = division.split(" x ")
     settings = {
         "packing": packing == "packed",
-        "accumulation": accumulation,
-        "batch_size": batch_size,
+        "global_batch": 4,
+        "micro_batch": {"1 x 4": "null", "2 x 2": 1 if packing == "packed" else 2}[division],
         "precision": precision,
         "steps": 5,
         "warmup": 2,
