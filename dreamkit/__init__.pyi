@@ -68,4 +68,5 @@ from .registry.registry import Registry as Registry
 from .storage.json_files import read_json as read_json
 from .storage.sources import locate as locate
 from .storage.writing import write_text as write_text
+from .training.reading import read_updates as read_updates
 from .training.run import train_recipe as train_recipe

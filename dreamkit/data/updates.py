@@ -69,12 +69,15 @@ class Updates(TorchDataset[list[Batch]]):
 
     def loader(self, first: int = 0) -> DataLoader[list[Batch]]:
         """Return the updates from number `first` on, in order, read by `train.workers` processes."""
+        # An update of several passes may be large; a process then reads the next one while one waits.
+        ahead = 1 if self.train.passes(-(-self.global_batch // self.processes)) > 1 else 2
         return DataLoader(
             self,
             sampler=range(first, len(self)),
             batch_size=None,
             collate_fn=_as_is,
             num_workers=self.train.workers,
+            prefetch_factor=ahead if self.train.workers else None,
             worker_init_fn=WorkerStart(),
             pin_memory=torch.cuda.is_available(),  # a batch is copied to the device while the host continues
         )

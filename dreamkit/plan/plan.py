@@ -120,7 +120,7 @@ def plan(
     unchecked = _unchecked(model) if recipe.train.gradient_checkpointing else ()
     tokens = sum(end - start for row in batch.spans for start, end in row)
     most = most_images(model.sequencer(recipe.train.max_length))
-    computing, flops = measure_step(model, batch, recipe, gradient_bytes(model, processes), passes)
+    computing, flops = measure_step(model, batch, recipe, gradient_bytes(model, processes), passes, device)
     return Plan(
         chain=steps,
         parts=parts,

@@ -15,11 +15,17 @@ from dreamkit.errors import DreamkitError, describe_error
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.precision import full_float64
 from dreamkit.plan.live_bytes import Bytes, LiveBytes
+from dreamkit.plan.memory import Device
 from dreamkit.recipe.sections import Recipe
 
 
 def measure_step(
-    model: DreamModel, batch: Batch, recipe: Recipe, gradient_bytes: Mapping[str, int], passes: int
+    model: DreamModel,
+    batch: Batch,
+    recipe: Recipe,
+    gradient_bytes: Mapping[str, int],
+    passes: int,
+    device: Device,
 ) -> tuple[Bytes, int]:
     """Return the bytes at the peak of the forward and backward pass, and the FLOPs of all `passes` of an update.
 
@@ -62,8 +68,9 @@ def measure_step(
                 "cannot plan a step of this model, because one of its parts reads the values of tensors: "
                 f"{describe_error(error)}; plan it with another part in its place"
             ) from error
-    # all batches of an update are in memory from its beginning; a device other than the CPU has one at a time
-    waiting = (passes - 1) * sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+    # All batches of an update are in the host's memory from its beginning. A GPU gets them one by one.
+    others = passes - 1 if device == "cpu" else 0
+    waiting = others * sum(tensor.untyped_storage().nbytes() for tensor in tensors)
     return live.peak.plus("activations", waiting), live.flops * passes
 
 

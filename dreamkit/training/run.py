@@ -21,10 +21,7 @@ from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.fingerprint import read_fingerprints
-from dreamkit.data.mixture import run_mixture
 from dreamkit.data.packing import attention_status
-from dreamkit.data.samples import Policy, Samples
-from dreamkit.data.updates import Updates
 from dreamkit.distributed import barrier, is_main, join, rank, shard, world_size
 from dreamkit.errors import CheckpointError, RecipeError, TrainingError, count
 from dreamkit.interrupts import deferred, pending
@@ -38,6 +35,7 @@ from dreamkit.storage.writing import writing
 from dreamkit.training.failures import with_remedies
 from dreamkit.training.leaving import add_resume_point
 from dreamkit.training.loop import LOG, TrainingLoop
+from dreamkit.training.reading import make_updates
 from dreamkit.training.resume_points import RESUME_POINTS, resume_points
 from dreamkit.training.resume_state import read_state
 from dreamkit.training.run_folder import exclusive_run
@@ -169,16 +167,13 @@ def train_recipe(
         if cache is not None:
             for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
                 _show(line)
-        collator = model.collator(recipe, cache)
-        mixture = run_mixture(recipe, datasets, documents)
-        samples = Samples(mixture, collator.sequencer, Policy.of(recipe.train))
+        updates = make_updates(recipe, model, datasets, cache, documents)
         model.to(device)
         if world_size() > 1:
             shard(model, device)
         if is_main():
             with writing(out):
                 out.mkdir(exist_ok=True)
-        updates = Updates(samples, collator, recipe.train, documents, rank=rank(), processes=world_size())
         loop = TrainingLoop(
             model, recipe, device, updates, out, registry=registry, data=fingerprints, on_log=on_log
         )

@@ -154,7 +154,7 @@ def test_flops_are_close_to_those_of_a_real_step(checkpointing: bool) -> None:
     # on a CPU torch counts only plain attention. It has one product less: the fused one computes the scores again in
     # the backward pass
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(full_batch(model, recipe, 1, recipe.train.update_documents(1))).loss.backward()
+        model(full_batch(model, recipe, 1, recipe.train.batch_size or 0)).loss.backward()
     assert 1 < flops / (2 * counter.get_total_flops()) < 1.04
 
 
@@ -165,7 +165,7 @@ def test_shapes_of_the_chain_equal_those_of_a_real_pass() -> None:
     shapes: dict[str, tuple[int, ...]] = {}
     for name, part in model.parts().items():
         part.register_forward_hook(lambda m, i, out, name=name: shapes.update({name: tuple(out.shape[1:])}))
-    model(full_batch(model, recipe, 1, recipe.train.update_documents(1)))
+    model(full_batch(model, recipe, 1, recipe.train.batch_size or 0))
     assert {step.part: step.shape for step in steps if step.part in shapes} == shapes
     assert steps[0].shape == tuple(model.vision_encoder.preprocess([tiny.picture(0)]).shape[1:])
     targets, _ = model.image_decoder.preprocess([tiny.picture(0)])

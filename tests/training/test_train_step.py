@@ -20,13 +20,13 @@ import tiny
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
 from dreamkit.data.batch import Batch, Collator
+from dreamkit.data.updates import Updates
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training.loop import TrainingLoop
 from dreamkit.training.run import train_recipe
-from dreamkit.training.updates import Updates
 from host_reads import HostReads
 from runs import run
 from zero_fills import ZeroFills
@@ -257,7 +257,7 @@ def test_batches_are_pinned_and_copied_without_waiting(has_gpu: bool, tmp_path: 
 
         with (
             patch("torch.cuda.is_available", return_value=has_gpu),
-            patch("dreamkit.training.updates.DataLoader", on_cpu),
+            patch("dreamkit.data.updates.DataLoader", on_cpu),
         ):
             return loader(updates, first)
 
