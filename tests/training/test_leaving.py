@@ -38,7 +38,7 @@ def without_times(log: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    recipe = layouts.recipe(steps=STEPS, accumulation=2, log_every=2, batch_size=1)
+    recipe = layouts.recipe(steps=STEPS, global_batch=2, micro_batch=1, packing=False, log_every=2)
     return replace(recipe, loss=replace(recipe.loss, condition_drop=0.5))
 
 
@@ -264,12 +264,12 @@ def test_a_signal_waits_for_the_end_of_a_step(
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory; lower train.batch_size"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory; lower train.micro_batch"),
         (
             RuntimeError(
                 "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 8 bytes"
             ),
-            "out of memory; lower train.batch_size",
+            "out of memory; lower train.micro_batch",
         ),
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
