@@ -63,10 +63,6 @@ class Updates(TorchDataset[list[Batch]]):
         sequences = self.samples.__getitems__(range(first + self.rank, end, self.processes))
         return [self.collator.share(part) for part in divide(sequences, self.collator, self.train)]
 
-    def idle(self) -> Batch:
-        """Return a batch of no document, for a process that has fewer forward passes than others."""
-        return self.collator.collate([])
-
     def loader(self, first: int = 0) -> DataLoader[list[Batch]]:
         """Return the updates from number `first` on, in order, read by `train.workers` processes."""
         # An update of several passes may be large; a process then reads the next one while one waits.

@@ -7,6 +7,7 @@ one update of the weights. It has several batches, in several processes, which t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence as Sequences
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -78,7 +79,6 @@ class TrainingLoop:
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(model, recipe.train)
         self.schedule = make_schedule(self.optimizer, recipe.train, step=0)
-        self.idle = updates.idle()
         self.step = 0
         self.has_begun = self.has_diverged = False
         self.random_state: RandomState | None = None
@@ -164,9 +164,15 @@ class TrainingLoop:
             self.agreement.stop(error)
         passes, labels, draws = zip(*numbers, strict=True)
         # Under FSDP, all processes run the same forward passes: a part that one skips would wait forever.
-        batches += [self.idle] * (int(max(passes)) - len(batches))
-        counts = torch.tensor([sum(labels), sum(draws)], dtype=self.idle.counts.dtype)
+        while len(batches) < max(passes):
+            batches.append(self.idle)
+        counts = torch.tensor([sum(labels), sum(draws)], dtype=batches[0].counts.dtype)
         return batches, counts.to(self.device, non_blocking=True)
+
+    @cached_property
+    def idle(self) -> Batch:
+        """A batch of no document."""
+        return self.updates.collator.collate([])
 
     def backward(self, batch: Batch, counts: Tensor | None = None) -> Losses:
         """Compute the losses of a batch, and add its gradients; `counts` (2,) are those of the global batch."""

@@ -65,8 +65,7 @@ def test_a_pass_has_at_most_so_many_rows_of_documents(model: DreamModel, micro_b
 
 
 def test_an_idle_batch_has_no_document(model: DreamModel) -> None:
-    each = updates(model, global_batch=1)
-    batch = each.idle()
+    batch = updates(model, global_batch=1).collator.collate([])
     assert batch.places == () and batch.counts.tolist() == [0, 0] and not batch.draw_weight_M.any()
     losses = model(batch)
     losses.loss.backward()
