@@ -10,6 +10,7 @@ from .data.index_store import indexed as indexed
 from .data.mixture import Mixture as Mixture
 from .data.range_reads import RangeReads as RangeReads
 from .data.records import ImagePaths as ImagePaths
+from .data.unpacking import open_packed as open_packed, unpacked as unpacked
 from .document import Document as Document, Image as Image, Text as Text
 from .errors import (
     CacheError as CacheError,
@@ -67,6 +68,7 @@ from .registry.hookspecs import Component as Component, hookimpl as hookimpl
 from .registry.registry import Registry as Registry
 from .storage.json_files import read_json as read_json
 from .storage.sources import locate as locate
+from .storage.urls import Location as Location, Url as Url, location as location
 from .storage.writing import write_text as write_text
 from .training.reading import read_updates as read_updates
 from .training.run import train_recipe as train_recipe

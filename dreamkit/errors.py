@@ -235,10 +235,15 @@ def surrogate_problem(text: str) -> str | None:
 def did_you_mean(name: Any, names: Iterable[str]) -> str:
     """Return the end of an error message about an unknown `name`: the nearest of `names`, or all of them."""
     known = sorted(names)
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean '{printable(near[0])}'?"
+    if hint := near_hint(name, known):
+        return hint.removeprefix("; ")
     return f"known: {', '.join(map(printable, known))}" if known else "none are known"
+
+
+def near_hint(name: Any, names: Iterable[str]) -> str:
+    """Return the end of an error message that has all `names` already: "; did you mean 'x'?", or nothing."""
+    near = difflib.get_close_matches(str(name), sorted(names), n=1, cutoff=0.6)
+    return f"; did you mean '{printable(near[0])}'?" if near else ""
 
 
 def count(number: int | str, noun: str, plural: str = "") -> str:

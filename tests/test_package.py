@@ -42,6 +42,7 @@ PUBLIC = [
     "ImageStarted",
     "LanguageModel",
     "LanguageSpec",
+    "Location",
     "Mixture",
     "NormWeights",
     "OutputError",
@@ -63,6 +64,7 @@ PUBLIC = [
     "TrainingError",
     "Turn",
     "TurnPiece",
+    "Url",
     "VisionEncoder",
     "VisionSpec",
     "build_model",
@@ -79,6 +81,8 @@ PUBLIC = [
     "load_checkpoint",
     "load_recipe",
     "locate",
+    "location",
+    "open_packed",
     "printable",
     "read_error",
     "read_json",
@@ -86,6 +90,7 @@ PUBLIC = [
     "save_checkpoint",
     "to_rgb",
     "train_recipe",
+    "unpacked",
     "write_text",
 ]
 

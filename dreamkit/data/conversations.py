@@ -22,16 +22,10 @@ from dreamkit.data.document_records import DocumentRecords
 from dreamkit.data.examples import write_images, write_lines
 from dreamkit.data.record_keys import RecordKeys
 from dreamkit.data.records import ImagePaths, Records, check_settings, paths_in, text_problem
+from dreamkit.data.turn_roles import ALL_ROLES, role_problem
 from dreamkit.document import DRAW_SLOT, READ_SLOT, Document, Role
-from dreamkit.errors import describe_value, did_you_mean, printable
+from dreamkit.errors import describe_value, printable
 
-ROLES: Mapping[str, Role] = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
 # Keys of the role and the text of a turn, by the key of the turns.
 TURN_KEYS: Mapping[str, tuple[str, str]] = {
     "conversations": ("from", "value"),
@@ -182,7 +176,7 @@ def _turns(record: Mapping[str, Any]) -> list[tuple[Role, str]]:
     """Return role and text of each turn; the first is that of `system`, if the record has one."""
     name = _name_of_turns(record)
     role, text = TURN_KEYS[name]
-    turns = [(ROLES[turn[role]], turn[text]) for turn in record[name]]
+    turns = [(ALL_ROLES[turn[role]], turn[text]) for turn in record[name]]
     return [("system", record["system"]), *turns] if record.get("system") else turns
 
 
@@ -199,7 +193,7 @@ def _turns_problem(record: Mapping[str, Any], name: str, keys: RecordKeys) -> st
         if problem := _turn_problem(turn, role, text, before) or keys.problem(turn):
             return f"turn {number}: {problem}"
         before = turn[role]
-    if not any(ROLES[turn[role]] == "assistant" for turn in turns):
+    if not any(ALL_ROLES[turn[role]] == "assistant" for turn in turns):
         return "no turn to train on: expected at least one turn of 'gpt' or 'assistant'"
     return None
 
@@ -208,11 +202,10 @@ def _turn_problem(turn: Any, role: str, text: str, before: str | None) -> str | 
     """Return what is wrong with a turn after one of the role `before`, or None."""
     if not isinstance(turn, dict):
         return f'expected {{"{role}": ..., "{text}": ...}}, got {describe_value(turn)}'
-    name = turn.get(role)
-    if not isinstance(name, str) or name not in ROLES:
-        message = f"{role}: expected one of {', '.join(ROLES)}, got {describe_value(name)}"
-        return f"{message}; {did_you_mean(name, ROLES)}" if isinstance(name, str) else message
-    if before is not None and ROLES[name] == ROLES[before]:
+    if problem := role_problem(turn, role, ALL_ROLES):
+        return problem
+    name = turn[role]
+    if before is not None and ALL_ROLES[name] == ALL_ROLES[before]:
         return f"{role}: expected another speaker after a turn from '{before}', got '{name}'; join the two turns in one"
     return text_problem(turn, text) or _draw_slot_problem(turn[text])
 

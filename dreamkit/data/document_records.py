@@ -14,15 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import groupby
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from dreamkit.data.data_urls import picture_source
 from dreamkit.data.record_keys import RecordKeys
 from dreamkit.data.records import ImagePaths, text_problem
+from dreamkit.data.turn_roles import MESSAGE_ROLES, role_problem
 from dreamkit.document import Document, Image, Role, Segment, Text
-from dreamkit.errors import describe_value, did_you_mean, printable, surrogate_problem
+from dreamkit.errors import describe_value, near_hint, printable, surrogate_problem
 
-ROLES: Final[tuple[Role, ...]] = get_args(Role)
 CONTENT_OF: Final = {"text": "text", "image": "image", "image_url": "image_url"}  # key of the content by type
 
 
@@ -101,7 +101,7 @@ class DocumentRecords:
         for number, turn in enumerate(messages):
             if problem := self._turn_problem(turn, before):
                 return f"messages.{number}: {problem}"
-            before = turn["role"]
+            before = MESSAGE_ROLES[turn["role"]]
         if not any(turn["role"] == "assistant" for turn in messages):
             return "no turn to train on: expected at least one turn of the assistant"
         return None
@@ -122,7 +122,7 @@ class DocumentRecords:
 
     def _segments(self, turn: Mapping[str, Any], where: str) -> Iterator[Segment]:
         """Yield the segments of a turn."""
-        role = turn["role"]
+        role = None if turn["role"] is None else MESSAGE_ROLES[turn["role"]]
         for part in _parts_of(turn["content"]):
             train_on = _flag(part, "train_on", _flag(turn, "train_on", True))
             if part["type"] == "text":
@@ -135,12 +135,12 @@ class DocumentRecords:
         """Return what is wrong with a turn after one of the role `before`, or None."""
         if not isinstance(turn, dict):
             return f'expected {{"role": ..., "content": ...}}, got {describe_value(turn)}'
-        role = turn.get("role")
-        if role not in ROLES:
-            message = f"role: expected one of {', '.join(ROLES)}, got {describe_value(role)}"
-            return f"{message}; {did_you_mean(role, ROLES)}" if isinstance(role, str) else message
+        if problem := role_problem(turn, "role", MESSAGE_ROLES):
+            return problem
+        role = MESSAGE_ROLES[turn["role"]]
         if role == before:
-            return f"role: expected another role after a turn of '{role}', got '{role}'; join the two turns in one"
+            name = turn["role"]
+            return f"role: expected another role after a turn of '{role}', got '{name}'; join the two turns in one"
         if problem := self.turn_keys.problem(turn) or _flag_problem(turn, "train_on"):
             return problem
         return self._content_problem(turn.get("content"), role)
@@ -160,7 +160,7 @@ class DocumentRecords:
         kind = part.get("type")
         if not isinstance(kind, str) or kind not in CONTENT_OF:
             message = f"type: expected one of {', '.join(CONTENT_OF)}, got {describe_value(kind)}"
-            return f"{message}; {did_you_mean(kind, CONTENT_OF)}" if isinstance(kind, str) else message
+            return message + near_hint(kind, CONTENT_OF) if isinstance(kind, str) else message
         others = set(CONTENT_OF.values()) - {CONTENT_OF[kind]}
         if extra := next((key for key in others if part.get(key) is not None), None):
             return f"expected {CONTENT_OF[kind]} in a part of the type '{kind}', also got {printable(extra)}; remove it"

@@ -22,8 +22,11 @@ from dreamkit.progress.bars import Bar
 from dreamkit.progress.consoles import SafeConsole
 from dreamkit.storage.cache_folder import VARIABLE, cache_folder
 from dreamkit.storage.locks import taking_turns
+from dreamkit.storage.urls import Location, Url, location
 
-Build: TypeAlias = Callable[[Path], np.ndarray | tuple[np.ndarray, Mapping[str, Any]]]
+Build: TypeAlias = Callable[[Any], np.ndarray | tuple[np.ndarray, Mapping[str, Any]]]
+# Returns size and version of objects by their URLs: the status that an object must have while it is read.
+Statuses: TypeAlias = Callable[[Sequence[Url]], Sequence[tuple[int, int]]]
 FOLDER: Final = "indexes"  # in the user's cache folder
 
 
@@ -35,7 +38,8 @@ class Indexes(Sequence[np.ndarray]):
     Attributes:
         rows: number of rows of each array, int64.
         facts: values of each shard that its index has beside the rows.
-        statuses: size of each shard in bytes and time of its last change in nanoseconds, when it was indexed.
+        statuses: size of each shard in bytes and time of its last change in nanoseconds, when it was indexed; of an
+            object its size and version.
     """
 
     def __init__(self, files: IndexFolder, paths: Sequence[str], records: Sequence[IndexRecord]) -> None:
@@ -66,7 +70,7 @@ class Indexes(Sequence[np.ndarray]):
 
 
 def indexed(
-    shards: Sequence[Path],
+    shards: Sequence[Location],
     build: Build,
     *,
     kind: str,
@@ -74,6 +78,7 @@ def indexed(
     settings: Mapping[str, Any],
     folder: Path | None = None,
     beside: Callable[[Path], Path] | None = None,
+    statuses: Statuses | None = None,
 ) -> Indexes:
     """Return the index of each shard of a data set: a structured array that `build` computed, now or earlier.
 
@@ -82,16 +87,19 @@ def indexed(
     others wait.
 
     Args:
-        shards: files of the data set.
-        build: function of a shard's path that returns a one-dimensional structured array without Python objects. It may
-            return a tuple of the array and a dict of facts, which JSON can hold. If there are several shards it must be
-            importable, such as a function of a module or a `functools.partial` of one.
+        shards: files of the data set, or objects in buckets.
+        build: function of a shard's path or URL that returns a one-dimensional structured array without Python objects.
+            It may return a tuple of the array and a dict of facts, which JSON can hold. If there are several shards it
+            must be importable, such as a function of a module or a `functools.partial` of one.
         kind: name of the format of the rows, such as `tars`.
         version: number that changes with the code of `build`.
         settings: all values that the rows depend on, besides the shard. JSON can hold them, or they are paths.
         folder: folder of the indexes; None is `indexes` in the user's cache folder.
         beside: function of a shard's path that returns the file or folder that its rows depend on, too, such as a
             folder of images whose names `build` looks up. A shard is indexed again if this has another time of change.
+        statuses: function of URLs that returns a tuple of the size and the version of each object, in order. The
+            version is an integer of at most 63 bits, such as a hash of an ETag. It stands for the time of change. The
+            function must be importable if there are several shards, and raises the errors of objects that are missing.
 
     Raises:
         DocumentError: a shard is missing, or changes while it is read; and the errors of `build`.
@@ -100,15 +108,15 @@ def indexed(
     files = IndexFolder(
         index_folder(folder), kind, version, json.dumps(settings, sort_keys=True, default=os.fspath)
     )
-    paths = [os.path.abspath(shard) for shard in shards]
-    statuses = [_status(path, beside) for path in paths]
+    paths = [str(shard) if isinstance(shard, Url) else os.path.abspath(shard) for shard in shards]
+    present = _present_statuses([location(path) for path in paths], beside, statuses)
     records = [
         record if record and record.status == status and files.is_whole(path, record) else None
-        for path, status, record in zip(paths, statuses, files.read_table(paths), strict=True)
+        for path, status, record in zip(paths, present, files.read_table(paths), strict=True)
     ]
     if None in records:
         with folder_hint(folder):
-            _complete(files, paths, statuses, records, build)
+            _complete(files, paths, present, records, partial(_compute, files, build, statuses))
     return Indexes(files, paths, [record for record in records if record is not None])
 
 
@@ -117,7 +125,7 @@ def _complete(
     paths: Sequence[str],
     statuses: Sequence[ShardStatus],
     records: list[IndexRecord | None],
-    build: Build,
+    compute: Callable[[tuple[str, ShardStatus]], IndexRecord],
 ) -> None:
     """Compute the records that are None, and write the table of all."""
     with alone(files.table(paths).with_suffix(".lock")):
@@ -128,17 +136,19 @@ def _complete(
         missing = [number for number, record in enumerate(records) if record is None]
         if missing:
             remove_leftovers(files.folder)
-            work = partial(_compute, files, build)
             items = [(paths[number], statuses[number]) for number in missing]
-            for number, record in _with_bar(work, items, files):
+            for number, record in _with_bar(compute, items, files):
                 records[missing[number]] = record
         files.write_table(paths, [record for record in records if record is not None])
 
 
-def _compute(files: IndexFolder, build: Build, shard: tuple[str, ShardStatus]) -> IndexRecord:
+def _compute(
+    files: IndexFolder, build: Build, statuses: Statuses | None, shard: tuple[str, ShardStatus]
+) -> IndexRecord:
     path, status = shard
-    with unchanged(Path(path), status.file):
-        built = build(Path(path))
+    place = location(path)
+    with unchanged(place, status.file, partial(_present, statuses=statuses)):
+        built = build(place)
     rows, facts = built if isinstance(built, tuple) else (built, {})
     return files.write(path, status, rows, facts)
 
@@ -205,11 +215,32 @@ def folder_hint(folder: Path | None) -> Iterator[None]:
         raise OutputError(f"{error}; {hint}") from error
 
 
-def _status(path: str, beside: Callable[[Path], Path] | None) -> ShardStatus:
-    size, time = _file_status(Path(path))
-    return ShardStatus(size, time, 0 if beside is None else _file_status(beside(Path(path))).time)
+def _present_statuses(
+    shards: Sequence[Location], beside: Callable[[Path], Path] | None, statuses: Statuses | None
+) -> list[ShardStatus]:
+    """Return the present status of each shard. Those of objects are looked up together."""
+    urls = [shard for shard in shards if isinstance(shard, Url)]
+    objects = iter(_object_statuses(urls, statuses) if urls else ())
+    present = []
+    for shard in shards:
+        if isinstance(shard, Url):
+            present.append(ShardStatus(*next(objects)))
+            continue
+        status = _file_status(shard)
+        present.append(ShardStatus(*status, 0 if beside is None else _file_status(beside(shard)).time))
+    return present
 
 
 def _file_status(path: Path) -> FileStatus:
     with opening_errors(path):
         return file_status(path)
+
+
+def _object_statuses(urls: Sequence[Url], statuses: Statuses | None) -> list[FileStatus]:
+    assert statuses is not None, "indexed() has a function for the statuses of URLs"
+    return [FileStatus(*status) for status in statuses(urls)]
+
+
+def _present(shard: Location, statuses: Statuses | None) -> FileStatus:
+    """Return the present status of a shard, to compare it while it is read."""
+    return _object_statuses([shard], statuses)[0] if isinstance(shard, Url) else file_status(shard)

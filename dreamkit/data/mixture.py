@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dreamkit.data.order import SetOrder
 from dreamkit.data.permutation import shuffle_in_place, stream_key
 from dreamkit.data.shares import BLOCK, Shares
-from dreamkit.errors import TrainingError, count, describe_value, did_you_mean
+from dreamkit.errors import TrainingError, count, describe_value, near_hint
 from dreamkit.recipe.sections import SHUFFLES, Recipe, Shuffle
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ class Mixture:
                 )
             if each not in SHUFFLES:
                 raise TrainingError(
-                    f"{where}: expected shuffle to be one of {', '.join(SHUFFLES)}, got {describe_value(each)}; "
-                    + did_you_mean(each, SHUFFLES)
+                    f"{where}: expected shuffle to be one of {', '.join(SHUFFLES)}, got {describe_value(each)}"
+                    + near_hint(each, SHUFFLES)
                 )
         self._shares = Shares(weights)
         self._orders = [

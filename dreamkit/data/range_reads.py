@@ -42,7 +42,7 @@ class RangeReads:
         try:
             present = os.fstat(file.number)
             if status is not None and (present.st_size, present.st_mtime_ns) != status:
-                raise changed_error(self.path, "its size or time of change is another one now")
+                raise changed_error(self.path)
             size = max(0, min(size, present.st_size - start))  # before memory is taken
             pieces = []
             while size and (piece := os.pread(file.number, size, start)):

@@ -15,13 +15,13 @@ import numpy as np
 
 from dreamkit.data.data_urls import data_url_problem, is_data_url, open_data_url
 from dreamkit.data.document_reads import opening_errors, raise_own
-from dreamkit.data.gzip_files import unpacked
 from dreamkit.data.image_files import open_picture
 from dreamkit.data.index_store import indexed
 from dreamkit.data.json_records import ROW, Check, index_records, parse_record
 from dreamkit.data.range_reads import RangeReads
 from dreamkit.data.text_files import decode, open_regular
 from dreamkit.data.unchanged import changed_error
+from dreamkit.data.unpacking import is_packed, unpacked
 from dreamkit.errors import DocumentError, StorageError, describe_value, printable, surrogate_problem
 from dreamkit.storage.paths import LONGEST_PATH
 
@@ -37,7 +37,7 @@ class Records:
 
     The first character shows which, whatever the name of the file. Every record is read and checked once; where it is
     stays in an index (`indexed`). No record stays in memory. A record that is no longer the one that was checked is
-    refused. A file named `.gz` is unpacked beside its index.
+    refused. A file named `.gz` or `.zst` is unpacked beside its index.
 
     Args:
         check: returns what is wrong with a record, or None. It is called again when a record is read, so that no index
@@ -73,10 +73,9 @@ class Records:
         with opening_errors(path):
             with open_regular(path):  # refuses others by their kind
                 size = os.stat(path).st_size
-            is_packed = path.suffix.lower() == ".gz"
-            self._file = RangeReads(unpacked(path, index) if is_packed else path)
+            self._file = RangeReads(Path(unpacked(path, index)))
             build = partial(_index, name=self.name, text=self._file.path, check=check, notes=notes)
-            if size < SMALL and index is None and not is_packed:
+            if size < SMALL and index is None and not is_packed(path):
                 rows, facts = build(path)
                 self._rows = [rows]
             else:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dreamkit.errors import StorageError, printable
+from dreamkit.storage.urls import Location, Url
 
 
 class FileStatus(NamedTuple):
@@ -29,36 +30,42 @@ def file_status(path: Path) -> FileStatus:
 
 
 @contextmanager
-def unchanged(path: Path, before: FileStatus | None = None) -> Iterator[None]:
+def unchanged(
+    path: Location, before: FileStatus | None = None, status: Callable[[Any], FileStatus] = file_status
+) -> Iterator[None]:
     """Raise a StorageError if a file changes while the block reads it, or changed since its status was `before`.
 
-    An error of the block is then that of a file that was written halfway.
+    An error of the block is then that of a file that was written halfway. `status` returns the present status.
 
     Raises:
         OSError: the file is missing or cannot be reached, and `before` is None.
     """
     if before is None:
-        before = file_status(path)
+        before = status(path)
     else:
-        _compare(path, before)
+        _compare(path, before, status)
     try:
         yield
     except Exception as error:
-        _compare(path, before, error)
+        _compare(path, before, status, error)
         raise
-    _compare(path, before)
+    _compare(path, before, status)
 
 
-def _compare(path: Path, before: FileStatus, cause: Exception | None = None) -> None:
-    reason = "its size or time of change is another one now"
+def _compare(
+    path: Location, before: FileStatus, status: Callable[[Any], FileStatus], cause: Exception | None = None
+) -> None:
+    reason = None
     try:
-        if file_status(path) == before:
+        if status(path) == before:
             return
     except OSError as error:
         reason, cause = error.strerror or str(error), cause or error
     raise changed_error(path, reason) from cause
 
 
-def changed_error(path: Path, reason: str) -> StorageError:
-    """Return the error about a file that changed while it was read."""
+def changed_error(path: Location, reason: str | None = None) -> StorageError:
+    """Return the error about a file that changed while it was read; the default `reason` is its other status."""
+    if reason is None:
+        reason = f"its size or {'ETag' if isinstance(path, Url) else 'time of change'} is another one now"
     return StorageError(f"{printable(path)} changed while being read: {reason}; restore it or start anew")

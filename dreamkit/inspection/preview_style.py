@@ -2,7 +2,7 @@
 
 from typing import Final
 
-STYLE: Final = """
+COLOURS: Final = """
 :root {
   color-scheme: light dark;
   --page: #fbfaf8; --card: #ffffff; --ink: #1c1f23; --soft: #5a616a; --rule: #dcdad5;
@@ -16,6 +16,9 @@ STYLE: Final = """
     --token: #2a2e34; --filled: #3d4855; --wrong: #ff9d94; --wrong-back: #3d1f1c;
   }
 }
+"""
+
+RULES: Final = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 1rem/1.6 system-ui, sans-serif; }
 main { max-width: 64rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
@@ -66,3 +69,5 @@ img.small { image-rendering: pixelated; }
 .problem { margin: .75rem 0 0; padding: .5rem .75rem; border-radius: 6px; background: var(--wrong-back);
   color: var(--wrong); overflow-wrap: anywhere; }
 """
+
+STYLE: Final = COLOURS + RULES.lstrip("\n")

@@ -10,15 +10,18 @@ from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
 
+from dreamkit.storage.urls import Url
+
 UNIONS = (typing.Union, types.UnionType)
 LISTS = (list, tuple, Sequence)
-_SCALARS: Final[Mapping[Any, str]] = {
-    type(None): "null",
-    bool: "true or false",
-    int: "an integer",
-    float: "a number",
-    str: "a string",
-    Path: "a path",
+_SCALARS: Final[Mapping[Any, tuple[str, str]]] = {  # one, and several
+    type(None): ("null", "nulls"),
+    bool: ("true or false", "true or false"),
+    int: ("an integer", "integers"),
+    float: ("a number", "numbers"),
+    str: ("a string", "strings"),
+    Path: ("a path", "paths"),
+    Url: ("a URL", "URLs"),
 }
 _SUPPORTED: Final = (*_SCALARS, Any, object, dict, list)
 
@@ -41,16 +44,40 @@ def expected_type(annotation: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, args))}"
     if origin in UNIONS:
-        return " or ".join(expected_type(arg) for arg in args)
+        return _alternatives([expected_type(arg) for arg in args])
     if origin in LISTS:
-        return f"a list of {', '.join(expected_type(arg) for arg in args if arg is not Ellipsis)}"
+        items = [arg for arg in args if arg is not Ellipsis]
+        if len(items) == 1:
+            return f"a list of {_several(items[0])}"
+        return f"a list of {', '.join(map(expected_type, items))}"
     if annotation in (dict, Mapping) or origin in (dict, Mapping):
-        return "a section"
+        return "a section" if not args or args[1] in (Any, object) else f"a section of {_several(args[1])}"
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return f"a section with {', '.join(section_keys(annotation))}"
     if annotation is list:
         return "a list"
-    return _SCALARS.get(annotation, "a value")
+    return _SCALARS.get(annotation, ("a value", ""))[0]
+
+
+def _several(annotation: Any) -> str:
+    """Return the type of the values in a list or section, in the plural."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return f"any of {', '.join(map(str, args))}"
+    if origin in UNIONS:
+        return _alternatives([_several(arg) for arg in args])
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return f"sections with {', '.join(section_keys(annotation))}"
+    if origin in LISTS or annotation is list:
+        return "lists"
+    if annotation in (dict, Mapping) or origin in (dict, Mapping):
+        return "sections"
+    return _SCALARS.get(annotation, ("", "values"))[1]
+
+
+def _alternatives(words: Sequence[str]) -> str:
+    """Return words as in "a string, an integer or a section"."""
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def section_keys(cls: type) -> list[str]:

@@ -24,6 +24,7 @@ from dreamkit.errors import (
     describe_value,
     did_you_mean,
     excerpt,
+    near_hint,
     surrogate_problem,
 )
 from dreamkit.recipe.fields import (
@@ -37,14 +38,17 @@ from dreamkit.recipe.fields import (
 )
 from dreamkit.recipe.interpolations import has_variable
 from dreamkit.recipe.places import config_problems, join
+from dreamkit.recipe.quotes import braces_hint
 from dreamkit.recipe.source_keys import SOURCES, read_path, resolve_source, source_problem, weight_sources
 from dreamkit.recipe.tree import BROKEN, Broken, Node
 from dreamkit.recipe.written import WrittenText, as_path
+from dreamkit.storage.urls import Location, Url, url_problem
 
 ConfigClass: TypeAlias = Callable[[str, str], type]
 _CONTAINERS: Final[Mapping[type, Any]] = {dict: dict[str, Any], list: list[Any]}
 # A size in the `config` of a part; a square matrix of this width would have 10^16 weights.
 MAX_SIZE: Final = 10**8
+FEW_KEYS: Final = 6  # of a section, that a message about another value lists
 _NO_METADATA: Final[Mapping[str, Any]] = types.MappingProxyType({})
 _BOUNDS: Final[Mapping[str, str]] = {
     "least": "at least",
@@ -86,7 +90,7 @@ class SchemaReader:
         """
         self.places[key] = node.where
         if not isinstance(node.value, dict):
-            return self._mismatch(dict, node, key)
+            return self._mismatch(cls if len(section_keys(cls)) <= FEW_KEYS else dict, node, key)
         fields = {f.name: f for f in dataclasses.fields(cls) if f.init and not f.metadata.get("inner")}
         try:
             annotations = typing.get_type_hints(cls)
@@ -133,10 +137,12 @@ class SchemaReader:
                 f"expected a value without environment variables, got {describe_value(value)}; a checkpoint would hold "
                 "it, so only paths may use them",
             )
+        if problem := url_problem(value) if _takes_path(annotation, metadata) else None:
+            return self.problem(node, key, problem)
         if annotation in (Any, object) or (annotation in (dict, list) and isinstance(value, annotation)):
             annotation = _CONTAINERS.get(type(value), type(value))
         origin, args = get_origin(annotation), get_args(annotation)
-        if origin in UNIONS:
+        if origin in UNIONS and annotation != Location:
             return self._union(annotation, node, key, metadata)
         if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
             if "kind" in metadata:
@@ -215,7 +221,7 @@ class SchemaReader:
                 return value
         elif isinstance(value, int | float) and annotation in (float, type(value)):
             return self._number(annotation, value, node, key, metadata)
-        elif isinstance(value, str) and annotation in (str, Path):
+        elif isinstance(value, str) and annotation in (str, Path, Url, Location):
             if annotation is str and not metadata.get("path"):
                 problem = surrogate_problem(value)
                 return value if problem is None else self.problem(node, key, problem)
@@ -246,14 +252,20 @@ class SchemaReader:
         choices = [choice for choice in get_args(annotation) if choice is not type(None)]
         if node.value is None and len(choices) < len(get_args(annotation)):
             return None
+        choices = _with_locations(choices)
         before = list(self.problems)
+        problems: dict[Any, list[RecipeProblem]] = {}
         for choice in choices:
+            self.problems = list(before)
             value = self.value(choice, node, key, metadata)
             if value is not BROKEN:
                 self.problems = before
                 return value
-        if len(choices) == 1:
-            return BROKEN  # the problem of the only choice is more exact than one of the union
+            problems[choice] = self.problems
+        alike = choices if len(choices) == 1 else [each for each in choices if _is_alike(each, node.value)]
+        if len(alike) == 1:
+            self.problems = problems[alike[0]]  # more exact than a problem of the union
+            return BROKEN
         self.problems = before
         return self._mismatch(annotation, node, key)
 
@@ -262,17 +274,50 @@ class SchemaReader:
             return BROKEN
         hint = ""
         if get_origin(annotation) is Literal and isinstance(node.value, str):
-            hint = f"; {did_you_mean(node.value, map(str, get_args(annotation)))}"
+            hint = near_hint(node.value, map(str, get_args(annotation)))
+        choices = get_args(annotation) if get_origin(annotation) in UNIONS else (annotation,)
+        if isinstance(node.value, str) and any(get_origin(choice) in LISTS for choice in choices):
+            hint = f"; write [{excerpt(node.value)}]"
+        elif Path in choices:
+            hint = excerpt(braces_hint(node.plain()), 200)
+        if isinstance(node.value, int | float) and (Path in choices or str in choices):
+            hint = "; put it in quotes"
         return self.problem(
             node, key, f"expected {expected_type(annotation)}, got {describe_value(node.value)}{hint}"
         )
+
+
+def _is_alike(annotation: Any, value: object) -> bool:
+    """Return True if a value that is not of a type has its form: a list, a section or a text."""
+    origin = get_origin(annotation)
+    if isinstance(value, list):
+        return annotation is list or origin in LISTS
+    if isinstance(value, dict):
+        return (
+            annotation in (dict, Mapping) or origin in (dict, Mapping) or dataclasses.is_dataclass(annotation)
+        )
+    return isinstance(value, str) and (annotation in (str, Path, Url, Location) or origin is Literal)
 
 
 def _misuses_variable(annotation: Any, value: object, metadata: Mapping[str, Any]) -> bool:
     """Return True if `value` names an environment variable, and its field holds no path."""
     if not isinstance(value, str) or isinstance(value, WrittenText) or not has_variable(value):
         return False
-    return not (metadata.get("path") or annotation is Path or Path in get_args(annotation))
+    return not _takes_path(annotation, metadata)
+
+
+def _takes_path(annotation: Any, metadata: Mapping[str, Any]) -> bool:
+    """Return True if a field of this type holds paths or URLs."""
+    return bool(metadata.get("path")) or any(
+        each in (Path, Url) for each in (annotation, *get_args(annotation))
+    )
+
+
+def _with_locations(choices: list[Any]) -> list[Any]:
+    """Return the types of a union in which a path or a URL is one type: its text decides."""
+    if Path not in choices or Url not in choices:
+        return choices
+    return [Location, *(choice for choice in choices if choice not in (Path, Url))]
 
 
 def _any_broken(values: Iterable[Any]) -> bool:

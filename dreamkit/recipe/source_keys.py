@@ -11,12 +11,15 @@ from dreamkit.recipe.interpolations import escape, expand_variables, has_variabl
 from dreamkit.recipe.tree import Node
 from dreamkit.recipe.written import WrittenText, as_written
 from dreamkit.storage.paths import written_path
+from dreamkit.storage.urls import is_url
 
 SOURCES: Final = ("pretrained", "tokenizer")  # keys that name a folder or a hub model
 
 
 def read_path(node: Node, *, stored: bool) -> str:
     """Return the path `node` as a string, which starts from its file's folder; its environment variables are expanded.
+
+    A URL has no folder that it could start from.
 
     `stored`: it comes from a checkpoint. Then a path whose variables are not set is returned as written.
 
@@ -25,13 +28,15 @@ def read_path(node: Node, *, stored: bool) -> str:
     """
     text = str(node.value)
     if not has_variable(text):
-        return str(written_path(text, node.folder))
+        return text if is_url(text) else str(written_path(text, node.folder))
     try:
         expanded = expand_variables(text)
     except DreamkitError as error:
         if stored:
             return WrittenText(text, text)
         raise DreamkitError(f"cannot resolve {describe_value(text)}: {error}") from error
+    if is_url(expanded):
+        return WrittenText(expanded, text)
     is_absolute = Path(expanded).is_absolute() or expanded.startswith("~")
     written = text if is_absolute else f"{escape(str(node.folder))}/{text}"
     return WrittenText(str(written_path(expanded, node.folder)), written)

@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 import yaml
 
 from dreamkit.errors import RecipeProblem, excerpt, surrogate_problem
+from dreamkit.recipe.quotes import quotes_hint
 from dreamkit.storage.json_files import MAX_DEPTH, MAX_DIGITS, key_problem
 
 _TAB: Final = "found character '\\t' that cannot start any token"  # PyYAML's message
@@ -113,7 +114,8 @@ def parse(
         reason = getattr(error, "problem", None) or error
         where = place(mark.line + 1 if mark else 1)
         shown = excerpt(" ".join(str(reason).split()).replace(_TAB, "found a tab; use spaces"), 300)
-        return reader.report(where, key, f"invalid YAML: {shown}"), reader.problems
+        hint = excerpt(quotes_hint(text, mark.line, key), 300) if mark else ""
+        return reader.report(where, key, f"invalid YAML: {shown}{hint}"), reader.problems
     except RecursionError:
         return reader.report(place(1), key, "values are nested too deeply"), reader.problems
     if root is None:

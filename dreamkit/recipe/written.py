@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from dreamkit.errors import excerpt
+from dreamkit.errors import DreamkitError, describe_value, excerpt
 from dreamkit.recipe.interpolations import escape, has_variable
 from dreamkit.storage.paths import shown_path
+from dreamkit.storage.urls import Location, Url, is_url
 
 
 class WrittenText(str):
@@ -31,8 +33,20 @@ class WrittenPath(type(Path())):  # type: ignore[misc]
     written: str | None = None
 
 
-def as_path(cls: type, text: str) -> str | Path:
-    """Return a path as a `str` or `Path`, as `cls` is; one with environment variables remembers them."""
+def as_path(cls: Any, text: str) -> str | Path:
+    """Return a path as a `str`, `Path` or `Url`, as `cls` is; one with environment variables remembers them.
+
+    Raises:
+        DreamkitError: a URL where `cls` takes none, a path where it takes only URLs, or a URL with credentials.
+    """
+    if is_url(text) and cls in (Url, Location):
+        url = Url(text)
+        url.written = getattr(text, "written", None)
+        return url
+    if is_url(text):
+        raise DreamkitError("expected a path of this machine, got a URL, which this key does not take")
+    if cls is Url:
+        raise DreamkitError(f"expected a URL, got {describe_value(text)}")
     if cls is str:
         return text
     if not isinstance(text, WrittenText):

@@ -46,6 +46,8 @@ from dreamkit.training.same_run import (
     compare_model,
     compare_run,
     global_batch,
+    is_longer,
+    steps_note,
 )
 
 CHECKPOINT = "checkpoint"  # folder of the trained model
@@ -88,7 +90,7 @@ def train_recipe(
         registry: the components that the recipe names.
         out: a new or empty folder for the checkpoint, the resume points and `log.jsonl`.
         resume: continue the run in `out` from its last resume point; the result is that of an uninterrupted run. A run
-            that has ended is loaded.
+            that has ended is loaded, or lengthened if the recipe has more steps.
         changed_data: with `resume`, accept data that changed since the resume point was written.
         model: the model to train, with the recipe's `model` section; None builds one, or with `resume` loads it.
         datasets: one data set for each section of `recipe.data`; None builds those of the recipe.
@@ -127,7 +129,7 @@ def train_recipe(
     device = join()
     with exclusive_run(out):
         points = resume_points(out)
-        if resume and _is_finished(out):
+        if resume and _is_finished(out) and not is_longer(out / CHECKPOINT, recipe):
             return _finished_run(out, recipe, registry, points)
         _require_usable(out, points, resume)
         # Before any weights are read, which may take minutes.
@@ -143,6 +145,8 @@ def train_recipe(
             model = _load(points[-1], registry, older=points[:-1])
             compare_run(points[-1], model.recipe, recipe)
             documents = global_batch(read_state(points[-1]), model.recipe or recipe)
+            if (change := steps_note(points[-1], model.recipe, recipe)) is not None:
+                _show(change)
         elif model is None:
             assert fitted is not None, "a model is built from a fitted recipe"
             model = build(fitted)
@@ -198,6 +202,11 @@ def _require_usable(out: Path, points: Sequence[Path], resume: bool) -> None:
     Raises:
         TrainingError: it cannot.
     """
+    if resume and not points and _is_finished(out):
+        raise TrainingError(
+            f"the run in {out} has ended, and left no resume point to lengthen it from (train.save_every writes some); "
+            f"start a new run from its weights with --out NEW init={out / CHECKPOINT}"
+        )
     if resume and not points:
         raise TrainingError(
             f"no resume point {RESUME_POINTS}/step-N in {out}; train without --resume into a new folder "
@@ -205,7 +214,7 @@ def _require_usable(out: Path, points: Sequence[Path], resume: bool) -> None:
         )
     if not resume and (reason := in_use_reason(out)):
         here = (
-            "its run is finished; "
+            "its run is finished; lengthen it with --resume and more train.steps, or "
             if _is_finished(out)
             else "continue its run with --resume or "
             if points
@@ -273,7 +282,7 @@ def _finished_run(out: Path, recipe: Recipe, registry: Registry, points: Sequenc
     checkpoint = out / CHECKPOINT
     model = _load(checkpoint, registry, older=points)
     compare_finished(checkpoint, model.recipe, recipe)
-    _show(f"the run in {out} is finished; nothing was trained")
+    _show(f"the run in {out} is finished; nothing was trained; more train.steps would lengthen it")
     model.eval()
     return TrainResult(
         model, checkpoint, read_log(out / LOG) if is_main() else (), is_main(), was_finished=True

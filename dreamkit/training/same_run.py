@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.data.fingerprint import fingerprint_differences
-from dreamkit.errors import TrainingError
+from dreamkit.errors import CheckpointError, TrainingError, count
 from dreamkit.recipe.sections import GenerationSection, Recipe
 from dreamkit.recipe.written import shown_setting
+from dreamkit.storage.urls import Url
 from dreamkit.training.resume_state import RunState, read_state
 
 # Settings that a resumed run may change, as they do not change its losses. A cache too:
@@ -23,19 +25,24 @@ MAY_CHANGE = (
 
 
 def compare_run(point: Path, then: Recipe | None, now: Recipe) -> None:
-    """Check that a resumed run is the run that wrote the resume point `point`.
+    """Check that a resumed run is the run that wrote the resume point `point`, or a longer or shorter one.
 
     Paths of data may differ if the resume point has fingerprints of its data, which `compare_data` compares.
 
     Raises:
-        TrainingError: another recipe.
+        TrainingError: another recipe, or fewer steps than `point` has.
         CheckpointError: the run's state in `point` cannot be read.
     """
     assert then is not None, "a loaded checkpoint has a recipe"
     state = read_state(point)
     if now.train.global_batch is not None:
         then = _with_global_batch(then, global_batch(state, then))
-    _compare_recipes(point, then, now, may_move=bool(state.data))
+    _compare_recipes(point, then, now, may_move=bool(state.data), except_for={"train.steps"})
+    if now.train.steps < state.step:
+        raise TrainingError(
+            f"{point}: expected train.steps of at least {state.step}, the steps of this resume point, got "
+            f"{now.train.steps}; raise train.steps"
+        )
 
 
 def global_batch(state: RunState, then: Recipe) -> int:
@@ -47,6 +54,31 @@ def _with_global_batch(then: Recipe, documents: int) -> Recipe:
     """Return an earlier recipe with `global_batch` in the place of `batch_size` and `accumulation`."""
     train = dataclasses.replace(then.train, global_batch=documents, batch_size=None, accumulation=None)
     return dataclasses.replace(then, train=train)
+
+
+def is_longer(checkpoint: Path, now: Recipe) -> bool:
+    """Return True if a recipe has more steps than the finished run with its checkpoint; False for a damaged one."""
+    try:
+        train = Manifest.read(checkpoint, verify=False).recipe.get("train")
+    except CheckpointError:
+        return False
+    steps = train.get("steps") if isinstance(train, dict) else None
+    return isinstance(steps, int) and steps < now.train.steps
+
+
+def steps_note(point: Path, then: Recipe | None, now: Recipe) -> str | None:
+    """Return a line about another number of steps than that of the run before, or None."""
+    assert then is not None, "a loaded checkpoint has a recipe"
+    before, after, schedule = then.train.steps, now.train.steps, now.train.schedule
+    if before == after:
+        return None
+    note = f"train.steps was {before}, is {after}; continuing after step {read_state(point).step}"
+    if schedule == "constant":
+        return note
+    return (
+        f"{note}; from there on the learning rate has the {schedule} schedule over {count(after, 'step')}, before that "
+        f"over {before}, so the result is not that of one run of {count(after, 'step')}"
+    )
 
 
 def compare_finished(checkpoint: Path, then: Recipe | None, now: Recipe) -> None:
@@ -64,13 +96,17 @@ def compare_finished(checkpoint: Path, then: Recipe | None, now: Recipe) -> None
     _compare_recipes(checkpoint, then, now, may_move=True)
 
 
-def _compare_recipes(folder: Path, then: Recipe, now: Recipe, *, may_move: bool) -> None:
+def _compare_recipes(
+    folder: Path, then: Recipe, now: Recipe, *, may_move: bool, except_for: Collection[str] = ()
+) -> None:
     moved = _data_paths(then) | _data_paths(now) if may_move else set()
-    differing = _differing(then, now, moved)
+    differing = _differing(then, now, moved | set(except_for))
     if differing:
+        them, differ = ("it", "differs") if len(differing) == 1 else ("them", "differ")
         raise TrainingError(
-            f"{folder} is of a run with another recipe; resume with the same one or start a new run with "
-            f"init={folder}:\n" + "\n".join(differing)
+            f"{folder}: {count(len(differing), 'setting')} of the recipe {differ} from the run to resume; set {them} "
+            f"back, or start a new run from its weights with --out NEW init={folder}:\n"
+            + "\n".join(differing)
         )
 
 
@@ -103,10 +139,10 @@ def compare_model(of_model: Recipe | None, recipe: Recipe) -> None:
         )
 
 
-def _differing(then: Recipe, now: Recipe, moved: set[str], under: str = "") -> list[str]:
+def _differing(then: Recipe, now: Recipe, allowed: set[str], under: str = "") -> list[str]:
     """Return a line for each different setting whose key starts with `under`, except those that may change.
 
-    `moved` are keys that may change in this run.
+    `allowed` are keys that may change in this run.
     """
     before, after = dict(_flat(then.to_dict())), dict(_flat(now.to_dict()))
     return [
@@ -114,7 +150,7 @@ def _differing(then: Recipe, now: Recipe, moved: set[str], under: str = "") -> l
         for key in sorted(before.keys() | after.keys())
         if key.startswith(under)
         and before.get(key) != after.get(key)
-        and key not in (*MAY_CHANGE, *moved, "model.language_model.tokenizer")
+        and key not in (*MAY_CHANGE, *allowed, "model.language_model.tokenizer")
         and not (key == "train.too_long" and before.get(key) == "stop")  # it had no long document yet
     ]
 
@@ -125,7 +161,7 @@ def _data_paths(recipe: Recipe) -> set[str]:
         f"data[{number}].{field.name}"
         for number, section in enumerate(recipe.data)
         for field in dataclasses.fields(section.config)
-        if field.metadata.get("path") or isinstance(getattr(section.config, field.name), Path)
+        if field.metadata.get("path") or isinstance(getattr(section.config, field.name), Path | Url)
     }
 
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -33,6 +34,7 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 import tiny
+from dreamkit import Url
 from dreamkit.data.image_files import decode_picture
 from dreamkit.data.mixture import Mixture
 from dreamkit.data.samples import Samples
@@ -171,6 +173,20 @@ def parts(data: Tars, number: int) -> dict[str, float]:
     return result
 
 
+def uploaded(paths: Sequence[Path], delay: float, stack: ExitStack) -> list[Url]:
+    """Return the URLs of tars in a bucket, whose server runs in a process of its own until `stack` ends."""
+    from bucket_server import BucketServer
+
+    server = BucketServer()
+    stack.callback(server.stop)
+    os.environ.update(server.environment)
+    bucket = server.new_bucket()
+    for path in paths:
+        bucket.put(path.name, path.read_bytes())
+    stack.enter_context(server.answers(delay=delay))
+    return [bucket.url(path.name) for path in paths]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=4, help="number of tars")
@@ -180,12 +196,17 @@ def main() -> None:
     parser.add_argument(
         "--delay", type=float, default=0, help="milliseconds added to a read of tars, which then run alone"
     )
+    parser.add_argument(
+        "--bucket", action="store_true", help="read tars from a bucket of moto's server, which adds the delay"
+    )
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
+    is_slow, delay = bool(arguments.delay or arguments.bucket), arguments.delay / 1000
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         paths = write_shards(Path(temporary), arguments.shards, arguments.samples, arguments.size)
         index, limit = Path(temporary) / "index", arguments.shards * arguments.samples - 4 * BATCH
-        ours = partial(dreamkit_loader, paths, index, arguments.delay / 1000)
+        places: list[Any] = uploaded(paths, delay, stack) if arguments.bucket else paths
+        ours = partial(dreamkit_loader, places, index, 0 if arguments.bucket else delay)
         loaders: dict[str, Callable[[int], DataLoader[Any]]] = {
             "tars": lambda workers: ours(workers, True, "full"),
             "tars, shuffle: blocks": lambda workers: ours(workers, True, "blocks"),
@@ -193,9 +214,7 @@ def main() -> None:
             "webdataset": partial(webdataset_loader, paths),
             "datasets": partial(datasets_loader, paths),
         }
-        names = [
-            name for name in loaders if name.startswith("tars") or (not arguments.delay and find_spec(name))
-        ]
+        names = [name for name in loaders if name.startswith("tars") or (not is_slow and find_spec(name))]
         bytes_of_image = sum(path.stat().st_size for path in paths) // (arguments.shards * arguments.samples)
         print(f"{limit:,} samples of {bytes_of_image:,} bytes; load {os.getloadavg()[0]:.1f}")
         for name, milliseconds in parts(Tars(TarsConfig(paths, index=index)), min(300, limit)).items():

@@ -1,4 +1,4 @@
-"""The outcome of each kind of image and caption in a folder of pairs, as the table of docs/data.md has it."""
+"""The outcome of each kind of image and caption in a folder of pairs, as the table of docs/data-run.md has it."""
 
 from __future__ import annotations
 

@@ -125,3 +125,58 @@ def test_notes_name_keys_and_placeholders_of_messages(folder: Path) -> None:
     notes = " ".join(Conversations(ConversationsConfig(path)).notes)
     assert "unknown keys of 'messages': 'name' in 1 record, 'tool' in 1 record" in notes
     assert "'<video>' in 1 text" in notes
+
+
+@pytest.mark.parametrize("content", ["be brief", [{"type": "text", "text": "be brief"}]])
+def test_the_developer_is_the_system(folder: Path, content: Any) -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    documents = [
+        read(folder, {"messages": [{"role": role, "content": content}, *turns]})
+        for role in ("developer", "system")
+    ]
+    assert [segment.role for segment in documents[0]] == ["system", "user", "assistant"]
+    assert document_hash(documents[0]) == document_hash(documents[1])
+    for record in (
+        {"system": "s", "messages": [{"role": "developer", "content": content}, *turns]},
+        {"messages": [{"role": role, "content": content} for role in ("system", "developer")] + turns},
+    ):
+        with pytest.raises(DocumentError, match=r"after a turn (of|from) 'system', got 'developer'; join"):
+            read(folder, record)
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize("is_list", [False, True])
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "tool", "tool_call_id": "1", "content": "3"},
+        {"role": "function", "name": "f", "content": "3"},
+        {"role": "observation", "content": "3"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "assistant", "content": "I call f.", "tool_calls": [CALL]},
+        {"role": "assistant", "content": None, "function_call": CALL["function"]},
+    ],
+)
+def test_calls_of_functions_are_an_error_at_the_start(
+    folder: Path, turn: dict[str, Any], is_list: bool
+) -> None:
+    ask: Any = [{"type": "text", "text": "hi"}] if is_list else "hi"
+    turns = [{"role": "user", "content": ask}, turn, {"role": "assistant", "content": "ho"}]
+    with pytest.raises(DocumentError) as error:
+        read(folder, {"messages": turns})
+    message = str(error.value)
+    assert "talk.jsonl:1: " in message and ("turn 1: " in message or "messages.1: " in message)
+    assert message.endswith("not supported; remove the conversation, or these turns of it")
+
+
+def test_no_calls_are_no_error(folder: Path) -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho", "tool_calls": []}]
+    assert len(read(folder, {"messages": turns}).segments) == 2
+
+
+def test_functions_of_sharegpt_are_refused(folder: Path) -> None:
+    turns = [{"from": "human", "value": "hi"}, {"from": "function_call", "value": "{}"}]
+    with pytest.raises(DocumentError, match=r"turn 1: from: expected one of human, .*calls of functions"):
+        read(folder, {"conversations": turns})

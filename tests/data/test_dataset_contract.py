@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image as PIL
 
+from contract_tests import contract_test
 from dreamkit.data.conversations import Conversations, ConversationsConfig
 from dreamkit.data.document_records import document_record
 from dreamkit.data.examples import COLOURS, write_images, write_lines
@@ -95,8 +95,4 @@ EXAMPLES = {
     "openai": contracts.tiny_dataset(Conversations, write_messages),
 }
 
-
-@pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
-def test_contract(example) -> None:
-    report = contracts.verify("dataset", example)
-    assert report.ok, str(report)
+test_contract = contract_test(EXAMPLES)

@@ -8,9 +8,7 @@ import hashlib
 import json
 import os
 import pickle
-import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,13 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image as PIL
 
-from dreamkit.data import gzip_files, index_files, json_records, records as records_module
+from dreamkit.data import index_files, json_records, records as records_module
 from dreamkit.data.conversations import Conversations, ConversationsConfig
 from dreamkit.data.interleaved import Interleaved, InterleavedConfig
 from dreamkit.data.json_records import ROW
 from dreamkit.data.pairs import Pairs, PairsConfig
 from dreamkit.data.records import Records
-from dreamkit.errors import DocumentError, DreamkitError, OutputError, StorageError
+from dreamkit.errors import DocumentError, StorageError
 
 PAIRS = [{"image": f"{number}.png", "caption": f"café {number}", "tools": number} for number in range(5)]
 
@@ -335,91 +333,3 @@ def test_a_line_without_end_is_refused_before_it_is_in_memory(
     monkeypatch.setattr(json_records, "LONGEST_LINE", 50)
     with pytest.raises(DocumentError, match=r"data\.jsonl:2: expected a line of at most 50 bytes, got more"):
         Records(path, accept)
-
-
-def packed(path: Path, records: list[Any]) -> Path:
-    path.write_bytes(gzip.compress(write_lines(path.with_suffix(""), records).read_bytes()))
-    return path
-
-
-def test_a_gzip_file_is_unpacked_once_beside_its_index(
-    tmp_path: Path, index: Path, parsed: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = packed(tmp_path / "data.jsonl.gz", PAIRS)
-    for number in range(2):
-        records = Records(path, accept, index=index)
-        assert all_records(records) == [(f"{path}:{n}", PAIRS[n - 1]) for n in range(1, 6)]
-        assert ("unpacking" in capsys.readouterr().err) == (number == 0)
-    assert len(parsed) == 5
-    (text,) = index.glob("*.txt")
-    text.unlink()
-    assert Records(path, accept, index=index)[4][1] == PAIRS[4] and len(parsed) == 5
-    packed(path, PAIRS[1:])
-    assert Records(path, accept, index=index)[0][1] == PAIRS[1]
-    (text,) = index.glob("*.txt")
-    assert len(text.read_text().splitlines()) == 4
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["data.jsonl", "data.jsonl.gz", "index"]
-
-
-def test_the_space_of_a_gzip_file_is_printed_before_it_is_unpacked(
-    tmp_path: Path, index: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gzip_files, "_BLOCK", 2**16)
-    monkeypatch.setattr(gzip_files, "_SAMPLE", 4)
-    random = np.random.default_rng(0)
-    lines = [{"a": random.integers(0, 9, 99).tolist()} for _ in range(2000)]
-    path = packed(tmp_path / "data.jsonl.gz", lines)
-    Records(path, accept, index=index)
-    size = path.with_suffix("").stat().st_size / 1000
-    shown = capsys.readouterr().err.split("about ")[1].split(" kB unpacked")[0]
-    assert 0.5 * size < float(shown) < 2 * size
-
-
-GZIP_DAMAGES: dict[str, Callable[[bytes], bytes]] = {
-    "truncated": lambda data: data[:-9],
-    "a changed byte": lambda data: data[:40] + bytes([data[40] ^ 255]) + data[41:],
-    "another checksum": lambda data: data[:-8] + b"1234" + data[-4:],
-    "something after it": lambda data: data + b"more",
-    "no gzip": lambda _: b'{"a": 1}\n',
-    "empty": lambda _: b"",
-}
-
-
-@pytest.mark.parametrize("damage", GZIP_DAMAGES)
-def test_a_damaged_gzip_file_is_refused_and_leaves_nothing(tmp_path: Path, index: Path, damage: str) -> None:
-    path = packed(tmp_path / "data.jsonl.gz", PAIRS)
-    path.write_bytes(GZIP_DAMAGES[damage](path.read_bytes()))
-    with pytest.raises(DocumentError, match=r"data\.jsonl\.gz: (damaged gzip file|no records)"):
-        Records(path, accept, index=index)
-    assert not [file for file in index.iterdir() if file.suffix != ".lock" and file.stat().st_size]
-
-
-@pytest.mark.parametrize("sample", [1, 16])
-def test_a_bomb_ends_before_the_disk_is_full(
-    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch, sample: int
-) -> None:
-    """It may show at its start, or after a start that grows little."""
-    monkeypatch.setattr(gzip_files, "_SAMPLE", sample)
-    path = tmp_path / "data.jsonl.gz"
-    start = gzip.compress(os.urandom(2**20 + 1)) if sample == 1 else b""
-    path.write_bytes(start + gzip.compress(b" " * 2**25))
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**23))
-    written = []
-    fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda number: (written.append(number), fsync(number))[1])
-    with pytest.raises(OutputError, match=r"unpacked, it needs (about|more than) .* has 8\.4 MB free"):
-        Records(path, accept, index=index)
-    assert not written and [file.suffix for file in index.iterdir()] == [".lock"]
-
-
-def test_a_compressed_array_is_read_too(tmp_path: Path, index: Path) -> None:
-    path = tmp_path / "data.json.gz"
-    path.write_bytes(gzip.compress(json.dumps(PAIRS, indent=1).encode()))
-    assert [record for _, record in all_records(Records(path, accept, index=index))] == PAIRS
-
-
-def test_errors_of_a_packed_file_name_it_and_its_line(tmp_path: Path, index: Path) -> None:
-    path = packed(tmp_path / "data.jsonl.gz", [{}, {"bad": 1}])
-    with pytest.raises(DreamkitError, match=r"data\.jsonl\.gz:2: bad"):
-        Records(path, refuse_bad, index=index)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import zstandard
 from PIL.Image import Image as Picture
 
 from dreamkit.document import Document, Image, Text
@@ -153,5 +154,6 @@ def write_mmc4_lines(path: Path, documents: Sequence[Document]) -> Path:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(path.name.removesuffix(".zip"), content)
     else:
-        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+        packers = {".gz": gzip.compress, ".zst": zstandard.compress}
+        path.write_bytes(packers.get(path.suffix, bytes)(content))
     return path

@@ -110,7 +110,7 @@ def test_overrides_are_applied_in_order(base: Path, registry: Registry) -> None:
             "train.steps.now",
             "expected train.steps to be a section, got 3 (integer) at {place}",
         ),
-        ("data={}", "data", "expected a list of a section with name, weight, shuffle, got a section"),
+        ("data={}", "data", "expected a list of sections with name, weight, shuffle, got a section"),
         ("data.0={}", "data.0", "an empty section changes nothing; set its keys"),
         ("init.0=x", "init.0", "init has no items; set the whole list"),
         ("train.steps=0x" + 5000 * "f", "train.steps", "expected a number of at most 80 digits"),

@@ -75,7 +75,13 @@ class Coco(Dataset):
         ids = np.concatenate([ids for _, ids in tails])
         self._records, self._bounds = _grouped(ids if self.is_narrated else np.arange(len(ids)))
         if not len(self):
-            raise DocumentError(f"{printable(self.files[0])}: no captions; correct the path of the data set")
+            without = sum(each["without"] for each in facts)
+            reason = (
+                f"left out: {count(f'{without:,}', 'image')} without a caption"
+                if without
+                else "correct the path of the data set"
+            )
+            raise DocumentError(f"{printable(self.files[0])}: no captions; {reason}")
         image_paths(self.files[0], config.images)
         self.notes = [
             f"{printable(file)}: left out: {count(each['without'], 'image')} without a caption"

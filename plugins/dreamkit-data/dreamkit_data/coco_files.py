@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Final, NamedTuple
 
 from dreamkit import DocumentError, count, describe_value, did_you_mean, excerpt
+from dreamkit_data.member_records import missing_key
 
 MOST_BYTES: Final = 2**30  # of a JSON file or a line; the largest of COCO has 150 MB
 CAPTIONS, KARPATHY, NARRATIVES = "COCO captions", "Karpathy's splits", "Localized Narratives"
@@ -51,7 +52,7 @@ def read_images(file: BinaryIO, name: str, splits: Sequence[str] | None) -> tupl
                 f"{name}: expected the keys images and annotations of COCO's captions, images with sentences of "
                 f"Karpathy's splits, or lines with image_id and caption of Localized Narratives, got {excerpt(keys)}"
             )
-        if "annotations" in value:
+        if "annotations" in value or not _has_sentences(value["images"]):
             kind, images = CAPTIONS, _captions(value, name)
         else:
             kind, images = KARPATHY, _karpathy(value["images"], name, splits)
@@ -69,6 +70,7 @@ def narrated_names(id: int, split: str) -> list[str]:
 
 
 def _captions(value: Mapping[str, Any], name: str) -> list[CaptionedImage]:
+    annotations = _value(value, "annotations", name)
     names: dict[int, list[str]] = {}
     captions: dict[int, list[str]] = {}
     for number, image in enumerate(value["images"]):
@@ -78,7 +80,6 @@ def _captions(value: Mapping[str, Any], name: str) -> list[CaptionedImage]:
             raise DocumentError(f"{where}: expected each id once, got {id} twice; remove one")
         names[id] = _names(image, where)
         captions[id] = []
-    annotations = value["annotations"]
     if not isinstance(annotations, list):
         raise DocumentError(f"{name}: annotations: expected a list, got {describe_value(annotations)}")
     for number, annotation in enumerate(annotations):
@@ -97,6 +98,12 @@ def _names(image: Any, where: str) -> list[str]:
     address, _, last = str(image.get("coco_url", "")).rpartition("/")
     folder = address.rpartition("/")[2]
     return [name, f"{folder}/{name}"] if last == name and _is_inside(folder) else [name]
+
+
+def _has_sentences(images: Sequence[Any]) -> bool:
+    """Return True if images have their captions, as Karpathy's do; False if captions stand apart."""
+    first = images[0] if images else {"sentences": []}
+    return not isinstance(first, dict) or bool(first.keys() & {"sentences", "split"})
 
 
 def _karpathy(values: Sequence[Any], name: str, splits: Sequence[str] | None) -> list[CaptionedImage]:
@@ -182,9 +189,7 @@ def _value(record: Any, key: str, where: str) -> Any:
     if not isinstance(record, dict):
         raise DocumentError(f"{where}: expected a record {{...}}, got {describe_value(record)}")
     if key not in record:
-        raise DocumentError(
-            f"{where}: missing '{key}'; {did_you_mean(key, [excerpt(each) for each in record])}"
-        )
+        raise DocumentError(f"{where}: {missing_key(record, key)}")
     return record[key]
 
 

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dreamkit import Dataset, Registry
+    from dreamkit import Dataset, Location, Registry
 
 
 def index(
@@ -44,9 +42,7 @@ def index(
 
     Example: dreamkit data index '/data/laion/{00000..01000}.tar' --index /data/laion-index
     """
-    from pathlib import Path
-
-    from dreamkit import DreamkitError, Registry, load_recipe
+    from dreamkit import DreamkitError, Registry, load_recipe, location
 
     registry = Registry.load()
     recipes: list[str] = []
@@ -64,7 +60,7 @@ def index(
         _check_path(target, registry)
     sections = [section for target in recipes for section in load_recipe(target, (), registry).data]
     if patterns:
-        _index_patterns([Path(pattern) for pattern in patterns], kind or "tars", folder, registry)
+        _index_patterns([location(pattern) for pattern in patterns], kind or "tars", folder, registry)
     for section in sections:
         _print_result(section.name, registry.get("dataset", section.name)(section.config))
 
@@ -74,15 +70,18 @@ def _check_path(target: str, registry: Registry) -> None:
     import glob
     import os
 
-    from dreamkit import DocumentError, did_you_mean, printable
+    from dreamkit import DocumentError, Url, did_you_mean, location, printable
 
-    is_pattern = glob.has_magic(target) or "{" in target or target.endswith((".tar", ".jsonl", ".zip", ".gz"))
+    if isinstance(location(target), Url):
+        return
+    is_file = target.endswith((".tar", ".jsonl", ".zip", ".gz", ".zst"))
+    is_pattern = glob.has_magic(target) or "{" in target or is_file
     if not is_pattern and not os.path.isabs(target) and not os.path.exists(target):
         nearest = did_you_mean(target, registry.shipped_recipes())
         raise DocumentError(f"{printable(target)}: no such file or recipe; {nearest}")
 
 
-def _index_patterns(paths: list[Path], kind: str, folder: str | None, registry: Registry) -> None:
+def _index_patterns(paths: list[Location], kind: str, folder: str | None, registry: Registry) -> None:
     from dataclasses import replace
     from pathlib import Path
 
@@ -97,27 +96,33 @@ def _index_patterns(paths: list[Path], kind: str, folder: str | None, registry: 
     _print_result(kind, cls(config))
 
 
-def _print_estimate(files: list[Path], cls: type[Dataset], config: object) -> None:
+def _print_estimate(files: list[Location], cls: type[Dataset], config: object) -> None:
     """Index the first file, and print what the others will take if they are alike."""
     import os
 
     from rich.filesize import decimal
 
     from dreamkit import DocumentError, count
+    from dreamkit_data.buckets import is_remote, statuses
+    from dreamkit_data.tar_samples import STATUS_REQUESTS
 
     try:
         first = cls(config)
     except DocumentError:  # it may have no samples; the errors of all files come later
         return
     (cost,) = (facts["cost"] for facts in first.facts)  # type: ignore[attr-defined]
-    sizes = [os.path.getsize(file) for file in files]
+    objects = [file for file in files if is_remote(file)]
+    remote = dict(zip(objects, statuses(objects), strict=True))
+    sizes = [remote[file].size if is_remote(file) else os.path.getsize(file) for file in files]
     scale = sum(sizes) / max(1, sizes[0])
     processes = min(len(files), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     seconds, reads, size = (cost[key] * scale for key in ("seconds", "reads", "bytes"))
     samples = count(f"{len(first) * scale:,.0f}", "sample")
+    reads += STATUS_REQUESTS * len(remote)
+    kind = "request" if remote else "read"
     typer.echo(
         f"{count(f'{len(files):,}', 'file')}, {decimal(sum(sizes))}; about {samples}, as the "
-        f"first file shows; to index all: {reads:,.0f} reads of {decimal(int(size))}, "
+        f"first file shows; to index all: {count(f'{reads:,.0f}', kind)} of {decimal(int(size))}, "
         f"{seconds / processes:,.1f} s in {count(processes, 'process')}"
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dreamkit import count, printable
+from dreamkit import DocumentError, Location, Url, count, printable
 
 
 class LeftOut:
@@ -27,26 +27,32 @@ class LeftOut:
         return {"left_out": [[*key, number, self._first[key]] for key, number in self._numbers.items()]}
 
 
-def left_out_notes(facts: Iterable[Mapping[str, Any]], paths: Path | Sequence[Path]) -> list[str]:
-    """Return a line for each reason for which samples of a data set at `paths` are left out.
-
-    `facts` are those of its files.
-    """
+def left_out_lines(facts: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each reason for which samples of files with these `facts` are left out."""
     numbers: Counter[tuple[str, str]] = Counter()
     first: dict[tuple[str, str], str] = {}
     for each in facts:
         for noun, reason, number, name in each["left_out"]:
             numbers[noun, reason] += number
             first.setdefault((noun, reason), name)
-    name = paths_name(paths)
     return [
-        f"{name}: left out: {count(f'{number:,}', key[0])} {key[1]}, such as {printable(first[key])}"
+        f"left out: {count(f'{number:,}', key[0])} {key[1]}, such as {printable(first[key])}"
         for key, number in numbers.most_common()
     ]
 
 
-def paths_name(paths: Path | Sequence[Path]) -> str:
+def named_lines(paths: Location | Sequence[Location], lines: Iterable[str]) -> list[str]:
+    """Return lines about the data set at `paths`, each with its name."""
+    return [f"{paths_name(paths)}: {line}" for line in lines]
+
+
+def empty_error(paths: Location | Sequence[Location], expected: str, lines: Iterable[str]) -> DocumentError:
+    """Return the error about a data set at `paths` without a single one of what is `expected`, with the reasons."""
+    return DocumentError("; ".join([f"{paths_name(paths)}: no {expected}", *lines]))
+
+
+def paths_name(paths: Location | Sequence[Location]) -> str:
     """Return the name of a data set at `paths` for messages."""
-    if isinstance(paths, Path):
+    if isinstance(paths, Path | Url):
         return printable(paths)
     return printable(paths[0]) + (f" and {count(len(paths) - 1, 'other')}" if len(paths) > 1 else "")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dreamkit import ConfigError, printable
+from dreamkit import ConfigError, did_you_mean, excerpt, printable
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,12 @@ def parsed_record(data: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def missing_key(record: Mapping[str, Any], key: str) -> str:
+    """Return the error about a record without a key, with the nearest of its keys."""
+    names = [excerpt(each) for each in list(record)[:100]]
+    return f"missing '{key}'" + (f"; {did_you_mean(key, names)}" if names else "")
 
 
 def filtered_reason(record: Mapping[str, Any], filters: Mapping[str, Bounds]) -> str | None:

@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreamkit import ConfigError, Dataset, Document, DocumentError, printable
+from dreamkit import ConfigError, Dataset, Document, DocumentError, Url, printable
 from dreamkit_data.example_images import COLOURS, coloured_png, write_small_tar
-from dreamkit_data.left_out import left_out_notes, paths_name
-from dreamkit_data.mmc4_lines import SUFFIXES, LineDocuments
+from dreamkit_data.left_out import empty_error, left_out_lines, named_lines
+from dreamkit_data.mmc4_lines import SUFFIXES, LineDocuments, image_folder
 from dreamkit_data.mmc4_records import Place, Selection, mmc4_document
 from dreamkit_data.mmc4_tars import TarDocuments
 from dreamkit_data.patterns import matching_files
@@ -20,8 +20,8 @@ class MMC4Config:
     """The recipe section of `mmc4`.
 
     Attributes:
-        path: tars with images, or JSON Lines (`.jsonl`, `.jsonl.zip` or `.jsonl.gz`): a file, a folder, a pattern such
-            as `/data/{00000..01000}.tar`, or a list of these.
+        path: tars with images, or JSON Lines (`.jsonl`, or with `.zip`, `.gz` or `.zst`): a file, a folder, a pattern
+            such as `/data/{00000..01000}.tar`, or a list of these.
         draw: train the model to draw the images, which it then reads back. Otherwise it reads them.
         min_similarity: least `matched_sim` of an image; others are left out.
         max_images: most images in a document; those with the greatest `matched_sim` stay.
@@ -30,12 +30,12 @@ class MMC4Config:
         index: folder of the index; None is the user's cache folder.
     """
 
-    path: Path | list[Path]
+    path: Path | Url | list[Path | Url]
     draw: bool = True
     min_similarity: float | None = None
     max_images: int | None = None
     place: Place = "before"
-    images: Path | None = None
+    images: Path | Url | None = None
     index: Path | None = None
 
     def __post_init__(self) -> None:
@@ -53,12 +53,12 @@ class MMC4(Dataset):
         self.config = config
         selection = Selection(config.min_similarity, config.max_images)
         files = matching_files(config.path, (".tar", *SUFFIXES))
-        tars = [file for file in files if file.suffix == ".tar"]
+        tars = [file for file in files if file.name.endswith(".tar")]
         self.documents: TarDocuments | LineDocuments
         if not tars:
             self.documents = LineDocuments(files, selection, config.images, config.index)
         elif len(tars) < len(files):
-            other = next(file for file in files if file.suffix != ".tar")
+            other = next(file for file in files if not file.name.endswith(".tar"))
             raise DocumentError(
                 f"{printable(other)}: expected tars alone or JSON Lines alone, got both; name them in two data sets"
             )
@@ -69,11 +69,14 @@ class MMC4(Dataset):
         else:
             self.documents = TarDocuments(tars, selection, config.index)
         self.facts = self.documents.facts
-        self.notes = left_out_notes(self.facts, config.path)
+        lines = left_out_lines(self.facts)
         if not len(self):
-            raise DocumentError(
-                "; ".join([f"{paths_name(config.path)}: no documents with images", *self.notes])
-            )
+            missing = any(noun == "image" for each in self.facts for noun, *_ in each["left_out"])
+            if missing and isinstance(self.documents, LineDocuments):
+                folder = image_folder(files[0], config.images)
+                lines.append(f"expected images in {printable(folder)}; correct 'images' of the data set")
+            raise empty_error(config.path, "documents with images", lines)
+        self.notes = named_lines(config.path, lines)
 
     @classmethod
     def tiny_config(cls, folder: Path) -> MMC4Config:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gzip
 import json
 import zipfile
 from collections.abc import Iterator
@@ -11,16 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from dreamkit import DocumentError, describe_error, printable, read_error
+from dreamkit import DocumentError, Location, describe_error, open_packed, printable, read_error
+from dreamkit_data.buckets import is_remote, open_object
 
-PACKED: Final = (".zip", ".gz")
+PACKED: Final = (".zip", ".gz", ".zst")
 PACKED_LINE, IN_ARRAY = -1, -2  # offsets of records that are read from the index
 DAMAGED: Final = (None, errno.EINVAL)  # numbers of OSErrors of libraries, and of places that no file has
 MOST_LINE: Final = 2**26  # bytes
 MOST_STORED: Final = 2**31  # bytes of a file's records in its index
 
 
-def stored_records(path: Path) -> Iterator[tuple[int, int, bytes]]:
+def stored_records(path: Location) -> Iterator[tuple[int, int, bytes]]:
     """Yield each record that is not blank: its number from 1, its offset and its content.
 
     The number is that of its line, or that in an array. The offset is `PACKED_LINE` or `IN_ARRAY` if the file itself
@@ -33,7 +33,7 @@ def stored_records(path: Path) -> Iterator[tuple[int, int, bytes]]:
     name = printable(path)
     try:
         with _opened(path, name) as file:
-            if is_array(path):
+            if _is_array(path, file):
                 yield from _array_records(file, name)
                 return
             number = start = 0
@@ -45,7 +45,7 @@ def stored_records(path: Path) -> Iterator[tuple[int, int, bytes]]:
                     )
                 if content := line.strip():
                     blank = len(line) - len(line.lstrip())
-                    yield number, PACKED_LINE if path.suffix in PACKED else start + blank, content
+                    yield number, PACKED_LINE if path.name.endswith(PACKED) else start + blank, content
                 start += len(line)
     except DocumentError:
         raise
@@ -57,15 +57,16 @@ def stored_records(path: Path) -> Iterator[tuple[int, int, bytes]]:
         ) from error
 
 
-def is_array(path: Path) -> bool:
+def _is_array(path: Location, file: IO[bytes]) -> bool:
     """Return True if a file is one array of records, as its first character shows; packed files have lines."""
-    if path.suffix in PACKED or not path.is_file():
+    if path.name.endswith(PACKED):
         return False
-    with path.open("rb") as file:
-        return file.read(64).lstrip()[:2] in (b"[{", b"[", b"[\n", b"[\r", b"[ ")
+    head = file.read(64)
+    file.seek(0)
+    return head.lstrip()[:2] in (b"[{", b"[", b"[\n", b"[\r", b"[ ")
 
 
-def _array_records(file: IO[bytes] | gzip.GzipFile, name: str) -> Iterator[tuple[int, int, bytes]]:
+def _array_records(file: IO[bytes], name: str) -> Iterator[tuple[int, int, bytes]]:
     """Yield the records of an array, which is in memory meanwhile."""
     content = file.read(MOST_STORED + 1)
     if len(content) > MOST_STORED:
@@ -81,15 +82,15 @@ def _array_records(file: IO[bytes] | gzip.GzipFile, name: str) -> Iterator[tuple
 
 
 @contextmanager
-def _opened(path: Path, name: str) -> Iterator[IO[bytes] | gzip.GzipFile]:
+def _opened(path: Location, name: str) -> Iterator[IO[bytes]]:
     """Open the lines of a plain or packed file."""
-    if not path.is_file():  # to open a named pipe could wait forever
+    if not is_remote(path) and not Path(path).is_file():  # to open a named pipe could wait forever
         raise DocumentError(f"{name}: expected a regular file")
-    if path.suffix == ".gz":
-        with gzip.open(path) as packed:
-            yield packed
-    elif path.suffix == ".zip":
-        with zipfile.ZipFile(path) as archive:
+    with open_object(path) if is_remote(path) else Path(path).open("rb") as file:
+        if not path.name.endswith(".zip"):
+            yield open_packed(file, path)
+            return
+        with zipfile.ZipFile(file) as archive:
             members = [info for info in archive.infolist() if not info.is_dir()]
             if len(members) != 1 or members[0].flag_bits & 1:
                 raise DocumentError(
@@ -98,6 +99,3 @@ def _opened(path: Path, name: str) -> Iterator[IO[bytes] | gzip.GzipFile]:
                 )
             with archive.open(members[0]) as member:
                 yield member
-    else:
-        with path.open("rb") as file:
-            yield file

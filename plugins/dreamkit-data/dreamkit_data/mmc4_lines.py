@@ -5,29 +5,29 @@ from __future__ import annotations
 import io
 import json
 import os
-import stat
 import time
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from dreamkit import DocumentError, describe_error, excerpt, indexed, printable
+from dreamkit import DocumentError, Location, Url, describe_error, excerpt, indexed, printable
+from dreamkit_data.buckets import BLOCK, is_remote, statuses
 from dreamkit_data.left_out import LeftOut
 from dreamkit_data.member_records import parsed_record
-from dreamkit_data.mmc4_files import IN_ARRAY, MOST_STORED, PACKED, is_array, stored_records
-from dreamkit_data.mmc4_records import Selection, record_problem
+from dreamkit_data.mmc4_files import IN_ARRAY, MOST_STORED, PACKED, stored_records
+from dreamkit_data.mmc4_images import image_folder, lookup, read_images
+from dreamkit_data.mmc4_records import Selection, record_problem, with_remedy
 from dreamkit_data.spans import OpenFiles, Span, changed_error, hash_names
-from dreamkit_data.stored_images import image_mode, image_paths
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-SUFFIXES: Final = (".jsonl", ".jsonl.zip", ".jsonl.gz")
+SUFFIXES: Final = (".jsonl", *(f".jsonl{suffix}" for suffix in PACKED))
 VERSION: Final = 1  # of the index
 ROW: Final = np.dtype([("start", "<u8"), ("size", "<u4"), ("number", "<u4")])  # of a document
 # Of a packed file or an array, the index has the documents: their rows, then their texts, as the bytes of one array.
@@ -43,21 +43,31 @@ class LineDocuments:
     """
 
     def __init__(
-        self, files: Sequence[Path], selection: Selection, images: Path | None, index: Path | None
+        self,
+        files: Sequence[Location],
+        selection: Selection,
+        images: Location | None,
+        index: Path | None,
     ) -> None:
         self.files = files
         self.selection = selection
         self.images = images
-        for file in files:
+        local = [file for file in files if not is_remote(file)]
+        for file in local:
             image_folder(file, images)
+        settings: dict[str, Any] = {**asdict(selection), "images": _settings_name(images)}
+        beside = None if images is not None and is_remote(images) else partial(_beside, images)
+        if images is not None and beside is not None and len(local) < len(files):
+            settings["images time"] = os.stat(image_folder(files[0], images)).st_mtime_ns
         self._indexes = indexed(
             files,
             partial(_index, selection, images),
             kind="mmc4 lines",
             version=VERSION,
-            settings={**asdict(selection), "images": None if images is None else os.path.abspath(images)},
+            settings=settings,
             folder=index,
-            beside=partial(image_folder, images=images),
+            beside=beside,
+            statuses=statuses,
         )
         self.facts = self._indexes.facts
         self._ends = np.cumsum([facts["documents"] for facts in self.facts])
@@ -92,62 +102,49 @@ class LineDocuments:
         record = parsed_record(data)
         if record is None or record_problem(record) is not None:
             raise changed_error(file)
-        folder = image_folder(file, self.images)
-        names = {
-            image: record["image_info"][image]["image_name"]
-            for image in self.selection.numbers(record, partial(_exists, folder))
-        }
-        if not names:
+        folder = Url(facts["folder"]) if "folder" in facts else image_folder(file, self.images)
+        pictures = read_images(folder, record, self.selection, file, where)
+        if not pictures:
             raise DocumentError(
                 f"{where}: expected an image in {printable(folder)}, got none of the document's"
             )
-        paths = image_paths(file, folder)
-        return where, record, {image: paths.open(name, where) for image, name in names.items()}
+        return where, record, pictures
 
     def names_hash(self) -> str:
         """Return a hash of the name and the number of documents of each file, in order."""
         return hash_names(self.files, (facts["documents"] for facts in self.facts))
 
 
-@lru_cache(1000)
-def image_folder(file: Path, images: Path | None) -> Path:
-    """Return the folder of a file's images: `images`, or else the one that MMC4's script of downloads fills.
-
-    For `NAME.jsonl` and `NAME.jsonl.zip`, that is `NAME_images` or `NAME.jsonl_images` beside it. Else `images` is.
-
-    Raises:
-        DocumentError: there is no such folder.
-    """
-    name = file.name
-    for suffix in (*PACKED, ".jsonl"):
-        name = name.removesuffix(suffix)
-    beside = [file.parent / each for each in (f"{name}_images", f"{name}.jsonl_images", "images")]
-    for folder in [images] if images is not None else beside:
-        if os.path.isdir(folder):
-            return folder
-    if images is not None:
-        raise DocumentError(f"{printable(images)}: no such folder; correct 'images' of the data set")
-    raise DocumentError(
-        f"{printable(file)}: expected a folder of images, got none called {printable(beside[0].name)} or images beside "
-        "the file; download the images, or set 'images' of the data set"
-    )
+def _settings_name(images: Location | None) -> str | None:
+    return None if images is None else str(images) if is_remote(images) else os.path.abspath(images)
 
 
-def _index(selection: Selection, images: Path | None, path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+def _beside(images: Location | None, file: Path) -> Path:
+    """Return the folder of the images of a local file, whose change is noticed."""
+    return Path(image_folder(file, images))
+
+
+def _index(
+    selection: Selection, images: Location | None, path: Location
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the places of a file's documents, and facts: their number, and those that are left out."""
     folder = image_folder(path, images)
+    exists = lookup(folder)
     starts, sizes, numbers = array("Q"), array("L"), array("L")
     texts: list[bytes] = []
     position = 0
+    in_array = False
     left_out, begin = LeftOut(), time.perf_counter()
     for number, start, content in stored_records(path):
-        name = record_name(path.name, number, in_array=start == IN_ARRAY)
+        in_array = start == IN_ARRAY
+        name = record_name(path.name, number, in_array=in_array)
         record = parsed_record(content)
         problem = _line_problem(content) if record is None else record_problem(record)
         if record is None or problem is not None:
-            where = record_name(printable(path), number, in_array=start == IN_ARRAY)
-            raise DocumentError(f"{where}: {problem}; correct or remove the record")
-        if not _has_images(record, selection, folder, left_out, name):
+            assert problem is not None, "a line that is no record has a problem"
+            where = record_name(printable(path), number, in_array=in_array)
+            raise DocumentError(f"{where}: {with_remedy(problem, 'record')}")
+        if not _has_images(record, selection, exists, left_out, name):
             continue
         if start < 0:
             content = json.dumps(
@@ -166,13 +163,12 @@ def _index(selection: Selection, images: Path | None, path: Path) -> tuple[np.nd
         numbers.append(number)
     rows = np.empty(len(starts), ROW)
     rows["start"], rows["size"], rows["number"] = starts, sizes, numbers
-    size = os.path.getsize(path)
-    cost = {
-        "seconds": time.perf_counter() - begin,
-        "reads": -(-size // io.DEFAULT_BUFFER_SIZE),
-        "bytes": size,
-    }
-    facts = {"documents": len(rows), "is_array": is_array(path), "cost": cost, **left_out.facts()}
+    size = statuses([path])[0].size if is_remote(path) else os.path.getsize(path)
+    block = BLOCK if is_remote(path) else io.DEFAULT_BUFFER_SIZE
+    cost = {"seconds": time.perf_counter() - begin, "reads": -(-size // block), "bytes": size}
+    facts = {"documents": len(rows), "is_array": in_array, "cost": cost, **left_out.facts()}
+    if is_remote(folder):
+        facts["folder"] = folder  # it is not looked up again
     if not texts:
         return rows, facts
     rows["start"] += rows.nbytes
@@ -185,32 +181,20 @@ def record_name(file: str, number: int, *, in_array: bool) -> str:
 
 
 def _has_images(
-    record: Mapping[str, Any], selection: Selection, folder: Path, left_out: LeftOut, name: str
+    record: Mapping[str, Any],
+    selection: Selection,
+    exists: Callable[[str], bool],
+    left_out: LeftOut,
+    name: str,
 ) -> bool:
     """Return True if a document has images; count what is missing."""
     for info in record["image_info"]:
-        if not _exists(folder, info["image_name"]):
-            left_out.add("not in its folder", name, "image")
-    if selection.numbers(record, partial(_exists, folder)):
+        if not exists(info["image_name"]):
+            left_out.add("not in its folder", f"{name}: {info['image_name']}", "image")
+    if selection.numbers(record, exists):
         return True
-    left_out.add("without an image", name, "document")
+    left_out.add(selection.empty_reason(record, exists), name, "document")
     return False
-
-
-def _exists(folder: Path, name: str) -> bool:
-    """Return True if a folder has a regular file of this name.
-
-    Raises:
-        DocumentError: it is a link.
-        StorageError: the disk or network fails.
-    """
-    path = os.path.join(folder, name)
-    mode = image_mode(path, follow_link=False)
-    if mode is None:
-        return False
-    if stat.S_ISLNK(mode):
-        raise DocumentError(f"{printable(path)}: expected an image, got a link; copy the image")
-    return stat.S_ISREG(mode)
 
 
 def _line_problem(line: bytes) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from dreamkit import Document, Image, Text, describe_value, excerpt
+from dreamkit_data.member_records import missing_key
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -51,11 +52,21 @@ class Selection:
             numbers = sorted(numbers[: self.max_images])
         return numbers
 
+    def empty_reason(self, record: Mapping[str, Any], exists: Callable[[str], bool]) -> str:
+        """Return why `numbers` is empty, for "1 document" and this reason."""
+        if self.min_similarity is not None and any(
+            exists(info["image_name"]) for info in record["image_info"]
+        ):
+            return f"without an image whose matched_sim is at least min_similarity ({self.min_similarity:g})"
+        return "without an image"
+
 
 def record_problem(record: Mapping[str, Any]) -> str | None:
     """Return what is wrong with the form of a record, or None."""
     for key in ("text_list", "image_info"):
-        value = record.get(key)
+        if key not in record:
+            return missing_key(record, key)
+        value = record[key]
         if not isinstance(value, list):
             return f"{key}: expected a list, got {describe_value(value)}"
         if len(value) > MOST_ITEMS:
@@ -91,9 +102,12 @@ def _text_problem(item: Any, *, blank: bool = True) -> str | None:
 def _image_problem(info: Any, texts: int) -> str | None:
     if not isinstance(info, dict):
         return f": expected a section, got {describe_value(info)}"
-    if problem := name_problem(info.get("image_name")):
+    for key in ("image_name", "matched_text_index"):
+        if key not in info:
+            return f": {missing_key(info, key)}"
+    if problem := name_problem(info["image_name"]):
         return f".image_name: {problem}"
-    index, similarity = info.get("matched_text_index"), info.get("matched_sim")
+    index, similarity = info["matched_text_index"], info.get("matched_sim")
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < texts:
         return f".matched_text_index: expected a number from 0 to {texts - 1}, got {describe_value(index)}"
     if similarity is not None and (isinstance(similarity, bool) or not isinstance(similarity, int | float)):
@@ -104,6 +118,11 @@ def _image_problem(info: Any, texts: int) -> str | None:
     if not (info.get("draw", True) or info.get("read", True)):
         return ": draw and read are false, so the model would not see the image; set one to true"
     return None
+
+
+def with_remedy(problem: str, noun: str) -> str:
+    """Return a problem of a record with what to do: to correct the key that it names, if it names one."""
+    return problem if problem.endswith("?") else f"{problem}; correct or remove the {noun}"
 
 
 def name_problem(name: Any) -> str | None:

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from dreamkit import DocumentError, decode_picture, excerpt
+from dreamkit import DocumentError, Location, decode_picture, excerpt
 from dreamkit_data.member_records import parsed_record
-from dreamkit_data.mmc4_records import Selection, record_problem
+from dreamkit_data.mmc4_records import Selection, record_problem, with_remedy
 from dreamkit_data.spans import Spans, changed_error
 from dreamkit_data.tar_members import Member
 from dreamkit_data.tar_samples import (
@@ -33,7 +33,7 @@ VERSION: Final = 1  # of the index
 class TarDocuments:
     """Records in tars with their images. An image that is not in the archive is left out of its document."""
 
-    def __init__(self, files: Sequence[Path], selection: Selection, index: Path | None) -> None:
+    def __init__(self, files: Sequence[Location], selection: Selection, index: Path | None) -> None:
         self.selection = selection
         self._spans = Spans(
             files,
@@ -91,14 +91,15 @@ def _choose(
     record = parsed_record(content(member))
     problem = "expected a JSON object" if record is None else record_problem(record)
     if record is None or problem is not None:
-        raise DocumentError(f".{RECORD}: {problem}; correct or remove the sample")
+        assert problem is not None, "a member that is no record has a problem"
+        raise DocumentError(f".{RECORD}: {with_remedy(problem, 'sample')}")
     images = _image_members(record, sample)
     for info in record["image_info"]:
         if info["image_name"] not in images:
             leave_out("not in its archive", noun="image")
     numbers = selection.numbers(record, images.__contains__)
     if not numbers:
-        leave_out("without an image", noun="document")
+        leave_out(selection.empty_reason(record, images.__contains__), noun="document")
         return ()
     return [member, *(images[record["image_info"][number]["image_name"]] for number in numbers)]
 

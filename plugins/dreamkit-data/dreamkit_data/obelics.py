@@ -17,6 +17,7 @@ from dreamkit import (
     Image,
     StorageError,
     Text,
+    Url,
     count,
     describe_value,
     printable,
@@ -38,7 +39,8 @@ class ObelicsConfig:
     """The recipe section of `obelics`.
 
     Attributes:
-        path: Parquet files: a file, a folder, a pattern such as `/data/obelics/*.parquet`, or a list of these.
+        path: Parquet files: a file, a folder, a pattern such as `/data/obelics/*.parquet`, or a list of these; or
+            URLs of objects in buckets.
         draw: train the model to draw the images, which it then reads back; otherwise it only reads them.
         images: folder of the images, which no path may leave; None is the folder of the file, and paths may leave it.
         min_images: a document with fewer stored images is a bad sample; with 0, its texts alone are a document.
@@ -47,9 +49,9 @@ class ObelicsConfig:
         index: folder of the index; None is the user's cache folder.
     """
 
-    path: Path | list[Path]
+    path: Path | Url | list[Path | Url]
     draw: bool = True
-    images: Path | None = None
+    images: Path | Url | None = None
     min_images: int = 0
     max_images: int | None = None
     memory: int = MEMORY

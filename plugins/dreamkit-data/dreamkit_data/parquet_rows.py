@@ -7,21 +7,23 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any, Final
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from dreamkit import DocumentError, count, describe_error, indexed, printable, read_error
+from dreamkit import DocumentError, Location, count, describe_error, indexed, printable, read_error
+from dreamkit_data.buckets import is_remote, open_object, statuses
 from dreamkit_data.columns import Kind, column_problem, is_bytes
-from dreamkit_data.row_groups import LARGE, MEMORY, RowGroup, RowGroups
+from dreamkit_data.group_decoder import LARGE, RowGroup
+from dreamkit_data.row_groups import MEMORY, RowGroups
 from dreamkit_data.rows import Row
 from dreamkit_data.spans import changed_error
 
 VERSION: Final = 2
 GROUP: Final = np.dtype([("rows", "<i8"), ("bytes", "<i8"), ("stored", "<i8"), ("plain", "?")])
 SIZES: Final = ("rows", "bytes", "stored")
+FOOTER: Final = 2**16  # bytes that pyarrow reads first
 MOST: Final = 2**48  # rows or bytes of a row group
 # Encodings of texts and bytes that pyarrow reads as a dictionary. The others share parts of values between rows.
 BYTES: Final = "BYTE_ARRAY"
@@ -34,7 +36,7 @@ class ParquetRows:
     The row groups are listed at the start. A process reads a whole row group for a row, and keeps the last ones.
 
     Args:
-        files: the files.
+        files: the files, or objects in buckets.
         columns: columns to read, with what each holds.
         folder: folder of the index; None is that of the user's cache.
         memory: MiB of decoded rows that a process keeps.
@@ -51,7 +53,7 @@ class ParquetRows:
 
     def __init__(
         self,
-        files: Sequence[Path],
+        files: Sequence[Location],
         columns: Mapping[str, Kind],
         folder: Path | None = None,
         memory: int = MEMORY,
@@ -60,7 +62,13 @@ class ParquetRows:
         self.columns = dict(columns)
         build = partial(list_row_groups, columns=self.columns)
         index = indexed(
-            self.files, build, kind="parquet", version=VERSION, settings=self.columns, folder=folder
+            self.files,
+            build,
+            kind="parquet",
+            version=VERSION,
+            settings=self.columns,
+            folder=folder,
+            statuses=statuses,
         )
         for path, groups in zip(self.files, index, strict=True):
             if groups.dtype != GROUP or any((groups[key] < 0).any() for key in SIZES):
@@ -70,8 +78,7 @@ class ParquetRows:
         self._groups_before = np.concatenate([[0], np.cumsum(index.rows)])  # each file
         self._bytes_alone = {name for name in columns if all(name in f["bytes alone"] for f in index.facts)}
         leaves = [facts["leaves"] for facts in index.facts]
-        self._reader = RowGroups(self.files, list(columns), leaves, memory)
-        self._locks: dict[int, Lock] = {}  # by process
+        self._reader = RowGroups(self.files, index.statuses, list(columns), leaves, memory)
         if not len(self):
             raise DocumentError(f"{printable(self.files[0])}: no rows; correct the path of the data set")
         self.notes = self._size_notes()
@@ -93,10 +100,8 @@ class ParquetRows:
         where = f"{printable(self.files[file])}:{index - int(self._rows_before[first])}"
         rows, size, _, is_plain = self.groups[group].tolist()
         place = RowGroup(file, group - first, rows, size, is_plain)
-        with self._own_lock():
-            batch, row = self._reader.batch(place, index - int(self._rows_before[group]), where)
-            values = {name: _value(batch, name, row, where) for name in self.columns}
-        return Row(where, self.files[file], values)
+        batch, row = self._reader.batch(place, index - int(self._rows_before[group]), where)
+        return Row(where, self.files[file], {name: _value(batch, name, row, where) for name in self.columns})
 
     def has_bytes_alone(self, column: str) -> bool:
         """Return True if a column has bytes in all files, so that none of its values is a path."""
@@ -112,10 +117,6 @@ class ParquetRows:
             "row groups": hashlib.sha256(self.groups.tobytes()).hexdigest()[:32],
         }
 
-    def _own_lock(self) -> Lock:
-        """Return the lock of this process: a forked one may start while another thread holds that of its parent."""
-        return self._locks.setdefault(os.getpid(), Lock())  # atomic: threads get the same one
-
     def _size_notes(self) -> list[str]:
         largest = int(self.groups["bytes"].argmax())
         size = int(self.groups["bytes"][largest])
@@ -129,21 +130,18 @@ class ParquetRows:
             "row_group_size=100), or set shuffle: none"
         ]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_locks": {}}
 
-
-def list_row_groups(path: Path, columns: Mapping[str, Kind]) -> tuple[np.ndarray, dict[str, Any]]:
+def list_row_groups(path: Location, columns: Mapping[str, Kind]) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the row groups of a file: a structured array of `GROUP`, and facts about the columns.
 
     Raises:
         DocumentError: the file is damaged or not Parquet, or a column is missing or of another type.
     """
     name = printable(path)
-    if not os.path.isfile(path):  # to open a named pipe may wait forever
+    if not is_remote(path) and not os.path.isfile(path):  # to open a named pipe may wait forever
         raise DocumentError(f"{name}: expected a regular file")
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(open_object(path, block=FOOTER) if is_remote(path) else path) as file:
             metadata, schema = file.metadata, file.schema_arrow
             leaves = [metadata.schema.column(number) for number in range(metadata.num_columns)]
             problem = column_problem(schema, columns)

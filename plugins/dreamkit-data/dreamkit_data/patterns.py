@@ -1,4 +1,4 @@
-"""Files that a recipe names by paths, folders, globs such as `*.tar`, and braces such as `{00000..01000}.tar`."""
+"""Files and objects that a recipe names by paths or URLs, folders, globs such as `*.tar`, and braces."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
-from dreamkit import DocumentError, count, printable
+from dreamkit import DocumentError, Location, Url, count, printable
+from dreamkit_data import buckets
+from dreamkit_data.buckets import is_remote
+
+Place = TypeVar("Place", bound=Location)
 
 MOST_FILES: Final = 1_000_000
 MOST_BRACES: Final = 20  # in one path
 _RANGE: Final = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
 
-def matching_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
-    """Return the files that `paths` name, in the order of `paths`.
+def matching_files(paths: Place | Sequence[Place], suffixes: Sequence[str]) -> list[Place]:
+    """Return the files and objects that `paths` name, in the order of `paths`.
 
     Each path is one of these:
 
@@ -27,17 +31,21 @@ def matching_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> lis
     - braces as in a shell: `{a,b}`, or `{00..12}` with its zeros. Each of these files must exist;
     - a glob of Python: its matches, by name. Braces may hold globs.
 
+    URLs are the same, with these differences: the URL of a folder ends with `/`, a glob is one of fsspec, and objects
+    of braces are looked up later, with their statuses (`buckets.statuses`).
+
     Raises:
         DocumentError: a path names no file, a file is missing or named twice, or more than a million files are named.
+        StorageError: the network or the service of a bucket fails.
     """
-    files: list[Path] = []
-    for path in [paths] if isinstance(paths, Path) else paths:
-        named = list(islice(_files(path, tuple(suffixes)), MOST_FILES + 1 - len(files)))
+    files: list[Any] = []
+    for path in [paths] if isinstance(paths, Path | Url) else paths:
+        found = _objects(path, tuple(suffixes)) if is_remote(path) else _files(path, tuple(suffixes))
+        named = list(islice(found, MOST_FILES + 1 - len(files)))
         if not named:
+            is_folder = path.endswith("/") if is_remote(path) else os.path.isdir(path)
             reason = (
-                f"no file named *{' or *'.join(suffixes)} in this folder"
-                if os.path.isdir(path)
-                else "no such file"
+                f"no file named *{' or *'.join(suffixes)} in this folder" if is_folder else "no such file"
             )
             raise DocumentError(f"{printable(path)}: {reason}; correct the path of the data set")
         files += named
@@ -47,7 +55,7 @@ def matching_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> lis
             )
     if not files:
         raise DocumentError("expected the path of a data set, got an empty list")
-    missing = [file for file in files if not os.path.exists(file)]
+    missing = [file for file in files if not is_remote(file) and not os.path.exists(file)]
     if missing:
         some = f"; {len(missing):,} of {count(f'{len(files):,}', 'file')} are missing"
         rest = some if missing[1:] else " or folder"
@@ -71,6 +79,18 @@ def _files(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
             yield from map(Path, sorted(glob.iglob(text, recursive=True)))
         else:
             yield Path(text)
+
+
+def _objects(url: Url, suffixes: tuple[str, ...]) -> Iterator[Url]:
+    """Yield the objects of one URL. Those of braces, and one without a pattern, may be missing."""
+    for text in map(Url, _expand(str(url), MOST_BRACES)):
+        if text.endswith("/"):
+            members = (each for each in buckets.listed(text) if not each.name.startswith("."))
+            yield from (each for each in members if each.endswith(suffixes))
+        elif glob.has_magic(text):
+            yield from buckets.matches(text)
+        else:
+            yield text
 
 
 def _expand(pattern: str, most: int) -> Iterator[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
+
+from dreamkit import Location
 
 
 class Row(NamedTuple):
@@ -11,10 +12,10 @@ class Row(NamedTuple):
 
     Attributes:
         where: `file:row`, from 0, in Parquet; `file:line`, from 1, in a text table.
-        table: the file.
+        table: the file or object.
         values: value of each column: what pyarrow makes of it in Python, or a text.
     """
 
     where: str
-    table: Path
+    table: Location
     values: dict[str, Any]

@@ -10,19 +10,20 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from dreamkit import DocumentError, RangeReads, StorageError, indexed, printable
+from dreamkit import DocumentError, Location, StorageError, indexed, printable
+from dreamkit_data.buckets import Reads, reads_of, statuses
 
 SPAN: Final = np.dtype([("start", "<u8"), ("size", "<u4")])  # of the rows of an index
 MOST_OPEN: Final = 32  # files that a process holds open for a data set
 
 
 class Span(NamedTuple):
-    """A sample's place: offset and size in a file, in bytes, and the file's status in `Indexes.statuses`."""
+    """A sample's place: offset and size in a file, in bytes, and the file's status in `Indexes.statuses`, or None."""
 
-    path: Path
+    path: Location
     start: int
     size: int
-    status: tuple[int, int]
+    status: tuple[int, int] | None
 
 
 class Spans:
@@ -38,8 +39,8 @@ class Spans:
 
     def __init__(
         self,
-        files: Sequence[Path],
-        build: Callable[[Path], tuple[np.ndarray, Mapping[str, Any]]],
+        files: Sequence[Location],
+        build: Callable[[Any], tuple[np.ndarray, Mapping[str, Any]]],
         *,
         kind: str,
         version: int,
@@ -47,7 +48,15 @@ class Spans:
         folder: Path | None,
     ) -> None:
         self.files = files
-        self._indexes = indexed(files, build, kind=kind, version=version, settings=settings, folder=folder)
+        self._indexes = indexed(
+            files,
+            build,
+            kind=kind,
+            version=version,
+            settings=settings,
+            folder=folder,
+            statuses=statuses,
+        )
         self._ends = np.cumsum(self._indexes.rows)
         self.facts = self._indexes.facts
         self._open = OpenFiles()
@@ -84,7 +93,7 @@ class Spans:
         return hash_names(self.files, self._indexes.rows)
 
 
-def hash_names(files: Sequence[Path], numbers: Iterable[int]) -> str:
+def hash_names(files: Sequence[Location], numbers: Iterable[int]) -> str:
     """Return a hash of the name of each file and its number of samples, in order."""
     digest = hashlib.sha256()
     for file, number in zip(files, numbers, strict=True):
@@ -92,7 +101,7 @@ def hash_names(files: Sequence[Path], numbers: Iterable[int]) -> str:
     return digest.hexdigest()[:32]
 
 
-def changed_error(path: Path) -> StorageError:
+def changed_error(path: Location) -> StorageError:
     """Return the error about a file that is another one than was indexed."""
     return StorageError(f"{printable(path)} changed since it was indexed; restore it or start anew")
 
@@ -101,7 +110,7 @@ class OpenFiles:
     """The files that were read last. Copies in other processes open their own."""
 
     def __init__(self) -> None:
-        self._file = lru_cache(MOST_OPEN)(RangeReads)
+        self._file: Callable[[Location], Reads] = lru_cache(MOST_OPEN)(reads_of)
 
     def __reduce__(self) -> tuple[type[OpenFiles], tuple[()]]:
         return OpenFiles, ()

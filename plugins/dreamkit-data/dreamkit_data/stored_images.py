@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, Final
 from dreamkit import (
     DocumentError,
     ImagePaths,
+    Location,
     StorageError,
     decode_picture,
     describe_value,
     printable,
     read_error,
 )
+from dreamkit_data.buckets import is_remote
+from dreamkit_data.remote_images import parent, remote_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -46,15 +49,16 @@ def is_address(value: Any) -> bool:
 
 
 def stored_picture(
-    value: Any, where: str, table: Path, images: Path | None, *, base64: bool = False
+    value: Any, where: str, table: Location, images: Location | None, *, base64: bool = False
 ) -> Picture:
     """Return the image of a value that `stored_value` returned.
 
     Args:
         value: the value.
         where: file, row and column, for messages.
-        table: file with the value; paths are relative to its folder.
-        images: folder of the images, which no path may leave; None: paths are relative to the table's folder.
+        table: file or object with the value; paths are relative to its folder.
+        images: folder of the images, which no path may leave; None: paths are relative to the table's folder. No path
+            may leave a folder of a bucket.
         base64: a text is the image in base64, of either alphabet, and no path.
 
     Raises:
@@ -77,6 +81,9 @@ def stored_picture(
         raise DocumentError(
             f"{where}: expected an image or a path, got the address {describe_value(value)}; download the images"
         )
+    folder = parent(table) if images is None and is_remote(table) else images
+    if folder is not None and is_remote(folder) and not value.startswith("data:"):
+        return remote_picture(folder, value, where)
     paths = image_paths(table, images)
     if problem := paths.problem(value):
         raise DocumentError(f"{where}: {problem}")
@@ -84,13 +91,16 @@ def stored_picture(
 
 
 @lru_cache(MOST_FILES)
-def image_paths(table: Path, images: Path | None) -> ImagePaths:
-    """Return the paths of images of a table.
+def image_paths(table: Location, images: Location | None) -> ImagePaths:
+    """Return the paths of images of a table. Those in buckets are not paths: then only data URLs are.
 
     Raises:
         DocumentError: `images` is not a folder.
     """
-    return ImagePaths(table, images)
+    return ImagePaths(
+        Path() if is_remote(table) else Path(table),
+        None if images is None or is_remote(images) else Path(images),
+    )
 
 
 def image_mode(path: str, *, follow_link: bool) -> int | None:

@@ -11,7 +11,18 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dreamkit import ConfigError, Dataset, Document, DocumentError, describe_value, printable, read_error
+from dreamkit import (
+    ConfigError,
+    Dataset,
+    Document,
+    DocumentError,
+    Location,
+    Url,
+    describe_value,
+    printable,
+    read_error,
+)
+from dreamkit_data.buckets import is_remote, open_object
 from dreamkit_data.captions import Direction, choose_caption, pair, weight_problems
 from dreamkit_data.columns import Kind
 from dreamkit_data.example_images import COLOURS, coloured_png
@@ -21,7 +32,10 @@ from dreamkit_data.row_groups import MEMORY
 from dreamkit_data.stored_images import image_paths, stored_picture, stored_value
 from dreamkit_data.text_rows import Layout, TextRows
 
-SUFFIXES: Final = (".parquet", ".tsv", ".csv")
+SUFFIXES: Final = (
+    ".parquet",
+    *(f".{table}{packed}" for table in ("tsv", "csv") for packed in ("", ".gz", ".zst")),
+)
 MAGIC: Final = b"PAR1"
 
 
@@ -30,8 +44,9 @@ class TableConfig:
     """The recipe section of `table`.
 
     Attributes:
-        path: Parquet files, or text tables with tabs or commas between the values: a file, a folder, a pattern such as
-            `/data/train-*.parquet` or `/data/{00000..01000}.parquet`, or a list of these.
+        path: Parquet files, or text tables with tabs or commas between the values, which may be packed (`.gz` or
+            `.zst`): a file, a folder, a pattern such as `/data/train-*.parquet` or
+            `/data/{00000..01000}.parquet`, or a list of these; or URLs of objects in buckets.
         direction: `draw` the image from its caption, or `read` the image and write the caption.
         image: column of the image: its bytes, its path, or the struct of both that `datasets` writes.
         caption: column of the caption: a text, or a list of texts in Parquet. A section of several with their weights
@@ -45,11 +60,11 @@ class TableConfig:
         index: folder of the index; None is the user's cache folder.
     """
 
-    path: Path | list[Path]
+    path: Path | Url | list[Path | Url]
     direction: Direction = "draw"
     image: str | int = "image"
     caption: str | int | dict[str, float] = "caption"
-    images: Path | None = None
+    images: Path | Url | None = None
     base64: bool = False
     header: bool = True
     quotes: bool | None = None
@@ -146,12 +161,15 @@ class Table(Dataset):
         return pair(picture, caption, self.config.direction, where)
 
 
-def _is_parquet(path: Path) -> bool:
+def _is_parquet(path: Location) -> bool:
     """Return True if a file is Parquet, by its first bytes. Others of the data set must have the same format."""
+    if is_remote(path):
+        with open_object(path, block=len(MAGIC)) as file:
+            return file.read(len(MAGIC)) == MAGIC
     if not os.path.isfile(path):  # to open a named pipe may wait forever
         raise DocumentError(f"{printable(path)}: expected a regular file")
     try:
-        with path.open("rb") as file:
+        with Path(path).open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
     except OSError as error:
         raise read_error(f"{printable(path)}: cannot read the file: {error.strerror}", error) from error

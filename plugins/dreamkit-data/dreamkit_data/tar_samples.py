@@ -6,13 +6,14 @@ import os
 import time
 from array import array
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from dreamkit import DocumentError, printable, read_error
+from dreamkit import DocumentError, Location, printable, read_error
+from dreamkit_data.buckets import BLOCK, BucketReads, is_remote, statuses
 from dreamkit_data.left_out import LeftOut
 from dreamkit_data.packed_files import unpacking_command
 from dreamkit_data.spans import SPAN, Spans, changed_error
@@ -21,6 +22,7 @@ from dreamkit_data.tar_members import Member, Read, members
 MOST_MEMBERS: Final = 4096  # of a sample
 MOST_SAMPLE: Final = 2**28  # bytes, a quarter of a GiB
 MOST_TEXT: Final = 2**24  # bytes of a member that is read when indexing
+STATUS_REQUESTS: Final = 3  # for an object that is indexed: before, at the opening and after, to see changes
 WINDOW: Final = 2**13  # bytes of one read when indexing: small members and the header of the next sample
 PICKLES: Final = frozenset(["pkl", "pickle", "pyd", "pt", "pth", "joblib", "dill"])
 IMAGES: Final = ("jpg", "jpeg", "png", "webp")  # suffixes of members
@@ -89,7 +91,7 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, suffix.lower()
 
 
-def tar_index(choose: Choose, path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+def tar_index(choose: Choose, path: Location) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the places of an archive's samples, and facts about those that are left out.
 
     Reads the headers, and what `choose` reads.
@@ -103,13 +105,10 @@ def tar_index(choose: Choose, path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     where = printable(path)
     starts, sizes = array("Q"), array("L")
     left_out, begin = LeftOut(), time.perf_counter()
-    if not path.is_file():  # to open a named pipe could wait forever
-        raise DocumentError(f"{where}: expected a tar in a regular file")
     try:
-        with path.open("rb", buffering=0) as file:
-            read = _Window(file.fileno())
+        with _opened(path, where) as (read, size):
             _refuse_packed(read(0, 8), where)
-            for sample in samples(read, 0, os.fstat(file.fileno()).st_size, where):
+            for sample in samples(read, 0, size, where):
                 leave_out = partial(left_out.add, name=f"{path.name}!{sample.key}")
                 try:
                     chosen = choose(sample, lambda member: read(member.start, member.size), leave_out)
@@ -162,24 +161,54 @@ def _refuse_packed(head: bytes, where: str) -> None:
         )
 
 
+@contextmanager
+def _opened(path: Location, where: str) -> Iterator[tuple[_Window, int]]:
+    """Open an archive for indexing, and yield its reader and its size. An object is read whole, in large blocks."""
+    if is_remote(path):
+        status, reads = statuses([path])[0], BucketReads(path)
+        yield _Window(lambda start, size: reads.read(start, size, status), BLOCK, status.size), status.size
+        return
+    if not path.is_file():  # to open a named pipe could wait forever
+        raise DocumentError(f"{where}: expected a tar in a regular file")
+    with path.open("rb", buffering=0) as file:
+        descriptor = file.fileno()
+        size = os.fstat(descriptor).st_size
+        yield _Window(lambda start, size: os.pread(descriptor, size, start), WINDOW, size), size
+
+
 class _Window:
-    """A reader of a file: each read takes at least `WINDOW` bytes, and reads within the last one's bytes take none.
+    """A reader of a file of `end` bytes: each read takes at least `least`, and those within the window take none.
+
+    The window has what was read last, and as much before it: the end of a sample is seen in the header of the next one,
+    when its texts may lie in the bytes before.
 
     Attributes:
         reads, bytes: number and bytes of the reads.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, read: Read, least: int, end: int) -> None:
         self.reads = self.bytes = 0
-        self._descriptor = descriptor
+        self._read, self._least, self._end = read, least, end
         self._begin, self._content = 0, b""
 
     def __call__(self, start: int, size: int) -> bytes:
         """Return `size` bytes from `start` on, or fewer at the end of the file."""
-        begin = self._begin
-        if start < begin or start + size > begin + len(self._content):
-            self._content = os.pread(self._descriptor, max(size, WINDOW), start)
-            self._begin = begin = start
-            self.reads += 1
-            self.bytes += len(self._content)
-        return self._content[start - begin : start - begin + size]
+        size = min(size, max(0, self._end - start))
+        if start < self._begin or start + size > self._begin + len(self._content):
+            self._move(start, size)
+        return self._content[start - self._begin : start - self._begin + size]
+
+    def _move(self, start: int, size: int) -> None:
+        last = self._begin + len(self._content)
+        if (
+            self._begin <= start < last + self._least
+        ):  # it goes on, or after a gap that costs less than a read
+            begin = min(start, max(self._begin, last - self._least))
+            before = self._content[begin - self._begin :]
+        else:
+            begin = last = start
+            before = b""
+        content = self._read(last, max(start + size - last, self._least))
+        self.reads += 1
+        self.bytes += len(content)
+        self._begin, self._content = begin, before + content

@@ -10,18 +10,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+
 from dreamkit import (
     ConfigError,
     Dataset,
     Document,
-    DocumentError,
+    Location,
+    Url,
     count,
     decode_picture,
     describe_value,
 )
 from dreamkit_data.captions import Direction, choose_caption, pair, weight_problems
 from dreamkit_data.example_images import COLOURS, SIDE, coloured_png, write_small_tar
-from dreamkit_data.left_out import left_out_notes, paths_name
+from dreamkit_data.first_names import FirstNames, unknown_lines
+from dreamkit_data.left_out import empty_error, left_out_lines, named_lines
 from dreamkit_data.member_records import Bounds, filtered_reason, parsed_record
 from dreamkit_data.patterns import matching_files
 from dreamkit_data.spans import Spans
@@ -37,7 +41,7 @@ from dreamkit_data.tar_samples import (
 )
 
 RECORD: Final = "json"
-VERSION: Final = 2  # of the index
+VERSION: Final = 3  # of the index
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class TarsConfig:
 
     Attributes:
         path: archives: a file, a folder of `.tar` files, a pattern such as `/data/{00000..01000}.tar` or `/data/*.tar`,
-            or a list of these.
+            or a list of these; or URLs of objects in buckets, such as `s3://bucket/laion/*.tar`.
         direction: `draw` the image from its caption, or `read` the image and write the caption.
         caption: where the caption is: `txt`, or another suffix of a member; or `json:KEY`, a key of the sample's
             `.json`. A section of several with their weights has one chosen at random for each use of a sample, among
@@ -55,7 +59,7 @@ class TarsConfig:
         index: folder of the index; None is the user's cache folder.
     """
 
-    path: Path | list[Path]
+    path: Path | Url | list[Path | Url]
     direction: Direction = "draw"
     caption: str | dict[str, float] = "txt"
     filters: dict[str, Bounds] = field(default_factory=dict)
@@ -90,6 +94,9 @@ class CaptionPlace(NamedTuple):
         suffix, colon, key = text.partition(":")
         return cls(suffix.lower(), key if colon else None)
 
+    def __str__(self) -> str:
+        return self.suffix if self.key is None else f"{self.suffix}:{self.key}"
+
     @property
     def is_possible(self) -> bool:
         """Flag: a sample can have a caption here."""
@@ -109,7 +116,7 @@ class Tars(Dataset):
         self.places = {text: CaptionPlace.parse(text) for text in config.captions}
         self._spans = Spans(
             matching_files(config.path, (".tar",)),
-            partial(tar_index, partial(_choose, tuple(self.places.values()), config.filters)),
+            partial(_index, tuple(self.places.values()), config.filters),
             kind="tars",
             version=VERSION,
             settings={
@@ -119,11 +126,13 @@ class Tars(Dataset):
             folder=config.index,
         )
         self.facts = self._spans.facts
-        self.notes = left_out_notes(self.facts, config.path)
+        lines = [
+            *left_out_lines(self.facts),
+            *unknown_lines(self.facts, map(str, self.places.values()), config.filters),
+        ]
         if not len(self):
-            raise DocumentError(
-                "; ".join([f"{paths_name(config.path)}: no samples with an image and a caption", *self.notes])
-            )
+            raise empty_error(config.path, "samples with an image and a caption", lines)
+        self.notes = named_lines(config.path, lines)
 
     @classmethod
     def tiny_config(cls, folder: Path) -> TarsConfig:
@@ -164,16 +173,26 @@ class Tars(Dataset):
         return pair(picture, caption, self.config.direction, where)
 
 
+def _index(
+    places: Sequence[CaptionPlace], filters: Mapping[str, Bounds], path: Location
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the places of an archive's samples, and facts: those of `tar_index` and `FirstNames`."""
+    names = FirstNames()
+    rows, facts = tar_index(partial(_choose, places, filters, names), path)
+    return rows, facts | names.facts()
+
+
 def _choose(
     places: Sequence[CaptionPlace],
     filters: Mapping[str, Bounds],
+    names: FirstNames,
     sample: TarSample,
     content: Content,
     leave_out: LeaveOut,
 ) -> Collection[Member]:
     """Return the image, and the members that can have its caption; none if the sample is left out."""
     images = [suffix for suffix in IMAGES if suffix in sample.members]
-    if (reason := _reason(len(images), places, filters, sample, content)) is not None:
+    if (reason := _reason(len(images), places, filters, names, sample, content)) is not None:
         leave_out(reason)
         return ()
     needed = {images[0], *(place.suffix for place in places)}
@@ -184,6 +203,7 @@ def _reason(
     images: int,
     places: Sequence[CaptionPlace],
     filters: Mapping[str, Bounds],
+    names: FirstNames,
     sample: TarSample,
     content: Content,
 ) -> str | None:
@@ -199,8 +219,9 @@ def _reason(
         if parsed is None:
             return f"with a damaged .{RECORD}"
         record = parsed
-        if record.get("status", "success") != "success":
-            return "whose download failed ('status')"
+    names.add((suffix for suffix in sample.members if suffix not in (RECORD, *IMAGES)), record)
+    if record.get("status", "success") != "success":
+        return "whose download failed ('status')"
     reason = filtered_reason(record, filters)
     if reason is None and all(_caption_at(place, sample, content, record) is None for place in places):
         return "without a caption"

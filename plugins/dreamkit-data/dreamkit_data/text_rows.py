@@ -9,17 +9,29 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 
-from dreamkit import DocumentError, StorageError, count, did_you_mean, excerpt, indexed, printable
+from dreamkit import (
+    DocumentError,
+    Location,
+    StorageError,
+    count,
+    did_you_mean,
+    excerpt,
+    indexed,
+    printable,
+    unpacked,
+)
+from dreamkit_data.buckets import is_remote, open_object, statuses
 from dreamkit_data.rows import Row
-from dreamkit_data.spans import changed_error
+from dreamkit_data.spans import OpenFiles, Span, changed_error
 from dreamkit_data.text_lines import Dialect, read_dialect, read_rows, split_row
 
 VERSION: Final = 1
 ROW: Final = np.dtype([("offset", "<u8"), ("size", "<u4"), ("line", "<u4")])
+PACKED: Final = (".gz", ".zst")  # suffixes
 CHUNK: Final = 2**16  # rows that are collected before they become an array
 
 
@@ -40,7 +52,8 @@ class Layout(NamedTuple):
 class TextRows:
     """The rows of text tables in UTF-8, in the order of the files. Tabs separate the values if the first line has one.
 
-    Each row is read once, to index it. Its number of values must be that of the first line. Blank lines are skipped.
+    Each row is read once, to index it. Its number of values must be that of the first line. Blank lines are skipped. A
+    packed file is unpacked beside its index.
 
     Attributes:
         notes: a line about quotes that stay in the values, if there may be some that do not belong to them.
@@ -50,17 +63,20 @@ class TextRows:
             values, or no rows.
     """
 
-    def __init__(self, files: Sequence[Path], layout: Layout, folder: Path | None = None) -> None:
+    def __init__(self, files: Sequence[Location], layout: Layout, folder: Path | None = None) -> None:
         self.files = list(files)
         self.layout = layout
+        self._texts = _unpacked_texts(self.files, folder)
         self._index = indexed(
             self.files,
-            partial(list_rows, layout=layout),
+            partial(list_rows, layout=layout, folder=folder),
             kind="table",
             version=VERSION,
             settings=layout._asdict(),
             folder=folder,
+            statuses=statuses,
         )
+        self._open = OpenFiles()
         self._before = np.concatenate([[0], np.cumsum(self._index.rows)])
         quoted = sum(facts["quoted"] for facts in self._index.facts) if layout.quotes is None else 0
         self.notes = [
@@ -92,16 +108,9 @@ class TextRows:
         if rows.dtype != ROW:
             raise changed_error(path)
         offset, size, line = rows[index - int(self._before[file])].tolist()
-        where = f"{printable(path)}:{line}"
-        try:
-            with path.open("rb") as table:
-                status = os.fstat(table.fileno())
-                table.seek(offset)
-                data = table.read(size)
-        except OSError as error:
-            raise StorageError(f"{where}: cannot read the file: {error.strerror}") from error
-        if (status.st_size, status.st_mtime_ns) != self._index.statuses[file]:
-            raise changed_error(path)
+        where, text = f"{printable(path)}:{line}", self._texts[file]
+        status = self._index.statuses[file] if text == path else None  # an unpacked file never changes
+        data = self._open.read(Span(text, offset, size, status))
         try:
             values = split_row(data.decode(), Dialect(*facts["dialect"]))
         except (ValueError, StopIteration, csv.Error) as error:
@@ -112,22 +121,21 @@ class TextRows:
         return Row(where, path, {name: values[number] for name, number in names})
 
 
-def list_rows(path: Path, layout: Layout) -> tuple[np.ndarray, dict[str, Any]]:
+def list_rows(path: Location, layout: Layout, folder: Path | None) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the rows of a text table: a structured array of `ROW`, and facts about the file.
 
     Raises:
         DocumentError: it is not a table in UTF-8, lacks a column, or has a row with another number of values.
     """
-    if not os.path.isfile(path):  # to open a named pipe may wait forever
-        raise DocumentError(f"{printable(path)}: expected a regular file")
+    name = printable(path)
     chunks: list[np.ndarray] = []
     rows: list[tuple[int, int, int]] = []
     try:
-        with path.open("rb") as file:
-            dialect = read_dialect(file, printable(path), layout.quotes)
-            places = read_rows(file, printable(path), dialect)
+        with _opened_text(path, folder) as file:
+            dialect = read_dialect(file, name, layout.quotes)
+            places = read_rows(file, name, dialect)
             first = next(places, None)
-            columns = [] if first is None else _column_numbers(first.values, layout, printable(path))
+            columns = [] if first is None else _column_numbers(first.values, layout, name)
             quoted = 0
             for row in places if first is None or layout.has_header else chain([first], places):
                 rows.append(row[1:])
@@ -136,7 +144,7 @@ def list_rows(path: Path, layout: Layout) -> tuple[np.ndarray, dict[str, Any]]:
                     chunks.append(np.array(rows, ROW))
                     rows = []
     except OSError as error:
-        raise StorageError(f"{printable(path)}: cannot read the file: {error.strerror}") from error
+        raise StorageError(f"{name}: cannot read the file: {error.strerror}") from error
     facts = {
         "dialect": list(dialect),
         "width": 0 if first is None else len(first.values),
@@ -144,6 +152,31 @@ def list_rows(path: Path, layout: Layout) -> tuple[np.ndarray, dict[str, Any]]:
         "quoted": quoted,
     }
     return np.concatenate([*chunks, np.array(rows, ROW)]), facts
+
+
+def _unpacked_texts(files: Sequence[Location], folder: Path | None) -> list[Location]:
+    """Return the texts of files, of which packed ones are unpacked beside the index.
+
+    They are unpacked one after another, so that each is compared with the space that the others left.
+    """
+    urls = [path for path in files if is_remote(path)]
+    packed = [url for url in urls if url.lower().endswith(PACKED)]
+    known = dict(zip(packed, statuses(packed), strict=True))
+    return [
+        unpacked(path, folder, status=known[path], open_object=open_object)
+        if is_remote(path) and path in known
+        else unpacked(path, folder)
+        for path in files
+    ]
+
+
+def _opened_text(path: Location, folder: Path | None) -> BinaryIO:
+    (text,) = _unpacked_texts([path], folder)
+    if is_remote(text):
+        return open_object(text)
+    if not os.path.isfile(text):  # to open a named pipe may wait forever
+        raise DocumentError(f"{printable(path)}: expected a regular file")
+    return Path(text).open("rb")
 
 
 def _is_quoted(value: str) -> bool:
@@ -163,10 +196,12 @@ def _column_numbers(first: Sequence[str], layout: Layout, name: str) -> list[int
             numbers.append(int(column))
         elif first.count(column) != 1:
             names = [excerpt(each) for each in first[:100]]
-            problem = "got it twice" if column in first else f"got none; {did_you_mean(column, names)}"
+            problem, hint = (
+                ("got it twice", "") if column in first else ("got none", f"; {did_you_mean(column, names)}")
+            )
             raise DocumentError(
                 f"{name}:1: expected one column '{excerpt(column)}' in the first line, {problem}; if this line has no "
-                "names, set header: false and name columns by their numbers from 0"
+                f"names, set header: false and name columns by their numbers from 0{hint}"
             )
         else:
             numbers.append(list(first).index(column))

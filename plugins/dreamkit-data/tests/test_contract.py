@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import pytest
+import zstandard
 
+from contract_tests import contract_test
 from dreamkit.testing import contracts
 from dreamkit_data.coco import Coco, CocoConfig
 from dreamkit_data.mmc4 import MMC4, MMC4Config
@@ -63,6 +65,13 @@ def tsv(folder: Path) -> TableConfig:
     return TableConfig(folder / "pairs.tsv", direction="read")
 
 
+def packed_tsv(folder: Path) -> TableConfig:
+    config = tsv(folder)
+    path = folder / "pairs.tsv.zst"
+    path.write_bytes(zstandard.compress((folder / "pairs.tsv").read_bytes()))
+    return replace(config, path=path)
+
+
 def obelics(folder: Path) -> ObelicsConfig:
     documents = [[3, "A.\n\nB.", 4, None, "C."], ["D.", 6], ["E.", 7, 8]]
     return ObelicsConfig(write_obelics(folder / "a.parquet", documents, rows=2))
@@ -98,16 +107,14 @@ EXAMPLES = {
     "mmc4 lines": contracts.tiny_dataset(MMC4, partial(mmc4_lines, "a_shard_0_v2.jsonl")),
     "mmc4 zip": contracts.tiny_dataset(MMC4, partial(mmc4_lines, "a_shard_0_v2.jsonl.zip")),
     "mmc4 gzip": contracts.tiny_dataset(MMC4, partial(mmc4_lines, "a.jsonl.gz")),
+    "mmc4 zstandard": contracts.tiny_dataset(MMC4, partial(mmc4_lines, "a.jsonl.zst")),
     "parquet": contracts.tiny_dataset(Table, parquet),
     "tsv": contracts.tiny_dataset(Table, tsv),
+    "tsv zstandard": contracts.tiny_dataset(Table, packed_tsv),
     "obelics": contracts.tiny_dataset(Obelics, obelics),
     "coco": contracts.tiny_dataset(Coco, coco),
     "karpathy": contracts.tiny_dataset(Coco, karpathy),
     "narratives": contracts.tiny_dataset(Coco, narratives),
 }
 
-
-@pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
-def test_contract(example) -> None:
-    report = contracts.verify("dataset", example)
-    assert report.ok, str(report)
+test_contract = contract_test(EXAMPLES)

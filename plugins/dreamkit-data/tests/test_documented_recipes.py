@@ -11,14 +11,16 @@ import pytest
 from dreamkit import Image, Registry, Text
 from dreamkit.recipe.loading import draft_recipe
 from dreamkit_data.obelics import Obelics, ObelicsConfig
-from table_files import png, write_parquet
+from dreamkit_data.tars import Tars, TarsConfig
+from dreamkit_digits import digits
+from table_files import name, png, write_parquet, write_png
 
 ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs" / "data.md").read_text()
+PAGE, RUN_PAGE = ((ROOT / "docs" / name).read_text() for name in ("data.md", "data-run.md"))
 README = (ROOT / "plugins" / "dreamkit-data" / "README.md").read_text()
 BLOCKS = [
     block
-    for page in (PAGE, README)
+    for page in (PAGE, RUN_PAGE, README)
     for block in re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     if block.startswith("data:")
 ]
@@ -43,7 +45,7 @@ def test_the_pages_show_every_data_set_of_this_package() -> None:
 
 
 def test_the_page_lists_the_index_of_every_data_set_of_this_package() -> None:
-    (table,) = re.findall(r"^\| data \| index \|\n(.*?)\n\n", PAGE, re.DOTALL | re.MULTILINE)
+    (table,) = re.findall(r"^\| data \| index \|\n(.*?)\n\n", RUN_PAGE, re.DOTALL | re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", table)) >= own_data_sets()
 
 
@@ -63,6 +65,19 @@ def test_the_script_of_the_page_makes_small_row_groups(
     assert pq.read_table("small.parquet").equals(table)
     metadata = pq.read_metadata("small.parquet")
     assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [100, 100, 50]
+
+
+def test_the_script_of_the_page_writes_pairs_as_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(3):
+        write_png(tmp_path, f"birds/{number}.jpg", number)
+        (tmp_path / "birds" / f"{number}.txt").write_text(f"a {name(number)}")
+    run_script("arcname")
+    data = Tars(TarsConfig(tmp_path / "00000.tar"))
+    assert [document.text for document in data] == ["a zero", "a one", "a two"]
+    assert [document.images[0].picture.tobytes() for document in data] == [
+        digits.load("train").image(number).tobytes() for number in range(3)
+    ]
 
 
 def test_the_script_of_the_page_stores_the_images_of_obelics(

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from dreamkit import ConfigError, Document, DocumentError, Image, StorageError, Text
 from dreamkit.data.fingerprint import document_hash
-from dreamkit_data import mmc4_lines, tar_samples
+from dreamkit_data import mmc4_files, mmc4_lines, tar_samples
 from dreamkit_data.mmc4 import MMC4, MMC4Config
-from dreamkit_data.mmc4_files import stored_records
+from dreamkit_data.mmc4_files import PACKED_LINE, stored_records
 from dreamkit_data.mmc4_records import Selection, mmc4_document, record_problem
 from dreamkit_digits import digits
 from dreamkit_digits.documents import Digits
@@ -66,6 +67,7 @@ FORMS: dict[str, Callable[[Path], list[Path]]] = {
         write_mmc4_lines(folder / "docs_no_face_shard_1_v2.jsonl.zip", DOCUMENTS[20:]),
     ],
     "gz": lambda folder: [write_mmc4_lines(folder / "docs.jsonl.gz", DOCUMENTS)],
+    "zst": lambda folder: [write_mmc4_lines(folder / "docs.jsonl.zst", DOCUMENTS)],
 }
 
 
@@ -190,7 +192,7 @@ def test_a_linked_image_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        ({"text_list": ["a"]}, "image_info: expected a list, got null"),
+        ({"text_list": ["a"]}, "missing 'image_info'"),
         (record("a"), "text_list: expected a list, got 'a'"),  # type: ignore[arg-type]
         (record(["a", 3]), r"text_list\[1\]: expected a text, got 3"),
         (record(["\ud800"]), r"text_list\[0\]: .*surrogate"),
@@ -215,7 +217,7 @@ def test_records_of_another_form_are_refused_with_the_place(
         (b"\n{\n", r"a\.jsonl:2: expected one JSON object, got JSONDecodeError"),
         (b"3\n", r"a\.jsonl:1: expected one JSON object, got '3'"),
         (b"[1]\n", r"a\.jsonl:1: expected one JSON object, got '\[1\]'"),
-        (b"[{}, 1]", r"a\.jsonl: record 1: text_list: expected a list, got null"),
+        (b"[{}, 1]", r"a\.jsonl: record 1: missing 'text_list'; correct"),
         (b"[{", r"a\.jsonl: expected an array of records, got JSONDecodeError"),
         (b"\xff\xfe\n", r"a\.jsonl:1: expected one JSON object, got UnicodeDecodeError"),
         (b"", "no documents with images"),
@@ -231,17 +233,36 @@ def test_damaged_lines_are_refused_with_the_place(tmp_path: Path, content: bytes
 def test_damaged_and_odd_packed_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "cut.jsonl.gz").write_bytes(b"\x1f\x8b\x08\0")
+    (tmp_path / "cut.jsonl.zst").write_bytes(zstandard.compress(b"{}\n" * 99)[:-1])
     (tmp_path / "cut.jsonl.zip").write_bytes(b"PK\x03\x04")
     with zipfile.ZipFile(tmp_path / "two.jsonl.zip", "w") as archive:
         archive.writestr("a.jsonl", b"")
         archive.writestr("b.jsonl", b"")
     for name, message in [
         ("cut.jsonl.gz", "cannot unpack the file"),
+        ("cut.jsonl.zst", "cannot unpack the file: .*ends inside a frame; download it again"),
         ("cut.jsonl.zip", "cannot unpack the file"),
         ("two.jsonl.zip", "expected one file in the archive without a password, got 2"),
     ]:
         with pytest.raises(DocumentError, match=message):
             MMC4(MMC4Config(tmp_path / name))
+
+
+def test_all_frames_of_a_zstandard_file_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(b"".join(zstandard.compress(b'{"number": %d}\n' % number) for number in range(3)))
+    assert list(stored_records(path)) == [(n, PACKED_LINE, b'{"number": %d}' % (n - 1)) for n in (1, 2, 3)]
+
+
+def test_a_line_of_a_packed_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmc4_files, "MOST_LINE", 2**20)
+    for suffix, pack in PACKERS.items():
+        path = tmp_path / f"a.jsonl.{suffix}"
+        path.write_bytes(pack(b"{}\n" + b" " * 2**24))
+        with pytest.raises(
+            DocumentError, match=rf"{path.name}:2: expected a line of at most 1,048,576 bytes"
+        ):
+            list(stored_records(path))
 
 
 def test_an_image_that_vanishes_is_left_out_and_a_damaged_one_is_a_document_error(tmp_path: Path) -> None:
@@ -257,6 +278,7 @@ def test_an_image_that_vanishes_is_left_out_and_a_damaged_one_is_a_document_erro
         data[0]
 
 
+PACKERS = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor(write_checksum=True).compress}
 METHODS = {
     "stored": zipfile.ZIP_STORED,
     "deflate": zipfile.ZIP_DEFLATED,
@@ -265,12 +287,12 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", [*METHODS, "gz"])
+@pytest.mark.parametrize("method", [*METHODS, *PACKERS])
 def test_each_damaged_byte_of_a_packed_file_is_refused_or_harmless(tmp_path: Path, method: str) -> None:
     lines = b'{"text_list": ["a"], "image_info": []}\n' * 3
-    if method == "gz":
-        path = tmp_path / "a.jsonl.gz"
-        path.write_bytes(gzip.compress(lines))
+    if method in PACKERS:
+        path = tmp_path / f"a.jsonl.{method}"
+        path.write_bytes(PACKERS[method](lines))
     else:
         path = tmp_path / "a.jsonl.zip"
         with zipfile.ZipFile(path, "w", METHODS[method]) as archive:

@@ -1,11 +1,15 @@
 """Rows of Parquet files by number: the values of pyarrow, bounded memory, damaged and hostile files."""
 
+import errno
 import os
 import pickle
 import random
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +18,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from dreamkit import DocumentError, StorageError
-from dreamkit_data import parquet_rows, row_groups
+from dreamkit_data import group_decoder, parquet_rows
 from dreamkit_data.parquet_rows import ParquetRows
 from table_files import IMAGE, png, write_pairs, write_parquet
 
@@ -104,8 +108,8 @@ def test_rows_are_those_of_pyarrow_in_any_order(
         for number, row in enumerate(pq.read_table(file).to_pylist())
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(row_groups, "LARGE", large)
-        patch.setattr(row_groups, "PART", 2)
+        patch.setattr(group_decoder, "LARGE", large)
+        patch.setattr(group_decoder, "PART", 2)
         data = ParquetRows(files, COLUMNS, folder / "index")
         data._reader.most_bytes = most
         assert len(data) == len(expected)
@@ -117,23 +121,23 @@ def test_rows_are_those_of_pyarrow_in_any_order(
 
 
 class Reads:
-    """Counts of row groups that are decoded, and of files that are opened."""
+    """Counts of row groups that are decoded, and of footers that are read."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.groups: list[int] = []
-        self.opened = 0
+        self.footers = 0
         reads = self
 
         class Counting(pq.ParquetFile):
             def __init__(self, *arguments: Any, **more: Any) -> None:
-                reads.opened += 1
+                reads.footers += more.get("metadata") is None
                 super().__init__(*arguments, **more)
 
             def iter_batches(self, rows: int, groups: list[int], *arguments: Any, **more: Any) -> Any:
                 reads.groups += groups
                 return super().iter_batches(rows, groups, *arguments, **more)
 
-        patch.setattr(row_groups.pq, "ParquetFile", Counting)
+        patch.setattr(group_decoder.pq, "ParquetFile", Counting)
 
 
 def test_a_row_group_is_decoded_once_for_neighbouring_rows(
@@ -143,7 +147,7 @@ def test_a_row_group_is_decoded_once_for_neighbouring_rows(
     reads = Reads(monkeypatch)
     order = [2, 0, 3, 1, 5, 4, 7, 6, 11, 9, 10, 8]
     assert [data[index].values["image"]["bytes"] for index in order] == [png(index) for index in order]
-    assert (reads.groups, reads.opened) == ([0, 1, 2], 1)
+    assert (reads.groups, reads.footers) == ([0, 1, 2], 1)
 
 
 def test_a_second_start_reads_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,9 +164,9 @@ def test_the_kept_rows_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.
     data._reader.most_bytes = 22_000
     for index in range(60):
         assert data[index].values["image"] == blobs[index]
-        assert data._reader._bytes <= 22_000
-        assert data._reader._bytes == sum(
-            batch.nbytes for batches in data._reader._parts.values() for batch in batches
+        assert data._reader.decoded().bytes <= 22_000
+        assert data._reader.decoded().bytes == sum(
+            batch.nbytes for batches in data._reader.decoded().parts.values() for batch in batches
         )
 
 
@@ -171,15 +175,87 @@ def test_a_large_row_group_is_read_in_parts_from_where_it_was_left(
 ) -> None:
     blobs = [os.urandom(1000) for _ in range(60)]
     file = write_parquet(tmp_path / "a.parquet", {"image": blobs, "caption": ["x"] * 60}, rows=60)
-    monkeypatch.setattr(row_groups, "LARGE", 10_000)
+    monkeypatch.setattr(group_decoder, "LARGE", 10_000)
     data = ParquetRows([file], COLUMNS)
     data._reader.most_bytes = 22_000
     reads = Reads(monkeypatch)
     assert [data[index].values["image"] for index in range(60)] == blobs
     assert reads.groups == [0]
-    assert max(batch.num_rows for parts in data._reader._parts.values() for batch in parts) <= 10
+    assert max(batch.num_rows for parts in data._reader.decoded().parts.values() for batch in parts) <= 10
     assert data[0].values["image"] == blobs[0]
     assert reads.groups == [0, 0]
+
+
+def test_threads_decode_different_row_groups_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = ParquetRows([write_pairs(tmp_path / "a.parquet", range(16), rows=4)], COLUMNS)
+    together = Barrier(4, timeout=60)
+    decode = group_decoder.GroupDecoder.decode
+
+    def waiting(*arguments: Any) -> Any:
+        together.wait()
+        return decode(*arguments)
+
+    monkeypatch.setattr(group_decoder.GroupDecoder, "decode", waiting)
+    with ThreadPoolExecutor(16) as pool:
+        rows = list(pool.map(data.__getitem__, range(16)))
+    assert [row.values["image"]["bytes"] for row in rows] == [png(index) for index in range(16)]
+    assert together.n_waiting == 0  # a fifth call would wait
+
+
+def test_row_groups_that_threads_decode_are_bounded_in_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = [os.urandom(1000) for _ in range(64)]
+    file = write_parquet(tmp_path / "a.parquet", {"image": blobs, "caption": ["x"] * 64}, rows=4)
+    data = ParquetRows([file], COLUMNS)
+    data._reader.most_bytes = 13_000
+    decode, running = group_decoder.GroupDecoder.decode, []
+
+    def counted(*arguments: Any) -> Any:
+        running.append(dict(data._reader.decoded().running))
+        time.sleep(0.002)
+        return decode(*arguments)
+
+    monkeypatch.setattr(group_decoder.GroupDecoder, "decode", counted)
+    order = random.Random(0).choices(range(64), k=200)
+    with ThreadPoolExecutor(16) as pool:
+        assert [row.values["image"] for row in pool.map(data.__getitem__, order)] == [blobs[n] for n in order]
+    assert max(map(len, running)) == 2 and data._reader.decoded().running == {}
+
+
+@pytest.mark.parametrize("large", [10_000, 2**27])
+def test_rows_are_those_of_pyarrow_in_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: int
+) -> None:
+    monkeypatch.setattr(group_decoder, "LARGE", large)
+    blobs = [os.urandom(1000) for _ in range(240)]
+    columns = {"image": blobs, "caption": ["x"] * 240}
+    data = ParquetRows([write_parquet(tmp_path / "a.parquet", columns, rows=60)], COLUMNS)
+    data._reader.most_bytes = 100_000
+    order = random.Random(0).choices(range(240), k=500)
+    with ThreadPoolExecutor(8) as pool:
+        assert [row.values["image"] for row in pool.map(data.__getitem__, order)] == [blobs[n] for n in order]
+
+
+def test_threads_that_wait_for_a_damaged_row_group_read_it_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = ParquetRows([write_pairs(tmp_path / "a.parquet", range(4), rows=4)], COLUMNS)
+    decode, calls = group_decoder.GroupDecoder.decode, []
+
+    def failing_once(*arguments: Any) -> Any:
+        calls.append(1)
+        time.sleep(0.01)
+        if len(calls) == 1:
+            raise OSError(errno.EIO, "the disk fails")
+        return decode(*arguments)
+
+    monkeypatch.setattr(group_decoder.GroupDecoder, "decode", failing_once)
+    with ThreadPoolExecutor(4) as pool:
+        results = [pool.submit(data.__getitem__, index) for index in range(4)]
+    errors = [result.exception() for result in results]
+    assert sum(isinstance(error, StorageError) for error in errors) == 1
+    assert errors.count(None) == 3 and len(calls) == 2
 
 
 def test_a_note_names_row_groups_that_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +280,7 @@ def test_a_value_repeated_for_many_rows_takes_memory_once(tmp_path: Path, kind: 
     data = ParquetRows([file], {"image": kind})
     before = pa.total_allocated_bytes()
     assert data[rows - 1].values["image"] == (value if kind == "image" else [value])
-    assert data._reader._bytes < 1_000_000
+    assert data._reader.decoded().bytes < 1_000_000
     assert pa.total_allocated_bytes() - before < 1_000_000
 
 
@@ -234,7 +310,7 @@ def test_a_damaged_file_is_an_error_with_its_name_or_has_rows(
     file.write_bytes(damaged(before, int(place * len(before)), change))
     with pytest.MonkeyPatch.context() as patch:
         if not is_whole:
-            patch.setattr(row_groups, "LARGE", 0)
+            patch.setattr(group_decoder, "LARGE", 0)
         try:
             data = ParquetRows([file], COLUMNS, folder / "index")
             for index in range(min(len(data), 20)):
@@ -357,7 +433,9 @@ def read(rows: ParquetRows, indices: list[int]) -> list[bytes]:
 def test_other_processes_read_the_same_rows(tmp_path: Path, method: str) -> None:
     rows = ParquetRows([write_pairs(tmp_path / "a.parquet", range(9))], COLUMNS)
     assert read(rows, [4, 8]) == [png(4), png(8)]
-    rows._own_lock().acquire()  # as a thread may that reads when the process forks
+    decoded = rows._reader.decoded()
+    decoded.changed.acquire()  # as a thread may that reads when the process forks
+    decoded.running[0, 0] = 1
     with get_context(method).Pool(1) as pool:
         assert pool.apply(read, (pickle.loads(pickle.dumps(rows)), [4, 8, 0])) == [png(4), png(8), png(0)]
     if method == "fork":

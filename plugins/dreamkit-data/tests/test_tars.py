@@ -1,54 +1,26 @@
-"""The data set `tars`: pairs in tars as img2dataset writes them."""
+"""The data set `tars`: pairs in tars as img2dataset writes them, chosen by captions and filters."""
 
-import errno
-import json
-import os
-import pickle
 import random
-import signal
 import tarfile
 from collections import Counter
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from dreamkit import ConfigError, Dataset, Document, DocumentError, Image, Registry, StorageError, Text
-from dreamkit.data import range_reads
+from dreamkit import ConfigError, DocumentError, Image, Registry, Text
 from dreamkit.recipe.loading import draft_recipe
-from dreamkit_data import spans, tar_samples
 from dreamkit_data.member_records import Bounds
 from dreamkit_data.tars import Tars, TarsConfig
 from dreamkit_digits import digits
-from tar_files import digit_metadata, digit_sample, encoded, write_img2dataset, write_tar
-
-
-def open_tars(path: Path | list[Path], **settings: Any) -> Tars:
-    return Tars(TarsConfig(path, **settings))
+from tar_files import digit_metadata, digit_sample, write_img2dataset, write_tar
+from tar_sets import SHARDS, open_tars, sample
 
 
 def pixels(image: Image) -> np.ndarray:
     return np.asarray(image.picture.convert("RGB"))
-
-
-def sample(key: str, **members: Any) -> list[tuple[str, bytes]]:
-    """Return members by their suffixes; a dict is JSON, and True a digit."""
-    made = []
-    for suffix, content in members.items():
-        if content is True:
-            content = encoded(digits.load("train").image(0))
-        elif isinstance(content, dict):
-            content = json.dumps(content).encode()
-        elif isinstance(content, str):
-            content = content.encode()
-        made.append((f"{key}.{suffix}", content))
-    return made
-
-
-SHARDS = [[digit_metadata(10 * shard + n) for n in range(10)] for shard in range(3)]
 
 
 def test_documents_are_the_pairs_of_img2dataset_in_order(tmp_path: Path) -> None:
@@ -80,14 +52,6 @@ def test_images_of_all_formats_are_read(tmp_path: Path, suffix: str) -> None:
     assert document.images[0].picture.size == (16, 16)
 
 
-def test_a_second_start_reads_no_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_img2dataset(tmp_path, SHARDS)
-    first = open_tars(tmp_path)
-    monkeypatch.setattr(tar_samples, "samples", None)
-    monkeypatch.setattr(os, "pread", None)
-    assert len(open_tars(tmp_path)) == len(first) == 30
-
-
 def test_a_changed_tar_and_other_settings_are_indexed_anew(tmp_path: Path) -> None:
     (path,) = write_img2dataset(tmp_path, SHARDS[:1])
     assert len(open_tars(path)) == 10
@@ -96,71 +60,6 @@ def test_a_changed_tar_and_other_settings_are_indexed_anew(tmp_path: Path) -> No
         open_tars(path, filters={"width": Bounds(least=17)})
     write_img2dataset(tmp_path, [[digit_metadata(n) for n in range(7)]])
     assert len(open_tars(path)) == 7
-
-
-def test_a_document_is_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_img2dataset(tmp_path, SHARDS)
-    data = open_tars(tmp_path)
-    reads = []
-    original = os.pread
-    monkeypatch.setattr(os, "pread", lambda *args: reads.append(args) or original(*args))
-    for number in random.Random(0).sample(range(30), 30):
-        assert data[number].text == digit_metadata(number)["caption"]
-    assert len(reads) == 30
-
-
-def test_files_stay_within_the_limit_of_open_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spans, "MOST_OPEN", 3)
-    write_img2dataset(tmp_path, [[digit_metadata(n)] for n in range(12)])
-    data = open_tars(tmp_path)
-    for number in [*range(12), *range(12)]:
-        assert data[number].name.endswith(f"!{number:09}")
-    targets = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
-    assert sum(target.startswith(str(tmp_path)) and target.endswith(".tar") for target in targets) == 3
-
-
-def test_copies_in_other_processes_read_the_same(tmp_path: Path) -> None:
-    write_img2dataset(tmp_path, SHARDS)
-    data = open_tars(tmp_path)
-    data[0]
-    copy = pickle.loads(pickle.dumps(data))
-    assert [copy[n] for n in range(30)] == [data[n] for n in range(30)]
-    for number in (-1, 30):
-        with pytest.raises(IndexError):
-            data[number]
-
-
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_process_that_is_forked_while_a_thread_opens_a_file_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_img2dataset(tmp_path, SHARDS)
-    data = open_tars(tmp_path)
-    is_open, go_on = Event(), Event()
-    original = range_reads.open_regular
-
-    def slow(path: Path) -> Any:
-        if path.name == "00000.tar":
-            is_open.set()
-            go_on.wait()
-        return original(path)
-
-    monkeypatch.setattr(range_reads, "open_regular", slow)
-    thread = Thread(target=lambda: data[0])
-    thread.start()
-    is_open.wait()
-    process = os.fork()
-    if process == 0:
-        signal.alarm(60)
-        code = 1
-        try:
-            code = int(data[29].text != digit_metadata(29)["caption"])
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(process, 0)
-    go_on.set()
-    thread.join()
-    assert status == 0
 
 
 def test_a_caption_of_json_and_a_choice_by_weight(tmp_path: Path) -> None:
@@ -276,115 +175,6 @@ def test_any_tars_have_the_samples_with_image_and_caption(
     else:
         with pytest.raises(DocumentError, match="no samples"):
             Tars(config)
-
-
-HOSTILE: dict[str, tuple[list[tuple[str, bytes]], str]] = {
-    "a pickle": (sample("a", pkl="x"), "expected no pickle"),
-    "a pickle in a sample": ([("a.jpg", b""), ("a.extra.PKL", b"")], "expected no pickle"),
-    "a path outside": ([("../a.jpg", b"")], "leads out"),
-    "two members of one name": (
-        [("a.jpg", b""), ("a.jpg", b"")],
-        "expected one member of this name, got two",
-    ),
-    "too many members": ([(f"a.{n}", b"") for n in range(4097)], "at most 4,096 members"),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_tars_are_refused_by_name(tmp_path: Path, name: str) -> None:
-    members, message = HOSTILE[name]
-    path = write_tar(tmp_path / "bad.tar", members, tarfile.USTAR_FORMAT)
-    with pytest.raises(DocumentError, match=rf"bad\.tar!.*{message}"):
-        open_tars(path)
-
-
-def test_compressed_tars_and_special_files_are_refused(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w:gz"):
-        pass
-    os.mkfifo(tmp_path / "pipe.tar")
-    (tmp_path / "empty.tar").touch()
-    (tmp_path / "zip.tar").write_bytes(b"PK\x03\x04" + b"0" * 600)
-    for name, message in [
-        ("a.tar", "got a compressed file.*gunzip"),
-        ("zip.tar", "got a compressed file.*unzip"),
-        ("pipe.tar", "regular file"),
-        ("empty.tar", "without the mark of its end"),
-        ("none.tar", "no such file"),
-    ]:
-        with pytest.raises(DocumentError, match=message):
-            open_tars(tmp_path / name)
-
-
-def test_a_tar_that_changes_after_the_start_stops_the_run(tmp_path: Path) -> None:
-    (path,) = write_img2dataset(tmp_path, SHARDS[:1])
-    data, cut = open_tars(path), open_tars(path)
-    content = path.read_bytes()
-    path.write_bytes(content[:512])
-    with pytest.raises(StorageError, match=r"00000\.tar changed while being read"):
-        cut[5]
-    path.write_bytes(content[1024:])
-    with pytest.raises(StorageError, match=r"00000\.tar changed while being read"):
-        data[5]
-    path.unlink()
-    with pytest.raises(StorageError, match="No such file"):
-        open_copy(data)[5]
-
-
-def test_a_tar_that_changes_within_its_layout_stops_the_run(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "a.tar", sample("a", jpg=True, txt="cat"))
-    data, content, status = open_tars(path), path.read_bytes(), path.stat()
-    assert data[0].text == "cat"
-    path.write_bytes(content.replace(b"cat", b"dog"))
-    os.utime(path, ns=(0, status.st_mtime_ns + 1))
-    for each in (data, open_copy(data)):  # with the file open, and without
-        with pytest.raises(StorageError, match=r"a\.tar changed while being read"):
-            each[0]
-    path.unlink()
-    path.write_bytes(content)
-    os.utime(path, ns=(0, status.st_mtime_ns))
-    assert data[0].text == "cat"  # once it is restored
-
-
-def test_a_failing_disk_is_no_fault_of_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (path,) = write_img2dataset(tmp_path, SHARDS[:1])
-    data = open_tars(path)
-
-    def fail(*_: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "pread", fail)
-        for read in (lambda: data[3], lambda: open_tars(path, caption="json:caption")):
-            with pytest.raises(StorageError, match=r"00000\.tar: cannot read the file: Input/output error"):
-                read()
-    assert data[3].text == digit_metadata(3)["caption"]  # once the disk works again
-
-
-def open_copy(data: Dataset) -> Dataset:
-    copy: Dataset = pickle.loads(pickle.dumps(data))
-    return copy
-
-
-@pytest.mark.parametrize(
-    ("members", "message"),
-    [
-        (sample("a", jpg=b"no image", txt="a"), r"a\.tar!a\.jpg: cannot read the image"),
-        (sample("a", jpg=True, txt=b"\xff\xfe"), r"a\.tar!a: txt: expected a caption in UTF-8, got"),
-        (
-            sample("a", jpg=True, json=b'{"alt": "\\ud800"}'),
-            r"a\.tar!a: json:alt: expected a caption in UTF-8, got",
-        ),
-    ],
-)
-def test_a_bad_sample_is_a_document_error(
-    tmp_path: Path, members: list[tuple[str, bytes]], message: str
-) -> None:
-    write_tar(tmp_path / "a.tar", [*sample("0", jpg=True, txt="a"), *members])
-    data = open_tars(tmp_path, caption={"txt": 1.0, "json:alt": 1.0})
-    assert isinstance(data[0], Document)
-    with pytest.raises(DocumentError, match=message) as error:
-        data[1]
-    assert not isinstance(error.value, StorageError)
 
 
 def test_a_recipe_reads_all_settings(tmp_path: Path) -> None:

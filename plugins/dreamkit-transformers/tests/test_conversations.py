@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -12,75 +10,14 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from PIL import Image as PIL
 from tokenizers import AddedToken
 
 from chat_tokenizers import EACH, ENDLESS, SPECIAL, TEMPLATES, TOKENIZERS
+from chats import DRAWN, PICTURE, READ, conversation, conversations, library_ids, part_of, sequencer_of
 from dreamkit import Document, DocumentError, Image, Text
-from dreamkit.data.sequence import IGNORED, Sequencer
-from dreamkit.recipe.special_tokens import SpecialTokens
+from dreamkit.data.sequence import IGNORED
 from dreamkit_transformers.causal_lm import CausalLM, LanguageConfig
-from dreamkit_transformers.chat_encoding import Encoding
-from dreamkit_transformers.chat_rendering import Rendering, common_length
-from dreamkit_transformers.library_chat import LibraryChat
 from dreamkit_transformers.llama import Llama, tiny_gated_config
-from dreamkit_transformers.tokenizers import byte_tokenizer
-
-NAMES = SpecialTokens()
-Q, V = 2, 3
-DRAWN = NAMES.dream_start + NAMES.dream_patch * Q + NAMES.dream_end
-READ = NAMES.image_start + NAMES.image_patch * V + NAMES.image_end
-PICTURE = PIL.new("RGB", (8, 8))
-
-
-@cache
-def part_of(kind: str, template: str | None, family: Any = CausalLM) -> Any:
-    """Return a part with random weights whose tokenizer is of `kind` and has the named template."""
-    tokenizer = TOKENIZERS[kind]()
-    tokenizer.chat_template = None if template is None else {**TEMPLATES, **ENDLESS}[template]
-    with TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        config = {"model_type": "llama", **tiny_gated_config()}
-        return family.from_config(LanguageConfig(config=config, tokenizer=folder))
-
-
-def sequencer_of(part: Any) -> Sequencer:
-    token_ids = dict(zip(NAMES.names(), part.add_tokens(NAMES.names()), strict=True))
-    return Sequencer(part, token_ids, NAMES, vision_tokens=V, dream_queries=Q, max_length=10**6)
-
-
-def library_ids(part: Any, document: Document, prompt: bool, **options: bool) -> list[int]:
-    """Return the ids of the library for a document, whose images are the names of their tokens in the text."""
-    messages: list[dict[str, str]] = []
-    for segment in document:
-        if not messages or messages[-1]["role"] != segment.role:
-            messages.append({"role": str(segment.role), "content": ""})
-        content = segment.text if isinstance(segment, Text) else DRAWN * segment.draw + READ * segment.read
-        messages[-1]["content"] += content
-    if prompt:
-        is_open = messages[-1]["role"] == "assistant"
-        options["continue_final_message" if is_open else "add_generation_prompt"] = True
-    return part.tokenizer.apply_chat_template(messages, return_dict=False, **options)
-
-
-def conversation(*turns: tuple[str, str]) -> Document:
-    return Document(tuple(Text(text, role=role) for role, text in turns), name="d1")  # type: ignore[arg-type]
-
-
-def text(digits: str) -> st.SearchStrategy[str]:
-    blanks = st.sampled_from(["", " ", "\n", "  ", "\n\n"])
-    words = st.lists(st.sampled_from([*digits, *digits, " ", "\n", "é", *SPECIAL[1:]]), max_size=6).map(
-        "".join
-    )
-    return st.tuples(blanks, words, blanks).map("".join)
-
-
-@st.composite
-def conversations(draw: st.DrawFn) -> Document:
-    turns = [("system", draw(text("0")))] * draw(st.booleans())
-    for _ in range(draw(st.integers(1, 3))):
-        turns += [("user", draw(text("12"))), ("assistant", draw(text("89")))]
-    return conversation(*turns[: len(turns) - draw(st.booleans())])
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -307,198 +244,6 @@ def test_a_token_that_opens_an_answer_is_never_its_end() -> None:
     part = part_of("byte-level", "opens alone")
     opening = part.tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert opening not in part.spec.eos_ids and opening not in part.suppressed_ids
-
-
-ADDED = {
-    "<|turn|>": {"normalized": False},
-    "<|Turn of all|>": {"normalized": False, "rstrip": True},
-    "<|left|>": {"normalized": False, "lstrip": True},
-    "wo": {"normalized": False, "single_word": True},
-    "<|Normal|>": {"normalized": True},
-    "rd": {"normalized": True},
-}
-
-
-@cache
-def tokenizer_with_added_tokens(kind: str) -> Any:
-    """Return a tokenizer with the tokens of `ADDED`, none of which is special."""
-    tokenizer = TOKENIZERS[kind]()
-    tokenizer.add_tokens([AddedToken(name, special=False, **options) for name, options in ADDED.items()])
-    return tokenizer
-
-
-def long_conversation(turns: int) -> Document:
-    return conversation(*[("user", "12 1"), ("assistant", "8 98")] * (turns // 2))
-
-
-@pytest.mark.parametrize("template", [*TEMPLATES])
-def test_a_long_conversation_takes_the_renderings_of_a_short_one(template: str, monkeypatch: Any) -> None:
-    part = part_of("byte-level", template)
-    sequencer, kind = sequencer_of(part), type(part.tokenizer)
-    render, encode = kind.apply_chat_template, kind.__call__
-    work = Counter[str]()
-
-    def count_rendering(self: Any, *args: Any, **options: Any) -> Any:
-        work["renderings"] += 1
-        return render(self, *args, **options)
-
-    def count_characters(self: Any, text: str, **options: Any) -> Any:
-        work["characters"] += len(text)
-        return encode(self, text, **options)
-
-    monkeypatch.setattr(kind, "apply_chat_template", count_rendering)
-    monkeypatch.setattr(kind, "__call__", count_characters)
-    renderings, characters = [], []
-    for turns in (6, 60, 200):
-        work.clear()
-        sequence = sequencer.sequence(long_conversation(turns))
-        renderings.append(work["renderings"])
-        characters.append(work["characters"] / len(part.decode([*sequence.ids])))
-    assert renderings == [renderings[0]] * 3
-    # without special tokens between turns, each answer is found by tokenizing all before it
-    assert template == "ends once" or max(characters) < 5
-
-
-@pytest.mark.parametrize("is_special", [True, False], ids=["special", "not special"])
-def test_added_tokens_divide_a_long_conversation(is_special: bool, monkeypatch: Any) -> None:
-    """Early tokenizers of Phi-3 have turns between tokens that are not special."""
-    tokenizer = TOKENIZERS["byte-level"]()
-    names = [f"<|turn of {role}|>" for role in ("user", "assistant")]
-    tokenizer.add_tokens(
-        [AddedToken(name, special=is_special, normalized=False, rstrip=True) for name in names]
-    )
-    text = "".join(f"{name}\n8 98 " for name in names * 100)
-    encoding, characters = Encoding(tokenizer, text, {}), Counter[str]()
-    encode = encoding._ids
-
-    def count_characters(text: str, **options: bool) -> list[int]:
-        characters["encoded"] += len(text)
-        return encode(text, **options)
-
-    monkeypatch.setattr(encoding, "_ids", count_characters)
-    for match in re.finditer("8 98", text):
-        assert tokenizer.decode(encoding.ids[: encoding.tokens_before(match.end())]).endswith("8 98")
-    assert characters["encoded"] <= len(text)
-
-
-@pytest.mark.parametrize("kind", TOKENIZERS)
-@settings(max_examples=60, deadline=None)
-@given(
-    pieces=st.lists(st.sampled_from([*ADDED, *SPECIAL[1:], "1", " ", "\n", "word", "é"]), max_size=12),
-    end=st.integers(0, 12),
-)
-def test_the_tokens_before_a_place_are_those_of_the_whole_text_before_it(
-    kind: str, pieces: list[str], end: int
-) -> None:
-    tokenizer = tokenizer_with_added_tokens(kind)
-    text, before = "".join(pieces), "".join(pieces[:end])
-    encoding = Encoding(tokenizer, text, {})
-    expected = common_length(Encoding(tokenizer, before, {}).ids, encoding.ids)
-    assert encoding.tokens_before(len(before)) == expected
-
-
-@pytest.mark.parametrize("kind", TOKENIZERS)
-@settings(max_examples=40, deadline=None)
-@given(template=st.sampled_from([*TEMPLATES]), document=conversations())
-def test_answers_found_together_have_the_labels_of_each_found_alone(
-    kind: str, template: str, document: Document
-) -> None:
-    sequencer = sequencer_of(part_of(kind, template))
-    try:
-        sequence = sequencer.sequence(document)
-    except DocumentError:
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Rendering, "_inner", {})
-        patch.setattr(Encoding, "_divisions", [(0, 0)])
-        assert sequencer.sequence(document).labels == sequence.labels
-
-
-def test_a_refused_conversation_names_what_the_template_raises() -> None:
-    sequencer = sequencer_of(part_of("byte-level", "alternating roles"))
-    document = conversation(("system", "0"), ("user", "1"), ("assistant", "8"))
-    message = (
-        r"d1: the tokenizer '.*' has a chat template that refuses a conversation of system, user, assistant "
-    )
-    message += r"\(TemplateError: roles must alternate\); change the turns, or name a tokenizer with another template"
-    with pytest.raises(DocumentError, match=message):
-        sequencer.sequence(document)
-
-
-def test_the_message_about_a_long_conversation_is_short() -> None:
-    part = part_of("byte-level", "alternating roles")
-    document = conversation(*[("user", "1"), ("assistant", "8")] * 500, ("system", "0"))
-    with pytest.raises(DocumentError, match=r"a conversation of user, assistant, .*\.\.\.") as raised:
-        sequencer_of(part).sequence(document)
-    assert len(str(raised.value)) < 400
-
-
-def test_a_tokenizer_with_other_ids_is_refused_with_the_difference(monkeypatch: Any) -> None:
-    tokenizer = TOKENIZERS["byte-level"]()
-    tokenizer.chat_template = TEMPLATES["chatml"]
-    original = type(tokenizer).apply_chat_template
-
-    def apply(self: Any, *args: Any, **options: Any) -> Any:
-        result = original(self, *args, **options)
-        return result if isinstance(result, str) else [*result[:3], 5, *result[3:]]
-
-    assert LibraryChat(tokenizer).problem is None
-    monkeypatch.setattr(type(tokenizer), "apply_chat_template", apply)
-    problem = LibraryChat(tokenizer).problem
-    assert problem is not None
-    assert "got others from token 3 on" in problem and "a conversation of user ('What is this?')" in problem
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        (
-            "{{ raise_exception('never') }}",
-            r"refuses a conversation of user, assistant \(TemplateError: never\)",
-        ),
-        ("{{ messages[0].content }}", "leaves out an answer, turn 1 of a conversation of user, assistant"),
-    ],
-)
-def test_a_template_for_no_conversation_is_logged_and_refused(
-    template: str, message: str, tmp_path: Any, caplog: Any
-) -> None:
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(tmp_path)
-    part = CausalLM.from_config(replace(CausalLM.tiny_config(), tokenizer=str(tmp_path)))
-    assert "conversations are refused" in caplog.text
-    problem = CausalLM.infer_spec(part.config).conversation_problem
-    assert problem is not None and re.search(f"{message}.*; name a tokenizer with another template$", problem)
-    sequencer = sequencer_of(part)
-    assert sequencer.sequence(Document((Text("other documents"),))).ids
-    with pytest.raises(DocumentError, match=message):
-        sequencer.sequence(conversation(("user", "1"), ("assistant", "8")))
-
-
-def test_a_template_that_requires_a_system_turn_has_conversations(tmp_path: Any) -> None:
-    tokenizer = TOKENIZERS["byte-level"]()
-    tokenizer.chat_template = (
-        "{% if messages[0].role != 'system' %}{{ raise_exception('a system turn first') }}"
-    )
-    tokenizer.chat_template += "{% endif %}" + TEMPLATES["chatml"]
-    tokenizer.save_pretrained(tmp_path)
-    part = CausalLM.from_config(
-        LanguageConfig(config={"model_type": "llama", **tiny_gated_config()}, tokenizer=str(tmp_path))
-    )
-    document = conversation(("system", "0"), ("user", "1"), ("assistant", "8"))
-    assert part.spec.conversation_problem is None
-    assert sequencer_of(part).sequence(document).ids == library_ids(part, document, prompt=False)
-    assert part.tokenizer.convert_tokens_to_ids("<|im_end|>") in part.spec.eos_ids
-    with pytest.raises(DocumentError, match="a system turn first"):
-        sequencer_of(part).sequence(conversation(("user", "1"), ("assistant", "8")))
-
-
-def test_a_template_without_an_end_token_is_logged(tmp_path: Any, caplog: Any) -> None:
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    tokenizer.save_pretrained(tmp_path)
-    CausalLM.from_config(replace(CausalLM.tiny_config(), tokenizer=str(tmp_path)))
-    assert r"puts '\n' after an answer, without an end token" in caplog.text
 
 
 def test_a_saved_tokenizer_has_the_same_conversations(tmp_path: Any) -> None:
