@@ -98,9 +98,10 @@ class TrainingLoop:
             TrainingError: a loss or gradient is not finite, or too many documents are bad.
         """
         train = self.recipe.train
-        state = None if point is None else self.load(point, changed_data)
+        if point is not None:
+            self.load(point, changed_data)
         updates = iter(self.updates.loader(self.step))
-        self.begin(state, point)
+        self.begin(point)
         while self.step < train.steps:
             batches, counts = self.read(updates)
             self.model.train()  # frozen parts stay in evaluation mode
@@ -110,7 +111,7 @@ class TrainingLoop:
             norm = clip_gradients(self.trained, train.max_grad_norm)
             self.monitor.add_gradient(self.step + 1, norm)
             learning_rate = float(self.schedule.get_last_lr()[0])
-            self.random_state = None
+            self.random_state = None  # from here to the end of the step, the run cannot be saved
             self.optimizer.step()
             self.schedule.step()
             self.optimizer.zero_grad()
@@ -123,7 +124,7 @@ class TrainingLoop:
                 self.save()
         self.check()
 
-    def load(self, point: Path, changed_data: bool) -> RunState:
+    def load(self, point: Path, changed_data: bool) -> None:
         """Take the state of the run in a resume point. The model was loaded before."""
         state = read_state(point)
         self.step = state.step
@@ -131,15 +132,13 @@ class TrainingLoop:
         self.schedule = make_schedule(self.optimizer, self.recipe.train, self.step)
         self.monitor.begin(state.interval.start, state.interval.sums)
         self.skipped.begin(self.step, state.documents, limit_begins_here=changed_data)
-        return state
 
-    def begin(self, state: RunState | None, point: Path | None) -> None:
+    def begin(self, point: Path | None) -> None:
         """Set the generators of random numbers, after the loader used some; show the run."""
-        if state is not None and point is not None:
-            if state.processes == world_size():
-                load_random_state(point)
-            else:
-                set_seed(stream_seed(self.recipe.train.seed, self.step, f"process {rank()}") % 2**32)
+        if point is not None and read_state(point).processes == world_size():
+            load_random_state(point)
+        elif point is not None:  # the states of other processes
+            set_seed(stream_seed(self.recipe.train.seed, self.step, f"process {rank()}") % 2**32)
         self.random_state = RandomState()
         if is_main():
             self.log.begin(self.step)

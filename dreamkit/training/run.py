@@ -35,7 +35,7 @@ from dreamkit.storage.writing import writing
 from dreamkit.training.failures import with_remedies
 from dreamkit.training.leaving import add_resume_point
 from dreamkit.training.loop import LOG, TrainingLoop
-from dreamkit.training.reading import make_updates
+from dreamkit.training.reading_updates import make_updates
 from dreamkit.training.resume_points import RESUME_POINTS, resume_points
 from dreamkit.training.resume_state import read_state
 from dreamkit.training.run_folder import exclusive_run
