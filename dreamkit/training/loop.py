@@ -102,9 +102,9 @@ class TrainingLoop:
             self.load(point, changed_data)
         updates = iter(self.updates.loader(self.step))
         self.begin(point)
+        self.model.train()  # frozen parts stay in evaluation mode
         while self.step < train.steps:
             batches, counts = self.read(updates)
-            self.model.train()  # frozen parts stay in evaluation mode
             for batch in batches:
                 losses = self.backward(batch.to(self.device, non_blocking=True), counts)
                 self.monitor.add(self.step + 1, batch.places, losses, counts)
@@ -206,6 +206,7 @@ class TrainingLoop:
         if is_main():
             self.bar.show(losses)
             self.log.add(self.step, losses | values | counts)
+            self.model.train()  # `on_log` may have changed the mode
 
     def check(self) -> None:
         """Check every loss and gradient since the last call. Every process must call this method.
