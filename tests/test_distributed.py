@@ -86,6 +86,11 @@ def test_two_processes_compute_the_losses_and_the_gradient_of_one(
     layouts.assert_same_run(two_processes / precision, tmp_path, precision)
 
 
+def test_two_processes_train_on_the_digits_like_one(two_processes: Path, tmp_path: Path) -> None:
+    layouts.digits_run(tmp_path)
+    layouts.assert_same_run(two_processes / "digits", tmp_path, "float32")
+
+
 @pytest.mark.parametrize("layout", ["2x2", "2x1x2"])
 def test_two_processes_log_the_losses_of_both(two_processes: Path, four_at_once: Path, layout: str) -> None:
     expected, actual = (

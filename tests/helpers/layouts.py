@@ -34,7 +34,7 @@ from dreamkit.document import Document, Text
 from dreamkit.errors import DocumentError, TrainingError, with_notes
 from dreamkit.interrupts import Interrupted
 from dreamkit.model.model import DreamModel
-from dreamkit.recipe.loading import recipe_from_dict
+from dreamkit.recipe.loading import load_recipe, recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training import loop
@@ -139,9 +139,24 @@ def train_layout(
 
 
 def measured_run(out: Path, precision: str, **settings: Any) -> None:
-    """Train a run of `STEPS_OF[precision]` steps in the folder `out`; write its first gradient into `FIRST_GRADIENT`.
+    """Train a run of the tiny documents in the folder `out`, as `measure` does.
 
     An update has `GLOBAL_BATCH` documents, or those of other `settings`.
+    """
+    if "batch_size" not in settings:
+        settings["global_batch"] = GLOBAL_BATCH
+    measure(recipe(condition_drop=0.5, precision=precision, **settings), out, [TinyDocuments()])
+
+
+def digits_run(out: Path, **settings: Any) -> None:
+    """Train a run of the digits of stage II in float32 in the folder `out`, as `measure` does."""
+    settings |= {"global_batch": GLOBAL_BATCH, "log_every": 1}
+    overrides = [f"train.{key}={json.dumps(value)}" for key, value in settings.items()]
+    measure(load_recipe("digits/stage2", overrides, Registry.load()), out)
+
+
+def measure(recipe: Recipe, out: Path, datasets: Sequence[Dataset] | None = None) -> None:
+    """Train `STEPS_OF[precision]` steps in the folder `out`; write the first gradient into `FIRST_GRADIENT`.
 
     The gradient is that of all trainable tensors together, before it is clipped.
     """
@@ -154,11 +169,9 @@ def measured_run(out: Path, precision: str, **settings: Any) -> None:
             gradients.append(torch.cat([whole(gradient).flatten() for gradient in each]))
         return clip(trained, max_norm)
 
-    if "batch_size" not in settings:
-        settings["global_batch"] = GLOBAL_BATCH
-    changed = recipe(condition_drop=0.5, steps=STEPS_OF[precision], precision=precision, **settings)
+    recipe = replace(recipe, train=replace(recipe.train, steps=STEPS_OF[recipe.train.precision]))
     with patch.object(loop, "clip_gradients", record):
-        train_recipe(changed, Registry.load(), out, datasets=[TinyDocuments()])
+        train_recipe(recipe, Registry.load(), out, datasets=datasets)
     if is_main():
         save_file({"gradient": gradients[0]}, out / FIRST_GRADIENT)
 
@@ -257,6 +270,7 @@ def main(folder: Path) -> None:
     measured_run(folder / "float32", "float32", workers=2)
     # three forward passes in the first process and two in the second one, which is idle in the third
     measured_run(folder / "float64", "float64", packing=False, micro_batch=1)
+    digits_run(folder / "digits", micro_batch=1)
 
     for seed in BAD_SEEDS:
         settings = recipe(steps=6, batch_size=1, log_every=6, seed=seed)
