@@ -71,4 +71,5 @@ from .storage.json_files import read_json as read_json
 from .storage.sources import locate as locate
 from .storage.urls import Location as Location, Url as Url, location as location
 from .storage.writing import write_text as write_text
+from .training.reading_updates import read_updates as read_updates
 from .training.run import train_recipe as train_recipe

@@ -1,6 +1,9 @@
-"""Processes that train together: sums over them, barriers, and sharding of the model (FSDP2)."""
+"""Processes that train together: their start, sums over them, barriers, and sharding of the model (FSDP2)."""
 
 from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
 
 import torch
 import torch.distributed as dist
@@ -9,15 +12,32 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+TIMEOUT: Final = timedelta(minutes=30)  # of a meeting of all processes: one of them may write a checkpoint
+
+
+def join() -> torch.device:
+    """Return the device of this process. Under `torchrun`, this call joins the other processes."""
+    from accelerate import PartialState  # takes a second to import
+
+    device: torch.device = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT).device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
 
 def world_size() -> int:
     """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def is_main() -> bool:
     """Return True in the one process that writes files and prints messages."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return rank() == 0
 
 
 def barrier() -> None:

@@ -15,10 +15,10 @@ import layouts
 import tiny
 from dreamkit.checkpoints.load import load_checkpoint
 from dreamkit.data.mixture import Mixture
-from dreamkit.errors import TrainingError
 from dreamkit.registry.registry import Registry
+from dreamkit.training.resume_state import read_state
 from dreamkit.training.run import train_recipe
-from processes import run_in_two
+from processes import run_in, run_in_two
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,13 @@ def test_adapters_over_two_processes_equal_those_of_one(two_processes: Path, tmp
 def test_two_processes_compute_the_losses_and_the_gradient_of_one(
     two_processes: Path, tmp_path: Path, precision: str
 ) -> None:
-    layouts.measured_run(tmp_path, precision, batch_size=4)
+    layouts.measured_run(tmp_path, precision)
     layouts.assert_same_run(two_processes / precision, tmp_path, precision)
+
+
+def test_two_processes_train_on_the_digits_like_one(two_processes: Path, tmp_path: Path) -> None:
+    layouts.digits_run(tmp_path)
+    layouts.assert_same_run(two_processes / "digits", tmp_path, "float32")
 
 
 @pytest.mark.parametrize("layout", ["2x2", "2x1x2"])
@@ -146,17 +151,41 @@ def test_too_many_bad_documents_stop_both_processes_before_the_same_step(two_pro
     assert "in /data/a.tar; " in messages[0] and "step 0 is saved in " in messages[0]
 
 
-def test_one_process_does_not_resume_a_run_of_two(two_processes: Path, tmp_path: Path) -> None:
-    shutil.copytree(two_processes / "straight/checkpoints", tmp_path / "checkpoints")
-    data = [layouts.TinyDocuments()]
-    with pytest.raises(TrainingError, match="expected 2 processes, as before, got 1"):
-        train_recipe(
-            layouts.recipe(save_every=1),
-            Registry.load(),
-            tmp_path,
-            datasets=data,
-            resume=True,
+def test_more_processes_than_documents_of_an_update_are_an_error(two_processes: Path) -> None:
+    for rank in range(2):
+        message = (two_processes / f"few.{rank}.txt").read_text()
+        assert message.startswith(
+            "expected at most 1 process, one for each document of an update, got 2; start"
         )
+    assert not (two_processes / "few").exists()
+
+
+def resume_from(point: Path, out: Path) -> Path:
+    """Copy a resume point into a new folder of a run; return the folder."""
+    shutil.copytree(point, out / "checkpoints" / point.name)
+    return out
+
+
+def losses(out: Path) -> dict[int, list[float | None]]:
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return {entry["step"]: [entry[name] for name in ("lm", "denoising", "loss")] for entry in entries}
+
+
+def test_one_process_and_then_three_continue_a_run_of_two(two_processes: Path, tmp_path: Path) -> None:
+    straight = two_processes / "straight"
+    expected = {
+        step: [None if value is None else pytest.approx(value, rel=1e-6) for value in each]
+        for step, each in losses(straight).items()
+    }
+    one = resume_from(two_processes / "resumed/checkpoints/step-1", tmp_path / "one")
+    data = [layouts.TinyDocuments()]
+    train_recipe(layouts.recipe(save_every=1), Registry.load(), one, datasets=data, resume=True)
+    assert losses(one) == {step: expected[step] for step in (2, 3)}
+    three = resume_from(one / "checkpoints/step-2", tmp_path / "three")
+    run_in(3, layouts.__file__, three)
+    assert losses(three) == {3: expected[3]}
+    assert read_state(three / "checkpoints/step-2").global_batch == 4
+    assert (three / "checkpoint").is_dir()
 
 
 def test_two_processes_resume_bitwise_identically(two_processes: Path) -> None:

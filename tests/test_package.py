@@ -87,6 +87,7 @@ PUBLIC = [
     "printable",
     "read_error",
     "read_json",
+    "read_updates",
     "save_checkpoint",
     "to_rgb",
     "train_recipe",

@@ -138,7 +138,7 @@ def plan(
     Prints the parts with their shapes and parameters, the memory of a device, and the floating-point operations of a
     training step. Loads no weights. If the memory exceeds --memory, prints what to change and exits with code 1.
 
-    Example: dreamkit plan digits/stage2 train.batch_size=64 --memory 8GiB
+    Example: dreamkit plan digits/stage2 train.global_batch=64 --memory 8GiB
     """
     import json
     from dataclasses import asdict

@@ -55,6 +55,7 @@ class Batch:
         extras: the image decoder's extras (M, ...).
         counts: labelled tokens and images to draw (2,), without dummies.
         documents: names of the documents, by number.
+        places: places of the documents in the run, by number; without dummies.
         skipped: documents that cannot be used, which others replace.
         cut: number of documents whose end is left out.
         condition_drop: probability that an image to draw gets the unconditional dream states.
@@ -89,6 +90,7 @@ class Batch:
     extras: dict[str, Tensor]
     counts: Tensor
     documents: tuple[str, ...]
+    places: tuple[int, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     cut: int = 0
     condition_drop: float = 0.0
@@ -195,22 +197,26 @@ class Collator:
         no_read = not any(sequence.reads for sequence in sequences)
         no_draw = not any(sequence.draws for sequence in sequences)
         if no_read or no_draw or not any(sequence.targets for sequence in sequences):
-            place = next((sequence.place for sequence in sequences), None)
+            place = (
+                sequences[0].place if sequences else 0
+            )  # a batch of no document takes no common random numbers
             sequences.append(replace(self.sequencer.dummy(read=no_read, draw=no_draw), place=place))
         unconditional = self.sequencer.unconditional() if self.condition_drop else None
         if unconditional is not None:
             sequences.append(unconditional)
-        packing = self.sequencer.language_model.spec.packing if self.packing is None else self.packing
-        rows = [[index] for index in range(len(sequences))]
-        if packing:
-            lengths = [len(sequence) for sequence in sequences]
-            rows = balanced_rows(
-                lengths, self.sequencer.max_length, row_cost(self.sequencer.language_model.spec)
-            )
-        return sequences, rows, unconditional
+        return sequences, self.rows(sequences), unconditional
+
+    def rows(self, sequences: Sequences[Sequence]) -> Rows:
+        """Return the indices of the sequences in each row: of one, or packed so that they cost least."""
+        spec = self.sequencer.language_model.spec
+        if not (spec.packing if self.packing is None else self.packing):
+            return [[index] for index in range(len(sequences))]
+        lengths = [len(sequence) for sequence in sequences]
+        return balanced_rows(lengths, self.sequencer.max_length, row_cost(spec))
 
     def collate(self, sequences: Sequences[Sequence]) -> Batch:
         """Return the batch of `sequences`, with a dummy if no sequence has a label, or an image to read or to draw."""
+        places = tuple(sequence.place for sequence in sequences if sequence.place is not None)
         sequences, rows, unconditional = self.packed(sequences)
         width = max(sum(len(sequences[i]) for i in row) for row in rows)
         starts: dict[int, int] = {}
@@ -278,6 +284,7 @@ class Collator:
             draw_document_M=torch.tensor(draw_documents),
             counts=torch.tensor([float(label_weights.sum()), sum(draw_weights)]),
             documents=tuple(sequence.name for sequence in sequences),
+            places=places,
             skipped=tuple(document for sequence in sequences for document in sequence.skipped),
             cut=sum(sequence.is_cut for sequence in sequences),
             condition_drop=self.condition_drop,

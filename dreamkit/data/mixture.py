@@ -138,13 +138,13 @@ class Mixture:
         return places
 
 
-def run_mixture(recipe: Recipe, data_sets: Sequence[Dataset], processes: int) -> Mixture:
-    """Return the documents of a whole run in their order, for all processes: each takes whole batches in turn."""
+def run_mixture(recipe: Recipe, data_sets: Sequence[Dataset], global_batch: int) -> Mixture:
+    """Return the documents of a whole run in their order; each update has the next `global_batch`."""
     train, sections = recipe.train, recipe.data
     return Mixture(
         data_sets,
         [section.weight for section in sections],
         train.seed,
         shuffle=[section.shuffle for section in sections],
-        length=train.steps * train.accumulation * train.batch_size * processes,
+        length=train.steps * global_batch,
     )

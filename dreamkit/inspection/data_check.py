@@ -246,19 +246,20 @@ class _DataCheck:
         )
 
     def pack(self) -> Packing | None:
-        """Return the rows of the first batches: of about as many documents as a sample has, and of one at least."""
+        """Return the rows of the first batches: of about as many documents as a sample has."""
         datasets = [dataset for dataset in self.datasets if dataset is not None]
         if self.collator is None or not datasets or len(datasets) < len(self.recipe.data):
             return None
-        mixture = run_mixture(self.recipe, datasets, processes=1)
+        documents = self.recipe.train.update_documents(processes=1)
+        mixture = run_mixture(self.recipe, datasets, documents)
         samples = Samples(mixture, self.collator.sequencer, Policy.of(self.recipe.train))
         run = RunData(self.recipe, samples, self.collator)
         packing, stopped = Packing(), set()
-        for batch in run.batches(self.samples or SAMPLES):
-            if packing.batches and packing.documents + len(batch) > (self.samples or SAMPLES):
+        for update in run.updates(self.samples or SAMPLES):
+            if packing.documents and packing.documents + len(update) > (self.samples or SAMPLES):
                 break
             try:
-                places = [run.place(number).without_pictures() for number in batch]
+                places = [run.place(number).without_pictures() for number in update]
             except StorageError as error:
                 self.problem("data", str(error))
                 break
@@ -266,7 +267,7 @@ class _DataCheck:
                 if place.problem is not None and place.data not in stopped:
                     stopped.add(place.data)
                     self.add_stop(place)
-            packing.add(len(batch), run.packed(places))
+            packing.add(len(update), run.packed(places))
         return packing
 
     def add_stop(self, place: Place) -> None:

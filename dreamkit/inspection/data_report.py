@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -90,11 +91,11 @@ class Packing:
     tokens: int = 0
     filled: int = 0
 
-    def add(self, documents: int, batch: PackedBatch | None) -> None:
-        """Add the batch of a number of documents; None is a batch whose documents cannot be trained on."""
-        self.batches += 1
+    def add(self, documents: int, batches: Iterable[PackedBatch]) -> None:
+        """Add the batches of an update of a number of documents; none if they cannot be trained on."""
         self.documents += documents
-        if batch is not None:
+        for batch in batches:
+            self.batches += 1
             self.rows += len(batch.rows)
             self.tokens += len(batch.rows) * batch.width
             self.filled += batch.filled

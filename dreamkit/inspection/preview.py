@@ -39,13 +39,11 @@ def preview(recipe: Recipe, registry: Registry, documents: int, *, title: str) -
             texts.append(first_text(place.document))
         places[index] = place.without_pictures()
     batches = []
-    for batch in islice(run.batches(number), MOST_BATCHES):
-        batch_places = [places.get(index) or run.place(index).without_pictures() for index in batch]
-        if (packed := run.packed(batch_places)) is not None:
-            batches.append(packed)
+    for update in islice(run.updates(number), MOST_BATCHES):
+        batches += run.packed([places.get(index) or run.place(index).without_pictures() for index in update])
     loss = text_loss_note(run.sequencer.language_model, texts)
     notes = () if loss is None else (loss,)
-    page = preview_page(articles, batches, title=title, notes=notes, facts=_facts(run))
+    page = preview_page(articles, batches[:MOST_BATCHES], title=title, notes=notes, facts=_facts(run))
     return page, sum(place.problem is not None for place in places.values())
 
 
@@ -53,7 +51,7 @@ def _facts(run: RunData) -> dict[str, object]:
     sequencer, train = run.sequencer, run.recipe.train
     return {
         "data": ", ".join(section.name for section in run.recipe.data),
-        "batch_size": train.batch_size,
+        "documents of an update": train.update_documents(processes=1),
         "max_length": sequencer.max_length,
         "vision tokens of an image": sequencer.vision_tokens,
         "dream queries of an image": sequencer.dream_queries,

@@ -16,12 +16,13 @@ from dreamkit.data.batch import Collator
 from dreamkit.data.mixture import run_mixture
 from dreamkit.data.samples import Policy, Samples
 from dreamkit.data.sequence import Sequence, Sequencer
+from dreamkit.data.updates import divide
 from dreamkit.document import Document
 from dreamkit.errors import RecipeError, StorageError, describe_error
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 
-MOST_PACKED: Final = 1024  # documents of one batch that are read to show its rows
+MOST_PACKED: Final = 1024  # documents of one update that are read to show its rows
 PIXEL: Final = Image.new("L", (1, 1))
 
 
@@ -115,23 +116,24 @@ class RunData:
             document = self.samples.document(number)
         return Place(number, data, document, problem=problem)
 
-    def batches(self, documents: int) -> Iterator[range]:
-        """Yield the places of each batch that has one of the first `documents` places.
+    def updates(self, documents: int) -> Iterator[range]:
+        """Yield the places of each update that has one of the first `documents` places.
 
-        Of a batch with more than `MOST_PACKED` documents, only so many are read.
+        Of an update with more than `MOST_PACKED` documents, only so many are read.
         """
-        size = self.recipe.train.batch_size
+        size = self.recipe.train.update_documents(processes=1)
         for start in range(0, min(documents, len(self.samples)), size):
             yield range(start, start + min(size, MOST_PACKED))
 
-    def packed(self, places: Sequences[Place]) -> PackedBatch | None:
-        """Return the rows of the batch of these places; None if no document can be trained on."""
-        usable = [(place.number, place.sequence) for place in places if place.sequence is not None]
-        if not usable:
-            return None
-        numbers: list[int | None] = [number for number, _ in usable]
-        sequences, rows, _ = self.collator.packed([sequence for _, sequence in usable])
-        numbers += [None] * (len(sequences) - len(numbers))
+    def packed(self, places: Sequences[Place]) -> list[PackedBatch]:
+        """Return the rows of each forward pass of an update of these places; none if no document can be trained on."""
+        usable = [place.sequence for place in places if place.sequence is not None]
+        return [self._packed(part) for part in divide(usable, self.collator, self.recipe.train)]
+
+    def _packed(self, usable: Sequences[Sequence]) -> PackedBatch:
+        """Return the rows of the forward pass of these sequences."""
+        sequences, rows, _ = self.collator.packed(usable)
+        numbers = [sequence.place for sequence in usable] + [None] * (len(sequences) - len(usable))
         made = tuple(Row(tuple((numbers[index], len(sequences[index])) for index in row)) for row in rows)
         return PackedBatch(made, max(row.filled for row in made))
 
@@ -147,5 +149,6 @@ def open_run(recipe: Recipe, registry: Registry) -> RunData:
     if problems := [*fitted.problems, *inputs.problems]:
         raise RecipeError(problems)
     collator = build_on_meta(fitted).collator(recipe)
-    mixture = run_mixture(recipe, inputs.require_datasets(), processes=1)
+    documents = recipe.train.update_documents(processes=1)
+    mixture = run_mixture(recipe, inputs.require_datasets(), documents)
     return RunData(recipe, Samples(mixture, collator.sequencer, Policy.of(recipe.train)), collator)

@@ -48,12 +48,14 @@ def _advice_on_activations(plan: Plan, recipe: Recipe) -> list[str]:
         lines.append("  - recompute activations: train.gradient_checkpointing=true")
     if train.precision != "bfloat16":
         lines.append("  - halve most activations: train.precision=bfloat16")
-    if train.batch_size > 1:
+    if train.batch_size is not None and train.accumulation is not None and train.batch_size > 1:
         half = train.batch_size // 2
         lines.append(
             f"  - a smaller batch, accumulated: train.batch_size={half} "
             f"train.accumulation={train.accumulation * -(-train.batch_size // half)}"
         )
+    if train.global_batch is not None and plan.rows > 1:
+        lines.append(f"  - fewer rows in a forward pass: train.micro_batch={plan.rows // 2}")
     if plan.images is not None:
         lines.append(f"  - shorter rows: train.max_length below {plan.length}")
     if plan.images is not None and plan.images > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 from dreamkit.build.build import build_on_meta
 from dreamkit.build.fit import fit
@@ -14,6 +15,7 @@ from dreamkit.data.batch import Batch, Collator
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.mixture import run_mixture
 from dreamkit.data.samples import Policy, Samples
+from dreamkit.data.updates import Updates
 from dreamkit.errors import DreamkitError, RecipeError
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.part import Part
@@ -40,7 +42,8 @@ class PartSize:
 class Plan:
     """Shapes, sizes, memory and operations of a training step on each of `processes` devices.
 
-    `rows` are those of a batch, padding rows included; `length` is their number of tokens.
+    `passes` are the forward passes of an update, and `documents` those of one pass. `rows` are those of its batch,
+    padding rows included; `length` is their number of tokens.
     `tokens` are those that are not padding. `images` in each document are drawn and read; None for real documents.
     A row has room for `most_images`.
     `unchecked` are parts with a source that a gradient passes through but that cannot recompute their activations.
@@ -52,6 +55,8 @@ class Plan:
     memory: Memory
     flops: int
     processes: int
+    passes: int
+    documents: int
     rows: int
     length: int
     tokens: int
@@ -76,11 +81,13 @@ def plan(
     images: int = 1,
     device: Device = "cuda",
     make_batch: Callable[[Collator], Batch] | None = None,
+    passes: int = 1,
 ) -> Plan:
     """Plan a training step of `recipe`; `device` is the one that the optimizer runs on.
 
-    `make_batch` returns the batch, from the collator of the training. Without it, the batch is `train.batch_size`
-    documents of `train.max_length` tokens, with `images` each.
+    `make_batch` returns the batch of a forward pass, from the collator of the training; an update has this number of
+    `passes`. Without it, the documents of an update have `train.max_length` tokens with `images` each, and the passes
+    are those of the training.
 
     Raises:
         RecipeError: parts do not fit, a part has no `meta_modules`, or `train.cache` does not fit.
@@ -99,20 +106,29 @@ def plan(
     model.train()
     if recipe.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    batch = batch_shapes(model, recipe, images) if make_batch is None else make_batch(collator(model, recipe))
+    if make_batch is None:
+        documents = -(-recipe.train.update_documents(processes) // processes)
+        passes = recipe.train.passes(documents)
+        documents = -(-documents // passes)
+        batch = batch_shapes(model, recipe, images, documents)
+    else:
+        batch = make_batch(collator(model, recipe))
+        documents = len(batch.places)
     rows, length = batch.input_ids_BT.shape
     # everything about the model is read before the step, which uses its tensors up
     parts, steps, memory = _sizes(model, recipe), chain(model, recipe), memory_of(model, processes, device)
     unchecked = _unchecked(model) if recipe.train.gradient_checkpointing else ()
     tokens = sum(end - start for row in batch.spans for start, end in row)
     most = most_images(model.sequencer(recipe.train.max_length))
-    computing, flops = measure_step(model, batch, recipe, gradient_bytes(model, processes))
+    computing, flops = measure_step(model, batch, recipe, gradient_bytes(model, processes), passes, device)
     return Plan(
         chain=steps,
         parts=parts,
         memory=replace(memory, computing=computing),
         flops=flops,
         processes=processes,
+        passes=passes,
+        documents=documents,
         rows=rows,
         length=length,
         tokens=tokens,
@@ -133,32 +149,47 @@ def plan_data(
 ) -> Plan:
     """Plan each of the first `batches` of a training on `datasets`; return the plan with the highest peak.
 
-    Bad and long documents are skipped and cut as in the training.
+    A batch is that of a forward pass, in the order of updates and processes. Bad and long documents are skipped and cut
+    as in the training.
 
     Raises:
         DreamkitError: as `plan` does.
         TrainingError: a data set is empty.
         DocumentError: a document cannot be used, and the recipe's policy is to stop.
     """
-    mixture, train = run_mixture(recipe, datasets, processes), recipe.train
-
-    def make_batch(number: int, collator: Collator) -> Batch:
-        samples = Samples(mixture, collator.sequencer, Policy.of(train))
-        places = range(number * train.batch_size, (number + 1) * train.batch_size)
-        return collator.collate([samples[place] for place in places])
-
-    count = min(batches, train.steps * train.accumulation * processes)
+    train = recipe.train
+    result = fit(recipe, registry)
+    if problems := cache_problems(result):
+        raise RecipeError(problems)
+    make = collator(build_on_meta(result), recipe)
+    documents = train.update_documents(processes)
+    samples = Samples(run_mixture(recipe, datasets, documents), make.sequencer, Policy.of(train))
+    of_processes = [
+        Updates(samples, make, train, documents, rank=rank, processes=processes) for rank in range(processes)
+    ]
+    every = (
+        (batch, len(update))
+        for number in range(train.steps)
+        for updates in of_processes
+        for update in [updates[number]]
+        for batch in update
+    )
     plans = (
         plan(
             recipe,
             registry,
             processes=processes,
             device=device,
-            make_batch=partial(make_batch, number),
+            make_batch=partial(_same_batch, batch),
+            passes=passes,
         )
-        for number in range(count)
+        for batch, passes in islice(every, batches)
     )
     return max(plans, key=lambda each: each.memory.peak)
+
+
+def _same_batch(batch: Batch, _: Collator) -> Batch:
+    return batch
 
 
 def _unchecked(model: DreamModel) -> tuple[str, ...]:

@@ -1,8 +1,7 @@
-"""The batch that a plan assumes: documents of data, or the recipe's number of documents, each filling a row."""
+"""The batch that a plan assumes: documents of data, or documents that fill a row each."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
 
 
-def batch_shapes(model: DreamModel, recipe: Recipe, images: int) -> Batch:
+def batch_shapes(model: DreamModel, recipe: Recipe, images: int, documents: int) -> Batch:
     """Return the shapes of `full_batch` on the meta device, found from those of batches of 1 and 2 documents.
 
     All documents are alike, so each dimension grows by the same number with each of them.
@@ -28,14 +27,11 @@ def batch_shapes(model: DreamModel, recipe: Recipe, images: int) -> Batch:
     Raises:
         DreamkitError: a row has no room for this number of images.
     """
-    one, two = (
-        vars(full_batch(model, replace(recipe, train=replace(recipe.train, batch_size=count)), images))
-        for count in (1, 2)
-    )
+    one, two = (vars(full_batch(model, recipe, images, number)) for number in (1, 2))
 
     def extend(first: Any, second: Any) -> Any:
         if isinstance(first, int):
-            return first + (recipe.train.batch_size - 1) * (second - first)
+            return first + (documents - 1) * (second - first)
         if isinstance(first, Tensor):
             return first.new_empty(tuple(map(extend, first.shape, second.shape)), device="meta")
         return first
@@ -43,7 +39,7 @@ def batch_shapes(model: DreamModel, recipe: Recipe, images: int) -> Batch:
     # not shapes, but one for each document; the first row is a document's
     others = {
         "documents": ("",) * extend(len(one["documents"]), len(two["documents"])),
-        "spans": one["spans"][:1] * (recipe.train.batch_size - 1) + one["spans"],
+        "spans": one["spans"][:1] * (documents - 1) + one["spans"],
     }
     unused = dict.fromkeys(others)
     return Batch(**{**tree_map(extend, one | unused, two | unused), **others})
@@ -55,7 +51,7 @@ def collator(model: DreamModel, recipe: Recipe) -> Collator:
     return model.collator(recipe, None if folder is None else _Zeros(CacheManifest.read(Path(folder))))
 
 
-def full_batch(model: DreamModel, recipe: Recipe, images: int) -> Batch:
+def full_batch(model: DreamModel, recipe: Recipe, images: int, documents: int) -> Batch:
     """Return a batch of documents of `train.max_length` tokens with `images` images, each drawn and read back.
 
     Every token of text is labelled.
@@ -70,7 +66,7 @@ def full_batch(model: DreamModel, recipe: Recipe, images: int) -> Batch:
             f"expected --images from 0 to {most}, got {images}: a row has {count(sequencer.max_length, 'token')}, and "
             f"an image takes {_image_length(sequencer)}; lower --images or raise train.max_length"
         )
-    return collator(model, recipe).collate([_full_row(sequencer, images)] * recipe.train.batch_size)
+    return collator(model, recipe).collate([_full_row(sequencer, images)] * documents)
 
 
 def most_images(sequencer: Sequencer) -> int:

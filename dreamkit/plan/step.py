@@ -15,13 +15,19 @@ from dreamkit.errors import DreamkitError, describe_error
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.precision import full_float64
 from dreamkit.plan.live_bytes import Bytes, LiveBytes
+from dreamkit.plan.memory import Device
 from dreamkit.recipe.sections import Recipe
 
 
 def measure_step(
-    model: DreamModel, batch: Batch, recipe: Recipe, gradient_bytes: Mapping[str, int]
+    model: DreamModel,
+    batch: Batch,
+    recipe: Recipe,
+    gradient_bytes: Mapping[str, int],
+    passes: int,
+    device: Device,
 ) -> tuple[Bytes, int]:
-    """Return the bytes at the peak of the forward and backward pass, and the FLOPs of all accumulated batches.
+    """Return the bytes at the peak of the forward and backward pass, and the FLOPs of all `passes` of an update.
 
     The bytes leave out weights and optimizer states. `gradient_bytes` are those of each parameter's gradient on one
     device, by name. `model` is on the meta device and cannot be used afterwards. Fused attention, autocast and gradient
@@ -41,13 +47,12 @@ def measure_step(
     tensors = tree_leaves(batch.tensor_fields())
     bytes_of = {parameter: gradient_bytes[name] for name, parameter in model.named_parameters()}
     live = LiveBytes(uncounted=[*model.parameters(), *model.buffers()])
-    accumulation = recipe.train.accumulation
     with fakes, live:
         for tensor in tensors:
             live.count(tensor)
         for parameter in model.parameters():
             if parameter.requires_grad:
-                if accumulation > 1:
+                if passes > 1:
                     parameter.grad = torch.zeros_like(parameter)
                     live.recount(parameter.grad, "gradients", bytes_of[parameter])
                 parameter.register_post_accumulate_grad_hook(
@@ -63,9 +68,10 @@ def measure_step(
                 "cannot plan a step of this model, because one of its parts reads the values of tensors: "
                 f"{describe_error(error)}; plan it with another part in its place"
             ) from error
-    # all batches of a step are on the device from its beginning
-    waiting = (accumulation - 1) * sum(tensor.untyped_storage().nbytes() for tensor in tensors)
-    return live.peak.plus("activations", waiting), live.flops * accumulation
+    # All batches of an update are in the host's memory from its beginning. A GPU gets them one by one.
+    others = passes - 1 if device == "cpu" else 0
+    waiting = others * sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+    return live.peak.plus("activations", waiting), live.flops * passes
 
 
 def _replace_tensors(model: nn.Module, fake: Callable[[Tensor], Tensor]) -> None:

@@ -53,8 +53,8 @@ def _parts(plan: Plan) -> Table:
 
 def _assumptions(plan: Plan, recipe: Recipe) -> Iterator[str]:
     train = recipe.train
-    rows, batches = count(plan.rows, "row"), f"{count(train.accumulation, 'batch')} a step"
-    documents = f"a batch of {count(train.batch_size, 'document')} of"
+    rows, batches = count(plan.rows, "row"), f"{count(plan.passes, 'batch')} a step"
+    documents = f"a batch of {count(plan.documents, 'document')} of"
     if plan.images is None:
         tokens = count(f"{plan.tokens:,}", "token")
         yield f"{documents} the recipe's data, {tokens} in {rows} of {plan.length}; {batches}"

@@ -10,6 +10,8 @@ from typing import Final
 from dreamkit.recipe.tree import Node
 
 EARLIER: Final[Mapping[tuple[str, ...], str]] = {("loss", "vm"): "denoising"}
+# Keys of `train` that divide an update, and those of earlier recipes: a recipe has either.
+DIVISIONS: Final = (("global_batch", "micro_batch"), ("batch_size", "accumulation"))
 _INTERPOLATED: Final = re.compile(r"\$\{([\w.]+)([}.\[])")
 
 
@@ -40,6 +42,21 @@ def with_current_keys(node: Node, path: tuple[str, ...] = ()) -> Node:
         where = item.where if name == key else f"{item.where} (written as {key})"
         section[name] = with_current_keys(replace(item, where=where), inner)
     return replace(node, value=section)
+
+
+def without_alternatives(
+    section: Mapping[str, Node], path: Sequence[str], over: Mapping[str, Node]
+) -> dict[str, Node]:
+    """Return the section at `path` without keys of `DIVISIONS` whose alternatives `over`, of another place, has."""
+    if (*path,) != ("train",):
+        return dict(section)
+    new, old = DIVISIONS
+    dropped = {
+        key: {over[other].where for other in others if other in over}
+        for keys, others in ((new, old), (old, new))
+        for key in keys
+    }
+    return {key: node for key, node in section.items() if not dropped.get(key, set()) - {node.where}}
 
 
 def _current_interpolation(match: re.Match[str]) -> str:

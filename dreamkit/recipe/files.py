@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dreamkit.errors import DreamkitError, RecipeProblem, describe_value, did_you_mean, excerpt
 from dreamkit.recipe.data_paths import data_message
-from dreamkit.recipe.earlier_keys import current_path, with_current_keys
+from dreamkit.recipe.earlier_keys import current_path, with_current_keys, without_alternatives
 from dreamkit.recipe.references import resolve_references
 from dreamkit.recipe.tree import BROKEN, MAX_CHARACTERS, Broken, Limits, Node, parse
 from dreamkit.storage.json_files import key_problem
@@ -206,7 +206,8 @@ class RecipeFiles:
                 changed = self._set(section.get(step, nothing), steps[1:], leaf, inner)
                 if _names_other(path, base, {step: changed}):
                     return Node({step: changed}, leaf.where, leaf.folder)
-                return Node({**section, step: changed}, base.where, base.folder)
+                below = without_alternatives(section, path, {step: changed})
+                return Node({**below, step: changed}, base.where, base.folder)
             case None if not step.isdecimal():
                 return Node({step: self._set(nothing, steps[1:], leaf, inner)}, leaf.where, leaf.folder)
             case Broken():
@@ -226,7 +227,7 @@ class RecipeFiles:
             return over
         if _names_other(path, base, over.value):
             return over
-        merged = dict(base.value)
+        merged = without_alternatives(base.value, path, over.value)
         for key, node in over.value.items():
             merged[key] = self._merge(merged[key], node, (*path, key)) if key in merged else node
         return Node(merged, over.where, over.folder)

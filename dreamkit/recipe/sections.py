@@ -25,7 +25,9 @@ SHUFFLES: Final[tuple[str, ...]] = get_args(Shuffle)
 
 # A run of this many steps, at a thousand a second, takes eleven days; a counter of steps needs no more.
 MAX_STEPS: Final = 10**9
-# Documents of a batch, and batches of an update: a million documents take more memory than a device has.
+# Documents of an update: a hundred times those of the largest updates that were published.
+MAX_GLOBAL_BATCH: Final = 10**7
+# Rows of a forward pass, documents of a batch and batches of an update: more than the memory of a device holds.
 MAX_BATCH: Final = 10**6
 # Documents of a run, on a device: more than a thousand times what any published model was trained on.
 MAX_DOCUMENTS: Final = 10**14
@@ -103,8 +105,10 @@ class LossSection:
 
 @dataclass(frozen=True)
 class TrainSection:
-    """Training of `steps` updates, each of `accumulation` batches of `batch_size` documents on every device.
+    """Training of `steps` updates, each of `global_batch` documents over all devices.
 
+    A forward pass has at most `micro_batch` rows of documents (None: all rows of a device). Earlier recipes name
+    `accumulation` batches of `batch_size` documents on every device instead.
     `trainable` names what is trained besides adapters. `warmup` is in steps.
     `max_length` is the number of tokens in a row (None: the language model's maximum).
     `packing` puts several documents into a row (None: if the language model can keep them apart).
@@ -119,8 +123,10 @@ class TrainSection:
 
     trainable: tuple[Trainable, ...]
     steps: int = setting(least=1, most=MAX_STEPS)
-    batch_size: int = setting(least=1, most=MAX_BATCH)
-    accumulation: int = setting(1, least=1, most=MAX_BATCH)
+    global_batch: int | None = setting(None, least=1, most=MAX_GLOBAL_BATCH)
+    micro_batch: int | None = setting(None, least=1, most=MAX_BATCH)
+    batch_size: int | None = setting(None, least=1, most=MAX_BATCH)
+    accumulation: int | None = setting(None, least=1, most=MAX_BATCH)
     learning_rate: float = setting(2e-5, above=0, most=100)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: int = setting(0, least=0, most=MAX_STEPS)
@@ -141,12 +147,40 @@ class TrainSection:
     decode_margin: float | None = setting(None, least=1, most=1000)
 
     def __post_init__(self) -> None:
-        documents = self.steps * self.accumulation * self.batch_size
+        new, old = (
+            [name for name in names if getattr(self, name) is not None]
+            for names in (("global_batch", "micro_batch"), ("batch_size", "accumulation"))
+        )
+        if new and old:
+            raise ValueError(
+                f"expected {' and '.join(new)} alone, got {' and '.join(old)}, too; remove the latter: global_batch is "
+                "their product, times the number of processes"
+            )
+        if self.global_batch is None and self.batch_size is None:
+            raise ValueError(
+                "missing global_batch: name the number of documents of an update, over all devices"
+            )
+        if self.batch_size is not None and self.accumulation is None:
+            object.__setattr__(self, "accumulation", 1)
+        documents = self.steps * self.update_documents(processes=1)
         if documents > MAX_DOCUMENTS:
             raise ValueError(
-                f"expected at most {MAX_DOCUMENTS} documents in a run, got {documents}; lower steps, accumulation or "
-                "batch_size"
+                f"expected at most {MAX_DOCUMENTS} documents in a run, got {documents}; lower steps or "
+                f"{' or '.join(new or old)}"
             )
+
+    def update_documents(self, processes: int) -> int:
+        """Return the number of documents of an update, in a run that starts with this number of processes."""
+        if self.global_batch is not None:
+            return self.global_batch
+        assert self.batch_size is not None and self.accumulation is not None, "see __post_init__"
+        return self.batch_size * self.accumulation * processes
+
+    def passes(self, rows: int) -> int:
+        """Return the number of forward passes for the rows of an update on one device."""
+        if self.accumulation is not None:
+            return min(self.accumulation, rows)
+        return 1 if self.micro_batch is None else -(-rows // self.micro_batch)
 
 
 @dataclass(frozen=True)
@@ -173,7 +207,7 @@ class Recipe:
     """
 
     model: ModelSection = setting(draft=True)
-    train: TrainSection = setting(TrainSection(trainable=(), steps=1, batch_size=1), draft=True)
+    train: TrainSection = setting(TrainSection(trainable=(), steps=1, global_batch=1), draft=True)
     init: str | None = setting(None, path=True)
     data: tuple[DataSection, ...] = setting((), kind="dataset")
     loss: LossSection = setting(LossSection(), draft=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,8 +17,25 @@ Result = TypeVar("Result")
 _DATA_ERRORS: Final[dict[str, type[DocumentError]]] = {"storage": StorageError, "document": DocumentError}
 
 
-def _no_remarks(_: Any) -> Sequence[Any]:
+MOST_NUMBERS: Final = 3  # of one call
+
+
+def _nothing(_: Any) -> Sequence[Any]:
     return ()
+
+
+class Meeting(NamedTuple, Generic[Result]):
+    """The outcome of a call in all processes.
+
+    Attributes:
+        result: the result of the function in this process.
+        remarks: the remarks of all processes, in their order.
+        numbers: `MOST_NUMBERS` numbers of each process, the missing ones 0.
+    """
+
+    result: Result
+    remarks: list[Any]
+    numbers: list[list[float]]
 
 
 class Agreement:
@@ -34,11 +51,15 @@ class Agreement:
         self._hosts: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
 
     def call(
-        self, function: Callable[[], Result], remarks: Callable[[Result], Sequence[Any]] = _no_remarks
-    ) -> tuple[Result, list[Any]]:
-        """Return the result of `function`, and the remarks on the results of all processes, in the order of these.
+        self,
+        function: Callable[[], Result],
+        remarks: Callable[[Result], Sequence[Any]] = _nothing,
+        numbers: Callable[[Result], Sequence[float]] = _nothing,
+    ) -> Meeting[Result]:
+        """Return the result of `function`, and the remarks and numbers on the results of all processes.
 
-        Every process must call this method here. `remarks` returns plain values, in most calls none.
+        Every process must call this method here. `remarks` returns plain values, in most calls none. `numbers` returns
+        at most `MOST_NUMBERS`.
 
         Raises:
             Interrupted: a signal waits in a process.
@@ -46,18 +67,21 @@ class Agreement:
         """
         error: BaseException | None = pending()
         own: list[Any] = []
+        values = [0.0] * MOST_NUMBERS
         if error is None:
             try:
                 result = function()
                 own = [*remarks(result)]
+                values = [*numbers(result), *values][:MOST_NUMBERS]
             except BaseException as raised:
                 error = raised
             error = pending() or error  # an interrupt may be the cause
+        every = [values]
         if self._hosts is not None:
-            error, own = self._shared(self._hosts, error, own)
+            error, own, every = self._shared(self._hosts, error, own, values)
         if error is not None:
             raise error
-        return result, own
+        return Meeting(result, own, every)
 
     def stop(self, error: TrainingError) -> NoReturn:
         """Raise an error that every process raises here, between two steps."""
@@ -65,20 +89,27 @@ class Agreement:
         raise error
 
     def _shared(
-        self, hosts: Any, error: BaseException | None, own: list[Any]
-    ) -> tuple[BaseException | None, list[Any]]:
-        """Return the error to raise and the remarks of all processes. They meet twice only if one has any."""
-        messages = torch.tensor(error is not None or bool(own), dtype=torch.int64)
-        dist.all_reduce(messages, group=hosts)
-        if not messages:
-            return None, []
+        self, hosts: Any, error: BaseException | None, own: list[Any], values: list[float]
+    ) -> tuple[BaseException | None, list[Any], list[list[float]]]:
+        """Return the error to raise, and the remarks and numbers of all processes.
+
+        They meet once, and again only if one has an error or a remark.
+        """
+        has_message = error is not None or bool(own)
+        message = torch.tensor([float(has_message), *values], dtype=torch.float64)
+        messages = [torch.empty_like(message) for _ in range(world_size())]
+        dist.all_gather(messages, message, group=hosts)
+        flags, *columns = torch.stack(messages).T.tolist()
+        numbers = [list(row) for row in zip(*columns, strict=True)]
+        if not any(flags):
+            return None, [], numbers
         every: list[Any] = [None] * world_size()
         dist.all_gather_object(every, (_reason(error), own), group=hosts)
         reasons = [reason for reason, _ in every if reason is not None]
         if reasons:
             self.is_stopping = True
             error = error or _error(*reasons[0])
-        return error, [remark for _, remarks in every for remark in remarks]
+        return error, [remark for _, remarks in every for remark in remarks], numbers
 
 
 def _reason(error: BaseException | None) -> tuple[str, Any] | None:

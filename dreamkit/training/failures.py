@@ -27,6 +27,6 @@ def with_remedies() -> Iterator[None]:
         text = str(error)
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or _CPU_ALLOCATOR in text:
             raise TrainingError(
-                "out of memory; lower train.batch_size or train.max_length, or set train.gradient_checkpointing: true"
+                "out of memory; lower train.micro_batch or train.max_length, or set train.gradient_checkpointing: true"
             ) from error
         raise

@@ -1,4 +1,4 @@
-"""Sums of both losses, and finiteness of losses and gradients, kept on the device until they are read."""
+"""Sums of the losses, and finiteness of losses and gradients, kept on the device until they are read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dreamkit.distributed import total, world_size
+from dreamkit.distributed import is_main, total, world_size
 from dreamkit.model.model import Losses
 
 
@@ -22,7 +22,7 @@ class NotFinite:
     Attributes:
         step: number of the step, from 1.
         quantity: "loss" or "gradient".
-        documents: numbers in the mixture of the documents that may cause it.
+        documents: places in the run of the documents that may cause it.
     """
 
     step: int
@@ -31,31 +31,33 @@ class NotFinite:
 
 
 class LossMonitor:
-    """Losses and gradients of an interval of steps.
+    """Losses and gradients of an interval of steps. The sums are those of finished steps.
 
-    `add` and `add_gradient` copy nothing to the host. `check` and `read` do; every process must call them.
+    `add`, `add_gradient` and `end_step` copy nothing to the host. `check`, `sums` and `read` do; every process must
+    call these.
+
+    Attributes:
+        start: last step before the interval.
     """
 
     def __init__(self, device: torch.device) -> None:
-        # of the two losses, over this process's batches
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
-        self._steps = torch.zeros_like(self._sums)  # number of steps with labels, and with images to draw
-        self._last_step = -1
+        self.start = 0
+        # over this process's batches: lm, denoising and their weighted sum; number of steps with labels, with images
+        self._sums = torch.zeros(5, dtype=torch.float64, device=device)
+        self._step_sums = torch.zeros_like(self._sums)  # of the unfinished step
         # not checked yet: losses of this process's batches, with their documents, and gradient norms of steps
         self._losses: list[tuple[int, Sequence[int], Tensor]] = []
         self._norms: list[tuple[int, Tensor]] = []
 
     def add(self, step: int, documents: Sequence[int], losses: Losses, counts: Tensor) -> None:
-        """Add one batch of `step` with the documents of these numbers.
+        """Add one batch of `step` with the documents at these places.
 
         `counts` (2,) are those of the global batch, the divisors of the losses.
         """
-        self._sums += torch.stack([losses.lm, losses.denoising])
-        if step != self._last_step:
-            self._steps += counts > 0
-            self._last_step = step
-        values = torch.cat([losses.by_document.float(), losses.loss.detach().float()[None]])
-        self._losses.append((step, documents, values))
+        loss = losses.loss.detach()
+        self._step_sums[:3] += torch.stack([losses.lm, losses.denoising, loss])
+        self._step_sums[3:] = counts > 0
+        self._losses.append((step, documents, torch.cat([losses.by_document.float(), loss.float()[None]])))
 
     def add_gradient(self, step: int, norm: Tensor) -> None:
         """Add the norm () of the gradients of `step`, over all processes."""
@@ -97,28 +99,39 @@ class LossMonitor:
             if step in bad
         ]
 
-    def local_sums(self) -> Tensor:
-        """Return the sums (4,) since the last `read`: both losses in this process, and numbers of their steps."""
-        return torch.cat([self._sums, self._steps])
+    def end_step(self) -> None:
+        """Count the losses of the step, which is finished."""
+        self._sums += self._step_sums
+        self._step_sums.zero_()
 
-    def set_local_sums(self, sums: Tensor) -> None:
-        """Set the sums to earlier ones."""
-        self._sums.copy_(sums[:2])
-        self._steps.copy_(sums[2:])
+    def drop_step(self) -> None:
+        """Remove the losses of an unfinished step."""
+        self._step_sums.zero_()
+
+    def begin(self, start: int, sums: Sequence[float] = (0.0,) * 5) -> None:
+        """Begin an interval after the step `start`, or continue one that has these `sums` over all processes."""
+        self.start = start
+        self._sums.copy_(torch.tensor(sums, dtype=torch.float64))
+        if not is_main():
+            self._sums[:3] = 0
 
     def sums(self) -> list[float]:
-        """Return the sums (4,) over all processes. Every process must call this method."""
-        sums: list[float] = torch.cat([total(self._sums), self._steps]).tolist()
+        """Return the sums (5,) over all processes. Every process must call this method."""
+        sums: list[float] = torch.cat([total(self._sums[:3]), self._sums[3:]]).tolist()
         return sums
 
-    def read(self) -> dict[str, float | None]:
-        """Return the mean of each loss over the steps since the last call; None if no step had labels or images."""
-        lm, denoising, lm_steps, denoising_steps = self.sums()
-        self._sums.zero_()
-        self._steps.zero_()
+    def read(self, step: int) -> dict[str, float | None]:
+        """Return the mean of each loss over the steps of the interval, which ends after `step`; begin the next one.
+
+        A loss is None if no step had labels or images.
+        """
+        lm, denoising, loss, lm_steps, denoising_steps = self.sums()
+        steps = step - self.start
+        self.begin(step)
         return {
             "lm": lm / lm_steps if lm_steps else None,
             "denoising": denoising / denoising_steps if denoising_steps else None,
+            "loss": loss / steps,
         }
 
 

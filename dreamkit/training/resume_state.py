@@ -1,136 +1,103 @@
-"""The trainer's state in a resume point, checked before a run takes it."""
+"""The state of a run in a resume point, `state.json`, checked before a run takes it; also that of earlier releases."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
-
-from transformers import TrainerState
-from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
+from typing import Any, Final, get_type_hints
 
 from dreamkit.data.fingerprint import fingerprint_problem
 from dreamkit.errors import CheckpointError, describe_error, excerpt
 from dreamkit.storage.json_files import read_json
 
-STATE: Final = "trainer"  # folder of the trainer's state in a resume point
-PROCESSES: Final = "processes.json"  # file in that folder: number of processes of the run
-DATA: Final = "data.json"  # file in that folder: fingerprints of the data sets
+STATE: Final = "trainer"  # folder of the run's state in a resume point
+STATE_FILE: Final = "state.json"
+OPTIMIZER: Final = "optimizer.pt"
 MAX_NUMBER: Final = 1e300  # in the state; NaN is not below it
-MAX_COUNT: Final = 2**53  # of documents in it
-INTERVAL: Final = "interval.json"  # file in that folder: losses since the last line of the log
-COUNTS: Final = ("skipped", "bad", "cut")  # in the same file: documents since the start of the run
-LIMIT: Final = (
-    "limit_step",
-    "limit_skipped",
-    "limit_bad",
-)  # in it, too: where the limit of bad documents begins
+MAX_COUNT: Final = 2**53  # of documents and processes in it
 
 
-def processes(point: Path) -> int:
-    """Return the number of processes of the run that wrote a resume point.
+@dataclass(frozen=True)
+class Interval:
+    """The losses since the last line of the log.
+
+    Attributes:
+        start: step of that line.
+        sums: sums over all processes and steps: lm, denoising and their weighted sum; numbers of steps with labels and
+            with images to draw.
+    """
+
+    start: int = 0
+    sums: tuple[float, ...] = (0.0,) * 5
+
+
+@dataclass(frozen=True)
+class DocumentCounts:
+    """Numbers of documents since the start of the run, in all processes; see `SkippedLog`.
+
+    Attributes:
+        skipped: documents that others replaced.
+        bad: those of them that are not only too long.
+        cut: documents whose end was left out.
+        limit_step: step after which the limit of bad documents begins to count.
+        limit_skipped: `skipped` at that step.
+        limit_bad: `bad` at that step.
+    """
+
+    skipped: int = 0
+    bad: int = 0
+    cut: int = 0
+    limit_step: int = 0
+    limit_skipped: int = 0
+    limit_bad: int = 0
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The numbers of a run between two steps.
+
+    Attributes:
+        step: number of finished steps.
+        processes: number of processes that trained together.
+        global_batch: number of documents of an update; None in the states of earlier releases.
+        interval: the losses since the last line of the log.
+        documents: numbers of documents that were skipped and cut.
+        data: fingerprints of the data sets; none in old resume points.
+    """
+
+    step: int
+    processes: int
+    global_batch: int | None
+    interval: Interval
+    documents: DocumentCounts
+    data: tuple[dict[str, str], ...] = field(default=())
+
+    def write(self, folder: Path) -> None:
+        """Write the state into the folder of a run's state."""
+        (folder / STATE_FILE).write_text(json.dumps(asdict(self), allow_nan=False), encoding="utf-8")
+
+
+def read_state(point: Path) -> RunState:
+    """Return the state of the run that wrote a resume point.
 
     Raises:
-        CheckpointError: its file cannot be read or holds another value.
+        CheckpointError: its file cannot be read, a value is impossible, or the step is not that of `point`.
     """
     with state_errors(point):
-        count = json.loads((point / STATE / PROCESSES).read_text())
-        if type(count) is not int or count < 1:
-            raise ValueError(f"{PROCESSES}: expected a count, got {excerpt(json.dumps(count))}")
-        return count
-
-
-def fingerprints(point: Path) -> list[dict[str, str]]:
-    """Return the fingerprints of the data of the run that wrote a resume point; older resume points have none.
-
-    Raises:
-        CheckpointError: their file cannot be read or holds another value.
-    """
-    file = point / STATE / DATA
-    if not file.is_file():
-        return []
-    with state_errors(point):
-        values = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(values, list):
-            raise ValueError(f"{DATA}: expected a list of fingerprints, got {excerpt(json.dumps(values))}")
-        for problem in filter(None, map(fingerprint_problem, values)):
-            raise ValueError(f"{DATA}: {problem}")
-        return values
-
-
-def read_interval(point: Path) -> dict[str, Any] | None:
-    """Return the losses since the last line of the log; None if the resume point is older than these.
-
-    They come with the numbers of documents that were skipped, bad and cut, and where the limit of the bad ones begins:
-    0 in an older resume point.
-
-    Raises:
-        CheckpointError: their file cannot be read or holds another value.
-    """
-    file = point / STATE / INTERVAL
-    if not file.is_file():
-        return None
-    with state_errors(point):
-        values = read_json(file)
-        numbers = [values.get("last_logged"), values.get("loss"), *_list(values.get("sums"))]
-        are_numbers = all(type(number) in (int, float) and abs(number) < MAX_NUMBER for number in numbers)
-        if len(numbers) != 6 or not are_numbers or numbers[0] not in range(finished_steps(point) + 1):
-            raise ValueError(
-                f"{INTERVAL}: expected a step, a loss and four sums, got {excerpt(json.dumps(values))}"
-            )
-        numbers = [values.setdefault(name, 0) for name in COUNTS]
-        if any(type(number) is not int or not 0 <= number < MAX_COUNT for number in numbers):
-            got = excerpt(json.dumps(values))
-            raise ValueError(
-                f"{INTERVAL}: expected numbers of documents that are skipped, bad and cut, got {got}"
-            )
-        start = [values.setdefault(name, 0) for name in LIMIT]
-        greatest = (finished_steps(point), values["skipped"], values["bad"])
-        if any(
-            type(number) is not int or not 0 <= number <= most
-            for number, most in zip(start, greatest, strict=True)
-        ):
-            got = excerpt(json.dumps(values))
-            raise ValueError(
-                f"{INTERVAL}: expected the step and numbers where the limit of bad documents begins, got {got}"
-            )
-        return values
-
-
-def finished_steps(point: Path) -> int:
-    """Return the number of finished steps of a resume point `step-N`."""
-    return int(point.name.removeprefix("step-"))
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def check_state(point: Path) -> None:
-    """Check the file that the trainer reads without a check: the types of its values, and its step.
-
-    Raises:
-        CheckpointError: the file cannot be read, a value has another type, or the step is not that of `point`.
-    """
-    with state_errors(point):
-        values = read_json(point / STATE / TRAINER_STATE_NAME)
-        known = vars(TrainerState())
-        if unknown := sorted(values.keys() - known.keys()):
-            raise ValueError(f"{TRAINER_STATE_NAME}: unknown key {excerpt(unknown[0])}")
-        for name, usual in known.items():
-            value = values.get(name, usual)
-            kinds = (int, float) if type(usual) in (int, float) else (type(usual),)
-            if usual is not None and value is not None and type(value) not in kinds:
-                got = excerpt(json.dumps(value))
-                raise ValueError(f"{TRAINER_STATE_NAME}: {name}: expected {type(usual).__name__}, got {got}")
-        if values.get("global_step") != finished_steps(point):
-            raise ValueError(
-                f"{TRAINER_STATE_NAME}: global_step: got {excerpt(repr(values.get('global_step')))}"
-            )
-        if values["global_step"] and not (point / STATE / OPTIMIZER_NAME).is_file():
-            raise ValueError(f"missing {OPTIMIZER_NAME}")
+        folder = point / STATE
+        is_earlier = not (folder / STATE_FILE).is_file()
+        try:
+            values = _earlier_state(folder) if is_earlier else read_json(folder / STATE_FILE)
+            state = _state(values, int(point.name.removeprefix("step-")))
+        except (KeyError, TypeError, ValueError) as error:
+            name = "the files of an earlier release" if is_earlier else STATE_FILE
+            raise ValueError(f"{name}: {describe_error(error)}") from error
+        if state.step and not (folder / OPTIMIZER).is_file():
+            raise ValueError(f"missing {OPTIMIZER}")
+        return state
 
 
 @contextmanager
@@ -147,3 +114,84 @@ def state_errors(point: Path) -> Iterator[None]:
             f"{point}: the state of its run cannot be read: {describe_error(error)}; remove this resume point, "
             f"--resume then continues from the one before it, or start a new run with init={point}"
         ) from error
+
+
+def _state(values: Any, step: int) -> RunState:
+    """Return the state with these values.
+
+    Raises:
+        ValueError: a value is impossible.
+    """
+    _require("a section", isinstance(values, dict), values)
+    _require_names("state", values, RunState)
+    _require(f"step {step}", values["step"] == step and type(values["step"]) is int, values["step"])
+    _require_count("processes", values["processes"], least=1)
+    if values["global_batch"] is not None:
+        _require_count("global_batch", values["global_batch"], least=1)
+    interval, documents, data = values["interval"], values["documents"], values["data"]
+    _require_names("interval", interval, Interval)
+    _require_count("interval.start", interval["start"], most=step)
+    sums = interval["sums"]
+    are_numbers = isinstance(sums, list) and all(
+        type(number) in (int, float) and abs(number) < MAX_NUMBER for number in sums
+    )
+    _require("five sums of an interval", are_numbers and len(sums) == 5, sums)
+    _require_names("documents", documents, DocumentCounts)
+    greatest = {"limit_step": step, "limit_skipped": documents["skipped"], "limit_bad": documents["bad"]}
+    for name in get_type_hints(DocumentCounts):
+        _require_count(f"documents.{name}", documents[name], most=greatest.get(name, MAX_COUNT))
+    _require("a list of fingerprints", isinstance(data, list), data)
+    for problem in filter(None, map(fingerprint_problem, data)):
+        raise ValueError(f"data: {problem}")
+    return RunState(
+        step,
+        values["processes"],
+        values["global_batch"],
+        Interval(interval["start"], tuple(map(float, sums))),
+        DocumentCounts(**documents),
+        tuple(data),
+    )
+
+
+def _require(expected: str, is_met: bool, value: Any) -> None:
+    if not is_met:
+        raise ValueError(f"expected {expected}, got {excerpt(json.dumps(value))}")
+
+
+def _require_names(name: str, values: Any, section: type) -> None:
+    expected = get_type_hints(section)
+    is_met = isinstance(values, dict) and values.keys() == expected.keys()
+    _require(f"{name} with {', '.join(expected)}", is_met, values)
+
+
+def _require_count(name: str, value: Any, *, least: int = 0, most: int = MAX_COUNT) -> None:
+    is_met = type(value) is int and type(most) is int and least <= value <= most
+    _require(f"{name} to be an integer from {least} to {excerpt(json.dumps(most))}", is_met, value)
+
+
+def _earlier_state(folder: Path) -> dict[str, Any]:
+    """Return the values of `state.json` from the files of release 0.1 and those after it, which had one file for each.
+
+    Files that a release did not write count as empty.
+    """
+
+    def read(name: str, default: Any) -> Any:
+        file = folder / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else default
+
+    trainer = read_json(folder / "trainer_state.json")
+    step = trainer.get("global_step")
+    interval = read("interval.json", {"last_logged": step, "loss": 0.0, "sums": [0.0] * 4})
+    _require("a section in interval.json", isinstance(interval, dict), interval)
+    lm, denoising, *steps = interval["sums"]
+    return {
+        "step": step,
+        "processes": json.loads((folder / "processes.json").read_text()),
+        "global_batch": None,
+        "interval": {
+            "start": interval["last_logged"],
+            "sums": [lm, denoising, interval["loss"], *steps],
+        },
+        "documents": {name: interval.get(name, 0) for name in get_type_hints(DocumentCounts)},
+        "data": read("data.json", []),
+    }

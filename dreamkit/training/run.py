@@ -21,12 +21,9 @@ from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.fingerprint import read_fingerprints
-from dreamkit.data.mixture import run_mixture
 from dreamkit.data.packing import attention_status
-from dreamkit.data.samples import Policy, Samples
-from dreamkit.data.shrinking import least_side
-from dreamkit.distributed import barrier, is_main, shard, world_size
-from dreamkit.errors import CheckpointError, RecipeError, TrainingError
+from dreamkit.distributed import barrier, is_main, join, rank, shard, world_size
+from dreamkit.errors import CheckpointError, RecipeError, TrainingError, count
 from dreamkit.interrupts import deferred, pending
 from dreamkit.model.model import DreamModel
 from dreamkit.progress.consoles import SafeConsole
@@ -37,23 +34,23 @@ from dreamkit.storage.paths import output_folder
 from dreamkit.storage.writing import writing
 from dreamkit.training.failures import with_remedies
 from dreamkit.training.leaving import add_resume_point
-from dreamkit.training.resumable import RESUME_POINTS, resume_points
-from dreamkit.training.resume_state import STATE
-from dreamkit.training.run_bar import RunBar
+from dreamkit.training.loop import LOG, TrainingLoop
+from dreamkit.training.reading_updates import make_updates
+from dreamkit.training.resume_points import RESUME_POINTS, resume_points
+from dreamkit.training.resume_state import read_state
 from dreamkit.training.run_folder import exclusive_run
-from dreamkit.training.run_log import LogEntry, RunLog, read_log
+from dreamkit.training.run_log import LogEntry, read_log
 from dreamkit.training.same_run import (
     compare_data,
     compare_finished,
     compare_model,
     compare_run,
+    global_batch,
     is_longer,
     steps_note,
 )
-from dreamkit.training.trainer import DreamTrainer, training_arguments
 
 CHECKPOINT = "checkpoint"  # folder of the trained model
-LOG = "log.jsonl"
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ def train_recipe(
             "expected changed data only in a resumed run; add --resume or leave out --changed-data"
         )
     out = output_folder(out)
-    arguments = training_arguments(recipe, out)
+    device = join()
     with exclusive_run(out):
         points = resume_points(out)
         if resume and _is_finished(out) and not is_longer(out / CHECKPOINT, recipe):
@@ -142,10 +139,12 @@ def train_recipe(
         fingerprints = read_fingerprints(datasets)
         for note in [*recipe_notes(recipe), *machine_notes(recipe)]:
             _show(note)
+        documents = recipe.train.update_documents(world_size())
         barrier()  # no process writes before all have checked `out`
         if resume:
             model = _load(points[-1], registry, older=points[:-1])
             compare_run(points[-1], model.recipe, recipe)
+            documents = global_batch(read_state(points[-1]), model.recipe or recipe)
             if (change := steps_note(points[-1], model.recipe, recipe)) is not None:
                 _show(change)
         elif model is None:
@@ -155,10 +154,11 @@ def train_recipe(
                 _show(load_weights(model, recipe.init))
         else:
             compare_model(model.recipe, recipe)
+        _require_documents(documents)
         _set_up(model, recipe)
         _show(attention_status(model.language_model.spec))
-        if arguments.device.type == "cuda":
-            _show(kernels.kernel_status(arguments.device))
+        if device.type == "cuda":
+            _show(kernels.kernel_status(device))
         cache = open_cache(recipe, model, registry)
         if cache is not None:
             _show(cache)
@@ -171,32 +171,25 @@ def train_recipe(
         if cache is not None:
             for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
                 _show(line)
-        collator = model.collator(recipe, cache)
-        samples = Samples(
-            run_mixture(recipe, datasets, world_size()),
-            collator.sequencer,
-            Policy.of(recipe.train),
-            least_side=least_side(recipe.train, model.vision_encoder.spec, model.image_decoder.spec),
-        )
+        updates = make_updates(recipe, model, datasets, cache, documents)
+        model.to(device)
         if world_size() > 1:
-            shard(model.to(arguments.device), arguments.device)
+            shard(model, device)
         if is_main():
             with writing(out):
-                out.mkdir(exist_ok=True)  # the trainer would, with another error
-        log, bar = RunLog(out / LOG, on_log), RunBar()
-        callbacks = [log, bar] if is_main() else []
-        trainer = DreamTrainer(
-            model, recipe, arguments, samples, collator, callbacks, registry, fingerprints, changed_data
+                out.mkdir(exist_ok=True)
+        loop = TrainingLoop(
+            model, recipe, device, updates, out, registry=registry, data=fingerprints, on_log=on_log
         )
         # The model is the same in all processes, but dropout is not; other random numbers are in the batches.
-        set_seed(recipe.train.seed, device_specific=True)
-        _train(trainer, out, points[-1] if resume else None, bar)
-        for note in trainer.data_notes():
+        set_seed((recipe.train.seed + rank()) % 2**32)
+        _train(loop, points[-1] if resume else None, changed_data)
+        for note in loop.skipped.notes(device):
             _show(note)
-        if (advice := trainer.data_wait.advice(recipe.train.workers)) is not None:
+        if (advice := loop.data_wait.advice(recipe.train.workers)) is not None:
             _show(advice)
         model.eval()
-        return TrainResult(model, out / CHECKPOINT, log.entries, is_main())
+        return TrainResult(model, out / CHECKPOINT, loop.log.entries, is_main())
 
 
 def _is_finished(out: Path) -> bool:
@@ -230,6 +223,19 @@ def _require_usable(out: Path, points: Sequence[Path], resume: bool) -> None:
         raise TrainingError(f"{out} {reason}; {here}pass a new folder with --out")
 
 
+def _require_documents(global_batch: int) -> None:
+    """Check that every process has a document of each update.
+
+    Raises:
+        TrainingError: there are more processes than documents.
+    """
+    if world_size() > global_batch:
+        raise TrainingError(
+            f"expected at most {count(global_batch, 'process')}, one for each document of an update, got "
+            f"{world_size()}; start fewer (torchrun --nproc-per-node) or raise train.global_batch in a new run"
+        )
+
+
 def _set_up(model: DreamModel, recipe: Recipe) -> None:
     """Give `model` the recipe, loss weights, dtype and trainable parts of this run, in place of those it came with.
 
@@ -244,25 +250,25 @@ def _set_up(model: DreamModel, recipe: Recipe) -> None:
         raise TrainingError("nothing to train: name parts in train.trainable or add model.adapters")
 
 
-def _train(trainer: DreamTrainer, out: Path, point: Path | None, bar: RunBar) -> None:
+def _train(loop: TrainingLoop, point: Path | None, changed_data: bool) -> None:
     """Train from the start or from a resume point, and write the checkpoint.
 
     An error or interrupt has a note that names the resume point of the last finished step.
     """
+    checkpoint = loop.out / CHECKPOINT
     with deferred("stopping after this step"):
         try:
             with with_remedies():
-                trainer.train(resume_from_checkpoint=None if point is None else str(point / STATE))
-            trainer.check()
-            save_checkpoint(trainer.model, out / CHECKPOINT, registry=trainer.registry)
+                loop.train(point, changed_data=changed_data)
+            save_checkpoint(loop.model, checkpoint, registry=loop.registry)
         except BaseException as error:
-            bar.stop()
-            add_resume_point(error, trainer)
+            loop.bar.stop()
+            add_resume_point(error, loop)
             raise
         finally:
-            bar.stop()
+            loop.bar.stop()
         if (interrupt := pending()) is not None:
-            interrupt.add_note(f"the run is finished: wrote {out / CHECKPOINT}")
+            interrupt.add_note(f"the run is finished: wrote {checkpoint}")
             raise interrupt
 
 

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from transformers import TrainerCallback, TrainerState
+from collections.abc import Mapping
 
 from dreamkit.progress.bars import Bar
 
 
-class RunBar(TrainerCallback):
+class RunBar:
     """A progress bar on standard error with steps, both losses and the remaining time."""
 
     def __init__(self) -> None:
         self.bar = Bar("training", "text {task.fields[lm]}  image {task.fields[denoising]}")
 
-    def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **named: Any) -> None:
-        self.bar.move(state.global_step, state.max_steps, lm="-", denoising="-")
+    def begin(self, step: int, steps: int) -> None:
+        """Show the bar of a run that has finished `step` of `steps` steps."""
+        self.bar.move(step, steps, lm="-", denoising="-")
 
-    def on_step_end(self, args: Any, state: TrainerState, *_: Any, **named: Any) -> None:
-        self.bar.move(state.global_step)
+    def move(self, step: int) -> None:
+        """Show the number of finished steps."""
+        self.bar.move(step)
 
-    def on_log(self, *_: Any, **named: Any) -> None:
-        facts: dict[str, Any] = {
-            name: "-" if value is None else f"{value:.4f}"
-            for name, value in named["logs"].items()
-            if name in ("lm", "denoising")
-        }
-        self.bar.move(**facts)
+    def show(self, losses: Mapping[str, float | None]) -> None:
+        """Show both losses of a line of the log."""
+        self.bar.move(lm=_shown(losses["lm"]), denoising=_shown(losses["denoising"]))
 
     def stop(self) -> None:
-        """End the bar. The run calls this, since the trainer calls no callback after an error."""
+        """End the bar."""
         self.bar.stop()
+
+
+def _shown(loss: float | None) -> str:
+    return "-" if loss is None else f"{loss:.4f}"

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerState
-
 from dreamkit.errors import TrainingError, describe_error, excerpt
 from dreamkit.storage.writing import append_text, write_text
 
@@ -19,7 +17,7 @@ LOGGED = ("lm", "denoising", "loss", "learning_rate", "grad_norm", "skipped", "c
 TIMES = ("data_wait", "steps_per_second")  # two equal runs differ in them
 
 
-class RunLog(TrainerCallback):
+class RunLog:
     """A log that appends one line per interval to the file `path`, and passes it to `on_log`.
 
     A resumed run drops the lines of steps that it repeats.
@@ -30,19 +28,18 @@ class RunLog(TrainerCallback):
         self.on_entry = on_log
         self.entries: list[LogEntry] = []
 
-    def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **named: Any) -> None:
-        self.entries = [entry for entry in read_log(self.path) if entry["step"] <= state.global_step]
+    def begin(self, step: int) -> None:
+        """Keep the lines up to `step`, the last finished one."""
+        self.entries = [entry for entry in read_log(self.path) if entry["step"] <= step]
         write_text(self.path, "".join(map(_line, self.entries)))
-        self.last = time.monotonic(), state.global_step
+        self.last = time.monotonic(), step
 
-    def on_log(self, args: Any, state: TrainerState, *_: Any, **named: Any) -> None:
-        logs = named["logs"]
-        if "lm" not in logs:  # the trainer's final summary
-            return
-        (before, step), now = self.last, time.monotonic()
-        self.last = now, state.global_step
-        entry = {"step": state.global_step, **{name: logs.get(name) for name in LOGGED}}
-        entry["steps_per_second"] = (state.global_step - step) / (now - before)
+    def add(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Add a line of the names in `LOGGED`, with the steps per second since the line before."""
+        (before, last), now = self.last, time.monotonic()
+        self.last = now, step
+        entry = {"step": step, **{name: values[name] for name in LOGGED}}
+        entry["steps_per_second"] = (step - last) / (now - before)
         self.entries.append(entry)
         append_text(self.path, _line(entry))
         if self.on_entry is not None:

@@ -9,17 +9,16 @@ from typing import Any
 
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.data.fingerprint import fingerprint_differences
-from dreamkit.distributed import world_size
 from dreamkit.errors import CheckpointError, TrainingError, count
 from dreamkit.recipe.sections import GenerationSection, Recipe
 from dreamkit.recipe.written import shown_setting
 from dreamkit.storage.urls import Url
-from dreamkit.training.resume_state import check_state, fingerprints, finished_steps, processes
+from dreamkit.training.resume_state import RunState, read_state
 
 # Settings that a resumed run may change, as they do not change its losses. A cache too:
 # every start compares it with the model. The action at bad documents is the same for the good ones before.
 MAY_CHANGE = (
-    *("train.log_every", "train.save_every", "train.workers", "train.cache"),
+    *("train.log_every", "train.save_every", "train.workers", "train.cache", "train.micro_batch"),
     *("train.on_error", "train.max_skipped"),
     *(f"generation.{field.name}" for field in dataclasses.fields(GenerationSection)),
 )
@@ -31,22 +30,30 @@ def compare_run(point: Path, then: Recipe | None, now: Recipe) -> None:
     Paths of data may differ if the resume point has fingerprints of its data, which `compare_data` compares.
 
     Raises:
-        TrainingError: another recipe, fewer steps than `point` has, or another number of processes.
+        TrainingError: another recipe, or fewer steps than `point` has.
         CheckpointError: the run's state in `point` cannot be read.
     """
-    check_state(point)
-    _compare_recipes(point, then, now, may_move=bool(fingerprints(point)), except_for={"train.steps"})
-    if now.train.steps < finished_steps(point):
+    assert then is not None, "a loaded checkpoint has a recipe"
+    state = read_state(point)
+    if now.train.global_batch is not None:
+        then = _with_global_batch(then, global_batch(state, then))
+    _compare_recipes(point, then, now, may_move=bool(state.data), except_for={"train.steps"})
+    if now.train.steps < state.step:
         raise TrainingError(
-            f"{point}: expected train.steps of at least {finished_steps(point)}, the steps of this resume point, got "
+            f"{point}: expected train.steps of at least {state.step}, the steps of this resume point, got "
             f"{now.train.steps}; raise train.steps"
         )
-    if processes(point) != world_size():
-        raise TrainingError(
-            f"{point}: expected {count(processes(point), 'process')}, as before, got {world_size()}, which would train "
-            "on other batches; start the same number (torchrun --nproc-per-node) or start a new run with "
-            f"init={point}"
-        )
+
+
+def global_batch(state: RunState, then: Recipe) -> int:
+    """Return the number of documents of an update of the run that wrote a resume point with `state` and its recipe."""
+    return state.global_batch or then.train.update_documents(state.processes)
+
+
+def _with_global_batch(then: Recipe, documents: int) -> Recipe:
+    """Return an earlier recipe with `global_batch` in the place of `batch_size` and `accumulation`."""
+    train = dataclasses.replace(then.train, global_batch=documents, batch_size=None, accumulation=None)
+    return dataclasses.replace(then, train=train)
 
 
 def is_longer(checkpoint: Path, now: Recipe) -> bool:
@@ -65,7 +72,7 @@ def steps_note(point: Path, then: Recipe | None, now: Recipe) -> str | None:
     before, after, schedule = then.train.steps, now.train.steps, now.train.schedule
     if before == after:
         return None
-    note = f"train.steps was {before}, is {after}; continuing after step {finished_steps(point)}"
+    note = f"train.steps was {before}, is {after}; continuing after step {read_state(point).step}"
     if schedule == "constant":
         return note
     return (
@@ -80,13 +87,18 @@ def compare_finished(checkpoint: Path, then: Recipe | None, now: Recipe) -> None
     Raises:
         TrainingError: another recipe.
     """
+    assert then is not None, "a loaded checkpoint has a recipe"
+    documents = now.train.global_batch
+    if documents is not None and then.train.global_batch is None:
+        of_each = then.train.update_documents(processes=1)
+        # the earlier run had this global batch with some number of processes
+        then = _with_global_batch(then, documents) if documents % of_each == 0 else then
     _compare_recipes(checkpoint, then, now, may_move=True)
 
 
 def _compare_recipes(
-    folder: Path, then: Recipe | None, now: Recipe, *, may_move: bool, except_for: Collection[str] = ()
+    folder: Path, then: Recipe, now: Recipe, *, may_move: bool, except_for: Collection[str] = ()
 ) -> None:
-    assert then is not None, "a loaded checkpoint has a recipe"
     moved = _data_paths(then) | _data_paths(now) if may_move else set()
     differing = _differing(then, now, moved | set(except_for))
     if differing:
@@ -104,7 +116,7 @@ def compare_data(point: Path, now: Sequence[dict[str, str]]) -> None:
     Raises:
         TrainingError: the data has changed.
     """
-    then = fingerprints(point)
+    then = read_state(point).data
     differing = fingerprint_differences(then, now) if then else []
     if differing:
         raise TrainingError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 
@@ -12,8 +12,9 @@ import torch
 
 from dreamkit.data.skipped import Skipped, SkippedSummary, is_beyond
 from dreamkit.distributed import is_main, total
-from dreamkit.errors import TrainingError, excerpt
+from dreamkit.errors import TrainingError, count, excerpt
 from dreamkit.storage.writing import append_text, write_text
+from dreamkit.training.resume_state import DocumentCounts
 from dreamkit.training.run_log import read_entries
 
 _TYPES: Final = {"step": int, **get_type_hints(Skipped)}  # of the values in a line
@@ -39,18 +40,6 @@ class Counts:
         return Counts(self.skipped + len(documents), self.bad + bad, self.cut + cut)
 
 
-@dataclass(frozen=True)
-class LimitStart:
-    """The place where the limit of bad documents begins to count, with the numbers of documents before it.
-
-    The names of the attributes are those in a resume point.
-    """
-
-    limit_step: int = 0
-    limit_skipped: int = 0
-    limit_bad: int = 0
-
-
 class SkippedLog:
     """The skipped documents of a run, counted in every process; the main one appends a line for each to a file.
 
@@ -67,22 +56,26 @@ class SkippedLog:
         self.max_skipped = max_skipped
         self.step_documents = step_documents
         self.counts = Counts()
-        self.limit = LimitStart()
-        self.summary = (
-            SkippedSummary()
-        )  # since that start; in the main process also of the steps before a resume
+        # where the limit of bad documents begins to count: a step, and the numbers before it
+        self.limit_step = self.limit_skipped = self.limit_bad = 0
+        # since that start; in the main process also of the steps before a resume
+        self.summary = SkippedSummary()
         self._next = Counts()  # with the documents of an unfinished step
 
-    def begin(self, step: int, counts: Counts, limit: LimitStart | None) -> None:
-        """Continue after `step` with numbers of all processes. Without a start of the limit, it counts from here on."""
-        self.limit = limit or LimitStart(step, counts.skipped, counts.bad)
-        counts = replace(counts, cut=counts.cut if is_main() else 0)
-        self.counts = self._next = counts
+    def begin(self, step: int, documents: DocumentCounts, *, limit_begins_here: bool) -> None:
+        """Continue after `step` with numbers of all processes."""
+        self.limit_step, self.limit_skipped, self.limit_bad = (
+            (step, documents.skipped, documents.bad)
+            if limit_begins_here
+            else (documents.limit_step, documents.limit_skipped, documents.limit_bad)
+        )
+        self.counts = Counts(documents.skipped, documents.bad, documents.cut if is_main() else 0)
+        self._next = self.counts
         if is_main() and self.path.is_file():
             entries = [entry for entry in read_entries(self.path, _entry) if entry["step"] <= step]
             write_text(self.path, "".join(map(_line, entries)))
             for entry in entries:
-                if entry["step"] > self.limit.limit_step:
+                if entry["step"] > self.limit_step:
                     self.summary.add(Skipped(**{name: entry[name] for name in _TYPES if name != "step"}))
 
     def add(self, step: int, documents: Sequence[Skipped], cut: int) -> None:
@@ -103,18 +96,29 @@ class SkippedLog:
         cut = int(total(torch.tensor(self.counts.cut, device=device)))
         return {"skipped": self.counts.skipped, "bad": self.counts.bad, "cut": cut}
 
-    def state(self, device: torch.device) -> dict[str, int]:
-        """Return the content of a resume point: `totals` and the start of the limit."""
-        return {**self.totals(device), **asdict(self.limit)}
+    def notes(self, device: torch.device) -> list[str]:
+        """Return lines about documents that were skipped and cut. Every process must call this method."""
+        totals = self.totals(device)
+        ends = {"skipped": f", listed in {self.path}", "cut": ", which were longer than a row"}
+        return [
+            f"{verb} {count(f'{totals[verb]:,}', 'document')}{end}"
+            for verb, end in ends.items()
+            if totals[verb]
+        ]
+
+    def state(self, device: torch.device) -> DocumentCounts:
+        """Return the numbers for a resume point. Every process must call this method."""
+        start = {name: getattr(self, name) for name in ("limit_step", "limit_skipped", "limit_bad")}
+        return DocumentCounts(**self.totals(device), **start)
 
     def limit_error(self, step: int) -> TrainingError | None:
         """Return the error of a run with too many bad documents when `step` was read, or None."""
-        trained = (step - self.limit.limit_step) * self.step_documents
-        bad = self._next.bad - self.limit.limit_bad
-        read = trained + self._next.skipped - self.limit.limit_skipped
+        trained = (step - self.limit_step) * self.step_documents
+        bad = self._next.bad - self.limit_bad
+        read = trained + self._next.skipped - self.limit_skipped
         if not is_beyond(self.max_skipped, bad, read):
             return None
-        since = f" since step {self.limit.limit_step}" if self.limit.limit_step else ""
+        since = f" since step {self.limit_step}" if self.limit_step else ""
         common = f"{self.summary.most_common()}; " if self.summary.documents else ""
         return TrainingError(
             f"expected at most {self.max_skipped:.2%} bad documents (train.max_skipped), got {bad / read:.2%}{since}: "

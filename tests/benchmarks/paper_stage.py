@@ -19,7 +19,8 @@ from tiny import RECIPE as TINY
 LANGUAGE = "dreamkit_transformers/known/lmsys/vicuna-7b-v1.1"
 VISION = "dreamkit_transformers/known/openai/clip-vit-large-patch14"
 DECODER = "dreamkit_diffusers/known/stable-diffusion-v1-5/stable-diffusion-v1-5"
-SMALL = ["model.dream_queries=3", "train.max_length=256", "train.batch_size=4"]
+SMALL = ["model.dream_queries=3", "train.max_length=256", "train.global_batch=4"]
+ONE_PASS = ["train.global_batch=8", "train.micro_batch=null"]
 LONGEST_TEXT = 128  # tokens: four images with a text around each then fit into a row of 2048
 
 
@@ -28,7 +29,7 @@ def recipe(layers: int, small: bool, registry: Registry) -> Recipe:
     sections = parts(small)
     sections["language_model"]["config"]["num_hidden_layers"] = layers
     settings = [f"model.{key}={json.dumps({'pretrained': None, **each})}" for key, each in sections.items()]
-    return load_recipe("dreamllm/paper/stage2", [*settings, *(SMALL if small else [])], registry)
+    return load_recipe("dreamllm/paper/stage2", [*settings, *(SMALL if small else ONE_PASS)], registry)
 
 
 def parts(small: bool) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def recipe(shape: Shape, small: bool = False) -> Recipe:
     settings = [
         f"model.vision_encoder.config.image_size={shape.pixels}",
         f"model.dream_queries={shape.queries}",
-        f"train.batch_size={shape.documents}",
+        f"train.global_batch={shape.documents}",
     ]
     return load_recipe(str(RECIPE), [*settings, *(SMALL if small else [])], Registry.load())
 

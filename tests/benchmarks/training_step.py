@@ -79,7 +79,9 @@ def paper_step(layers: int, device: torch.device, small: bool) -> Step:
     def documents(model: DreamModel) -> list[Document]:
         model.language_model.tokenize = paper_stage.token_numbers
         vocabulary = model.language_model.spec.vocab_size
-        return paper_stage.documents(recipe.train.batch_size, range(vocabulary // 2, vocabulary), small)
+        return paper_stage.documents(
+            recipe.train.update_documents(1), range(vocabulary // 2, vocabulary), small
+        )
 
     return Step(recipe, documents, device, small)
 

@@ -74,7 +74,7 @@ def counted(shape: race.Shape, is_ours: bool) -> Counted:
             stack.enter_context(without_fused_paths())
         kept = stack.enter_context(bytes_by_part(model))
         masks = stack.enter_context(MaskElements())
-        peak, counts.flops = measure_step(model, batch, recipe, gradient_bytes(model, 1))
+        peak, counts.flops = measure_step(model, batch, recipe, gradient_bytes(model, 1), 1, "cpu")
     counts.masks = masks.count
     counts.bytes = {"weights": memory.weights, "optimizer states": memory.states, **kept}
     counts.bytes["logits, head's gradient and others at the peak"] = peak.total - sum(kept.values())

@@ -38,7 +38,7 @@ FILES = {
     "dreamkit_shuffle/shuffle.py",
     "tests/test_contract.py",
 }
-SIZES = ["train.batch_size=2", "data=[{name: digits, documents: {reading: 1, drawing: 1}}]"]
+SIZES = ["train.global_batch=2", "data=[{name: digits, documents: {reading: 1, drawing: 1}}]"]
 
 
 @pytest.fixture(scope="module")

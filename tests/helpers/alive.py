@@ -24,14 +24,13 @@ import tiny
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
 from dreamkit.data.dataset import Dataset
-from dreamkit.distributed import is_main
+from dreamkit.distributed import is_main, join
 from dreamkit.document import Document, Image, Text
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training.run import train_recipe
-from dreamkit.training.trainer import training_arguments
 
 LENGTH = 64
 ALL = ["language_model", "visual_projector", "condition_projector", "dream_queries", "new_tokens"]
@@ -150,7 +149,7 @@ def main(folder: Path) -> None:
     peaks = {}
     for name, (settings, changes) in SHARDED.items():
         changed = recipe(settings, **changes)
-        training_arguments(changed, folder)  # joins the other process
+        join()
         peaks[name] = real_peak(changed, folder / name, ResizedBytes())
     if is_main():
         (folder / "peaks.json").write_text(json.dumps(peaks))

@@ -29,16 +29,16 @@ from dreamkit.data.batch import Batch
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.mixture import Mixture
 from dreamkit.data.samples import Samples
-from dreamkit.distributed import is_main, shard, total, whole, world_size
+from dreamkit.distributed import is_main, join, shard, total, whole, world_size
 from dreamkit.document import Document, Text
 from dreamkit.errors import DocumentError, TrainingError, with_notes
 from dreamkit.interrupts import Interrupted
 from dreamkit.model.model import DreamModel
-from dreamkit.recipe.loading import recipe_from_dict
+from dreamkit.recipe.loading import load_recipe, recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
+from dreamkit.training import loop
 from dreamkit.training.run import train_recipe
-from dreamkit.training.trainer import DreamTrainer, training_arguments
 
 TRAINABLE = ["language_model", "visual_projector", "condition_projector", "dream_queries", "new_tokens"]
 ADAPTERS = [
@@ -48,6 +48,7 @@ ADAPTERS = [
 ]
 STEPS = 3
 STEPS_OF = {"float32": 5, "float64": 50}  # in a measured run
+GLOBAL_BATCH = 5  # of these runs; not a multiple of the processes
 FIRST_GRADIENT = "gradient.safetensors"
 TOLERANCE = 1e-12  # of weights after `STEPS`, for float64 sums in another order
 
@@ -104,13 +105,9 @@ def recipe(
     condition_drop: float = 0.0,
     **train_settings: Any,
 ) -> Recipe:
-    settings = {
-        "trainable": TRAINABLE,
-        "steps": STEPS,
-        "batch_size": 2,
-        "learning_rate": 1e-2,
-        "log_every": 1,
-    }
+    settings = {"trainable": TRAINABLE, "steps": STEPS, "learning_rate": 1e-2, "log_every": 1}
+    if "global_batch" not in train_settings:
+        settings["batch_size"] = 2
     data = [{"name": "pairs", "path": "unused"}]
     changes = {
         "train": settings | train_settings,
@@ -141,25 +138,40 @@ def train_layout(
     return train_recipe(settings, Registry.load(), out, datasets=[TinyDocuments()]).model
 
 
-def measured_run(out: Path, precision: str, batch_size: int, **settings: Any) -> None:
-    """Train a run of `STEPS_OF[precision]` steps in the folder `out`; write its first gradient into `FIRST_GRADIENT`.
+def measured_run(out: Path, precision: str, **settings: Any) -> None:
+    """Train a run of the tiny documents in the folder `out`, as `measure` does.
+
+    An update has `GLOBAL_BATCH` documents, or those of other `settings`.
+    """
+    if "batch_size" not in settings:
+        settings["global_batch"] = GLOBAL_BATCH
+    measure(recipe(condition_drop=0.5, precision=precision, **settings), out, [TinyDocuments()])
+
+
+def digits_run(out: Path, **settings: Any) -> None:
+    """Train a run of the digits of stage II in float32 in the folder `out`, as `measure` does."""
+    settings |= {"global_batch": GLOBAL_BATCH, "log_every": 1}
+    overrides = [f"train.{key}={json.dumps(value)}" for key, value in settings.items()]
+    measure(load_recipe("digits/stage2", overrides, Registry.load()), out)
+
+
+def measure(recipe: Recipe, out: Path, datasets: Sequence[Dataset] | None = None) -> None:
+    """Train `STEPS_OF[precision]` steps in the folder `out`; write the first gradient into `FIRST_GRADIENT`.
 
     The gradient is that of all trainable tensors together, before it is clipped.
     """
     gradients: list[Tensor] = []
-    clip = DreamTrainer._clip_grad_norm
+    clip = loop.clip_gradients
 
-    def record(trainer: DreamTrainer, model: nn.Module) -> Any:
+    def record(trained: Sequence[nn.Parameter], max_norm: float) -> Tensor:
         if not gradients:
-            each = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            each = [parameter.grad for parameter in trained if parameter.grad is not None]
             gradients.append(torch.cat([whole(gradient).flatten() for gradient in each]))
-        return clip(trainer, model)
+        return clip(trained, max_norm)
 
-    changed = recipe(
-        condition_drop=0.5, steps=STEPS_OF[precision], precision=precision, batch_size=batch_size, **settings
-    )
-    with patch.object(DreamTrainer, "_clip_grad_norm", record):
-        train_recipe(changed, Registry.load(), out, datasets=[TinyDocuments()])
+    recipe = replace(recipe, train=replace(recipe.train, steps=STEPS_OF[recipe.train.precision]))
+    with patch.object(loop, "clip_gradients", record):
+        train_recipe(recipe, Registry.load(), out, datasets=datasets)
     if is_main():
         save_file({"gradient": gradients[0]}, out / FIRST_GRADIENT)
 
@@ -232,8 +244,11 @@ def gradients(model: DreamModel, batches: Sequence[Batch], counts: Tensor) -> di
 
 
 def main(folder: Path) -> None:
-    device = torch.device("cpu")
-    training_arguments(recipe(), folder)  # joins the other process
+    device = join()
+    if (folder / "checkpoints").is_dir():
+        train_recipe(recipe(save_every=1), Registry.load(), folder, datasets=[TinyDocuments()], resume=True)
+        dist.destroy_process_group()
+        return
 
     model = tiny.model()
     batch = uneven_batches(model)[dist.get_rank()]
@@ -252,8 +267,10 @@ def main(folder: Path) -> None:
     train_layout(folder / "2x1x2", 1, 2)
     train_layout(folder / "adapted", 2, 1, ADAPTERS)
 
-    measured_run(folder / "float32", "float32", batch_size=2, workers=2)
-    measured_run(folder / "float64", "float64", batch_size=1, accumulation=2)
+    measured_run(folder / "float32", "float32", workers=2)
+    # three forward passes in the first process and two in the second one, which is idle in the third
+    measured_run(folder / "float64", "float64", packing=False, micro_batch=1)
+    digits_run(folder / "digits", micro_batch=1)
 
     for seed in BAD_SEEDS:
         settings = recipe(steps=6, batch_size=1, log_every=6, seed=seed)
@@ -285,6 +302,11 @@ def main(folder: Path) -> None:
             train_recipe(recipe(), Registry.load(), folder / "too many", datasets=[BadDocuments()])
     except TrainingError as error:
         (folder / f"too many.{dist.get_rank()}.txt").write_text(with_notes(error))
+
+    try:
+        train_recipe(recipe(global_batch=1), Registry.load(), folder / "few", datasets=[TinyDocuments()])
+    except TrainingError as error:
+        (folder / f"few.{dist.get_rank()}.txt").write_text(str(error))
 
     straight, resumed = folder / "straight", folder / "resumed"
     settings = recipe(save_every=1)

@@ -1,4 +1,4 @@
-"""Processes that tests start: two that train together, and commands that a signal ends."""
+"""Processes that tests start: those that train together, and commands that a signal ends."""
 
 import os
 import re
@@ -25,20 +25,25 @@ _IN_GLOO = re.compile(
 
 
 def run_in_two(script: str, folder: Path) -> None:
-    """Run `script FOLDER` in two processes under `torchrun`.
+    """Run `script FOLDER` in two processes under `torchrun`; see `run_in`."""
+    run_in(2, script, folder)
+
+
+def run_in(processes: int, script: str, folder: Path) -> None:
+    """Run `script FOLDER` in this number of processes under `torchrun`.
 
     A crash inside gloo is a warning with the output, and is tried again in an empty folder: torch 2.14 frees a buffer
     of gloo twice, about once in some hundred thousand gathers (`gloo::transport::tcp::UnboundBuffer`).
     """
     exists = folder.exists()
-    process = _torchrun(script, folder)
+    process = _torchrun(processes, script, folder)
     if crashed_in_gloo(process.stdout):
         # pyproject.toml exempts this warning, by its first words, from those that are errors
         warnings.warn(f"a crash inside gloo is tried again: {process.stdout[-8000:]}", stacklevel=2)
         shutil.rmtree(folder, ignore_errors=True)
         if exists:
             folder.mkdir()
-        process = _torchrun(script, folder)
+        process = _torchrun(processes, script, folder)
     assert process.returncode == 0, process.stdout[-8000:]
 
 
@@ -48,8 +53,8 @@ def crashed_in_gloo(output: str) -> bool:
     return is_crash and _IN_GLOO.search(output) is not None
 
 
-def _torchrun(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def _torchrun(processes: int, script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     environment = {
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
@@ -57,7 +62,7 @@ def _torchrun(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
         "PYTHONFAULTHANDLER": "1",  # a crash shows where each thread was
     }
     return subprocess.run(
-        [*command, script, str(folder)],
+        [*torchrun, f"--nproc-per-node={processes}", script, str(folder)],
         env=os.environ | environment,
         timeout=300,
         text=True,

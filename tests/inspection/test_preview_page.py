@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,9 @@ def run_of(model: DreamModel, documents: list[Any], policy: Policy | None = None
 
 def shown(run: RunData, documents: int = 6, **settings: Any) -> tuple[str, Page]:
     places = [run.place(number) for number in range(documents)]
-    packed = [run.packed([run.place(number) for number in batch]) for batch in run.batches(documents)]
+    packed = [run.packed([run.place(number) for number in update]) for update in run.updates(documents)]
     articles = {place.number: article(place, run) for place in places}
-    html = preview_page(articles, [batch for batch in packed if batch], title="<t>", **settings)
+    html = preview_page(articles, list(chain(*packed)), title="<t>", **settings)
     return html, Page(html)
 
 
@@ -249,4 +249,4 @@ def test_a_batch_of_many_documents_is_not_read_whole(model: DreamModel, tmp_path
     run = run_of(model, [Document((Text("a"),))])
     large = tiny.recipe(train={**TRAIN, "batch_size": 10**6})
     run = RunData(recipe_from_dict(large, Registry.load(), where="tiny"), run.samples, run.collator)
-    assert [len(batch) for batch in islice(run.batches(5), 2)] == [1024]
+    assert [len(batch) for batch in islice(run.updates(5), 2)] == [1024]

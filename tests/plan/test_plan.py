@@ -154,7 +154,7 @@ def test_flops_are_close_to_those_of_a_real_step(checkpointing: bool) -> None:
     # on a CPU torch counts only plain attention. It has one product less: the fused one computes the scores again in
     # the backward pass
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(full_batch(model, recipe, 1)).loss.backward()
+        model(full_batch(model, recipe, 1, recipe.train.batch_size or 0)).loss.backward()
     assert 1 < flops / (2 * counter.get_total_flops()) < 1.04
 
 
@@ -165,7 +165,7 @@ def test_shapes_of_the_chain_equal_those_of_a_real_pass() -> None:
     shapes: dict[str, tuple[int, ...]] = {}
     for name, part in model.parts().items():
         part.register_forward_hook(lambda m, i, out, name=name: shapes.update({name: tuple(out.shape[1:])}))
-    model(full_batch(model, recipe, 1))
+    model(full_batch(model, recipe, 1, recipe.train.batch_size or 0))
     assert {step.part: step.shape for step in steps if step.part in shapes} == shapes
     assert steps[0].shape == tuple(model.vision_encoder.preprocess([tiny.picture(0)]).shape[1:])
     targets, _ = model.image_decoder.preprocess([tiny.picture(0)])
@@ -217,7 +217,10 @@ def test_the_shapes_of_a_batch_are_those_of_its_documents(
     settings = {"trainable": ALL, "batch_size": size, "packing": packing}
     recipe = alive.recipe(settings, loss={"condition_drop": drop})
     model = build_on_meta(fit(recipe, REGISTRY))
-    real, shapes = vars(full_batch(model, recipe, images)), vars(batch_shapes(model, recipe, images))
+    real, shapes = (
+        vars(full_batch(model, recipe, images, size)),
+        vars(batch_shapes(model, recipe, images, size)),
+    )
     assert len(shapes.pop("documents")) == len(real.pop("documents"))
     assert all(isinstance(value, Tensor) == isinstance(real[key], Tensor) for key, value in shapes.items())
     for value, expected in zip(tree_leaves(shapes), tree_leaves(real), strict=True):
@@ -231,7 +234,9 @@ def test_a_large_batch_is_planned_without_its_data() -> None:
     recipe = alive.recipe({"trainable": ALL, "batch_size": MAX_BATCH})
     model = build_on_meta(fit(recipe, REGISTRY))
     begin = time.process_time()
-    batch = batch_shapes(model, recipe, 1).with_tensors(torch.empty_like)  # of its spans, none is visited
+    batch = batch_shapes(model, recipe, 1, MAX_BATCH).with_tensors(
+        torch.empty_like
+    )  # of its spans, none is visited
     assert batch.input_ids_BT.shape == (MAX_BATCH, alive.LENGTH) and len(batch.spans) == MAX_BATCH
     assert time.process_time() - begin < 1
 

@@ -95,7 +95,7 @@ def test_recipes_have_the_numbers_of_the_paper(registry: Registry) -> None:
         for whose, total, batch in (("paper", documents * epochs, 8), ("released", released, 16)):
             loaded = recipe(registry, f"dreamllm/{whose}/{stage}")
             train = loaded.train
-            assert train.batch_size == batch
+            assert train.global_batch == batch * 128
             assert train.steps == pytest.approx(total * 1000 / (batch * 128), rel=0.005)
             assert train.warmup == pytest.approx(0.003 * train.steps, abs=1)
             assert (train.learning_rate, train.weight_decay, train.schedule) == (rate, 0, "cosine")

@@ -100,7 +100,7 @@ import pytest
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", tests]))
 """
 # enough to train the rows of new tokens of a frozen language model to start an image after these words
-FEW = ("train.steps=16", "train.batch_size=4", "train.learning_rate=0.1", "train.warmup=0")
+FEW = ("train.steps=16", "train.global_batch=4", "train.learning_rate=0.1", "train.warmup=0")
 DRAWING = "data=[{name: digits, documents: {drawing: 1}}]"
 GENERATE = "generate drawing/checkpoint 'a one' --max-tokens 8 --max-images 1 --steps 2 --out doc"
 

@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 import tiny
+from dreamkit.checkpoints.manifest import Manifest
+from dreamkit.storage.folders import describe_files
+from dreamkit.training.resume_state import read_state
+from saved_models import edit_manifest
 
 Run = Callable[..., tuple[int, str, str]]
 CAPTIONS = ["one", "two", "three"]
@@ -83,11 +87,14 @@ def test_an_older_resume_point_continues_without_fingerprints(
     stopped: Path, recipe: Path, run: Run, tmp_path: Path
 ) -> None:
     (point,) = (stopped / "checkpoints").iterdir()
-    manifest = json.loads((point / "dreamkit.json").read_text())
-    for name in ("data.json", "interval.json"):
-        (point / "trainer" / name).unlink()
-        del manifest["files"][f"trainer/{name}"]
-    (point / "dreamkit.json").write_text(json.dumps(manifest))
+    state = read_state(point)
+    files = {"trainer_state.json": {"global_step": state.step}, "processes.json": state.processes}
+    for name, content in files.items():
+        (point / "trainer" / name).write_text(json.dumps(content))
+    (point / "trainer/state.json").unlink()
+    edit_manifest(
+        point, files={name: file for name, file in describe_files(point).items() if name != Manifest.FILE}
+    )
     (tmp_path / "data").rename(tmp_path / "moved")
     write_data(tmp_path / "moved", ["one", "two", "seven"])
     code, _, err = run(

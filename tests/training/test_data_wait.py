@@ -99,12 +99,12 @@ def test_the_wait_for_the_data_of_another_process_counts(
     class Meeting(Agreement):
         """An agreement with a process whose data comes ten seconds later."""
 
-        def call(self, *functions: Any) -> Any:
-            result = super().call(*functions)
+        def call(self, *functions: Any, **named: Any) -> Any:
+            result = super().call(*functions, **named)
             clock.now += 10
             return result
 
-    monkeypatch.setattr("dreamkit.training.trainer.Agreement", Meeting)
+    monkeypatch.setattr("dreamkit.training.loop.Agreement", Meeting)
     documents = layouts.TinyDocuments()
     result = train_recipe(layouts.recipe(steps=3, log_every=3), REGISTRY, tmp_path, datasets=[documents])
     assert result.log[-1]["data_wait"] == 1.0

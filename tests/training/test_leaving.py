@@ -21,8 +21,8 @@ from dreamkit.interrupts import Interrupted
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
 from dreamkit.storage.writing import writing
+from dreamkit.training.loop import TrainingLoop
 from dreamkit.training.run_log import TIMES
-from dreamkit.training.trainer import DreamTrainer
 from runs import assert_identical, interrupt_at, kill_at, run, weights
 
 STEPS = 5
@@ -38,7 +38,7 @@ def without_times(log: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    recipe = layouts.recipe(steps=STEPS, accumulation=2, log_every=2, batch_size=1)
+    recipe = layouts.recipe(steps=STEPS, global_batch=2, micro_batch=1, packing=False, log_every=2)
     return replace(recipe, loss=replace(recipe.loss, condition_drop=0.5))
 
 
@@ -129,7 +129,7 @@ def test_an_error_while_saving_is_a_note_and_keeps_what_is_there(
 
     recipe = replace(recipe, train=replace(recipe.train, save_every=1, log_every=1))
     kill_at(2, tmp_path, recipe)
-    monkeypatch.setattr("dreamkit.training.resumable.save_checkpoint", no_space)
+    monkeypatch.setattr("dreamkit.training.resume_points.save_checkpoint", no_space)
     with pytest.raises(OSError) as caught:
         run(tmp_path, recipe, resume=True)
     assert "no resume point was saved: [Errno 28]" in caught.value.__notes__[0]
@@ -167,7 +167,7 @@ def test_a_second_reason_is_shown_unless_it_is_the_first_one(
                 raise RuntimeError(f"I/O error: {os.strerror(of_point)} (os error {of_point})")
             raise OSError(of_point, os.strerror(of_point))
 
-    monkeypatch.setattr("dreamkit.training.resumable.save_checkpoint", fail_on_point)
+    monkeypatch.setattr("dreamkit.training.resume_points.save_checkpoint", fail_on_point)
     with pytest.raises(OutputError) as caught:
         run(tmp_path, recipe, on_log=fail_on_log)
     message = with_notes(caught.value)
@@ -212,7 +212,7 @@ def test_a_finished_run_is_loaded_and_not_trained(
 ) -> None:
     first = run(tmp_path, recipe)
     capsys.readouterr()
-    monkeypatch.setattr("dreamkit.training.run.DreamTrainer", None)
+    monkeypatch.setattr("dreamkit.training.run.TrainingLoop", None)
     again = run(tmp_path, recipe, resume=True)
     assert again.was_finished and not first.was_finished and not again.model.training
     assert (again.checkpoint, again.log) == (first.checkpoint, first.log)
@@ -268,12 +268,12 @@ def test_a_signal_waits_for_the_end_of_a_step(
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory; lower train.batch_size"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory; lower train.micro_batch"),
         (
             RuntimeError(
                 "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 8 bytes"
             ),
-            "out of memory; lower train.batch_size",
+            "out of memory; lower train.micro_batch",
         ),
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
@@ -285,7 +285,6 @@ def test_too_little_memory_is_a_user_error_and_the_last_step_is_saved(
     tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, message: str
 ) -> None:
     with monkeypatch.context() as patched, pytest.raises(TrainingError, match=message) as caught:
-        step = fail_in_call(1, DreamTrainer.training_step, error)
-        patched.setattr(DreamTrainer, "training_step", step)
+        patched.setattr(TrainingLoop, "backward", fail_in_call(1, TrainingLoop.backward, error))
         run(tmp_path, recipe)
     assert "is saved in" in with_notes(caught.value)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from transformers import TrainerControl, TrainerState, TrainingArguments
 
 import layouts
 import tiny
@@ -20,8 +19,7 @@ from dreamkit.errors import TrainingError
 from dreamkit.model.model import DreamModel, Losses
 from dreamkit.training.loss_monitor import LossMonitor, NotFinite
 from dreamkit.training.run_bar import RunBar
-from dreamkit.training.run_log import RunLog
-from dreamkit.training.trainer import training_arguments
+from dreamkit.training.run_log import LOGGED, RunLog
 from runs import REGISTRY, run, weights
 
 
@@ -118,22 +116,26 @@ def test_all_documents_are_named_if_each_alone_is_finite(tmp_path: Path) -> None
 
 def test_a_nan_in_the_log_is_an_error(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "log.jsonl")
-    arguments, state, control = TrainingArguments(str(tmp_path)), TrainerState(), TrainerControl()
-    log.on_train_begin(arguments, state, control)
+    log.begin(step=0)
+    values = dict.fromkeys(LOGGED, 1.0) | {"grad_norm": float("nan")}
     with pytest.raises(ValueError, match="not JSON compliant"):
-        log.on_log(arguments, state, control, logs={"lm": 1.0, "grad_norm": float("nan")})
+        log.add(1, values)
     assert log.path.read_text() == ""
 
 
-def test_reading_a_monitor_resets_it() -> None:
+def test_reading_a_monitor_begins_an_interval_of_finished_steps() -> None:
     model = tiny.model()
     batch = layouts.uneven_batches(model)[1]
     losses = Losses(*(tensor.detach() for tensor in model(batch)))
     monitor = LossMonitor(torch.device("cpu"))
     for step in range(1, 4):
         monitor.add(step, [0, 1], losses, batch.counts)
-    assert monitor.read() == pytest.approx({"lm": float(losses.lm), "denoising": float(losses.denoising)})
-    assert monitor.read() == {"lm": None, "denoising": None}
+        monitor.end_step()
+    monitor.add(4, [0, 1], losses, batch.counts)
+    monitor.drop_step()
+    means = {name: float(getattr(losses, name)) for name in ("lm", "denoising", "loss")}
+    assert monitor.read(3) == pytest.approx(means) and monitor.start == 3
+    assert monitor.read(4) == {"lm": None, "denoising": None, "loss": 0.0}
 
 
 def test_the_first_step_is_reported_and_its_loss_before_its_gradient() -> None:
@@ -160,22 +162,19 @@ def test_the_first_step_is_reported_and_its_loss_before_its_gradient() -> None:
     assert monitor.check() == NotFinite(5, "loss", (0, 1))
 
 
-def test_the_bar_shows_both_losses_and_the_steps(tmp_path: Path) -> None:
-    bar, state, control = RunBar(), TrainerState(), TrainerControl()
-    arguments = training_arguments(layouts.recipe(), tmp_path)
+def test_the_bar_shows_both_losses_and_the_steps() -> None:
+    bar = RunBar()
 
     def text() -> str:
         console = Console(width=120, file=StringIO(), record=True)
         console.print(bar.bar.progress)
         return console.export_text()
 
-    state.max_steps = 8
-    bar.on_train_begin(arguments, state, control)
+    bar.begin(0, 8)
     assert "0/8" in text() and "text -  image -" in text()
-    state.global_step = 2
-    bar.on_step_end(arguments, state, control)
-    bar.on_log(arguments, state, control, logs={"lm": 1.25, "denoising": 0.5, "loss": 6.25})
+    bar.move(2)
+    bar.show({"lm": 1.25, "denoising": 0.5, "loss": 6.25})
     assert "2/8" in text() and "text 1.2500  image 0.5000" in text()
-    bar.on_log(arguments, state, control, logs={"lm": 0.75, "denoising": None})
+    bar.show({"lm": 0.75, "denoising": None})
     assert "text 0.7500  image -" in text()
     bar.stop()

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,7 +39,7 @@ def test_four_documents_at_once_equal_four_accumulated(
 def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Return a precision, and the folder of a run in it."""
     folder = tmp_path_factory.mktemp("measured") / "run"
-    layouts.measured_run(folder, request.param, batch_size=4)
+    layouts.measured_run(folder, request.param)
     return request.param, folder
 
 
@@ -48,11 +47,10 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize(
     "settings",
     [
-        {"batch_size": 4, "workers": 2},
-        {"batch_size": 4, "workers": 3},
-        {"batch_size": 2, "accumulation": 2},
-        {"batch_size": 1, "accumulation": 4, "workers": 2},
-        {"batch_size": 4, "packing": False, "gradient_checkpointing": True},
+        {"workers": 2, "micro_batch": 1},
+        {"workers": 3, "packing": False, "micro_batch": 2},
+        {"batch_size": 1, "accumulation": 5},
+        {"batch_size": 5, "packing": False, "gradient_checkpointing": True},
     ],
     ids=str,
 )
@@ -191,10 +189,7 @@ def test_a_run_prints_its_attention_and_on_a_gpu_the_status_of_kernels(
     monkeypatch.setattr("dreamkit.kernels.kernel_status", status)
     monkeypatch.setattr("dreamkit.training.run.open_cache", stop)
     for kind, message in (("cpu", ""), ("cuda", "fused kernels: off, on cuda\n")):
-        arguments = SimpleNamespace(device=torch.device(kind))
-        monkeypatch.setattr(
-            "dreamkit.training.run.training_arguments", lambda *_, arguments=arguments: arguments
-        )
+        monkeypatch.setattr("dreamkit.training.run.join", lambda kind=kind: torch.device(kind))
         with pytest.raises(Stopped):
             run(tmp_path / kind)
         assert capsys.readouterr().err == f"attention: in each document of a row alone\n{message}"

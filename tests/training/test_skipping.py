@@ -68,7 +68,7 @@ def test_the_list_and_the_numbers_are_those_of_the_places(
     out, _ = straight
     settings = recipe()
     sequencer = build_model(settings, runs.REGISTRY).sequencer()
-    samples = Samples(run_mixture(settings, [Documents()], 1), sequencer)
+    samples = Samples(run_mixture(settings, [Documents()], 4), sequencer)
     sequences = [samples[place] for place in range(len(samples))]
     expected = [
         {

@@ -1,7 +1,7 @@
 """A training step never makes the host wait for the device: it copies only the batch to it, and nothing back."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
 from operator import methodcaller
 from pathlib import Path
@@ -12,22 +12,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.data._utils.fetch import _MapDatasetFetcher
-from transformers import TrainerCallback, TrainingArguments
+from torch.utils.data import DataLoader
 
 import layouts
 import tiny
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
 from dreamkit.data.batch import Batch, Collator
-from dreamkit.data.mixture import Mixture
-from dreamkit.data.samples import Samples
+from dreamkit.data.updates import Updates
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
+from dreamkit.training.agreement import Agreement
+from dreamkit.training.loop import TrainingLoop
 from dreamkit.training.run import train_recipe
-from dreamkit.training.trainer import DreamTrainer, training_arguments
 from host_reads import HostReads
 from runs import run
 from zero_fills import ZeroFills
@@ -64,7 +63,7 @@ SNR = decoder("stable-diffusion", snr_gamma=5.0)
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "packed": ({}, {}),
     "apart": ({"packing": False}, {}),
-    "accumulated": ({"accumulation": 2}, {}),
+    "accumulated": ({"accumulation": 2, "packing": False}, {}),
     "bfloat16": ({"precision": "bfloat16", "accumulation": 2}, {}),
     "checkpointing": ({"gradient_checkpointing": True}, {}),
     "adapters": ({"trainable": ["dream_queries"]}, {"model.adapters": LORA}),
@@ -87,14 +86,15 @@ def recipe(variant: str) -> Recipe:
     return recipe_from_dict(tiny.recipe(**changed), REGISTRY, where="tiny")
 
 
-class WatchSteps(TrainerCallback):
-    """A callback that is within the context `watch()` from the first step to the last, except for logging and saving.
+class WatchSteps:
+    """The steps of training loops, within the context `watch()`, except for logging and saving.
 
     The context is entered again after each step.
     """
 
     def __init__(self, watch: Any) -> None:
         self.watch, self.stack, self.steps, self.running = watch, ExitStack(), 0, False
+        self.loops: list[TrainingLoop] = []
 
     def restart(self) -> None:
         self.stack.close()
@@ -104,47 +104,50 @@ class WatchSteps(TrainerCallback):
     @contextmanager
     def paused(self) -> Iterator[None]:
         self.stack.close()
+        before, self.running = self.running, False
         try:
             yield
         finally:
+            self.running = before
             self.restart()
 
-    def on_step_begin(self, *args: Any, **named: Any) -> None:
-        if not self.steps:
-            self.running = True
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the steps of every loop that runs in the block, and save no checkpoint at its end."""
+
+        def unwatched(function: Any) -> Any:
+            def call(*args: Any, **named: Any) -> Any:
+                with self.paused():
+                    return function(*args, **named)
+
+            return call
+
+        def read(loop: TrainingLoop, *args: Any, read: Any = TrainingLoop.read) -> Any:
+            if not self.running:
+                self.loops.append(loop)
+                self.running = True
+                self.restart()
+            return read(loop, *args)
+
+        def end_step(loop: TrainingLoop, end_step: Any = TrainingLoop.end_step) -> None:
+            end_step(loop)
+            self.steps += 1
             self.restart()
 
-    def on_step_end(self, *args: Any, **named: Any) -> None:
-        self.steps += 1
-        self.restart()
+        def train(*args: Any, train: Any = TrainingLoop.train, **named: Any) -> None:
+            train(*args, **named)
+            self.running = False
+            self.restart()
 
-    def on_epoch_end(self, *args: Any, **named: Any) -> None:
-        self.running = False
-        self.restart()
-
-
-@contextmanager
-def add_callback(callback: WatchSteps) -> Iterator[list[DreamTrainer]]:
-    """Add `callback` to new trainers, and yield the list of these."""
-    trainers: list[DreamTrainer] = []
-    init, log_or_save = DreamTrainer.__init__, DreamTrainer._maybe_log_save_evaluate
-
-    def with_callback(self: DreamTrainer, *args: Any, **named: Any) -> None:
-        init(self, *args, **named)
-        self.add_callback(callback)
-        trainers.append(self)
-
-    def unwatched(self: DreamTrainer, *args: Any, **named: Any) -> None:
-        with callback.paused() if self.control.should_log or self.control.should_save else nullcontext():
-            log_or_save(self, *args, **named)
-
-    with (
-        patch.object(DreamTrainer, "__init__", with_callback),
-        patch.object(DreamTrainer, "_maybe_log_save_evaluate", unwatched),
-        patch("dreamkit.training.run.save_checkpoint"),
-        callback.stack,  # closes it if a step fails
-    ):
-        yield trainers
+        methods = {"read": read, "end_step": end_step, "train": train}
+        methods |= {name: unwatched(getattr(TrainingLoop, name)) for name in ("write_log", "save", "check")}
+        with (
+            patch("dreamkit.training.run.save_checkpoint"),
+            patch.multiple(TrainingLoop, **methods),
+            patch.object(Agreement, "call", unwatched(Agreement.call)),  # the hosts read batches and meet
+            self.stack,  # closes it if a step fails
+        ):
+            yield
 
 
 READS: dict[str, Callable[[Tensor], Any]] = {
@@ -170,20 +173,14 @@ def test_a_read_of_a_tensor_is_recorded(read: Callable[[Tensor], Any]) -> None:
 def test_a_step_reads_no_value_of_a_tensor(variant: str, tmp_path: Path) -> None:
     def counts_steps(tensor: Tensor) -> bool:
         """Return True for the optimizer's numbers of steps, which are on the host."""
-        states = trainers[0].optimizer.state.values()
+        states = steps.loops[0].optimizer.state.values()
         return any(tensor is state.get("step") for state in states)
 
     host_reads = HostReads(counts_steps)
-    callback = WatchSteps(host_reads.watch)
-    fetch = _MapDatasetFetcher.fetch
-
-    def on_host(self: Any, *args: Any) -> Any:
-        with callback.paused():  # the host prepares a batch
-            return fetch(self, *args)
-
-    with add_callback(callback) as trainers, patch.object(_MapDatasetFetcher, "fetch", on_host):
+    steps = WatchSteps(host_reads.watch)
+    with steps.watching():
         train_recipe(recipe(variant), REGISTRY, tmp_path / "out", datasets=[layouts.TinyDocuments(DOCUMENTS)])
-    assert callback.steps == 4 and host_reads.operators > 1000
+    assert steps.steps == 4 and host_reads.operators > 1000
     assert host_reads.reads == []
 
 
@@ -243,37 +240,29 @@ def test_a_second_forward_pass_copies_nothing_between_host_and_device(variant: s
 
 @pytest.mark.parametrize("has_gpu", [True, False])
 def test_batches_are_pinned_and_copied_without_waiting(has_gpu: bool, tmp_path: Path) -> None:
-    """The trainer itself uses the CPU here, where it pins nothing."""
-    settings: dict[str, Any] = {}
-
-    def on_cpu(**arguments: Any) -> TrainingArguments:
-        settings.update(arguments)
-        return TrainingArguments(**arguments | {"use_cpu": True})
-
-    tiny_recipe = recipe("packed")
-    with (
-        patch("torch.cuda.is_available", return_value=has_gpu),
-        patch("dreamkit.training.trainer.TrainingArguments", on_cpu),
-    ):
-        arguments = training_arguments(tiny_recipe, tmp_path)
-    assert settings["dataloader_pin_memory"] == has_gpu
-    model = build(fit(tiny_recipe, REGISTRY))
-    model.set_trainable(tiny_recipe.train.trainable)
-    collator = Collator(
-        model.sequencer(), model.vision_encoder.preprocess, model.image_decoder.preprocess, packing=True
-    )
-    mixture = Mixture([layouts.TinyDocuments(DOCUMENTS)], [1.0], length=len(DOCUMENTS))
-    samples = Samples(mixture, collator.sequencer)
-    trainer = DreamTrainer(model, tiny_recipe, arguments, samples, collator)
+    """The loop itself uses the CPU here, where nothing is pinned."""
+    pinned: list[bool] = []
     non_blockings: list[bool] = []
+    settings = recipe("packed")
+
+    def on_device(updates: Updates, first: int, loader: Any = Updates.loader) -> DataLoader[Any]:
+        def on_cpu(*args: Any, pin_memory: bool, **named: Any) -> DataLoader[Any]:
+            pinned.append(pin_memory)
+            return DataLoader(*args, **named)
+
+        with (
+            patch("torch.cuda.is_available", return_value=has_gpu),
+            patch("dreamkit.data.updates.DataLoader", on_cpu),
+        ):
+            return loader(updates, first)
 
     def to(self: Batch, device: Any, non_blocking: bool = False) -> Batch:
         non_blockings.append(non_blocking)
         return self
 
-    with patch.object(Batch, "to", to):
-        next(iter(trainer.get_train_dataloader()))
-    assert non_blockings and {*non_blockings} == {has_gpu}
+    with patch.object(Updates, "loader", on_device), patch.object(Batch, "to", to):
+        train_recipe(settings, REGISTRY, tmp_path / "out", datasets=[layouts.TinyDocuments(DOCUMENTS)])
+    assert pinned == [has_gpu] and non_blockings == [True] * settings.train.steps
 
 
 @pytest.mark.gpu
@@ -281,18 +270,17 @@ def test_batches_are_pinned_and_copied_without_waiting(has_gpu: bool, tmp_path: 
 def test_a_step_does_not_wait_for_the_gpu(variant: str, tmp_path: Path) -> None:
     @contextmanager
     def strict() -> Iterator[None]:
-        if callback.steps:  # the first step may copy tables to the device
+        if steps.steps:  # the first step may copy tables to the device
             torch.cuda.set_sync_debug_mode("error")
         try:
             yield
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    callback = WatchSteps(strict)
-    with add_callback(callback) as trainers:
+    steps = WatchSteps(strict)
+    with steps.watching():
         train_recipe(recipe(variant), REGISTRY, tmp_path / "out", datasets=[layouts.TinyDocuments(DOCUMENTS)])
-    assert callback.steps == 4
-    assert trainers[0].accelerator.non_blocking and trainers[0].args.dataloader_pin_memory
+    assert steps.steps == 4
 
 
 def test_no_step_fills_the_gradient_of_the_head_with_zeros(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from table_files import (
     write_parquet,
 )
 
-SETTINGS = ("train.steps=3", "train.log_every=1", "train.batch_size=4", "train.warmup=0")
+SETTINGS = ("train.steps=3", "train.log_every=1", "train.global_batch=4", "train.warmup=0")
 INDICES = range(10)
 
 

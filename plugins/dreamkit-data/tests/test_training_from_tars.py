@@ -11,7 +11,7 @@ from dreamkit_digits.documents import Digits
 from tar_files import write_mmc4
 
 STAGE2 = {"reading": 1.0, "drawing": 1.0, "counting": 2.0, "sums": 4.0}
-SETTINGS = ("train.steps=3", "train.log_every=1", "train.batch_size=4", "train.warmup=0")
+SETTINGS = ("train.steps=3", "train.log_every=1", "train.global_batch=4", "train.warmup=0")
 
 
 def losses(recipe: str, out: Path) -> list[Any]:

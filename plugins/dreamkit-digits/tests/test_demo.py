@@ -47,7 +47,7 @@ def test_the_stages_chain_and_the_model_writes(registry: Registry, tmp_path: Pat
     start: list[str] = []
     for name in STAGES:
         recipe = load_recipe(
-            name, ["train.steps=2", "train.warmup=0", "train.batch_size=4", *start], registry
+            name, ["train.steps=2", "train.warmup=0", "train.global_batch=4", *start], registry
         )
         result = train_recipe(recipe, registry, tmp_path / name)
         start = [f"init={result.checkpoint}"]

@@ -1,0 +1,257 @@
+"""The training loop: batches, forward, backward, clip, step, log, save.
+
+`TrainingLoop.train` is the whole algorithm, and the methods below are its parts in the order of their use. A step is
+one update of the weights. It has several batches, in several processes, which together are its global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence as Sequences
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from dreamkit.data.batch import Batch
+from dreamkit.data.seeds import stream_seed
+from dreamkit.data.sequence import Sequence
+from dreamkit.data.skipped import SKIPPED
+from dreamkit.data.updates import Updates
+from dreamkit.data.workers import original_errors
+from dreamkit.distributed import is_main, rank, total, whole, world_size
+from dreamkit.errors import TrainingError
+from dreamkit.model.model import DreamModel, Losses
+from dreamkit.parts.precision import full_float64
+from dreamkit.recipe.sections import Recipe
+from dreamkit.registry.registry import Registry
+from dreamkit.training.agreement import Agreement
+from dreamkit.training.blame import blame
+from dreamkit.training.data_wait import DataWait
+from dreamkit.training.loss_monitor import LossMonitor, NotFinite
+from dreamkit.training.optimizer import clip_gradients, make_optimizer, make_schedule
+from dreamkit.training.random_state import RandomState
+from dreamkit.training.resume_points import load_optimizer, load_random_state, save_resume_point
+from dreamkit.training.resume_state import Interval, RunState, read_state
+from dreamkit.training.run_bar import RunBar
+from dreamkit.training.run_log import LogEntry, RunLog
+from dreamkit.training.skipped_log import SkippedLog
+
+LOG = "log.jsonl"
+
+
+class TrainingLoop:
+    """The training of a model by a recipe, from the last finished step to the last one.
+
+    Gradients are those of the global batch: they do not depend on how it is divided among processes and batches.
+
+    Args:
+        model: the model, on `device`, with its trainable parts set; sharded if several processes train it.
+        recipe: the recipe of the run.
+        device: the device of this process.
+        updates: the batches of this process.
+        out: folder of the run.
+        registry: the components that checkpoints name.
+        data: fingerprints of the data sets.
+        on_log: function that the main process calls with each entry of the log.
+
+    Attributes:
+        step: number of finished steps.
+        random_state: the generators of random numbers after that step; None before `begin` and within an update of the
+            weights, when no state of the run can be saved.
+        has_diverged: flag: a loss or gradient is not finite.
+    """
+
+    def __init__(
+        self,
+        model: DreamModel,
+        recipe: Recipe,
+        device: torch.device,
+        updates: Updates,
+        out: Path,
+        *,
+        registry: Registry | None = None,
+        data: Sequences[dict[str, str]] = (),
+        on_log: Callable[[LogEntry], None] | None = None,
+    ) -> None:
+        self.model, self.recipe, self.device, self.updates, self.out = model, recipe, device, updates, out
+        self.registry, self.data = registry, data
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = make_optimizer(model, recipe.train)
+        self.schedule = make_schedule(self.optimizer, recipe.train, step=0)
+        self.step = 0
+        self.has_begun = self.has_diverged = False
+        self.random_state: RandomState | None = None
+        self.agreement = Agreement()
+        self.data_wait = DataWait(device)
+        self.monitor = LossMonitor(device)
+        train = recipe.train
+        self.skipped = SkippedLog(out / SKIPPED, train.max_skipped, updates.global_batch)
+        self.log, self.bar = RunLog(out / LOG, on_log), RunBar()
+
+    def train(self, point: Path | None = None, *, changed_data: bool = False) -> None:
+        """Train from the start, or from the resume point `point`, to the last step.
+
+        Raises:
+            Interrupted: a signal came.
+            DocumentError: a document cannot be read.
+            TrainingError: a loss or gradient is not finite, or too many documents are bad.
+        """
+        train = self.recipe.train
+        if point is not None:
+            self.load(point, changed_data)
+        updates = iter(self.updates.loader(self.step))
+        self.begin(point)
+        self.model.train()  # frozen parts stay in evaluation mode
+        while self.step < train.steps:
+            batches, counts = self.read(updates)
+            for batch in batches:
+                losses = self.backward(batch.to(self.device, non_blocking=True), counts)
+                self.monitor.add(self.step + 1, batch.places, losses, counts)
+            norm = clip_gradients(self.trained, train.max_grad_norm)
+            self.monitor.add_gradient(self.step + 1, norm)
+            learning_rate = float(self.schedule.get_last_lr()[0])
+            self.random_state = None  # from here to the end of the step, the run cannot be saved
+            self.optimizer.step()
+            self.schedule.step()
+            self.optimizer.zero_grad()
+            self.end_step()
+            if self.step % train.log_every == 0 or self.step == train.steps:
+                self.write_log(learning_rate, norm)
+            # the last step is saved as the checkpoint of the run
+            if train.save_every and self.step % train.save_every == 0 and self.step < train.steps:
+                self.check()
+                self.save()
+        self.check()
+
+    def load(self, point: Path, changed_data: bool) -> None:
+        """Take the state of the run in a resume point. The model was loaded before."""
+        state = read_state(point)
+        self.step = state.step
+        load_optimizer(point, self.model, self.optimizer)
+        self.schedule = make_schedule(self.optimizer, self.recipe.train, self.step)
+        self.monitor.begin(state.interval.start, state.interval.sums)
+        self.skipped.begin(self.step, state.documents, limit_begins_here=changed_data)
+
+    def begin(self, point: Path | None) -> None:
+        """Set the generators of random numbers, after the loader used some; show the run."""
+        if point is not None and read_state(point).processes == world_size():
+            load_random_state(point)
+        elif point is not None:  # the states of other processes
+            set_seed(stream_seed(self.recipe.train.seed, self.step, f"process {rank()}") % 2**32)
+        self.random_state = RandomState()
+        if is_main():
+            self.log.begin(self.step)
+            self.bar.begin(self.step, self.recipe.train.steps)
+        self.has_begun = True
+
+    def read(self, updates: Iterator[list[Batch]]) -> tuple[list[Batch], Tensor]:
+        """Return this process's batches of the next step, and the counts (2,) of all: labels and images to draw."""
+
+        def next_update() -> list[Batch]:
+            with original_errors():
+                return next(updates)
+
+        with self.data_wait.waiting():  # the processes meet here: for the slowest one's data, too
+            batches, skipped, numbers = self.agreement.call(
+                next_update,
+                remarks=lambda batches: [document for batch in batches for document in batch.skipped],
+                numbers=lambda batches: [len(batches), *_counts(batches)],
+            )
+        self.skipped.add(self.step + 1, skipped, sum(batch.cut for batch in batches))
+        if (error := self.skipped.limit_error(self.step + 1)) is not None:
+            self.agreement.stop(error)
+        passes, labels, draws = zip(*numbers, strict=True)
+        # Under FSDP, all processes run the same forward passes: a part that one skips would wait forever.
+        while len(batches) < max(passes):
+            batches.append(self.idle)
+        counts = torch.tensor([sum(labels), sum(draws)], dtype=batches[0].counts.dtype)
+        return batches, counts.to(self.device, non_blocking=True)
+
+    @cached_property
+    def idle(self) -> Batch:
+        """A batch of no document."""
+        return self.updates.collator.collate([])
+
+    def backward(self, batch: Batch, counts: Tensor | None = None) -> Losses:
+        """Compute the losses of a batch, and add its gradients; `counts` (2,) are those of the global batch."""
+        precision = self.recipe.train.precision
+        half = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+        with full_float64(precision == "float64"):  # also of layers that the backward pass recomputes
+            with half:
+                losses: Losses = self.model(batch, counts=counts)
+            # FSDP averages gradients over processes, but the losses are parts of a sum.
+            (losses.loss * world_size()).backward()
+        return losses
+
+    def end_step(self) -> None:
+        """Mark the end of a step: weights, optimizer and random numbers are those of a resume point."""
+        self.step += 1
+        self.monitor.end_step()
+        self.skipped.end_step()
+        self.random_state = RandomState()
+        if is_main():
+            self.bar.move(self.step)
+
+    def write_log(self, learning_rate: float, norm: Tensor) -> None:
+        """Write a line of the log, after a check that all losses in it are finite."""
+        self.check()
+        losses = self.monitor.read(self.step)
+        values = {
+            "learning_rate": learning_rate,
+            "grad_norm": norm.item(),
+            "data_wait": self.data_wait.read(),
+        }
+        counts = self.skipped.totals(self.device)
+        if is_main():
+            self.bar.show(losses)
+            self.log.add(self.step, losses | values | counts)
+            self.model.train()  # `on_log` may have changed the mode
+
+    def check(self) -> None:
+        """Check every loss and gradient since the last call. Every process must call this method.
+
+        Raises:
+            TrainingError: one is not finite; the message, in every process, names step and documents.
+        """
+        if (problem := self.monitor.check()) is not None:
+            self.agreement.is_stopping = True
+            raise TrainingError(self.diverged(problem))
+
+    def diverged(self, problem: NotFinite) -> str:
+        """Return the error of a loss or gradient that is not finite, whose interval gets no line in the log."""
+        self.has_diverged = True
+        self.monitor.begin(self.step)
+        return blame(problem, self.updates.samples, self.is_finite)
+
+    def is_finite(self, sequence: Sequence) -> bool:
+        """Return True if a document alone has a finite loss and gradient; overwrites the gradients of the model."""
+        self.optimizer.zero_grad()
+        losses = self.backward(self.updates.collator.collate([sequence]).to(self.device))
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None]))
+        return bool(total(losses.loss.detach()).isfinite()) and bool(norm.isfinite())
+
+    def save(self) -> None:
+        """Write a resume point of the last finished step; drop what an unfinished one has computed."""
+        assert self.random_state is not None, "no update of the weights has begun"
+        self.random_state.restore()
+        self.optimizer.zero_grad()
+        self.monitor.drop_step()
+        state = RunState(
+            self.step,
+            world_size(),
+            self.updates.global_batch,
+            Interval(self.monitor.start, tuple(self.monitor.sums())),
+            self.skipped.state(self.device),
+            tuple(self.data),
+        )
+        save_resume_point(self.out, state, self.model, self.optimizer, self.random_state, self.registry)
+
+
+def _counts(batches: Sequences[Batch]) -> list[float]:
+    """Return the numbers of labels and of images to draw, which are on the host."""
+    counts: list[float] = (
+        torch.stack([batch.counts for batch in batches]).sum(0, dtype=torch.float64).tolist()
+    )
+    return counts
