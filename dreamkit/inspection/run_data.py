@@ -22,7 +22,7 @@ from dreamkit.errors import RecipeError, StorageError, describe_error
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 
-MOST_PACKED: Final = 1024  # documents of one update that are read to show its rows
+MOST_PACKED: Final = 128  # documents of one update that are read to show its rows; it may have thousands
 PIXEL: Final = Image.new("L", (1, 1))
 
 

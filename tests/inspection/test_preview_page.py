@@ -19,7 +19,7 @@ from dreamkit.document import Document, Image, Text
 from dreamkit.errors import DocumentError, count
 from dreamkit.inspection.preview_page import POLICY, article, preview_page
 from dreamkit.inspection.preview_style import STYLE
-from dreamkit.inspection.run_data import RunData
+from dreamkit.inspection.run_data import MOST_PACKED, RunData
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.registry.registry import Registry
@@ -249,4 +249,4 @@ def test_a_batch_of_many_documents_is_not_read_whole(model: DreamModel, tmp_path
     run = run_of(model, [Document((Text("a"),))])
     large = tiny.recipe(train={**TRAIN, "batch_size": 10**6})
     run = RunData(recipe_from_dict(large, Registry.load(), where="tiny"), run.samples, run.collator)
-    assert [len(batch) for batch in islice(run.updates(5), 2)] == [1024]
+    assert [len(batch) for batch in islice(run.updates(5), 2)] == [MOST_PACKED]
