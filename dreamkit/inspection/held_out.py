@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args, get_type_hints
 
 from dreamkit.data.dataset import Dataset
 from dreamkit.document import Document
-from dreamkit.errors import DreamkitError, PluginError, describe_error, did_you_mean, printable
+from dreamkit.errors import DreamkitError, PluginError, describe_error, near_hint, printable
 from dreamkit.inspection.content_index import ContentIndex
 from dreamkit.recipe.data_paths import data_readers
 from dreamkit.recipe.loading import load_recipe
@@ -86,7 +86,8 @@ def _nearest(path: Path, recipes: Iterable[str]) -> str:
     except (OSError, ValueError):  # no such folder; a path without a name
         beside = []
     near = difflib.get_close_matches(str(path), beside, n=1)
-    return did_you_mean(str(path), near or recipes)
+    hint = near_hint(path, near or recipes).removeprefix("; ")
+    return hint or "dreamkit recipes lists the recipes"
 
 
 def _configs(
@@ -94,11 +95,22 @@ def _configs(
 ) -> Iterator[tuple[str, Any]]:
     """Yield names of data sets, with configs that name `path`."""
     for section in sections:
-        if any(field.name == "path" for field in fields(section.config)):
+        if _takes(type(section.config), path):
             yield section.name, replace(section.config, path=path)
     for reader in dict.fromkeys((*data_readers(path), *READERS)):
         try:
-            config = registry.get("dataset", reader).Config(path=path)
+            cls = registry.get("dataset", reader).Config
+            if not _takes(cls, path):
+                continue
+            config = cls(path=path)
         except (PluginError, TypeError):  # it is not installed, or needs other keys, too
             continue
         yield reader, config
+
+
+def _takes(config: type, path: Location) -> bool:
+    """Return True if the section of a data set has a path, and takes URLs if this is one."""
+    annotation = get_type_hints(config).get("path")
+    return annotation is not None and (
+        not isinstance(path, Url) or Url in (annotation, *get_args(annotation))
+    )

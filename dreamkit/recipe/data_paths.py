@@ -28,6 +28,7 @@ READERS: Final = {
     **{f"{suffix}{packed}": ("table",) for suffix in (".tsv", ".csv") for packed in PACKED},
     ".jsonl.zip": ("mmc4",),
 }
+FOLDER_READERS: Final = ("tars", "table", "mmc4", "obelics")  # of the URL of a folder
 # Data sets by a key of their records.
 KEYS: Final = {
     "conversations": "conversations",
@@ -54,7 +55,7 @@ def data_readers(path: Location) -> tuple[str, ...]:
     name = path.name.lower()
     readers = next((names for end, names in READERS.items() if name.endswith(end)), ())
     if isinstance(path, Url):
-        return readers
+        return FOLDER_READERS if path.endswith("/") else readers
     if path.is_dir():
         return _folder_readers(path)
     if readers and path.is_file():

@@ -66,4 +66,4 @@ def shown_setting(value: object) -> str:
     """Return a value of a stored recipe for a message. Paths in it are absolute, and they are never shortened."""
     if isinstance(value, str) and value.startswith(("/", "~", "${")):
         return f"'{shown_path(value)}'"
-    return excerpt(repr(value))
+    return "null" if value is None else excerpt(repr(value))

@@ -9,9 +9,12 @@ from typing import Final, TypeAlias
 from dreamkit.errors import DreamkitError
 
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-# A user, a password or both before the host. In abfs://CONTAINER@ACCOUNT, the container is none.
-_USER: Final = re.compile(r"(?!abfss?:)[^:]*://[^/?#]*@|[^:]*://[^/?#@]*:[^/?#]*@", re.IGNORECASE)
-_QUERY: Final = re.compile(r"\?[^/?]*=|#")
+_ONE_SLASH: Final = re.compile(r"(s3a?|gs|gcs|hf|abfss?|az|https?):/(?!/)", re.IGNORECASE)
+# A user, a password or both before the host. In abfs://CONTAINER@ACCOUNT, the container is none. A password may have a
+# slash; what follows a colon and has only digits is a port.
+_USER: Final = re.compile(r"(?!abfss?:)[^:]*://[^/?#]*@|[^:]*://[^/?#@]*:(?!\d+/)[^?#]*@", re.IGNORECASE)
+# The names of objects may have any character, and '?' is a wildcard of patterns. In addresses of the web it is not.
+_QUERY: Final = re.compile(r"https?://.*[?#]|.*\?[A-Za-z][\w-]*=", re.IGNORECASE | re.DOTALL)
 
 
 class Url(str):
@@ -36,8 +39,9 @@ class Url(str):
             raise DreamkitError("expected a URL, which has '://' after its scheme")
         if problem := url_problem(text):
             raise DreamkitError(problem)
-        url = super().__new__(cls, text)
-        url.scheme = match[1].lower()
+        scheme = match[1].lower()
+        url = super().__new__(cls, scheme + text[match.end(1) :])
+        url.scheme = scheme
         return url
 
     @property
@@ -56,14 +60,18 @@ def is_url(text: object) -> bool:
 
 def url_problem(text: object) -> str | None:
     """Return why a text that is a URL cannot be one of a recipe, or None. The message has no part of the URL."""
-    if not isinstance(text, str) or not is_url(text):
+    if not isinstance(text, str):
+        return None
+    if match := _ONE_SLASH.match(text):
+        return f"expected a URL with '{match[1]}://', got one with '{match[1]}:/'"
+    if not is_url(text):
         return None
     if _USER.match(text):
         return (
             "expected a URL without a user and password, got one with '@'; remove what is before '@', and set "
             "credentials in the environment"
         )
-    if _QUERY.search(text):
+    if _QUERY.match(text):
         return (
             "expected a URL without a query, which may have credentials; remove what is after '?' or '#', and set "
             "credentials in the environment"
@@ -75,6 +83,8 @@ def location(text: str) -> Location:
     """Return a text as a `Url` if it begins as one, else as a `Path`.
 
     Raises:
-        DreamkitError: a URL with a user, a password or a query.
+        DreamkitError: a URL with a user, a password or a query, or with one slash after its scheme.
     """
+    if problem := url_problem(text):
+        raise DreamkitError(problem)
     return Url(text) if is_url(text) else Path(text)

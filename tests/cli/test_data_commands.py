@@ -105,7 +105,7 @@ def test_check_lists_every_problem_after_the_report_and_exits_with_code_2(run, f
     ("name", "nearest"),
     [
         ("digits/stag2", "did you mean 'digits/stage2'?"),
-        ("a/b", "known: digits/base, "),
+        ("a/b", "dreamkit recipes lists the recipes"),
         ("tlk.json", "did you mean 'talk.json'?"),
     ],
 )

@@ -171,3 +171,14 @@ def test_a_name_in_place_of_a_section_is_written_as_one(base: Path, registry: Re
     problem = only_problem(base, registry, f"{key}=mlp")
     assert problem.key == key
     assert problem.message == "expected a section with name, got 'mlp' (string); write {name: mlp}"
+
+
+def test_a_key_that_several_settings_set_is_an_error(base: Path, registry: Registry) -> None:
+    problem = only_problem(base, registry, "train.steps=4", "train.steps=9")
+    assert (problem.where, problem.key) == ("command line", "train.steps")
+    assert problem.message == "expected one value, got 2; remove the others, or put braces {...} in quotes"
+
+
+def test_settings_of_one_section_merge(base: Path, registry: Registry) -> None:
+    recipe = load_recipe(str(base), ["loss={lm: 2}", "loss={denoising: 3}"], registry)
+    assert (recipe.loss.lm, recipe.loss.denoising) == (2, 3)

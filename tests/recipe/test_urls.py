@@ -57,6 +57,8 @@ def test_a_url_with_an_environment_variable_is_stored_as_it_is_written(tmp_path,
         "s3://hunter2@bucket/a",
         "abfs://a:hunter2@b/c",
         "https://h/a.tar?X-Amz-Signature=hunter2",
+        "https://h/a.tar?hunter2/b",
+        "s3://AKIA:hun/ter2hunter2@bucket/a.tar",
     ],
 )
 @pytest.mark.parametrize("form", [str, lambda path: [path], lambda path: "${oc.env:HIDDEN}"])
@@ -91,7 +93,7 @@ def test_a_value_that_is_neither_path_nor_url_is_refused_with_both_in_the_messag
         ("s3://b/a", True),
         ("hf://datasets/a/b", True),
         ("memory://a", True),
-        ("s3:/b/a", False),
+        ("C:/b/a", False),
         ("./s3://b", False),
     ],
 )
@@ -109,5 +111,25 @@ def test_the_container_of_azure_is_no_user():
     assert Url("abfs://container@account.dfs.core.windows.net/a").name == "a"
 
 
-def test_a_question_mark_of_a_pattern_is_no_query():
-    assert Url("s3://bucket/0000?.tar").name == "0000?.tar"
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/0000?.tar",
+        "s3://b/date=2020-0?-lang=en.parquet",
+        "s3://b/notes #1.txt",
+        "https://host:8080/a@2x.png",
+    ],
+)
+def test_a_pattern_a_name_and_a_port_are_no_credentials(url):
+    assert Url(url) == url
+
+
+def test_a_scheme_has_small_letters():
+    assert Url("S3://b/A") == "s3://b/A"
+
+
+def test_a_url_with_one_slash_is_an_error_with_two(tmp_path):
+    expected = "expected a URL with 's3://', got one with 's3:/'"
+    assert read({"path": "s3:/b/a.tar"}, tmp_path)[1] == [expected]
+    with pytest.raises(DreamkitError, match=expected):
+        location("s3:/b/a.tar")

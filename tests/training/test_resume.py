@@ -68,7 +68,7 @@ def test_the_division_of_an_update_may_change_on_resume(tmp_path: Path) -> None:
     recipe = layouts.recipe(save_every=1, global_batch=4, micro_batch=3)
     assert [entry["step"] for entry in run(tmp_path, recipe, resume=True).log] == [1, 2, 3]
     assert run(tmp_path, layouts.recipe(global_batch=4), resume=True).was_finished
-    with pytest.raises(TrainingError, match=r"train\.global_batch: was 4, is None"):
+    with pytest.raises(TrainingError, match=r"train\.global_batch: was 4, is null"):
         run(tmp_path, layouts.recipe(batch_size=4), resume=True)
 
 

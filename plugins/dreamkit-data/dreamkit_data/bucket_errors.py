@@ -43,11 +43,15 @@ _CREDENTIALS: Final = {
     "GatedRepoError",
     "LocalTokenNotFoundError",
 }
+_ENDPOINT: Final = "check the network; for another service than AWS set AWS_ENDPOINT_URL to its address, such as http://localhost:9000"
 _DENIED: Final = (401, 403)
 _SECRETS: Final = (
-    (re.compile(r"://[^/\s'\"]*@"), "://***@"),
+    (re.compile(r"://(?:[^/\s'\"]*|[^/\s'\"@]*:(?!\d+/)[^\s'\"]*)@"), "://***@"),
+    (re.compile(r"(?i)\b(bearer|basic)\s+[^\s'\",;]+"), r"\1 ***"),
     (
-        re.compile(r"(?i)([\w-]*(?:signature|token|secret|password|credential)[\w-]*=)[^&\s'\"]+"),
+        re.compile(
+            r"(?i)([\w-]*(?:signature|token|secret|password|credential|\bsig\b)[\w-]*(?:=|['\"]\s*:\s*['\"]))[^&\s'\"]+"
+        ),
         r"\1***",
     ),
 )
@@ -76,6 +80,8 @@ def opening_errors(url: Url) -> Iterator[None]:
         read_error(message, error)  # raises those of this process
         if _is_denied(error):
             raise DocumentError(f"{message}; {_access(url)}") from error
+        if "endpoint" in message.lower():
+            raise StorageError(f"{message}; {_ENDPOINT}") from error
         if isinstance(error, TypeError | ValueError) or type(error).__name__ == "ParamValidationError":
             raise DocumentError(f"{message}; correct the path of the data set") from error
         raise StorageError(message) from error
@@ -105,7 +111,7 @@ def missing_reason(error: FileNotFoundError | None) -> str:
 
 def unknown_scheme(url: Url) -> DocumentError:
     """Return the error about a URL whose scheme fsspec has no file system for."""
-    known = (*EXTRAS, "az", "hdfs", "https", "sftp")
+    known = (*EXTRAS, "abfs", "az", "hdfs", "https", "sftp")
     return DocumentError(
         f"{printable(url)}: unknown scheme '{printable(url.scheme)}'; {did_you_mean(url.scheme, known)}"
     )
@@ -114,7 +120,7 @@ def unknown_scheme(url: Url) -> DocumentError:
 def _package(url: Url, error: ImportError) -> str:
     if url.scheme in EXTRAS:
         return f"a package that reads {url.scheme}:// is missing; pip install 'dreamkit-data[{EXTRAS[url.scheme]}]'"
-    return _reason(error)
+    return f"{_reason(error)}; install that package"
 
 
 def _access(url: Url) -> str:

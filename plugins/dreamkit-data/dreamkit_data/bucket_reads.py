@@ -6,7 +6,7 @@ import errno
 import io
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, BinaryIO, Final, TypeAlias, cast
 
 from dreamkit import Location, RangeReads, StorageError, Url, printable
@@ -120,25 +120,30 @@ def patient(read: Callable[[int, int], bytes]) -> Callable[[int, int], bytes]:
     return repeated
 
 
-def open_object(url: Url, status: tuple[int, int] | None = None, block: int = BLOCK) -> BinaryIO:
+def open_object(
+    url: Url, status: tuple[int, int] | None = None, block: int = BLOCK, *, is_patient: bool = True
+) -> BinaryIO:
     """Open an object as a file that can seek. It reads `block` bytes ahead, or more if more are read at once.
 
     Args:
         url: URL of the object.
         status: the status that it must have; None: that at the opening.
         block: bytes of a request.
+        is_patient: flag: a read that the storage fails is tried again, as by `patient`.
 
     Raises:
         DocumentError, StorageError: as `statuses`; reads raise those of `BucketReads.read`.
     """
-    return io.BufferedReader(_RawObject(url, status or statuses([url])[0]), block)
+    return io.BufferedReader(_RawObject(url, status or statuses([url])[0], is_patient), block)
 
 
 class _RawObject(io.RawIOBase):
     """An object as a file without a buffer."""
 
-    def __init__(self, url: Url, status: tuple[int, int]) -> None:
-        self.name, self._reads, self._status, self._position = url, BucketReads(url), status, 0
+    def __init__(self, url: Url, status: tuple[int, int], is_patient: bool) -> None:
+        self.name, self._size, self._position = url, status[0], 0
+        read = partial(BucketReads(url).read, status=status)
+        self._read = patient(read) if is_patient else read
 
     def readable(self) -> bool:
         return True
@@ -150,14 +155,14 @@ class _RawObject(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._status[0]}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         if base + offset < 0:
             raise ValueError(f"expected a position from 0 on, got {base + offset}")
         self._position = base + offset
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        data = self._reads.read(self._position, len(buffer), self._status)
+        data = self._read(self._position, len(buffer))
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)

@@ -13,7 +13,7 @@ from functools import cache
 from glob import has_magic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from dreamkit import DocumentError, Location, StorageError, Url, count, printable
+from dreamkit import DocumentError, DreamkitError, Location, StorageError, Url, count, printable
 from dreamkit_data.bucket_errors import missing_reason, opening_errors, unknown_scheme
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def statuses(urls: Sequence[Url]) -> list[ObjectStatus]:
     """
     folders = defaultdict(list)
     for url in urls:
-        folders[_folder(url)].append(url)
+        folders[parent(url)].append(url)
     known: dict[Url, ObjectStatus | None] = {}
     single: list[Url] = []
     for folder, members in folders.items():
@@ -105,7 +105,7 @@ def matches(pattern: Url) -> list[Url]:
     Raises:
         DocumentError, StorageError: as `statuses`.
     """
-    folder, last = _folder(pattern), pattern.name
+    folder, last = parent(pattern), pattern.name
     if not has_magic(folder) and "**" not in last:
         named = [url for url in listed(folder) if fnmatchcase(url.name, last)]
         return [url for url in named if last.startswith(".") or not url.name.startswith(".")]
@@ -190,13 +190,25 @@ def _by_url(start: Url, root: str, facts: Iterable[Mapping[str, Any]]) -> dict[U
     """Return the statuses of the files among `facts`, whose names begin with `root`, in the order of their URLs.
 
     The URLs begin with `start`, which is `root` as the user wrote it.
+
+    Raises:
+        DocumentError: the name of an object looks like a query, which no URL may have.
     """
     root = root.strip("/")
     files = [each for each in facts if each["type"] == "file" and not each["name"].endswith("/")]
-    urls = [Url(start + each["name"].strip("/").removeprefix(root).strip("/")) for each in files]
+    texts = [start + each["name"].strip("/").removeprefix(root).strip("/") for each in files]
+    urls = []
+    for text in texts:
+        try:
+            urls.append(Url(text))
+        except DreamkitError as error:
+            raise DocumentError(
+                f"{printable(text)}: expected names of objects without '?NAME='; rename this object, or move the data "
+                "to a folder without it"
+            ) from error
     return dict(sorted(zip(urls, map(status_of, files), strict=True)))
 
 
-def _folder(url: Url) -> Url:
-    """Return the URL of the folder of an object, which ends with `/`."""
+def parent(url: Url) -> Url:
+    """Return the URL of the folder of an object, with its last `/`."""
     return Url(url.rpartition("/")[0] + "/")

@@ -106,7 +106,7 @@ class GroupDecoder:
         # Of a file, one column chunk after another, in pieces: nothing is read ahead by other threads. Of an object,
         # neighbouring chunks of a row group that is read as a whole are one request.
         reader = pq.ParquetFile(
-            open_object(path, self._statuses[file], 1) if is_remote(path) else path,
+            open_object(path, self._statuses[file], 1, is_patient=False) if is_remote(path) else path,
             metadata=metadata,
             pre_buffer=is_remote(path) and is_whole,
             buffer_size=BLOCK if is_remote(path) else 2**20,

@@ -14,7 +14,7 @@ from dreamkit import DocumentError, Location, describe_error, open_packed, print
 from dreamkit_data.bucket_reads import open_object
 from dreamkit_data.buckets import is_remote
 
-PACKED: Final = (".zip", ".gz", ".zst")
+PACKED: Final = (".zip", ".gz", ".zst")  # in small or capital letters
 PACKED_LINE, IN_ARRAY = -1, -2  # offsets of records that are read from the index
 DAMAGED: Final = (None, errno.EINVAL)  # numbers of OSErrors of libraries, and of places that no file has
 MOST_LINE: Final = 2**26  # bytes
@@ -46,7 +46,11 @@ def stored_records(path: Location) -> Iterator[tuple[int, int, bytes]]:
                     )
                 if content := line.strip():
                     blank = len(line) - len(line.lstrip())
-                    yield number, PACKED_LINE if path.name.endswith(PACKED) else start + blank, content
+                    yield (
+                        number,
+                        PACKED_LINE if path.name.lower().endswith(PACKED) else start + blank,
+                        content,
+                    )
                 start += len(line)
     except DocumentError:
         raise
@@ -60,7 +64,7 @@ def stored_records(path: Location) -> Iterator[tuple[int, int, bytes]]:
 
 def _is_array(path: Location, file: IO[bytes]) -> bool:
     """Return True if a file is one array of records, as its first character shows; packed files have lines."""
-    if path.name.endswith(PACKED):
+    if path.name.lower().endswith(PACKED):
         return False
     head = file.read(64)
     file.seek(0)
@@ -88,7 +92,7 @@ def _opened(path: Location, name: str) -> Iterator[IO[bytes]]:
     if not is_remote(path) and not Path(path).is_file():  # to open a named pipe could wait forever
         raise DocumentError(f"{name}: expected a regular file")
     with open_object(path) if is_remote(path) else Path(path).open("rb") as file:
-        if not path.name.endswith(".zip"):
+        if not path.name.lower().endswith(".zip"):
             yield open_packed(file, path)
             return
         with zipfile.ZipFile(file) as archive:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamkit import DocumentError, Location, Url, decode_picture, printable
-from dreamkit_data.buckets import is_remote, listed
+from dreamkit_data.buckets import is_remote, listed, parent
 from dreamkit_data.mmc4_files import PACKED
 from dreamkit_data.mmc4_records import Selection
-from dreamkit_data.remote_images import parent, read_image
+from dreamkit_data.remote_images import read_image
 from dreamkit_data.stored_images import image_mode, image_paths
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ def image_folder(file: Location, images: Location | None) -> Location:
         raise DocumentError(f"{printable(images)}: no such folder; correct 'images' of the data set")
     name = file.name
     for suffix in (*PACKED, ".jsonl"):
-        name = name.removesuffix(suffix)
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
     names = [f"{name}_images", f"{name}.jsonl_images", "images"]
     if is_remote(file):
         for each in names:

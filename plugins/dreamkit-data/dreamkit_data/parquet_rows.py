@@ -12,7 +12,16 @@ from typing import Any, Final
 import numpy as np
 import pyarrow.parquet as pq
 
-from dreamkit import DocumentError, Location, count, describe_error, indexed, printable, read_error
+from dreamkit import (
+    DocumentError,
+    Location,
+    StorageError,
+    count,
+    describe_error,
+    indexed,
+    printable,
+    read_error,
+)
 from dreamkit_data.bucket_reads import open_object
 from dreamkit_data.buckets import is_remote, statuses
 from dreamkit_data.columns import Kind, column_problem, is_bytes
@@ -161,6 +170,8 @@ def list_row_groups(path: Location, columns: Mapping[str, Kind]) -> tuple[np.nda
                     sum(chunk.total_compressed_size for chunk in chunks),
                     all(PLAIN.issuperset(c.encodings) for c in chunks if c.physical_type == BYTES),
                 )
+    except StorageError:  # of an object, which names it
+        raise
     except Exception as error:  # damaged files raise any type of error
         message = (
             f"{name}: cannot read the file as Parquet: {describe_error(error)}; write or download it again"

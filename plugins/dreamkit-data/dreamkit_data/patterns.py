@@ -72,7 +72,7 @@ def _files(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     """Yield the files of one path. Those of braces may be missing."""
     if os.path.isdir(path):
         names = sorted(name for name in os.listdir(path) if not name.startswith("."))
-        yield from (path / name for name in names if name.endswith(suffixes))
+        yield from (path / name for name in names if name.lower().endswith(suffixes))
         return
     for text in [str(path)] if os.path.exists(path) else _expand(str(path), MOST_BRACES):
         if glob.has_magic(text) and not os.path.exists(text):
@@ -86,7 +86,7 @@ def _objects(url: Url, suffixes: tuple[str, ...]) -> Iterator[Url]:
     for text in map(Url, _expand(str(url), MOST_BRACES)):
         if text.endswith("/"):
             members = (each for each in buckets.listed(text) if not each.name.startswith("."))
-            yield from (each for each in members if each.endswith(suffixes))
+            yield from (each for each in members if each.lower().endswith(suffixes))
         elif glob.has_magic(text):
             yield from buckets.matches(text)
         else:

@@ -14,11 +14,6 @@ MOST_IMAGE: Final = 2**28  # bytes of an object
 LONGEST_NAME: Final = 1024  # bytes, in S3
 
 
-def parent(url: Url) -> Url:
-    """Return the URL of the folder of an object, with its last `/`."""
-    return Url(url.rpartition("/")[0] + "/")
-
-
 def read_image(folder: Url, name: str, where: str) -> bytes | None:
     """Return the bytes of an image in a folder of a bucket, with one request; None if there is no such object.
 

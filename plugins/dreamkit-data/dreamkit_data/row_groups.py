@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from dreamkit import Location, describe_error, read_error
+from dreamkit import Location, StorageError, describe_error, read_error
 from dreamkit_data.buckets import is_remote
 from dreamkit_data.group_decoder import LARGE, GroupDecoder, RowGroup
 from dreamkit_data.spans import changed_error
@@ -76,6 +76,8 @@ class RowGroups:
         try:
             for number, batches in decoded.decoder.decode(group, part):
                 decoded.keep((*place, number), batches, self.most_bytes)
+        except StorageError:  # of an object, which names it
+            raise
         except Exception as error:  # damaged files raise any type of error
             self._refuse_change(group.file, error)
             reason = str(error) if isinstance(error, EOFError) else describe_error(error)

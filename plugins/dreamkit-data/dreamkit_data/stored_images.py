@@ -19,8 +19,8 @@ from dreamkit import (
     printable,
     read_error,
 )
-from dreamkit_data.buckets import is_remote
-from dreamkit_data.remote_images import parent, remote_picture
+from dreamkit_data.buckets import is_remote, parent
+from dreamkit_data.remote_images import remote_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

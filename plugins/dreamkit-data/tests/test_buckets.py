@@ -279,3 +279,59 @@ def test_credentials_in_addresses_of_services_are_not_shown(errors: Any, kind: t
     with pytest.raises(DocumentError) as caught, errors(Url("s3://bucket/a")):
         raise kind(f"cannot connect to {address}")
     assert "host:9/bucket" in str(caught.value) and "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://a.blob.core.windows.net/c?sv=2020&sig=hunter2%3D&se=1",
+        "{'X-Amz-Security-Token': 'hunter2'}",
+        "Authorization: Bearer hunter2",
+        "https://k:hun/ter2hunter2@host/x",
+    ],
+)
+def test_credentials_in_texts_of_libraries_are_not_shown(text: str) -> None:
+    with pytest.raises(DocumentError) as caught, opening_errors(Url("s3://bucket/a")):
+        raise ValueError(text)
+    assert "hunter2" not in str(caught.value) and "***" in str(caught.value)
+
+
+def test_an_endpoint_without_its_scheme_is_an_error_with_the_variable_to_set(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:1")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(StorageError, match=r"Invalid endpoint.*set AWS_ENDPOINT_URL to its address"):
+        statuses([bucket.url("a.tar")])
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def test_a_sign_in_the_name_of_another_object_is_no_query(memory: Any) -> None:
+    for name in ("a.tar", "notes #1.txt"):
+        memory.pipe_file(f"/m/{name}", TEXT)
+    assert list(listed(Url("memory://m/"))) == ["memory://m/a.tar", "memory://m/notes #1.txt"]
+    assert matches(Url("memory://m/*.tar")) == ["memory://m/a.tar"]
+
+
+def test_an_object_with_a_query_as_its_name_is_named(memory: Any) -> None:
+    memory.pipe_file("/m/a?b=1.tar", TEXT)
+    with pytest.raises(DocumentError, match=r"m/a\?b=1\.tar: expected names of objects without"):
+        listed(Url("memory://m/"))
+
+
+def test_a_read_for_an_index_is_tried_again(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.pipe_file("/m/a.tsv", TEXT)
+    monkeypatch.setattr(bucket_reads, "DELAYS", (0,))
+    read, failures = type(memory).cat_file, [TimeoutError("slow")]
+
+    def failing(*arguments: Any, **named: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return read(*arguments, **named)
+
+    monkeypatch.setattr(type(memory), "cat_file", failing)
+    with open_object(Url("memory://m/a.tsv")) as file:
+        assert file.read() == TEXT
+    failures.append(TimeoutError("slow"))
+    with open_object(Url("memory://m/a.tsv"), is_patient=False) as file, pytest.raises(StorageError):
+        file.read()

@@ -68,6 +68,9 @@ FORMS: dict[str, Callable[[Path], list[Path]]] = {
     ],
     "gz": lambda folder: [write_mmc4_lines(folder / "docs.jsonl.gz", DOCUMENTS)],
     "zst": lambda folder: [write_mmc4_lines(folder / "docs.jsonl.zst", DOCUMENTS)],
+    "capitals": lambda folder: [
+        write_mmc4_lines(folder / "docs.jsonl.gz", DOCUMENTS).rename(folder / "docs.jsonl.GZ")
+    ],
 }
 
 

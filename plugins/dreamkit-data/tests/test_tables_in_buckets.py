@@ -166,7 +166,7 @@ def test_a_failing_service_is_no_damage(bucket: Bucket, pairs: Path) -> None:
     data = Table(TableConfig(bucket.url("pairs/")))
     with (
         bucket.server.answers(method="GET", status=503, code="SlowDown"),
-        pytest.raises(StorageError, match=r"x-0\.parquet:0: cannot read row group 0: .*SlowDown"),
+        pytest.raises(StorageError, match=r"x-0\.parquet: .*SlowDown"),
     ):
         data[0]
     assert data[0].name.endswith("x-0.parquet:0")
@@ -243,7 +243,7 @@ def test_packed_objects_that_are_damaged_are_named(bucket: Bucket) -> None:
         ("a\\..\\secret.png", "expected a path inside"),
         ("x" * 1025, "a name of 1,025 bytes"),
         ("a.png?versionId=1", "'a.png\\?versionId=1'.*: expected a URL without a query"),
-        ("a.png#", "expected a URL without a query"),
+        ("a.png#", "no such object: 'a.png#'"),
         ("s3://other/a.png", "got the address"),
         ("file:///etc/passwd", "got the address"),
         ("empty.png", "expected an image, got an empty file"),
