@@ -6,11 +6,12 @@ from .checkpoints.save import save_checkpoint as save_checkpoint
 from .data.dataset import Dataset as Dataset
 from .data.document_reads import read_error as read_error
 from .data.image_files import decode_picture as decode_picture
+from .data.index_cost import index_counts as index_counts
 from .data.index_store import indexed as indexed
 from .data.mixture import Mixture as Mixture
 from .data.range_reads import RangeReads as RangeReads
 from .data.records import ImagePaths as ImagePaths
-from .data.unpacking import open_packed as open_packed, unpacked as unpacked
+from .data.unpacked_files import open_packed as open_packed, unpacked as unpacked
 from .document import Document as Document, Image as Image, Text as Text
 from .errors import (
     CacheError as CacheError,

@@ -181,10 +181,13 @@ def describe_error(error: BaseException) -> str:
 
     Such a message may quote a value of any length, so that brackets, quotes and words are shortened to 80 characters,
     but for paths. That of an `OSError` is whole, because it names a file. For an error of dreamkit, return its message.
+    Notes follow an error of too little memory, which seldom has a message: they name what was read.
     """
     if isinstance(error, DreamkitError):
         return str(error)
     text = str(error)
+    if isinstance(error, MemoryError):
+        text = "; ".join([text or "too little memory", *getattr(error, "__notes__", ())])
     text = " ".join(text.split()) if isinstance(error, OSError) else excerpt(library_text(text), 300)
     return f"{type(error).__name__}: {text or 'no reason given'}"
 

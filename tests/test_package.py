@@ -76,6 +76,7 @@ PUBLIC = [
     "did_you_mean",
     "excerpt",
     "hookimpl",
+    "index_counts",
     "indexed",
     "library_errors",
     "load_checkpoint",

@@ -1,10 +1,11 @@
-"""Check of settings beside the parts: row length, special tokens, scheduler, loss."""
+"""Check of settings beside the parts: row length, special tokens, scheduler, loss, images."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 
 from dreamkit.build.fit_record import Fit
+from dreamkit.data.shrinking import KEY, unknown_side
 from dreamkit.errors import count, excerpt
 from dreamkit.recipe.sections import ModelSection
 from dreamkit.storage.json_files import key_problem
@@ -29,16 +30,19 @@ def fit_lengths(fit: Fit, model: ModelSection) -> None:
     visual = fit.projectors.get("visual_projector")
     length = language.max_length if train.max_length is None else train.max_length
     if visual and model.dream_queries is not None:
-        # as in `dreamkit.data.sequence`: two tokens around each kind of slots, <s> and </s> around everything
+        # as in `dreamkit.data.sequence`: two tokens around each kind of slots, and those of the whole document; a batch
+        # without images has a dummy of this length
         drawn, read = model.dream_queries + 2, visual.out_tokens + 2
-        if drawn + read + 2 > length:
+        around = 1 if language.bos_id is None else 2
+        if drawn + read + around > length:
             key = "model.dream_queries" if train.max_length is None else "train.max_length"
             longer = "raise train.max_length, " if length < language.max_length else ""
+            ends = "</s> one" if around == 1 else "<s> and </s> one each"
             fit.problem(
                 key,
-                f"an image that is drawn and read back takes {drawn} + {count(read, 'token')}, and <s> and </s> one "
-                f"each, but a row has {length}; {longer}lower model.dream_queries ({model.dream_queries}), or name a "
-                f"vision encoder or visual projector with fewer than {count(visual.out_tokens, 'token')}",
+                f"an image that is drawn and read back takes {drawn} + {count(read, 'token')}, and {ends}, but "
+                f"a row has {length}; {longer}lower model.dream_queries ({model.dream_queries}), or name a vision "
+                f"encoder or visual projector with fewer than {count(visual.out_tokens, 'token')}",
             )
 
 
@@ -81,3 +85,13 @@ def fit_loss(fit: Fit, model: ModelSection) -> None:
             f"only drawing trains {', '.join(sorted(trained))}, but loss.denoising is 0 ({fit.recipe.place('loss')}); "
             "raise loss.denoising or train another part",
         )
+
+
+def fit_images(fit: Fit) -> None:
+    """Report a part that does not state how large it needs images, if they are to be decoded smaller."""
+    if not fit.recipe.train or fit.recipe.train.decode_margin is None:
+        return
+    for part in ("vision_encoder", "image_decoder"):
+        spec = getattr(fit, part)
+        if spec is not None and spec.resized_side is None:
+            fit.problem(KEY, unknown_side(part))

@@ -17,11 +17,13 @@ from dreamkit.cache.manifest import PART_OF, Table
 from dreamkit.cache.model_check import plugin_errors, table_module
 from dreamkit.cache.read import EXTRAS
 from dreamkit.cache.shards import KEY_BYTES, ShardWriter, picture_key
+from dreamkit.cache.skipped_file import SkippedFile
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.document_reads import read_document
 from dreamkit.data.reading_threads import in_threads
 from dreamkit.data.sequence import blank_picture
-from dreamkit.data.skipped import Skipped, is_beyond, split_place, summarize
+from dreamkit.data.shrinking import least_side
+from dreamkit.data.skipped import Skipped, is_beyond, split_place
 from dreamkit.data.workers import in_shared_memory, original_errors
 from dreamkit.document import Document
 from dreamkit.errors import CacheError, DocumentError, StorageError
@@ -124,18 +126,22 @@ def fill(
     datasets: Sequence[Dataset],
     train: TrainSection,
     on_progress: OnProgress,
-) -> list[Skipped]:
+    skipped: SkippedFile,
+) -> None:
     """Read all documents with `train.workers` processes, and compute the tables of their images.
 
-    Return the documents that cannot be used, which training skips, too.
+    Images have the size that training decodes them in. Documents that cannot be used, which training skips, too, are
+    added to `skipped`.
 
     Raises:
         DocumentError: a document cannot be used, and the recipe's policy is to stop.
         CacheError: too many documents cannot be used.
+        OutputError: the list of skipped documents cannot be written.
     """
-    skipped: list[Skipped] = []
+    model = next(iter(builders.values())).model
+    side = least_side(train, model.vision_encoder.spec, model.image_decoder.spec)
     documents: Any = _Documents(
-        [_Readable(number, dataset, train.on_error) for number, dataset in enumerate(datasets)]
+        [_Readable(number, dataset, train.on_error, side) for number, dataset in enumerate(datasets)]
     )
     reader = _Reader({table: builder.preprocess for table, builder in builders.items()})
     documents_read, images = 0, set[bytes]()
@@ -145,14 +151,15 @@ def fill(
             builders[table].add(keys, inputs)
             images.update(keys)
         documents_read += batch.documents
-        skipped += batch.skipped
-        if is_beyond(train.max_skipped, len(skipped), documents_read):
+        skipped.add(batch.skipped)
+        bad = skipped.summary.documents
+        if skipped.first is not None and is_beyond(train.max_skipped, bad, documents_read):
             raise CacheError(
-                f"expected at most {train.max_skipped:.2%} bad documents (train.max_skipped), got {len(skipped):,} of "
-                f"{documents_read:,}; {summarize(skipped)}; correct the data or raise train.max_skipped"
+                f"expected at most {train.max_skipped:.2%} bad documents (train.max_skipped), got {bad:,} of "
+                f"{documents_read:,}; {skipped.summary.most_common()}; the first is {skipped.first.text}; correct the "
+                "data or raise train.max_skipped"
             )
         on_progress(CachingProgress(documents_read, len(documents), len(images)))
-    return skipped
 
 
 def preprocess(method: Preprocess, pictures: Sequence[Picture]) -> dict[str, Tensor]:
@@ -165,10 +172,17 @@ def preprocess(method: Preprocess, pictures: Sequence[Picture]) -> dict[str, Ten
 class _Readable(TorchDataset["Document | Skipped"]):
     """The documents of a data set, with a record in place of each that cannot be used and may be skipped."""
 
-    def __init__(self, number: int, dataset: Dataset, on_error: Literal["skip", "stop"]) -> None:
+    def __init__(
+        self,
+        number: int,
+        dataset: Dataset,
+        on_error: Literal["skip", "stop"],
+        least_side: int | None = None,
+    ) -> None:
         self.number = number
         self.dataset = dataset
         self.on_error = on_error
+        self.least_side = least_side
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -176,7 +190,7 @@ class _Readable(TorchDataset["Document | Skipped"]):
     def __getitem__(self, index: int) -> Document | Skipped:
         where = f"data.{self.number} ({type(self.dataset).__name__}): document {index}"
         try:
-            return read_document(lambda: self.dataset[index], where)
+            return read_document(lambda: self.dataset[index], where, least_side=self.least_side)
         except StorageError:
             raise
         except DocumentError as error:

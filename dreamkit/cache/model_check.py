@@ -19,6 +19,7 @@ from dreamkit.cache.recipe_check import (
     recipe_identity,
     trained_line,
 )
+from dreamkit.data.shrinking import least_side
 from dreamkit.errors import CacheError, DreamkitError, describe_error
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
@@ -86,10 +87,12 @@ def table_identity(model: DreamModel, recipe: Recipe, registry: Registry, table:
     Raises:
         SourceError: the folder that `pretrained` names cannot be found.
         CacheError: as `table_module`.
+        TrainingError: as `least_side`.
     """
     pretrained = getattr(recipe.model, PART_OF[table]).config.pretrained
+    side = least_side(recipe.train, model.vision_encoder.spec, model.image_decoder.spec)
     return {
-        **recipe_identity(recipe, registry, table),  # type: ignore[typeddict-item]
+        **recipe_identity(recipe, registry, table, side),  # type: ignore[typeddict-item]
         "source_files": {} if pretrained is None else fingerprint(pretrained, weights=False),
         "weights": weights_sha256(table_module(model, table)),
     }

@@ -17,19 +17,24 @@ from dreamkit.cache.manifest import (
     recreate_hint,
 )
 from dreamkit.data.dataset import Dataset
-from dreamkit.errors import CacheError, RecipeProblem, count, excerpt, printable
+from dreamkit.data.shrinking import KEY as MARGIN, least_side
+from dreamkit.errors import CacheError, RecipeProblem, TrainingError, count, excerpt, printable
 from dreamkit.recipe.sections import DataSection, Recipe, plain
 from dreamkit.recipe.written import shown_setting
 from dreamkit.registry.registry import Registry
 
 KEY: Final = "train.cache"
+DECODED_SIDE: Final = f"decoded_side ({MARGIN})"  # of the images whose content is a key of a row
 # metadata of a field of `Config` that changes the loss, and no feature or latent
 LOSS_ONLY: Final = "loss_only"
 IS_TRAINED: Final = "is trained (train.trainable or model.adapters), so its output changes"
 
 
-def recipe_identity(recipe: Recipe, registry: Registry, table: str) -> dict[str, Any]:
-    """Return the part of a table's `Identity` that the recipe determines: component, precision and settings."""
+def recipe_identity(recipe: Recipe, registry: Registry, table: str, side: int | None) -> dict[str, Any]:
+    """Return the part of a table's `Identity` that the recipe determines: component, precision and settings.
+
+    `side` is the least side of decoded images, or None if they are whole; such an identity has no setting for it.
+    """
     part = PART_OF[table]
     section = getattr(recipe.model, part)
     component = registry.components(part)[section.name]
@@ -39,7 +44,7 @@ def recipe_identity(recipe: Recipe, registry: Registry, table: str) -> dict[str,
     return {
         "component": f"{section.name} ({component.origin})",
         "precision": recipe.train.precision,
-        "settings": _flatten(settings),
+        "settings": _flatten(settings) | ({} if side is None else {DECODED_SIDE: side}),
     }
 
 
@@ -124,16 +129,9 @@ def cache_problems(fitted: Fit) -> list[RecipeProblem]:
 
 
 def _differences(fitted: Fit, manifest: CacheManifest, table: str) -> Iterator[str]:
-    recipe, part, record = fitted.recipe, PART_OF[table], manifest.tables[table]
-    section = getattr(recipe.model, part, None)
-    names = fitted.registry.components(part)
-    if (
-        section
-        and section.name in names
-        and section.config is not None
-        and recipe.train.precision is not None
-    ):
-        current = recipe_identity(recipe, fitted.registry, table)
+    part, record = PART_OF[table], manifest.tables[table]
+    current = _current_identity(fitted, table)
+    if current is not None:
         yield from identity_differences(part, record["identity"], current)
     # another `pretrained` is no difference in itself, but may have other shapes
     for name, shape in _shapes(fitted, table).items():
@@ -141,6 +139,24 @@ def _differences(fitted: Fit, manifest: CacheManifest, table: str) -> Iterator[s
         if cached is not None and cached["shape"] != shape:
             before = excerpt(str(cached["shape"]))
             yield f"{part}: {name}: shape {before} in the cache, {shape} now"
+
+
+def _current_identity(fitted: Fit, table: str) -> dict[str, Any] | None:
+    """Return the `recipe_identity` of a recipe; None if a problem of the recipe, which is listed, leaves it open."""
+    recipe, part = fitted.recipe, PART_OF[table]
+    section = getattr(recipe.model, part, None)
+    if (
+        not section
+        or section.name not in fitted.registry.components(part)
+        or section.config is None
+        or recipe.train.precision is None
+    ):
+        return None
+    try:
+        side = least_side(recipe.train, fitted.vision_encoder, fitted.image_decoder)
+    except TrainingError:
+        return None
+    return recipe_identity(recipe, fitted.registry, table, side)
 
 
 def _shapes(fitted: Fit, table: str) -> dict[str, list[int]]:

@@ -18,10 +18,11 @@ from dreamkit.cache.manifest import TABLES, CacheManifest, Table, TableRecord
 from dreamkit.cache.model_check import table_identity, uncacheable_reason
 from dreamkit.cache.recipe_check import data_records
 from dreamkit.cache.shards import ShardWriter
+from dreamkit.cache.skipped_file import SkippedFile
 from dreamkit.checkpoints.inputs import open_inputs
 from dreamkit.checkpoints.load import load_weights
 from dreamkit.data.dataset import Dataset
-from dreamkit.data.skipped import Skipped
+from dreamkit.data.skipped import SKIPPED, SkippedSummary
 from dreamkit.errors import CacheError, did_you_mean
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
@@ -53,13 +54,13 @@ class CacheReport(NamedTuple):
         manifest: its manifest.
         left_out: the reason for each requested table that it lacks.
         replaced: flag: it replaced another one.
-        skipped: documents that cannot be used.
+        skipped: numbers of documents that cannot be used; the cache has a file that lists them.
     """
 
     manifest: CacheManifest
     left_out: dict[Table, str]
     replaced: bool
-    skipped: tuple[Skipped, ...] = ()
+    skipped: SkippedSummary
 
 
 def make_cache(
@@ -115,7 +116,8 @@ def make_cache(
             }
             sizes = {table: builder.row_bytes for table, builder in builders.items()}
             on_start(Estimate(sizes, sum(map(len, datasets)), shutil.disk_usage(partial).free))
-            skipped = fill(builders, datasets, recipe.train, on_progress)
+            skipped = SkippedFile(partial / SKIPPED)
+            fill(builders, datasets, recipe.train, on_progress, skipped)
             reasons |= {table: NO_IMAGES[table] for table in cacheable if not builders[table].finish()}
         _refuse_without_table(reasons)
         tables: dict[str, TableRecord] = {
@@ -133,7 +135,7 @@ def make_cache(
         manifest.write(partial)
         replaced = (out / CacheManifest.FILE).is_file()
     left_out = {table: reason for table, reason in reasons.items() if reason is not None}
-    return CacheReport(manifest, left_out, replaced, tuple(skipped))
+    return CacheReport(manifest, left_out, replaced, skipped.summary)
 
 
 def _refuse_to_replace(folder: Path, overwrite: bool) -> None:

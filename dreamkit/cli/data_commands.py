@@ -37,8 +37,9 @@ def check(
     import json
     from dataclasses import asdict
 
-    from dreamkit.errors import RecipeError
+    from dreamkit.errors import DreamkitError
     from dreamkit.inspection.data_check import check_data
+    from dreamkit.inspection.problem_text import problem_text
     from dreamkit.inspection.report_tables import report_lines
     from dreamkit.progress.bars import Bar
     from dreamkit.recipe.loading import load_recipe
@@ -61,7 +62,7 @@ def check(
         for piece in report_lines(report):
             out.print(piece, soft_wrap=isinstance(piece, str))
     if report.problems:
-        raise RecipeError(report.problems)
+        raise DreamkitError(problem_text(report.problems, report.unlisted, all_in="--json"))
 
 
 def preview(

@@ -80,7 +80,7 @@ def cache(
     from dreamkit.cache.fill import CachingProgress
     from dreamkit.cache.manifest import TABLES
     from dreamkit.cache.write import Estimate, make_cache
-    from dreamkit.data.skipped import summarize
+    from dreamkit.data.skipped import SKIPPED
     from dreamkit.errors import DreamkitError
     from dreamkit.progress.bars import Bar
     from dreamkit.recipe.loading import load_recipe
@@ -115,9 +115,13 @@ def cache(
             on_start=show_estimate,
             on_progress=show_progress,
         )
-    if report.skipped:
-        number = count(f"{len(report.skipped):,}", "document")
-        echo(f"skipped {number}, as training does; {summarize(report.skipped)}", err=True)
+    if report.skipped.documents:
+        number = count(f"{report.skipped.documents:,}", "document")
+        listed = Path(folder) / SKIPPED
+        echo(
+            f"skipped {number}, as training does, listed in {listed}; {report.skipped.most_common()}",
+            err=True,
+        )
     for left_out, reason in report.left_out.items():
         echo(f"no {left_out}: {reason}", err=True)
     for table, record in report.manifest.tables.items():

@@ -9,17 +9,19 @@ from dreamkit.document import Document
 from dreamkit.errors import DocumentError, count
 
 
-def cut_sequence(sequencer: Sequencer, document: Document) -> Sequence:
+def cut_sequence(sequencer: Sequencer, document: Document, whole: Sequence | None = None) -> Sequence:
     """Return the training sequence of a document, cut at its end if it is longer than `sequencer.max_length`.
 
     The cut is after the last segment that fits, or the last turn of the assistant with the template's end of a turn. If
     nothing to train on is before it, the first text that does not fit is cut between two tokens. No cut is inside an
-    image or its dream queries. A cut document goes on, so no end token follows, except that of a whole turn.
+    image or its dream queries. A cut document goes on, so no end token follows, except that of a whole turn. `whole` is
+    the sequence of the whole document, if it is known.
 
     Raises:
         DocumentError: there is nothing to train on, or not within `max_length`.
     """
-    whole = sequencer.whole_sequence(document)
+    if whole is None:
+        whole = sequencer.whole_sequence(document)
     limit = sequencer.max_length
     if len(whole) <= limit:
         return whole

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from dreamkit.data.shrinking import decoding_at_least
 from dreamkit.document import Document
-from dreamkit.errors import DocumentError, StorageError, describe_error, printable
+from dreamkit.errors import DocumentError, StorageError, TrainingError, describe_error, printable
 from dreamkit.interrupts import pending
 from dreamkit.parts.pictures import picture_problem
 
@@ -19,9 +20,14 @@ ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOO
 DELAYS: Final = (1, 2, 4, 8)  # seconds between reads that a disk or network fails
 
 
-def raise_own(error: BaseException) -> None:
-    """Raise an error that is of this process, not of the data: too little memory, or too many open files."""
+def raise_own(error: BaseException, message: str = "") -> None:
+    """Raise an error that is of this process, not of the data: too little memory, or too many open files.
+
+    `message` becomes its first note: it names what was read, because a damaged file may be the cause.
+    """
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.EMFILE):
+        if message and not getattr(error, "__notes__", None):
+            error.add_note(message)
         raise error
 
 
@@ -50,40 +56,49 @@ def read_error(message: str, error: BaseException) -> DocumentError:
 
     Raises:
         MemoryError, OSError: `error` itself, if this process has too little memory or too many open files. Neither is
-            an error of the data: the document is not skipped, and reading it again does not help.
+            an error of the data: the document is not skipped, and reading it again does not help. Its note is
+            `message`.
     """
-    raise_own(error)
+    raise_own(error, message)
     if isinstance(error, StorageError | ConnectionError | TimeoutError):
         return StorageError(message)
     number = error.errno if isinstance(error, OSError) else None
     return DocumentError(message) if number is None or number in ABSENT else StorageError(message)
 
 
-def read_document(read: Callable[[], Document], where: str) -> Document:
+def read_document(read: Callable[[], Document], where: str, *, least_side: int | None = None) -> Document:
     """Return the result of `read`, with images that can be used. While a disk or network fails, call it again.
 
     An `OSError` of `read` becomes an error of dreamkit, with `where` in its message: the place of the document.
+    `least_side` is that of `decoding_at_least`.
 
     Raises:
         DocumentError: the document cannot be read, or one of its images cannot be used.
         StorageError: the disk or network still fails.
+        TrainingError: this process has too little memory to read the document.
     """
     for delay in DELAYS:
         try:
-            return _read_once(read, where)
+            return _read_once(read, where, least_side)
         except StorageError:
             if pending() is not None:  # a signal that ends the run
                 raise
         time.sleep(delay)
-    return _read_once(read, where)
+    return _read_once(read, where, least_side)
 
 
-def _read_once(read: Callable[[], Document], where: str) -> Document:
+def _read_once(read: Callable[[], Document], where: str, least_side: int | None) -> Document:
     try:
-        document = read()
+        with decoding_at_least(least_side):
+            document = read()
+        for image in document.images:
+            if problem := picture_problem(image.picture):
+                raise DocumentError(f"{document.name}: {problem}")
     except OSError as error:
         raise read_error(f"{where}: {describe_error(error)}", error) from error
-    for image in document.images:
-        if problem := picture_problem(image.picture):
-            raise DocumentError(f"{document.name}: {problem}")
+    except MemoryError as error:  # it is named: reading it again may end each run
+        place = next(iter(getattr(error, "__notes__", ())), f"{where}: cannot read it")
+        raise TrainingError(
+            f"{place}: too little memory; free some or lower train.workers; if this document ends every run, remove it"
+        ) from error
     return document

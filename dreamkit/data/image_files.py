@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from PIL import Image as PIL
 
 from dreamkit.data.document_reads import raise_own, read_error
+from dreamkit.data.shrinking import choose_size
 from dreamkit.data.unchanged import FileStatus, unchanged
 from dreamkit.errors import DocumentError, describe_error
 from dreamkit.parts.pictures import picture_problem, size_problem
@@ -45,6 +46,7 @@ def open_picture(path: Path, where: str, before: FileStatus | None = None) -> Pi
     except FileNotFoundError as error:
         raise DocumentError(f"{where}: no such image: {name}") from error
     except Exception as error:  # Pillow's readers raise any type of error about a damaged file
+        raise_own(error, f"{where}: cannot read the image {name}")
         raise read_error(f"{where}: cannot read the image {name}: {_reason(error)}", error) from error
     if kind is not None:
         raise DocumentError(f"{where}: expected an image in a regular file, got {kind}: {name}")
@@ -56,7 +58,8 @@ def open_picture(path: Path, where: str, before: FileStatus | None = None) -> Pi
 def decode_picture(data: bytes, where: str, formats: Sequence[str] | None = None) -> Picture:
     """Return the image in the bytes of a file, decoded completely as a PIL image; of an animation, the first frame.
 
-    `formats` are those of Pillow to accept; None accepts all that `open_picture` reads.
+    `formats` are those of Pillow to accept; None accepts all that `open_picture` reads. In a training with
+    `train.decode_margin`, a large JPEG is decoded smaller.
 
     Raises:
         DocumentError: no or damaged content, or `picture_problem` refuses it. The message starts with `where`, the
@@ -67,7 +70,7 @@ def decode_picture(data: bytes, where: str, formats: Sequence[str] | None = None
     try:
         picture, problem = _read(BytesIO(data), formats or _formats())
     except Exception as error:  # Pillow's readers raise any type of error about a damaged file
-        raise_own(error)
+        raise_own(error, f"{where}: cannot read the image")
         raise DocumentError(f"{where}: cannot read the image: {_reason(error)}") from error
     if problem is not None:
         raise DocumentError(f"{where}: {problem}")
@@ -79,6 +82,7 @@ def _read(source: Path | BytesIO, formats: Sequence[str]) -> tuple[Picture, str 
     with PIL.open(source, formats=tuple(formats)) as picture:
         problem = size_problem(*picture.size)  # before any memory is taken
         if problem is None:
+            choose_size(picture)
             picture.load()
             problem = picture_problem(picture)
     return picture.convert("I;16") if picture.mode == "I" and problem is None else picture, problem

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -14,6 +15,7 @@ import numpy as np
 from rich.filesize import decimal
 
 from dreamkit.data.document_reads import opening_errors
+from dreamkit.data.index_cost import add_counts, estimate
 from dreamkit.data.index_files import IndexFolder, IndexRecord, ShardStatus, mapped, remove_leftovers
 from dreamkit.data.index_processes import in_processes, usable_processes
 from dreamkit.data.unchanged import FileStatus, file_status, unchanged
@@ -22,7 +24,7 @@ from dreamkit.progress.bars import Bar
 from dreamkit.progress.consoles import SafeConsole
 from dreamkit.storage.cache_folder import VARIABLE, cache_folder
 from dreamkit.storage.locks import taking_turns
-from dreamkit.storage.urls import Location, Url, location
+from dreamkit.storage.urls import Location, Url, is_url, location
 
 Build: TypeAlias = Callable[[Any], np.ndarray | tuple[np.ndarray, Mapping[str, Any]]]
 # Returns size and version of objects by their URLs: the status that an object must have while it is read.
@@ -89,8 +91,9 @@ def indexed(
     Args:
         shards: files of the data set, or objects in buckets.
         build: function of a shard's path or URL that returns a one-dimensional structured array without Python objects.
-            It may return a tuple of the array and a dict of facts, which JSON can hold. If there are several shards it
-            must be importable, such as a function of a module or a `functools.partial` of one.
+            It may return a tuple of the array and a dict of facts, which JSON can hold. A fact `cost` with the numbers
+            of `reads`, `bytes` and `documents` is for the estimate that is printed after the first shard. If there are
+            several shards, `build` must be importable: a function of a module, or a `functools.partial` of one.
         kind: name of the format of the rows, such as `tars`.
         version: number that changes with the code of `build`.
         settings: all values that the rows depend on, besides the shard. JSON can hold them, or they are paths.
@@ -114,6 +117,7 @@ def indexed(
         record if record and record.status == status and files.is_whole(path, record) else None
         for path, status, record in zip(paths, present, files.read_table(paths), strict=True)
     ]
+    add_counts(files=len(paths))
     if None in records:
         with folder_hint(folder):
             _complete(files, paths, present, records, partial(_compute, files, build, statuses))
@@ -125,7 +129,7 @@ def _complete(
     paths: Sequence[str],
     statuses: Sequence[ShardStatus],
     records: list[IndexRecord | None],
-    compute: Callable[[tuple[str, ShardStatus]], IndexRecord],
+    compute: Callable[[tuple[str, ShardStatus]], tuple[IndexRecord, float]],
 ) -> None:
     """Compute the records that are None, and write the table of all."""
     with alone(files.table(paths).with_suffix(".lock")):
@@ -135,6 +139,7 @@ def _complete(
                 records[number] = record
         missing = [number for number, record in enumerate(records) if record is None]
         if missing:
+            add_counts(computed=len(missing))
             remove_leftovers(files.folder)
             items = [(paths[number], statuses[number]) for number in missing]
             for number, record in _with_bar(compute, items, files):
@@ -144,29 +149,33 @@ def _complete(
 
 def _compute(
     files: IndexFolder, build: Build, statuses: Statuses | None, shard: tuple[str, ShardStatus]
-) -> IndexRecord:
+) -> tuple[IndexRecord, float]:
+    """Return the record of a shard, and the seconds that it took."""
+    begin = time.perf_counter()
     path, status = shard
     place = location(path)
     with unchanged(place, status.file, partial(_present, statuses=statuses)):
         built = build(place)
     rows, facts = built if isinstance(built, tuple) else (built, {})
-    return files.write(path, status, rows, facts)
+    return files.write(path, status, rows, facts), time.perf_counter() - begin
 
 
 def _with_bar(
-    work: Callable[[tuple[str, ShardStatus]], IndexRecord],
+    work: Callable[[tuple[str, ShardStatus]], tuple[IndexRecord, float]],
     items: Sequence[tuple[str, ShardStatus]],
     files: IndexFolder,
 ) -> Iterator[tuple[int, IndexRecord]]:
-    """Yield the results of `work`; print how much there is to read, and show a bar."""
-    total = decimal(sum(status.size for _, status in items))
+    """Yield the records of `work`. Print how much there is, show a bar, and print an estimate after the first file."""
+    sizes = [status.size for _, status in items]
     processes = min(usable_processes(), len(items))
     what = (
         printable(items[0][0]) if len(items) == 1 else f"{count(f'{len(items):,}', 'file')} of {files.kind}"
     )
     report(
-        f"indexing {what} ({total}) in {count(processes, 'process')}; the index is kept in {printable(files.folder)}"
+        f"indexing {what} ({decimal(sum(sizes))}) in {count(processes, 'process')}; "
+        f"the index is kept in {printable(files.folder)}"
     )
+    unit = "request" if is_url(items[0][0]) else "read"
     size = 0
     with Bar("indexing", "{task.fields[size]}") as bar:
         is_shown = len(items) > 1
@@ -176,9 +185,11 @@ def _with_bar(
                 bar.move(0, len(items), size=decimal(0))
 
         results = in_processes(work, items, processes, started=show)
-        for completed, (number, record) in enumerate(results, 1):
-            size += items[number][1].size
+        for completed, (number, (record, seconds)) in enumerate(results, 1):
+            size += sizes[number]
             if is_shown:
+                if completed == 1:
+                    bar.print(estimate(record, seconds, sizes, processes, unit))
                 bar.move(completed, size=decimal(size))
             yield number, record
 

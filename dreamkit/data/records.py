@@ -21,7 +21,7 @@ from dreamkit.data.json_records import ROW, Check, index_records, parse_record
 from dreamkit.data.range_reads import RangeReads
 from dreamkit.data.text_files import decode, open_regular
 from dreamkit.data.unchanged import changed_error
-from dreamkit.data.unpacking import is_packed, unpacked
+from dreamkit.data.unpacked_files import is_packed, unpacked
 from dreamkit.errors import DocumentError, StorageError, describe_value, printable, surrogate_problem
 from dreamkit.storage.paths import LONGEST_PATH
 
@@ -110,7 +110,7 @@ class Records:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise changed_error(self._file.path, reason) from error
         except OSError as error:
-            raise_own(error)
+            raise_own(error, f"{where}: cannot read the file")
             raise StorageError(f"{where}: cannot read the file: {error.strerror}") from error
         if crc32(data) != checksum:
             raise changed_error(self._file.path, f"line {number} is another one now")

@@ -43,12 +43,23 @@ class Policy:
 
 
 class Samples(TorchDataset[Sequence]):
-    """The sequence of the document at each place of a mixture, or of its substitute: a function of the place alone."""
+    """The sequence of the document at each place of a mixture, or of its substitute: a function of the place alone.
 
-    def __init__(self, mixture: Mixture, sequencer: Sequencer, policy: Policy | None = None) -> None:
+    `least_side` is that of the function `least_side`: JPEG images are decoded smaller.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        sequencer: Sequencer,
+        policy: Policy | None = None,
+        *,
+        least_side: int | None = None,
+    ) -> None:
         self.mixture = mixture
         self.sequencer = sequencer
         self.policy = Policy() if policy is None else policy
+        self.least_side = least_side
 
     def __len__(self) -> int:
         return len(self.mixture)
@@ -124,6 +135,7 @@ class Samples(TorchDataset[Sequence]):
         return lambda: read_document(
             lambda: dataset.sample(index, choices(self.mixture.seed, place)),
             f"data.{number} ({type(dataset).__name__}): document {index}",
+            least_side=self.least_side,
         )
 
     def _allows_threads(self, place: int) -> bool:

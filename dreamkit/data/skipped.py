@@ -22,6 +22,8 @@ _VARIABLE: Final = re.compile(
     r"'[^']*'|\S*/\S*|\d[\d,.]*"
 )  # differs between documents with one kind of problem
 MAX_KIND: Final = 120  # characters
+MAX_NAMES: Final = 10_000  # shards, or kinds of reasons, that are counted
+SKIPPED: Final = "skipped.jsonl"  # the list in the folder of a run or a cache
 UNLIMITED: Final = 1000  # documents that are read before the limit of the bad ones holds
 
 
@@ -47,6 +49,11 @@ class Skipped:
     reason: str
     is_long: bool = False
 
+    @property
+    def text(self) -> str:
+        """The place and the reason."""
+        return ": ".join(filter(None, (self.shard, self.member, self.reason)))
+
 
 def split_place(message: str) -> tuple[str | None, str | None, str]:
     """Return shard, member and reason of an error about a document, which starts with the document's place."""
@@ -59,7 +66,7 @@ def split_place(message: str) -> tuple[str | None, str | None, str]:
 
 
 class SkippedSummary:
-    """Numbers of skipped documents by data set, shard and kind of reason."""
+    """Numbers of skipped documents by data set, shard and kind of reason: of the first `MAX_NAMES` of each."""
 
     def __init__(self) -> None:
         self.documents = 0
@@ -70,10 +77,10 @@ class SkippedSummary:
     def add(self, document: Skipped) -> None:
         """Count a document."""
         self.documents += 1
-        self._sets[f" in data.{document.data}"] += 1
-        self._kinds[f": {kind_of_problem(document.reason)}"] += 1
+        _count(self._sets, f" in data.{document.data}")
+        _count(self._kinds, f": {kind_of_problem(document.reason)}")
         if document.shard is not None:
-            self._shards[f" in {document.shard}"] += 1
+            _count(self._shards, f" in {document.shard}")
 
     def most_common(self) -> str:
         """Return the most common data set, shard and kind of reason, each with its number."""
@@ -82,6 +89,12 @@ class SkippedSummary:
             for numbers in (self._sets, self._shards, self._kinds)
             for text, number in numbers.most_common(1)
         )
+
+
+def _count(numbers: Counter[str], name: str) -> None:
+    """Count a name, unless it is new and there are many."""
+    if name in numbers or len(numbers) < MAX_NAMES:
+        numbers[name] += 1
 
 
 def summarize(documents: Iterable[Skipped]) -> str:

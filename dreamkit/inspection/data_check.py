@@ -30,6 +30,7 @@ from dreamkit.errors import (
 )
 from dreamkit.inspection.data_report import DataReport, Packing, Source
 from dreamkit.inspection.held_out import HeldOut, open_held_out
+from dreamkit.inspection.problem_text import HELD_OUT
 from dreamkit.inspection.run_data import Place, RunData
 from dreamkit.inspection.text_loss import first_text, text_loss_note
 from dreamkit.recipe.sections import Recipe
@@ -41,7 +42,6 @@ MOST_PROBLEMS: Final = 1000  # of one source; the others are counted
 MOST_NAMED: Final = 3  # documents of a note
 
 Progress = Callable[[str, int, int], None]  # documents that were read, how many, and of how many
-HELD_OUT: Final = "--held-out"  # the key of problems of held-out data
 
 
 def check_data(
@@ -64,8 +64,9 @@ def check_data(
         sources,
         packing,
         None if contents is None else contents.documents,
-        check.all_problems(),
+        tuple(check.problems),
         (*check.notes, *check.text_notes()),
+        dict(check.unlisted),
     )
 
 
@@ -83,7 +84,7 @@ class _DataCheck:
         self.notes = list(inputs.notes)
         self.problems = [*fitted.problems, *inputs.problems]
         self.opening_problems = len(self.problems)
-        self.left_out: Counter[str] = Counter()  # problems beyond `MOST_PROBLEMS`, by key
+        self.unlisted: Counter[str] = Counter()  # problems beyond `MOST_PROBLEMS`, by key
         self.listed: Counter[str] = Counter()
         self.first_texts: list[Text | None] = []  # of the first documents
         self.with_token: dict[str, list[str]] = defaultdict(list)  # names of documents by special token
@@ -116,18 +117,10 @@ class _DataCheck:
             return
         self.listed[key] += 1
         if self.listed[key] > MOST_PROBLEMS:
-            self.left_out[key] += 1
+            self.unlisted[key] += 1
             return
         where = "command line" if key == HELD_OUT else self.recipe.place(key)
         self.problems.append(RecipeProblem(where, key, message))
-
-    def all_problems(self) -> tuple[RecipeProblem, ...]:
-        """Return the problems, with a line for those that were only counted."""
-        more = (
-            RecipeProblem(self.recipe.place(key), key, f"and {count(f'{number:,}', 'problem')} more")
-            for key, number in self.left_out.items()
-        )
-        return (*self.problems, *more)
 
     def chosen(self, size: int, most: int | None) -> Sequence[int]:
         """Return up to `most` numbers of documents at even distances."""
@@ -234,7 +227,7 @@ class _DataCheck:
         source.too_long += 1
         if policy == "skip":
             return None
-        shortened = cut_sequence(sequencer, document)
+        shortened = cut_sequence(sequencer, document, whole)
         source.images_cut += len(whole.reads) + len(whole.draws) - len(shortened.reads) - len(shortened.draws)
         return shortened
 
@@ -249,7 +242,7 @@ class _DataCheck:
             return
         source.duplicates += 1
         self.problem(
-            source.key, f"{document.name}: the same content is held out, as {other}; remove one of the two"
+            source.key, f"{document.name}: the same content is held out, as '{other}'; remove one of the two"
         )
 
     def pack(self) -> Packing | None:

@@ -111,6 +111,7 @@ class DataReport:
         held_out: number of held-out documents that were compared; None without held-out data.
         problems: what training would refuse or skip, and documents that are also held out.
         notes: lines about what may be a mistake.
+        unlisted: numbers of problems that are not in `problems`, by their keys: a data set may have too many.
     """
 
     sources: tuple[Source, ...]
@@ -118,6 +119,7 @@ class DataReport:
     held_out: int | None
     problems: tuple[RecipeProblem, ...]
     notes: tuple[str, ...]
+    unlisted: dict[str, int]
 
 
 def summary(document: Document) -> str:

@@ -17,19 +17,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextRun:
-    """A text of `tokens` tokens; `is_learned`: the model is trained to write them."""
+    """A text of `tokens` tokens; `is_learned`: the model is trained to write them.
+
+    `is_first`: it would be, but no token of the document is before it.
+    """
 
     text: str
     tokens: int
     is_learned: bool
+    is_first: bool = False
 
 
 @dataclass(frozen=True)
 class SpecialToken:
-    """A token without a text; `is_learned`: the model is trained to write it."""
+    """A token without a text; `is_learned` and `is_first` are those of `TextRun`."""
 
     name: str
     is_learned: bool
+    is_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,8 @@ def _pieces(sequence: Sequence, sequencer: Sequencer, start: int, end: int) -> I
             yield slots[start]
             start += slots[start].tokens
         else:
-            yield SpecialToken(sequencer.language_model.token_name(token), _is_learned(sequence, start))
+            name = sequencer.language_model.token_name(token)
+            yield SpecialToken(name, *_learning(sequence, start))
             start += 1
     yield from _text_runs(sequence, sequencer, text)
 
@@ -124,13 +130,14 @@ def _text_runs(sequence: Sequence, sequencer: Sequencer, places: list[int]) -> I
     ids = [sequence.ids[place] for place in places]
     decode = sequencer.language_model.decode
     start = 0
-    for is_learned, group in groupby(places, key=lambda place: _is_learned(sequence, place)):
+    for (is_learned, is_first), group in groupby(places, key=lambda place: _learning(sequence, place)):
         size = len(list(group))
         text = decode(ids[: start + size])[len(decode(ids[:start])) :]
-        yield TextRun(text, size, is_learned)
+        yield TextRun(text, size, is_learned, is_first)
         start += size
 
 
-def _is_learned(sequence: Sequence, place: int) -> bool:
-    """Return True if a preceding token predicts the label at `place`."""
-    return place > 0 and sequence.labels[place] != IGNORED
+def _learning(sequence: Sequence, place: int) -> tuple[bool, bool]:
+    """Return `is_learned` and `is_first` of the token at `place`: a preceding token predicts its label, or none is."""
+    has_label = sequence.labels[place] != IGNORED
+    return has_label and place > 0, has_label and place == 0

@@ -9,8 +9,9 @@ from itertools import islice
 from typing import Final
 
 from dreamkit.data.document_records import document_record
-from dreamkit.errors import DocumentError, RecipeError, RecipeProblem, count
+from dreamkit.errors import DocumentError, DreamkitError, RecipeProblem, count
 from dreamkit.inspection.preview_page import article, preview_page
+from dreamkit.inspection.problem_text import problem_text
 from dreamkit.inspection.run_data import Place, RunData, open_run
 from dreamkit.inspection.text_loss import first_text, text_loss_note
 from dreamkit.recipe.sections import Recipe
@@ -62,7 +63,8 @@ def preview_lines(recipe: Recipe, registry: Registry, documents: int) -> Iterato
     """Yield the first `documents` of a training as lines of JSON, which the data set `interleaved` reads.
 
     Raises:
-        RecipeError: every problem of the model and the data, and every document at which the training would stop.
+        RecipeError: every problem of the model and the data.
+        DreamkitError: documents at which the training would stop.
         StorageError: a disk or network fails.
     """
     run = open_run(recipe, registry)
@@ -78,7 +80,7 @@ def preview_lines(recipe: Recipe, registry: Registry, documents: int) -> Iterato
             message = f"place {index} of the run: {place.problem}"
             problems.append(RecipeProblem(recipe.place("data"), "data", message))
     if problems:
-        raise RecipeError(problems)
+        raise DreamkitError(problem_text(problems))
 
 
 def unusable_line(documents: int) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Container, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from dreamkit.data.skipped import Skipped
 from dreamkit.errors import DocumentError, count, printable
 from dreamkit.inspection.pieces import Slots, SpecialToken, TextRun, Turn, turns
 from dreamkit.inspection.preview_style import STYLE
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 LARGEST: Final = 160  # longest side in pixels of an image in the page; larger images are scaled down
 SMALL: Final = 64  # smaller images are enlarged by a whole factor to about this side
 UNESCAPED: Final = "\n\t\u200c\u200d"  # the last two join the characters of emoji and of some scripts
+FIRST: Final = "the first one, which nothing predicts"
 POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -66,6 +66,7 @@ LEGEND: Final = (
     '<li><span class="text learned">learned text</span></li>'
     '<li><span class="text">text that is only read</span></li>'
     '<li><span class="token">&lt;token&gt;</span> special token</li>'
+    '<li><span class="text first">first token</span> of a document: nothing predicts it</li>'
     '<li><span class="swatch read">read</span> slots of vision tokens</li>'
     '<li><span class="swatch draw">draw</span> slots of dream queries</li>'
     "</ul>"
@@ -121,7 +122,7 @@ def article(place: Place, run: RunData) -> str:
         ]
         head += f' <span class="soft">{" · ".join(about)}</span>'
         skipped = (
-            f'<p class="skipped">skipped here: {escape(printable(_place_of(each)))}</p>'
+            f'<p class="skipped">skipped here: {escape(printable(each.text))}</p>'
             for each in sequence.skipped
         )
         body = "".join([*skipped, *map(_turn, turns(document, sequence, run.sequencer))])
@@ -130,10 +131,6 @@ def article(place: Place, run: RunData) -> str:
     if place.problem is not None:
         body = f'<p class="problem">{escape(printable(place.problem))}</p>{body}'
     return f'<article id="document-{place.number}"><h3>{head}</h3>{body}</article>'
-
-
-def _place_of(skipped: Skipped) -> str:
-    return ": ".join(filter(None, (skipped.shard, skipped.member, skipped.reason)))
 
 
 def _turn(turn: Turn) -> str:
@@ -146,20 +143,20 @@ def _turn(turn: Turn) -> str:
 
 def _piece(piece: TextRun | SpecialToken | Slots) -> str:
     match piece:
-        case TextRun(text=text, tokens=tokens, is_learned=is_learned):
-            title = f"{count(tokens, 'token')}, {'learned' if is_learned else 'only read'}"
-            return f'<span class="text{_learned(is_learned)}" title="{title}">{_visible(text)}</span>'
-        case SpecialToken(name=name, is_learned=is_learned):
-            title = "special token, learned" if is_learned else "special token"
-            return f'<span class="token{_learned(is_learned)}" title="{title}">{_visible(name)}</span>'
+        case TextRun(text=text, tokens=tokens):
+            use = "learned" if piece.is_learned else FIRST if piece.is_first else "only read"
+            return f'<span class="text{_use(piece)}" title="{count(tokens, "token")}, {use}">{_visible(text)}</span>'
+        case SpecialToken(name=name):
+            use = ", learned" if piece.is_learned else f", {FIRST}" if piece.is_first else ""
+            return f'<span class="token{_use(piece)}" title="special token{use}">{_visible(name)}</span>'
         case Slots(picture=picture, tokens=tokens, is_drawn=True):
             return _figure(picture, f"draw · {count(tokens, 'query')}", "draw")
         case Slots(picture=picture, tokens=tokens):
             return _figure(picture, f"read · {count(tokens, 'token')}", "read")
 
 
-def _learned(is_learned: bool) -> str:
-    return " learned" if is_learned else ""
+def _use(piece: TextRun | SpecialToken) -> str:
+    return " learned" if piece.is_learned else " first" if piece.is_first else ""
 
 
 def _unused(segment: object) -> str:

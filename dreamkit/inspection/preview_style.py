@@ -54,6 +54,8 @@ article:target { border-color: var(--read); box-shadow: 0 0 0 1px var(--read); }
 .token { padding: .1rem .35rem; border-radius: 4px; background: var(--token); color: var(--soft);
   font: .78em/1.4 ui-monospace, monospace; white-space: nowrap; margin: 0 .1rem; }
 .token.learned { color: var(--ink); background: var(--learned); border-radius: 4px 4px 0 0; }
+.first { border-bottom: 2px dotted var(--soft); }
+.token.first { border-radius: 4px 4px 0 0; }
 .escape { color: var(--wrong); }
 figure { display: inline-block; vertical-align: middle; margin: .2rem .25rem; padding: .3rem; border-radius: 6px;
   background: var(--read-back); border: 1px solid var(--read); line-height: 1.3; text-align: center; }

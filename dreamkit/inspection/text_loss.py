@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from dreamkit.document import Document, Text
 from dreamkit.errors import count, excerpt
 from dreamkit.parts.language import LanguageModel
+
+COMPARED: Final = 1000  # characters of a text: a document may be long
 
 
 def first_text(document: Document) -> Text | None:
@@ -31,5 +34,6 @@ def text_loss_note(language_model: LanguageModel, first_texts: Sequence[Text | N
 
 
 def _is_lost(language_model: LanguageModel, text: Text) -> bool:
-    decoded = language_model.decode(language_model.tokenize(text.text))
-    return "".join(decoded.split()).casefold() != "".join(text.text.split()).casefold()
+    start = text.text.lstrip()[:COMPARED]
+    decoded = language_model.decode(language_model.tokenize(start))
+    return "".join(decoded.split()).casefold() != "".join(start.split()).casefold()

@@ -6,7 +6,7 @@ Shape suffixes are those of `dreamkit.parts`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -46,11 +46,14 @@ class VisionSpec:
         image_size: height and width of the pixels it reads.
         num_tokens: number V of tokens of an image.
         dim: width of a token.
+        resized_side: pixels of the shorter side of an image after `preprocess` resizes it, before any crop. It is None
+            if they are unknown, or if the pixels depend on the image's own size. Equality ignores it.
     """
 
     image_size: int
     num_tokens: int
     dim: int
+    resized_side: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,8 @@ class DecoderSpec:
         float32_modules: names of submodules that fail in half precision, such as SDXL's autoencoder. They stay in
             float32 or more, whatever dtype the decoder is moved to.
         objective: training objective in words, such as "flow matching"; None if unknown.
+        resized_side: pixels of the shorter side of an image after `preprocess` resizes it, before any crop. It is None
+            if they are unknown, or if targets or extras depend on the image's own size. Equality ignores it.
     """
 
     context_dim: int
@@ -141,6 +146,7 @@ class DecoderSpec:
     schedulers: tuple[str, ...] | None = None
     float32_modules: tuple[str, ...] = ()
     objective: str | None = None
+    resized_side: int | None = field(default=None, compare=False)
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """Return the (channels, height, width) of the latents of an image of `size` (height, width) in pixels.

@@ -70,8 +70,9 @@ def full_batch(model: DreamModel, recipe: Recipe, images: int, documents: int) -
 
 
 def most_images(sequencer: Sequencer) -> int:
-    """Return the number of images, each drawn and read back, that fit between the first and last token of a row."""
-    return (sequencer.max_length - 2) // _image_length(sequencer)
+    """Return the number of images, each drawn and read back, that fit into a row with the tokens around a document."""
+    around = 1 if sequencer.language_model.spec.bos_id is None else 2
+    return (sequencer.max_length - around) // _image_length(sequencer)
 
 
 def _image_length(sequencer: Sequencer) -> int:

@@ -14,6 +14,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from dreamkit.errors import printable_lines
 
 
 class Bar:
@@ -52,6 +55,10 @@ class Bar:
         else:
             self.progress.reset(self._task, completed=completed or 0, total=total, **facts)
             self.progress.start()
+
+    def print(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.progress.console.print(Text(printable_lines(text)), soft_wrap=True)
 
     def stop(self) -> None:
         """End the bar; remove it from the terminal if it is transient."""

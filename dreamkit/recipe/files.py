@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dreamkit.errors import DreamkitError, RecipeProblem, describe_value, did_you_mean, excerpt
+from dreamkit.recipe.data_paths import data_message
 from dreamkit.recipe.earlier_keys import current_path, with_current_keys, without_alternatives
 from dreamkit.recipe.references import resolve_references
 from dreamkit.recipe.tree import BROKEN, MAX_CHARACTERS, Broken, Limits, Node, parse
 from dreamkit.storage.json_files import key_problem
 from dreamkit.storage.paths import irregular_kind, shown_path, written_path
+from dreamkit.storage.urls import Url, location
 
 COMMAND_LINE = "command line"
 SUFFIXES = (".yaml", ".yml")
@@ -72,19 +74,27 @@ class RecipeFiles:
             return self.shipped[name]
         try:
             path = written_path(name, folder)
+            place = location(name)
         except DreamkitError as error:
             message = str(error)
         else:
-            if path.is_file():
+            place = place if isinstance(place, Url) else path
+            data = data_message(place, name, self.shipped) if key == "recipe" else None
+            if data is None and path.is_file():
                 return path.resolve()
-            beside = [other for other in path.parent.glob("*.yaml") if other.is_file()]
-            names = [*self.shipped, *(str(Path(name).parent / other.name) for other in beside)]
-            kind = irregular_kind(path) if path.exists() else None
-            reason = f"'{path}' is {kind}, not a regular file" if kind else f"no file '{path}'"
-            message = f"unknown recipe '{shown_path(name)}': {reason}; {did_you_mean(name, names)}{self.unknown_hint}"
+            message = data or self._unknown_message(path, name)
         self._problem(where, key, message)
         self.complete = False
         return None
+
+    def _unknown_message(self, path: Path, name: str) -> str:
+        beside = [other for other in path.parent.glob("*.yaml") if other.is_file()]
+        names = [*self.shipped, *(str(Path(name).parent / other.name) for other in beside)]
+        kind = irregular_kind(path) if path.exists() else None
+        reason = f"'{path}' is {kind}, not a regular file" if kind else f"no file '{path}'"
+        return (
+            f"unknown recipe '{shown_path(name)}': {reason}; {did_you_mean(name, names)}{self.unknown_hint}"
+        )
 
     def _read_file(self, path: Path, extending: tuple[Path, ...]) -> Node:
         """Return the merged tree of a file and its bases. `extending` are the files that extend it, outermost first."""

@@ -117,6 +117,8 @@ class TrainSection:
     `cache` is a folder that `dreamkit cache` wrote.
     `on_error` is the action at a document that cannot be used, `too_long` at one longer than `max_length`.
     `max_skipped` is the greatest share of the documents to skip, after the first thousand.
+    `decode_margin` lets JPEG images be decoded smaller: at no less than this many times the size that the parts resize
+    images to (None: in full size).
     """
 
     trainable: tuple[Trainable, ...]
@@ -142,6 +144,7 @@ class TrainSection:
     on_error: Literal["skip", "stop"] = "skip"
     max_skipped: float = setting(0.01, least=0, most=1)
     too_long: Literal["cut", "skip", "stop"] = "cut"
+    decode_margin: float | None = setting(None, least=1, most=1000)
 
     def __post_init__(self) -> None:
         new, old = (

@@ -51,6 +51,7 @@ class DataWait:
         if share <= NOTABLE:
             return None
         return (
-            f"{share:.0%} of the time was spent waiting for data; raise train.workers (now {workers}), or compute "
-            "latents and features before, with `dreamkit cache`"
+            f"{share:.0%} of the time was spent waiting for data; raise train.workers (now {workers}), set "
+            "train.decode_margin if JPEG images are large, or compute latents and features before, with `dreamkit "
+            "cache`"
         )

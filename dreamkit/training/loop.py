@@ -17,6 +17,7 @@ from torch import Tensor
 from dreamkit.data.batch import Batch
 from dreamkit.data.seeds import stream_seed
 from dreamkit.data.sequence import Sequence
+from dreamkit.data.skipped import SKIPPED
 from dreamkit.data.updates import Updates
 from dreamkit.data.workers import original_errors
 from dreamkit.distributed import is_main, rank, total, whole, world_size
@@ -35,7 +36,7 @@ from dreamkit.training.resume_points import load_optimizer, load_random_state, s
 from dreamkit.training.resume_state import Interval, RunState, read_state
 from dreamkit.training.run_bar import RunBar
 from dreamkit.training.run_log import LogEntry, RunLog
-from dreamkit.training.skipped_log import SKIPPED, SkippedLog
+from dreamkit.training.skipped_log import SkippedLog
 
 LOG = "log.jsonl"
 

@@ -10,6 +10,7 @@ from dreamkit.data.batch import Batch, ImageCache
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.mixture import run_mixture
 from dreamkit.data.samples import Policy, Samples
+from dreamkit.data.shrinking import least_side
 from dreamkit.data.updates import Updates
 from dreamkit.distributed import rank, world_size
 from dreamkit.model.model import DreamModel
@@ -60,5 +61,6 @@ def make_updates(
     """Return the updates of `global_batch` documents of a training, as this process trains on them."""
     collator = model.collator(recipe, cache)
     mixture = run_mixture(recipe, datasets, global_batch)
-    samples = Samples(mixture, collator.sequencer, Policy.of(recipe.train))
+    side = least_side(recipe.train, model.vision_encoder.spec, model.image_decoder.spec)
+    samples = Samples(mixture, collator.sequencer, Policy.of(recipe.train), least_side=side)
     return Updates(samples, collator, recipe.train, global_batch, rank=rank(), processes=world_size())

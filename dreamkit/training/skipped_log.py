@@ -17,7 +17,6 @@ from dreamkit.storage.writing import append_text, write_text
 from dreamkit.training.resume_state import DocumentCounts
 from dreamkit.training.run_log import read_entries
 
-SKIPPED: Final = "skipped.jsonl"
 _TYPES: Final = {"step": int, **get_type_hints(Skipped)}  # of the values in a line
 
 

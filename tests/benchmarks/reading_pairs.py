@@ -2,7 +2,8 @@
 
 Writes tars as img2dataset does. Then `tars` of dreamkit, webdataset and the builder `webdataset` of `datasets` take
 turns on them. In each, worker processes decode the images and make tensors of 256 x 256; `tars` also reads at random
-places and makes tokens. webdataset and `datasets` are no dependencies: one that is not installed is left out.
+places and makes tokens, and decodes large images smaller (`train.decode_margin`). webdataset and `datasets` are no
+dependencies: one that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from dreamkit import Url
 from dreamkit.data.image_files import decode_picture
 from dreamkit.data.mixture import Mixture
 from dreamkit.data.samples import Samples
+from dreamkit.data.shrinking import decoding_at_least
 from dreamkit.document import Document
 from dreamkit_data.tar_samples import read_tar_sample
 from dreamkit_data.tars import Tars, TarsConfig
@@ -45,6 +47,7 @@ from tar_files import write_tar
 
 BATCH: Final = 16
 SIDE: Final = 256  # of the tensors
+MARGINS: Final = {margin: margin * SIDE for margin in (1, 2)}
 CAPTION: Final = "a photograph of a street with trees, seen from above"
 
 
@@ -61,7 +64,7 @@ def photograph(rng: np.random.Generator, size: int) -> bytes:
 
 def write_shards(folder: Path, shards: int, samples: int, size: int) -> list[Path]:
     rng = np.random.default_rng(0)
-    images = [photograph(rng, size) for _ in range(min(samples, 200))]
+    images = [photograph(rng, size) for _ in range(min(samples, 200 * 384**2 // size**2 + 1))]
     paths = [folder / f"{number:05}.tar" for number in range(shards)]
     for shard, path in enumerate(paths):
         members = []
@@ -104,13 +107,18 @@ class SlowTars(Tars):
 
 
 def dreamkit_loader(
-    paths: list[Path], index: Path, delay: float, workers: int, threads: bool, shuffle: Any
+    paths: list[Path],
+    index: Path,
+    delay: float,
+    workers: int,
+    threads: bool,
+    shuffle: Any,
+    least_side: int | None = None,
 ) -> DataLoader[Any]:
     data = SlowTars(TarsConfig(paths, index=index), delay, is_thread_safe=threads)
     mixture = Mixture([data], [1.0], length=len(data), shuffle=shuffle)
-    return DataLoader(
-        Samples(mixture, tiny.model().sequencer()), BATCH, num_workers=workers, collate_fn=from_sequences
-    )
+    samples = Samples(mixture, tiny.model().sequencer(), least_side=least_side)
+    return DataLoader(samples, BATCH, num_workers=workers, collate_fn=from_sequences)
 
 
 def webdataset_loader(paths: list[Path], workers: int) -> DataLoader[Any]:
@@ -154,8 +162,8 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def parts(data: Tars, number: int) -> dict[str, float]:
-    """Return milliseconds of CPU time of one sample in this process."""
+def parts(data: Tars, number: int, least_side: int | None) -> dict[str, float]:
+    """Return milliseconds of CPU time of one sample in this process, with images decoded at `least_side`."""
     contents = [read_tar_sample(data._spans, index) for index in range(number)]
     images = [content(sample.members["jpg"]) for _, sample, content in contents]
     steps: dict[str, Callable[[int], Any]] = {
@@ -163,13 +171,14 @@ def parts(data: Tars, number: int) -> dict[str, float]:
         "of that, decode the JPEG": lambda n: decode_picture(images[n], ""),
         "resize to the tensor": lambda n: batch_of([(pictures[n], "")]),
     }
-    pictures = [decode_picture(image, "") for image in images]
     result = {}
-    for name, step in steps.items():
-        begin = time.process_time()
-        for n in range(number):
-            step(n)
-        result[name] = 1000 * (time.process_time() - begin) / number
+    with decoding_at_least(least_side):
+        pictures = [decode_picture(image, "") for image in images]
+        for name, step in steps.items():
+            begin = time.process_time()
+            for n in range(number):
+                step(n)
+            result[name] = 1000 * (time.process_time() - begin) / number
     return result
 
 
@@ -191,7 +200,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=4, help="number of tars")
     parser.add_argument("--samples", type=int, default=750, help="samples in each tar")
-    parser.add_argument("--size", type=int, default=384, help="pixels of the sides of an image")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs="+",
+        default=[384, 1024],
+        help="pixels of the sides of an image; several in turn",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="turns of each loader; the median counts")
     parser.add_argument(
         "--delay", type=float, default=0, help="milliseconds added to a read of tars, which then run alone"
@@ -201,24 +216,41 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
+    for size in arguments.size:
+        compare(size, arguments)
+
+
+def compare(size: int, arguments: argparse.Namespace) -> None:
+    """Print the measurements of images of `size` pixels."""
     is_slow, delay = bool(arguments.delay or arguments.bucket), arguments.delay / 1000
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
-        paths = write_shards(Path(temporary), arguments.shards, arguments.samples, arguments.size)
+        paths = write_shards(Path(temporary), arguments.shards, arguments.samples, size)
         index, limit = Path(temporary) / "index", arguments.shards * arguments.samples - 4 * BATCH
         places: list[Any] = uploaded(paths, delay, stack) if arguments.bucket else paths
+        # with a smaller image, no margin has an effect
+        margins = {margin: side for margin, side in MARGINS.items() if 2 * side <= size}
         ours = partial(dreamkit_loader, places, index, 0 if arguments.bucket else delay)
         loaders: dict[str, Callable[[int], DataLoader[Any]]] = {
             "tars": lambda workers: ours(workers, True, "full"),
             "tars, shuffle: blocks": lambda workers: ours(workers, True, "blocks"),
             "tars without threads": lambda workers: ours(workers, False, "full"),
+            **{
+                f"tars, decode_margin: {margin}": partial(ours, threads=True, shuffle="full", least_side=side)
+                for margin, side in margins.items()
+            },
             "webdataset": partial(webdataset_loader, paths),
             "datasets": partial(datasets_loader, paths),
         }
         names = [name for name in loaders if name.startswith("tars") or (not is_slow and find_spec(name))]
         bytes_of_image = sum(path.stat().st_size for path in paths) // (arguments.shards * arguments.samples)
-        print(f"{limit:,} samples of {bytes_of_image:,} bytes; load {os.getloadavg()[0]:.1f}")
-        for name, milliseconds in parts(Tars(TarsConfig(paths, index=index)), min(300, limit)).items():
-            print(f"{name}: {milliseconds:.2f} ms of CPU time")
+        print(
+            f"{limit:,} samples of {size} x {size} pixels, {bytes_of_image:,} bytes; load {os.getloadavg()[0]:.1f}"
+        )
+        data = Tars(TarsConfig(paths, index=index))
+        for margin, side in {None: None, **margins}.items():
+            steps = parts(data, min(300, limit), side)
+            listed = ", ".join(f"{name}: {milliseconds:.2f}" for name, milliseconds in steps.items())
+            print(f"ms of CPU time with decode_margin {margin}: {listed}")
         for workers in arguments.workers:
             turns = [
                 [measure(partial(loaders[name], workers), limit) for name in names]
@@ -231,10 +263,9 @@ def main() -> None:
                     f"| {median(times):.2f} |",
                     flush=True,
                 )
-        print(
-            f"load {os.getloadavg()[0]:.1f}; "
-            + ", ".join(f"{n} {version(n)}" for n in ("pillow", "torch", *names[3:]))
-        )
+        others = [name for name in names if not name.startswith("tars")]
+        versions = ", ".join(f"{name} {version(name)}" for name in ("pillow", "torch", *others))
+        print(f"load {os.getloadavg()[0]:.1f}; {versions}")
 
 
 if __name__ == "__main__":

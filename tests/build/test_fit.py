@@ -17,6 +17,7 @@ from dreamkit.build.build import build
 from dreamkit.build.fit import fit
 from dreamkit.errors import RecipeError
 from dreamkit.recipe.loading import draft_recipe, load_recipe
+from dreamkit.recipe.sections import plain
 from dreamkit.registry.hookspecs import Component
 from dreamkit.registry.kinds import KINDS, Registered
 from dreamkit.registry.registry import Registry
@@ -163,6 +164,16 @@ def test_a_misfit_is_reported_and_refused_by_build(
     with pytest.raises(RecipeError) as caught:
         build(fit(recipe, registry))
     assert caught.value.problems == (problem,)
+
+
+def test_images_are_not_decoded_smaller_for_a_part_that_uses_their_own_size(registry: Registry) -> None:
+    cls: Any = registry.get("image_decoder", "sdxl")
+    changes: dict[str, Any] = {"model__image_decoder": {"name": "sdxl", **plain(cls.tiny_config())}}
+    assert fit(read(registry, **changes, train=TRAIN), registry).problems == []
+    (problem,) = fit(read(registry, **changes, train={**TRAIN, "decode_margin": 2}), registry).problems
+    assert problem.key == "train.decode_margin"
+    assert "expected model.image_decoder to resize images to a known size" in problem.message
+    assert fit(read(registry, train={**TRAIN, "decode_margin": 2}), registry).problems == []
 
 
 def test_the_hint_for_a_wrong_number_of_tokens_helps(registry: Registry) -> None:

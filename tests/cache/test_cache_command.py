@@ -34,6 +34,30 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def test_skipped_documents_are_listed_in_a_file_of_the_cache(dreamkit: Command) -> None:
+    names = ["0.png", *(f"gone-{number}.png" for number in range(20)), "1.png"]
+    lines = [json.dumps({"image": name, "caption": "a picture"}) for name in names]
+    Path("captions.jsonl").write_text("\n".join(lines))
+    code, out, err = dreamkit("cache", "recipe.yaml", "--out", "cache1", "train.workers=2")
+    assert code == 0 and "latents (images: 2)" in out
+    file = Path.cwd() / "captions.jsonl"
+    common = f"20 of 20 in data.0; 20 of 20 in {file}; 20 of 20: no such image: ..."
+    assert f"skipped 20 documents, as training does, listed in cache1/skipped.jsonl; {common}\n" in err
+    entries = [json.loads(line) for line in Path("cache1/skipped.jsonl").read_text().splitlines()]
+    assert entries == [
+        {
+            "data": 0,
+            "index": number + 1,
+            "shard": str(file),
+            "member": str(number + 2),
+            "reason": f"no such image: {Path.cwd()}/gone-{number}.png",
+        }
+        for number in range(20)
+    ]
+    assert "skipped.jsonl" in json.loads(Path("cache1/cache.json").read_text())["files"]
+    assert dreamkit("train", "recipe.yaml", "train.cache=cache1", "--out", "out")[0] == 0
+
+
 def test_the_command_reports_size_progress_and_tables(dreamkit: Command) -> None:
     code, out, err = dreamkit("cache", "recipe.yaml", "--out", "cache1")
     assert code == 0, err

@@ -67,7 +67,8 @@ def test_a_recipe_whose_paths_nobody_has_fails_with_all_of_them(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DREAMKIT_DATA", str(tmp_path))
     code, out, err = run("data", command, "dreamllm/paper/stage2")
-    assert code == 2 and err.startswith("dreamkit: the recipe has 2 problems:\n")
+    heading = "the data of the recipe" if command == "check" else "the recipe"
+    assert code == 2 and err.startswith(f"dreamkit: {heading} has 2 problems:\n")
     assert f"data.0: {tmp_path}/mmc4-core: no such file" in err
     assert f"data.1: {tmp_path}/blip-laion: no such file" in err
     assert not list(tmp_path.iterdir())
@@ -95,9 +96,27 @@ def test_check_lists_every_problem_after_the_report_and_exits_with_code_2(run, f
     code, out, err = run("data", "check", "recipe.yaml", "--held-out", "talk.json")
     assert code == 2
     assert out.splitlines()[-1] == "2 documents with content of the 1 held-out document"
-    assert err.splitlines()[0] == "dreamkit: the recipe has 3 problems:"
+    assert err.splitlines()[0] == "dreamkit: the data of the recipe has 3 problems:"
     assert "pages.jsonl:2: no such image: " in err
     assert err.count("the same content is held out, as ") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("digits/stag2", "did you mean 'digits/stage2'?"),
+        ("a/b", "known: digits/base, "),
+        ("tlk.json", "did you mean 'talk.json'?"),
+    ],
+)
+def test_held_out_data_that_do_not_exist_are_an_error_with_the_nearest_name(
+    run, folder: Path, name: str, nearest: str
+) -> None:
+    code, _, err = run("data", "check", "recipe.yaml", "--held-out", name)
+    expected = (
+        f"expected a recipe, or a file or folder of data, got '{name}', which does not exist; {nearest}"
+    )
+    assert code == 2 and f"command line: --held-out: {expected}" in err
 
 
 def test_check_prints_the_same_as_json(run, folder: Path) -> None:
@@ -108,6 +127,25 @@ def test_check_prints_the_same_as_json(run, folder: Path) -> None:
     assert [source["duplicates"] for source in report["sources"]] == [1, 1]
     assert [problem["key"] for problem in report["problems"]] == ["data.0", "data.1"]
     assert report["packing"]["documents"] == 10 and report["held_out"] == 1
+
+
+def test_check_shows_a_few_of_many_alike_problems_and_json_has_all(run, folder: Path) -> None:
+    lines = ['{"text": "a"}', *['{"text": "<image>", "images": ["cat.png"]}'] * 40]
+    lines += [json.dumps({"text": "<image>", "images": [f"gone {n}.png"]}) for n in range(5)]
+    Path("pages.jsonl").write_text("\n".join(lines) + "\n")
+    code, out, err = run("data", "check", "recipe.yaml", "--held-out", "talk.json", "train.max_length=5")
+    heading, misfit, *shown = err.splitlines()
+    assert code == 2 and heading == "dreamkit: the recipe has 1 problem, and its data 46:"
+    assert "train.max_length" in misfit
+    assert out.splitlines()[-1] == "41 documents with content of the 1 held-out document"
+    held = "the same content is held out, as "
+    assert [held in line for line in shown] == [True] * 3 + [False] * 5 + [True]
+    assert [line.strip() for line in shown if "more such" in line] == [
+        "data.0: and 37 more such problems; --json lists all",
+        "data.0: and 2 more such problems; --json lists all",
+    ]
+    code, out, _ = run("data", "check", "recipe.yaml", "--held-out", "talk.json", "--json")
+    assert code == 2 and len(json.loads(out)["problems"]) == 46
 
 
 def test_preview_writes_a_page_and_no_other_file(run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

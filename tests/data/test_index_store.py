@@ -20,7 +20,7 @@ import pytest
 
 from dreamkit import DocumentError, DreamkitError, OutputError, indexed
 from dreamkit.data import index_files, index_processes
-from dreamkit.data.unpacking import unpacked
+from dreamkit.data.unpacked_files import unpacked
 from dreamkit.errors import StorageError
 from dreamkit.storage.cache_folder import cache_folder
 from failing_writes import failing_operation

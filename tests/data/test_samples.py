@@ -7,11 +7,13 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 from hypothesis import given, strategies as st
+from PIL.PngImagePlugin import PngImageFile
 from torch.utils.data import DataLoader
 
 import tiny
@@ -19,11 +21,13 @@ from dreamkit.data import document_reads
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.document_reads import DELAYS, read_error
 from dreamkit.data.mixture import Mixture
+from dreamkit.data.pairs import Pairs, PairsConfig
 from dreamkit.data.samples import MAX_ATTEMPTS, Policy, Samples
 from dreamkit.data.sequence import Sequence
-from dreamkit.data.skipped import Skipped, kind_of_problem, split_place, summarize
+from dreamkit.data.skipped import Skipped, SkippedSummary, kind_of_problem, split_place, summarize
+from dreamkit.data.workers import original_errors
 from dreamkit.document import Document, Image, Text
-from dreamkit.errors import DocumentError, StorageError
+from dreamkit.errors import DocumentError, StorageError, TrainingError, describe_error
 
 SEQUENCER = tiny.model().sequencer(64)
 
@@ -348,15 +352,53 @@ def test_a_disk_that_goes_on_failing_stops_the_run(slept: list[float], on_error:
     assert slept == list(DELAYS)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files", "a.png")])
-def test_a_process_without_memory_or_files_stops_at_once(slept: list[float], error: Exception) -> None:
-    dataset = Words("a", 1, failures={0: [error] * 9})
-    with pytest.raises(type(error)) as caught:
-        samples([dataset])[0]
-    assert caught.value is error and len(dataset.reads) == 1 and slept == []
-    with pytest.raises(type(error)) as raised:  # also by the readers of plug-ins
-        read_error("a.tar: cannot read", error)
-    assert raised.value is error
+@pytest.mark.parametrize("on_error", ["skip", "stop"])
+def test_a_process_without_memory_or_files_stops_at_once(slept: list[float], on_error: str) -> None:
+    for error, kind in (
+        (MemoryError(), TrainingError),
+        (OSError(errno.EMFILE, "Too many open files", "a.png"), OSError),
+    ):
+        dataset = Words("a", 1, failures={0: [error] * 9})
+        with pytest.raises(kind) as caught:
+            samples([dataset], on_error=on_error)[0]
+        assert error in (caught.value, caught.value.__cause__) and len(dataset.reads) == 1 and slept == []
+        with pytest.raises(type(error)) as raised:  # also by the readers of plug-ins
+            read_error("a.tar: cannot read", error)
+        assert raised.value is error
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_document_that_takes_too_much_memory_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    tiny.picture(0).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a")
+
+    def fail(self: PngImageFile) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(PngImageFile, "load", fail)
+    run = Samples(Mixture([Pairs(PairsConfig(tmp_path))], [1.0], length=4), SEQUENCER, Policy())
+    with pytest.raises(TrainingError) as caught, original_errors():
+        next(iter(DataLoader(run, 2, num_workers=workers, collate_fn=list)))
+    path = tmp_path / "a.png"
+    assert str(caught.value).startswith(f"{path}: cannot read the image {path}: too little memory; ")
+
+
+def test_a_summary_counts_a_bounded_number_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreamkit.data.skipped.MAX_NAMES", 3)
+    summary = SkippedSummary()
+    for number in [*range(9), 1, 1, 8, 8, 8]:
+        summary.add(Skipped(number, 0, number, f"/{number}.tar", None, "cut"))
+    assert len(summary._shards) == 3
+    assert summary.most_common() == "14 of 14 in data.0; 3 of 14 in /1.tar; 14 of 14: cut"
+
+
+def test_an_error_of_too_little_memory_names_what_was_read() -> None:
+    error = MemoryError()
+    with pytest.raises(MemoryError):
+        read_error("a.tar!b: cannot read the image", error)
+    assert describe_error(error) == "MemoryError: too little memory; a.tar!b: cannot read the image"
 
 
 def test_a_signal_ends_the_waiting_for_a_disk(slept: list[float], monkeypatch: pytest.MonkeyPatch) -> None:

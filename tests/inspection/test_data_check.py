@@ -23,9 +23,10 @@ from dreamkit.inspection.content_index import ContentIndex
 from dreamkit.inspection.data_check import check_data
 from dreamkit.inspection.data_report import DataReport
 from dreamkit.inspection.preview import preview
+from dreamkit.inspection.problem_text import problem_text
 from dreamkit.inspection.report_tables import report_lines
 from dreamkit.inspection.run_data import open_run
-from dreamkit.recipe.loading import recipe_from_dict
+from dreamkit.recipe.loading import load_recipe, recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 
@@ -147,6 +148,49 @@ def test_long_documents_are_counted_or_a_problem_by_the_recipe_s_policy(tmp_path
     assert [problem.message.partition(";")[0] for problem in report.problems] == expected
 
 
+@pytest.mark.parametrize("has_start", [True, False])
+def test_a_row_holds_a_document_that_just_fits_and_no_token_more(tmp_path: Path, has_start: bool) -> None:
+    tiny.picture(0).save(tmp_path / "a.png")
+    registry = REGISTRY if has_start else Registry.load()
+
+    def run(length: int, text: str = "") -> DataReport:
+        path = lines(tmp_path / "a.jsonl", {"text": f"<image>{text}", "images": ["a.png"]})
+        data = [{"name": "interleaved", "path": str(path)}]
+        train = {**TRAIN, "max_length": length}
+        if has_start:
+            made = recipe_from_dict(tiny.recipe(data=data, train=train), registry, where="tiny")
+        else:
+            settings = (f"data={json.dumps(data)}", f"train.max_length={length}")
+            made = load_recipe("digits/stage2", settings, registry)
+        return check_data(made, registry)
+
+    length = 5 + 6 + 2 if has_start else (4 + 2) + (16 + 2) + 1
+    (source,) = run(length).sources
+    assert (source.longest, source.too_long, source.usable) == (length, 0, 1)
+    (source,) = run(length, "a").sources
+    assert (source.long_example or "").endswith(f" ({length + 1} tokens)") and source.too_long == 1
+    assert (source.longest, source.images_cut) == (length, 0)  # without the end token: the document goes on
+    (problem,) = run(length - 1).problems
+    ends = "<s> and </s> one each" if has_start else "</s> one"
+    assert problem.key == "train.max_length" and f"{ends}, but a row has {length - 1}; " in problem.message
+
+
+@pytest.mark.parametrize("policy", ["cut", "skip", "stop"])
+def test_a_long_document_of_the_sample_becomes_tokens_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    long = "long " * 1000 + "text"
+    path = lines(tmp_path / "a.jsonl", {"text": long}, {"text": "short"})
+    data = [{"name": "interleaved", "path": str(path)}]
+    cls = type(open_run(recipe(data), REGISTRY).sequencer.language_model)
+    texts: list[str] = []
+    tokenize = cls.tokenize
+    monkeypatch.setattr(cls, "tokenize", lambda self, text: texts.append(text) or tokenize(self, text))
+    monkeypatch.setattr(data_check._DataCheck, "pack", lambda self: None)  # reads the first places of a run
+    check(data, train={"too_long": policy})
+    assert texts.count(long) == 1 and sum(map(len, texts)) < 2 * len(long)
+
+
 def test_images_that_are_cut_off_long_documents_are_counted(tmp_path: Path, pages: dict[str, Any]) -> None:
     path = lines(tmp_path / "a.jsonl", {"text": "long " * 30 + "<image>", "images": ["0.png"]})
     report = check([{"name": "interleaved", "path": str(path)}])
@@ -169,8 +213,9 @@ def test_a_sample_is_spread_over_the_data_set_and_all_reads_everything(
     assert check(data, samples=None).sources[0].read == 40
     monkeypatch.setattr(data_check, "MOST_PROBLEMS", 3)
     path = lines(tmp_path / "b.jsonl", {"text": "a"}, *[{"text": "<image>", "images": ["gone"]}] * 9)
-    problems = check([{"name": "interleaved", "path": str(path)}], samples=None).problems
-    assert len(problems) == 4 and problems[-1].message == "and 6 problems more"
+    report = check([{"name": "interleaved", "path": str(path)}], samples=None)
+    assert len(report.problems) == 3 and report.unlisted == {"data.0": 6}
+    assert problem_text(report.problems, report.unlisted).startswith("the data of the recipe has 9 problems:")
 
 
 def pairs(folder: Path, *pictures: PIL.Image.Image, kind: str = "png") -> Path:
@@ -187,7 +232,7 @@ def test_images_of_training_that_are_held_out_are_found_by_their_content(tmp_pat
     report = check([{"name": "pairs", "path": str(train)}], held_out=str(held))
     assert report.held_out == 4 and report.sources[0].duplicates == 2
     assert [problem.message for problem in report.problems] == [
-        f"{train}/{ours}.png: the same content is held out, as {held}/{theirs}.bmp; remove one of the two"
+        f"{train}/{ours}.png: the same content is held out, as '{held}/{theirs}.bmp'; remove one of the two"
         for ours, theirs in ((1, 3), (3, 1))
     ]
 
@@ -199,7 +244,7 @@ def test_texts_count_only_in_documents_without_images(tmp_path: Path) -> None:
     held = lines(tmp_path / "h.jsonl", {"text": "a cat <image>", "images": ["b.png"]}, {"text": "a cat"})
     data = [{"name": "interleaved", "path": str(train)}]
     messages = [problem.message for problem in check(data, held_out=str(held)).problems]
-    assert messages == [f"{train}:2: the same content is held out, as {held}:2; remove one of the two"]
+    assert messages == [f"{train}:2: the same content is held out, as '{held}:2'; remove one of the two"]
 
 
 def test_held_out_data_may_be_a_recipe(tmp_path: Path) -> None:
@@ -212,7 +257,11 @@ def test_held_out_data_may_be_a_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere", "unknown recipe 'nowhere'"),
+        (
+            "tran",
+            "expected a recipe, or a file or folder of data, got 'tran', which does not exist; did you mean 'train'?",
+        ),
+        ("od.yaml", "got 'od.yaml', which does not exist; did you mean 'odd.yaml'?"),
         ("empty.jsonl", "no data set can read empty.jsonl; as pairs: "),
         ("bare.yaml", "the recipe bare.yaml has no data"),
         ("odd.yaml", "nowhere.jsonl: no such file"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import tiny
-from dreamkit.data.sequence import Sequencer
+from dreamkit.data.sequence import IGNORED, Sequencer
 from dreamkit.document import Document, Image, Text
 from dreamkit.inspection.pieces import Slots, SpecialToken, TextRun, Turn, turns
 from dreamkit.model.model import DreamModel
@@ -48,6 +48,12 @@ def test_pieces_have_every_token_and_every_learned_token(
     pieces = [piece for turn in shown for piece in turn.pieces]
     learned = [p for p in pieces if not isinstance(p, Slots) and p.is_learned]
     assert sum(getattr(piece, "tokens", 1) for piece in learned) == sequence.targets
+    first = [p for p in pieces if not isinstance(p, Slots) and p.is_first]
+    has_label = sequence.labels[0] != IGNORED
+    assert (
+        first == [pieces[0]] * has_label
+        and [getattr(piece, "tokens", 1) for piece in first] == [1] * has_label
+    )
     slots = [piece for piece in pieces if isinstance(piece, Slots)]
     assert [s.picture for s in slots if not s.is_drawn] == [picture for _, picture in sequence.reads]
     assert [s.picture for s in slots if s.is_drawn] == [picture for _, picture in sequence.draws]
@@ -113,7 +119,7 @@ def test_a_space_alone_is_text_and_names_of_special_tokens_in_a_text_are_too(mod
     document = Document((Text(" "), Text("<im_start></s>")))
     (turn,) = turns(document, sequencer.sequence(document), sequencer)
     assert [getattr(piece, "text", piece) for piece in turn.pieces] == [
-        SpecialToken("<s>", False),
+        SpecialToken("<s>", False, is_first=True),
         " <im_start></s>",
         SpecialToken("</s>", True),
     ]

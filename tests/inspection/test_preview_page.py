@@ -148,6 +148,9 @@ def test_learned_texts_and_tokens_look_unlike_others(model: DreamModel) -> None:
         text for _, text in page.all("span", "learned") if text != "learned text"
     ]  # the last is of the legend
     assert marked == ["answered", "<dream_start>", "</s>"]
+    first = [(attributes.get("title"), text) for attributes, text in page.all("span", "first")]
+    expected = ("special token, the first one, which nothing predicts", "<s>")
+    assert first == [(None, "first token"), expected]
     (about,) = [text for _, text in page.all("h3")]
     length = 1 + len("askedanswered") + 3 + 2 + 4 + 2 + 1
     assert f"{length} tokens · {len('answered') + 2} learned · 1 read · 1 drawn" in about

@@ -83,7 +83,7 @@ def of_image_readers(base: type) -> dict[str, type]:
             "preprocess_alone": broken.normalizes_the_batch,
             "pictures_unchanged": broken.shrinks_the_image,
         }.items()
-    }
+    } | {"resized_side_agrees": with_spec(base, resized_side=9)}
 
 
 VISION_ENCODER = {
@@ -157,6 +157,7 @@ MORE_CULPRITS = [
     ("image_decoder", "posterior_agrees", NoPosteriorModule),
     ("image_decoder", "posterior_agrees", Misspelled),
     ("image_decoder", "posterior_agrees", NoPosteriorMethod),
+    ("image_decoder", "resized_side_agrees", with_spec(Extra, resized_side=16)),
     ("vision_encoder", "preprocess_colours", with_method(Tower, "preprocess", preprocessing(swaps_channels))),
     (
         "vision_encoder",

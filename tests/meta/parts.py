@@ -53,8 +53,8 @@ class LibraryDecoder(Decoder):
         return self.network(noisy, timesteps_N, condition)
 
 
-class Extra(Decoder):
-    """A decoder whose extras are the corners of a crop."""
+class Extra(with_spec(Decoder, resized_side=None)):
+    """A decoder whose extras are the size of the image."""
 
     def preprocess(self, pictures):
         corners = torch.tensor([[float(picture.width), float(picture.height)] for picture in pictures])

@@ -195,6 +195,18 @@ def test_batch_size_and_images_change_the_plan() -> None:
         plan(recipe, REGISTRY, images=most + 1)
 
 
+@pytest.mark.parametrize(("name", "length"), [("tiny", 5 + 6 + 2), ("digits/stage2", 6 + 18 + 1)])
+def test_a_plan_has_an_image_in_the_shortest_row_for_one(name: str, length: int) -> None:
+    train = {"trainable": ALL, "max_length": length, "batch_size": 1}
+    shortest = (
+        alive.recipe(train)
+        if name == "tiny"
+        else load_recipe(name, [f"train.max_length={length}", "train.batch_size=1"], REGISTRY)
+    )
+    planned = plan(shortest, REGISTRY, images=1)
+    assert (planned.most_images, planned.images, planned.length) == (1, 1, length)
+
+
 @pytest.mark.parametrize("images", [0, 1, 2])
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("drop", [0.0, 0.5])

@@ -11,6 +11,7 @@ import pytest
 from dreamkit.recipe.fields import expected_type
 from dreamkit.recipe.sections import DataSection
 from dreamkit.registry.registry import Registry
+from dreamkit.storage.urls import Url
 from recipe_files import complete_recipe, problems, registry as registry, write
 
 WRONG: list[Any] = [3, 0.5, True, None, "zzz", "", [1], [], {"a": 1}, {"a": None}]
@@ -36,7 +37,7 @@ def test_every_field_has_one_message_about_its_type(tmp_path: Path, name: str) -
             message.startswith(("expected ", "unknown ")) and ", got " in message
         ) or "; known: " in message
         assert not ("; known: " in message and "expected one of" in message)
-        assert "list of a " not in message and message.count(" or ") <= 1
+        assert "list of a " not in message and message.count(" or ") <= 2
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,7 @@ def test_every_field_has_one_message_about_its_type(tmp_path: Path, name: str) -
     [
         (list[Path], "a list of paths"),
         (Path | list[Path] | None, "a path, a list of paths or null"),
+        (Path | Url | list[Path | Url], "a path, a URL or a list of paths or URLs"),
         (list[str | int], "a list of strings or integers"),
         (tuple[int, str], "a list of an integer, a string"),
         (tuple[bool, ...], "a list of true or false"),
@@ -62,9 +64,13 @@ def test_types_are_named_in_the_plural_where_there_are_several(annotation: Any, 
 @pytest.mark.parametrize(
     ("section", "key", "message"),
     [
-        ("path: [a, 3]", "path.1", "expected a path, got 3 (integer); put it in quotes"),
+        ("path: [a, 3]", "path.1", "expected a path or a URL, got 3 (integer); put it in quotes"),
         ("path: ''", "path", "expected a path, got ''; write . for the folder of this file"),
-        ("path: 3", "path", "expected a path or a list of paths, got 3 (integer); put it in quotes"),
+        (
+            "path: 3",
+            "path",
+            "expected a path, a URL or a list of paths or URLs, got 3 (integer); put it in quotes",
+        ),
         ("path: a, caption: {txt: b}", "caption.txt", "expected a number, got 'b' (string)"),
         (
             "path: a, direction: drow",

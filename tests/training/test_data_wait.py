@@ -63,8 +63,8 @@ def test_the_share_is_that_of_the_time_after_the_first_batch(clock: Clock) -> No
     step(wait, clock, reading=2, computing=2)
     assert wait.read() == pytest.approx(1 / 2)
     assert wait.advice(3) == (
-        "21% of the time was spent waiting for data; raise train.workers (now 3), or compute latents and features "
-        "before, with `dreamkit cache`"
+        "21% of the time was spent waiting for data; raise train.workers (now 3), set train.decode_margin if JPEG "
+        "images are large, or compute latents and features before, with `dreamkit cache`"
     )
     clock.now += 1000
     assert wait.advice(3) is None

@@ -266,7 +266,11 @@ def test_the_commands_skip_truncated_images_and_refuse_too_many(
     assert {(line["shard"], line["member"]) for line in bad} == {(shard, "3"), (shard, "6")}
     assert all("cannot read the image" in line["reason"] for line in bad)
     code, _, err = run("cache", file, "--out", tmp_path / "cache")
-    assert code == 0 and "skipped 2 documents, as training does; 2 of 2 in data.0; " in err
+    listed = tmp_path / "cache" / "skipped.jsonl"
+    assert (
+        code == 0 and f"skipped 2 documents, as training does, listed in {listed}; 2 of 2 in data.0; " in err
+    )
+    assert {json.loads(line)["member"] for line in listed.read_text().splitlines()} == {"3", "6"}
     code, _, err = run("train", file, f"train.cache={tmp_path / 'cache'}", "--out", tmp_path / "cached")
     assert code == 0 and lines(tmp_path / "cached") == bad
     assert run("plan", file, "--batches", "4")[0] == 0
@@ -277,3 +281,4 @@ def test_the_commands_skip_truncated_images_and_refuse_too_many(
         code, _, err = run(command, file, "--out", tmp_path / f"many {command}")
         assert code == 2 and "expected at most 1.00% bad documents (train.max_skipped), got " in err
         assert f"in {shard}; " in err and "or raise train.max_skipped" in err
+    assert f"; the first is {shard}: 3: cannot read the image " in err

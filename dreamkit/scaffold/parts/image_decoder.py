@@ -35,8 +35,7 @@ class NewPart(ImageDecoder):
     """A flow on the straight line from an image (time 0) to noise (time 1); drawing follows it backwards."""
 
     adapter_targets = ("to_q", "to_kv", "to_out")  # LoRA attaches to modules whose names end so
-    # The submodule that computes `posterior`; "" is the part itself. Name your autoencoder here.
-    posterior_module = ""
+    posterior_module = ""  # the submodule that computes `posterior`, here the part; name your autoencoder
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PartConfig):
@@ -58,6 +57,7 @@ class NewPart(ImageDecoder):
             latent_factor=1,
             size_multiple=sizes.patch_size,
             schedulers=tuple(SCHEDULERS),
+            resized_side=sizes.image_size,  # of `preprocess`
         )
 
     @classmethod

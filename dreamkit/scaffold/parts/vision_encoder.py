@@ -69,8 +69,8 @@ class NewPart(VisionEncoder):
     @classmethod
     def infer_spec(cls, config: Config) -> VisionSpec:
         sizes = read_sizes(Sizes, config)
-        num_tokens = (sizes.image_size // sizes.patch_size) ** 2
-        return VisionSpec(image_size=sizes.image_size, num_tokens=num_tokens, dim=sizes.dim)
+        side, tokens = sizes.image_size, (sizes.image_size // sizes.patch_size) ** 2
+        return VisionSpec(image_size=side, num_tokens=tokens, dim=sizes.dim, resized_side=side)
 
     @classmethod
     def tiny_config(cls) -> Config:  # the part that the contract checks build

@@ -15,6 +15,7 @@ from dreamkit.parts.pictures import to_rgb
 from dreamkit.testing.check import check
 from dreamkit.testing.expect import expect, expect_close, expect_finite, expect_true, expect_within
 from dreamkit.testing.part_subject import PictureSubject
+from dreamkit.testing.subject_kinds import DecoderSubject
 
 KINDS = ("vision_encoder", "image_decoder")
 FORMATS = ("RGB", "grey", "RGBA", "palette", "16-bit", "EXIF-rotated")
@@ -147,3 +148,32 @@ def pictures_unchanged(subject: PictureSubject, seed: int) -> None:
         )
         actual = f"a {picture.width} x {picture.height} {picture.mode} with other content"
         expect_true(is_same, actual, "an unchanged image after the call")
+
+
+def _states_no_side(subject: PictureSubject) -> str | None:
+    return "its spec has no resized_side" if subject.part.spec.resized_side is None else None
+
+
+@check(*KINDS, unless=_states_no_side, seed=seeds)
+def resized_side_agrees(subject: PictureSubject, seed: int) -> None:
+    """`preprocess` does not resize an image whose sides are the spec's `resized_side`; extras ignore an image's size.
+
+    Images that are decoded smaller (`train.decode_margin`) are not enlarged, and no extra is wrong.
+    """
+    side = subject.part.spec.resized_side
+    generator = torch.Generator().manual_seed(seed)
+    black_or_white = 255 * torch.randint(0, 2, (side, side, 3), generator=generator, dtype=torch.uint8)
+    picture = Image.fromarray(black_or_white.numpy())
+    _describe_call(subject, "black or white in each channel", picture, picture)
+    channels = subject.preprocess([picture, picture])[0].flatten(1)
+    least, most = channels.amin(1, keepdim=True), channels.amax(1, keepdim=True)
+    mixed = torch.minimum(channels - least, most - channels) > 1e-4 * (most - least)
+    actual = f"other values in {mixed.float().mean():.0%} of them"
+    expect_true(not mixed.any(), actual, f"no values of {subject.pixels} but those of black and white")
+    if isinstance(subject, DecoderSubject):
+        pictures = [picture, picture.resize((2 * side, 2 * side))]
+        _describe_call(subject, "as large as resized_side", *pictures)
+        for name, (small, large) in subject.part.preprocess(pictures)[1].items():
+            expect_close(
+                large, small, f"extras['{name}'] of an image of twice the size", "the same of the other"
+            )

@@ -76,6 +76,8 @@ def opening_errors(url: Url) -> Iterator[None]:
         read_error(message, error)  # raises those of this process
         if _is_denied(error):
             raise DocumentError(f"{message}; {_access(url)}") from error
+        if isinstance(error, TypeError | ValueError) or type(error).__name__ == "ParamValidationError":
+            raise DocumentError(f"{message}; correct the path of the data set") from error
         raise StorageError(message) from error
 
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dreamkit import Location
-from dreamkit_data.buckets import BLOCK, is_remote, open_object
+from dreamkit_data.bucket_reads import BLOCK, open_object
+from dreamkit_data.buckets import is_remote
 
 LARGE: Final = 2**27  # bytes of a row group, decoded; a larger one is read in parts
 PART: Final = 256  # rows of a part, at most

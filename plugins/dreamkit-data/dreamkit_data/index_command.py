@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from dreamkit import Dataset, Location, Registry
+    from dreamkit import Dataset, Registry
 
 
 def index(
@@ -36,12 +36,15 @@ def index(
     A training indexes its data when it starts, in this way: each file is read once, in parallel, and the places of its
     samples are kept. An interrupted command continues where it was. Of tars, only the headers and the small members are
     read. The settings of a pattern are the defaults of the format. To index with filters or other captions, pass the
-    recipe that has them. Prints an estimate after the first file, then the number of samples, and what is left out.
+    recipe that has them. Prints how much there is to read, an estimate after the first file, then the number of
+    documents, and what is left out.
 
     Example: dreamkit data index digits/stage2
 
     Example: dreamkit data index '/data/laion/{00000..01000}.tar' --index /data/laion-index
     """
+    from pathlib import Path
+
     from dreamkit import DreamkitError, Registry, load_recipe, location
 
     registry = Registry.load()
@@ -60,9 +63,11 @@ def index(
         _check_path(target, registry)
     sections = [section for target in recipes for section in load_recipe(target, (), registry).data]
     if patterns:
-        _index_patterns([location(pattern) for pattern in patterns], kind or "tars", folder, registry)
+        cls = registry.get("dataset", kind or "tars")
+        paths = [location(pattern) for pattern in patterns]
+        _open(kind or "tars", cls, cls.Config(path=paths, index=None if folder is None else Path(folder)))
     for section in sections:
-        _print_result(section.name, registry.get("dataset", section.name)(section.config))
+        _open(section.name, registry.get("dataset", section.name), section.config)
 
 
 def _check_path(target: str, registry: Registry) -> None:
@@ -81,55 +86,21 @@ def _check_path(target: str, registry: Registry) -> None:
         raise DocumentError(f"{printable(target)}: no such file or recipe; {nearest}")
 
 
-def _index_patterns(paths: list[Location], kind: str, folder: str | None, registry: Registry) -> None:
-    from dataclasses import replace
-    from pathlib import Path
+def _open(name: str, cls: type[Dataset], config: object) -> None:
+    """Open a data set, which indexes it, and print its documents and what is left out."""
+    from dreamkit import count, index_counts, printable
 
-    from dreamkit_data.mmc4_lines import SUFFIXES
-    from dreamkit_data.patterns import matching_files
-
-    cls = registry.get("dataset", kind)
-    config = cls.Config(path=paths, index=None if folder is None else Path(folder))
-    files = matching_files(paths, (".tar", *SUFFIXES) if kind == "mmc4" else (".tar",))
-    if len(files) > 1:
-        _print_estimate(files, cls, replace(config, path=[files[0]]))
-    _print_result(kind, cls(config))
-
-
-def _print_estimate(files: list[Location], cls: type[Dataset], config: object) -> None:
-    """Index the first file, and print what the others will take if they are alike."""
-    import os
-
-    from rich.filesize import decimal
-
-    from dreamkit import DocumentError, count
-    from dreamkit_data.buckets import is_remote, statuses
-    from dreamkit_data.tar_samples import STATUS_REQUESTS
-
-    try:
-        first = cls(config)
-    except DocumentError:  # it may have no samples; the errors of all files come later
-        return
-    (cost,) = (facts["cost"] for facts in first.facts)  # type: ignore[attr-defined]
-    objects = [file for file in files if is_remote(file)]
-    remote = dict(zip(objects, statuses(objects), strict=True))
-    sizes = [remote[file].size if is_remote(file) else os.path.getsize(file) for file in files]
-    scale = sum(sizes) / max(1, sizes[0])
-    processes = min(len(files), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-    seconds, reads, size = (cost[key] * scale for key in ("seconds", "reads", "bytes"))
-    samples = count(f"{len(first) * scale:,.0f}", "sample")
-    reads += STATUS_REQUESTS * len(remote)
-    kind = "request" if remote else "read"
-    typer.echo(
-        f"{count(f'{len(files):,}', 'file')}, {decimal(sum(sizes))}; about {samples}, as the "
-        f"first file shows; to index all: {count(f'{reads:,.0f}', kind)} of {decimal(int(size))}, "
-        f"{seconds / processes:,.1f} s in {count(processes, 'process')}"
-    )
-
-
-def _print_result(name: str, dataset: Dataset) -> None:
-    from dreamkit import count, printable
-
+    with index_counts() as counts:
+        dataset = cls(config)
     for note in dataset.notes:
         typer.echo(printable(f"note: {note}"))
-    typer.echo(f"{printable(name)}: {count(f'{len(dataset):,}', 'document')}")
+    files = count(f"{counts.files:,}", "file")
+    if not counts.files:
+        state = "needs no index"
+    elif not counts.computed:
+        state = f"{files} already indexed"
+    elif counts.computed < counts.files:
+        state = f"indexed {counts.computed:,} of {files}, the others were already"
+    else:
+        state = f"indexed {files}"
+    typer.echo(f"{printable(name)}: {count(f'{len(dataset):,}', 'document')}; {state}")

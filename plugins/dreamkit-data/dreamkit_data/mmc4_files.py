@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import IO, Final
 
 from dreamkit import DocumentError, Location, describe_error, open_packed, printable, read_error
-from dreamkit_data.buckets import is_remote, open_object
+from dreamkit_data.bucket_reads import open_object
+from dreamkit_data.buckets import is_remote
 
 PACKED: Final = (".zip", ".gz", ".zst")
 PACKED_LINE, IN_ARRAY = -1, -2  # offsets of records that are read from the index

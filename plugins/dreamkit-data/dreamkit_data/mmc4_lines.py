@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from dreamkit import DocumentError, Location, Url, describe_error, excerpt, indexed, printable
-from dreamkit_data.buckets import BLOCK, is_remote, statuses
+from dreamkit_data.bucket_reads import BLOCK
+from dreamkit_data.buckets import STATUS_REQUESTS, is_remote, statuses
 from dreamkit_data.left_out import LeftOut
 from dreamkit_data.member_records import parsed_record
 from dreamkit_data.mmc4_files import IN_ARRAY, MOST_STORED, PACKED, stored_records
@@ -134,7 +134,7 @@ def _index(
     texts: list[bytes] = []
     position = 0
     in_array = False
-    left_out, begin = LeftOut(), time.perf_counter()
+    left_out = LeftOut()
     for number, start, content in stored_records(path):
         in_array = start == IN_ARRAY
         name = record_name(path.name, number, in_array=in_array)
@@ -164,8 +164,8 @@ def _index(
     rows = np.empty(len(starts), ROW)
     rows["start"], rows["size"], rows["number"] = starts, sizes, numbers
     size = statuses([path])[0].size if is_remote(path) else os.path.getsize(path)
-    block = BLOCK if is_remote(path) else io.DEFAULT_BUFFER_SIZE
-    cost = {"seconds": time.perf_counter() - begin, "reads": -(-size // block), "bytes": size}
+    reads = -(-size // BLOCK) + STATUS_REQUESTS if is_remote(path) else -(-size // io.DEFAULT_BUFFER_SIZE)
+    cost = {"reads": reads, "bytes": size, "documents": len(rows)}
     facts = {"documents": len(rows), "is_array": in_array, "cost": cost, **left_out.facts()}
     if is_remote(folder):
         facts["folder"] = folder  # it is not looked up again

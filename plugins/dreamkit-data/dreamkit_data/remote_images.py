@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from dreamkit import DocumentError, DreamkitError, Url, decode_picture, describe_value, printable
-from dreamkit_data.buckets import read_whole
+from dreamkit import DocumentError, DreamkitError, Url, count, decode_picture, describe_value, printable
+from dreamkit_data.bucket_reads import read_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -58,7 +58,7 @@ def _name_problem(name: str) -> str | None:
     except UnicodeEncodeError:
         return f"'{printable(name)}', which is not Unicode"
     if size > LONGEST_NAME:
-        return f"a name of {size:,} bytes"
+        return f"a name of {count(f'{size:,}', 'byte')}"
     if not name or name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
         return describe_value(name)
     return None

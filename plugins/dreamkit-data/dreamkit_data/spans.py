@@ -11,7 +11,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from dreamkit import DocumentError, Location, StorageError, indexed, printable
-from dreamkit_data.buckets import Reads, reads_of, statuses
+from dreamkit_data.bucket_reads import Reads, reads_of
+from dreamkit_data.buckets import statuses
 
 SPAN: Final = np.dtype([("start", "<u8"), ("size", "<u4")])  # of the rows of an index
 MOST_OPEN: Final = 32  # files that a process holds open for a data set

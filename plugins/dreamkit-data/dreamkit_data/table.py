@@ -22,7 +22,8 @@ from dreamkit import (
     printable,
     read_error,
 )
-from dreamkit_data.buckets import is_remote, open_object
+from dreamkit_data.bucket_reads import open_object
+from dreamkit_data.buckets import is_remote
 from dreamkit_data.captions import Direction, choose_caption, pair, weight_problems
 from dreamkit_data.columns import Kind
 from dreamkit_data.example_images import COLOURS, coloured_png

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from array import array
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 
 from dreamkit import DocumentError, Location, printable, read_error
-from dreamkit_data.buckets import BLOCK, BucketReads, is_remote, statuses
+from dreamkit_data.bucket_reads import BLOCK, BucketReads, patient
+from dreamkit_data.buckets import STATUS_REQUESTS, is_remote, statuses
 from dreamkit_data.left_out import LeftOut
 from dreamkit_data.packed_files import unpacking_command
 from dreamkit_data.spans import SPAN, Spans, changed_error
@@ -22,7 +22,6 @@ from dreamkit_data.tar_members import Member, Read, members
 MOST_MEMBERS: Final = 4096  # of a sample
 MOST_SAMPLE: Final = 2**28  # bytes, a quarter of a GiB
 MOST_TEXT: Final = 2**24  # bytes of a member that is read when indexing
-STATUS_REQUESTS: Final = 3  # for an object that is indexed: before, at the opening and after, to see changes
 WINDOW: Final = 2**13  # bytes of one read when indexing: small members and the header of the next sample
 PICKLES: Final = frozenset(["pkl", "pickle", "pyd", "pt", "pth", "joblib", "dill"])
 IMAGES: Final = ("jpg", "jpeg", "png", "webp")  # suffixes of members
@@ -97,14 +96,14 @@ def tar_index(choose: Choose, path: Location) -> tuple[np.ndarray, dict[str, Any
     Reads the headers, and what `choose` reads.
 
     Returns:
-        An array of `SPAN`, and facts: those of `LeftOut`, and the `cost` in seconds, reads and bytes.
+        An array of `SPAN`, and facts: those of `LeftOut`, and the `cost` in reads and bytes.
 
     Raises:
         DocumentError: a damaged or cut archive, a member that is refused, or an error of `choose`.
     """
     where = printable(path)
     starts, sizes = array("Q"), array("L")
-    left_out, begin = LeftOut(), time.perf_counter()
+    left_out = LeftOut()
     try:
         with _opened(path, where) as (read, size):
             _refuse_packed(read(0, 8), where)
@@ -117,17 +116,18 @@ def tar_index(choose: Choose, path: Location) -> tuple[np.ndarray, dict[str, Any
                 if not chosen:
                     continue
                 start = min(member.head for member in chosen)
-                size = max(member.start + member.size for member in chosen) - start
-                if size > MOST_SAMPLE:
+                taken = max(member.start + member.size for member in chosen) - start
+                if taken > MOST_SAMPLE:
                     leave_out(f"with more than {MOST_SAMPLE:,} bytes")
                     continue
                 starts.append(start)
-                sizes.append(size)
+                sizes.append(taken)
     except OSError as error:
         raise read_error(f"{where}: cannot read the file: {error.strerror}", error) from error
     rows = np.empty(len(starts), SPAN)
     rows["start"], rows["size"] = starts, sizes
-    cost = {"seconds": time.perf_counter() - begin, "reads": read.reads, "bytes": read.bytes}
+    reads = read.reads + (STATUS_REQUESTS if is_remote(path) else 0)
+    cost = {"reads": reads, "bytes": read.bytes, "documents": len(rows)}
     return rows, {"cost": cost, **left_out.facts()}
 
 
@@ -166,7 +166,8 @@ def _opened(path: Location, where: str) -> Iterator[tuple[_Window, int]]:
     """Open an archive for indexing, and yield its reader and its size. An object is read whole, in large blocks."""
     if is_remote(path):
         status, reads = statuses([path])[0], BucketReads(path)
-        yield _Window(lambda start, size: reads.read(start, size, status), BLOCK, status.size), status.size
+        read = patient(lambda start, size: reads.read(start, size, status))
+        yield _Window(read, BLOCK, status.size), status.size
         return
     if not path.is_file():  # to open a named pipe could wait forever
         raise DocumentError(f"{where}: expected a tar in a regular file")

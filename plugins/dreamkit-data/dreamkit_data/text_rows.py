@@ -24,7 +24,8 @@ from dreamkit import (
     printable,
     unpacked,
 )
-from dreamkit_data.buckets import is_remote, open_object, statuses
+from dreamkit_data.bucket_reads import open_object
+from dreamkit_data.buckets import is_remote, statuses
 from dreamkit_data.rows import Row
 from dreamkit_data.spans import OpenFiles, Span, changed_error
 from dreamkit_data.text_lines import Dialect, read_dialect, read_rows, split_row
@@ -145,13 +146,14 @@ def list_rows(path: Location, layout: Layout, folder: Path | None) -> tuple[np.n
                     rows = []
     except OSError as error:
         raise StorageError(f"{name}: cannot read the file: {error.strerror}") from error
-    facts = {
+    index = np.concatenate([*chunks, np.array(rows, ROW)])
+    return index, {
         "dialect": list(dialect),
         "width": 0 if first is None else len(first.values),
         "columns": columns,
         "quoted": quoted,
+        "cost": {"documents": len(index)},
     }
-    return np.concatenate([*chunks, np.array(rows, ROW)]), facts
 
 
 def _unpacked_texts(files: Sequence[Location], folder: Path | None) -> list[Location]:

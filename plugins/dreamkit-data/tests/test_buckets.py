@@ -14,9 +14,10 @@ from hypothesis import given, strategies as st
 
 from bucket_server import Bucket
 from dreamkit import DocumentError, StorageError, Url
-from dreamkit_data import buckets
+from dreamkit_data import bucket_reads, buckets
 from dreamkit_data.bucket_errors import opening_errors, reading_errors
-from dreamkit_data.buckets import BucketReads, listed, matches, open_object, reads_of, statuses
+from dreamkit_data.bucket_reads import BucketReads, open_object, reads_of
+from dreamkit_data.buckets import listed, matches, statuses
 
 TEXT = bytes(range(256)) * 8
 
@@ -146,7 +147,7 @@ def test_other_file_systems_are_read_with_their_status_once(
     monkeypatch.setattr(
         type(memory), "info", lambda self, path, **kw: looked_up.append(path) or info(self, path, **kw)
     )
-    buckets._seen_status.cache_clear()
+    bucket_reads._seen_status.cache_clear()
     assert [reads_of(url).read(number, 2, status) for number in range(9)] == [
         TEXT[n : n + 2] for n in range(9)
     ]
@@ -197,6 +198,8 @@ def test_missing_buckets_credentials_and_access_are_errors_at_the_start(
         bucket.url("a"): "no such object; correct the path of the data set; the URL of a folder ends with /",
         bucket.url("a/2.tar"): "no such object; correct the path of the data set$",
         "s4://bucket/a.tar": "unknown scheme 's4'; known: .*, s3",
+        "s3://a!/a.tar": "Invalid bucket name .*; correct the path",
+        "github://a/b": "missing .* required positional arguments.*; correct the path",
         "httsp://bucket/a.tar": "unknown scheme 'httsp'; did you mean 'https'",
     }.items():
         look = listed if url.endswith("/") else matches if "*" in url else lambda each: statuses([each])
@@ -273,6 +276,6 @@ def test_too_many_open_files_are_no_error_of_the_storage(
 @pytest.mark.parametrize("kind", [OSError, ValueError, TimeoutError])
 def test_credentials_in_addresses_of_services_are_not_shown(errors: Any, kind: type[Exception]) -> None:
     address = "http://me:hunter2@host:9/bucket?X-Amz-Signature=hunter2&X-Amz-Date=1"
-    with pytest.raises(StorageError) as caught, errors(Url("s3://bucket/a")):
+    with pytest.raises(DocumentError) as caught, errors(Url("s3://bucket/a")):
         raise kind(f"cannot connect to {address}")
     assert "host:9/bucket" in str(caught.value) and "hunter2" not in str(caught.value)

@@ -21,7 +21,7 @@ from hypothesis import given, strategies as st
 from bucket_server import Bucket
 from dreamkit import Document, DocumentError, Registry, StorageError, Url, load_recipe, train_recipe
 from dreamkit.data.fingerprint import document_hash
-from dreamkit_data import buckets, remote_images
+from dreamkit_data import bucket_reads, remote_images
 from dreamkit_data.mmc4 import MMC4, MMC4Config
 from dreamkit_data.obelics import Obelics, ObelicsConfig
 from dreamkit_data.table import Table, TableConfig
@@ -316,7 +316,7 @@ def test_images_of_mmc4_that_are_not_in_the_bucket_are_left_out(bucket: Bucket) 
     data = MMC4(MMC4Config(bucket.url("a.jsonl")))
     assert [data[n].name[-1] for n in range(len(data))] == ["1", "3"]
     assert data.notes == [
-        f"{bucket.url('a.jsonl')}: left out: 2 images not in its folder, such as a.jsonl:1",
+        f"{bucket.url('a.jsonl')}: left out: 2 images not in its folder, such as a.jsonl:1: 1.png",
         f"{bucket.url('a.jsonl')}: left out: 1 document without an image, such as a.jsonl:2",
     ]
     assert len(data[0].images) == 1
@@ -338,9 +338,9 @@ def test_images_of_mmc4_that_are_not_in_the_bucket_are_left_out(bucket: Bucket) 
 
 
 def test_a_bucket_that_is_gone_is_not_a_missing_image(bucket: Bucket) -> None:
-    assert buckets.read_whole(bucket.url("a.png"), 10) is None
+    assert bucket_reads.read_whole(bucket.url("a.png"), 10) is None
     with pytest.raises(StorageError, match=r"s3://no-such-bucket/a\.png: "):
-        buckets.read_whole(Url("s3://no-such-bucket/a.png"), 10)
+        bucket_reads.read_whole(Url("s3://no-such-bucket/a.png"), 10)
 
 
 @given(

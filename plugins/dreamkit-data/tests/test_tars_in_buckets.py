@@ -17,7 +17,7 @@ from dreamkit import DocumentError, Registry, StorageError, Url, load_recipe, tr
 from dreamkit.cli.app import app
 from dreamkit.data import document_reads
 from dreamkit.data.document_reads import read_document
-from dreamkit_data import tar_samples
+from dreamkit_data import bucket_reads, tar_samples
 from dreamkit_data.tars import Tars, TarsConfig
 from tar_files import digit_metadata, write_img2dataset
 
@@ -147,7 +147,16 @@ def test_a_service_that_fails_for_a_moment_is_asked_again(
     laion: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(document_reads, "DELAYS", (0, 0, 0))
-    data = open_tars(laion.url("laion/"))
+    monkeypatch.setattr(bucket_reads, "DELAYS", (0, 0))
+    pattern = laion.url("laion/{00000..00002}.tar")
+    with laion.server.answers(method="GET", status=500, code="InternalError", times=2):
+        data = open_tars(pattern)
+    assert sorted(each.status for each in laion.requests() if each.range) == [206, 206, 206, 500, 500]
+    with (
+        laion.server.answers(method="GET", status=500, code="InternalError"),
+        pytest.raises(StorageError, match=r"00000\.tar: OSError"),
+    ):
+        open_tars(pattern, direction="read", caption="json:caption")
     laion.requests()
     with laion.server.answers(method="GET", status=503, code="SlowDown", times=3):
         assert read_document(lambda: data[7], "document 7").name.endswith("000000007")
@@ -190,12 +199,17 @@ def test_tars_of_other_file_systems_are_read(folder: Path) -> None:
 def test_the_command_indexes_objects_with_an_estimate_of_requests(laion: Bucket) -> None:
     result = CliRunner().invoke(app, ["data", "index", laion.url("laion/{00000..00002}.tar")])
     assert result.exit_code == 0, result.output
-    estimate, total = result.stdout.splitlines()
     requests = [each for each in laion.requests() if "list-type" not in each.path]
     gets = [each for each in requests if each.range]
-    assert len(gets) == 3  # the first object is indexed once, for the estimate
-    assert "to index all: 12 requests of " in estimate and "about 30 samples" in estimate
-    assert total == "tars: 30 documents"
+    assert len(gets) == 3
+    assert "about 30 documents, 12 requests of " in result.stderr
+    assert result.stdout == "tars: 30 documents; indexed 3 files\n"
+
+
+def test_objects_are_held_out(laion: Bucket) -> None:
+    arguments = ["data", "check", "digits/stage2", "--samples", "1", "--held-out", laion.url("laion/*.tar")]
+    result = CliRunner().invoke(app, arguments)
+    assert " of the 30 held-out documents" in result.stdout, result.exception
 
 
 def test_a_recipe_of_objects_is_checked_and_trained(laion: Bucket, tmp_path: Path) -> None:

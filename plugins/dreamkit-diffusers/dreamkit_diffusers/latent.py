@@ -125,6 +125,7 @@ class LatentDecoder(ImageDecoder):
         multiple = factor * cls._patch(network)
         image_size = _image_size(config.image_size, cls.sample_size(configs), configs, factor, multiple)
         configs.raise_problems()
+        fields = {"resized_side": image_size} | cls.condition_spec(network, vae)
         return DecoderSpec(
             image_size=image_size,
             latent_channels=vae["latent_channels"],
@@ -132,7 +133,7 @@ class LatentDecoder(ImageDecoder):
             size_multiple=multiple,
             schedulers=tuple(cls.layout.schedulers.table),
             objective=cls.layout.schedulers.objective,
-            **cls.condition_spec(network, vae),
+            **fields,
         )
 
     @classmethod
@@ -147,7 +148,7 @@ class LatentDecoder(ImageDecoder):
     @classmethod
     @abstractmethod
     def condition_spec(cls, network: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the spec's fields about the condition and precision."""
+        """Return the spec's fields about the condition and precision, and others that differ from those of most."""
 
     @staticmethod
     def _factor(vae: Mapping[str, Any]) -> int:

@@ -99,6 +99,7 @@ class SDXL(UNetDecoder):
             "context_scale": 1.0,
             "pooled_dim": network["projection_class_embeddings_input_dim"] - times,
             "float32_modules": ("vae",) if vae["force_upcast"] else (),
+            "resized_side": None,  # the extras have an image's own size
         }
 
     def preprocess(self, pictures: Sequence[Picture]) -> tuple[Tensor, dict[str, Tensor]]:

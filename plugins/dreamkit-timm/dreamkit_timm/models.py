@@ -116,7 +116,7 @@ def _describe(text: str) -> Description:
     tokens, width = config.pooled_shape((rows, columns), dim)
     data_config = resolve_data_config({"input_size": (3, side, side)}, pretrained_cfg=model.pretrained_cfg)
     _check_preprocessing(data_config, key)
-    spec = VisionSpec(image_size=side, num_tokens=tokens, dim=width)
+    spec = VisionSpec(image_size=side, num_tokens=tokens, dim=width, resized_side=_resized_side(data_config))
     prune(model, layer)
     adapted = _adapter_layers(model, layer, side, (rows, columns))
     return Description(source.name, arguments, layer, (rows, columns), spec, data_config, adapted)
@@ -283,6 +283,16 @@ def _preprocessing_error(data_config: Mapping[str, Any]) -> str | None:
         return describe_error(error)
     is_finite = all(pixels.isfinite().all() for pixels in images)
     return None if is_finite else "expected finite pixels, got inf or NaN"
+
+
+def _resized_side(data_config: Mapping[str, Any]) -> int | None:
+    """Return the side that timm resizes the shorter side of an image to, before it crops; None if that varies."""
+    with torch.device("cpu"):
+        transform: Any = create_transform(**data_config, is_training=False)
+    size = getattr(
+        transform.transforms[0], "size", None
+    )  # a trimmed border or patches: another transform is first
+    return max(size) if isinstance(size, list | tuple) else size
 
 
 def _adapter_layers(model: Any, layer: int, side: int, grid: tuple[int, int]) -> tuple[str, ...]:

@@ -103,6 +103,26 @@ def test_pixels_and_features_equal_timms(folder: str, key: str) -> None:
         edit(folder, **{key: before})
 
 
+@pytest.mark.parametrize(
+    ("values", "side"),
+    [
+        ({"crop_pct": 0.9}, 17),
+        ({"crop_pct": 1.0}, 16),
+        ({"crop_pct": 0.8, "crop_mode": "squash"}, 20),
+        ({"crop_pct": 0.5, "crop_mode": "border"}, 32),
+    ],
+)
+def test_an_image_as_large_as_the_resized_side_is_not_resized(
+    folder: str, values: dict[str, Any], side: int
+) -> None:
+    edit(folder, **values)
+    part = Timm.from_pretrained(TimmConfig(pretrained=folder))
+    assert part.spec.resized_side == side
+    noise = np.random.default_rng(0).integers(0, 2, (side, side, 3), dtype=np.uint8) * 255
+    pixels = part.preprocess([Image.fromarray(noise)])[0]
+    assert [len(channel.unique()) for channel in pixels] == [2, 2, 2]
+
+
 @pytest.mark.parametrize("key", WRONG)
 def test_a_value_with_which_timm_cannot_process_images_is_refused_by_name(folder: str, key: str) -> None:
     for value in WRONG[key]:

@@ -116,6 +116,20 @@ class Architecture:
         shape = crop if crops else size
         return (shape["height"], shape["width"]) if _is_size(shape) and "height" in shape else None
 
+    def resized_side(self, values: Mapping[str, Any], library_config: Any) -> int | None:
+        """Return the side that such a processor resizes the shorter side of an image to, before any crop.
+
+        Return None in the cases of `processed_shape`.
+        """
+        size = values.get("size")
+        if self.processed_shape(values, library_config) is None:
+            return None
+        return size if type(size) is int else max(size.values())  # type: ignore[union-attr]  # a size
+
+    def default_resized_side(self, side: int) -> int:
+        """Return the same side for `default_processor`."""
+        return side
+
     def processor_problems(self, processor: Any, library_config: Any) -> dict[str, str]:
         """Return the problems with a processor's values, by name."""
         return {}

@@ -45,9 +45,12 @@ class Dinov2Architecture(Architecture):
     def forward_arguments(self, library_config: Any, pixels_NCHW: Tensor) -> dict[str, Any]:
         return {"pixel_values": pixels_NCHW}  # always interpolates position embeddings
 
+    def default_resized_side(self, side: int) -> int:
+        return round(side / CROP)
+
     def default_processor(self, side: int) -> BaseImageProcessor:
         return self.processor_class(
-            size={"shortest_edge": round(side / CROP)},
+            size={"shortest_edge": self.default_resized_side(side)},
             crop_size={"height": side, "width": side},
             image_mean=IMAGENET_DEFAULT_MEAN,
             image_std=IMAGENET_DEFAULT_STD,

@@ -83,6 +83,15 @@ class SourceProcessor:
         self._check(shape, side)
         return side
 
+    def resized_side(self) -> int | None:
+        """Return the side that the processor resizes the shorter side of an image to; None if its class decides."""
+        values = self.values()
+        shape = self.architecture.processed_shape(values, self.library_config)
+        resized = self.architecture.resized_side(values, self.library_config)
+        if shape is None or resized is None or self.image_size is None:
+            return resized
+        return round(resized * self.image_size / shape[-1])
+
     def load(self, side: int) -> BaseImageProcessor:
         """Return the processor, which makes images of `side` pixels.
 

@@ -97,6 +97,10 @@ class NaFlexArchitecture(SiglipArchitecture):
         side = isqrt(count) * library_config.patch_size
         return (side, side) if patch == library_config.patch_size else None
 
+    def resized_side(self, values: Mapping[str, Any], library_config: Any) -> int | None:
+        shape = self.processed_shape(values, library_config)
+        return None if shape is None else shape[0]
+
     def processor_problems(self, processor: Any, library_config: Any) -> dict[str, str]:
         if type(processor).__name__ != self.processor:
             return {}

@@ -166,12 +166,13 @@ class VisionTower(VisionEncoder):
         raise_collected(errors)
         if folder is None:
             source, side = None, config.image_size or architecture.native_size(library_config)
+            resized_side: int | None = architecture.default_resized_side(side)
         else:
             source = SourceProcessor(architecture, library_config, folder, config.image_size)
-            side = source.side()
+            side, resized_side = source.side(), source.resized_side()
         grid = (side // library_config.patch_size,) * 2
         tokens, dim = config.pooled_shape(grid, library_config.hidden_size)
-        spec = VisionSpec(image_size=side, num_tokens=tokens, dim=dim)
+        spec = VisionSpec(image_size=side, num_tokens=tokens, dim=dim, resized_side=resized_side)
         return _Description(architecture, library_config, grid, spec, source)
 
     @classmethod

@@ -8,6 +8,9 @@ import torch
 from PIL import Image
 from transformers import (
     BitImageProcessor,
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
     Dinov2Config,
     Dinov2Model,
     Dinov2WithRegistersConfig,
@@ -257,10 +260,38 @@ def test_a_well_known_model_is_described_offline(name, part_class, spec, monkeyp
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     config = VisionConfig(pretrained=name)
     assert part_class.infer_spec(config) == spec
+    assert part_class.infer_spec(config).resized_side == (256 if part_class is Dinov2 else spec.image_size)
     part = part_class.meta_modules(config)
     assert {parameter.device.type for parameter in part.parameters()} == {"meta"}
     pixels = torch.zeros(1, 3, spec.image_size, spec.image_size, device="meta")
     assert part(pixels).shape == (1, spec.num_tokens, spec.dim)
+
+
+@pytest.mark.parametrize("size", [None, 40])
+@pytest.mark.parametrize("part_class", [Clip, Siglip2, Dinov2])
+def test_an_image_as_large_as_the_resized_side_is_not_resized(source, part_class, size):
+    torch.manual_seed(0)
+    model, processor = {
+        Clip: (CLIPVisionModel(CLIPVisionConfig(**FIXED)), CLIPImageProcessor(size=26, crop_size=20)),
+        Siglip2: (naflex(), Siglip2ImageProcessor(**NAFLEX_PROCESSOR)),
+        Dinov2: (dino(registers=True), BitImageProcessor(**DINO_PROCESSOR)),
+    }[part_class]
+    part = part_class.from_pretrained(VisionConfig(pretrained=source(model, processor), image_size=size))
+    side = part.spec.resized_side
+    assert side == {Clip: 26, Siglip2: 20, Dinov2: 24}[part_class] * (1 if size is None else 2)
+    values = np.random.default_rng(0).integers(0, 2, (side, side, 3), dtype=np.uint8) * 255
+    pixels = part.preprocess([Image.fromarray(values)])[0]
+    assert [len(channel.unique()) for channel in pixels] == [2, 2, 2]
+
+
+def test_a_side_that_only_the_processor_decides_is_not_stated(source, tmp_path):
+    folder = source(dino(registers=False), BitImageProcessor(**DINO_PROCESSOR))
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(
+        json.dumps({**json.loads(file.read_text()), "image_processor_type": "CLIPImageProcessor"})
+    )
+    spec = Dinov2.infer_spec(VisionConfig(pretrained=folder))
+    assert spec == VisionSpec(20, 16, 16) and spec.resized_side is None
 
 
 def test_a_well_known_model_accepts_another_image_size_and_pooling():

@@ -18,7 +18,7 @@ import zstandard
 from hypothesis import given, strategies as st
 from PIL import Image as PIL
 
-from dreamkit.data import unpacking, zstandard_reader
+from dreamkit.data import unpacked_files, zstandard_reader
 from dreamkit.data.conversations import Conversations, ConversationsConfig
 from dreamkit.data.interleaved import Interleaved, InterleavedConfig
 from dreamkit.data.pairs import Pairs, PairsConfig
@@ -108,8 +108,8 @@ def test_all_readers_of_records_read_packed_files(path: Path) -> None:
 def test_the_space_is_printed_before_a_file_is_unpacked(
     path: Path, index: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unpacking, "_BLOCK", 2**16)
-    monkeypatch.setattr(unpacking, "_SAMPLE", 4)
+    monkeypatch.setattr(unpacked_files, "_BLOCK", 2**16)
+    monkeypatch.setattr(unpacked_files, "_SAMPLE", 4)
     random = np.random.default_rng(0)
     text = lines([{"a": random.integers(0, 9, 99).tolist()} for _ in range(2000)])
     Records(write(path, text), accept, index=index)
@@ -147,7 +147,7 @@ def test_a_bomb_ends_before_the_disk_is_full(
     path: Path, index: Path, monkeypatch: pytest.MonkeyPatch, sample: int
 ) -> None:
     """It may show at its start, or after a start that grows little."""
-    monkeypatch.setattr(unpacking, "_SAMPLE", sample)
+    monkeypatch.setattr(unpacked_files, "_SAMPLE", sample)
     pack = PACKERS[path.suffix]
     path.write_bytes((pack(os.urandom(2**20 + 1)) if sample == 1 else b"") + pack(b" " * 2**25))
     usage = shutil.disk_usage(path.parent)
