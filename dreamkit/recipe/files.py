@@ -56,22 +56,25 @@ class RecipeFiles:
             tree = tree if path is None else self._merge(tree, self._read_file(path, ()), ())
         settings = self._whole([text for text in overrides if text not in recipes])
         parsed = [override for text in settings if (override := self._parse_override(text)) is not None]
-        self._refuse_repeated(parsed)
+        self._refuse_expanded(parsed)
         # What replaces a section or list goes first, the outermost at the very first: it must not discard keys inside.
         parsed.sort(key=lambda override: (0, len(override[0])) if _replaces(*override) else (1, 0))
         for steps, leaf in parsed:
             tree = self._set(tree, steps, leaf, ())
         return resolve_references(tree, self.problems.append)
 
-    def _refuse_repeated(self, parsed: Sequence[tuple[tuple[str, ...], Node]]) -> None:
-        """Report keys that several settings set: a shell makes these from braces without quotes. Sections merge."""
-        numbers = Counter(steps for steps, leaf in parsed if not isinstance(leaf.value, dict))
+    def _refuse_expanded(self, parsed: Sequence[tuple[tuple[str, ...], Node]]) -> None:
+        """Report texts that several settings give one key: a shell makes them from braces without quotes.
+
+        Of other values, the last one holds.
+        """
+        numbers = Counter(steps for steps, leaf in parsed if isinstance(leaf.value, str))
         for steps, number in numbers.items():
             if number > 1:
                 self._problem(
                     COMMAND_LINE,
                     ".".join(steps),
-                    f"expected one value, got {number}; remove the others, or put braces {{...}} in quotes",
+                    f"expected one text, got {number}; remove the others, or put braces {{...}} in quotes",
                 )
 
     def _is_recipe(self, override: str) -> bool:

@@ -173,10 +173,14 @@ def test_a_name_in_place_of_a_section_is_written_as_one(base: Path, registry: Re
     assert problem.message == "expected a section with name, got 'mlp' (string); write {name: mlp}"
 
 
-def test_a_key_that_several_settings_set_is_an_error(base: Path, registry: Registry) -> None:
-    problem = only_problem(base, registry, "train.steps=4", "train.steps=9")
-    assert (problem.where, problem.key) == ("command line", "train.steps")
-    assert problem.message == "expected one value, got 2; remove the others, or put braces {...} in quotes"
+def test_several_texts_for_one_key_are_an_error(base: Path, registry: Registry) -> None:
+    problem = only_problem(base, registry, "data.0.path=a/1.jsonl", "data.0.path=a/2.jsonl")
+    assert (problem.where, problem.key) == ("command line", "data.0.path")
+    assert problem.message == "expected one text, got 2; remove the others, or put braces {...} in quotes"
+
+
+def test_the_last_of_several_numbers_holds(base: Path, registry: Registry) -> None:
+    assert load_recipe(str(base), ["train.steps=4", "train.steps=9"], registry).train.steps == 9
 
 
 def test_settings_of_one_section_merge(base: Path, registry: Registry) -> None:
