@@ -98,7 +98,7 @@ def test_the_identity_covers_every_weight_of_the_named_module_and_no_other(
         ),
         (
             {"model.image_decoder": {**SD, "image_size": 32}},
-            "latents: image_decoder: image_size: None in the cache, 32 now",
+            "latents: image_decoder: image_size: null in the cache, 32 now",
         ),
         (
             {"model.image_decoder": {**SD, "image_size": 32}},
