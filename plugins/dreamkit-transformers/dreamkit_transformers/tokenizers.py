@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -44,11 +45,23 @@ def read_tokenizer(
     if known is not None and (folder / KNOWN_TOKENS).is_file():
         return _stand_in(folder / KNOWN_TOKENS)
     # quiet, since the folder may hold another library's config.json
-    with library_errors(f"{folder}: the tokenizer cannot be read", key), quiet_library():
+    with library_errors(f"{folder}: the tokenizer cannot be read", key), quiet_library(), _panics():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         settings = [tokenizer.init_kwargs, tokenizer.chat_template]
         json.dumps(settings, ensure_ascii=False, default=str).encode()  # a lone surrogate could not be saved
+        tokenizer("a")  # the tokens around a text may be unknown
         return tokenizer
+
+
+@contextmanager
+def _panics() -> Iterator[None]:
+    """Raise a panic of the library's Rust code, which is no `Exception`, as a ValueError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"panic of the library tokenizers: {error}") from error
 
 
 def byte_tokenizer(has_bos: bool = True) -> PreTrainedTokenizerBase:

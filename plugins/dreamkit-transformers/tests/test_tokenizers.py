@@ -119,3 +119,20 @@ def test_a_tokenizer_of_a_checkpoint_of_release_0_1_keeps_its_bos(tmp_path):
     add_special(present, ADDED)
     save_tokenizer(present, tmp_path / "present")
     assert bos_of(read_tokenizer(str(tmp_path / "present"))) is None
+
+
+def test_a_template_with_an_unknown_token_is_an_error_and_no_panic(tmp_path):
+    save_tokenizer(byte_tokenizer(), tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    step = {"SpecialToken": {"id": "<gone>", "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [step, text],
+        "pair": [text],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+    }
+    file.write_text(json.dumps(content))
+    with pytest.raises(SourceError, match=r"the tokenizer cannot be read: .*panic of the library tokenizers"):
+        read_tokenizer(str(tmp_path))
