@@ -19,6 +19,22 @@ PART: Final = 256  # rows of a part, at most
 MOST_OPEN: Final = 16  # files whose metadata are kept, and row groups that are read in parts
 
 
+class ParquetFiles(NamedTuple):
+    """Parquet files, and the columns that are read of them.
+
+    Attributes:
+        paths: the files, or objects in buckets.
+        statuses: size and time of change of each file, or status of the object.
+        columns: columns to read.
+        leaves: paths of the columns of bytes and texts, for each file.
+    """
+
+    paths: Sequence[Location]
+    statuses: Sequence[tuple[int, int]]
+    columns: Sequence[str]
+    leaves: Sequence[Sequence[str]]
+
+
 class RowGroup(NamedTuple):
     """A row group.
 
@@ -52,23 +68,10 @@ class GroupDecoder:
 
     A file may repeat a large value for each of many rows, in few bytes. So the values of a row group that is read as a
     whole stay in a dictionary, as they are in the file.
-
-    Args:
-        files: the files.
-        statuses: size and time of change of each file, or status of the object.
-        columns: columns to read.
-        leaves: paths of the columns of bytes and texts, for each file.
     """
 
-    def __init__(
-        self,
-        files: Sequence[Location],
-        statuses: Sequence[tuple[int, int]],
-        columns: Sequence[str],
-        leaves: Sequence[Sequence[str]],
-    ) -> None:
-        self._files, self._statuses = files, statuses
-        self._columns, self._leaves = list(columns), leaves
+    def __init__(self, files: ParquetFiles) -> None:
+        self._files = files
         self._lock = Lock()
         self._metadata: OrderedDict[int, pq.FileMetaData] = OrderedDict()
         self._streams: OrderedDict[tuple[int, int], _Stream] = OrderedDict()
@@ -87,7 +90,9 @@ class GroupDecoder:
             stream = self._streams.pop(place, None)
         if stream is None or stream.part > part:
             reader = self._reader(group.file, group.is_whole)
-            batches = reader.iter_batches(group.part, [group.number], self._columns, use_threads=False)
+            batches = reader.iter_batches(
+                group.part, [group.number], list(self._files.columns), use_threads=False
+            )
             stream = _Stream(iter(batches))
         while stream.part <= part:
             first = stream.part * group.part
@@ -100,17 +105,17 @@ class GroupDecoder:
 
     def _reader(self, file: int, is_whole: bool) -> pq.ParquetFile:
         """Return a reader for one thread and one row group: it holds what it read of an object until it is freed."""
-        path = self._files[file]
+        path = self._files.paths[file]
         with self._lock:
             metadata = self._metadata.get(file)
         # Of a file, one column chunk after another, in pieces: nothing is read ahead by other threads. Of an object,
         # neighbouring chunks of a row group that is read as a whole are one request.
         reader = pq.ParquetFile(
-            open_object(path, self._statuses[file], 1, is_patient=False) if is_remote(path) else path,
+            open_object(path, self._files.statuses[file], 1, is_patient=False) if is_remote(path) else path,
             metadata=metadata,
             pre_buffer=is_remote(path) and is_whole,
             buffer_size=BLOCK if is_remote(path) else 2**20,
-            read_dictionary=self._leaves[file] if is_whole else None,
+            read_dictionary=self._files.leaves[file] if is_whole else None,
         )
         with self._lock:
             self._metadata[file] = reader.metadata

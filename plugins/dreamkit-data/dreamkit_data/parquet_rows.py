@@ -25,7 +25,7 @@ from dreamkit import (
 from dreamkit_data.bucket_reads import open_object
 from dreamkit_data.buckets import is_remote, statuses
 from dreamkit_data.columns import Kind, column_problem, is_bytes
-from dreamkit_data.group_decoder import LARGE, RowGroup
+from dreamkit_data.group_decoder import LARGE, ParquetFiles, RowGroup
 from dreamkit_data.row_groups import MEMORY, RowGroups
 from dreamkit_data.rows import Row
 from dreamkit_data.spans import changed_error
@@ -88,7 +88,7 @@ class ParquetRows:
         self._groups_before = np.concatenate([[0], np.cumsum(index.rows)])  # each file
         self._bytes_alone = {name for name in columns if all(name in f["bytes alone"] for f in index.facts)}
         leaves = [facts["leaves"] for facts in index.facts]
-        self._reader = RowGroups(self.files, index.statuses, list(columns), leaves, memory)
+        self._reader = RowGroups(ParquetFiles(self.files, index.statuses, list(columns), leaves), memory)
         if not len(self):
             raise DocumentError(f"{printable(self.files[0])}: no rows; correct the path of the data set")
         self.notes = self._size_notes()

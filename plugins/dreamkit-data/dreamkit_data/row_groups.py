@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from dreamkit import Location, StorageError, describe_error, read_error
 from dreamkit_data.buckets import is_remote
-from dreamkit_data.group_decoder import LARGE, GroupDecoder, RowGroup
+from dreamkit_data.group_decoder import LARGE, GroupDecoder, ParquetFiles, RowGroup
 from dreamkit_data.spans import changed_error
 
 MEMORY: Final = 256  # MiB of decoded rows that a process keeps
@@ -25,25 +25,13 @@ class RowGroups:
     decodes.
 
     Args:
-        files: the files.
-        statuses: size and time of change of each file, or status of the object.
-        columns: columns to read.
-        leaves: paths of the columns of bytes and texts, for each file.
+        files: the files, and what is read of them.
         memory: MiB of decoded rows to keep; the last row group is kept if it is larger, too.
     """
 
-    def __init__(
-        self,
-        files: Sequence[Location],
-        statuses: Sequence[tuple[int, int]],
-        columns: Sequence[str],
-        leaves: Sequence[Sequence[str]],
-        memory: int,
-    ) -> None:
+    def __init__(self, files: ParquetFiles, memory: int) -> None:
         self.files = files
         self.most_bytes = memory << 20
-        self._statuses = statuses
-        self._columns, self._leaves = columns, leaves
         self._decoded: dict[int, Decoded] = {}  # by process
 
     def batch(self, group: RowGroup, row: int, where: str) -> tuple[pa.RecordBatch, int]:
@@ -93,16 +81,17 @@ class RowGroups:
         return batches
 
     def _refuse_change(self, file: int, cause: Exception | None = None) -> None:
-        path = self.files[file]  # each read of an object compares its status
-        if not is_remote(path) and _status(path) != self._statuses[file]:
+        path = self.files.paths[file]  # each read of an object compares its status
+        if not is_remote(path) and _status(path) != self.files.statuses[file]:
             raise changed_error(path) from cause
 
     def decoded(self) -> Decoded:
         """Return what this process decoded. A forked one may start while threads of its parent change theirs."""
         process = os.getpid()
         if process not in self._decoded:
-            decoder = GroupDecoder(self.files, self._statuses, self._columns, self._leaves)
-            self._decoded.setdefault(process, Decoded(decoder))  # atomic: threads get the same one
+            self._decoded.setdefault(
+                process, Decoded(GroupDecoder(self.files))
+            )  # atomic: threads get the same one
         return self._decoded[process]
 
     def __getstate__(self) -> dict[str, Any]:
