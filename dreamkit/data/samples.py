@@ -11,15 +11,16 @@ from typing import Final, Literal
 from torch.utils.data import Dataset as TorchDataset
 
 from dreamkit.data.cutting import cut_sequence
+from dreamkit.data.dataset import Dataset
 from dreamkit.data.document_reads import read_document
-from dreamkit.data.mixture import Mixture
+from dreamkit.data.mixture import Mixture, run_mixture
 from dreamkit.data.reading_threads import in_threads
 from dreamkit.data.seeds import choices, stream_seed
 from dreamkit.data.sequence import Sequence, Sequencer
 from dreamkit.data.skipped import Skipped, split_place, summarize
 from dreamkit.document import Document
 from dreamkit.errors import DocumentError, StorageError, count
-from dreamkit.recipe.sections import TrainSection
+from dreamkit.recipe.sections import Recipe, TrainSection
 
 MAX_ATTEMPTS: Final = 100  # documents tried for one place
 
@@ -175,6 +176,19 @@ class Samples(TorchDataset[Sequence]):
             raise DocumentError(f"{error}; set train.on_error=skip to skip bad documents") from error
         data, index = self.position(place, attempt)
         return Skipped(place, data, index, *split_place(str(error)), is_long)
+
+
+def run_samples(
+    recipe: Recipe,
+    data_sets: Sequences[Dataset],
+    sequencer: Sequencer,
+    global_batch: int,
+    *,
+    least_side: int | None = None,
+) -> Samples:
+    """Return the sequences of a whole run; each update has the next `global_batch`."""
+    mixture = run_mixture(recipe, data_sets, global_batch)
+    return Samples(mixture, sequencer, Policy.of(recipe.train), least_side=least_side)
 
 
 class _TooLongError(DocumentError):

@@ -15,8 +15,7 @@ from dreamkit.data.batch import Collator
 from dreamkit.data.cutting import cut_sequence
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.document_reads import read_document
-from dreamkit.data.mixture import run_mixture
-from dreamkit.data.samples import Policy, Samples
+from dreamkit.data.samples import run_samples
 from dreamkit.data.sequence import Sequence as Tokens, Sequencer
 from dreamkit.document import Document, Text
 from dreamkit.errors import (
@@ -251,8 +250,7 @@ class _DataCheck:
         if self.collator is None or not datasets or len(datasets) < len(self.recipe.data):
             return None
         documents = self.recipe.train.update_documents(processes=1)
-        mixture = run_mixture(self.recipe, datasets, documents)
-        samples = Samples(mixture, self.collator.sequencer, Policy.of(self.recipe.train))
+        samples = run_samples(self.recipe, datasets, self.collator.sequencer, documents)
         run = RunData(self.recipe, samples, self.collator)
         packing, stopped = Packing(), set()
         for update in run.updates(self.samples or SAMPLES):

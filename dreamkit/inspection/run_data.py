@@ -13,8 +13,7 @@ from dreamkit.build.build import build_on_meta
 from dreamkit.build.fit import fit
 from dreamkit.checkpoints.inputs import open_inputs
 from dreamkit.data.batch import Collator
-from dreamkit.data.mixture import run_mixture
-from dreamkit.data.samples import Policy, Samples
+from dreamkit.data.samples import Samples, run_samples
 from dreamkit.data.sequence import Sequence, Sequencer
 from dreamkit.data.updates import divide
 from dreamkit.document import Document
@@ -150,5 +149,5 @@ def open_run(recipe: Recipe, registry: Registry) -> RunData:
         raise RecipeError(problems)
     collator = build_on_meta(fitted).collator(recipe)
     documents = recipe.train.update_documents(processes=1)
-    mixture = run_mixture(recipe, inputs.require_datasets(), documents)
-    return RunData(recipe, Samples(mixture, collator.sequencer, Policy.of(recipe.train)), collator)
+    samples = run_samples(recipe, inputs.require_datasets(), collator.sequencer, documents)
+    return RunData(recipe, samples, collator)

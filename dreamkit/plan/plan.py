@@ -13,8 +13,7 @@ from dreamkit.build.fit_record import part_section
 from dreamkit.cache.recipe_check import cache_problems
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.data.dataset import Dataset
-from dreamkit.data.mixture import run_mixture
-from dreamkit.data.samples import Policy, Samples
+from dreamkit.data.samples import run_samples
 from dreamkit.data.updates import Updates
 from dreamkit.errors import DreamkitError, RecipeError
 from dreamkit.model.model import DreamModel
@@ -163,7 +162,7 @@ def plan_data(
         raise RecipeError(problems)
     make = collator(build_on_meta(result), recipe)
     documents = train.update_documents(processes)
-    samples = Samples(run_mixture(recipe, datasets, documents), make.sequencer, Policy.of(train))
+    samples = run_samples(recipe, datasets, make.sequencer, documents)
     of_processes = [
         Updates(samples, make, train, documents, rank=rank, processes=processes) for rank in range(processes)
     ]

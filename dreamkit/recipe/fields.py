@@ -38,41 +38,23 @@ def setting(default: Any = MISSING, **metadata: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def expected_type(annotation: Any) -> str:
-    """Return the type that a field takes, in the words of an error message."""
+def expected_type(annotation: Any, *, several: bool = False) -> str:
+    """Return the type that a field takes, in the words of an error message; `several` values are in the plural."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return f"one of {', '.join(map(str, args))}"
+        return f"{'any' if several else 'one'} of {', '.join(map(str, args))}"
     if origin in UNIONS:
-        return _alternatives([expected_type(arg) for arg in args])
-    if origin in LISTS:
-        items = [arg for arg in args if arg is not Ellipsis]
-        if len(items) == 1:
-            return f"a list of {_several(items[0])}"
-        return f"a list of {', '.join(map(expected_type, items))}"
-    if annotation in (dict, Mapping) or origin in (dict, Mapping):
-        return "a section" if not args or args[1] in (Any, object) else f"a section of {_several(args[1])}"
+        return _alternatives([expected_type(arg, several=several) for arg in args])
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        return f"a section with {', '.join(section_keys(annotation))}"
-    if annotation is list:
-        return "a list"
-    return _SCALARS.get(annotation, ("a value", ""))[0]
-
-
-def _several(annotation: Any) -> str:
-    """Return the type of the values in a list or section, in the plural."""
-    origin, args = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return f"any of {', '.join(map(str, args))}"
-    if origin in UNIONS:
-        return _alternatives([_several(arg) for arg in args])
-    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        return f"sections with {', '.join(section_keys(annotation))}"
+        return f"{'sections' if several else 'a section'} with {', '.join(section_keys(annotation))}"
     if origin in LISTS or annotation is list:
-        return "lists"
+        items = [arg for arg in args if arg is not Ellipsis]
+        words = [expected_type(item, several=len(items) == 1) for item in items]
+        return "lists" if several else " of ".join(filter(None, ("a list", ", ".join(words))))
     if annotation in (dict, Mapping) or origin in (dict, Mapping):
-        return "sections"
-    return _SCALARS.get(annotation, ("", "values"))[1]
+        values = "" if not args or args[1] in (Any, object) else expected_type(args[1], several=True)
+        return "sections" if several else " of ".join(filter(None, ("a section", values)))
+    return _SCALARS.get(annotation, ("a value", "values"))[several]
 
 
 def _alternatives(words: Sequence[str]) -> str:

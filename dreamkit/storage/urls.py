@@ -85,6 +85,8 @@ def location(text: str) -> Location:
     Raises:
         DreamkitError: a URL with a user, a password or a query, or with one slash after its scheme.
     """
+    if is_url(text):
+        return Url(text)
     if problem := url_problem(text):
         raise DreamkitError(problem)
-    return Url(text) if is_url(text) else Path(text)
+    return Path(text)

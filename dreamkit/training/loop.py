@@ -100,9 +100,11 @@ class TrainingLoop:
         """
         train = self.recipe.train
         if point is not None:
-            self.load(point, changed_data)
-        updates = iter(self.updates.loader(self.step))
-        self.begin(point)
+            state = self.load(point, changed_data)
+        updates = iter(self.updates.loader(self.step))  # uses random numbers
+        if point is not None:
+            self.set_random_state(point, state.processes)
+        self.begin()
         self.model.train()  # frozen parts stay in evaluation mode
         while self.step < train.steps:
             batches, counts = self.read(updates)
@@ -125,21 +127,25 @@ class TrainingLoop:
                 self.save()
         self.check()
 
-    def load(self, point: Path, changed_data: bool) -> None:
-        """Take the state of the run in a resume point. The model was loaded before."""
+    def load(self, point: Path, changed_data: bool) -> RunState:
+        """Take the state of the run in a resume point, and return it. The model was loaded before."""
         state = read_state(point)
         self.step = state.step
         load_optimizer(point, self.model, self.optimizer)
         self.schedule = make_schedule(self.optimizer, self.recipe.train, self.step)
         self.monitor.begin(state.interval.start, state.interval.sums)
         self.skipped.begin(self.step, state.documents, limit_begins_here=changed_data)
+        return state
 
-    def begin(self, point: Path | None) -> None:
-        """Set the generators of random numbers, after the loader used some; show the run."""
-        if point is not None and read_state(point).processes == world_size():
+    def set_random_state(self, point: Path, processes: int) -> None:
+        """Set the generators of random numbers to their state in a resume point of this number of processes."""
+        if processes == world_size():
             load_random_state(point)
-        elif point is not None:  # the states of other processes
+        else:  # the states of other processes
             set_seed(stream_seed(self.recipe.train.seed, self.step, f"process {rank()}") % 2**32)
+
+    def begin(self) -> None:
+        """Begin the first step; show the run."""
         self.random_state = RandomState()
         if is_main():
             self.log.begin(self.step)

@@ -45,8 +45,6 @@ class RandomState:
     def read(cls, folder: Path) -> Self | None:
         """Return the state in this process's file in `folder`; None if there is none.
 
-        There is none if another number of processes wrote the folder.
-
         Raises:
             CheckpointError: the file is damaged, or names code that loading would run.
         """

@@ -8,8 +8,7 @@ from dreamkit.cache.model_check import open_cache
 from dreamkit.checkpoints.inputs import open_inputs
 from dreamkit.data.batch import Batch, ImageCache
 from dreamkit.data.dataset import Dataset
-from dreamkit.data.mixture import run_mixture
-from dreamkit.data.samples import Policy, Samples
+from dreamkit.data.samples import run_samples
 from dreamkit.data.shrinking import least_side
 from dreamkit.data.updates import Updates
 from dreamkit.distributed import rank, world_size
@@ -60,11 +59,6 @@ def make_updates(
 ) -> Updates:
     """Return the updates of `global_batch` documents of a training, as this process trains on them."""
     collator = model.collator(recipe, cache)
-    mixture = run_mixture(recipe, datasets, global_batch)
-    samples = Samples(
-        mixture,
-        collator.sequencer,
-        Policy.of(recipe.train),
-        least_side=least_side(recipe.train, model.vision_encoder.spec, model.image_decoder.spec),
-    )
+    side = least_side(recipe.train, model.vision_encoder.spec, model.image_decoder.spec)
+    samples = run_samples(recipe, datasets, collator.sequencer, global_batch, least_side=side)
     return Updates(samples, collator, recipe.train, global_batch, rank=rank(), processes=world_size())

@@ -86,7 +86,7 @@ def load_optimizer(point: Path, model: DreamModel, optimizer: Optimizer) -> None
 
 
 def load_random_state(point: Path) -> None:
-    """Set the generators of this process to their state in a resume point, if that is of as many processes.
+    """Set the generators of this process to their state in a resume point of as many processes.
 
     Raises:
         CheckpointError: the state is damaged.

@@ -37,7 +37,7 @@ from dreamkit.training.leaving import add_resume_point
 from dreamkit.training.loop import LOG, TrainingLoop
 from dreamkit.training.reading_updates import make_updates
 from dreamkit.training.resume_points import RESUME_POINTS, resume_points
-from dreamkit.training.resume_state import read_state
+from dreamkit.training.resume_state import RunState, read_state
 from dreamkit.training.run_folder import exclusive_run
 from dreamkit.training.run_log import LogEntry, read_log
 from dreamkit.training.same_run import (
@@ -140,12 +140,15 @@ def train_recipe(
         for note in [*recipe_notes(recipe), *machine_notes(recipe)]:
             _show(note)
         documents = recipe.train.update_documents(world_size())
+        state: RunState | None = None
         barrier()  # no process writes before all have checked `out`
         if resume:
             model = _load(points[-1], registry, older=points[:-1])
-            compare_run(points[-1], model.recipe, recipe)
-            documents = global_batch(read_state(points[-1]), model.recipe or recipe)
-            if (change := steps_note(points[-1], model.recipe, recipe)) is not None:
+            then, state = model.recipe, read_state(points[-1])
+            assert then is not None, "a loaded checkpoint has a recipe"
+            compare_run(points[-1], state, then, recipe)
+            documents = global_batch(state, then)
+            if (change := steps_note(state, then, recipe)) is not None:
                 _show(change)
         elif model is None:
             assert fitted is not None, "a model is built from a fitted recipe"
@@ -164,8 +167,8 @@ def train_recipe(
             _show(cache)
         if recipe.train.gradient_checkpointing:
             model.enable_gradient_checkpointing()
-        if resume and not changed_data:
-            compare_data(points[-1], fingerprints)
+        if state is not None and not changed_data:
+            compare_data(points[-1], state, fingerprints)
         for note in inputs.notes:
             _show(note)
         if cache is not None:

@@ -13,7 +13,7 @@ from dreamkit.errors import CheckpointError, TrainingError, count
 from dreamkit.recipe.sections import GenerationSection, Recipe
 from dreamkit.recipe.written import shown_setting
 from dreamkit.storage.urls import Url
-from dreamkit.training.resume_state import RunState, read_state
+from dreamkit.training.resume_state import RunState
 
 # Settings that a resumed run may change, as they do not change its losses. A cache too:
 # every start compares it with the model. The action at bad documents is the same for the good ones before.
@@ -24,17 +24,14 @@ MAY_CHANGE = (
 )
 
 
-def compare_run(point: Path, then: Recipe | None, now: Recipe) -> None:
+def compare_run(point: Path, state: RunState, then: Recipe, now: Recipe) -> None:
     """Check that a resumed run is the run that wrote the resume point `point`, or a longer or shorter one.
 
     Paths of data may differ if the resume point has fingerprints of its data, which `compare_data` compares.
 
     Raises:
         TrainingError: another recipe, or fewer steps than `point` has.
-        CheckpointError: the run's state in `point` cannot be read.
     """
-    assert then is not None, "a loaded checkpoint has a recipe"
-    state = read_state(point)
     if now.train.global_batch is not None:
         then = _with_global_batch(then, global_batch(state, then))
     _compare_recipes(point, then, now, may_move=bool(state.data), except_for={"train.steps"})
@@ -66,13 +63,12 @@ def is_longer(checkpoint: Path, now: Recipe) -> bool:
     return isinstance(steps, int) and steps < now.train.steps
 
 
-def steps_note(point: Path, then: Recipe | None, now: Recipe) -> str | None:
+def steps_note(state: RunState, then: Recipe, now: Recipe) -> str | None:
     """Return a line about another number of steps than that of the run before, or None."""
-    assert then is not None, "a loaded checkpoint has a recipe"
     before, after, schedule = then.train.steps, now.train.steps, now.train.schedule
     if before == after:
         return None
-    note = f"train.steps was {before}, is {after}; continuing after step {read_state(point).step}"
+    note = f"train.steps was {before}, is {after}; continuing after step {state.step}"
     if schedule == "constant":
         return note
     return (
@@ -110,14 +106,13 @@ def _compare_recipes(
         )
 
 
-def compare_data(point: Path, now: Sequence[dict[str, str]]) -> None:
+def compare_data(point: Path, state: RunState, now: Sequence[dict[str, str]]) -> None:
     """Check that the data of a resumed run has the fingerprints in its resume point, if that has some.
 
     Raises:
         TrainingError: the data has changed.
     """
-    then = read_state(point).data
-    differing = fingerprint_differences(then, now) if then else []
+    differing = fingerprint_differences(state.data, now) if state.data else []
     if differing:
         raise TrainingError(
             f"{point}: the data has changed since; restore it, or continue on the changed data with --resume "
