@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 import layouts
 from dreamkit.document import Document
 from dreamkit.model.model import DreamModel
+from dreamkit.recipe.loading import load_recipe
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training.run import TrainResult, train_recipe
@@ -28,6 +29,13 @@ def run(
     """Train on the tiny documents."""
     datasets = [layouts.TinyDocuments(documents)]
     return train_recipe(recipe or layouts.recipe(), REGISTRY, out, datasets=datasets, **options)
+
+
+def training_losses(recipe: str, out: Path, settings: Sequence[str]) -> list[tuple[Any, Any, Any]]:
+    """Train by a recipe file or a shipped recipe; return step and both losses of each line of the log."""
+    entries: list[LogEntry] = []
+    train_recipe(load_recipe(recipe, settings, REGISTRY), REGISTRY, out, on_log=entries.append)
+    return [(entry["step"], entry["lm"], entry["denoising"]) for entry in entries]
 
 
 def weights(model: DreamModel) -> dict[str, Tensor]:

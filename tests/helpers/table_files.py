@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from dreamkit_digits import digits
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+COLUMNS = {"image": "image", "caption": "caption"}  # that data sets of pairs read
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # the feature Image of `datasets`
 
 

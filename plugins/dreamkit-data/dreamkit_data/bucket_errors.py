@@ -43,7 +43,10 @@ _CREDENTIALS: Final = {
     "GatedRepoError",
     "LocalTokenNotFoundError",
 }
-_ENDPOINT: Final = "check the network; for another service than AWS set AWS_ENDPOINT_URL to its address, such as http://localhost:9000"
+_ENDPOINT: Final = (
+    "check the network; for another service than AWS set AWS_ENDPOINT_URL to its address, such as "
+    "http://localhost:9000"
+)
 _DENIED: Final = (401, 403)
 _SECRETS: Final = (
     (re.compile(r"://(?:[^/\s'\"]*|[^/\s'\"@]*:(?!\d+/)[^\s'\"]*)@"), "://***@"),

@@ -19,13 +19,14 @@ import zstandard
 from hypothesis import given, strategies as st
 
 from bucket_server import Bucket
-from dreamkit import Document, DocumentError, Registry, StorageError, Url, load_recipe, train_recipe
+from dreamkit import Document, DocumentError, StorageError, Url
 from dreamkit.data.fingerprint import document_hash
 from dreamkit_data import bucket_reads, remote_images
 from dreamkit_data.mmc4 import MMC4, MMC4Config
 from dreamkit_data.obelics import Obelics, ObelicsConfig
 from dreamkit_data.table import Table, TableConfig
 from dreamkit_digits.documents import Digits
+from runs import training_losses
 from table_files import png, write_obelics, write_pairs
 from tar_files import write_mmc4, write_mmc4_lines
 
@@ -365,11 +366,8 @@ def test_a_recipe_of_parquet_in_a_bucket_is_trained(bucket: Bucket, pairs: Path,
     recipe.write_text(
         f"extends: digits/stage2\ndata:\n  - {{name: table, path: 's3://{bucket.name}/pairs/x-*.parquet'}}\n"
     )
-    registry, losses = Registry.load(), []
+    losses = []
     for workers in (0, 2):
         settings = ("train.steps=2", "train.log_every=1", "train.batch_size=8", f"train.workers={workers}")
-        entries: list[Any] = []
-        loaded = load_recipe(str(recipe), settings, registry)
-        train_recipe(loaded, registry, tmp_path / f"run{workers}", on_log=entries.append)
-        losses.append([(each["lm"], each["denoising"]) for each in entries if "lm" in each])
+        losses.append(training_losses(str(recipe), tmp_path / f"run{workers}", settings))
     assert losses[0] == losses[1] and len(losses[0]) == 2

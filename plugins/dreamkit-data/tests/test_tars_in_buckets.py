@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
 from bucket_server import Bucket
-from dreamkit import DocumentError, Registry, StorageError, Url, load_recipe, train_recipe
+from dreamkit import DocumentError, Registry, StorageError, Url, load_recipe
 from dreamkit.cli.app import app
 from dreamkit.data import document_reads
 from dreamkit.data.document_reads import read_document
 from dreamkit_data import bucket_reads, tar_samples
 from dreamkit_data.tars import Tars, TarsConfig
+from runs import training_losses
 from tar_files import digit_metadata, write_img2dataset
 
 SHARDS = [[digit_metadata(10 * shard + n) for n in range(10)] for shard in range(3)]
@@ -222,9 +223,7 @@ def test_a_recipe_of_objects_is_checked_and_trained(laion: Bucket, tmp_path: Pat
     registry, losses = Registry.load(), []
     for workers in (0, 2):
         settings = ("train.steps=2", "train.log_every=1", "train.batch_size=2", f"train.workers={workers}")
-        entries: list[Any] = []
+        losses.append(training_losses(str(recipe), tmp_path / f"run{workers}", settings))
         loaded = load_recipe(str(recipe), settings, registry)
-        train_recipe(loaded, registry, tmp_path / f"run{workers}", on_log=entries.append)
-        losses.append([(each["lm"], each["denoising"]) for each in entries if "lm" in each])
         assert loaded.to_dict()["data"][0]["path"] == laion.url("laion/{00000..00002}.tar")
     assert losses[0] == losses[1] and len(losses[0]) == 2

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dreamkit import Registry, load_recipe, train_recipe
+from runs import training_losses
 from table_files import (
     IMAGE,
     coco_name,
@@ -26,10 +26,8 @@ INDICES = range(10)
 def losses(folder: Path, *data: str, **settings: str) -> list[Any]:
     recipe, out = folder / f"{len(list(folder.iterdir()))}.yaml", folder / f"run{len(list(folder.iterdir()))}"
     recipe.write_text("extends: digits/stage2\ndata:\n" + "".join(f"  - {section}\n" for section in data))
-    registry, entries = Registry.load(), []
     changes = [*SETTINGS, *(f"{key}={value}" for key, value in settings.items())]
-    train_recipe(load_recipe(str(recipe), changes, registry), registry, out, on_log=entries.append)
-    found = [(entry["step"], entry["lm"], entry["denoising"]) for entry in entries if "lm" in entry]
+    found = training_losses(str(recipe), out, changes)
     assert len(found) == 3
     return found
 

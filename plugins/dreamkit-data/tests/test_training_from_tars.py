@@ -1,23 +1,17 @@
 """Training from tars: the same documents give the same losses as from the source that they were written from."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from dreamkit import Registry, load_recipe, train_recipe
+from dreamkit import load_recipe
 from dreamkit_digits import documents
 from dreamkit_digits.documents import Digits
+from runs import training_losses
 from tar_files import write_mmc4
 
 STAGE2 = {"reading": 1.0, "drawing": 1.0, "counting": 2.0, "sums": 4.0}
 SETTINGS = ("train.steps=3", "train.log_every=1", "train.global_batch=4", "train.warmup=0")
-
-
-def losses(recipe: str, out: Path) -> list[Any]:
-    registry, entries = Registry.load(), []
-    train_recipe(load_recipe(recipe, SETTINGS, registry), registry, out, on_log=entries.append)
-    return [(entry["step"], entry["lm"], entry["denoising"]) for entry in entries if "lm" in entry]
 
 
 def test_stage_2_of_the_digits_trains_from_mmc4_tars_with_the_same_losses(
@@ -33,6 +27,6 @@ def test_stage_2_of_the_digits_trains_from_mmc4_tars_with_the_same_losses(
     recipe.write_text(
         "extends: digits/stage2\ndata:\n  - {name: mmc4, path: 'shards/{00000..00002}.tar', draw: true}\n"
     )
-    from_source = losses("digits/stage2", tmp_path / "source")
+    from_source = training_losses("digits/stage2", tmp_path / "source", SETTINGS)
     assert len(from_source) == 3
-    assert losses(str(recipe), tmp_path / "tars") == from_source
+    assert training_losses(str(recipe), tmp_path / "tars", SETTINGS) == from_source
