@@ -96,8 +96,8 @@ def train_recipe(
         datasets: one data set for each section of `recipe.data`; None builds those of the recipe.
         on_log: function to call with each entry of the log, such as `{"step": 10, "lm": 2.1, ...}`.
 
-    SIGINT, SIGTERM, SIGHUP and SIGUSR1 end the run after the step, if they have no handler of the user. An error or interrupt
-    during training leaves a resume point of the last finished step; a note of the exception names it.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 end the run after the step, if they have no handler of the user. An error or
+    interrupt during training leaves a resume point of the last finished step; a note of the exception names it.
 
     Raises:
         Interrupted: a `KeyboardInterrupt`; a signal ended the run.
