@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+
+from dreamkit.peers import watching
 
 TIMEOUT: Final = timedelta(minutes=30)  # of a meeting of all processes: one of them may write a checkpoint
 
@@ -38,6 +42,19 @@ def rank() -> int:
 def is_main() -> bool:
     """Return True in the one process that writes files and prints messages."""
     return rank() == 0
+
+
+@contextmanager
+def watched(hint: Callable[[], str]) -> Iterator[None]:
+    """Let the processes watch each other in the block, which every process must enter; see `peers.watching`."""
+
+    def share(value: Any) -> Any:
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    with watching(rank(), world_size(), share, hint):
+        yield
 
 
 def barrier() -> None:

@@ -138,6 +138,12 @@ def pending() -> Interrupted | None:
     return None if _watch is None or _watch.received is None else Interrupted(_watch.received)
 
 
+def drop_hints() -> None:
+    """Let the next signal print nothing: the process is ending for a reason that was printed."""
+    if _watch is not None:
+        _watch.hints[:] = ["" for _ in _watch.hints]
+
+
 def is_first_process() -> bool:
     """Return True in the first of the processes of `torchrun`, and in a process that runs alone."""
     return os.environ.get("RANK", "0") == "0"
