@@ -23,7 +23,7 @@ from secrets import token_hex
 from typing import Any, Final
 
 from dreamkit.errors import DreamkitError, TrainingError
-from dreamkit.interrupts import SHOW_CURSOR, Interrupted, deferred, drop_hints
+from dreamkit.interrupts import SHOW_CURSOR, Interrupted, deferred, ignore_signals
 
 CONNECTING: Final = 60.0  # seconds for all connections
 GREETING: Final = 5.0  # seconds for the first message of one
@@ -256,7 +256,7 @@ class _Watch:
     def end(self, code: int, reason: str | None = None) -> None:
         """End this process, and from the first one all others."""
         self.is_ending.set()
-        drop_hints()
+        ignore_signals()
         if reason is not None:
             _print(f"dreamkit: {reason}\n")
         for link in self.links.values() if self.rank == 0 else ():
