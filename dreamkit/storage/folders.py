@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, TypedDict
 
 from dreamkit.errors import OutputError, count, surrogate_problem
@@ -27,12 +28,16 @@ class FileRecord(TypedDict):
     sha256: str
 
 
-def describe_files(folder: Path) -> dict[str, FileRecord]:
-    """Return size and sha256 of every file in `folder`, by its relative name."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+def describe_files(
+    folder: Path, records: Mapping[str, FileRecord] = MappingProxyType({})
+) -> dict[str, FileRecord]:
+    """Return size and sha256 of every file in `folder`, by its relative name. Those in `records` are not read."""
+    files = {
+        path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
+    }
     return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
-        for path in files
+        name: records.get(name) or {"size": path.stat().st_size, "sha256": sha256(path)}
+        for name, path in files.items()
     }
 
 
