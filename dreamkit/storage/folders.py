@@ -35,10 +35,11 @@ def describe_files(
     files = {
         path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
     }
-    return {
-        name: records.get(name) or {"size": path.stat().st_size, "sha256": sha256(path)}
-        for name, path in files.items()
-    }
+    return {name: records.get(name) or describe_file(path) for name, path in files.items()}
+
+
+def describe_file(path: Path) -> FileRecord:
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def damaged_files(folder: Path, files: Mapping[str, FileRecord], *, read: bool = True) -> list[str]:

@@ -31,9 +31,11 @@ from dreamkit.training.blame import blame
 from dreamkit.training.data_wait import DataWait
 from dreamkit.training.loss_monitor import LossMonitor, NotFinite
 from dreamkit.training.optimizer import clip_gradients, make_optimizer, make_schedule
+from dreamkit.training.optimizer_state import load_optimizer
+from dreamkit.training.point_writer import save_resume_point
 from dreamkit.training.preempted import mark_preempted
 from dreamkit.training.random_state import RandomState
-from dreamkit.training.resume_points import load_optimizer, load_random_state, save_resume_point
+from dreamkit.training.resume_points import load_random_state
 from dreamkit.training.resume_state import Interval, RunState, read_state
 from dreamkit.training.run_bar import RunBar
 from dreamkit.training.run_log import LogEntry, RunLog
@@ -134,7 +136,7 @@ class TrainingLoop:
         """Take the state of the run in a resume point, and return it. The model was loaded before."""
         state = read_state(point)
         self.step = state.step
-        load_optimizer(point, self.model, self.optimizer)
+        load_optimizer(point, state.processes, self.model, self.optimizer)
         self.schedule = make_schedule(self.optimizer, self.recipe.train, self.step)
         self.monitor.begin(state.interval.start, state.interval.sums)
         self.skipped.begin(self.step, state.documents, limit_begins_here=changed_data)

@@ -7,18 +7,34 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+import layouts
 import sharded_models
+from dreamkit.checkpoints.load import load_checkpoint, load_weights
 from dreamkit.checkpoints.manifest import Manifest
+from dreamkit.checkpoints.merge import merge_adapters
 from dreamkit.checkpoints.save import save_checkpoint
+from dreamkit.errors import CheckpointError
 from dreamkit.storage.folders import describe_files
+from dreamkit.training.optimizer import make_optimizer
+from dreamkit.training.optimizer_state import load_optimizer, optimizer_tensors
 from processes import run_in
-from saved_models import build_tiny, edit_manifest, perturb
+from saved_models import REGISTRY, assert_equal, build_tiny, edit_manifest, perturb
+
+
+def set_files(folder: Path) -> None:
+    """Set the files in a manifest to those that are there."""
+    files = {name: record for name, record in describe_files(folder).items() if name != Manifest.FILE}
+    edit_manifest(folder, files=files)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             tensors[name][row] = torch.nan  # in the slice of the third process
         save_file(tensors, file)
-        files = {name: record for name, record in describe_files(copied).items() if name != Manifest.FILE}
-        edit_manifest(copied, files=files)
+        set_files(copied)
     run_in(3, sharded_models.__file__, folder)
     return folder
 
@@ -63,3 +78,107 @@ def test_a_problem_in_one_slice_is_an_error_of_all_processes(folder: Path, name:
     assert texts[0] == texts[1] == texts[2]
     _, _, key = sharded_models.ROWS.partition(".")
     assert re.search(f"{key}: {message}", texts[0])
+
+
+@pytest.mark.parametrize("shape", sharded_models.SHAPES, ids=str)
+def test_a_resume_point_in_slices_is_used_like_a_portable_checkpoint(
+    folder: Path, shape: tuple[int, ...], tmp_path: Path, run: Any
+) -> None:
+    out = folder / f"run {shape}"
+    point = out / "checkpoints/step-1"
+    assert sorted(path.name for path in point.iterdir()) == [
+        "dreamkit.json",
+        "tokenizer",
+        "trainer",
+        *(f"weights-0000{number}-of-00003.safetensors" for number in (1, 2, 3)),
+    ]
+    of_process = [len(load_file(file)) for file in sorted(point.glob("*.safetensors"))]
+    assert (of_process[1:] == [0, 0]) == (shape == (3, 1))  # one of the replicas writes
+    manifest, portable = Manifest.read(point), Manifest.read(out / "checkpoint")
+    assert (manifest.format, portable.format) == (3, 2)
+    assert (manifest.parts, manifest.adapters) == (portable.parts, portable.adapters)
+
+    model, report = load_checkpoint(point)
+    expected, other = load_checkpoint(out / "checkpoint")
+    assert_equal(model, expected)
+    assert report.parts == other.parts
+    started = build_tiny(**{"model.adapters": layouts.ADAPTERS})
+    load_weights(started, point)
+    assert_equal(started, expected)
+
+    save_checkpoint(model, tmp_path / "again")
+    for name, record in portable.files.items():
+        assert Manifest.read(tmp_path / "again").files[name] == record, name
+    for name, source in (("merged", point), ("expected", out / "checkpoint")):
+        merge_adapters(source, tmp_path / name, REGISTRY)
+    assert_equal(load_checkpoint(tmp_path / "merged")[0], load_checkpoint(tmp_path / "expected")[0])
+
+    code, text, _ = run("inspect", str(point))
+    assert code == 0
+    assert "weights in slices of 3 processes, " in text and "every file is intact" in text
+
+
+def test_a_command_generates_from_slices_what_it_does_from_whole_tensors(folder: Path, run: Any) -> None:
+    settings = ("--max-tokens", "8", "--max-images", "0")
+    outcomes = [
+        run("generate", str(folder / "run (3,)" / name), "say", *settings)
+        for name in ("checkpoints/step-1", "checkpoint")
+    ]
+    assert outcomes[0][:2] == outcomes[1][:2] and outcomes[0][0] == 0 and outcomes[0][1]
+
+
+@pytest.mark.parametrize("shape", sharded_models.SHAPES, ids=str)
+def test_one_process_reads_the_optimizer_of_three(folder: Path, shape: tuple[int, ...]) -> None:
+    out = folder / f"run {shape}"
+    model = build_tiny(**{"model.adapters": layouts.ADAPTERS})
+    model.set_trainable(["dream_queries", "new_tokens"])
+    optimizer = make_optimizer(model, sharded_models.TRAIN)
+    load_optimizer(out / "checkpoints/step-1", 3, model, optimizer)
+    actual, expected = optimizer_tensors(model, optimizer), load_file(out / "optimizer.safetensors")
+    assert actual.keys() == expected.keys() and len(expected) > 30
+    assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
+
+
+def edit_tensors(file: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """Change the tensors in a file of slices; the metadata stays."""
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    save_file(change(load_file(file)), file, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: {}, "missing or unknown"),
+        (lambda tensors: {name: tensor[..., :1] for name, tensor in tensors.items()}, "numbers in all"),
+        (lambda tensors: {name: tensor.to(torch.int8) for name, tensor in tensors.items()}, "int8 in "),
+    ],
+)
+@pytest.mark.parametrize("name", ["weights", "trainer/optimizer"])
+def test_damaged_slices_are_refused(
+    folder: Path,
+    tmp_path: Path,
+    name: str,
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    message: str,
+) -> None:
+    point = Path(shutil.copytree(folder / "run (3,)/checkpoints/step-1", tmp_path / "step-1"))
+    edit_tensors(point / f"{name}-00002-of-00003.safetensors", change)
+    set_files(point)
+    model = build_tiny(**{"model.adapters": layouts.ADAPTERS})
+    model.set_trainable(["dream_queries", "new_tokens"])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message):
+        if name == "weights":
+            load_weights(model, point)
+        else:
+            load_optimizer(point, 3, model, make_optimizer(model, sharded_models.TRAIN))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_manifest_names_the_files_of_all_processes(folder: Path, tmp_path: Path) -> None:
+    point = Path(shutil.copytree(folder / "run (3,)/checkpoints/step-1", tmp_path / "step-1"))
+    for processes in (4, 0, -1, 10**9):
+        edit_manifest(point, processes=processes)
+        with pytest.raises(CheckpointError, match=r"processes: expected|files: missing weights-0000"):
+            Manifest.read(point, verify=False)

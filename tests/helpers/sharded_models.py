@@ -14,13 +14,22 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+import layouts
 from dreamkit.checkpoints.load import load_weights
+from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.distributed import is_main, join, local_region, units, whole
 from dreamkit.errors import CheckpointError
 from dreamkit.model.model import DreamModel
-from saved_models import build_tiny
+from dreamkit.recipe.sections import TrainSection
+from dreamkit.training.optimizer import make_optimizer
+from dreamkit.training.optimizer_state import optimizer_tensors
+from dreamkit.training.point_writer import save_resume_point
+from dreamkit.training.random_state import RandomState
+from dreamkit.training.resume_state import DocumentCounts, Interval, RunState
+from saved_models import build_tiny, perturb
 
 ROWS = "language_model.model.model.layers.0.mlp.down_proj.weight"  # divided among all processes
+TRAIN = TrainSection(trainable=(), steps=1, global_batch=1)
 SHAPES = ((3,), (1, 3), (3, 1))  # of meshes: replicas, and slices of each
 
 
@@ -48,6 +57,27 @@ def write_error(folder: Path, name: str, action: Any) -> None:
         (folder / f"{name}.{dist.get_rank()}.txt").write_text(str(error))
 
 
+def write_resume_point(out: Path, shape: tuple[int, ...]) -> None:
+    """Write a resume point of an adapted model after a step of its optimizer, and the same values whole."""
+    model = build_tiny(**{"model.adapters": layouts.ADAPTERS})
+    model.set_trainable(["dream_queries", "new_tokens"])
+    torch.manual_seed(0)
+    perturb(model)
+    shard(model, shape)
+    optimizer = make_optimizer(model, TRAIN)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = parameter.detach().clone()
+    optimizer.step()
+    processes = dist.get_world_size()
+    state = RunState(1, processes, processes, Interval(), DocumentCounts())
+    save_resume_point(out, state, model, optimizer, RandomState(), None)
+    save_checkpoint(model, out / "checkpoint")
+    moments = {name: whole(tensor) for name, tensor in optimizer_tensors(model, optimizer).items()}
+    if is_main():
+        save_file(moments, out / "optimizer.safetensors")
+
+
 def main(folder: Path) -> None:
     join()
     for shape in SHAPES:
@@ -58,6 +88,9 @@ def main(folder: Path) -> None:
         assert any(0 in region.shape for region in regions) == (is_last and shape != (3, 1))
         load_weights(model, folder / "checkpoint")
         write_whole(model, folder / f"loaded {shape}.safetensors")
+
+    for shape in SHAPES:
+        write_resume_point(folder / f"run {shape}", shape)
 
     model = shard(build_tiny())
     before = {name: whole(tensor) for name, tensor in model.state_dict().items()}
