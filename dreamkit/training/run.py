@@ -23,7 +23,7 @@ from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.fingerprint import read_fingerprints
 from dreamkit.data.packing import attention_status
-from dreamkit.distributed import barrier, is_main, join, rank, shard, world_size
+from dreamkit.distributed import barrier, is_main, join, rank, world_size
 from dreamkit.errors import CheckpointError, RecipeError, TrainingError, count
 from dreamkit.interrupts import Interrupted, deferred
 from dreamkit.model.model import DreamModel
@@ -50,6 +50,7 @@ from dreamkit.training.same_run import (
     is_longer,
     steps_note,
 )
+from dreamkit.training.sharding import mesh_shape, shard
 
 CHECKPOINT = "checkpoint"  # folder of the trained model
 
@@ -128,6 +129,7 @@ def train_recipe(
         )
     out = output_folder(out)
     device = join()
+    mesh_shape(recipe.train)  # raises before any weights are read
     with exclusive_run(out):
         points = resume_points(out)
         if resume and _is_finished(out) and not is_longer(out / CHECKPOINT, recipe):
@@ -179,9 +181,10 @@ def train_recipe(
             for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
                 _show(line)
         updates = make_updates(recipe, model, datasets, cache, documents)
-        model.to(device)
         if world_size() > 1:
-            shard(model, device)
+            shard(model, device, recipe.train)
+        else:
+            model.to(device)
         if resume and recipe.train.cache is None:
             _show(_copy(model, points, manifest))
         if is_main():
