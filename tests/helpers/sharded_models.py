@@ -3,6 +3,7 @@
 `torchrun` runs this file in each process of `test_slices.py`: `sharded_models.py FOLDER`.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from saved_models import build_tiny, perturb
 
 ROWS = "language_model.model.model.layers.0.mlp.down_proj.weight"  # divided among all processes
 TRAIN = TrainSection(trainable=(), steps=1, global_batch=1)
+INPUTS = "DREAMKIT_TEST_INPUTS"  # variable with the folder of the checkpoints to load
 SHAPES = ((3,), (1, 3), (3, 1))  # of meshes: replicas, and slices of each
 
 
@@ -80,13 +82,14 @@ def write_resume_point(out: Path, shape: tuple[int, ...]) -> None:
 
 def main(folder: Path) -> None:
     join()
+    inputs = Path(os.environ[INPUTS])
     for shape in SHAPES:
         model = shard(build_tiny(), shape)
         regions = [local_region(each) for each in model.parameters() if isinstance(each, DTensor)]
         assert len(regions) > 50
         is_last = dist.get_rank() == 2  # of four rows, the first two processes have two each
         assert any(0 in region.shape for region in regions) == (is_last and shape != (3, 1))
-        load_weights(model, folder / "checkpoint")
+        load_weights(model, inputs / "checkpoint")
         write_whole(model, folder / f"loaded {shape}.safetensors")
 
     for shape in SHAPES:
@@ -95,7 +98,7 @@ def main(folder: Path) -> None:
     model = shard(build_tiny())
     before = {name: whole(tensor) for name, tensor in model.state_dict().items()}
     for name in ("not finite", "cut"):
-        write_error(folder, name, lambda name=name: load_weights(model, folder / name))
+        write_error(folder, name, lambda name=name: load_weights(model, inputs / name))
     assert all(torch.equal(whole(tensor), before[name]) for name, tensor in model.state_dict().items())
     dist.destroy_process_group()
 
