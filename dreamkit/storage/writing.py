@@ -83,7 +83,7 @@ def require_space(path: Path, size: int) -> None:
             raise OutputError(
                 f"cannot write {shown_path(final_path(path))}: expected {decimal(size)} of free space, got "
                 f"{decimal(free)}; {_REMEDIES[errno.ENOSPC]}"
-            )
+            ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return
 
 

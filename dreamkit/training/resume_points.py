@@ -11,7 +11,6 @@ from dreamkit.training.random_state import RandomState
 from dreamkit.training.resume_state import STATE, state_errors
 
 RESUME_POINTS: Final = "checkpoints"  # folder of the folders `step-N`
-MAX_RESUME_POINTS: Final = 2
 
 
 def resume_point(out: Path, step: int) -> Path:
@@ -22,9 +21,11 @@ def resume_point(out: Path, step: int) -> Path:
 def resume_points(out: Path) -> list[Path]:
     """Return the resume points of a run, oldest first."""
     points = (out / RESUME_POINTS).glob("step-*")
-    return sorted(
-        (point for point in points if point.name[5:].isdecimal()), key=lambda point: int(point.name[5:])
-    )
+    return sorted((point for point in points if point.name[5:].isdecimal()), key=_step)
+
+
+def _step(point: Path) -> int:
+    return int(point.name[5:])
 
 
 def restore_resume_points(out: Path) -> None:
@@ -38,11 +39,15 @@ def restore_resume_points(out: Path) -> None:
             restore_replaced(replaced.with_name(replaced.name[1:].removesuffix(".replaced")))
 
 
-def remove_resume_points(out: Path) -> None:
-    """Remove all resume points of a run but the last ones, and what an interrupted run left unfinished."""
+def remove_resume_points(out: Path, keep_last: int, keep_every: int | None) -> None:
+    """Remove the resume points of a run but the last ones (0: keep all), and what an interrupted run left unfinished.
+
+    Those whose step is a multiple of `keep_every` stay.
+    """
+    old = resume_points(out)[:-keep_last] if keep_last else []
     unfinished = (out / RESUME_POINTS).glob(".step-*")
-    for old in [*resume_points(out)[:-MAX_RESUME_POINTS], *unfinished]:
-        remove_folder(old)
+    for folder in [*(point for point in old if keep_every is None or _step(point) % keep_every), *unfinished]:
+        remove_folder(folder)
 
 
 def load_random_state(point: Path) -> None:

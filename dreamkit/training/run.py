@@ -198,6 +198,8 @@ def train_recipe(
         _train(loop, points[-1] if resume else None, changed_data)
         for note in loop.skipped.notes(device):
             _show(note)
+        if (note := loop.points.note()) is not None:
+            _show(note)
         if (advice := loop.data_wait.advice(recipe.train.workers)) is not None:
             _show(advice)
         model.eval()
@@ -272,7 +274,8 @@ def _train(loop: TrainingLoop, point: Path | None, changed_data: bool) -> None:
         try:
             with with_remedies():
                 loop.train(point, changed_data=changed_data)
-            save_checkpoint(loop.model, checkpoint, registry=loop.registry)
+            with loop.saving():
+                save_checkpoint(loop.model, checkpoint, registry=loop.registry)
         except BaseException as error:
             loop.bar.stop()
             add_resume_point(error, loop)
