@@ -48,6 +48,7 @@ from dreamkit.training.same_run import (
     compare_run,
     global_batch,
     is_longer,
+    order_note,
     steps_note,
 )
 from dreamkit.training.sharding import mesh_shape, shard
@@ -152,6 +153,8 @@ def train_recipe(
             assert then is not None, "a loaded checkpoint has a recipe"
             compare_run(points[-1], state, then, recipe)
             documents = global_batch(state, then)
+            if (order := order_note(points[-1], state)) is not None:
+                _show(order)
             if (change := steps_note(state, then, recipe)) is not None:
                 _show(change)
         elif model is None:

@@ -77,6 +77,16 @@ def steps_note(state: RunState, then: Recipe, now: Recipe) -> str | None:
     )
 
 
+def order_note(point: Path, state: RunState) -> str | None:
+    """Return a line about the documents of a run whose resume point has no fingerprints of its data, or None."""
+    if state.data:
+        return None
+    return (
+        f"{point}: an earlier release wrote it, which had another order of documents; weights, optimizer and schedule "
+        f"continue, and the documents from step {state.step + 1} on are those of today's order"
+    )
+
+
 def compare_finished(checkpoint: Path, then: Recipe | None, now: Recipe) -> None:
     """Check that a finished run, with its checkpoint, has the recipe to resume; paths of data may differ.
 

@@ -5,6 +5,7 @@ One launch of `sharded_models.py` runs everything for all tests; a hang ends at 
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from dreamkit.storage.folders import describe_files
 from dreamkit.training.optimizer import make_optimizer
 from dreamkit.training.optimizer_state import load_optimizer, optimizer_tensors
 from processes import run_in
+from runs import run
 from saved_models import REGISTRY, assert_equal, build_tiny, edit_manifest, perturb
 
 
@@ -57,10 +59,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tensors[name][row] = torch.nan  # in the slice of the third process
         save_file(tensors, file)
         set_files(copied)
+    run(inputs / "straight", layouts.recipe(**sharded_models.SETTINGS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(sharded_models.INPUTS, str(inputs))  # a launch that is tried again has an empty folder
         run_in(3, sharded_models.__file__, folder)
     shutil.copy(inputs / "model.pt", folder)
+    shutil.copytree(inputs / "straight", folder / "straight")
     return folder
 
 
@@ -83,9 +87,14 @@ def test_a_problem_in_one_slice_is_an_error_of_all_processes(folder: Path, name:
     assert re.search(f"{key}: {message}", texts[0])
 
 
+@pytest.fixture
+def run_command(run: Any) -> Any:
+    return run
+
+
 @pytest.mark.parametrize("shape", sharded_models.SHAPES, ids=str)
 def test_a_resume_point_in_slices_is_used_like_a_portable_checkpoint(
-    folder: Path, shape: tuple[int, ...], tmp_path: Path, run: Any
+    folder: Path, shape: tuple[int, ...], tmp_path: Path, run_command: Any
 ) -> None:
     out = folder / f"run {shape}"
     point = out / "checkpoints/step-1"
@@ -118,13 +127,13 @@ def test_a_resume_point_in_slices_is_used_like_a_portable_checkpoint(
         merge_adapters(source, tmp_path / name, REGISTRY)
     assert_equal(load_checkpoint(tmp_path / "merged")[0], load_checkpoint(tmp_path / "expected")[0])
 
-    code, text, _ = run("inspect", str(point))
+    code, text, _ = run_command("inspect", str(point))
     assert code == 0
     assert "weights in slices of 3 processes, " in text and "every file is intact" in text
 
 
 def test_a_command_generates_from_slices_what_it_does_from_whole_tensors(
-    folder: Path, tmp_path: Path, run: Any
+    folder: Path, tmp_path: Path, run_command: Any
 ) -> None:
     settings = ("--max-tokens", "8", "--max-images", "0")
     outcomes = [
@@ -197,3 +206,31 @@ def test_a_manifest_names_the_files_of_all_processes(folder: Path, tmp_path: Pat
         edit_manifest(point, processes=processes)
         with pytest.raises(CheckpointError, match=r"processes: expected|files: missing weights-0000"):
             Manifest.read(point, verify=False)
+
+
+def losses(out: Path) -> dict[int, list[float | None]]:
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return {entry["step"]: [entry[name] for name in ("lm", "denoising", "loss")] for entry in entries}
+
+
+def test_runs_of_other_processes_and_shardings_have_the_same_losses(folder: Path, tmp_path: Path) -> None:
+    """One process, three that are not sharded, three that are, and one."""
+    expected = {
+        step: [None if value is None else pytest.approx(value, rel=1e-8, abs=0) for value in each]
+        for step, each in losses(folder / "straight").items()
+    }
+    point = Path("checkpoints/step-4")
+    shutil.copytree(folder / "none" / point, tmp_path / point)
+    run(tmp_path, layouts.recipe(**sharded_models.SETTINGS), resume=True)
+    for out, steps in ((folder / "none", (3, 4, 5, 6)), (folder / "full", (5, 6)), (tmp_path, (5, 6))):
+        assert losses(out) == {step: expected[step] for step in steps}
+    assert len([*(folder / "none" / point).glob("weights-*")]) == 3
+    assert Manifest.read(folder / "none" / point).is_sliced
+
+
+def test_a_failed_write_of_one_process_stops_all_at_one_step(folder: Path) -> None:
+    texts = [(folder / f"failing.{rank}.txt").read_text() for rank in range(3)]
+    assert texts[0].startswith("cannot write .step-2.partial: no space") and texts[0] == texts[1] == texts[2]
+    assert "is saved in" in texts[0] or "no resume point was saved" in texts[0]
+    names = sorted(path.name for path in (folder / "failing/checkpoints").iterdir())
+    assert "step-1" in names and "step-2" not in names and not any(name.startswith(".") for name in names)
