@@ -177,7 +177,7 @@ def train_recipe(
             for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
                 _show(line)
         updates = make_updates(recipe, model, datasets, cache, documents)
-        if world_size() > 1:
+        if world_size() > 1 or recipe.train.cpu_offload:
             shard(model, device, recipe.train)
         else:
             model.to(device)
