@@ -22,7 +22,7 @@ from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.fingerprint import read_fingerprints
 from dreamkit.data.packing import attention_status
-from dreamkit.distributed import barrier, is_main, join, rank, world_size
+from dreamkit.distributed import barrier, is_main, join, rank, watched, world_size
 from dreamkit.errors import CheckpointError, RecipeError, TrainingError, count
 from dreamkit.interrupts import Interrupted, deferred
 from dreamkit.model.model import DreamModel
@@ -36,7 +36,7 @@ from dreamkit.training.failures import with_remedies
 from dreamkit.training.leaving import add_resume_point
 from dreamkit.training.loop import LOG, TrainingLoop
 from dreamkit.training.reading_updates import make_updates
-from dreamkit.training.resume_points import RESUME_POINTS, resume_points
+from dreamkit.training.resume_points import RESUME_POINTS, continue_hint, resume_points
 from dreamkit.training.resume_state import RunState, read_state
 from dreamkit.training.run_folder import exclusive_run
 from dreamkit.training.run_log import LogEntry, read_log
@@ -129,7 +129,7 @@ def train_recipe(
     out = output_folder(out)
     device = join()
     mesh_shape(recipe.train)  # raises before any weights are read
-    with exclusive_run(out):
+    with watched(lambda: continue_hint(out)), exclusive_run(out):
         points = resume_points(out)
         if resume and _is_finished(out) and not is_longer(out / CHECKPOINT, recipe):
             return _finished_run(out, recipe, registry, points)
