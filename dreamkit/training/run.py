@@ -12,6 +12,7 @@ from dreamkit import kernels
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
 from dreamkit.build.notes import machine_notes, recipe_notes
+from dreamkit.build.parameter_groups import parameter_groups
 from dreamkit.cache.model_check import open_cache
 from dreamkit.cache.read import Cache
 from dreamkit.cache.recipe_check import cache_problems, data_notes
@@ -247,6 +248,7 @@ def _set_up(model: DreamModel, recipe: Recipe) -> None:
 
     Raises:
         TrainingError: there are no trainable parts.
+        RecipeError: a group of `train.groups` matches none.
     """
     model.recipe, model.lm_weight, model.denoising_weight = recipe, recipe.loss.lm, recipe.loss.denoising
     if recipe.train.precision == "float64":
@@ -254,6 +256,7 @@ def _set_up(model: DreamModel, recipe: Recipe) -> None:
     model.set_trainable(recipe.train.trainable)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("nothing to train: name parts in train.trainable or add model.adapters")
+    parameter_groups(model, recipe)  # before minutes of reading
 
 
 def _train(loop: TrainingLoop, point: Path | None, changed_data: bool) -> None:
