@@ -26,7 +26,6 @@ from dreamkit.checkpoints.merge import merge_adapters
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.errors import CheckpointError
 from dreamkit.storage.folders import describe_files
-from dreamkit.training.optimizer import make_optimizer
 from dreamkit.training.optimizer_state import load_optimizer, optimizer_tensors
 from processes import run_in
 from runs import run
@@ -155,7 +154,7 @@ def test_one_process_reads_the_optimizer_of_three(folder: Path, shape: tuple[int
     out = folder / f"run {shape}"
     model = build_tiny(**{"model.adapters": layouts.ADAPTERS})
     model.set_trainable(["dream_queries", "new_tokens"])
-    optimizer = make_optimizer(model, sharded_models.TRAIN)
+    optimizer = sharded_models.new_optimizer(model)
     load_optimizer(out / "checkpoints/step-1", 3, model, optimizer)
     actual, expected = optimizer_tensors(model, optimizer), load_file(out / "optimizer.safetensors")
     assert actual.keys() == expected.keys() and len(expected) > 30
@@ -196,7 +195,7 @@ def test_damaged_slices_are_refused(
         if name == "weights":
             load_weights(model, point)
         else:
-            load_optimizer(point, 3, model, make_optimizer(model, sharded_models.TRAIN))
+            load_optimizer(point, 3, model, sharded_models.new_optimizer(model))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.optim import AdamW
 
 import layouts
+from dreamkit.build.parameter_groups import parameter_groups
 from dreamkit.checkpoints.load import load_weights
 from dreamkit.checkpoints.save import save_checkpoint, write_own_files
 from dreamkit.distributed import is_main, join, local_region, units, whole
@@ -69,6 +71,10 @@ def write_error(folder: Path, name: str, action: Any) -> None:
         (folder / f"{name}.{dist.get_rank()}.txt").write_text(with_notes(error))
 
 
+def new_optimizer(model: DreamModel) -> AdamW:
+    return make_optimizer(parameter_groups(model, layouts.recipe()))
+
+
 def write_resume_point(out: Path, shape: tuple[int, ...]) -> None:
     """Write a resume point of an adapted model after a step of its optimizer, and the same values whole."""
     model = build_tiny(**{"model.adapters": layouts.ADAPTERS})
@@ -76,7 +82,7 @@ def write_resume_point(out: Path, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     perturb(model)
     shard(model, shape)
-    optimizer = make_optimizer(model, TRAIN)
+    optimizer = new_optimizer(model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = parameter.detach().clone()
