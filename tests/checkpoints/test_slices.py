@@ -173,7 +173,7 @@ def edit_tensors(file: Path, change: Callable[[dict[str, Tensor]], dict[str, Ten
     ("change", "message"),
     [
         (lambda tensors: {}, "missing or unknown"),
-        (lambda tensors: {name: tensor[..., :1] for name, tensor in tensors.items()}, "numbers in all"),
+        (lambda tensors: {name: tensor[..., :1] for name, tensor in tensors.items()}, "sum of the sizes"),
         (lambda tensors: {name: tensor.to(torch.int8) for name, tensor in tensors.items()}, "int8 in "),
     ],
 )
