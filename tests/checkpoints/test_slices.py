@@ -136,7 +136,7 @@ def test_a_command_generates_from_slices_what_it_does_from_whole_tensors(
 ) -> None:
     settings = ("--max-tokens", "8", "--max-images", "0")
     outcomes = [
-        run(
+        run_command(
             "generate",
             folder / "run (3,)" / name,
             "say",
