@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 import tiny
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
+from dreamkit.build.parameter_groups import parameter_groups
 from dreamkit.data.batch import Batch
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.mixture import Mixture
@@ -252,9 +253,12 @@ def run_bad_steps(device: torch.device) -> None:
     model = tiny.model()
     batch = uneven_batches(model)[dist.get_rank()]
     model.set_trainable(TRAINABLE)
-    shard(model, device)
+    shard(model, device, recipe().train)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer, monitor = make_optimizer(model, recipe(weight_decay=0.1).train), LossMonitor(device)
+    optimizer, monitor = (
+        make_optimizer(parameter_groups(model, recipe(weight_decay=0.1))),
+        LossMonitor(device),
+    )
 
     def state() -> list[Tensor]:
         values = [*trained, *(value for each in optimizer.state.values() for value in each.values())]
@@ -281,7 +285,8 @@ def run_bad_steps(device: torch.device) -> None:
 def main(folder: Path) -> None:
     device = join()
     if (folder / "checkpoints").is_dir():
-        train_recipe(recipe(save_every=1), Registry.load(), folder, datasets=[TinyDocuments()], resume=True)
+        again = recipe(save_every=1, sharding="none")  # the first run was sharded
+        train_recipe(again, Registry.load(), folder, datasets=[TinyDocuments()], resume=True)
         dist.destroy_process_group()
         return
 
