@@ -30,7 +30,7 @@ from dreamkit.training.agreement import Agreement
 from dreamkit.training.blame import blame
 from dreamkit.training.data_wait import DataWait
 from dreamkit.training.loss_monitor import LossMonitor, NotFinite
-from dreamkit.training.optimizer import clip_gradients, make_optimizer, make_schedule
+from dreamkit.training.optimizer import clip_gradients, make_optimizer, make_schedule, update
 from dreamkit.training.preempted import mark_preempted
 from dreamkit.training.random_state import RandomState
 from dreamkit.training.resume_points import load_optimizer, load_random_state, save_resume_point
@@ -120,7 +120,7 @@ class TrainingLoop:
             self.monitor.add_gradient(self.step + 1, norm)
             learning_rate = float(self.schedule.get_last_lr()[0])
             self.random_state = None  # from here to the end of the step, the run cannot be saved
-            self.optimizer.step()
+            update(self.optimizer, self.monitor.not_finite(norm))
             self.schedule.step()
             self.optimizer.zero_grad()
             self.end_step()

@@ -92,7 +92,13 @@ def load_optimizer(point: Path, model: DreamModel, optimizer: Optimizer) -> None
     with state_errors(point):
         if file.is_file():  # not before the first step
             options = StateDictOptions(full_state_dict=True)
-            state = read_pickle(file, CheckpointError)
+            names = {parameter: name for name, parameter in model.named_parameters()}
+            groups = [
+                {**group, "params": [names[parameter] for parameter in group["params"]]}
+                for group in optimizer.param_groups
+            ]
+            # settings and groups are those of this run
+            state = {**read_pickle(file, CheckpointError), "param_groups": groups}
             set_optimizer_state_dict(model, optimizer, optim_state_dict=state, options=options)
 
 
