@@ -20,7 +20,7 @@ from dreamkit.errors import DreamkitError, RecipeError
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.part import Part
 from dreamkit.plan.chain import Step, chain
-from dreamkit.plan.memory import Device, Memory, gradient_bytes, halve_units, memory_of, total_bytes
+from dreamkit.plan.memory import Device, Memory, gradient_bytes, memory_of, total_bytes
 from dreamkit.plan.rows import batch_shapes, collator, most_images
 from dreamkit.plan.step import measure_step
 from dreamkit.recipe.sections import WITH_SOURCE, Recipe
@@ -117,18 +117,11 @@ def plan(
         documents = len(batch.places)
     rows, length = batch.input_ids_BT.shape
     # everything about the model is read before the step, which uses its tensors up
-    parts, steps, memory = (
-        _sizes(model, recipe),
-        chain(model, recipe),
-        memory_of(model, recipe.train, processes),
-    )
+    parts, steps, memory = _sizes(model, recipe), chain(model, recipe), memory_of(model, processes)
     unchecked = _unchecked(model) if recipe.train.gradient_checkpointing else ()
     tokens = sum(end - start for row in batch.spans for start, end in row)
     most = most_images(model.sequencer(recipe.train.max_length))
-    gradients = gradient_bytes(model, recipe.train, processes)
-    if processes > 1 and recipe.train.precision == "bfloat16":
-        halve_units(model)
-    computing, flops = measure_step(model, batch, recipe, gradients, passes, device)
+    computing, flops = measure_step(model, batch, recipe, gradient_bytes(model, processes), passes, device)
     return Plan(
         chain=steps,
         parts=parts,
