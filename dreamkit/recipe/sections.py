@@ -146,6 +146,7 @@ class TrainSection:
     `cpu_offload` keeps weights, gradients and the optimizer's state in the host's memory.
     `log_every` and `save_every` are in steps; `save_every=0` saves only at the end.
     `keep_last` is the number of resume points that stay (0: all), besides those after a multiple of `keep_every` steps.
+    `on_save_error` is the action if a resume point cannot be written. The checkpoint at the end must be written.
     `cache` is a folder that `dreamkit cache` wrote.
     `on_error` is the action at a document that cannot be used, `too_long` at one longer than `max_length`.
     `max_skipped` is the greatest share of the documents to skip, after the first thousand.
@@ -178,6 +179,7 @@ class TrainSection:
     save_every: int = setting(0, least=0, most=MAX_STEPS)
     keep_last: int = setting(2, least=0, most=MAX_STEPS)
     keep_every: int | None = setting(None, least=1, most=MAX_STEPS)
+    on_save_error: Literal["stop", "continue"] = "stop"
     workers: int = setting(0, least=0, most=MAX_WORKERS)
     cache: str | None = setting(None, path=True)
     on_error: Literal["skip", "stop"] = "skip"

@@ -87,7 +87,7 @@ class TrainingLoop:
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(parameter_groups(model, recipe))
         self.step = 0
-        self.has_begun = self.has_diverged = False
+        self.has_begun = self.has_diverged = self.has_failed_to_save = False
         self.random_state: RandomState | None = None
         self.agreement = Agreement()
         self.data_wait = DataWait(device)
@@ -270,11 +270,15 @@ class TrainingLoop:
             preempted,
         )
         with self.saving():
+            self.points.finish()  # the failure of an earlier point is not that of this one
+        with self.saving(may_fail=not is_last):
             self.points.save(state, self.model, self.optimizer, self.random_state, is_last=is_last)
 
     @contextmanager
-    def saving(self) -> Iterator[None]:
+    def saving(self, *, may_fail: bool = True) -> Iterator[None]:
         """Stop training if a resume point cannot be written, which all processes learn in the same block.
+
+        If it `may_fail` and `on_save_error` is continue, print a line about the first one, and go on.
 
         Raises:
             OutputError: it cannot.
@@ -282,7 +286,11 @@ class TrainingLoop:
         try:
             yield
         except OutputError as error:
-            self.agreement.stop(error)
+            if not may_fail or self.recipe.train.on_save_error == "stop":
+                self.agreement.stop(error)
+            if is_main() and not self.has_failed_to_save:
+                self.bar.print(f"{error}; training goes on, and tries again in train.save_every steps")
+            self.has_failed_to_save = True
 
 
 def _counts(batches: Sequences[Batch]) -> list[float]:

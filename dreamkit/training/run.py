@@ -280,7 +280,7 @@ def _train(loop: TrainingLoop, point: Path | None, changed_data: bool) -> None:
         try:
             with with_remedies():
                 loop.train(point, changed_data=changed_data)
-            with loop.saving():
+            with loop.saving(may_fail=False):
                 save_checkpoint(loop.model, checkpoint, registry=loop.registry)
         except BaseException as error:
             loop.bar.stop()
