@@ -1,4 +1,4 @@
-"""Processes that train together: their start, sums over them, barriers, and sharding of the model (FSDP2)."""
+"""Processes that train together: their start, sums over them, barriers, and the units of a sharded model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Final
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 TIMEOUT: Final = timedelta(minutes=30)  # of a meeting of all processes: one of them may write a checkpoint
@@ -58,17 +56,6 @@ def whole(tensor: Tensor) -> Tensor:
     """Return the full tensor of a shard, detached and on the CPU. Every process must call this function."""
     tensor = tensor.detach()
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
-
-
-def shard(model: nn.Module, device: torch.device) -> None:
-    """Shard `model`, already on `device`, over all processes, in place.
-
-    Each of its `units` is gathered when it runs. The root owns all other tensors, gathered for the whole forward pass.
-    """
-    mesh = init_device_mesh(device.type, (world_size(),))
-    for module in units(model):
-        fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh)
 
 
 def units(model: nn.Module) -> list[nn.Module]:

@@ -60,7 +60,7 @@ def memory_of(model: nn.Module, processes: int, device: Device) -> Memory:
     """Return the memory of `model` on each of `processes` devices, before anything is computed.
 
     Call `model.set_trainable` first. Under FSDP (more than one process) every parameter is divided along its first
-    dimension and buffers are not; see `dreamkit.distributed.shard`.
+    dimension and buffers are not; see `dreamkit.training.sharding`.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = sum(shard_bytes(parameter, processes) for parameter in model.parameters())

@@ -113,6 +113,8 @@ class TrainSection:
     `max_length` is the number of tokens in a row (None: the language model's maximum).
     `packing` puts several documents into a row (None: if the language model can keep them apart).
     `precision` is that of computing, and with float64, which is meant for tests, of the weights too.
+    `sharding` divides weights, gradients and the optimizer's state among the devices: of all (full), of each machine
+    (hybrid), or not at all (none).
     `log_every` and `save_every` are in steps; `save_every=0` saves only at the end.
     `cache` is a folder that `dreamkit cache` wrote.
     `on_error` is the action at a document that cannot be used, `too_long` at one longer than `max_length`.
@@ -137,6 +139,7 @@ class TrainSection:
     seed: int = setting(0, least=0, most=2**32 - 1)
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     gradient_checkpointing: bool = False
+    sharding: Literal["none", "full", "hybrid"] = "full"
     log_every: int = setting(10, least=1, most=MAX_STEPS)
     save_every: int = setting(0, least=0, most=MAX_STEPS)
     workers: int = setting(0, least=0, most=MAX_WORKERS)

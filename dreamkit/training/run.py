@@ -22,7 +22,7 @@ from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.fingerprint import read_fingerprints
 from dreamkit.data.packing import attention_status
-from dreamkit.distributed import barrier, is_main, join, rank, shard, world_size
+from dreamkit.distributed import barrier, is_main, join, rank, world_size
 from dreamkit.errors import CheckpointError, RecipeError, TrainingError, count
 from dreamkit.interrupts import deferred, pending
 from dreamkit.model.model import DreamModel
@@ -49,6 +49,7 @@ from dreamkit.training.same_run import (
     is_longer,
     steps_note,
 )
+from dreamkit.training.sharding import mesh_shape, shard
 
 CHECKPOINT = "checkpoint"  # folder of the trained model
 
@@ -127,6 +128,7 @@ def train_recipe(
         )
     out = output_folder(out)
     device = join()
+    mesh_shape(recipe.train)  # raises before any weights are read
     with exclusive_run(out):
         points = resume_points(out)
         if resume and _is_finished(out) and not is_longer(out / CHECKPOINT, recipe):
@@ -175,9 +177,10 @@ def train_recipe(
             for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
                 _show(line)
         updates = make_updates(recipe, model, datasets, cache, documents)
-        model.to(device)
         if world_size() > 1:
-            shard(model, device)
+            shard(model, device, recipe.train)
+        else:
+            model.to(device)
         if is_main():
             with writing(out):
                 out.mkdir(exist_ok=True)

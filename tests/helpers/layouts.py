@@ -29,7 +29,7 @@ from dreamkit.data.batch import Batch
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.mixture import Mixture
 from dreamkit.data.samples import Samples
-from dreamkit.distributed import is_main, join, shard, total, whole, world_size
+from dreamkit.distributed import is_main, join, total, whole, world_size
 from dreamkit.document import Document, Text
 from dreamkit.errors import DocumentError, TrainingError, with_notes
 from dreamkit.interrupts import Interrupted
@@ -39,6 +39,7 @@ from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training import loop
 from dreamkit.training.run import train_recipe
+from dreamkit.training.sharding import shard
 
 TRAINABLE = ["language_model", "visual_projector", "condition_projector", "dream_queries", "new_tokens"]
 ADAPTERS = [
@@ -252,7 +253,7 @@ def main(folder: Path) -> None:
 
     model = tiny.model()
     batch = uneven_batches(model)[dist.get_rank()]
-    shard(model, device)
+    shard(model, device, recipe().train)
     assert sum(isinstance(module, FSDPModule) for module in model.modules()) > 5, (
         "blocks are sharded on their own"
     )
