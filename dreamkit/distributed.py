@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from dreamkit.errors import CheckpointError, DreamkitError, OutputError, SourceError, TrainingError
 
 TIMEOUT: Final = timedelta(minutes=30)  # of a meeting of all processes: one of them may write a checkpoint
+
+# Errors that one process raises in place of another, by their names.
+_SHARED_ERRORS: Final[dict[str, type[DreamkitError]]] = {
+    error.__name__: error for error in (CheckpointError, OutputError, SourceError)
+}
 
 
 def join() -> torch.device:
@@ -66,3 +76,73 @@ def units(model: nn.Module) -> list[nn.Module]:
     """
     blocks = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     return [module for module in reversed([*model.modules()][1:]) if type(module).__name__ in blocks]
+
+
+class Region(NamedTuple):
+    """A part of a tensor: its first index and its length in each dimension."""
+
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def local_region(tensor: Tensor) -> Region:
+    """Return the part of a tensor that this process holds: all of it, unless it is sharded."""
+    if not isinstance(tensor, DTensor):
+        return Region((0,) * tensor.ndim, tuple(tensor.shape))
+    shape, offsets = compute_local_shape_and_global_offset(
+        tensor.shape, tensor.device_mesh, tensor.placements
+    )
+    return Region(tuple(offsets), tuple(shape))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the values of a tensor that this process holds, detached; they share its memory."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def is_first_replica(tensor: Tensor) -> bool:
+    """Return True in the first of the processes that hold the same values of a tensor."""
+    if not isinstance(tensor, DTensor):
+        return is_main()
+    coordinates = tensor.device_mesh.get_coordinate() or ()
+    return all(
+        index == 0
+        for index, placement in zip(coordinates, tensor.placements, strict=True)
+        if isinstance(placement, Replicate)
+    )
+
+
+def gathered(value: Any) -> list[Any]:
+    """Return the plain values of all processes, in their order. Every process must call this function."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def of_all(values: Iterable[str]) -> list[str]:
+    """Return the texts of all processes, each once. Every process must call this function."""
+    return [*dict.fromkeys(value for each in gathered([*values]) for value in each)]
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Raise the error of one process in all of them, at the end of a block. Every process must enter the block.
+
+    Within the block, processes may meet only in ways that the error of one does not prevent.
+
+    Raises:
+        DreamkitError: of the class and with the message of the first process with an error.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    reasons = gathered(None if error is None else (type(error).__name__, str(error) or repr(error)))
+    if error is not None:
+        raise error
+    for name, message in filter(None, reasons):
+        raise _SHARED_ERRORS.get(name, TrainingError)(message)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from rich.table import Table
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
 from dreamkit.checkpoints.compare import compare_adapters, compare_components, compare_source, compare_tokens
 from dreamkit.checkpoints.entries import Entry, entries, needs_saving
 from dreamkit.checkpoints.manifest import Manifest, adapter_file, weights_file
+from dreamkit.checkpoints.saved_tensors import SavedTensor, read_slices
+from dreamkit.distributed import local, local_region, of_all, together
 from dreamkit.errors import CheckpointError, PluginError, excerpt
 from dreamkit.model.adapters import is_adapter, names_in_part, stored_name
 from dreamkit.model.model import DreamModel
@@ -62,6 +66,16 @@ def load_checkpoint(folder: Path | str, registry: Registry | None = None) -> tup
         CheckpointError: a damaged checkpoint or a newer format, a component that is not installed, a source that is
             missing or has changed, or other tensors than the model has.
     """
+    model, manifest = build_saved(folder, registry)
+    return model, copy_tensors(model, folder, manifest)
+
+
+def build_saved(folder: Path | str, registry: Registry | None = None) -> tuple[DreamModel, Manifest]:
+    """Build the model of a checkpoint without its weights; return it with the manifest, for `copy_tensors`.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`, except for the tensors.
+    """
     folder = Path(folder).absolute()
     manifest = Manifest.read(folder)
     registry = registry or Registry.load()
@@ -85,7 +99,7 @@ def load_checkpoint(folder: Path | str, registry: Registry | None = None) -> tup
     for part in model.sources.keys() - manifest.sources.keys():
         model.sources[part] = None
     compare_tokens(folder, manifest, model)
-    return model, _copy(model, folder, manifest)
+    return model, manifest
 
 
 def _with_own_tokenizer(recipe: Recipe, folder: Path, registry: Registry) -> Recipe:
@@ -101,44 +115,56 @@ def load_weights(model: DreamModel, folder: Path | str) -> LoadReport:
     """Load the weights of a checkpoint, such as the stage before, into `model`, which has a recipe of its own.
 
     Both need the same parts, of the same shapes, with the same sources. Adapters that only the model has keep their
-    initial values and are reported as fresh.
+    initial values and are reported as fresh. If the model is sharded, every process must call this function: each reads
+    and checks its own slices, and a problem of one is an error of all.
 
     Raises:
         CheckpointError: a damaged checkpoint, or one that does not fit the model.
     """
     folder = Path(folder).absolute()
-    manifest = Manifest.read(folder)
-    compare_components(folder, manifest, model.recipe)
-    compare_tokens(folder, manifest, model)
-    for part, source in manifest.sources.items():
-        name = model.sources.get(part)
-        if name is None:
-            raise CheckpointError(
-                f"{folder}: the source of its {part} is '{shown_path(source['name'])}', but the recipe builds it from "
-                f"a config; set model.{part}.pretrained to this source"
-            )
-        compare_source(folder, part, source, name)
-    if model.recipe is not None:
-        compare_adapters(folder, manifest, model.recipe)
-    return _copy(model, folder, manifest, adapters_may_be_fresh=True)
+    with _sharing_errors(model):
+        manifest = Manifest.read(folder)
+        compare_components(folder, manifest, model.recipe)
+        compare_tokens(folder, manifest, model)
+        for part, source in manifest.sources.items():
+            name = model.sources.get(part)
+            if name is None:
+                raise CheckpointError(
+                    f"{folder}: the source of its {part} is '{shown_path(source['name'])}', but the recipe builds it "
+                    f"from a config; set model.{part}.pretrained to this source"
+                )
+            compare_source(folder, part, source, name)
+        if model.recipe is not None:
+            compare_adapters(folder, manifest, model.recipe)
+    return copy_tensors(model, folder, manifest, adapters_may_be_fresh=True)
 
 
-def _copy(
-    model: DreamModel, folder: Path, manifest: Manifest, *, adapters_may_be_fresh: bool = False
+def copy_tensors(
+    model: DreamModel, folder: Path | str, manifest: Manifest, *, adapters_may_be_fresh: bool = False
 ) -> LoadReport:
-    """Copy the tensors of a checkpoint into the model; raise before the first copy if they do not fit."""
-    saved = _saved_tensors(model, folder, manifest)
+    """Copy the tensors of a checkpoint with this `manifest` into the model; change nothing if they do not fit.
+
+    Of a sharded tensor, each process reads and checks its own slice. Then every process must call this function, and a
+    problem of one is an error of all.
+
+    Raises:
+        CheckpointError: the tensors are others than the model has, or cannot replace them.
+    """
+    folder = Path(folder).absolute()
+    with _sharing_errors(model):
+        saved = _saved_tensors(model, folder, manifest)
     report = LoadReport(folder)
-    copies: list[tuple[Entry, Tensor]] = []
+    copies: list[tuple[Entry, SavedTensor]] = []
     problems: list[str] = []
     for entry in entries(model):
         part, key = report.parts.setdefault(entry.part, PartReport()), entry.keys[0]
         # a tied tensor may be saved under any of its names, or under several
         tensors = [saved[entry.part].pop(k) for k in entry.keys if k in saved.get(entry.part, ())]
         if tensors and tensors[0].shape != entry.tensor.shape:
-            shapes = f"{tuple(tensors[0].shape)} in the checkpoint, {tuple(entry.tensor.shape)} in the model"
+            stored = excerpt(str(tensors[0].shape))
+            shapes = f"{stored} in the checkpoint, {tuple(entry.tensor.shape)} in the model"
             problems.append(f"{entry.part}: {key}: {shapes}")
-        elif tensors and (problem := tensor_problem(tensors[0], entry.tensor)):
+        elif tensors and (problem := _problem(tensors[0], entry.tensor)):
             problems.append(f"{entry.part}: {key}: {problem}")
         elif tensors:
             part.loaded += 1
@@ -155,6 +181,8 @@ def _copy(
         f"{part_name}: {excerpt(key, LONGEST_NAME)}: in the checkpoint, but not in the model"
         for part_name, key in unused
     ]
+    if _is_sharded(model):
+        problems = of_all(problems)
     if problems:
         adapters = sorted({part_name for part_name, key in unused if is_adapter(key)})
         hint = (
@@ -168,21 +196,43 @@ def _copy(
         raise CheckpointError("\n  ".join([f"{folder} does not fit the model{hint}:", *lines]))
     with torch.no_grad():
         for entry, tensor in copies:
-            entry.tensor.copy_(tensor)
+            local(entry.tensor).copy_(tensor.read(local_region(entry.tensor)))
             model.changed |= entry.names
     return report
 
 
-def _saved_tensors(model: DreamModel, folder: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
+def _is_sharded(model: DreamModel) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def _sharing_errors(model: DreamModel) -> AbstractContextManager[None]:
+    """Return a block whose errors all processes raise if they share the model; a whole model is loaded alone."""
+    return together() if _is_sharded(model) else nullcontext()
+
+
+def _problem(saved: SavedTensor, target: Tensor) -> str | None:
+    """Return why the saved values of this process's slice of `target` cannot replace it, or None."""
+    return tensor_problem(saved.read(local_region(target)), local(target))
+
+
+def _saved_tensors(model: DreamModel, folder: Path, manifest: Manifest) -> dict[str, dict[str, SavedTensor]]:
     """Read the tensors of a checkpoint, by part and by their keys in `Entry`."""
-    read = {part: read_tensors(folder / weights_file(part), CheckpointError) for part in manifest.parts}
-    # format 1 used the names in peft's modules for an adapter's tensors
-    saved = {part: {stored_name(name): tensor for name, tensor in read[part].items()} for part in read}
-    for part in manifest.adapters:
-        tensors = names_in_part(
-            model.parts()[part], read_tensors(folder / adapter_file(part), CheckpointError)
-        )
-        saved.setdefault(part, {}).update(tensors)
+    saved: dict[str, dict[str, SavedTensor]] = {}
+    if manifest.is_sliced:
+        for name, tensor in read_slices(folder / file for file in manifest.slice_files).items():
+            part, _, key = name.partition(".")
+            saved.setdefault(part, {})[key] = tensor
+    else:
+        for part in manifest.parts:
+            # format 1 used the names in peft's modules for an adapter's tensors
+            read = read_tensors(folder / weights_file(part), CheckpointError)
+            saved[part] = {stored_name(name): SavedTensor.whole(tensor) for name, tensor in read.items()}
+        for part in manifest.adapters:
+            read = names_in_part(
+                model.parts()[part], read_tensors(folder / adapter_file(part), CheckpointError)
+            )
+            tensors = {name: SavedTensor.whole(tensor) for name, tensor in read.items()}
+            saved.setdefault(part, {}).update(tensors)
     # every file is open now, so a folder that is still the verified one had its files
     try:
         is_unchanged = Manifest.read(folder, verify=False) == manifest

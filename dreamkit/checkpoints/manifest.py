@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, Final, TypedDict
 
 from dreamkit.errors import CheckpointError, DreamkitError, excerpt
 from dreamkit.recipe.sections import PARTS
 from dreamkit.storage.folder_manifest import FolderManifest
+
+MOST_PROCESSES: Final = 100_000  # of a checkpoint: the number is in the names of its files
 
 
 class ComponentRecord(TypedDict):
@@ -34,12 +36,14 @@ class Manifest(FolderManifest):
 
     `recipe` has plain values, absolute paths and every default. `components` has name, distribution and version of each
     part's component. `tokens` maps special tokens to ids. `sources` has the name and file hashes of each part's source.
-    `parts` counts the saved tensors of each part, and `adapters` those of its adapter.
+    `parts` counts the saved tensors of each part, and `adapters` those of its adapter. `processes` is the number of
+    processes that wrote a file of slices each; 1 if the parts and adapters have files of their own.
     """
 
     KIND: ClassVar[str] = "checkpoint"
     FILE: ClassVar[str] = "dreamkit.json"
-    FORMAT: ClassVar[int] = 2
+    FORMAT: ClassVar[int] = 3
+    PORTABLE: ClassVar[int] = 2  # format of checkpoints without slices, which earlier releases read
     ERROR: ClassVar[type[DreamkitError]] = CheckpointError
 
     recipe: dict[str, Any]
@@ -48,6 +52,25 @@ class Manifest(FolderManifest):
     sources: dict[str, SourceRecord]
     parts: dict[str, int]
     adapters: dict[str, int]
+    processes: int
+
+    @property
+    def slice_files(self) -> list[str]:
+        """Names of the files of slices; none if the parts and adapters have files of their own."""
+        return [
+            slice_file(number, self.processes) for number in range(self.processes if self.is_sliced else 0)
+        ]
+
+    @property
+    def is_sliced(self) -> bool:
+        """True if the files hold slices of tensors, one file for each process that wrote the checkpoint."""
+        return self.format > self.PORTABLE
+
+    def content(self) -> dict[str, Any]:
+        content = super().content()
+        if not self.is_sliced:
+            del content["processes"]
+        return content
 
     @classmethod
     def read(cls, folder: Path, *, verify: bool = True) -> Manifest:
@@ -76,11 +99,26 @@ class Manifest(FolderManifest):
 
     @classmethod
     def upgrade(cls, data: dict[str, Any]) -> dict[str, Any]:
-        # format 1 had adapters in the weight files of their parts
-        return {"adapters": {}, **data} if data.get("format") == 1 else data
+        if data.get("format") == 1:  # adapters were in the weight files of their parts
+            data = {"adapters": {}, **data}
+        return {"processes": 1, **data} if data.get("format") in (1, cls.PORTABLE) else data
 
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
+        if not 1 <= self.processes <= MOST_PROCESSES:
+            yield f"processes: expected an integer from 1 to {MOST_PROCESSES}, got {self.processes}"
+        elif self.is_sliced:
+            for name in self.slice_files:
+                if name not in self.files:
+                    yield f"files: missing {name}, one of {self.processes}"
+        else:
+            yield from self._missing_files()
+        for part in sorted(self.adapters.keys() - ({*self.components} & {*PARTS})):
+            yield f"adapters: '{part}' is not in components"
+        yield from self._component_contradictions()
+
+    def _missing_files(self) -> Iterator[str]:
+        """Yield a line for each part and adapter without a file of its own."""
         for key, counts, file_of in (
             ("parts", self.parts, weights_file),
             ("adapters", self.adapters, adapter_file),
@@ -88,9 +126,6 @@ class Manifest(FolderManifest):
             for part in counts:
                 if file_of(part) not in self.files:
                     yield f"{key}: '{part}' has no file {file_of(part)}"
-        for part in sorted(self.adapters.keys() - ({*self.components} & {*PARTS})):
-            yield f"adapters: '{part}' is not in components"
-        yield from self._component_contradictions()
 
     def _component_contradictions(self) -> Iterator[str]:
         """Yield a line for each component that is not the recipe's."""
@@ -112,6 +147,11 @@ def component_sections(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str, st
     for key, section in sections.items():
         if isinstance(section, dict):
             yield key, kinds[key], str(section.get("name"))
+
+
+def slice_file(number: int, processes: int) -> str:
+    """Return the name of the checkpoint file with the slices that a process, numbered from 0, wrote."""
+    return f"weights-{number + 1:05d}-of-{processes:05d}.safetensors"
 
 
 def weights_file(part: str) -> str:

@@ -109,7 +109,7 @@ def _write(
     with writing(folder / "tokenizer"):
         model.language_model.save_tokenizer(folder / "tokenizer")
     Manifest(
-        format=Manifest.FORMAT,
+        format=Manifest.PORTABLE,
         dreamkit=version("dreamkit-core"),
         recipe=model.recipe.to_dict(),
         components=component_records(model.recipe, registry),
@@ -117,5 +117,6 @@ def _write(
         sources=sources,
         parts={part: len(tensors) for part, tensors in weights.items()},
         adapters={part: len(tensors) for part, tensors in adapters.items()},
+        processes=1,
         files=describe_files(folder),
     ).write(folder)

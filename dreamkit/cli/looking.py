@@ -202,6 +202,7 @@ def inspect(
 
     from dreamkit.cache.manifest import CacheManifest
     from dreamkit.checkpoints.manifest import Manifest, adapter_file, weights_file
+    from dreamkit.errors import count
 
     if (folder / CacheManifest.FILE).is_file():
         _inspect_cache(folder)
@@ -209,6 +210,9 @@ def inspect(
     manifest = Manifest.read(folder)
     out = console()
     out.print(f"format {manifest.format}, written by dreamkit {manifest.dreamkit}; every file is intact\n")
+    if manifest.is_sliced:
+        total = sum(manifest.files[name]["size"] for name in manifest.slice_files)
+        out.print(f"weights in slices of {count(manifest.processes, 'process')}, {decimal(total)}\n")
     table = Table("part", "component", "from", "tensors", "size", "source", box=None, pad_edge=False)
     for part in dict.fromkeys([*manifest.components, *manifest.parts]):
         name = origin = source = ""
@@ -217,11 +221,13 @@ def inspect(
             name, origin = component["name"], f"{component['distribution']} {component['version']}"
         if part in manifest.sources:
             source = manifest.sources[part]["name"]
-        size = manifest.files[weights_file(part)]["size"] if part in manifest.parts else 0
-        table.add_row(part, name, origin, str(manifest.parts.get(part, 0)), decimal(size), source)
+        size = "" if manifest.is_sliced else decimal(0)
+        if part in manifest.parts and not manifest.is_sliced:
+            size = decimal(manifest.files[weights_file(part)]["size"])
+        table.add_row(part, name, origin, str(manifest.parts.get(part, 0)), size, source)
         if part in manifest.adapters:
-            size = manifest.files[adapter_file(part)]["size"]
-            table.add_row("  adapter", "", "", str(manifest.adapters[part]), decimal(size), "")
+            size = "" if manifest.is_sliced else decimal(manifest.files[adapter_file(part)]["size"])
+            table.add_row("  adapter", "", "", str(manifest.adapters[part]), size, "")
     out.print(table)
     out.print(f"\ntokens: {manifest.tokens}\n\nrecipe:", markup=False)
     echo(yaml.safe_dump(manifest.recipe, sort_keys=False, allow_unicode=True))

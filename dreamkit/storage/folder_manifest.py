@@ -68,10 +68,15 @@ class FolderManifest(ABC):
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 yield f"files: '{name}' is not inside the {self.KIND}"
 
-    def write(self, folder: Path) -> None:
-        """Write the manifest into `folder`."""
+    def content(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
         content = asdict(self)
         content["files"] = content.pop("files")  # the longest part last
+        return content
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest into `folder`."""
+        content = self.content()
         text = json.dumps(content, indent=2, ensure_ascii=False)
         # The paths of data may have bytes that are not UTF-8; as lone surrogates, these have escapes in JSON.
         text = text.encode(errors="backslashreplace").decode()

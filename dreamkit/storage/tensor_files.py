@@ -56,6 +56,22 @@ def read_tensors(file: Path, error: type[DreamkitError]) -> dict[str, Tensor]:
         raise error(f"{file}: {unreadable(problem)}") from problem
 
 
+def read_metadata(file: Path, error: type[DreamkitError]) -> dict[str, str]:
+    """Return the metadata in the header of a safetensors file, which `read_tensors` has read.
+
+    Raises:
+        DreamkitError: an `error`: the file was replaced or removed meanwhile.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    _require_readable(file, error)
+    try:
+        with safe_open(file, "pt") as opened:
+            return dict(opened.metadata() or {})
+    except (SafetensorError, OSError) as problem:
+        raise error(f"{file}: {excerpt(str(problem), LONGEST_NAME)}; {COPY_AGAIN}") from problem
+
+
 def read_pickle(file: Path, error: type[DreamkitError], *, mmap: bool = False) -> Any:
     """Return the content of a file of `torch.save`, which may hold tensors and plain values.
 
