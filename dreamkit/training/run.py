@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate.utils import set_seed
 
 from dreamkit import kernels
-from dreamkit.build.build import build
+from dreamkit.build.build import build, build_as_stored
 from dreamkit.build.fit import fit
 from dreamkit.build.notes import machine_notes, recipe_notes
 from dreamkit.cache.model_check import open_cache
 from dreamkit.cache.read import Cache
 from dreamkit.cache.recipe_check import cache_problems, data_notes
 from dreamkit.checkpoints.inputs import open_inputs
-from dreamkit.checkpoints.load import LoadReport, load_checkpoint, load_weights
+from dreamkit.checkpoints.load import LoadReport, build_saved, copy_tensors, load_checkpoint, load_weights
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.dataset import Dataset
@@ -144,8 +145,12 @@ def train_recipe(
         documents = recipe.train.update_documents(world_size())
         state: RunState | None = None
         barrier()  # no process writes before all have checked `out`
+        # Several processes read the weights that they keep, once the model is sharded.
+        scratch = out.with_name(f".{out.name}.loading") if world_size() > 1 and model is None else None
+        manifest: Manifest | None = None
         if resume:
-            model = _load(points[-1], registry, older=points[:-1])
+            with _or_older(points[-1], points[:-1]):
+                model, manifest = build_saved(points[-1], registry, scratch=scratch)
             then, state = model.recipe, read_state(points[-1])
             assert then is not None, "a loaded checkpoint has a recipe"
             compare_run(points[-1], state, then, recipe)
@@ -154,21 +159,26 @@ def train_recipe(
                 _show(change)
         elif model is None:
             assert fitted is not None, "a model is built from a fitted recipe"
-            model = build(fitted)
-            if recipe.init is not None:
-                _show(load_weights(model, recipe.init))
+            model = build(fitted) if scratch is None else build_as_stored(fitted, scratch)
         else:
             compare_model(model.recipe, recipe)
         _require_documents(documents)
-        _set_up(model, recipe)
+        _set_up(model, recipe, as_stored=scratch is not None)
         _show(attention_status(model.language_model.spec))
         if device.type == "cuda":
             _show(kernels.kernel_status(device))
+        if recipe.train.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        if world_size() > 1:
+            shard(model, device, recipe.train, as_stored=scratch is not None)
+        if manifest is not None:
+            with _or_older(points[-1], points[:-1]):
+                _show(copy_tensors(model, points[-1], manifest))
+        elif is_built and recipe.init is not None:
+            _show(load_weights(model, recipe.init))
         cache = open_cache(recipe, model, registry)
         if cache is not None:
             _show(cache)
-        if recipe.train.gradient_checkpointing:
-            model.enable_gradient_checkpointing()
         if state is not None and not changed_data:
             compare_data(points[-1], state, fingerprints)
         for note in inputs.notes:
@@ -177,9 +187,7 @@ def train_recipe(
             for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
                 _show(line)
         updates = make_updates(recipe, model, datasets, cache, documents)
-        if world_size() > 1:
-            shard(model, device, recipe.train)
-        else:
+        if world_size() == 1:
             model.to(device)
         if is_main():
             with writing(out):
@@ -242,14 +250,16 @@ def _require_documents(global_batch: int) -> None:
         )
 
 
-def _set_up(model: DreamModel, recipe: Recipe) -> None:
+def _set_up(model: DreamModel, recipe: Recipe, *, as_stored: bool) -> None:
     """Give `model` the recipe, loss weights, dtype and trainable parts of this run, in place of those it came with.
+
+    A model with weights `as_stored` keeps their types until it is sharded.
 
     Raises:
         TrainingError: there are no trainable parts.
     """
     model.recipe, model.lm_weight, model.denoising_weight = recipe, recipe.loss.lm, recipe.loss.denoising
-    if recipe.train.precision == "float64":
+    if recipe.train.precision == "float64" and not as_stored:
         model.double()
     model.set_trainable(recipe.train.trainable)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -286,7 +296,9 @@ def _finished_run(out: Path, recipe: Recipe, registry: Registry, points: Sequenc
         CheckpointError: its checkpoint is damaged.
     """
     checkpoint = out / CHECKPOINT
-    model = _load(checkpoint, registry, older=points)
+    with _or_older(checkpoint, points):
+        model, report = load_checkpoint(checkpoint, registry)
+    _show(report)
     compare_finished(checkpoint, model.recipe, recipe)
     _show(f"the run in {out} is finished; nothing was trained; more train.steps would lengthen it")
     model.eval()
@@ -302,19 +314,14 @@ def _show(report: LoadReport | Cache | str) -> None:
         console.print(report, soft_wrap=not isinstance(report, LoadReport))
 
 
-def _load(checkpoint: Path, registry: Registry, older: Sequence[Path]) -> DreamModel:
-    """Load the model of a resume point or of a finished run; `older` are the resume points before it.
-
-    Raises:
-        CheckpointError: it is damaged; the message names the last one before it.
-    """
+@contextmanager
+def _or_older(checkpoint: Path, older: Sequence[Path]) -> Iterator[None]:
+    """Add the resume point before it to the error of a resume point or finished run that cannot be loaded."""
     try:
-        model, report = load_checkpoint(checkpoint, registry)
+        yield
     except CheckpointError as error:
         if not older:
             raise
         raise CheckpointError(
             f"{error}\nIf you cannot restore {checkpoint}, remove it; --resume then continues from {older[-1]}"
         ) from error
-    _show(report)
-    return model

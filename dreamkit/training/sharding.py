@@ -23,19 +23,23 @@ LOCAL_SIZE: Final = "LOCAL_WORLD_SIZE"  # variable of `torchrun`: the number of 
 DIMENSIONS: Final = ("replicate", "shard")
 
 
-def shard(model: DreamModel, device: torch.device, train: TrainSection) -> None:
+def shard(model: DreamModel, device: torch.device, train: TrainSection, *, as_stored: bool = False) -> None:
     """Shard `model` over all processes as `train.sharding` says, in place, and move it to `device`.
 
-    Every process must call this function.
+    Every process must call this function. With `as_stored`, for a model of `build_as_stored`, the slices of each unit
+    are then cast to the type of `train.precision`, so that the model is that of `build`.
 
     Raises:
         TrainingError: see `mesh_shape`.
     """
     shape = mesh_shape(train)
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=DIMENSIONS[-len(shape) :])
-    for module in units(model):
+    for module in [*units(model), model]:
         fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        if as_stored:
+            module.float()
+            if train.precision == "float64":  # after float32, which rounds the weights
+                module.double()
 
 
 def mesh_shape(train: TrainSection) -> tuple[int, ...]:
