@@ -15,8 +15,10 @@ from typing import Final
 from dreamkit.errors import DreamkitError
 
 SIGNALS: Final = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
 )
+# A cluster sends these before it takes a machine back. A user sends the others.
+PREEMPTING: Final = frozenset(SIGNALS) - {signal.SIGINT, getattr(signal, "SIGHUP", None)}
 # Programs such as coreutils' timeout send a signal to a process and again to its group: one request, not two.
 SAME_REQUEST: Final = 0.25  # seconds
 SHOW_CURSOR: Final = b"\x1b[?25h"  # a progress bar hides it

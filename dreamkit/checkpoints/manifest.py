@@ -101,7 +101,7 @@ class Manifest(FolderManifest):
     def upgrade(cls, data: dict[str, Any]) -> dict[str, Any]:
         if data.get("format") == 1:  # adapters were in the weight files of their parts
             data = {"adapters": {}, **data}
-        return {"processes": 1, **data} if data.get("format") in (1, cls.PORTABLE) else data
+        return data if data.get("format") == cls.FORMAT else {"processes": 1, **data}
 
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()

@@ -33,8 +33,8 @@ def train(
     """Train the model of a recipe.
 
     Writes OUT/log.jsonl, OUT/checkpoints/step-N every train.save_every steps, and OUT/checkpoint at the end. A run that
-    an error, SIGINT or SIGTERM ends before writes a resume point, too. With --resume and more train.steps, a finished
-    run is trained for longer. To use several devices, start one process on each with torchrun.
+    an error, SIGINT, SIGTERM or SIGUSR1 ends before writes a resume point, too. With --resume and more train.steps, a
+    finished run is trained for longer. To use several devices, start one process on each with torchrun.
 
     Example: dreamkit train digits/stage1 train.steps=100 --out run1
     """

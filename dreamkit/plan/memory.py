@@ -21,7 +21,7 @@ class Memory:
     """Bytes of live tensors on the fullest device, at the two moments of a step that can be the peak.
 
     `computing`: the peak of the forward and backward pass, when gradients are not yet complete or no longer gathered.
-    `gradients`, `scratch`: every gradient and the optimizer's temporary tensors in its step, without activations.
+    `gradients`: every gradient in the optimizer's step, which has no activations and no temporary tensors.
     """
 
     weights: int
@@ -29,7 +29,6 @@ class Memory:
     gathered: int
     computing: Bytes
     gradients: int
-    scratch: int
 
     @property
     def terms(self) -> dict[str, tuple[int, int]]:
@@ -40,7 +39,6 @@ class Memory:
             "optimizer states": (self.states, self.states),
             "gradients": (self.computing.gradients, self.gradients),
             "activations": (self.computing.activations, 0),
-            "optimizer scratch": (0, self.scratch),
         }
 
     @property
@@ -56,7 +54,7 @@ class Memory:
         return max(self.while_computing, self.while_updating)
 
 
-def memory_of(model: nn.Module, processes: int, device: Device) -> Memory:
+def memory_of(model: nn.Module, processes: int) -> Memory:
     """Return the memory of `model` on each of `processes` devices, before anything is computed.
 
     Call `model.set_trainable` first. Under FSDP (more than one process) every parameter is divided along its first
@@ -71,7 +69,6 @@ def memory_of(model: nn.Module, processes: int, device: Device) -> Memory:
         gathered=_gathered_bytes(_fsdp_groups(model)) if processes > 1 else 0,
         computing=Bytes(),
         gradients=gradients,
-        scratch=_scratch_bytes(trained, processes, device),
     )
 
 
@@ -118,13 +115,3 @@ def _gathered_bytes(groups: list[list[nn.Parameter]]) -> int:
     largest = max(blocks, key=total_bytes, default=[])
     gradients = total_bytes(parameter for parameter in largest if parameter.requires_grad)
     return total_bytes(root) + 2 * total_bytes(largest) + gradients
-
-
-def _scratch_bytes(trained: list[nn.Parameter], processes: int, device: Device) -> int:
-    """Return the temporary memory of torch's AdamW: the root of the second moment, and the quotient by it.
-
-    On one GPU it makes one such tensor for all parameters together, otherwise two for one parameter at a time.
-    """
-    if device == "cuda" and processes == 1:
-        return total_bytes(trained)
-    return 2 * max((shard_bytes(parameter, processes) for parameter in trained), default=0)

@@ -82,7 +82,7 @@ def plan(
     make_batch: Callable[[Collator], Batch] | None = None,
     passes: int = 1,
 ) -> Plan:
-    """Plan a training step of `recipe`; `device` is the one that the optimizer runs on.
+    """Plan a training step of `recipe` on this kind of `device`.
 
     `make_batch` returns the batch of a forward pass, from the collator of the training; an update has this number of
     `passes`. Without it, the documents of an update have `train.max_length` tokens with `images` each, and the passes
@@ -115,7 +115,7 @@ def plan(
         documents = len(batch.places)
     rows, length = batch.input_ids_BT.shape
     # everything about the model is read before the step, which uses its tensors up
-    parts, steps, memory = _sizes(model, recipe), chain(model, recipe), memory_of(model, processes, device)
+    parts, steps, memory = _sizes(model, recipe), chain(model, recipe), memory_of(model, processes)
     unchecked = _unchecked(model) if recipe.train.gradient_checkpointing else ()
     tokens = sum(end - start for row in batch.spans for start, end in row)
     most = most_images(model.sequencer(recipe.train.max_length))

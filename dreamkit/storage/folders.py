@@ -79,6 +79,13 @@ def replaced_folder(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.replaced")
 
 
+def restore_replaced(folder: Path) -> None:
+    """Give an old `folder` its name back, after a process was killed between the two renames that replace it."""
+    target, replaced = Path(os.path.realpath(folder)), replaced_folder(folder)
+    if replaced.exists() and not target.exists():
+        replaced.rename(target)
+
+
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a new folder that becomes `folder` at the end of the block; an old `folder` stays until then.
@@ -97,8 +104,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     partial, replaced = partial_folder(folder), replaced_folder(folder)
     with exclusive(folder):
         with writing(folder):
-            if replaced.exists() and not target.exists():  # of a process that was killed between two renames
-                replaced.rename(target)
+            restore_replaced(folder)
             remove_folder(replaced)
             remove_folder(partial)
             partial.mkdir()

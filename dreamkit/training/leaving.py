@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch.distributed.tensor import DTensor
 
-from dreamkit.distributed import total
+from dreamkit.distributed import is_main, total
 from dreamkit.errors import DocumentError, OutputError, StorageError
+from dreamkit.interrupts import PREEMPTING, Interrupted
 from dreamkit.storage.writing import system_error
+from dreamkit.training.preempted import mark_preempted
 from dreamkit.training.resume_points import resume_point, resume_points
 
 if TYPE_CHECKING:
@@ -36,8 +38,11 @@ def add_resume_point(error: BaseException, loop: TrainingLoop) -> None:
         if reason is None:
             if (not_finite := loop.monitor.check()) is not None:
                 error.add_note(loop.diverged(not_finite))
+            preempted = isinstance(error, Interrupted) and error.number in PREEMPTING
             if point not in resume_points(out):
-                loop.save()
+                loop.save(preempted=preempted)
+            elif preempted and is_main():
+                mark_preempted(point, True)
     except Exception as failure:
         reason = "" if _has_same_reason(error, failure) else str(failure) or repr(failure)
     last = next(reversed(resume_points(out)), None)

@@ -30,7 +30,8 @@ from dreamkit.training.agreement import Agreement
 from dreamkit.training.blame import blame
 from dreamkit.training.data_wait import DataWait
 from dreamkit.training.loss_monitor import LossMonitor, NotFinite
-from dreamkit.training.optimizer import clip_gradients, make_optimizer, make_schedule
+from dreamkit.training.optimizer import clip_gradients, make_optimizer, make_schedule, update
+from dreamkit.training.preempted import mark_preempted
 from dreamkit.training.random_state import RandomState
 from dreamkit.training.resume_points import load_optimizer, load_random_state, save_resume_point
 from dreamkit.training.resume_state import Interval, RunState, read_state
@@ -105,6 +106,8 @@ class TrainingLoop:
         if point is not None:
             self.set_random_state(point, state.processes)
         self.begin()
+        if point is not None and state.preempted:
+            self.agreement.call(lambda: mark_preempted(point, False) if is_main() else None)
         self.model.train()  # frozen parts stay in evaluation mode
         while self.step < train.steps:
             batches, counts = self.read(updates)
@@ -115,7 +118,7 @@ class TrainingLoop:
             self.monitor.add_gradient(self.step + 1, norm)
             learning_rate = float(self.schedule.get_last_lr()[0])
             self.random_state = None  # from here to the end of the step, the run cannot be saved
-            self.optimizer.step()
+            update(self.optimizer, self.monitor.not_finite(norm))
             self.schedule.step()
             self.optimizer.zero_grad()
             self.end_step()
@@ -238,8 +241,11 @@ class TrainingLoop:
         norm = whole(torch.nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None]))
         return bool(total(losses.loss.detach()).isfinite()) and bool(norm.isfinite())
 
-    def save(self) -> None:
-        """Write a resume point of the last finished step; drop what an unfinished one has computed."""
+    def save(self, *, preempted: bool = False) -> None:
+        """Write a resume point of the last finished step; drop what an unfinished one has computed.
+
+        `preempted` is the flag of its state.
+        """
         assert self.random_state is not None, "no update of the weights has begun"
         self.random_state.restore()
         self.optimizer.zero_grad()
@@ -251,6 +257,7 @@ class TrainingLoop:
             Interval(self.monitor.start, tuple(self.monitor.sums())),
             self.skipped.state(self.device),
             tuple(self.data),
+            preempted,
         )
         save_resume_point(self.out, state, self.model, self.optimizer, self.random_state, self.registry)
 

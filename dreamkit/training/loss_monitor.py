@@ -33,8 +33,7 @@ class NotFinite:
 class LossMonitor:
     """Losses and gradients of an interval of steps. The sums are those of finished steps.
 
-    `add`, `add_gradient` and `end_step` copy nothing to the host. `check`, `sums` and `read` do; every process must
-    call these.
+    `check`, `sums` and `read` copy values to the host; every process must call these. The other methods do not.
 
     Attributes:
         start: last step before the interval.
@@ -62,6 +61,14 @@ class LossMonitor:
     def add_gradient(self, step: int, norm: Tensor) -> None:
         """Add the norm () of the gradients of `step`, over all processes."""
         self._norms.append((step, norm.float()))
+
+    def not_finite(self, norm: Tensor) -> Tensor:
+        """Return 1 () if a loss of the unfinished step, of any process, or the norm () is not finite; else 0.
+
+        A loss can be infinite though its gradient is finite. Every process must call this method.
+        """
+        is_finite = self._step_sums[2].isfinite() & norm.isfinite()
+        return total((~is_finite).float()).clamp(max=1)
 
     def check(self) -> NotFinite | None:
         """Check all losses and gradients since the last call; return the first that is not finite, or None."""

@@ -32,7 +32,7 @@ def make_optimizer(model: nn.Module, train: TrainSection) -> AdamW:
         {"params": decayed, "weight_decay": train.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return AdamW(groups, lr=train.learning_rate, betas=(0.9, 0.999), eps=1e-8)
+    return AdamW(groups, lr=train.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
 def make_schedule(optimizer: AdamW, train: TrainSection, step: int) -> LRScheduler:
@@ -49,15 +49,16 @@ def make_schedule(optimizer: AdamW, train: TrainSection, step: int) -> LRSchedul
     return schedule
 
 
-def clip_gradients(trained: Sequence[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale the gradients so that their norm () is at most `max_norm`; return the norm before.
+def update(optimizer: AdamW, is_bad: Tensor) -> None:
+    """Run a step of the optimizer. If `is_bad` () is 1, weights and state stay as they are, bit by bit.
 
-    A norm that is not finite sets them to zero. Nothing is copied to the host.
+    The fused kernel reads the number on the device. torch's gradient scaler sets the same attribute.
     """
+    optimizer.found_inf = is_bad  # type: ignore[attr-defined]
+    optimizer.step()
+
+
+def clip_gradients(trained: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale the gradients so that their norm () is at most `max_norm`; return the norm before, read by no host."""
     norm = torch.nn.utils.clip_grad_norm_(trained, max_norm)
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    not_finite = ~norm.isfinite()
-    for parameter in trained:
-        if (grad := parameter.grad) is not None:
-            (grad.to_local() if isinstance(grad, DTensor) else grad).masked_fill_(not_finite, 0.0)
-    return norm
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -18,7 +18,7 @@ from dreamkit.distributed import is_main
 from dreamkit.errors import CheckpointError
 from dreamkit.model.model import DreamModel
 from dreamkit.registry.registry import Registry
-from dreamkit.storage.folders import remove_folder
+from dreamkit.storage.folders import remove_folder, restore_replaced
 from dreamkit.storage.tensor_files import read_pickle
 from dreamkit.storage.writing import writing
 from dreamkit.training.random_state import RandomState
@@ -39,6 +39,17 @@ def resume_points(out: Path) -> list[Path]:
     return sorted(
         (point for point in points if point.name[5:].isdecimal()), key=lambda point: int(point.name[5:])
     )
+
+
+def restore_resume_points(out: Path) -> None:
+    """Give resume points their names back that a killed process was about to replace.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    for replaced in (out / RESUME_POINTS).glob(".step-*.replaced"):
+        with writing(replaced):
+            restore_replaced(replaced.with_name(replaced.name[1:].removesuffix(".replaced")))
 
 
 def save_resume_point(
@@ -81,7 +92,13 @@ def load_optimizer(point: Path, model: DreamModel, optimizer: Optimizer) -> None
     with state_errors(point):
         if file.is_file():  # not before the first step
             options = StateDictOptions(full_state_dict=True)
-            state = read_pickle(file, CheckpointError)
+            names = {parameter: name for name, parameter in model.named_parameters()}
+            groups = [
+                {**group, "params": [names[parameter] for parameter in group["params"]]}
+                for group in optimizer.param_groups
+            ]
+            # settings and groups are those of this run
+            state = {**read_pickle(file, CheckpointError), "param_groups": groups}
             set_optimizer_state_dict(model, optimizer, optim_state_dict=state, options=options)
 
 

@@ -66,6 +66,8 @@ class RunState:
         interval: the losses since the last line of the log.
         documents: numbers of documents that were skipped and cut.
         data: fingerprints of the data sets; none in old resume points.
+        preempted: flag: the run ended here by a signal of a cluster, and nothing has continued it. A job script reads
+            it, because `torchrun` has an exit code of its own.
     """
 
     step: int
@@ -74,6 +76,7 @@ class RunState:
     interval: Interval
     documents: DocumentCounts
     data: tuple[dict[str, str], ...] = field(default=())
+    preempted: bool = False
 
     def write(self, folder: Path) -> None:
         """Write the state into the folder of a run's state."""
@@ -123,6 +126,7 @@ def _state(values: Any, step: int) -> RunState:
         ValueError: a value is impossible.
     """
     _require("a section", isinstance(values, dict), values)
+    values = {"preempted": False, **values}  # earlier releases had no such flag
     _require_names("state", values, RunState)
     _require(f"step {step}", values["step"] == step and type(values["step"]) is int, values["step"])
     _require_count("processes", values["processes"], least=1)
@@ -143,6 +147,8 @@ def _state(values: Any, step: int) -> RunState:
     _require("a list of fingerprints", isinstance(data, list), data)
     for problem in filter(None, map(fingerprint_problem, data)):
         raise ValueError(f"data: {problem}")
+    preempted = values["preempted"]
+    _require("true or false as preempted", isinstance(preempted, bool), preempted)
     return RunState(
         step,
         values["processes"],
@@ -150,6 +156,7 @@ def _state(values: Any, step: int) -> RunState:
         Interval(interval["start"], tuple(map(float, sums))),
         DocumentCounts(**documents),
         tuple(data),
+        preempted,
     )
 
 

@@ -25,7 +25,7 @@ from dreamkit.data.fingerprint import read_fingerprints
 from dreamkit.data.packing import attention_status
 from dreamkit.distributed import barrier, is_main, join, rank, world_size
 from dreamkit.errors import CheckpointError, RecipeError, TrainingError, count
-from dreamkit.interrupts import deferred, pending
+from dreamkit.interrupts import Interrupted, deferred
 from dreamkit.model.model import DreamModel
 from dreamkit.progress.consoles import SafeConsole
 from dreamkit.recipe.sections import Recipe
@@ -98,8 +98,8 @@ def train_recipe(
         datasets: one data set for each section of `recipe.data`; None builds those of the recipe.
         on_log: function to call with each entry of the log, such as `{"step": 10, "lm": 2.1, ...}`.
 
-    SIGINT, SIGTERM and SIGHUP end the run after the step, if they have no handler of the user. An error or interrupt
-    during training leaves a resume point of the last finished step; a note of the exception names it.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 end the run after the step, if they have no handler of the user. An error or
+    interrupt during training leaves a resume point of the last finished step; a note of the exception names it.
 
     Raises:
         Interrupted: a `KeyboardInterrupt`; a signal ended the run.
@@ -283,9 +283,11 @@ def _train(loop: TrainingLoop, point: Path | None, changed_data: bool) -> None:
             raise
         finally:
             loop.bar.stop()
-        if (interrupt := pending()) is not None:
+        try:
+            loop.agreement.call(lambda: None)  # a signal may have come in one process only
+        except Interrupted as interrupt:
             interrupt.add_note(f"the run is finished: wrote {checkpoint}")
-            raise interrupt
+            raise
 
 
 def _finished_run(out: Path, recipe: Recipe, registry: Registry, points: Sequence[Path]) -> TrainResult:

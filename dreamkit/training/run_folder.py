@@ -11,6 +11,7 @@ import torch.distributed as dist
 from dreamkit.distributed import is_main, world_size
 from dreamkit.errors import OutputError
 from dreamkit.storage.locks import exclusive
+from dreamkit.training.resume_points import restore_resume_points
 
 
 @contextmanager
@@ -25,6 +26,7 @@ def exclusive_run(out: Path) -> Iterator[None]:
         if is_main():
             try:
                 stack.enter_context(exclusive(out))
+                restore_resume_points(out)  # before any process looks for them
             except OutputError as error:
                 if world_size() == 1:
                     raise

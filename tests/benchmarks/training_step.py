@@ -47,7 +47,7 @@ class Step:
         self.compiled = torch.compile(model.train(), **compile_options(small))
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # a rate of 0 leaves the weights alone, so all candidates compute the same loss
-        self.optimizer = torch.optim.AdamW(self.trained, lr=0.0, weight_decay=train.weight_decay)
+        self.optimizer = torch.optim.AdamW(self.trained, lr=0.0, weight_decay=train.weight_decay, fused=True)
         collator = model.collator(recipe)
         batch = documents(model)
         self.packed = collator(batch).to(device)

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 import tiny
 from dreamkit.build.build import build
@@ -38,6 +39,8 @@ from dreamkit.recipe.loading import load_recipe, recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training import loop
+from dreamkit.training.loss_monitor import LossMonitor
+from dreamkit.training.optimizer import make_optimizer, update
 from dreamkit.training.run import train_recipe
 from dreamkit.training.sharding import shard
 
@@ -244,6 +247,37 @@ def gradients(model: DreamModel, batches: Sequence[Batch], counts: Tensor) -> di
     return {name: whole(grad) for name, grad in named.items() if grad is not None}
 
 
+def run_bad_steps(device: torch.device) -> None:
+    """Run steps that are not finite in one process; check that all processes keep weights and optimizer, bit by bit."""
+    model = tiny.model()
+    batch = uneven_batches(model)[dist.get_rank()]
+    model.set_trainable(TRAINABLE)
+    shard(model, device)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer, monitor = make_optimizer(model, recipe(weight_decay=0.1).train), LossMonitor(device)
+
+    def state() -> list[Tensor]:
+        values = [*trained, *(value for each in optimizer.state.values() for value in each.values())]
+        local = (value.to_local() if isinstance(value, DTensor) else value for value in values)
+        return [tensor.detach().clone() for tensor in local]
+
+    def step(gradient: float, loss: float) -> list[Tensor]:
+        losses = model(batch, counts=total(batch.counts))
+        (losses.loss * gradient).backward()
+        monitor.add(1, batch.places, losses._replace(loss=losses.loss + loss), batch.counts)
+        norm = loop.clip_gradients(trained, 1.0)
+        update(optimizer, monitor.not_finite(norm))
+        optimizer.zero_grad()
+        monitor.drop_step()
+        return state()
+
+    good, inf, is_bad = step(1.0, 0.0), float("inf"), dist.get_rank() == 1
+    for gradient, loss in [(inf, 0.0), (1.0, inf)]:
+        after = step(gradient if is_bad else 1.0, loss if is_bad else 0.0)
+        assert len(after) == len(good) and all(map(torch.equal, after, good))
+    assert not all(map(torch.equal, step(1.0, 0.0), good))
+
+
 def main(folder: Path) -> None:
     device = join()
     if (folder / "checkpoints").is_dir():
@@ -264,6 +298,7 @@ def main(folder: Path) -> None:
     if is_main():
         save_file(actual, folder / "gradients.safetensors")
 
+    run_bad_steps(device)
     train_layout(folder / "2x2", 2, 1)
     train_layout(folder / "2x1x2", 1, 2)
     train_layout(folder / "adapted", 2, 1, ADAPTERS)

@@ -3,17 +3,22 @@
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.optim import AdamW
 
 import layouts
 import tiny
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
+from dreamkit.data.batch import Batch
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import TrainingError
 from dreamkit.model.model import DreamModel, Losses
@@ -101,6 +106,44 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, save_every:
     assert "start a new run with init=" in caught.value.__notes__[0]  # a resumed run has the same settings
     assert not (tmp_path / "checkpoint").exists() and not (tmp_path / "log.jsonl").read_text()
     assert all(tensor.isfinite().all() for tensor in weights(model).values())
+
+
+@pytest.mark.parametrize("quantity", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_neither_weights_nor_optimizer(
+    tmp_path: Path, quantity: str
+) -> None:
+    recipe = layouts.recipe(steps=4, log_every=20, seed=layouts.bad_seed(2, 3), weight_decay=0.1)
+    model = build(fit(recipe, REGISTRY))
+    (tilde,) = model.language_model.tokenize("~")
+    if quantity == "gradient":
+        make_gradients_infinite(model, lambda ids: ids == tilde)
+    else:  # its gradient is finite
+        make_losses_infinite(model, lambda ids: ids == tilde)
+    states: list[list[Tensor]] = []
+
+    def step(optimizer: AdamW, step: Any = AdamW.step) -> None:
+        step(optimizer)
+        values = [*optimizer.param_groups[0]["params"], *optimizer.param_groups[1]["params"]]
+        values += [value for state in optimizer.state.values() for value in state.values()]
+        states.append([value.detach().clone() for value in values])
+
+    with (
+        patch.object(AdamW, "step", step),
+        pytest.raises(TrainingError, match=f"step 2: the {quantity} is not finite: 'bad'; check"),
+    ):
+        run(tmp_path, recipe, documents=layouts.one_bad_document(), model=model)
+    same = [all(map(torch.equal, before, after)) for before, after in pairwise(states)]
+    assert len(states[0]) > 100 and same == [True, False, False]
+
+
+def make_losses_infinite(model: DreamModel, select: Callable[[Tensor], Tensor]) -> None:
+    """Make the loss of a batch infinite if `select(ids)` is true for a token; the gradient stays as it is."""
+
+    def hook(module: nn.Module, args: tuple[Batch], output: Losses) -> Losses:
+        infinite = torch.where(select(args[0].input_ids_BT).any(), float("inf"), 0.0)
+        return output._replace(loss=output.loss + infinite)
+
+    model.register_forward_hook(hook)
 
 
 def test_all_documents_are_named_if_each_alone_is_finite(tmp_path: Path) -> None:

@@ -56,6 +56,15 @@ def test_the_states_of_earlier_releases_are_read(point: Path) -> None:
     assert read_state(point) == replace(STATE, global_batch=None)
 
 
+def test_a_state_without_the_flag_of_preemption_is_that_of_a_run_that_was_not_preempted(point: Path) -> None:
+    STATE.write(point / "trainer")
+    file = point / "trainer/state.json"
+    values = json.loads(file.read_text())
+    assert values.pop("preempted") is False
+    file.write_text(json.dumps(values))
+    assert read_state(point) == STATE
+
+
 def refuse(point: Path, name: str) -> None:
     message = r"step-2: the state of its run cannot be read: .*; remove this resume point"
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -77,6 +86,7 @@ VALUES: list[tuple[str, Any]] = [
     *(("documents.limit_skipped", value) for value in (8, "1")),
     *(("documents.limit_bad", value) for value in (6, "0")),
     *(("data", value) for value in ({}, 1, [1], [{"records": 3}])),
+    *(("preempted", value) for value in (None, 1, "SIGTERM")),
     ("unknown", 1),
 ]
 
