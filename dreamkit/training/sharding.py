@@ -11,6 +11,7 @@ from typing import Final
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -37,9 +38,14 @@ def shard(model: DreamModel, device: torch.device, train: TrainSection, *, as_st
     for module in [*units(model), model]:
         fully_shard(module, mesh=mesh)
         if as_stored:
-            module.float()
-            if train.precision == "float64":  # after float32, which rounds the weights
-                module.double()
+            _cast(module, train)
+
+
+def _cast(module: nn.Module, train: TrainSection) -> None:
+    """Cast the tensors of a sharded module that were stored in any type."""
+    module.float()  # also before float64: `from_pretrained` rounds the weights to float32
+    if train.precision == "float64":
+        module.double()
 
 
 def mesh_shape(train: TrainSection) -> tuple[int, ...]:
