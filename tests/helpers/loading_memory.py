@@ -15,34 +15,24 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
-from dreamkit.data.dataset import Dataset
 from dreamkit.distributed import join, local
-from dreamkit.document import Document, Text
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.registry.registry import Registry
 from dreamkit.training import run
 from dreamkit_transformers.tokenizers import byte_tokenizer
+from layouts import TinyDocuments
 
 CASES = "cases.json"
 MIB = 2**20
 SECONDS = 0.002  # between two samples of memory
+TINY = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 512}
 SMALL = {"hidden_size": 1024, "intermediate_size": 2816, "vocab_size": 8192}
 LARGE = {"hidden_size": 2048, "intermediate_size": 5632, "vocab_size": 32_000}
-
-
-class Documents(Dataset):
-    """A data set of texts."""
-
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, index: int) -> Document:
-        return Document((Text("a"),))
 
 
 class LoadedError(Exception):
@@ -65,12 +55,15 @@ def write_llama(folder: Path, layers: int, dtype: torch.dtype, pickled: bool = F
     return sum(tensor.nbytes for tensor in state.values())
 
 
-def settings(language_model: Path | None, init: str | None = None) -> dict[str, Any]:
+def settings(language_model: Path, init: str | None = None) -> dict[str, Any]:
     """Return a tiny recipe, with a language model of a folder, whose weights are trained."""
-    model: dict[str, Any] = {"train": {"trainable": ["language_model"], "global_batch": 2, "steps": 1}}
-    if language_model is not None:
-        model["model.language_model"] = {"name": "llama", "pretrained": str(language_model)}
-    return tiny.recipe(**model, data=[{"name": "pairs", "path": "unused"}], init=init)
+    changes = {
+        "model.language_model": {"name": "llama", "pretrained": str(language_model)},
+        "data": [{"name": "pairs", "path": "unused"}],
+        "train": {"trainable": ["language_model"], "global_batch": 2, "steps": 1},
+        "init": init,
+    }
+    return tiny.recipe(**changes)
 
 
 class Peak:
@@ -101,7 +94,7 @@ def anonymous() -> int:
     return int(kibibytes) * 1024
 
 
-def load(folder: Path, out: Path, **sources: Any) -> tuple[int, int]:
+def load(out: Path, **sources: Any) -> tuple[int, int]:
     """Load and shard a model as a training does; return the bytes of the slices and of the largest tensor."""
     models: list[nn.Module] = []
 
@@ -112,7 +105,7 @@ def load(folder: Path, out: Path, **sources: Any) -> tuple[int, int]:
     recipe = recipe_from_dict(settings(**sources), Registry.load(), where="memory")
     try:
         with patch.object(run, "make_updates", stop):
-            run.train_recipe(recipe, Registry.load(), out, datasets=[Documents()])
+            run.train_recipe(recipe, Registry.load(), out, datasets=[TinyDocuments()])
     except LoadedError:
         pass
     (model,) = models
@@ -123,13 +116,14 @@ def load(folder: Path, out: Path, **sources: Any) -> tuple[int, int]:
 
 def main(folder: Path) -> None:
     join()
-    load(folder, folder / "out 0", language_model=None)  # imports what any model needs
     results = []
-    for number, case in enumerate(json.loads((folder / CASES).read_text()), start=1):
+    cases = json.loads((folder / CASES).read_text())
+    load(folder / "out", language_model=folder / cases[0]["source"])  # imports what any model needs
+    for number, case in enumerate(cases[1:]):
         source = folder / case["source"]
         init = case.get("init") and str(folder / case["init"])
         with Peak() as peak:
-            slices, largest = load(folder, folder / f"out {number}", language_model=source, init=init)
+            slices, largest = load(folder / f"out {number}", language_model=source, init=init)
         results.append({"growth": peak.most - peak.before, "slices": slices, "largest": largest, **case})
         dist.barrier()
     (folder / f"results.{dist.get_rank()}.json").write_text(json.dumps(results))
