@@ -64,6 +64,6 @@ def test_loading_takes_the_memory_of_the_slices(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_loading_two_gigabytes_takes_the_memory_of_the_slices(tmp_path: Path) -> None:
-    write_sources(tmp_path, LARGE, 8, 2 * 10**9)
+    write_sources(tmp_path, LARGE, 9, 2 * 10**9)
     write_checkpoint(tmp_path / "checkpoint", tmp_path / "bfloat16")
     measure(tmp_path, 200 * MIB)
