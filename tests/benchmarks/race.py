@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -41,14 +41,14 @@ class Shape:
 SHAPES = (Shape(8, 112, 16), Shape(16, 112, 16), Shape(8, 224, 64))
 
 
-def recipe(shape: Shape, small: bool = False) -> Recipe:
-    """Return the recipe of a shape; `small` shrinks the language model."""
+def recipe(shape: Shape, small: bool = False, changes: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of a shape with other settings; `small` shrinks the language model."""
     settings = [
         f"model.vision_encoder.config.image_size={shape.pixels}",
         f"model.dream_queries={shape.queries}",
         f"train.global_batch={shape.documents}",
     ]
-    return load_recipe(str(RECIPE), [*settings, *(SMALL if small else [])], Registry.load())
+    return load_recipe(str(RECIPE), [*settings, *(SMALL if small else []), *changes], Registry.load())
 
 
 def documents(shape: Shape) -> list[Document]:
