@@ -80,13 +80,30 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def units(model: nn.Module) -> list[nn.Module]:
-    """Return the blocks of `model` that are sharded on their own: those in `_no_split_modules` of its classes.
+    """Return the modules of `model` that are sharded on their own; see `unit_methods`.
 
-    transformers and diffusers define this attribute. Children come before parents: a parent unit owns the tensors that
-    its children leave.
+    Children come before parents: a parent unit owns the tensors that its children leave.
     """
-    blocks = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-    return [module for module in reversed([*model.modules()][1:]) if type(module).__name__ in blocks]
+    methods = unit_methods(model)
+    return [module for module in reversed([*model.modules()][1:]) if module in methods]
+
+
+def unit_methods(model: nn.Module) -> dict[nn.Module, set[str]]:
+    """Return the modules of `model` that are sharded on their own, with the methods called beside their `forward`.
+
+    A module around them names their classes: a model of transformers or diffusers in `_no_split_modules`, a part in
+    `shard_units`.
+    """
+    methods: dict[nn.Module, set[str]] = {}
+    for owner in model.modules():
+        names = (*(getattr(owner, "_no_split_modules", None) or ()), *getattr(owner, "shard_units", ()))
+        classes: dict[str, set[str]] = {}
+        for name, _, method in (name.partition(".") for name in names):
+            classes.setdefault(name, set()).update({method} - {""})
+        for module in owner.modules() if classes else ():
+            if type(module).__name__ in classes:
+                methods.setdefault(module, set()).update(classes[type(module).__name__])
+    return methods
 
 
 class Region(NamedTuple):

@@ -37,6 +37,7 @@ from dreamkit.training.resume_points import load_optimizer, load_random_state, s
 from dreamkit.training.resume_state import Interval, RunState, read_state
 from dreamkit.training.run_bar import RunBar
 from dreamkit.training.run_log import LogEntry, RunLog
+from dreamkit.training.sharding import begin_pass
 from dreamkit.training.skipped_log import SkippedLog
 
 LOG = "log.jsonl"
@@ -111,10 +112,11 @@ class TrainingLoop:
         self.model.train()  # frozen parts stay in evaluation mode
         while self.step < train.steps:
             batches, counts = self.read(updates)
-            for batch in batches:
+            for number, batch in enumerate(batches, start=1):
+                begin_pass(self.model, is_last=number == len(batches))
                 losses = self.backward(batch.to(self.device, non_blocking=True), counts)
                 self.monitor.add(self.step + 1, batch.places, losses, counts)
-            norm = clip_gradients(self.trained, train.max_grad_norm)
+            norm = clip_gradients(self.trained, train.max_grad_norm).to(self.device)
             self.monitor.add_gradient(self.step + 1, norm)
             learning_rate = float(self.schedule.get_last_lr()[0])
             self.random_state = None  # from here to the end of the step, the run cannot be saved

@@ -169,7 +169,8 @@ def train_recipe(
             _show(kernels.kernel_status(device))
         if recipe.train.gradient_checkpointing:
             model.enable_gradient_checkpointing()
-        if world_size() > 1:
+        is_sharded = world_size() > 1 or recipe.train.cpu_offload
+        if is_sharded:
             shard(model, device, recipe.train, as_stored=scratch is not None)
         if manifest is not None:
             with _or_older(points[-1], points[:-1]):
@@ -187,7 +188,7 @@ def train_recipe(
             for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
                 _show(line)
         updates = make_updates(recipe, model, datasets, cache, documents)
-        if world_size() == 1:
+        if not is_sharded:
             model.to(device)
         if is_main():
             with writing(out):

@@ -19,7 +19,8 @@ from dreamkit.training.resume_state import RunState
 # every start compares it with the model. The action at bad documents is the same for the good ones before.
 MAY_CHANGE = (
     *("train.log_every", "train.save_every", "train.workers", "train.cache", "train.micro_batch"),
-    *("train.on_error", "train.max_skipped", "train.sharding"),
+    *("train.on_error", "train.max_skipped"),
+    *("train.sharding", "train.unsharded", "train.cpu_offload"),
     *(f"generation.{field.name}" for field in dataclasses.fields(GenerationSection)),
 )
 
