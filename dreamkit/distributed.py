@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from dreamkit.errors import CheckpointError, DreamkitError, OutputError, SourceError, TrainingError
+from dreamkit.peers import watching
 
 TIMEOUT: Final = timedelta(minutes=30)  # of a meeting of all processes: one of them may write a checkpoint
 
@@ -57,6 +58,19 @@ def local_rank() -> int:
 def is_main() -> bool:
     """Return True in the one process that writes files and prints messages."""
     return rank() == 0
+
+
+@contextmanager
+def watched(hint: Callable[[], str]) -> Iterator[None]:
+    """Let the processes watch each other in the block, which every process must enter; see `peers.watching`."""
+
+    def share(value: Any) -> Any:
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    with watching(rank(), world_size(), share, hint):
+        yield
 
 
 def barrier() -> None:

@@ -13,13 +13,24 @@ from dreamkit.recipe.sections import Recipe
 def recipe_notes(recipe: Recipe) -> list[str]:
     """Return notes that hold on every machine."""
     train = recipe.train
-    if train.warmup <= train.steps:
-        return []
-    return [
-        f"note: {recipe.place('train.warmup')}: train.warmup: a warm-up of {count(train.warmup, 'step')} is longer "
-        f"than the run ({count(train.steps, 'step')}), so the learning rate stays below {train.learning_rate:g}; "
-        "lower it or raise train.steps"
+    warmups = {"train.warmup": (train.warmup, train.learning_rate)} | {
+        f"train.groups.{number}.warmup": (group.warmup, group.learning_rate or train.learning_rate)
+        for number, group in enumerate(train.groups)
+        if group.warmup is not None
+    }
+    notes = [
+        f"note: {recipe.place(key)}: {key}: a warm-up of {count(warmup, 'step')} is longer than the run "
+        f"({count(train.steps, 'step')}), so the learning rate stays below {rate:g}; lower it or raise train.steps"
+        for key, (duration, rate) in warmups.items()
+        if (warmup := train.in_steps(duration)) > train.steps
     ]
+    if train.schedule == "wsd" and (decay := train.in_steps(train.decay or 0)) > train.steps:
+        notes.append(
+            f"note: {recipe.place('train.decay')}: train.decay: a decay of {count(decay, 'step')} is longer than the "
+            f"run ({count(train.steps, 'step')}), so the learning rate falls from its warm-up on; lower it or raise "
+            "train.steps"
+        )
+    return notes
 
 
 def language_notes(

@@ -10,6 +10,7 @@ from itertools import islice
 from dreamkit.build.build import build_on_meta
 from dreamkit.build.fit import fit
 from dreamkit.build.fit_record import part_section
+from dreamkit.build.parameter_groups import parameter_groups
 from dreamkit.cache.recipe_check import cache_problems
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.data.dataset import Dataset
@@ -100,7 +101,7 @@ def plan(
     are those of the training.
 
     Raises:
-        RecipeError: parts do not fit, a part has no `meta_modules`, or `train.cache` does not fit.
+        RecipeError: parts do not fit, a part has no `meta_modules`, or `train.cache` or `train.groups` do not fit.
         DreamkitError: nothing is trained, or a row has no room for this number of images.
         DocumentError: `make_batch` raised it.
     """
@@ -114,6 +115,7 @@ def plan(
         raise DreamkitError(
             "no step to plan, since nothing is trained; name parts in train.trainable or add model.adapters"
         )
+    parameter_groups(model, recipe)  # its errors
     model.train()
     if recipe.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()

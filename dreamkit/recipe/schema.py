@@ -288,7 +288,7 @@ class SchemaReader:
 
 
 def _is_alike(annotation: Any, value: object) -> bool:
-    """Return True if a value that is not of a type has its form: a list, a section or a text."""
+    """Return True if a value that is not of a type has its form: a list, a section, a text or a number."""
     origin = get_origin(annotation)
     if isinstance(value, list):
         return annotation is list or origin in LISTS
@@ -296,7 +296,9 @@ def _is_alike(annotation: Any, value: object) -> bool:
         return (
             annotation in (dict, Mapping) or origin in (dict, Mapping) or dataclasses.is_dataclass(annotation)
         )
-    return isinstance(value, str) and (annotation in (str, Path, Url, Location) or origin is Literal)
+    if isinstance(value, str):
+        return annotation in (str, Path, Url, Location) or origin is Literal
+    return annotation is type(value)
 
 
 def _misuses_variable(annotation: Any, value: object, metadata: Mapping[str, Any]) -> bool:

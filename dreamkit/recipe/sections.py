@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from dreamkit.earlier_names import with_earlier_fields
+from dreamkit.errors import ConfigError
 from dreamkit.recipe.fields import setting
 from dreamkit.recipe.places import place
 from dreamkit.recipe.special_tokens import SpecialTokens
@@ -17,6 +20,7 @@ from dreamkit.recipe.written import as_written
 Adaptable: TypeAlias = Literal["language_model", "vision_encoder", "image_decoder"]
 PartName: TypeAlias = Literal[Adaptable, "visual_projector", "condition_projector", "pooled_projector"]
 Trainable: TypeAlias = Literal[PartName, "dream_queries", "new_tokens"]
+Schedule: TypeAlias = Literal["cosine", "linear", "constant", "wsd"]
 Shuffle: TypeAlias = Literal["full", "blocks", "none"]
 WITH_SOURCE: Final[tuple[str, ...]] = get_args(Adaptable)  # kinds that have weights to name
 PARTS: Final[tuple[str, ...]] = get_args(PartName)
@@ -104,12 +108,36 @@ class LossSection:
 
 
 @dataclass(frozen=True)
+class GroupSection:
+    """Trained tensors with settings of their own; a setting that is None is that of `train`.
+
+    `match` is a part, by its name in `trainable`, or a pattern of the tensors' names in the model, such as `*.lora_*`.
+    A tensor belongs to the first group that matches it.
+    `weight_decay` for a part excepts what has none by default: vectors and embeddings. For a pattern, `dream_queries`
+    and `new_tokens`, it holds for every tensor.
+    """
+
+    match: str
+    learning_rate: float | None = setting(None, above=0, most=100)
+    weight_decay: float | None = setting(None, least=0)
+    warmup: int | float | None = setting(None, least=0, most=MAX_STEPS)
+
+    def __post_init__(self) -> None:
+        require_durations(warmup=self.warmup)
+        if self.learning_rate is self.weight_decay is self.warmup is None:
+            raise ConfigError(
+                {"match": "expected learning_rate, weight_decay or warmup beside match, got none"}
+            )
+
+
+@dataclass(frozen=True)
 class TrainSection:
     """Training of `steps` updates, each of `global_batch` documents over all devices.
 
     A forward pass has at most `micro_batch` rows of documents (None: all rows of a device). Earlier recipes name
     `accumulation` batches of `batch_size` documents on every device instead.
-    `trainable` names what is trained besides adapters. `warmup` is in steps.
+    `trainable` names what is trained besides adapters. `groups` are tensors with settings of their own.
+    `warmup` is in steps, or a share of them below 1; so is `decay`, the end of the schedule wsd (None: 0.2).
     `max_length` is the number of tokens in a row (None: the language model's maximum).
     `packing` puts several documents into a row (None: if the language model can keep them apart).
     `precision` is that of computing, and with float64, which is meant for tests, of the weights too.
@@ -131,9 +159,11 @@ class TrainSection:
     batch_size: int | None = setting(None, least=1, most=MAX_BATCH)
     accumulation: int | None = setting(None, least=1, most=MAX_BATCH)
     learning_rate: float = setting(2e-5, above=0, most=100)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: int = setting(0, least=0, most=MAX_STEPS)
+    schedule: Schedule = "cosine"
+    warmup: int | float = setting(0, least=0, most=MAX_STEPS)
+    decay: int | float | None = setting(None, least=0, most=MAX_STEPS)
     weight_decay: float = setting(0.0, least=0)
+    groups: tuple[GroupSection, ...] = ()
     max_grad_norm: float = setting(1.0, above=0)
     max_length: int | None = setting(None, least=1, most=MAX_TOKENS)
     packing: bool | None = None
@@ -173,6 +203,11 @@ class TrainSection:
             )
         if self.batch_size is not None and self.accumulation is None:
             object.__setattr__(self, "accumulation", 1)
+        require_durations(warmup=self.warmup, decay=self.decay)
+        if self.decay is not None and self.schedule != "wsd":
+            raise ConfigError(
+                {"decay": f"expected none with the schedule {self.schedule}; remove it, or set schedule: wsd"}
+            )
         documents = self.steps * self.update_documents(processes=1)
         if documents > MAX_DOCUMENTS:
             raise ValueError(
@@ -187,11 +222,32 @@ class TrainSection:
         assert self.batch_size is not None and self.accumulation is not None, "see __post_init__"
         return self.batch_size * self.accumulation * processes
 
+    def in_steps(self, duration: float) -> int:
+        """Return a duration, in steps or as a share of them, in steps; a share is rounded up, as transformers does."""
+        # exact in decimals: 0.07 of 100 steps are 7, though 0.07 * 100 > 7 in floating point
+        share = isinstance(duration, float)
+        return math.ceil(Decimal(str(duration)) * self.steps) if share else int(duration)
+
     def passes(self, rows: int) -> int:
         """Return the number of forward passes for the rows of an update on one device."""
         if self.accumulation is not None:
             return min(self.accumulation, rows)
         return 1 if self.micro_batch is None else -(-rows // self.micro_batch)
+
+
+def require_durations(**durations: float | None) -> None:
+    """Check that each duration is an integer, in steps, or a share between 0 and 1.
+
+    Raises:
+        ConfigError: one is another number.
+    """
+    problems = {
+        name: f"expected steps as an integer, or a share of them between 0 and 1, got {duration}"
+        for name, duration in durations.items()
+        if isinstance(duration, float) and not 0 < duration < 1
+    }
+    if problems:
+        raise ConfigError(problems)
 
 
 @dataclass(frozen=True)

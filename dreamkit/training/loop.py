@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from dreamkit.build.parameter_groups import parameter_groups
 from dreamkit.data.batch import Batch
 from dreamkit.data.seeds import stream_seed
 from dreamkit.data.sequence import Sequence
@@ -30,13 +31,14 @@ from dreamkit.training.agreement import Agreement
 from dreamkit.training.blame import blame
 from dreamkit.training.data_wait import DataWait
 from dreamkit.training.loss_monitor import LossMonitor, NotFinite
-from dreamkit.training.optimizer import clip_gradients, make_optimizer, make_schedule, update
+from dreamkit.training.optimizer import clip_gradients, make_optimizer, update
 from dreamkit.training.preempted import mark_preempted
 from dreamkit.training.random_state import RandomState
 from dreamkit.training.resume_points import load_optimizer, load_random_state, save_resume_point
 from dreamkit.training.resume_state import Interval, RunState, read_state
 from dreamkit.training.run_bar import RunBar
 from dreamkit.training.run_log import LogEntry, RunLog
+from dreamkit.training.schedule import set_learning_rates
 from dreamkit.training.sharding import begin_pass
 from dreamkit.training.skipped_log import SkippedLog
 
@@ -80,8 +82,7 @@ class TrainingLoop:
         self.model, self.recipe, self.device, self.updates, self.out = model, recipe, device, updates, out
         self.registry, self.data = registry, data
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = make_optimizer(model, recipe.train)
-        self.schedule = make_schedule(self.optimizer, recipe.train, step=0)
+        self.optimizer = make_optimizer(parameter_groups(model, recipe))
         self.step = 0
         self.has_begun = self.has_diverged = False
         self.random_state: RandomState | None = None
@@ -118,14 +119,13 @@ class TrainingLoop:
                 self.monitor.add(self.step + 1, batch.places, losses, counts)
             norm = clip_gradients(self.trained, train.max_grad_norm).to(self.device)
             self.monitor.add_gradient(self.step + 1, norm)
-            learning_rate = float(self.schedule.get_last_lr()[0])
+            learning_rates = set_learning_rates(self.optimizer, train, self.step)
             self.random_state = None  # from here to the end of the step, the run cannot be saved
             update(self.optimizer, self.monitor.not_finite(norm))
-            self.schedule.step()
             self.optimizer.zero_grad()
             self.end_step()
             if self.step % train.log_every == 0 or self.step == train.steps:
-                self.write_log(learning_rate, norm)
+                self.write_log(learning_rates, norm)
             # the last step is saved as the checkpoint of the run
             if train.save_every and self.step % train.save_every == 0 and self.step < train.steps:
                 self.check()
@@ -137,7 +137,6 @@ class TrainingLoop:
         state = read_state(point)
         self.step = state.step
         load_optimizer(point, self.model, self.optimizer)
-        self.schedule = make_schedule(self.optimizer, self.recipe.train, self.step)
         self.monitor.begin(state.interval.start, state.interval.sums)
         self.skipped.begin(self.step, state.documents, limit_begins_here=changed_data)
         return state
@@ -205,12 +204,12 @@ class TrainingLoop:
         if is_main():
             self.bar.move(self.step)
 
-    def write_log(self, learning_rate: float, norm: Tensor) -> None:
+    def write_log(self, learning_rates: dict[str, float], norm: Tensor) -> None:
         """Write a line of the log, after a check that all losses in it are finite."""
         self.check()
         losses = self.monitor.read(self.step)
         values = {
-            "learning_rate": learning_rate,
+            **learning_rates,
             "grad_norm": norm.item(),
             "data_wait": self.data_wait.read(),
         }

@@ -41,6 +41,14 @@ def resume_points(out: Path) -> list[Path]:
     )
 
 
+def continue_hint(out: Path) -> str:
+    """Return how to continue a run that has ended within a step."""
+    last = next(reversed(resume_points(out)), None)
+    if last is None:
+        return "there is no resume point (train.save_every sets the steps between them)"
+    return f"the last resume point is {last}; continue with --resume"
+
+
 def restore_resume_points(out: Path) -> None:
     """Give resume points their names back that a killed process was about to replace.
 

@@ -13,6 +13,7 @@ from dreamkit import kernels
 from dreamkit.build.build import build, build_as_stored
 from dreamkit.build.fit import fit
 from dreamkit.build.notes import machine_notes, recipe_notes
+from dreamkit.build.parameter_groups import parameter_groups
 from dreamkit.cache.model_check import open_cache
 from dreamkit.cache.read import Cache
 from dreamkit.cache.recipe_check import cache_problems, data_notes
@@ -23,7 +24,7 @@ from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.fingerprint import read_fingerprints
 from dreamkit.data.packing import attention_status
-from dreamkit.distributed import barrier, is_main, join, rank, world_size
+from dreamkit.distributed import barrier, is_main, join, rank, watched, world_size
 from dreamkit.errors import CheckpointError, RecipeError, TrainingError, count
 from dreamkit.interrupts import Interrupted, deferred
 from dreamkit.model.model import DreamModel
@@ -37,7 +38,7 @@ from dreamkit.training.failures import with_remedies
 from dreamkit.training.leaving import add_resume_point
 from dreamkit.training.loop import LOG, TrainingLoop
 from dreamkit.training.reading_updates import make_updates
-from dreamkit.training.resume_points import RESUME_POINTS, resume_points
+from dreamkit.training.resume_points import RESUME_POINTS, continue_hint, resume_points
 from dreamkit.training.resume_state import RunState, read_state
 from dreamkit.training.run_folder import exclusive_run
 from dreamkit.training.run_log import LogEntry, read_log
@@ -130,7 +131,7 @@ def train_recipe(
     out = output_folder(out)
     device = join()
     mesh_shape(recipe.train)  # raises before any weights are read
-    with exclusive_run(out):
+    with watched(lambda: continue_hint(out)), exclusive_run(out):
         points = resume_points(out)
         if resume and _is_finished(out) and not is_longer(out / CHECKPOINT, recipe):
             return _finished_run(out, recipe, registry, points)
@@ -258,6 +259,7 @@ def _set_up(model: DreamModel, recipe: Recipe, *, as_stored: bool) -> None:
 
     Raises:
         TrainingError: there are no trainable parts.
+        RecipeError: a group of `train.groups` matches none.
     """
     model.recipe, model.lm_weight, model.denoising_weight = recipe, recipe.loss.lm, recipe.loss.denoising
     if recipe.train.precision == "float64" and not as_stored:
@@ -265,6 +267,7 @@ def _set_up(model: DreamModel, recipe: Recipe, *, as_stored: bool) -> None:
     model.set_trainable(recipe.train.trainable)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("nothing to train: name parts in train.trainable or add model.adapters")
+    parameter_groups(model, recipe)  # before minutes of reading
 
 
 def _train(loop: TrainingLoop, point: Path | None, changed_data: bool) -> None:

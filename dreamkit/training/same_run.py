@@ -14,6 +14,7 @@ from dreamkit.recipe.sections import GenerationSection, Recipe
 from dreamkit.recipe.written import shown_setting
 from dreamkit.storage.urls import Url
 from dreamkit.training.resume_state import RunState
+from dreamkit.training.schedule import has_same_rates
 
 # Settings that a resumed run may change, as they do not change its losses. A cache too:
 # every start compares it with the model. The action at bad documents is the same for the good ones before.
@@ -70,7 +71,7 @@ def steps_note(state: RunState, then: Recipe, now: Recipe) -> str | None:
     if before == after:
         return None
     note = f"train.steps was {before}, is {after}; continuing after step {state.step}"
-    if schedule == "constant":
+    if has_same_rates(then.train, now.train, state.step):
         return note
     return (
         f"{note}; from there on the learning rate has the {schedule} schedule over {count(after, 'step')}, before that "

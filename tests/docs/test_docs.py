@@ -162,8 +162,10 @@ def test_check_accepts_the_projectors_of_the_docs(setting: str, dreamkit: Callab
     assert code == 0, output
 
 
-def test_check_accepts_the_recipe_of_the_docs(tmp_path: Path, dreamkit: Callable) -> None:
-    (text,) = blocks(RECIPES, "yaml")
+@pytest.mark.parametrize("number", range(2))
+def test_check_accepts_the_recipes_of_the_docs(number: int, tmp_path: Path, dreamkit: Callable) -> None:
+    whole, groups = blocks(RECIPES, "yaml")
+    text = (whole, f"extends: digits/stage2\n{groups}")[number]
     (tmp_path / "recipe.yaml").write_text(text)
     code, output = dreamkit("check", "recipe.yaml")
     assert code == 0, output

@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 import tiny
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
+from dreamkit.build.parameter_groups import parameter_groups
 from dreamkit.data.batch import Batch
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.mixture import Mixture
@@ -254,7 +255,10 @@ def run_bad_steps(device: torch.device) -> None:
     model.set_trainable(TRAINABLE)
     shard(model, device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer, monitor = make_optimizer(model, recipe(weight_decay=0.1).train), LossMonitor(device)
+    optimizer, monitor = (
+        make_optimizer(parameter_groups(model, recipe(weight_decay=0.1))),
+        LossMonitor(device),
+    )
 
     def state() -> list[Tensor]:
         values = [*trained, *(value for each in optimizer.state.values() for value in each.values())]

@@ -123,7 +123,7 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_optimizer(
 
     def step(optimizer: AdamW, step: Any = AdamW.step) -> None:
         step(optimizer)
-        values = [*optimizer.param_groups[0]["params"], *optimizer.param_groups[1]["params"]]
+        values = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         values += [value for state in optimizer.state.values() for value in state.values()]
         states.append([value.detach().clone() for value in values])
 

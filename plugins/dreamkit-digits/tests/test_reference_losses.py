@@ -35,6 +35,9 @@ def losses(run: str, out: Path, precision: str = "float64") -> list[dict[str, An
         "max_grad_norm": 0.5,
         "log_every": 1,
     }
+    # as then, when only biases and norms had no weight decay
+    embeddings = ["dream_queries", "new_tokens", *(["*.embed_tokens.weight"] if stage == "stage2" else [])]
+    settings["groups"] = json.dumps([{"match": match, "weight_decay": 0.1} for match in embeddings])
     registry = Registry.load()
     recipe = load_recipe(
         f"digits/{stage}", [f"train.{key}={value}" for key, value in settings.items()], registry
