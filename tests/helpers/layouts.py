@@ -253,7 +253,7 @@ def run_bad_steps(device: torch.device) -> None:
     model = tiny.model()
     batch = uneven_batches(model)[dist.get_rank()]
     model.set_trainable(TRAINABLE)
-    shard(model, device)
+    shard(model, device, recipe().train)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, monitor = (
         make_optimizer(parameter_groups(model, recipe(weight_decay=0.1))),

@@ -21,6 +21,7 @@ import tiny
 from dreamkit.build import build as building
 from dreamkit.build.build import build, build_as_stored
 from dreamkit.build.fit import fit
+from dreamkit.cache.model_check import table_module, weights_sha256
 from dreamkit.distributed import gathered, is_main, join, whole
 from dreamkit.errors import RecipeError, SourceError
 from dreamkit.model.model import DreamModel
@@ -85,6 +86,9 @@ def assert_same_model(recipe: Recipe, folder: Path) -> None:
         other = whole(actual[name])
         assert other.dtype == tensor.dtype and torch.equal(other, tensor), name
         assert actual[name].requires_grad == tensor.requires_grad, name
+    for table in ("features", "latents"):  # of a cache, whose identity has the weights
+        sharded, whole_module = (table_module(each, table) for each in (model, expected))
+        assert weights_sha256(sharded) == weights_sha256(whole_module)
 
 
 @contextmanager
