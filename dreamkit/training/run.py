@@ -49,6 +49,7 @@ from dreamkit.training.same_run import (
     compare_run,
     global_batch,
     is_longer,
+    order_note,
     steps_note,
 )
 from dreamkit.training.sharding import mesh_shape, shard
@@ -150,12 +151,14 @@ def train_recipe(
         scratch = out.with_name(f".{out.name}.loading") if world_size() > 1 and model is None else None
         manifest: Manifest | None = None
         if resume:
-            with _or_older(points[-1], points[:-1]):
+            with _naming_older(points[-1], points[:-1]):
                 model, manifest = build_saved(points[-1], registry, scratch=scratch)
             then, state = model.recipe, read_state(points[-1])
             assert then is not None, "a loaded checkpoint has a recipe"
             compare_run(points[-1], state, then, recipe)
             documents = global_batch(state, then)
+            if (order := order_note(points[-1], state)) is not None:
+                _show(order)
             if (change := steps_note(state, then, recipe)) is not None:
                 _show(change)
         elif model is None:
@@ -174,8 +177,7 @@ def train_recipe(
         if is_sharded:
             shard(model, device, recipe.train, as_stored=scratch is not None)
         if manifest is not None:
-            with _or_older(points[-1], points[:-1]):
-                _show(copy_tensors(model, points[-1], manifest))
+            _show(_copy(model, points, manifest))
         elif is_built and recipe.init is not None:
             _show(load_weights(model, recipe.init))
         cache = open_cache(recipe, model, registry)
@@ -201,6 +203,8 @@ def train_recipe(
         set_seed((recipe.train.seed + rank()) % 2**32)
         _train(loop, points[-1] if resume else None, changed_data)
         for note in loop.skipped.notes(device):
+            _show(note)
+        if (note := loop.points.note()) is not None:
             _show(note)
         if (advice := loop.data_wait.advice(recipe.train.workers)) is not None:
             _show(advice)
@@ -280,7 +284,8 @@ def _train(loop: TrainingLoop, point: Path | None, changed_data: bool) -> None:
         try:
             with with_remedies():
                 loop.train(point, changed_data=changed_data)
-            save_checkpoint(loop.model, checkpoint, registry=loop.registry)
+            with loop.saving():
+                save_checkpoint(loop.model, checkpoint, registry=loop.registry)
         except BaseException as error:
             loop.bar.stop()
             add_resume_point(error, loop)
@@ -302,9 +307,7 @@ def _finished_run(out: Path, recipe: Recipe, registry: Registry, points: Sequenc
         CheckpointError: its checkpoint is damaged.
     """
     checkpoint = out / CHECKPOINT
-    with _or_older(checkpoint, points):
-        model, report = load_checkpoint(checkpoint, registry)
-    _show(report)
+    model = _load(checkpoint, registry, older=points)
     compare_finished(checkpoint, model.recipe, recipe)
     _show(f"the run in {out} is finished; nothing was trained; more train.steps would lengthen it")
     model.eval()
@@ -320,9 +323,31 @@ def _show(report: LoadReport | Cache | str) -> None:
         console.print(report, soft_wrap=not isinstance(report, LoadReport))
 
 
+def _load(checkpoint: Path, registry: Registry, older: Sequence[Path]) -> DreamModel:
+    """Load the model of a finished run; `older` are its resume points.
+
+    Raises:
+        CheckpointError: it is damaged; the message names the last resume point.
+    """
+    with _naming_older(checkpoint, older):
+        model, report = load_checkpoint(checkpoint, registry)
+    _show(report)
+    return model
+
+
+def _copy(model: DreamModel, points: Sequence[Path], manifest: Manifest) -> LoadReport:
+    """Copy the weights of the last resume point, which has this manifest, into its model.
+
+    Raises:
+        CheckpointError: they are damaged; the message names the resume point before it.
+    """
+    with _naming_older(points[-1], points[:-1]):
+        return copy_tensors(model, points[-1], manifest)
+
+
 @contextmanager
-def _or_older(checkpoint: Path, older: Sequence[Path]) -> Iterator[None]:
-    """Add the resume point before it to the error of a resume point or finished run that cannot be loaded."""
+def _naming_older(checkpoint: Path, older: Sequence[Path]) -> Iterator[None]:
+    """Name the last one of the resume points before `checkpoint` in an error about that one."""
     try:
         yield
     except CheckpointError as error:
