@@ -53,6 +53,7 @@ class Watch:
 
     Attributes:
         first_step: time of the begin of the first step.
+        loading: growth of the memory of this process until then, at its peak.
         steps: begin and end of each step, without logging and saving.
         saves: begin of `save`, its end, and the time at which the folder has its name, of each point.
         state: bytes of the trained weights and the optimizer's state.
@@ -60,18 +61,20 @@ class Watch:
 
     def __init__(self) -> None:
         self.first_step = 0.0
+        self.loading = 0
         self.steps: list[tuple[float, float]] = []
         self.saves: list[list[float]] = []
         self.state = 0
         self._threads: list[threading.Thread] = []
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self, peak: Peak) -> Iterator[None]:
         begins: list[float] = []
 
         def begin(loop: TrainingLoop, begin: Any = TrainingLoop.begin) -> None:
             begin(loop)
             self.first_step = time.perf_counter()
+            self.loading = peak.most - peak.before
 
         def read(loop: TrainingLoop, *arguments: Any, read: Any = TrainingLoop.read) -> Any:
             begins.append(time.perf_counter())
@@ -140,14 +143,14 @@ def recipe(steps: int, small: bool) -> Recipe:
     return recipe_from_dict(tiny.recipe(**changes), Registry.load(), where="saving")
 
 
-def train(out: Path, steps: int, small: bool, **options: Any) -> tuple[Watch, float, Peak]:
-    """Train or resume a run; return its watch, the seconds until its first step, and the peak of its memory."""
+def train(out: Path, steps: int, small: bool, **options: Any) -> tuple[Watch, float]:
+    """Train or resume a run; return its watch, and the seconds until its first step."""
     watch = Watch()
     barrier()
     begin = time.perf_counter()
-    with Peak() as peak, watch.watching():
+    with Peak() as peak, watch.watching(peak):
         train_recipe(recipe(steps, small), Registry.load(), out, datasets=[TinyDocuments()], **options)
-    return watch, watch.first_step - begin, peak
+    return watch, watch.first_step - begin
 
 
 def main() -> None:
@@ -164,16 +167,14 @@ def main() -> None:
     folder = Path(str(folders[0]))
     steps = SAVE_EVERY * arguments.points + 1
     try:
-        watch, starting, _ = train(folder / "run", steps, arguments.small)
-        _, resuming, peak = train(folder / "run", steps + 1, arguments.small, resume=True)
+        watch, starting = train(folder / "run", steps, arguments.small)
+        resumed, resuming = train(folder / "run", steps + 1, arguments.small, resume=True)
         if is_main():
             print(f"\n| {count(world_size(), 'process')} | |\n|---|---|")
             print("\n".join(watch.lines()))
             print(f"| a new run until its first step | {starting:.2f} s |")
             print(f"| a resumed run until its first step | {resuming:.2f} s |")
-            print(
-                f"| growth of memory of a resumed run, at its peak | {(peak.most - peak.before) / 1e6:.0f} MB |"
-            )
+            print(f"| memory of a process while it resumes | {resumed.loading / 1e6:.0f} MB |")
         barrier()
     finally:
         if is_main():
