@@ -145,6 +145,7 @@ class TrainSection:
     (hybrid), or not at all (none). Each device holds the whole frozen weights of the parts in `unsharded`.
     `cpu_offload` keeps weights, gradients and the optimizer's state in the host's memory.
     `log_every` and `save_every` are in steps; `save_every=0` saves only at the end.
+    `keep_last` is the number of resume points that stay (0: all), besides those after a multiple of `keep_every` steps.
     `cache` is a folder that `dreamkit cache` wrote.
     `on_error` is the action at a document that cannot be used, `too_long` at one longer than `max_length`.
     `max_skipped` is the greatest share of the documents to skip, after the first thousand.
@@ -175,6 +176,8 @@ class TrainSection:
     cpu_offload: bool = False
     log_every: int = setting(10, least=1, most=MAX_STEPS)
     save_every: int = setting(0, least=0, most=MAX_STEPS)
+    keep_last: int = setting(2, least=0, most=MAX_STEPS)
+    keep_every: int | None = setting(None, least=1, most=MAX_STEPS)
     workers: int = setting(0, least=0, most=MAX_WORKERS)
     cache: str | None = setting(None, path=True)
     on_error: Literal["skip", "stop"] = "skip"

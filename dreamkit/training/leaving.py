@@ -34,13 +34,18 @@ def add_resume_point(error: BaseException, loop: TrainingLoop) -> None:
     )
     out, point = loop.out, resume_point(loop.out, loop.step)
     try:
+        loop.points.finish() if loop.agreement.is_stopping else loop.points.drop()
+    except OutputError as failure:  # `error` is the reason to stop
+        if not _has_same_reason(error, failure):
+            error.add_note(str(failure))
+    try:
         reason = _unsaved_reason(loop)
         if reason is None:
             if (not_finite := loop.monitor.check()) is not None:
                 error.add_note(loop.diverged(not_finite))
             preempted = isinstance(error, Interrupted) and error.number in PREEMPTING
             if point not in resume_points(out):
-                loop.save(preempted=preempted)
+                loop.save(preempted=preempted, is_last=True)
             elif preempted and is_main():
                 mark_preempted(point, True)
     except Exception as failure:

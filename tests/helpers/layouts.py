@@ -253,7 +253,7 @@ def run_bad_steps(device: torch.device) -> None:
     model = tiny.model()
     batch = uneven_batches(model)[dist.get_rank()]
     model.set_trainable(TRAINABLE)
-    shard(model, device)
+    shard(model, device, recipe().train)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, monitor = (
         make_optimizer(parameter_groups(model, recipe(weight_decay=0.1))),
@@ -285,7 +285,8 @@ def run_bad_steps(device: torch.device) -> None:
 def main(folder: Path) -> None:
     device = join()
     if (folder / "checkpoints").is_dir():
-        train_recipe(recipe(save_every=1), Registry.load(), folder, datasets=[TinyDocuments()], resume=True)
+        again = recipe(save_every=1, sharding="none")  # the first run was sharded
+        train_recipe(again, Registry.load(), folder, datasets=[TinyDocuments()], resume=True)
         dist.destroy_process_group()
         return
 
