@@ -131,8 +131,8 @@ def train_recipe(
         )
     out = output_folder(out)
     device = join()
-    mesh_shape(recipe.train)  # raises before any weights are read
     with watched(lambda: continue_hint(out)), exclusive_run(out):
+        mesh_shape(recipe.train)  # raises before any weights are read
         points = resume_points(out)
         if resume and _is_finished(out) and not is_longer(out / CHECKPOINT, recipe):
             return _finished_run(out, recipe, registry, points)

@@ -10,7 +10,6 @@ in float32. So is a unit within a part's `float32_modules`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Final
 
 import torch
@@ -29,7 +28,7 @@ from torch.distributed.fsdp import (
 from dreamkit.distributed import gathered, unit_methods, units, world_size
 from dreamkit.errors import TrainingError, count
 from dreamkit.model.model import DreamModel
-from dreamkit.parts.part import Part
+from dreamkit.parts.precision import float32_modules
 from dreamkit.recipe.sections import TrainSection
 
 LOCAL_SIZE: Final = "LOCAL_WORLD_SIZE"  # variable of `torchrun`: the number of processes of this machine
@@ -52,7 +51,6 @@ def shard(model: DreamModel, device: torch.device, train: TrainSection) -> None:
         dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
     shape = mesh_shape(train)
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=DIMENSIONS[-len(shape) :])
-    parts = model.parts().values()
     whole = [part for name, part in model.parts().items() if name in train.unsharded]
     unsharded = {
         parameter for part in whole for parameter in part.parameters() if not parameter.requires_grad
@@ -61,8 +59,7 @@ def shard(model: DreamModel, device: torch.device, train: TrainSection) -> None:
         part.to(device)
     # The pages of a host's memory are locked for copies to a device.
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if train.cpu_offload else OffloadPolicy()
-    in_float32 = {module for part in parts for module in _float32_modules(part)}
-    is_half = train.precision == "bfloat16"
+    is_half, in_float32 = train.precision == "bfloat16", float32_modules(model)
     methods = unit_methods(model)
     for module in units(model):
         if unsharded.issuperset(module.parameters()):
@@ -72,12 +69,6 @@ def shard(model: DreamModel, device: torch.device, train: TrainSection) -> None:
         for method in sorted(methods[module]):
             register_fsdp_forward_method(module, method)
     fully_shard(model, mesh=mesh, offload_policy=offload, ignored_params=unsharded)
-
-
-def _float32_modules(part: Part) -> Iterator[nn.Module]:
-    """Yield the modules of a part that fail in half precision."""
-    for name in getattr(part.spec, "float32_modules", ()):
-        yield from part.get_submodule(name).modules()
 
 
 def begin_pass(model: nn.Module, is_last: bool) -> None:
