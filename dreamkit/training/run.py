@@ -204,8 +204,8 @@ def train_recipe(
         _train(loop, points[-1] if resume else None, changed_data)
         for note in loop.skipped.notes(device):
             _show(note)
-        if (note := loop.points.note()) is not None:
-            _show(note)
+        if (waited := loop.points.note()) is not None:
+            _show(waited)
         if (advice := loop.data_wait.advice(recipe.train.workers)) is not None:
             _show(advice)
         model.eval()
