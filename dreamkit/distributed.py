@@ -92,7 +92,8 @@ def whole(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     if isinstance(tensor, DTensor):
         # an offloaded shard is gathered on the device of its mesh
-        tensor = tensor.to(tensor.device_mesh.device_type).full_tensor()
+        on_mesh: Any = tensor.to(tensor.device_mesh.device_type)
+        tensor = on_mesh.full_tensor()
     return tensor.cpu()
 
 

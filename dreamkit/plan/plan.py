@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from typing import Any
 
 from dreamkit.build.build import build_on_meta
 from dreamkit.build.fit import fit
@@ -227,7 +228,8 @@ def _in_turns(model: DreamModel, recipe: Recipe) -> tuple[str, ...]:
 
     def is_mapped(name: str) -> bool:
         has_source = getattr(recipe.model, name).config.pretrained is not None
-        own = getattr(type(model.parts()[name]).from_stored, "__func__", None)
+        cls: Any = type(model.parts()[name])
+        own = getattr(cls.from_stored, "__func__", None)
         return has_source and own is not getattr(PretrainedPart.from_stored, "__func__", None)
 
     return tuple(name for name in WITH_SOURCE if not is_mapped(name))
