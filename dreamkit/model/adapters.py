@@ -103,7 +103,7 @@ def _initialise_magnitudes(part: Part) -> None:
         if isinstance(layer, LoraLayer):
             weight = layer.get_base_layer().weight
             data, weight.data = weight.data, weight.data.float()
-            layer.lora_variant[_NAME].init(layer, adapter_name=_NAME)  # type: ignore[attr-defined]
+            layer.lora_variant[_NAME].init(layer, adapter_name=_NAME)
             weight.data = data
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from typing import Any
 
 from dreamkit.build.build import build_on_meta
 from dreamkit.build.fit import fit
@@ -226,9 +227,9 @@ def _in_turns(model: DreamModel, recipe: Recipe) -> tuple[str, ...]:
     """Return the parts whose weights no process can map from files."""
 
     def is_mapped(name: str) -> bool:
+        part: Any = model.parts()[name]
         has_source = getattr(recipe.model, name).config.pretrained is not None
-        own = getattr(type(model.parts()[name]).from_stored, "__func__", None)
-        return has_source and own is not getattr(PretrainedPart.from_stored, "__func__", None)
+        return has_source and part.from_stored.__func__ is not PretrainedPart.from_stored.__func__  # type: ignore[attr-defined]
 
     return tuple(name for name in WITH_SOURCE if not is_mapped(name))
 
