@@ -111,7 +111,9 @@ class Watch:
         """Yield rows of a Markdown table: the medians over all points."""
         steps: dict[bool, list[float]] = {True: [], False: []}
         for begin, end in self.steps[1:]:  # the first one makes the optimizer's state
-            is_beside = any(saved < end and begin < complete for saved, _, complete in self.saves)
+            is_beside = any(
+                saved < end and begin < complete - 2 * SECONDS for saved, _, complete in self.saves
+            )
             steps[is_beside].append(end - begin)
         yield f"| trained weights and optimizer state | {self.state / 1e6:.0f} MB |"
         yield f"| a step | {median(steps[False]):.2f} s |"
