@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from dreamkit import kernels
-from dreamkit.build.build import build
+from dreamkit.build.build import build, build_as_stored
 from dreamkit.build.fit import fit
 from dreamkit.build.notes import machine_notes, recipe_notes
 from dreamkit.build.parameter_groups import parameter_groups
@@ -147,9 +147,12 @@ def train_recipe(
         documents = recipe.train.update_documents(world_size())
         state: RunState | None = None
         barrier()  # no process writes before all have checked `out`
+        # Several processes read the weights that they keep, once the model is sharded.
+        scratch = out.with_name(f".{out.name}.loading") if world_size() > 1 and model is None else None
+        manifest: Manifest | None = None
         if resume:
             with _naming_older(points[-1], points[:-1]):
-                model, manifest = build_saved(points[-1], registry)
+                model, manifest = build_saved(points[-1], registry, scratch=scratch)
             then, state = model.recipe, read_state(points[-1])
             assert then is not None, "a loaded checkpoint has a recipe"
             compare_run(points[-1], state, then, recipe)
@@ -160,23 +163,26 @@ def train_recipe(
                 _show(change)
         elif model is None:
             assert fitted is not None, "a model is built from a fitted recipe"
-            model = build(fitted)
-            if recipe.init is not None:
-                _show(load_weights(model, recipe.init))
+            model = build(fitted) if scratch is None else build_as_stored(fitted, scratch)
         else:
             compare_model(model.recipe, recipe)
         _require_documents(documents)
-        _set_up(model, recipe)
+        _set_up(model, recipe, as_stored=scratch is not None)
         _show(attention_status(model.language_model.spec))
         if device.type == "cuda":
             _show(kernels.kernel_status(device))
-        if resume and recipe.train.cache is not None:  # which is compared with the weights
+        if recipe.train.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        is_sharded = world_size() > 1 or recipe.train.cpu_offload
+        if is_sharded:
+            shard(model, device, recipe.train, as_stored=scratch is not None)
+        if manifest is not None:
             _show(_copy(model, points, manifest))
+        elif is_built and recipe.init is not None:
+            _show(load_weights(model, recipe.init))
         cache = open_cache(recipe, model, registry)
         if cache is not None:
             _show(cache)
-        if recipe.train.gradient_checkpointing:
-            model.enable_gradient_checkpointing()
         if state is not None and not changed_data:
             compare_data(points[-1], state, fingerprints)
         for note in inputs.notes:
@@ -185,12 +191,8 @@ def train_recipe(
             for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
                 _show(line)
         updates = make_updates(recipe, model, datasets, cache, documents)
-        if world_size() > 1 or recipe.train.cpu_offload:
-            shard(model, device, recipe.train)
-        else:
+        if not is_sharded:
             model.to(device)
-        if resume and recipe.train.cache is None:
-            _show(_copy(model, points, manifest))
         if is_main():
             with writing(out):
                 out.mkdir(exist_ok=True)
@@ -202,8 +204,8 @@ def train_recipe(
         _train(loop, points[-1] if resume else None, changed_data)
         for note in loop.skipped.notes(device):
             _show(note)
-        if (note := loop.points.note()) is not None:
-            _show(note)
+        if (waited := loop.points.note()) is not None:
+            _show(waited)
         if (advice := loop.data_wait.advice(recipe.train.workers)) is not None:
             _show(advice)
         model.eval()
@@ -254,15 +256,17 @@ def _require_documents(global_batch: int) -> None:
         )
 
 
-def _set_up(model: DreamModel, recipe: Recipe) -> None:
+def _set_up(model: DreamModel, recipe: Recipe, *, as_stored: bool) -> None:
     """Give `model` the recipe, loss weights, dtype and trainable parts of this run, in place of those it came with.
+
+    A model with weights `as_stored` keeps their types until it is sharded.
 
     Raises:
         TrainingError: there are no trainable parts.
         RecipeError: a group of `train.groups` matches none.
     """
     model.recipe, model.lm_weight, model.denoising_weight = recipe, recipe.loss.lm, recipe.loss.denoising
-    if recipe.train.precision == "float64":
+    if recipe.train.precision == "float64" and not as_stored:
         model.double()
     model.set_trainable(recipe.train.trainable)
     if not any(parameter.requires_grad for parameter in model.parameters()):
