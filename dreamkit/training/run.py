@@ -51,6 +51,7 @@ from dreamkit.training.same_run import (
     steps_note,
 )
 from dreamkit.training.sharding import mesh_shape, shard
+from dreamkit.training.step_guard import Spike
 
 CHECKPOINT = "checkpoint"  # folder of the trained model
 
@@ -64,6 +65,7 @@ class TrainResult:
         checkpoint: folder of its checkpoint.
         log: entries of `log.jsonl`; empty in all processes but the main one.
         is_main: flag: this process is the one of the run that writes files.
+        spikes: steps that were skipped because of a spike; none in all processes but the main one.
         was_finished: flag: the resumed run had ended before, so nothing was trained.
     """
 
@@ -72,6 +74,7 @@ class TrainResult:
     log: Sequence[LogEntry]
     is_main: bool
     was_finished: bool = False
+    spikes: Sequence[Spike] = ()
 
 
 def train_recipe(
@@ -191,12 +194,12 @@ def train_recipe(
         # The model is the same in all processes, but dropout is not; other random numbers are in the batches.
         set_seed((recipe.train.seed + rank()) % 2**32)
         _train(loop, points[-1] if resume else None, changed_data)
-        for note in loop.skipped.notes(device):
+        for note in [*loop.skipped.notes(device), *loop.guard.notes()]:
             _show(note)
         if (advice := loop.data_wait.advice(recipe.train.workers)) is not None:
             _show(advice)
         model.eval()
-        return TrainResult(model, out / CHECKPOINT, loop.log.entries, is_main())
+        return TrainResult(model, out / CHECKPOINT, loop.log.entries, is_main(), spikes=loop.guard.spikes)
 
 
 def _is_finished(out: Path) -> bool:

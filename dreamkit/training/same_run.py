@@ -21,6 +21,7 @@ from dreamkit.training.schedule import has_same_rates
 MAY_CHANGE = (
     *("train.log_every", "train.save_every", "train.workers", "train.cache", "train.micro_batch"),
     *("train.on_error", "train.max_skipped", "train.sharding"),
+    *("train.on_spike", "train.spike_factor"),  # they decide from the resume point on
     *(f"generation.{field.name}" for field in dataclasses.fields(GenerationSection)),
 )
 

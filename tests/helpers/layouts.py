@@ -42,8 +42,9 @@ from dreamkit.registry.registry import Registry
 from dreamkit.training import loop
 from dreamkit.training.loss_monitor import LossMonitor
 from dreamkit.training.optimizer import make_optimizer, update
-from dreamkit.training.run import train_recipe
+from dreamkit.training.run import TrainResult, train_recipe
 from dreamkit.training.sharding import shard
+from dreamkit.training.step_guard import StepGuard
 
 TRAINABLE = ["language_model", "visual_projector", "condition_projector", "dream_queries", "new_tokens"]
 ADAPTERS = [
@@ -253,12 +254,10 @@ def run_bad_steps(device: torch.device) -> None:
     model = tiny.model()
     batch = uneven_batches(model)[dist.get_rank()]
     model.set_trainable(TRAINABLE)
-    shard(model, device)
+    shard(model, device, recipe().train)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer, monitor = (
-        make_optimizer(parameter_groups(model, recipe(weight_decay=0.1))),
-        LossMonitor(device),
-    )
+    settings = recipe(weight_decay=0.1)
+    optimizer, monitor = make_optimizer(parameter_groups(model, settings)), LossMonitor(device)
 
     def state() -> list[Tensor]:
         values = [*trained, *(value for each in optimizer.state.values() for value in each.values())]
@@ -270,7 +269,8 @@ def run_bad_steps(device: torch.device) -> None:
         (losses.loss * gradient).backward()
         monitor.add(1, batch.places, losses._replace(loss=losses.loss + loss), batch.counts)
         norm = loop.clip_gradients(trained, 1.0)
-        update(optimizer, monitor.not_finite(norm))
+        guard = StepGuard(Path("unused"), settings.train, device)
+        update(optimizer, guard.judge(1, [batch], monitor.step_loss(), norm))
         optimizer.zero_grad()
         monitor.drop_step()
         return state()
@@ -280,6 +280,30 @@ def run_bad_steps(device: torch.device) -> None:
         after = step(gradient if is_bad else 1.0, loss if is_bad else 0.0)
         assert len(after) == len(good) and all(map(torch.equal, after, good))
     assert not all(map(torch.equal, step(1.0, 0.0), good))
+
+
+def make_gradients_large(model: DreamModel) -> None:
+    """Multiply the gradient of a batch with a tilde by a large number."""
+    (tilde,) = model.language_model.tokenize("~")
+
+    def hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        scale = torch.where((args[0] == tilde).any(), 1e3, 1.0)
+        output.register_hook(lambda gradient: gradient * scale)
+
+    embedding(model).register_forward_hook(hook)
+
+
+def spike_run(out: Path, *, interrupt: Callable[[Any], None] | None = None, **settings: Any) -> TrainResult:
+    """Train six updates of two documents, of which the third one is a spike."""
+    settings = {"steps": 6, "spike_factor": 8.0, "seed": bad_seed(4, 5)} | settings
+    made = recipe(batch_size=2 // world_size(), **settings)
+    model = None
+    if not settings.get("resume"):
+        model = build(fit(made, Registry.load()))
+        make_gradients_large(model)
+    data = [TinyDocuments(one_bad_document())]
+    with patch("dreamkit.training.step_guard.LEAST", 2):
+        return train_recipe(made, Registry.load(), out, model=model, datasets=data, on_log=interrupt)
 
 
 def main(folder: Path) -> None:
@@ -303,6 +327,11 @@ def main(folder: Path) -> None:
         save_file(actual, folder / "gradients.safetensors")
 
     run_bad_steps(device)
+    spike_run(folder / "spikes")
+    try:
+        spike_run(folder / "spike", on_spike="stop")
+    except TrainingError as error:
+        (folder / f"spike.{dist.get_rank()}.txt").write_text(with_notes(error))
     train_layout(folder / "2x2", 2, 1)
     train_layout(folder / "2x1x2", 1, 2)
     train_layout(folder / "adapted", 2, 1, ADAPTERS)
