@@ -87,6 +87,7 @@ class TrainingLoop:
         self.optimizer = make_optimizer(parameter_groups(model, recipe))
         self.step = 0
         self.has_begun = self.has_diverged = False
+        self.pass_shape: tuple[int, int] | None = None  # rows and length of the last forward pass
         self.random_state: RandomState | None = None
         self.agreement = Agreement()
         self.data_wait = DataWait(device)
@@ -194,6 +195,8 @@ class TrainingLoop:
 
     def backward(self, batch: Batch, counts: Tensor | None = None) -> Losses:
         """Compute the losses of a batch, and add its gradients; `counts` (2,) are those of the global batch."""
+        rows, length = batch.input_ids_BT.shape
+        self.pass_shape = rows, length
         precision = self.recipe.train.precision
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16")
         with full_float64(precision == "float64"):  # also of layers that the backward pass recomputes

@@ -33,7 +33,7 @@ from dreamkit.registry.registry import Registry
 from dreamkit.storage.folders import in_use_reason
 from dreamkit.storage.paths import output_folder
 from dreamkit.storage.writing import writing
-from dreamkit.training.failures import with_remedies
+from dreamkit.training.failures import memory_remedy, with_remedies
 from dreamkit.training.leaving import add_resume_point
 from dreamkit.training.loop import LOG, TrainingLoop
 from dreamkit.training.reading_updates import make_updates
@@ -270,7 +270,9 @@ def _train(loop: TrainingLoop, point: Path | None, changed_data: bool) -> None:
     checkpoint = loop.out / CHECKPOINT
     with deferred("stopping after this step"):
         try:
-            with with_remedies():
+            with with_remedies(
+                lambda: memory_remedy(loop.recipe, loop.registry, loop.device, loop.pass_shape)
+            ):
                 loop.train(point, changed_data=changed_data)
             save_checkpoint(loop.model, checkpoint, registry=loop.registry)
         except BaseException as error:

@@ -8,7 +8,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -35,7 +36,7 @@ from dreamkit.distributed import is_main, join, total, whole, world_size
 from dreamkit.document import Document, Text
 from dreamkit.errors import DocumentError, TrainingError, with_notes
 from dreamkit.interrupts import Interrupted
-from dreamkit.model.model import DreamModel
+from dreamkit.model.model import DreamModel, Losses
 from dreamkit.recipe.loading import load_recipe, recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
@@ -282,28 +283,29 @@ def run_bad_steps(device: torch.device) -> None:
     assert not all(map(torch.equal, step(1.0, 0.0), good))
 
 
-def make_gradients_large(model: DreamModel) -> None:
-    """Multiply the gradient of a batch with a tilde by a large number."""
-    (tilde,) = model.language_model.tokenize("~")
+@contextmanager
+def large_gradients() -> Iterator[None]:
+    """Multiply the gradient of a batch with a tilde by a large number; its loss stays."""
 
-    def hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
-        scale = torch.where((args[0] == tilde).any(), 1e3, 1.0)
-        output.register_hook(lambda gradient: gradient * scale)
+    def forward(model: DreamModel, batch: Batch, forward: Any = DreamModel.forward, **named: Any) -> Losses:
+        losses = forward(model, batch, **named)
+        (tilde,) = model.language_model.tokenize("~")
+        scale = torch.where((batch.input_ids_BT == tilde).any(), 1e3, 1.0)
+        loss = losses.loss.detach()
+        return losses._replace(loss=loss + scale * (losses.loss - loss))
 
-    embedding(model).register_forward_hook(hook)
+    with patch.object(DreamModel, "forward", forward):
+        yield
 
 
-def spike_run(out: Path, *, interrupt: Callable[[Any], None] | None = None, **settings: Any) -> TrainResult:
-    """Train six updates of two documents, of which the third one is a spike."""
-    settings = {"steps": 6, "spike_factor": 8.0, "seed": bad_seed(4, 5)} | settings
-    made = recipe(batch_size=2 // world_size(), **settings)
-    model = None
-    if not settings.get("resume"):
-        model = build(fit(made, Registry.load()))
-        make_gradients_large(model)
+def spike_run(out: Path, *, resume: bool = False, on_log: Any = None, **settings: Any) -> TrainResult:
+    """Train six updates of two documents, of which the third and a later one are spikes."""
+    settings = {"steps": 6, "spike_factor": 8.0, "seed": bad_seed(4, 5), "global_batch": 2} | settings
     data = [TinyDocuments(one_bad_document())]
-    with patch("dreamkit.training.step_guard.LEAST", 2):
-        return train_recipe(made, Registry.load(), out, model=model, datasets=data, on_log=interrupt)
+    with patch("dreamkit.training.step_guard.LEAST", 2), large_gradients():
+        return train_recipe(
+            recipe(**settings), Registry.load(), out, datasets=data, resume=resume, on_log=on_log
+        )
 
 
 def main(folder: Path) -> None:
