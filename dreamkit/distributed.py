@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from dreamkit.errors import CheckpointError, DreamkitError, OutputError, SourceError, TrainingError
+from dreamkit.peers import watching
 
 TIMEOUT: Final = timedelta(minutes=30)  # of a meeting of all processes: one of them may write a checkpoint
 
@@ -48,6 +49,19 @@ def is_main() -> bool:
     return rank() == 0
 
 
+@contextmanager
+def watched(hint: Callable[[], str]) -> Iterator[None]:
+    """Let the processes watch each other in the block, which every process must enter; see `peers.watching`."""
+
+    def share(value: Any) -> Any:
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    with watching(rank(), world_size(), share, hint):
+        yield
+
+
 def barrier() -> None:
     """Wait until every process has called this function."""
     if world_size() > 1:
@@ -69,13 +83,30 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def units(model: nn.Module) -> list[nn.Module]:
-    """Return the blocks of `model` that are sharded on their own: those in `_no_split_modules` of its classes.
+    """Return the modules of `model` that are sharded on their own; see `unit_methods`.
 
-    transformers and diffusers define this attribute. Children come before parents: a parent unit owns the tensors that
-    its children leave.
+    Children come before parents: a parent unit owns the tensors that its children leave.
     """
-    blocks = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-    return [module for module in reversed([*model.modules()][1:]) if type(module).__name__ in blocks]
+    methods = unit_methods(model)
+    return [module for module in reversed([*model.modules()][1:]) if module in methods]
+
+
+def unit_methods(model: nn.Module) -> dict[nn.Module, set[str]]:
+    """Return the modules of `model` that are sharded on their own, with the methods called beside their `forward`.
+
+    A module around them names their classes: a model of transformers or diffusers in `_no_split_modules`, a part in
+    `shard_units`.
+    """
+    methods: dict[nn.Module, set[str]] = {}
+    for owner in model.modules():
+        names = (*(getattr(owner, "_no_split_modules", None) or ()), *getattr(owner, "shard_units", ()))
+        classes: dict[str, set[str]] = {}
+        for name, _, method in (name.partition(".") for name in names):
+            classes.setdefault(name, set()).update({method} - {""})
+        for module in owner.modules() if classes else ():
+            if type(module).__name__ in classes:
+                methods.setdefault(module, set()).update(classes[type(module).__name__])
+    return methods
 
 
 class Region(NamedTuple):

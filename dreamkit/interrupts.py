@@ -42,6 +42,7 @@ class _Watch:
     def __init__(self, is_command: bool = False) -> None:
         self.process = os.getpid()
         self.is_command = is_command
+        self.is_ending = False
         self.received: int | None = None
         self.time = 0.0
         self.hints: list[str] = []  # of the `deferred` blocks that the process is in
@@ -50,6 +51,8 @@ class _Watch:
         if os.getpid() != self.process:  # a forked process ends with its parent
             if number == signal.SIGTERM:
                 os._exit(128 + number)
+            return
+        if self.is_ending:
             return
         now = time.monotonic()
         if self.received is not None:
@@ -136,6 +139,12 @@ def deferred(hint: str = "") -> Iterator[None]:
 def pending() -> Interrupted | None:
     """Return the interrupt that waits for the end of a `deferred` block, or None."""
     return None if _watch is None or _watch.received is None else Interrupted(_watch.received)
+
+
+def ignore_signals() -> None:
+    """Ignore all signals from now on: another thread is ending the process, and has printed the reason."""
+    if _watch is not None:
+        _watch.is_ending = True
 
 
 def is_first_process() -> bool:

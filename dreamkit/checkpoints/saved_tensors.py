@@ -148,7 +148,11 @@ def _coverage_problem(saved: SavedTensor) -> str | None:
     overlapping = next(_overlapping(saved), None)
     if overlapping is not None:
         return f"two slices overlap at {overlapping}"
-    return None if size == total else f"expected slices of {total} numbers in all, got {size}"
+    return (
+        None
+        if size == total
+        else f"expected {excerpt(str(total))} as the sum of the sizes of its slices, got {size}"
+    )
 
 
 def _overlapping(saved: SavedTensor) -> Iterator[tuple[int, ...]]:

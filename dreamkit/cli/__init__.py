@@ -10,6 +10,7 @@ import typer
 from dreamkit.cli import streams
 from dreamkit.cli.app import app as app
 from dreamkit.errors import DreamkitError, printable_lines, with_notes
+from dreamkit.peers import error_prefix, is_consequence
 
 
 def main() -> None:
@@ -36,6 +37,10 @@ def main() -> None:
             unnamed = error
         else:
             code = _print_error(f"{error.filename}: {error.strerror}")
+    except Exception:
+        if not is_consequence():
+            raise
+        code = 1
     failure = streams.output_error()
     if isinstance(failure, BrokenPipeError):
         code = 1
@@ -61,6 +66,7 @@ def _require_working_folder() -> None:
 
 
 def _print_error(message: str) -> int:
-    """Print an error on stderr, and return the exit code."""
-    typer.echo(printable_lines(f"dreamkit: {message}"), err=True)
+    """Print an error on stderr, unless another process of the run does; return the exit code."""
+    if (prefix := error_prefix()) is not None:
+        typer.echo(printable_lines(f"dreamkit: {prefix}{message}"), err=True)
     return 2

@@ -13,7 +13,8 @@ import typer.main
 from typer.core import TyperGroup
 
 from dreamkit.errors import PluginError, describe_error, printable, printable_lines, with_notes
-from dreamkit.interrupts import Interrupted, is_first_process, watch
+from dreamkit.interrupts import Interrupted, watch
+from dreamkit.peers import error_prefix
 from dreamkit.registry.kinds import Registered
 from dreamkit.registry.registry import Registry
 
@@ -42,9 +43,9 @@ class Commands(TyperGroup):
                     return super().invoke(ctx)
             except KeyboardInterrupt as error:
                 interrupt = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-                if is_first_process():
+                if (prefix := error_prefix()) is not None:
                     sentence = with_notes(error) if str(error) else str(interrupt)
-                    typer.echo(printable_lines(f"dreamkit: {sentence}"), err=True)
+                    typer.echo(printable_lines(f"dreamkit: {prefix}{sentence}"), err=True)
                 raise SystemExit(128 + interrupt.number) from None
 
     def list_commands(self, ctx: Any) -> list[str]:

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dreamkit.errors import DreamkitError, describe_error
 from dreamkit.parts.part import Part
 from dreamkit.recipe.sections import AdapterSection
+from dreamkit.storage.weight_files import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+Value = TypeVar("Value")
+
+ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"  # the file that peft loads
 _NAME: Final = "default"  # peft's name of an unnamed adapter
 _PEFT_PREFIX: Final = "base_model.model."  # prefix of names in peft's files
 # Models that diffusers' pipelines load adapters into, the file of these adapters and the key of its metadata.
@@ -73,34 +76,49 @@ def adapt(part: Part, adapter: AdapterSection) -> None:
         inject_adapter_in_model(config, adapter_root(part), _NAME)
 
 
-def write_adapter(part: Part, tensors: Mapping[str, Tensor], file: Path, base: str | None) -> None:
-    """Write a part's adapter to `file`, and beside it the other files with which peft loads it on the library's model.
+def adapter_tensors(
+    part: Part, tensors: Mapping[str, Tensor], base: str | None
+) -> dict[str, tuple[dict[str, Tensor], dict[str, str] | None]]:
+    """Return the tensors and the metadata of each file of a part's adapter, by its name beside peft's config.
 
-    If diffusers has pipelines for this model, also write the file that these load. `tensors` are named by
-    `stored_name` in the part; `base` is the source of the part's weights.
+    peft loads the first one on the library's model. If diffusers has pipelines for this model, these load another one.
+    `tensors` are named by `stored_name` in the part; `base` is the source of the part's weights.
     """
-    prefix = part.adapter_root
-    in_root = {
-        name.removeprefix(f"{prefix}.") if prefix else name: tensor for name, tensor in tensors.items()
+    prefix, in_root = part.adapter_root, _in_root(part, tensors)
+    files: dict[str, tuple[dict[str, Tensor], dict[str, str] | None]] = {
+        ADAPTER_WEIGHTS: ({_PEFT_PREFIX + name: tensor for name, tensor in in_root.items()}, None)
     }
+    if prefix in _PIPELINE_MODELS:
+        config = {f"{prefix}.{key}": value for key, value in _config(part, in_root, base).items()}
+        files[_PIPELINE_WEIGHTS] = (
+            {f"{prefix}.{name}": tensor for name, tensor in in_root.items()},
+            {"format": "pt", _PIPELINE_METADATA: _json(config)},
+        )
+    return files
+
+
+def write_adapter_config(part: Part, names: Iterable[str], folder: Path, base: str | None) -> None:
+    """Write peft's config of a part's adapter, whose tensors have these names, into a new folder."""
+    folder.mkdir(parents=True)
+    config = _json(_config(part, _in_root(part, dict.fromkeys(names)), base))
+    (folder / ADAPTER_CONFIG).write_text(config + "\n", encoding="utf-8")
+
+
+def _in_root(part: Part, tensors: Mapping[str, Value]) -> dict[str, Value]:
+    """Return the tensors of a part's adapter by their names in the library's model."""
+    prefix = f"{part.adapter_root}." if part.adapter_root else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _config(part: Part, names: Iterable[str], base: str | None) -> dict[str, Any]:
     lora_config: LoraConfig = adapter_root(part).peft_config[_NAME]  # type: ignore[index,assignment]
-    config = {
+    return {
         **lora_config.to_dict(),
         # full names: the library's model may have layers that the part has dropped
-        "target_modules": sorted({name.partition(".lora_")[0] for name in in_root}),
+        "target_modules": sorted({name.partition(".lora_")[0] for name in names}),
         "inference_mode": True,
         "base_model_name_or_path": base,
     }
-    file.parent.mkdir(parents=True)
-    file.with_name("adapter_config.json").write_text(_json(config) + "\n", encoding="utf-8")
-    save_file({_PEFT_PREFIX + name: tensor for name, tensor in in_root.items()}, file)
-    if prefix in _PIPELINE_MODELS:
-        metadata = _json({f"{prefix}.{key}": value for key, value in config.items()})
-        save_file(
-            {f"{prefix}.{name}": tensor for name, tensor in in_root.items()},
-            file.with_name(_PIPELINE_WEIGHTS),
-            metadata={"format": "pt", _PIPELINE_METADATA: metadata},
-        )
 
 
 def names_in_part(part: Part, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -23,11 +23,15 @@ class Part(nn.Module, ABC):
             result of `meta_modules`.
         adapter_root: name of the submodule that is the library's own model; "" is the part itself. Adapters go into
             this submodule, so that the library can load them.
+        shard_units: names of the classes of modules that several devices shard on their own, beside those in
+            `_no_split_modules` of a library's model. Such a module is gathered while its `forward` runs, so nothing
+            else may use its tensors; `"Name.method"` names another method that the part calls.
     """
 
     Config: ClassVar[type]
     adapter_targets: ClassVar[tuple[str, ...]] = ()
     adapter_root: ClassVar[str] = ""
+    shard_units: ClassVar[tuple[str, ...]] = ()
     config: Any
     spec: Any
 

@@ -27,6 +27,16 @@ def keep_float32(
     return change_but_keep
 
 
+def float32_modules(model: nn.Module) -> set[nn.Module]:
+    """Return the modules of `model` that fail in half precision, as the specs of the parts in it say."""
+    return {
+        inner
+        for module in model.modules()
+        for name in getattr(getattr(module, "spec", None), "float32_modules", ())
+        for inner in module.get_submodule(name).modules()
+    }
+
+
 @contextmanager
 def full_float64(enabled: bool) -> Iterator[None]:
     """Compute in float64 where code names float32 or relies on the default dtype, if `enabled`.

@@ -143,8 +143,10 @@ class TrainSection:
     `packing` puts several documents into a row (None: if the language model can keep them apart).
     `precision` is that of computing, and with float64, which is meant for tests, of the weights too.
     `sharding` divides weights, gradients and the optimizer's state among the devices: of all (full), of each machine
-    (hybrid), or not at all (none).
+    (hybrid), or not at all (none). Each device holds the whole frozen weights of the parts in `unsharded`.
+    `cpu_offload` keeps weights, gradients and the optimizer's state in the host's memory.
     `log_every` and `save_every` are in steps; `save_every=0` saves only at the end.
+    `keep_last` is the number of resume points that stay (0: all), besides those after a multiple of `keep_every` steps.
     `cache` is a folder that `dreamkit cache` wrote.
     `on_error` is the action at a document that cannot be used, `too_long` at one longer than `max_length`.
     `max_skipped` is the greatest share of the documents to skip, after the first thousand.
@@ -173,8 +175,12 @@ class TrainSection:
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     gradient_checkpointing: bool = False
     sharding: Literal["none", "full", "hybrid"] = "full"
+    unsharded: tuple[PartName, ...] = ()
+    cpu_offload: bool = False
     log_every: int = setting(10, least=1, most=MAX_STEPS)
     save_every: int = setting(0, least=0, most=MAX_STEPS)
+    keep_last: int = setting(2, least=0, most=MAX_STEPS)
+    keep_every: int | None = setting(None, least=1, most=MAX_STEPS)
     workers: int = setting(0, least=0, most=MAX_WORKERS)
     cache: str | None = setting(None, path=True)
     on_error: Literal["skip", "stop"] = "skip"
@@ -195,6 +201,11 @@ class TrainSection:
         if self.global_batch is None and self.batch_size is None:
             raise ValueError(
                 "missing global_batch: name the number of documents of an update, over all devices"
+            )
+        if trained := [part for part in self.unsharded if part in self.trainable]:
+            raise ValueError(
+                f"expected frozen parts in unsharded, got {', '.join(trained)}, which trainable names too; remove "
+                "one of them"
             )
         if self.batch_size is not None and self.accumulation is None:
             object.__setattr__(self, "accumulation", 1)

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, TypedDict
 
 from dreamkit.errors import OutputError, count, surrogate_problem
@@ -27,13 +28,18 @@ class FileRecord(TypedDict):
     sha256: str
 
 
-def describe_files(folder: Path) -> dict[str, FileRecord]:
-    """Return size and sha256 of every file in `folder`, by its relative name."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
-        for path in files
+def describe_files(
+    folder: Path, records: Mapping[str, FileRecord] = MappingProxyType({})
+) -> dict[str, FileRecord]:
+    """Return size and sha256 of every file in `folder`, by its relative name. Those in `records` are not read."""
+    files = {
+        path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
     }
+    return {name: records.get(name) or describe_file(path) for name, path in files.items()}
+
+
+def describe_file(path: Path) -> FileRecord:
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def damaged_files(folder: Path, files: Mapping[str, FileRecord], *, read: bool = True) -> list[str]:

@@ -66,6 +66,27 @@ def failed_write(
     return f"cannot write {name}: {error.strerror or error}{limits}; {_REMEDIES.get(error.errno, remedy)}"
 
 
+def require_space(path: Path, size: int) -> None:
+    """Check that the disk of `path` has `size` free bytes, before anything is written.
+
+    Raises:
+        OutputError: it has fewer.
+    """
+    from rich.filesize import decimal
+
+    for folder in (path, *path.absolute().parents):
+        try:
+            free = shutil.disk_usage(folder).free
+        except OSError:
+            continue
+        if free < size:
+            raise OutputError(
+                f"cannot write {shown_path(final_path(path))}: expected {decimal(size)} of free space, got "
+                f"{decimal(free)}; {_REMEDIES[errno.ENOSPC]}"
+            ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file in UTF-8. It appears, or replaces an older one, only when complete.
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from dreamkit.distributed import world_size
-from dreamkit.errors import DocumentError, StorageError, TrainingError
+from dreamkit.errors import DocumentError, DreamkitError, StorageError, TrainingError
 from dreamkit.interrupts import Interrupted, pending
 
 Result = TypeVar("Result")
@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 _DATA_ERRORS: Final[dict[str, type[DocumentError]]] = {"storage": StorageError, "document": DocumentError}
 
 
-MOST_NUMBERS: Final = 3  # of one call
+MOST_NUMBERS: Final = 4  # of one call
 
 
 def _nothing(_: Any) -> Sequence[Any]:
@@ -83,7 +83,7 @@ class Agreement:
             raise error
         return Meeting(result, own, every)
 
-    def stop(self, error: TrainingError) -> NoReturn:
+    def stop(self, error: DreamkitError) -> NoReturn:
         """Raise an error that every process raises here, between two steps."""
         self.is_stopping = True
         raise error

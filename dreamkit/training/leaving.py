@@ -34,6 +34,11 @@ def add_resume_point(error: BaseException, loop: TrainingLoop) -> None:
     )
     out = loop.out
     try:
+        loop.points.finish() if loop.agreement.is_stopping else loop.points.drop()
+    except OutputError as failure:  # `error` is the reason to stop
+        if not _has_same_reason(error, failure):
+            error.add_note(str(failure))
+    try:
         reason = _unsaved_reason(loop)
         if reason is None:
             if (problem := loop.problem()) is not None:
@@ -41,7 +46,7 @@ def add_resume_point(error: BaseException, loop: TrainingLoop) -> None:
             point = resume_point(out, loop.step)
             preempted = isinstance(error, Interrupted) and error.number in PREEMPTING
             if point not in resume_points(out):
-                loop.save(preempted=preempted)
+                loop.save(preempted=preempted, is_last=True)
             elif preempted and is_main():
                 mark_preempted(point, True)
     except Exception as failure:

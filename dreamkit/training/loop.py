@@ -7,6 +7,7 @@ one update of the weights. It has several batches, in several processes, which t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence as Sequences
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from dreamkit.data.skipped import SKIPPED
 from dreamkit.data.updates import Updates
 from dreamkit.data.workers import original_errors
 from dreamkit.distributed import is_main, rank, total, whole, world_size
-from dreamkit.errors import TrainingError
+from dreamkit.errors import OutputError, TrainingError
 from dreamkit.model.model import DreamModel, Losses
 from dreamkit.parts.precision import full_float64
 from dreamkit.recipe.sections import Recipe
@@ -32,13 +33,16 @@ from dreamkit.training.blame import blame
 from dreamkit.training.data_wait import DataWait
 from dreamkit.training.loss_monitor import LossMonitor
 from dreamkit.training.optimizer import clip_gradients, make_optimizer, update
+from dreamkit.training.optimizer_state import load_optimizer
+from dreamkit.training.point_writer import PointWriter
 from dreamkit.training.preempted import mark_preempted
 from dreamkit.training.random_state import RandomState
-from dreamkit.training.resume_points import load_optimizer, load_random_state, save_resume_point
+from dreamkit.training.resume_points import load_random_state
 from dreamkit.training.resume_state import Interval, RunState, read_state
 from dreamkit.training.run_bar import RunBar
 from dreamkit.training.run_log import LogEntry, RunLog
 from dreamkit.training.schedule import set_learning_rates
+from dreamkit.training.sharding import begin_pass
 from dreamkit.training.skipped_log import Counts, SkippedLog
 from dreamkit.training.step_guard import StepGuard
 
@@ -97,6 +101,7 @@ class TrainingLoop:
         # random numbers and documents after each step since the last check
         self.history: dict[int, tuple[RandomState, Counts]] = {}
         self.skipped = SkippedLog(out / SKIPPED, train.max_skipped, updates.global_batch)
+        self.points = PointWriter(out, train, registry)
         self.log, self.bar = RunLog(out / LOG, on_log), RunBar()
 
     def train(self, point: Path | None = None, *, changed_data: bool = False) -> None:
@@ -119,10 +124,11 @@ class TrainingLoop:
         self.model.train()  # frozen parts stay in evaluation mode
         while self.step < train.steps:
             batches, counts = self.read(updates)
-            for batch in batches:
+            for number, batch in enumerate(batches, start=1):
+                begin_pass(self.model, is_last=number == len(batches))
                 losses = self.backward(batch.to(self.device, non_blocking=True), counts)
                 self.monitor.add(self.step + 1, batch.places, losses, counts)
-            norm = clip_gradients(self.trained, train.max_grad_norm)
+            norm = clip_gradients(self.trained, train.max_grad_norm).to(self.device)
             self.monitor.add_gradient(self.step + 1, norm)
             learning_rates = set_learning_rates(self.optimizer, train, self.step)
             self.random_state = None  # from here to the end of the step, the run cannot be saved
@@ -138,12 +144,14 @@ class TrainingLoop:
                 self.check()
                 self.save()
         self.check()
+        with self.saving():
+            self.points.finish()
 
     def load(self, point: Path, changed_data: bool) -> RunState:
         """Take the state of the run in a resume point, and return it. The model was loaded before."""
         state = read_state(point)
         self.step = state.step
-        load_optimizer(point, self.model, self.optimizer)
+        load_optimizer(point, state.processes, self.model, self.optimizer)
         self.monitor.begin(state.interval.start, state.interval.sums)
         self.guard.begin(self.step, state.norms)
         self.skipped.begin(self.step, state.documents, limit_begins_here=changed_data)
@@ -176,12 +184,15 @@ class TrainingLoop:
             batches, skipped, numbers = self.agreement.call(
                 next_update,
                 remarks=lambda batches: [document for batch in batches for document in batch.skipped],
-                numbers=lambda batches: [len(batches), *_counts(batches)],
+                numbers=lambda batches: [len(batches), *_counts(batches), float(self.points.is_written)],
             )
         self.skipped.add(self.step + 1, skipped, sum(batch.cut for batch in batches))
         if (error := self.skipped.limit_error(self.step + 1)) is not None:
             self.agreement.stop(error)
-        passes, labels, draws = zip(*numbers, strict=True)
+        passes, labels, draws, are_written = zip(*numbers, strict=True)
+        if all(are_written):
+            with self.saving():
+                self.points.complete()
         # Under FSDP, all processes run the same forward passes: a part that one skips would wait forever.
         while len(batches) < max(passes):
             batches.append(self.idle)
@@ -271,10 +282,10 @@ class TrainingLoop:
         norm = whole(torch.nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None]))
         return bool(total(losses.loss.detach()).isfinite()) and bool(norm.isfinite())
 
-    def save(self, *, preempted: bool = False) -> None:
+    def save(self, *, preempted: bool = False, is_last: bool = False) -> None:
         """Write a resume point of the last finished step; drop what an unfinished one has computed.
 
-        `preempted` is the flag of its state.
+        `preempted` is the flag of its state. A point that `is_last` is complete at the return.
         """
         assert self.random_state is not None, "no update of the weights has begun"
         self.random_state.restore()
@@ -290,7 +301,20 @@ class TrainingLoop:
             preempted,
             self.guard.norms(),
         )
-        save_resume_point(self.out, state, self.model, self.optimizer, self.random_state, self.registry)
+        with self.saving():
+            self.points.save(state, self.model, self.optimizer, self.random_state, is_last=is_last)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Stop training if a resume point cannot be written, which all processes learn in the same block.
+
+        Raises:
+            OutputError: it cannot.
+        """
+        try:
+            yield
+        except OutputError as error:
+            self.agreement.stop(error)
 
 
 def _counts(batches: Sequences[Batch]) -> list[float]:

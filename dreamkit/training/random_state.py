@@ -36,10 +36,12 @@ class RandomState:
         if self.cuda is not None and torch.cuda.is_initialized():
             torch.cuda.set_rng_state(self.cuda)
 
-    def save(self, folder: Path) -> None:
-        """Write the state into this process's file in `folder`."""
-        with _file(folder).open("wb") as opened:  # a path would hide the error of the operating system
+    def save(self, folder: Path) -> Path:
+        """Write the state into this process's file in `folder`; return its path."""
+        file = _file(folder)
+        with file.open("wb") as opened:  # a path would hide the error of the operating system
             torch.save(vars(self), opened)
+        return file
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:

@@ -15,7 +15,7 @@ from dreamkit.storage.json_files import read_json
 
 STATE: Final = "trainer"  # folder of the run's state in a resume point
 STATE_FILE: Final = "state.json"
-OPTIMIZER: Final = "optimizer.pt"
+EARLIER_OPTIMIZER: Final = "optimizer.pt"  # of earlier releases
 MAX_NUMBER: Final = 1e300  # in the state; NaN is not below it
 MAX_COUNT: Final = 2**53  # of documents and processes in it
 
@@ -100,9 +100,16 @@ def read_state(point: Path) -> RunState:
         except (KeyError, TypeError, ValueError) as error:
             name = "the files of an earlier release" if is_earlier else STATE_FILE
             raise ValueError(f"{name}: {describe_error(error)}") from error
-        if state.step and not (folder / OPTIMIZER).is_file():
-            raise ValueError(f"missing {OPTIMIZER}")
+        if state.step and not (folder / EARLIER_OPTIMIZER).is_file():
+            names = (optimizer_file(number, state.processes) for number in range(state.processes))
+            if (missing := next((name for name in names if not (folder / name).is_file()), None)) is not None:
+                raise ValueError(f"missing {missing}")
         return state
+
+
+def optimizer_file(number: int, processes: int) -> str:
+    """Return the name of the file with the optimizer's state that a process, numbered from 0, wrote."""
+    return f"optimizer-{number + 1:05d}-of-{processes:05d}.safetensors"
 
 
 @contextmanager

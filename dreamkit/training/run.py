@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +18,13 @@ from dreamkit.cache.model_check import open_cache
 from dreamkit.cache.read import Cache
 from dreamkit.cache.recipe_check import cache_problems, data_notes
 from dreamkit.checkpoints.inputs import open_inputs
-from dreamkit.checkpoints.load import LoadReport, load_checkpoint, load_weights
+from dreamkit.checkpoints.load import LoadReport, build_saved, copy_tensors, load_checkpoint, load_weights
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.fingerprint import read_fingerprints
 from dreamkit.data.packing import attention_status
-from dreamkit.distributed import barrier, is_main, join, rank, world_size
+from dreamkit.distributed import barrier, is_main, join, rank, watched, world_size
 from dreamkit.errors import CheckpointError, RecipeError, TrainingError, count
 from dreamkit.interrupts import Interrupted, deferred
 from dreamkit.model.model import DreamModel
@@ -37,7 +38,7 @@ from dreamkit.training.failures import memory_remedy, with_remedies
 from dreamkit.training.leaving import add_resume_point
 from dreamkit.training.loop import LOG, TrainingLoop
 from dreamkit.training.reading_updates import make_updates
-from dreamkit.training.resume_points import RESUME_POINTS, resume_points
+from dreamkit.training.resume_points import RESUME_POINTS, continue_hint, resume_points
 from dreamkit.training.resume_state import RunState, read_state
 from dreamkit.training.run_folder import exclusive_run
 from dreamkit.training.run_log import LogEntry, read_log
@@ -48,6 +49,7 @@ from dreamkit.training.same_run import (
     compare_run,
     global_batch,
     is_longer,
+    order_note,
     steps_note,
 )
 from dreamkit.training.sharding import mesh_shape, shard
@@ -132,8 +134,8 @@ def train_recipe(
         )
     out = output_folder(out)
     device = join()
-    mesh_shape(recipe.train)  # raises before any weights are read
-    with exclusive_run(out):
+    with watched(lambda: continue_hint(out)), exclusive_run(out):
+        mesh_shape(recipe.train)  # raises before any weights are read
         points = resume_points(out)
         if resume and _is_finished(out) and not is_longer(out / CHECKPOINT, recipe):
             return _finished_run(out, recipe, registry, points)
@@ -149,11 +151,14 @@ def train_recipe(
         state: RunState | None = None
         barrier()  # no process writes before all have checked `out`
         if resume:
-            model = _load(points[-1], registry, older=points[:-1])
+            with _naming_older(points[-1], points[:-1]):
+                model, manifest = build_saved(points[-1], registry)
             then, state = model.recipe, read_state(points[-1])
             assert then is not None, "a loaded checkpoint has a recipe"
             compare_run(points[-1], state, then, recipe)
             documents = global_batch(state, then)
+            if (order := order_note(points[-1], state)) is not None:
+                _show(order)
             if (change := steps_note(state, then, recipe)) is not None:
                 _show(change)
         elif model is None:
@@ -168,6 +173,8 @@ def train_recipe(
         _show(attention_status(model.language_model.spec))
         if device.type == "cuda":
             _show(kernels.kernel_status(device))
+        if resume and recipe.train.cache is not None:  # which is compared with the weights
+            _show(_copy(model, points, manifest))
         cache = open_cache(recipe, model, registry)
         if cache is not None:
             _show(cache)
@@ -181,10 +188,12 @@ def train_recipe(
             for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
                 _show(line)
         updates = make_updates(recipe, model, datasets, cache, documents)
-        if world_size() > 1:
+        if world_size() > 1 or recipe.train.cpu_offload:
             shard(model, device, recipe.train)
         else:
             model.to(device)
+        if resume and recipe.train.cache is None:
+            _show(_copy(model, points, manifest))
         if is_main():
             with writing(out):
                 out.mkdir(exist_ok=True)
@@ -195,6 +204,8 @@ def train_recipe(
         set_seed((recipe.train.seed + rank()) % 2**32)
         _train(loop, points[-1] if resume else None, changed_data)
         for note in [*loop.skipped.notes(device), *loop.guard.notes()]:
+            _show(note)
+        if (note := loop.points.note()) is not None:
             _show(note)
         if (advice := loop.data_wait.advice(recipe.train.workers)) is not None:
             _show(advice)
@@ -274,7 +285,8 @@ def _train(loop: TrainingLoop, point: Path | None, changed_data: bool) -> None:
                 lambda: memory_remedy(loop.recipe, loop.registry, loop.device, loop.pass_shape)
             ):
                 loop.train(point, changed_data=changed_data)
-            save_checkpoint(loop.model, checkpoint, registry=loop.registry)
+            with loop.saving():
+                save_checkpoint(loop.model, checkpoint, registry=loop.registry)
         except BaseException as error:
             loop.bar.stop()
             add_resume_point(error, loop)
@@ -313,18 +325,35 @@ def _show(report: LoadReport | Cache | str) -> None:
 
 
 def _load(checkpoint: Path, registry: Registry, older: Sequence[Path]) -> DreamModel:
-    """Load the model of a resume point or of a finished run; `older` are the resume points before it.
+    """Load the model of a finished run; `older` are its resume points.
 
     Raises:
-        CheckpointError: it is damaged; the message names the last one before it.
+        CheckpointError: it is damaged; the message names the last resume point.
     """
-    try:
+    with _naming_older(checkpoint, older):
         model, report = load_checkpoint(checkpoint, registry)
+    _show(report)
+    return model
+
+
+def _copy(model: DreamModel, points: Sequence[Path], manifest: Manifest) -> LoadReport:
+    """Copy the weights of the last resume point, which has this manifest, into its model.
+
+    Raises:
+        CheckpointError: they are damaged; the message names the resume point before it.
+    """
+    with _naming_older(points[-1], points[:-1]):
+        return copy_tensors(model, points[-1], manifest)
+
+
+@contextmanager
+def _naming_older(checkpoint: Path, older: Sequence[Path]) -> Iterator[None]:
+    """Name the last one of the resume points before `checkpoint` in an error about that one."""
+    try:
+        yield
     except CheckpointError as error:
         if not older:
             raise
         raise CheckpointError(
             f"{error}\nIf you cannot restore {checkpoint}, remove it; --resume then continues from {older[-1]}"
         ) from error
-    _show(report)
-    return model

@@ -20,7 +20,8 @@ from dreamkit.training.schedule import has_same_rates
 # every start compares it with the model. The action at bad documents is the same for the good ones before.
 MAY_CHANGE = (
     *("train.log_every", "train.save_every", "train.workers", "train.cache", "train.micro_batch"),
-    *("train.on_error", "train.max_skipped", "train.sharding"),
+    *("train.on_error", "train.max_skipped", "train.keep_last", "train.keep_every"),
+    *("train.sharding", "train.unsharded", "train.cpu_offload"),
     *("train.on_spike", "train.spike_factor"),  # they decide from the resume point on
     *(f"generation.{field.name}" for field in dataclasses.fields(GenerationSection)),
 )
@@ -76,6 +77,16 @@ def steps_note(state: RunState, then: Recipe, now: Recipe) -> str | None:
     return (
         f"{note}; from there on the learning rate has the {schedule} schedule over {count(after, 'step')}, before that "
         f"over {before}, so the result is not that of one run of {count(after, 'step')}"
+    )
+
+
+def order_note(point: Path, state: RunState) -> str | None:
+    """Return a line about the documents of a run whose resume point has no fingerprints of its data, or None."""
+    if state.data:
+        return None
+    return (
+        f"{point}: an earlier release wrote it, which had another order of documents; weights, optimizer and schedule "
+        f"continue, and the documents from step {state.step + 1} on are those of today's order"
     )
 
 

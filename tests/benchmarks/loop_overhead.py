@@ -48,7 +48,7 @@ class Turns:
         self.loop, self.batch = loop, batch
         self.rounds: list[dict[str, tuple[float, float]]] = []
         # a rate of 0 leaves the weights to the loop
-        self.optimizer = torch.optim.AdamW(loop.trained, lr=0.0)
+        self.optimizer = torch.optim.AdamW(loop.trained, lr=0.0, fused=True)
         self._begin = _times()
 
     def run_passes(self) -> None:

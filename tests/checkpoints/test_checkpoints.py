@@ -34,6 +34,14 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_sources(tmp_path_factory.mktemp("sources"))
 
 
+def test_the_files_of_a_checkpoint_are_those_of_safetensors(saved: Path, tmp_path: Path) -> None:
+    files = sorted(saved.rglob("*.safetensors"))
+    assert len(files) > 3
+    for file in files:
+        save_file(load_file(file), tmp_path / file.name)
+        assert (tmp_path / file.name).read_bytes() == file.read_bytes()
+
+
 def test_a_loaded_model_equals_the_saved_one(tmp_path: Path) -> None:
     model = build_tiny()
     perturb(model)

@@ -16,7 +16,9 @@ import pytest
 import dreamkit.cli
 import tiny
 from dreamkit.checkpoints.save import save_checkpoint
-from processes import MAIN, SECONDS, command, wait_until
+from dreamkit.training.resume_state import read_state
+from processes import MAIN, SECONDS, TORCHRUN, command, process_of_rank, wait_until
+from recipe_files import write_pairs_recipe
 
 WITH_AN_ENDLESS_STEP = """
 import pathlib, time
@@ -29,18 +31,6 @@ def forward(*_, **named):
 DreamModel.forward = forward
 """
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-
-
-def write_recipe(folder: Path, **settings: object) -> Path:
-    (folder / "images").mkdir()
-    for number in range(3):
-        tiny.picture(number).save(folder / f"images/{number}.png")
-        (folder / f"images/{number}.txt").write_text(f"picture {number}")
-    train = {"trainable": ["dream_queries"], "steps": 10**5, "batch_size": 1, "log_every": 2, **settings}
-    recipe = tiny.recipe(train=train, data=[{"name": "pairs", "path": "images"}])
-    (folder / "tiny.yaml").write_text(json.dumps(recipe))
-    return folder / "tiny.yaml"
-
 
 INTERRUPTED = """
 import os, signal, typer
@@ -135,7 +125,7 @@ def test_a_signal_while_a_command_imports_modules_ends_it_at_once(
 def test_an_interrupted_training_saves_its_last_step_and_continues(
     tmp_path: Path, run: Callable[..., tuple[int, str, str]], number: signal.Signals, workers: int
 ) -> None:
-    recipe, out = write_recipe(tmp_path, workers=workers), tmp_path / "out"
+    recipe, out = write_pairs_recipe(tmp_path, workers=workers), tmp_path / "out"
     log = out / "log.jsonl"
     with command("train", recipe, "--out", out, folder=tmp_path) as process:
         wait_until(lambda: log.is_file() and log.read_text().count("\n") > 1, process)
@@ -158,27 +148,35 @@ def test_an_interrupted_training_saves_its_last_step_and_continues(
     )  # the point loads, and is of this run
 
 
-def test_the_processes_of_torchrun_save_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`torchrun` sends its signal to all processes and their workers."""
+@pytest.mark.parametrize(
+    ("number", "rank"),
+    [(signal.SIGTERM, None), (signal.SIGUSR1, 1)],
+    ids=["SIGTERM to all", "SIGUSR1 to one"],
+)
+def test_the_processes_of_torchrun_save_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, rank: int | None
+) -> None:
+    """`torchrun` sends its signal to all processes and their workers. Its own exit code is another."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    recipe, out = write_recipe(tmp_path, workers=1), tmp_path / "out"
+    recipe, out = write_pairs_recipe(tmp_path, workers=1), tmp_path / "out"
     log = out / "log.jsonl"
-    code = "from torch.distributed.run import main; main()"
     arguments = ("--standalone", "--nproc-per-node=2", "-m", "dreamkit", "train", recipe, "--out", out)
-    with command(*arguments, folder=tmp_path, code=code) as process:
+    with command(*arguments, folder=tmp_path, code=TORCHRUN) as process:
         wait_until(lambda: log.is_file() and bool(log.read_text()), process)
-        process.send_signal(signal.SIGTERM)
+        os.kill(process.pid if rank is None else process_of_rank(rank, process), number)
         assert process.wait(SECONDS) != 0
     (point,) = (out / "checkpoints").iterdir()
     err = (tmp_path / "stderr").read_text()
-    saved = (
-        f"interrupted by SIGTERM; {point.name.replace('-', ' ')} is saved in {point}; continue with --resume"
-    )
+    step = point.name.replace("-", " ")
+    saved = f"dreamkit: interrupted by {number.name}; {step} is saved in {point}; continue with --resume\n"
     assert err.count("interrupted by") == err.count(saved) == 1
+    if rank is not None:  # torchrun lists the processes that end by themselves
+        assert f": {128 + number} (pid" in err
+    assert read_state(point).preempted
 
 
 def test_a_second_signal_ends_training_at_once(tmp_path: Path) -> None:
-    recipe, out = write_recipe(tmp_path), tmp_path / "out"
+    recipe, out = write_pairs_recipe(tmp_path), tmp_path / "out"
     code = WITH_AN_ENDLESS_STEP + MAIN
     with command("train", recipe, "--out", out, folder=tmp_path, code=code) as process:
         wait_until((tmp_path / "started").is_file, process)

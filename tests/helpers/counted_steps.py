@@ -23,6 +23,7 @@ import layouts
 from dreamkit.distributed import join, rank
 from dreamkit.registry.registry import Registry
 from dreamkit.training.agreement import Agreement
+from dreamkit.training.loop import TrainingLoop
 from dreamkit.training.run import train_recipe
 from host_reads import HostReads
 from watched_steps import WatchSteps
@@ -73,12 +74,18 @@ def count_steps(out: Path, **settings: Any) -> dict[str, Any]:
         with in_meetings:
             return call(*args, **named)
 
+    def train(*args: Any, train: Any = TrainingLoop.train, **named: Any) -> None:
+        train(*args, **named)
+        meetings.update(in_meetings.counts)  # there is one more at the end of the run
+
+    meetings: Counter[str] = Counter()
     steps = WatchSteps(watch)
     recipe = layouts.recipe(steps=STEPS, **settings)
-    with patch.object(Agreement, "call", call), steps.watching():
+    counting = patch.object(Agreement, "call", call), patch.object(TrainingLoop, "train", train)
+    with counting[0], counting[1], steps.watching():
         train_recipe(recipe, Registry.load(), out, datasets=[layouts.TinyDocuments()])
     assert steps.steps == STEPS and host_reads.operators > 1000
-    return {"reads": host_reads.reads, "step": in_steps.counts, "meeting": in_meetings.counts}
+    return {"reads": host_reads.reads, "step": in_steps.counts, "meeting": meetings}
 
 
 def main(folder: Path) -> None:

@@ -311,7 +311,8 @@ def spike_run(out: Path, *, resume: bool = False, on_log: Any = None, **settings
 def main(folder: Path) -> None:
     device = join()
     if (folder / "checkpoints").is_dir():
-        train_recipe(recipe(save_every=1), Registry.load(), folder, datasets=[TinyDocuments()], resume=True)
+        again = recipe(save_every=1, sharding="none")  # the first run was sharded
+        train_recipe(again, Registry.load(), folder, datasets=[TinyDocuments()], resume=True)
         dist.destroy_process_group()
         return
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MAIN = "from dreamkit.cli import main; main()"
+TORCHRUN = "from torch.distributed.run import main; main()"
 SECONDS = 180  # until a process must have done something, if others share the cores
 
 
@@ -97,3 +98,11 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
     while not condition():
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.05)
+
+
+def process_of_rank(rank: int, torchrun: subprocess.Popen[str]) -> int:
+    """Return the id of the process with this rank that `torchrun` has started."""
+    for child in Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError("no such process")

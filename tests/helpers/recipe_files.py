@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 from dreamkit.errors import RecipeError, RecipeProblem
 from dreamkit.recipe.loading import load_recipe
 from dreamkit.registry.registry import Registry
-from tiny import recipe as tiny_recipe
+from tiny import picture as tiny_picture, recipe as tiny_recipe
 
 TRAIN: dict[str, Any] = {
     "trainable": ["visual_projector", "new_tokens"],
@@ -81,3 +82,15 @@ def changed(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
         section = section[step]
     section[path[-1]] = value
     return copy
+
+
+def write_pairs_recipe(folder: Path, **settings: object) -> Path:
+    """Write a recipe of pairs of the tiny model, and their images; return its file."""
+    (folder / "images").mkdir()
+    for number in range(3):
+        tiny_picture(number).save(folder / f"images/{number}.png")
+        (folder / f"images/{number}.txt").write_text(f"picture {number}")
+    train = {"trainable": ["dream_queries"], "steps": 10**5, "batch_size": 1, "log_every": 2, **settings}
+    recipe = tiny_recipe(train=train, data=[{"name": "pairs", "path": "images"}])
+    (folder / "tiny.yaml").write_text(json.dumps(recipe))
+    return folder / "tiny.yaml"

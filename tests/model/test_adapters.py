@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPVisionModel, LlamaForCausalLM
 
@@ -37,7 +37,15 @@ from dreamkit.build.fit import fit
 from dreamkit.checkpoints.load import load_checkpoint, load_weights
 from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.errors import CheckpointError, DreamkitError
-from dreamkit.model.adapters import adapt, adapter_root, is_adapter, merge, stored_name, write_adapter
+from dreamkit.model.adapters import (
+    adapt,
+    adapter_root,
+    adapter_tensors,
+    is_adapter,
+    merge,
+    stored_name,
+    write_adapter_config,
+)
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import WITH_SOURCE, AdapterSection
@@ -136,7 +144,9 @@ def adapted_part(kind: str, name: str, folder: Path, **settings: Any) -> tuple[A
     adapt(part, AdapterSection(kind, rank=2, alpha=6, **settings))  # type: ignore[arg-type]
     perturb_adapters(part)
     tensors = {stored_name(n): p.detach() for n, p in part.named_parameters() if is_adapter(n)}
-    write_adapter(part, tensors, folder / "adapter/adapter_model.safetensors", None)
+    write_adapter_config(part, tensors, folder / "adapter", None)
+    for file, (each, metadata) in adapter_tensors(part, tensors, None).items():
+        save_file(each, folder / "adapter" / file, metadata)
     return part, plain, lambda part: subject.call(part, subject.inputs(Case(2, 3, seed=0)))
 
 

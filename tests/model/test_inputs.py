@@ -13,9 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
 from dreamkit.data.batch import Batch, Collator
-from dreamkit.distributed import shard, whole
+from dreamkit.distributed import whole
 from dreamkit.model import model as module
 from dreamkit.model.model import DreamModel
+from dreamkit.recipe.sections import TrainSection
+from dreamkit.training.sharding import shard
 
 NEW = ["visual_projector", "condition_projector", "dream_queries", "new_tokens"]
 GEMMA = {
@@ -164,7 +166,7 @@ def test_a_sharded_model_has_whole_tables_while_it_runs(use_operator: Callable[[
         one.set_trainable(["language_model", *NEW])
     batch = make_batch(model)
     plain = step(model, batch)
-    shard(sharded, torch.device("cpu"))
+    shard(sharded, torch.device("cpu"), TrainSection(trainable=(), steps=1, global_batch=1))
     use_operator()
     assert sharded.language_model.embedding() is None
     tables = []

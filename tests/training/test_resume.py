@@ -213,7 +213,7 @@ def test_a_pickle_with_code_in_a_resume_point_is_refused(
     recipe = layouts.recipe(steps=3, save_every=1)
     kill_at(2, tmp_path, recipe)
     point = sorted((tmp_path / "checkpoints").iterdir())[-1]
-    (file,) = point.rglob(name)
+    file = point / "trainer" / name
     torch.save({"state": Bomb()}, file)
     set_files(point)
     with pytest.raises(
@@ -227,9 +227,9 @@ def test_a_state_that_cannot_be_read_is_refused_without_a_word_about_saving(tmp_
     recipe = layouts.recipe(steps=3, save_every=1)
     kill_at(2, tmp_path, recipe)
     point = sorted((tmp_path / "checkpoints").iterdir())[-1]
-    (point / "trainer/optimizer.pt").unlink()
+    (point / "trainer/optimizer-00001-of-00001.safetensors").unlink()
     set_files(point)
-    message = "state of its run cannot be read: .*missing optimizer.pt"
+    message = "state of its run cannot be read: .*missing optimizer-00001-of-00001.safetensors"
     with pytest.raises(CheckpointError, match=message) as caught:
         run(tmp_path, recipe, resume=True)
     assert not getattr(caught.value, "__notes__", [])

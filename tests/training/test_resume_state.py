@@ -139,4 +139,4 @@ def test_another_value_of_an_earlier_release_is_refused(
 def test_a_state_without_the_optimizer_is_refused(point: Path) -> None:
     STATE.write(point / "trainer")
     (point / "trainer/optimizer.pt").unlink()
-    refuse(point, "missing optimizer.pt")
+    refuse(point, "missing optimizer-00001-of-00003.safetensors")

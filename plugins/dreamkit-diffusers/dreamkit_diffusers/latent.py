@@ -43,6 +43,7 @@ class LatentDecoder(ImageDecoder):
 
     layout: ClassVar[Layout]
     posterior_module = "vae"
+    shard_units = ("Encoder", "Decoder")  # of the autoencoder
     vae: Any
 
     def __init__(self, config: Any, spec: DecoderSpec, configs: Configs, models: Mapping[str, Any]) -> None:

@@ -30,6 +30,7 @@ class Timm(VisionEncoder):
 
     Config = TimmConfig
     adapter_root = "model"
+    shard_units = ("Block", "EvaBlock", "EvaBlockPostNorm")  # of vision transformers
 
     def __init__(
         self, config: TimmConfig, description: Description, model: Any, dropped: Sequence[str]
