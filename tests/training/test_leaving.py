@@ -270,7 +270,7 @@ def test_a_signal_waits_for_the_end_of_a_step(
     [
         (
             torch.OutOfMemoryError("CUDA out of memory"),
-            "out of memory in a forward pass of 2 rows of [0-9]+ tokens, gradient checkpointing off; "
+            "out of memory in a forward pass of 3 rows of [0-9]+ tokens, gradient checkpointing off; "
             "lower train.micro_batch or train.max_length, or set train.gradient_checkpointing: true",
         ),
         (
