@@ -138,6 +138,7 @@ class TrainSection:
     `accumulation` batches of `batch_size` documents on every device instead.
     `trainable` names what is trained besides adapters. `groups` are tensors with settings of their own.
     `warmup` is in steps, or a share of them below 1; so is `decay`, the end of the schedule wsd (None: 0.2).
+    `on_spike` is the action at a gradient norm above `spike_factor` times the median of the norms before (None: none).
     `max_length` is the number of tokens in a row (None: the language model's maximum).
     `packing` puts several documents into a row (None: if the language model can keep them apart).
     `precision` is that of computing, and with float64, which is meant for tests, of the weights too.
@@ -167,6 +168,8 @@ class TrainSection:
     weight_decay: float = setting(0.0, least=0)
     groups: tuple[GroupSection, ...] = ()
     max_grad_norm: float = setting(1.0, above=0)
+    spike_factor: float | None = setting(None, above=1, most=1e6)
+    on_spike: Literal["skip", "stop"] = "skip"
     max_length: int | None = setting(None, least=1, most=MAX_TOKENS)
     packing: bool | None = None
     seed: int = setting(0, least=0, most=2**32 - 1)

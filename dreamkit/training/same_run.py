@@ -22,6 +22,7 @@ MAY_CHANGE = (
     *("train.log_every", "train.save_every", "train.workers", "train.cache", "train.micro_batch"),
     *("train.on_error", "train.max_skipped", "train.keep_last", "train.keep_every", "train.on_save_error"),
     *("train.sharding", "train.unsharded", "train.cpu_offload"),
+    *("train.on_spike", "train.spike_factor"),  # they decide from the resume point on
     *(f"generation.{field.name}" for field in dataclasses.fields(GenerationSection)),
 )
 
