@@ -58,12 +58,17 @@ def remove_resume_points(out: Path, keep_last: int, keep_every: int | None) -> N
         remove_folder(folder)
 
 
-def load_random_state(point: Path) -> None:
-    """Set the generators of this process to their state in a resume point of as many processes.
+def load_random_state(point: Path, state: RunState, seed: int) -> None:
+    """Set the generators of this process to their state in a resume point with this state of its run.
+
+    A point of another number of processes has none for this one: its generators then begin anew, from `seed`.
 
     Raises:
         CheckpointError: the state is damaged.
     """
+    if state.processes != world_size():
+        set_seed(stream_seed(seed, state.step, f"process {rank()}") % 2**32)
+        return
     with state_errors(point):
-        if (state := RandomState.read(point / STATE)) is not None:
-            state.restore()
+        if (random_state := RandomState.read(point / STATE)) is not None:
+            random_state.restore()
