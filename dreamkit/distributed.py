@@ -90,7 +90,11 @@ def total(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """Return the full tensor of a shard, detached and on the CPU. Every process must call this function."""
     tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+    if isinstance(tensor, DTensor):
+        # an offloaded shard is gathered on the device of its mesh
+        on_mesh: Any = tensor.to(tensor.device_mesh.device_type)
+        tensor = on_mesh.full_tensor()
+    return tensor.cpu()
 
 
 def units(model: nn.Module) -> list[nn.Module]:

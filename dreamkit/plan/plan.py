@@ -227,9 +227,10 @@ def _in_turns(model: DreamModel, recipe: Recipe) -> tuple[str, ...]:
     """Return the parts whose weights no process can map from files."""
 
     def is_mapped(name: str) -> bool:
-        part: Any = model.parts()[name]
         has_source = getattr(recipe.model, name).config.pretrained is not None
-        return has_source and part.from_stored.__func__ is not PretrainedPart.from_stored.__func__  # type: ignore[attr-defined]
+        cls: Any = type(model.parts()[name])
+        own = getattr(cls.from_stored, "__func__", None)
+        return has_source and own is not getattr(PretrainedPart.from_stored, "__func__", None)
 
     return tuple(name for name in WITH_SOURCE if not is_mapped(name))
 

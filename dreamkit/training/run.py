@@ -34,7 +34,7 @@ from dreamkit.registry.registry import Registry
 from dreamkit.storage.folders import in_use_reason
 from dreamkit.storage.paths import output_folder
 from dreamkit.storage.writing import writing
-from dreamkit.training.failures import with_remedies
+from dreamkit.training.failures import memory_remedy, with_remedies
 from dreamkit.training.leaving import add_resume_point
 from dreamkit.training.loop import LOG, TrainingLoop
 from dreamkit.training.reading_updates import make_updates
@@ -53,6 +53,7 @@ from dreamkit.training.same_run import (
     steps_note,
 )
 from dreamkit.training.sharding import mesh_shape, shard
+from dreamkit.training.step_guard import Spike
 
 CHECKPOINT = "checkpoint"  # folder of the trained model
 
@@ -66,6 +67,7 @@ class TrainResult:
         checkpoint: folder of its checkpoint.
         log: entries of `log.jsonl`; empty in all processes but the main one.
         is_main: flag: this process is the one of the run that writes files.
+        spikes: steps that were skipped because of a spike; none in all processes but the main one.
         was_finished: flag: the resumed run had ended before, so nothing was trained.
     """
 
@@ -74,6 +76,7 @@ class TrainResult:
     log: Sequence[LogEntry]
     is_main: bool
     was_finished: bool = False
+    spikes: Sequence[Spike] = ()
 
 
 def train_recipe(
@@ -202,14 +205,14 @@ def train_recipe(
         # The model is the same in all processes, but dropout is not; other random numbers are in the batches.
         set_seed((recipe.train.seed + rank()) % 2**32)
         _train(loop, points[-1] if resume else None, changed_data)
-        for note in loop.skipped.notes(device):
+        for note in [*loop.skipped.notes(device), *loop.guard.notes()]:
             _show(note)
-        if (note := loop.points.note()) is not None:
-            _show(note)
+        if (waited := loop.points.note()) is not None:
+            _show(waited)
         if (advice := loop.data_wait.advice(recipe.train.workers)) is not None:
             _show(advice)
         model.eval()
-        return TrainResult(model, out / CHECKPOINT, loop.log.entries, is_main())
+        return TrainResult(model, out / CHECKPOINT, loop.log.entries, is_main(), spikes=loop.guard.spikes)
 
 
 def _is_finished(out: Path) -> bool:
@@ -282,9 +285,11 @@ def _train(loop: TrainingLoop, point: Path | None, changed_data: bool) -> None:
     checkpoint = loop.out / CHECKPOINT
     with deferred("stopping after this step"):
         try:
-            with with_remedies():
+            with with_remedies(
+                lambda: memory_remedy(loop.recipe, loop.registry, loop.device, loop.pass_shape)
+            ):
                 loop.train(point, changed_data=changed_data)
-            with loop.saving():
+            with loop.saving(may_fail=False):
                 save_checkpoint(loop.model, checkpoint, registry=loop.registry)
         except BaseException as error:
             loop.bar.stop()

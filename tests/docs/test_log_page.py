@@ -10,7 +10,7 @@ import pytest
 import layouts
 from runs import run
 
-PAGE = Path(__file__).parents[2] / "docs/recipes.md"
+PAGE = Path(__file__).parents[2] / "docs/training.md"
 STEPS = 6
 
 

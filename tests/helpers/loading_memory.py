@@ -3,12 +3,8 @@
 `torchrun` runs this file in each process of `test_loading_memory.py`: `loading_memory.py FOLDER`.
 """
 
-import ctypes
-import gc
 import json
-import re
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,6 +16,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
+from anonymous_memory import Peak
 from dreamkit.distributed import join, local
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.registry.registry import Registry
@@ -29,7 +26,6 @@ from layouts import TinyDocuments
 
 CASES = "cases.json"
 MIB = 2**20
-SECONDS = 0.002  # between two samples of memory
 TINY = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 512}
 SMALL = {"hidden_size": 1024, "intermediate_size": 2816, "vocab_size": 8192}
 LARGE = {"hidden_size": 2048, "intermediate_size": 5632, "vocab_size": 32_000}
@@ -64,34 +60,6 @@ def settings(language_model: Path, init: str | None = None) -> dict[str, Any]:
         "init": init,
     }
     return tiny.recipe(**changes)
-
-
-class Peak:
-    """The largest `RssAnon` of this process while the block runs, sampled by a thread."""
-
-    def __enter__(self) -> "Peak":
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        self.before = self.most = anonymous()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._sample)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while not self._end.wait(SECONDS):
-            self.most = max(self.most, anonymous())
-
-
-def anonymous() -> int:
-    """Return the bytes of memory of this process that are not mapped from files."""
-    status = Path("/proc/self/status").read_text()
-    (kibibytes,) = re.findall(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(kibibytes) * 1024
 
 
 def load(out: Path, **sources: Any) -> tuple[int, int]:
