@@ -70,7 +70,9 @@ def main(folder: Path) -> None:
     for sharding in SHARDINGS:
         for precision in STEPS_OF:
             out = folder / f"{sharding} {precision}"
-            measured_run(out, precision, sharding=sharding, save_every=SAVE_EVERY)
+            # two forward passes in the first process, and idle ones in the others
+            passes = {"micro_batch": 1, "packing": False} if precision == "float64" else {}
+            measured_run(out, precision, sharding=sharding, save_every=SAVE_EVERY, **passes)
         resumed = folder / f"resumed {sharding}"
         if is_main():
             point = f"checkpoints/step-{SAVE_EVERY}"

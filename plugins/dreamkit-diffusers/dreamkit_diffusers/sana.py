@@ -28,6 +28,11 @@ class Sana(FlowDecoder):
     adapter_targets = networks.ATTENTION_LAYERS
     adapter_root = "transformer"
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        # not diffusers' patch embedding: FSDP warns of a unit that returns a view
+        self.transformer._no_split_modules = ["SanaTransformerBlock"]
+
     @classmethod
     def tiny_config(cls) -> FlowDecoder.Config:
         transformer = {
