@@ -69,6 +69,7 @@ from .registry.hookspecs import Component as Component, hookimpl as hookimpl
 from .registry.registry import Registry as Registry
 from .storage.json_files import read_json as read_json
 from .storage.sources import locate as locate
+from .storage.stored_weights import StoredWeights as StoredWeights, stored_weights as stored_weights
 from .storage.urls import Location as Location, Url as Url, location as location
 from .storage.writing import write_text as write_text
 from .training.reading_updates import read_updates as read_updates

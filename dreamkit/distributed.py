@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -44,6 +45,16 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def local_processes() -> int:
+    """Return the number of processes of this machine, as `torchrun` sets it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
+def local_rank() -> int:
+    """Return the number of this process among those of its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", rank()))
+
+
 def is_main() -> bool:
     """Return True in the one process that writes files and prints messages."""
     return rank() == 0
@@ -79,7 +90,11 @@ def total(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """Return the full tensor of a shard, detached and on the CPU. Every process must call this function."""
     tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+    if isinstance(tensor, DTensor):
+        # an offloaded shard is gathered on the device of its mesh
+        on_mesh: Any = tensor.to(tensor.device_mesh.device_type)
+        tensor = on_mesh.full_tensor()
+    return tensor.cpu()
 
 
 def units(model: nn.Module) -> list[nn.Module]:

@@ -49,6 +49,11 @@ def error_prefix() -> str | None:
     return _prefix if _prints_errors else None
 
 
+def wait_for_error() -> None:
+    """Let another process print the reason, before this one ends: `torchrun` then ends all, at once."""
+    time.sleep(GRACE if _prints_errors is None else PAUSE)
+
+
 def is_consequence() -> bool:
     """Return True if another process prints the reason why this one failed."""
     return _prints_errors is False

@@ -193,3 +193,20 @@ def test_two_processes_resume_bitwise_identically(two_processes: Path) -> None:
     assert files
     for file in files:
         assert file.read_bytes() == (two_processes / "resumed/checkpoint" / file.name).read_bytes(), file.name
+
+
+def test_two_processes_skip_the_spikes_of_one(two_processes: Path, tmp_path: Path) -> None:
+    layouts.spike_run(tmp_path)
+    one, two = (
+        [json.loads(line) for line in (folder / "spikes.jsonl").read_text().splitlines()]
+        for folder in (tmp_path, two_processes / "spikes")
+    )
+    assert len(one) == len(two) >= 1
+    for spike, other in zip(one, two, strict=True):
+        assert (spike["step"], spike["documents"]) == (other["step"], other["documents"])
+        assert spike["norm"] == pytest.approx(other["norm"], rel=1e-4)
+    messages = [(two_processes / f"spike.{rank}.txt").read_text() for rank in range(2)]
+    assert messages[0] == messages[1] and messages[0].startswith(
+        "step 3: expected a gradient norm of at most 8"
+    )
+    assert "step 2 is saved in" in messages[0]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from dreamkit.build.fit import fit
 from dreamkit.build.fit_record import FAILURES, Fit, part_section, source_of
-from dreamkit.build.load_part import load_part
+from dreamkit.build.load_in_turns import load_in_turns
+from dreamkit.build.load_part import load_part, load_stored_part
+from dreamkit.distributed import together
 from dreamkit.errors import ConfigError, RecipeError
 from dreamkit.model.adapters import adapt
 from dreamkit.model.model import DreamModel
@@ -39,13 +42,40 @@ def build(fit: Fit) -> DreamModel:
     """
     fit.require_valid()
     torch.manual_seed(fit.recipe.train.seed)
-    parts = {}
-    for key, cls, config in _sourced_parts(fit):
-        if config.pretrained is None:
-            parts[key] = _call(fit, f"model.{key}", cls.from_config, config)
-        else:
-            parts[key] = _call(fit, f"model.{key}", load_part, cls, config)
+    parts = {key: _call(fit, f"model.{key}", _part, cls, config) for key, cls, config in _sourced_parts(fit)}
     return _compose(fit, parts)
+
+
+def build_as_stored(fit: Fit, scratch: Path) -> DreamModel:
+    """Build the model of `build` in several processes that will shard it, each of which must call this function.
+
+    Weights are mapped from the files of their sources, in the types that they have there. With all floating-point
+    tensors cast to float32, and then to float64 with that precision, the model is that of `build`. Parts that cannot be
+    mapped are built by one process of a machine at a time and mapped from a file in `scratch`, which exists meanwhile.
+
+    Raises:
+        RecipeError: parts do not fit, or a part fails to build, in any process.
+    """
+    fit.require_valid()
+    torch.manual_seed(fit.recipe.train.seed)
+    parts = {
+        key: _call(fit, f"model.{key}", _stored_part, cls, config, scratch)
+        for key, cls, config in _sourced_parts(fit)
+    }
+    return _compose(fit, parts, as_stored=True)
+
+
+def _part(cls: Any, config: Any) -> Part:
+    part: Part = cls.from_config(config) if config.pretrained is None else load_part(cls, config)
+    return part
+
+
+def _stored_part(cls: Any, config: Any, scratch: Path) -> Part:
+    with together():
+        part = None if config.pretrained is None else load_stored_part(cls, config)
+    if part is not None:
+        return part
+    return load_in_turns(lambda: _part(cls, config), scratch)
 
 
 def build_on_meta(fit: Fit) -> DreamModel:
@@ -82,8 +112,11 @@ def _sourced_parts(fit: Fit) -> Iterator[tuple[str, Any, Any]]:
         yield key, fit.registry.get(key, section.name), section.config
 
 
-def _compose(fit: Fit, parts: dict[str, Any]) -> DreamModel:
-    """Compose the model of `parts`, new projectors and the recipe's adapters."""
+def _compose(fit: Fit, parts: dict[str, Any], *, as_stored: bool = False) -> DreamModel:
+    """Compose the model of `parts`, new projectors and the recipe's adapters.
+
+    `as_stored`: the parts have weights of any floating-point types, and what is new is of float32.
+    """
     recipe = fit.recipe
     sources: dict[str, str | None] = {key: getattr(recipe.model, key).config.pretrained for key in parts}
     for key, spec in fit.projectors.items():
@@ -103,10 +136,10 @@ def _compose(fit: Fit, parts: dict[str, Any]) -> DreamModel:
         denoising_weight=recipe.loss.denoising,
     )
     for index, adapter in enumerate(recipe.model.adapters):
-        _call(fit, f"model.adapters.{index}", adapt, parts[adapter.target], adapter)
+        _call(fit, f"model.adapters.{index}", adapt, parts[adapter.target], adapter, as_stored)
     model.recipe = recipe
     model.sources = sources
-    return model.double() if recipe.train.precision == "float64" else model
+    return model.double() if recipe.train.precision == "float64" and not as_stored else model
 
 
 def _call(fit: Fit, key: str, function: Callable[..., Any], *args: Any, **named: Any) -> Any:

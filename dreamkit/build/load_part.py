@@ -6,7 +6,7 @@ Libraries cast any stored type to a model's, copy NaN, and apply adapters beside
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -35,8 +35,25 @@ def load_part(cls: type[PretrainedPart], config: Any) -> PretrainedPart:
     Raises:
         SourceError: the weights cannot be read, are not finite or have another type, or an adapter was applied to them.
     """
+    part = _load(cls, config, cls.from_pretrained)
+    assert part is not None, "from_pretrained is always supported"
+    return part
+
+
+def load_stored_part(cls: type[PretrainedPart], config: Any) -> PretrainedPart | None:
+    """Build the part of `load_part` with weights of the types in their files; return None if it has no such weights.
+
+    Raises:
+        SourceError: as `load_part`.
+    """
+    return _load(cls, config, cls.from_stored)
+
+
+def _load(
+    cls: type[PretrainedPart], config: Any, build: Callable[[Any], PretrainedPart | None]
+) -> PretrainedPart | None:
     try:
-        part = cls.from_pretrained(config)
+        part = build(config)
     except Exception as error:
         outline = None
         with suppress(Exception):
@@ -46,7 +63,7 @@ def load_part(cls: type[PretrainedPart], config: Any) -> PretrainedPart:
         for problem in _file_problems(state, _files(config.pretrained, outline)):
             raise SourceError(f"'{config.pretrained}': {problem}") from error
         raise
-    for problem in _problems(part, _files(config.pretrained, part)):
+    for problem in () if part is None else _problems(part, _files(config.pretrained, part)):
         raise SourceError(f"'{config.pretrained}': {problem}")
     return part
 

@@ -20,6 +20,7 @@ from dreamkit.cache.recipe_check import (
     trained_line,
 )
 from dreamkit.data.shrinking import least_side
+from dreamkit.distributed import whole
 from dreamkit.errors import CacheError, DreamkitError, describe_error
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
@@ -99,12 +100,15 @@ def table_identity(model: DreamModel, recipe: Recipe, registry: Registry, table:
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """Return the hash of a module's parameters and persistent buffers, with their names, dtypes and shapes."""
+    """Return the hash of a module's parameters and persistent buffers, with their names, dtypes and shapes.
+
+    If the module is sharded, every process must call this function.
+    """
     hashed = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         if isinstance(tensor, Tensor):  # a module's extra state may be anything
             hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            hashed.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            hashed.update(whole(tensor).contiguous().flatten().view(torch.uint8).numpy().data)
     return hashed.hexdigest()
 
 

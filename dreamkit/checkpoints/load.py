@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from dreamkit.build.build import build
+from dreamkit.build.build import build, build_as_stored
 from dreamkit.build.fit import fit
 from dreamkit.checkpoints.compare import compare_adapters, compare_components, compare_source, compare_tokens
 from dreamkit.checkpoints.entries import Entry, entries, needs_saving
@@ -70,8 +70,12 @@ def load_checkpoint(folder: Path | str, registry: Registry | None = None) -> tup
     return model, copy_tensors(model, folder, manifest)
 
 
-def build_saved(folder: Path | str, registry: Registry | None = None) -> tuple[DreamModel, Manifest]:
+def build_saved(
+    folder: Path | str, registry: Registry | None = None, *, scratch: Path | None = None
+) -> tuple[DreamModel, Manifest]:
     """Build the model of a checkpoint without its weights; return it with the manifest, for `copy_tensors`.
+
+    With `scratch`, the model is one of `build_as_stored`.
 
     Raises:
         CheckpointError: as `load_checkpoint`, except for the tensors.
@@ -93,7 +97,8 @@ def build_saved(folder: Path | str, registry: Registry | None = None) -> tuple[D
         compare_source(folder, part, source, stored_source(source["name"]))
     where = str(folder / Manifest.FILE)
     recipe = recipe_from_dict(manifest.recipe, registry, where=where)
-    model = build(fit(_with_own_tokenizer(recipe, folder, registry), registry))
+    fitted = fit(_with_own_tokenizer(recipe, folder, registry), registry)
+    model = build(fitted) if scratch is None else build_as_stored(fitted, scratch)
     if getattr(recipe.model.language_model.config, "tokenizer", None) is None:
         model.recipe = recipe
     for part in model.sources.keys() - manifest.sources.keys():

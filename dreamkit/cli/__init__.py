@@ -10,7 +10,7 @@ import typer
 from dreamkit.cli import streams
 from dreamkit.cli.app import app as app
 from dreamkit.errors import DreamkitError, printable_lines, with_notes
-from dreamkit.peers import error_prefix, is_consequence
+from dreamkit.peers import error_prefix, is_consequence, wait_for_error
 
 
 def main() -> None:
@@ -40,6 +40,7 @@ def main() -> None:
     except Exception:
         if not is_consequence():
             raise
+        wait_for_error()
         code = 1
     failure = streams.output_error()
     if isinstance(failure, BrokenPipeError):
@@ -69,4 +70,6 @@ def _print_error(message: str) -> int:
     """Print an error on stderr, unless another process of the run does; return the exit code."""
     if (prefix := error_prefix()) is not None:
         typer.echo(printable_lines(f"dreamkit: {prefix}{message}"), err=True)
+    else:
+        wait_for_error()
     return 2

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from dreamkit.errors import PluginError, describe_error, printable, printable_lines, with_notes
 from dreamkit.interrupts import Interrupted, watch
-from dreamkit.peers import error_prefix
+from dreamkit.peers import error_prefix, is_consequence, wait_for_error
 from dreamkit.registry.kinds import Registered
 from dreamkit.registry.registry import Registry
 
@@ -46,6 +46,8 @@ class Commands(TyperGroup):
                 if (prefix := error_prefix()) is not None:
                     sentence = with_notes(error) if str(error) else str(interrupt)
                     typer.echo(printable_lines(f"dreamkit: {prefix}{sentence}"), err=True)
+                elif is_consequence():
+                    wait_for_error()
                 raise SystemExit(128 + interrupt.number) from None
 
     def list_commands(self, ctx: Any) -> list[str]:

@@ -121,6 +121,9 @@ def plan(
         str | None, typer.Option(metavar="SIZE", help="the memory of a device, such as 80GiB")
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="number of processes, one device each")] = 1,
+    machines: Annotated[
+        int, typer.Option(min=1, help="number of machines that share the processes evenly")
+    ] = 1,
     images: Annotated[
         int | None, typer.Option(min=0, help="images in each document, drawn and read back (default: 1)")
     ] = None,
@@ -157,7 +160,8 @@ def plan(
     registry = Registry.load()
     loaded = load_recipe(recipe, overrides or (), registry)
     if batches is None:
-        planned = make_plan(loaded, registry, processes=processes, images=1 if images is None else images)
+        images = 1 if images is None else images
+        planned = make_plan(loaded, registry, processes=processes, machines=machines, images=images)
     elif images is not None:
         raise DreamkitError(
             "expected --images or --batches, got both; documents of the recipe's data have their own images, so leave "
@@ -165,7 +169,7 @@ def plan(
         )
     else:
         opened = open_inputs(loaded, registry, with_init=False).require_datasets()
-        planned = plan_data(loaded, registry, opened, batches, processes=processes)
+        planned = plan_data(loaded, registry, opened, batches, processes=processes, machines=machines)
     out = console()
     if as_json:
         echo(json.dumps({**asdict(planned), "peak": planned.memory.peak}, indent=2))

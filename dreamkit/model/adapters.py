@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from dreamkit.errors import DreamkitError, describe_error
@@ -56,8 +58,11 @@ def adapter_root(part: Part) -> nn.Module:
     return part.get_submodule(part.adapter_root)
 
 
-def adapt(part: Part, adapter: AdapterSection) -> None:
-    """Add a LoRA adapter to the layers of a part, in place; only the adapter stays trainable."""
+def adapt(part: Part, adapter: AdapterSection, as_stored: bool = False) -> None:
+    """Add a LoRA adapter to the layers of a part, in place; only the adapter stays trainable.
+
+    An adapter has the type of the weights. With `as_stored`, it is that of the weights in float32, whatever their type.
+    """
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import; few recipes use adapters
 
     config = LoraConfig(
@@ -73,7 +78,33 @@ def adapt(part: Part, adapter: AdapterSection) -> None:
     with warnings.catch_warnings():
         # The weights of transformers' Conv1D are transposed. peft sets `fan_in_fan_out` itself, with a warning.
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
-        inject_adapter_in_model(config, adapter_root(part), _NAME)
+        with _placeholders(part) if as_stored else nullcontext():
+            inject_adapter_in_model(config, adapter_root(part), _NAME)
+    if as_stored and adapter.use_dora:
+        _initialise_magnitudes(part)
+
+
+@contextmanager
+def _placeholders(part: Part) -> Iterator[None]:
+    """Replace the weights of a part by zeros of float32, which take no memory."""
+    weights = [(weight, weight.data) for weight in part.parameters() if weight.is_floating_point()]
+    for weight, data in weights:
+        weight.data = torch.zeros((), device=data.device).expand(data.shape)
+    yield
+    for weight, data in weights:
+        weight.data = data
+
+
+def _initialise_magnitudes(part: Part) -> None:
+    """Initialise the magnitudes of DoRA (arXiv 2402.09353) from the weights in float32, layer by layer."""
+    from peft.tuners.lora import LoraLayer
+
+    for layer in part.modules():
+        if isinstance(layer, LoraLayer):
+            weight = layer.get_base_layer().weight
+            data, weight.data = weight.data, weight.data.float()
+            layer.lora_variant[_NAME].init(layer, adapter_name=_NAME)
+            weight.data = data
 
 
 def adapter_tensors(

@@ -123,3 +123,18 @@ class PretrainedPart(Part):
             ConfigError: invalid settings, by their keys in `config`.
             SourceError: missing or damaged files of `config.pretrained`.
         """
+
+    @classmethod
+    def from_stored(cls, config: Any) -> Self | None:
+        """Build the part of `from_pretrained` with weights of the types in their files; None if unsupported.
+
+        Parameters are mapped from the files (see `dreamkit.stored_weights`), not copied. Training with several
+        processes then reads only the slices that each process keeps. A cast of all floating-point tensors to float32
+        must give the part of `from_pretrained`, bit by bit. So values that the part computes, now or in a later call
+        such as `add_tokens`, are in float32 and use the same random numbers. The default is None.
+
+        Raises:
+            ConfigError: invalid settings, by their keys in `config`.
+            SourceError: missing or damaged files of `config.pretrained`.
+        """
+        return None

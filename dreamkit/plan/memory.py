@@ -4,16 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from torch import Tensor, nn
 
 from dreamkit.distributed import units
+from dreamkit.errors import DreamkitError, count
+from dreamkit.model.model import DreamModel
 from dreamkit.plan.live_bytes import Bytes
+from dreamkit.recipe.sections import TrainSection
 
 Device = Literal["cuda", "cpu"]
 
 ADAM_STATES = 2  # of a parameter's size: the running means of the gradient and of its square
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The division of a model among devices.
+
+    `shards` devices share one copy of the weights that are not in the parts `unsharded`. `is_fsdp`: units are gathered
+    while they run, in bfloat16 if `is_half`. `is_offloaded`: the shards are in the host's memory.
+    """
+
+    shards: int = 1
+    is_fsdp: bool = False
+    is_half: bool = False
+    is_offloaded: bool = False
+    unsharded: tuple[str, ...] = ()
+
+
+ONE_DEVICE: Final = Layout()
+
+
+def layout_of(train: TrainSection, processes: int, machines: int) -> Layout:
+    """Return the layout of a training in this number of processes, one device each, on as many machines.
+
+    Raises:
+        DreamkitError: the machines do not divide the processes, or `hybrid` has one process on each.
+    """
+    each, rest = divmod(processes, machines)
+    if rest or not each:
+        raise DreamkitError(
+            f"expected --processes that {count(machines, 'machine')} share evenly, got {processes}; change one of them"
+        )
+    if train.sharding == "hybrid" and processes > 1 and each == 1:
+        raise DreamkitError(
+            "train.sharding: hybrid shards over the processes of a machine, got 1 on each; pass more --processes or "
+            "fewer --machines, or set train.sharding=full"
+        )
+    return Layout(
+        shards={"none": 1, "hybrid": each, "full": processes}[train.sharding],
+        is_fsdp=processes > 1 or train.cpu_offload,
+        is_half=train.precision == "bfloat16",
+        is_offloaded=train.cpu_offload,
+        unsharded=train.unsharded,
+    )
 
 
 @dataclass(frozen=True)
@@ -22,6 +68,7 @@ class Memory:
 
     `computing`: the peak of the forward and backward pass, when gradients are not yet complete or no longer gathered.
     `gradients`: every gradient in the optimizer's step, which has no activations and no temporary tensors.
+    `on_host`: offloaded weights, gradients and optimizer states of one process, which no device holds.
     """
 
     weights: int
@@ -29,6 +76,7 @@ class Memory:
     gathered: int
     computing: Bytes
     gradients: int
+    on_host: int = 0
 
     @property
     def terms(self) -> dict[str, tuple[int, int]]:
@@ -54,32 +102,57 @@ class Memory:
         return max(self.while_computing, self.while_updating)
 
 
-def memory_of(model: nn.Module, processes: int) -> Memory:
-    """Return the memory of `model` on each of `processes` devices, before anything is computed.
+def memory_of(model: DreamModel, layout: Layout = ONE_DEVICE) -> Memory:
+    """Return the memory of `model` on each device of a layout, before anything is computed.
 
-    Call `model.set_trainable` first. Under FSDP (more than one process) every parameter is divided along its first
-    dimension and buffers are not; see `dreamkit.training.sharding`.
+    Call `model.set_trainable` first. Under FSDP every parameter is divided along its first dimension and buffers are
+    not; see `dreamkit.training.sharding`.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    weights = sum(shard_bytes(parameter, processes) for parameter in model.parameters())
-    gradients = sum(shard_bytes(parameter, processes) for parameter in trained)
+    whole = _unsharded(model, layout)
+    divided = [parameter for parameter in model.parameters() if parameter not in whole]
+    weights = sum(shard_bytes(parameter, layout.shards) for parameter in divided)
+    gradients = sum(shard_bytes(parameter, layout.shards) for parameter in divided if parameter.requires_grad)
+    states = ADAM_STATES * gradients
+    on_host = weights + gradients + states if layout.is_offloaded else 0
     return Memory(
-        weights=weights + total_bytes(model.buffers()),
-        states=ADAM_STATES * gradients,
-        gathered=_gathered_bytes(_fsdp_groups(model)) if processes > 1 else 0,
+        weights=(0 if layout.is_offloaded else weights) + total_bytes((*whole, *model.buffers())),
+        states=0 if layout.is_offloaded else states,
+        gathered=_gathered_bytes(_fsdp_groups(model, whole), layout) if layout.is_fsdp else 0,
         computing=Bytes(),
-        gradients=gradients,
+        gradients=0 if layout.is_offloaded else gradients,
+        on_host=on_host,
     )
 
 
-def gradient_bytes(model: nn.Module, processes: int) -> dict[str, int]:
+def gradient_bytes(model: DreamModel, layout: Layout = ONE_DEVICE) -> dict[str, int]:
     """Return the bytes of each parameter's gradient on one device during the backward pass, by name."""
     # the root's gradients stay whole until the end of the backward pass
-    root = {id(parameter) for parameter in _fsdp_groups(model)[-1]}
-    return {
-        name: shard_bytes(parameter, 1 if id(parameter) in root else processes)
-        for name, parameter in model.named_parameters()
+    root = {*_fsdp_groups(model, _unsharded(model, layout))[-1]}
+
+    def size(parameter: nn.Parameter) -> int:
+        if parameter in root:
+            return parameter.nbytes
+        return 0 if layout.is_offloaded else shard_bytes(parameter, layout.shards)
+
+    return {name: size(parameter) for name, parameter in model.named_parameters()}
+
+
+def gather_in_half(model: DreamModel, layout: Layout) -> None:
+    """Cast the parameters, on the meta device, of the units that FSDP gathers in bfloat16.
+
+    Autocast then makes no copies of them, as in a training.
+    """
+    if not (layout.is_fsdp and layout.is_half):
+        return
+    in_float32 = {
+        parameter
+        for part in model.parts().values()
+        for name in getattr(part.spec, "float32_modules", ())
+        for parameter in part.get_submodule(name).parameters()
     }
+    for group in _fsdp_groups(model, _unsharded(model, layout) | in_float32)[:-1]:
+        for parameter in group:
+            parameter.data = parameter.data.bfloat16()
 
 
 def shard_bytes(parameter: Tensor, processes: int) -> int:
@@ -94,24 +167,30 @@ def total_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _fsdp_groups(model: nn.Module) -> list[list[nn.Parameter]]:
-    """Return the parameters of each FSDP unit; those of the root come last."""
-    grouped: set[int] = set()
+def _unsharded(model: DreamModel, layout: Layout) -> set[nn.Parameter]:
+    """Return the frozen parameters that each device holds whole."""
+    parts = [part for name, part in model.parts().items() if layout.is_fsdp and name in layout.unsharded]
+    return {parameter for part in parts for parameter in part.parameters() if not parameter.requires_grad}
+
+
+def _fsdp_groups(model: nn.Module, whole: set[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Return the parameters of each FSDP unit without those in `whole`; those of the root come last."""
+    grouped = {*whole}
     groups = []
     for module in (*units(model), model):
-        own = [parameter for parameter in module.parameters() if id(parameter) not in grouped]
-        grouped |= {id(parameter) for parameter in own}
+        own = [parameter for parameter in module.parameters() if parameter not in grouped]
+        grouped.update(own)
         groups.append(own)
     return groups
 
 
-def _gathered_bytes(groups: list[list[nn.Parameter]]) -> int:
+def _gathered_bytes(groups: list[list[nn.Parameter]], layout: Layout) -> int:
     """Return the most that FSDP gathers from other devices at once.
 
     These are the root's parameters during the whole pass, those of the current and of the next block, and the whole
-    gradients of one block.
+    gradients of one block. Blocks may be gathered in bfloat16; their gradients are reduced in float32.
     """
     *blocks, root = groups
     largest = max(blocks, key=total_bytes, default=[])
     gradients = total_bytes(parameter for parameter in largest if parameter.requires_grad)
-    return total_bytes(root) + 2 * total_bytes(largest) + gradients
+    return total_bytes(root) + 2 * total_bytes(largest) // (2 if layout.is_half else 1) + gradients

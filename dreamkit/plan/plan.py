@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from typing import Any
 
 from dreamkit.build.build import build_on_meta
 from dreamkit.build.fit import fit
@@ -18,9 +19,17 @@ from dreamkit.data.samples import run_samples
 from dreamkit.data.updates import Updates
 from dreamkit.errors import DreamkitError, RecipeError
 from dreamkit.model.model import DreamModel
-from dreamkit.parts.part import Part
+from dreamkit.parts.part import Part, PretrainedPart
 from dreamkit.plan.chain import Step, chain
-from dreamkit.plan.memory import Device, Memory, gradient_bytes, memory_of, total_bytes
+from dreamkit.plan.memory import (
+    Device,
+    Memory,
+    gather_in_half,
+    gradient_bytes,
+    layout_of,
+    memory_of,
+    total_bytes,
+)
 from dreamkit.plan.rows import batch_shapes, collator, most_images
 from dreamkit.plan.step import measure_step
 from dreamkit.recipe.sections import WITH_SOURCE, Recipe
@@ -47,6 +56,7 @@ class Plan:
     `tokens` are those that are not padding. `images` in each document are drawn and read; None for real documents.
     A row has room for `most_images`.
     `unchecked` are parts with a source that a gradient passes through but that cannot recompute their activations.
+    `in_turns` are parts that one process of a machine loads at a time, whole.
     `flops` are those of one device.
     """
 
@@ -63,6 +73,7 @@ class Plan:
     images: int | None
     most_images: int
     unchecked: tuple[str, ...]
+    in_turns: tuple[str, ...]
 
     @property
     def parameters(self) -> int:
@@ -78,6 +89,7 @@ def plan(
     registry: Registry,
     *,
     processes: int = 1,
+    machines: int = 1,
     images: int = 1,
     device: Device = "cuda",
     make_batch: Callable[[Collator], Batch] | None = None,
@@ -94,6 +106,7 @@ def plan(
         DreamkitError: nothing is trained, or a row has no room for this number of images.
         DocumentError: `make_batch` raised it.
     """
+    layout = layout_of(recipe.train, processes, machines)
     result = fit(recipe, registry)
     if problems := cache_problems(result):
         raise RecipeError(problems)
@@ -117,11 +130,14 @@ def plan(
         documents = len(batch.places)
     rows, length = batch.input_ids_BT.shape
     # everything about the model is read before the step, which uses its tensors up
-    parts, steps, memory = _sizes(model, recipe), chain(model, recipe), memory_of(model, processes)
+    parts, steps, memory = _sizes(model, recipe), chain(model, recipe), memory_of(model, layout)
     unchecked = _unchecked(model) if recipe.train.gradient_checkpointing else ()
     tokens = sum(end - start for row in batch.spans for start, end in row)
     most = most_images(model.sequencer(recipe.train.max_length))
-    computing, flops = measure_step(model, batch, recipe, gradient_bytes(model, processes), passes, device)
+    in_turns = _in_turns(model, recipe) if processes > 1 else ()
+    gradients = gradient_bytes(model, layout)
+    gather_in_half(model, layout)
+    computing, flops = measure_step(model, batch, recipe, gradients, passes, device)
     return Plan(
         chain=steps,
         parts=parts,
@@ -136,6 +152,7 @@ def plan(
         images=images if make_batch is None else None,
         most_images=most,
         unchecked=unchecked,
+        in_turns=in_turns,
     )
 
 
@@ -146,6 +163,7 @@ def plan_data(
     batches: int,
     *,
     processes: int = 1,
+    machines: int = 1,
     device: Device = "cuda",
 ) -> Plan:
     """Plan each of the first `batches` of a training on `datasets`; return the plan with the highest peak.
@@ -180,6 +198,7 @@ def plan_data(
             recipe,
             registry,
             processes=processes,
+            machines=machines,
             device=device,
             make_batch=partial(_same_batch, batch),
             passes=passes,
@@ -202,6 +221,18 @@ def _unchecked(model: DreamModel) -> tuple[str, ...]:
         if name in reached
         and type(reached[name]).enable_gradient_checkpointing is Part.enable_gradient_checkpointing
     )
+
+
+def _in_turns(model: DreamModel, recipe: Recipe) -> tuple[str, ...]:
+    """Return the parts whose weights no process can map from files."""
+
+    def is_mapped(name: str) -> bool:
+        has_source = getattr(recipe.model, name).config.pretrained is not None
+        cls: Any = type(model.parts()[name])
+        own = getattr(cls.from_stored, "__func__", None)
+        return has_source and own is not getattr(PretrainedPart.from_stored, "__func__", None)
+
+    return tuple(name for name in WITH_SOURCE if not is_mapped(name))
 
 
 def _sizes(model: DreamModel, recipe: Recipe) -> tuple[PartSize, ...]:

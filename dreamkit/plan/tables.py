@@ -64,12 +64,19 @@ def _assumptions(plan: Plan, recipe: Recipe) -> Iterator[str]:
             f"{count(plan.images, 'image')} in a document (--images), drawn and read back; a row has room for "
             f"{plan.most_images}"
         )
-    shared = count(plan.processes, "process") + (" under FSDP" if plan.processes > 1 else "")
+    is_fsdp = plan.processes > 1 or train.cpu_offload
+    shared = count(plan.processes, "process") + (f" under FSDP, sharding {train.sharding}" if is_fsdp else "")
     weights = "float64" if train.precision == "float64" else "float32"
     yield (
         f"weights in {weights}, computing in {train.precision}, gradient checkpointing "
         f"{'on' if train.gradient_checkpointing else 'off'}, {shared}"
     )
+    if train.cpu_offload:
+        yield f"{format_bytes(plan.memory.on_host)} of weights, gradients and optimizer states of a process on its host"
+    if plan.in_turns:
+        sizes = {part.part: format_bytes(part.bytes) for part in plan.parts}
+        listed = ", ".join(f"{name} ({sizes[name]})" for name in plan.in_turns)
+        yield f"loaded whole, by one process of a machine at a time: {listed}"
     if plan.unchecked:
         yield f"no gradient checkpointing in {', '.join(plan.unchecked)}, which cannot recompute activations"
 
@@ -80,7 +87,7 @@ def _memory(plan: Plan) -> Table:
     for moment in ("forward and backward", "optimizer step"):
         table.add_column(moment, justify="right")
     rows = {**memory.terms, "total": (memory.while_computing, memory.while_updating)}
-    if plan.processes == 1:
+    if not memory.gathered:
         del rows["gathered by FSDP"]
     for name, moments in rows.items():
         table.add_row(name, *(format_bytes(count) if count else "-" for count in moments))

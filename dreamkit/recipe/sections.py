@@ -138,6 +138,7 @@ class TrainSection:
     `accumulation` batches of `batch_size` documents on every device instead.
     `trainable` names what is trained besides adapters. `groups` are tensors with settings of their own.
     `warmup` is in steps, or a share of them below 1; so is `decay`, the end of the schedule wsd (None: 0.2).
+    `on_spike` is the action at a gradient norm above `spike_factor` times the median of the norms before (None: none).
     `max_length` is the number of tokens in a row (None: the language model's maximum).
     `packing` puts several documents into a row (None: if the language model can keep them apart).
     `precision` is that of computing, and with float64, which is meant for tests, of the weights too.
@@ -146,6 +147,7 @@ class TrainSection:
     `cpu_offload` keeps weights, gradients and the optimizer's state in the host's memory.
     `log_every` and `save_every` are in steps; `save_every=0` saves only at the end.
     `keep_last` is the number of resume points that stay (0: all), besides those after a multiple of `keep_every` steps.
+    `on_save_error` is the action if a resume point cannot be written. The checkpoint at the end must be written.
     `cache` is a folder that `dreamkit cache` wrote.
     `on_error` is the action at a document that cannot be used, `too_long` at one longer than `max_length`.
     `max_skipped` is the greatest share of the documents to skip, after the first thousand.
@@ -166,6 +168,8 @@ class TrainSection:
     weight_decay: float = setting(0.0, least=0)
     groups: tuple[GroupSection, ...] = ()
     max_grad_norm: float = setting(1.0, above=0)
+    spike_factor: float | None = setting(None, above=1, most=1e6)
+    on_spike: Literal["skip", "stop"] = "skip"
     max_length: int | None = setting(None, least=1, most=MAX_TOKENS)
     packing: bool | None = None
     seed: int = setting(0, least=0, most=2**32 - 1)
@@ -178,6 +182,7 @@ class TrainSection:
     save_every: int = setting(0, least=0, most=MAX_STEPS)
     keep_last: int = setting(2, least=0, most=MAX_STEPS)
     keep_every: int | None = setting(None, least=1, most=MAX_STEPS)
+    on_save_error: Literal["stop", "continue"] = "stop"
     workers: int = setting(0, least=0, most=MAX_WORKERS)
     cache: str | None = setting(None, path=True)
     on_error: Literal["skip", "stop"] = "skip"

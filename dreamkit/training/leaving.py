@@ -32,7 +32,7 @@ def add_resume_point(error: BaseException, loop: TrainingLoop) -> None:
         if is_of_data
         else "continue with --resume"
     )
-    out, point = loop.out, resume_point(loop.out, loop.step)
+    out = loop.out
     try:
         loop.points.finish() if loop.agreement.is_stopping else loop.points.drop()
     except OutputError as failure:  # `error` is the reason to stop
@@ -41,8 +41,9 @@ def add_resume_point(error: BaseException, loop: TrainingLoop) -> None:
     try:
         reason = _unsaved_reason(loop)
         if reason is None:
-            if (not_finite := loop.monitor.check()) is not None:
-                error.add_note(loop.diverged(not_finite))
+            if (problem := loop.problem()) is not None:
+                error.add_note(problem)
+            point = resume_point(out, loop.step)
             preempted = isinstance(error, Interrupted) and error.number in PREEMPTING
             if point not in resume_points(out):
                 loop.save(preempted=preempted, is_last=True)

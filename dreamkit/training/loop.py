@@ -31,7 +31,7 @@ from dreamkit.registry.registry import Registry
 from dreamkit.training.agreement import Agreement
 from dreamkit.training.blame import blame
 from dreamkit.training.data_wait import DataWait
-from dreamkit.training.loss_monitor import LossMonitor, NotFinite
+from dreamkit.training.loss_monitor import LossMonitor
 from dreamkit.training.optimizer import clip_gradients, make_optimizer, update
 from dreamkit.training.optimizer_state import load_optimizer
 from dreamkit.training.point_writer import PointWriter
@@ -43,9 +43,12 @@ from dreamkit.training.run_bar import RunBar
 from dreamkit.training.run_log import LogEntry, RunLog
 from dreamkit.training.schedule import set_learning_rates
 from dreamkit.training.sharding import begin_pass
-from dreamkit.training.skipped_log import SkippedLog
+from dreamkit.training.skipped_log import Counts, SkippedLog
+from dreamkit.training.step_guard import StepGuard
 
 LOG = "log.jsonl"
+SPIKES = "spikes.jsonl"
+CHECK_EVERY = 100  # steps, at most
 
 
 class TrainingLoop:
@@ -87,12 +90,16 @@ class TrainingLoop:
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(parameter_groups(model, recipe))
         self.step = 0
-        self.has_begun = self.has_diverged = False
+        self.has_begun = self.has_diverged = self.has_failed_to_save = False
+        self.pass_shape: tuple[int, int] | None = None  # rows and length of the last forward pass
         self.random_state: RandomState | None = None
         self.agreement = Agreement()
         self.data_wait = DataWait(device)
         self.monitor = LossMonitor(device)
         train = recipe.train
+        self.guard = StepGuard(out / SPIKES, train, device)
+        # random numbers and documents after each step since the last check
+        self.history: dict[int, tuple[RandomState, Counts]] = {}
         self.skipped = SkippedLog(out / SKIPPED, train.max_skipped, updates.global_batch)
         self.points = PointWriter(out, train, registry)
         self.log, self.bar = RunLog(out / LOG, on_log), RunBar()
@@ -125,11 +132,13 @@ class TrainingLoop:
             self.monitor.add_gradient(self.step + 1, norm)
             learning_rates = set_learning_rates(self.optimizer, train, self.step)
             self.random_state = None  # from here to the end of the step, the run cannot be saved
-            update(self.optimizer, self.monitor.not_finite(norm))
+            update(self.optimizer, self.guard.judge(self.step + 1, batches, self.monitor.step_loss(), norm))
             self.optimizer.zero_grad()
             self.end_step()
             if self.step % train.log_every == 0 or self.step == train.steps:
                 self.write_log(learning_rates, norm)
+            elif self.step % CHECK_EVERY == 0:
+                self.check()
             # the last step is saved as the checkpoint of the run
             if train.save_every and self.step % train.save_every == 0 and self.step < train.steps:
                 self.check()
@@ -144,6 +153,7 @@ class TrainingLoop:
         self.step = state.step
         load_optimizer(point, state.processes, self.model, self.optimizer)
         self.monitor.begin(state.interval.start, state.interval.sums)
+        self.guard.begin(self.step, state.norms)
         self.skipped.begin(self.step, state.documents, limit_begins_here=changed_data)
         return state
 
@@ -157,6 +167,7 @@ class TrainingLoop:
     def begin(self) -> None:
         """Begin the first step; show the run."""
         self.random_state = RandomState()
+        self.history = {self.step: (self.random_state, self.skipped.counts)}
         if is_main():
             self.log.begin(self.step)
             self.bar.begin(self.step, self.recipe.train.steps)
@@ -195,6 +206,8 @@ class TrainingLoop:
 
     def backward(self, batch: Batch, counts: Tensor | None = None) -> Losses:
         """Compute the losses of a batch, and add its gradients; `counts` (2,) are those of the global batch."""
+        rows, length = batch.input_ids_BT.shape
+        self.pass_shape = rows, length
         precision = self.recipe.train.precision
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16")
         with full_float64(precision == "float64"):  # also of layers that the backward pass recomputes
@@ -207,9 +220,10 @@ class TrainingLoop:
     def end_step(self) -> None:
         """Mark the end of a step: weights, optimizer and random numbers are those of a resume point."""
         self.step += 1
-        self.monitor.end_step()
+        self.monitor.end_step(self.guard.halted)
         self.skipped.end_step()
         self.random_state = RandomState()
+        self.history[self.step] = self.random_state, self.skipped.counts
         if is_main():
             self.bar.move(self.step)
 
@@ -217,32 +231,49 @@ class TrainingLoop:
         """Write a line of the log, after a check that all losses in it are finite."""
         self.check()
         losses = self.monitor.read(self.step)
+        spikes = {} if self.guard.factor is None else {"spikes": len(self.guard.spikes)}
         values = {
-            **learning_rates,
+            "learning_rate": learning_rates["learning_rate"],
             "grad_norm": norm.item(),
             "data_wait": self.data_wait.read(),
         }
         counts = self.skipped.totals(self.device)
         if is_main():
             self.bar.show(losses)
-            self.log.add(self.step, losses | values | counts)
+            self.log.add(self.step, losses | values | counts, learning_rates | spikes)
             self.model.train()  # `on_log` may have changed the mode
 
     def check(self) -> None:
         """Check every loss and gradient since the last call. Every process must call this method.
 
         Raises:
-            TrainingError: one is not finite; the message, in every process, names step and documents.
+            TrainingError: one is not finite, or a spike. The message, in every process, names step and documents. The
+                last finished step is the one before.
         """
-        if (problem := self.monitor.check()) is not None:
+        if (problem := self.problem()) is not None:
             self.agreement.is_stopping = True
-            raise TrainingError(self.diverged(problem))
+            raise TrainingError(problem)
 
-    def diverged(self, problem: NotFinite) -> str:
-        """Return the error of a loss or gradient that is not finite, whose interval gets no line in the log."""
-        self.has_diverged = True
-        self.monitor.begin(self.step)
-        return blame(problem, self.updates.samples, self.is_finite)
+    def problem(self) -> str | None:
+        """Return the message of the error that `check` raises, or None."""
+        halt, spike = self.guard.read()
+        not_finite = self.monitor.check()
+        if halt is not None:
+            self.rewind(min(self.step, halt - 1))
+        if spike is not None:
+            return self.guard.error(spike)
+        if not_finite is not None:
+            self.has_diverged = True
+            return blame(not_finite, self.updates.samples, self.is_finite)
+        self.history = {self.step: self.history[self.step]}
+        return None
+
+    def rewind(self, step: int) -> None:
+        """Make `step` the last finished one: later steps have changed neither weights, optimizer nor losses."""
+        self.guard.rewind(self.step - step)
+        self.step = step
+        self.random_state, counts = self.history[step]
+        self.skipped.rewind(counts)
 
     def is_finite(self, sequence: Sequence) -> bool:
         """Return True if a document alone has a finite loss and gradient; overwrites the gradients of the model."""
@@ -268,13 +299,18 @@ class TrainingLoop:
             self.skipped.state(self.device),
             tuple(self.data),
             preempted,
+            self.guard.norms(),
         )
         with self.saving():
+            self.points.finish()  # the failure of an earlier point is not that of this one
+        with self.saving(may_fail=not is_last):
             self.points.save(state, self.model, self.optimizer, self.random_state, is_last=is_last)
 
     @contextmanager
-    def saving(self) -> Iterator[None]:
+    def saving(self, *, may_fail: bool = True) -> Iterator[None]:
         """Stop training if a resume point cannot be written, which all processes learn in the same block.
+
+        If it `may_fail` and `on_save_error` is continue, print a line about the first one, and go on.
 
         Raises:
             OutputError: it cannot.
@@ -282,7 +318,11 @@ class TrainingLoop:
         try:
             yield
         except OutputError as error:
-            self.agreement.stop(error)
+            if not may_fail or self.recipe.train.on_save_error == "stop":
+                self.agreement.stop(error)
+            if is_main() and not self.has_failed_to_save:
+                self.bar.print(f"{error}; training goes on, and tries again in train.save_every steps")
+            self.has_failed_to_save = True
 
 
 def _counts(batches: Sequences[Batch]) -> list[float]:

@@ -62,13 +62,9 @@ class LossMonitor:
         """Add the norm () of the gradients of `step`, over all processes."""
         self._norms.append((step, norm.float()))
 
-    def not_finite(self, norm: Tensor) -> Tensor:
-        """Return 1 () if a loss of the unfinished step, of any process, or the norm () is not finite; else 0.
-
-        A loss can be infinite though its gradient is finite. Every process must call this method.
-        """
-        is_finite = self._step_sums[2].isfinite() & norm.isfinite()
-        return total((~is_finite).float()).clamp(max=1)
+    def step_loss(self) -> Tensor:
+        """Return the loss () of the unfinished step in this process."""
+        return self._step_sums[2]
 
     def check(self) -> NotFinite | None:
         """Check all losses and gradients since the last call; return the first that is not finite, or None."""
@@ -106,9 +102,10 @@ class LossMonitor:
             if step in bad
         ]
 
-    def end_step(self) -> None:
-        """Count the losses of the step, which is finished."""
-        self._sums += self._step_sums
+    def end_step(self, dropped: Tensor | None = None) -> None:
+        """Count the losses of the step, which is finished, unless the tensor `dropped` () is True."""
+        sums = self._step_sums
+        self._sums += sums if dropped is None else torch.where(dropped, 0.0, sums)
         self._step_sums.zero_()
 
     def drop_step(self) -> None:

@@ -81,7 +81,8 @@ def _load(folder: Path, processes: int, model: nn.Module, optimizer: AdamW) -> N
         )
     for target, tensor in copies:
         local(target).copy_(tensor.read(local_region(target)))
-    optimizer.state.update(states)
+    for parameter, state in states.items():
+        optimizer.state[parameter] = state
 
 
 def _trained(model: nn.Module, optimizer: AdamW) -> dict[str, tuple[nn.Parameter, dict[str, Any]]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Final
@@ -27,7 +28,7 @@ from dreamkit.checkpoints.content import (
 )
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.checkpoints.save import write_beside_tensors, write_manifest, write_own_files
-from dreamkit.distributed import gathered, is_main, rank, together, world_size
+from dreamkit.distributed import gathered, is_main, local, rank, together, world_size
 from dreamkit.errors import OutputError
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import TrainSection
@@ -210,7 +211,12 @@ def _begin(partial: Path, state: RunState, model: DreamModel, content: Content) 
 
 def _own_files(model: DreamModel, content: Content, moments: Mapping[str, Tensor]) -> list[TensorFile]:
     """Return the files with tensors that this process writes; `moments` are the optimizer's state, if there is one."""
-    files = portable_files(model, content) if world_size() == 1 else [slices_of_model(content)]
+    files = [slices_of_model(content)]
+    if world_size() == 1:  # its slices are whole
+        files = [
+            replace(file, tensors={name: local(tensor) for name, tensor in file.tensors.items()})
+            for file in portable_files(model, content)
+        ]
     if moments:
         files.append(slices(f"{STATE}/{optimizer_file(rank(), world_size())}", moments))
     return files

@@ -66,6 +66,7 @@ class RunState:
         interval: the losses since the last line of the log.
         documents: numbers of documents that were skipped and cut.
         data: fingerprints of the data sets; none in old resume points.
+        norms: gradient norms of the last steps, oldest first; see `StepGuard`.
         preempted: flag: the run ended here by a signal of a cluster, and nothing has continued it. A job script reads
             it, because `torchrun` has an exit code of its own.
     """
@@ -77,6 +78,7 @@ class RunState:
     documents: DocumentCounts
     data: tuple[dict[str, str], ...] = field(default=())
     preempted: bool = False
+    norms: tuple[float, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Write the state into the folder of a run's state."""
@@ -133,7 +135,7 @@ def _state(values: Any, step: int) -> RunState:
         ValueError: a value is impossible.
     """
     _require("a section", isinstance(values, dict), values)
-    values = {"preempted": False, **values}  # earlier releases had no such flag
+    values = {"preempted": False, "norms": [], **values}  # earlier releases had none
     _require_names("state", values, RunState)
     _require(f"step {step}", values["step"] == step and type(values["step"]) is int, values["step"])
     _require_count("processes", values["processes"], least=1)
@@ -156,6 +158,11 @@ def _state(values: Any, step: int) -> RunState:
         raise ValueError(f"data: {problem}")
     preempted = values["preempted"]
     _require("true or false as preempted", isinstance(preempted, bool), preempted)
+    norms = values["norms"]
+    are_norms = isinstance(norms, list) and all(
+        type(number) in (int, float) and 0 <= number < MAX_NUMBER for number in norms
+    )
+    _require("at most a hundred gradient norms", are_norms and len(norms) <= 100, norms)
     return RunState(
         step,
         values["processes"],
@@ -164,6 +171,7 @@ def _state(values: Any, step: int) -> RunState:
         DocumentCounts(**documents),
         tuple(data),
         preempted,
+        tuple(map(float, norms)),
     )
 
 

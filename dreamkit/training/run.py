@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from dreamkit import kernels
-from dreamkit.build.build import build
+from dreamkit.build.build import build, build_as_stored
 from dreamkit.build.fit import fit
 from dreamkit.build.notes import machine_notes, recipe_notes
 from dreamkit.build.parameter_groups import parameter_groups
@@ -34,7 +34,7 @@ from dreamkit.registry.registry import Registry
 from dreamkit.storage.folders import in_use_reason
 from dreamkit.storage.paths import output_folder
 from dreamkit.storage.writing import writing
-from dreamkit.training.failures import with_remedies
+from dreamkit.training.failures import memory_remedy, with_remedies
 from dreamkit.training.leaving import add_resume_point
 from dreamkit.training.loop import LOG, TrainingLoop
 from dreamkit.training.reading_updates import make_updates
@@ -53,6 +53,7 @@ from dreamkit.training.same_run import (
     steps_note,
 )
 from dreamkit.training.sharding import mesh_shape, shard
+from dreamkit.training.step_guard import Spike
 
 CHECKPOINT = "checkpoint"  # folder of the trained model
 
@@ -66,6 +67,7 @@ class TrainResult:
         checkpoint: folder of its checkpoint.
         log: entries of `log.jsonl`; empty in all processes but the main one.
         is_main: flag: this process is the one of the run that writes files.
+        spikes: steps that were skipped because of a spike; none in all processes but the main one.
         was_finished: flag: the resumed run had ended before, so nothing was trained.
     """
 
@@ -74,6 +76,7 @@ class TrainResult:
     log: Sequence[LogEntry]
     is_main: bool
     was_finished: bool = False
+    spikes: Sequence[Spike] = ()
 
 
 def train_recipe(
@@ -147,9 +150,12 @@ def train_recipe(
         documents = recipe.train.update_documents(world_size())
         state: RunState | None = None
         barrier()  # no process writes before all have checked `out`
+        # Several processes read the weights that they keep, once the model is sharded.
+        scratch = out.with_name(f".{out.name}.loading") if world_size() > 1 and model is None else None
+        manifest: Manifest | None = None
         if resume:
             with _naming_older(points[-1], points[:-1]):
-                model, manifest = build_saved(points[-1], registry)
+                model, manifest = build_saved(points[-1], registry, scratch=scratch)
             then, state = model.recipe, read_state(points[-1])
             assert then is not None, "a loaded checkpoint has a recipe"
             compare_run(points[-1], state, then, recipe)
@@ -160,23 +166,26 @@ def train_recipe(
                 _show(change)
         elif model is None:
             assert fitted is not None, "a model is built from a fitted recipe"
-            model = build(fitted)
-            if recipe.init is not None:
-                _show(load_weights(model, recipe.init))
+            model = build(fitted) if scratch is None else build_as_stored(fitted, scratch)
         else:
             compare_model(model.recipe, recipe)
         _require_documents(documents)
-        _set_up(model, recipe)
+        _set_up(model, recipe, as_stored=scratch is not None)
         _show(attention_status(model.language_model.spec))
         if device.type == "cuda":
             _show(kernels.kernel_status(device))
-        if resume and recipe.train.cache is not None:  # which is compared with the weights
+        if recipe.train.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        is_sharded = world_size() > 1 or recipe.train.cpu_offload
+        if is_sharded:
+            shard(model, device, recipe.train, as_stored=scratch is not None)
+        if manifest is not None:
             _show(_copy(model, points, manifest))
+        elif is_built and recipe.init is not None:
+            _show(load_weights(model, recipe.init))
         cache = open_cache(recipe, model, registry)
         if cache is not None:
             _show(cache)
-        if recipe.train.gradient_checkpointing:
-            model.enable_gradient_checkpointing()
         if state is not None and not changed_data:
             compare_data(points[-1], state, fingerprints)
         for note in inputs.notes:
@@ -185,12 +194,8 @@ def train_recipe(
             for line in data_notes(cache.folder, cache.manifest, recipe, datasets):
                 _show(line)
         updates = make_updates(recipe, model, datasets, cache, documents)
-        if world_size() > 1 or recipe.train.cpu_offload:
-            shard(model, device, recipe.train)
-        else:
+        if not is_sharded:
             model.to(device)
-        if resume and recipe.train.cache is None:
-            _show(_copy(model, points, manifest))
         if is_main():
             with writing(out):
                 out.mkdir(exist_ok=True)
@@ -200,14 +205,14 @@ def train_recipe(
         # The model is the same in all processes, but dropout is not; other random numbers are in the batches.
         set_seed((recipe.train.seed + rank()) % 2**32)
         _train(loop, points[-1] if resume else None, changed_data)
-        for note in loop.skipped.notes(device):
+        for note in [*loop.skipped.notes(device), *loop.guard.notes()]:
             _show(note)
-        if (note := loop.points.note()) is not None:
-            _show(note)
+        if (waited := loop.points.note()) is not None:
+            _show(waited)
         if (advice := loop.data_wait.advice(recipe.train.workers)) is not None:
             _show(advice)
         model.eval()
-        return TrainResult(model, out / CHECKPOINT, loop.log.entries, is_main())
+        return TrainResult(model, out / CHECKPOINT, loop.log.entries, is_main(), spikes=loop.guard.spikes)
 
 
 def _is_finished(out: Path) -> bool:
@@ -254,15 +259,17 @@ def _require_documents(global_batch: int) -> None:
         )
 
 
-def _set_up(model: DreamModel, recipe: Recipe) -> None:
+def _set_up(model: DreamModel, recipe: Recipe, *, as_stored: bool) -> None:
     """Give `model` the recipe, loss weights, dtype and trainable parts of this run, in place of those it came with.
+
+    A model with weights `as_stored` keeps their types until it is sharded.
 
     Raises:
         TrainingError: there are no trainable parts.
         RecipeError: a group of `train.groups` matches none.
     """
     model.recipe, model.lm_weight, model.denoising_weight = recipe, recipe.loss.lm, recipe.loss.denoising
-    if recipe.train.precision == "float64":
+    if recipe.train.precision == "float64" and not as_stored:
         model.double()
     model.set_trainable(recipe.train.trainable)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -278,9 +285,11 @@ def _train(loop: TrainingLoop, point: Path | None, changed_data: bool) -> None:
     checkpoint = loop.out / CHECKPOINT
     with deferred("stopping after this step"):
         try:
-            with with_remedies():
+            with with_remedies(
+                lambda: memory_remedy(loop.recipe, loop.registry, loop.device, loop.pass_shape)
+            ):
                 loop.train(point, changed_data=changed_data)
-            with loop.saving():
+            with loop.saving(may_fail=False):
                 save_checkpoint(loop.model, checkpoint, registry=loop.registry)
         except BaseException as error:
             loop.bar.stop()

@@ -25,6 +25,10 @@ class RunBar:
         """Show both losses of a line of the log."""
         self.bar.move(lm=_shown(losses["lm"]), denoising=_shown(losses["denoising"]))
 
+    def print(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.bar.print(text)
+
     def stop(self) -> None:
         """End the bar."""
         self.bar.stop()

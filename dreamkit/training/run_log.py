@@ -34,12 +34,13 @@ class RunLog:
         write_text(self.path, "".join(map(_line, self.entries)))
         self.last = time.monotonic(), step
 
-    def add(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Add a line of the names in `LOGGED` and rates of groups, with the steps per second since the line before."""
+    def add(
+        self, step: int, values: Mapping[str, float | None], more: Mapping[str, float] | None = None
+    ) -> None:
+        """Add a line of the names in `LOGGED` and of `more`, with the steps per second since the line before."""
         (before, last), now = self.last, time.monotonic()
         self.last = now, step
-        of_groups = {name: value for name, value in values.items() if name.startswith("learning_rate.")}
-        entry = {"step": step, **{name: values[name] for name in LOGGED}, **of_groups}
+        entry = {"step": step, **{name: values[name] for name in LOGGED}, **(more or {})}
         entry["steps_per_second"] = (step - last) / (now - before)
         self.entries.append(entry)
         append_text(self.path, _line(entry))

@@ -20,8 +20,9 @@ from dreamkit.training.schedule import has_same_rates
 # every start compares it with the model. The action at bad documents is the same for the good ones before.
 MAY_CHANGE = (
     *("train.log_every", "train.save_every", "train.workers", "train.cache", "train.micro_batch"),
-    *("train.on_error", "train.max_skipped", "train.keep_last", "train.keep_every"),
+    *("train.on_error", "train.max_skipped", "train.keep_last", "train.keep_every", "train.on_save_error"),
     *("train.sharding", "train.unsharded", "train.cpu_offload"),
+    *("train.on_spike", "train.spike_factor"),  # they decide from the resume point on
     *(f"generation.{field.name}" for field in dataclasses.fields(GenerationSection)),
 )
 

@@ -39,10 +39,12 @@ HALF: Final = MixedPrecisionPolicy(
 )
 
 
-def shard(model: DreamModel, device: torch.device, train: TrainSection) -> None:
+def shard(model: DreamModel, device: torch.device, train: TrainSection, *, as_stored: bool = False) -> None:
     """Shard `model` over all processes as `train` says, in place, and move it to `device`.
 
-    With `cpu_offload`, the shards stay in the host's memory. Every process must call this function.
+    With `cpu_offload`, the shards stay in the host's memory. Every process must call this function. With `as_stored`,
+    for a model of `build_as_stored`, the slices of each unit are then cast to the type of `train.precision`, so that
+    the model is that of `build`.
 
     Raises:
         TrainingError: see `mesh_shape`.
@@ -68,7 +70,18 @@ def shard(model: DreamModel, device: torch.device, train: TrainSection) -> None:
         fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload, ignored_params=unsharded)
         for method in sorted(methods[module]):
             register_fsdp_forward_method(module, method)
+        if as_stored:
+            _cast(module, train)
     fully_shard(model, mesh=mesh, offload_policy=offload, ignored_params=unsharded)
+    if as_stored:
+        _cast(model, train)
+
+
+def _cast(module: nn.Module, train: TrainSection) -> None:
+    """Cast the tensors of a sharded module that were stored in any type."""
+    module.float()  # also before float64: `from_pretrained` rounds the weights to float32
+    if train.precision == "float64":
+        module.double()
 
 
 def begin_pass(model: nn.Module, is_last: bool) -> None:

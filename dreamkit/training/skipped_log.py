@@ -91,6 +91,10 @@ class SkippedLog:
         """Count the documents of the step, which is finished."""
         self.counts = self._next
 
+    def rewind(self, counts: Counts) -> None:
+        """Take the numbers after an earlier step."""
+        self.counts = self._next = counts
+
     def totals(self, device: torch.device) -> dict[str, int]:
         """Return the numbers of documents that all processes skipped and cut. Every process must call this method."""
         cut = int(total(torch.tensor(self.counts.cut, device=device)))

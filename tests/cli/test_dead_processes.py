@@ -91,3 +91,29 @@ def test_a_process_that_dies_ends_the_others(
     if points:  # one process goes on
         code, *_ = run("train", recipe, "--out", out, "--resume")
         assert code == 0 and (out / "checkpoint").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "train.global_batch=1",
+            "expected at most 1 process, one for each document of an update, got 2; start",
+        ),
+        ("train.stepz=1", "the recipe has 1 problem:\n  command line: train.stepz: unknown key"),
+    ],
+    ids=["too few documents", "recipe"],
+)
+def test_an_error_of_all_processes_is_printed_once_and_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, message: str
+) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    recipe = write_pairs_recipe(tmp_path, global_batch=2, batch_size=None)
+    arguments = ("-m", "dreamkit", "train", recipe, setting, "--out", tmp_path / "out")
+    with command(*TORCH, *arguments, folder=tmp_path, code=TORCHRUN) as process:
+        assert process.wait(SECONDS) == 1
+    ours, _, of_torchrun = (tmp_path / "stderr").read_text().partition("torch/distributed/elastic/")
+    assert ours.count("dreamkit: ") == 1 and f"dreamkit: {message}" in ours and "Traceback" not in ours
+    assert not re.search(r"^\[rank|^dreamkit: ", of_torchrun, re.MULTILINE)
+    assert "exitcode  : 2" in of_torchrun
+    assert not (tmp_path / "out").exists()

@@ -66,7 +66,7 @@ def counted(shape: race.Shape, is_ours: bool) -> Counted:
     model.set_trainable(recipe.train.trainable)
     batch = replace(collator(model, recipe), packing=None if is_ours else False)(race.documents(shape))
     counts = Counted(*batch.input_ids_BT.shape, int((batch.segment_ids_BT >= 0).sum()))
-    memory = memory_of(model.train(), 1)
+    memory = memory_of(model.train())
     with ExitStack() as stack:
         if not is_ours:
             spec = replace(model.language_model.spec, document_attention=False)
@@ -74,7 +74,7 @@ def counted(shape: race.Shape, is_ours: bool) -> Counted:
             stack.enter_context(without_fused_paths())
         kept = stack.enter_context(bytes_by_part(model))
         masks = stack.enter_context(MaskElements())
-        peak, counts.flops = measure_step(model, batch, recipe, gradient_bytes(model, 1), 1, "cpu")
+        peak, counts.flops = measure_step(model, batch, recipe, gradient_bytes(model), 1, "cpu")
     counts.masks = masks.count
     counts.bytes = {"weights": memory.weights, "optimizer states": memory.states, **kept}
     counts.bytes["logits, head's gradient and others at the peak"] = peak.total - sum(kept.values())

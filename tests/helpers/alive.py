@@ -141,6 +141,9 @@ WIDE = {"model.language_model.config.hidden_size": 256, "model.language_model.co
 DEEP = WIDE | {"model.language_model.config.num_hidden_layers": 4}
 SHARDED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "checkpointing": ({"trainable": ALL, "batch_size": 1, "gradient_checkpointing": True}, DEEP),
+    "whole replicas": ({"trainable": ALL, "batch_size": 1, "sharding": "none"}, WIDE),
+    "unsharded": ({"trainable": JOINTS, "batch_size": 1, "unsharded": ["language_model"]}, DEEP),
+    "bfloat16": ({"trainable": ALL, "batch_size": 1, "precision": "bfloat16"}, DEEP),
     "bfloat16, frozen": ({"trainable": JOINTS, "batch_size": 1, "precision": "bfloat16"}, DEEP),
 }
 

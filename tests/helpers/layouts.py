@@ -8,7 +8,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -35,15 +36,16 @@ from dreamkit.distributed import is_main, join, total, whole, world_size
 from dreamkit.document import Document, Text
 from dreamkit.errors import DocumentError, TrainingError, with_notes
 from dreamkit.interrupts import Interrupted
-from dreamkit.model.model import DreamModel
+from dreamkit.model.model import DreamModel, Losses
 from dreamkit.recipe.loading import load_recipe, recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training import loop
 from dreamkit.training.loss_monitor import LossMonitor
 from dreamkit.training.optimizer import make_optimizer, update
-from dreamkit.training.run import train_recipe
+from dreamkit.training.run import TrainResult, train_recipe
 from dreamkit.training.sharding import shard
+from dreamkit.training.step_guard import StepGuard
 
 TRAINABLE = ["language_model", "visual_projector", "condition_projector", "dream_queries", "new_tokens"]
 ADAPTERS = [
@@ -255,10 +257,8 @@ def run_bad_steps(device: torch.device) -> None:
     model.set_trainable(TRAINABLE)
     shard(model, device, recipe().train)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer, monitor = (
-        make_optimizer(parameter_groups(model, recipe(weight_decay=0.1))),
-        LossMonitor(device),
-    )
+    settings = recipe(weight_decay=0.1)
+    optimizer, monitor = make_optimizer(parameter_groups(model, settings)), LossMonitor(device)
 
     def state() -> list[Tensor]:
         values = [*trained, *(value for each in optimizer.state.values() for value in each.values())]
@@ -270,7 +270,8 @@ def run_bad_steps(device: torch.device) -> None:
         (losses.loss * gradient).backward()
         monitor.add(1, batch.places, losses._replace(loss=losses.loss + loss), batch.counts)
         norm = loop.clip_gradients(trained, 1.0)
-        update(optimizer, monitor.not_finite(norm))
+        guard = StepGuard(Path("unused"), settings.train, device)
+        update(optimizer, guard.judge(1, [batch], monitor.step_loss(), norm))
         optimizer.zero_grad()
         monitor.drop_step()
         return state()
@@ -280,6 +281,31 @@ def run_bad_steps(device: torch.device) -> None:
         after = step(gradient if is_bad else 1.0, loss if is_bad else 0.0)
         assert len(after) == len(good) and all(map(torch.equal, after, good))
     assert not all(map(torch.equal, step(1.0, 0.0), good))
+
+
+@contextmanager
+def large_gradients() -> Iterator[None]:
+    """Multiply the gradient of a batch with a tilde by a large number; its loss stays."""
+
+    def forward(model: DreamModel, batch: Batch, forward: Any = DreamModel.forward, **named: Any) -> Losses:
+        losses = forward(model, batch, **named)
+        (tilde,) = model.language_model.tokenize("~")
+        scale = torch.where((batch.input_ids_BT == tilde).any(), 1e3, 1.0)
+        loss = losses.loss.detach()
+        return losses._replace(loss=loss + scale * (losses.loss - loss))
+
+    with patch.object(DreamModel, "forward", forward):
+        yield
+
+
+def spike_run(out: Path, *, resume: bool = False, on_log: Any = None, **settings: Any) -> TrainResult:
+    """Train six updates of two documents, of which the third and a later one are spikes."""
+    settings = {"steps": 6, "spike_factor": 8.0, "seed": bad_seed(4, 5), "global_batch": 2} | settings
+    data = [TinyDocuments(one_bad_document())]
+    with patch("dreamkit.training.step_guard.LEAST", 2), large_gradients():
+        return train_recipe(
+            recipe(**settings), Registry.load(), out, datasets=data, resume=resume, on_log=on_log
+        )
 
 
 def main(folder: Path) -> None:
@@ -304,6 +330,11 @@ def main(folder: Path) -> None:
         save_file(actual, folder / "gradients.safetensors")
 
     run_bad_steps(device)
+    spike_run(folder / "spikes")
+    try:
+        spike_run(folder / "spike", on_spike="stop")
+    except TrainingError as error:
+        (folder / f"spike.{dist.get_rank()}.txt").write_text(with_notes(error))
     train_layout(folder / "2x2", 2, 1)
     train_layout(folder / "2x1x2", 1, 2)
     train_layout(folder / "adapted", 2, 1, ADAPTERS)

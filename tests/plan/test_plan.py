@@ -30,6 +30,7 @@ from dreamkit.data.mixture import run_mixture
 from dreamkit.data.samples import Samples
 from dreamkit.errors import DreamkitError, RecipeError
 from dreamkit.plan.advice import memory_advice
+from dreamkit.plan.memory import Memory
 from dreamkit.plan.plan import plan, plan_data
 from dreamkit.plan.rows import batch_shapes, full_batch
 from dreamkit.plan.sizes import format_bytes, format_count, parse_bytes
@@ -181,6 +182,42 @@ def test_processes_divide_weights_and_states_but_no_activations() -> None:
     assert one.states / 2 <= two.states < 1.01 * one.states / 2
     assert many.weights < two.weights < one.weights
     assert two.computing.activations == one.computing.activations
+
+
+def test_sharding_divides_weights_among_all_devices_or_those_of_a_machine() -> None:
+    changes: dict[str, Any] = {"trainable": ALL}
+
+    def memory(processes: int, machines: int = 1, **train: Any) -> Memory:
+        recipe = alive.recipe(changes | train, **WIDE)
+        return plan(recipe, REGISTRY, processes=processes, machines=machines).memory
+
+    one, four, eight = (memory(processes) for processes in (1, 4, 8))
+    assert memory(8, 2, sharding="full") == memory(8) == eight
+    assert memory(8, 2, sharding="hybrid") == four
+    copies = memory(8, 2, sharding="none")
+    assert (copies.weights, copies.states, copies.gathered) == (one.weights, one.states, four.gathered)
+    frozen = [name for name in ALL if name != "language_model"]
+    whole, divided = (memory(4, trainable=frozen, unsharded=parts) for parts in (["language_model"], []))
+    assert divided.weights < whole.weights < one.weights
+    assert whole.gathered < divided.gathered
+    offloaded = memory(4, cpu_offload=True)
+    assert (offloaded.states, offloaded.gathered) == (0, four.gathered)
+    assert offloaded.on_host == four.weights - offloaded.weights + four.states + four.gradients
+
+
+def test_machines_that_do_not_divide_the_processes_are_an_error() -> None:
+    with pytest.raises(DreamkitError, match="expected --processes that 3 machines share evenly, got 8"):
+        plan(alive.recipe({"trainable": ALL}), REGISTRY, processes=8, machines=3)
+    with pytest.raises(DreamkitError, match="hybrid shards over the processes of a machine, got 1 on each"):
+        plan(alive.recipe({"trainable": ALL, "sharding": "hybrid"}), REGISTRY, processes=2, machines=2)
+
+
+def test_a_plan_names_the_parts_that_are_loaded_whole() -> None:
+    digits = plan(load_recipe("digits/stage2", (), REGISTRY), REGISTRY, processes=2)
+    assert digits.in_turns == ()
+    assert plan(alive.recipe({"trainable": ALL}), REGISTRY).in_turns == ()
+    random = plan(alive.recipe({"trainable": ALL}), REGISTRY, processes=2)
+    assert random.in_turns == ("language_model", "vision_encoder", "image_decoder")
 
 
 def test_batch_size_and_images_change_the_plan() -> None:

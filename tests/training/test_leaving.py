@@ -268,12 +268,16 @@ def test_a_signal_waits_for_the_end_of_a_step(
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory; lower train.micro_batch"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            "out of memory in a forward pass of 3 rows of [0-9]+ tokens, gradient checkpointing off; "
+            "lower train.micro_batch or train.max_length, or set train.gradient_checkpointing: true",
+        ),
         (
             RuntimeError(
                 "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 8 bytes"
             ),
-            "out of memory; lower train.micro_batch",
+            "out of memory in a forward pass of .*; lower train.micro_batch",
         ),
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),

@@ -98,11 +98,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, save_every:
     make_gradients_infinite(model, lambda ids: ids == tilde)
     with pytest.raises(TrainingError, match=r"step 2: the gradient is not finite: 'bad'; check") as caught:
         run(tmp_path, recipe, documents=layouts.one_bad_document(), model=model)
-    saved = (
-        ["step-1", "step-2"] if save_every else ["step-4"]
-    )  # the step of the check, as the weights are finite
-    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*")) == saved
-    assert caught.value.__notes__[0].startswith(f"{saved[-1].replace('-', ' ')} is saved in")
+    # the step before; later ones have changed nothing
+    assert [path.name for path in (tmp_path / "checkpoints").glob("*")] == ["step-1"]
+    assert caught.value.__notes__[0].startswith("step 1 is saved in")
     assert "start a new run with init=" in caught.value.__notes__[0]  # a resumed run has the same settings
     assert not (tmp_path / "checkpoint").exists() and not (tmp_path / "log.jsonl").read_text()
     assert all(tensor.isfinite().all() for tensor in weights(model).values())
@@ -133,7 +131,7 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_optimizer(
     ):
         run(tmp_path, recipe, documents=layouts.one_bad_document(), model=model)
     same = [all(map(torch.equal, before, after)) for before, after in pairwise(states)]
-    assert len(states[0]) > 100 and same == [True, False, False]
+    assert len(states[0]) > 100 and same == [True] * 3  # the later ones, too
 
 
 def make_losses_infinite(model: DreamModel, select: Callable[[Tensor], Tensor]) -> None:

@@ -18,6 +18,7 @@ STATE = RunState(
     global_batch=12,
     interval=Interval(1, (0.5, 2.0, 20.5, 1.0, 1.0)),
     documents=DocumentCounts(skipped=7, bad=5, cut=1, limit_step=1, limit_skipped=4, limit_bad=2),
+    norms=(0.25, 1.0),
 )
 # as release 0.1, and as the releases until `state.json`
 OF_0_1 = {"trainer_state.json": {"global_step": 2, "log_history": [], "max_steps": 4}, "processes.json": 3}
@@ -53,7 +54,7 @@ def test_the_states_of_earlier_releases_are_read(point: Path) -> None:
     write(point, OF_0_1)
     assert read_state(point) == RunState(2, 3, None, Interval(2), DocumentCounts())
     write(point, EARLIER)
-    assert read_state(point) == replace(STATE, global_batch=None)
+    assert read_state(point) == replace(STATE, global_batch=None, norms=())
 
 
 def test_a_state_without_the_flag_of_preemption_is_that_of_a_run_that_was_not_preempted(point: Path) -> None:
@@ -87,6 +88,7 @@ VALUES: list[tuple[str, Any]] = [
     *(("documents.limit_bad", value) for value in (6, "0")),
     *(("data", value) for value in ({}, 1, [1], [{"records": 3}])),
     *(("preempted", value) for value in (None, 1, "SIGTERM")),
+    *(("norms", value) for value in ({}, [-1.0], ["1"], [float("nan")], [1e308], [1.0] * 101)),
     ("unknown", 1),
 ]
 

@@ -20,6 +20,7 @@ from dreamkit import (
     excerpt,
     locate,
     read_json,
+    stored_weights,
 )
 from dreamkit_diffusers.keys import AVERAGING, Fixed
 from dreamkit_diffusers.networks import Network
@@ -116,14 +117,24 @@ class Configs:
         self.raise_problems()
         return models
 
-    def load_models(self) -> dict[str, Any]:
-        """Load the models by name from the folder, in float32.
+    def load_models(self, *, as_stored: bool = False) -> dict[str, Any] | None:
+        """Load the models by name from the folder, in float32 or in the types in which their weights are stored.
+
+        Return None if the weights of a model are not stored in one type that can be mapped, at most of 32 bits.
 
         Raises:
             SourceError: weights are damaged or missing.
         """
         assert self.folder is not None, "only a folder has weights"
-        return {name: model.load(self.folder / name) for name, model in self.layout.models.items()}
+        folders = {name: self.folder / name for name in self.layout.models}
+        types = dict.fromkeys(folders, torch.float32)
+        for name, folder in folders.items() if as_stored else ():
+            stored = stored_weights(folder)
+            # constructors sample some parameters, which uses other random numbers in float64
+            if stored is None or stored.dtype == torch.float64:
+                return None
+            types[name] = stored.dtype
+        return {name: model.load(folders[name], types[name]) for name, model in self.layout.models.items()}
 
     def build(self, name: str) -> Any:
         """Build a model with random weights; on an error, add a problem and return None."""

@@ -81,6 +81,16 @@ class LatentDecoder(ImageDecoder):
 
     @classmethod
     def from_pretrained(cls, config: Any) -> Self:
+        part = cls._load(config)
+        assert part is not None, "weights of any type can be read in float32"
+        return part
+
+    @classmethod
+    def from_stored(cls, config: Any) -> Self | None:
+        return cls._load(config, as_stored=True)
+
+    @classmethod
+    def _load(cls, config: Any, *, as_stored: bool = False) -> Self | None:
         if config.pretrained is None:
             raise SourceError("missing 'pretrained': name a folder or a hub model with weights")
         configs = read_configs(cls.layout, config, weights=True)
@@ -90,7 +100,8 @@ class LatentDecoder(ImageDecoder):
             with library_errors(f"'{config.pretrained}': its models do not run"):
                 cls.meta_modules(config).run_once()
             _RUNNING.add(key)
-        return cls(config, spec, configs, configs.load_models())
+        models = configs.load_models(as_stored=as_stored)
+        return None if models is None else cls(config, spec, configs, models)
 
     def run_once(self) -> None:
         """Encode, predict and decode one image on the meta device.

@@ -47,8 +47,8 @@ class Network:
         parameters = inspect.signature(self.model_class).parameters
         return {name: parameter.default for name, parameter in parameters.items()}
 
-    def load(self, folder: Path) -> Any:
-        """Load a model in float32.
+    def load(self, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+        """Load a model. Weights that are stored as `dtype` are mapped from their files.
 
         Raises:
             SourceError: weights are damaged or missing.
@@ -56,7 +56,7 @@ class Network:
         with library_errors(f"the {self.name} in {folder} cannot be loaded"), _quiet_library():
             model, info = self.model_class.from_pretrained(
                 folder,
-                torch_dtype=torch.float32,
+                torch_dtype=dtype,
                 local_files_only=True,
                 output_loading_info=True,
                 # without it diffusers logs an error before it reads `.bin` files

@@ -36,6 +36,7 @@ class TokenAddingModel(LanguageModel):
     new_rows: Tensor  # (ids,) the row of each added token's id; -1 for other ids
     inside_ids: Tensor  # ids of the first rows: those within the model's matrices
     embed_scale: Tensor | None  # () factor of the embedding's rows; None: unknown
+    is_as_stored: bool = False  # flag: weights have the types of their files, until a cast to float32
     plain_embedding: type | None = None  # class of an embedding that only looks up and scales rows
 
     def _prepare_added_tokens(self) -> None:
@@ -93,9 +94,17 @@ class TokenAddingModel(LanguageModel):
         inside = [index for index in chosen if index < vocab_size]
         self.new_rows = table.to(self.new_rows.device)
         self.inside_ids = torch.tensor(inside, dtype=torch.long, device=self.new_rows.device)
-        self.new_embed = _rows_like(base.weight, len(chosen))
+        self.new_embed = self._rows_like(base.weight, len(chosen))
         if not self.tied:
-            self.new_head = _rows_like(self.model.get_output_embeddings().weight, len(chosen))
+            self.new_head = self._rows_like(self.model.get_output_embeddings().weight, len(chosen))
+
+    def _rows_like(self, weight: Tensor, count: int) -> nn.Parameter:
+        """Return `count` rows near the mean row of a matrix: a new token starts as likely as an average one."""
+        with torch.no_grad():
+            weight = weight.float() if self.is_as_stored else weight
+            mean, spread = weight.mean(0), weight.std()
+            rows = torch.randn_like(weight[:1].expand(count, -1))
+            return nn.Parameter(mean + NEW_ROW_NOISE * spread * rows)
 
     def added_token_parameters(self) -> Sequence[nn.Parameter]:
         return [rows for rows in (self.new_embed, self.new_head) if rows is not None]
@@ -157,7 +166,8 @@ class TokenAddingModel(LanguageModel):
 def _scale(embedding: nn.Embedding) -> Tensor | None:
     """Return the embedding of a row that holds a single 1, or None if the module rejects or widens such rows."""
     rows = 1 + (embedding.padding_idx or 0)
-    one = embedding.weight.new_ones(rows, 1)
+    # float32, whatever the stored weights are; on the meta device, the result has no value
+    one = embedding.weight.new_ones(rows, 1, dtype=torch.float32)
     index = torch.zeros((), dtype=torch.long, device=one.device)
     try:
         output = functional_call(embedding, {"weight": one}, (index,))
@@ -187,10 +197,3 @@ def _only_scales(embedding: nn.Embedding) -> bool:
         if not torch.equal(output, row * scale.to(dtype)):
             return False
     return True
-
-
-def _rows_like(weight: Tensor, count: int) -> nn.Parameter:
-    """Return `count` rows near the mean row of a matrix: a new token starts as likely as an average one."""
-    with torch.no_grad():
-        mean, spread = weight.mean(0), weight.std()
-        return nn.Parameter(mean + NEW_ROW_NOISE * spread * torch.randn_like(weight[:1].expand(count, -1)))

@@ -113,6 +113,16 @@ class CausalLM(TokenAddingModel):
 
     @classmethod
     def from_pretrained(cls, config: LanguageConfig) -> Self:
+        part = cls._load(config)
+        assert part is not None, "weights of any type can be read in float32"
+        return part
+
+    @classmethod
+    def from_stored(cls, config: LanguageConfig) -> Self | None:
+        return cls._load(config, as_stored=True)
+
+    @classmethod
+    def _load(cls, config: LanguageConfig, *, as_stored: bool = False) -> Self | None:
         assert config.pretrained is not None, "a recipe names a source or a config"
         folder = source_folder(config, weights=True)  # first: downloads the files that the rest reads
         description = cls._describe(config)
@@ -130,8 +140,14 @@ class CausalLM(TokenAddingModel):
                 config.pretrained,
                 ", ".join(unsupported),
             )
-        model = load_weights(description.model_class, folder, description.library_config, all_layers=True)
-        return cls(config, description, model)._log_problems()
+        model = load_weights(
+            description.model_class, folder, description.library_config, as_stored=as_stored, all_layers=True
+        )
+        if model is None:
+            return None
+        part = cls(config, description, model)
+        part.is_as_stored = as_stored
+        return part._log_problems()
 
     @classmethod
     def _describe(cls, config: LanguageConfig) -> ModelDescription:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -20,11 +21,13 @@ from dreamkit import (
     ConfigError,
     PartConfig,
     SourceError,
+    StoredWeights,
     describe_error,
     did_you_mean,
     excerpt,
     library_errors,
     read_json,
+    stored_weights,
 )
 
 if TYPE_CHECKING:
@@ -148,22 +151,34 @@ def _attention(kind: type[PreTrainedModel]) -> str:
 
 
 def load_weights(
-    kind: type[PreTrainedModel], folder: Path, config: PreTrainedConfig, *, all_layers: bool = False
-) -> PreTrainedModel:
+    kind: type[PreTrainedModel],
+    folder: Path,
+    config: PreTrainedConfig,
+    *,
+    as_stored: bool = False,
+    all_layers: bool = False,
+) -> PreTrainedModel | None:
     """Return the library's model in float32 with the weights in `folder`. Unused weights are not read.
 
-    `all_layers`: the files hold no more layers than the model.
+    `as_stored`: its weights have the type of the files and are mapped from these; the result is None if that is not
+    possible. `all_layers`: the files hold no more layers than the model.
 
     Raises:
         SourceError: a weight file is damaged, a weight is missing, its shape differs from that of `config`, or the
             files hold more layers.
     """
+    dtype = torch.float32
+    if as_stored:
+        stored = stored_weights(folder)
+        if stored is None or not _are_mapped(kind, config, stored):
+            return None
+        dtype = stored.dtype
     # quiet, since the library's report would list every layer that was dropped on purpose
     with library_errors(f"{folder}: {kind.__name__} cannot load its weights"), quiet_library():
         loaded: Any = kind.from_pretrained(
             folder,
             config=config,
-            dtype=torch.float32,
+            dtype=dtype,
             attn_implementation=_attention(kind),
             local_files_only=True,
             output_loading_info=True,
@@ -186,6 +201,35 @@ def load_weights(
             f"{folder}: the weights do not fit {kind.__name__}: {shown}{more}; "
             "use complete weight files that belong to config.json"
         )
+    return model if dtype == torch.float32 else _in_float32_model(kind, config, model)
+
+
+def _are_mapped(kind: type[PreTrainedModel], config: PreTrainedConfig, stored: StoredWeights) -> bool:
+    """Return True if the library maps all weights; it copies those that it joins to one, such as a layer's experts."""
+    model = on_meta(lambda: random_model(kind, config))
+    in_files = Counter(tensor.shape for tensor in stored.tensors.values())
+    return Counter(parameter.shape for parameter in model.parameters()) <= in_files
+
+
+def _in_float32_model(
+    kind: type[PreTrainedModel], config: PreTrainedConfig, loaded: PreTrainedModel
+) -> PreTrainedModel:
+    """Return a model of float32 with the weights of `loaded`: the library rounds other values to the weights' type.
+
+    Such values are, for example, the frequencies of positions and the scale of an embedding.
+    """
+    state = loaded.state_dict()
+    placeholders = {name: torch.zeros((), dtype=torch.float32).expand(state[name].shape) for name in state}
+    with quiet_library():
+        model: Any = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=placeholders,
+            dtype=torch.float32,
+            attn_implementation=_attention(kind),
+        )
+    model.load_state_dict(state, assign=True)
+    model.tie_weights()
     return model
 
 

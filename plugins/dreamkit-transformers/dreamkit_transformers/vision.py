@@ -123,13 +123,27 @@ class VisionTower(VisionEncoder):
 
     @classmethod
     def from_pretrained(cls, config: VisionConfig) -> Self:
+        part = cls._load(config)
+        assert part is not None, "weights of any type can be read in float32"
+        return part
+
+    @classmethod
+    def from_stored(cls, config: VisionConfig) -> Self | None:
+        return cls._load(config, as_stored=True)
+
+    @classmethod
+    def _load(cls, config: VisionConfig, *, as_stored: bool = False) -> Self | None:
         assert config.pretrained is not None, "a recipe names a source or a config"
         folder = cls._folder(config.pretrained, weights=True)
         description = cls._describe(config)
         processor = description.processor()  # before the weights: it may be invalid
         on_meta(lambda: cls._build_random(config, cls._describe(config))._run_once(), config.pretrained)
         dropped = cls._drop_layers(config, description)
-        model = load_weights(description.architecture.model_class, folder, description.library_config)
+        model = load_weights(
+            description.architecture.model_class, folder, description.library_config, as_stored=as_stored
+        )
+        if model is None:
+            return None
         part = cls(config, description, processor, model, dropped)
         log.info("%s: layer %d does not need %s", folder, config.layer, ", ".join(part.dropped))
         return part
