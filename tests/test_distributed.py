@@ -204,7 +204,8 @@ def test_two_processes_skip_the_spikes_of_one(two_processes: Path, tmp_path: Pat
     assert len(one) == len(two) >= 1
     for spike, other in zip(one, two, strict=True):
         assert (spike["step"], spike["documents"]) == (other["step"], other["documents"])
-        assert spike["norm"] == pytest.approx(other["norm"], rel=1e-4)
+        # only the pass with the bad document has large gradients, so the norms differ
+        assert min(each["norm"] / each["median"] for each in (spike, other)) > 8
     messages = [(two_processes / f"spike.{rank}.txt").read_text() for rank in range(2)]
     assert messages[0] == messages[1] and messages[0].startswith(
         "step 3: expected a gradient norm of at most 8"

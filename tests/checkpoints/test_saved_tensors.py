@@ -99,7 +99,7 @@ HUGE = 2**62
     ("places", "message"),
     [
         ({"x": [[0, 0], [4, 3]]}, "expected 12 as the sum of the sizes of its slices, got 6"),
-        ({"x": [[0, 0], [HUGE, HUGE]]}, "sum of the sizes, got 6"),
+        ({"x": [[0, 0], [HUGE, HUGE]]}, "sum of the sizes of its slices, got 6"),
         ({"x": [[-1, 0], [2, 3]]}, "inside of its tensor, got one of shape"),
         ({"x": [[1, 0], [2, 3]]}, "inside of its tensor"),
         ({"x": [[0], [2]]}, "inside of its tensor"),

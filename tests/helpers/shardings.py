@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -29,7 +30,7 @@ LOCAL_SIZES = ("3", "1", "")  # that do not fit four processes; the last is a mi
 OTHER = {"none": "hybrid", "full": "none", "hybrid": "full"}  # sharding of a resumed run
 
 
-def measured_run(out: Path, precision: str, **settings: object) -> None:
+def measured_run(out: Path, precision: str, **settings: Any) -> None:
     with patch.dict(layouts.STEPS_OF, STEPS_OF):
         layouts.measured_run(out, precision, **settings)
 
@@ -39,7 +40,7 @@ def assert_same_run(actual: Path, expected: Path, precision: str) -> None:
         layouts.assert_same_run(actual, expected, precision)
 
 
-def resumed_run(out: Path, precision: str, **settings: object) -> None:
+def resumed_run(out: Path, precision: str, **settings: Any) -> None:
     """Continue a measured run from the resume point in the folder `out`."""
     recipe = layouts.recipe(
         condition_drop=0.5,
@@ -71,7 +72,7 @@ def main(folder: Path) -> None:
         for precision in STEPS_OF:
             out = folder / f"{sharding} {precision}"
             # two forward passes in the first process, and idle ones in the others
-            passes = {"micro_batch": 1, "packing": False} if precision == "float64" else {}
+            passes: dict[str, Any] = {"micro_batch": 1, "packing": False} if precision == "float64" else {}
             measured_run(out, precision, sharding=sharding, save_every=SAVE_EVERY, **passes)
         resumed = folder / f"resumed {sharding}"
         if is_main():

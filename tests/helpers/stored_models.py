@@ -130,6 +130,8 @@ def main(folder: Path) -> None:
     assert_same_model(digits(folder, torch.float32), folder)
     assert_same_model(digits(folder, torch.bfloat16), folder)
     assert_same_model(digits(folder, torch.bfloat16, adapters=True), folder)
+    whole = {"unsharded": ["vision_encoder"], "precision": "bfloat16"}
+    assert_same_model(digits(folder, torch.bfloat16, adapters=True, cpu_offload=True, **whole), folder)
     assert_same_model(digits(folder, torch.bfloat16, adapters=True, precision="float64"), folder)
     random = recipe_from_dict(tiny.recipe(), REGISTRY, where="tiny")
     assert_same_model(random, folder)

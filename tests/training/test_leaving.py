@@ -129,7 +129,7 @@ def test_an_error_while_saving_is_a_note_and_keeps_what_is_there(
 
     recipe = replace(recipe, train=replace(recipe.train, save_every=1, log_every=1))
     kill_at(2, tmp_path, recipe)
-    monkeypatch.setattr("dreamkit.training.resume_points.save_checkpoint", no_space)
+    monkeypatch.setattr("dreamkit.training.point_writer.write_own_files", no_space)
     with pytest.raises(OSError) as caught:
         run(tmp_path, recipe, resume=True)
     assert "no resume point was saved: [Errno 28]" in caught.value.__notes__[0]
@@ -167,7 +167,7 @@ def test_a_second_reason_is_shown_unless_it_is_the_first_one(
                 raise RuntimeError(f"I/O error: {os.strerror(of_point)} (os error {of_point})")
             raise OSError(of_point, os.strerror(of_point))
 
-    monkeypatch.setattr("dreamkit.training.resume_points.save_checkpoint", fail_on_point)
+    monkeypatch.setattr("dreamkit.training.point_writer.write_own_files", fail_on_point)
     with pytest.raises(OutputError) as caught:
         run(tmp_path, recipe, on_log=fail_on_log)
     message = with_notes(caught.value)
