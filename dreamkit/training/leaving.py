@@ -23,7 +23,7 @@ def add_resume_point(error: BaseException, loop: TrainingLoop) -> None:
 
     Every process must call this function. It raises nothing.
     """
-    if not loop.has_begun:  # nothing was trained
+    if not loop.progress.has_begun:  # nothing was trained
         return
     # A corrected file is other data than before. What a disk fails to deliver stays as it is.
     is_of_data = isinstance(error, DocumentError) and not isinstance(error, StorageError)
@@ -43,7 +43,7 @@ def add_resume_point(error: BaseException, loop: TrainingLoop) -> None:
         if reason is None:
             if (problem := loop.problem()) is not None:
                 error.add_note(problem)
-            point = resume_point(out, loop.step)
+            point = resume_point(out, loop.progress.step)
             preempted = isinstance(error, Interrupted) and error.number in PREEMPTING
             if point not in resume_points(out):
                 loop.save(preempted=preempted, is_last=True)
@@ -52,10 +52,10 @@ def add_resume_point(error: BaseException, loop: TrainingLoop) -> None:
     except Exception as failure:
         reason = "" if _has_same_reason(error, failure) else str(failure) or repr(failure)
     last = next(reversed(resume_points(out)), None)
-    if loop.has_diverged:  # a resumed run has the same settings
+    if loop.progress.has_diverged:  # a resumed run has the same settings
         action = f"start a new run with init={last} and other settings"
     if reason is None:
-        error.add_note(f"step {loop.step} is saved in {point}; {action}")
+        error.add_note(f"step {loop.progress.step} is saved in {point}; {action}")
     else:
         why = f": {reason}" if reason else ""
         more = "" if last is None else f"; the last one is {last}; {action}"
@@ -77,7 +77,7 @@ def _unsaved_reason(loop: TrainingLoop) -> str | None:
     """Return why the state of the run cannot be a resume point, or None."""
     if not loop.agreement.is_stopping:
         return "the processes stopped at different places"
-    if loop.random_state is None:
+    if loop.progress.random_state is None:
         return "training stopped within an update of the weights"
     local = [each.to_local() if isinstance(each, DTensor) else each for each in loop.trained]
     if total(torch.stack([(~each.detach().isfinite()).sum() for each in local]).sum()):

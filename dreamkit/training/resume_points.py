@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from accelerate.utils import set_seed
+
+from dreamkit.data.seeds import stream_seed
+from dreamkit.distributed import rank, world_size
 from dreamkit.storage.folders import remove_folder, restore_replaced
 from dreamkit.storage.writing import writing
 from dreamkit.training.random_state import RandomState
-from dreamkit.training.resume_state import STATE, state_errors
+from dreamkit.training.resume_state import STATE, RunState, state_errors
 
 RESUME_POINTS: Final = "checkpoints"  # folder of the folders `step-N`
 

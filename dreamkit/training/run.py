@@ -205,14 +205,15 @@ def train_recipe(
         # The model is the same in all processes, but dropout is not; other random numbers are in the batches.
         set_seed((recipe.train.seed + rank()) % 2**32)
         _train(loop, points[-1] if resume else None, changed_data)
-        for note in [*loop.skipped.notes(device), *loop.guard.notes()]:
+        for note in loop.progress.notes():
             _show(note)
         if (waited := loop.points.note()) is not None:
             _show(waited)
-        if (advice := loop.data_wait.advice(recipe.train.workers)) is not None:
+        if (advice := loop.reader.data_wait.advice(recipe.train.workers)) is not None:
             _show(advice)
         model.eval()
-        return TrainResult(model, out / CHECKPOINT, loop.log.entries, is_main(), spikes=loop.guard.spikes)
+        spikes = loop.progress.guard.spikes
+        return TrainResult(model, out / CHECKPOINT, loop.log.entries, is_main(), spikes=spikes)
 
 
 def _is_finished(out: Path) -> bool:

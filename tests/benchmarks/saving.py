@@ -71,10 +71,11 @@ class Watch:
     def watching(self, peak: Peak) -> Iterator[None]:
         begins: list[float] = []
 
-        def begin(loop: TrainingLoop, begin: Any = TrainingLoop.begin) -> None:
-            begin(loop)
+        def begin(loop: TrainingLoop, *arguments: Any, begin: Any = TrainingLoop.begin) -> Any:
+            updates = begin(loop, *arguments)
             self.first_step = time.perf_counter()
             self.loading = peak.most - peak.before
+            return updates
 
         def read(loop: TrainingLoop, *arguments: Any, read: Any = TrainingLoop.read) -> Any:
             begins.append(time.perf_counter())
@@ -87,7 +88,7 @@ class Watch:
         def save(loop: TrainingLoop, *arguments: Any, save: Any = TrainingLoop.save, **named: Any) -> None:
             times = [time.perf_counter()]
             self.saves.append(times)
-            folder = resume_point(loop.out, loop.step)
+            folder = resume_point(loop.out, loop.progress.step)
             thread = threading.Thread(target=self._wait_for, args=(folder, times))
             thread.start()
             self._threads.append(thread)

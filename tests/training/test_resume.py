@@ -76,7 +76,7 @@ def test_noise_needs_no_state_to_resume(tmp_path: Path, monkeypatch: pytest.Monk
     recipe = layouts.recipe(steps=4, save_every=2, condition_drop=0.5)
     straight = run(tmp_path / "straight", recipe)
     kill_at(3, tmp_path / "resumed", recipe)
-    monkeypatch.setattr("dreamkit.training.loop.load_random_state", lambda point: None)
+    monkeypatch.setattr("dreamkit.training.loop.load_random_state", lambda *_: None)
     torch.manual_seed(123)
     resumed = run(tmp_path / "resumed", recipe, resume=True)
     assert_identical(weights(resumed.model), weights(straight.model))
