@@ -13,7 +13,6 @@ from dreamkit.errors import count
 
 
 def train(
-    recipe: RecipeName,
     out: Annotated[
         Path,
         typer.Option(
@@ -22,6 +21,13 @@ def train(
             help="a new folder for the checkpoint, resume points and log.jsonl",
         ),
     ],
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="a recipe file, or the name of a shipped recipe; with --resume, the default is that of the run",
+        ),
+    ] = None,
     overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="continue from the latest resume point in OUT")
@@ -37,13 +43,22 @@ def train(
     finished run is trained for longer. To use several devices, start one process on each with torchrun.
 
     Example: dreamkit train digits/stage1 train.steps=100 --out run1
+
+    Example: dreamkit train --out run1 --resume
     """
     from dreamkit.recipe.loading import load_recipe
     from dreamkit.registry.registry import Registry
+    from dreamkit.training.resumed_recipe import resumed_recipe
     from dreamkit.training.run import train_recipe as run
 
     registry = Registry.load()
-    loaded = load_recipe(recipe, overrides or (), registry)
+    settings = list(overrides or ())
+    if resume and (recipe is None or "=" in recipe):  # a setting is in its place
+        loaded = resumed_recipe(out, [*([] if recipe is None else [recipe]), *settings], registry)
+    elif recipe is None:
+        raise typer.BadParameter("missing a recipe; name one, such as digits/stage1", param_hint="'RECIPE'")
+    else:
+        loaded = load_recipe(recipe, settings, registry)
     result = run(loaded, registry, out, resume=resume, changed_data=changed_data)
     if result.is_main:
         echo(f"{'model of the finished run:' if result.was_finished else 'wrote'} {result.checkpoint}")

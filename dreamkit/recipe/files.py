@@ -54,14 +54,24 @@ class RecipeFiles:
         for recipe in (name, *recipes):
             path = self._find(recipe, Path.cwd(), COMMAND_LINE, "recipe")
             tree = tree if path is None else self._merge(tree, self._read_file(path, ()), ())
-        settings = self._whole([text for text in overrides if text not in recipes])
+        for steps, leaf in self._settings([text for text in overrides if text not in recipes]):
+            tree = self._set(tree, steps, leaf, ())
+        return resolve_references(tree, self.problems.append)
+
+    def change(self, tree: Node, settings: Sequence[str]) -> Node:
+        """Return a stored `tree`, whose `${...}` are texts, with `key=value` settings, whose `${...}` are resolved."""
+        for steps, leaf in self._settings(settings):
+            tree = self._set(tree, steps, resolve_references(leaf, self.problems.append), ())
+        return tree
+
+    def _settings(self, overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Node]]:
+        """Return the path and value of each setting, in the order in which to set them."""
+        settings = self._whole(overrides)
         parsed = [override for text in settings if (override := self._parse_override(text)) is not None]
         self._refuse_expanded(parsed)
         # What replaces a section or list goes first, the outermost at the very first: it must not discard keys inside.
         parsed.sort(key=lambda override: (0, len(override[0])) if _replaces(*override) else (1, 0))
-        for steps, leaf in parsed:
-            tree = self._set(tree, steps, leaf, ())
-        return resolve_references(tree, self.problems.append)
+        return parsed
 
     def _refuse_expanded(self, parsed: Sequence[tuple[tuple[str, ...], Node]]) -> None:
         """Report texts that several settings give one key: a shell makes them from braces without quotes.

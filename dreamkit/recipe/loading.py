@@ -41,8 +41,12 @@ def draft_recipe(
     return recipe, [*files.problems, *problems]
 
 
-def recipe_from_dict(data: Mapping[str, Any], registry: Registry, where: str = "recipe") -> Recipe:
+def recipe_from_dict(
+    data: Mapping[str, Any], registry: Registry, where: str = "recipe", settings: Sequence[str] = ()
+) -> Recipe:
     """Return the recipe of plain values, checked as strictly as a file; errors name `where` as its place.
+
+    `settings` are `key=value` changes of it.
 
     Raises:
         RecipeError: every problem at once.
@@ -50,8 +54,10 @@ def recipe_from_dict(data: Mapping[str, Any], registry: Registry, where: str = "
     tree = Node.from_plain(data, where, Path.cwd())
     if problems := [*_key_problems(tree)]:
         raise RecipeError(problems)
-    tree = with_current_keys(tree)
-    return _require_valid(*_read(tree, registry, stored=True))
+    files = RecipeFiles({})
+    tree = files.change(with_current_keys(tree), settings)
+    recipe, problems = _read(tree, registry, stored=True)
+    return _require_valid(recipe, [*files.problems, *problems])
 
 
 def adapters_from_dict(data: Mapping[str, Any], where: str) -> tuple[AdapterSection, ...]:

@@ -1,0 +1,32 @@
+"""The recipe of a run, from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dreamkit.checkpoints.manifest import Manifest
+from dreamkit.errors import TrainingError
+from dreamkit.recipe.loading import recipe_from_dict
+from dreamkit.recipe.sections import Recipe
+from dreamkit.registry.registry import Registry
+from dreamkit.training.resume_points import resume_points
+from dreamkit.training.run import CHECKPOINT
+
+
+def resumed_recipe(out: Path, settings: Sequence[str], registry: Registry) -> Recipe:
+    """Return the recipe of the run in `out`, with `key=value` settings, to continue that run.
+
+    Raises:
+        TrainingError: `out` has no run.
+        CheckpointError: its last resume point is damaged.
+        RecipeError: every problem of the settings at once.
+    """
+    folder = next(reversed(resume_points(out)), out / CHECKPOINT)
+    if not (folder / Manifest.FILE).is_file():
+        raise TrainingError(
+            f"expected the folder of a run to resume, got {out} without a resume point; name the recipe and leave out "
+            "--resume to start a run there"
+        )
+    manifest = Manifest.read(folder, verify=False)
+    return recipe_from_dict(manifest.recipe, registry, str(folder / Manifest.FILE), settings)
