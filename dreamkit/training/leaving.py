@@ -35,9 +35,9 @@ def add_resume_point(error: BaseException, loop: TrainingLoop) -> None:
     out = loop.out
     try:
         loop.points.finish() if loop.agreement.is_stopping else loop.points.drop()
-    except OutputError as failure:  # `error` is the reason to stop
+    except Exception as failure:  # `error` is the reason to stop
         if not _has_same_reason(error, failure):
-            error.add_note(str(failure))
+            error.add_note(str(failure) or repr(failure))
     try:
         reason = _unsaved_reason(loop)
         if reason is None:
