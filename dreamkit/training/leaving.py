@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.distributed.tensor import DTensor
 
-from dreamkit.distributed import is_main, total
+from dreamkit.distributed import gathered, is_main, total
 from dreamkit.errors import DocumentError, OutputError, StorageError
 from dreamkit.interrupts import PREEMPTING, Interrupted
 from dreamkit.storage.writing import system_error
@@ -45,7 +45,8 @@ def add_resume_point(error: BaseException, loop: TrainingLoop) -> None:
                 error.add_note(problem)
             point = resume_point(out, loop.progress.step)
             preempted = isinstance(error, Interrupted) and error.number in PREEMPTING
-            if point not in resume_points(out):
+            # as the first process sees it: it may replace the point at once, and others may see a folder late
+            if not gathered(point in resume_points(out))[0]:
                 loop.save(preempted=preempted, is_last=True)
             elif preempted and is_main():
                 mark_preempted(point, True)
