@@ -171,18 +171,25 @@ def test_room_is_half_of_the_available_memory_shared_by_the_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spare_memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(spare_memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(spare_memory, "GROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(spare_memory, "GROUPS", tmp_path)
     monkeypatch.delenv(spare_memory.LOCAL_SIZE, raising=False)
     assert not spare_memory.has_room(1)
     (tmp_path / "meminfo").write_text("MemTotal: 9999 kB\nMemAvailable:    4000 kB\n")
     assert spare_memory.has_room(2000 * 1024) and not spare_memory.has_room(2000 * 1024 + 1)
     monkeypatch.setenv(spare_memory.LOCAL_SIZE, "4")
     assert spare_memory.has_room(500 * 1024) and not spare_memory.has_room(500 * 1024 + 1)
-    for name, text in (("max", "max"), ("current", "300"), ("stat", "anon 100\ninactive_file 100\n")):
-        (tmp_path / f"memory.{name}").write_text(text)
+    job = tmp_path / "slurm/job"  # the process is in a group inside it
+    (job / "step").mkdir(parents=True)
+    (tmp_path / "cgroup").write_text("1:cpu:/\n0::/slurm/job/step\n")
+    for folder in (tmp_path, job):
+        for name, text in (("max", "max"), ("current", "300"), ("stat", "anon 100\ninactive_file 100\n")):
+            (folder / f"memory.{name}").write_text(text)
     assert spare_memory.has_room(500 * 1024)
-    (tmp_path / "memory.max").write_text("1000")
+    (tmp_path / "memory.max").write_text("1000")  # of a container
     assert spare_memory.has_room(100) and not spare_memory.has_room(101)
+    (job / "memory.max").write_text("600")
+    assert spare_memory.has_room(50) and not spare_memory.has_room(51)
 
 
 @pytest.mark.parametrize(
