@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch.distributed.tensor import DTensor
 
-from dreamkit.distributed import gathered, is_main, total
+from dreamkit.distributed import gathered, is_main, local, total
 from dreamkit.errors import DocumentError, OutputError, StorageError
 from dreamkit.interrupts import PREEMPTING, Interrupted
 from dreamkit.storage.writing import system_error
@@ -80,7 +79,6 @@ def _unsaved_reason(loop: TrainingLoop) -> str | None:
         return "the processes stopped at different places"
     if loop.progress.random_state is None:
         return "training stopped within an update of the weights"
-    local = [each.to_local() if isinstance(each, DTensor) else each for each in loop.trained]
-    if total(torch.stack([(~each.detach().isfinite()).sum() for each in local]).sum()):
+    if total(torch.stack([(~local(each).isfinite()).sum() for each in loop.trained]).sum()):
         return "the weights are not finite"
     return None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final
 
-from dreamkit.training.sharding import LOCAL_SIZE
+from dreamkit.distributed import local_processes
 
 MEMINFO: Final = Path("/proc/meminfo")  # of Linux
 GROUP: Final = Path("/proc/self/cgroup")  # the control group of this process
@@ -20,7 +19,7 @@ def has_room(size: int) -> bool:
     if machine is None:
         return False
     available = min([machine, *_of_groups()])
-    return size * int(os.environ.get(LOCAL_SIZE, "1")) <= available // _SHARE
+    return size * local_processes() <= available // _SHARE
 
 
 def _of_machine() -> int | None:

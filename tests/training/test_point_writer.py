@@ -173,11 +173,11 @@ def test_room_is_half_of_the_available_memory_shared_by_the_processes(
     monkeypatch.setattr(spare_memory, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(spare_memory, "GROUP", tmp_path / "cgroup")
     monkeypatch.setattr(spare_memory, "GROUPS", tmp_path)
-    monkeypatch.delenv(spare_memory.LOCAL_SIZE, raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert not spare_memory.has_room(1)
     (tmp_path / "meminfo").write_text("MemTotal: 9999 kB\nMemAvailable:    4000 kB\n")
     assert spare_memory.has_room(2000 * 1024) and not spare_memory.has_room(2000 * 1024 + 1)
-    monkeypatch.setenv(spare_memory.LOCAL_SIZE, "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert spare_memory.has_room(500 * 1024) and not spare_memory.has_room(500 * 1024 + 1)
     job = tmp_path / "slurm/job"  # the process is in a group inside it
     (job / "step").mkdir(parents=True)
