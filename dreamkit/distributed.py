@@ -29,7 +29,10 @@ def join() -> torch.device:
     """Return the device of this process. Under `torchrun`, this call joins the other processes."""
     from accelerate import PartialState  # takes a second to import
 
-    device: torch.device = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT).device
+    options: dict[str, Any] = {"cpu": not torch.cuda.is_available(), "timeout": TIMEOUT}
+    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        options["backend"] = "cuda:nccl,cpu:gloo"  # tensors of offloaded shards are on the host
+    device: torch.device = PartialState(**options).device
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device

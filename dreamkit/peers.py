@@ -246,8 +246,10 @@ class _Watch:
                 return
         place = f"pid {link.process.get('pid')} on {link.process.get('host')}"
         reason = f"the process of rank {rank} ({place}) {_death(link.process)}"
+        with suppress(Exception):  # whatever happens to the hint, this thread must end the process
+            reason = f"{reason}; {self.hint()}"
         is_speaker = self.rank in (0, 1) or os.environ.get("LOCAL_RANK") == "0"
-        self.end(DEATH, f"{reason}; {self.hint()}" if is_speaker else None)
+        self.end(DEATH, reason if is_speaker else None)
 
     def end_alone(self) -> None:
         """End this process and those that have not left the block, as some have left it with an error."""

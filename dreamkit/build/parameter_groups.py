@@ -127,7 +127,9 @@ def _undecayed(model: DreamModel) -> Iterator[nn.Parameter]:
     yield from model.language_model.added_token_parameters()
     for module in model.modules():
         named = getattr(module, "no_weight_decay", None)
-        yield from (module.get_parameter(name) for name in (named() if callable(named) else ()))
+        if callable(named):
+            own = dict(module.named_parameters(remove_duplicate=False))
+            yield from (own[name] for name in named() if name in own)  # timm names tokens that a model lacks
         for parameter in module.parameters(recurse=False):
             if parameter.dim() < 2 or isinstance(module, UNDECAYED):
                 yield parameter

@@ -90,9 +90,11 @@ def _placeholders(part: Part) -> Iterator[None]:
     weights = [(weight, weight.data) for weight in part.parameters() if weight.is_floating_point()]
     for weight, data in weights:
         weight.data = torch.zeros((), device=data.device).expand(data.shape)
-    yield
-    for weight, data in weights:
-        weight.data = data
+    try:
+        yield
+    finally:
+        for weight, data in weights:
+            weight.data = data
 
 
 def _initialise_magnitudes(part: Part) -> None:

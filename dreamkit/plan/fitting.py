@@ -18,7 +18,14 @@ PARTS_OF_LENGTH: Final = 8  # a shorter row has one to seven eighths of the leng
 
 
 def fitting_settings(
-    recipe: Recipe, registry: Registry, memory: int, *, processes: int, rows: int, length: int
+    recipe: Recipe,
+    registry: Registry,
+    memory: int,
+    *,
+    processes: int,
+    machines: int = 1,
+    rows: int,
+    length: int,
 ) -> list[str]:
     """Return settings, such as `train.micro_batch=3`, each of which makes a step fit into `memory` bytes by its plan.
 
@@ -34,7 +41,7 @@ def fitting_settings(
         # as many documents as rows: one pass
         documents = {"global_batch": own["micro_batch"] * processes, "batch_size": None, "accumulation": None}
         changed = replace(recipe, train=replace(recipe.train, **documents | own))
-        return plan(changed, registry, processes=processes).memory.peak
+        return plan(changed, registry, processes=processes, machines=machines).memory.peak
 
     def fits(**settings: Any) -> bool:
         try:

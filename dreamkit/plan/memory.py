@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dreamkit.distributed import units
 from dreamkit.errors import DreamkitError, count
 from dreamkit.model.model import DreamModel
+from dreamkit.parts.precision import float32_modules
 from dreamkit.plan.live_bytes import Bytes
 from dreamkit.recipe.sections import TrainSection
 
@@ -144,12 +145,7 @@ def gather_in_half(model: DreamModel, layout: Layout) -> None:
     """
     if not (layout.is_fsdp and layout.is_half):
         return
-    in_float32 = {
-        parameter
-        for part in model.parts().values()
-        for name in getattr(part.spec, "float32_modules", ())
-        for parameter in part.get_submodule(name).parameters()
-    }
+    in_float32 = {parameter for module in float32_modules(model) for parameter in module.parameters()}
     for group in _fsdp_groups(model, _unsharded(model, layout) | in_float32)[:-1]:
         for parameter in group:
             parameter.data = parameter.data.bfloat16()

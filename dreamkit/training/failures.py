@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 
 from dreamkit.data.workers import original_errors
-from dreamkit.distributed import world_size
-from dreamkit.errors import DreamkitError, TrainingError, count
+from dreamkit.distributed import local_processes, world_size
+from dreamkit.errors import TrainingError, count
 from dreamkit.plan.fitting import fitting_settings
 from dreamkit.plan.sizes import format_bytes
 from dreamkit.recipe.sections import Recipe
@@ -59,11 +59,18 @@ def memory_remedy(
         if device.type == "cuda" and registry is not None:
             memory = torch.cuda.get_device_properties(device).total_memory
             place += f", on a device of {format_bytes(memory)}"
+            machines = max(1, world_size() // local_processes())
             try:
                 fitting = fitting_settings(
-                    recipe, registry, memory, processes=world_size(), rows=rows, length=length
+                    recipe,
+                    registry,
+                    memory,
+                    processes=world_size(),
+                    machines=machines,
+                    rows=rows,
+                    length=length,
                 )
-            except DreamkitError:  # a part that cannot be planned
+            except Exception:  # a part that cannot be planned; the error is that of the memory
                 fitting = None
             if fitting:
                 return f"{place}; by its plan, a step fits with {' or '.join(fitting)}"

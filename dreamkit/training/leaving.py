@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch.distributed.tensor import DTensor
 
-from dreamkit.distributed import is_main, total
+from dreamkit.distributed import gathered, is_main, local, total
 from dreamkit.errors import DocumentError, OutputError, StorageError
 from dreamkit.interrupts import PREEMPTING, Interrupted
 from dreamkit.storage.writing import system_error
@@ -35,9 +34,9 @@ def add_resume_point(error: BaseException, loop: TrainingLoop) -> None:
     out = loop.out
     try:
         loop.points.finish() if loop.agreement.is_stopping else loop.points.drop()
-    except OutputError as failure:  # `error` is the reason to stop
+    except Exception as failure:  # `error` is the reason to stop
         if not _has_same_reason(error, failure):
-            error.add_note(str(failure))
+            error.add_note(str(failure) or repr(failure))
     try:
         reason = _unsaved_reason(loop)
         if reason is None:
@@ -45,7 +44,8 @@ def add_resume_point(error: BaseException, loop: TrainingLoop) -> None:
                 error.add_note(problem)
             point = resume_point(out, loop.progress.step)
             preempted = isinstance(error, Interrupted) and error.number in PREEMPTING
-            if point not in resume_points(out):
+            # as the first process sees it: it may replace the point at once, and others may see a folder late
+            if not gathered(point in resume_points(out))[0]:
                 loop.save(preempted=preempted, is_last=True)
             elif preempted and is_main():
                 mark_preempted(point, True)
@@ -79,7 +79,6 @@ def _unsaved_reason(loop: TrainingLoop) -> str | None:
         return "the processes stopped at different places"
     if loop.progress.random_state is None:
         return "training stopped within an update of the weights"
-    local = [each.to_local() if isinstance(each, DTensor) else each for each in loop.trained]
-    if total(torch.stack([(~each.detach().isfinite()).sum() for each in local]).sum()):
+    if total(torch.stack([(~local(each).isfinite()).sum() for each in loop.trained]).sum()):
         return "the weights are not finite"
     return None

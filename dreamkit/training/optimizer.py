@@ -26,9 +26,11 @@ def _settings(group: ParameterGroup) -> dict[str, float | str]:
 def update(optimizer: AdamW, is_bad: Tensor) -> None:
     """Run a step of the optimizer. If `is_bad` () is 1, weights and state stay as they are, bit by bit.
 
-    The fused kernel reads the number on the device. torch's gradient scaler sets the same attribute.
+    The fused kernel reads the number on the device of the weights. torch's gradient scaler sets the same attribute.
     """
-    optimizer.found_inf = is_bad  # type: ignore[attr-defined]
+    device = optimizer.param_groups[0]["params"][0].device
+    # With `cpu_offload`, the kernel runs on the host at once: it would not wait for torch's own copy of the number.
+    optimizer.found_inf = is_bad.to(device)  # type: ignore[attr-defined]
     optimizer.step()
 
 

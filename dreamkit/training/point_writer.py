@@ -117,6 +117,7 @@ class PointWriter:
         content, moments = saved_content(model), optimizer_tensors(model, optimizer)
         groups = (*content.weights.values(), *content.adapters.values(), moments)
         size = whole_bytes(tensor for group in groups for tensor in group.values())
+        is_at_once = size < LEAST_BYTES or is_last
         with ExitStack() as stack:
             with together():
                 if is_main():
@@ -125,8 +126,18 @@ class PointWriter:
                     require_space(partial, size)
                     _begin(partial, state, model, content)
             pending = self._pending = _Pending(partial_folder(point), model, content, stack.pop_all())
-        files = _own_files(model, content, moments)
-        is_at_once = size < LEAST_BYTES or is_last
+        try:
+            self._write(pending, _own_files(model, content, moments), random_state, is_at_once=is_at_once)
+        except BaseException:  # such as no memory for the copy
+            self.drop()
+            raise
+        if is_at_once:
+            self.finish()
+
+    def _write(
+        self, pending: _Pending, files: list[TensorFile], random_state: RandomState, *, is_at_once: bool
+    ) -> None:
+        """Write this process's files, or begin to write copies of their tensors if these fit."""
         own = whole_bytes(tensor for file in files for tensor in file.tensors.values())
         fits = is_at_once or has_room(own)
         if not fits:
@@ -135,10 +146,9 @@ class PointWriter:
             pending.write(files, random_state)
         else:
             copies = [file.copied() for file in files]
-            pending.thread = Thread(target=pending.write, args=(copies, random_state), daemon=True)
-            pending.thread.start()
-        if is_at_once:
-            self.finish()
+            thread = Thread(target=pending.write, args=(copies, random_state), daemon=True)
+            thread.start()
+            pending.thread = thread
 
     @property
     def is_written(self) -> bool:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from dreamkit.data.batch import Batch
-from dreamkit.distributed import is_main, total, world_size
+from dreamkit.distributed import gathered, is_main, total
 from dreamkit.errors import count, excerpt, printable
 from dreamkit.recipe.sections import TrainSection
 from dreamkit.storage.writing import append_text, write_text
@@ -146,11 +145,7 @@ class StepGuard:
 
 def _all_names(names: list[tuple[int, str]]) -> tuple[str, ...]:
     """Return the names of the documents of all processes, in the order of their places."""
-    every = [names]
-    if world_size() > 1:
-        every = [[] for _ in range(world_size())]
-        dist.all_gather_object(every, names)
-    return tuple(name for _, name in sorted(chain(*every)))
+    return tuple(name for _, name in sorted(chain(*gathered(names))))
 
 
 def _line(spike: Spike) -> str:

@@ -52,7 +52,9 @@ def test_vectors_and_embeddings_have_no_decay() -> None:
 
 
 def test_a_module_names_what_has_no_decay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nn.Conv2d, "no_weight_decay", lambda self: {"weight"}, raising=False)
+    monkeypatch.setattr(
+        nn.Conv2d, "no_weight_decay", lambda self: {"weight", "a_token_that_it_lacks"}, raising=False
+    )
     model, (decayed, _) = model_and_groups(trainable=["vision_encoder"])
     convolutions = {
         f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv2d)

@@ -31,7 +31,7 @@ def dying(function, at):
 
 if place == "loading":
     from dreamkit.training import run
-    run.build = dying(run.build, 1)
+    run.build_as_stored = dying(run.build_as_stored, 1)
 elif place == "a step":
     from dreamkit.model.model import DreamModel
     DreamModel.forward = dying(DreamModel.forward, 4)

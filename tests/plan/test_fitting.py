@@ -65,3 +65,18 @@ def test_the_error_names_pass_and_settings(recipe: Recipe) -> None:
         text,
     )
     assert "; no shorter row or smaller pass fits by its plan; train fewer parts" in remedy(recipe, 1000)
+
+
+def test_a_plan_that_fails_leaves_the_error_about_memory(recipe: Recipe) -> None:
+    with patch("dreamkit.training.failures.fitting_settings", side_effect=RuntimeError("no meta kernel")):
+        assert "; lower train.micro_batch or train.max_length, or set train." in remedy(recipe, 1e9)
+
+
+def test_the_plan_is_that_of_the_machines_of_the_run(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with (
+        patch("dreamkit.training.failures.world_size", return_value=4),
+        patch("dreamkit.training.failures.fitting_settings", return_value=[]) as fitting,
+    ):
+        remedy(recipe, 1e9)
+    assert (fitting.call_args.kwargs["processes"], fitting.call_args.kwargs["machines"]) == (4, 2)

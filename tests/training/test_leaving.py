@@ -292,3 +292,13 @@ def test_too_little_memory_is_a_user_error_and_the_last_step_is_saved(
         patched.setattr(TrainingLoop, "backward", fail_in_call(1, TrainingLoop.backward, error))
         run(tmp_path, recipe)
     assert "is saved in" in with_notes(caught.value)
+
+
+def test_a_process_that_sees_a_saved_point_late_does_not_save_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dreamkit.training.leaving.gathered", lambda value: [True, value])
+    monkeypatch.setattr(TrainingLoop, "save", pytest.fail)
+    with pytest.raises(runs.Interrupted) as caught:
+        run(tmp_path, layouts.recipe(steps=4), on_log=interrupt_at(2))
+    assert "step 2 is saved in" in with_notes(caught.value)

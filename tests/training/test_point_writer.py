@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 import layouts
+from dreamkit.checkpoints.content import TensorFile
 from dreamkit.checkpoints.load import load_checkpoint
 from dreamkit.checkpoints.manifest import Manifest
-from dreamkit.errors import OutputError, with_notes
+from dreamkit.errors import OutputError, TrainingError, with_notes
 from dreamkit.training import point_writer, spare_memory
 from dreamkit.training.point_writer import PointWriter
 from dreamkit.training.resume_points import resume_points
@@ -34,7 +35,7 @@ def in_background(monkeypatch: pytest.MonkeyPatch) -> None:
 class Writes:
     """Writes of points that wait until `allowed` is set; they keep the names of their threads."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, error: OutputError | None = None) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
         self.allowed, self.threads, self.error = threading.Event(), [], error
         patch.setattr(point_writer, "write_own_files", self)
 
@@ -170,18 +171,25 @@ def test_room_is_half_of_the_available_memory_shared_by_the_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spare_memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(spare_memory, "CGROUP", tmp_path)
-    monkeypatch.delenv(spare_memory.LOCAL_SIZE, raising=False)
+    monkeypatch.setattr(spare_memory, "GROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(spare_memory, "GROUPS", tmp_path)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert not spare_memory.has_room(1)
     (tmp_path / "meminfo").write_text("MemTotal: 9999 kB\nMemAvailable:    4000 kB\n")
     assert spare_memory.has_room(2000 * 1024) and not spare_memory.has_room(2000 * 1024 + 1)
-    monkeypatch.setenv(spare_memory.LOCAL_SIZE, "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert spare_memory.has_room(500 * 1024) and not spare_memory.has_room(500 * 1024 + 1)
-    for name, text in (("max", "max"), ("current", "300"), ("stat", "anon 100\ninactive_file 100\n")):
-        (tmp_path / f"memory.{name}").write_text(text)
+    job = tmp_path / "slurm/job"  # the process is in a group inside it
+    (job / "step").mkdir(parents=True)
+    (tmp_path / "cgroup").write_text("1:cpu:/\n0::/slurm/job/step\n")
+    for folder in (tmp_path, job):
+        for name, text in (("max", "max"), ("current", "300"), ("stat", "anon 100\ninactive_file 100\n")):
+            (folder / f"memory.{name}").write_text(text)
     assert spare_memory.has_room(500 * 1024)
-    (tmp_path / "memory.max").write_text("1000")
+    (tmp_path / "memory.max").write_text("1000")  # of a container
     assert spare_memory.has_room(100) and not spare_memory.has_room(101)
+    (job / "memory.max").write_text("600")
+    assert spare_memory.has_room(50) and not spare_memory.has_room(51)
 
 
 @pytest.mark.parametrize(
@@ -231,3 +239,34 @@ def test_the_space_that_is_expected_is_that_of_the_tensors(
     files = Manifest.read(tmp_path / "checkpoints/step-2").files
     written = sum(record["size"] for name, record in files.items() if name.endswith(".safetensors"))
     assert written * 0.8 < sizes[0] < written  # without the headers
+
+
+@pytest.mark.usefixtures("in_background")
+def test_a_point_whose_copy_fails_is_dropped_and_saved_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(file: TensorFile) -> TensorFile:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(TensorFile, "copied", fail)
+    with pytest.raises(TrainingError, match="out of memory") as caught:
+        run(tmp_path, layouts.recipe(**SETTINGS))
+    assert "step 2 is saved in " in with_notes(caught.value)
+    assert names(tmp_path) == ["step-2"] and not [*tmp_path.rglob(".step*")]
+    load_checkpoint(resume_points(tmp_path)[0])
+
+
+@pytest.mark.usefixtures("in_background")
+def test_an_error_of_the_thread_does_not_replace_the_reason_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = Writes(monkeypatch, RuntimeError("a bug"))
+
+    def on_log(entry: LogEntry) -> None:
+        if entry["step"] == 3:
+            writes.allowed.set()
+            raise Interrupted
+
+    with pytest.raises(Interrupted) as caught:
+        run(tmp_path, layouts.recipe(**SETTINGS), on_log=on_log)
+    assert "a bug" in with_notes(caught.value) and names(tmp_path) == []

@@ -11,11 +11,13 @@ from unittest.mock import patch
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.optim import AdamW
 
 from dreamkit.errors import TrainingError
 from dreamkit.recipe.sections import TrainSection
+from dreamkit.training.optimizer import update
 from dreamkit.training.run_log import TIMES
 from dreamkit.training.step_guard import StepGuard
 from layouts import spike_run
@@ -123,3 +125,13 @@ def test_steps_are_checked_at_least_every_hundred(tmp_path: Path) -> None:
     """A run with few lines of the log ends soon after a step that is not finite."""
     with patch("dreamkit.training.loop.CHECK_EVERY", 2), pytest.raises(TrainingError, match="step 3:"):
         spike_run(tmp_path, on_spike="stop", steps=1000, log_every=1000)
+
+
+def test_weights_on_the_host_get_the_decision_of_a_gpu_from_the_host() -> None:
+    """torch copies it without waiting, before the kernel on the host reads it."""
+    with FakeTensorMode():
+        weight = nn.Parameter(torch.ones(3))
+        weight.grad = torch.ones(3)
+        optimizer: Any = AdamW([weight], fused=True)
+        update(optimizer, torch.ones((), device="cuda"))
+    assert optimizer.found_inf.device == weight.device
