@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dreamkit.build.fit_adapters import fit_adapters
+from dreamkit.build.fit_groups import fit_groups
 from dreamkit.build.fit_projectors import fit_projectors
 from dreamkit.build.fit_record import Fit
 from dreamkit.build.fit_settings import fit_generation, fit_images, fit_lengths, fit_loss, fit_tokens
-from dreamkit.build.parameter_groups import fit_groups
 from dreamkit.recipe.sections import WITH_SOURCE, Recipe
 from dreamkit.registry.registry import Registry
 

@@ -9,14 +9,12 @@ from typing import Final
 
 from torch import nn
 
-from dreamkit.build.fit_record import Fit
-from dreamkit.errors import RecipeError, RecipeProblem, did_you_mean, excerpt, near_hint
+from dreamkit.build.fit_groups import TRAINED_WITH
+from dreamkit.errors import RecipeError, RecipeProblem, excerpt, near_hint
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import PARTS, TRAINABLE, GroupSection, Recipe
 
 UNDECAYED: Final = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
-# A part that trains with another one.
-WITH: Final = {"pooled_projector": "condition_projector", "new_tokens": "language_model"}
 
 
 @dataclass(frozen=True)
@@ -28,27 +26,6 @@ class ParameterGroup:
     learning_rate: float
     weight_decay: float
     warmup: int
-
-
-def fit_groups(fit: Fit) -> None:
-    """Report groups whose part does not exist or is not trained; patterns wait for the model."""
-    train, model = fit.recipe.train, fit.recipe.model
-    if not train or not train.groups or train.trainable is None or model.adapters is None:
-        return
-    trained = {*train.trainable, *(adapter.target for adapter in model.adapters)}
-    for number, group in enumerate(train.groups):
-        name, key = group.match, f"train.groups.{number}.match"
-        if name in TRAINABLE:
-            if not {name, WITH.get(name, name)} & trained:
-                fit.problem(
-                    key, f"no tensor of {name} is trained; add it to train.trainable, or remove the group"
-                )
-        elif not {*name} & {*".*?["}:
-            fit.problem(
-                key,
-                f"expected a part or a pattern of the names of tensors, got '{excerpt(name)}'; "
-                f"{did_you_mean(name, TRAINABLE)}",
-            )
 
 
 def parameter_groups(model: DreamModel, recipe: Recipe) -> list[ParameterGroup]:
@@ -101,7 +78,7 @@ def parameter_groups(model: DreamModel, recipe: Recipe) -> list[ParameterGroup]:
 def _parts(name: str, *, is_row: bool) -> set[str]:
     """Return the names of the parts that the parameter of this name belongs to; rows are those of added tokens."""
     part = name.partition(".")[0]
-    return {part, WITH.get(part, part)} | ({"new_tokens"} if is_row else set())
+    return {part, TRAINED_WITH.get(part, part)} | ({"new_tokens"} if is_row else set())
 
 
 def _matches(section: GroupSection, name: str, parts: Collection[str]) -> bool:

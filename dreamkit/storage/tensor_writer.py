@@ -1,4 +1,4 @@
-"""A writer of safetensors files that needs one tensor at a time in memory."""
+"""A writer of safetensors files that needs one tensor at a time in memory. Only its functions load torch."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Final
 
 from dreamkit.storage.folders import FileRecord
+from dreamkit.storage.tensor_files import dtype_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Names in a file's header, in the order in which safetensors writes the tensors of each type.
 _TYPES: Final = {
-    torch.uint64: "U64",
-    torch.int64: "I64",
-    torch.float64: "F64",
-    torch.complex64: "C64",
-    torch.float32: "F32",
-    torch.uint32: "U32",
-    torch.int32: "I32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.uint16: "U16",
-    torch.int16: "I16",
-    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
-    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
-    torch.float8_e8m0fnu: "F8_E8M0",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+    "uint64": "U64",
+    "int64": "I64",
+    "float64": "F64",
+    "complex64": "C64",
+    "float32": "F32",
+    "uint32": "U32",
+    "int32": "I32",
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "uint16": "U16",
+    "int16": "I16",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
 }
 _ORDER: Final = {dtype: number for number, dtype in enumerate(_TYPES)}
 _ALIGNMENT: Final = 8  # bytes, of the header's length
@@ -45,7 +46,7 @@ def write_tensors(
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str] | None = None,
     *,
-    read: Callable[[Tensor], Tensor] = Tensor.detach,
+    read: Callable[[Tensor], Tensor] = lambda tensor: tensor.detach(),
 ) -> FileRecord | None:
     """Write a safetensors file, whose bytes are those of `safetensors.torch.save_file`; return its size and hash.
 
@@ -53,7 +54,7 @@ def write_tensors(
     in the same order in every process, also after an error. So it may gather a sharded tensor; then `file` is None in
     all processes but one. The file has reached the disk at the return.
     """
-    names = sorted(tensors, key=lambda name: (_ORDER[tensors[name].dtype], name))
+    names = sorted(tensors, key=lambda name: (_ORDER[dtype_name(tensors[name].dtype)], name))
     values = (read(tensors[name]) for name in names)
     try:
         if file is None:
@@ -89,6 +90,8 @@ def _write(file: Path, header: bytes, values: Iterator[Tensor]) -> FileRecord:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
+    import torch
+
     flat = tensor.contiguous().reshape(-1)
     if flat.stride(0) != 1:  # of one element, or none
         flat = flat.clone(memory_format=torch.contiguous_format)
@@ -102,7 +105,7 @@ def _header(tensors: list[tuple[str, Tensor]], metadata: Mapping[str, str] | Non
     for name, tensor in tensors:
         start, end = end, end + tensor_bytes(tensor)
         entries[name] = {
-            "dtype": _TYPES[tensor.dtype],
+            "dtype": _TYPES[dtype_name(tensor.dtype)],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }

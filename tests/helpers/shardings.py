@@ -67,7 +67,8 @@ def blame(folder: Path, sharding: str) -> None:
 
 def main(folder: Path) -> None:
     join()
-    os.environ[LOCAL_SIZE] = "2"
+    # two machines of two processes
+    os.environ |= {LOCAL_SIZE: "2", "LOCAL_RANK": str(dist.get_rank() % 2)}
     for sharding in SHARDINGS:
         for precision in STEPS_OF:
             out = folder / f"{sharding} {precision}"

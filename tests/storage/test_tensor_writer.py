@@ -26,7 +26,10 @@ def named_tensors(draw: st.DrawFn) -> dict[str, Tensor]:
         if dtype != torch.float8_e8m0fnu
         else torch.zeros(shape, dtype=torch.uint8).view(dtype)
         for name, shape, dtype in draw(
-            st.lists(st.tuples(names, shapes, st.sampled_from([*_TYPES])), unique_by=lambda each: each[0])
+            st.lists(
+                st.tuples(names, shapes, st.sampled_from([getattr(torch, name) for name in _TYPES])),
+                unique_by=lambda each: each[0],
+            )
         )
     }
 
