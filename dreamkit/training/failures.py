@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 
-from dreamkit.data.workers import original_errors
 from dreamkit.distributed import local_processes, world_size
 from dreamkit.errors import TrainingError, count
 from dreamkit.plan.fitting import fitting_settings
@@ -20,18 +19,20 @@ _CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"  # torch has no ty
 
 @contextmanager
 def with_remedies(memory_remedy: Callable[[], str]) -> Iterator[None]:
-    """Raise torch's errors of too little memory and of killed workers with a remedy.
+    """Raise torch's errors of too little memory with a remedy.
 
     Raises:
-        TrainingError: such an error; torch's own is its cause.
+        TrainingError: such an error, with its notes; torch's own is its cause.
     """
     try:
-        with original_errors():
-            yield
+        yield
     except (RuntimeError, MemoryError) as error:
         text = str(error)
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or _CPU_ALLOCATOR in text:
-            raise TrainingError(f"out of memory{memory_remedy()}") from error
+            with_remedy = TrainingError(f"out of memory{memory_remedy()}")
+            for note in getattr(error, "__notes__", ()):
+                with_remedy.add_note(note)
+            raise with_remedy from error
         raise
 
 

@@ -24,6 +24,7 @@ from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.fingerprint import read_fingerprints
 from dreamkit.data.packing import attention_status
+from dreamkit.data.workers import original_errors
 from dreamkit.distributed import barrier, is_main, join, rank, watched, world_size
 from dreamkit.errors import CheckpointError, RecipeError, TrainingError, count
 from dreamkit.interrupts import Interrupted, deferred
@@ -284,11 +285,13 @@ def _train(loop: TrainingLoop, point: Path | None, changed_data: bool) -> None:
     An error or interrupt has a note that names the resume point of the last finished step.
     """
     checkpoint = loop.out / CHECKPOINT
-    with deferred("stopping after this step"):
+
+    def remedy() -> str:  # plans take time, so the last step is saved before
+        return memory_remedy(loop.recipe, loop.registry, loop.device, loop.pass_shape)
+
+    with deferred("stopping after this step"), with_remedies(remedy):
         try:
-            with with_remedies(
-                lambda: memory_remedy(loop.recipe, loop.registry, loop.device, loop.pass_shape)
-            ):
+            with original_errors():
                 loop.train(point, changed_data=changed_data)
             with loop.saving(may_fail=False):
                 save_checkpoint(loop.model, checkpoint, registry=loop.registry)
