@@ -24,6 +24,7 @@ import torch
 import layouts
 import runs
 from dreamkit.checkpoints.manifest import Manifest
+from dreamkit.errors import count
 from dreamkit.training.resume_points import resume_points
 from dreamkit.training.run_log import TIMES
 
@@ -147,8 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         while killed.kills < options.kills:
             killed.run(Path(folder, f"run {killed.runs}"), min(4, options.kills - killed.kills), rng)
     print(
-        f"{killed.kills} kills of runs of {options.processes} process(es), {killed.runs} runs finished with the same "
-        f"weights and log; {time.monotonic() - begin:.0f} s; the other "
+        f"{killed.kills} kills of runs of {count(options.processes, 'process')}, {killed.runs} runs finished with "
+        f"the same weights and log; {time.monotonic() - begin:.0f} s; the other "
         f"processes ended at most {killed.slowest:.1f} s after a kill, {killed.waiting} times by their launcher"
     )
 
