@@ -38,6 +38,12 @@ def join() -> torch.device:
     return device
 
 
+def leave() -> None:
+    """Leave the other processes at the end of a command: threads of a group must not outlive the interpreter."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def world_size() -> int:
     """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1

@@ -91,6 +91,9 @@ class Manifest(FolderManifest):
         inside = folder / "checkpoint"  # that of a run or of the demo
         if (inside / cls.FILE).is_file():
             return f"did you mean {inside}?"
+        points = [path for path in (folder / "checkpoints").glob("step-*") if path.name[5:].isdecimal()]
+        if points:  # of a run that has not ended
+            return f"did you mean {max(points, key=lambda path: int(path.name[5:]))}?"
         return "name the `checkpoint` in the --out folder of `dreamkit train`"
 
     @classmethod

@@ -46,6 +46,7 @@ def train(
 
     Example: dreamkit train --out run1 --resume
     """
+    from dreamkit.distributed import leave
     from dreamkit.recipe.loading import load_recipe
     from dreamkit.registry.registry import Registry
     from dreamkit.training.resumed_recipe import resumed_recipe
@@ -60,6 +61,7 @@ def train(
     else:
         loaded = load_recipe(recipe, settings, registry)
     result = run(loaded, registry, out, resume=resume, changed_data=changed_data)
+    leave()
     if result.is_main:
         echo(f"{'model of the finished run:' if result.was_finished else 'wrote'} {result.checkpoint}")
 

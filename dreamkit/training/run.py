@@ -44,6 +44,7 @@ from dreamkit.training.resume_state import RunState, read_state
 from dreamkit.training.run_folder import exclusive_run
 from dreamkit.training.run_log import LogEntry, read_log
 from dreamkit.training.same_run import (
+    changed_settings,
     compare_data,
     compare_finished,
     compare_model,
@@ -163,8 +164,9 @@ def train_recipe(
             documents = global_batch(state, then)
             if (order := order_note(points[-1], state)) is not None:
                 _show(order)
-            if (change := steps_note(state, then, recipe)) is not None:
-                _show(change)
+            for change in (steps_note(state, then, recipe), changed_settings(then, recipe)):
+                if change is not None:
+                    _show(change)
         elif model is None:
             assert fitted is not None, "a model is built from a fitted recipe"
             model = build(fitted) if scratch is None else build_as_stored(fitted, scratch)
@@ -243,6 +245,8 @@ def _require_usable(out: Path, points: Sequence[Path], resume: bool) -> None:
             if _is_finished(out)
             else "continue its run with --resume or "
             if points
+            else "its run left no resume point (train.save_every writes some), so remove it or "
+            if (out / LOG).is_file()
             else ""
         )
         raise TrainingError(f"{out} {reason}; {here}pass a new folder with --out")

@@ -90,6 +90,17 @@ def order_note(point: Path, state: RunState) -> str | None:
     )
 
 
+def changed_settings(then: Recipe, now: Recipe) -> str | None:
+    """Return a line about the settings of a resumed run that may change and have, except for its steps; or None."""
+    before, after = dict(_flat(then.to_dict())), dict(_flat(now.to_dict()))
+    changed = [
+        f"{key} was {shown_setting(before.get(key))}, is {shown_setting(after.get(key))}"
+        for key in MAY_CHANGE
+        if before.get(key) != after.get(key)
+    ]
+    return "; ".join(changed) or None
+
+
 def compare_finished(checkpoint: Path, then: Recipe | None, now: Recipe) -> None:
     """Check that a finished run, with its checkpoint, has the recipe to resume; paths of data may differ.
 
