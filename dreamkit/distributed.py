@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
@@ -180,6 +180,16 @@ def gathered(value: Any) -> list[Any]:
 def of_all(values: Iterable[str]) -> list[str]:
     """Return the texts of all processes, each once. Every process must call this function."""
     return [*dict.fromkeys(value for each in gathered([*values]) for value in each)]
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return True if processes share the parameters of `model`."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def together_if_sharded(model: nn.Module) -> AbstractContextManager[None]:
+    """Return the block of `together` for a sharded model, which all processes load; a whole model is loaded alone."""
+    return together() if is_sharded(model) else nullcontext()
 
 
 @contextmanager

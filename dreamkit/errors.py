@@ -151,6 +151,12 @@ def excerpt(text: str, most: int = 80) -> str:
     return start if len(start) <= most else f"{start[: most - 3]}..."
 
 
+def first_lines(lines: Sequence[str], most: int) -> list[str]:
+    """Return the first lines of a list, and the number of the others as one more line."""
+    more = len(lines) - most
+    return [*lines[:most], *([f"and {more} more"] if more > 0 else [])]
+
+
 def describe_value(value: object) -> str:
     """Return a value and its type for an error message: "'three' (string)", "true (boolean)", "null".
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from rich.table import Table
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from dreamkit.build.build import build, build_as_stored
 from dreamkit.build.fit import fit
@@ -17,8 +15,8 @@ from dreamkit.checkpoints.compare import compare_adapters, compare_components, c
 from dreamkit.checkpoints.entries import Entry, entries, needs_saving
 from dreamkit.checkpoints.manifest import Manifest, adapter_file, weights_file
 from dreamkit.checkpoints.saved_tensors import SavedTensor, read_slices
-from dreamkit.distributed import local, local_region, of_all, together
-from dreamkit.errors import CheckpointError, PluginError, excerpt
+from dreamkit.distributed import is_sharded, local, local_region, of_all, together_if_sharded
+from dreamkit.errors import CheckpointError, PluginError, excerpt, first_lines
 from dreamkit.model.adapters import is_adapter, names_in_part, stored_name
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
@@ -127,7 +125,7 @@ def load_weights(model: DreamModel, folder: Path | str) -> LoadReport:
         CheckpointError: a damaged checkpoint, or one that does not fit the model.
     """
     folder = Path(folder).absolute()
-    with _sharing_errors(model):
+    with together_if_sharded(model):
         manifest = Manifest.read(folder)
         compare_components(folder, manifest, model.recipe)
         compare_tokens(folder, manifest, model)
@@ -156,7 +154,7 @@ def copy_tensors(
         CheckpointError: the tensors are others than the model has, or cannot replace them.
     """
     folder = Path(folder).absolute()
-    with _sharing_errors(model):
+    with together_if_sharded(model):
         saved = _saved_tensors(model, folder, manifest)
     report = LoadReport(folder)
     copies: list[tuple[Entry, SavedTensor]] = []
@@ -186,7 +184,7 @@ def copy_tensors(
         f"{part_name}: {excerpt(key, LONGEST_NAME)}: in the checkpoint, but not in the model"
         for part_name, key in unused
     ]
-    if _is_sharded(model):
+    if is_sharded(model):
         problems = of_all(problems)
     if problems:
         adapters = sorted({part_name for part_name, key in unused if is_adapter(key)})
@@ -196,23 +194,13 @@ def copy_tensors(
             if adapters
             else ""
         )
-        more = len(problems) - MOST_LISTED
-        lines = [*problems[:MOST_LISTED], *([f"and {more} more"] if more > 0 else [])]
+        lines = first_lines(problems, MOST_LISTED)
         raise CheckpointError("\n  ".join([f"{folder} does not fit the model{hint}:", *lines]))
     with torch.no_grad():
         for entry, tensor in copies:
             local(entry.tensor).copy_(tensor.read(local_region(entry.tensor)))
             model.changed |= entry.names
     return report
-
-
-def _is_sharded(model: DreamModel) -> bool:
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
-
-
-def _sharing_errors(model: DreamModel) -> AbstractContextManager[None]:
-    """Return a block whose errors all processes raise if they share the model; a whole model is loaded alone."""
-    return together() if _is_sharded(model) else nullcontext()
 
 
 def _problem(saved: SavedTensor, target: Tensor) -> str | None:

@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from dreamkit.distributed import Region
-from dreamkit.errors import CheckpointError, DreamkitError, describe_error, describe_value, excerpt
+from dreamkit.errors import (
+    CheckpointError,
+    DreamkitError,
+    describe_error,
+    describe_value,
+    excerpt,
+    first_lines,
+)
 from dreamkit.storage.json_files import json_object
 from dreamkit.storage.tensor_files import LONGEST_NAME, dtype_name, read_metadata, read_tensors
 
@@ -47,15 +54,13 @@ class SavedTensor:
 
     def read(self, region: Region) -> Tensor:
         """Return the values of a region, which lies within the shape: a view if one slice has all of them."""
-        parts = [part for part in self.slices if _overlap(part, region) is not None]
+        parts = [(*part, both) for part in self.slices if (both := _overlap(part, region)) is not None]
         if len(parts) == 1:
-            (offsets, tensor), within = parts[0], _overlap(parts[0], region)
+            offsets, tensor, within = parts[0]
             if within == region:
                 return tensor[_index(region, offsets)]
         values = torch.empty(region.shape, dtype=self.dtype)
-        for offsets, tensor in parts:
-            within = _overlap((offsets, tensor), region)
-            assert within is not None, "other parts were left out"
+        for offsets, tensor, within in parts:
             values[_index(within, region.offsets)] = tensor[_index(within, offsets)]
         return values
 
@@ -94,8 +99,7 @@ def read_slices(files: Iterable[Path]) -> dict[str, SavedTensor]:
         if problem is not None:
             problems.append(problem)
     if problems:
-        more = len(problems) - _MOST_LISTED
-        lines = [*problems[:_MOST_LISTED], *([f"and {more} more"] if more > 0 else [])]
+        lines = first_lines(problems, _MOST_LISTED)
         folder = next(iter(parts.values()))[0][0].parent
         raise CheckpointError(
             "\n  ".join([f"{folder}: the slices of its tensors do not fit; {_COPY_AGAIN}:", *lines])

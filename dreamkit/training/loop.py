@@ -125,18 +125,18 @@ class TrainingLoop:
 
         The model was loaded before.
         """
-        state = None if point is None else read_state(point)
-        if point is not None and state is not None:
+        if point is not None:
+            state = read_state(point)
             load_optimizer(point, state.processes, self.model, self.optimizer)
             self.progress.load(state, changed_data=changed_data)
         updates = iter(self.updates.loader(self.progress.step))  # uses random numbers
-        if point is not None and state is not None:
+        if point is not None:
             load_random_state(point, state, self.recipe.train.seed)
         self.progress.begin()
         if is_main():
             self.log.begin(self.progress.step)
             self.bar.begin(self.progress.step, self.recipe.train.steps)
-        if point is not None and state is not None and state.preempted:
+        if point is not None and state.preempted:
             self.agreement.call(lambda: mark_preempted(point, False) if is_main() else None)
         return updates
 

@@ -6,18 +6,16 @@ Earlier releases stored the state of all processes as one pickle. It is read wit
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
 from dreamkit.checkpoints.saved_tensors import SavedTensor, read_slices
-from dreamkit.distributed import local, local_region, of_all, together
-from dreamkit.errors import CheckpointError, DreamkitError, describe_value, excerpt
+from dreamkit.distributed import is_sharded, local, local_region, of_all, together_if_sharded
+from dreamkit.errors import CheckpointError, DreamkitError, describe_value, excerpt, first_lines
 from dreamkit.storage.tensor_files import LONGEST_NAME, read_pickle, tensor_problem
 from dreamkit.training.resume_state import EARLIER_OPTIMIZER, STATE, optimizer_file, state_errors
 
@@ -50,8 +48,7 @@ def load_optimizer(point: Path, processes: int, model: nn.Module, optimizer: Ada
 
 
 def _load(folder: Path, processes: int, model: nn.Module, optimizer: AdamW) -> None:
-    is_sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
-    with together() if is_sharded else nullcontext():
+    with together_if_sharded(model):
         saved = _read(folder, processes)
     if saved is None:  # before the first step
         return
@@ -72,13 +69,10 @@ def _load(folder: Path, processes: int, model: nn.Module, optimizer: AdamW) -> N
             if problem is not None:
                 problems.append(f"{name}/{key}: {problem}")
     problems += [f"{excerpt(name, LONGEST_NAME)}: not of a trained parameter" for name in saved]
-    if is_sharded:
+    if is_sharded(model):
         problems = of_all(problems)
     if problems:
-        more = len(problems) - _MOST_LISTED
-        raise DreamkitError(
-            "; ".join([*problems[:_MOST_LISTED], *([f"and {more} more"] if more > 0 else [])])
-        )
+        raise DreamkitError("; ".join(first_lines(problems, _MOST_LISTED)))
     for target, tensor in copies:
         local(target).copy_(tensor.read(local_region(target)))
     for parameter, state in states.items():

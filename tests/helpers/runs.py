@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.optim import AdamW
 
 import layouts
 from dreamkit.document import Document
@@ -45,6 +46,21 @@ def weights(model: DreamModel) -> dict[str, Tensor]:
 def assert_identical(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     assert actual.keys() == expected.keys()
     assert [name for name, tensor in actual.items() if not torch.equal(tensor, expected[name])] == []
+
+
+@contextmanager
+def recorded_states() -> Iterator[list[list[Tensor]]]:
+    """Yield a list that gets the weights and the optimizer's state after each step in the block."""
+    states: list[list[Tensor]] = []
+
+    def step(optimizer: AdamW, step: Any = AdamW.step) -> None:
+        step(optimizer)
+        values = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        values += [value for state in optimizer.state.values() for value in state.values()]
+        states.append([value.detach().clone() for value in values])
+
+    with patch.object(AdamW, "step", step):
+        yield states
 
 
 class Interrupted(Exception):

@@ -5,14 +5,11 @@ from dataclasses import replace
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from torch.optim import AdamW
 
 import layouts
 import tiny
@@ -25,7 +22,7 @@ from dreamkit.model.model import DreamModel, Losses
 from dreamkit.training.loss_monitor import LossMonitor, NotFinite
 from dreamkit.training.run_bar import RunBar
 from dreamkit.training.run_log import LOGGED, RunLog
-from runs import REGISTRY, run, weights
+from runs import REGISTRY, recorded_states, run, weights
 
 
 def test_logged_losses_are_means_of_an_interval(tmp_path: Path) -> None:
@@ -117,16 +114,8 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_optimizer(
         make_gradients_infinite(model, lambda ids: ids == tilde)
     else:  # its gradient is finite
         make_losses_infinite(model, lambda ids: ids == tilde)
-    states: list[list[Tensor]] = []
-
-    def step(optimizer: AdamW, step: Any = AdamW.step) -> None:
-        step(optimizer)
-        values = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        values += [value for state in optimizer.state.values() for value in state.values()]
-        states.append([value.detach().clone() for value in values])
-
     with (
-        patch.object(AdamW, "step", step),
+        recorded_states() as states,
         pytest.raises(TrainingError, match=f"step 2: the {quantity} is not finite: 'bad'; check"),
     ):
         run(tmp_path, recipe, documents=layouts.one_bad_document(), model=model)

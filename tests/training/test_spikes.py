@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.optim import AdamW
 
@@ -21,7 +21,7 @@ from dreamkit.training.optimizer import update
 from dreamkit.training.run_log import TIMES
 from dreamkit.training.step_guard import StepGuard
 from layouts import spike_run
-from runs import Interrupted, assert_identical, interrupt_at, weights
+from runs import Interrupted, assert_identical, interrupt_at, recorded_states, weights
 
 
 def guard(path: Path = Path("unused"), **settings: Any) -> StepGuard:
@@ -67,15 +67,7 @@ def test_steps_after_one_that_is_not_finite_change_nothing(loss: float, norm: fl
 def test_a_skipped_spike_changes_nothing_and_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    states: list[list[Tensor]] = []
-
-    def step(optimizer: AdamW, step: Any = AdamW.step) -> None:
-        step(optimizer)
-        values = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        values += [value for state in optimizer.state.values() for value in state.values()]
-        states.append([value.detach().clone() for value in values])
-
-    with patch.object(AdamW, "step", step):
+    with recorded_states() as states:
         result = spike_run(tmp_path, log_every=4, weight_decay=0.1)
     same = [all(map(torch.equal, *pair)) for pair in pairwise(states)]
     spikes = [spike.step for spike in result.spikes]
