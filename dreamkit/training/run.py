@@ -43,6 +43,7 @@ from dreamkit.training.resume_points import RESUME_POINTS, continue_hint, resume
 from dreamkit.training.resume_state import RunState, read_state
 from dreamkit.training.run_folder import exclusive_run
 from dreamkit.training.run_log import LogEntry, read_log
+from dreamkit.training.same_processes import require_same_data, require_same_start
 from dreamkit.training.same_run import (
     changed_settings,
     compare_data,
@@ -124,19 +125,21 @@ def train_recipe(
         raise TrainingError(
             "expected no model with resume, whose model is that of the resume point; pass one of them"
         )
-    is_built = model is None and not resume
-    fitted = fit(recipe, registry) if is_built or recipe.train.cache is not None else None
-    if fitted is not None and (problems := cache_problems(fitted)):
-        raise RecipeError(problems)
-    if fitted is not None and is_built:
-        fitted.require_valid()
     if changed_data and not resume:
         raise TrainingError(
             "expected changed data only in a resumed run; add --resume or leave out --changed-data"
         )
     out = output_folder(out)
     device = join()
+    # Whatever fails in one process only, such as a part that its machine lacks, ends the others, too.
     with watched(lambda: continue_hint(out)), exclusive_run(out):
+        require_same_start(recipe, registry, resume=resume, changed_data=changed_data)
+        is_built = model is None and not resume
+        fitted = fit(recipe, registry) if is_built or recipe.train.cache is not None else None
+        if fitted is not None and (problems := cache_problems(fitted)):
+            raise RecipeError(problems)
+        if fitted is not None and is_built:
+            fitted.require_valid()
         mesh_shape(recipe.train)  # raises before any weights are read
         points = resume_points(out)
         if resume and _is_finished(out) and not is_longer(out / CHECKPOINT, recipe):
@@ -147,6 +150,7 @@ def train_recipe(
         inputs = open_inputs(recipe, registry, datasets, with_init=is_built, language=language)
         datasets = inputs.require_datasets()
         fingerprints = read_fingerprints(datasets)
+        require_same_data(fingerprints)
         for note in [*recipe_notes(recipe), *machine_notes(recipe)]:
             _show(note)
         documents = recipe.train.update_documents(world_size())

@@ -92,7 +92,7 @@ def order_note(point: Path, state: RunState) -> str | None:
 
 def changed_settings(then: Recipe, now: Recipe) -> str | None:
     """Return a line about the settings of a resumed run that may change and have, except for its steps; or None."""
-    before, after = dict(_flat(then.to_dict())), dict(_flat(now.to_dict()))
+    before, after = dict(flat_settings(then.to_dict())), dict(flat_settings(now.to_dict()))
     changed = [
         f"{key} was {shown_setting(before.get(key))}, is {shown_setting(after.get(key))}"
         for key in MAY_CHANGE
@@ -119,7 +119,7 @@ def compare_finished(checkpoint: Path, then: Recipe | None, now: Recipe) -> None
 def _compare_recipes(
     folder: Path, then: Recipe, now: Recipe, *, may_move: bool, except_for: Collection[str] = ()
 ) -> None:
-    moved = _data_paths(then) | _data_paths(now) if may_move else set()
+    moved = data_paths(then) | data_paths(now) if may_move else set()
     differing = _differing(then, now, moved | set(except_for))
     if differing:
         them, differ = ("it", "differs") if len(differing) == 1 else ("them", "differ")
@@ -163,7 +163,7 @@ def _differing(then: Recipe, now: Recipe, allowed: set[str], under: str = "") ->
 
     `allowed` are keys that may change in this run.
     """
-    before, after = dict(_flat(then.to_dict())), dict(_flat(now.to_dict()))
+    before, after = dict(flat_settings(then.to_dict())), dict(flat_settings(now.to_dict()))
     return [
         f"  {key}: was {shown_setting(before.get(key))}, is {shown_setting(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
@@ -174,7 +174,7 @@ def _differing(then: Recipe, now: Recipe, allowed: set[str], under: str = "") ->
     ]
 
 
-def _data_paths(recipe: Recipe) -> set[str]:
+def data_paths(recipe: Recipe) -> set[str]:
     """Return the keys of all paths in the data sections of a recipe."""
     return {
         f"data[{number}].{field.name}"
@@ -184,13 +184,13 @@ def _data_paths(recipe: Recipe) -> set[str]:
     }
 
 
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def flat_settings(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted keys and plain values of a nested recipe."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+            yield from flat_settings(inner, f"{key}.{name}" if key else str(name))
     elif isinstance(value, (list, tuple)):
         for number, inner in enumerate(value):
-            yield from _flat(inner, f"{key}[{number}]")
+            yield from flat_settings(inner, f"{key}[{number}]")
     else:
         yield key, value
