@@ -22,9 +22,11 @@ srun --kill-on-bad-exit=0 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     -m dreamkit train dreamllm/paper/stage2 --out "$out" "${resume[@]}" &
 run=$!
 
-# srun forwards SIGUSR1 to torchrun on each machine, and torchrun to its processes. SIGTERM would end srun's tasks at
-# once. torchrun's exit code is not that of its processes, but the last resume point has a flag.
-trap 'kill -USR1 $run 2>/dev/null' USR1 TERM
+# srun forwards SIGUSR1 to torchrun on each machine, and torchrun to its processes. A SIGTERM to srun would end them at
+# once; SLURM sends its own to torchrun. torchrun's exit code is not that of its processes, but the last resume point
+# has a flag.
+trap 'kill -USR1 $run 2>/dev/null' USR1
+trap : TERM
 wait $run
 code=$?
 while kill -0 $run 2>/dev/null; do  # a signal ended the wait

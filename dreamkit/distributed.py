@@ -28,7 +28,7 @@ TIMEOUT: Final = "DREAMKIT_TIMEOUT"  # environment variable: minutes
 MINUTES: Final = 30.0  # of a meeting of all processes: one of them may index data or load weights
 MOST_MINUTES: Final = 60.0 * 24 * 7
 
-_owns_group = False  # flag: `join` has set up the group of processes
+_owns_group = False  # flag: this module has set up the group of processes
 
 # Errors that one process raises in place of another, by their names.
 _SHARED_ERRORS: Final[dict[str, type[DreamkitError]]] = {
@@ -64,8 +64,19 @@ def join() -> torch.device:
     return device
 
 
+def join_alone() -> None:
+    """Set up a group of this process alone, if there is none: FSDP needs one."""
+    global _owns_group
+    if not dist.is_initialized():
+        dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+        _owns_group = True
+
+
 def leave() -> None:
-    """Leave the processes of `join` at the end of a command: threads of a group must not outlive the interpreter."""
+    """Leave the other processes at the end of a command: threads of a group must not outlive the interpreter.
+
+    A group that the program has set up stays.
+    """
     global _owns_group
     if _owns_group and dist.is_initialized():
         dist.destroy_process_group()

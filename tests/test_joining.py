@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dreamkit.distributed import join, leave, meeting_timeout
+from dreamkit.distributed import join, join_alone, leave, meeting_timeout
 from dreamkit.errors import TrainingError
 
 
@@ -48,6 +48,14 @@ def test_a_group_of_the_program_is_used_and_stays(monkeypatch: pytest.MonkeyPatc
         assert join() == torch.device("cuda", 3)
     leave()
     assert dist.is_initialized()
+
+
+def test_a_group_of_one_process_ends_with_the_command() -> None:
+    join_alone()
+    join_alone()  # there is one
+    assert dist.get_world_size() == 1
+    leave()
+    assert not dist.is_initialized()
 
 
 def test_the_time_of_a_meeting_is_set_in_minutes(monkeypatch: pytest.MonkeyPatch) -> None:

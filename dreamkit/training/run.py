@@ -95,6 +95,8 @@ def train_recipe(
 ) -> TrainResult:
     """Train the model of `recipe` into the folder `out`. Processes started by `torchrun` share the work.
 
+    So do those of a process group that the program has set up, on the current CUDA device of each; it stays.
+
     Args:
         recipe: the recipe, from `load_recipe`.
         registry: the components that the recipe names.
@@ -106,20 +108,21 @@ def train_recipe(
         datasets: one data set for each section of `recipe.data`; None builds those of the recipe.
         on_log: function to call with each entry of the log, such as `{"step": 10, "lm": 2.1, ...}`.
 
-    SIGINT, SIGTERM, SIGHUP and SIGUSR1 end the run after the step, if they have no handler of the user. An error or
-    interrupt during training leaves a resume point of the last finished step; a note of the exception names it.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 end the run after the step, in the main thread and if they have no handler of
+    the user. An error or interrupt during training leaves a resume point of the last finished step; a note of the
+    exception names it.
 
     Raises:
         Interrupted: a `KeyboardInterrupt`; a signal ended the run.
         TrainingError: `out` is in use or has no resume point. The resumed run or `model` is of another recipe, or its
             data has changed. `model` is passed with `resume`. There are no trainable parts. A data set has no
-            fingerprint. A loss or gradient is not finite.
+            fingerprint. A loss or gradient is not finite. The processes differ in their packages, settings or data.
         CheckpointError: the resume point or `recipe.init` is damaged or does not fit.
         CacheError: `train.cache` is damaged, does not fit, or lacks an image.
         RecipeError: the parts of the recipe do not fit each other or `train.cache`. A data set, its first document or
             `recipe.init` cannot be read; this shows before any weights are read.
         DocumentError: a later document cannot be read, or a document is too long or has nothing to train on.
-        OutputError: `out` cannot be written, or another command is writing it.
+        OutputError: `out` cannot be written, another command is writing it, or the machines do not share it.
     """
     if resume and model is not None:
         raise TrainingError(
