@@ -108,7 +108,7 @@ def test_a_machine_without_the_recipe_ends_the_other(folder: Path) -> None:
     ) as both:
         assert [machine.wait(SECONDS) for machine in both] == [1, 1]
     (line,) = messages(folder)
-    assert re.match(r"dreamkit: rank [01]: .*missing\.yaml", line) and not out.exists()
+    assert re.match(r"dreamkit: (rank 1: )?the recipe has 1 problem:", line) and not out.exists()
 
 
 def test_machines_that_do_not_share_the_folder_of_the_run_are_refused(folder: Path) -> None:
