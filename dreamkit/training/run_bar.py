@@ -11,11 +11,13 @@ class RunBar:
     """A progress bar on standard error with steps, both losses and the remaining time."""
 
     def __init__(self) -> None:
-        self.bar = Bar("training", "text {task.fields[lm]}  image {task.fields[denoising]}")
+        self.bar = Bar(
+            "training", "text {task.fields[lm]}  image {task.fields[denoising]}{task.fields[work]}"
+        )
 
     def begin(self, step: int, steps: int) -> None:
         """Show the bar of a run that has finished `step` of `steps` steps."""
-        self.bar.move(step, steps, lm="-", denoising="-")
+        self.bar.move(step, steps, lm="-", denoising="-", work="")
 
     def move(self, step: int) -> None:
         """Show the number of finished steps."""
@@ -24,6 +26,10 @@ class RunBar:
     def show(self, losses: Mapping[str, float | None]) -> None:
         """Show both losses of a line of the log."""
         self.bar.move(lm=_shown(losses["lm"]), denoising=_shown(losses["denoising"]))
+
+    def show_work(self, work: str) -> None:
+        """Show what the run does between two steps, such as "drawing"; "" for nothing."""
+        self.bar.move(work=work and f"  {work}")
 
     def print(self, text: str) -> None:
         """Print a line above the bar."""
