@@ -99,7 +99,7 @@ def test_two_processes_log_the_losses_of_both(two_processes: Path, four_at_once:
     )
     assert len(expected) == len(actual) == layouts.STEPS
     for before, after in zip(expected, actual, strict=True):
-        for name in ("lm", "denoising", "grad_norm"):
+        for name in ("lm", "denoising", "grad_norm", *(f"grad_norm.{part}" for part in layouts.TRAINABLE)):
             assert before[name] is not None and after[name] == pytest.approx(before[name], rel=1e-5), name
 
 
