@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
-from dreamkit.plan.sizes import format_bytes, format_count
+from dreamkit.plan.sizes import format_bytes
 from dreamkit.progress.bars import Bar
+
+POWERS: Final = ("", "k", "M", "G")  # of 1000
 
 
 class RunBar:
@@ -20,7 +23,7 @@ class RunBar:
 
     def begin(self, step: int, steps: int) -> None:
         """Show the line of a run that has finished `step` of `steps` steps."""
-        self.bar.move(step, steps, losses="text -  image -", tokens="", images="", wait="", memory="")
+        self.bar.move(step, steps, losses="text - image -", tokens="", images="", wait="", memory="")
 
     def move(self, step: int) -> None:
         """Show the number of finished steps."""
@@ -29,7 +32,7 @@ class RunBar:
     def show(self, values: Mapping[str, float | None]) -> None:
         """Show the figures of a line of the log."""
         self.bar.move(
-            losses=f"text {_loss(values['lm'])}  image {_loss(values['denoising'])}",
+            losses=f"text {_loss(values['lm'])} image {_loss(values['denoising'])}",
             tokens=f"{_speed(values['tokens_per_second'])}tok/s",
             images=f"{_speed(values['images_per_second'])}img/s",
             wait=f"wait {values['data_wait']:.0%}",
@@ -51,6 +54,9 @@ def _loss(loss: float | None) -> str:
 
 
 def _speed(number: float | None) -> str:
-    """Return a number, ready for a unit: three digits, in powers of 1000."""
+    """Return a number with three digits, ready for a unit: `12.3 k`."""
     assert number is not None, "speeds are numbers"
-    return format_count(number) if number >= 1000 else f"{number:.3g} "
+    power = 0
+    while number >= 999.5 and power < len(POWERS) - 1:
+        number, power = number / 1000, power + 1
+    return f"{number:.3g} {POWERS[power]}"

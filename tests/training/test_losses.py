@@ -202,12 +202,12 @@ def test_the_bar_shows_the_figures_of_a_line(monkeypatch: pytest.MonkeyPatch) ->
         return console.export_text()
 
     bar.begin(0, 8)
-    assert "0/8 text -  image - 0:00:0" in text()
+    assert "0/8 text - image - 0:00:0" in text()
     bar.move(2)
     speeds = {"tokens_per_second": 12345.6, "images_per_second": 0.3456}
     values = {"lm": 1.25, "denoising": 0.5, "loss": 6.25, **speeds, "data_wait": 0.021, "memory": 2.5 * 2**30}
     bar.show(values)
-    assert "2/8 text 1.2500  image 0.5000 12.35 ktok/s 0.346 img/s wait 2% 2.50 GiB 0:00:0" in text()
+    assert "2/8 text 1.2500 image 0.5000 12.3 ktok/s 0.346 img/s wait 2% 2.50 GiB 0:00:0" in text()
     bar.show(values | {"lm": 0.75, "denoising": None})
-    assert "text 0.7500  image - " in text()
+    assert "text 0.7500 image - " in text()
     bar.stop()
