@@ -15,7 +15,7 @@ STEPS = 6
 
 
 def section() -> str:
-    return PAGE.read_text().partition("## The log\n")[2]
+    return PAGE.read_text().partition("## The log\n")[2].partition("\n### ")[0]
 
 
 def test_the_page_lists_the_keys_of_a_line(tmp_path: Path) -> None:
