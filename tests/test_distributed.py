@@ -86,6 +86,12 @@ def test_two_processes_compute_the_losses_and_the_gradient_of_one(
     layouts.assert_same_run(two_processes / precision, tmp_path, precision)
 
 
+def test_one_of_two_processes_writes_to_trackers(two_processes: Path) -> None:
+    folder = two_processes / "float32/trackers"
+    patterns = ("tensorboard/events.*", "wandb/offline-run-*/run-*.wandb")
+    assert [len([*folder.glob(pattern)]) for pattern in patterns] == [1, 1]
+
+
 def test_two_processes_train_on_the_digits_like_one(two_processes: Path, tmp_path: Path) -> None:
     layouts.digits_run(tmp_path)
     layouts.assert_same_run(two_processes / "digits", tmp_path, "float32")

@@ -38,6 +38,7 @@ from dreamkit.training.run_progress import RunProgress
 from dreamkit.training.schedule import set_learning_rates
 from dreamkit.training.sharding import begin_pass
 from dreamkit.training.step_reader import StepReader
+from dreamkit.training.trackers import Trackers
 
 LOG = "log.jsonl"
 CHECK_EVERY = 100  # steps, at most
@@ -85,6 +86,7 @@ class TrainingLoop:
         self.points = PointWriter(out, recipe.train, registry)
         self.figures = Figures(model, device)
         self.log, self.bar = RunLog(out / LOG, on_log), RunBar()
+        self.trackers = Trackers(recipe, out, self.bar.print)
         self.pass_shape: tuple[int, int] | None = None
         self.has_failed_to_save = False
 
@@ -138,12 +140,13 @@ class TrainingLoop:
         if point is not None:
             load_random_state(point, state, self.recipe.train.seed)
         self.progress.begin()
-        self.figures.begin(self.progress.step)
         if is_main():
             self.log.begin(self.progress.step)
+            self.trackers.begin(self.progress.step)
             self.bar.begin(self.progress.step, self.recipe.train.steps)
         if point is not None and state.preempted:
             self.agreement.call(lambda: mark_preempted(point, False) if is_main() else None)
+        self.figures.begin(self.progress.step)
         return updates
 
     def read(self, updates: Iterator[list[Batch]]) -> tuple[list[Batch], Tensor]:
@@ -193,6 +196,7 @@ class TrainingLoop:
         }
         if is_main():
             self.bar.show(values)
+            self.trackers.add(progress.step, values)
             self.log.add(progress.step, values)
             self.model.train()  # `on_log` may have changed the mode
 

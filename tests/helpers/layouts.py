@@ -346,7 +346,8 @@ def main(folder: Path) -> None:
     train_layout(folder / "2x1x2", 1, 2)
     train_layout(folder / "adapted", 2, 1, ADAPTERS)
 
-    measured_run(folder / "float32", "float32", workers=2)
+    with patch.dict(os.environ, WANDB_MODE="offline", WANDB_SILENT="true"):
+        measured_run(folder / "float32", "float32", workers=2, trackers=["tensorboard", "wandb"])
     # three forward passes in the first process and two in the second one, which is idle in the third
     measured_run(folder / "float64", "float64", packing=False, micro_batch=1)
     digits_run(folder / "digits", micro_batch=1)
