@@ -21,6 +21,10 @@ Adaptable: TypeAlias = Literal["language_model", "vision_encoder", "image_decode
 PartName: TypeAlias = Literal[Adaptable, "visual_projector", "condition_projector", "pooled_projector"]
 Trainable: TypeAlias = Literal[PartName, "dream_queries", "new_tokens"]
 Schedule: TypeAlias = Literal["cosine", "linear", "constant", "wsd"]
+# trackers by accelerate's names
+Tracker: TypeAlias = Literal[
+    "tensorboard", "wandb", "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio"
+]
 Shuffle: TypeAlias = Literal["full", "blocks", "none"]
 WITH_SOURCE: Final[tuple[str, ...]] = get_args(Adaptable)  # kinds that have weights to name
 PARTS: Final[tuple[str, ...]] = get_args(PartName)
@@ -154,6 +158,7 @@ class TrainSection:
     (hybrid), or not at all (none). Each device holds the whole frozen weights of the parts in `unsharded`.
     `cpu_offload` keeps weights, gradients and the optimizer's state in the host's memory.
     `log_every` and `save_every` are in steps; `save_every=0` saves only at the end.
+    `trackers` get the lines of the log.
     `keep_last` is the number of resume points that stay (0: all), besides those after a multiple of `keep_every` steps.
     `on_save_error` is the action if a resume point cannot be written. The checkpoint at the end must be written.
     `cache` is a folder that `dreamkit cache` wrote.
@@ -190,6 +195,7 @@ class TrainSection:
     cpu_offload: bool = False
     log_every: int = setting(10, least=1, most=MAX_STEPS)
     save_every: int = setting(0, least=0, most=MAX_STEPS)
+    trackers: tuple[Tracker, ...] = ()
     keep_last: int = setting(2, least=0, most=MAX_STEPS)
     keep_every: int | None = setting(None, least=1, most=MAX_STEPS)
     on_save_error: Literal["stop", "continue"] = "stop"

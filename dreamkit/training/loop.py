@@ -26,6 +26,7 @@ from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training.agreement import Agreement
 from dreamkit.training.blame import blame
+from dreamkit.training.figures import Figures
 from dreamkit.training.optimizer import clip_gradients, make_optimizer, update
 from dreamkit.training.optimizer_state import load_optimizer
 from dreamkit.training.point_writer import PointWriter
@@ -38,6 +39,7 @@ from dreamkit.training.run_progress import RunProgress
 from dreamkit.training.schedule import set_learning_rates
 from dreamkit.training.sharding import begin_pass
 from dreamkit.training.step_reader import StepReader
+from dreamkit.training.trackers import Trackers
 from dreamkit.training.watching import Watch
 
 LOG = "log.jsonl"
@@ -86,7 +88,9 @@ class TrainingLoop:
         self.agreement = Agreement()
         self.reader = StepReader(updates, device, self.agreement, self.progress.skipped)
         self.points = PointWriter(out, recipe.train, registry)
+        self.figures = Figures(model, device)
         self.log, self.bar = RunLog(out / LOG, on_log), RunBar()
+        self.trackers = Trackers(recipe, out, self.bar.print)
         self.watch = Watch(model, recipe, device, out, held_out, self.agreement, self.bar)
         self.pass_shape: tuple[int, int] | None = None
         self.has_failed_to_save = False
@@ -108,12 +112,15 @@ class TrainingLoop:
                 begin_pass(self.model, is_last=number == len(batches))
                 losses = self.backward(batch.to(self.device, non_blocking=True), counts)
                 progress.add(batch, losses, counts)
+            is_logged = (progress.step + 1) % train.log_every == 0 or progress.step + 1 == train.steps
+            if is_logged:
+                self.figures.add_gradients()  # before they are clipped
             norm = clip_gradients(self.trained, train.max_grad_norm).to(self.device)
             learning_rates = set_learning_rates(self.optimizer, train, progress.step)
             update(self.optimizer, progress.judge(batches, norm))
             self.optimizer.zero_grad()
             self.end_step()
-            if progress.step % train.log_every == 0 or progress.step == train.steps:
+            if is_logged:
                 self.write_log(learning_rates, norm)
             elif progress.step % CHECK_EVERY == 0:
                 self.check()
@@ -143,9 +150,11 @@ class TrainingLoop:
         self.progress.begin()
         if is_main():
             self.log.begin(self.progress.step)
+            self.trackers.begin(self.progress.step)
             self.bar.begin(self.progress.step, self.recipe.train.steps)
         if point is not None and state.preempted:
             self.agreement.call(lambda: mark_preempted(point, False) if is_main() else None)
+        self.figures.begin(self.progress.step)
         self.watch.begin(self.progress.step)
         return updates
 
@@ -155,6 +164,7 @@ class TrainingLoop:
         if step.is_written:
             with self.saving():
                 self.points.complete()
+        self.figures.add(step.batches)
         return step.batches, step.counts.to(self.device, non_blocking=True)
 
     def backward(self, batch: Batch, counts: Tensor | None = None) -> Losses:
@@ -181,16 +191,22 @@ class TrainingLoop:
         self.check()
         progress = self.progress
         losses = progress.monitor.read(progress.step)
+        counts = progress.skipped.totals(self.device)
         spikes = {} if progress.guard.factor is None else {"spikes": len(progress.guard.spikes)}
         values = {
-            "learning_rate": learning_rates["learning_rate"],
+            **losses,
+            **learning_rates,
             "grad_norm": norm.item(),
+            "skipped": counts["skipped"],
+            "cut": counts["cut"],
+            **spikes,
             "data_wait": self.reader.data_wait.read(),
+            **self.figures.read(progress.step),
         }
-        counts = progress.skipped.totals(self.device)
         if is_main():
-            self.bar.show(losses)
-            self.log.add(progress.step, losses | values | counts, learning_rates | spikes)
+            self.bar.show(values)
+            self.trackers.add(progress.step, values)
+            self.log.add(progress.step, values)
             self.model.train()  # `on_log` may have changed the mode
 
     def check(self) -> None:

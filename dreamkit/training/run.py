@@ -57,6 +57,7 @@ from dreamkit.training.same_run import (
 )
 from dreamkit.training.sharding import mesh_shape, shard
 from dreamkit.training.step_guard import Spike
+from dreamkit.training.trackers import missing_trackers
 
 CHECKPOINT = "checkpoint"  # folder of the trained model
 
@@ -141,6 +142,8 @@ def train_recipe(
     device = join()
     with watched(lambda: continue_hint(out)), exclusive_run(out):
         mesh_shape(recipe.train)  # raises before any weights are read
+        if missing := missing_trackers(recipe):
+            raise RecipeError(missing)
         points = resume_points(out)
         if resume and _is_finished(out) and not is_longer(out / CHECKPOINT, recipe):
             return _finished_run(out, recipe, registry, points)
@@ -313,7 +316,7 @@ def _train(loop: TrainingLoop, point: Path | None, changed_data: bool) -> None:
     def remedy() -> str:  # plans take time, so the last step is saved before
         return memory_remedy(loop.recipe, loop.registry, loop.device, loop.pass_shape)
 
-    with deferred("stopping after this step"), with_remedies(remedy):
+    with loop.trackers, deferred("stopping after this step"), with_remedies(remedy):
         try:
             with original_errors():
                 loop.train(point, changed_data=changed_data)

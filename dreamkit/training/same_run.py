@@ -22,7 +22,7 @@ from dreamkit.training.schedule import has_same_rates
 MAY_CHANGE = (
     *("train.log_every", "train.save_every", "train.workers", "train.cache", "train.micro_batch"),
     *("train.on_error", "train.max_skipped", "train.keep_last", "train.keep_every", "train.on_save_error"),
-    *("train.sharding", "train.unsharded", "train.cpu_offload"),
+    *("train.sharding", "train.unsharded", "train.cpu_offload", "train.trackers"),
     *("train.on_spike", "train.spike_factor"),  # they decide from the resume point on
     *("train.draw_every", "train.prompts", "train.eval_every", "train.eval_documents", "held_out"),
     *(f"generation.{field.name}" for field in dataclasses.fields(GenerationSection)),
@@ -165,7 +165,7 @@ def _differing(then: Recipe, now: Recipe, allowed: set[str], under: str = "") ->
 
     `allowed` are keys that may change in this run.
     """
-    before, after = dict(_flat(then.to_dict())), dict(_flat(now.to_dict()))
+    before, after = dict(flat(then.to_dict())), dict(flat(now.to_dict()))
     return [
         f"  {key}: was {shown_setting(before.get(key))}, is {shown_setting(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
@@ -193,13 +193,13 @@ def _values(recipe: Recipe, keys: Collection[str]) -> dict[str, Any]:
     return {key: reduce(lambda section, name: section[name], key.split("."), plain) for key in keys}
 
 
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted keys and plain values of a nested recipe."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+            yield from flat(inner, f"{key}.{name}" if key else str(name))
     elif isinstance(value, (list, tuple)):
         for number, inner in enumerate(value):
-            yield from _flat(inner, f"{key}[{number}]")
+            yield from flat(inner, f"{key}[{number}]")
     else:
         yield key, value
