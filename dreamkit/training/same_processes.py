@@ -13,7 +13,7 @@ from dreamkit.errors import TrainingError, first_lines
 from dreamkit.recipe.sections import Recipe
 from dreamkit.recipe.written import shown_setting
 from dreamkit.registry.registry import Registry
-from dreamkit.training.same_run import data_paths, flat_settings
+from dreamkit.training.same_run import data_paths, flat
 
 # Packages that decide what a step computes, or how processes divide it.
 PACKAGES: Final = ("dreamkit-core", "torch", "transformers", "diffusers", "peft", "accelerate", "safetensors")
@@ -36,11 +36,8 @@ def require_same_start(recipe: Recipe, registry: Registry, *, resume: bool, chan
         {name: _version(name) for name in names},
         "expected the same packages in all processes of a run; install the same versions on each machine",
     )
-    settings = {
-        key: shown_setting(value)
-        for key, value in flat_settings(recipe.to_dict())
-        if key not in data_paths(recipe)
-    }
+    paths = data_paths(recipe)
+    settings = {key: shown_setting(value) for key, value in flat(recipe.to_dict()) if key not in paths}
     _require_same(
         {**settings, "resume": str(resume), "changed data": str(changed_data)},
         "expected the same settings in all processes of a run; start each with the same command and recipe",
