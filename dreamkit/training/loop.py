@@ -77,7 +77,7 @@ class TrainingLoop:
         self.model, self.recipe, self.device, self.updates, self.out = model, recipe, device, updates, out
         self.registry = registry
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = make_optimizer(parameter_groups(model, recipe))
+        self.optimizer = make_optimizer(parameter_groups(model, recipe), recipe.train)
         self.progress = RunProgress(out, recipe.train, device, updates.global_batch, data)
         self.agreement = Agreement()
         self.reader = StepReader(updates, device, self.agreement, self.progress.skipped)
@@ -105,7 +105,7 @@ class TrainingLoop:
                 progress.add(batch, losses, counts)
             norm = clip_gradients(self.trained, train.max_grad_norm).to(self.device)
             learning_rates = set_learning_rates(self.optimizer, train, progress.step)
-            update(self.optimizer, progress.judge(batches, norm))
+            update(self.optimizer, progress.judge(batches, norm), progress.step)
             self.optimizer.zero_grad()
             self.end_step()
             if progress.step % train.log_every == 0 or progress.step == train.steps:
