@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dreamkit.build.parameter_groups import parameter_groups
 from dreamkit.data.batch import Batch
+from dreamkit.data.dataset import Dataset
 from dreamkit.data.sequence import Sequence
 from dreamkit.data.updates import Updates
 from dreamkit.distributed import is_main, total, whole, world_size
@@ -39,6 +40,7 @@ from dreamkit.training.schedule import set_learning_rates
 from dreamkit.training.sharding import begin_pass
 from dreamkit.training.step_reader import StepReader
 from dreamkit.training.trackers import Trackers
+from dreamkit.training.watching import Watch
 
 LOG = "log.jsonl"
 CHECK_EVERY = 100  # steps, at most
@@ -56,6 +58,7 @@ class TrainingLoop:
         updates: the batches of this process.
         out: folder of the run.
         registry: the components that checkpoints name.
+        held_out: the data sets of `recipe.held_out`.
         data: fingerprints of the data sets.
         on_log: function that the main process calls with each entry of the log.
 
@@ -73,6 +76,7 @@ class TrainingLoop:
         out: Path,
         *,
         registry: Registry | None = None,
+        held_out: Sequences[Dataset] = (),
         data: Sequences[dict[str, str]] = (),
         on_log: Callable[[LogEntry], None] | None = None,
     ) -> None:
@@ -87,6 +91,7 @@ class TrainingLoop:
         self.figures = Figures(model, device)
         self.log, self.bar = RunLog(out / LOG, on_log), RunBar()
         self.trackers = Trackers(recipe, out, self.bar.print)
+        self.watch = Watch(model, recipe, device, out, held_out, self.agreement, self.bar)
         self.pass_shape: tuple[int, int] | None = None
         self.has_failed_to_save = False
 
@@ -119,6 +124,9 @@ class TrainingLoop:
                 self.write_log(learning_rates, norm)
             elif progress.step % CHECK_EVERY == 0:
                 self.check()
+            if self.watch.due(progress.step):
+                self.check()
+                self.watch.after(progress.step)
             # the last step is saved as the checkpoint of the run
             if train.save_every and progress.step % train.save_every == 0 and progress.step < train.steps:
                 self.check()
@@ -147,6 +155,7 @@ class TrainingLoop:
         if point is not None and state.preempted:
             self.agreement.call(lambda: mark_preempted(point, False) if is_main() else None)
         self.figures.begin(self.progress.step)
+        self.watch.begin(self.progress.step)
         return updates
 
     def read(self, updates: Iterator[list[Batch]]) -> tuple[list[Batch], Tensor]:

@@ -35,6 +35,7 @@ from dreamkit.registry.registry import Registry
 from dreamkit.storage.folders import in_use_reason
 from dreamkit.storage.paths import output_folder
 from dreamkit.storage.writing import writing
+from dreamkit.training.drawings import check_drawings
 from dreamkit.training.failures import memory_remedy, with_remedies
 from dreamkit.training.leaving import add_resume_point
 from dreamkit.training.loop import LOG, TrainingLoop
@@ -91,6 +92,7 @@ def train_recipe(
     changed_data: bool = False,
     model: DreamModel | None = None,
     datasets: Sequence[Dataset] | None = None,
+    held_out: Sequence[Dataset] | None = None,
     on_log: Callable[[LogEntry], None] | None = None,
 ) -> TrainResult:
     """Train the model of `recipe` into the folder `out`. Processes started by `torchrun` share the work.
@@ -104,6 +106,7 @@ def train_recipe(
         changed_data: with `resume`, accept data that changed since the resume point was written.
         model: the model to train, with the recipe's `model` section; None builds one, or with `resume` loads it.
         datasets: one data set for each section of `recipe.data`; None builds those of the recipe.
+        held_out: one data set for each section of `recipe.held_out`; None builds those of the recipe.
         on_log: function to call with each entry of the log, such as `{"step": 10, "lm": 2.1, ...}`.
 
     SIGINT, SIGTERM, SIGHUP and SIGUSR1 end the run after the step, if they have no handler of the user. An error or
@@ -147,7 +150,15 @@ def train_recipe(
         _require_usable(out, points, resume)
         # Before any weights are read, which may take minutes.
         language = None if fitted is None else fitted.language_model
-        inputs = open_inputs(recipe, registry, datasets, with_init=is_built, language=language)
+        inputs = open_inputs(
+            recipe,
+            registry,
+            datasets,
+            held_out,
+            with_init=is_built,
+            with_held_out=True,
+            language=language,
+        )
         datasets = inputs.require_datasets()
         fingerprints = read_fingerprints(datasets)
         for note in [*recipe_notes(recipe), *machine_notes(recipe)]:
@@ -177,6 +188,7 @@ def train_recipe(
             compare_model(model.recipe, recipe)
         _require_documents(documents)
         _set_up(model, recipe, as_stored=scratch is not None)
+        check_drawings(model, recipe)
         _show(attention_status(model.language_model.spec))
         if device.type == "cuda":
             _show(kernels.kernel_status(device))
@@ -206,7 +218,15 @@ def train_recipe(
             with writing(out):
                 out.mkdir(exist_ok=True)
         loop = TrainingLoop(
-            model, recipe, device, updates, out, registry=registry, data=fingerprints, on_log=on_log
+            model,
+            recipe,
+            device,
+            updates,
+            out,
+            registry=registry,
+            held_out=inputs.require_held_out(),
+            data=fingerprints,
+            on_log=on_log,
         )
         # The model is the same in all processes, but dropout is not; other random numbers are in the batches.
         set_seed((recipe.train.seed + rank()) % 2**32)

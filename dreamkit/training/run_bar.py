@@ -18,12 +18,12 @@ class RunBar:
     """
 
     def __init__(self) -> None:
-        names = ("losses", "tokens", "images", "wait", "memory")
+        names = ("losses", "tokens", "images", "wait", "memory", "work")
         self.bar = Bar("training", *(f"{{task.fields[{name}]}}" for name in names))
 
     def begin(self, step: int, steps: int) -> None:
         """Show the line of a run that has finished `step` of `steps` steps."""
-        self.bar.move(step, steps, losses="text - image -", tokens="", images="", wait="", memory="")
+        self.bar.move(step, steps, losses="text - image -", tokens="", images="", wait="", memory="", work="")
 
     def move(self, step: int) -> None:
         """Show the number of finished steps."""
@@ -39,6 +39,10 @@ class RunBar:
             memory=format_bytes(values["memory"] or 0),
         )
         self.bar.report()
+
+    def show_work(self, work: str) -> None:
+        """Show what the run does between two steps, such as "drawing"; "" for nothing."""
+        self.bar.move(work=work)
 
     def print(self, text: str) -> None:
         """Print a line above the bar."""

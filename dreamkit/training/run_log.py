@@ -29,16 +29,22 @@ class RunLog:
 
     def begin(self, step: int) -> None:
         """Keep the lines up to `step`, the last finished one."""
-        self.entries = [entry for entry in read_log(self.path) if entry["step"] <= step]
-        write_text(self.path, "".join(map(_line, self.entries)))
+        self.entries = keep_entries(self.path, step)
 
     def add(self, step: int, values: Mapping[str, float | None]) -> None:
         """Add a line of these values, after the number of finished steps."""
         entry = {"step": step, **values}
         self.entries.append(entry)
-        append_text(self.path, _line(entry))
+        append_text(self.path, log_line(entry))
         if self.on_entry is not None:
             self.on_entry(entry)
+
+
+def keep_entries(path: Path, step: int) -> list[LogEntry]:
+    """Drop the lines after `step` from a log, which is created if there is none; return the entries of the others."""
+    entries: list[LogEntry] = [entry for entry in read_log(path) if entry["step"] <= step]
+    write_text(path, "".join(map(log_line, entries)))
+    return entries
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -85,6 +91,6 @@ def _entry(line: bytes) -> dict[str, Any]:
     return entry
 
 
-def _line(entry: LogEntry) -> str:
+def log_line(entry: LogEntry) -> str:
     """Return a line of the log. JSON has no numbers that are not finite: one is an error here."""
     return json.dumps(entry, allow_nan=False) + "\n"
