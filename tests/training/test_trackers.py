@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dreamkit.training.same_run import flat
 from dreamkit.training.trackers import Trackers, missing_trackers
 from runs import REGISTRY, kill_at, run
 from wandb_files import read_records
+from watched_runs import held_out_log, watched_recipe, watched_run
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 BOTH = ["tensorboard", "wandb"]
@@ -109,28 +111,32 @@ def test_trackers_have_the_log_of_a_run_that_was_killed_and_resumed(
 
 
 def test_held_out_losses_and_drawings_are_tracked(tmp_path: Path) -> None:
-    trackers = Trackers(layouts.recipe(trackers=BOTH), tmp_path, print)
-    drawings = [tiny.picture(0), PIL.new("L", (8, 4), 128)]
-    with trackers:
-        trackers.begin(0)
-        for step in (2, 4):
-            trackers.add(step, {"lm": 1.0 / step, "denoising": None}, group="held_out")
-            trackers.add_images(step, drawings)
-    numbers = {2: {"held_out/lm": 0.5}, 4: {"held_out/lm": 0.25}}
-    assert_same(tensorboard_log(tmp_path), numbers, rel=1e-6)
+    watched_run(tmp_path, watched_recipe(steps=2, draw_every=1, eval_every=1, trackers=BOTH))
+    expected = expected_log(tmp_path)
+    for line in held_out_log(tmp_path):
+        step = line.pop("step")
+        expected[step] |= {f"held_out/{name}": value for name, value in line.items() if value is not None}
+    assert_same(tensorboard_log(tmp_path), expected, rel=1e-6)
+    log = {
+        step: {name: value for name, value in values.items() if not name.startswith("drawings/")}
+        for step, values in wandb_log(tmp_path).items()
+    }
+    assert_same(log, expected, rel=1e-12)
+    files = sorted(tmp_path.glob("drawings/step-2/*.png"))
     events = EventAccumulator(str(tmp_path / "trackers/tensorboard")).Reload()
-    for number, picture in enumerate(drawings):
-        shown = events.Images(f"drawings/{number}")
-        assert [(each.step, each.width, each.height) for each in shown] == [
-            (step, *picture.size) for step in (2, 4)
-        ]
-    log = wandb_log(tmp_path)
-    assert [each["held_out/lm"] for each in log.values()] == [0.5, 0.25]
-    sizes = []
-    for file in (tmp_path / "trackers/wandb").glob("offline-run-*/files/media/images/drawings/*.png"):
-        with PIL.open(file) as picture:
-            sizes.append(picture.size)
-    assert sorted(sizes) == sorted(2 * [picture.size for picture in drawings])
+    assert files and events.Tags()["images"] == [f"drawings/{file.stem}" for file in files]
+    media = tmp_path.glob("trackers/wandb/offline-run-*/files/media/images/drawings/*.png")
+    drawn = {pixels(file) for file in tmp_path.glob("drawings/step-*/*.png")}
+    assert {pixels(file) for file in media} == drawn
+    for file in files:
+        first, second = events.Images(f"drawings/{file.stem}")
+        assert (first.step, second.step) == (1, 2)
+        assert pixels(BytesIO(second.encoded_image_string)) == pixels(file)
+
+
+def pixels(file: Path | BytesIO) -> bytes:
+    with PIL.open(file) as image:
+        return image.convert("RGB").tobytes()
 
 
 class Failing:
