@@ -111,6 +111,16 @@ class Drawings:
             for number in range(len(self.prompts))
         )
 
+    def images(self, step: int) -> dict[str, Picture]:
+        """Return the images that were drawn after `step`, by the numbers of their prompts."""
+        from PIL import Image
+
+        images = {}
+        for file in sorted((self.folder / f"step-{step}").glob("*.png")):
+            with Image.open(file) as image:
+                images[file.stem] = image.copy()
+        return images
+
     def draw(self, step: int) -> None:
         """Draw an image of each prompt, after `step`. Every process must call this method.
 

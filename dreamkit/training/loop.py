@@ -91,7 +91,7 @@ class TrainingLoop:
         self.figures = Figures(model, device)
         self.log, self.bar = RunLog(out / LOG, on_log), RunBar()
         self.trackers = Trackers(recipe, out, self.bar.print)
-        self.watch = Watch(model, recipe, device, out, held_out, self.agreement, self.bar)
+        self.watch = Watch(model, recipe, device, out, held_out, self.agreement, self.bar, self.trackers)
         self.pass_shape: tuple[int, int] | None = None
         self.has_failed_to_save = False
 
@@ -154,8 +154,8 @@ class TrainingLoop:
             self.bar.begin(self.progress.step, self.recipe.train.steps)
         if point is not None and state.preempted:
             self.agreement.call(lambda: mark_preempted(point, False) if is_main() else None)
-        self.figures.begin(self.progress.step)
         self.watch.begin(self.progress.step)
+        self.figures.begin(self.progress.step)
         return updates
 
     def read(self, updates: Iterator[list[Batch]]) -> tuple[list[Batch], Tensor]:
