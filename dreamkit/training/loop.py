@@ -23,6 +23,8 @@ from dreamkit.model.model import DreamModel, Losses
 from dreamkit.parts.precision import full_float64
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
+from dreamkit.runs.log_entries import LogEntry
+from dreamkit.runs.run_paths import LOG
 from dreamkit.training.agreement import Agreement
 from dreamkit.training.blame import blame
 from dreamkit.training.optimizer import clip_gradients, make_optimizer, update
@@ -32,13 +34,12 @@ from dreamkit.training.preempted import mark_preempted
 from dreamkit.training.resume_points import load_random_state
 from dreamkit.training.resume_state import read_state
 from dreamkit.training.run_bar import RunBar
-from dreamkit.training.run_log import LogEntry, RunLog
+from dreamkit.training.run_log import RunLog
 from dreamkit.training.run_progress import RunProgress
 from dreamkit.training.schedule import set_learning_rates
 from dreamkit.training.sharding import begin_pass
 from dreamkit.training.step_reader import StepReader
 
-LOG = "log.jsonl"
 CHECK_EVERY = 100  # steps, at most
 
 

@@ -32,17 +32,18 @@ from dreamkit.model.model import DreamModel
 from dreamkit.progress.consoles import SafeConsole
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
+from dreamkit.runs.log_entries import LogEntry, read_log
+from dreamkit.runs.run_paths import CHECKPOINT, LOG, RESUME_POINTS, resume_points
 from dreamkit.storage.folders import in_use_reason
 from dreamkit.storage.paths import output_folder
 from dreamkit.storage.writing import writing
 from dreamkit.training.failures import memory_remedy, with_remedies
 from dreamkit.training.leaving import add_resume_point
-from dreamkit.training.loop import LOG, TrainingLoop
+from dreamkit.training.loop import TrainingLoop
 from dreamkit.training.reading_updates import make_updates
-from dreamkit.training.resume_points import RESUME_POINTS, continue_hint, resume_points
+from dreamkit.training.resume_points import continue_hint
 from dreamkit.training.resume_state import RunState, read_state
 from dreamkit.training.run_folder import exclusive_run
-from dreamkit.training.run_log import LogEntry, read_log
 from dreamkit.training.same_run import (
     changed_settings,
     compare_data,
@@ -56,8 +57,6 @@ from dreamkit.training.same_run import (
 )
 from dreamkit.training.sharding import mesh_shape, shard
 from dreamkit.training.step_guard import Spike
-
-CHECKPOINT = "checkpoint"  # folder of the trained model
 
 
 @dataclass(frozen=True)

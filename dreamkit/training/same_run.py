@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.data.fingerprint import fingerprint_differences
 from dreamkit.errors import CheckpointError, TrainingError, count
+from dreamkit.recipe.flat import flat
 from dreamkit.recipe.sections import GenerationSection, Recipe
 from dreamkit.recipe.written import shown_setting
 from dreamkit.storage.urls import Url
@@ -92,7 +92,7 @@ def order_note(point: Path, state: RunState) -> str | None:
 
 def changed_settings(then: Recipe, now: Recipe) -> str | None:
     """Return a line about the settings of a resumed run that may change and have, except for its steps; or None."""
-    before, after = dict(_flat(then.to_dict())), dict(_flat(now.to_dict()))
+    before, after = dict(flat(then.to_dict())), dict(flat(now.to_dict()))
     changed = [
         f"{key} was {shown_setting(before.get(key))}, is {shown_setting(after.get(key))}"
         for key in MAY_CHANGE
@@ -163,7 +163,7 @@ def _differing(then: Recipe, now: Recipe, allowed: set[str], under: str = "") ->
 
     `allowed` are keys that may change in this run.
     """
-    before, after = dict(_flat(then.to_dict())), dict(_flat(now.to_dict()))
+    before, after = dict(flat(then.to_dict())), dict(flat(now.to_dict()))
     return [
         f"  {key}: was {shown_setting(before.get(key))}, is {shown_setting(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
@@ -182,15 +182,3 @@ def _data_paths(recipe: Recipe) -> set[str]:
         for field in dataclasses.fields(section.config)
         if field.metadata.get("path") or isinstance(getattr(section.config, field.name), Path | Url)
     }
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys and plain values of a nested recipe."""
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _flat(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, (list, tuple)):
-        for number, inner in enumerate(value):
-            yield from _flat(inner, f"{key}[{number}]")
-    else:
-        yield key, value
