@@ -1,1 +1,1 @@
-"""What HTML pages have in common: their frame and colours, images and charts. No module here loads torch."""
+"""The shared parts of HTML pages: frame, colours, images and charts. No module here loads torch."""

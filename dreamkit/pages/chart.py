@@ -10,8 +10,8 @@ from typing import Final
 from dreamkit.pages.frame import shown
 from dreamkit.pages.thinning import Point, ThinnedLine
 
-WIDTH, HEIGHT = 400, 170
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 22
+WIDTH, HEIGHT = 360, 160
+LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 22
 LOG_RANGE: Final = 20  # times that the highest value exceeds the lowest one on a logarithmic scale
 COLOURS: Final = 5
 DASHES: Final = 5
@@ -23,10 +23,11 @@ STYLE: Final = """
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1rem; }
 .chart { margin: 0; padding: .75rem .9rem .4rem; border: 1px solid var(--rule); border-radius: 8px;
   background: var(--card); }
-.chart figcaption { min-height: 3.1rem; font-size: .85rem; line-height: 1.45; }
+.chart figcaption { font-size: .85rem; line-height: 1.45; }
 .chart .name { font-weight: 600; }
 .chart .about { color: var(--soft); }
-.chart .key { display: flex; flex-wrap: wrap; gap: 0 .9rem; margin: 0; padding: 0; list-style: none; }
+.chart .key { display: flex; flex-wrap: wrap; gap: 0 .9rem; min-height: 1.3rem; margin: 0; padding: 0;
+  list-style: none; }
 .chart .key svg { display: inline-block; width: 26px; height: 10px; margin-right: .3rem; vertical-align: middle; }
 .chart .key span { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .chart > svg { display: block; width: 100%; height: auto; font: 11px system-ui, sans-serif; }
@@ -71,8 +72,8 @@ class Axis:
         return math.log10(value) if self.is_log else value
 
 
-def chart(title: str, about: str, lines: Sequence[Line], *, unit: str = "step", end: float = 0) -> str:
-    """Return a figure of lines over `unit`, from 0 to at least `end`; nothing without a point.
+def chart(title: str, about: str, lines: Sequence[Line], *, unit: str = "step") -> str:
+    """Return a figure of lines over `unit`, from 0 on; nothing without a point.
 
     The scale is logarithmic if all values are positive and differ by more than a factor of 20.
     """
@@ -82,12 +83,14 @@ def chart(title: str, about: str, lines: Sequence[Line], *, unit: str = "step", 
     more = len(lines) - MOST_LINES
     lines = lines[:MOST_LINES]
     kept = [[*line.line.points()] for line in lines]
-    x = _x_axis(min(0, *(px for points in kept for px, _ in points)), max(end, *(p[-1][0] for p in kept)))
+    x = _x_axis(
+        min(0, *(px for points in kept for px, _ in points)), max(px for points in kept for px, _ in points)
+    )
     y = _y_axis([value for points in kept for _, value in points])
     parts = [*_grid(x, y, unit)]
     for number, (line, points) in enumerate(zip(lines, kept, strict=True)):
         parts += _drawn(line, points, number, x, y)
-    notes = [about, *(["logarithmic"] if y.is_log else []), *([f"{more} more lines"] if more > 0 else [])]
+    notes = [about, *(["logarithmic"] if y.is_log else []), *([f"and {more} more"] if more > 0 else [])]
     label = "; ".join(
         f"{line.name or title} from {figure(p[0][1])} to {figure(p[-1][1])}" for line, p in _ends(lines)
     )
@@ -110,8 +113,8 @@ def _drawn(line: Line, points: Sequence[Point], number: int, x: Axis, y: Axis) -
     means = [] if line.has_markers else line.line.means()
     if y.is_log:  # the mean of positive values is positive, but for rounding
         means = [(px, max(py, y.low)) for px, py in means]
-    thin = f'class="logged c{number % COLOURS}"' if means else f'class="{style}"'
-    yield f'<polyline {thin} points="{_positions(points, x, y)}"/>'
+    thin = f"logged c{number % COLOURS}" if means else style
+    yield f'<polyline class="{thin}" points="{_positions(points, x, y)}"/>'
     if means:
         yield f'<polyline class="{style}" points="{_positions(means, x, y)}"/>'
     if line.has_markers or len(points) == 1:

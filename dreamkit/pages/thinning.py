@@ -33,6 +33,13 @@ class Bucket:
         self.sum_x, self.sum_y = self.sum_x + after.sum_x, self.sum_y + after.sum_y
         self.count += after.count
 
+    def scaled(self, factor: float) -> Bucket:
+        """Return this bucket with each `x` multiplied by a positive factor."""
+        first, lowest, highest, last = (
+            (factor * x, y) for x, y in (self.first, self.lowest, self.highest, self.last)
+        )
+        return Bucket(first, lowest, highest, last, factor * self.sum_x, self.sum_y, self.count)
+
     def points(self) -> list[Point]:
         """Return the four points, each once, in their order."""
         return sorted({self.first, self.lowest, self.highest, self.last})
@@ -79,6 +86,18 @@ class ThinnedLine:
         """The point that was added first."""
         return next(iter(self._buckets.values())).first
 
+    def scaled(self, factor: float) -> ThinnedLine:
+        """Return this line with each `x` multiplied by a positive factor."""
+        line = ThinnedLine()
+        line._width = self._width * factor
+        line._buckets = {number: bucket.scaled(factor) for number, bucket in self._buckets.items()}
+        return line
+
+    @property
+    def is_smoothed(self) -> bool:
+        """True if there are enough buckets for a running mean."""
+        return len(self._buckets) >= SMOOTH
+
     def points(self) -> Iterator[Point]:
         """Yield the points that are kept."""
         for bucket in self._buckets.values():
@@ -86,10 +105,10 @@ class ThinnedLine:
 
     def means(self) -> list[Point]:
         """Return a running mean of all points, at the mean `x` of each bucket; none of a short line."""
+        if not self.is_smoothed:
+            return []
         buckets = [*self._buckets.values()]
         half = len(buckets) // SMOOTH
-        if half == 0:
-            return []
         sums = [0.0, *accumulate(bucket.sum_y for bucket in buckets)]
         counts = [0, *accumulate(bucket.count for bucket in buckets)]
         means = []

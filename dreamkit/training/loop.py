@@ -24,9 +24,11 @@ from dreamkit.parts.precision import full_float64
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.runs.log_entries import LogEntry
+from dreamkit.runs.page_writer import PageWriter
 from dreamkit.runs.run_paths import LOG
 from dreamkit.training.agreement import Agreement
 from dreamkit.training.blame import blame
+from dreamkit.training.new_record import new_record
 from dreamkit.training.optimizer import clip_gradients, make_optimizer, update
 from dreamkit.training.optimizer_state import load_optimizer
 from dreamkit.training.point_writer import PointWriter
@@ -84,6 +86,7 @@ class TrainingLoop:
         self.reader = StepReader(updates, device, self.agreement, self.progress.skipped)
         self.points = PointWriter(out, recipe.train, registry)
         self.log, self.bar = RunLog(out / LOG, on_log), RunBar()
+        self.page = PageWriter(out, self.bar.print)
         self.pass_shape: tuple[int, int] | None = None
         self.has_failed_to_save = False
 
@@ -135,8 +138,18 @@ class TrainingLoop:
             load_random_state(point, state, self.recipe.train.seed)
         self.progress.begin()
         if is_main():
-            self.log.begin(self.progress.step)
-            self.bar.begin(self.progress.step, self.recipe.train.steps)
+            step = self.progress.step
+            self.log.begin(step)
+            self.page.begin(
+                new_record(
+                    self.recipe,
+                    self.registry,
+                    self.device,
+                    global_batch=self.updates.global_batch,
+                    step=step,
+                )
+            )
+            self.bar.begin(step, self.recipe.train.steps)
         if point is not None and state.preempted:
             self.agreement.call(lambda: mark_preempted(point, False) if is_main() else None)
         return updates
@@ -183,6 +196,7 @@ class TrainingLoop:
         if is_main():
             self.bar.show(losses)
             self.log.add(progress.step, losses | values | counts, learning_rates | spikes)
+            self.page.update(progress.step)
             self.model.train()  # `on_log` may have changed the mode
 
     def check(self) -> None:

@@ -292,18 +292,19 @@ def _train(loop: TrainingLoop, point: Path | None, changed_data: bool) -> None:
     def remedy() -> str:  # plans take time, so the last step is saved before
         return memory_remedy(loop.recipe, loop.registry, loop.device, loop.pass_shape)
 
-    with deferred("stopping after this step"), with_remedies(remedy):
-        try:
-            with original_errors():
-                loop.train(point, changed_data=changed_data)
-            with loop.saving(may_fail=False):
-                save_checkpoint(loop.model, checkpoint, registry=loop.registry)
-        except BaseException as error:
-            loop.bar.stop()
-            add_resume_point(error, loop)
-            raise
-        finally:
-            loop.bar.stop()
+    with deferred("stopping after this step"):
+        with loop.page.ending(lambda: loop.progress.step), with_remedies(remedy):
+            try:
+                with original_errors():
+                    loop.train(point, changed_data=changed_data)
+                with loop.saving(may_fail=False):
+                    save_checkpoint(loop.model, checkpoint, registry=loop.registry)
+            except BaseException as error:
+                loop.bar.stop()
+                add_resume_point(error, loop)
+                raise
+            finally:
+                loop.bar.stop()
         try:
             loop.agreement.call(lambda: None)  # a signal may have come in one process only
         except Interrupted as interrupt:
