@@ -108,7 +108,7 @@ class Drawings:
         all_of_them = f'<a href="{self.url(self.folder)}/">{DRAWINGS}</a>'
         rest = f" {len(linked)} of them, at even distances; all are in {all_of_them}."
         return (
-            f'<details id="all-drawings"><summary>All {len(self.steps):,} steps with drawings</summary>'
+            f'<details id="all-drawings"><summary>All steps with drawings: {len(self.steps):,}</summary>'
             f'<p class="soft">The images by the numbers of their prompts.'
             f'{rest if len(linked) < len(self.steps) else ""}</p><ul class="steps">{"".join(items)}</ul></details>'
         )
