@@ -14,14 +14,21 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from dreamkit.errors import CheckpointError, DreamkitError, OutputError, SourceError, TrainingError
+from dreamkit.errors import (
+    CacheError,
+    CheckpointError,
+    DreamkitError,
+    OutputError,
+    SourceError,
+    TrainingError,
+)
 from dreamkit.peers import watching
 
 TIMEOUT: Final = timedelta(minutes=30)  # of a meeting of all processes: one of them may write a checkpoint
 
 # Errors that one process raises in place of another, by their names.
 _SHARED_ERRORS: Final[dict[str, type[DreamkitError]]] = {
-    error.__name__: error for error in (CheckpointError, OutputError, SourceError)
+    error.__name__: error for error in (CacheError, CheckpointError, OutputError, SourceError)
 }
 
 
