@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from dreamkit.cache.unfinished import Stage, Unfinished
-from dreamkit.distributed import is_main, rank, world_size
+from dreamkit.distributed import barrier, is_main, rank, world_size
 from dreamkit.storage.writing import writing
 
 INTERVAL: Final = 0.5  # seconds between two reports of a process
@@ -64,6 +64,7 @@ class SharedBlocks:
         while not all(is_over for _, is_over in self._others.values()):
             time.sleep(WAIT)
             self._look()
+        barrier()  # no process removes the reports before all have read them
 
     def _take(self, number: int) -> bool:
         """Return True if this process is the first one to take the block."""

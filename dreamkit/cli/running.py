@@ -99,7 +99,7 @@ def cache(
 
     Example: dreamkit cache digits/stage1 --out digits-cache
 
-    Example: torchrun --nproc-per-node 2 -m dreamkit cache digits/stage1 --out digits-cache
+    Example: dreamkit cache digits/stage1 --out digits-cache --resume
     """
     from rich.filesize import decimal
 

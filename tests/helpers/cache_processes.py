@@ -19,6 +19,7 @@ from unittest.mock import patch
 import torch
 import yaml
 
+import caches
 import layouts
 import tiny
 from dreamkit import peers
@@ -94,6 +95,7 @@ class Commands:
 
 
 def main(folder: Path) -> None:
+    caches.build_model(caches.recipe())  # the forks import nothing
     os.chdir(folder)
     write_data(folder)
     commands = Commands(folder)
