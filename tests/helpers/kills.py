@@ -39,10 +39,12 @@ class Work(ABC):
     Attributes:
         name: its name on the command line.
         product: what is the same after all kills.
+        starts: text before the number of processes of a start.
     """
 
     name: ClassVar[str]
     product: ClassVar[str]
+    starts: ClassVar[str] = ""
 
     def processes(self, most: int, rng: random.Random) -> int:
         """Return the number of processes of a start."""
@@ -91,7 +93,7 @@ class Training(Work):
 class Caching(Work):
     """Caches of the images of many documents, each time by another number of processes."""
 
-    name, product = "cache", "bytes"
+    name, product, starts = "cache", "bytes", "up to "
 
     def processes(self, most: int, rng: random.Random) -> int:
         return rng.randint(1, most)
@@ -184,10 +186,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         killed = Killed(Path(folder), WORKS[options.work], options.processes)
         while killed.kills < options.kills:
             killed.run(Path(folder, f"run {killed.runs}"), min(4, options.kills - killed.kills), rng)
+    starts = f"{killed.work.starts}{count(options.processes, 'process')}"
     print(
-        f"{killed.kills} kills of runs of {count(options.processes, 'process')}, {killed.runs} runs finished with "
-        f"the same {killed.work.product}; {time.monotonic() - begin:.0f} s; the other "
-        f"processes ended at most {killed.slowest:.1f} s after a kill, {killed.waiting} times by their launcher"
+        f"{killed.kills} kills of runs of {starts}, {killed.runs} runs finished with the same {killed.work.product}; "
+        f"{time.monotonic() - begin:.0f} s; the other processes ended at most {killed.slowest:.1f} s after a kill, "
+        f"{killed.waiting} times by their launcher"
     )
 
 
