@@ -103,8 +103,9 @@ def cache(
     """
     from rich.filesize import decimal
 
+    from dreamkit.cache.caching import CachingProgress, Estimate
     from dreamkit.cache.manifest import TABLES
-    from dreamkit.cache.write import CachingProgress, Estimate, make_cache
+    from dreamkit.cache.write import make_cache
     from dreamkit.data.skipped import SKIPPED
     from dreamkit.distributed import is_main, leave
     from dreamkit.errors import DreamkitError

@@ -142,7 +142,7 @@ def test_sigterm_before_the_first_block_leaves_no_folder(
     dreamkit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = sorted(tmp_path.iterdir()), signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("dreamkit.cache.write.list_images", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("dreamkit.cache.caching.list_images", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert dreamkit("cache", "recipe.yaml", "--out", "cache1")[0] == 128 + signal.SIGTERM
     assert (sorted(tmp_path.iterdir()), signal.getsignal(signal.SIGTERM)) == before
 
@@ -153,7 +153,7 @@ def test_a_command_that_sigterm_ended_is_continued(
     assert dreamkit("cache", "recipe.yaml", "--out", "straight")[0] == 0
     arguments = ["cache", "recipe.yaml", "--out", "cache1"]
     with monkeypatch.context() as patch:
-        patch.setattr("dreamkit.cache.write.fill", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr("dreamkit.cache.caching.fill", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         code, out, err = dreamkit(*arguments)
     kept = tmp_path / ".cache1.unfinished"
     assert (code, out) == (128 + signal.SIGTERM, "") and err.endswith(

@@ -9,8 +9,9 @@ from typing import Any
 import caches
 import layouts
 import tiny
+from dreamkit.cache.caching import CacheReport
 from dreamkit.cache.manifest import CacheManifest
-from dreamkit.cache.write import CacheReport, make_cache
+from dreamkit.cache.write import make_cache
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import DocumentError
 
