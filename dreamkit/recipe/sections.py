@@ -22,6 +22,7 @@ PartName: TypeAlias = Literal[Adaptable, "visual_projector", "condition_projecto
 Trainable: TypeAlias = Literal[PartName, "dream_queries", "new_tokens"]
 Schedule: TypeAlias = Literal["cosine", "linear", "constant", "wsd"]
 Shuffle: TypeAlias = Literal["full", "blocks", "none"]
+Quantization: TypeAlias = Literal["nf4", "int8"]
 WITH_SOURCE: Final[tuple[str, ...]] = get_args(Adaptable)  # kinds that have weights to name
 PARTS: Final[tuple[str, ...]] = get_args(PartName)
 TRAINABLE: Final[tuple[str, ...]] = get_args(Trainable)
@@ -47,6 +48,13 @@ class PartSection:
 
     name: str
     config: Any = setting(None, inner=True)
+
+
+@dataclass(frozen=True)
+class SourcedSection(PartSection):
+    """A part with weights of a source; `quantize` freezes those of its linear layers in 4 (nf4) or 8 bits (int8)."""
+
+    quantize: Quantization | None = None
 
 
 @dataclass(frozen=True)
@@ -79,11 +87,11 @@ class AdapterSection:
 class ModelSection:
     """The parts of a model. Without `pooled_projector`, a decoder with a pooled vector gets a linear one."""
 
-    language_model: PartSection = setting(kind="language_model", sourced=True)
-    vision_encoder: PartSection = setting(kind="vision_encoder", sourced=True)
+    language_model: SourcedSection = setting(kind="language_model", sourced=True)
+    vision_encoder: SourcedSection = setting(kind="vision_encoder", sourced=True)
     visual_projector: PartSection = setting(kind="projector")
     condition_projector: PartSection = setting(kind="projector")
-    image_decoder: PartSection = setting(kind="image_decoder", sourced=True)
+    image_decoder: SourcedSection = setting(kind="image_decoder", sourced=True)
     pooled_projector: PartSection | None = setting(None, kind="projector")
     dream_queries: int = setting(64, least=1, most=MAX_TOKENS)
     special_tokens: SpecialTokens = SpecialTokens()
