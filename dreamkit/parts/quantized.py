@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Final, Self
 
 import torch
@@ -43,8 +44,9 @@ class QuantizedLinear(nn.Linear):
         nn.Module.__init__(self)  # that of a linear layer would create float32 weights
         self.out_features, self.in_features = weight.shape
         self.kind = kind
-        self.bias = bias
-        packed, scales = _pack(weight.detach(), kind)
+        self.register_parameter("bias", bias)
+        with _in_float32():
+            packed, scales = _pack(weight.detach(), kind)
         self.register_buffer("packed", packed, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
 
@@ -66,6 +68,10 @@ class QuantizedLinear(nn.Linear):
     @torch.no_grad()
     def restored(self, dtype: torch.dtype) -> Tensor:
         """Return the weights (out, in) in floating point."""
+        with _in_float32():
+            return self._restored(dtype)
+
+    def _restored(self, dtype: torch.dtype) -> Tensor:
         if self.kind == "int8":
             return self.packed.float().div_(_LARGEST).mul_(self.scales.float()).to(dtype)
         # a row of odd length has no kernel on a CPU, but all weights in one row have
@@ -84,7 +90,8 @@ class QuantizedLinear(nn.Linear):
     @torch.no_grad()
     def load(self, weight: Tensor) -> None:
         """Replace the weights by `weight` (out, in), of any floating-point type and device."""
-        packed, scales = _pack(weight, self.kind)
+        with _in_float32():
+            packed, scales = _pack(weight, self.kind)
         self.packed.copy_(packed)
         self.scales.copy_(scales)
 
@@ -118,6 +125,12 @@ def quantized_layers(module: nn.Module) -> Iterator[tuple[str, QuantizedLinear]]
     for name, layer in module.named_modules():
         if isinstance(layer, QuantizedLinear):
             yield name, layer
+
+
+def _in_float32() -> AbstractContextManager[None]:
+    """Return a block in which float32 means float32, also in a run in float64: scales have no other type."""
+    block: AbstractContextManager[None] = torch._C.DisableTorchFunction()
+    return block
 
 
 def _pack(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:

@@ -128,6 +128,7 @@ def test_weights_without_a_source_are_saved_restored(kind: str, sources: Path, t
             parameter.mul_(1.1)
     save_checkpoint(trained, tmp_path / "trained", registry=REGISTRY)
     model = build_model(recipe(sources, kind))
+    model.set_trainable([])
     plain = outputs(model)
     report = load_weights(model, tmp_path / "trained")
     assert report.parts["language_model"].missing == 0 and report.parts["image_decoder"].loaded == 0
@@ -135,7 +136,7 @@ def test_weights_without_a_source_are_saved_restored(kind: str, sources: Path, t
     assert not torch.allclose(plain["logits"], expected["logits"], atol=1e-3)
     for name, layer in quantized_layers(model.language_model):
         before = trained.language_model.get_submodule(name).weight
-        assert 0 < (layer.weight - before).norm() / before.norm() < 0.15
+        assert 0 < (layer.weight - before).norm() / before.norm() < 0.25
     save_checkpoint(model, tmp_path / "next", registry=REGISTRY)
     assert files(tmp_path / "next").keys() == files(tmp_path / "trained").keys()
     close(outputs(load_checkpoint(tmp_path / "next", REGISTRY)[0]), expected)
@@ -159,15 +160,23 @@ def test_another_run_may_quantize_differently(sources: Path, tmp_path: Path) -> 
 def test_a_run_with_quantized_parts_is_resumed(kind: str, sources: Path, tmp_path: Path) -> None:
     settings = {"trainable": SMALL, "global_batch": 2, "learning_rate": 1e-2, "save_every": 2, "log_every": 1}
 
-    def run(out: str, kind: str | None = kind, steps: int = 4, resume: bool = False) -> Any:
-        changes = {"train": settings | {"steps": steps}, "data": [{"name": "pairs", "path": "unused"}]}
+    def run(out: str, kind: str | None = kind, resume: bool = False, stop: int = 0) -> Any:
+        changes = {"train": settings | {"steps": 4}, "data": [{"name": "pairs", "path": "unused"}]}
         plain = recipe(sources, kind, **adapters(use_dora=True), **changes)
         loaded = recipe_from_dict(plain, REGISTRY, where="tiny")
-        return train_recipe(loaded, REGISTRY, tmp_path / out, datasets=[TinyDocuments()], resume=resume)
+
+        def interrupt(entry: Any) -> None:
+            if entry["step"] == stop:
+                raise RuntimeError("interrupted")
+
+        return train_recipe(
+            loaded, REGISTRY, tmp_path / out, datasets=[TinyDocuments()], resume=resume, on_log=interrupt
+        )
 
     straight = run("straight")
-    run("resumed", steps=2)
-    with pytest.raises(TrainingError, match=r"model\.language_model\.quantize: was '\w+', is unset|None"):
+    with pytest.raises(RuntimeError, match="interrupted"):
+        run("resumed", stop=2)
+    with pytest.raises(TrainingError, match=rf"model\.language_model\.quantize: was '{kind}', is "):
         run("resumed", kind=None, resume=True)
     resumed = run("resumed", resume=True)
     assert [entry["loss"] for entry in resumed.log] == [entry["loss"] for entry in straight.log]
