@@ -19,7 +19,9 @@ from dreamkit.recipe.sections import WITH_SOURCE
 from dreamkit.registry.registry import Registry
 
 PAGE = (Path(__file__).parents[2] / "docs/training.md").read_text()
-ROW = re.compile(r"^\| (?:language model|vision encoder|image decoder): (.*) \| ([\d.]+) % \| ([\d.]+) % \|$", re.M)
+ROW = re.compile(
+    r"^\| (?:language model|vision encoder|image decoder): (.*) \| ([\d.]+) % \| ([\d.]+) % \|$", re.M
+)
 STATED = {output: {"nf4": float(nf4), "int8": float(int8)} for output, nf4, int8 in ROW.findall(PAGE)}
 
 
