@@ -136,7 +136,7 @@ def test_weights_without_a_source_are_saved_restored(kind: str, sources: Path, t
     assert not torch.allclose(plain["logits"], expected["logits"], atol=1e-3)
     for name, layer in quantized_layers(model.language_model):
         before = trained.language_model.get_submodule(name).weight
-        assert 0 < (layer.weight - before).norm() / before.norm() < 0.25
+        assert 0 < (layer.weight - before).norm() / before.norm() < 0.15
     save_checkpoint(model, tmp_path / "next", registry=REGISTRY)
     assert files(tmp_path / "next").keys() == files(tmp_path / "trained").keys()
     close(outputs(load_checkpoint(tmp_path / "next", REGISTRY)[0]), expected)
