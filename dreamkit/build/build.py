@@ -12,6 +12,7 @@ from dreamkit.build.fit import fit
 from dreamkit.build.fit_record import FAILURES, Fit, part_section, source_of
 from dreamkit.build.load_in_turns import load_in_turns
 from dreamkit.build.load_part import load_part, load_stored_part
+from dreamkit.build.quantize import quantize_part, require_libraries
 from dreamkit.distributed import together
 from dreamkit.errors import ConfigError, RecipeError
 from dreamkit.model.adapters import adapt
@@ -41,8 +42,12 @@ def build(fit: Fit) -> DreamModel:
         RecipeError: parts do not fit, or a part fails to build.
     """
     fit.require_valid()
+    require_libraries(fit.recipe)
     torch.manual_seed(fit.recipe.train.seed)
-    parts = {key: _call(fit, f"model.{key}", _part, cls, config) for key, cls, config in _sourced_parts(fit)}
+    parts = {
+        key: _call(fit, f"model.{key}", _mapped_part if _kind(fit, key) else _part, cls, config)
+        for key, cls, config in _sourced_parts(fit)
+    }
     return _compose(fit, parts)
 
 
@@ -57,6 +62,7 @@ def build_as_stored(fit: Fit, scratch: Path) -> DreamModel:
         RecipeError: parts do not fit, or a part fails to build, in any process.
     """
     fit.require_valid()
+    require_libraries(fit.recipe)
     torch.manual_seed(fit.recipe.train.seed)
     parts = {
         key: _call(fit, f"model.{key}", _stored_part, cls, config, scratch)
@@ -68,6 +74,12 @@ def build_as_stored(fit: Fit, scratch: Path) -> DreamModel:
 def _part(cls: Any, config: Any) -> Part:
     part: Part = cls.from_config(config) if config.pretrained is None else load_part(cls, config)
     return part
+
+
+def _mapped_part(cls: Any, config: Any) -> Part:
+    """Build a part that will be quantized: no process has memory for all of its weights, if they can be mapped."""
+    part = None if config.pretrained is None else load_stored_part(cls, config)
+    return _part(cls, config) if part is None else part
 
 
 def _stored_part(cls: Any, config: Any, scratch: Path) -> Part:
@@ -85,6 +97,7 @@ def build_on_meta(fit: Fit) -> DreamModel:
         RecipeError: parts do not fit, or a part has no `meta_modules`.
     """
     fit.require_valid()
+    require_libraries(fit.recipe)
     parts = {
         key: _call(fit, f"model.{key}", _part_on_meta, cls, config)
         for key, cls, config in _sourced_parts(fit)
@@ -136,10 +149,22 @@ def _compose(fit: Fit, parts: dict[str, Any], *, as_stored: bool = False) -> Dre
         denoising_weight=recipe.loss.denoising,
     )
     for index, adapter in enumerate(recipe.model.adapters):
-        _call(fit, f"model.adapters.{index}", adapt, parts[adapter.target], adapter, as_stored)
+        is_mapped = as_stored or _kind(fit, adapter.target) is not None
+        _call(fit, f"model.adapters.{index}", adapt, parts[adapter.target], adapter, is_mapped)
+    for key in WITH_SOURCE:
+        if (kind := _kind(fit, key)) is not None:
+            _call(fit, f"model.{key}.quantize", quantize_part, parts[key], kind)
+            if not as_stored:
+                parts[key].float()
     model.recipe = recipe
     model.sources = sources
     return model.double() if recipe.train.precision == "float64" and not as_stored else model
+
+
+def _kind(fit: Fit, key: str) -> str | None:
+    """Return how the part of this key is quantized."""
+    kind: str | None = getattr(fit.recipe.model, key).quantize
+    return kind
 
 
 def _call(fit: Fit, key: str, function: Callable[..., Any], *args: Any, **named: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dreamkit.build.fit_adapters import fit_adapters
 from dreamkit.build.fit_groups import fit_groups
 from dreamkit.build.fit_projectors import fit_projectors
+from dreamkit.build.fit_quantized import fit_quantized
 from dreamkit.build.fit_record import Fit
 from dreamkit.build.fit_settings import fit_generation, fit_images, fit_lengths, fit_loss, fit_tokens
 from dreamkit.recipe.sections import WITH_SOURCE, Recipe
@@ -24,6 +25,7 @@ def fit(recipe: Recipe, registry: Registry) -> Fit:
     fit_projectors(result, model)
     fit_lengths(result, model)
     fit_adapters(result, model)
+    fit_quantized(result, model)
     fit_tokens(result, model)
     fit_generation(result)
     fit_loss(result, model)

@@ -23,6 +23,7 @@ from dreamkit.data.shrinking import least_side
 from dreamkit.distributed import whole
 from dreamkit.errors import CacheError, DreamkitError, describe_error
 from dreamkit.model.model import DreamModel
+from dreamkit.parts.quantized import quantized_layers
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.storage.sources import fingerprint
@@ -102,10 +103,13 @@ def table_identity(model: DreamModel, recipe: Recipe, registry: Registry, table:
 def weights_sha256(module: nn.Module) -> str:
     """Return the hash of a module's parameters and persistent buffers, with their names, dtypes and shapes.
 
-    If the module is sharded, every process must call this function.
+    Packed weights of quantized layers belong to them. If the module is sharded, every process must call this function.
     """
     hashed = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    state = module.state_dict()
+    for name, layer in quantized_layers(module):
+        state |= {f"{name}.packed": layer.packed, f"{name}.scales": layer.scales}
+    for name, tensor in sorted(state.items()):
         if isinstance(tensor, Tensor):  # a module's extra state may be anything
             hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             hashed.update(whole(tensor).contiguous().flatten().view(torch.uint8).numpy().data)

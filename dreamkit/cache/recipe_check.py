@@ -41,6 +41,8 @@ def recipe_identity(recipe: Recipe, registry: Registry, table: str, side: int | 
     fields = dataclasses.fields(section.config)
     excluded = {"pretrained", *(field.name for field in fields if field.metadata.get(LOSS_ONLY))}
     settings = {name: value for name, value in plain(section.config).items() if name not in excluded}
+    if section.quantize is not None and _needs_whole_part(registry, section.name, table):
+        settings["quantize"] = section.quantize
     return {
         "component": f"{section.name} ({component.origin})",
         "precision": recipe.train.precision,
@@ -180,8 +182,17 @@ def _is_trained(fitted: Fit, table: str) -> bool:
         return False
     if table == "features":
         return True
-    cls: Any = fitted.registry.get(part, model.image_decoder.name) if fitted.image_decoder else None
-    return cls is not None and cls.posterior_module == ""
+    return fitted.image_decoder is not None and _needs_whole_part(
+        fitted.registry, model.image_decoder.name, table
+    )
+
+
+def _needs_whole_part(registry: Registry, name: str, table: str) -> bool:
+    """Return True if all weights of the part of this name decide a table, and not those of a module alone."""
+    if table == "features":
+        return True
+    cls: Any = registry.get(PART_OF[table], name)
+    return bool(cls.posterior_module == "")
 
 
 def data_records(sections: Sequence[DataSection], datasets: Sequence[Dataset]) -> list[DataRecord]:

@@ -56,7 +56,7 @@ class Content:
 
 
 def saved_content(model: DreamModel) -> Content:
-    """Return the tensors of `model` that a checkpoint saves; they share its memory."""
+    """Return the tensors of `model` that a checkpoint saves; they share its memory, but for restored weights."""
     content = Content()
     for entry in entries(model):
         is_new = needs_saving(entry, model.sources)
@@ -64,7 +64,7 @@ def saved_content(model: DreamModel) -> Content:
             if not is_new:
                 content.changed.add(entry.part)
             group = content.adapters if is_adapter(entry.keys[0]) else content.weights
-            group.setdefault(entry.part, {})[entry.keys[0]] = entry.tensor.detach()
+            group.setdefault(entry.part, {})[entry.keys[0]] = entry.values()
     return content
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from dreamkit.errors import CheckpointError, PluginError, excerpt, first_lines
 from dreamkit.model.adapters import is_adapter, names_in_part, stored_name
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import recipe_from_dict
-from dreamkit.recipe.sections import Recipe
+from dreamkit.recipe.sections import WITH_SOURCE, Recipe
 from dreamkit.recipe.source_keys import stored_source
 from dreamkit.registry.registry import Registry
 from dreamkit.storage.paths import shown_path
@@ -58,23 +58,29 @@ class LoadReport:
         return table
 
 
-def load_checkpoint(folder: Path | str, registry: Registry | None = None) -> tuple[DreamModel, LoadReport]:
-    """Build the model of a checkpoint and load its weights.
+def load_checkpoint(
+    folder: Path | str, registry: Registry | None = None, *, quantize: bool = True
+) -> tuple[DreamModel, LoadReport]:
+    """Build the model of a checkpoint and load its weights. Without `quantize`, no part of it is quantized.
 
     Raises:
         CheckpointError: a damaged checkpoint or a newer format, a component that is not installed, a source that is
             missing or has changed, or other tensors than the model has.
     """
-    model, manifest = build_saved(folder, registry)
+    model, manifest = build_saved(folder, registry, quantize=quantize)
     return model, copy_tensors(model, folder, manifest)
 
 
 def build_saved(
-    folder: Path | str, registry: Registry | None = None, *, scratch: Path | None = None
+    folder: Path | str,
+    registry: Registry | None = None,
+    *,
+    scratch: Path | None = None,
+    quantize: bool = True,
 ) -> tuple[DreamModel, Manifest]:
     """Build the model of a checkpoint without its weights; return it with the manifest, for `copy_tensors`.
 
-    With `scratch`, the model is one of `build_as_stored`.
+    With `scratch`, the model is one of `build_as_stored`. Without `quantize`, no part of it is quantized.
 
     Raises:
         CheckpointError: as `load_checkpoint`, except for the tensors.
@@ -96,6 +102,7 @@ def build_saved(
         compare_source(folder, part, source, stored_source(source["name"]))
     where = str(folder / Manifest.FILE)
     recipe = recipe_from_dict(manifest.recipe, registry, where=where)
+    recipe = recipe if quantize else _unquantized(recipe)
     fitted = fit(_with_own_tokenizer(recipe, folder, registry), registry)
     model = build(fitted) if scratch is None else build_as_stored(fitted, scratch)
     if getattr(recipe.model.language_model.config, "tokenizer", None) is None:
@@ -104,6 +111,11 @@ def build_saved(
         model.sources[part] = None
     compare_tokens(folder, manifest, model)
     return model, manifest
+
+
+def _unquantized(recipe: Recipe) -> Recipe:
+    sections = {part: replace(getattr(recipe.model, part), quantize=None) for part in WITH_SOURCE}
+    return replace(recipe, model=replace(recipe.model, **sections))
 
 
 def _with_own_tokenizer(recipe: Recipe, folder: Path, registry: Registry) -> Recipe:
@@ -213,7 +225,7 @@ def copy_tensors(
         raise CheckpointError("\n  ".join([f"{folder} does not fit the model{hint}:", *lines]))
     with torch.no_grad():
         for entry, tensor in copies:
-            local(entry.tensor).copy_(tensor.read(local_region(entry.tensor)))
+            entry.copy(tensor.read(local_region(entry.tensor)))
             model.changed |= entry.names
     return report
 

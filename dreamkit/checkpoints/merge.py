@@ -17,6 +17,8 @@ from dreamkit.storage.folders import atomic_folder, in_use_reason
 def merge_adapters(folder: Path, out: Path, registry: Registry) -> list[str]:
     """Write the checkpoint in `folder` to `out` with its adapters merged into the adapted layers.
 
+    Weights of quantized parts are those of their sources, and the merged checkpoint is not quantized.
+
     Return the names of the adapted parts.
 
     Raises:
@@ -36,7 +38,7 @@ def _merge_into(partial: Path, folder: Path, out: Path, registry: Registry) -> l
     sections = Manifest.read(folder, verify=False).recipe.get("model")
     if isinstance(sections, dict) and not sections.get("adapters"):
         raise CheckpointError(f"{folder}: it has no adapters to merge; use it as it is")
-    model, _ = load_checkpoint(folder, registry)
+    model, _ = load_checkpoint(folder, registry, quantize=False)
     recipe = model.recipe
     assert recipe is not None, "a loaded checkpoint has its recipe"
     targets: list[str] = [adapter.target for adapter in recipe.model.adapters]

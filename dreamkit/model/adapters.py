@@ -80,8 +80,8 @@ def adapt(part: Part, adapter: AdapterSection, as_stored: bool = False) -> None:
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
         with _placeholders(part) if as_stored else nullcontext():
             inject_adapter_in_model(config, adapter_root(part), _NAME)
-    if as_stored and adapter.use_dora:
-        _initialise_magnitudes(part)
+    if as_stored:
+        initialise_magnitudes(part)
 
 
 @contextmanager
@@ -97,12 +97,12 @@ def _placeholders(part: Part) -> Iterator[None]:
             weight.data = data
 
 
-def _initialise_magnitudes(part: Part) -> None:
-    """Initialise the magnitudes of DoRA (arXiv 2402.09353) from the weights in float32, layer by layer."""
+def initialise_magnitudes(part: Part) -> None:
+    """Initialise the magnitudes of DoRA (arXiv 2402.09353), if any, from the weights in float32, layer by layer."""
     from peft.tuners.lora import LoraLayer
 
     for layer in part.modules():
-        if isinstance(layer, LoraLayer):
+        if isinstance(layer, LoraLayer) and _NAME in layer.lora_variant:
             weight = layer.get_base_layer().weight
             data, weight.data = weight.data, weight.data.float()
             layer.lora_variant[_NAME].init(layer, adapter_name=_NAME)

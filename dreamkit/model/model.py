@@ -16,7 +16,7 @@ from dreamkit.data.batch import Batch, Collator, ImageCache
 from dreamkit.data.image_noise import ImageNoise
 from dreamkit.data.sequence import Sequencer
 from dreamkit.earlier_names import EarlierName, with_earlier_arguments
-from dreamkit.errors import DreamkitError, did_you_mean
+from dreamkit.errors import DreamkitError
 from dreamkit.kernels import usable
 from dreamkit.kernels.assemble_embeddings import assemble_embeddings, fill_slots
 from dreamkit.kernels.label_loss import LabelLoss, label_loss
@@ -29,6 +29,7 @@ from dreamkit.model.events import Event
 from dreamkit.model.generation import Generation
 from dreamkit.model.prompts import Prompt, prompt_documents
 from dreamkit.model.session import Session
+from dreamkit.model.trainable import require_trainable
 from dreamkit.parts.decoder import ImageDecoder
 from dreamkit.parts.language import LanguageModel
 from dreamkit.parts.part import Part
@@ -174,11 +175,9 @@ class DreamModel(nn.Module):
         language model is frozen. `condition_projector` includes a pooled projector, which most recipes do not name.
 
         Raises:
-            DreamkitError: an unknown name, or `new_tokens` when no token was added to the vocabulary.
+            DreamkitError: an unknown name, a quantized part, or `new_tokens` when no token was added to the vocabulary.
         """
-        for name in names:
-            if name not in TRAINABLE:
-                raise DreamkitError(f"unknown trainable part '{name}'; {did_you_mean(name, TRAINABLE)}")
+        require_trainable(names, self.parts())
         rows = self.language_model.added_token_parameters()
         if "new_tokens" in names and not rows:
             raise DreamkitError(

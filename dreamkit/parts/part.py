@@ -26,12 +26,16 @@ class Part(nn.Module, ABC):
         shard_units: names of the classes of modules that several devices shard on their own, beside those in
             `_no_split_modules` of a library's model. Such a module is gathered while its `forward` runs, so nothing
             else may use its tensors; `"Name.method"` names another method that the part calls.
+        unquantized: names of modules, at any depth, whose layers keep their weights if a recipe quantizes the part,
+            such as a time embedding. The head of a language model, an image decoder's `posterior_module` and
+            `float32_modules` keep theirs without being named.
     """
 
     Config: ClassVar[type]
     adapter_targets: ClassVar[tuple[str, ...]] = ()
     adapter_root: ClassVar[str] = ""
     shard_units: ClassVar[tuple[str, ...]] = ()
+    unquantized: ClassVar[tuple[str, ...]] = ()
     config: Any
     spec: Any
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from math import prod
 from typing import Any
 
 from dreamkit.build.build import build_on_meta
@@ -20,6 +21,7 @@ from dreamkit.data.updates import Updates
 from dreamkit.errors import DreamkitError, RecipeError
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.part import Part, PretrainedPart
+from dreamkit.parts.quantized import quantized_layers
 from dreamkit.plan.chain import Step, chain
 from dreamkit.plan.memory import (
     Device,
@@ -32,7 +34,7 @@ from dreamkit.plan.memory import (
 )
 from dreamkit.plan.rows import batch_shapes, collator, most_images
 from dreamkit.plan.step import measure_step
-from dreamkit.recipe.sections import WITH_SOURCE, Recipe
+from dreamkit.recipe.sections import WITH_SOURCE, PartSection, Recipe, SourcedSection
 from dreamkit.registry.registry import Registry
 
 
@@ -245,14 +247,24 @@ def _sizes(model: DreamModel, recipe: Recipe) -> tuple[PartSize, ...]:
     sections = {name: part_section(recipe.model, name) for name in groups}
     groups |= {"new_tokens": [*tokens.values()], "dream_queries": [model.dream_queries]}
     buffers = {name: total_bytes(part.buffers()) for name, part in model.parts().items()}
+    packed = {
+        name: sum(prod(layer.shape) for _, layer in quantized_layers(part))
+        for name, part in model.parts().items()
+    }
     return tuple(
         PartSize(
             part=name,
-            component=section.name if (section := sections.get(name)) else "",
-            parameters=sum(parameter.numel() for parameter in parameters),
+            component=_component(section) if (section := sections.get(name)) else "",
+            parameters=sum(parameter.numel() for parameter in parameters) + packed.get(name, 0),
             trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
             bytes=total_bytes(parameters) + buffers.get(name, 0),
         )
         for name, parameters in groups.items()
         if parameters or name in buffers
     )
+
+
+def _component(section: PartSection) -> str:
+    """Return the name of a part's component, and how the part is quantized."""
+    kind = section.quantize if isinstance(section, SourcedSection) else None
+    return section.name if kind is None else f"{section.name} ({kind})"

@@ -27,6 +27,7 @@ Tracker: TypeAlias = Literal[
     "tensorboard", "wandb", "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio"
 ]
 Shuffle: TypeAlias = Literal["full", "blocks", "none"]
+Quantization: TypeAlias = Literal["nf4", "int8"]
 WITH_SOURCE: Final[tuple[str, ...]] = get_args(Adaptable)  # kinds that have weights to name
 PARTS: Final[tuple[str, ...]] = get_args(PartName)
 TRAINABLE: Final[tuple[str, ...]] = get_args(Trainable)
@@ -52,6 +53,13 @@ class PartSection:
 
     name: str
     config: Any = setting(None, inner=True)
+
+
+@dataclass(frozen=True)
+class SourcedSection(PartSection):
+    """A part with weights of a source; `quantize` freezes those of its linear layers in 4 (nf4) or 8 bits (int8)."""
+
+    quantize: Quantization | None = None
 
 
 @dataclass(frozen=True)
@@ -92,11 +100,11 @@ class AdapterSection:
 class ModelSection:
     """The parts of a model. Without `pooled_projector`, a decoder with a pooled vector gets a linear one."""
 
-    language_model: PartSection = setting(kind="language_model", sourced=True)
-    vision_encoder: PartSection = setting(kind="vision_encoder", sourced=True)
+    language_model: SourcedSection = setting(kind="language_model", sourced=True)
+    vision_encoder: SourcedSection = setting(kind="vision_encoder", sourced=True)
     visual_projector: PartSection = setting(kind="projector")
     condition_projector: PartSection = setting(kind="projector")
-    image_decoder: PartSection = setting(kind="image_decoder", sourced=True)
+    image_decoder: SourcedSection = setting(kind="image_decoder", sourced=True)
     pooled_projector: PartSection | None = setting(None, kind="projector")
     dream_queries: int = setting(64, least=1, most=MAX_TOKENS)
     special_tokens: SpecialTokens = SpecialTokens()

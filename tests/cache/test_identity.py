@@ -19,6 +19,7 @@ from dreamkit.cache.manifest import Table
 from dreamkit.cache.model_check import open_cache, table_identity, table_module, uncacheable_reason
 from dreamkit.cache.recipe_check import cache_problems, identity_differences
 from dreamkit.errors import CacheError, RecipeError
+from dreamkit.parts.quantized import quantized_layers
 from dreamkit.registry.registry import Registry
 from dreamkit.storage.packages import package_folder
 from product.parts import parts
@@ -234,3 +235,28 @@ def test_a_source_may_move_and_gain_files_but_not_change_its_config(tmp_path: Pa
     ) as refusal:
         open_with(recipe_from(moved))
     assert "weights" not in str(refusal.value)
+
+
+def test_a_cache_of_a_quantized_encoder_is_another_one() -> None:
+    quantized = {f"model.{part}.quantize": "int8" for part in ("vision_encoder", "image_decoder")}
+    plain, packed = caches.recipe(), caches.recipe(**quantized)
+    assert cache_problems(fit(packed, REGISTRY)) == []
+    identities = {
+        name: table_identity(build_model(recipe), recipe, REGISTRY, table)
+        for name, recipe, table in (
+            ("plain", plain, "features"),
+            ("packed", packed, "features"),
+            ("plain latents", plain, "latents"),
+            ("packed latents", packed, "latents"),
+        )
+    }
+    lines = [*identity_differences("vision_encoder", identities["plain"], identities["packed"])]
+    assert lines[0] == "vision_encoder: quantize: unset in the cache, 'int8' now"
+    assert "weights: sha256" in lines[1]
+    # the autoencoder is never quantized
+    assert identities["plain latents"] == identities["packed latents"]
+    model = build_model(packed)
+    before = table_identity(model, packed, REGISTRY, "features")
+    for tensor in next(quantized_layers(model.vision_encoder))[1].buffers():
+        with next_value(tensor):
+            assert table_identity(model, packed, REGISTRY, "features")["weights"] != before["weights"]

@@ -19,6 +19,7 @@ from dreamkit.recipe.sections import (
     LossSection,
     ModelSection,
     Recipe,
+    SourcedSection,
     TrainSection,
 )
 from dreamkit.recipe.special_tokens import SpecialTokens
@@ -134,6 +135,7 @@ def test_commands_in_the_docs_and_their_options_exist() -> None:
         Recipe,
         ModelSection,
         AdapterSection,
+        SourcedSection,
         SpecialTokens,
         LossSection,
         TrainSection,

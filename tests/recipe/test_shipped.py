@@ -18,7 +18,7 @@ WITH = {
     "image_decoder": ("sd21", "sd15", "sdxl"),
     "language_model": ("vicuna", "llama"),
     "vision_encoder": ("clip", "siglip"),
-    "adapters": (None, "lora"),
+    "adapters": (None, "lora", "qlora"),
 }
 
 
@@ -73,12 +73,13 @@ def test_the_header_begins_with_a_short_sentence(registry: Registry, name: str) 
 @pytest.mark.parametrize("swaps", list(itertools.product(*WITH.values())), ids=str)
 def test_parts_swap_in_every_stage(registry: Registry, swaps: tuple[str | None, ...]) -> None:
     """Each combination is valid and trains the same parts, except that an adapter replaces its part."""
-    stages = STAGES[2:] if "lora" in swaps else STAGES
+    stages = STAGES[2:] if swaps[-1] else STAGES
     for whose, stage in itertools.product(("paper", "released"), stages):
         swapped, plain = (recipe(registry, f"dreamllm/{whose}/{stage}", *names) for names in (swaps, ()))
         adapted = {adapter.target for adapter in swapped.model.adapters}
-        assert adapted == ({"language_model"} if "lora" in swaps else set())
+        assert adapted == ({"language_model"} if swaps[-1] else set())
         assert set(swapped.train.trainable) == set(plain.train.trainable) - adapted
+        assert swapped.model.language_model.quantize == ("nf4" if "qlora" in swaps else None)
         assert fit(swapped, registry).problems == []
 
 

@@ -1,4 +1,4 @@
-"""The memory of each of two processes while they load a model: little more than the slices that it keeps."""
+"""The memory of processes while they load a model: little more than the slices, or packed weights, that each keeps."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import pytest
 import torch
 
 import loading_memory
+from anonymous_memory import Peak
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
 from dreamkit.checkpoints.save import save_checkpoint
+from dreamkit.plan.memory import total_bytes
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.registry.registry import Registry
 from loading_memory import LARGE, MIB, SMALL, TINY, write_llama
@@ -67,3 +69,23 @@ def test_loading_two_gigabytes_takes_the_memory_of_the_slices(tmp_path: Path) ->
     write_sources(tmp_path, LARGE, 9, 2 * 10**9)
     write_checkpoint(tmp_path / "checkpoint", tmp_path / "bfloat16")
     measure(tmp_path, 200 * MIB)
+
+
+def test_a_quantized_part_is_never_whole_in_memory(tmp_path: Path) -> None:
+    def load(name: str) -> int:
+        """Build the model, and return the bytes of its tensors."""
+        plain = loading_memory.settings(tmp_path / name)
+        plain["model"]["language_model"]["quantize"] = "nf4"
+        plain["train"]["trainable"] = ["visual_projector"]
+        recipe = recipe_from_dict(plain, Registry.load(), where="memory")
+        model = build(fit(recipe, Registry.load()))
+        return total_bytes((*model.parameters(), *model.buffers()))
+
+    write_llama(tmp_path / "tiny", 1, torch.float32, **TINY)
+    written = write_llama(tmp_path / "bfloat16", 4, torch.bfloat16, **SMALL)
+    load("tiny")  # imports what any model needs
+    with Peak() as peak:
+        kept = load("bfloat16")
+    whole = 2 * written  # in float32
+    assert kept < 0.45 * whole
+    assert 0.9 * kept < peak.most - peak.before < kept + 60 * MIB < whole

@@ -44,6 +44,8 @@ class LatentDecoder(ImageDecoder):
     layout: ClassVar[Layout]
     posterior_module = "vae"
     shard_units = ("Encoder", "Decoder")  # of the autoencoder
+    # small layers whose error reaches every block: the embeddings of time, sizes and the pooled vector
+    unquantized = ("time_embedding", "add_embedding", "time_text_embed", "time_embed")
     vae: Any
 
     def __init__(self, config: Any, spec: DecoderSpec, configs: Configs, models: Mapping[str, Any]) -> None:
