@@ -35,6 +35,7 @@ from dreamkit.registry.registry import Registry
 from dreamkit.storage.folders import in_use_reason
 from dreamkit.storage.paths import output_folder
 from dreamkit.storage.writing import writing
+from dreamkit.training.drawings import check_drawings
 from dreamkit.training.failures import memory_remedy, with_remedies
 from dreamkit.training.leaving import add_resume_point
 from dreamkit.training.loop import LOG, TrainingLoop
@@ -56,6 +57,7 @@ from dreamkit.training.same_run import (
 )
 from dreamkit.training.sharding import mesh_shape, shard
 from dreamkit.training.step_guard import Spike
+from dreamkit.training.trackers import missing_trackers
 
 CHECKPOINT = "checkpoint"  # folder of the trained model
 
@@ -90,6 +92,7 @@ def train_recipe(
     changed_data: bool = False,
     model: DreamModel | None = None,
     datasets: Sequence[Dataset] | None = None,
+    held_out: Sequence[Dataset] | None = None,
     on_log: Callable[[LogEntry], None] | None = None,
 ) -> TrainResult:
     """Train the model of `recipe` into the folder `out`. Processes started by `torchrun` share the work.
@@ -103,6 +106,7 @@ def train_recipe(
         changed_data: with `resume`, accept data that changed since the resume point was written.
         model: the model to train, with the recipe's `model` section; None builds one, or with `resume` loads it.
         datasets: one data set for each section of `recipe.data`; None builds those of the recipe.
+        held_out: one data set for each section of `recipe.held_out`; None builds those of the recipe.
         on_log: function to call with each entry of the log, such as `{"step": 10, "lm": 2.1, ...}`.
 
     SIGINT, SIGTERM, SIGHUP and SIGUSR1 end the run after the step, if they have no handler of the user. An error or
@@ -138,13 +142,23 @@ def train_recipe(
     device = join()
     with watched(lambda: continue_hint(out)), exclusive_run(out):
         mesh_shape(recipe.train)  # raises before any weights are read
+        if missing := missing_trackers(recipe):
+            raise RecipeError(missing)
         points = resume_points(out)
         if resume and _is_finished(out) and not is_longer(out / CHECKPOINT, recipe):
             return _finished_run(out, recipe, registry, points)
         _require_usable(out, points, resume)
         # Before any weights are read, which may take minutes.
         language = None if fitted is None else fitted.language_model
-        inputs = open_inputs(recipe, registry, datasets, with_init=is_built, language=language)
+        inputs = open_inputs(
+            recipe,
+            registry,
+            datasets,
+            held_out,
+            with_init=is_built,
+            with_held_out=True,
+            language=language,
+        )
         datasets = inputs.require_datasets()
         fingerprints = read_fingerprints(datasets)
         for note in [*recipe_notes(recipe), *machine_notes(recipe)]:
@@ -174,6 +188,7 @@ def train_recipe(
             compare_model(model.recipe, recipe)
         _require_documents(documents)
         _set_up(model, recipe, as_stored=scratch is not None)
+        check_drawings(model, recipe)
         _show(attention_status(model.language_model.spec))
         if device.type == "cuda":
             _show(kernels.kernel_status(device))
@@ -203,7 +218,15 @@ def train_recipe(
             with writing(out):
                 out.mkdir(exist_ok=True)
         loop = TrainingLoop(
-            model, recipe, device, updates, out, registry=registry, data=fingerprints, on_log=on_log
+            model,
+            recipe,
+            device,
+            updates,
+            out,
+            registry=registry,
+            held_out=inputs.require_held_out(),
+            data=fingerprints,
+            on_log=on_log,
         )
         # The model is the same in all processes, but dropout is not; other random numbers are in the batches.
         set_seed((recipe.train.seed + rank()) % 2**32)
@@ -293,7 +316,7 @@ def _train(loop: TrainingLoop, point: Path | None, changed_data: bool) -> None:
     def remedy() -> str:  # plans take time, so the last step is saved before
         return memory_remedy(loop.recipe, loop.registry, loop.device, loop.pass_shape)
 
-    with deferred("stopping after this step"), with_remedies(remedy):
+    with loop.trackers, deferred("stopping after this step"), with_remedies(remedy):
         try:
             with original_errors():
                 loop.train(point, changed_data=changed_data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from dreamkit.training.schedule import has_same_rates
 MAY_CHANGE = (
     *("train.log_every", "train.save_every", "train.workers", "train.cache", "train.micro_batch"),
     *("train.on_error", "train.max_skipped", "train.keep_last", "train.keep_every", "train.on_save_error"),
-    *("train.sharding", "train.unsharded", "train.cpu_offload"),
+    *("train.sharding", "train.unsharded", "train.cpu_offload", "train.trackers"),
     *("train.on_spike", "train.spike_factor"),  # they decide from the resume point on
+    *("train.draw_every", "train.prompts", "train.eval_every", "train.eval_documents", "held_out"),
     *(f"generation.{field.name}" for field in dataclasses.fields(GenerationSection)),
 )
 
@@ -92,11 +94,11 @@ def order_note(point: Path, state: RunState) -> str | None:
 
 def changed_settings(then: Recipe, now: Recipe) -> str | None:
     """Return a line about the settings of a resumed run that may change and have, except for its steps; or None."""
-    before, after = dict(_flat(then.to_dict())), dict(_flat(now.to_dict()))
+    before, after = (_values(recipe, MAY_CHANGE) for recipe in (then, now))
     changed = [
-        f"{key} was {shown_setting(before.get(key))}, is {shown_setting(after.get(key))}"
+        f"{key} was {shown_setting(before[key])}, is {shown_setting(after[key])}"
         for key in MAY_CHANGE
-        if before.get(key) != after.get(key)
+        if before[key] != after[key]
     ]
     return "; ".join(changed) or None
 
@@ -163,13 +165,14 @@ def _differing(then: Recipe, now: Recipe, allowed: set[str], under: str = "") ->
 
     `allowed` are keys that may change in this run.
     """
-    before, after = dict(_flat(then.to_dict())), dict(_flat(now.to_dict()))
+    before, after = dict(flat(then.to_dict())), dict(flat(now.to_dict()))
     return [
         f"  {key}: was {shown_setting(before.get(key))}, is {shown_setting(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
         if key.startswith(under)
         and before.get(key) != after.get(key)
-        and key not in (*MAY_CHANGE, *allowed, "model.language_model.tokenizer")
+        and key.partition("[")[0] not in MAY_CHANGE
+        and key not in (*allowed, "model.language_model.tokenizer")
         and not (key == "train.too_long" and before.get(key) == "stop")  # it had no long document yet
     ]
 
@@ -184,13 +187,19 @@ def _data_paths(recipe: Recipe) -> set[str]:
     }
 
 
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def _values(recipe: Recipe, keys: Collection[str]) -> dict[str, Any]:
+    """Return the plain values at dotted keys; a list is one value."""
+    plain = recipe.to_dict()
+    return {key: reduce(lambda section, name: section[name], key.split("."), plain) for key in keys}
+
+
+def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted keys and plain values of a nested recipe."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+            yield from flat(inner, f"{key}.{name}" if key else str(name))
     elif isinstance(value, (list, tuple)):
         for number, inner in enumerate(value):
-            yield from _flat(inner, f"{key}[{number}]")
+            yield from flat(inner, f"{key}[{number}]")
     else:
         yield key, value

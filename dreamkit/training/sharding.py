@@ -73,6 +73,7 @@ def shard(model: DreamModel, device: torch.device, train: TrainSection, *, as_st
         if as_stored:
             _cast(module, train)
     fully_shard(model, mesh=mesh, offload_policy=offload, ignored_params=unsharded)
+    register_fsdp_forward_method(model, "draw")
     if as_stored:
         _cast(model, train)
 
@@ -93,6 +94,15 @@ def begin_pass(model: nn.Module, is_last: bool) -> None:
     if isinstance(model, FSDPModule):
         model.set_requires_all_reduce(is_last)
         model.set_reshard_after_backward(is_last, recurse=False)
+
+
+def end_passes(model: nn.Module) -> None:
+    """Scatter the root of a sharded `model` after passes without gradients, which leave it gathered.
+
+    Otherwise the next forward pass would compute with its weights of now.
+    """
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def mesh_shape(train: TrainSection) -> tuple[int, ...]:

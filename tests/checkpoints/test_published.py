@@ -1,11 +1,11 @@
-"""Equality with the published code's numbers, for models imported from its checkpoints, in float32 on a CPU.
+"""Equality with the published code's numbers, for models imported from its checkpoints, on a CPU.
 
 DREAMKIT_REFERENCE_DIRS may name more folders, colon-separated, in the format of those in `tests/reference`.
 """
 
+import copy
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -206,28 +206,26 @@ def test_dream_states(reference: Reference, key: str) -> None:
 
 
 @pytest.fixture
-def two_threads() -> Iterator[None]:
-    """Use the published run's order of sums, since latents reach 22, where a float32 rounding is 2e-6."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+def drawn(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
+    """Return final latents and images (N, 3, H, W), drawn in float64 from the reference's dream states.
 
-
-@pytest.fixture
-def drawn(reference: Reference, two_threads: None) -> tuple[Tensor, Tensor]:
-    """Return final latents and images (N, 3, H, W), drawn from the reference's dream states.
-
+    Latents reach 22, where a float32 rounding is 2e-6, so in float32 the order of sums of a processor would decide.
     Another test compares the dream states: drawing amplifies a difference of them tenfold.
     """
-    model, meta, expected = reference.model, reference.meta, reference.expected
+    model, meta, expected = copy.deepcopy(reference.model).double(), reference.meta, reference.expected
+    randn = torch.randn
+
+    def float32_noise(*size: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Tensor:
+        return randn(*size, dtype=torch.float32, **kwargs).to(dtype)
+
+    monkeypatch.setattr(torch, "randn", float32_noise)
     generator = torch.Generator().manual_seed(meta["sampler_seed"])
     with torch.no_grad():
-        condition = model.condition(expected["draw.prompt_embeds"])
-        negative = model.condition(expected["draw.negative_prompt_embeds"])
+        condition = model.condition(expected["draw.prompt_embeds"].double())
+        negative = model.condition(expected["draw.negative_prompt_embeds"].double())
     steps: list[Tensor] = []
     options = {"steps": meta["steps"], "guidance": meta["guidance_scale"]}
-    latents = reference.expected["draw.initial_latents"]
+    latents = reference.expected["draw.initial_latents"].double()
     with torch.no_grad():
         images = model.image_decoder.draw(
             condition,
