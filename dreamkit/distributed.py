@@ -14,10 +14,21 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from dreamkit.errors import CheckpointError, DreamkitError, OutputError, SourceError, TrainingError
+from dreamkit.errors import (
+    CheckpointError,
+    DreamkitError,
+    OutputError,
+    SourceError,
+    TrainingError,
+    describe_value,
+)
 from dreamkit.peers import watching
 
-TIMEOUT: Final = timedelta(minutes=30)  # of a meeting of all processes: one of them may write a checkpoint
+TIMEOUT: Final = "DREAMKIT_TIMEOUT"  # environment variable: minutes
+MINUTES: Final = 30.0  # of a meeting of all processes: one of them may index data or load weights
+MOST_MINUTES: Final = 60.0 * 24 * 7
+
+_owns_group = False  # flag: this module has set up the group of processes
 
 # Errors that one process raises in place of another, by their names.
 _SHARED_ERRORS: Final[dict[str, type[DreamkitError]]] = {
@@ -26,22 +37,69 @@ _SHARED_ERRORS: Final[dict[str, type[DreamkitError]]] = {
 
 
 def join() -> torch.device:
-    """Return the device of this process. Under `torchrun`, this call joins the other processes."""
+    """Return the device of this process. Under `torchrun`, this call joins the other processes.
+
+    A group of processes that the program has set up before is used as it is, on its current CUDA device or the CPU.
+
+    Raises:
+        TrainingError: `DREAMKIT_TIMEOUT` is not a number of minutes.
+    """
+    global _owns_group
+    timeout = meeting_timeout()
+    if dist.is_initialized():
+        return (
+            torch.device("cuda", torch.cuda.current_device())
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
     from accelerate import PartialState  # takes a second to import
 
-    options: dict[str, Any] = {"cpu": not torch.cuda.is_available(), "timeout": TIMEOUT}
+    options: dict[str, Any] = {"cpu": not torch.cuda.is_available(), "timeout": timeout}
     if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         options["backend"] = "cuda:nccl,cpu:gloo"  # tensors of offloaded shards are on the host
     device: torch.device = PartialState(**options).device
+    _owns_group = dist.is_initialized()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
 
 
+def join_alone() -> None:
+    """Set up a group of this process alone, if there is none: FSDP needs one."""
+    global _owns_group
+    if not dist.is_initialized():
+        dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+        _owns_group = True
+
+
 def leave() -> None:
-    """Leave the other processes at the end of a command: threads of a group must not outlive the interpreter."""
-    if dist.is_initialized():
+    """Leave the other processes at the end of a command: threads of a group must not outlive the interpreter.
+
+    A group that the program has set up stays.
+    """
+    global _owns_group
+    if _owns_group and dist.is_initialized():
         dist.destroy_process_group()
+    _owns_group = False
+
+
+def meeting_timeout() -> timedelta:
+    """Return how long processes wait for each other: the minutes of `DREAMKIT_TIMEOUT`, or 30.
+
+    Raises:
+        TrainingError: the variable is not a number of minutes above 0, up to a week.
+    """
+    text = os.environ.get(TIMEOUT, "")
+    try:
+        minutes = float(text) if text else MINUTES
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes <= MOST_MINUTES:
+        raise TrainingError(
+            f"{TIMEOUT}: expected a number of minutes above 0 and up to {MOST_MINUTES:.0f}, got "
+            f"{describe_value(text)}; set or remove the environment variable"
+        )
+    return timedelta(minutes=minutes)
 
 
 def world_size() -> int:

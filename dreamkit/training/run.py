@@ -44,6 +44,7 @@ from dreamkit.training.resume_points import RESUME_POINTS, continue_hint, resume
 from dreamkit.training.resume_state import RunState, read_state
 from dreamkit.training.run_folder import exclusive_run
 from dreamkit.training.run_log import LogEntry, read_log
+from dreamkit.training.same_processes import require_same_data, require_same_start
 from dreamkit.training.same_run import (
     changed_settings,
     compare_data,
@@ -97,6 +98,8 @@ def train_recipe(
 ) -> TrainResult:
     """Train the model of `recipe` into the folder `out`. Processes started by `torchrun` share the work.
 
+    So do those of a process group that the program has set up, on the current CUDA device of each; it stays.
+
     Args:
         recipe: the recipe, from `load_recipe`.
         registry: the components that the recipe names.
@@ -109,38 +112,41 @@ def train_recipe(
         held_out: one data set for each section of `recipe.held_out`; None builds those of the recipe.
         on_log: function to call with each entry of the log, such as `{"step": 10, "lm": 2.1, ...}`.
 
-    SIGINT, SIGTERM, SIGHUP and SIGUSR1 end the run after the step, if they have no handler of the user. An error or
-    interrupt during training leaves a resume point of the last finished step; a note of the exception names it.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 end the run after the step, in the main thread and if they have no handler of
+    the user. An error or interrupt during training leaves a resume point of the last finished step; a note of the
+    exception names it.
 
     Raises:
         Interrupted: a `KeyboardInterrupt`; a signal ended the run.
         TrainingError: `out` is in use or has no resume point. The resumed run or `model` is of another recipe, or its
             data has changed. `model` is passed with `resume`. There are no trainable parts. A data set has no
-            fingerprint. A loss or gradient is not finite.
+            fingerprint. A loss or gradient is not finite. The processes differ in their packages, settings or data.
         CheckpointError: the resume point or `recipe.init` is damaged or does not fit.
         CacheError: `train.cache` is damaged, does not fit, or lacks an image.
         RecipeError: the parts of the recipe do not fit each other or `train.cache`. A data set, its first document or
             `recipe.init` cannot be read; this shows before any weights are read.
         DocumentError: a later document cannot be read, or a document is too long or has nothing to train on.
-        OutputError: `out` cannot be written, or another command is writing it.
+        OutputError: `out` cannot be written, another command is writing it, or the machines do not share it.
     """
     if resume and model is not None:
         raise TrainingError(
             "expected no model with resume, whose model is that of the resume point; pass one of them"
         )
-    is_built = model is None and not resume
-    fitted = fit(recipe, registry) if is_built or recipe.train.cache is not None else None
-    if fitted is not None and (problems := cache_problems(fitted)):
-        raise RecipeError(problems)
-    if fitted is not None and is_built:
-        fitted.require_valid()
     if changed_data and not resume:
         raise TrainingError(
             "expected changed data only in a resumed run; add --resume or leave out --changed-data"
         )
     out = output_folder(out)
     device = join()
+    # Whatever fails in one process only, such as a part that its machine lacks, ends the others, too.
     with watched(lambda: continue_hint(out)), exclusive_run(out):
+        require_same_start(recipe, registry, resume=resume, changed_data=changed_data)
+        is_built = model is None and not resume
+        fitted = fit(recipe, registry) if is_built or recipe.train.cache is not None else None
+        if fitted is not None and (problems := cache_problems(fitted)):
+            raise RecipeError(problems)
+        if fitted is not None and is_built:
+            fitted.require_valid()
         mesh_shape(recipe.train)  # raises before any weights are read
         if missing := missing_trackers(recipe):
             raise RecipeError(missing)
@@ -161,6 +167,7 @@ def train_recipe(
         )
         datasets = inputs.require_datasets()
         fingerprints = read_fingerprints(datasets)
+        require_same_data(fingerprints)
         for note in [*recipe_notes(recipe), *machine_notes(recipe)]:
             _show(note)
         documents = recipe.train.update_documents(world_size())

@@ -121,7 +121,7 @@ def compare_finished(checkpoint: Path, then: Recipe | None, now: Recipe) -> None
 def _compare_recipes(
     folder: Path, then: Recipe, now: Recipe, *, may_move: bool, except_for: Collection[str] = ()
 ) -> None:
-    moved = _data_paths(then) | _data_paths(now) if may_move else set()
+    moved = data_paths(then) | data_paths(now) if may_move else set()
     differing = _differing(then, now, moved | set(except_for))
     if differing:
         them, differ = ("it", "differs") if len(differing) == 1 else ("them", "differ")
@@ -177,11 +177,12 @@ def _differing(then: Recipe, now: Recipe, allowed: set[str], under: str = "") ->
     ]
 
 
-def _data_paths(recipe: Recipe) -> set[str]:
-    """Return the keys of all paths in the data sections of a recipe."""
+def data_paths(recipe: Recipe) -> set[str]:
+    """Return the keys of all paths in the data sections of a recipe, also of held-out data."""
     return {
-        f"data[{number}].{field.name}"
-        for number, section in enumerate(recipe.data)
+        f"{key}[{number}].{field.name}"
+        for key, sections in (("data", recipe.data), ("held_out", recipe.held_out))
+        for number, section in enumerate(sections)
         for field in dataclasses.fields(section.config)
         if field.metadata.get("path") or isinstance(getattr(section.config, field.name), Path | Url)
     }

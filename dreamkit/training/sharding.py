@@ -13,7 +13,6 @@ import os
 from typing import Final
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
@@ -25,7 +24,7 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
-from dreamkit.distributed import gathered, unit_methods, units, world_size
+from dreamkit.distributed import gathered, join_alone, unit_methods, units, world_size
 from dreamkit.errors import TrainingError, count
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.precision import float32_modules
@@ -49,8 +48,7 @@ def shard(model: DreamModel, device: torch.device, train: TrainSection, *, as_st
     Raises:
         TrainingError: see `mesh_shape`.
     """
-    if not dist.is_initialized():  # one process, not started by torchrun
-        dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+    join_alone()  # one process, not started by torchrun
     shape = mesh_shape(train)
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=DIMENSIONS[-len(shape) :])
     whole = [part for name, part in model.parts().items() if name in train.unsharded]
