@@ -94,7 +94,7 @@ def _require_replaceable(file: Path) -> None:
             f"expected a --write file that ends in .yaml and has no =, got '{file}'; rename it"
         )
     try:
-        is_ours = file.read_bytes().startswith(MARK.encode())
+        is_ours = file.read_bytes().startswith(f"# {MARK}".encode())
     except FileNotFoundError:
         return
     except OSError as error:

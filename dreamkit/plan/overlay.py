@@ -13,7 +13,9 @@ import yaml
 from dreamkit.plan.proposal import Proposal
 from dreamkit.plan.sizes import format_bytes
 
-MARK: Final = "# A proposal of `dreamkit plan`"  # begins each overlay, so that a later one may replace it
+MARK: Final = "A proposal of `dreamkit plan`"  # begins each overlay, so that a later one may replace it
+
+RENDEZVOUS: Final = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "HOST:29500")
 
 
 def overlay(proposal: Proposal, name: str, overrides: Sequence[str], file: Path) -> str:
@@ -29,12 +31,13 @@ def overlay(proposal: Proposal, name: str, overrides: Sequence[str], file: Path)
         section[last] = value
     planned, allowed = format_bytes(proposal.plan.memory.peak), format_bytes(proposal.usable)
     versions = f"dreamkit {version('dreamkit-core')} and torch {version('torch')}"
-    lines = [
-        f"{MARK} for {name} on {proposal.where}.",
-        f"# Its planned peak is {planned} of {allowed} that a plan may take, by {versions}.",
-        f"# {train_command(proposal, name, overrides, file)}",
-    ]
-    return "\n".join([*lines, yaml.safe_dump(sections, sort_keys=False)])
+    header = (
+        f"{MARK} for {name} on {proposal.where}.\n"
+        f"Its planned peak is {planned} of {allowed} that a plan may take, by {versions}.\n"
+        f"{train_command(proposal, name, overrides, file)}"
+    )
+    comment = "".join(f"# {line}\n" for line in header.splitlines())  # a setting may have several lines
+    return comment + yaml.safe_dump(sections, sort_keys=False)
 
 
 def train_command(proposal: Proposal, name: str, overrides: Sequence[str], file: Path) -> str:
@@ -46,13 +49,6 @@ def train_command(proposal: Proposal, name: str, overrides: Sequence[str], file:
         return shlex.join(["dreamkit", *train])
     torchrun = ["torchrun"]
     if proposal.machines > 1:
-        torchrun += [
-            "--nnodes",
-            str(proposal.machines),
-            "--rdzv-backend",
-            "c10d",
-            "--rdzv-endpoint",
-            "HOST:29500",
-        ]
+        torchrun += ["--nnodes", str(proposal.machines), *RENDEZVOUS]
     torchrun += ["--nproc-per-node", str(proposal.devices // proposal.machines), "-m", "dreamkit"]
     return shlex.join([*torchrun, *train])
