@@ -83,7 +83,7 @@ class TrainingLoop:
         self.model, self.recipe, self.device, self.updates, self.out = model, recipe, device, updates, out
         self.registry = registry
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = make_optimizer(parameter_groups(model, recipe))
+        self.optimizer = make_optimizer(parameter_groups(model, recipe), recipe.train)
         self.progress = RunProgress(out, recipe.train, device, updates.global_batch, data)
         self.agreement = Agreement()
         self.reader = StepReader(updates, device, self.agreement, self.progress.skipped)
@@ -117,7 +117,7 @@ class TrainingLoop:
                 self.figures.add_gradients()  # before they are clipped
             norm = clip_gradients(self.trained, train.max_grad_norm).to(self.device)
             learning_rates = set_learning_rates(self.optimizer, train, progress.step)
-            update(self.optimizer, progress.judge(batches, norm))
+            update(self.optimizer, progress.judge(batches, norm), progress.step)
             self.optimizer.zero_grad()
             self.end_step()
             if is_logged:

@@ -36,9 +36,11 @@ from dreamkit.storage.folders import in_use_reason
 from dreamkit.storage.paths import output_folder
 from dreamkit.storage.writing import writing
 from dreamkit.training.drawings import check_drawings
+from dreamkit.training.ema import averaged, has_averages
 from dreamkit.training.failures import memory_remedy, with_remedies
 from dreamkit.training.leaving import add_resume_point
 from dreamkit.training.loop import LOG, TrainingLoop
+from dreamkit.training.optimizer import require_optimizer
 from dreamkit.training.reading_updates import make_updates
 from dreamkit.training.resume_points import RESUME_POINTS, continue_hint, resume_points
 from dreamkit.training.resume_state import RunState, read_state
@@ -61,6 +63,7 @@ from dreamkit.training.step_guard import Spike
 from dreamkit.training.trackers import missing_trackers
 
 CHECKPOINT = "checkpoint"  # folder of the trained model
+EMA_CHECKPOINT = "checkpoint-ema"  # of the averages of its weights
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,7 @@ def train_recipe(
         mesh_shape(recipe.train)  # raises before any weights are read
         if missing := missing_trackers(recipe):
             raise RecipeError(missing)
+        require_optimizer(recipe.train)
         points = resume_points(out)
         if resume and _is_finished(out) and not is_longer(out / CHECKPOINT, recipe):
             return _finished_run(out, recipe, registry, points)
@@ -328,6 +332,9 @@ def _train(loop: TrainingLoop, point: Path | None, changed_data: bool) -> None:
             with original_errors():
                 loop.train(point, changed_data=changed_data)
             with loop.saving(may_fail=False):
+                if has_averages(loop.optimizer):  # first: the checkpoint ends the run
+                    with averaged(loop.model, loop.optimizer):
+                        save_checkpoint(loop.model, loop.out / EMA_CHECKPOINT, registry=loop.registry)
                 save_checkpoint(loop.model, checkpoint, registry=loop.registry)
         except BaseException as error:
             loop.bar.stop()
