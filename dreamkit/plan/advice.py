@@ -68,6 +68,11 @@ def _advice_on_activations(plan: Plan, recipe: Recipe) -> list[str]:
 
 def _advice_on_states(plan: Plan, recipe: Recipe, option: str) -> list[str]:
     lines = [f"  - more processes, which share weights and states: {option} {2 * plan.processes}"]
+    if recipe.train.optimizer == "adamw" and not recipe.train.cpu_offload:
+        lines.append(
+            "  - smaller optimizer states, by another update of the weights (adamw8bit is a third): "
+            "train.optimizer=adafactor"
+        )
     adapters, trainable = recipe.model.adapters, recipe.train.trainable
     for target in WITH_SOURCE:
         if target in trainable and all(adapter.target != target for adapter in adapters):

@@ -43,4 +43,4 @@ def memory_before_step(recipe: Recipe, registry: Registry, *, processes: int, ma
         RecipeError, DreamkitError: as `meta_model` and `layout_of`.
     """
     layout = layout_of(recipe.train, processes, machines)
-    return memory_of(meta_model(recipe, registry), layout)
+    return memory_of(meta_model(recipe, registry), recipe.train, layout)

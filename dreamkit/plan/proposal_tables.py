@@ -48,7 +48,11 @@ def _arithmetic(proposal: Proposal) -> Table:
     on_host = " on the host" if train.cpu_offload else ""
     sources = {
         "weights": f"{whole}{divided}{on_host}",
-        "gathered by FSDP": "tensors of the root, two units, gradients of one",
+        **(
+            {"gathered by FSDP": "tensors of the root, two units, gradients of one"}
+            if memory.gathered
+            else {}
+        ),
         "optimizer states": f"for {trained} of trained weights{divided}{on_host}",
         "gradients": f"of {trained} of trained weights{divided}{on_host}",
         "activations": f"{plan.rows} x {plan.length} tokens",
@@ -58,7 +62,7 @@ def _arithmetic(proposal: Proposal) -> Table:
         table.add_column(moment, justify="right")
     table.add_column("of")
     for name, moments in memory.terms.items():
-        if name != "gathered by FSDP" or memory.gathered:
+        if any(moments) or name in sources:
             table.add_row(
                 name, *(format_bytes(each) if each else "-" for each in moments), sources.get(name, "")
             )
