@@ -120,9 +120,23 @@ def plan(
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="the memory of a device, such as 80GiB")
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="number of processes, one device each")] = 1,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="plan the recipe as it is, in this number of processes, one device each (default: 1)",
+        ),
+    ] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="propose settings that fit into the --memory of each of this number of devices, in place of the "
+            "recipe's: sharding, micro batch, gradient checkpointing, precision, offloading",
+        ),
+    ] = None,
     machines: Annotated[
-        int, typer.Option(min=1, help="number of machines that share the processes evenly")
+        int, typer.Option(min=1, help="number of machines that share the processes or devices evenly")
     ] = 1,
     images: Annotated[
         int | None, typer.Option(min=0, help="images in each document, drawn and read back (default: 1)")
@@ -134,12 +148,23 @@ def plan(
             help="plan the first batches of the recipe's data, not full rows, and print the one with the highest peak",
         ),
     ] = None,
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            parser=path_argument,
+            help="with --devices: write the proposal as a recipe to merge on top",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the numbers as JSON")] = False,
 ) -> None:
-    """Print shapes, parameters, memory and FLOPs.
+    """Print shapes, parameters, memory and FLOPs, or propose settings that fit.
 
     Prints the parts with their shapes and parameters, the memory of a device, and the floating-point operations of a
     training step. Loads no weights. If the memory exceeds --memory, prints what to change and exits with code 1.
+
+    With --devices, proposes settings with which the training fits into that many devices, with the arithmetic. If
+    nothing fits, prints what is left and exits with code 2. Settings that you pass stay.
 
     Example: dreamkit plan digits/stage2 train.global_batch=64 --memory 8GiB
     """
@@ -148,6 +173,7 @@ def plan(
 
     from dreamkit.cache.recipe_check import cache_notes
     from dreamkit.checkpoints.inputs import open_inputs
+    from dreamkit.cli.proposing import propose_settings
     from dreamkit.errors import DreamkitError
     from dreamkit.plan.advice import memory_advice
     from dreamkit.plan.plan import plan as make_plan, plan_data
@@ -156,6 +182,28 @@ def plan(
     from dreamkit.recipe.loading import load_recipe
     from dreamkit.registry.registry import Registry
 
+    if devices is not None:
+        if given := [
+            f"--{name}" for name, value in (("processes", processes), ("batches", batches)) if value
+        ]:
+            raise DreamkitError(
+                f"expected --devices alone, got {' and '.join(given)}, too; --devices proposes settings, and "
+                f"{given[0]} plans the recipe as it is"
+            )
+        propose_settings(
+            recipe,
+            overrides or (),
+            memory,
+            devices,
+            machines,
+            1 if images is None else images,
+            write,
+            as_json,
+        )
+        return
+    if write is not None:
+        raise DreamkitError("expected --devices with --write: the number of devices to propose settings for")
+    processes = processes or 1
     limit = None if memory is None else parse_bytes(memory)
     registry = Registry.load()
     loaded = load_recipe(recipe, overrides or (), registry)

@@ -10,8 +10,11 @@ from dreamkit.plan.sizes import format_bytes
 from dreamkit.recipe.sections import WITH_SOURCE, AdapterSection, Recipe
 
 
-def memory_advice(plan: Plan, recipe: Recipe, limit: int) -> list[str]:
-    """Return lines on why a step takes more than `limit` bytes and what would help; none if it fits."""
+def memory_advice(plan: Plan, recipe: Recipe, limit: int, *, processes: str = "--processes") -> list[str]:
+    """Return lines on why a step takes more than `limit` bytes and what would help; none if it fits.
+
+    `processes` is the option of the command for the number of processes.
+    """
     memory = plan.memory
     if memory.peak <= limit:
         return []
@@ -29,7 +32,7 @@ def memory_advice(plan: Plan, recipe: Recipe, limit: int) -> list[str]:
         lines.append(
             f"{format_bytes(fixed)} remain without activations, so a smaller batch alone does not help:"
         )
-        lines += _advice_on_states(plan, recipe)
+        lines += _advice_on_states(plan, recipe, processes)
     else:
         lines.append(
             f"{format_bytes(limit - fixed)} are left for {format_bytes(activations)} of activations:"
@@ -37,7 +40,7 @@ def memory_advice(plan: Plan, recipe: Recipe, limit: int) -> list[str]:
     if is_computing:
         lines += _advice_on_activations(plan, recipe)
         if fixed <= limit:
-            lines += _advice_on_states(plan, recipe)
+            lines += _advice_on_states(plan, recipe, processes)
     return lines
 
 
@@ -63,8 +66,13 @@ def _advice_on_activations(plan: Plan, recipe: Recipe) -> list[str]:
     return lines
 
 
-def _advice_on_states(plan: Plan, recipe: Recipe) -> list[str]:
-    lines = [f"  - more processes, which share weights and states: --processes {2 * plan.processes}"]
+def _advice_on_states(plan: Plan, recipe: Recipe, option: str) -> list[str]:
+    lines = [f"  - more processes, which share weights and states: {option} {2 * plan.processes}"]
+    if recipe.train.optimizer == "adamw" and not recipe.train.cpu_offload:
+        lines.append(
+            "  - smaller optimizer states, by another update of the weights (adamw8bit is a third): "
+            "train.optimizer=adafactor"
+        )
     adapters, trainable = recipe.model.adapters, recipe.train.trainable
     for target in WITH_SOURCE:
         if target in trainable and all(adapter.target != target for adapter in adapters):

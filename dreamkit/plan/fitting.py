@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
+from math import isfinite
 from typing import Any, Final
 
 from dreamkit.errors import DreamkitError
-from dreamkit.plan.plan import plan
+from dreamkit.plan.trials import USABLE, Trials, largest
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 
-USABLE: Final = (
-    0.9  # share of a device's memory: the plan leaves out its context, workspaces and fragmentation
-)
 PARTS_OF_LENGTH: Final = 8  # a shorter row has one to seven eighths of the length
 
 
@@ -35,44 +32,35 @@ def fitting_settings(
     Raises:
         DreamkitError: the step cannot be planned.
     """
+    trials = Trials(recipe, registry, processes=processes, machines=machines)
 
-    def peak(**settings: Any) -> int:
-        own = {"micro_batch": rows, "max_length": length} | settings
+    def peak(**train: Any) -> int:
+        own = {"micro_batch": rows, "max_length": length} | train
         # as many documents as rows: one pass
         documents = {"global_batch": own["micro_batch"] * processes, "batch_size": None, "accumulation": None}
-        changed = replace(recipe, train=replace(recipe.train, **documents | own))
-        return plan(changed, registry, processes=processes, machines=machines).memory.peak
+        return trials.plan({f"train.{name}": value for name, value in (documents | own).items()}).memory.peak
 
-    def fits(**settings: Any) -> bool:
+    def peak_of_length(number: int) -> float:
         try:
-            return peak(**settings) <= limit
+            return peak(max_length=number)
         except DreamkitError:  # a row has no room for an image
-            return False
+            return float("-inf")
 
     # at least a tenth less than now: if the plan sees no excess, its assumptions hold for other documents
     limit = USABLE * min(memory, peak())
-
-    def largest(most: int, **settings: Callable[[int], Any]) -> int:
-        """Return the largest number up to `most` that fits, 0 for none; memory grows with it."""
-        low, high = 0, most
-        while low < high:
-            middle = (low + high + 1) // 2
-            is_enough = fits(**{name: value(middle) for name, value in settings.items()})
-            low, high = (middle, high) if is_enough else (low, middle - 1)
-        return low
-
+    fewer_rows = range(1, rows)
+    lengths = sorted({length * part // PARTS_OF_LENGTH for part in range(1, PARTS_OF_LENGTH)} - {0})
     found = []
-    if fewer := largest(rows - 1, micro_batch=lambda number: number):
+    if fewer := largest(fewer_rows, lambda number: peak(micro_batch=number), limit):
         found.append(f"train.micro_batch={fewer}")
-    if eighths := largest(PARTS_OF_LENGTH - 1, max_length=lambda number: length * number // PARTS_OF_LENGTH):
-        found.append(f"train.max_length={length * eighths // PARTS_OF_LENGTH}")
+    if (shorter := largest(lengths, peak_of_length, limit)) and isfinite(peak_of_length(shorter)):
+        found.append(f"train.max_length={shorter}")
     if not recipe.train.gradient_checkpointing:
-        if fits(gradient_checkpointing=True):
+        recomputed = partial(peak, gradient_checkpointing=True)
+        if recomputed() <= limit:
             found.append("train.gradient_checkpointing=true")
         elif not found and (
-            fewer := largest(
-                rows - 1, micro_batch=lambda number: number, gradient_checkpointing=lambda _: True
-            )
+            fewer := largest(fewer_rows, lambda number: recomputed(micro_batch=number), limit)
         ):
             found.append(f"train.gradient_checkpointing=true with train.micro_batch={fewer}")
     return found

@@ -12,13 +12,12 @@ from typing import Any
 from dreamkit.build.build import build_on_meta
 from dreamkit.build.fit import fit
 from dreamkit.build.fit_record import part_section
-from dreamkit.build.parameter_groups import parameter_groups
 from dreamkit.cache.recipe_check import cache_problems
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.samples import run_samples
 from dreamkit.data.updates import Updates
-from dreamkit.errors import DreamkitError, RecipeError
+from dreamkit.errors import RecipeError
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.part import Part, PretrainedPart
 from dreamkit.parts.quantized import quantized_layers
@@ -32,6 +31,7 @@ from dreamkit.plan.memory import (
     memory_of,
     total_bytes,
 )
+from dreamkit.plan.meta_model import meta_model
 from dreamkit.plan.rows import batch_shapes, collator, most_images
 from dreamkit.plan.step import measure_step
 from dreamkit.recipe.sections import WITH_SOURCE, PartSection, Recipe, SourcedSection
@@ -109,19 +109,7 @@ def plan(
         DocumentError: `make_batch` raised it.
     """
     layout = layout_of(recipe.train, processes, machines)
-    result = fit(recipe, registry)
-    if problems := cache_problems(result):
-        raise RecipeError(problems)
-    model = build_on_meta(result)
-    model.set_trainable(recipe.train.trainable)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise DreamkitError(
-            "no step to plan, since nothing is trained; name parts in train.trainable or add model.adapters"
-        )
-    parameter_groups(model, recipe)  # its errors
-    model.train()
-    if recipe.train.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
+    model = meta_model(recipe, registry)
     if make_batch is None:
         documents = -(-recipe.train.update_documents(processes) // processes)
         passes = recipe.train.passes(documents)

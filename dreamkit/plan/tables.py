@@ -25,7 +25,7 @@ def report(plan: Plan, recipe: Recipe) -> Iterator[RenderableType]:
     yield ""
     yield _parts(plan)
     yield ""
-    yield from _assumptions(plan, recipe)
+    yield from assumptions(plan, recipe)
     yield ""
     yield _memory(plan)
     yield ""
@@ -51,7 +51,8 @@ def _parts(plan: Plan) -> Table:
     return table
 
 
-def _assumptions(plan: Plan, recipe: Recipe) -> Iterator[str]:
+def assumptions(plan: Plan, recipe: Recipe) -> Iterator[str]:
+    """Yield the lines on what a plan assumes: the batch of a forward pass, and how a device computes it."""
     train = recipe.train
     rows, batches = count(plan.rows, "row"), f"{count(plan.passes, 'batch')} a step"
     documents = f"a batch of {count(plan.documents, 'document')} of"

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import alive
-from dreamkit.plan.fitting import USABLE, fitting_settings
+from dreamkit.plan.fitting import fitting_settings
 from dreamkit.plan.plan import plan
+from dreamkit.plan.trials import USABLE
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training.failures import memory_remedy

@@ -378,7 +378,7 @@ def test_each_advice_lowers_the_peak(tmp_path: Path) -> None:
         for line in memory_advice(before, recipe, before.memory.peak - 1)
         if line.startswith("  - ") and "--processes" not in line and "below" not in line
     ]
-    assert len(changes) == 4
+    assert len(changes) == 5
     for change in changes:
         assert plan(load_recipe(path, change, REGISTRY), REGISTRY).memory.peak < before.memory.peak, change
 
