@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from dreamkit.errors import (
@@ -212,6 +213,33 @@ def local(tensor: Tensor) -> Tensor:
     """Return the values of a tensor that this process holds, detached; they share its memory."""
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def sum_slices(values: Tensor, divided: Tensor) -> Tensor:
+    """Sum `values` in place over the processes that have the slices of the tensor `divided`; return them.
+
+    Each of these processes must call this function.
+    """
+    if isinstance(divided, DTensor):
+        mesh = divided.device_mesh
+        for dimension, placement in enumerate(divided.placements):
+            if placement.is_shard() and mesh.size(dimension) > 1:
+                dist.all_reduce(values, group=mesh.get_group(dimension))
+    return values
+
+
+def sliced_like(divided: Tensor, own: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the tensor of this `shape` whose slice in this process is `own`, with the rows of that of `divided`.
+
+    It shares the memory of `own`. Of a tensor that is not sharded, the slice is all.
+    """
+    if not isinstance(divided, DTensor):
+        return own
+    stride = torch.empty(*shape, device="meta").stride()
+    meta = TensorMeta(torch.Size(shape), stride, own.dtype)
+    # `DTensor.from_local` would move an offloaded slice to the device of the mesh
+    spec = DTensorSpec(divided.device_mesh, divided.placements, tensor_meta=meta)
+    return DTensor(own, spec, requires_grad=False)
 
 
 def is_first_replica(tensor: Tensor) -> bool:

@@ -21,6 +21,7 @@ Adaptable: TypeAlias = Literal["language_model", "vision_encoder", "image_decode
 PartName: TypeAlias = Literal[Adaptable, "visual_projector", "condition_projector", "pooled_projector"]
 Trainable: TypeAlias = Literal[PartName, "dream_queries", "new_tokens"]
 Schedule: TypeAlias = Literal["cosine", "linear", "constant", "wsd"]
+OptimizerName: TypeAlias = Literal["adamw", "adafactor", "adamw8bit"]
 # trackers by accelerate's names
 Tracker: TypeAlias = Literal[
     "tensorboard", "wandb", "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio"
@@ -150,6 +151,7 @@ class TrainSection:
     `accumulation` batches of `batch_size` documents on every device instead.
     `trainable` names what is trained besides adapters. `groups` are tensors with settings of their own.
     `warmup` is in steps, or a share of them below 1; so is `decay`, the end of the schedule wsd (None: 0.2).
+    `ema` is the decay of moving averages of the trained weights (None: no averages).
     `on_spike` is the action at a gradient norm above `spike_factor` times the median of the norms before (None: none).
     `max_length` is the number of tokens in a row (None: the language model's maximum).
     `packing` puts several documents into a row (None: if the language model can keep them apart).
@@ -181,6 +183,8 @@ class TrainSection:
     warmup: int | float = setting(0, least=0, most=MAX_STEPS)
     decay: int | float | None = setting(None, least=0, most=MAX_STEPS)
     weight_decay: float = setting(0.0, least=0)
+    optimizer: OptimizerName = "adamw"
+    ema: float | None = setting(None, above=0, below=1)
     groups: tuple[GroupSection, ...] = ()
     max_grad_norm: float = setting(1.0, above=0)
     spike_factor: float | None = setting(None, above=1, most=1e6)

@@ -15,7 +15,7 @@ from typing import Final
 
 from rich.filesize import decimal
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from dreamkit.checkpoints.content import (
     Content,
@@ -33,11 +33,12 @@ from dreamkit.errors import OutputError
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import TrainSection
 from dreamkit.registry.registry import Registry
+from dreamkit.runs.run_paths import resume_point
 from dreamkit.storage.folders import FileRecord, atomic_folder, describe_file, partial_folder
 from dreamkit.storage.writing import require_space, writing
 from dreamkit.training.optimizer_state import optimizer_tensors
 from dreamkit.training.random_state import RandomState
-from dreamkit.training.resume_points import remove_resume_points, resume_point
+from dreamkit.training.resume_points import remove_resume_points
 from dreamkit.training.resume_state import STATE, RunState, optimizer_file
 from dreamkit.training.spare_memory import has_room
 
@@ -100,7 +101,7 @@ class PointWriter:
         self,
         state: RunState,
         model: DreamModel,
-        optimizer: AdamW,
+        optimizer: Optimizer,
         random_state: RandomState,
         *,
         is_last: bool = False,

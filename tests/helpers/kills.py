@@ -25,7 +25,7 @@ import layouts
 import runs
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.errors import count
-from dreamkit.training.resume_points import resume_points
+from dreamkit.runs.run_paths import resume_points
 from dreamkit.training.run_log import TIMES
 
 SECONDS = 120  # of one start of a run, if others share the cores

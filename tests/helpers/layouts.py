@@ -265,7 +265,10 @@ def run_bad_steps(device: torch.device) -> None:
     shard(model, device, recipe().train)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     settings = recipe(weight_decay=0.1)
-    optimizer, monitor = make_optimizer(parameter_groups(model, settings)), LossMonitor(device)
+    optimizer, monitor = (
+        make_optimizer(parameter_groups(model, settings), settings.train),
+        LossMonitor(device),
+    )
 
     def state() -> list[Tensor]:
         values = [*trained, *(value for each in optimizer.state.values() for value in each.values())]
@@ -278,7 +281,7 @@ def run_bad_steps(device: torch.device) -> None:
         monitor.add(1, batch.places, losses._replace(loss=losses.loss + loss), batch.counts)
         norm = loop.clip_gradients(trained, 1.0)
         guard = StepGuard(Path("unused"), settings.train, device)
-        update(optimizer, guard.judge(1, [batch], monitor.step_loss(), norm))
+        update(optimizer, guard.judge(1, [batch], monitor.step_loss(), norm), 0)
         optimizer.zero_grad()
         monitor.drop_step()
         return state()
