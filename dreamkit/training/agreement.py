@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from dreamkit.distributed import TIMEOUT, meeting_timeout, world_size
-from dreamkit.errors import DocumentError, DreamkitError, StorageError, TrainingError
+from dreamkit.errors import DocumentError, DreamkitError, StorageError, TrainingError, count
 from dreamkit.interrupts import Interrupted, pending
 
 Result = TypeVar("Result")
@@ -128,10 +128,10 @@ def _naming_timeout() -> Iterator[None]:
     except RuntimeError as error:
         if "Timed out" not in str(error):  # gloo has no type for it
             raise
-        minutes = meeting_timeout().total_seconds() / 60
+        limit = count(f"{meeting_timeout().total_seconds() / 60:g}", "minute")
         raise TrainingError(
-            f"a process of the run did not end its step or read its data within {minutes:g} minutes; look where it is "
-            f"(py-spy dump --pid PID), or raise the minutes in the environment variable {TIMEOUT}"
+            f"a process of the run did not end its step or read its data within {limit}; look where it is (py-spy dump "
+            f"--pid PID), or raise the minutes in the environment variable {TIMEOUT}"
         ) from error
 
 
