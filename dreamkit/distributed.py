@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
@@ -12,12 +12,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from dreamkit.errors import CheckpointError, DreamkitError, OutputError, SourceError, TrainingError
+from dreamkit.errors import (
+    CheckpointError,
+    DreamkitError,
+    OutputError,
+    SourceError,
+    TrainingError,
+    describe_value,
+)
 from dreamkit.peers import watching
 
-TIMEOUT: Final = timedelta(minutes=30)  # of a meeting of all processes: one of them may write a checkpoint
+TIMEOUT: Final = "DREAMKIT_TIMEOUT"  # environment variable: minutes
+MINUTES: Final = 30.0  # of a meeting of all processes: one of them may index data or load weights
+MOST_MINUTES: Final = 60.0 * 24 * 7
+
+_owns_group = False  # flag: this module has set up the group of processes
 
 # Errors that one process raises in place of another, by their names.
 _SHARED_ERRORS: Final[dict[str, type[DreamkitError]]] = {
@@ -26,22 +38,69 @@ _SHARED_ERRORS: Final[dict[str, type[DreamkitError]]] = {
 
 
 def join() -> torch.device:
-    """Return the device of this process. Under `torchrun`, this call joins the other processes."""
+    """Return the device of this process. Under `torchrun`, this call joins the other processes.
+
+    A group of processes that the program has set up before is used as it is, on its current CUDA device or the CPU.
+
+    Raises:
+        TrainingError: `DREAMKIT_TIMEOUT` is not a number of minutes.
+    """
+    global _owns_group
+    timeout = meeting_timeout()
+    if dist.is_initialized():
+        return (
+            torch.device("cuda", torch.cuda.current_device())
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
     from accelerate import PartialState  # takes a second to import
 
-    options: dict[str, Any] = {"cpu": not torch.cuda.is_available(), "timeout": TIMEOUT}
+    options: dict[str, Any] = {"cpu": not torch.cuda.is_available(), "timeout": timeout}
     if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         options["backend"] = "cuda:nccl,cpu:gloo"  # tensors of offloaded shards are on the host
     device: torch.device = PartialState(**options).device
+    _owns_group = dist.is_initialized()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
 
 
+def join_alone() -> None:
+    """Set up a group of this process alone, if there is none: FSDP needs one."""
+    global _owns_group
+    if not dist.is_initialized():
+        dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+        _owns_group = True
+
+
 def leave() -> None:
-    """Leave the other processes at the end of a command: threads of a group must not outlive the interpreter."""
-    if dist.is_initialized():
+    """Leave the other processes at the end of a command: threads of a group must not outlive the interpreter.
+
+    A group that the program has set up stays.
+    """
+    global _owns_group
+    if _owns_group and dist.is_initialized():
         dist.destroy_process_group()
+    _owns_group = False
+
+
+def meeting_timeout() -> timedelta:
+    """Return how long processes wait for each other: the minutes of `DREAMKIT_TIMEOUT`, or 30.
+
+    Raises:
+        TrainingError: the variable is not a number of minutes above 0, up to a week.
+    """
+    text = os.environ.get(TIMEOUT, "")
+    try:
+        minutes = float(text) if text else MINUTES
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes <= MOST_MINUTES:
+        raise TrainingError(
+            f"{TIMEOUT}: expected a number of minutes above 0 and up to {MOST_MINUTES:.0f}, got "
+            f"{describe_value(text)}; set or remove the environment variable"
+        )
+    return timedelta(minutes=minutes)
 
 
 def world_size() -> int:
@@ -154,6 +213,33 @@ def local(tensor: Tensor) -> Tensor:
     """Return the values of a tensor that this process holds, detached; they share its memory."""
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def sum_slices(values: Tensor, divided: Tensor) -> Tensor:
+    """Sum `values` in place over the processes that have the slices of the tensor `divided`; return them.
+
+    Each of these processes must call this function.
+    """
+    if isinstance(divided, DTensor):
+        mesh = divided.device_mesh
+        for dimension, placement in enumerate(divided.placements):
+            if placement.is_shard() and mesh.size(dimension) > 1:
+                dist.all_reduce(values, group=mesh.get_group(dimension))
+    return values
+
+
+def sliced_like(divided: Tensor, own: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the tensor of this `shape` whose slice in this process is `own`, with the rows of that of `divided`.
+
+    It shares the memory of `own`. Of a tensor that is not sharded, the slice is all.
+    """
+    if not isinstance(divided, DTensor):
+        return own
+    stride = torch.empty(*shape, device="meta").stride()
+    meta = TensorMeta(torch.Size(shape), stride, own.dtype)
+    # `DTensor.from_local` would move an offloaded slice to the device of the mesh
+    spec = DTensorSpec(divided.device_mesh, divided.placements, tensor_meta=meta)
+    return DTensor(own, spec, requires_grad=False)
 
 
 def is_first_replica(tensor: Tensor) -> bool:

@@ -38,6 +38,7 @@ _MOST_BYTES: Final = 10_000  # of a message
 
 _prints_errors: bool | None = None  # None: the processes have not been connected
 _prefix = ""
+_is_watching = False  # flag: the process is in a block of `watching`
 _sockets: set[socket.socket] = set()
 
 
@@ -63,7 +64,7 @@ def is_consequence() -> bool:
 def watching(
     rank: int, processes: int, share: Callable[[Any], Any], hint: Callable[[], str]
 ) -> Iterator[None]:
-    """Watch the other processes of a run in the block, which every process must enter.
+    """Watch the other processes of a run in the block, which every process must enter. A block within one does nothing.
 
     The death of one ends the others with exit code `DEATH`, and a sentence with `hint()` on standard error. If the
     block raises in some processes only, the others end, too. Processes that all leave the block go on.
@@ -77,8 +78,8 @@ def watching(
     Raises:
         TrainingError: the processes cannot be connected.
     """
-    global _prints_errors, _prefix
-    if processes == 1:
+    global _prints_errors, _prefix, _is_watching
+    if processes == 1 or _is_watching:
         yield
         return
     with ExitStack() as stack:
@@ -86,6 +87,8 @@ def watching(
         watch = _Watch(rank, links, hint)
         _prints_errors, _prefix = True, "" if rank == 0 else f"rank {rank}: "
         threading.Thread(target=watch.run, name="peers", daemon=True).start()
+        _is_watching = True
+        stack.callback(_end_watching)
         try:
             yield
         except BaseException as error:
@@ -93,6 +96,11 @@ def watching(
                 _prints_errors = watch.leave(error)
             raise
         watch.leave(None)
+
+
+def _end_watching() -> None:
+    global _is_watching
+    _is_watching = False
 
 
 def _connect(rank: int, processes: int, share: Callable[[Any], Any], stack: ExitStack) -> dict[int, _Link]:

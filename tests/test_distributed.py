@@ -86,6 +86,12 @@ def test_two_processes_compute_the_losses_and_the_gradient_of_one(
     layouts.assert_same_run(two_processes / precision, tmp_path, precision)
 
 
+def test_one_of_two_processes_writes_to_trackers(two_processes: Path) -> None:
+    folder = two_processes / "float32/trackers"
+    patterns = ("tensorboard/events.*", "wandb/offline-run-*/run-*.wandb")
+    assert [len([*folder.glob(pattern)]) for pattern in patterns] == [1, 1]
+
+
 def test_two_processes_train_on_the_digits_like_one(two_processes: Path, tmp_path: Path) -> None:
     layouts.digits_run(tmp_path)
     layouts.assert_same_run(two_processes / "digits", tmp_path, "float32")
@@ -99,7 +105,7 @@ def test_two_processes_log_the_losses_of_both(two_processes: Path, four_at_once:
     )
     assert len(expected) == len(actual) == layouts.STEPS
     for before, after in zip(expected, actual, strict=True):
-        for name in ("lm", "denoising", "grad_norm"):
+        for name in ("lm", "denoising", "grad_norm", *(f"grad_norm.{part}" for part in layouts.TRAINABLE)):
             assert before[name] is not None and after[name] == pytest.approx(before[name], rel=1e-5), name
 
 

@@ -198,6 +198,14 @@ def test_processes_that_leave_the_block_go_on(run: Run) -> None:
     assert (codes, out, err) == ([0] * 3, ["left\n"] * 3, [""] * 3)
 
 
+def test_a_block_in_another_one_does_nothing(run: Run) -> None:
+    inner = "exec('with peers.watching(rank, processes, None, None): pass')"
+    codes, out, err = run(inner, inner)
+    assert (codes, out, err) == ([0] * 2, ["left\n"] * 2, [""] * 2)
+    codes, _, err = run(f"{inner}; {STUCK}", f"{inner}; os._exit(3)")
+    assert codes == [1, 3] and "rank 1" in err[0]
+
+
 def test_a_process_that_ends_later_than_the_others_is_left_alone(run: Run) -> None:
     """One that has left the block may end as it likes."""
     codes, out, _ = run("time.sleep(2)", "pass")

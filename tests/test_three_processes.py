@@ -10,10 +10,9 @@ import pytest
 
 import layouts
 import three_processes
+from dreamkit.training.run_log import TIMES
 from processes import run_in
 from three_processes import AGAIN, AGAIN_FOLDER, RUNS, MeasuredRun
-
-TIMES = ("data_wait", "steps_per_second")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The inputs of a training: its data sets, and the checkpoint that it starts from.
+"""The inputs of a training: its data sets, those that are held out, and the checkpoint that it starts from.
 
 `dreamkit check` prints their problems as notes. Commands that train or cache refuse them before they read any weights.
 """
@@ -17,7 +17,7 @@ from dreamkit.data.dataset import Dataset
 from dreamkit.document import Document
 from dreamkit.errors import DocumentError, RecipeError, RecipeProblem, StorageError, article, count
 from dreamkit.parts.specs import LanguageSpec
-from dreamkit.recipe.sections import DataSection, Recipe
+from dreamkit.recipe.sections import DataSection, HeldOutSection, Recipe
 from dreamkit.registry.registry import Registry
 
 TRIED: Final = 100  # documents of a data set, until one can be read
@@ -29,22 +29,24 @@ class Inputs:
 
     Attributes:
         datasets: a data set for each section of `recipe.data`; None for one with a problem.
+        held_out: a data set for each section of `recipe.held_out`; None for one with a problem.
         problems: why the recipe cannot be trained with these inputs.
         bad_documents: lines about first documents that training skips.
     """
 
     datasets: tuple[Dataset | None, ...]
+    held_out: tuple[Dataset | None, ...]
     problems: tuple[RecipeProblem, ...]
     bad_documents: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
         """Lines about data that the data sets or the training do not read."""
-        notes = [note for dataset in self.datasets if dataset is not None for note in dataset.notes]
-        return [*notes, *self.bad_documents]
+        opened = [dataset for dataset in (*self.datasets, *self.held_out) if dataset is not None]
+        return [*(note for dataset in opened for note in dataset.notes), *self.bad_documents]
 
     def require_datasets(self) -> list[Dataset]:
-        """Return the data sets.
+        """Return the data sets of `recipe.data`.
 
         Raises:
             RecipeError: an input has a problem; the message lists all of them.
@@ -53,54 +55,74 @@ class Inputs:
             raise RecipeError(self.problems)
         return [dataset for dataset in self.datasets if dataset is not None]
 
+    def require_held_out(self) -> list[Dataset]:
+        """Return the data sets of `recipe.held_out`; raise as `require_datasets` does."""
+        self.require_datasets()
+        return [dataset for dataset in self.held_out if dataset is not None]
+
 
 def open_inputs(
     recipe: Recipe,
     registry: Registry,
     datasets: Sequence[Dataset] | None = None,
+    held_out: Sequence[Dataset] | None = None,
     *,
     with_init: bool = True,
+    with_held_out: bool = False,
     language: LanguageSpec | None = None,
 ) -> Inputs:
     """Open the data sets of a recipe with the first document of each, and compare `recipe.init` with its manifest.
 
     If training skips bad documents, the first one that can be read counts. It must be among the first `TRIED`.
-    `datasets` replaces the data sets of the recipe. A conversation is a problem if the language model of the spec
-    `language` refuses it. No weights are read. The code of a plug-in may fail in any way: each failure is a problem.
+    Held-out data sets are opened only `with_held_out`. `datasets` and `held_out` replace the data sets of the recipe. A
+    conversation is a problem if the language model of
+    the spec `language` refuses it. No weights are read. The code of a plug-in may fail in any way: each failure is a
+    problem.
     """
     record = Fit(recipe, registry)
     if with_init and recipe.init is not None:
         record.attempt("init", _check_init, Path(recipe.init), recipe)
     if not recipe.data:
         record.problem("data", "no training data: name at least one data set")
-    if datasets is not None and len(datasets) != len(recipe.data):
-        expected = count(len(recipe.data), "data set")
-        record.problem("data", f"expected {expected}, one for each section, got {len(datasets)}")
-        return Inputs((), tuple(record.problems))
-    opened = [
-        record.attempt(
-            f"data.{number}",
-            _open,
-            section,
-            registry,
-            None if datasets is None else datasets[number],
-            recipe.train.on_error,
-        )
-        for number, section in enumerate(recipe.data)
-    ]
-    refusal = None if language is None else language.conversation_problem
-    for number, each in enumerate(opened if refusal else ()):
-        if each is not None and each.first.is_conversation:
-            record.problem(
-                f"data.{number}", f"expected documents without roles, got a conversation; {refusal}"
-            )
+    opened = {
+        "data": _open_all("data", recipe.data, datasets, record, language),
+        "held_out": _open_all("held_out", recipe.held_out, held_out, record, language)
+        if with_held_out
+        else [],
+    }
+    sets = {key: tuple(None if each is None else each.dataset for each in opened[key]) for key in opened}
     bad = [
-        f"data.{number}: bad documents are skipped in training; the first document is one: {each.bad}"
-        for number, each in enumerate(opened)
+        f"{key}.{number}: bad documents are skipped in {use}; the first document is one: {each.bad}"
+        for key, use in (("data", "training"), ("held_out", "evaluations"))
+        for number, each in enumerate(opened[key])
         if each is not None and each.bad is not None
     ]
-    sets = tuple(None if each is None else each.dataset for each in opened)
-    return Inputs(sets, tuple(record.problems), tuple(bad))
+    return Inputs(sets["data"], sets["held_out"], tuple(record.problems), tuple(bad))
+
+
+def _open_all(
+    key: str,
+    sections: Sequence[DataSection | HeldOutSection],
+    replacements: Sequence[Dataset] | None,
+    record: Fit,
+    language: LanguageSpec | None,
+) -> list[_Opened | None]:
+    """Open the data set of each section at `key`, or its replacement; None for one with a problem."""
+    if replacements is not None and len(replacements) != len(sections):
+        expected = count(len(sections), "data set")
+        record.problem(key, f"expected {expected}, one for each section, got {len(replacements)}")
+        return []
+    on_error, refusal = record.recipe.train.on_error, language and language.conversation_problem
+    opened: list[_Opened | None] = []
+    for number, section in enumerate(sections):
+        replacement = None if replacements is None else replacements[number]
+        each = record.attempt(f"{key}.{number}", _open, section, record.registry, replacement, on_error)
+        if each is not None and refusal and each.first.is_conversation:
+            record.problem(
+                f"{key}.{number}", f"expected documents without roles, got a conversation; {refusal}"
+            )
+        opened.append(each)
+    return opened
 
 
 def _check_init(folder: Path, recipe: Recipe) -> None:
@@ -124,7 +146,10 @@ class _Opened(NamedTuple):
 
 
 def _open(
-    section: DataSection, registry: Registry, replacement: Dataset | None, on_error: Literal["skip", "stop"]
+    section: DataSection | HeldOutSection,
+    registry: Registry,
+    replacement: Dataset | None,
+    on_error: Literal["skip", "stop"],
 ) -> _Opened:
     """Return the data set of a section, or its replacement, with its first document.
 

@@ -142,11 +142,13 @@ class Manifest(FolderManifest):
 
 def component_sections(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield key, kind and component name of each component in a recipe of plain values."""
-    model, data = recipe.get("model"), recipe.get("data")
+    model = recipe.get("model")
     sections = {key: model.get(key) for key in PARTS} if isinstance(model, dict) else {}
     kinds = {key: "projector" if key.endswith("_projector") else key for key in PARTS}
-    for number, section in enumerate(data if isinstance(data, list) else ()):
-        sections[f"data.{number}"], kinds[f"data.{number}"] = section, "dataset"
+    for name in ("data", "held_out"):
+        listed = recipe.get(name)
+        for number, section in enumerate(listed if isinstance(listed, list) else ()):
+            sections[f"{name}.{number}"], kinds[f"{name}.{number}"] = section, "dataset"
     for key, section in sections.items():
         if isinstance(section, dict):
             yield key, kinds[key], str(section.get("name"))

@@ -102,7 +102,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     out.print(table)
     out.print("shapes are tokens x width; px: pixels of a side; any: any number of tokens", soft_wrap=True)
     language = fitted.language_model
-    inputs = open_inputs(draft, registry, language=language)
+    inputs = open_inputs(draft, registry, with_held_out=True, language=language)
     refused = ["\n  ".join(["note: train would refuse these inputs:", *map(str, inputs.problems)])]
     for note in [
         *recipe_notes(draft),

@@ -46,21 +46,24 @@ def train(
 
     Example: dreamkit train --out run1 --resume
     """
-    from dreamkit.distributed import leave
+    from dreamkit.distributed import join, leave, watched
     from dreamkit.recipe.loading import load_recipe
     from dreamkit.registry.registry import Registry
+    from dreamkit.training.resume_points import continue_hint
     from dreamkit.training.resumed_recipe import resumed_recipe
     from dreamkit.training.run import train_recipe as run
 
-    registry = Registry.load()
     settings = list(overrides or ())
-    if resume and (recipe is None or "=" in recipe):  # a setting is in its place
-        loaded = resumed_recipe(out, [*([] if recipe is None else [recipe]), *settings], registry)
-    elif recipe is None:
+    if recipe is None and not resume:
         raise typer.BadParameter("missing a recipe; name one, such as digits/stage1", param_hint="'RECIPE'")
-    else:
-        loaded = load_recipe(recipe, settings, registry)
-    result = run(loaded, registry, out, resume=resume, changed_data=changed_data)
+    join()
+    with watched(lambda: continue_hint(out)):  # a recipe may be missing on one machine only
+        registry = Registry.load()
+        if recipe is not None and not (resume and "=" in recipe):
+            loaded = load_recipe(recipe, settings, registry)
+        else:  # a setting may be in the place of the recipe
+            loaded = resumed_recipe(out, [*([] if recipe is None else [recipe]), *settings], registry)
+        result = run(loaded, registry, out, resume=resume, changed_data=changed_data)
     leave()
     if result.is_main:
         echo(f"{'model of the finished run:' if result.was_finished else 'wrote'} {result.checkpoint}")

@@ -58,6 +58,8 @@ class Batch:
         places: places of the documents in the run, by number; without dummies.
         skipped: documents that cannot be used, which others replace.
         cut: number of documents whose end is left out.
+        tokens: number of tokens and slots of the documents, without dummies and padding.
+        images: number of images of the documents to read, and of those to draw.
         condition_drop: probability that an image to draw gets the unconditional dream states.
         unconditional_rows_Q: indices of the unconditional dream states; None without `condition_drop`.
         features_NVd: cached vision features of the images to read.
@@ -93,6 +95,8 @@ class Batch:
     places: tuple[int, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     cut: int = 0
+    tokens: int = 0
+    images: int = 0
     condition_drop: float = 0.0
     unconditional_rows_Q: Tensor | None = None
     features_NVd: Tensor | None = None
@@ -217,6 +221,8 @@ class Collator:
     def collate(self, sequences: Sequences[Sequence]) -> Batch:
         """Return the batch of `sequences`, with a dummy if no sequence has a label, or an image to read or to draw."""
         places = tuple(sequence.place for sequence in sequences if sequence.place is not None)
+        tokens = sum(map(len, sequences))
+        image_count = sum(len(sequence.reads) + len(sequence.draws) for sequence in sequences)
         sequences, rows, unconditional = self.packed(sequences)
         width = max(sum(len(sequences[i]) for i in row) for row in rows)
         starts: dict[int, int] = {}
@@ -287,6 +293,8 @@ class Collator:
             places=places,
             skipped=tuple(document for sequence in sequences for document in sequence.skipped),
             cut=sum(sequence.is_cut for sequence in sequences),
+            tokens=tokens,
+            images=image_count,
             condition_drop=self.condition_drop,
             unconditional_rows_Q=unconditional_rows,
             **self._read_fields([picture for _, picture in reads]),

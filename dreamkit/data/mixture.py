@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from dreamkit.data.order import SetOrder
 from dreamkit.data.permutation import shuffle_in_place, stream_key
@@ -46,6 +46,8 @@ class Mixture:
     Raises:
         TrainingError: no data set, an empty one, a weight that is not positive and finite, or another `shuffle`.
     """
+
+    key: Final = "data"  # of its data sets in a recipe
 
     def __init__(
         self,

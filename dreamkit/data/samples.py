@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Sequence as Sequences
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from torch.utils.data import Dataset as TorchDataset
 
 from dreamkit.data.cutting import cut_sequence
 from dreamkit.data.dataset import Dataset
 from dreamkit.data.document_reads import read_document
-from dreamkit.data.mixture import Mixture, run_mixture
+from dreamkit.data.mixture import run_mixture
 from dreamkit.data.reading_threads import in_threads
 from dreamkit.data.seeds import choices, stream_seed
 from dreamkit.data.sequence import Sequence, Sequencer
@@ -43,27 +43,48 @@ class Policy:
         return cls(train.on_error, train.too_long)
 
 
+class Order(Protocol):
+    """The documents at the places of a run, such as a `Mixture`."""
+
+    @property
+    def key(self) -> str:
+        """Key of the data sets in a recipe."""
+
+    @property
+    def data_sets(self) -> Sequences[Dataset]:
+        """The data sets."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the random choices of the data sets."""
+
+    def __len__(self) -> int: ...
+
+    def place(self, place: int, /) -> tuple[int, int]:
+        """Return the number of the data set at `place`, and the index of the document in it."""
+
+
 class Samples(TorchDataset[Sequence]):
-    """The sequence of the document at each place of a mixture, or of its substitute: a function of the place alone.
+    """The sequence of the document at each place of an order, or of its substitute: a function of the place alone.
 
     `least_side` is that of the function `least_side`: JPEG images are decoded smaller.
     """
 
     def __init__(
         self,
-        mixture: Mixture,
+        order: Order,
         sequencer: Sequencer,
         policy: Policy | None = None,
         *,
         least_side: int | None = None,
     ) -> None:
-        self.mixture = mixture
+        self.order = order
         self.sequencer = sequencer
         self.policy = Policy() if policy is None else policy
         self.least_side = least_side
 
     def __len__(self) -> int:
-        return len(self.mixture)
+        return len(self.order)
 
     def __getitem__(self, place: int) -> Sequence:
         """Return the sequence at `place`, with the documents that were skipped for it.
@@ -99,9 +120,9 @@ class Samples(TorchDataset[Sequence]):
                 skipped.append(self._skipped(error, place, attempt))
             else:
                 return replace(sequence, place=place, skipped=tuple(skipped))
+        tried = f"{self.order.key}.{skipped[-1].data}: none of {count(len(skipped), 'document')}"
         raise DocumentError(
-            f"data.{skipped[-1].data}: none of {count(len(skipped), 'document')} for one place can be used: "
-            f"{summarize(skipped)}; the last reason: {skipped[-1].reason}"
+            f"{tried} for one place can be used: {summarize(skipped)}; the last reason: {skipped[-1].reason}"
         )
 
     def position(self, place: int, attempt: int = 0) -> tuple[int, int]:
@@ -109,10 +130,10 @@ class Samples(TorchDataset[Sequence]):
 
         After `attempt` bad documents, it is another one of the same set: a function of the seed and these two numbers.
         """
-        number, index = self.mixture.place(place)
+        number, index = self.order.place(place)
         if attempt:
             size = self._size(place)
-            stride = 1 + stream_seed(self.mixture.seed, place, "substitute") % size
+            stride = 1 + stream_seed(self.order.seed, place, "substitute") % size
             while math.gcd(stride, size) > 1:  # else some documents would never be tried
                 stride += 1
             index = (index + attempt * stride) % size
@@ -132,21 +153,21 @@ class Samples(TorchDataset[Sequence]):
     def _read(self, place: int, attempt: int = 0) -> Callable[[], Document]:
         """Return the function that reads the document at this position, in any thread."""
         number, index = self.position(place, attempt)
-        dataset = self.mixture.data_sets[number]
+        dataset = self.order.data_sets[number]
         return lambda: read_document(
-            lambda: dataset.sample(index, choices(self.mixture.seed, place)),
-            f"data.{number} ({type(dataset).__name__}): document {index}",
+            lambda: dataset.sample(index, choices(self.order.seed, place)),
+            f"{self.order.key}.{number} ({type(dataset).__name__}): document {index}",
             least_side=self.least_side,
         )
 
     def _allows_threads(self, place: int) -> bool:
-        number, _ = self.mixture.place(place)
-        return self.mixture.data_sets[number].is_thread_safe
+        number, _ = self.order.place(place)
+        return self.order.data_sets[number].is_thread_safe
 
     def _size(self, place: int) -> int:
         """Return the number of documents in the data set for `place`."""
-        number, _ = self.mixture.place(place)
-        return len(self.mixture.data_sets[number])
+        number, _ = self.order.place(place)
+        return len(self.order.data_sets[number])
 
     def _sequence(self, document: Document) -> Sequence:
         """Return the training sequence of a document, cut if it is too long and the policy is to cut.

@@ -20,7 +20,7 @@ class Updates(TorchDataset[list[Batch]]):
     """The batches of one process for each update of the weights, `updates[number]`, from 0 on.
 
     Update u of G documents has the places from u G on. The W processes take them in turn: process r has u G + r, then
-    each W-th place after it. There may be none.
+    each W-th place after it. There may be none. The last update ends with the samples.
 
     Args:
         samples: the sequences of the run by place.
@@ -59,7 +59,8 @@ class Updates(TorchDataset[list[Batch]]):
             StorageError: a disk or network fails.
             TrainingError: a process that reads data has too little shared memory.
         """
-        first, end = number * self.global_batch, (number + 1) * self.global_batch
+        first = number * self.global_batch
+        end = min(first + self.global_batch, len(self.samples))
         sequences = self.samples.__getitems__(range(first + self.rank, end, self.processes))
         return [self.collator.share(part) for part in divide(sequences, self.collator, self.train)]
 

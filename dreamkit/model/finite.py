@@ -29,17 +29,27 @@ def logits_error(document: str, token: int) -> DreamkitError:
     return DreamkitError(f"{document}: expected finite logits for token {token}, got NaN or inf; {_REMEDY}")
 
 
-def check_drawn(names: Sequence[str], latents: Sequence[Tensor], decoded: Tensor) -> None:
-    """Check the latents of each of S steps, and the decoded images, by their `finite_rows` (N,); one read-back.
+def drawn_problems(names: Sequence[str], latents: Sequence[Tensor], decoded: Tensor) -> list[str | None]:
+    """Return an error about each of N images whose values are not finite, None for the others; one read-back.
 
-    `names` are those of the N images in a message.
+    `latents` of each of S steps and the `decoded` images are given by their `finite_rows` (N,). `names` are those of
+    the images in a message.
+    """
+    problems: list[str | None] = [None] * len(names)
+    flags = torch.stack([*latents, decoded]).tolist()
+    for row, name in enumerate(names):
+        step = next((step for step, finite in enumerate(flags) if not finite[row]), None)
+        if step is not None:
+            values = f"latents in step {step + 1} of {len(latents)}" if step < len(latents) else "pixels"
+            problems[row] = f"{name}: expected finite {values}, got NaN or inf"
+    return problems
+
+
+def check_drawn(names: Sequence[str], latents: Sequence[Tensor], decoded: Tensor) -> None:
+    """Check drawn images, as `drawn_problems` does.
 
     Raises:
         DreamkitError: the latents of a step, or a decoded image, are not finite.
     """
-    flags = torch.stack([*latents, decoded]).tolist()
-    for row, name in enumerate(names):
-        for step, finite in enumerate(flags):
-            if not finite[row]:
-                values = f"latents in step {step + 1} of {len(latents)}" if step < len(latents) else "pixels"
-                raise DreamkitError(f"{name}: expected finite {values}, got NaN or inf; {_REMEDY}")
+    for problem in filter(None, drawn_problems(names, latents, decoded)):
+        raise DreamkitError(f"{problem}; {_REMEDY}")

@@ -8,11 +8,11 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image as PIL
 from torch import Tensor
 
 from dreamkit.document import Document, Image, Role, Segment, Text
-from dreamkit.errors import DocumentError, DreamkitError, count, describe_error, describe_value, excerpt
+from dreamkit.errors import DocumentError, DreamkitError, count, describe_value, excerpt
+from dreamkit.model.drawing import check_schedule, to_picture
 from dreamkit.model.events import (
     DenoisingStep,
     DocumentDone,
@@ -147,14 +147,7 @@ class Generation:
                 self.model.image_decoder.spec.latent_shape(self.size)
             except ValueError as error:
                 raise DreamkitError(f"size: {error}") from error
-        name, steps = self.options.scheduler, self.options.steps
-        try:
-            self.model.image_decoder.scheduler(name).set_timesteps(steps)
-        except ValueError as error:
-            scheduler = "the decoder's own scheduler" if name is None else f"scheduler '{name}'"
-            raise DreamkitError(
-                f"cannot draw in {count(steps, 'step')} with {scheduler}: {describe_error(error)}"
-            ) from error
+        check_schedule(self.model.image_decoder, self.options)
 
     def events(self) -> Iterator[Event]:
         """Generate all documents; yield each event when it happens."""
@@ -252,13 +245,13 @@ class Generation:
 
                 def preview(latents_1CHW: Tensor = latents[row : row + 1]) -> Picture:
                     with torch.no_grad():  # the caller of the events may call it with gradients on
-                        return _to_picture(decoder.decode(latents_1CHW)[0])
+                        return to_picture(decoder.decode(latents_1CHW)[0])
 
                 yield DenoisingStep(writer.number, writer.images, step, steps, preview)
         images = decoder.decode(latents)  # latents of the last step
         names = [f"{writer.prompt.name}: image {writer.images + 1}" for writer in writers]
         check_drawn(names, finite, finite_rows(images))
-        pictures = [_to_picture(image) for image in images]
+        pictures = [to_picture(image) for image in images]
         dream_end = self.session.embed([self.session.sequencer.dream_end])
         for writer, picture, inputs in zip(
             writers, pictures, self.session.read_inputs(pictures), strict=True
@@ -311,8 +304,3 @@ def _sample_token(logits: Tensor, options: GenerationSection, generator: torch.G
     outside[0] = False
     probabilities[outside] = 0
     return int(order[torch.multinomial(probabilities, 1, generator=generator)])
-
-
-def _to_picture(image_CHW: Tensor) -> Picture:
-    """Convert an image (3, H, W) in [0, 1] to a PIL image with 8 bits a channel."""
-    return PIL.fromarray((image_CHW * 255).round().byte().permute(1, 2, 0).cpu().numpy())

@@ -6,7 +6,7 @@ Shape suffixes are those of `dreamkit.parts` and `dreamkit.data.batch`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, ClassVar, Final, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Self, cast
 
 import torch
 from einops import rearrange
@@ -15,17 +15,19 @@ from torch import Tensor, nn
 from dreamkit.data.batch import Batch, Collator, ImageCache
 from dreamkit.data.image_noise import ImageNoise
 from dreamkit.data.sequence import Sequencer
-from dreamkit.document import Document, Text
 from dreamkit.earlier_names import EarlierName, with_earlier_arguments
-from dreamkit.errors import DocumentError, DreamkitError, describe_value, did_you_mean
+from dreamkit.errors import DreamkitError, did_you_mean
 from dreamkit.kernels import usable
 from dreamkit.kernels.assemble_embeddings import assemble_embeddings, fill_slots
 from dreamkit.kernels.label_loss import LabelLoss, label_loss
 from dreamkit.kernels.query_projection import rows_of
 from dreamkit.model.adapters import is_adapter
 from dreamkit.model.conditioning import fused_condition
+from dreamkit.model.drawing import draw_images
+from dreamkit.model.evaluating import evaluating
 from dreamkit.model.events import Event
 from dreamkit.model.generation import Generation
+from dreamkit.model.prompts import Prompt, prompt_documents
 from dreamkit.model.session import Session
 from dreamkit.parts.decoder import ImageDecoder
 from dreamkit.parts.language import LanguageModel
@@ -34,8 +36,11 @@ from dreamkit.parts.projector import Projector
 from dreamkit.parts.sampling import sample_latents
 from dreamkit.parts.specs import Condition
 from dreamkit.parts.vision import VisionEncoder
-from dreamkit.recipe.sections import PARTS, TRAINABLE, Recipe
+from dreamkit.recipe.sections import PARTS, TRAINABLE, GenerationSection, Recipe
 from dreamkit.recipe.special_tokens import SpecialTokens
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 # the parts from which each part gets its input
 INPUTS_FROM: Final[dict[str, tuple[str, ...]]] = {
@@ -46,7 +51,6 @@ INPUTS_FROM: Final[dict[str, tuple[str, ...]]] = {
     "pooled_projector": ("language_model",),
     "image_decoder": ("condition_projector", "pooled_projector"),
 }
-Prompt = Document | str
 QUERY_STD = 0.02  # standard deviation of initial dream queries, as in DreamLLM's published code
 
 
@@ -356,16 +360,27 @@ class DreamModel(nn.Module):
                 in its range; the decoder does not support the size, the scheduler or its number of steps; logits,
                 latents or pixels are not finite.
         """
-        was_training = self.training
-        self.eval()
-        try:
-            documents = _documents(prompts)
+        with evaluating(self):
+            documents = prompt_documents(prompts)
             generation = Generation(
                 self, documents, seed=seed, size=size, ignore_eos=ignore_eos, settings=settings
             )
             yield from generation.events()
-        finally:
-            self.train(was_training)
+
+    @torch.no_grad()
+    def draw(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], options: GenerationSection
+    ) -> list[Picture | DreamkitError]:
+        """Draw one image after each of N prompts, without any text between them.
+
+        An image is the first one that `generate` draws with the same seed and settings, if the model draws it at once.
+        In place of an image whose values are not finite, the result has the error about them.
+
+        Raises:
+            DocumentError: a prompt is longer than the model's length.
+        """
+        with evaluating(self):
+            return draw_images(self, prompt_documents(prompts), seeds, options)
 
     @torch.no_grad()
     def dream_states(self, prompts: Prompt | Sequence[Prompt]) -> Tensor:
@@ -374,27 +389,8 @@ class DreamModel(nn.Module):
         Raises:
             DocumentError: a prompt is longer than the model's length.
         """
-        documents = _documents(prompts)
+        documents = prompt_documents(prompts)
         session = Session(self, len(documents))
         embeds = [torch.cat([prompt, session.dream_inputs()]) for prompt in session.prompt_inputs(documents)]
         hidden = session.feed(dict(enumerate(embeds)))
         return torch.stack([session.dream_states(hidden[number]) for number in range(len(documents))])
-
-
-def _documents(prompts: Prompt | Sequence[Prompt]) -> list[Document]:
-    """Return `prompts`, one or several, as a list of documents.
-
-    Raises:
-        DocumentError: a prompt is neither a document nor a string.
-    """
-    is_single = isinstance(prompts, Document | str) or not isinstance(prompts, Sequence)
-    listed: list[Any] = [prompts] if is_single else list(prompts)
-    for prompt in listed:
-        if not isinstance(prompt, Document | str):
-            raise DocumentError(f"expected a document or a string as prompt, got {describe_value(prompt)}")
-    return [
-        Document((Text(prompt),) if prompt else (), name=f"prompt {number}")
-        if isinstance(prompt, str)
-        else prompt
-        for number, prompt in enumerate(listed)
-    ]

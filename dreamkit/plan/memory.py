@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import torch
 from torch import Tensor, nn
 
+from dreamkit.build.optimizer_states import EMA, StateTensor, state_of
 from dreamkit.distributed import units
 from dreamkit.errors import DreamkitError, count
 from dreamkit.model.model import DreamModel
@@ -16,8 +18,6 @@ from dreamkit.plan.live_bytes import Bytes
 from dreamkit.recipe.sections import TrainSection
 
 Device = Literal["cuda", "cpu"]
-
-ADAM_STATES = 2  # of a parameter's size: the running means of the gradient and of its square
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,14 @@ class Memory:
     """Bytes of live tensors on the fullest device, at the two moments of a step that can be the peak.
 
     `computing`: the peak of the forward and backward pass, when gradients are not yet complete or no longer gathered.
-    `gradients`: every gradient in the optimizer's step, which has no activations and no temporary tensors.
-    `on_host`: offloaded weights, gradients and optimizer states of one process, which no device holds.
+    `gradients`: every gradient in the optimizer's step, which has no activations.
+    `averages`: the moving averages of `train.ema`.
+    `on_host`: offloaded weights, gradients, optimizer states and averages of one process, which no device holds.
     """
 
     weights: int
     states: int
+    averages: int
     gathered: int
     computing: Bytes
     gradients: int
@@ -86,6 +88,7 @@ class Memory:
             "weights": (self.weights, self.weights),
             "gathered by FSDP": (self.gathered, 0),
             "optimizer states": (self.states, self.states),
+            "moving averages": (self.averages, self.averages),
             "gradients": (self.computing.gradients, self.gradients),
             "activations": (self.computing.activations, 0),
         }
@@ -103,7 +106,7 @@ class Memory:
         return max(self.while_computing, self.while_updating)
 
 
-def memory_of(model: DreamModel, layout: Layout = ONE_DEVICE) -> Memory:
+def memory_of(model: DreamModel, train: TrainSection, layout: Layout = ONE_DEVICE) -> Memory:
     """Return the memory of `model` on each device of a layout, before anything is computed.
 
     Call `model.set_trainable` first. Under FSDP every parameter is divided along its first dimension and buffers are
@@ -111,17 +114,28 @@ def memory_of(model: DreamModel, layout: Layout = ONE_DEVICE) -> Memory:
     """
     whole = _unsharded(model, layout)
     divided = [parameter for parameter in model.parameters() if parameter not in whole]
+    trained = [parameter for parameter in divided if parameter.requires_grad]
     weights = sum(shard_bytes(parameter, layout.shards) for parameter in divided)
-    gradients = sum(shard_bytes(parameter, layout.shards) for parameter in divided if parameter.requires_grad)
-    states = ADAM_STATES * gradients
-    on_host = weights + gradients + states if layout.is_offloaded else 0
+    gradients = sum(shard_bytes(parameter, layout.shards) for parameter in trained)
+    states = [each for parameter in trained for each in state_of(parameter, train).items()]
+    averages = sum(_state_bytes(each, layout.shards) for name, each in states if name == EMA)
+    others = sum(_state_bytes(each, layout.shards) for name, each in states if name != EMA)
+    on_host = weights + gradients + others + averages if layout.is_offloaded else 0
     return Memory(
         weights=(0 if layout.is_offloaded else weights) + total_bytes((*whole, *model.buffers())),
-        states=0 if layout.is_offloaded else states,
+        states=0 if layout.is_offloaded else others,
+        averages=0 if layout.is_offloaded else averages,
         gathered=_gathered_bytes(_fsdp_groups(model, whole), layout) if layout.is_fsdp else 0,
         computing=Bytes(),
         gradients=0 if layout.is_offloaded else gradients,
         on_host=on_host,
+    )
+
+
+def _state_bytes(state: StateTensor, shards: int) -> int:
+    """Return the bytes of the largest share of a tensor of the optimizer's state."""
+    return shard_bytes(
+        torch.empty(state.shape, dtype=state.dtype, device="meta"), shards if state.is_divided else 1
     )
 
 

@@ -130,7 +130,7 @@ def plan(
         documents = len(batch.places)
     rows, length = batch.input_ids_BT.shape
     # everything about the model is read before the step, which uses its tensors up
-    parts, steps, memory = _sizes(model, recipe), chain(model, recipe), memory_of(model, layout)
+    parts, steps, memory = _sizes(model, recipe), chain(model, recipe), memory_of(model, recipe.train, layout)
     unchecked = _unchecked(model) if recipe.train.gradient_checkpointing else ()
     tokens = sum(end - start for row in batch.spans for start, end in row)
     most = most_images(model.sequencer(recipe.train.max_length))

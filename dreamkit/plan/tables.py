@@ -87,8 +87,9 @@ def _memory(plan: Plan) -> Table:
     for moment in ("forward and backward", "optimizer step"):
         table.add_column(moment, justify="right")
     rows = {**memory.terms, "total": (memory.while_computing, memory.while_updating)}
-    if not memory.gathered:
-        del rows["gathered by FSDP"]
+    for name in ("gathered by FSDP", "moving averages"):
+        if rows[name] == (0, 0):
+            del rows[name]
     for name, moments in rows.items():
         table.add_row(name, *(format_bytes(count) if count else "-" for count in moments))
     return table

@@ -41,7 +41,7 @@ KEYS: Final = {
     "caption": "pairs",
     "text": "interleaved",
 }
-_RECIPE: Final = re.compile(r'"(extends|model|data|train|loss|init|generation)"\s*:')
+_RECIPE: Final = re.compile(r'"(extends|model|data|held_out|train|loss|init|generation)"\s*:')
 BASES: Final = ("digits/stage2", "dreamllm/base")  # to be extended; the first one needs no files
 _PLAIN: Final = re.compile(r"[\w./-]+")  # a path that YAML reads as it is
 _PATTERN: Final = re.compile(r"[*?\[{]")

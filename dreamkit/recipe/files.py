@@ -1,8 +1,8 @@
 """Reader of recipe files and `key=value` overrides. It merges them into one tree of values.
 
 A recipe may extend others. Later ones are merged over earlier ones, and the recipe itself over all of them. Sections
-merge key by key, and lists are replaced. A key without a value replaces its section by null. If a section
-`model.X` or `data.N` names another component than the section below it, it replaces that section: options of one
+merge key by key, and lists are replaced. A key without a value replaces its section by null. If a section `model.X`,
+`data.N` or `held_out.N` names another component than the section below it, it replaces that section: options of one
 component do not apply to another.
 """
 
@@ -265,8 +265,8 @@ def _is_open(value: str) -> bool:
 
 
 def _is_component(path: Sequence[str]) -> bool:
-    """Return True if `path` is that of a section that names a component: `model.X` or `data.N`."""
-    return len(path) == 2 and path[0] in ("model", "data")
+    """Return True if `path` is that of a section that names a component: `model.X`, `data.N` or `held_out.N`."""
+    return len(path) == 2 and path[0] in ("model", "data", "held_out")
 
 
 def _names_other(path: Sequence[str], base: Node, over: Mapping[str, Node]) -> bool:

@@ -21,6 +21,11 @@ Adaptable: TypeAlias = Literal["language_model", "vision_encoder", "image_decode
 PartName: TypeAlias = Literal[Adaptable, "visual_projector", "condition_projector", "pooled_projector"]
 Trainable: TypeAlias = Literal[PartName, "dream_queries", "new_tokens"]
 Schedule: TypeAlias = Literal["cosine", "linear", "constant", "wsd"]
+OptimizerName: TypeAlias = Literal["adamw", "adafactor", "adamw8bit"]
+# trackers by accelerate's names
+Tracker: TypeAlias = Literal[
+    "tensorboard", "wandb", "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio"
+]
 Shuffle: TypeAlias = Literal["full", "blocks", "none"]
 WITH_SOURCE: Final[tuple[str, ...]] = get_args(Adaptable)  # kinds that have weights to name
 PARTS: Final[tuple[str, ...]] = get_args(PartName)
@@ -60,6 +65,14 @@ class DataSection:
     config: Any = setting(None, inner=True)
     weight: float = setting(1.0, above=0)
     shuffle: Shuffle = "full"
+
+
+@dataclass(frozen=True)
+class HeldOutSection:
+    """A data set that training never uses, for losses on held-out documents."""
+
+    name: str
+    config: Any = setting(None, inner=True)
 
 
 @dataclass(frozen=True)
@@ -138,6 +151,7 @@ class TrainSection:
     `accumulation` batches of `batch_size` documents on every device instead.
     `trainable` names what is trained besides adapters. `groups` are tensors with settings of their own.
     `warmup` is in steps, or a share of them below 1; so is `decay`, the end of the schedule wsd (None: 0.2).
+    `ema` is the decay of moving averages of the trained weights (None: no averages).
     `on_spike` is the action at a gradient norm above `spike_factor` times the median of the norms before (None: none).
     `max_length` is the number of tokens in a row (None: the language model's maximum).
     `packing` puts several documents into a row (None: if the language model can keep them apart).
@@ -146,11 +160,14 @@ class TrainSection:
     (hybrid), or not at all (none). Each device holds the whole frozen weights of the parts in `unsharded`.
     `cpu_offload` keeps weights, gradients and the optimizer's state in the host's memory.
     `log_every` and `save_every` are in steps; `save_every=0` saves only at the end.
+    `trackers` get the lines of the log.
     `keep_last` is the number of resume points that stay (0: all), besides those after a multiple of `keep_every` steps.
     `on_save_error` is the action if a resume point cannot be written. The checkpoint at the end must be written.
     `cache` is a folder that `dreamkit cache` wrote.
     `on_error` is the action at a document that cannot be used, `too_long` at one longer than `max_length`.
     `max_skipped` is the greatest share of the documents to skip, after the first thousand.
+    `draw_every` and `eval_every` are in steps; 0 is never. An image is drawn after each of the `prompts`. Losses are
+    computed on at most `eval_documents` of each set in `held_out`. Both are due after the last step, too.
     `decode_margin` lets JPEG images be decoded smaller: at no less than this many times the size that the parts resize
     images to (None: in full size).
     """
@@ -166,6 +183,8 @@ class TrainSection:
     warmup: int | float = setting(0, least=0, most=MAX_STEPS)
     decay: int | float | None = setting(None, least=0, most=MAX_STEPS)
     weight_decay: float = setting(0.0, least=0)
+    optimizer: OptimizerName = "adamw"
+    ema: float | None = setting(None, above=0, below=1)
     groups: tuple[GroupSection, ...] = ()
     max_grad_norm: float = setting(1.0, above=0)
     spike_factor: float | None = setting(None, above=1, most=1e6)
@@ -180,6 +199,7 @@ class TrainSection:
     cpu_offload: bool = False
     log_every: int = setting(10, least=1, most=MAX_STEPS)
     save_every: int = setting(0, least=0, most=MAX_STEPS)
+    trackers: tuple[Tracker, ...] = ()
     keep_last: int = setting(2, least=0, most=MAX_STEPS)
     keep_every: int | None = setting(None, least=1, most=MAX_STEPS)
     on_save_error: Literal["stop", "continue"] = "stop"
@@ -189,6 +209,10 @@ class TrainSection:
     max_skipped: float = setting(0.01, least=0, most=1)
     too_long: Literal["cut", "skip", "stop"] = "cut"
     decode_margin: float | None = setting(None, least=1, most=1000)
+    draw_every: int = setting(0, least=0, most=MAX_STEPS)
+    prompts: tuple[str, ...] = ()
+    eval_every: int = setting(0, least=0, most=MAX_STEPS)
+    eval_documents: int = setting(256, least=1, most=MAX_DOCUMENTS)
 
     def __post_init__(self) -> None:
         new, old = (
@@ -215,6 +239,14 @@ class TrainSection:
         if self.decay is not None and self.schedule != "wsd":
             raise ConfigError(
                 {"decay": f"expected none with the schedule {self.schedule}; remove it, or set schedule: wsd"}
+            )
+        if self.draw_every and not self.prompts:
+            raise ConfigError(
+                {"prompts": "expected texts to draw images after, got none; or set draw_every: 0"}
+            )
+        if self.prompts and not self.draw_every:
+            raise ConfigError(
+                {"draw_every": "expected the steps between drawings of prompts, got 0; or remove prompts"}
             )
         documents = self.steps * self.update_documents(processes=1)
         if documents > MAX_DOCUMENTS:
@@ -278,6 +310,7 @@ class GenerationSection:
 class Recipe:
     """A model, its data and its training. `init` is a checkpoint to start from.
 
+    `held_out` are data sets for losses after every `train.eval_every` steps.
     `places` maps keys to their `file:line`. A recipe without `train` and `data` only describes a model.
     """
 
@@ -285,9 +318,20 @@ class Recipe:
     train: TrainSection = setting(TrainSection(trainable=(), steps=1, global_batch=1), draft=True)
     init: str | None = setting(None, path=True)
     data: tuple[DataSection, ...] = setting((), kind="dataset")
+    held_out: tuple[HeldOutSection, ...] = setting((), kind="dataset")
     loss: LossSection = setting(LossSection(), draft=True)
     generation: GenerationSection = setting(GenerationSection(), draft=True)
     places: Mapping[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.train.eval_every and not self.held_out:
+            raise ConfigError(
+                {"held_out": "expected data sets to evaluate on, got none; or set train.eval_every: 0"}
+            )
+        if self.held_out and not self.train.eval_every:
+            raise ConfigError(
+                {"train.eval_every": "expected the steps between evaluations, got 0; or remove held_out"}
+            )
 
     def place(self, key: str) -> str:
         """Return the `file:line` of `key`, or of the section around it if `key` is not written."""
@@ -303,7 +347,7 @@ class Recipe:
 
 def plain(value: Any) -> Any:
     """Return a section or another value as dicts, lists and scalars; paths as strings, as they are written."""
-    if isinstance(value, PartSection | DataSection):
+    if isinstance(value, PartSection | DataSection | HeldOutSection):
         own = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name != "config"}
         return {**own, **plain(value.config)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

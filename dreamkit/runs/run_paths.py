@@ -12,6 +12,7 @@ RECORD: Final = "run.json"
 PAGE: Final = "index.html"
 DRAWINGS: Final = "drawings"  # folder of the folders `step-N` of images
 CHECKPOINT: Final = "checkpoint"  # folder of the trained model
+EMA_CHECKPOINT: Final = "checkpoint-ema"  # of the averages of its weights
 RESUME_POINTS: Final = "checkpoints"  # folder of the folders `step-N`
 STEP: Final = "step-"
 STATE: Final = "trainer"  # folder of the run's state in a resume point

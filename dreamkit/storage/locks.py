@@ -24,8 +24,10 @@ _held: set[int] = set()  # descriptors of this process's lock files
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Iterator[Path]:
     """Lock `folder`, which need not exist, against other processes that write it until the block ends.
+
+    Yields the folder that has the lock file: the one above, or `folder` itself.
 
     The lock ends with the process, however that ends; the lock file may stay, and is used again. Missing folders above
     `folder` are created, and removed at the end if nothing was written.
@@ -42,7 +44,7 @@ def exclusive(folder: Path) -> Iterator[None]:
             raise OutputError(failed_write(shown_path(folder), error, folder)) from error
         with _holding(descriptor):
             try:
-                yield
+                yield path.parent
             finally:
                 if descriptor in _held:  # not in a forked process
                     with suppress(OSError):  # while it is locked: others look whether theirs is still there

@@ -88,7 +88,12 @@ def require_space(path: Path, size: int) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in UTF-8. It appears, or replaces an older one, only when complete.
+    """Write a file in UTF-8, as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file. It appears, or replaces an older one, only when complete.
 
     Raises:
         OutputError: the file cannot be written. Then an older one stays as it was.
@@ -96,8 +101,8 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     with writing(path):
         try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with partial.open("wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from dreamkit.distributed import world_size
+from dreamkit.distributed import TIMEOUT, meeting_timeout, world_size
 from dreamkit.errors import DocumentError, DreamkitError, StorageError, TrainingError
 from dreamkit.interrupts import Interrupted, pending
 
@@ -48,7 +49,9 @@ class Agreement:
     def __init__(self) -> None:
         self.is_stopping = world_size() == 1
         # The hosts meet, whatever the devices are doing.
-        self._hosts: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._hosts: Any = (
+            dist.new_group(backend="gloo", timeout=meeting_timeout()) if world_size() > 1 else None
+        )
 
     def call(
         self,
@@ -98,7 +101,8 @@ class Agreement:
         has_message = error is not None or bool(own)
         message = torch.tensor([float(has_message), *values], dtype=torch.float64)
         messages = [torch.empty_like(message) for _ in range(world_size())]
-        dist.all_gather(messages, message, group=hosts)
+        with _naming_timeout():
+            dist.all_gather(messages, message, group=hosts)
         flags, *columns = torch.stack(messages).T.tolist()
         numbers = [list(row) for row in zip(*columns, strict=True)]
         if not any(flags):
@@ -110,6 +114,25 @@ class Agreement:
             self.is_stopping = True
             error = error or _error(*reasons[0])
         return error, [remark for _, remarks in every for remark in remarks], numbers
+
+
+@contextmanager
+def _naming_timeout() -> Iterator[None]:
+    """Raise the error of a meeting that another process did not come to in time with what to change.
+
+    Raises:
+        TrainingError: such an error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "Timed out" not in str(error):  # gloo has no type for it
+            raise
+        minutes = meeting_timeout().total_seconds() / 60
+        raise TrainingError(
+            f"a process of the run did not end its step or read its data within {minutes:g} minutes; look where it is "
+            f"(py-spy dump --pid PID), or raise the minutes in the environment variable {TIMEOUT}"
+        ) from error
 
 
 def _reason(error: BaseException | None) -> tuple[str, Any] | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dreamkit.build.parameter_groups import parameter_groups
 from dreamkit.data.batch import Batch
+from dreamkit.data.dataset import Dataset
 from dreamkit.data.sequence import Sequence
 from dreamkit.data.updates import Updates
 from dreamkit.distributed import is_main, total, whole, world_size
@@ -28,6 +29,8 @@ from dreamkit.runs.page_writer import PageWriter
 from dreamkit.runs.run_paths import LOG
 from dreamkit.training.agreement import Agreement
 from dreamkit.training.blame import blame
+from dreamkit.training.ema import averaged
+from dreamkit.training.figures import Figures
 from dreamkit.training.new_record import new_record
 from dreamkit.training.optimizer import clip_gradients, make_optimizer, update
 from dreamkit.training.optimizer_state import load_optimizer
@@ -41,6 +44,8 @@ from dreamkit.training.run_progress import RunProgress
 from dreamkit.training.schedule import set_learning_rates
 from dreamkit.training.sharding import begin_pass
 from dreamkit.training.step_reader import StepReader
+from dreamkit.training.trackers import Trackers
+from dreamkit.training.watching import Watch
 
 CHECK_EVERY = 100  # steps, at most
 
@@ -57,6 +62,7 @@ class TrainingLoop:
         updates: the batches of this process.
         out: folder of the run.
         registry: the components that checkpoints name.
+        held_out: the data sets of `recipe.held_out`.
         data: fingerprints of the data sets.
         on_log: function that the main process calls with each entry of the log.
 
@@ -74,18 +80,32 @@ class TrainingLoop:
         out: Path,
         *,
         registry: Registry | None = None,
+        held_out: Sequences[Dataset] = (),
         data: Sequences[dict[str, str]] = (),
         on_log: Callable[[LogEntry], None] | None = None,
     ) -> None:
         self.model, self.recipe, self.device, self.updates, self.out = model, recipe, device, updates, out
         self.registry = registry
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = make_optimizer(parameter_groups(model, recipe))
+        self.optimizer = make_optimizer(parameter_groups(model, recipe), recipe.train)
         self.progress = RunProgress(out, recipe.train, device, updates.global_batch, data)
         self.agreement = Agreement()
         self.reader = StepReader(updates, device, self.agreement, self.progress.skipped)
         self.points = PointWriter(out, recipe.train, registry)
+        self.figures = Figures(model, device)
         self.log, self.bar = RunLog(out / LOG, on_log), RunBar()
+        self.trackers = Trackers(recipe, out, self.bar.print)
+        self.watch = Watch(
+            model,
+            recipe,
+            device,
+            out,
+            held_out,
+            self.agreement,
+            self.bar,
+            self.trackers,
+            weights=lambda: averaged(model, self.optimizer),
+        )
         self.page = PageWriter(out, self.bar.print)
         self.pass_shape: tuple[int, int] | None = None
         self.has_failed_to_save = False
@@ -107,15 +127,21 @@ class TrainingLoop:
                 begin_pass(self.model, is_last=number == len(batches))
                 losses = self.backward(batch.to(self.device, non_blocking=True), counts)
                 progress.add(batch, losses, counts)
+            is_logged = (progress.step + 1) % train.log_every == 0 or progress.step + 1 == train.steps
+            if is_logged:
+                self.figures.add_gradients()  # before they are clipped
             norm = clip_gradients(self.trained, train.max_grad_norm).to(self.device)
             learning_rates = set_learning_rates(self.optimizer, train, progress.step)
-            update(self.optimizer, progress.judge(batches, norm))
+            update(self.optimizer, progress.judge(batches, norm), progress.step)
             self.optimizer.zero_grad()
             self.end_step()
-            if progress.step % train.log_every == 0 or progress.step == train.steps:
+            if is_logged:
                 self.write_log(learning_rates, norm)
             elif progress.step % CHECK_EVERY == 0:
                 self.check()
+            if self.watch.due(progress.step):
+                self.check()
+                self.watch.after(progress.step)
             # the last step is saved as the checkpoint of the run
             if train.save_every and progress.step % train.save_every == 0 and progress.step < train.steps:
                 self.check()
@@ -140,6 +166,7 @@ class TrainingLoop:
         if is_main():
             step = self.progress.step
             self.log.begin(step)
+            self.trackers.begin(step)
             self.page.begin(
                 new_record(
                     self.recipe,
@@ -152,6 +179,8 @@ class TrainingLoop:
             self.bar.begin(step, self.recipe.train.steps)
         if point is not None and state.preempted:
             self.agreement.call(lambda: mark_preempted(point, False) if is_main() else None)
+        self.watch.begin(self.progress.step)
+        self.figures.begin(self.progress.step)
         return updates
 
     def read(self, updates: Iterator[list[Batch]]) -> tuple[list[Batch], Tensor]:
@@ -160,6 +189,7 @@ class TrainingLoop:
         if step.is_written:
             with self.saving():
                 self.points.complete()
+        self.figures.add(step.batches)
         return step.batches, step.counts.to(self.device, non_blocking=True)
 
     def backward(self, batch: Batch, counts: Tensor | None = None) -> Losses:
@@ -186,16 +216,22 @@ class TrainingLoop:
         self.check()
         progress = self.progress
         losses = progress.monitor.read(progress.step)
+        counts = progress.skipped.totals(self.device)
         spikes = {} if progress.guard.factor is None else {"spikes": len(progress.guard.spikes)}
         values = {
-            "learning_rate": learning_rates["learning_rate"],
+            **losses,
+            **learning_rates,
             "grad_norm": norm.item(),
+            "skipped": counts["skipped"],
+            "cut": counts["cut"],
+            **spikes,
             "data_wait": self.reader.data_wait.read(),
+            **self.figures.read(progress.step),
         }
-        counts = progress.skipped.totals(self.device)
         if is_main():
-            self.bar.show(losses)
-            self.log.add(progress.step, losses | values | counts, learning_rates | spikes)
+            self.bar.show(values)
+            self.trackers.add(progress.step, values)
+            self.log.add(progress.step, values)
             self.page.update(progress.step)
             self.model.train()  # `on_log` may have changed the mode
 

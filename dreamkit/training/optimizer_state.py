@@ -5,13 +5,11 @@ Earlier releases stored the state of all processes as one pickle. It is read wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from dreamkit.checkpoints.saved_tensors import SavedTensor, read_slices
 from dreamkit.distributed import is_sharded, local, local_region, of_all, together_if_sharded
@@ -19,23 +17,19 @@ from dreamkit.errors import CheckpointError, DreamkitError, describe_value, exce
 from dreamkit.storage.tensor_files import LONGEST_NAME, read_pickle, tensor_problem
 from dreamkit.training.resume_state import EARLIER_OPTIMIZER, STATE, optimizer_file, state_errors
 
-STEP: Final = "step"
-_MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 _MOST_LISTED: Final = 5
 
 
-def optimizer_tensors(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
-    """Return the state of each trained parameter as `<parameter>/<tensor>`; none before the first step."""
-    if not optimizer.state:
-        return {}
-    tensors: dict[str, Tensor] = {}
-    for name, (parameter, group) in _trained(model, optimizer).items():
-        state = optimizer.state.get(parameter) or _new_state(parameter, group)
-        tensors |= {f"{name}/{key}": state[key].detach() for key in (STEP, *_MOMENTS)}
-    return tensors
+def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return the state of each trained parameter as `<parameter>/<tensor>`."""
+    return {
+        f"{name}/{key}": tensor
+        for name, parameter in _trained(model, optimizer).items()
+        for key, tensor in optimizer.state[parameter].items()
+    }
 
 
-def load_optimizer(point: Path, processes: int, model: nn.Module, optimizer: AdamW) -> None:
+def load_optimizer(point: Path, processes: int, model: nn.Module, optimizer: Optimizer) -> None:
     """Set the state of the optimizer to that in a resume point of this number of processes.
 
     Each process reads its slices. Every process must call this function, and a problem of one is an error of all.
@@ -47,27 +41,24 @@ def load_optimizer(point: Path, processes: int, model: nn.Module, optimizer: Ada
         _load(point / STATE, processes, model, optimizer)
 
 
-def _load(folder: Path, processes: int, model: nn.Module, optimizer: AdamW) -> None:
+def _load(folder: Path, processes: int, model: nn.Module, optimizer: Optimizer) -> None:
     with together_if_sharded(model):
         saved = _read(folder, processes)
     if saved is None:  # before the first step
         return
     copies: list[tuple[Tensor, SavedTensor]] = []
-    states: dict[nn.Parameter, dict[str, Tensor]] = {}
     problems: list[str] = []
-    for name, (parameter, group) in _trained(model, optimizer).items():
-        states[parameter] = _new_state(parameter, group)
-        for key, target in states[parameter].items():
-            tensor = saved.pop(f"{name}/{key}", None)
-            if tensor is None:
-                problem: str | None = "missing"
-            elif tensor.shape != target.shape:
-                problem = f"expected shape {tuple(target.shape)}, got {excerpt(str(tensor.shape))}"
-            else:
-                problem = tensor_problem(tensor.read(local_region(target)), local(target))
-                copies.append((target, tensor))
-            if problem is not None:
-                problems.append(f"{name}/{key}: {problem}")
+    for name, target in optimizer_tensors(model, optimizer).items():
+        tensor = saved.pop(name, None)
+        if tensor is None:
+            problem: str | None = "missing"
+        elif tensor.shape != target.shape:
+            problem = f"expected shape {tuple(target.shape)}, got {excerpt(str(tensor.shape))}"
+        else:
+            problem = tensor_problem(tensor.read(local_region(target)), local(target))
+            copies.append((target, tensor))
+        if problem is not None:
+            problems.append(f"{name}: {problem}")
     problems += [f"{excerpt(name, LONGEST_NAME)}: not of a trained parameter" for name in saved]
     if is_sharded(model):
         problems = of_all(problems)
@@ -75,27 +66,16 @@ def _load(folder: Path, processes: int, model: nn.Module, optimizer: AdamW) -> N
         raise DreamkitError("; ".join(first_lines(problems, _MOST_LISTED)))
     for target, tensor in copies:
         local(target).copy_(tensor.read(local_region(target)))
-    for parameter, state in states.items():
-        optimizer.state[parameter] = state
 
 
-def _trained(model: nn.Module, optimizer: AdamW) -> dict[str, tuple[nn.Parameter, dict[str, Any]]]:
-    """Return each trained parameter with its group, by the first name that the model has for it."""
+def _trained(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
+    """Return each trained parameter by the first name that the model has for it."""
     names: dict[int, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         names.setdefault(id(tensor), name)
     return {
-        names[id(parameter)]: (parameter, group)
-        for group in optimizer.param_groups
-        for parameter in group["params"]
+        names[id(parameter)]: parameter for group in optimizer.param_groups for parameter in group["params"]
     }
-
-
-def _new_state(parameter: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the state of AdamW before the first step of a parameter."""
-    is_on_device = group.get("fused") or group.get("capturable")
-    step = torch.zeros((), dtype=torch.float32, device=parameter.device if is_on_device else "cpu")
-    return {STEP: step, **{key: torch.zeros_like(parameter.detach()) for key in _MOMENTS}}
 
 
 def _read(folder: Path, processes: int) -> dict[str, SavedTensor] | None:

@@ -15,7 +15,7 @@ from typing import Final
 
 from rich.filesize import decimal
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from dreamkit.checkpoints.content import (
     Content,
@@ -101,7 +101,7 @@ class PointWriter:
         self,
         state: RunState,
         model: DreamModel,
-        optimizer: AdamW,
+        optimizer: Optimizer,
         random_state: RandomState,
         *,
         is_last: bool = False,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate.utils import set_seed
 
 from dreamkit.data.seeds import stream_seed
 from dreamkit.distributed import rank, world_size
+from dreamkit.errors import CheckpointError
 from dreamkit.runs.run_paths import RESUME_POINTS, resume_points, step_of
 from dreamkit.storage.folders import remove_folder, restore_replaced
 from dreamkit.storage.writing import writing
@@ -62,3 +65,16 @@ def load_random_state(point: Path, state: RunState, seed: int) -> None:
     with state_errors(point):
         if (random_state := RandomState.read(point / STATE)) is not None:
             random_state.restore()
+
+
+@contextmanager
+def naming_older(checkpoint: Path, older: Sequence[Path]) -> Iterator[None]:
+    """Name the last one of the resume points before `checkpoint` in an error about that one."""
+    try:
+        yield
+    except CheckpointError as error:
+        if not older:
+            raise
+        raise CheckpointError(
+            f"{error}\nIf you cannot restore {checkpoint}, remove it; --resume then continues from {older[-1]}"
+        ) from error

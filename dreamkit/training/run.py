@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,24 +25,27 @@ from dreamkit.data.fingerprint import read_fingerprints
 from dreamkit.data.packing import attention_status
 from dreamkit.data.workers import original_errors
 from dreamkit.distributed import barrier, is_main, join, rank, watched, world_size
-from dreamkit.errors import CheckpointError, RecipeError, TrainingError, count
+from dreamkit.errors import RecipeError, TrainingError, count
 from dreamkit.interrupts import Interrupted, deferred
 from dreamkit.model.model import DreamModel
 from dreamkit.progress.consoles import SafeConsole
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.runs.log_entries import LogEntry, read_log
-from dreamkit.runs.run_paths import CHECKPOINT, LOG, RESUME_POINTS, resume_points
-from dreamkit.storage.folders import in_use_reason
+from dreamkit.runs.run_paths import CHECKPOINT, EMA_CHECKPOINT, LOG, resume_points
 from dreamkit.storage.paths import output_folder
 from dreamkit.storage.writing import writing
+from dreamkit.training.drawings import check_drawings
+from dreamkit.training.ema import averaged, has_averages
 from dreamkit.training.failures import memory_remedy, with_remedies
 from dreamkit.training.leaving import add_resume_point
 from dreamkit.training.loop import TrainingLoop
+from dreamkit.training.optimizer import require_optimizer
 from dreamkit.training.reading_updates import make_updates
-from dreamkit.training.resume_points import continue_hint
+from dreamkit.training.resume_points import continue_hint, naming_older
 from dreamkit.training.resume_state import RunState, read_state
-from dreamkit.training.run_folder import exclusive_run
+from dreamkit.training.run_folder import exclusive_run, is_finished, require_usable
+from dreamkit.training.same_processes import require_same_data, require_same_start
 from dreamkit.training.same_run import (
     changed_settings,
     compare_data,
@@ -57,6 +59,7 @@ from dreamkit.training.same_run import (
 )
 from dreamkit.training.sharding import mesh_shape, shard
 from dreamkit.training.step_guard import Spike
+from dreamkit.training.trackers import missing_trackers
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,12 @@ def train_recipe(
     changed_data: bool = False,
     model: DreamModel | None = None,
     datasets: Sequence[Dataset] | None = None,
+    held_out: Sequence[Dataset] | None = None,
     on_log: Callable[[LogEntry], None] | None = None,
 ) -> TrainResult:
     """Train the model of `recipe` into the folder `out`. Processes started by `torchrun` share the work.
+
+    So do those of a process group that the program has set up, on the current CUDA device of each; it stays.
 
     Args:
         recipe: the recipe, from `load_recipe`.
@@ -102,50 +108,66 @@ def train_recipe(
         changed_data: with `resume`, accept data that changed since the resume point was written.
         model: the model to train, with the recipe's `model` section; None builds one, or with `resume` loads it.
         datasets: one data set for each section of `recipe.data`; None builds those of the recipe.
+        held_out: one data set for each section of `recipe.held_out`; None builds those of the recipe.
         on_log: function to call with each entry of the log, such as `{"step": 10, "lm": 2.1, ...}`.
 
-    SIGINT, SIGTERM, SIGHUP and SIGUSR1 end the run after the step, if they have no handler of the user. An error or
-    interrupt during training leaves a resume point of the last finished step; a note of the exception names it.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 end the run after the step, in the main thread and if they have no handler of
+    the user. An error or interrupt during training leaves a resume point of the last finished step; a note of the
+    exception names it.
 
     Raises:
         Interrupted: a `KeyboardInterrupt`; a signal ended the run.
         TrainingError: `out` is in use or has no resume point. The resumed run or `model` is of another recipe, or its
             data has changed. `model` is passed with `resume`. There are no trainable parts. A data set has no
-            fingerprint. A loss or gradient is not finite.
+            fingerprint. A loss or gradient is not finite. The processes differ in their packages, settings or data.
         CheckpointError: the resume point or `recipe.init` is damaged or does not fit.
         CacheError: `train.cache` is damaged, does not fit, or lacks an image.
         RecipeError: the parts of the recipe do not fit each other or `train.cache`. A data set, its first document or
             `recipe.init` cannot be read; this shows before any weights are read.
         DocumentError: a later document cannot be read, or a document is too long or has nothing to train on.
-        OutputError: `out` cannot be written, or another command is writing it.
+        OutputError: `out` cannot be written, another command is writing it, or the machines do not share it.
     """
     if resume and model is not None:
         raise TrainingError(
             "expected no model with resume, whose model is that of the resume point; pass one of them"
         )
-    is_built = model is None and not resume
-    fitted = fit(recipe, registry) if is_built or recipe.train.cache is not None else None
-    if fitted is not None and (problems := cache_problems(fitted)):
-        raise RecipeError(problems)
-    if fitted is not None and is_built:
-        fitted.require_valid()
     if changed_data and not resume:
         raise TrainingError(
             "expected changed data only in a resumed run; add --resume or leave out --changed-data"
         )
     out = output_folder(out)
     device = join()
+    # Whatever fails in one process only, such as a part that its machine lacks, ends the others, too.
     with watched(lambda: continue_hint(out)), exclusive_run(out):
+        require_same_start(recipe, registry, resume=resume, changed_data=changed_data)
+        is_built = model is None and not resume
+        fitted = fit(recipe, registry) if is_built or recipe.train.cache is not None else None
+        if fitted is not None and (problems := cache_problems(fitted)):
+            raise RecipeError(problems)
+        if fitted is not None and is_built:
+            fitted.require_valid()
         mesh_shape(recipe.train)  # raises before any weights are read
+        if missing := missing_trackers(recipe):
+            raise RecipeError(missing)
+        require_optimizer(recipe.train)
         points = resume_points(out)
-        if resume and _is_finished(out) and not is_longer(out / CHECKPOINT, recipe):
+        if resume and is_finished(out) and not is_longer(out / CHECKPOINT, recipe):
             return _finished_run(out, recipe, registry, points)
-        _require_usable(out, points, resume)
+        require_usable(out, points, resume)
         # Before any weights are read, which may take minutes.
         language = None if fitted is None else fitted.language_model
-        inputs = open_inputs(recipe, registry, datasets, with_init=is_built, language=language)
+        inputs = open_inputs(
+            recipe,
+            registry,
+            datasets,
+            held_out,
+            with_init=is_built,
+            with_held_out=True,
+            language=language,
+        )
         datasets = inputs.require_datasets()
         fingerprints = read_fingerprints(datasets)
+        require_same_data(fingerprints)
         for note in [*recipe_notes(recipe), *machine_notes(recipe)]:
             _show(note)
         documents = recipe.train.update_documents(world_size())
@@ -155,7 +177,7 @@ def train_recipe(
         scratch = out.with_name(f".{out.name}.loading") if world_size() > 1 and model is None else None
         manifest: Manifest | None = None
         if resume:
-            with _naming_older(points[-1], points[:-1]):
+            with naming_older(points[-1], points[:-1]):
                 model, manifest = build_saved(points[-1], registry, scratch=scratch)
             then, state = model.recipe, read_state(points[-1])
             assert then is not None, "a loaded checkpoint has a recipe"
@@ -173,6 +195,7 @@ def train_recipe(
             compare_model(model.recipe, recipe)
         _require_documents(documents)
         _set_up(model, recipe, as_stored=scratch is not None)
+        check_drawings(model, recipe)
         _show(attention_status(model.language_model.spec))
         if device.type == "cuda":
             _show(kernels.kernel_status(device))
@@ -202,7 +225,15 @@ def train_recipe(
             with writing(out):
                 out.mkdir(exist_ok=True)
         loop = TrainingLoop(
-            model, recipe, device, updates, out, registry=registry, data=fingerprints, on_log=on_log
+            model,
+            recipe,
+            device,
+            updates,
+            out,
+            registry=registry,
+            held_out=inputs.require_held_out(),
+            data=fingerprints,
+            on_log=on_log,
         )
         # The model is the same in all processes, but dropout is not; other random numbers are in the batches.
         set_seed((recipe.train.seed + rank()) % 2**32)
@@ -216,39 +247,6 @@ def train_recipe(
         model.eval()
         spikes = loop.progress.guard.spikes
         return TrainResult(model, out / CHECKPOINT, loop.log.entries, is_main(), spikes=spikes)
-
-
-def _is_finished(out: Path) -> bool:
-    return (out / CHECKPOINT / Manifest.FILE).is_file()
-
-
-def _require_usable(out: Path, points: Sequence[Path], resume: bool) -> None:
-    """Check that a run can be resumed from the `points` in `out`, or that a new run can take the folder.
-
-    Raises:
-        TrainingError: it cannot.
-    """
-    if resume and not points and _is_finished(out):
-        raise TrainingError(
-            f"the run in {out} has ended, and left no resume point to lengthen it from (train.save_every writes some); "
-            f"start a new run from its weights with --out NEW init={out / CHECKPOINT}"
-        )
-    if resume and not points:
-        raise TrainingError(
-            f"no resume point {RESUME_POINTS}/step-N in {out}; train without --resume into a new folder "
-            "(train.save_every sets the steps between resume points)"
-        )
-    if not resume and (reason := in_use_reason(out)):
-        here = (
-            "its run is finished; lengthen it with --resume and more train.steps, or "
-            if _is_finished(out)
-            else "continue its run with --resume or "
-            if points
-            else "its run left no resume point (train.save_every writes some), so remove it or "
-            if (out / LOG).is_file()
-            else ""
-        )
-        raise TrainingError(f"{out} {reason}; {here}pass a new folder with --out")
 
 
 def _require_documents(global_batch: int) -> None:
@@ -292,12 +290,15 @@ def _train(loop: TrainingLoop, point: Path | None, changed_data: bool) -> None:
     def remedy() -> str:  # plans take time, so the last step is saved before
         return memory_remedy(loop.recipe, loop.registry, loop.device, loop.pass_shape)
 
-    with deferred("stopping after this step"):
+    with loop.trackers, deferred("stopping after this step"):
         with loop.page.ending(lambda: loop.progress.step), with_remedies(remedy):
             try:
                 with original_errors():
                     loop.train(point, changed_data=changed_data)
                 with loop.saving(may_fail=False):
+                    if has_averages(loop.optimizer):  # first: the checkpoint ends the run
+                        with averaged(loop.model, loop.optimizer):
+                            save_checkpoint(loop.model, loop.out / EMA_CHECKPOINT, registry=loop.registry)
                     save_checkpoint(loop.model, checkpoint, registry=loop.registry)
             except BaseException as error:
                 loop.bar.stop()
@@ -342,7 +343,7 @@ def _load(checkpoint: Path, registry: Registry, older: Sequence[Path]) -> DreamM
     Raises:
         CheckpointError: it is damaged; the message names the last resume point.
     """
-    with _naming_older(checkpoint, older):
+    with naming_older(checkpoint, older):
         model, report = load_checkpoint(checkpoint, registry)
     _show(report)
     return model
@@ -354,18 +355,5 @@ def _copy(model: DreamModel, points: Sequence[Path], manifest: Manifest) -> Load
     Raises:
         CheckpointError: they are damaged; the message names the resume point before it.
     """
-    with _naming_older(points[-1], points[:-1]):
+    with naming_older(points[-1], points[:-1]):
         return copy_tensors(model, points[-1], manifest)
-
-
-@contextmanager
-def _naming_older(checkpoint: Path, older: Sequence[Path]) -> Iterator[None]:
-    """Name the last one of the resume points before `checkpoint` in an error about that one."""
-    try:
-        yield
-    except CheckpointError as error:
-        if not older:
-            raise
-        raise CheckpointError(
-            f"{error}\nIf you cannot restore {checkpoint}, remove it; --resume then continues from {older[-1]}"
-        ) from error

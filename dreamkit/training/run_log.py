@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dreamkit.runs.log_entries import LogEntry, read_log
 from dreamkit.storage.writing import append_text, write_text
 
-LOGGED = ("lm", "denoising", "loss", "learning_rate", "grad_norm", "skipped", "cut", "data_wait")
-TIMES = ("data_wait", "steps_per_second")  # two equal runs differ in them
+# speeds and memory, in which two equal runs differ
+TIMES = ("data_wait", "steps_per_second", "tokens_per_second", "images_per_second", "memory")
 
 
 class RunLog:
@@ -27,24 +26,24 @@ class RunLog:
 
     def begin(self, step: int) -> None:
         """Keep the lines up to `step`, the last finished one."""
-        self.entries = [entry for entry in read_log(self.path) if entry["step"] <= step]
-        write_text(self.path, "".join(map(_line, self.entries)))
-        self.last = time.monotonic(), step
+        self.entries = keep_entries(self.path, step)
 
-    def add(
-        self, step: int, values: Mapping[str, float | None], more: Mapping[str, float] | None = None
-    ) -> None:
-        """Add a line of the names in `LOGGED` and of `more`, with the steps per second since the line before."""
-        (before, last), now = self.last, time.monotonic()
-        self.last = now, step
-        entry = {"step": step, **{name: values[name] for name in LOGGED}, **(more or {})}
-        entry["steps_per_second"] = (step - last) / (now - before)
+    def add(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Add a line of these values, after the number of finished steps."""
+        entry = {"step": step, **values}
         self.entries.append(entry)
-        append_text(self.path, _line(entry))
+        append_text(self.path, log_line(entry))
         if self.on_entry is not None:
             self.on_entry(entry)
 
 
-def _line(entry: LogEntry) -> str:
+def keep_entries(path: Path, step: int) -> list[LogEntry]:
+    """Drop the lines after `step` from a log, which is created if there is none; return the entries of the others."""
+    entries: list[LogEntry] = [entry for entry in read_log(path) if entry["step"] <= step]
+    write_text(path, "".join(map(log_line, entries)))
+    return entries
+
+
+def log_line(entry: LogEntry) -> str:
     """Return a line of the log. JSON has no numbers that are not finite: one is an error here."""
     return json.dumps(entry, allow_nan=False) + "\n"

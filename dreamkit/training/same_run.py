@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Sequence
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.data.fingerprint import fingerprint_differences
@@ -21,8 +23,9 @@ from dreamkit.training.schedule import has_same_rates
 MAY_CHANGE = (
     *("train.log_every", "train.save_every", "train.workers", "train.cache", "train.micro_batch"),
     *("train.on_error", "train.max_skipped", "train.keep_last", "train.keep_every", "train.on_save_error"),
-    *("train.sharding", "train.unsharded", "train.cpu_offload"),
+    *("train.sharding", "train.unsharded", "train.cpu_offload", "train.trackers"),
     *("train.on_spike", "train.spike_factor"),  # they decide from the resume point on
+    *("train.draw_every", "train.prompts", "train.eval_every", "train.eval_documents", "held_out"),
     *(f"generation.{field.name}" for field in dataclasses.fields(GenerationSection)),
 )
 
@@ -92,11 +95,11 @@ def order_note(point: Path, state: RunState) -> str | None:
 
 def changed_settings(then: Recipe, now: Recipe) -> str | None:
     """Return a line about the settings of a resumed run that may change and have, except for its steps; or None."""
-    before, after = dict(flat(then.to_dict())), dict(flat(now.to_dict()))
+    before, after = (_values(recipe, MAY_CHANGE) for recipe in (then, now))
     changed = [
-        f"{key} was {shown_setting(before.get(key))}, is {shown_setting(after.get(key))}"
+        f"{key} was {shown_setting(before[key])}, is {shown_setting(after[key])}"
         for key in MAY_CHANGE
-        if before.get(key) != after.get(key)
+        if before[key] != after[key]
     ]
     return "; ".join(changed) or None
 
@@ -119,7 +122,7 @@ def compare_finished(checkpoint: Path, then: Recipe | None, now: Recipe) -> None
 def _compare_recipes(
     folder: Path, then: Recipe, now: Recipe, *, may_move: bool, except_for: Collection[str] = ()
 ) -> None:
-    moved = _data_paths(then) | _data_paths(now) if may_move else set()
+    moved = data_paths(then) | data_paths(now) if may_move else set()
     differing = _differing(then, now, moved | set(except_for))
     if differing:
         them, differ = ("it", "differs") if len(differing) == 1 else ("them", "differ")
@@ -169,16 +172,27 @@ def _differing(then: Recipe, now: Recipe, allowed: set[str], under: str = "") ->
         for key in sorted(before.keys() | after.keys())
         if key.startswith(under)
         and before.get(key) != after.get(key)
-        and key not in (*MAY_CHANGE, *allowed, "model.language_model.tokenizer")
+        and key.partition("[")[0] not in MAY_CHANGE
+        and key not in (*allowed, "model.language_model.tokenizer")
         and not (key == "train.too_long" and before.get(key) == "stop")  # it had no long document yet
     ]
 
 
-def _data_paths(recipe: Recipe) -> set[str]:
-    """Return the keys of all paths in the data sections of a recipe."""
+def data_paths(recipe: Recipe) -> set[str]:
+    """Return the keys of all paths in the data sections of a recipe, also of held-out data."""
     return {
-        f"data[{number}].{field.name}"
-        for number, section in enumerate(recipe.data)
-        for field in dataclasses.fields(section.config)
-        if field.metadata.get("path") or isinstance(getattr(section.config, field.name), Path | Url)
+        f"{key}[{number}].{field.name}"
+        for key, configs in (
+            ("data", [section.config for section in recipe.data]),
+            ("held_out", [section.config for section in recipe.held_out]),
+        )
+        for number, config in enumerate(configs)
+        for field in dataclasses.fields(config)
+        if field.metadata.get("path") or isinstance(getattr(config, field.name), Path | Url)
     }
+
+
+def _values(recipe: Recipe, keys: Collection[str]) -> dict[str, Any]:
+    """Return the plain values at dotted keys; a list is one value."""
+    plain = recipe.to_dict()
+    return {key: reduce(lambda section, name: section[name], key.split("."), plain) for key in keys}

@@ -13,7 +13,6 @@ import os
 from typing import Final
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
@@ -25,7 +24,7 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
-from dreamkit.distributed import gathered, unit_methods, units, world_size
+from dreamkit.distributed import gathered, join_alone, unit_methods, units, world_size
 from dreamkit.errors import TrainingError, count
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.precision import float32_modules
@@ -49,8 +48,7 @@ def shard(model: DreamModel, device: torch.device, train: TrainSection, *, as_st
     Raises:
         TrainingError: see `mesh_shape`.
     """
-    if not dist.is_initialized():  # one process, not started by torchrun
-        dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+    join_alone()  # one process, not started by torchrun
     shape = mesh_shape(train)
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=DIMENSIONS[-len(shape) :])
     whole = [part for name, part in model.parts().items() if name in train.unsharded]
@@ -73,6 +71,7 @@ def shard(model: DreamModel, device: torch.device, train: TrainSection, *, as_st
         if as_stored:
             _cast(module, train)
     fully_shard(model, mesh=mesh, offload_policy=offload, ignored_params=unsharded)
+    register_fsdp_forward_method(model, "draw")
     if as_stored:
         _cast(model, train)
 
@@ -93,6 +92,15 @@ def begin_pass(model: nn.Module, is_last: bool) -> None:
     if isinstance(model, FSDPModule):
         model.set_requires_all_reduce(is_last)
         model.set_reshard_after_backward(is_last, recurse=False)
+
+
+def end_passes(model: nn.Module) -> None:
+    """Scatter the root of a sharded `model` after passes without gradients, which leave it gathered.
+
+    Otherwise the next forward pass would compute with its weights of now.
+    """
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def mesh_shape(train: TrainSection) -> tuple[int, ...]:

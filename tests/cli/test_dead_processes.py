@@ -117,3 +117,20 @@ def test_an_error_of_all_processes_is_printed_once_and_first(
     assert not re.search(r"^\[rank|^dreamkit: ", of_torchrun, re.MULTILINE)
     assert "exitcode  : 2" in of_torchrun
     assert not (tmp_path / "out").exists()
+
+
+def test_an_error_of_one_process_before_it_trains_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine may lack the recipe."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    script = "import os, sys\nif os.environ['RANK'] == '1': sys.argv[2] = 'missing.yaml'\n"
+    (tmp_path / "script.py").write_text(f"{script}from dreamkit.cli import main\nmain()\n")
+    recipe = write_pairs_recipe(tmp_path, global_batch=2, batch_size=None)
+    arguments = (tmp_path / "script.py", "train", recipe, "--out", tmp_path / "out")
+    with command(*TORCH, *arguments, folder=tmp_path, code=TORCHRUN) as process:
+        assert process.wait(SECONDS) == 1
+    ours, _, of_torchrun = (tmp_path / "stderr").read_text().partition("torch/distributed/elastic/")
+    assert ours.count("dreamkit: ") == 1 and "dreamkit: rank 1: " in ours and "missing.yaml" in ours
+    assert "exitcode  : 2" in of_torchrun
+    assert not (tmp_path / "out").exists()

@@ -66,7 +66,7 @@ def counted(shape: race.Shape, is_ours: bool) -> Counted:
     model.set_trainable(recipe.train.trainable)
     batch = replace(collator(model, recipe), packing=None if is_ours else False)(race.documents(shape))
     counts = Counted(*batch.input_ids_BT.shape, int((batch.segment_ids_BT >= 0).sum()))
-    memory = memory_of(model.train())
+    memory = memory_of(model.train(), recipe.train)
     with ExitStack() as stack:
         if not is_ours:
             spec = replace(model.language_model.spec, document_attention=False)

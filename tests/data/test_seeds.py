@@ -42,8 +42,8 @@ def test_a_data_set_makes_the_choices_of_the_seed_and_the_place() -> None:
     assert [second.document(place).text for place in reversed(PLACES)] == forwards[::-1]
     assert len({text.split(": ")[1] for text in forwards}) == len(PLACES)
     assert [other.document(place).text for place in PLACES] != forwards
-    number, index = first.mixture.place(5)
-    assert forwards[5] == first.mixture.data_sets[number].sample(index, choices(0, 5)).text
+    number, index = first.order.place(5)
+    assert forwards[5] == first.order.data_sets[number].sample(index, choices(0, 5)).text
 
 
 streams = st.tuples(

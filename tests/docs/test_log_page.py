@@ -15,11 +15,14 @@ STEPS = 6
 
 
 def section() -> str:
-    return PAGE.read_text().partition("## The log\n")[2]
+    return PAGE.read_text().partition("## The log\n")[2].partition("\n### ")[0]
 
 
 def test_the_page_lists_the_keys_of_a_line(tmp_path: Path) -> None:
-    listed = re.findall(r"^\| `(\w+)` \|", section(), re.MULTILINE)
+    listed = re.findall(r"^\| `([\w.]+)` \|", section(), re.MULTILINE)
+    parts = [f"grad_norm.{part}" for part in layouts.TRAINABLE]
+    at = listed.index("grad_norm.PART")
+    listed[at : at + 1] = parts
     example = re.search(r"```json\n(.*)\n```", section())
     assert example is not None
     run(tmp_path, layouts.recipe(steps=1))

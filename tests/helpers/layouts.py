@@ -184,7 +184,7 @@ def measure(recipe: Recipe, out: Path, datasets: Sequence[Dataset] | None = None
 
 
 def assert_same_run(actual: Path, expected: Path, precision: str) -> None:
-    """Compare the losses and the first gradient of two measured runs."""
+    """Compare the losses, the first gradient and the figures of two measured runs."""
     logs = [
         [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         for out in (actual, expected)
@@ -195,6 +195,13 @@ def assert_same_run(actual: Path, expected: Path, precision: str) -> None:
         for name in ("lm", "denoising", "loss"):
             same = None if other[name] is None else pytest.approx(other[name], rel=bound, abs=0)
             assert entry[name] == same, (other["step"], name)
+        norms = [name for name in other if name.startswith("grad_norm.")]
+        assert entry.keys() == other.keys() and norms
+        for name in norms:  # the first ones within the bound, as gradients; rounding grows
+            assert entry[name] == pytest.approx(other[name], rel=bound * other["step"] ** 2, abs=bound), name
+        for name in ("tokens_per_second", "images_per_second"):
+            each = [line[name] / line["steps_per_second"] for line in (entry, other)]
+            assert each[0] == pytest.approx(each[1]) and each[0] > 0, name
     first, second = (load_file(out / FIRST_GRADIENT)["gradient"] for out in (actual, expected))
     assert (first - second).norm() <= bound * second.norm() and second.norm() > 0
 
@@ -258,7 +265,10 @@ def run_bad_steps(device: torch.device) -> None:
     shard(model, device, recipe().train)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     settings = recipe(weight_decay=0.1)
-    optimizer, monitor = make_optimizer(parameter_groups(model, settings)), LossMonitor(device)
+    optimizer, monitor = (
+        make_optimizer(parameter_groups(model, settings), settings.train),
+        LossMonitor(device),
+    )
 
     def state() -> list[Tensor]:
         values = [*trained, *(value for each in optimizer.state.values() for value in each.values())]
@@ -271,7 +281,7 @@ def run_bad_steps(device: torch.device) -> None:
         monitor.add(1, batch.places, losses._replace(loss=losses.loss + loss), batch.counts)
         norm = loop.clip_gradients(trained, 1.0)
         guard = StepGuard(Path("unused"), settings.train, device)
-        update(optimizer, guard.judge(1, [batch], monitor.step_loss(), norm))
+        update(optimizer, guard.judge(1, [batch], monitor.step_loss(), norm), 0)
         optimizer.zero_grad()
         monitor.drop_step()
         return state()
@@ -339,7 +349,8 @@ def main(folder: Path) -> None:
     train_layout(folder / "2x1x2", 1, 2)
     train_layout(folder / "adapted", 2, 1, ADAPTERS)
 
-    measured_run(folder / "float32", "float32", workers=2)
+    with patch.dict(os.environ, WANDB_MODE="offline", WANDB_SILENT="true"):
+        measured_run(folder / "float32", "float32", workers=2, trackers=["tensorboard", "wandb"])
     # three forward passes in the first process and two in the second one, which is idle in the third
     measured_run(folder / "float64", "float64", packing=False, micro_batch=1)
     digits_run(folder / "digits", micro_batch=1)

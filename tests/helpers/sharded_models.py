@@ -72,7 +72,8 @@ def write_error(folder: Path, name: str, action: Any) -> None:
 
 
 def new_optimizer(model: DreamModel) -> AdamW:
-    return make_optimizer(parameter_groups(model, layouts.recipe()))
+    recipe = layouts.recipe()
+    return make_optimizer(parameter_groups(model, recipe), recipe.train)
 
 
 def write_resume_point(out: Path, shape: tuple[int, ...]) -> None:

@@ -66,7 +66,7 @@ def test_numbers_are_those_of_the_sequences(pages: dict[str, Any]) -> None:
     report = check([pages])
     (source,) = report.sources
     run = open_run(recipe([pages]), REGISTRY)
-    documents = run.samples.mixture.data_sets[0]
+    documents = run.samples.order.data_sets[0]
     sequences = [run.sequencer.sequence(documents[n]) for n in range(4)]
     assert (source.documents, source.read, source.usable, source.too_long) == (4, 4, 4, 0)
     assert source.tokens == sum(map(len, sequences))
@@ -83,7 +83,7 @@ def test_the_fill_is_that_of_the_batches_of_training(pages: dict[str, Any]) -> N
     packing = check([pages], samples=8).packing
     assert packing is not None
     run = open_run(recipe([pages]), REGISTRY)
-    mixture = run_mixture(run.recipe, run.samples.mixture.data_sets, 4)
+    mixture = run_mixture(run.recipe, run.samples.order.data_sets, 4)
     batches = [run.collator([mixture[4 * n + i] for i in range(4)]) for n in range(2)]
     assert (packing.batches, packing.documents) == (2, 8)
     assert packing.rows == sum(len(batch.input_ids_BT) for batch in batches)

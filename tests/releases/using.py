@@ -79,8 +79,13 @@ def install_packages(release: Path, folder: Path) -> Path:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """Return the log of a run without its speed, which differs in every run."""
+    """Return the log of a run without speeds and memory, which differ in every run."""
     lines = map(json.loads, (run / "log.jsonl").read_text("utf-8").splitlines())
     return [
-        {name: line[name] for name in line if name not in ("data_wait", "steps_per_second")} for line in lines
+        {
+            name: line[name]
+            for name in line
+            if name not in ("data_wait", "memory") and "per_second" not in name
+        }
+        for line in lines
     ]

@@ -124,6 +124,6 @@ def test_weights_on_the_host_get_the_decision_of_a_gpu_from_the_host() -> None:
     with FakeTensorMode():
         weight = nn.Parameter(torch.ones(3))
         weight.grad = torch.ones(3)
-        optimizer: Any = AdamW([weight], fused=True)
-        update(optimizer, torch.ones((), device="cuda"))
+        optimizer: Any = AdamW([{"params": [weight], "ema": None}], fused=True)
+        update(optimizer, torch.ones((), device="cuda"), 0)
     assert optimizer.found_inf.device == weight.device
