@@ -52,6 +52,9 @@ def _write_run(folder: Path) -> None:
     drawings = folder / "drawings/step-2"
     drawings.mkdir(parents=True)
     tiny.picture(0).save(drawings / "0.png")
+    state = folder / "checkpoints/step-2/trainer/state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text('{"preempted": true}')
     recipe = {"model": {}, "train": {"steps": 4, "prompts": ["a red square"]}}
     RunRecord(1, 0, 4, 2, 1, 1, "CPU", {"python": "3.11"}, [new_start(0)], "stopped", recipe).write(folder)
     skipped = {
