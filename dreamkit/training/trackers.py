@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,9 +12,9 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from dreamkit.errors import RecipeProblem, describe_error
+from dreamkit.recipe.flat import flat
 from dreamkit.recipe.sections import Recipe
 from dreamkit.storage.writing import writing
-from dreamkit.training.same_run import flat
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 FOLDER: Final = "trackers"  # in the folder of a run; each tracker has a folder of its name there
 PROJECT: Final = "dreamkit"
 RUN_ID: Final = "run-id.txt"  # of W&B
-_MODULES: Final = {
-    "tensorboard": ["tensorboard", "tensorboardX"]
-}  # of others, the name is that of the module
+_MODULES: Final = {"tensorboard": ["tensorboard", "tensorboardX"]}  # other trackers have the names of theirs
 _SECRET: Final = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)  # in names of environment variables
 
 
@@ -63,12 +61,12 @@ class Trackers:
             with self._reporting(name):
                 tracker.log(named, step=step)
 
-    def add_images(self, step: int, images: Sequence[Picture], group: str = "drawings") -> None:
-        """Pass images of a step to the trackers that take some, as `group/I` with I from 0."""
+    def add_images(self, step: int, images: Mapping[str, Picture], group: str = "drawings") -> None:
+        """Pass images of a step to the trackers that take some, as `group/NAME`."""
         for name, tracker in self._running.items():
             with self._reporting(name):
-                for number, image in enumerate(images):
-                    _add_image(tracker, step, f"{group}/{number}", image)
+                for image_name, image in images.items():
+                    _add_image(tracker, step, f"{group}/{image_name}", image)
 
     def finish(self) -> None:
         """Finish the trackers, which may have to wait for a network."""

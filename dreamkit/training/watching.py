@@ -15,15 +15,17 @@ from dreamkit.model.evaluating import evaluating
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.precision import full_float64
 from dreamkit.recipe.sections import Recipe, TrainSection
+from dreamkit.runs.run_paths import HELD_OUT
 from dreamkit.storage.writing import append_text
 from dreamkit.training.agreement import Agreement
 from dreamkit.training.drawings import Drawings
 from dreamkit.training.failures import with_remedies
-from dreamkit.training.held_out_losses import HELD_OUT, HeldOutLosses
+from dreamkit.training.held_out_losses import HeldOutLosses
 from dreamkit.training.random_state import RandomState
 from dreamkit.training.run_bar import RunBar
 from dreamkit.training.run_log import keep_entries, log_line
 from dreamkit.training.sharding import end_passes
+from dreamkit.training.trackers import Trackers
 
 
 class Watch:
@@ -37,6 +39,7 @@ class Watch:
         held_out: the data sets of `recipe.held_out`.
         agreement: the meeting of the processes.
         bar: the progress bar of the run.
+        trackers: the trackers of the run.
         weights: context that puts other weights, such as their moving averages, in the place of the trained ones.
     """
 
@@ -49,9 +52,11 @@ class Watch:
         held_out: Sequence[Dataset],
         agreement: Agreement,
         bar: RunBar,
+        trackers: Trackers,
         weights: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.model, self.agreement, self.bar, self.weights = model, agreement, bar, weights
+        self.trackers = trackers
         self.train, self.path = recipe.train, out / HELD_OUT
 
         def computing() -> AbstractContextManager[None]:
@@ -99,7 +104,7 @@ class Watch:
         self._watch(step, self.due(step))
 
     def _watch(self, step: int, works: Sequence[str]) -> None:
-        actions = {"drawing": self.drawings.draw, "evaluating": self._evaluate}
+        actions = {"drawing": self._draw, "evaluating": self._evaluate}
         for work in works:
             if is_main():
                 self.bar.show_work(work)
@@ -119,6 +124,12 @@ class Watch:
             end_passes(self.model)
             state.restore()
 
+    def _draw(self, step: int) -> None:
+        """Draw the prompts, and pass the images to the trackers."""
+        self.drawings.draw(step)
+        if is_main():
+            self.trackers.add_images(step, self.drawings.images(step))
+
     def _evaluate(self, step: int) -> None:
         """Append the held-out losses to their list."""
         assert self.losses is not None, "evaluations are due only with held-out data"
@@ -126,6 +137,7 @@ class Watch:
         self.agreement.call(
             lambda: append_text(self.path, log_line({"step": step, **losses})) if is_main() else None
         )
+        self.trackers.add(step, losses, group="held_out")
         for note in self.losses.notes:
             if is_main() and note not in self.noted:
                 self.bar.print(note)

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dreamkit.training.same_run import flat
 from dreamkit.training.trackers import Trackers, missing_trackers
 from runs import REGISTRY, kill_at, run
 from wandb_files import read_records
+from watched_runs import held_out_log, watched_recipe, watched_run
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 BOTH = ["tensorboard", "wandb"]
@@ -109,26 +111,32 @@ def test_trackers_have_the_log_of_a_run_that_was_killed_and_resumed(
 
 
 def test_held_out_losses_and_drawings_are_tracked(tmp_path: Path) -> None:
-    trackers = Trackers(layouts.recipe(trackers=BOTH), tmp_path, print)
-    drawings = [tiny.picture(0), PIL.new("L", (8, 4), 128)]
-    with trackers:
-        trackers.begin(0)
-        for step in (2, 4):
-            trackers.add(step, {"lm": 1.0 / step, "denoising": None}, group="held_out")
-            trackers.add_images(step, drawings)
-    numbers = {2: {"held_out/lm": 0.5}, 4: {"held_out/lm": 0.25}}
-    assert_same(tensorboard_log(tmp_path), numbers, rel=1e-6)
+    watched_run(tmp_path, watched_recipe(steps=2, draw_every=1, eval_every=1, trackers=BOTH))
+    expected = expected_log(tmp_path)
+    for line in held_out_log(tmp_path):
+        step = line.pop("step")
+        expected[step] |= {f"held_out/{name}": value for name, value in line.items() if value is not None}
+    assert_same(tensorboard_log(tmp_path), expected, rel=1e-6)
+    log = {
+        step: {name: value for name, value in values.items() if not name.startswith("drawings/")}
+        for step, values in wandb_log(tmp_path).items()
+    }
+    assert_same(log, expected, rel=1e-12)
+    files = sorted(tmp_path.glob("drawings/step-2/*.png"))
     events = EventAccumulator(str(tmp_path / "trackers/tensorboard")).Reload()
-    for number, picture in enumerate(drawings):
-        shown = events.Images(f"drawings/{number}")
-        assert [(each.step, each.width, each.height) for each in shown] == [
-            (step, *picture.size) for step in (2, 4)
-        ]
-    log = wandb_log(tmp_path)
-    assert [each["held_out/lm"] for each in log.values()] == [0.5, 0.25]
-    media = sorted((tmp_path / "trackers/wandb").glob("*/files/media/images/drawings/*.png"))
-    sizes = sorted(PIL.open(file).size for file in media)
-    assert sizes == sorted(2 * [picture.size for picture in drawings])
+    assert files and events.Tags()["images"] == [f"drawings/{file.stem}" for file in files]
+    media = tmp_path.glob("trackers/wandb/offline-run-*/files/media/images/drawings/*.png")
+    drawn = {pixels(file) for file in tmp_path.glob("drawings/step-*/*.png")}
+    assert {pixels(file) for file in media} == drawn
+    for file in files:
+        first, second = events.Images(f"drawings/{file.stem}")
+        assert (first.step, second.step) == (1, 2)
+        assert pixels(BytesIO(second.encoded_image_string)) == pixels(file)
+
+
+def pixels(file: Path | BytesIO) -> bytes:
+    with PIL.open(file) as image:
+        return image.convert("RGB").tobytes()
 
 
 class Failing:
@@ -137,8 +145,8 @@ class Failing:
     name = "failing"
     requires_logging_directory = False
 
-    def __init__(self, project: str) -> None:
-        self.steps: list[int | None] = []
+    def __init__(self, *_: object, **options: object) -> None:
+        pass
 
     def start(self) -> None:
         pass
@@ -147,7 +155,6 @@ class Failing:
         pass
 
     def log(self, values: dict[str, Any], step: int | None = None) -> None:
-        self.steps.append(step)
         raise ConnectionError(f"no answer from https://user:{os.environ['WANDB_API_KEY']}@host")
 
     def finish(self) -> None:
@@ -157,17 +164,18 @@ class Failing:
 def test_a_tracker_that_fails_is_reported_once_and_ends_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "wandb", Failing)
-    result = run(tmp_path, layouts.recipe(steps=3, trackers=["wandb"]))
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Failing)
+    result = run(tmp_path, layouts.recipe(steps=3, trackers=["tensorboard"]))
     assert len(result.log) == 3 and (tmp_path / "checkpoint").is_dir()
     lines = [line for line in capsys.readouterr().err.splitlines() if "tracker" in line]
     assert lines == [
-        "tracker wandb: ConnectionError: no answer from https://user:$WANDB_API_KEY@host; training goes on"
+        "tracker tensorboard: ConnectionError: no answer from https://user:$WANDB_API_KEY@host; training goes on"
     ]
 
 
-def test_a_tracker_that_cannot_start_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "nonsense")
+def test_a_tracker_that_cannot_start_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "trackers").mkdir()
+    (tmp_path / "trackers/wandb").write_text("a file in the place of its folder")
     reports: list[str] = []
     with Trackers(layouts.recipe(trackers=BOTH), tmp_path, reports.append) as trackers:
         trackers.begin(0)

@@ -30,13 +30,13 @@ from dreamkit.training import watching
 from dreamkit.training.agreement import Agreement
 from dreamkit.training.drawings import AT_ONCE, forward_passes
 from dreamkit.training.held_out_losses import HeldOutLosses
+from dreamkit.training.run_log import TIMES
 from dreamkit.training.watching import _computing
 from failing_writes import content
 from runs import assert_identical, weights
 from watched_runs import PROMPTS, held_out_log, watched_recipe, watched_run
 
 UNWATCHED = {"draw_every": 0, "prompts": (), "eval_every": 0}
-TIMES = ("data_wait", "steps_per_second")
 
 
 class UsesRandomNumbers(layouts.TinyDocuments):
