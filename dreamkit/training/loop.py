@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence as Sequences
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training.agreement import Agreement
 from dreamkit.training.blame import blame
+from dreamkit.training.ema import averaged
 from dreamkit.training.figures import Figures
 from dreamkit.training.optimizer import clip_gradients, make_optimizer, update
 from dreamkit.training.optimizer_state import load_optimizer
@@ -91,7 +93,10 @@ class TrainingLoop:
         self.figures = Figures(model, device)
         self.log, self.bar = RunLog(out / LOG, on_log), RunBar()
         self.trackers = Trackers(recipe, out, self.bar.print)
-        self.watch = Watch(model, recipe, device, out, held_out, self.agreement, self.bar, self.trackers)
+        weights = partial(averaged, model, self.optimizer)
+        self.watch = Watch(
+            model, recipe, device, out, held_out, self.agreement, self.bar, self.trackers, weights
+        )
         self.pass_shape: tuple[int, int] | None = None
         self.has_failed_to_save = False
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import layouts
 import tiny
+from dreamkit.checkpoints.load import load_checkpoint
 from dreamkit.data.held_out_order import HeldOutOrder
 from dreamkit.document import Document
 from dreamkit.errors import OutputError, RecipeError, with_notes
@@ -74,6 +75,27 @@ def test_drawings_are_those_of_the_trained_weights(tmp_path: Path) -> None:
     for number, image in enumerate(images):
         drawn = np.asarray(PIL.open(tmp_path / f"drawings/step-1/{number}.png")).astype(int)
         assert np.abs(drawn - np.asarray(image)).max() <= 1
+
+
+def test_with_averages_the_view_is_of_them(tmp_path: Path) -> None:
+    recipe = watched_recipe(precision="float64", steps=2, ema=0.9)
+    watched_run(tmp_path, recipe)
+    device = torch.device("cpu")
+    computing = partial(_computing, recipe.train, device)
+    losses, images = {}, {}
+    for name in ("checkpoint", "checkpoint-ema"):
+        model = load_checkpoint(tmp_path / name)[0].eval()
+        data = [layouts.TinyDocuments()]
+        with torch.no_grad():
+            losses[name] = HeldOutLosses(model, recipe, device, data, Agreement(), computing).compute()[
+                "loss"
+            ]
+        (images[name],) = model.draw(PROMPTS[:1], range(1), recipe.generation)
+    last = held_out_log(tmp_path)[-1]["loss"]
+    assert last == pytest.approx(losses["checkpoint-ema"], rel=1e-6)
+    assert last != pytest.approx(losses["checkpoint"], rel=1e-4)
+    drawn = np.asarray(PIL.open(tmp_path / "drawings/step-2/0.png")).astype(int)
+    assert np.abs(drawn - np.asarray(images["checkpoint-ema"])).max() <= 1
 
 
 def test_held_out_losses_are_means_over_labels_and_images() -> None:
