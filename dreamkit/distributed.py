@@ -16,6 +16,7 @@ from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from dreamkit.errors import (
+    CacheError,
     CheckpointError,
     DreamkitError,
     OutputError,
@@ -33,7 +34,7 @@ _owns_group = False  # flag: this module has set up the group of processes
 
 # Errors that one process raises in place of another, by their names.
 _SHARED_ERRORS: Final[dict[str, type[DreamkitError]]] = {
-    error.__name__: error for error in (CheckpointError, OutputError, SourceError)
+    error.__name__: error for error in (CacheError, CheckpointError, OutputError, SourceError)
 }
 
 

@@ -59,15 +59,17 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def identity_differences(part: str, cached: Identity, current: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line with both values for each entry of `current` that differs in the cache.
+def identity_differences(
+    part: str, cached: Identity, current: Mapping[str, Any], then: str = "in the cache"
+) -> Iterator[str]:
+    """Yield a line with both values for each entry of `current` that differs in the cache, or wherever `then` is.
 
     `current` is an `Identity` or what `recipe_identity` returns: entries that it lacks are not compared. Config files
     that only one side has are ignored, because programs add files to the folder of a model of the hub.
     """
 
     def line(name: str, before: str, now: str) -> str:
-        return f"{part}: {printable(name)}: {before} in the cache, {now} now"
+        return f"{part}: {printable(name)}: {before} {then}, {now} now"
 
     if cached["component"] != current["component"]:
         yield line("component", excerpt(cached["component"]), current["component"])

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dreamkit.cache.manifest import Identity, TableRecord, TensorRecord, shard_name
+from dreamkit.cache.manifest import TensorRecord, shard_name
 from dreamkit.errors import CacheError
 from dreamkit.storage.writing import writing
 
@@ -40,46 +40,43 @@ def picture_key(picture: Picture) -> bytes:
 
 
 class ShardWriter:
-    """The files of a table while they are written: each has at most `limit` bytes of rows, or one row."""
+    """The files of a table while they are written, each of at most `rows_per_file` rows.
 
-    def __init__(self, folder: Path, table: str, limit: int) -> None:
-        self.folder, self.table, self.limit = folder, table, limit
-        self.row_count = self.shards = 0
-        self.tensors: dict[str, TensorRecord] = {}
+    Attributes:
+        files: number of the next file.
+    """
+
+    def __init__(self, folder: Path, table: str, rows_per_file: int, first_file: int = 0) -> None:
+        self.folder, self.table, self.rows_per_file, self.files = folder, table, rows_per_file, first_file
         self._keys: list[bytes] = []
         self._rows: list[dict[str, Tensor]] = []
 
     def add(self, keys: Sequence[bytes], rows: Mapping[str, Tensor]) -> None:
         """Add one row for each of `keys`; `rows` are tensors (N, ...)."""
         for number, key in enumerate(keys):
-            row = {name: tensor[number] for name, tensor in rows.items()}
-            if not self.tensors:
-                self.tensors = {name: _record(tensor) for name, tensor in row.items()}
-                self._rows_per_shard = max(1, self.limit // sum(tensor.nbytes for tensor in row.values()))
             self._keys.append(key)
-            self._rows.append(row)
-            if len(self._rows) == self._rows_per_shard:
+            self._rows.append({name: tensor[number] for name, tensor in rows.items()})
+            if len(self._rows) == self.rows_per_file:
                 self.flush()
 
     def flush(self) -> None:
-        """Write the rows that are not in a file yet."""
+        """Write the rows that are not in a file yet.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
         if not self._rows:
             return
-        rows = {name: torch.stack([row[name] for row in self._rows]) for name in self.tensors}
+        rows = {name: torch.stack([row[name] for row in self._rows]) for name in self._rows[0]}
         keys = torch.frombuffer(bytearray(b"".join(self._keys)), dtype=torch.uint8).view(-1, KEY_BYTES)
-        with writing(file := self.folder / shard_name(self.table, self.shards)):
+        with writing(file := self.folder / shard_name(self.table, self.files)):
             save_file({KEYS: keys, **rows}, file)
-        self.row_count += len(self._keys)
-        self.shards += 1
+        self.files += 1
         self._keys, self._rows = [], []
 
-    def record(self, identity: Identity) -> TableRecord:
-        """Return the manifest's record of a table that has a row of the blank image."""
-        images = self.row_count - 1  # without the blank
-        return {"identity": identity, "images": images, "shards": self.shards, "tensors": self.tensors}
 
-
-def _record(tensor: Tensor) -> TensorRecord:
+def tensor_record(tensor: Tensor) -> TensorRecord:
+    """Return the dtype and shape of a tensor of a row."""
     return {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
 
 
@@ -109,7 +106,7 @@ class Shards:
 
     def tensors(self) -> dict[str, TensorRecord]:
         """Return dtype and shape of each tensor in a row."""
-        return {name: _record(tensor[0]) for name, tensor in self.rows([(0, 0)]).items()}
+        return {name: tensor_record(tensor[0]) for name, tensor in self.rows([(0, 0)]).items()}
 
     def find(self, key: bytes) -> tuple[int, int] | None:
         """Return file and row of a key; None if there is no such row."""

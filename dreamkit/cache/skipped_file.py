@@ -1,41 +1,27 @@
-"""The documents that a cache skips: what they have in common, and a file that lists them."""
+"""The list of the documents that a cache skips, `skipped.jsonl`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from dreamkit.data.skipped import Skipped, SkippedSummary
-from dreamkit.storage.writing import append_text
+from dreamkit.data.skipped import Skipped
+from dreamkit.storage.writing import writing
 
 
-class SkippedFile:
-    """A file with a line for each skipped document, which appears with the first one.
+def write_skipped(path: Path, documents: Iterable[Skipped]) -> None:
+    """Write a line for each document; no file without one.
 
-    Attributes:
-        path: the file.
-        summary: numbers of these documents.
-        first: the first one.
+    Raises:
+        OutputError: the file cannot be written.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.summary = SkippedSummary()
-        self.first: Skipped | None = None
-
-    def add(self, documents: Sequence[Skipped]) -> None:
-        """Count documents, and append their lines.
-
-        Raises:
-            OutputError: the file cannot be written.
-        """
+    with writing(path):
+        path.unlink(missing_ok=True)  # of a command that was killed
         for document in documents:
-            self.first = self.first or document
-            self.summary.add(document)
-        if documents:
-            append_text(self.path, "".join(map(_line, documents)))
+            with path.open("a", encoding="utf-8") as file:
+                file.write(_line(document))
 
 
 def _line(document: Skipped) -> str:

@@ -1,66 +1,34 @@
-"""Writing of a cache: a folder that appears only when it is complete."""
+"""Writing of a cache by one process or several: a folder that appears only when it is complete.
+
+All processes list the images of the data, then compute the rows of the distinct ones. Both stages work in blocks, which
+depend on the data alone. So the bytes of a cache do not depend on the number of processes, or on interruptions.
+"""
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-
-from dreamkit.build.build import build
-from dreamkit.build.fit import fit
-from dreamkit.cache.fill import OnProgress, TableBuilder, fill
-from dreamkit.cache.manifest import TABLES, CacheManifest, Table, TableRecord
-from dreamkit.cache.model_check import table_identity, uncacheable_reason
-from dreamkit.cache.recipe_check import data_records
-from dreamkit.cache.shards import ShardWriter
-from dreamkit.cache.skipped_file import SkippedFile
+from dreamkit.cache.cached_parts import prepare_parts
+from dreamkit.cache.caching import CacheReport, Caching, CachingProgress, Estimate
+from dreamkit.cache.manifest import TABLES, CacheManifest
+from dreamkit.cache.unfinished import Unfinished
 from dreamkit.checkpoints.inputs import open_inputs
-from dreamkit.checkpoints.load import load_weights
 from dreamkit.data.dataset import Dataset
-from dreamkit.data.skipped import SKIPPED, SkippedSummary
+from dreamkit.data.skipped import SkippedSummary
+from dreamkit.data.workers import original_errors
+from dreamkit.distributed import is_main, join, together, watched
 from dreamkit.errors import CacheError, did_you_mean
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.storage import folders
+from dreamkit.storage.locks import exclusive
 from dreamkit.storage.paths import output_folder
 
 SHARD_BYTES = 512 * 2**20
-NO_IMAGES = {"features": "the data has no image to read", "latents": "the data has no image to draw"}
-
-
-class Estimate(NamedTuple):
-    """The bytes that one image takes in each table, the number of documents, and the free bytes of the disk."""
-
-    row_bytes: dict[Table, int]
-    documents: int
-    free_bytes: int
-
-    @property
-    def most_bytes(self) -> int:
-        """The size of the tables for one image per table in each document, all of them different."""
-        return self.documents * sum(self.row_bytes.values())
-
-
-class CacheReport(NamedTuple):
-    """A cache that was written.
-
-    Attributes:
-        manifest: its manifest.
-        left_out: the reason for each requested table that it lacks.
-        replaced: flag: it replaced another one.
-        skipped: numbers of documents that cannot be used; the cache has a file that lists them.
-    """
-
-    manifest: CacheManifest
-    left_out: dict[Table, str]
-    replaced: bool
-    skipped: SkippedSummary
 
 
 def make_cache(
@@ -70,21 +38,39 @@ def make_cache(
     *,
     only: Collection[str] = TABLES,
     overwrite: bool = False,
+    resume: bool = False,
     model: DreamModel | None = None,
     datasets: Sequence[Dataset] | None = None,
     shard_bytes: int = SHARD_BYTES,
+    block_documents: int | None = None,
     on_start: Callable[[Estimate], None] = lambda estimate: None,
-    on_progress: OnProgress = lambda progress: None,
+    on_progress: Callable[[CachingProgress], None] = lambda progress: None,
 ) -> CacheReport:
     """Write the outputs of the frozen parts of `recipe` for the images of its data to the folder `out`.
 
-    The folder appears only when it is complete. It has the tables of `only` that can be cached and that the data has
-    images for. `model` and `datasets` replace those of the recipe, as in `dreamkit.training.run.train_recipe`.
-    `overwrite` allows replacing a cache in `out`.
+    Processes started by `torchrun` share the work. The folder appears only when it is complete. It has the tables of
+    `only` that can be cached and that the data has images for.
+
+    Args:
+        recipe: the recipe, from `load_recipe`.
+        registry: the components that the recipe names.
+        out: the folder.
+        only: tables to write.
+        overwrite: replace a cache in `out`; without `resume`, also throw away unfinished work on one.
+        resume: continue the unfinished work on this cache; the result is that of an uninterrupted command.
+        model: the model, instead of that of the recipe, as in `dreamkit.training.run.train_recipe`.
+        datasets: one data set for each section of `recipe.data`, instead of those of the recipe.
+        shard_bytes: greatest size of the rows in a file.
+        block_documents: documents that a process lists at a time; the default depends on their number.
+        on_start: function to call in the main process before the work begins.
+        on_progress: function to call in the main process with the progress of all processes.
 
     Raises:
-        CacheError: no table can be cached, `out` is in use, or this is one process of several.
+        Interrupted: a `KeyboardInterrupt`; a signal ended the command.
+        CacheError: no table can be cached, `out` is in use, there is unfinished work or none to continue, it is of
+            another recipe, other data or other weights, or too many documents cannot be used.
         OutputError: `out` cannot be written, or another command is writing it.
+        DocumentError: a document cannot be used, and the recipe's policy is to stop.
         RecipeError: the parts do not fit each other. A data set, its first document or `recipe.init` cannot be read;
             this shows before any weights are read.
     """
@@ -92,50 +78,56 @@ def make_cache(
     for table in only:
         if table not in TABLES:
             raise CacheError(f"unknown table '{table}'; {did_you_mean(table, TABLES)}")
-    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise CacheError(
-            f"caching runs in one process, but WORLD_SIZE is {processes}; start `dreamkit cache` without torchrun"
-        )
-    with folders.atomic_folder(out) as partial:
-        _refuse_to_replace(out, overwrite)
+    work = Unfinished(out)
+    device = join()
+    with watched(work.hint), _locked(work, resume=resume, overwrite=overwrite):
+        may_replace = folders.in_use_reason(out) is not None
         datasets = open_inputs(recipe, registry, datasets, with_init=model is None).require_datasets()
-        if model is None:
-            model = build(fit(recipe, registry))
-            if recipe.init is not None:
-                load_weights(model, recipe.init)
-        model.set_trainable(recipe.train.trainable)
-        model.eval()
-        reasons: dict[Table, str | None] = {t: uncacheable_reason(model, t) for t in TABLES if t in only}
-        _refuse_without_table(reasons)
-        cacheable = [table for table in reasons if reasons[table] is None]
-        identities = {table: table_identity(model, recipe, registry, table) for table in cacheable}
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bfloat16"):
-            builders = {
-                t: TableBuilder(t, model, device, ShardWriter(partial, t, shard_bytes)) for t in cacheable
-            }
-            sizes = {table: builder.row_bytes for table, builder in builders.items()}
-            on_start(Estimate(sizes, sum(map(len, datasets)), shutil.disk_usage(partial).free))
-            skipped = SkippedFile(partial / SKIPPED)
-            fill(builders, datasets, recipe.train, on_progress, skipped)
-            reasons |= {table: NO_IMAGES[table] for table in cacheable if not builders[table].finish()}
-        _refuse_without_table(reasons)
-        tables: dict[str, TableRecord] = {
-            table: builders[table].writer.record(identities[table])
-            for table in reasons
-            if reasons[table] is None
-        }
-        manifest = CacheManifest(
-            format=CacheManifest.FORMAT,
-            dreamkit=version("dreamkit-core"),
-            data=data_records(recipe.data, datasets),
-            tables=tables,
-            files=folders.describe_files(partial),
-        )
-        manifest.write(partial)
-        replaced = (out / CacheManifest.FILE).is_file()
-    left_out = {table: reason for table, reason in reasons.items() if reason is not None}
-    return CacheReport(manifest, left_out, replaced, skipped.summary)
+        scratch = out.with_name(f".{out.name}.loading")
+        tables = [table for table in TABLES if table in only]
+        parts = prepare_parts(recipe, registry, model, tables, device, scratch)
+        caching = Caching(recipe, registry, work, parts, datasets, shard_bytes, block_documents, on_progress)
+        if (finished := caching.open(resume)) is not None:
+            return CacheReport(finished, parts.left_out, False, SkippedSummary(), was_finished=True)
+        with _kept(work), original_errors():
+            if is_main():
+                free = shutil.disk_usage(work.folder).free
+                on_start(Estimate(parts.row_bytes, len(caching.reader), free))
+            return caching.run(may_replace)
+
+
+@contextmanager
+def _locked(work: Unfinished, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Lock the folder of a cache for all processes of this command, after a look at what is there.
+
+    Raises:
+        CacheError: it is in use, there is unfinished work that the user has not decided on, or none to continue.
+        OutputError: another command is writing it, or it cannot be written.
+    """
+    out = work.out
+    with ExitStack() as stack:
+        with together():
+            if is_main():
+                folders.refuse_mount_point(out)
+                stack.enter_context(exclusive(out))
+                folders.clean(out)
+                work.require_allowed(resume=resume, overwrite=overwrite)
+                if not resume or work.has_blocks():
+                    _refuse_to_replace(out, overwrite)
+        yield
+
+
+@contextmanager
+def _kept(work: Unfinished) -> Iterator[None]:
+    """Name the unfinished work in an error of the block; remove its folder if there is nothing to continue from."""
+    try:
+        yield
+    except BaseException as error:
+        if work.has_blocks():
+            error.add_note(work.hint())
+        elif is_main():
+            work.remove()
+        raise
 
 
 def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
@@ -149,14 +141,3 @@ def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
         raise CacheError(
             f"{folder} {reason}; pass a new folder with --out, or replace the cache with --overwrite"
         )
-
-
-def _refuse_without_table(reasons: Mapping[Table, str | None]) -> None:
-    """Raise if there is a reason against each requested table.
-
-    Raises:
-        CacheError: no table is left.
-    """
-    if None not in reasons.values():
-        listed = "".join(f"\n  {table}: {reason}" for table, reason in reasons.items())
-        raise CacheError(f"nothing can be cached:{listed}")

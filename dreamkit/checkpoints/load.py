@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,12 +115,15 @@ def _with_own_tokenizer(recipe: Recipe, folder: Path, registry: Registry) -> Rec
     return recipe_from_dict(plain, registry, where=str(folder / Manifest.FILE))
 
 
-def load_weights(model: DreamModel, folder: Path | str) -> LoadReport:
+def load_weights(
+    model: DreamModel, folder: Path | str, *, parts: Collection[str] | None = None
+) -> LoadReport:
     """Load the weights of a checkpoint, such as the stage before, into `model`, which has a recipe of its own.
 
     Both need the same parts, of the same shapes, with the same sources. Adapters that only the model has keep their
-    initial values and are reported as fresh. If the model is sharded, every process must call this function: each reads
-    and checks its own slices, and a problem of one is an error of all.
+    initial values and are reported as fresh. With `parts`, only the tensors of these are compared and copied. If the
+    model is sharded, every process must call this function: each reads and checks its own slices, and a problem of one
+    is an error of all.
 
     Raises:
         CheckpointError: a damaged checkpoint, or one that does not fit the model.
@@ -139,13 +143,20 @@ def load_weights(model: DreamModel, folder: Path | str) -> LoadReport:
             compare_source(folder, part, source, name)
         if model.recipe is not None:
             compare_adapters(folder, manifest, model.recipe)
-    return copy_tensors(model, folder, manifest, adapters_may_be_fresh=True)
+    return copy_tensors(model, folder, manifest, adapters_may_be_fresh=True, parts=parts)
 
 
 def copy_tensors(
-    model: DreamModel, folder: Path | str, manifest: Manifest, *, adapters_may_be_fresh: bool = False
+    model: DreamModel,
+    folder: Path | str,
+    manifest: Manifest,
+    *,
+    adapters_may_be_fresh: bool = False,
+    parts: Collection[str] | None = None,
 ) -> LoadReport:
     """Copy the tensors of a checkpoint with this `manifest` into the model; change nothing if they do not fit.
+
+    With `parts`, only the tensors of these are compared and copied.
 
     Of a sharded tensor, each process reads and checks its own slice. Then every process must call this function, and a
     problem of one is an error of all.
@@ -159,7 +170,11 @@ def copy_tensors(
     report = LoadReport(folder)
     copies: list[tuple[Entry, SavedTensor]] = []
     problems: list[str] = []
+    if parts is not None:
+        saved = {name: tensors for name, tensors in saved.items() if name in parts}
     for entry in entries(model):
+        if parts is not None and entry.part not in parts:
+            continue
         part, key = report.parts.setdefault(entry.part, PartReport()), entry.keys[0]
         # a tied tensor may be saved under any of its names, or under several
         tensors = [saved[entry.part].pop(k) for k in entry.keys if k in saved.get(entry.part, ())]

@@ -18,6 +18,7 @@ from dreamkit.peers import error_prefix, is_consequence, wait_for_error
 from dreamkit.registry.kinds import Registered
 from dreamkit.registry.registry import Registry
 
+LIST = "list"  # the command of a group that runs if none is named
 COMPLETION = ("install_completion", "show_completion")  # typer adds these options to every app
 
 
@@ -50,6 +51,13 @@ class Commands(TyperGroup):
                     wait_for_error()
                 raise SystemExit(128 + interrupt.number) from None
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Add the word `list` if the group has that command, and the arguments begin with none of its commands."""
+        names = self.list_commands(ctx)
+        if self.prefix and LIST in names and args[:1] != ["--help"] and not {*args[:1]} & {*names}:
+            args = [LIST, *args]
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: Any) -> list[str]:
         return list(dict.fromkeys(name.partition(" ")[0] for name in self._inside()))
 
@@ -61,7 +69,8 @@ class Commands(TyperGroup):
         """
         name = self.prefix + cmd_name
         if any(inside.startswith(f"{cmd_name} ") for inside in self._inside()):
-            group = Commands(name=cmd_name, no_args_is_help=True, rich_markup_mode=None)
+            about = f"Without COMMAND, runs `{LIST}`." if f"{cmd_name} {LIST}" in self._inside() else None
+            group = Commands(name=cmd_name, help=about, no_args_is_help=True, rich_markup_mode=None)
             group.prefix, group.registry = f"{name} ", self.registry
             return group
         target = self.registry.get("command", name)

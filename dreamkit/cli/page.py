@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
 from html import escape
 from itertools import count as numbers, groupby
 
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import count
+from dreamkit.pages.frame import COLOURS, html_page
+from dreamkit.pages.image_tags import image_tag
 from dreamkit.parts.pictures import to_rgb
 
 LARGEST = 1024  # longest side in pixels of an image in the page; larger images are scaled down
 SMALL = 128  # smaller images are enlarged by a whole factor to about this side
 
-STYLE = """
-:root {
-  color-scheme: light dark;
-  --paper: #fbfaf7; --ink: #1d1c1a; --quiet: #6b6760; --rule: #dedad2; --prompt: #efece5; --mark: #2f6f5e;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --paper: #17181a; --ink: #e8e6e1; --quiet: #a19d95; --rule: #35363a; --prompt: #222427; --mark: #7fc4ae;
-  }
-}
-body { margin: 0; background: var(--paper); color: var(--ink); font: 1.125rem/1.7 Georgia, serif; }
+STYLE = (
+    COLOURS
+    + """
+body { margin: 0; background: var(--page); color: var(--ink); font: 1.125rem/1.7 Georgia, serif; }
 main { max-width: 44rem; margin: 0 auto; padding: 3rem 1.25rem; }
-section { margin: 0 0 1.5rem; padding: 0.25rem 0 0.25rem 1.25rem; border-left: 3px solid var(--mark); }
-section.prompt { padding: 1rem 1.25rem; border: 0; border-radius: 6px; background: var(--prompt); }
-h1, h2, dl { font-family: system-ui, sans-serif; color: var(--quiet); }
+section { margin: 0 0 1.5rem; padding: 0.25rem 0 0.25rem 1.25rem; border-left: 3px solid var(--line); }
+section.prompt { padding: 1rem 1.25rem; border: 0; border-radius: 6px; background: var(--token); }
+h1, h2, dl { font-family: system-ui, sans-serif; color: var(--soft); }
 h1 { margin: 0 0 2rem; font-size: 1rem; font-weight: 600; }
 h2 { margin: 0 0 0.25rem; font-size: 0.75rem; font-weight: 600; letter-spacing: 0.06em; text-transform: uppercase; }
-section:not(.prompt) h2 { color: var(--mark); }
+section:not(.prompt) h2 { color: var(--line); }
 p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 span + span::before { content: " "; }
 img { display: block; max-width: 100%; height: auto; margin: 0.5rem 0 0.75rem; border: 1px solid var(--rule);
@@ -43,6 +36,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.1rem 1rem; ma
   border-top: 1px solid var(--rule); font-size: 0.8rem; line-height: 1.5; }
 dd { margin: 0; overflow-wrap: anywhere; }
 """
+)
 
 
 def page(
@@ -76,23 +70,8 @@ def page(
             f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items()
         )
         parts.append(f"<dl>{listed}</dl>")
-    body = "\n".join(parts)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<main>
-<h1>{escape(title)}</h1>
-{body}
-</main>
-</body>
-</html>
-"""
+    body = "\n".join([f"<h1>{escape(title)}</h1>", *parts])
+    return html_page(title, body, style=STYLE)
 
 
 def _picture(image: Image, number: int, is_prompt: bool) -> str:
@@ -100,11 +79,4 @@ def _picture(image: Image, number: int, is_prompt: bool) -> str:
     width, height = picture.size
     origin = "of the prompt" if is_prompt else "drawn by the model"
     alt = f"image {number}, {origin}, {width} x {count(height, 'pixel')}"
-    picture.thumbnail((LARGEST, LARGEST))
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    data = base64.b64encode(file.getvalue()).decode()
-    times = max(1, SMALL // max(picture.size))
-    small = ' class="small"' if times > 1 else ""
-    size = f'width="{picture.width * times}" height="{picture.height * times}"'
-    return f'<img{small} {size} alt="{alt}" src="data:image/png;base64,{data}">'
+    return image_tag(picture, alt, largest=LARGEST, small=SMALL)

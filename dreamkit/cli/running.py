@@ -84,23 +84,33 @@ def cache(
         list[str] | None,
         typer.Option(metavar="[features|latents]", help="write only this table; may be repeated"),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the cache in FOLDER")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="replace the cache in FOLDER, throw away unfinished work on it"),
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="continue the unfinished work of a command that ended early")
+    ] = False,
 ) -> None:
     """Compute latents and features once.
 
     Writes what the frozen parts of a recipe compute from the images in its data: vision features of images to read, if
     the vision encoder is not trained, and mean and standard deviation of the latents of images to draw. Training with
     train.cache=FOLDER reads them. An image is found by its content, so data can be mixed in another way or left out
-    without a new cache. Runs on a CUDA device if there is one.
+    without a new cache. Runs on a CUDA device if there is one; to use several, start one process on each with torchrun.
+    An error or a signal keeps the finished part, which --resume continues with any number of processes.
 
     Example: dreamkit cache digits/stage1 --out digits-cache
+
+    Example: dreamkit cache digits/stage1 --out digits-cache --resume
     """
     from rich.filesize import decimal
 
-    from dreamkit.cache.fill import CachingProgress
+    from dreamkit.cache.caching import CachingProgress, Estimate
     from dreamkit.cache.manifest import TABLES
-    from dreamkit.cache.write import Estimate, make_cache
+    from dreamkit.cache.write import make_cache
     from dreamkit.data.skipped import SKIPPED
+    from dreamkit.distributed import is_main, leave
     from dreamkit.errors import DreamkitError
     from dreamkit.progress.bars import Bar
     from dreamkit.recipe.loading import load_recipe
@@ -121,10 +131,13 @@ def cache(
             err=True,
         )
 
-    with Bar("caching", "{task.fields[images]}") as bar:
+    with Bar("listing documents") as listing, Bar("computing rows") as computing:
 
         def show_progress(progress: CachingProgress) -> None:
-            bar.move(progress.documents, progress.total, images=count(f"{progress.images:,}", "image"))
+            if progress.stage == "computed":
+                listing.stop()
+            bar = listing if progress.stage == "listed" else computing
+            bar.move(progress.done, progress.total)
 
         report = make_cache(
             loaded,
@@ -132,21 +145,27 @@ def cache(
             folder,
             only=only or TABLES,
             overwrite=overwrite,
+            resume=resume,
             on_start=show_estimate,
             on_progress=show_progress,
         )
-    if report.skipped.documents:
-        number = count(f"{report.skipped.documents:,}", "document")
-        listed = Path(folder) / SKIPPED
-        echo(
-            f"skipped {number}, as training does, listed in {listed}; {report.skipped.most_common()}",
-            err=True,
-        )
-    for left_out, reason in report.left_out.items():
-        echo(f"no {left_out}: {reason}", err=True)
-    for table, record in report.manifest.tables.items():
-        echo(f"{table} (images: {record['images']:,}), {decimal(report.manifest.table_bytes(table))}")
-    echo(f"{'replaced' if report.replaced else 'wrote'} {folder}; train with train.cache={folder}")
+    if is_main():
+        if report.was_finished:
+            echo("nothing was computed: the cache is complete", err=True)
+        if report.skipped.documents:
+            number = count(f"{report.skipped.documents:,}", "document")
+            listed = Path(folder) / SKIPPED
+            echo(
+                f"skipped {number}, as training does, listed in {listed}; {report.skipped.most_common()}",
+                err=True,
+            )
+        for left_out, reason in report.left_out.items():
+            echo(f"no {left_out}: {reason}", err=True)
+        for table, record in report.manifest.tables.items():
+            echo(f"{table} (images: {record['images']:,}), {decimal(report.manifest.table_bytes(table))}")
+        verb = "replaced" if report.replaced else "found" if report.was_finished else "wrote"
+        echo(f"{verb} {folder}; train with train.cache={folder}")
+    leave()
 
 
 def demo(

@@ -6,8 +6,6 @@ policy forbids everything but its own style and images.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Container, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Final
@@ -16,6 +14,8 @@ from dreamkit.errors import DocumentError, count, printable
 from dreamkit.inspection.pieces import Slots, SpecialToken, TextRun, Turn, turns
 from dreamkit.inspection.preview_style import STYLE
 from dreamkit.inspection.run_data import PackedBatch, Place, Row, RunData
+from dreamkit.pages.frame import html_page
+from dreamkit.pages.image_tags import image_tag
 from dreamkit.parts.pictures import to_rgb
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ LARGEST: Final = 160  # longest side in pixels of an image in the page; larger i
 SMALL: Final = 64  # smaller images are enlarged by a whole factor to about this side
 UNESCAPED: Final = "\n\t\u200c\u200d"  # the last two join the characters of emoji and of some scripts
 FIRST: Final = "the first one, which nothing predicts"
-POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def preview_page(
@@ -51,14 +50,7 @@ def preview_page(
         "<h2>Documents</h2>",
         *articles.values(),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(printable(title))}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return html_page(title, "\n".join(body), style=STYLE)
 
 
 LEGEND: Final = (
@@ -187,13 +179,4 @@ def _figure(picture: Picture, caption: str, kind: str) -> str:
 
 
 def _thumbnail(picture: Picture, alt: str) -> str:
-    small = to_rgb(picture)
-    small.thumbnail((LARGEST, LARGEST))
-    times = max(1, SMALL // max(small.size))
-    kind = "PNG" if times > 1 else "JPEG"
-    file = io.BytesIO()
-    small.save(file, kind, **({} if kind == "PNG" else {"quality": 88}))
-    data = base64.b64encode(file.getvalue()).decode()
-    size = f'width="{small.width * times}" height="{small.height * times}"'
-    style = ' class="small"' if times > 1 else ""
-    return f'<img{style} {size} alt="{alt}" src="data:image/{kind.lower()};base64,{data}">'
+    return image_tag(to_rgb(picture), alt, largest=LARGEST, small=SMALL, kind="JPEG")

@@ -2,34 +2,14 @@
 
 from typing import Final
 
-COLOURS: Final = """
-:root {
-  color-scheme: light dark;
-  --page: #fbfaf8; --card: #ffffff; --ink: #1c1f23; --soft: #5a616a; --rule: #dcdad5;
-  --learned: #d9efe4; --line: #1d7a55; --read: #1f5fb4; --read-back: #e6eefb; --draw: #9a4a00; --draw-back: #fdeedd;
-  --token: #edebe6; --filled: #d3dbe4; --wrong: #b3261e; --wrong-back: #fcebe9;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #15171a; --card: #1c1f23; --ink: #e9e7e3; --soft: #a7adb5; --rule: #353a41;
-    --learned: #143c2c; --line: #5fcf9f; --read: #8fbcff; --read-back: #1b2a42; --draw: #ffb877; --draw-back: #3a2714;
-    --token: #2a2e34; --filled: #3d4855; --wrong: #ff9d94; --wrong-back: #3d1f1c;
-  }
-}
-"""
+from dreamkit.pages.frame import STYLE as COMMON
 
 RULES: Final = """
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 1rem/1.6 system-ui, sans-serif; }
-main { max-width: 64rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
-h1 { margin: 0 0 .25rem; font-size: 1.6rem; line-height: 1.25; overflow-wrap: anywhere; }
-h2 { margin: 2.5rem 0 .75rem; font-size: 1.15rem; }
 h3 { display: flex; flex-wrap: wrap; gap: .25rem .75rem; align-items: baseline; margin: 0; font-size: 1rem; }
 h3 .soft { font-weight: 400; }
 h3 .name { min-width: 0; overflow-wrap: anywhere; font-weight: 600; }
 h4 { margin: 0 0 .25rem; color: var(--soft); font-size: .8rem; font-weight: 600; }
-p { margin: 0; }
-.soft, .facts { color: var(--soft); font-size: .9rem; }
+.facts { color: var(--soft); font-size: .9rem; }
 .about { margin: 0 0 .75rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .4rem 1.25rem; margin: 1rem 0 0; padding: 0; list-style: none;
   font-size: .9rem; }
@@ -68,8 +48,6 @@ img.small { image-rendering: pixelated; }
 .swatch.read { background: var(--read-back); color: var(--read); border: 1px solid var(--read); }
 .swatch.draw { background: var(--draw-back); color: var(--draw); border: 1px dashed var(--draw); }
 .skipped { margin: .5rem 0 0; color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
-.problem { margin: .75rem 0 0; padding: .5rem .75rem; border-radius: 6px; background: var(--wrong-back);
-  color: var(--wrong); overflow-wrap: anywhere; }
 """
 
-STYLE: Final = COLOURS + RULES.lstrip("\n")
+STYLE: Final = COMMON + RULES

@@ -53,6 +53,14 @@ def dreamkit_commands() -> Sequence[Component]:
             "Show documents of a recipe's data as its model sees them.",
         ),
         Component("train", "dreamkit.cli.running:train", "Train the model of a recipe."),
+        Component(
+            "runs list", "dreamkit.cli.run_commands:list_runs", "List runs with their state and last figures."
+        ),
+        Component(
+            "runs diff",
+            "dreamkit.cli.run_commands:diff",
+            "Compare runs: recipes, versions, figures and curves.",
+        ),
         Component("cache", "dreamkit.cli.running:cache", "Compute latents and features once."),
         Component("inspect", "dreamkit.cli.looking:inspect", "Verify and show a checkpoint or cache."),
         Component("generate", "dreamkit.cli.running:generate", "Continue a document with text and images."),

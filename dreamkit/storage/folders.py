@@ -102,32 +102,65 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: another process is writing `folder`, it is a mount point, or it cannot be written.
     """
-    target = Path(os.path.realpath(folder))
-    if os.path.ismount(target):
+    refuse_mount_point(folder)
+    partial = partial_folder(folder)
+    with exclusive(folder):
+        clean(folder)
+        with writing(folder):
+            partial.mkdir()
+        was_used = in_use_reason(folder) is not None
+        try:
+            yield partial
+            put_in_place(partial, folder, may_replace=was_used)
+        finally:
+            remove_folder(partial)
+
+
+def refuse_mount_point(folder: Path) -> None:
+    """Check that `folder` can be replaced by a rename.
+
+    Raises:
+        OutputError: it is a mount point.
+    """
+    if os.path.ismount(os.path.realpath(folder)):
         raise OutputError(
             f"{shown_path(folder)} is a mount point and cannot be replaced; name a folder in it"
         )
-    partial, replaced = partial_folder(folder), replaced_folder(folder)
-    with exclusive(folder):
-        with writing(folder):
-            restore_replaced(folder)
-            remove_folder(replaced)
-            remove_folder(partial)
-            partial.mkdir()
-        was_used = in_use_reason(target) is not None
-        try:
-            yield partial
-            if not was_used and (reason := in_use_reason(target)):
-                raise OutputError(
-                    f"{shown_path(folder)} {reason}: another program wrote it meanwhile; name another folder"
-                )
-            with deferred(), writing(folder):
-                _complete(partial)
-                old = [(target, replaced)] if target.exists() else []
-                _rename([*old, (partial, target)], target.parent)
-                remove_folder(replaced)
-        finally:
-            remove_folder(partial)
+
+
+def clean(folder: Path) -> None:
+    """Remove what a killed process left beside `folder`, which the caller has locked; restore an old `folder`.
+
+    Raises:
+        OutputError: the folder above cannot be written.
+    """
+    with writing(folder):
+        restore_replaced(folder)
+        remove_folder(replaced_folder(folder))
+        remove_folder(partial_folder(folder))
+
+
+def put_in_place(new: Path, folder: Path, *, may_replace: bool) -> None:
+    """Make the complete folder `new` to `folder`, which the caller has locked, when all its files are on the disk.
+
+    Args:
+        new: a folder on the same disk.
+        folder: its later path; links are followed.
+        may_replace: flag: an old `folder` is replaced.
+
+    Raises:
+        OutputError: `folder` is in use and not to be replaced, or cannot be written.
+    """
+    target, replaced = Path(os.path.realpath(folder)), replaced_folder(folder)
+    if not may_replace and (reason := in_use_reason(target)):
+        raise OutputError(
+            f"{shown_path(folder)} {reason}: another program wrote it meanwhile; name another folder"
+        )
+    with deferred(), writing(folder):
+        _complete(new)
+        old = [(target, replaced)] if target.exists() else []
+        _rename([*old, (new, target)], target.parent)
+        remove_folder(replaced)
 
 
 @contextmanager

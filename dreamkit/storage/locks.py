@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from dreamkit.storage.paths import shown_path
 from dreamkit.storage.writing import failed_write, writing
 
 INSIDE: Final = ".dreamkit.lock"  # the lock file in a folder, if it cannot lie beside the folder
+LOOK: Final = 0.05  # seconds after which a process that looks whether a file is locked has closed it
 _UNSUPPORTED: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
 _READ_ONLY: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 _held: set[int] = set()  # descriptors of this process's lock files
@@ -54,6 +56,12 @@ def exclusive(folder: Path) -> Iterator[Path]:
                 parent.rmdir()
 
 
+def is_locked(folder: Path) -> bool:
+    """Return True if a process is writing `folder` in a block of `exclusive`; False if the file system has no locks."""
+    place = Path(os.path.realpath(folder))
+    return any(map(_is_locked, (place.with_name(f".{place.name}.lock"), place / INSIDE)))
+
+
 @contextmanager
 def taking_turns(path: Path, *, waiting: Callable[[], object]) -> Iterator[None]:
     """Lock the file `path`, which may be missing. If another process has locked it, call `waiting`, then wait.
@@ -90,6 +98,22 @@ def _holding(descriptor: int) -> Iterator[None]:
             os.close(descriptor)
 
 
+def _is_locked(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:  # there is none, or none that this user may see
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for a moment, see `_lock_file`
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _lock(place: Path, folder: Path) -> tuple[Path, int]:
     """Create and lock the lock file of `place`; return its path and descriptor. Messages name `folder`.
 
@@ -119,7 +143,7 @@ def _lock_file(path: Path, folder: Path) -> tuple[Path, int]:
                 raise
             continue
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_at_once(descriptor)
         except BlockingIOError as error:
             os.close(descriptor)
             raise OutputError(
@@ -138,6 +162,19 @@ def _lock_file(path: Path, folder: Path) -> tuple[Path, int]:
         if _is_same(path, descriptor):
             return path, descriptor
         os.close(descriptor)  # the process before removed it after this one had opened it
+
+
+def _lock_at_once(descriptor: int) -> None:
+    """Lock a file; if it is locked, try once more, as a process that only looks holds its lock for a moment.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(LOOK)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _open(path: Path) -> int:

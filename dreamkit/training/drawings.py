@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,6 +16,7 @@ from dreamkit.model.drawing import check_room, check_schedule
 from dreamkit.model.model import DreamModel
 from dreamkit.model.prompts import prompt_documents
 from dreamkit.recipe.sections import Recipe
+from dreamkit.runs.run_paths import DRAWINGS, STEP, step_folders, step_of
 from dreamkit.storage.folders import remove_folder
 from dreamkit.storage.writing import write_bytes, write_text, writing
 
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
     from dreamkit.training.agreement import Agreement
 
-DRAWINGS: Final = "drawings"  # the folder in that of a run
 AT_ONCE: Final = 4  # images of a forward pass; a training step has more activations
-_STEP: Final = re.compile(r"step-(\d+)")
 
 
 def check_drawings(model: DreamModel, recipe: Recipe) -> None:
@@ -98,14 +96,13 @@ class Drawings:
             OutputError: they cannot be removed.
         """
         with writing(self.folder):
-            for folder in self.folder.glob("step-*"):
-                match = _STEP.fullmatch(folder.name)
-                if match is not None and int(match[1]) > step:
+            for folder in step_folders(self.folder):
+                if step_of(folder) > step:
                     remove_folder(folder)
 
     def has(self, step: int) -> bool:
         """Return True if every prompt was drawn after `step`, or has the reason why not."""
-        folder = self.folder / f"step-{step}"
+        folder = self.folder / f"{STEP}{step}"
         return all(
             any((folder / f"{number}.{suffix}").is_file() for suffix in ("png", "txt"))
             for number in range(len(self.prompts))
@@ -116,7 +113,7 @@ class Drawings:
         from PIL import Image
 
         images = {}
-        for file in sorted((self.folder / f"step-{step}").glob("*.png")):
+        for file in sorted((self.folder / f"{STEP}{step}").glob("*.png")):
             with Image.open(file) as image:
                 images[file.stem] = image.copy()
         return images
@@ -149,7 +146,7 @@ class Drawings:
         return file.getvalue()
 
     def _write(self, step: int, drawn: Sequence[tuple[int, bytes | str]]) -> None:
-        folder = self.folder / f"step-{step}"
+        folder = self.folder / f"{STEP}{step}"
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         for number, content in drawn:

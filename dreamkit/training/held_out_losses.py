@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from math import isfinite
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,11 +23,10 @@ from dreamkit.distributed import rank, total, world_size
 from dreamkit.errors import count
 from dreamkit.model.model import DreamModel, Losses
 from dreamkit.recipe.sections import Recipe
+from dreamkit.runs.run_paths import HELD_OUT
 
 if TYPE_CHECKING:
     from dreamkit.training.agreement import Agreement
-
-HELD_OUT: Final = "held_out.jsonl"  # the list in the folder of a run
 
 
 class HeldOutLosses:

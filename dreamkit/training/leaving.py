@@ -9,9 +9,9 @@ import torch
 from dreamkit.distributed import gathered, is_main, local, total
 from dreamkit.errors import DocumentError, OutputError, StorageError
 from dreamkit.interrupts import PREEMPTING, Interrupted
+from dreamkit.runs.run_paths import resume_point, resume_points
 from dreamkit.storage.writing import system_error
 from dreamkit.training.preempted import mark_preempted
-from dreamkit.training.resume_points import resume_point, resume_points
 
 if TYPE_CHECKING:
     from dreamkit.training.loop import TrainingLoop

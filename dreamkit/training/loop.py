@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence as Sequences
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,10 +24,14 @@ from dreamkit.model.model import DreamModel, Losses
 from dreamkit.parts.precision import full_float64
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
+from dreamkit.runs.log_entries import LogEntry
+from dreamkit.runs.page_writer import PageWriter
+from dreamkit.runs.run_paths import LOG
 from dreamkit.training.agreement import Agreement
 from dreamkit.training.blame import blame
 from dreamkit.training.ema import averaged
 from dreamkit.training.figures import Figures
+from dreamkit.training.new_record import new_record
 from dreamkit.training.optimizer import clip_gradients, make_optimizer, update
 from dreamkit.training.optimizer_state import load_optimizer
 from dreamkit.training.point_writer import PointWriter
@@ -36,7 +39,7 @@ from dreamkit.training.preempted import mark_preempted
 from dreamkit.training.resume_points import load_random_state
 from dreamkit.training.resume_state import read_state
 from dreamkit.training.run_bar import RunBar
-from dreamkit.training.run_log import LogEntry, RunLog
+from dreamkit.training.run_log import RunLog
 from dreamkit.training.run_progress import RunProgress
 from dreamkit.training.schedule import set_learning_rates
 from dreamkit.training.sharding import begin_pass
@@ -44,7 +47,6 @@ from dreamkit.training.step_reader import StepReader
 from dreamkit.training.trackers import Trackers
 from dreamkit.training.watching import Watch
 
-LOG = "log.jsonl"
 CHECK_EVERY = 100  # steps, at most
 
 
@@ -93,10 +95,18 @@ class TrainingLoop:
         self.figures = Figures(model, device)
         self.log, self.bar = RunLog(out / LOG, on_log), RunBar()
         self.trackers = Trackers(recipe, out, self.bar.print)
-        weights = partial(averaged, model, self.optimizer)
         self.watch = Watch(
-            model, recipe, device, out, held_out, self.agreement, self.bar, self.trackers, weights
+            model,
+            recipe,
+            device,
+            out,
+            held_out,
+            self.agreement,
+            self.bar,
+            self.trackers,
+            weights=lambda: averaged(model, self.optimizer),
         )
+        self.page = PageWriter(out, self.bar.print)
         self.pass_shape: tuple[int, int] | None = None
         self.has_failed_to_save = False
 
@@ -154,9 +164,19 @@ class TrainingLoop:
             load_random_state(point, state, self.recipe.train.seed)
         self.progress.begin()
         if is_main():
-            self.log.begin(self.progress.step)
-            self.trackers.begin(self.progress.step)
-            self.bar.begin(self.progress.step, self.recipe.train.steps)
+            step = self.progress.step
+            self.log.begin(step)
+            self.trackers.begin(step)
+            self.page.begin(
+                new_record(
+                    self.recipe,
+                    self.registry,
+                    self.device,
+                    global_batch=self.updates.global_batch,
+                    step=step,
+                )
+            )
+            self.bar.begin(step, self.recipe.train.steps)
         if point is not None and state.preempted:
             self.agreement.call(lambda: mark_preempted(point, False) if is_main() else None)
         self.watch.begin(self.progress.step)
@@ -212,6 +232,7 @@ class TrainingLoop:
             self.bar.show(values)
             self.trackers.add(progress.step, values)
             self.log.add(progress.step, values)
+            self.page.update(progress.step)
             self.model.train()  # `on_log` may have changed the mode
 
     def check(self) -> None:

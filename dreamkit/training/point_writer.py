@@ -33,11 +33,12 @@ from dreamkit.errors import OutputError
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import TrainSection
 from dreamkit.registry.registry import Registry
+from dreamkit.runs.run_paths import resume_point
 from dreamkit.storage.folders import FileRecord, atomic_folder, describe_file, partial_folder
 from dreamkit.storage.writing import require_space, writing
 from dreamkit.training.optimizer_state import optimizer_tensors
 from dreamkit.training.random_state import RandomState
-from dreamkit.training.resume_points import remove_resume_points, resume_point
+from dreamkit.training.resume_points import remove_resume_points
 from dreamkit.training.resume_state import STATE, RunState, optimizer_file
 from dreamkit.training.spare_memory import has_room
 

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 from accelerate.utils import set_seed
 
 from dreamkit.data.seeds import stream_seed
 from dreamkit.distributed import rank, world_size
+from dreamkit.errors import CheckpointError
+from dreamkit.runs.run_paths import RESUME_POINTS, resume_points, step_of
 from dreamkit.storage.folders import remove_folder, restore_replaced
 from dreamkit.storage.writing import writing
 from dreamkit.training.random_state import RandomState
 from dreamkit.training.resume_state import STATE, RunState, state_errors
-
-RESUME_POINTS: Final = "checkpoints"  # folder of the folders `step-N`
-
-
-def resume_point(out: Path, step: int) -> Path:
-    """Return the folder of the resume point after `step`."""
-    return out / RESUME_POINTS / f"step-{step}"
-
-
-def resume_points(out: Path) -> list[Path]:
-    """Return the resume points of a run, oldest first."""
-    points = (out / RESUME_POINTS).glob("step-*")
-    return sorted((point for point in points if point.name[5:].isdecimal()), key=_step)
-
-
-def _step(point: Path) -> int:
-    return int(point.name[5:])
 
 
 def continue_hint(out: Path) -> str:
@@ -58,7 +44,10 @@ def remove_resume_points(out: Path, keep_last: int, keep_every: int | None) -> N
     """
     old = resume_points(out)[:-keep_last] if keep_last else []
     unfinished = (out / RESUME_POINTS).glob(".step-*")
-    for folder in [*(point for point in old if keep_every is None or _step(point) % keep_every), *unfinished]:
+    for folder in [
+        *(point for point in old if keep_every is None or step_of(point) % keep_every),
+        *unfinished,
+    ]:
         remove_folder(folder)
 
 
@@ -76,3 +65,16 @@ def load_random_state(point: Path, state: RunState, seed: int) -> None:
     with state_errors(point):
         if (random_state := RandomState.read(point / STATE)) is not None:
             random_state.restore()
+
+
+@contextmanager
+def naming_older(checkpoint: Path, older: Sequence[Path]) -> Iterator[None]:
+    """Name the last one of the resume points before `checkpoint` in an error about that one."""
+    try:
+        yield
+    except CheckpointError as error:
+        if not older:
+            raise
+        raise CheckpointError(
+            f"{error}\nIf you cannot restore {checkpoint}, remove it; --resume then continues from {older[-1]}"
+        ) from error

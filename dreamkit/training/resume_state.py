@@ -11,10 +11,9 @@ from typing import Any, Final, get_type_hints
 
 from dreamkit.data.fingerprint import fingerprint_problem
 from dreamkit.errors import CheckpointError, describe_error, excerpt
+from dreamkit.runs.run_paths import STATE, STATE_FILE
 from dreamkit.storage.json_files import read_json
 
-STATE: Final = "trainer"  # folder of the run's state in a resume point
-STATE_FILE: Final = "state.json"
 EARLIER_OPTIMIZER: Final = "optimizer.pt"  # of earlier releases
 MAX_NUMBER: Final = 1e300  # in the state; NaN is not below it
 MAX_COUNT: Final = 2**53  # of documents and processes in it

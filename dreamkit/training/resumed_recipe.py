@@ -10,9 +10,7 @@ from dreamkit.errors import TrainingError
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
-from dreamkit.training.loop import LOG
-from dreamkit.training.resume_points import resume_points
-from dreamkit.training.run import CHECKPOINT
+from dreamkit.runs.run_paths import CHECKPOINT, LOG, resume_points
 
 
 def resumed_recipe(out: Path, settings: Sequence[str], registry: Registry) -> Recipe:

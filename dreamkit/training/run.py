@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,26 +25,26 @@ from dreamkit.data.fingerprint import read_fingerprints
 from dreamkit.data.packing import attention_status
 from dreamkit.data.workers import original_errors
 from dreamkit.distributed import barrier, is_main, join, rank, watched, world_size
-from dreamkit.errors import CheckpointError, RecipeError, TrainingError, count
+from dreamkit.errors import RecipeError, TrainingError, count
 from dreamkit.interrupts import Interrupted, deferred
 from dreamkit.model.model import DreamModel
 from dreamkit.progress.consoles import SafeConsole
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
-from dreamkit.storage.folders import in_use_reason
+from dreamkit.runs.log_entries import LogEntry, read_log
+from dreamkit.runs.run_paths import CHECKPOINT, EMA_CHECKPOINT, LOG, resume_points
 from dreamkit.storage.paths import output_folder
 from dreamkit.storage.writing import writing
 from dreamkit.training.drawings import check_drawings
 from dreamkit.training.ema import averaged, has_averages
 from dreamkit.training.failures import memory_remedy, with_remedies
 from dreamkit.training.leaving import add_resume_point
-from dreamkit.training.loop import LOG, TrainingLoop
+from dreamkit.training.loop import TrainingLoop
 from dreamkit.training.optimizer import require_optimizer
 from dreamkit.training.reading_updates import make_updates
-from dreamkit.training.resume_points import RESUME_POINTS, continue_hint, resume_points
+from dreamkit.training.resume_points import continue_hint, naming_older
 from dreamkit.training.resume_state import RunState, read_state
-from dreamkit.training.run_folder import exclusive_run
-from dreamkit.training.run_log import LogEntry, read_log
+from dreamkit.training.run_folder import exclusive_run, is_finished, require_usable
 from dreamkit.training.same_processes import require_same_data, require_same_start
 from dreamkit.training.same_run import (
     changed_settings,
@@ -61,9 +60,6 @@ from dreamkit.training.same_run import (
 from dreamkit.training.sharding import mesh_shape, shard
 from dreamkit.training.step_guard import Spike
 from dreamkit.training.trackers import missing_trackers
-
-CHECKPOINT = "checkpoint"  # folder of the trained model
-EMA_CHECKPOINT = "checkpoint-ema"  # of the averages of its weights
 
 
 @dataclass(frozen=True)
@@ -155,9 +151,9 @@ def train_recipe(
             raise RecipeError(missing)
         require_optimizer(recipe.train)
         points = resume_points(out)
-        if resume and _is_finished(out) and not is_longer(out / CHECKPOINT, recipe):
+        if resume and is_finished(out) and not is_longer(out / CHECKPOINT, recipe):
             return _finished_run(out, recipe, registry, points)
-        _require_usable(out, points, resume)
+        require_usable(out, points, resume)
         # Before any weights are read, which may take minutes.
         language = None if fitted is None else fitted.language_model
         inputs = open_inputs(
@@ -181,7 +177,7 @@ def train_recipe(
         scratch = out.with_name(f".{out.name}.loading") if world_size() > 1 and model is None else None
         manifest: Manifest | None = None
         if resume:
-            with _naming_older(points[-1], points[:-1]):
+            with naming_older(points[-1], points[:-1]):
                 model, manifest = build_saved(points[-1], registry, scratch=scratch)
             then, state = model.recipe, read_state(points[-1])
             assert then is not None, "a loaded checkpoint has a recipe"
@@ -253,39 +249,6 @@ def train_recipe(
         return TrainResult(model, out / CHECKPOINT, loop.log.entries, is_main(), spikes=spikes)
 
 
-def _is_finished(out: Path) -> bool:
-    return (out / CHECKPOINT / Manifest.FILE).is_file()
-
-
-def _require_usable(out: Path, points: Sequence[Path], resume: bool) -> None:
-    """Check that a run can be resumed from the `points` in `out`, or that a new run can take the folder.
-
-    Raises:
-        TrainingError: it cannot.
-    """
-    if resume and not points and _is_finished(out):
-        raise TrainingError(
-            f"the run in {out} has ended, and left no resume point to lengthen it from (train.save_every writes some); "
-            f"start a new run from its weights with --out NEW init={out / CHECKPOINT}"
-        )
-    if resume and not points:
-        raise TrainingError(
-            f"no resume point {RESUME_POINTS}/step-N in {out}; train without --resume into a new folder "
-            "(train.save_every sets the steps between resume points)"
-        )
-    if not resume and (reason := in_use_reason(out)):
-        here = (
-            "its run is finished; lengthen it with --resume and more train.steps, or "
-            if _is_finished(out)
-            else "continue its run with --resume or "
-            if points
-            else "its run left no resume point (train.save_every writes some), so remove it or "
-            if (out / LOG).is_file()
-            else ""
-        )
-        raise TrainingError(f"{out} {reason}; {here}pass a new folder with --out")
-
-
 def _require_documents(global_batch: int) -> None:
     """Check that every process has a document of each update.
 
@@ -327,21 +290,22 @@ def _train(loop: TrainingLoop, point: Path | None, changed_data: bool) -> None:
     def remedy() -> str:  # plans take time, so the last step is saved before
         return memory_remedy(loop.recipe, loop.registry, loop.device, loop.pass_shape)
 
-    with loop.trackers, deferred("stopping after this step"), with_remedies(remedy):
-        try:
-            with original_errors():
-                loop.train(point, changed_data=changed_data)
-            with loop.saving(may_fail=False):
-                if has_averages(loop.optimizer):  # first: the checkpoint ends the run
-                    with averaged(loop.model, loop.optimizer):
-                        save_checkpoint(loop.model, loop.out / EMA_CHECKPOINT, registry=loop.registry)
-                save_checkpoint(loop.model, checkpoint, registry=loop.registry)
-        except BaseException as error:
-            loop.bar.stop()
-            add_resume_point(error, loop)
-            raise
-        finally:
-            loop.bar.stop()
+    with loop.trackers, deferred("stopping after this step"):
+        with loop.page.ending(lambda: loop.progress.step), with_remedies(remedy):
+            try:
+                with original_errors():
+                    loop.train(point, changed_data=changed_data)
+                with loop.saving(may_fail=False):
+                    if has_averages(loop.optimizer):  # first: the checkpoint ends the run
+                        with averaged(loop.model, loop.optimizer):
+                            save_checkpoint(loop.model, loop.out / EMA_CHECKPOINT, registry=loop.registry)
+                    save_checkpoint(loop.model, checkpoint, registry=loop.registry)
+            except BaseException as error:
+                loop.bar.stop()
+                add_resume_point(error, loop)
+                raise
+            finally:
+                loop.bar.stop()
         try:
             loop.agreement.call(lambda: None)  # a signal may have come in one process only
         except Interrupted as interrupt:
@@ -379,7 +343,7 @@ def _load(checkpoint: Path, registry: Registry, older: Sequence[Path]) -> DreamM
     Raises:
         CheckpointError: it is damaged; the message names the last resume point.
     """
-    with _naming_older(checkpoint, older):
+    with naming_older(checkpoint, older):
         model, report = load_checkpoint(checkpoint, registry)
     _show(report)
     return model
@@ -391,18 +355,5 @@ def _copy(model: DreamModel, points: Sequence[Path], manifest: Manifest) -> Load
     Raises:
         CheckpointError: they are damaged; the message names the resume point before it.
     """
-    with _naming_older(points[-1], points[:-1]):
+    with naming_older(points[-1], points[:-1]):
         return copy_tensors(model, points[-1], manifest)
-
-
-@contextmanager
-def _naming_older(checkpoint: Path, older: Sequence[Path]) -> Iterator[None]:
-    """Name the last one of the resume points before `checkpoint` in an error about that one."""
-    try:
-        yield
-    except CheckpointError as error:
-        if not older:
-            raise
-        raise CheckpointError(
-            f"{error}\nIf you cannot restore {checkpoint}, remove it; --resume then continues from {older[-1]}"
-        ) from error

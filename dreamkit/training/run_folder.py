@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import Final
 
+from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.distributed import barrier, gathered, is_main, world_size
-from dreamkit.errors import OutputError
+from dreamkit.errors import OutputError, TrainingError
+from dreamkit.runs.run_paths import CHECKPOINT, LOG, RESUME_POINTS
+from dreamkit.storage.folders import in_use_reason
 from dreamkit.storage.locks import exclusive
 from dreamkit.storage.writing import writing
 from dreamkit.training.resume_points import restore_resume_points
@@ -101,3 +104,37 @@ def _is_visible(out: Path, mark: str) -> bool:
         if time.monotonic() > end:
             return False
         time.sleep(0.5)
+
+
+def is_finished(out: Path) -> bool:
+    """Return True if the run in `out` has written its checkpoint."""
+    return (out / CHECKPOINT / Manifest.FILE).is_file()
+
+
+def require_usable(out: Path, points: Sequence[Path], resume: bool) -> None:
+    """Check that a run can be resumed from the `points` in `out`, or that a new run can take the folder.
+
+    Raises:
+        TrainingError: it cannot.
+    """
+    if resume and not points and is_finished(out):
+        raise TrainingError(
+            f"the run in {out} has ended, and left no resume point to lengthen it from (train.save_every writes some); "
+            f"start a new run from its weights with --out NEW init={out / CHECKPOINT}"
+        )
+    if resume and not points:
+        raise TrainingError(
+            f"no resume point {RESUME_POINTS}/step-N in {out}; train without --resume into a new folder "
+            "(train.save_every sets the steps between resume points)"
+        )
+    if not resume and (reason := in_use_reason(out)):
+        here = (
+            "its run is finished; lengthen it with --resume and more train.steps, or "
+            if is_finished(out)
+            else "continue its run with --resume or "
+            if points
+            else "its run left no resume point (train.save_every writes some), so remove it or "
+            if (out / LOG).is_file()
+            else ""
+        )
+        raise TrainingError(f"{out} {reason}; {here}pass a new folder with --out")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from dreamkit.errors import TrainingError, describe_error, excerpt
+from dreamkit.runs.log_entries import LogEntry, read_log
 from dreamkit.storage.writing import append_text, write_text
 
-LogEntry = Mapping[str, float | None]
 # speeds and memory, in which two equal runs differ
 TIMES = ("data_wait", "steps_per_second", "tokens_per_second", "images_per_second", "memory")
 
@@ -45,50 +42,6 @@ def keep_entries(path: Path, step: int) -> list[LogEntry]:
     entries: list[LogEntry] = [entry for entry in read_log(path) if entry["step"] <= step]
     write_text(path, "".join(map(log_line, entries)))
     return entries
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the entries of an earlier run, without a last line whose writing was interrupted.
-
-    Raises:
-        TrainingError: another line is not an entry.
-    """
-    return read_entries(path, _entry)
-
-
-def read_entries(path: Path, parse: Callable[[bytes], dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the results of `parse` for each line of a file, without a last one whose writing was interrupted.
-
-    Raises:
-        TrainingError: `parse` raised a ValueError or RecursionError for another line.
-    """
-    lines = path.read_bytes().splitlines() if path.is_file() else []
-    entries = []
-    for number, line in enumerate(lines, 1):
-        try:
-            entries.append(parse(line))
-        except (ValueError, RecursionError) as error:
-            if number < len(lines):
-                raise TrainingError(
-                    f"{path}:{number}: invalid JSON entry: {describe_error(error)}; remove this line"
-                ) from error
-    return entries
-
-
-def _entry(line: bytes) -> dict[str, Any]:
-    """Return the entry in a line: a section of numbers, with the step.
-
-    Raises:
-        ValueError, RecursionError: the line is not an entry.
-    """
-    entry = json.loads(line.decode())
-    if not isinstance(entry, dict) or type(entry.get("step")) is not int:
-        raise ValueError(f"expected a section with the step, got {excerpt(line.decode())}")
-    for name, value in entry.items():
-        is_finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-        if value is not None and not is_finite:
-            raise ValueError(f"expected a finite number as {excerpt(name)}, got {excerpt(json.dumps(value))}")
-    return entry
 
 
 def log_line(entry: LogEntry) -> str:

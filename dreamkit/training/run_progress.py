@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -17,13 +16,12 @@ from dreamkit.data.skipped import SKIPPED
 from dreamkit.distributed import world_size
 from dreamkit.model.model import Losses
 from dreamkit.recipe.sections import TrainSection
+from dreamkit.runs.run_paths import SPIKES
 from dreamkit.training.loss_monitor import LossMonitor, NotFinite
 from dreamkit.training.random_state import RandomState
 from dreamkit.training.resume_state import Interval, RunState
 from dreamkit.training.skipped_log import Counts, SkippedLog
 from dreamkit.training.step_guard import StepGuard
-
-SPIKES: Final = "spikes.jsonl"
 
 
 class RunProgress:

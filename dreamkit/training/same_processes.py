@@ -10,10 +10,11 @@ from typing import Final
 from dreamkit.checkpoints.components import component_records
 from dreamkit.distributed import gathered, world_size
 from dreamkit.errors import TrainingError, first_lines
+from dreamkit.recipe.flat import flat
 from dreamkit.recipe.sections import Recipe
 from dreamkit.recipe.written import shown_setting
 from dreamkit.registry.registry import Registry
-from dreamkit.training.same_run import data_paths, flat
+from dreamkit.training.same_run import data_paths
 
 # Packages that decide what a step computes, or how processes divide it.
 PACKAGES: Final = ("dreamkit-core", "torch", "transformers", "diffusers", "peft", "accelerate", "safetensors")

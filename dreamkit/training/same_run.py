@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.data.fingerprint import fingerprint_differences
 from dreamkit.errors import CheckpointError, TrainingError, count
+from dreamkit.recipe.flat import flat
 from dreamkit.recipe.sections import GenerationSection, Recipe
 from dreamkit.recipe.written import shown_setting
 from dreamkit.storage.urls import Url
@@ -181,10 +182,13 @@ def data_paths(recipe: Recipe) -> set[str]:
     """Return the keys of all paths in the data sections of a recipe, also of held-out data."""
     return {
         f"{key}[{number}].{field.name}"
-        for key, sections in (("data", recipe.data), ("held_out", recipe.held_out))
-        for number, section in enumerate(sections)
-        for field in dataclasses.fields(section.config)
-        if field.metadata.get("path") or isinstance(getattr(section.config, field.name), Path | Url)
+        for key, configs in (
+            ("data", [section.config for section in recipe.data]),
+            ("held_out", [section.config for section in recipe.held_out]),
+        )
+        for number, config in enumerate(configs)
+        for field in dataclasses.fields(config)
+        if field.metadata.get("path") or isinstance(getattr(config, field.name), Path | Url)
     }
 
 
@@ -192,15 +196,3 @@ def _values(recipe: Recipe, keys: Collection[str]) -> dict[str, Any]:
     """Return the plain values at dotted keys; a list is one value."""
     plain = recipe.to_dict()
     return {key: reduce(lambda section, name: section[name], key.split("."), plain) for key in keys}
-
-
-def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys and plain values of a nested recipe."""
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from flat(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, (list, tuple)):
-        for number, inner in enumerate(value):
-            yield from flat(inner, f"{key}[{number}]")
-    else:
-        yield key, value

@@ -13,9 +13,9 @@ import torch
 from dreamkit.data.skipped import Skipped, SkippedSummary, is_beyond
 from dreamkit.distributed import is_main, total
 from dreamkit.errors import TrainingError, count, excerpt
+from dreamkit.runs.log_entries import read_entries
 from dreamkit.storage.writing import append_text, write_text
 from dreamkit.training.resume_state import DocumentCounts
-from dreamkit.training.run_log import read_entries
 
 _TYPES: Final = {"step": int, **get_type_hints(Skipped)}  # of the values in a line
 

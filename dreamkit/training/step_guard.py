@@ -16,8 +16,8 @@ from dreamkit.data.batch import Batch
 from dreamkit.distributed import gathered, is_main, total
 from dreamkit.errors import count, excerpt, printable
 from dreamkit.recipe.sections import TrainSection
+from dreamkit.runs.log_entries import read_entries
 from dreamkit.storage.writing import append_text, write_text
-from dreamkit.training.run_log import read_entries
 
 WINDOW: Final = 100  # norms that the median is taken of
 LEAST: Final = 20  # norms before a step can be a spike

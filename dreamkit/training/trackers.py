@@ -12,9 +12,9 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from dreamkit.errors import RecipeProblem, describe_error
+from dreamkit.recipe.flat import flat
 from dreamkit.recipe.sections import Recipe
 from dreamkit.storage.writing import writing
-from dreamkit.training.same_run import flat
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

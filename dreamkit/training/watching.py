@@ -15,11 +15,12 @@ from dreamkit.model.evaluating import evaluating
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.precision import full_float64
 from dreamkit.recipe.sections import Recipe, TrainSection
+from dreamkit.runs.run_paths import HELD_OUT
 from dreamkit.storage.writing import append_text
 from dreamkit.training.agreement import Agreement
 from dreamkit.training.drawings import Drawings
 from dreamkit.training.failures import with_remedies
-from dreamkit.training.held_out_losses import HELD_OUT, HeldOutLosses
+from dreamkit.training.held_out_losses import HeldOutLosses
 from dreamkit.training.random_state import RandomState
 from dreamkit.training.run_bar import RunBar
 from dreamkit.training.run_log import keep_entries, log_line

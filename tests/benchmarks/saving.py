@@ -31,8 +31,8 @@ from dreamkit.errors import count
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
+from dreamkit.runs.run_paths import resume_point
 from dreamkit.training.loop import TrainingLoop
-from dreamkit.training.resume_points import resume_point
 from dreamkit.training.run import train_recipe
 from layouts import TinyDocuments
 

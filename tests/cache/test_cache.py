@@ -228,7 +228,7 @@ def test_training_computes_a_table_that_was_not_requested(tmp_path: Path) -> Non
 def test_an_unknown_table_is_refused_before_a_model_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr("dreamkit.cache.write.build")
+    monkeypatch.delattr("dreamkit.cache.cached_parts.build_as_stored")
     with pytest.raises(CacheError, match="unknown table 'pixels'; known: features, latents"):
         caches.write(tmp_path / "none", caches.recipe(), only=["pixels"])
     assert not [*tmp_path.iterdir()]

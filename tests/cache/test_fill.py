@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from pathlib import Path
 
 from torch.utils.data import DataLoader
 
-from dreamkit.cache.fill import DOCUMENTS, _Documents, _Readable
-from dreamkit.cache.skipped_file import SkippedFile
+from dreamkit.cache.block_reads import DOCUMENTS, Documents, Readable
 from dreamkit.data.dataset import Dataset
-from dreamkit.data.skipped import Skipped, summarize
+from dreamkit.data.skipped import Skipped
 from dreamkit.document import Document, Text
 from dreamkit.errors import DocumentError
 
@@ -35,23 +32,11 @@ class Words(Dataset):
 
 
 def read(*, is_thread_safe: bool) -> list[Document | Skipped]:
-    documents = _Documents([_Readable(0, Words(is_thread_safe), "skip")])
-    return [item for batch in DataLoader(documents, DOCUMENTS, collate_fn=list) for item in batch]
+    documents = Documents([Readable(0, Words(is_thread_safe), "skip")])
+    return [item.document for batch in DataLoader(documents, DOCUMENTS, collate_fn=list) for item in batch]
 
 
 def test_the_reads_of_a_batch_overlap_and_have_the_same_results() -> None:
     items = read(is_thread_safe=True)
     assert len(items) == 3 * DOCUMENTS and sum(isinstance(item, Skipped) for item in items) == DOCUMENTS
     assert items == read(is_thread_safe=False)
-
-
-def test_skipped_documents_are_in_a_file_and_one_is_in_memory(tmp_path: Path) -> None:
-    skipped = SkippedFile(tmp_path / "skipped.jsonl")
-    skipped.add([])
-    assert not skipped.path.exists()
-    documents = [Skipped(n, 0, n, "/a.tar", f"{n}", f"cut at {n}") for n in range(1000)]
-    for start in range(0, 1000, 100):
-        skipped.add(documents[start : start + 100])
-    assert [json.loads(line)["index"] for line in skipped.path.read_text().splitlines()] == [*range(1000)]
-    assert skipped.first == documents[0] and vars(skipped).keys() == {"path", "summary", "first"}
-    assert skipped.summary.most_common() == summarize(documents)

@@ -84,15 +84,15 @@ def test_rows_are_found_by_their_keys(
 ) -> None:
     folder = tmp_path_factory.mktemp("shards")
     rows = {"a": torch.randn(len(keys), 2, 3), "b": torch.arange(len(keys), dtype=torch.int64)}
-    writer = ShardWriter(folder, "rows", limit=most * (2 * 3 * 4 + 8))
+    writer = ShardWriter(folder, "rows", most)
     for start in range(0, len(keys), batch):
         part = slice(start, start + batch)
         writer.add(keys[part], {name: tensor[part] for name, tensor in rows.items()})
     writer.flush()
-    files = [folder / shard_name("rows", number) for number in range(writer.shards)]
+    files = [folder / shard_name("rows", number) for number in range(writer.files)]
     assert sorted(folder.iterdir()) == files and len(files) == -(-len(keys) // most)
     shards = Shards(files)
-    assert len(shards) == writer.row_count == len(keys)
+    assert len(shards) == len(keys)
     indices = data.draw(st.lists(st.sampled_from(range(len(keys))), min_size=1))
     places = [shards.find(keys[index]) for index in indices]
     read = shards.rows([place for place in places if place is not None])
@@ -103,12 +103,12 @@ def test_rows_are_found_by_their_keys(
     assert shards.find(absent) is None
 
 
-def test_a_row_above_the_limit_gets_a_file_of_its_own(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path, "rows", limit=1)
+def test_files_are_numbered_from_the_first_one_of_a_block(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, "rows", 1, first_file=4)
     writer.add([bytes(16), bytes([1] * 16)], {"a": torch.zeros(2, 5)})
     writer.flush()
-    assert writer.shards == 2
-    with safe_open(tmp_path / shard_name("rows", 1), "pt") as shard:
+    assert writer.files == 6
+    with safe_open(tmp_path / shard_name("rows", 5), "pt") as shard:
         assert shard.get_tensor(KEYS).tolist() == [[1] * 16]
 
 
@@ -119,11 +119,11 @@ def read_row(shards: Shards, key: bytes) -> Tensor:
 
 
 def test_each_process_opens_its_own_files(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path, "rows", limit=8)
+    writer = ShardWriter(tmp_path, "rows", 2)
     keys = [bytes([number] * 16) for number in range(5)]
     writer.add(keys, {"a": torch.arange(5.0)})
     writer.flush()
-    shards = Shards([tmp_path / shard_name("rows", number) for number in range(writer.shards)])
+    shards = Shards([tmp_path / shard_name("rows", number) for number in range(writer.files)])
     before = len(shards._handles)
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.apply(read_row, (shards, keys[3])).tolist() == [3.0]

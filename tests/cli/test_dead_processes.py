@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dreamkit.checkpoints.manifest import Manifest
-from dreamkit.training.resume_points import resume_points
+from dreamkit.runs.run_paths import resume_points
 from processes import SECONDS, TORCHRUN, command
 from recipe_files import write_pairs_recipe
 

@@ -24,8 +24,8 @@ from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.cli.live import write_document
 from dreamkit.document import Document
 from dreamkit.errors import OutputError, with_notes
+from dreamkit.runs.run_paths import resume_points
 from dreamkit.scaffold import new_plugin
-from dreamkit.training.resume_points import resume_points
 from failing_writes import content, failing_operation, file_size_limit
 from saved_models import REGISTRY, build_tiny, copied as copied, perturb, saved as saved
 

@@ -24,7 +24,7 @@ WRITING = {
 
 
 def test_each_command_that_writes_a_folder_is_tested() -> None:
-    files = {"data preview"}  # its --out is a file
+    files = {"data preview", "runs diff"}  # their --out is a file
     assert WRITING.keys() | files == {
         name for name, command in COMMANDS.items() if "out" in {one.name for one in command.params}
     }

@@ -185,7 +185,7 @@ def test_a_second_signal_ends_training_at_once(tmp_path: Path) -> None:
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 128 + signal.SIGTERM
-    assert [path.name for path in out.iterdir()] == ["log.jsonl"]
+    assert {path.name for path in out.iterdir()} == {"log.jsonl", "run.json", "index.html"}
 
 
 @BOTH

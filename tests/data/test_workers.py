@@ -6,7 +6,6 @@ import resource
 from collections.abc import Callable
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -91,10 +90,7 @@ def train(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def limited(*arguments: Any, **named: Any) -> DataLoader[Any]:
-        return DataLoader(*arguments, worker_init_fn=limit_shared_memory, **named)
-
-    monkeypatch.setattr("dreamkit.cache.fill.DataLoader", limited)
+    monkeypatch.setattr(WorkerStart, "__call__", lambda self, number: limit_shared_memory(number))
     caches.write(folder / "cache", caches.recipe(train={"workers": 1}))
 
 

@@ -24,7 +24,7 @@ from dreamkit.recipe.sections import (
 from dreamkit.recipe.special_tokens import SpecialTokens
 from dreamkit.registry.registry import Registry
 from dreamkit.testing import contracts
-from every_command import COMMANDS, NAME
+from every_command import COMMANDS, NAME, full_name
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -112,7 +112,8 @@ def test_the_readme_s_swap_changes_one_line_and_names_registered_parts() -> None
 
 
 def test_the_readme_lists_every_command() -> None:
-    assert set(re.findall(rf"^\| `dreamkit ({NAME})", README, re.MULTILINE)) == set(COMMANDS)
+    listed = re.findall(rf"^\| `dreamkit ({NAME})", README, re.MULTILINE)
+    assert set(map(full_name, listed)) == set(COMMANDS)
 
 
 def test_commands_in_the_docs_and_their_options_exist() -> None:
@@ -120,6 +121,7 @@ def test_commands_in_the_docs_and_their_options_exist() -> None:
         text = page.read_text()
         for block in (*blocks(text, "sh"), *blocks(text, "console")):
             for name, rest in re.findall(rf"dreamkit ({NAME})(.*)", block):
+                name = full_name(name)
                 assert name in COMMANDS, f"{page.name}: dreamkit {name}"
                 known = {option for parameter in COMMANDS[name].params for option in parameter.opts}
                 unknown = set(re.findall(r"--[a-z][\w-]*", rest)) - known

@@ -38,6 +38,8 @@ def test_the_commands_for_one_device_run_in_their_order(
     assert "train.steps was 20, is 30" in outputs[2]
     assert {path.name for path in (tmp_path / "runs/first").iterdir() if not path.name.startswith(".")} == {
         "log.jsonl",
+        "run.json",
+        "index.html",
         "checkpoints",
         "checkpoint",
     }

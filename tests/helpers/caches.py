@@ -11,9 +11,10 @@ import layouts
 import tiny
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
+from dreamkit.cache.caching import CacheReport
 from dreamkit.cache.model_check import open_cache
 from dreamkit.cache.read import Cache, Tables
-from dreamkit.cache.write import CacheReport, make_cache
+from dreamkit.cache.write import make_cache
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.document import Document
 from dreamkit.model.model import DreamModel

@@ -16,7 +16,7 @@ from PIL.Image import Image as Picture
 
 from dreamkit.errors import count
 from dreamkit.inspection.pieces import Slots, SpecialToken, TextRun, Turn
-from dreamkit.inspection.preview_style import COLOURS
+from dreamkit.pages.frame import COLOURS
 
 CHARACTER, LINE, SIZE = 7.8, 22, 13  # width of a letter, height of a line of text, size of the font
 SMALL_CHARACTER, SMALL = 6.3, 10.5  # in captions of images and special tokens

@@ -7,6 +7,7 @@ from typing import Any
 import typer.main
 
 from dreamkit.cli import app
+from dreamkit.cli.commands import LIST
 from dreamkit.registry.registry import Registry
 
 
@@ -25,5 +26,10 @@ NAME = rf"(?:(?:{'|'.join(GROUPS)}) )?[a-z][\w-]*"  # the name of a command in a
 
 def split_command(words: list[str]) -> tuple[str, list[str]]:
     """Return the name of a command, which may be two words, and its arguments."""
-    length = 2 if words[0] in GROUPS else 1
-    return " ".join(words[:length]), words[length:]
+    length = 2 if " ".join(words[:2]) in COMMANDS else 1
+    return full_name(" ".join(words[:length])), words[length:]
+
+
+def full_name(name: str) -> str:
+    """Return the name of a command; that of a group alone is its command `list`."""
+    return f"{name} {LIST}" if f"{name} {LIST}" in COMMANDS else name

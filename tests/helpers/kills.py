@@ -1,7 +1,8 @@
-"""Kills of runs at random times: each run is resumed until it is finished, and is the one of no kill, bit by bit.
+"""Kills of commands at random times: each is resumed until it is finished, and is the one of no kill, bit by bit.
 
-`python tests/helpers/kills.py --kills 10 --processes 1 --seed 0` prints the numbers of kills and runs, and seconds. The
-runs are forks of this process, which has imported everything.
+`python tests/helpers/kills.py --work train --kills 10 --processes 1 --seed 0` prints the numbers of kills and runs, and
+seconds. `--work cache` starts each command with one to `--processes` processes. The commands are forks of this process,
+which has imported everything.
 """
 
 from __future__ import annotations
@@ -11,29 +12,111 @@ import json
 import os
 import random
 import shutil
-import signal
-import socket
 import tempfile
 import time
-import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 
+import cache_runs
 import layouts
 import runs
+from dreamkit.cache.unfinished import Unfinished
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.errors import count
-from dreamkit.training.resume_points import resume_points
+from dreamkit.runs.run_paths import resume_points
 from dreamkit.training.run_log import TIMES
+from failing_writes import content
+from forks import run_forks
 
-SECONDS = 120  # of one start of a run, if others share the cores
-LAUNCHER = 10  # seconds until it kills the other processes
+
+class Work(ABC):
+    """The work of a command that may be killed.
+
+    Attributes:
+        name: its name on the command line.
+        product: what is the same after all kills.
+        starts: text before the number of processes of a start.
+    """
+
+    name: ClassVar[str]
+    product: ClassVar[str]
+    starts: ClassVar[str] = ""
+
+    def processes(self, most: int, rng: random.Random) -> int:
+        """Return the number of processes of a start."""
+        return most
+
+    @abstractmethod
+    def do(self, out: Path) -> None:
+        """Begin the work in the folder `out`, or continue it."""
+
+    @abstractmethod
+    def is_finished(self, out: Path) -> bool:
+        """Return True if the work is finished."""
+
+    @abstractmethod
+    def check(self, out: Path) -> None:
+        """Check what a kill has left."""
+
+    @abstractmethod
+    def outcome(self, out: Path) -> Any:
+        """Return what is the same after all kills."""
+
+
+class Training(Work):
+    """Runs of the tiny documents."""
+
+    name, product = "train", "weights and log"
+
+    def do(self, out: Path) -> None:
+        # more than one step is not saved, and all steps have random numbers
+        recipe = layouts.recipe(steps=5, save_every=2, global_batch=4, condition_drop=0.5)
+        runs.run(out, recipe, resume=bool(resume_points(out)))
+
+    def is_finished(self, out: Path) -> bool:
+        return (out / "checkpoint").exists()
+
+    def check(self, out: Path) -> None:
+        for point in resume_points(out):
+            Manifest.read(point)  # which compares all files
+        if not (self.is_finished(out) or resume_points(out)):  # only a new folder can be trained into
+            shutil.rmtree(out, ignore_errors=True)
+
+    def outcome(self, out: Path) -> Any:
+        return outcome(out)
+
+
+class Caching(Work):
+    """Caches of the images of many documents, each time by another number of processes."""
+
+    name, product, starts = "cache", "bytes", "up to "
+
+    def processes(self, most: int, rng: random.Random) -> int:
+        return rng.randint(1, most)
+
+    def do(self, out: Path) -> None:
+        cache_runs.write(out, resume=Unfinished(out).has_blocks())
+
+    def is_finished(self, out: Path) -> bool:
+        return out.exists()
+
+    def check(self, out: Path) -> None:
+        if self.is_finished(out):
+            cache_runs.verify(out)
+
+    def outcome(self, out: Path) -> Any:
+        return content(out)
+
+
+WORKS = {work.name: work for work in (Training(), Caching())}
 
 
 class Killed:
-    """Runs of the tiny documents in processes that a kill may end.
+    """Work in processes that a kill may end.
 
     Attributes:
         kills: number of killed processes.
@@ -42,85 +125,40 @@ class Killed:
         waiting: number of kills after which others were killed, as `torchrun` does: they waited for all to begin.
     """
 
-    def __init__(self, folder: Path, processes: int) -> None:
-        self.folder, self.processes = folder, processes
+    def __init__(self, folder: Path, work: Work, processes: int) -> None:
+        self.folder, self.work, self.processes = folder, work, processes
         self.kills = self.runs = self.waiting = 0
         self.slowest = 0.0
         begin = time.monotonic()
         self.straight = folder / "straight"
-        codes, _ = self.start(self.straight, None)
-        assert not any(codes), self.output()
+        ended = run_forks(
+            1 if work.name == "cache" else processes, lambda: work.do(self.straight), folder / "output"
+        )
+        assert not any(ended.codes), self.output()
         self.seconds = time.monotonic() - begin
 
     def run(self, out: Path, kills: int, rng: random.Random) -> None:
         """Kill a run at up to `kills` random times, resume it until it is finished, and compare it."""
-        while not (out / "checkpoint").exists():
+        while not self.work.is_finished(out):
             after = rng.uniform(0, self.seconds) if kills else None
             kills -= kills > 0
-            codes, was_killed = self.start(out, after, victim=rng.randrange(self.processes))
-            self.kills += was_killed
-            is_finished = (out / "checkpoint").exists()
-            assert is_finished or (was_killed and all(codes)), self.output()
-            for point in resume_points(out):
-                Manifest.read(point)  # which compares all files
-            if not (is_finished or resume_points(out)):  # only a new folder can be trained into
-                shutil.rmtree(out, ignore_errors=True)
+            processes = self.work.processes(self.processes, rng)
+            ended = run_forks(
+                processes,
+                lambda: self.work.do(out),
+                self.folder / "output",
+                kill_after=after,
+                victim=rng.randrange(processes),
+            )
+            self.kills += ended.was_killed
+            self.waiting += ended.is_waiting
+            if not ended.is_waiting:
+                self.slowest = max(self.slowest, ended.seconds)
+            assert self.work.is_finished(out) or (ended.was_killed and all(ended.codes)), self.output()
+            self.work.check(out)
         self.runs += 1
-        assert outcome(out) == outcome(self.straight)
+        assert self.work.outcome(out) == self.work.outcome(self.straight)
         shutil.rmtree(out)
-
-    def start(self, out: Path, after: float | None, victim: int = 0) -> tuple[list[int], bool]:
-        """Start or resume a run; kill one process `after` seconds. Return the exit codes, and True if it was killed."""
-        with socket.create_server(("localhost", 0)) as free:
-            port = free.getsockname()[1]
-        begin = time.monotonic()
-        started = [self.fork(out, rank, port) for rank in range(self.processes)]
-        codes: dict[int, int] = {}
-        was_killed, is_waiting, killed_at = False, False, 0.0
-        while len(codes) < len(started):
-            for pid in set(started) - codes.keys():
-                ended, status = os.waitpid(pid, os.WNOHANG)
-                if ended:
-                    codes[pid] = os.waitstatus_to_exitcode(status)
-            now = time.monotonic()
-            if after is not None and not was_killed and now - begin > after:
-                was_killed, killed_at = started[victim] not in codes, now
-                if was_killed:
-                    os.kill(started[victim], signal.SIGKILL)
-                after = None
-            if was_killed and now - killed_at > LAUNCHER and not is_waiting:
-                is_waiting = True
-                for pid in set(started) - codes.keys():
-                    os.kill(pid, signal.SIGKILL)
-            assert now - begin < SECONDS, self.output()
-            time.sleep(0.002)
-        self.waiting += is_waiting
-        if was_killed and not is_waiting:
-            self.slowest = max(self.slowest, time.monotonic() - killed_at)
-        return [codes[pid] for pid in started], was_killed
-
-    def fork(self, out: Path, rank: int, port: int) -> int:
-        """Start one process of a run; return its id."""
-        if pid := os.fork():
-            return pid
-        code = 1
-        try:
-            log = os.open(self.folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            if self.processes > 1:
-                numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.processes}
-                numbers |= {"LOCAL_WORLD_SIZE": self.processes, "MASTER_PORT": port}
-                os.environ.update({name: str(number) for name, number in numbers.items()})
-                os.environ["MASTER_ADDR"] = "localhost"
-            # more than one step is not saved, and all steps have random numbers
-            recipe = layouts.recipe(steps=5, save_every=2, global_batch=4, condition_drop=0.5)
-            runs.run(out, recipe, resume=bool(resume_points(out)))
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
 
     def output(self) -> str:
         return (self.folder / "output").read_text()[-8000:]
@@ -139,18 +177,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("--kills", 10), ("--processes", 1), ("--seed", 0)):
         parser.add_argument(name, type=int, default=default)
+    parser.add_argument("--work", choices=WORKS, default=Training.name)
     options = parser.parse_args(arguments)
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
     torch.set_num_threads(1)
     begin, rng = time.monotonic(), random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
-        killed = Killed(Path(folder), options.processes)
+        killed = Killed(Path(folder), WORKS[options.work], options.processes)
         while killed.kills < options.kills:
             killed.run(Path(folder, f"run {killed.runs}"), min(4, options.kills - killed.kills), rng)
+    starts = f"{killed.work.starts}{count(options.processes, 'process')}"
     print(
-        f"{killed.kills} kills of runs of {count(options.processes, 'process')}, {killed.runs} runs finished with "
-        f"the same weights and log; {time.monotonic() - begin:.0f} s; the other "
-        f"processes ended at most {killed.slowest:.1f} s after a kill, {killed.waiting} times by their launcher"
+        f"{killed.kills} kills of runs of {starts}, {killed.runs} runs finished with the same {killed.work.product}; "
+        f"{time.monotonic() - begin:.0f} s; the other processes ended at most {killed.slowest:.1f} s after a kill, "
+        f"{killed.waiting} times by their launcher"
     )
 
 

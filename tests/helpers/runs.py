@@ -18,8 +18,8 @@ from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import load_recipe
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
+from dreamkit.runs.log_entries import LogEntry
 from dreamkit.training.run import TrainResult, train_recipe
-from dreamkit.training.run_log import LogEntry
 
 REGISTRY = Registry.load()
 

@@ -72,9 +72,10 @@ def checkpoint(folder: str) -> tuple[str, ...]:
 
 
 RESUMED: Final = (f"{RUN}/log.jsonl", f"{POINT}/trainer/*", *checkpoint(POINT))
+RUN_FILES: Final = ("runs/first/*.json*", "runs/first/drawings/*/*", f"{RUN}/log.jsonl")
 ROWS: Final = (
-    Row("recipes", "check", ("recipe.yaml",), RECIPES, 170),
-    Row("parts", "check", ("recipe.yaml",), (*CONFIGS, *LANGUAGE), 180),
+    Row("recipes", "check", ("recipe.yaml",), RECIPES, 150),
+    Row("parts", "check", ("recipe.yaml",), (*CONFIGS, *LANGUAGE), 160),
     Row("timm", "check", ("recipe.yaml", TIMM), ("parts/timm/config.json",), 40),
     Row("cache", "check", ("recipe.yaml", "train.cache=cache"), ("cache/cache.json",), 30),
     Row("recipes and parts", "plan", ("recipe.yaml", "--json"), (*RECIPES, *CONFIGS), 20),
@@ -96,6 +97,10 @@ ROWS: Final = (
     Row("resume", "train", (*RESUME, "--out", RUN), RESUMED, 25, verified=POINT, writes=RUN),
     Row("inputs", "cache", ("recipe.yaml", "--out", OUT), (*RECIPES, *DATA, *CONFIGS, *WEIGHTS), 20),
     Row("earlier", "cache", (*REPLACE, "--out", "cache"), ("cache/*",), 5, verified="cache", writes="cache"),
+    Row(
+        "runs", "runs list", (".",), (*RUN_FILES, f"{POINT}/trainer/state.json", f"{POINT}/dreamkit.json"), 20
+    ),
+    Row("runs", "runs diff", ("runs/first", RUN, "--out", OUT), (*RUN_FILES, f"{POINT}/dreamkit.json"), 20),
     Row("tars", "data index", ("tars", "--index", OUT), ("tars/*.tar",), 10),
     Row("checkpoint", "inspect", (ADAPTERS,), checkpoint(ADAPTERS), 100, verified=ADAPTERS),
     Row("cache", "inspect", ("cache",), ("cache/*",), 70, verified="cache"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 from transformers import LlamaForCausalLM
 
 import tiny
+from dreamkit.runs.record import RunRecord, new_start
 from dreamkit_timm.encoder import Timm
 from meta.installing import hook, install
 from releases.using import RELEASES, copy_release
@@ -38,10 +40,37 @@ def write_workspace(root: Path) -> Path:
     install(site, PLUGIN, hook("projector", "hostile", target) + recipes)
     (site / PLUGIN / "recipes").mkdir()
     shutil.copy(root / "release/stage.yaml", site / PLUGIN / "recipes/shipped.yaml")
+    _write_run(root / "runs/first")
     (root / "document").mkdir()
     (root / "document/index.html").write_text("<p>an earlier document</p>")
     shutil.copy(root / "data/red.png", root / "document/image-0.png")
     return root
+
+
+def _write_run(folder: Path) -> None:
+    """Write the files of a run that its page and its summary read."""
+    drawings = folder / "drawings/step-2"
+    drawings.mkdir(parents=True)
+    tiny.picture(0).save(drawings / "0.png")
+    recipe = {"model": {}, "train": {"steps": 4, "prompts": ["a red square"]}}
+    RunRecord(1, 0, 4, 2, 1, 1, "CPU", {"python": "3.11"}, [new_start(0)], "stopped", recipe).write(folder)
+    skipped = {
+        "step": 1,
+        "place": 3,
+        "data": 0,
+        "index": 1,
+        "shard": "a.tar",
+        "member": "b",
+        "reason": "no image",
+    }
+    spike = {"step": 2, "norm": 90.5, "median": 3.5, "documents": ["a.tar!b"]}
+    for name, entries in {
+        "log.jsonl": [{"step": step, "lm": 2.5, "denoising": None, "loss": 2.5} for step in (1, 2)],
+        "held_out.jsonl": [{"step": 2, "lm": 2.75, "denoising": 0.5, "loss": 3.25}],
+        "skipped.jsonl": [skipped],
+        "spikes.jsonl": [spike],
+    }.items():
+        (folder / name).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 def _write_parts(folder: Path) -> None:

@@ -17,10 +17,11 @@ from dreamkit.data.mixture import Mixture
 from dreamkit.data.samples import Policy, Samples
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import DocumentError, count
-from dreamkit.inspection.preview_page import POLICY, article, preview_page
+from dreamkit.inspection.preview_page import article, preview_page
 from dreamkit.inspection.preview_style import STYLE
 from dreamkit.inspection.run_data import MOST_PACKED, RunData
 from dreamkit.model.model import DreamModel
+from dreamkit.pages.frame import POLICY
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.registry.registry import Registry
 

@@ -12,7 +12,7 @@ import layouts
 import runs
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.errors import OutputError
-from dreamkit.training.resume_points import resume_points
+from dreamkit.runs.run_paths import resume_points
 from failing_writes import content, failing_operation
 
 

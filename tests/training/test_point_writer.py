@@ -15,10 +15,10 @@ from dreamkit.checkpoints.content import TensorFile
 from dreamkit.checkpoints.load import load_checkpoint
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.errors import OutputError, TrainingError, with_notes
+from dreamkit.runs.log_entries import LogEntry
+from dreamkit.runs.run_paths import resume_points
 from dreamkit.training import point_writer, spare_memory
 from dreamkit.training.point_writer import PointWriter
-from dreamkit.training.resume_points import resume_points
-from dreamkit.training.run_log import LogEntry
 from failing_writes import content
 from runs import Interrupted, assert_identical, interrupt_at, run, weights
 

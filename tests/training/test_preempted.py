@@ -14,8 +14,8 @@ import layouts
 import runs
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.interrupts import Interrupted
+from dreamkit.runs.run_paths import resume_points
 from dreamkit.training.preempted import mark_preempted
-from dreamkit.training.resume_points import resume_points
 from dreamkit.training.resume_state import read_state
 from failing_writes import content
 from runs import assert_identical, interrupt_at, kill_at, run, weights

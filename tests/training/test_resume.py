@@ -18,6 +18,8 @@ from dreamkit.training.run_log import TIMES, RunLog
 from runs import REGISTRY, assert_identical, kill_at, run, weights
 from saved_models import edit_manifest
 
+FILES = {"checkpoint", "checkpoints", "index.html", "log.jsonl", "run.json"}  # of a run with resume points
+
 
 def without_times(log: Any) -> list[dict[str, Any]]:
     return [{name: value for name, value in entry.items() if name not in TIMES} for entry in log]
@@ -101,7 +103,7 @@ def test_a_run_resumes_after_an_incomplete_line_of_its_log(tmp_path: Path) -> No
     resumed = run(tmp_path, recipe, resume=True)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3] and lines == resumed.log
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "checkpoints", "log.jsonl"]
+    assert {path.name for path in tmp_path.iterdir()} == FILES
     shutil.rmtree(tmp_path / "checkpoint")
     for line in (
         before[1][:-30],
@@ -155,11 +157,7 @@ def test_the_last_two_resume_points_stay(tmp_path: Path) -> None:
     result = run(tmp_path / "out", layouts.recipe(steps=4, save_every=1))
     points = tmp_path / "out/checkpoints"
     assert sorted(path.name for path in points.iterdir()) == ["step-2", "step-3"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "checkpoint",
-        "checkpoints",
-        "log.jsonl",
-    ]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
     for folder in (points / "step-3", result.checkpoint):
         load_checkpoint(folder, REGISTRY)
 

@@ -18,8 +18,8 @@ from dreamkit.cli import app
 from dreamkit.document import Document, Text
 from dreamkit.errors import DocumentError, TrainingError
 from dreamkit.registry.registry import Registry
+from dreamkit.runs.log_entries import LogEntry
 from dreamkit.training.run import train_recipe
-from dreamkit.training.run_log import LogEntry
 from runs import REGISTRY, assert_identical, run, weights
 
 

@@ -12,9 +12,9 @@ import pytest
 import layouts
 from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.errors import OutputError, with_notes
+from dreamkit.runs.run_paths import resume_points
 from dreamkit.storage.writing import writing
 from dreamkit.training import point_writer, run as run_module
-from dreamkit.training.resume_points import resume_points
 from runs import assert_identical, run, weights
 
 
