@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from dreamkit.build.optimizer_states import EMA
 from dreamkit.distributed import local
+from dreamkit.training.sharding import end_passes
 
 
 def decay(most: float, step: int) -> float:
@@ -56,9 +56,7 @@ def _exchange(model: nn.Module, optimizer: Optimizer) -> None:
         before = parameter.clone()
         parameter.copy_(average)
         average.copy_(before)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()  # what a forward pass has gathered, and no backward pass has freed, is out of date
+    end_passes(model)  # what a forward pass has gathered is out of date
 
 
 def _averages(optimizer: Optimizer) -> Iterator[tuple[Tensor, Tensor, float]]:

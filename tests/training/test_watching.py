@@ -98,6 +98,10 @@ def test_averages_of_the_weights_are_drawn_and_evaluated(tmp_path: Path) -> None
     expected = losses_of(averages.double(), recipe)
     assert {name: entry[name] for name in expected} == pytest.approx(expected, rel=1e-9)
     assert losses_of(trained, recipe)["lm"] != pytest.approx(entry["lm"], rel=1e-4)
+    with torch.no_grad():
+        (image,) = averages.draw(PROMPTS[:1], range(1), recipe.generation)
+    drawn = np.asarray(PIL.open(tmp_path / "drawings/step-3/0.png")).astype(int)
+    assert np.abs(drawn - np.asarray(image)).max() <= 1
 
 
 def test_held_out_losses_are_means_over_labels_and_images() -> None:
