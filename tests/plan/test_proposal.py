@@ -131,15 +131,6 @@ def least_peak(recipe: Recipe, devices: int = 1, **train: Any) -> int:
     return min(peak(recipe, devices, micro_batch=rows, **train) for rows in (1, documents))
 
 
-def test_bfloat16_is_proposed_if_nothing_fits_in_float32(recipe: Recipe) -> None:
-    found = proposed(recipe, least_peak(recipe, gradient_checkpointing=True) - 1)
-    assert found.changes["train.precision"] == "bfloat16" and "train.cpu_offload" not in found.changes
-    in_float32 = [trial for trial in found.trials if trial.settings["train.precision"] == "float32"]
-    assert in_float32 and not any(
-        trial.fits for trial in in_float32 if not trial.settings["train.cpu_offload"]
-    )
-
-
 def test_devices_share_weights_if_one_has_no_room_for_all() -> None:
     wide = alive.recipe(SMALL, **WIDE)
     found = proposed(wide, least_peak(wide, devices=2, sharding="none") - 1, devices=2)
