@@ -113,9 +113,11 @@ class Drawings:
         from PIL import Image
 
         images = {}
-        for file in sorted((self.folder / f"{STEP}{step}").glob("*.png")):
-            with Image.open(file) as image:
-                images[file.stem] = image.copy()
+        for number in range(len(self.prompts)):
+            file = self.folder / f"{STEP}{step}" / f"{number}.png"
+            if file.is_file():
+                with Image.open(file) as image:
+                    images[str(number)] = image.copy()
         return images
 
     def draw(self, step: int) -> None:

@@ -123,7 +123,7 @@ class Watch:
         """Draw the prompts, and pass the images to the trackers."""
         self.drawings.draw(step)
         if is_main():
-            self.trackers.add_images(step, self.drawings.images(step))
+            self.trackers.add_images(step, lambda: self.drawings.images(step))
 
     def _evaluate(self, step: int) -> None:
         """Append the held-out losses to their list."""
