@@ -74,8 +74,8 @@ class QuantizedLinear(nn.Linear):
     def _restored(self, dtype: torch.dtype) -> Tensor:
         if self.kind == "int8":
             return self.packed.float().div_(_LARGEST).mul_(self.scales.float()).to(dtype)
-        # On a CPU, bitsandbytes 0.50.2 finds wrong scales for rows that are shorter than a block, and has no kernel for
-        # rows of odd length. So each row is a block, or all weights are in one row.
+        # On a CPU, bitsandbytes 0.50.2 takes wrong scales unless a row's length is a multiple of a block's. So each row
+        # is a block, or all weights are in one row.
         number = 2 * self.packed.numel()
         shape = (number // BLOCK, BLOCK) if number % BLOCK == 0 else (number,)
         library = _bitsandbytes()

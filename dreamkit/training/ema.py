@@ -8,11 +8,11 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from dreamkit.build.optimizer_states import EMA
 from dreamkit.distributed import local
+from dreamkit.training.sharding import end_passes
 
 MOST_VALUES: Final = 2**22  # exchanged at once
 
@@ -66,9 +66,7 @@ def _exchange(model: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]], spare: T
             before.copy_(weights)
             weights.copy_(average)
             average.copy_(before)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()  # what a forward pass has gathered, and no backward pass has freed, is out of date
+    end_passes(model)  # what a forward pass has gathered is out of date
 
 
 def _slices(tensor: Tensor) -> tuple[Tensor, ...]:

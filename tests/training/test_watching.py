@@ -19,9 +19,13 @@ from torch import Tensor
 
 import layouts
 import tiny
+from dreamkit.checkpoints.load import load_checkpoint
 from dreamkit.data.held_out_order import HeldOutOrder
 from dreamkit.document import Document
 from dreamkit.errors import OutputError, RecipeError, with_notes
+from dreamkit.model.model import DreamModel
+from dreamkit.recipe.sections import Recipe
+from dreamkit.registry.registry import Registry
 from dreamkit.training import drawings, watching
 from dreamkit.training.agreement import Agreement
 from dreamkit.training.drawings import AT_ONCE, forward_passes
@@ -76,30 +80,50 @@ def test_drawings_are_those_of_the_trained_weights(tmp_path: Path) -> None:
         assert np.abs(drawn - np.asarray(image)).max() <= 1
 
 
+def losses_of(
+    model: DreamModel, recipe: Recipe, documents: list[Document] | None = None
+) -> dict[str, float | None]:
+    """Return the losses of a model on held-out documents."""
+    device, data = torch.device("cpu"), [layouts.TinyDocuments(documents)]
+    computing = partial(_computing, recipe.train, device)
+    with torch.no_grad():
+        return HeldOutLosses(model.eval(), recipe, device, data, Agreement(), computing).compute()
+
+
+def test_averages_of_the_weights_are_drawn_and_evaluated(tmp_path: Path) -> None:
+    recipe = watched_recipe(steps=3, draw_every=3, eval_every=3, precision="float64", ema=0.9)
+    trained = watched_run(tmp_path, recipe).model
+    averages, _ = load_checkpoint(tmp_path / "checkpoint-ema", Registry.load())
+    (entry,) = held_out_log(tmp_path)
+    expected = losses_of(averages.double(), recipe)
+    assert {name: entry[name] for name in expected} == pytest.approx(expected, rel=1e-9)
+    assert losses_of(trained, recipe)["lm"] != pytest.approx(entry["lm"], rel=1e-4)
+    with torch.no_grad():
+        (image,) = averages.draw(PROMPTS[:1], range(1), recipe.generation)
+    drawn = np.asarray(PIL.open(tmp_path / "drawings/step-3/0.png")).astype(int)
+    assert np.abs(drawn - np.asarray(image)).max() <= 1
+
+
 def test_held_out_losses_are_means_over_labels_and_images() -> None:
     """The text loss is compared with that of each document alone; the image loss with that of other batches."""
-    model, device = tiny.model().eval(), torch.device("cpu")
+    model = tiny.model().eval()
 
     def losses(documents: list[Document] | None = None, **settings: Any) -> dict[str, float | None]:
-        recipe = watched_recipe(precision="float64", **settings)
-        data = [layouts.TinyDocuments(documents)]
-        computing = partial(_computing, recipe.train, device)
-        return HeldOutLosses(model, recipe, device, data, Agreement(), computing).compute()
+        return losses_of(model, watched_recipe(precision="float64", **settings), documents)
 
     recipe = watched_recipe(precision="float64")
     collator = replace(model.collator(recipe), condition_drop=0.0)
     batches = [collator([document]) for document in tiny.documents()]
     labels = sum(float(batch.counts[0]) for batch in batches)
-    with torch.no_grad(), _computing(recipe.train, device):
+    with torch.no_grad(), _computing(recipe.train, torch.device("cpu")):
         lm = sum(float(model(batch).lm * batch.counts[0]) for batch in batches) / labels
-    with torch.no_grad():
-        first = losses()
-        assert first["lm"] == pytest.approx(lm, rel=1e-12)
-        assert first["loss"] == pytest.approx(first["lm"] + 10 * first["denoising"], rel=1e-12)  # type: ignore[operator]
-        apart = losses(global_batch=2, micro_batch=1, packing=False, steps=3)
-        assert apart == {name: pytest.approx(value, rel=1e-10) for name, value in first.items()}
-        assert losses(seed=1)["denoising"] != pytest.approx(first["denoising"], rel=1e-3)
-        assert losses(tiny.documents()[2:3])["denoising"] is None
+    first = losses()
+    assert first["lm"] == pytest.approx(lm, rel=1e-12)
+    assert first["loss"] == pytest.approx(first["lm"] + 10 * first["denoising"], rel=1e-12)  # type: ignore[operator]
+    apart = losses(global_batch=2, micro_batch=1, packing=False, steps=3)
+    assert apart == {name: pytest.approx(value, rel=1e-10) for name, value in first.items()}
+    assert losses(seed=1)["denoising"] != pytest.approx(first["denoising"], rel=1e-3)
+    assert losses(tiny.documents()[2:3])["denoising"] is None
 
 
 @given(
