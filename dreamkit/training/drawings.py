@@ -86,6 +86,7 @@ class Drawings:
     ) -> None:
         self.model, self.agreement, self.computing, self.report = model, agreement, computing, report
         self.prompts, self.options = recipe.train.prompts, recipe.generation
+        self.documents = prompt_documents(self.prompts)  # their names have the numbers in the recipe
         self.folder = out / DRAWINGS
         self.has_failed = False
 
@@ -113,9 +114,11 @@ class Drawings:
         from PIL import Image
 
         images = {}
-        for file in sorted((self.folder / f"{STEP}{step}").glob("*.png")):
-            with Image.open(file) as image:
-                images[file.stem] = image.copy()
+        for number in range(len(self.prompts)):
+            file = self.folder / f"{STEP}{step}" / f"{number}.png"
+            if file.is_file():
+                with Image.open(file) as image:
+                    images[str(number)] = image.copy()
         return images
 
     def draw(self, step: int) -> None:
@@ -128,7 +131,7 @@ class Drawings:
         own: list[tuple[int, bytes | str]] = []
         for numbers in forward_passes(len(self.prompts), rank(), world_size()):
             with self.computing():
-                drawn = self.model.draw([self.prompts[number] for number in numbers], numbers, self.options)
+                drawn = self.model.draw([self.documents[number] for number in numbers], numbers, self.options)
             own += [
                 (number, str(image) if isinstance(image, DreamkitError) else self._png(image, number))
                 for number, image in zip(numbers, drawn, strict=True)

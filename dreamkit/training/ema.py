@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dreamkit.build.optimizer_states import EMA
 from dreamkit.distributed import local
 from dreamkit.training.sharding import end_passes
+
+MOST_VALUES: Final = 2**22  # exchanged at once
 
 
 def decay(most: float, step: int) -> float:
@@ -39,24 +43,36 @@ def has_averages(optimizer: Optimizer) -> bool:
 def averaged(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
     """Give the model the averages in the place of its trained weights, in a block that every process must enter.
 
-    Both are exchanged in place, one tensor at a time; at the end the weights are what they were, bit by bit. Without
-    averages, nothing happens.
+    Both are exchanged in place; at the end the weights are what they were, bit by bit. Without averages, nothing
+    happens. All memory is allocated before the first exchange: one without enough would leave weights of both kinds.
     """
-    _exchange(model, optimizer)
+    pairs = [(parameter, average) for parameter, average, _ in _averages(optimizer)]
+    if not pairs:
+        yield
+        return
+    # trained weights have one type and device
+    spare = pairs[0][0].new_empty(max(rows.numel() for weights, _ in pairs for rows in _slices(weights)))
+    _exchange(model, pairs, spare)
     try:
         yield
     finally:
-        _exchange(model, optimizer)
+        _exchange(model, pairs, spare)
 
 
-def _exchange(model: nn.Module, optimizer: Optimizer) -> None:
-    if not has_averages(optimizer):
-        return
-    for parameter, average, _ in _averages(optimizer):
-        before = parameter.clone()
-        parameter.copy_(average)
-        average.copy_(before)
+def _exchange(model: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]], spare: Tensor) -> None:
+    for pair in pairs:
+        for weights, average in zip(*map(_slices, pair), strict=True):
+            before = spare[: weights.numel()].view(weights.shape)
+            before.copy_(weights)
+            weights.copy_(average)
+            average.copy_(before)
     end_passes(model)  # what a forward pass has gathered is out of date
+
+
+def _slices(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return the rows of a tensor in slices of up to `MOST_VALUES` values, or of one row; they share its memory."""
+    tensor = torch.atleast_1d(tensor)
+    return tensor.split(max(1, MOST_VALUES // max(1, tensor[:1].numel())))
 
 
 def _averages(optimizer: Optimizer) -> Iterator[tuple[Tensor, Tensor, float]]:

@@ -139,9 +139,9 @@ class TrainingLoop:
                 self.write_log(learning_rates, norm)
             elif progress.step % CHECK_EVERY == 0:
                 self.check()
-            if self.watch.due(progress.step):
+            if works := self.watch.due(progress.step):
                 self.check()
-                self.watch.after(progress.step)
+                self.watch.run(progress.step, works)
             # the last step is saved as the checkpoint of the run
             if train.save_every and progress.step % train.save_every == 0 and progress.step < train.steps:
                 self.check()
@@ -163,10 +163,13 @@ class TrainingLoop:
         if point is not None:
             load_random_state(point, state, self.recipe.train.seed)
         self.progress.begin()
+        step = self.progress.step
         if is_main():
-            step = self.progress.step
             self.log.begin(step)
+        missing = self.watch.begin(step)
+        if is_main():
             self.trackers.begin(step)
+            # it reads the files of the run, which have no later steps now
             self.page.begin(
                 new_record(
                     self.recipe,
@@ -179,8 +182,8 @@ class TrainingLoop:
             self.bar.begin(step, self.recipe.train.steps)
         if point is not None and state.preempted:
             self.agreement.call(lambda: mark_preempted(point, False) if is_main() else None)
-        self.watch.begin(self.progress.step)
-        self.figures.begin(self.progress.step)
+        self.watch.run(step, missing)
+        self.figures.begin(step)
         return updates
 
     def read(self, updates: Iterator[list[Batch]]) -> tuple[list[Batch], Tensor]:

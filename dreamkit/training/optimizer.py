@@ -54,9 +54,8 @@ def make_optimizer(groups: Sequence[ParameterGroup], train: TrainSection) -> Opt
         for parameter in group.parameters:
             state = {name: _zeros(each, parameter) for name, each in state_of(parameter, train).items()}
             if EMA in state:
-                local(state[EMA]).add_(
-                    local(parameter)
-                )  # has no -0.0, which a step that changes nothing would change
+                # a sum has no -0.0, which a step that changes nothing would change
+                local(state[EMA]).add_(local(parameter))
             optimizer.state[parameter] = state
     return optimizer
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from dreamkit.errors import RecipeProblem, describe_error
 from dreamkit.recipe.flat import flat
 from dreamkit.recipe.sections import Recipe
-from dreamkit.storage.writing import writing
+from dreamkit.storage.writing import write_text, writing
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -61,11 +61,13 @@ class Trackers:
             with self._reporting(name):
                 tracker.log(named, step=step)
 
-    def add_images(self, step: int, images: Mapping[str, Picture], group: str = "drawings") -> None:
-        """Pass images of a step to the trackers that take some, as `group/NAME`."""
+    def add_images(
+        self, step: int, images: Callable[[], Mapping[str, Picture]], group: str = "drawings"
+    ) -> None:
+        """Pass images of a step to the trackers that take some, as `group/NAME`; `images` reads them."""
         for name, tracker in self._running.items():
             with self._reporting(name):
-                for image_name, image in images.items():
+                for image_name, image in images().items():
                     _add_image(tracker, step, f"{group}/{image_name}", image)
 
     def finish(self) -> None:
@@ -140,7 +142,7 @@ def _run_id(folder: Path) -> str:
     file = folder / RUN_ID
     if not file.is_file():
         folder.mkdir(exist_ok=True)
-        file.write_text(token_hex(4))
+        write_text(file, token_hex(4))
     return file.read_text()
 
 

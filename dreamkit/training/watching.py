@@ -68,18 +68,16 @@ class Watch:
             self.losses = HeldOutLosses(model, recipe, device, held_out, agreement, computing)
         self.noted: set[str] = set()
 
-    def begin(self, step: int) -> None:
-        """Continue after `step`: drop the files of later steps, and draw and evaluate what was due and is missing.
+    def begin(self, step: int) -> list[str]:
+        """Continue after `step`: drop the files of later steps; return what was due at `step` and is missing.
 
         Every process must call this method.
         """
         if step == 0:  # a new folder
-            return
-        missing = self.agreement.call(lambda: self._begin(step) if is_main() else [], remarks=list).remarks
-        self._watch(step, missing)
+            return []
+        return self.agreement.call(lambda: self._begin(step) if is_main() else [], remarks=list).remarks
 
     def _begin(self, step: int) -> list[str]:
-        """Drop the files of steps after `step`; return what was due at `step` and is missing."""
         self.drawings.begin(step)
         has_losses = False
         if self.path.is_file():
@@ -93,17 +91,14 @@ class Watch:
         is_last = step == self.train.steps
         return [work for work, steps in every.items() if step and steps and (step % steps == 0 or is_last)]
 
-    def after(self, step: int) -> None:
-        """Draw and evaluate what is due after `step`. Every process must call this method.
+    def run(self, step: int, works: Sequence[str]) -> None:
+        """Draw or evaluate, as `works` names it, after `step`. Every process must call this method.
 
         Raises:
             Interrupted: a signal came, in any process.
             DocumentError: a held-out document cannot be read.
             OutputError, TrainingError: the main process, or another one, cannot write a file.
         """
-        self._watch(step, self.due(step))
-
-    def _watch(self, step: int, works: Sequence[str]) -> None:
         actions = {"drawing": self._draw, "evaluating": self._evaluate}
         for work in works:
             if is_main():
@@ -128,7 +123,7 @@ class Watch:
         """Draw the prompts, and pass the images to the trackers."""
         self.drawings.draw(step)
         if is_main():
-            self.trackers.add_images(step, self.drawings.images(step))
+            self.trackers.add_images(step, lambda: self.drawings.images(step))
 
     def _evaluate(self, step: int) -> None:
         """Append the held-out losses to their list."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -10,10 +11,12 @@ import pytest
 
 import layouts
 from dreamkit.errors import TrainingError
+from dreamkit.pages.chart import figure
 from dreamkit.runs import page_writer
 from dreamkit.runs.log_entries import LogEntry
 from dreamkit.runs.record import read_record
 from runs import Interrupted, interrupt_at, kill_at, run
+from watched_runs import held_out_log, watched_recipe, watched_run
 
 
 def page(out: Path) -> str:
@@ -89,3 +92,13 @@ def test_a_damaged_record_is_an_error_of_a_resumed_run(tmp_path: Path) -> None:
     (tmp_path / "run.json").unlink()
     run(tmp_path, recipe, resume=True)
     assert (record := read_record(tmp_path)) is not None and record.starts[0]["step"] == 1
+
+
+def test_the_page_of_a_resumed_run_reads_what_is_left_of_the_held_out_losses(tmp_path: Path) -> None:
+    recipe = watched_recipe(steps=5, draw_every=0, prompts=(), save_every=2)
+    with patch("dreamkit.training.run.add_resume_point"), pytest.raises(Interrupted):
+        watched_run(tmp_path, recipe, on_log=interrupt_at(4))
+    assert [entry["step"] for entry in held_out_log(tmp_path)] == [1, 2, 3]
+    watched_run(tmp_path, replace(recipe, train=replace(recipe.train, eval_every=5)), resume=True)
+    *_, last = held_out_log(tmp_path)
+    assert last["step"] == 5 and f"<dt>Loss, held-out</dt><dd>{figure(last['loss'])}</dd>" in page(tmp_path)

@@ -10,12 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import layouts
 from dreamkit.build.parameter_groups import ParameterGroup, parameter_groups
 from dreamkit.checkpoints.load import load_checkpoint
 from dreamkit.errors import RecipeError
 from dreamkit.recipe.sections import TrainSection
+from dreamkit.training import ema
 from dreamkit.training.ema import averaged, has_averages
 from dreamkit.training.loop import TrainingLoop
 from dreamkit.training.optimizer import make_optimizer, update
@@ -55,8 +57,22 @@ def test_an_average_is_the_weighted_sum_of_all_weights(
     assert optimizer.state[weight]["ema"].dtype == weight.dtype
 
 
-def test_averages_replace_the_weights_for_a_while() -> None:
+class Operations(TorchDispatchMode):
+    """The names of the operations of a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("most", [1, 50, ema.MOST_VALUES])
+def test_averages_replace_the_weights_for_a_while(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """No second copy is made, also if the block raises an error."""
+    monkeypatch.setattr(ema, "MOST_VALUES", most)
     model = build_tiny()
     model.set_trainable(["visual_projector", "dream_queries"])
     recipe = layouts.recipe(trainable=["visual_projector", "dream_queries"], ema=0.9)
@@ -67,9 +83,15 @@ def test_averages_replace_the_weights_for_a_while() -> None:
     before = weights(model)
     addresses = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    with pytest.raises(KeyError), averaged(model, optimizer):
+    with pytest.raises(KeyError), Operations() as operations, averaged(model, optimizer):
+        begun = len(operations.names)
         inside = weights(model)
+        copied = len(operations.names)
         raise KeyError
+    exchanges = operations.names[:begun] + operations.names[copied:]
+    assert exchanges.count("new_empty") == 1 and {*exchanges} <= {
+        *("new_empty", "copy_", "detach", "slice", "split", "view", "_unsafe_view", "alias")
+    }, "it may lack memory only before the first exchange"
     assert trained and sorted(trained) == sorted(n for n in before if not torch.equal(before[n], inside[n]))
     for name in trained:
         torch.testing.assert_close(inside[name], before[name] + 1)
@@ -115,7 +137,7 @@ def test_the_checkpoint_of_averages_is_one_to_start_from(tmp_path: Path) -> None
     run(tmp_path / "next", layouts.recipe(steps=1, init=str(tmp_path / "out/checkpoint-ema")))
 
 
-@pytest.mark.parametrize("ema", [0, 1, 1.5, -0.1])
-def test_a_decay_is_between_0_and_1(ema: float) -> None:
+@pytest.mark.parametrize("decay", [0, 1, 1.5, -0.1])
+def test_a_decay_is_between_0_and_1(decay: float) -> None:
     with pytest.raises(RecipeError, match=r"train\.ema: expected more than 0 and less than 1, got"):
-        layouts.recipe(ema=ema)
+        layouts.recipe(ema=decay)

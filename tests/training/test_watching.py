@@ -26,7 +26,7 @@ from dreamkit.errors import OutputError, RecipeError, with_notes
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
-from dreamkit.training import watching
+from dreamkit.training import drawings, watching
 from dreamkit.training.agreement import Agreement
 from dreamkit.training.drawings import AT_ONCE, forward_passes
 from dreamkit.training.held_out_losses import HeldOutLosses
@@ -200,12 +200,14 @@ def test_images_that_are_not_finite_end_no_run(tmp_path: Path, capsys: pytest.Ca
         images[1] = torch.nan
         return images
 
-    with patch.object(decoder, "decode", spoilt):
+    with patch.object(decoder, "decode", spoilt), patch.object(drawings, "AT_ONCE", 2):
         watched_run(tmp_path, watched_recipe(steps=2))
     for step in (1, 2):
         folder = tmp_path / f"drawings/step-{step}"
-        assert sorted(path.name for path in folder.iterdir()) == ["0.png", "1.txt", "2.png", "3.png"]
-        assert (folder / "1.txt").read_text() == "prompt 1: expected finite pixels, got NaN or inf\n"
+        assert sorted(path.name for path in folder.iterdir()) == ["0.png", "1.txt", "2.png", "3.txt"]
+        for number in (1, 3):
+            text = (folder / f"{number}.txt").read_text()
+            assert text == f"prompt {number}: expected finite pixels, got NaN or inf\n"
     assert capsys.readouterr().err.count("cannot draw prompt 1: expected finite pixels") == 1
 
 
