@@ -23,7 +23,7 @@ RIDDLE = re.compile(r"(What|Whether|How|Why)\b")
 PLURAL = re.compile(r" (?:(?:dream|nested|distinct|more|other|missing|new|small|large) )?([a-z-]+s)\b")
 NOT_PLURALS = re.compile(
     "is|was|has|does|this|its|as|thus|less|plus|times|allows|comes|differs|excludes|exists|gives|imports|lacks|leads|"
-    "lists|makes|names|provides|reads|takes"
+    "lists|makes|names|provides|reads|takes|stands|besides"
 )
 # names, lists, and constants above 1
 NOT_NUMBERS = re.compile(r"[A-Z_]+|len\([A-Z_]+\)|kind|self\.name|lengths|.*\.join\(.*|.*\bWORDS\b.*")

@@ -187,8 +187,8 @@ def plan(
             f"--{name}" for name, value in (("processes", processes), ("batches", batches)) if value
         ]:
             raise DreamkitError(
-                f"expected --devices alone, got {' and '.join(given)}, too; --devices proposes settings, and "
-                f"{given[0]} plans the recipe as it is"
+                f"expected --devices alone, got {' and '.join(given)}, too; --devices proposes settings; to "
+                f"plan the recipe as it is, leave it out"
             )
         propose_settings(
             recipe,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.table import Table
 
+from dreamkit.errors import count
 from dreamkit.plan.memory import layout_of
 from dreamkit.plan.proposal import Proposal, yaml_value
 from dreamkit.plan.sizes import format_bytes
@@ -42,7 +43,7 @@ def _trials(proposal: Proposal) -> Table:
 def _arithmetic(proposal: Proposal) -> Table:
     plan, memory, train = proposal.plan, proposal.plan.memory, proposal.recipe.train
     shards = layout_of(train, proposal.devices, proposal.machines).shards
-    divided = f" / {shards} devices" if shards > 1 else ""
+    divided = f" / {count(shards, 'device')}" if shards > 1 else ""
     whole = format_bytes(sum(part.bytes for part in plan.parts))
     trained = format_bytes(plan.trainable * (8 if train.precision == "float64" else 4))
     on_host = " on the host" if train.cpu_offload else ""
@@ -55,7 +56,7 @@ def _arithmetic(proposal: Proposal) -> Table:
         ),
         "optimizer states": f"for {trained} of trained weights{divided}{on_host}",
         "gradients": f"of {trained} of trained weights{divided}{on_host}",
-        "activations": f"{plan.rows} x {plan.length} tokens",
+        "activations": f"{plan.rows} x {count(plan.length, 'token')}",
     }
     table = Table("memory of a device", box=None, pad_edge=False)
     for moment in ("forward and backward", "optimizer step"):
