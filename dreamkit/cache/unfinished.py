@@ -103,7 +103,7 @@ class Unfinished:
         manifest = CacheManifest.read(self.out)
         now = {"data": description["data"], "tables": description["tables"]}
         tables = {table: now["tables"].get(table) for table in manifest.tables}
-        lines = [*_data_differences(manifest.data, now["data"])]
+        lines = [*_data_differences(manifest.data, now["data"], "in the cache")]
         for table, record in manifest.tables.items():
             if tables[table] is None:
                 lines.append(f"tables: {table} in the cache, and not now")
@@ -159,22 +159,22 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
         yield from identity_differences(PART_OF[table], then["identity"], current["identity"], THEN)
         if then["tensors"] != current["tensors"]:
             yield f"{table}: {excerpt(str(then['tensors']))} {THEN}, {current['tensors']} now"
-    settings = [*_data_differences(before["data"], now["data"])]
+    settings = [*_data_differences(before["data"], now["data"], THEN)]
     yield from settings
     if not settings:
         yield from fingerprint_differences(before["fingerprints"], now["fingerprints"])
 
 
-def _data_differences(before: list[DataRecord], now: list[DataRecord]) -> Iterator[str]:
+def _data_differences(before: list[DataRecord], now: list[DataRecord], then: str) -> Iterator[str]:
     if len(before) != len(now):
-        yield f"data: {count(len(before), 'data set')} {THEN}, {len(now)} now"
+        yield f"data: {count(len(before), 'data set')} {then}, {len(now)} now"
         return
-    for number, (then, current) in enumerate(zip(before, now, strict=True)):
-        values = [{"name": each["name"], **each["settings"]} for each in (then, current)]
+    for number, records in enumerate(zip(before, now, strict=True)):
+        values = [{"name": each["name"], **each["settings"]} for each in records]
         for name in sorted(values[0].keys() | values[1].keys()):
             one, other = (each.get(name) for each in values)
             if one != other:
-                yield f"data.{number}: {printable(name)}: {shown_setting(one)} {THEN}, {shown_setting(other)} now"
+                yield f"data.{number}: {printable(name)}: {shown_setting(one)} {then}, {shown_setting(other)} now"
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:

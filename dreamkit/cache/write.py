@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Final
 
 from dreamkit.cache.cached_parts import prepare_parts
 from dreamkit.cache.caching import CacheReport, Caching, CachingProgress, Estimate
@@ -29,6 +30,9 @@ from dreamkit.storage.locks import exclusive
 from dreamkit.storage.paths import output_folder
 
 SHARD_BYTES = 512 * 2**20
+FINISHED: Final = (
+    "the cache was finished without this table; to add it, write the cache again with --overwrite"
+)
 
 
 def make_cache(
@@ -88,7 +92,8 @@ def make_cache(
         parts = prepare_parts(recipe, registry, model, tables, device, scratch)
         caching = Caching(recipe, registry, work, parts, datasets, shard_bytes, block_documents, on_progress)
         if (finished := caching.open(resume)) is not None:
-            return CacheReport(finished, parts.left_out, False, SkippedSummary(), was_finished=True)
+            missing = {table: FINISHED for table in parts.builders if table not in finished.tables}
+            return CacheReport(finished, parts.left_out | missing, False, SkippedSummary(), was_finished=True)
         with _kept(work), original_errors():
             if is_main():
                 free = shutil.disk_usage(work.folder).free

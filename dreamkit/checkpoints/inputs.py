@@ -75,9 +75,8 @@ def open_inputs(
 
     If training skips bad documents, the first one that can be read counts. It must be among the first `TRIED`.
     Held-out data sets are opened only `with_held_out`. `datasets` and `held_out` replace the data sets of the recipe. A
-    conversation is a problem if the language model of
-    the spec `language` refuses it. No weights are read. The code of a plug-in may fail in any way: each failure is a
-    problem.
+    conversation is a problem if the language model of the spec `language` refuses it. No weights are read. The code of
+    a plug-in may fail in any way: each failure is a problem.
     """
     record = Fit(recipe, registry)
     if with_init and recipe.init is not None:

@@ -219,8 +219,18 @@ def test_a_finished_cache_is_not_written_again(model: DreamModel, straight: Path
     ):
         other = caches.recipe(**{"model.vision_encoder": {**CLIP, "layer": -1}})
         cache_runs.write(straight, recipe=other, resume=True)
+    with pytest.raises(CacheError, match=r"\n  data\.0: path: '.*' in the cache, '.*' now"):
+        moved = caches.recipe(data=[{"name": "pairs", "path": "elsewhere"}])
+        cache_runs.write(straight, recipe=moved, model=model, resume=True)
     with pytest.raises(CacheError, match=r"no unfinished work on .*new to continue; leave out --resume"):
         cache_runs.write(tmp_path / "new", model=model, resume=True)
+
+
+def test_a_finished_cache_names_the_tables_that_it_lacks(model: DreamModel, tmp_path: Path) -> None:
+    cache_runs.write(tmp_path / "cache", model=model, only=["features"])
+    report = cache_runs.write(tmp_path / "cache", model=model, resume=True)
+    assert report.was_finished and report.left_out.keys() == {"latents"}
+    assert "finished without this table" in report.left_out["latents"]
 
 
 def test_a_kill_after_the_rename_leaves_nothing_to_do(

@@ -24,10 +24,11 @@ def recipe(sources: Path, kind: str | None) -> Recipe:
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_the_plan_counts_the_bytes_of_the_built_parts(kind: str, sources: Path) -> None:
-    packed, whole = (plan(recipe(sources, each), REGISTRY) for each in (kind, None))
-    model = build(fit(recipe(sources, kind), REGISTRY))
+    quantized = recipe(sources, kind)
+    packed, whole = (plan(each, REGISTRY) for each in (quantized, recipe(sources, None)))
+    model = build(fit(quantized, REGISTRY))
     model.set_trainable(SMALL)
-    assert packed.memory.weights == memory_of(model).weights < whole.memory.weights
+    assert packed.memory.weights == memory_of(model, quantized.train).weights < whole.memory.weights
     of_part = {part.part: part for part in packed.parts}
     for name in ("vision_encoder", "image_decoder"):
         part = model.parts()[name]
