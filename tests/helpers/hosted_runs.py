@@ -40,7 +40,7 @@ def train(
     recipe = layouts.recipe(steps=STEPS, global_batch=4, **settings)
     sections = tuple(HeldOutSection(recipe.data[0].name, recipe.data[0].config) for _ in held_out)
     train_recipe(
-        replace(recipe, held_out=sections),
+        replace(recipe, train=replace(recipe.train, eval_every=int(bool(held_out))), held_out=sections),
         Registry.load(),
         out,
         datasets=datasets or [layouts.TinyDocuments()],
@@ -71,7 +71,7 @@ def fail(fault: str, out: Path, rank: int) -> None:
             )
         case "held_out":
             data = layouts.TinyDocuments(layouts.TinyDocuments().documents[is_other:])
-            train(out, held_out=[data], eval_every=1)
+            train(out, held_out=[data])
         case "folder":
             with patch.object(run_folder, "PATIENCE", 0.0):
                 train(out / str(rank) / "run")
