@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 SAMPLES: Final = 64  # documents of a data set: seconds, if they are photographs
 
 
-def read_fingerprints(datasets: Sequence[Dataset]) -> list[dict[str, str]]:
-    """Return the fingerprint of each data set. The code of a plug-in may fail in any way.
+def read_fingerprints(datasets: Sequence[Dataset], key: str = "data") -> list[dict[str, str]]:
+    """Return the fingerprint of each data set of the recipe's `key`. The code of a plug-in may fail in any way.
 
     Raises:
         TrainingError: there is none, or a name or value in it is not a string. The message has the data set.
     """
     values = []
     for number, dataset in enumerate(datasets):
-        where = f"data.{number} ({type(dataset).__name__}): fingerprint"
+        where = f"{key}.{number} ({type(dataset).__name__}): fingerprint"
         try:
             value = dataset.fingerprint()
         except DreamkitError:

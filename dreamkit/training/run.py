@@ -167,7 +167,8 @@ def train_recipe(
         )
         datasets = inputs.require_datasets()
         fingerprints = read_fingerprints(datasets)
-        require_same_data(fingerprints)
+        held_out_sets = inputs.require_held_out()
+        require_same_data({"data": fingerprints, "held_out": read_fingerprints(held_out_sets, "held_out")})
         for note in [*recipe_notes(recipe), *machine_notes(recipe)]:
             _show(note)
         documents = recipe.train.update_documents(world_size())
@@ -231,7 +232,7 @@ def train_recipe(
             updates,
             out,
             registry=registry,
-            held_out=inputs.require_held_out(),
+            held_out=held_out_sets,
             data=fingerprints,
             on_log=on_log,
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from dreamkit.checkpoints.components import component_records
 from dreamkit.distributed import gathered, world_size
-from dreamkit.errors import TrainingError, first_lines
+from dreamkit.errors import TrainingError, excerpt, first_lines, printable
 from dreamkit.recipe.flat import flat
 from dreamkit.recipe.sections import Recipe
 from dreamkit.recipe.written import shown_setting
@@ -38,31 +38,42 @@ def require_same_start(recipe: Recipe, registry: Registry, *, resume: bool, chan
         "expected the same packages in all processes of a run; install the same versions on each machine",
     )
     paths = data_paths(recipe)
-    settings = {key: shown_setting(value) for key, value in flat(recipe.to_dict()) if key not in paths}
+    settings = {key: value for key, value in flat(recipe.to_dict()) if key not in paths}
     _require_same(
-        {**settings, "resume": str(resume), "changed data": str(changed_data)},
+        {**settings, "resume": resume, "changed data": changed_data},
         "expected the same settings in all processes of a run; start each with the same command and recipe",
+        shown_setting,
     )
 
 
-def require_same_data(fingerprints: Sequence[Mapping[str, str]]) -> None:
+def require_same_data(fingerprints: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
     """Check that the data sets have the same fingerprints in all processes. Every process must call this function.
+
+    `fingerprints` are those of each data set, by the key of its section in the recipe. Other held-out data would be as
+    wrong as other training data: processes with other numbers of documents would wait for each other without end.
 
     Raises:
         TrainingError: they differ. All processes raise it.
     """
     _require_same(
         {
-            f"data.{number}: {name}": value
-            for number, each in enumerate(fingerprints)
+            f"{key}.{number}: {printable(name)}": value
+            for key, listed in fingerprints.items()
+            for number, each in enumerate(listed)
             for name, value in each.items()
         },
         "expected the same data on all machines of a run; copy it again",
     )
 
 
-def _require_same(facts: Mapping[str, str], expectation: str) -> None:
-    """Compare facts, by their names, with those of the first process.
+def _excerpt(value: object) -> str:
+    return excerpt(str(value))
+
+
+def _require_same(
+    facts: Mapping[str, object], expectation: str, shown: Callable[[object], str] = _excerpt
+) -> None:
+    """Compare facts, by their names, with those of the first process; the message has the values as `shown`.
 
     Raises:
         TrainingError: they differ in a process. All processes raise it.
@@ -71,10 +82,9 @@ def _require_same(facts: Mapping[str, str], expectation: str) -> None:
     ranks: dict[tuple[str, str], int] = {}
     for number, (host, theirs) in enumerate(others, start=1):
         for name in sorted(first.keys() | theirs.keys()):
-            if first.get(name) != theirs.get(name):
-                difference = (
-                    f"  {name}: {first.get(name, 'none')} on {here}, {theirs.get(name, 'none')} on {host}"
-                )
+            if name not in first or name not in theirs or first[name] != theirs[name]:
+                before, then = (shown(each[name]) if name in each else "none" for each in (first, theirs))
+                difference = f"  {name}: {before} on {here}, {then} on {host}"
                 ranks.setdefault((name, difference), number)  # the processes of a machine are alike
     if ranks:
         lines = [f"{difference} (rank {number})" for (_, difference), number in ranks.items()]

@@ -6,7 +6,8 @@
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from unittest.mock import patch
@@ -18,22 +19,32 @@ import layouts
 from dreamkit.data.dataset import Dataset
 from dreamkit.distributed import leave
 from dreamkit.errors import DreamkitError
+from dreamkit.recipe.sections import HeldOutSection
 from dreamkit.registry.registry import Registry
 from dreamkit.training import run_folder, same_processes
 from dreamkit.training.agreement import Agreement
 from dreamkit.training.run import train_recipe
 
 STEPS = 3
-FAULTS = ("packages", "settings", "resume", "data", "folder", "time")
+FAULTS = ("packages", "settings", "prompts", "resume", "data", "held_out", "folder", "time")
+PROMPT = "a" * 200  # longer than messages show
 
 
-def train(out: Path, datasets: list[Dataset] | None = None, resume: bool = False, **settings: object) -> None:
-    data = datasets or [layouts.TinyDocuments()]
+def train(
+    out: Path,
+    datasets: list[Dataset] | None = None,
+    held_out: Sequence[Dataset] = (),
+    resume: bool = False,
+    **settings: object,
+) -> None:
+    recipe = layouts.recipe(steps=STEPS, global_batch=4, **settings)
+    sections = tuple(HeldOutSection(recipe.data[0].name, recipe.data[0].config) for _ in held_out)
     train_recipe(
-        layouts.recipe(steps=STEPS, global_batch=4, **settings),
+        replace(recipe, train=replace(recipe.train, eval_every=int(bool(held_out))), held_out=sections),
         Registry.load(),
         out,
-        datasets=data,
+        datasets=datasets or [layouts.TinyDocuments()],
+        held_out=held_out,
         resume=resume,
     )
 
@@ -49,6 +60,8 @@ def fail(fault: str, out: Path, rank: int) -> None:
                 train(out)
         case "settings":
             train(out, learning_rate=0.5 if is_other else 0.25)
+        case "prompts":
+            train(out, draw_every=1, prompts=[PROMPT + "b" * is_other])
         case "resume":
             train(out, resume=is_other)
         case "data":
@@ -56,6 +69,9 @@ def fail(fault: str, out: Path, rank: int) -> None:
                 out,
                 [layouts.TinyDocuments(layouts.one_bad_document()) if is_other else layouts.TinyDocuments()],
             )
+        case "held_out":
+            data = layouts.TinyDocuments(layouts.TinyDocuments().documents[is_other:])
+            train(out, held_out=[data])
         case "folder":
             with patch.object(run_folder, "PATIENCE", 0.0):
                 train(out / str(rank) / "run")

@@ -18,8 +18,10 @@ HOST = r"on \S+"
 MESSAGES = {
     "packages": rf"expected the same packages .*:\n  torch: [\d.+a-z]+ {HOST}, 1\.0 {HOST} \(rank 1\)",
     "settings": rf"expected the same settings .*:\n  train\.learning_rate: 0\.25 {HOST}, 0\.5 {HOST} \(rank 1\)",
+    "prompts": rf"expected the same settings .*:\n  train\.prompts\[0\]: 'a+\.\.\. {HOST}, 'a+\.\.\. {HOST} \(rank 1\)",
     "resume": rf"expected the same settings .*:\n  resume: False {HOST}, True {HOST} \(rank 1\)",
     "data": rf"expected the same data .*:\n(  data\.0: .+ {HOST}, .+ {HOST} \(rank 1\)\n?)+",
+    "held_out": rf"expected the same data .*:\n  held_out\.0: .+ {HOST}, .+ {HOST} \(rank 1\)(\n.*)*",
     "folder": r"expected the folder of the run, .*, on a file system that all machines share, .* does not see .*",
     "time": r"a process of the run did not end .* within 30 minutes; .* DREAMKIT_TIMEOUT",
 }
