@@ -99,7 +99,7 @@ PUBLIC = [
 
 
 def run(*command: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, **kwargs)
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=600, **kwargs)
 
 
 def dreamkit_imports(path: Path) -> list[ast.Import | ast.ImportFrom]:

@@ -19,7 +19,7 @@ def shell(script: str, folder: Path) -> tuple[int, str, str]:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     return process.returncode, process.stdout, process.stderr
@@ -81,7 +81,7 @@ warnings.warn(value)
 
 def test_a_line_of_a_library_is_one_short_line_without_control_characters(tmp_path: Path) -> None:
     process = subprocess.run(
-        [sys.executable, "-c", LINES], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True
+        [sys.executable, "-c", LINES], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=True
     )
     lines = process.stderr.splitlines()
     assert len(lines) == 4 and all("a\\x1b[2J FORGED QUJDQUJD" in line for line in lines), process.stderr
@@ -115,7 +115,7 @@ log.info("informed")
 log.warning("warned")
 """
     process = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=True
     )
     assert process.stderr.splitlines() == lines
 
@@ -150,7 +150,7 @@ for library in (diffusers, huggingface_hub, transformers):
     log.warning(f"warning of {library.__name__}")
 """
     process = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=True
     )
     printed = {
         library: {each for each in ("info", "warning") if f"{each} of {library}" in process.stderr}

@@ -64,7 +64,7 @@ def run_module(shuffle: tuple[Path, Path], folder: Path, *command: str) -> subpr
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
 

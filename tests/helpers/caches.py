@@ -34,7 +34,9 @@ def recipe(cache: Path | None = None, train: dict[str, Any] | None = None, **cha
     settings = {"trainable": TRAINABLE, "steps": 4, "batch_size": 2, "learning_rate": 1e-2, "log_every": 1}
     settings |= {"cache": None if cache is None else str(cache)} | (train or {})
     data = [{"name": "pairs", "path": "unused"}]
-    return recipe_from_dict(tiny.recipe(train=settings, data=data, **changes), REGISTRY, where="tiny")
+    return recipe_from_dict(
+        tiny.recipe(**({"train": settings, "data": data} | changes)), REGISTRY, where="tiny"
+    )
 
 
 def write(

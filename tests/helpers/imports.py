@@ -46,7 +46,7 @@ def heavy_imports(parts: list[Part], cache: Path, also: tuple[str, ...] = ()) ->
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
     )
     assert process.returncode == 0, process.stderr[-8000:]
     loaded = json.loads(process.stdout.splitlines()[-1])

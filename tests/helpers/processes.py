@@ -65,7 +65,7 @@ def _torchrun(processes: int, script: str, folder: Path) -> subprocess.Completed
     return subprocess.run(
         [*torchrun, f"--nproc-per-node={processes}", script, str(folder)],
         env=os.environ | environment,
-        timeout=300,
+        timeout=1200,  # a hang; three processes on two slow cores take minutes
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

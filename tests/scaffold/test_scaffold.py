@@ -42,7 +42,7 @@ def run_process(*command: object, cwd: Path) -> str:
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert process.returncode == 0, f"{command}:\n{process.stdout}\n{process.stderr}"

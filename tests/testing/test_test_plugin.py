@@ -84,7 +84,7 @@ def run(site: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[
         env=environment(site),
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
         check=False,
     )
     assert sorted(site.rglob("*")) == before  # it writes no file there

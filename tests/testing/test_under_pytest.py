@@ -16,7 +16,7 @@ def pytest_on(folder: Path, *arguments: str, text: str = "") -> subprocess.Compl
     if text:
         (folder / "test_part.py").write_text(text)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
 
 
 PART = """

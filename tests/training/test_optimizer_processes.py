@@ -17,6 +17,9 @@ from processes import run_in
 # 8-bit state is computed in float32
 BOUNDS = {"adamw": 1e-8, "adafactor": 1e-8, "adamw8bit": 1e-4}
 
+# Launches of processes that take minutes on two cores.
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

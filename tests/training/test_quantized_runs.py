@@ -9,6 +9,9 @@ from safetensors.torch import load_file
 import quantized_runs
 from processes import run_in_two
 
+# Launches of processes that take minutes on two cores.
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

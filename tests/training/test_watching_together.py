@@ -11,6 +11,9 @@ import watched_runs
 from processes import run_in
 from watched_runs import PROMPTS, RUNS, assert_same_view, held_out_log, watched_recipe, watched_run
 
+# Launches of processes that take minutes on two cores.
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
