@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import caches
 import layouts
 import runs
 from dreamkit.checkpoints.load import load_checkpoint
@@ -53,7 +52,6 @@ def writers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Writer]:
     settings = {"max_tokens": 3, "max_images": 1}
     return {
         "save": Writer(lambda out: save_checkpoint(model, out), True),
-        "cache": Writer(lambda out: caches.write(out, caches.recipe(), overwrite=True), True),
         "generate": Writer(
             lambda out: write_document(
                 plain, prompt, out, title="say", seed=0, settings=settings, overwrite=True
@@ -77,7 +75,8 @@ def leftovers(folder: Path) -> list[str]:
     ]
 
 
-NAMES = ("save", "cache", "generate", "import-published", "merge-adapters", "new-plugin")
+# `dreamkit cache` keeps its unfinished work; tests/cache/test_unfinished.py lets each of its operations fail.
+NAMES = ("save", "generate", "import-published", "merge-adapters", "new-plugin")
 
 
 @pytest.fixture
