@@ -16,7 +16,7 @@ from dreamkit.cache.read import EXTRAS
 from dreamkit.cache.shards import KEY_BYTES, ShardWriter, picture_key, tensor_record
 from dreamkit.data.sequence import blank_picture
 from dreamkit.model.model import DreamModel
-from dreamkit.parts.precision import full_float64
+from dreamkit.parts.precision import computing_in
 
 PIXELS: Final = (
     "pixels"  # the preprocessed tensor that a part computes from; other tensors are stored as they are
@@ -90,9 +90,9 @@ class TableBuilder:
     def _rows(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors (N, ...) of the table for preprocessed images."""
         rows = {name: tensor for name, tensor in inputs.items() if name != PIXELS}
-        is_double, is_half = self.precision == "float64", self.precision == "bfloat16"
-        pixels_NCHW = inputs[PIXELS].to(self.device, torch.float64 if is_double else torch.float32)
-        with full_float64(is_double), torch.autocast(self.device.type, torch.bfloat16, enabled=is_half):
+        dtype = torch.float64 if self.precision == "float64" else torch.float32
+        pixels_NCHW = inputs[PIXELS].to(self.device, dtype)
+        with computing_in(self.precision, self.device.type):
             return self._outputs(pixels_NCHW) | rows
 
     def _outputs(self, pixels_NCHW: Tensor) -> dict[str, Tensor]:

@@ -38,6 +38,18 @@ def float32_modules(model: nn.Module) -> set[nn.Module]:
 
 
 @contextmanager
+def computing_in(precision: str, device: str) -> Iterator[None]:
+    """Compute in this precision of a recipe, on this type of device."""
+    with full_float64(precision == "float64"), half_precision(precision, device):
+        yield
+
+
+def half_precision(precision: str, device: str) -> torch.autocast:
+    """Return autocast to bfloat16 on this type of device, which does nothing in another precision."""
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@contextmanager
 def full_float64(enabled: bool) -> Iterator[None]:
     """Compute in float64 where code names float32 or relies on the default dtype, if `enabled`.
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from dreamkit.data.batch import Batch
 from dreamkit.errors import DreamkitError, describe_error
 from dreamkit.model.model import DreamModel
-from dreamkit.parts.precision import full_float64
+from dreamkit.parts.precision import full_float64, half_precision
 from dreamkit.plan.live_bytes import Bytes, LiveBytes
 from dreamkit.plan.memory import Device
 from dreamkit.recipe.sections import Recipe
@@ -60,7 +60,7 @@ def measure_step(
                 )
         try:
             with full_float64(recipe.train.precision == "float64"):
-                with torch.autocast("cpu", torch.bfloat16, enabled=recipe.train.precision == "bfloat16"):
+                with half_precision(recipe.train.precision, "cpu"):
                     loss = model(batch).loss
                 loss.backward()
         except Exception as error:  # of any part, and of the library behind it

@@ -21,7 +21,7 @@ from dreamkit.data.updates import Updates
 from dreamkit.distributed import is_main, total, whole, world_size
 from dreamkit.errors import OutputError, TrainingError
 from dreamkit.model.model import DreamModel, Losses
-from dreamkit.parts.precision import full_float64
+from dreamkit.parts.precision import full_float64, half_precision
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.runs.log_entries import LogEntry
@@ -200,9 +200,8 @@ class TrainingLoop:
         rows, length = batch.input_ids_BT.shape
         self.pass_shape = rows, length
         precision = self.recipe.train.precision
-        half = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16")
         with full_float64(precision == "float64"):  # also of layers that the backward pass recomputes
-            with half:
+            with half_precision(precision, self.device.type):
                 losses: Losses = self.model(batch, counts=counts)
             # FSDP averages gradients over processes, but the losses are parts of a sum.
             (losses.loss * world_size()).backward()

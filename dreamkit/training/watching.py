@@ -13,8 +13,8 @@ from dreamkit.data.dataset import Dataset
 from dreamkit.distributed import is_main
 from dreamkit.model.evaluating import evaluating
 from dreamkit.model.model import DreamModel
-from dreamkit.parts.precision import full_float64
-from dreamkit.recipe.sections import Recipe, TrainSection
+from dreamkit.parts.precision import computing_in
+from dreamkit.recipe.sections import Recipe
 from dreamkit.runs.run_paths import HELD_OUT
 from dreamkit.storage.writing import append_text
 from dreamkit.training.agreement import Agreement
@@ -58,10 +58,7 @@ class Watch:
         self.model, self.agreement, self.bar, self.weights = model, agreement, bar, weights
         self.trackers = trackers
         self.train, self.path = recipe.train, out / HELD_OUT
-
-        def computing() -> AbstractContextManager[None]:
-            return _computing(recipe.train, device)
-
+        computing = partial(computing_in, recipe.train.precision, device.type)
         self.drawings = Drawings(model, recipe, out, agreement, computing, bar.print)
         self.losses: HeldOutLosses | None = None
         if held_out:
@@ -144,11 +141,3 @@ def _memory_remedy(work: str) -> str:
     if work == "drawing":
         return " in drawing images; set train.draw_every: 0 and train.prompts: []"
     return " in evaluating held-out documents; lower train.micro_batch or train.max_length"
-
-
-@contextmanager
-def _computing(train: TrainSection, device: torch.device) -> Iterator[None]:
-    """Compute in the precision of training."""
-    half = torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bfloat16")
-    with full_float64(train.precision == "float64"), half:
-        yield

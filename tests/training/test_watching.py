@@ -24,6 +24,7 @@ from dreamkit.data.held_out_order import HeldOutOrder
 from dreamkit.document import Document
 from dreamkit.errors import OutputError, RecipeError, with_notes
 from dreamkit.model.model import DreamModel
+from dreamkit.parts.precision import computing_in
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from dreamkit.training import drawings, watching
@@ -31,7 +32,6 @@ from dreamkit.training.agreement import Agreement
 from dreamkit.training.drawings import AT_ONCE, forward_passes
 from dreamkit.training.held_out_losses import HeldOutLosses
 from dreamkit.training.run_log import TIMES
-from dreamkit.training.watching import _computing
 from failing_writes import content
 from runs import assert_identical, weights
 from watched_runs import PROMPTS, held_out_log, watched_recipe, watched_run
@@ -85,7 +85,7 @@ def losses_of(
 ) -> dict[str, float | None]:
     """Return the losses of a model on held-out documents."""
     device, data = torch.device("cpu"), [layouts.TinyDocuments(documents)]
-    computing = partial(_computing, recipe.train, device)
+    computing = partial(computing_in, recipe.train.precision, device.type)
     with torch.no_grad():
         return HeldOutLosses(model.eval(), recipe, device, data, Agreement(), computing).compute()
 
@@ -115,7 +115,7 @@ def test_held_out_losses_are_means_over_labels_and_images() -> None:
     collator = replace(model.collator(recipe), condition_drop=0.0)
     batches = [collator([document]) for document in tiny.documents()]
     labels = sum(float(batch.counts[0]) for batch in batches)
-    with torch.no_grad(), _computing(recipe.train, torch.device("cpu")):
+    with torch.no_grad(), computing_in(recipe.train.precision, "cpu"):
         lm = sum(float(model(batch).lm * batch.counts[0]) for batch in batches) / labels
     first = losses()
     assert first["lm"] == pytest.approx(lm, rel=1e-12)
