@@ -14,9 +14,8 @@ from dreamkit.plan.plan import Plan, plan
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 
-USABLE: Final = (
-    0.9  # share of a device's memory: the plan leaves out its context, workspaces and fragmentation
-)
+# Share of a device's memory: the plan leaves out its context, workspaces and fragmentation.
+USABLE: Final = 0.9
 
 Settings = Mapping[str, Any]  # values by their keys in the recipe, such as `train.micro_batch`
 

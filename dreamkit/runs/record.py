@@ -150,10 +150,14 @@ def started(start: Start) -> datetime:
 
 def installed_versions(components: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Return the versions of Python and libraries, and of the distributions of `components` (name, version)."""
-    versions = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:  # diffusers is needed by some parts only
-            continue
-    return versions | dict(sorted(components))
+    libraries = {name: installed_version(name) for name in LIBRARIES}
+    found = {name: found for name, found in libraries.items() if found is not None}
+    return {"python": platform.python_version()} | found | dict(sorted(components))
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the version of a distribution; None if it is not installed, as diffusers, which some parts need."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

@@ -18,12 +18,12 @@ from dreamkit.data.samples import Policy, Samples
 from dreamkit.data.shrinking import least_side
 from dreamkit.data.skipped import Skipped
 from dreamkit.data.updates import Updates
-from dreamkit.data.workers import original_errors
 from dreamkit.distributed import rank, total, world_size
 from dreamkit.errors import count
 from dreamkit.model.model import DreamModel, Losses
 from dreamkit.recipe.sections import Recipe
 from dreamkit.runs.run_paths import HELD_OUT
+from dreamkit.training.step_reader import read_update
 
 if TYPE_CHECKING:
     from dreamkit.training.agreement import Agreement
@@ -81,19 +81,10 @@ class HeldOutLosses:
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)  # losses, labels and images to draw
         bad: list[Skipped] = []
 
-        def read() -> list[Batch]:
-            with original_errors():
-                return next(updates)
-
         for _ in range(len(self.updates)):
-            batches, skipped, numbers = self.agreement.call(
-                read,
-                remarks=lambda batches: [each for batch in batches for each in batch.skipped],
-                numbers=lambda batches: [len(batches)],
-            )
+            batches, skipped, _ = read_update(updates, self.agreement, lambda: idle)
             bad += skipped
-            passes = max(int(number) for number, *_ in numbers)
-            for batch in [*batches, *[idle] * (passes - len(batches))]:
+            for batch in batches:
                 sums += self._sums(batch.to(self.device))
         lm_sum, denoising_sum, labels, images = total(sums).tolist()
         lm = lm_sum / labels if labels else None

@@ -20,9 +20,8 @@ from dreamkit.storage.locks import exclusive
 from dreamkit.storage.writing import writing
 from dreamkit.training.resume_points import restore_resume_points
 
-PATIENCE: Final = (
-    30.0  # seconds until a file must be visible on all machines: they keep lists of files for a while
-)
+# Seconds until a file must be visible on all machines: they keep lists of files for a while.
+PATIENCE: Final = 30.0
 
 
 @contextmanager

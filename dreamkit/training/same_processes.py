@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from dreamkit.checkpoints.components import component_records
@@ -14,10 +13,11 @@ from dreamkit.recipe.flat import flat
 from dreamkit.recipe.sections import Recipe
 from dreamkit.recipe.written import shown_setting
 from dreamkit.registry.registry import Registry
+from dreamkit.runs.record import LIBRARIES, installed_version
 from dreamkit.training.same_run import data_paths
 
 # Packages that decide what a step computes, or how processes divide it.
-PACKAGES: Final = ("dreamkit-core", "torch", "transformers", "diffusers", "peft", "accelerate", "safetensors")
+PACKAGES: Final = (*LIBRARIES, "accelerate", "safetensors")
 MOST_LINES: Final = 20  # of a message
 
 
@@ -34,7 +34,7 @@ def require_same_start(recipe: Recipe, registry: Registry, *, resume: bool, chan
     records = component_records(recipe, registry).values()
     names = {*PACKAGES, *(record["distribution"] for record in records)}
     _require_same(
-        {name: _version(name) for name in names},
+        {name: installed_version(name) or "not installed" for name in names},
         "expected the same packages in all processes of a run; install the same versions on each machine",
     )
     paths = data_paths(recipe)
@@ -89,10 +89,3 @@ def _require_same(
     if ranks:
         lines = [f"{difference} (rank {number})" for (_, difference), number in ranks.items()]
         raise TrainingError(f"{expectation}:\n" + "\n".join(first_lines(lines, MOST_LINES)))
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "not installed"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dreamkit.data.batch import Batch
+from dreamkit.data.skipped import Skipped
 from dreamkit.data.updates import Updates
 from dreamkit.data.workers import original_errors
 from dreamkit.training.agreement import Agreement
@@ -59,23 +60,17 @@ class StepReader:
             TrainingError: too many documents are bad.
         """
 
-        def next_update() -> list[Batch]:
-            with original_errors():
-                return next(updates)
-
         with self.data_wait.waiting():  # the processes meet here: for the slowest one's data, too
-            batches, skipped, numbers = self.agreement.call(
-                next_update,
-                remarks=lambda batches: [document for batch in batches for document in batch.skipped],
-                numbers=lambda batches: [len(batches), *_counts(batches), float(is_written)],
+            batches, skipped, numbers = read_update(
+                updates,
+                self.agreement,
+                lambda: self.idle,
+                numbers=lambda batches: [*_counts(batches), float(is_written)],
             )
         self.skipped.add(step, skipped, sum(batch.cut for batch in batches))
         if (error := self.skipped.limit_error(step)) is not None:
             self.agreement.stop(error)
-        passes, labels, draws, are_written = zip(*numbers, strict=True)
-        # Under FSDP, all processes run the same forward passes: a part that one skips would wait forever.
-        while len(batches) < max(passes):
-            batches.append(self.idle)
+        labels, draws, are_written = zip(*numbers, strict=True)
         counts = torch.tensor([sum(labels), sum(draws)], dtype=batches[0].counts.dtype)
         return ReadStep(batches, counts, all(are_written))
 
@@ -83,6 +78,36 @@ class StepReader:
     def idle(self) -> Batch:
         """A batch of no document."""
         return self.updates.collator.collate([])
+
+
+def read_update(
+    updates: Iterator[list[Batch]],
+    agreement: Agreement,
+    idle: Callable[[], Batch],
+    numbers: Callable[[list[Batch]], list[float]] = lambda batches: [],
+) -> tuple[list[Batch], list[Skipped], list[list[float]]]:
+    """Return the next batches of this process, and skipped documents and `numbers` of the batches of each process.
+
+    Under FSDP, all processes run the same forward passes: a part that one skips would wait forever. So a process with
+    fewer batches than another one gets `idle()` for the others. Every process must call this function.
+
+    Raises:
+        Interrupted: a signal came, in any process.
+        DocumentError: a document cannot be read.
+    """
+
+    def next_update() -> list[Batch]:
+        with original_errors():
+            return next(updates)
+
+    batches, skipped, every = agreement.call(
+        next_update,
+        remarks=lambda batches: [document for batch in batches for document in batch.skipped],
+        numbers=lambda batches: [len(batches), *numbers(batches)],
+    )
+    most = max(int(passes) for passes, *_ in every)
+    padding = [idle() for _ in range(most - len(batches))]
+    return [*batches, *padding], skipped, [own for _, *own in every]
 
 
 def _counts(batches: Sequence[Batch]) -> list[float]:

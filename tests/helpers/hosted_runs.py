@@ -55,8 +55,10 @@ def fail(fault: str, out: Path, rank: int) -> None:
     match fault:
         case "packages":
             versions = {"torch": "1.0"} if is_other else {}
-            real = same_processes.version
-            with patch.object(same_processes, "version", lambda name: versions.get(name) or real(name)):
+            real = same_processes.installed_version
+            with patch.object(
+                same_processes, "installed_version", lambda name: versions.get(name) or real(name)
+            ):
                 train(out)
         case "settings":
             train(out, learning_rate=0.5 if is_other else 0.25)
