@@ -16,5 +16,5 @@ def fit_quantized(fit: Fit, model: ModelSection) -> None:
             fit.problem(
                 "train.trainable",
                 f"'{part}' has quantized weights ({place}), which cannot be trained; remove it here and train an "
-                f"adapter (model.adapters), or remove quantize",
+                "adapter (model.adapters), or remove quantize",
             )

@@ -15,9 +15,8 @@ from dreamkit.recipe.sections import TrainSection
 
 EMA: Final = "ema"  # the moving average of the parameter
 STEP: Final = "step"  # number of steps that changed the parameter
-CODES: Final = (
-    ".codes"  # behind the name of an 8-bit tensor, whose values are `codes` times the `scale` of their block
-)
+# Behind the name of an 8-bit tensor, whose values are `codes` times the `scale` of their block.
+CODES: Final = ".codes"
 SCALE: Final = ".scale"
 MOMENTS: Final = ("exp_avg", "exp_avg_sq")  # running means of the gradient and of its square
 LEAST_8BIT: Final = 4096  # values of a tensor whose state has 8 bits, as in torchao and bitsandbytes

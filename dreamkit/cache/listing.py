@@ -47,7 +47,8 @@ class ImageList:
         keys = {table: b64decode(text) for table, text in content["keys"].items()}
         images: Any = {
             table: {
-                keys[table][KEY_BYTES * row :][:KEY_BYTES]: document for row, document in enumerate(documents)
+                keys[table][KEY_BYTES * row : KEY_BYTES * (row + 1)]: document
+                for row, document in enumerate(documents)
             }
             for table, documents in content["documents"].items()
         }

@@ -19,9 +19,11 @@ def write_skipped(path: Path, documents: Iterable[Skipped]) -> None:
     """
     with writing(path):
         path.unlink(missing_ok=True)  # of a command that was killed
-        for document in documents:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(_line(document))
+        lines = map(_line, documents)
+        if (first := next(lines, None)) is not None:
+            with path.open("w", encoding="utf-8") as file:
+                file.write(first)
+                file.writelines(lines)
 
 
 def _line(document: Skipped) -> str:

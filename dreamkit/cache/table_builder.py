@@ -18,9 +18,8 @@ from dreamkit.data.sequence import blank_picture
 from dreamkit.model.model import DreamModel
 from dreamkit.parts.precision import computing_in
 
-PIXELS: Final = (
-    "pixels"  # the preprocessed tensor that a part computes from; other tensors are stored as they are
-)
+# The preprocessed tensor that a part computes from; other tensors are stored as they are.
+PIXELS: Final = "pixels"
 
 Preprocess: TypeAlias = Callable[[Sequence[Picture]], Any]  # of a vision encoder or an image decoder
 

@@ -101,14 +101,13 @@ class Unfinished:
             CacheError: it is of another recipe, other data or other weights, or damaged.
         """
         manifest = CacheManifest.read(self.out)
-        now = {"data": description["data"], "tables": description["tables"]}
-        tables = {table: now["tables"].get(table) for table in manifest.tables}
-        lines = [*_data_differences(manifest.data, now["data"], "in the cache")]
+        now = description["tables"]
+        lines = [*_data_differences(manifest.data, description["data"], "in the cache")]
         for table, record in manifest.tables.items():
-            if tables[table] is None:
-                lines.append(f"tables: {table} in the cache, and not now")
+            if table in now:
+                lines += identity_differences(PART_OF[table], record["identity"], now[table]["identity"])
             else:
-                lines += identity_differences(PART_OF[table], record["identity"], tables[table]["identity"])
+                lines.append(f"tables: {table} in the cache, and not now")
         if lines:
             listed = "".join(f"\n  {line}" for line in lines)
             raise CacheError(

@@ -188,7 +188,7 @@ def plan(
         ]:
             raise DreamkitError(
                 f"expected --devices alone, got {' and '.join(given)}, too; --devices proposes settings; to "
-                f"plan the recipe as it is, leave it out"
+                "plan the recipe as it is, leave it out"
             )
         propose_settings(
             recipe,

@@ -58,10 +58,8 @@ def propose_settings(
             loaded, registry, limit, devices=devices, machines=machines, images=images, on_plan=show
         )
     name = file or Path("fit.yaml")
-    text, command = (
-        overlay(proposal, recipe, overrides, name),
-        train_command(proposal, recipe, overrides, name),
-    )
+    text = overlay(proposal, recipe, overrides, name)
+    command = train_command(proposal, recipe, overrides, name)
     if file is not None:
         write_text(file, text)
     if as_json:

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BLOCK: Final = 64  # weights of one scale in nf4, as in QLoRA
-_CHUNK: Final = (
-    2**20
-)  # weights to quantize at once: on a CPU, bitsandbytes needs some twenty bytes for each meanwhile
+# Weights to quantize at once: on a CPU, bitsandbytes needs some twenty bytes for each meanwhile.
+_CHUNK: Final = 2**20
 _LARGEST: Final = 127  # of a symmetric int8
 
 

@@ -11,7 +11,7 @@ RULES: Final = """
 main { max-width: 82rem; padding-top: 1.75rem; }
 header { display: flex; flex-wrap: wrap; gap: .25rem 1rem; align-items: baseline; }
 h2 { margin-top: 2.25rem; }
-a { color: var(--link, var(--read)); }
+a { color: var(--read); }
 .state { padding: .1rem .7rem; border: 1px solid currentColor; border-radius: 1rem; font-size: .9rem; font-weight: 600;
   white-space: nowrap; }
 .running { color: var(--read); background: var(--read-back); }
@@ -32,7 +32,6 @@ pre { margin: .5rem 0 0; overflow-x: auto; font: .82rem/1.5 ui-monospace, monosp
 .list th, .list td { padding: .25rem .9rem .25rem 0; border-top: 1px solid var(--rule); text-align: left;
   vertical-align: top; overflow-wrap: anywhere; }
 .list thead th { border: 0; color: var(--soft); font-weight: 400; }
-.list .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 h3 { margin: 1.25rem 0 .25rem; font-size: 1rem; overflow-wrap: anywhere; }
 """
 
