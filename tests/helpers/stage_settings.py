@@ -57,6 +57,7 @@ def _cell(stage: str, devices: int, memory: str) -> str:
 
 
 if __name__ == "__main__":
+    new = table()
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}{BEGIN}\n{new}\n{END}{after}", encoding="utf-8")
