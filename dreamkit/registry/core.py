@@ -45,7 +45,11 @@ def dreamkit_commands() -> Sequence[Component]:
         Component("plugins", "dreamkit.cli.looking:plugins", "List components and broken plug-ins."),
         Component("recipes", "dreamkit.cli.looking:recipes", "List the shipped recipes."),
         Component("check", "dreamkit.cli.looking:check", "Check a recipe without loading any weights."),
-        Component("plan", "dreamkit.cli.looking:plan", "Print shapes, parameters, memory and FLOPs."),
+        Component(
+            "plan",
+            "dreamkit.cli.looking:plan",
+            "Print shapes, parameters, memory and FLOPs, or propose settings that fit.",
+        ),
         Component("data check", "dreamkit.cli.data_commands:check", "Check the data of a recipe."),
         Component(
             "data preview",

@@ -121,7 +121,7 @@ def test_commands_in_the_docs_and_their_options_exist() -> None:
     for page in PAGES:
         text = page.read_text()
         for block in (*blocks(text, "sh"), *blocks(text, "console")):
-            for name, rest in re.findall(rf"dreamkit ({NAME})(.*)", block):
+            for name, rest in re.findall(rf"dreamkit ({NAME})\b(?!')(.*)", block):
                 name = full_name(name)
                 assert name in COMMANDS, f"{page.name}: dreamkit {name}"
                 known = {option for parameter in COMMANDS[name].params for option in parameter.opts}

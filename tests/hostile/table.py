@@ -63,6 +63,7 @@ FEW: Final = ("--max-tokens", "3", "--max-images", "1", "--steps", "1")
 WITH_IMAGE: Final = (CHECKPOINT, "<image>", "--image", "data/red.png")
 AGAIN: Final = (CHECKPOINT, "a", "--overwrite")
 TESTED: Final = (PLUGIN.replace("_", "-"), "--quick", "--check", "determinism")
+DEVICES: Final = ("--devices", "2", "--memory", "1GiB")
 HEALTH: Final = (0, 1, 2)  # with 1, these commands report a broken plug-in or a check that fails
 
 
@@ -83,7 +84,8 @@ ROWS: Final = (
     Row("parts", "check", ("recipe.yaml",), (*CONFIGS, *LANGUAGE), 160),
     Row("timm", "check", ("recipe.yaml", TIMM), ("parts/timm/config.json",), 40),
     Row("cache", "check", ("recipe.yaml", "train.cache=cache"), ("cache/cache.json",), 30),
-    Row("recipes and parts", "plan", ("recipe.yaml", "--json"), (*RECIPES, *CONFIGS), 20),
+    Row("recipes and parts", "plan", ("recipe.yaml", "--json"), (*RECIPES, *CONFIGS), 15),
+    Row("proposal", "plan", ("recipe.yaml", *DEVICES, "--write", f"{OUT}.yaml"), RECIPES, 5),
     Row("data", "data check", ("recipe.yaml",), DATA, 40),
     Row("data", "data preview", ("recipe.yaml", "--out", OUT), DATA, 40),
     Row("recipes", "train", ("recipe.yaml", "--out", OUT), RECIPES, 15),

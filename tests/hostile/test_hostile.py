@@ -31,7 +31,8 @@ WHOLE_OR_NOT = (
     "import-published",
     "merge-adapters",
     "new-plugin",
-)  # write a folder only when they succeed
+    "plan",
+)  # write only when they succeed
 CLEAR_SCREEN = "\x1b[2J"  # among the mutations
 
 
@@ -60,12 +61,13 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         gc.unfreeze()
 
 
-def remove(path: Path) -> None:
+def remove(out: Path) -> None:
     """Remove the file or folder that a command wrote, if it did."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    for path in (out, out.with_suffix(".yaml")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -87,7 +89,7 @@ def arranged(row: Row, root: Path, example: Example | None = None) -> Iterator[l
             stack.enter_context(mutated(path, mutation))
             if row.verified is not None and example.has_right_hash:
                 stack.enter_context(right_hash(root / row.verified, path))
-        yield [*row.command.split(), *(str(out) if word == OUT else word for word in row.arguments)]
+        yield [*row.command.split(), *(word.replace(OUT, str(out)) for word in row.arguments)]
 
 
 def assert_harmless(row: Row, root: Path, outcome: Outcome) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shlex
 from dataclasses import replace
@@ -18,17 +17,17 @@ from typer.testing import CliRunner
 import alive
 import fitted_peaks
 import tiny
-from alive import ALL, DEEP, WIDE
+from alive import ALL, DEEP, JOINTS, WIDE
 from dreamkit.cli import app
 from dreamkit.errors import DreamkitError
 from dreamkit.plan import plan as planning
+from dreamkit.plan.memory import Device
 from dreamkit.plan.plan import plan
-from dreamkit.plan.proposal import Proposal, fastest, merged, propose, row_numbers, usable
+from dreamkit.plan.proposal import QUANTIZE, Proposal, propose, row_numbers, usable
 from dreamkit.plan.trials import USABLE, changed, largest
 from dreamkit.recipe.loading import load_recipe
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
-from processes import run_in_two
 
 REGISTRY = Registry.load()
 TOLERANCE = 0.15
@@ -40,10 +39,9 @@ def recipe() -> Recipe:
     return alive.recipe(SMALL)
 
 
-def peak(recipe: Recipe, devices: int = 1, **train: Any) -> int:
-    return plan(
-        replace(recipe, train=replace(recipe.train, **train)), REGISTRY, processes=devices
-    ).memory.peak
+def peak(recipe: Recipe, devices: int = 1, device: Device = "cuda", **train: Any) -> int:
+    with_settings = replace(recipe, train=replace(recipe.train, **train))
+    return plan(with_settings, REGISTRY, processes=devices, device=device).memory.peak
 
 
 def proposed(recipe: Recipe, most: int, devices: int = 1, **options: Any) -> Proposal:
@@ -88,30 +86,6 @@ def test_four_plans_find_the_rows_if_memory_grows_in_a_line(
     assert len(asked) <= 4
 
 
-@given(
-    st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=3), min_size=1, max_size=4), st.integers(0, 40)
-)
-def test_the_first_combination_that_fits_is_found_by_few_trials(
-    savings: list[list[int]], needed: int
-) -> None:
-    """Each option saves as much as the one before it and some more."""
-    choices = [
-        [{f"{number}": saved} for saved in itertools.accumulate(each)] for number, each in enumerate(savings)
-    ]
-    asked = []
-
-    def fits(chosen: Any) -> bool:
-        asked.append(chosen)
-        return sum(chosen.values()) >= needed
-
-    expected = next(
-        (each for each in map(merged, itertools.product(*choices)) if sum(each.values()) >= needed),
-        merged(options[-1] for options in choices),
-    )
-    assert fastest(choices, fits) == expected
-    assert len(asked) <= 1 + sum(len(options) - 1 for options in choices)
-
-
 def test_a_recipe_that_fits_keeps_its_settings_and_runs_one_pass(recipe: Recipe) -> None:
     found = proposed(recipe, 10**12)
     assert found.changes == {"train.micro_batch": 4} and found.plan.passes == 1
@@ -145,6 +119,16 @@ def test_the_host_is_used_last_and_weights_that_cannot_fit_cost_no_plan_of_a_ste
     assert found.changes["train.cpu_offload"] is True and found.plan.memory.on_host > found.usable
     steps = [trial for trial in found.trials if trial.is_step]
     assert measured.call_count == len(steps) + 1 < len(found.trials)  # one is the expected peak
+
+
+def test_a_frozen_language_model_is_quantized_before_the_host_is_used() -> None:
+    frozen = alive.recipe(SMALL | {"trainable": JOINTS, "precision": "bfloat16"}, **DEEP)
+    int8, whole = (
+        least_peak(changed(frozen, {QUANTIZE: kind}), gradient_checkpointing=True) for kind in ("int8", None)
+    )
+    found = proposed(frozen, (int8 + whole) // 2)
+    assert found.changes[QUANTIZE] == "int8" == found.recipe.model.language_model.quantize
+    assert not found.recipe.train.cpu_offload
 
 
 def test_settings_of_the_recipe_and_of_the_command_line_stay(tmp_path: Path) -> None:
@@ -276,22 +260,21 @@ def test_a_proposal_takes_the_memory_of_a_real_step(recipe: Recipe, tmp_path: Pa
 
 
 @pytest.mark.full
-def test_proposals_take_the_memory_of_real_processes(tmp_path: Path) -> None:
-    """One has as many rows as fit without gradient checkpointing, the other one has it and more rows."""
-    wide = alive.recipe(SMALL | {"global_batch": 8}, **DEEP)
-    sizes = [
-        peak(wide, devices=2, sharding="full", micro_batch=1),
-        peak(wide, devices=2, sharding="full", micro_batch=2, gradient_checkpointing=True),
-    ]
-    found = {
-        name: proposed(wide, size, devices=2, device="cpu") for name, size in zip("ab", sizes, strict=True)
-    }
-    assert [each.recipe.train.sharding for each in found.values()] == ["full", "full"]
-    assert [each.recipe.train.gradient_checkpointing for each in found.values()] == [False, True]
-    recipes = {name: each.recipe.to_dict() for name, each in found.items()}
-    (tmp_path / fitted_peaks.RECIPES).write_text(json.dumps(recipes))
-    run_in_two(fitted_peaks.__file__, tmp_path)
-    real = json.loads((tmp_path / fitted_peaks.PEAKS).read_text())
-    for name, each in found.items():
-        print(f"{each.changes}: {each.plan.memory.peak / real[name]:.3f} of {real[name]}")
-        assert abs(each.plan.memory.peak / real[name] - 1) <= TOLERANCE
+@pytest.mark.parametrize(
+    ("devices", "shape"),
+    [
+        (1, {"micro_batch": 4}),
+        (2, {"sharding": "full", "micro_batch": 2}),
+        (2, {"sharding": "full", "micro_batch": 4, "gradient_checkpointing": True}),
+    ],
+    ids=["one process", "sharded", "sharded, with gradient checkpointing"],
+)
+def test_a_proposal_takes_the_memory_of_real_processes(
+    devices: int, shape: dict[str, Any], tmp_path: Path
+) -> None:
+    large = alive.recipe(SMALL | {"global_batch": 8, "max_length": 512}, **fitted_peaks.LARGE)
+    found = proposed(large, peak(large, devices, device="cpu", **shape), devices=devices, device="cpu")
+    assert {key: getattr(found.recipe.train, key) for key in shape} == shape
+    for real in fitted_peaks.measure(found.recipe, devices, tmp_path):
+        print(f"{found.changes}: {found.plan.memory.peak / real:.3f} of {real}")
+        assert abs(found.plan.memory.peak / real - 1) <= TOLERANCE
