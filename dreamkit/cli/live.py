@@ -55,8 +55,9 @@ def write_document(
 ) -> str:
     """Continue `prompt`; write its images and a page of the whole document to the folder `out`.
 
-    `settings` are those of `DreamModel.generate`; the model is put `to` a device. With `overwrite`, an earlier document in `out` is replaced; other
-    files stay. The files appear at the end, all together. Return the reason why the document ended.
+    `settings` are those of `DreamModel.generate`; the model is put `to` a device. With `overwrite`, an earlier document
+    in `out` is replaced; other files stay. The files appear at the end, all together. Return the reason why the
+    document ended.
 
     An interrupt during the generation writes the page of what was made so far, if that is anything.
 

@@ -234,7 +234,10 @@ def generate(
         float | None, typer.Option(callback=check_setting, help="0 always takes the most likely token")
     ] = None,
     device: Annotated[
-        str, typer.Option(metavar="[auto|cuda|mps|cpu]", help="auto: the first of cuda, mps and cpu that is there")
+        str,
+        typer.Option(
+            metavar="[auto|cuda|mps|cpu]", help="auto: the first of cuda, mps and cpu that is there"
+        ),
     ] = "auto",
     dtype: Annotated[
         str,

@@ -12,9 +12,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 
-def keep_float32(
-    tensors: Iterable[Tensor], change: Callable[[Tensor], Tensor]
-) -> Callable[[Tensor], Tensor]:
+def keep_float32(tensors: Iterable[Tensor], change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Return `change`, for `nn.Module._apply`, altered to keep these `tensors` in float32 or more."""
     protected = {id(tensor) for tensor in tensors}
 

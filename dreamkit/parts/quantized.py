@@ -39,7 +39,6 @@ class QuantizedLinear(nn.Linear):
 
     packed: Tensor
     scales: Tensor
-    like: Tensor  # empty, of the type that the layer was cast to
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None, kind: str) -> None:
         """Pack `weight` (out, in), of any floating-point type."""
@@ -51,7 +50,7 @@ class QuantizedLinear(nn.Linear):
             packed, scales = _pack(weight.detach(), kind)
         self.register_buffer("packed", packed, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
-        self.register_buffer("like", scales.new_empty(0), persistent=False)
+        self.dtype = scales.dtype  # type that the layer was cast to
 
     @classmethod
     def of(cls, layer: nn.Linear, kind: str) -> Self:
@@ -66,10 +65,11 @@ class QuantizedLinear(nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]  # libraries read it, and some only its type
         """The restored weights (out, in) in the type that the layer was cast to, computed at each access."""
-        return self.restored(self.like.dtype)
+        return self.restored(self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Apply `fn` to the tensors; the magnitudes stay in float32 or more."""
+        self.dtype = fn(self.scales.new_empty(0, dtype=self.dtype)).dtype
         return super()._apply(keep_float32([self.scales], fn), recurse)
 
     @torch.no_grad()

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 _setup_privateuseone_for_python_backend()
 DEVICE = torch.device("privateuseone", 0)
@@ -62,7 +62,9 @@ class SecondDevice(TorchDispatchMode):
         target = kwargs.get("device")
         is_there = bool(there) if target is None else torch.device(target).type == DEVICE.type
         if func not in _COPIES and there:
-            here = [t for t in tensors if not isinstance(t, _Elsewhere) and t.dim() and t.device.type == "cpu"]
+            here = [
+                t for t in tensors if not isinstance(t, _Elsewhere) and t.dim() and t.device.type == "cpu"
+            ]
             assert not here, f"{func}: tensors of two devices, of shapes {[tuple(t.shape) for t in tensors]}"
         if target is not None:
             kwargs["device"] = torch.device("cpu")

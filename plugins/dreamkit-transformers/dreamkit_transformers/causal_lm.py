@@ -261,7 +261,9 @@ class CausalLM(TokenAddingModel):
         """
         for module in self.model.modules():
             computed = module._non_persistent_buffers_set
-            yield from (buffer for name, buffer in module._buffers.items() if name in computed and buffer is not None)
+            yield from (
+                buffer for name, buffer in module._buffers.items() if name in computed and buffer is not None
+            )
 
     def enable_gradient_checkpointing(self) -> None:
         # The library's own checkpointing works only in training mode. A frozen model is in evaluation mode, but
