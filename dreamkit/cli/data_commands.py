@@ -21,7 +21,7 @@ def check(
         str | None,
         typer.Option(
             metavar="RECIPE|PATH",
-            help="held-out data, none of whose images and texts the training data may have",
+            help="held-out data besides the recipe's, none of whose images and texts the training data may have",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
@@ -30,7 +30,7 @@ def check(
 
     Opens every data set, reads a sample of its documents with their images, and converts them to tokens. Prints what
     the documents hold, and how they fill the rows of a batch. Then prints every problem: what `train` would refuse or
-    skip, and with --held-out the documents that are held out, too. Exits with code 2 if there is one. Loads no weights.
+    skip, and the documents that are held out, too. Exits with code 2 if there is one. Loads no weights.
 
     Example: dreamkit data check digits/stage2 --samples 50
     """

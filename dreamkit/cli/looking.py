@@ -132,7 +132,7 @@ def plan(
         typer.Option(
             min=1,
             help="propose settings that fit into the --memory of each of this number of devices, in place of the "
-            "recipe's: sharding, micro batch, gradient checkpointing, precision, offloading",
+            "recipe's: sharding, micro batch, gradient checkpointing, precision, quantization, offloading",
         ),
     ] = None,
     machines: Annotated[

@@ -53,10 +53,11 @@ def check_data(
 ) -> DataReport:
     """Open every data set of a recipe, and read `samples` documents of each at even distances; None reads all.
 
-    `held_out` is a recipe or a path, as for `open_held_out`. No weights are read.
+    Documents are compared with those of `recipe.held_out`, and of `held_out`: a recipe or a path, as for
+    `open_held_out`. No weights are read.
     """
     check = _DataCheck(recipe, registry, samples, on_progress)
-    contents = None if held_out is None else check.read_held_out(held_out)
+    contents = check.read_held_out(held_out)
     sources = check.read_sources(contents)
     packing = check.pack()
     return DataReport(
@@ -78,8 +79,11 @@ class _DataCheck:
         self.recipe, self.registry = recipe, registry
         self.samples, self.on_progress = samples, on_progress
         fitted = fit(recipe, registry)
-        inputs = open_inputs(recipe, registry, with_init=False, language=fitted.language_model)
+        inputs = open_inputs(
+            recipe, registry, with_init=False, with_held_out=True, language=fitted.language_model
+        )
         self.datasets = [dataset or self.reopened(number) for number, dataset in enumerate(inputs.datasets)]
+        self.held_out = inputs.held_out
         self.notes = list(inputs.notes)
         self.problems = [*fitted.problems, *inputs.problems]
         self.opening_problems = len(self.problems)
@@ -147,29 +151,37 @@ class _DataCheck:
                 self.problem(key, f"document {number}: {describe_error(error)}")
             yield number, document
 
-    def read_held_out(self, name: str) -> HeldOut | None:
-        """Return the contents of held-out data; what cannot be read is a problem."""
-        try:
-            contents = HeldOut(open_held_out(name, self.recipe, self.registry))
-        except RecipeError as error:
-            self.problems += error.problems
-            return None
-        except Exception as error:  # the code of a plug-in may fail in any way
-            self.problem(HELD_OUT, describe_error(error))
-            return None
-        for index, dataset in enumerate(contents.datasets):
+    def read_held_out(self, name: str | None) -> HeldOut | None:
+        """Return the contents of held-out data: the recipe's, and that of `name`; what cannot be read is a problem."""
+        named = [] if name is None else self.opened(name)
+        keyed = [
+            (f"held_out.{number}", each) for number, each in enumerate(self.held_out) if each is not None
+        ]
+        keyed += [(HELD_OUT, dataset) for dataset in named]
+        contents = HeldOut([dataset for _, dataset in keyed])
+        for index, (key, dataset) in enumerate(keyed):
             numbers = self.chosen(len(dataset), None if self.samples is None else MOST_HELD_OUT)
             if len(numbers) < len(dataset):
                 size = count(f"{len(dataset):,}", "held-out document")
                 self.notes.append(f"note: compared with {len(numbers):,} of {size}; --all reads all of them")
-            for done, (number, document) in enumerate(self.documents(HELD_OUT, dataset, numbers), 1):
+            for done, (number, document) in enumerate(self.documents(key, dataset, numbers), 1):
                 self.on_progress("held-out documents", done, len(numbers))
                 try:
                     if document is not None:
                         contents.add(index, number, document)
                 except DocumentError as error:  # an image without a known range
-                    self.problem(HELD_OUT, str(error))
-        return contents
+                    self.problem(key, str(error))
+        return contents if keyed else None
+
+    def opened(self, name: str) -> Sequence[Dataset]:
+        """Return the held-out data sets of `name`; empty if they cannot be opened, which is a problem."""
+        try:
+            return open_held_out(name, self.recipe, self.registry)
+        except RecipeError as error:
+            self.problems += error.problems
+        except Exception as error:  # the code of a plug-in may fail in any way
+            self.problem(HELD_OUT, describe_error(error))
+        return ()
 
     def read_sources(self, contents: HeldOut | None) -> tuple[Source, ...]:
         """Read the sample of each data set; compare it with held-out contents."""

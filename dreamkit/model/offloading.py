@@ -16,7 +16,7 @@ from dreamkit.parts.part import Part
 HOST: Final = torch.device("cpu")
 # the methods that compute with a part's tensors, by the part's name
 METHODS: Final[dict[str, tuple[str, ...]]] = {
-    "language_model": ("embed", "forward", "final_norm", "head", "logits", "select_rows", "library_forward"),
+    "language_model": ("embed", "forward", "final_norm", "head", "logits", "library_forward"),
     "vision_encoder": ("forward", "library_forward"),
     "image_decoder": (
         *("posterior", "encode", "decode", "timesteps", "add_noise", "denoise", "loss", "library_forward"),

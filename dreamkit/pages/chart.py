@@ -196,8 +196,9 @@ def _log_ticks(low: float, high: float) -> Iterator[float]:
 
 
 def figure(value: float) -> str:
-    """Return a number with four digits."""
-    return f"{value:,.0f}" if value == int(value) and abs(value) < 10**9 else f"{value:.4g}"
+    """Return a number with four digits, or an integer with all: one of ten digits or more is "1.178G"."""
+    is_short = value == int(value) and abs(value) < 10**9
+    return f"{value:,.0f}" if is_short else short(value) if abs(value) >= 10**9 else f"{value:.4g}"
 
 
 def short(value: float) -> str:

@@ -5,6 +5,7 @@ Shape suffixes are those of `dreamkit.parts`.
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,14 +99,44 @@ class LanguageModel(PretrainedPart):
 
     @abstractmethod
     def new_cache(self) -> Any:
-        """Return an empty KV cache, which `forward` fills in place. Called only if `spec.cache` is true."""
+        """Return an empty KV cache, which `forward` fills in place. Called only if `spec.cache` is true.
+
+        The first call of `forward` decides its number of rows. Each later call has as many; a row without new tokens
+        gets padding, which leaves an empty slot. The methods below change the rows between calls.
+        """
 
     def select_rows(self, cache: Any, rows: Sequence[int]) -> bool:
-        """Keep only these rows of `cache`, in this order; return False if the part cannot, which is the default.
+        """Keep these rows of `cache`, in this order; return False, with `cache` unchanged, if the part cannot.
 
-        Generation drops the rows of finished documents. Rows that stay are computed on as padding.
+        A row that is named several times is copied. The memory of other rows is freed, and so are empty slots: a row
+        then has at most as many slots as the longest row has tokens. The default returns False. Generation then
+        computes rows of finished documents as padding.
         """
         return False
+
+    def join_rows(self, cache: Any, other: Any) -> bool:
+        """Append the rows of `other`; return False, with both unchanged, if the part cannot, which is the default.
+
+        A new cache takes over the rows of `other`. Shorter rows get empty slots, as few as `select_rows` leaves. The
+        caller does not use `other` again. If False, documents are computed in caches of their own.
+        """
+        return False
+
+    def truncate_rows(self, cache: Any, lengths: Sequence[int]) -> bool:
+        """Keep the first tokens of each row, as many as `lengths` names for it; a shorter row stays as it is.
+
+        Return False, with `cache` unchanged, if the part cannot, which is the default: recurrent states cannot be
+        taken back. The tokens are then computed again.
+        """
+        return False
+
+    def copy_cache(self, cache: Any) -> Any:
+        """Return a copy of `cache` that `forward` and the other methods change independently. The default is deep."""
+        return copy.deepcopy(cache)
+
+    def cache_bytes(self, cache: Any) -> int | None:
+        """Return the memory of `cache` in bytes; None if it is unknown, which is the default."""
+        return None
 
     @abstractmethod
     def forward(

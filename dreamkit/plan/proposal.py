@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from importlib.util import find_spec
+from itertools import chain, product
 from math import isqrt
 from typing import Any, Final
 
@@ -20,6 +21,9 @@ from dreamkit.registry.registry import Registry
 
 ROWS: Final = "train.micro_batch"
 EARLIER: Final = ("train.batch_size", "train.accumulation")
+QUANTIZE: Final = "model.language_model.quantize"
+# Bytes of a packed weight. Devices hold them whole, and other weights divided.
+PACKED: Final = {"int8": 1.0, "nf4": 0.5625}
 
 
 @dataclass(frozen=True)
@@ -132,10 +136,11 @@ class _Search:
 
     def proposal(self) -> Proposal:
         """Return the proposal, or raise an error if nothing fits."""
-        chosen = fastest([*_choices(self.recipe, self.devices, self.machines)], self._fits)
-        rows = self._most_rows(chosen)
-        if not rows:
+        combinations = map(merged, product(*_choices(self.recipe, self.devices, self.machines)))
+        chosen = next((each for each in combinations if self._fits(each)), None)
+        if chosen is None:
             raise DreamkitError(self._failure())
+        rows = self._most_rows(chosen)
         settings = {**chosen, ROWS: rows}
         changes = {key: value for key, value in settings.items() if value != _value(self.recipe, key)}
         return Proposal(
@@ -164,8 +169,6 @@ class _Search:
         return any(self._trial(settings, rows).fits for rows in ends)
 
     def _most_rows(self, settings: Settings) -> int:
-        if not self._fits(settings):
-            return 0
         most = self.rows[-1]
         if self._trial(settings, most).fits:
             return most
@@ -175,7 +178,9 @@ class _Search:
         """Return the message about the settings that need least."""
         least = min(self.tried.values(), key=lambda trial: trial.peak)
         plan, recipe = self.trials.plan(least.settings), changed(self.recipe, least.settings)
-        settings = " ".join(f"{key}={yaml_value(value)}" for key, value in least.settings.items())
+        settings = " ".join(
+            f"{key}={yaml_value(value)}" for key, value in least.settings.items() if value is not None
+        )
         why, *advice = memory_advice(plan, recipe, usable(self.memory), processes="--devices")
         return "\n".join(
             [
@@ -185,23 +190,6 @@ class _Search:
                 *advice,
             ]
         )
-
-
-def fastest(choices: Sequence[Sequence[Settings]], fits: Callable[[Settings], bool]) -> Settings:
-    """Return the first combination of options that fits, in the order of their product; the last one if none does.
-
-    Each list of `choices` has options that take less and less memory. The sum of their lengths bounds the calls of
-    `fits`, because each list is decided with the last options of those after it.
-    """
-    chosen = merged(options[0] for options in choices)
-    if fits(chosen):
-        return chosen
-    chosen = {}
-    for number, options in enumerate(choices):
-        most_saving = merged(options[-1] for options in choices[number + 1 :])
-        fitting = (each for each in options[:-1] if fits({**chosen, **each, **most_saving}))
-        chosen = {**chosen, **next(fitting, options[-1])}
-    return chosen
 
 
 def row_numbers(documents: int) -> list[int]:
@@ -216,7 +204,7 @@ def row_numbers(documents: int) -> list[int]:
 
 def yaml_value(value: object) -> str:
     """Return a scalar as a recipe writes it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _choices(recipe: Recipe, devices: int, machines: int) -> Iterator[Sequence[Settings]]:
@@ -227,8 +215,13 @@ def _choices(recipe: Recipe, devices: int, machines: int) -> Iterator[Sequence[S
     train = recipe.train
     precisions = ["float32", "bfloat16"] if train.precision == "float32" else [train.precision]
     shardings = ["none", *(["hybrid"] if 1 < machines < devices else []), "full"]
+    section = recipe.model.language_model
+    kinds: list[str | None] = [section.quantize]
+    if "language_model" not in train.trainable and section.quantize is None:
+        kinds += [kind for kind, size in PACKED.items() if size * devices < 4 and _is_installed(kind)]
     options: dict[str, list[Any]] = {
         "train.cpu_offload": [True] if train.cpu_offload else [False, True],
+        QUANTIZE: kinds,
         "train.precision": precisions,
         "train.gradient_checkpointing": [True] if train.gradient_checkpointing else [False, True],
         "train.sharding": shardings if devices > 1 else [train.sharding],
@@ -240,6 +233,10 @@ def _choices(recipe: Recipe, devices: int, machines: int) -> Iterator[Sequence[S
 def merged(settings: Iterable[Settings]) -> Settings:
     """Return all settings as one mapping."""
     return {key: value for each in settings for key, value in each.items()}
+
+
+def _is_installed(kind: str) -> bool:
+    return kind != "nf4" or find_spec("bitsandbytes") is not None
 
 
 def _value(recipe: Recipe, key: str) -> Any:

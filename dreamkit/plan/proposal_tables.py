@@ -9,7 +9,7 @@ from rich.table import Table
 
 from dreamkit.errors import count
 from dreamkit.plan.memory import layout_of
-from dreamkit.plan.proposal import Proposal, yaml_value
+from dreamkit.plan.proposal import QUANTIZE, Proposal, yaml_value
 from dreamkit.plan.sizes import format_bytes
 from dreamkit.plan.tables import LEFT_OUT, assumptions
 from dreamkit.plan.trials import USABLE
@@ -30,7 +30,9 @@ def _trials(proposal: Proposal) -> Table:
     """Return a table of the trials in their order, with the settings that differ among them."""
     trials = proposal.trials
     keys = [key for key in trials[0].settings if len({trial.settings[key] for trial in trials}) > 1]
-    table = Table(*(key.removeprefix("train.") for key in keys), box=None, pad_edge=False)
+    table = Table(
+        *(key.removeprefix("train.").removeprefix("model.") for key in keys), box=None, pad_edge=False
+    )
     table.add_column("peak", justify="right")
     table.add_column("")
     for trial in trials:
@@ -86,6 +88,11 @@ def _notes(proposal: Proposal) -> Iterator[str]:
         yield (
             "nothing fits in float32: bfloat16 rounds what a step computes, so the losses differ a little; to do "
             "without, add train.precision=float32"
+        )
+    if QUANTIZE in changes:
+        yield (
+            f"nothing fits with whole weights of the frozen language model: {changes[QUANTIZE]} changes its outputs a "
+            f"little; to do without, add {QUANTIZE}=null"
         )
     if proposal.recipe.train.cpu_offload:
         each = proposal.devices // proposal.machines

@@ -19,6 +19,7 @@ KNOWN: Final[Mapping[str, tuple[str, str]]] = {
     "steps_per_second": ("Steps per second", ""),
     "tokens_per_second": ("Tokens per second", ""),
     "images_per_second": ("Images per second", ""),
+    "memory": ("Memory", "peak bytes of a process"),
     "data_wait": ("Waiting for data", "share of the time, 0 to 1"),
 }
 HELD_OUT: Final = "held-out"

@@ -56,7 +56,7 @@ KINDS: Final[Mapping[str, PartKind]] = {
         "A language model",
         "a small transformer that writes bytes",
         "language_model",
-        ("blocks", "words", "weights"),
+        ("blocks", "cache", "words", "weights"),
     ),
     "projector": PartKind("projector", "A projector", "averages neighbouring tokens", "visual_projector"),
     "image-decoder": PartKind(

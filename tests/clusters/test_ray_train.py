@@ -90,4 +90,7 @@ def test_a_run_of_ray_train_has_the_losses_of_torchrun_and_goes_on_after_a_death
     )
     assert losses(out) == losses(alone)
     assert (out / "checkpoint").is_dir()
-    assert re.search(r"the process of rank 1 .* was killed by SIGKILL", output(folder))
+    # whoever sees the death first ends the other process: dreamkit there, or Ray
+    assert re.search(
+        r"the process of rank 1 .* was killed by SIGKILL|A worker died or was killed", output(folder)
+    )

@@ -237,6 +237,26 @@ def test_images_of_training_that_are_held_out_are_found_by_their_content(tmp_pat
     ]
 
 
+def test_the_held_out_section_of_a_recipe_is_compared_without_an_option(tmp_path: Path) -> None:
+    held = lines(
+        tmp_path / "h.jsonl", {"text": "seen"}, {"text": "new"}, {"text": "<image>", "images": ["no.png"]}
+    )
+    train = lines(tmp_path / "t.jsonl", {"text": "own"}, {"text": "Seen"}, {"text": "named"})
+    named = lines(tmp_path / "n.jsonl", {"text": "named"})
+    section = [{"name": "interleaved", "path": str(held)}]
+    evaluated = recipe(
+        [{"name": "interleaved", "path": str(train)}], held_out=section, train={"eval_every": 5}
+    )
+    report = check_data(evaluated, REGISTRY, held_out=str(named))
+    assert report.held_out == 3 and report.sources[0].duplicates == 2
+    missing, *shared = report.problems
+    assert missing.key == "held_out.0" and "no.png" in missing.message
+    assert [each.message for each in shared] == [
+        f"{train}:2: the same content is held out, as '{held}:1'; remove one of the two",
+        f"{train}:3: the same content is held out, as '{named}:1'; remove one of the two",
+    ]
+
+
 def test_texts_count_only_in_documents_without_images(tmp_path: Path) -> None:
     tiny.picture(0).save(tmp_path / "a.png")
     tiny.picture(1).save(tmp_path / "b.png")

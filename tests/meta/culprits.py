@@ -25,7 +25,7 @@ from meta.datasets import DATASET, MORE_DATASETS
 from meta.decoders import IMAGE_DECODER, ignores_extras
 from meta.language_models import (
     LANGUAGE_MODEL,
-    KeepsRows,
+    FixedRows,
     ends_before_the_answer,
     has_no_flags_in_prompts,
     ignores_cached_positions,
@@ -146,7 +146,7 @@ def swaps_channels(pixels_of, pictures):
 
 MORE_CULPRITS = [
     *MORE_DATASETS,
-    ("language_model", "cached_decoding", with_method(KeepsRows, "forward", ignores_cached_positions)),
+    ("language_model", "cached_decoding", with_method(FixedRows, "forward", ignores_cached_positions)),
     ("language_model", "embed_any_shape", with_method(Words, "embed", reverses_ids)),
     ("language_model", "chat_prompt", with_method(Words, "conversation", has_no_flags_in_prompts)),
     ("language_model", "chat_prompt", with_method(Vicuna, "conversation", ends_before_the_answer)),

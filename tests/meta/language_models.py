@@ -104,11 +104,40 @@ def ignores_spans(self, forward, embeds, positions, segments, cache=None, spans=
     return forward(embeds, positions, segments, cache)
 
 
-KeepsRows = with_method(Words, "select_rows", lambda self, select_rows, cache, rows: False)
+class FixedRows(Words):
+    """A language model whose rows stay."""
+
+    def select_rows(self, cache, rows):
+        return False
+
+    def join_rows(self, cache, other):
+        return False
+
+    def truncate_rows(self, cache, lengths):
+        return False
 
 
-def keeps_the_first_rows(self, select_rows, cache, rows):
-    return select_rows(cache, range(len(rows)))
+def copies_nothing(self, select_rows, cache, rows):
+    return select_rows(cache, list(dict.fromkeys(rows)))
+
+
+def loses_tokens_of_others(self, join_rows, cache, other):
+    self.truncate_rows(other, [length - 1 for length in other.lengths()])
+    return join_rows(cache, other)
+
+
+def keeps_one_token_less(self, truncate_rows, cache, lengths):
+    return truncate_rows(cache, [length - 1 for length in lengths])
+
+
+def truncates_and_refuses(self, truncate_rows, cache, lengths):
+    truncate_rows(cache, lengths)
+    return False
+
+
+def never_shrinks(self, cache_bytes, cache):
+    cache.peak = max(cache_bytes(cache), getattr(cache, "peak", 0))
+    return cache.peak
 
 
 LANGUAGE_MODEL = {
@@ -119,8 +148,13 @@ LANGUAGE_MODEL = {
     "padding_invariance": with_method(Words, "forward", attends_to_padding),
     "packing_invariance": with_method(Words, "forward", attends_to_other_documents),
     "document_attention": with_spec(with_method(Llama, "forward", ignores_spans), document_attention=True),
-    "cached_decoding": with_method(KeepsRows, "forward", attends_to_empty_slots),
-    "selected_rows": with_method(Llama, "select_rows", keeps_the_first_rows),
+    "cached_decoding": with_method(FixedRows, "forward", attends_to_empty_slots),
+    "selected_rows": with_method(Words, "select_rows", copies_nothing),
+    "joined_rows": with_method(Words, "join_rows", loses_tokens_of_others),
+    "truncated_rows": with_method(Words, "truncate_rows", keeps_one_token_less),
+    "copied_cache": with_method(Words, "copy_cache", lambda self, copy_cache, cache: cache),
+    "refused_rows": with_method(Words, "truncate_rows", truncates_and_refuses),
+    "cache_size": with_method(Words, "cache_bytes", never_shrinks),
     "embed_any_shape": with_method(Words, "embed", embeds_batches_only),
     "embedding_agrees": with_method(Words, "embedding", returns_a_wrong_scale),
     "head_agrees": with_method(Words, "logits", lambda self, logits, hidden: 1.01 * logits(hidden)),

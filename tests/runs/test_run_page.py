@@ -121,7 +121,7 @@ def test_a_running_page_has_its_figures_and_the_time_to_go(tmp_path: Path) -> No
     assert "step 10 of 100 (10 %) · 3 min to go · started 2026-01-02 03:04:05 UTC" in page.text
     labels = [each["aria-label"] for each in page.all("svg") if "aria-label" in each]
     names = [label.partition(" over steps: ")[0] for label in labels]
-    assert names == ["Loss", "Text loss", "Image loss", "Gradient norm", "Steps per second", "memory"]
+    assert names == ["Loss", "Text loss", "Image loss", "Gradient norm", "Steps per second", "Memory"]
     assert labels[1].endswith("training from 1 to 0.1; held-out from 0.3 to 0.3")
     assert labels[3].endswith("all from 2 to 2; vision from 1.5 to 1.5")
     assert "Always 0: cut." in page.text

@@ -1,28 +1,14 @@
-"""A block of a causal transformer, and its cache of keys and values.
+"""A block of a causal transformer.
 
 B rows, T tokens of this call, S tokens in the cache including these T, D width.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cache import Cache
+
 EPS = 1e-5  # of every RMS norm
-
-
-class Cache:
-    """The tensors of earlier calls by name: each block's keys and values, each token's position and segment.
-
-    Empty slots (segment -1) stay in the cache. No token attends to them, because no token has their segment.
-    """
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
-
-    def extend(self, name: str, new: Tensor) -> Tensor:
-        """Append `new` (B, T, ...) to the tensor `name`; return the whole tensor (B, S, ...)."""
-        self.tensors[name] = torch.cat([self.tensors[name], new], 1) if name in self.tensors else new
-        return self.tensors[name]
 
 
 class Block(nn.Module):

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from dreamkit import LanguageSpec, NormWeights, PartConfig
 
-from .blocks import EPS, Block, Cache
+from .blocks import EPS, Block
+from .cache import Cache, CachedRows
 from .weights import check_division, load_weights, read_sizes
 from .words import STD, Words, tokenizer_of
 
@@ -28,7 +29,7 @@ class Sizes:
         check_division(self, heads="dim")
 
 
-class NewPart(Words):
+class NewPart(CachedRows, Words):
     """A causal transformer between the embedding and the head of `Words`."""
 
     adapter_targets = ("qkv", "out", "up", "down")  # LoRA attaches to modules whose names end so
@@ -71,9 +72,6 @@ class NewPart(Words):
     @classmethod
     def from_pretrained(cls, config: Config) -> Self:
         return load_weights(cls(config), config)
-
-    def new_cache(self) -> Cache:
-        return Cache()
 
     def forward(
         self, embeds_BTD: Tensor, position_ids_BT: Tensor, segment_ids_BT: Tensor, cache: Cache | None = None

@@ -7,6 +7,7 @@ from dreamkit.testing.checks import (
     drawn_images as drawn_images,
     embedding_and_head as embedding_and_head,
     hidden_states as hidden_states,
+    kv_cache as kv_cache,
     learning as learning,
     making as making,
     objective as objective,

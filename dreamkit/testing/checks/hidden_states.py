@@ -1,4 +1,4 @@
-"""Checks of a language model's hidden states: which tokens see each other, in rows and in a cache.
+"""Checks of a language model's hidden states: which tokens see each other.
 
 B rows, T tokens of a row, D width.
 """
@@ -6,11 +6,9 @@ B rows, T tokens of a row, D width.
 from __future__ import annotations
 
 from itertools import accumulate, pairwise
-from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,7 +17,6 @@ from dreamkit.testing.check import cases, check
 from dreamkit.testing.expect import (
     expect_close,
     expect_finite,
-    expect_shape,
     expect_true,
 )
 from dreamkit.testing.part_subject import Case, Inputs, seeded, weighted_sum
@@ -149,79 +146,3 @@ def _flops(subject: LanguageSubject, documents: int, length: int) -> int:
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         subject.part(*inputs.values(), spans=[spans])
     return int(counter.get_total_flops())
-
-
-def _cannot_cache(subject: LanguageSubject) -> str | None:
-    return None if subject.part.spec.cache else "its spec has cache=False"
-
-
-calls = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)).filter(any), min_size=1, max_size=5)
-
-
-@check(KIND, unless=_cannot_cache, calls=calls, seed=seeds)
-def cached_decoding(subject: LanguageSubject, calls: list[tuple[int, int]], seed: int) -> None:
-    """Several calls with a cache give the hidden states of one full pass. `calls` lists the tokens of two rows in each.
-
-    The cache does not change what a model writes, even if another row of the batch advances more slowly.
-    """
-    part = subject.part
-    if subject.window:  # the following calls are then beyond the window
-        calls = [(subject.window, subject.window), *calls]
-    totals = [sum(call[row] for call in calls) for row in range(2)]
-    embeds = subject.embeds(2, max(totals), seed)
-    call_text = f"forward with a cache, tokens of two rows in each call: {calls}"
-    subject.call_text = call_text
-    with torch.no_grad():
-        pieces = _step_by_step(part, embeds, calls)
-    for row, total in enumerate(totals):
-        if total:
-            inputs = {"embeds": embeds[[row, row], :total], **positions([total], 2)}
-            whole = subject.call(part, inputs)[0]
-            subject.call_text = call_text
-            name = f"hidden of row {row}"
-            expect_close(torch.cat(pieces[row]), whole, f"{name} with a cache", f"{name} in one pass")
-
-
-def _step_by_step(part: Any, embeds: Tensor, calls: list[tuple[int, int]]) -> list[list[Tensor]]:
-    """Return the hidden states of each row's own tokens, call by call; the slower row leaves empty slots."""
-    cache, lengths = part.new_cache(), [0, 0]
-    pieces: list[list[Tensor]] = [[], []]
-    for call in calls:
-        width = max(call)
-        step_embeds = torch.ones(2, width, embeds.shape[-1])
-        position_ids, segment_ids = torch.zeros(2, width, dtype=torch.long), torch.full((2, width), -1)
-        for row, length in enumerate(call):
-            own = slice(lengths[row], lengths[row] + length)
-            step_embeds[row, :length] = embeds[row, own]
-            position_ids[row, :length] = torch.arange(own.start, own.stop)
-            segment_ids[row, :length] = 0
-            lengths[row] = own.stop
-        hidden = part(step_embeds, position_ids, segment_ids, cache)
-        expect_finite(expect_shape(hidden, "hidden", "(B, T, D)", step_embeds.shape), "hidden")
-        for row, length in enumerate(call):
-            pieces[row].append(hidden[row, :length])
-    return pieces
-
-
-@check(KIND, unless=_cannot_cache, lengths=st.tuples(*[st.integers(1, 4)] * 3), seed=seeds)
-def selected_rows(subject: LanguageSubject, lengths: tuple[int, int, int], seed: int) -> None:
-    """A cache with rows that `select_rows` keeps continues them as one full pass does; a part may keep all rows.
-
-    Generation computes nothing for documents that have ended.
-    """
-    part, rows = subject.part, [2, 0]
-    before, after = max(lengths), min(lengths)
-    embeds = subject.embeds(3, before + after, seed)
-    places = positions([before + after], 3)
-    subject.call_text = f"forward (T = {before}, 3 rows), select_rows(cache, {rows}), forward (T = {after})"
-    cache = part.new_cache()
-    with torch.no_grad():
-        part(embeds[:, :before], *(each[:, :before] for each in places.values()), cache)
-        if not part.select_rows(cache, rows):
-            return
-        hidden = part(embeds[rows, before:], *(each[rows, before:] for each in places.values()), cache)
-    expect_shape(hidden, "hidden", "(B, T, D)", (len(rows), after, part.spec.dim))
-    call_text = subject.call_text
-    whole = subject.call(part, {"embeds": embeds, **places})[rows, before:]
-    subject.call_text = call_text
-    expect_close(hidden, whole, "hidden after select_rows", "hidden in one pass")

@@ -28,9 +28,15 @@ from dreamkit_transformers.configs import load_weights, on_meta, random_model
 from dreamkit_transformers.description import LanguageConfig, ModelDescription, describe, source_folder
 from dreamkit_transformers.document_attention import use_document_attention
 from dreamkit_transformers.library_chat import LibraryChat, problem_of, turn_ends
-from dreamkit_transformers.masks import TokenCache
 from dreamkit_transformers.norms import as_rms_norm
-from dreamkit_transformers.text_decoder import decoder_of, new_cache, replaced_module, run_decoder
+from dreamkit_transformers.text_decoder import (
+    decoder_of,
+    new_cache,
+    replaced_module,
+    run_decoder,
+    truncate_rows,
+)
+from dreamkit_transformers.token_cache import TokenCache
 from dreamkit_transformers.tokenizers import is_of_release_0_1, save_tokenizer, special_ids
 
 if TYPE_CHECKING:
@@ -233,10 +239,20 @@ class CausalLM(TokenAddingModel):
         return new_cache(self.model.config, self.abilities.masks)
 
     def select_rows(self, cache: TokenCache, rows: Sequence[int]) -> bool:
-        if self.abilities.masks == "none":  # layers without attention have states of their own
-            return False
-        cache.select_rows(torch.tensor(rows, device=self.new_rows.device))
-        return True
+        if cache.has_slots:
+            cache.select(rows)
+        return cache.has_slots
+
+    def join_rows(self, cache: TokenCache, other: TokenCache) -> bool:
+        if cache.has_slots:
+            cache.join(other)
+        return cache.has_slots
+
+    def truncate_rows(self, cache: TokenCache, lengths: Sequence[int]) -> bool:
+        return truncate_rows(self.model.config, cache, lengths)
+
+    def cache_bytes(self, cache: TokenCache) -> int | None:
+        return cache.nbytes if cache.has_slots else None
 
     def forward(
         self,

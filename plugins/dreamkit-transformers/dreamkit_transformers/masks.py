@@ -1,4 +1,4 @@
-"""Attention masks from segments and positions, and the KV cache that records both.
+"""Attention masks from segments and positions.
 
 transformers would infer packing from positions that restart, which copies from device to host and does not work
 with a cache. It uses masks passed to it unchanged.
@@ -8,12 +8,12 @@ B rows, T tokens of this call, S tokens so far: those in the cache, then these T
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 SLIDING = "sliding_attention"  # the library's name for layers with a window
 
@@ -26,42 +26,6 @@ def window_of(config: PreTrainedConfig) -> int | None:
     known = any(field.name == "sliding_window" for field in fields(config))
     window: int | None = getattr(config, "sliding_window", None) if known else None
     return window
-
-
-@dataclass
-class TokenCache:
-    """Keys and values of every layer, and the position and segment of every slot (segment -1: empty).
-
-    `layers` keeps every token: the library's windowed caches would count empty slots, so the masks apply windows.
-    `embeds_BSD` has the inputs of all slots if the model's keys change when a document passes a length, else None.
-    """
-
-    layers: DynamicCache = field(default_factory=DynamicCache)
-    position_ids_BS: Tensor | None = None
-    segment_ids_BS: Tensor | None = None
-    embeds_BSD: Tensor | None = None
-
-    def extend(self, position_ids_BT: Tensor, segment_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Add T slots; return the positions and segments (B, S) of all slots."""
-        self.position_ids_BS = _joined(self.position_ids_BS, position_ids_BT)
-        self.segment_ids_BS = _joined(self.segment_ids_BS, segment_ids_BT)
-        return self.position_ids_BS, self.segment_ids_BS
-
-    def select_rows(self, rows_N: Tensor) -> None:
-        """Keep only the rows of these indices (N,), in this order."""
-        self.layers.batch_select_indices(rows_N)
-        for name in ("position_ids_BS", "segment_ids_BS", "embeds_BSD"):
-            if (tensor := getattr(self, name)) is not None:
-                setattr(self, name, tensor[rows_N])
-
-    def extend_embeds(self, embeds_BTD: Tensor) -> Tensor:
-        """Add the inputs of T slots; return those of all slots."""
-        self.embeds_BSD = _joined(self.embeds_BSD, embeds_BTD)
-        return self.embeds_BSD
-
-
-def _joined(earlier: Tensor | None, new: Tensor) -> Tensor:
-    return new if earlier is None else torch.cat([earlier, new], dim=1)
 
 
 def visible(

@@ -21,7 +21,6 @@ from dreamkit_transformers.adapter_layers import accepts_adapter, name_pattern
 from dreamkit_transformers.configs import on_meta, quiet_library, random_model
 from dreamkit_transformers.document_attention import replaced_attention
 from dreamkit_transformers.heads import logit_scales, named_soft_cap, soft_capped
-from dreamkit_transformers.masks import TokenCache
 from dreamkit_transformers.rope import UnsupportedRopeError, length_dependent, switch_length
 from dreamkit_transformers.small_configs import VOCABULARY, WINDOW, small_copies
 from dreamkit_transformers.text_decoder import (
@@ -33,6 +32,7 @@ from dreamkit_transformers.text_decoder import (
     replaced_module,
     run_decoder,
 )
+from dreamkit_transformers.token_cache import TokenCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -5,7 +5,7 @@ B rows, T tokens of this call, S tokens so far, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from dreamkit import Spans
-from dreamkit_transformers.masks import TokenCache, attention_masks
+from dreamkit_transformers.masks import attention_masks
 from dreamkit_transformers.rope import (
     check_length,
     document_lengths,
@@ -25,6 +25,7 @@ from dreamkit_transformers.rope import (
     passes_switch,
     switch_length,
 )
+from dreamkit_transformers.token_cache import TokenCache
 
 Masks = Literal["by type", "one", "none"]
 
@@ -83,6 +84,22 @@ def new_cache(config: Any, masks: Masks) -> TokenCache:
     """Return an empty KV cache for a decoder that respects `masks`."""
     # only the config's own cache holds the states of layers without attention; its windows count empty slots
     return TokenCache(DynamicCache(config=config)) if masks == "none" else TokenCache()
+
+
+def truncate_rows(config: Any, cache: TokenCache, lengths: Sequence[int]) -> bool:
+    """Keep the first tokens of each row; return False if the tokens that go have changed the keys of those that stay.
+
+    They have in recurrent states, and if a document passed the length at which the model's factors switch.
+    """
+    switch = switch_length(config)
+    if not cache.has_slots:
+        return False
+    if switch is not None:
+        pairs = zip(cache.lengths(), lengths, strict=True)
+        if any(before > switch >= after for before, after in pairs):
+            return False
+    cache.truncate(lengths)
+    return True
 
 
 def run_decoder(

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, strategies as st
 from transformers import Gemma3TextConfig, LlamaConfig
 
-from dreamkit_transformers.masks import TokenCache, attention_masks, visible
+from dreamkit_transformers.masks import attention_masks, visible
+from dreamkit_transformers.token_cache import TokenCache
 
 SLOTS = st.tuples(st.integers(0, 6), st.integers(-1, 2))  # position and segment
 

@@ -1,0 +1,137 @@
+"""The KV cache of a decoder of transformers, whose rows come and go.
+
+B rows, N rows to keep, T tokens of this call, S slots so far, W slots to keep, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+EMPTY = -1  # the segment of an empty slot
+
+
+class _Slots(NamedTuple):
+    """One tensor of the cache: the attribute `name` of `owner`, its dimension of slots, its value in an empty slot."""
+
+    owner: Any
+    name: str
+    dim: int
+    empty: int = 0
+
+    @property
+    def tensor(self) -> Tensor:
+        tensor: Tensor = getattr(self.owner, self.name)
+        return tensor
+
+    def padded(self, width: int) -> Tensor:
+        """Return the tensor with empty slots at the end, `width` slots in all."""
+        more = width - self.tensor.shape[self.dim]
+        return F.pad(self.tensor, (*[0, 0] * (-1 - self.dim), 0, more), value=self.empty)
+
+
+@dataclass
+class TokenCache:
+    """Keys and values of every layer, and the position and segment of every slot (segment -1: empty).
+
+    `layers` keeps every token: the library's windowed caches would count empty slots, so the masks apply windows.
+    `embeds_BSD` has the inputs of all slots if the model's keys change when a document passes a length, else None.
+    """
+
+    layers: DynamicCache = field(default_factory=DynamicCache)
+    position_ids_BS: Tensor | None = None
+    segment_ids_BS: Tensor | None = None
+    embeds_BSD: Tensor | None = None
+
+    def extend(self, position_ids_BT: Tensor, segment_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Add T slots; return the positions and segments (B, S) of all slots."""
+        self.position_ids_BS = _joined(self.position_ids_BS, position_ids_BT)
+        self.segment_ids_BS = _joined(self.segment_ids_BS, segment_ids_BT)
+        return self.position_ids_BS, self.segment_ids_BS
+
+    def extend_embeds(self, embeds_BTD: Tensor) -> Tensor:
+        """Add the inputs of T slots; return those of all slots."""
+        self.embeds_BSD = _joined(self.embeds_BSD, embeds_BTD)
+        return self.embeds_BSD
+
+    @property
+    def has_slots(self) -> bool:
+        """Flag: each layer has the keys and values of each slot; recurrent and windowed layers do not."""
+        return all(type(layer) is DynamicLayer for layer in self.layers.layers)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all tensors of a cache that has slots."""
+        return sum(slots.tensor.nbytes for slots in self._slots())
+
+    def lengths(self) -> list[int]:
+        """Return the number of tokens in each row; it waits for the device."""
+        return [] if self.segment_ids_BS is None else (self.segment_ids_BS != EMPTY).sum(1).tolist()
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order, and as many slots as the longest of them has tokens."""
+        if self.segment_ids_BS is None:
+            return
+        rows_N = torch.tensor(rows, dtype=torch.long, device=self.segment_ids_BS.device)
+        lengths = self.lengths()
+        width = max((lengths[row] for row in rows), default=0)
+        if width == self.segment_ids_BS.shape[1]:
+            for slots in self._slots():
+                setattr(slots.owner, slots.name, slots.tensor[rows_N])
+            return
+        # the tokens of each row first, in their order
+        is_empty_NS = (self.segment_ids_BS[rows_N] == EMPTY).long()
+        slots_NW = is_empty_NS.argsort(dim=1, stable=True)[:, :width]
+        for slots in self._slots():
+            kept = slots.tensor.movedim(slots.dim, 1)[rows_N[:, None], slots_NW]
+            setattr(slots.owner, slots.name, kept.movedim(1, slots.dim))
+
+    def join(self, other: TokenCache) -> None:
+        """Append the rows of `other`, and keep as many slots as the longest row has tokens."""
+        for each in (self, other):
+            each._drop_empty_slots()
+        if other.segment_ids_BS is None:
+            return
+        if self.segment_ids_BS is None:
+            vars(self).update(vars(other))
+            return
+        width = max(self.segment_ids_BS.shape[1], other.segment_ids_BS.shape[1])
+        for slots, others in zip([*self._slots()], [*other._slots()], strict=True):
+            setattr(slots.owner, slots.name, torch.cat([slots.padded(width), others.padded(width)]))
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Keep the first tokens of each row, as many as `lengths` has for it."""
+        if self.segment_ids_BS is None:
+            return
+        filled_BS = self.segment_ids_BS != EMPTY
+        lengths_B1 = torch.tensor(lengths, device=filled_BS.device)[:, None]
+        self.segment_ids_BS = self.segment_ids_BS.masked_fill(filled_BS.cumsum(1) > lengths_B1, EMPTY)
+        self._drop_empty_slots()
+
+    def _drop_empty_slots(self) -> None:
+        """Keep as many slots as the longest row has tokens."""
+        if self.segment_ids_BS is not None and max(self.lengths(), default=0) < self.segment_ids_BS.shape[1]:
+            self.select(range(len(self.segment_ids_BS)))
+
+    def _slots(self) -> Iterator[_Slots]:
+        """Yield the tensors that have slots."""
+        layers: list[Any] = self.layers.layers
+        for layer in layers:
+            if layer.is_initialized:
+                yield _Slots(layer, "keys", -2)
+                yield _Slots(layer, "values", -2)
+        ids = [_Slots(self, "position_ids_BS", -1), _Slots(self, "segment_ids_BS", -1, EMPTY)]
+        for slots in (*ids, _Slots(self, "embeds_BSD", -2)):
+            if getattr(self, slots.name) is not None:
+                yield slots
+
+
+def _joined(earlier: Tensor | None, new: Tensor) -> Tensor:
+    return new if earlier is None else torch.cat([earlier, new], dim=1)

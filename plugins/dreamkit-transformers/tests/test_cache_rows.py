@@ -1,0 +1,209 @@
+"""Rows of a KV cache that join, leave, are copied and cut: each continues as its document alone does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
+from torch import Tensor
+
+from dreamkit_transformers.causal_lm import CausalLM, LanguageConfig
+from dreamkit_transformers.families import Gemma, Mistral, Phi
+from dreamkit_transformers.llama import Llama
+from small_language import NEXT, make, positions
+
+SWITCH = 12  # tokens of a document before LongRoPE switches its factors
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [1.5, 4.0, 8.0, 16.0],
+    "original_max_position_embeddings": SWITCH,
+}
+LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4, "head_dim": 8}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+CASES: dict[str, Any] = {
+    "llama": lambda: make(Llama),
+    "mistral with a window": lambda: make(Mistral, sliding_window=4),
+    "gemma with types of layers": lambda: make(Gemma, model_type="gemma3_text", **LAYERS),
+    "phi with longrope": lambda: make(
+        Phi, original_max_position_embeddings=SWITCH, rope_parameters=LONGROPE, sliding_window=None
+    ),
+    "llama with dynamic frequencies": lambda: make(Llama, rope_parameters=DYNAMIC),
+    "bloom without masks": lambda: built(
+        {"model_type": "bloom", "hidden_size": 32, "n_head": 4, "n_layer": 2}
+    ),
+}
+TOLERANCES = {"bloom without masks": 1e-5}  # its softmax is in float32
+PARTS: dict[str, Any] = {}
+LONGEST = 40  # tokens of a document
+
+chunks = st.lists(st.integers(1, 9), min_size=1, max_size=3)
+numbers = st.integers(0, 99)
+steps = st.one_of(
+    st.tuples(st.just("arrive"), chunks),
+    st.tuples(st.just("write"), st.lists(st.integers(0, 3), min_size=1, max_size=4)),
+    st.tuples(st.just("leave"), numbers),
+    st.tuples(st.just("copy"), numbers),
+    st.tuples(st.just("cut"), st.tuples(numbers, numbers)),
+)
+
+
+def built(config: dict[str, Any]) -> Any:
+    torch.manual_seed(0)
+    return CausalLM.from_config(LanguageConfig(config=config)).eval()
+
+
+def part_of(name: str) -> Any:
+    """Return the part of a case in float64; hypothesis asks for it in each example."""
+    if name not in PARTS:
+        part = CASES[name]()
+        with torch.no_grad():
+            for parameter in part.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        PARTS[name] = part.double()
+    return PARTS[name]
+
+
+def batch_of(name: str) -> Batch:
+    return Batch(part_of(name), TOLERANCES.get(name, 1e-9))
+
+
+class Batch:
+    """The rows of a cache and the embeddings (T, D) of each row's document so far."""
+
+    def __init__(self, part: Any, tolerance: float) -> None:
+        self.part, self.cache, self.tolerance = part, part.new_cache(), tolerance
+        self.documents: list[Tensor] = []
+        one = part.new_cache()
+        part(self.random(1)[None], *positions(1), one)
+        self.slot_bytes = part.cache_bytes(one)
+
+    def random(self, tokens: int) -> Tensor:
+        return torch.randn(tokens, self.part.spec.dim, dtype=torch.float64)
+
+    def feed(self, counts: list[int]) -> None:
+        """Compute random tokens in each row, and compare them with a pass of each document alone."""
+        width, first = max(counts), [len(document) for document in self.documents]
+        embeds = torch.stack([self.random(width) for _ in counts])
+        position_ids = torch.randint(9, (len(counts), width))
+        segment_ids = torch.full_like(position_ids, -1)
+        for row, (count, start) in enumerate(zip(counts, first, strict=True)):
+            position_ids[row, :count] = torch.arange(start, start + count)
+            segment_ids[row, :count] = 0
+            self.documents[row] = torch.cat([self.documents[row], embeds[row, :count]])
+        hidden = self.part(embeds, position_ids, segment_ids, self.cache)
+        assert hidden.isfinite().all()
+        for row, count in enumerate(counts):
+            if count:
+                document = self.documents[row]
+                alone = self.part(document[None], *positions(len(document)))[0, -count:]
+                torch.testing.assert_close(
+                    hidden[row, :count], alone, atol=self.tolerance, rtol=self.tolerance
+                )
+
+    def arrive(self, chunks: list[int], beginning: Tensor | None = None) -> None:
+        """Compute a document in chunks in a cache of its own, then join it."""
+        other = Batch(self.part, self.tolerance)
+        other.documents = [self.random(0)]
+        if beginning is not None and len(beginning):
+            other.documents = [beginning]
+            self.part(beginning[None], *positions(len(beginning)), other.cache)
+        for chunk in chunks:
+            other.feed([chunk])
+        assert self.part.join_rows(self.cache, other.cache)
+        self.documents += other.documents
+
+    def write(self, counts: list[int]) -> None:
+        counts = [counts[row % len(counts)] for row in range(len(self.documents))]
+        if any(counts):
+            self.feed(counts)
+
+    def select(self, rows: list[int]) -> None:
+        assert self.part.select_rows(self.cache, rows)
+        self.documents = [self.documents[row] for row in rows]
+
+    def leave(self, number: int) -> None:
+        rows = [*range(len(self.documents))]
+        self.select([row for row in rows if row != number % len(rows)])
+
+    def copy(self, number: int) -> None:
+        rows = [*range(len(self.documents))]
+        self.select([*rows, number % len(rows)][-4:])
+
+    def cut(self, numbers: tuple[int, int]) -> None:
+        """Cut one row, as a kept conversation is; where that is refused, it is computed again."""
+        row, length = (number % size for number, size in zip(numbers, (len(self.documents), 20), strict=True))
+        document = self.documents[row]
+        lengths = [length if each == row else LONGEST for each in range(len(self.documents))]
+        if self.part.truncate_rows(self.cache, lengths):
+            self.documents[row] = document[:length]
+        else:
+            assert len(document) > SWITCH >= length
+            self.leave(row)
+            self.arrive([1], document[:length])
+
+    def assert_no_slot_is_wasted(self) -> None:
+        longest = max((len(document) for document in self.documents), default=0)
+        assert self.part.cache_bytes(self.cache) == len(self.documents) * longest * self.slot_bytes
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(schedule=st.lists(steps, min_size=3, max_size=10), seed=st.integers(0, 99))
+@torch.no_grad()
+def test_documents_that_join_and_leave_a_batch_are_as_alone(
+    name: str, schedule: list[tuple[str, Any]], seed: int
+) -> None:
+    torch.manual_seed(seed)
+    batch = batch_of(name)
+    for step, argument in schedule:
+        if step != "arrive" and not batch.documents:
+            continue
+        if max((len(document) for document in batch.documents), default=0) > LONGEST - 5:
+            batch.select([])
+            step, argument = "arrive", [3]
+        getattr(batch, step)(argument)
+        if step != "write":
+            batch.assert_no_slot_is_wasted()
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_a_prefix_is_copied_to_rows_and_kept(name: str) -> None:
+    part = part_of(name)
+    kept = batch_of(name)
+    kept.documents = [kept.random(0)]
+    kept.feed([7])
+    for rows in (3, 2):
+        batch = batch_of(name)
+        batch.cache, batch.documents = part.copy_cache(kept.cache), [*kept.documents]
+        batch.select([0] * rows)
+        batch.feed([*range(1, rows + 1)])
+        batch.feed([1] * rows)
+    kept.feed([9])
+
+
+@torch.no_grad()
+def test_a_model_that_reads_a_part_of_its_cache_anew_past_a_length_refuses_to_cut_below_it() -> None:
+    batch = batch_of("phi with longrope")
+    part = batch.part
+    batch.arrive([SWITCH, 3])
+    assert not part.truncate_rows(batch.cache, [SWITCH])
+    batch.feed([1])  # the cache is unchanged
+    assert part.truncate_rows(batch.cache, [SWITCH + 1])
+    batch.documents = [batch.documents[0][: SWITCH + 1]]
+    batch.feed([2])
+
+
+@torch.no_grad()
+def test_recurrent_states_are_neither_selected_joined_nor_cut() -> None:
+    part = built({"model_type": "qwen3_next", **NEXT})
+    cache, other = part.new_cache(), part.new_cache()
+    assert not part.spec.cache
+    assert not part.select_rows(cache, [0])
+    assert not part.join_rows(cache, other)
+    assert not part.truncate_rows(cache, [0])
+    assert part.cache_bytes(cache) is None
