@@ -34,9 +34,11 @@ from .errors import (
     printable as printable,
 )
 from .evaluation.task import Task as Task
+from .model.engine import Engine as Engine, Handle as Handle
 from .model.events import (
     DenoisingStep as DenoisingStep,
     DocumentDone as DocumentDone,
+    DocumentFailed as DocumentFailed,
     ImageDone as ImageDone,
     ImageStarted as ImageStarted,
     TextPiece as TextPiece,
@@ -66,6 +68,7 @@ from .parts.specs import (
     VisionSpec as VisionSpec,
 )
 from .parts.vision import VisionEncoder as VisionEncoder
+from .recipe.generation_section import GenerationSection as GenerationSection
 from .recipe.loading import load_recipe as load_recipe
 from .registry.hookspecs import Component as Component, hookimpl as hookimpl
 from .registry.registry import Registry as Registry

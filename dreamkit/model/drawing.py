@@ -54,9 +54,8 @@ def check_size(decoder: ImageDecoder, options: GenerationSection) -> None:
         raise DreamkitError(f"size: {error}") from error
 
 
-def negative_document(options: GenerationSection) -> Document:
+def negative_document(text: str) -> Document:
     """Return the prompt from which guidance leads away; the empty one is that of training without a condition."""
-    text = options.negative_prompt
     return Document((Text(text),) if text else (), name="negative_prompt")
 
 
@@ -82,7 +81,7 @@ def draw_images(
     The calls of parts do not depend on the prompts, nor on their number: several processes can share the parts.
     """
     is_guided = options.guidance != 1.0
-    negative = [negative_document(options)] if is_guided else []
+    negative = [negative_document(options.negative_prompt)] if is_guided else []
     condition = model.condition(model.dream_states([*prompts, *negative]))
     decoder, images = model.image_decoder, len(prompts)
     finite: list[Tensor] = []  # rows of the latents of each step

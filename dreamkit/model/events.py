@@ -11,7 +11,7 @@ from dreamkit.document import Document
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-EndReason = Literal["end", "tokens", "images", "length", "stop"]
+EndReason = Literal["end", "tokens", "images", "length", "stop", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class DocumentDone:
         result: the prompt and the generated text and images after it. It can be the prompt of a later call.
         reason: "end" for an end token, "stop" for a stop string, "tokens" or "images" for `max_tokens` or `max_images`,
             "length" for the model's `max_length`. "images" means that the model wrote another dream token; if
-            `max_images` is 0, it never does.
+            `max_images` is 0, it never does. "cancelled" is for `Handle.cancel`.
         scores: scores, as in `TextPiece`, of the last tokens, which no other event has: an end token, a dream token
             without an image, tokens of a stop string.
     """
@@ -125,7 +125,22 @@ class DocumentDone:
     scores: tuple[TokenScore, ...] = ()
 
 
-Event = TextPiece | ImageStarted | DenoisingStep | ImageDone | DocumentDone
+@dataclass(frozen=True)
+class DocumentFailed:
+    """A document that ends because its image cannot be drawn. Others go on; `DreamModel.generate` raises the error.
+
+    Attributes:
+        document: number of the document among the prompts.
+        result: the prompt and what follows it, up to the image.
+        error: why the image cannot be drawn.
+    """
+
+    document: int
+    result: Document
+    error: Exception
+
+
+Event = TextPiece | ImageStarted | DenoisingStep | ImageDone | DocumentDone | DocumentFailed
 
 
 def collect(events: Iterable[Event]) -> list[Document]:

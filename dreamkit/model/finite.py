@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dreamkit.errors import DreamkitError
 
-_REMEDY: Final = (
+REMEDY: Final = (
     "the model's values overflow: use a checkpoint that was trained to the end or, if you changed the model's dtype, "
     "a wider one, such as bfloat16 in place of float16"
 )
@@ -26,7 +26,7 @@ def finite_rows(values: Tensor) -> Tensor:
 
 def logits_error(document: str, token: int) -> DreamkitError:
     """Return the error about the logits of token number `token` of a document."""
-    return DreamkitError(f"{document}: expected finite logits for token {token}, got NaN or inf; {_REMEDY}")
+    return DreamkitError(f"{document}: expected finite logits for token {token}, got NaN or inf; {REMEDY}")
 
 
 def drawn_problems(names: Sequence[str], latents: Sequence[Tensor], decoded: Tensor) -> list[str | None]:
@@ -43,13 +43,3 @@ def drawn_problems(names: Sequence[str], latents: Sequence[Tensor], decoded: Ten
             values = f"latents in step {step + 1} of {len(latents)}" if step < len(latents) else "pixels"
             problems[row] = f"{name}: expected finite {values}, got NaN or inf"
     return problems
-
-
-def check_drawn(names: Sequence[str], latents: Sequence[Tensor], decoded: Tensor) -> None:
-    """Check drawn images, as `drawn_problems` does.
-
-    Raises:
-        DreamkitError: the latents of a step, or a decoded image, are not finite.
-    """
-    for problem in filter(None, drawn_problems(names, latents, decoded)):
-        raise DreamkitError(f"{problem}; {_REMEDY}")

@@ -26,9 +26,10 @@ from dreamkit.model.conditioning import fused_condition
 from dreamkit.model.drawing import draw_images
 from dreamkit.model.evaluating import evaluating
 from dreamkit.model.events import Event
-from dreamkit.model.generation import Generation
+from dreamkit.model.generation import generate
+from dreamkit.model.input_maker import InputMaker
 from dreamkit.model.prompts import Prompt, prompt_documents
-from dreamkit.model.session import Session
+from dreamkit.model.rows import Rows
 from dreamkit.model.trainable import require_trainable
 from dreamkit.parts.decoder import ImageDecoder
 from dreamkit.parts.language import LanguageModel
@@ -362,7 +363,7 @@ class DreamModel(nn.Module):
         """
         with evaluating(self):
             documents = prompt_documents(prompts)
-            yield from Generation(self, documents, seed=seed, settings=settings).events()
+            yield from generate(self, documents, seed, settings)
 
     @torch.no_grad()
     def draw(
@@ -388,7 +389,8 @@ class DreamModel(nn.Module):
             DocumentError: a prompt is longer than the model's length.
         """
         documents = prompt_documents(prompts)
-        session = Session(self, len(documents))
-        embeds = [torch.cat([prompt, session.dream_inputs()]) for prompt in session.prompt_inputs(documents)]
-        hidden = session.feed(dict(enumerate(embeds)))
-        return torch.stack([session.dream_states(hidden[number]) for number in range(len(documents))])
+        maker, numbers = InputMaker(self), range(len(documents))
+        embeds = [torch.cat([prompt, maker.dream_inputs()]) for prompt in maker.prompt_inputs(documents)]
+        hidden = Rows(self, numbers).feed(dict(enumerate(embeds)))
+        ends = torch.stack([hidden[number][-len(self.dream_queries) :] for number in numbers])
+        return self.language_model.final_norm(ends)

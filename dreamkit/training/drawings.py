@@ -47,7 +47,7 @@ def check_drawings(model: DreamModel, recipe: Recipe) -> None:
     for number, prompt in enumerate(prompt_documents(recipe.train.prompts)):
         attempt(f"train.prompts.{number}", check_room, sequencer, prompt)
     if recipe.train.prompts:
-        negative = negative_document(recipe.generation)
+        negative = negative_document(recipe.generation.negative_prompt)
         attempt("generation.negative_prompt", check_room, sequencer, negative)
         attempt("generation.steps", check_schedule, model.image_decoder, recipe.generation)
     if problems:

@@ -11,7 +11,8 @@ import tiny
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import DreamkitError
 from dreamkit.model.events import DocumentDone, Event, ImageStarted, TextPiece, TokenScore
-from dreamkit.model.session import Session
+from dreamkit.model.input_maker import InputMaker
+from dreamkit.model.rows import Rows
 
 MODEL = tiny.model()
 DREAM = MODEL.token_ids["<dream_start>"]
@@ -57,11 +58,11 @@ def one_pass(document: Document, prompt: Document) -> tuple[list[int], Tensor]:
 
     There is one more place than tokens: that after the document.
     """
-    session = Session(MODEL, 1)
-    sequence = session.sequencer.prompt(document)
-    start = len(session.sequencer.prompt(prompt))
-    (inputs,) = session.prompt_inputs([document])
-    hidden = session.feed({0: inputs})[0]
+    maker = InputMaker(MODEL)
+    sequence = maker.sequencer.prompt(document)
+    start = len(maker.sequencer.prompt(prompt))
+    (inputs,) = maker.prompt_inputs([document])
+    hidden = Rows(MODEL, [0]).feed({0: inputs})[0]
     log_probs = MODEL.language_model.logits(MODEL.language_model.final_norm(hidden)).double().log_softmax(-1)
     slots = {*MODEL.token_ids.values()} - {DREAM}  # what follows the dream token by itself
     places = [place for place in range(start, len(sequence)) if sequence.ids[place] not in slots]

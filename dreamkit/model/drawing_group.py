@@ -1,0 +1,104 @@
+"""Images that are drawn together by one scheduler: schedulers hold the number of the step, and earlier predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dreamkit.model.drawing import to_picture
+from dreamkit.model.events import DenoisingStep
+from dreamkit.model.finite import drawn_problems, finite_rows
+from dreamkit.model.writer import Writer
+from dreamkit.parts.decoder import ImageDecoder
+from dreamkit.parts.sampling import DrawStep
+from dreamkit.parts.specs import Condition
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The next image of a document, to draw from its condition and away from the negative one (of one image each)."""
+
+    writer: Writer
+    condition: Condition
+    negative: Condition | None
+
+    @property
+    def schedule(self) -> Hashable:
+        """The settings that drawings of a group share."""
+        options = self.writer.options
+        return options.scheduler, options.steps, options.guidance, options.size
+
+
+class DrawingGroup:
+    """Drawings of one schedule, which began together.
+
+    Attributes:
+        drawings: the images, in the order of the latents' rows.
+        numbers: the numbers of their documents.
+        problems: of each image, once `pictures` is set: why its values are not finite, or None.
+        pictures: the images as PIL images, once they are drawn.
+    """
+
+    def __init__(self, decoder: ImageDecoder, drawings: Sequence[Drawing]) -> None:
+        self.decoder, self.drawings = decoder, drawings
+        self.numbers = {each.writer.number for each in drawings}
+        self.pictures: list[Picture] = []
+        self.problems: list[str | None] = []
+        self._steps = self._begin()
+        self._finite: list[Tensor] = []  # rows of the latents of each step
+        self._latents: Tensor | None = None
+
+    def _begin(self) -> Iterator[DrawStep]:
+        options = self.drawings[0].writer.options
+        negatives = [each.negative for each in self.drawings if each.negative is not None]
+        return self.decoder.draw_steps(
+            reduce(Condition.cat, [each.condition for each in self.drawings]),
+            reduce(Condition.cat, negatives) if negatives else None,
+            scheduler=options.scheduler,
+            steps=options.steps,
+            guidance=options.guidance,
+            size=options.size,
+            generators=[each.writer.noise() for each in self.drawings],
+        )
+
+    def turn(self) -> list[DenoisingStep]:
+        """Run one denoising step, or after the last one decode the images; return the events of the step."""
+        step = next(self._steps, None)
+        if step is None:
+            self._decode()
+            return []
+        self._latents = step.latents
+        self._finite.append(finite_rows(step.latents))
+        return [
+            DenoisingStep(
+                each.writer.number,
+                each.writer.images,
+                step.step,
+                step.steps,
+                self._preview(step.latents, row),
+            )
+            for row, each in enumerate(self.drawings)
+        ]
+
+    def _preview(self, latents: Tensor, row: int) -> Callable[[], Picture]:
+        return partial(_decoded, self.decoder, latents[row : row + 1])
+
+    def _decode(self) -> None:
+        assert self._latents is not None, "a schedule has at least one step"
+        images = self.decoder.decode(self._latents)
+        names = [f"{each.writer.prompt.name}: image {each.writer.images + 1}" for each in self.drawings]
+        self.problems = drawn_problems(names, self._finite, finite_rows(images))
+        self.pictures = [to_picture(image) for image in images]
+
+
+@torch.no_grad()  # whoever reads the events may call it with gradients on
+def _decoded(decoder: ImageDecoder, latents_1CHW: Tensor) -> Picture:
+    return to_picture(decoder.decode(latents_1CHW)[0])

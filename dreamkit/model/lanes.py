@@ -1,0 +1,119 @@
+"""The rows of all documents of an engine, in lanes by what comes next: one token, more of them, or an image."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from dreamkit.model.rows import Rows
+from dreamkit.model.writer import Writer
+
+if TYPE_CHECKING:
+    from dreamkit.model.model import DreamModel
+
+Kind = Literal["running", "filling", "waiting"]
+
+
+class Lanes:
+    """Rows that are fed together: those with one next token in one call, and those with more in another one.
+
+    So a long prompt is read in pieces beside the others, and no padding stays in their rows. Documents that wait for an
+    image keep their rows. Rows that the language model cannot move between caches are fed alone.
+    """
+
+    def __init__(self, model: DreamModel, prefill_tokens: int) -> None:
+        self.model = model
+        self.prefill_tokens = prefill_tokens
+        self._lanes: list[Rows] = []
+        self._ends: dict[int, Tensor] = {}  # last hidden states of documents whose inputs are fed in part
+
+    def add(self, number: int) -> None:
+        """Add a document without positions."""
+        self._lanes.append(Rows(self.model, [number]))
+
+    def drop(self, numbers: Collection[int]) -> None:
+        """Drop documents, with their keys and values."""
+        for lane in self._lanes:
+            if leaving := lane.positions.keys() & numbers:
+                lane.drop(leaving)
+        self._lanes = [lane for lane in self._lanes if lane.positions]
+        for number in numbers:
+            self._ends.pop(number, None)
+
+    def advance(self, writers: Mapping[int, Writer]) -> dict[int, Tensor]:
+        """Feed the next inputs of documents, and take them from their writers.
+
+        Return the last hidden states, before the final norm, of documents whose inputs are used up: as many as there
+        are dream queries, or fewer.
+        """
+        self._arrange(writers)
+        used_up: dict[int, Tensor] = {}
+        for lane in self._lanes:
+            rows = {number: writers[number] for number in lane.positions if len(writers[number].inputs)}
+            if not rows:
+                continue
+            most = max(1, self.prefill_tokens // len(rows))
+            pieces = {number: writer.inputs[:most] for number, writer in rows.items()}
+            for number, hidden_tD in lane.feed(pieces).items():
+                writer = rows[number]
+                writer.position += len(hidden_tD)
+                writer.inputs = writer.inputs[len(hidden_tD) :]
+                earlier = self._ends.pop(number, hidden_tD[:0])
+                end = torch.cat([earlier, hidden_tD])[-len(self.model.dream_queries) :]
+                (self._ends if len(writer.inputs) else used_up)[number] = end
+        return used_up
+
+    @property
+    def tells_bytes(self) -> bool:
+        """True if the language model tells the bytes of its cache, or has none."""
+        language_model = self.model.language_model
+        return (
+            not language_model.spec.cache
+            or language_model.cache_bytes(language_model.new_cache()) is not None
+        )
+
+    def cache_bytes(self) -> int | None:
+        """Return the bytes of all caches; None if the language model does not tell them."""
+        language_model, total = self.model.language_model, 0
+        for lane in self._lanes:
+            each = 0 if lane.cache is None else language_model.cache_bytes(lane.cache)
+            if each is None:
+                return None
+            total += each
+        return total
+
+    def _arrange(self, writers: Mapping[int, Writer]) -> None:
+        """Divide lanes whose documents differ in what comes next, and join lanes whose documents do not."""
+        lanes: list[Rows] = []
+        firsts: dict[Kind, Rows] = {}
+        for lane in chain.from_iterable(self._divided(each, writers) for each in self._lanes):
+            kinds = {_kind(writers[number]) for number in lane.positions}
+            (kind, *others) = kinds
+            if others or kind == "waiting":
+                lanes.append(lane)
+            elif kind not in firsts or not firsts[kind].join(lane):
+                firsts.setdefault(kind, lane)
+                lanes.append(lane)
+        self._lanes = lanes
+
+    def _divided(self, lane: Rows, writers: Mapping[int, Writer]) -> list[Rows]:
+        """Return a lane for each kind of its documents, or the lane itself if it cannot be divided."""
+        numbers: dict[Kind, list[int]] = defaultdict(list)
+        for number in lane.positions:
+            numbers[_kind(writers[number])].append(number)
+        parts = [lane]
+        for kind in [*numbers][1:]:
+            part = lane.split(numbers[kind])
+            parts += [] if part is None else [part]
+        return parts
+
+
+def _kind(writer: Writer) -> Kind:
+    if len(writer.inputs) > 1:
+        return "filling"
+    return "running" if len(writer.inputs) else "waiting"

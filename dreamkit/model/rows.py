@@ -1,0 +1,144 @@
+"""Documents that pass through the language model together, each in its own row of one KV cache.
+
+Each position of a document passes once: prompt, text, dream queries and the image that is read back share a row. The
+documents advance together, each at its own position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from dreamkit.model.model import DreamModel
+
+
+class Rows:
+    """One pass of some documents through the language model, in calls of any length.
+
+    A model without a KV cache gets each document whole again in each call.
+
+    Attributes:
+        numbers: number of the document in each row; None in the row of one that has left.
+        positions: number of positions of each document so far.
+    """
+
+    def __init__(self, model: DreamModel, numbers: Sequence[int]) -> None:
+        self.model = model
+        self.language_model = model.language_model
+        self.numbers: list[int | None] = [*numbers]
+        self.positions = dict.fromkeys(numbers, 0)
+        self.cache: Any = self.language_model.new_cache() if self.language_model.spec.cache else None
+        self.past: dict[int, Tensor] = {}  # embeddings so far (t, D), for a model without a cache
+
+    @property
+    def is_new(self) -> bool:
+        """True if no document has a position yet: `cache` is empty."""
+        return not any(self.positions.values())
+
+    def feed(self, inputs: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Return the hidden states (t, D), before the final norm, of the next inputs (t, D) of some documents.
+
+        Rows of other documents get padding.
+        """
+        if self.cache is None:
+            return self._feed_whole(inputs)
+        starts = self.positions
+        hidden = self._run(self.numbers, inputs, starts, is_first=self.is_new)
+        for number, embeds in inputs.items():
+            self.positions[number] += len(embeds)
+        return hidden
+
+    def _feed_whole(self, inputs: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        for number, embeds in inputs.items():
+            past = self.past.get(number)
+            self.past[number] = embeds if past is None else torch.cat([past, embeds])
+            self.positions[number] = len(self.past[number])
+        whole = {number: self.past[number] for number in inputs}
+        hidden = self._run([*inputs], whole, dict.fromkeys(inputs, 0), is_first=True)
+        return {number: hidden[number][-len(embeds) :] for number, embeds in inputs.items()}
+
+    def _run(
+        self,
+        numbers: Sequence[int | None],
+        inputs: Mapping[int, Tensor],
+        starts: Mapping[int, int],
+        *,
+        is_first: bool,
+    ) -> dict[int, Tensor]:
+        """Run one call of the language model, with a row for each of `numbers`."""
+        width = max(len(embeds) for embeds in inputs.values())
+        some = next(iter(inputs.values()))
+        embeds_BTD = some.new_zeros(len(numbers), width, some.shape[-1])
+        position_ids = torch.zeros(len(numbers), width, dtype=torch.long)
+        segment_ids = torch.full_like(position_ids, -1)
+        spans: list[list[tuple[int, int]]] = [[] for _ in numbers]
+        rows = {number: row for row, number in enumerate(numbers) if number is not None and number in inputs}
+        for number, row in rows.items():
+            start, length = starts[number], len(inputs[number])
+            embeds_BTD[row, :length] = inputs[number]
+            position_ids[row, :length] = torch.arange(start, start + length)
+            segment_ids[row, :length] = 0
+            spans[row] = [(0, length)]
+        # spans are of documents without keys of an earlier call
+        named = {"spans": spans} if is_first and self.language_model.spec.document_attention else {}
+        hidden_BTD = self.language_model(
+            embeds_BTD,
+            position_ids.to(some.device),
+            segment_ids.to(some.device),
+            cache=self.cache,
+            **named,
+        )
+        return {number: hidden_BTD[row, : len(inputs[number])] for number, row in rows.items()}
+
+    def drop(self, numbers: Collection[int]) -> None:
+        """Drop these documents. If the language model cannot drop their rows, these get padding from now on."""
+        kept = [
+            row for row, number in enumerate(self.numbers) if number is not None and number not in numbers
+        ]
+        if self._select(self.cache, kept):
+            self.numbers = [self.numbers[row] for row in kept]
+        else:
+            self.numbers = [None if number in numbers else number for number in self.numbers]
+        for number in numbers:
+            del self.positions[number]
+            self.past.pop(number, None)
+
+    def split(self, numbers: Collection[int]) -> Rows | None:
+        """Move these documents, some of all, to rows of their own; return these, or None if that cannot be done."""
+        taken = [row for row, number in enumerate(self.numbers) if number in numbers]
+        kept = [
+            row for row, number in enumerate(self.numbers) if number is not None and number not in numbers
+        ]
+        other = Rows(self.model, [])
+        if self.cache is not None and not self.is_new:
+            other.cache = self.language_model.copy_cache(self.cache)
+            if not self._select(other.cache, taken):
+                return None
+            self._select(self.cache, kept)
+        other.numbers = [self.numbers[row] for row in taken]
+        self.numbers = [self.numbers[row] for row in kept]
+        for number in numbers:
+            other.positions[number] = self.positions.pop(number)
+            if number in self.past:
+                other.past[number] = self.past.pop(number)
+        return other
+
+    def join(self, other: Rows) -> bool:
+        """Take over the documents of `other`, which ends; return False, without a change, if that cannot be done."""
+        if self.cache is not None:
+            if self.is_new != other.is_new:
+                return False
+            if not self.is_new and not self.language_model.join_rows(self.cache, other.cache):
+                return False
+        self.numbers += other.numbers
+        self.positions |= other.positions
+        self.past |= other.past
+        return True
+
+    def _select(self, cache: Any, rows: Sequence[int]) -> bool:
+        """Keep rows of a cache; return False if that cannot be done. Without keys there is nothing to do."""
+        return cache is None or self.is_new or self.language_model.select_rows(cache, rows)

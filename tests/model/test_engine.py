@@ -1,0 +1,348 @@
+"""The engine: documents are the same whoever shares the batch, and share it fairly within a budget."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import Phase, given, settings, strategies as st
+from torch import Tensor
+
+import tiny
+from dreamkit.document import Document, Image, Text
+from dreamkit.errors import DocumentError, DreamkitError
+from dreamkit.model.engine import Engine, Handle
+from dreamkit.model.events import DenoisingStep, DocumentDone, DocumentFailed, Event, TextPiece, collect
+from dreamkit.model.model import DreamModel
+from dreamkit.recipe.generation_section import GenerationSection
+
+MODEL = tiny.model()
+DREAM = MODEL.token_ids["<dream_start>"]
+PROMPTS = [
+    Document((), name="empty"),
+    Document((Text("hello there, what is this?"),), name="text"),
+    Document((Text("a"), Image(tiny.picture(0)), Text("and then")), name="reads"),
+    Document((Text("draw", role="user"), Image(tiny.picture(1), role="user")), name="chat"),
+]
+SHORT = GenerationSection(max_tokens=6, max_images=1, steps=2, guidance=2.0, ignore_eos=True)
+
+
+class Request(NamedTuple):
+    """A document to submit in step `arrives`, and to cancel in a later one, if `leaves` is not None."""
+
+    arrives: int
+    leaves: int | None
+    prompt: Document
+    options: GenerationSection
+    seed: int
+
+
+OPTIONS = st.builds(
+    GenerationSection,
+    max_tokens=st.integers(1, 8),
+    max_images=st.integers(0, 2),
+    temperature=st.sampled_from([0.0, 3.0]),
+    steps=st.integers(1, 3),
+    guidance=st.sampled_from([1.0, 2.0]),
+    scheduler=st.sampled_from([None, "ddim", "ddpm"]),
+    negative_prompt=st.sampled_from(["", "dull"]),
+    size=st.sampled_from([None, (16, 24)]),
+    ignore_eos=st.just(True),
+)
+REQUESTS = st.lists(
+    st.builds(
+        Request,
+        st.integers(0, 12),
+        st.none() | st.integers(0, 25),
+        st.sampled_from(PROMPTS),
+        OPTIONS,
+        st.integers(0, 3),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def with_dreams(hidden: Tensor) -> Tensor:
+    """Return logits with which the model draws often: the dream token is as likely as the best other one, or more."""
+    logits = LOGITS(MODEL.language_model, hidden)
+    logits[..., DREAM] = logits.max(-1).values + torch.sin(1e4 * logits[..., 0])
+    return logits
+
+
+LOGITS = type(MODEL.language_model).logits
+MODEL.language_model.logits = with_dreams
+
+
+def events_by_step(engine: Engine, requests: list[Request]) -> Iterator[list[Event]]:
+    """Submit and cancel as `requests` say; yield the events of each step."""
+    handles: dict[int, Handle] = {}
+    for step in range(1000):
+        for index, request in enumerate(requests):
+            if request.arrives == step:
+                handles[index] = engine.submit(request.prompt, request.options, request.seed)
+            if request.leaves == step and index in handles:
+                handles[index].cancel()
+        if engine.is_idle and step > max(request.arrives for request in requests):
+            assert all(handle.last is not None for handle in handles.values())
+            return
+        yield engine.step()
+    raise AssertionError("the engine does not end")
+
+
+def written(document: Document, prompt: Document) -> list[str | np.ndarray]:
+    """Return what follows a prompt: texts, and pixels of images."""
+    return [
+        segment.text if isinstance(segment, Text) else np.asarray(segment.picture)
+        for segment in document.segments[len(prompt) :]
+    ]
+
+
+def assert_same(one: Document, other: Document, prompt: Document) -> None:
+    one_parts, other_parts = written(one, prompt), written(other, prompt)
+    assert [type(each) for each in one_parts] == [type(each) for each in other_parts]
+    for a, b in zip(one_parts, other_parts, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def alone(request: Request, model: DreamModel = MODEL) -> Document:
+    engine = Engine(model)
+    engine.submit(request.prompt, request.options, request.seed)
+    (document,) = collect(engine.drain())
+    return document
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(REQUESTS, st.sampled_from([None, 40, 400]), st.sampled_from([1, 3, 512]))
+def test_a_document_is_the_same_whoever_shares_the_batch(
+    requests: list[Request], budget: int | None, prefill: int
+) -> None:
+    engine = Engine(MODEL, budget_tokens=None if budget is None else 4 * budget, prefill_tokens=prefill)
+    ordered = sorted(requests, key=lambda request: request.arrives)
+    events = [event for step in events_by_step(engine, ordered) for event in step]
+    done = {event.document: event for event in events if isinstance(event, DocumentDone)}
+    assert done.keys() == set(range(len(ordered)))
+    for number, request in enumerate(ordered):
+        pieces = "".join(e.text for e in events if isinstance(e, TextPiece) and e.document == number)
+        texts = [part for part in written(done[number].result, request.prompt) if isinstance(part, str)]
+        assert pieces == "".join(texts)
+        expected = alone(request)
+        if done[number].reason != "cancelled":
+            assert_same(done[number].result, expected, request.prompt)
+        else:
+            whole = [part for part in written(expected, request.prompt) if isinstance(part, str)]
+            assert "".join(whole).startswith(pieces)
+
+
+def by_document(events: list[Event]) -> dict[int, list[Event]]:
+    found = defaultdict(list)
+    for event in events:
+        found[event.document].append(event)
+    return found
+
+
+def count_tokens(events: list[Event]) -> int:
+    return sum(len(event.ids) for event in events if isinstance(event, TextPiece))
+
+
+WRITES = GenerationSection(max_tokens=40, max_images=0, ignore_eos=True)
+DRAWS = GenerationSection(max_tokens=40, max_images=1, steps=6, guidance=2.0, ignore_eos=True)
+LONG = Document((Text("a very long prompt " * 8),), name="long")
+
+
+def test_a_long_prompt_does_not_stop_another_document() -> None:
+    engine = Engine(MODEL, prefill_tokens=10)
+    engine.submit("x", WRITES)
+    engine.step()
+    engine.submit(LONG, WRITES)
+    for _ in range(len(MODEL.sequencer().prompt(LONG)) // 10):
+        tokens = engine._writers[0].tokens
+        events = by_document(engine.step())
+        assert engine._writers[0].tokens == tokens + 1 and events.keys() <= {0}
+
+
+def test_a_drawing_and_other_text_take_turns_step_by_step() -> None:
+    """Two drawings begin in different steps, so that each is a group of its own."""
+    engine = Engine(MODEL)
+    engine.submit("x", DRAWS)
+    engine.submit("y", DRAWS, 1)
+    engine.submit("writes", WRITES)
+    steps = [engine.step() for _ in range(30)]
+    denoising = [[event for event in step if isinstance(event, DenoisingStep)] for step in steps]
+    assert max(len({(event.step) for event in each}) for each in denoising) == 1
+    assert sum(map(len, denoising)) == 2 * DRAWS.steps
+    assert engine._writers[2].tokens == len(steps)  # a token in each of them
+
+
+def test_drawings_of_one_schedule_share_the_calls_of_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    denoise = type(MODEL.image_decoder).denoise
+
+    def spy(noisy: Tensor, *args: Any) -> Tensor:
+        rows.append(len(noisy))
+        return denoise(MODEL.image_decoder, noisy, *args)
+
+    monkeypatch.setattr(MODEL.language_model, "logits", always_draws)
+    monkeypatch.setattr(MODEL.image_decoder, "denoise", spy)
+    engine = Engine(MODEL)
+    for number in range(3):
+        engine.submit(PROMPTS[number], DRAWS, number)
+    assert len(collect(engine.drain())) == 3
+    assert rows == [6] * DRAWS.steps  # with the negative condition of each
+
+
+def always_draws(hidden: Tensor) -> Tensor:
+    logits = LOGITS(MODEL.language_model, hidden)
+    logits[..., DREAM] = 1e3
+    return logits
+
+
+@pytest.mark.parametrize("most", [2, 0], ids=["too large a batch", "one of them"])
+def test_a_crash_inside_a_drawing_ends_that_document_alone(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """The decoder fails for more than two rows, or for the condition of one document."""
+    monkeypatch.setattr(MODEL.language_model, "logits", always_draws)
+    requests = [Request(0, None, prompt, DRAWS, seed) for seed, prompt in enumerate(PROMPTS[1:])]
+    expected = [alone(request) for request in requests]
+    denoise, bad = type(MODEL.image_decoder).denoise, MODEL.condition(MODEL.dream_states(PROMPTS[2])).context
+
+    def fails(noisy: Tensor, timesteps: Tensor, condition: Any, extras: Any) -> Tensor:
+        is_bad = len(noisy) > most if most else (condition.context - bad).abs().amax((1, 2)).min() < 1e-9
+        if is_bad:
+            raise RuntimeError("out of memory")
+        return denoise(MODEL.image_decoder, noisy, timesteps, condition, extras)
+
+    monkeypatch.setattr(MODEL.image_decoder, "denoise", fails)
+    engine = Engine(MODEL)
+    handles = [engine.submit(request.prompt, request.options, request.seed) for request in requests]
+    events = [*engine.drain()]
+    failed = [event for event in events if isinstance(event, DocumentFailed)]
+    assert [event.document for event in failed] == ([] if most else [1])
+    for event in failed:
+        assert str(event.error) == "out of memory" and event.result.segments == PROMPTS[2].segments
+        assert handles[1].last is event
+    for handle, request, document in zip(handles, requests, expected, strict=True):
+        if isinstance(handle.last, DocumentDone):
+            assert_same(handle.last.result, document, request.prompt)
+    if failed:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            [*MODEL.generate(PROMPTS[2], max_images=1, steps=6, guidance=2.0)]
+
+
+def test_a_budget_of_tokens_is_kept_in_the_order_of_arrival() -> None:
+    most = 2 * (len(MODEL.sequencer().prompt(Document((Text("abc"),)))) + WRITES.max_tokens)
+    engine = Engine(MODEL, budget_tokens=most)
+    handles = [engine.submit(letters, WRITES) for letters in ("abc", "def", "ghi", "jkl")]
+    order = []
+    while not engine.is_idle:
+        for event in engine.step():
+            if isinstance(event, DocumentDone):
+                order.append(event.document)
+        assert sum(writer.position for writer in engine._writers.values()) <= most
+        assert len(engine._writers) <= 2
+    assert order == [0, 1, 2, 3] and all(handle.last for handle in handles)
+
+
+def test_a_document_that_may_exceed_the_budget_alone_is_refused() -> None:
+    with pytest.raises(
+        DreamkitError, match=r"prompt 0: expected at most 10 \(budget_tokens\), got a document of"
+    ):
+        Engine(MODEL, budget_tokens=10).submit("x", WRITES)
+    engine = Engine(MODEL, budget_bytes=10**3)
+    handle = engine.submit("x", WRITES)
+    assert [type(event) for event in engine.drain()][-1] is DocumentDone  # its bytes are known only now
+    second = engine.submit("x", WRITES)
+    (event,) = engine.drain()
+    assert isinstance(
+        event, DocumentFailed
+    ) and "expected a KV cache of at most 1,000 bytes (budget_bytes)" in str(event.error)
+    assert handle.last != second.last is event
+
+
+def test_a_budget_of_bytes_is_kept() -> None:
+    engine = Engine(MODEL)
+    engine.submit("a", WRITES)
+    sizes = [engine._lanes.cache_bytes() for _ in engine.drain()]
+    most = int(3.5 * max(size for size in sizes if size is not None))
+    engine = Engine(MODEL, budget_bytes=most)
+    for letter in "abcdefgh":
+        engine.submit(letter, WRITES)
+    together = 0
+    while not engine.is_idle:
+        engine.step()
+        together = max(together, len(engine._writers))
+        assert (engine._lanes.cache_bytes() or 0) <= most
+    assert together == 3
+
+
+def test_the_memory_of_a_cancelled_document_is_freed() -> None:
+    engine = Engine(MODEL)
+    short, long = engine.submit("x", WRITES), engine.submit(LONG, WRITES)
+    for _ in range(3):
+        engine.step()
+    both = engine._lanes.cache_bytes()
+    long.cancel()
+    (done,) = [event for event in engine.step() if isinstance(event, DocumentDone)]
+    assert done.reason == "cancelled" and long.last is done and short.last is None
+    assert engine._lanes.cache_bytes() < both / 5  # type: ignore[operator]
+
+
+ABILITIES = ["select_rows", "join_rows", "truncate_rows"]
+
+
+@pytest.mark.parametrize("lacks", [ABILITIES, ["join_rows"], ["select_rows"], ["cache"]], ids=str)
+def test_a_part_that_cannot_move_rows_writes_the_same(
+    lacks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [Request(seed, None, prompt, SHORT, seed) for seed, prompt in enumerate(PROMPTS)]
+    expected = [alone(request) for request in requests]
+    for name in lacks:
+        if name == "cache":
+            monkeypatch.setattr(MODEL.language_model, "spec", replace(MODEL.language_model.spec, cache=False))
+        else:
+            monkeypatch.setattr(MODEL.language_model, name, lambda cache, other: False)
+    events = [event for step in events_by_step(Engine(MODEL), requests) for event in step]
+    for document, other, request in zip(collect(events), expected, requests, strict=True):
+        assert_same(document, other, request.prompt)
+
+
+def test_a_language_model_without_cache_bytes_has_no_budget_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODEL.language_model, "cache_bytes", lambda cache: None)
+    with pytest.raises(DreamkitError, match="budget_bytes: the language model does not tell the size"):
+        Engine(MODEL, budget_bytes=10**9)
+
+
+def test_wrong_requests_are_refused_and_leave_the_engine_as_it_is() -> None:
+    engine = Engine(MODEL)
+    with pytest.raises(DocumentError, match="expected at most 256 tokens"):
+        engine.submit("x" * 300, WRITES)
+    with pytest.raises(DreamkitError, match="seed: expected an integer from 0"):
+        engine.submit("x", WRITES, -1)
+    with pytest.raises(DreamkitError, match="cannot draw in 2 steps with scheduler 'best'"):
+        engine.submit("x", replace(SHORT, scheduler="best"))
+    assert engine.is_idle and engine.step() == [] and engine.submit("x").number == 0
+
+
+def test_probabilities_agree_in_float32() -> None:
+    """Those of a document alone differ by rounding: by at most 2e-5 of the largest logit."""
+    model = tiny.model().float()
+    options = replace(WRITES, log_probs=0, max_tokens=12)
+    requests = [Request(seed, None, prompt, options, seed) for seed, prompt in enumerate(PROMPTS)]
+
+    def scores(events: list[Event]) -> list[float]:
+        pieces = [event for event in events if isinstance(event, TextPiece | DocumentDone)]
+        return [score.log_prob for event in pieces for score in event.scores if score.log_prob is not None]
+
+    together = by_document([event for step in events_by_step(Engine(model), requests) for event in step])
+    for number, request in enumerate(requests):
+        engine = Engine(model)
+        engine.submit(request.prompt, request.options, request.seed)
+        mine, others = scores([*engine.drain()]), scores(together[number])
+        assert len(mine) == len(others) == 12
+        np.testing.assert_allclose(mine, others, rtol=0, atol=2e-5)
