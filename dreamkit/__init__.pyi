@@ -44,6 +44,7 @@ from .model.events import (
     collect as collect,
 )
 from .model.model import DreamModel as DreamModel
+from .model.placing import place as place
 from .parts.conversation import Turn as Turn, TurnPiece as TurnPiece
 from .parts.decoder import Extras as Extras, ImageDecoder as ImageDecoder
 from .parts.language import LanguageModel as LanguageModel

@@ -86,6 +86,7 @@ PUBLIC = [
     "locate",
     "location",
     "open_packed",
+    "place",
     "printable",
     "read_error",
     "read_json",

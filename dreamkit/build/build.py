@@ -35,8 +35,11 @@ def build_model(recipe: Recipe, registry: Registry) -> DreamModel:
     return build(fit(recipe, registry))
 
 
-def build(fit: Fit) -> DreamModel:
+def build(fit: Fit, dtype: torch.dtype | None = None) -> DreamModel:
     """Build the model of a recipe, with the weights that it names; its seed determines random weights.
+
+    With a `dtype`, its tensors have that type, and not all of them are in memory in float32 before: weights are mapped
+    from the files of their sources, and a part whose weights cannot be mapped is cast before the next one is built.
 
     Raises:
         RecipeError: parts do not fit, or a part fails to build.
@@ -44,11 +47,11 @@ def build(fit: Fit) -> DreamModel:
     fit.require_valid()
     require_libraries(fit.recipe)
     torch.manual_seed(fit.recipe.train.seed)
-    parts = {
-        key: _call(fit, f"model.{key}", _mapped_part if _kind(fit, key) else _part, cls, config)
-        for key, cls, config in _sourced_parts(fit)
-    }
-    return _compose(fit, parts)
+    parts = {}
+    for key, cls, config in _sourced_parts(fit):
+        maps = dtype is not None or _kind(fit, key) is not None
+        parts[key] = _call(fit, f"model.{key}", _mapped_part if maps else _part, cls, config, dtype)
+    return _compose(fit, parts) if dtype is None else _compose(fit, parts, as_stored=True).to(dtype)
 
 
 def build_as_stored(fit: Fit, scratch: Path) -> DreamModel:
@@ -71,15 +74,15 @@ def build_as_stored(fit: Fit, scratch: Path) -> DreamModel:
     return _compose(fit, parts, as_stored=True)
 
 
-def _part(cls: Any, config: Any) -> Part:
+def _part(cls: Any, config: Any, dtype: torch.dtype | None = None) -> Part:
     part: Part = cls.from_config(config) if config.pretrained is None else load_part(cls, config)
-    return part
+    return part if dtype is None else part.to(dtype)
 
 
-def _mapped_part(cls: Any, config: Any) -> Part:
-    """Build a part that will be quantized: no process has memory for all of its weights, if they can be mapped."""
+def _mapped_part(cls: Any, config: Any, dtype: torch.dtype | None = None) -> Part:
+    """Build a part that will be quantized or cast: if its weights can be mapped, the memory never holds all of them."""
     part = None if config.pretrained is None else load_stored_part(cls, config)
-    return _part(cls, config) if part is None else part
+    return _part(cls, config, dtype) if part is None else part
 
 
 def _stored_part(cls: Any, config: Any, scratch: Path) -> Part:

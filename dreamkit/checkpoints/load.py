@@ -20,6 +20,7 @@ from dreamkit.distributed import is_sharded, local, local_region, of_all, togeth
 from dreamkit.errors import CheckpointError, PluginError, excerpt, first_lines
 from dreamkit.model.adapters import is_adapter, names_in_part, stored_name
 from dreamkit.model.model import DreamModel
+from dreamkit.model.placing import float_type
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.recipe.sections import WITH_SOURCE, Recipe
 from dreamkit.recipe.source_keys import stored_source
@@ -59,15 +60,24 @@ class LoadReport:
 
 
 def load_checkpoint(
-    folder: Path | str, registry: Registry | None = None, *, quantize: bool = True
+    folder: Path | str,
+    registry: Registry | None = None,
+    *,
+    quantize: bool = True,
+    dtype: str | torch.dtype | None = None,
 ) -> tuple[DreamModel, LoadReport]:
     """Build the model of a checkpoint and load its weights. Without `quantize`, no part of it is quantized.
 
+    `dtype` is `float32` or `bfloat16`; None is float32, or float64 with that precision in the recipe. The model equals
+    one that is cast after it was loaded, and takes less memory meanwhile: most weights are cast as they are read.
+
     Raises:
+        DreamkitError: an unknown `dtype`.
         CheckpointError: a damaged checkpoint or a newer format, a component that is not installed, a source that is
             missing or has changed, or other tensors than the model has.
     """
-    model, manifest = build_saved(folder, registry, quantize=quantize)
+    floats = None if dtype is None else float_type(dtype)
+    model, manifest = build_saved(folder, registry, quantize=quantize, dtype=floats)
     return model, copy_tensors(model, folder, manifest)
 
 
@@ -77,10 +87,12 @@ def build_saved(
     *,
     scratch: Path | None = None,
     quantize: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> tuple[DreamModel, Manifest]:
     """Build the model of a checkpoint without its weights; return it with the manifest, for `copy_tensors`.
 
-    With `scratch`, the model is one of `build_as_stored`. Without `quantize`, no part of it is quantized.
+    With `scratch`, the model is one of `build_as_stored`, else one of `build` in `dtype`. Without `quantize`, no part
+    of it is quantized.
 
     Raises:
         CheckpointError: as `load_checkpoint`, except for the tensors.
@@ -104,7 +116,7 @@ def build_saved(
     recipe = recipe_from_dict(manifest.recipe, registry, where=where)
     recipe = recipe if quantize else _unquantized(recipe)
     fitted = fit(_with_own_tokenizer(recipe, folder, registry), registry)
-    model = build(fitted) if scratch is None else build_as_stored(fitted, scratch)
+    model = build(fitted, dtype) if scratch is None else build_as_stored(fitted, scratch)
     if getattr(recipe.model.language_model.config, "tokenizer", None) is None:
         model.recipe = recipe
     for part in model.sources.keys() - manifest.sources.keys():

@@ -9,7 +9,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL.Image import Image as Picture
 
 from dreamkit.checkpoints.load import load_checkpoint
@@ -26,6 +25,7 @@ from dreamkit.model.events import (
     ImageStarted,
     TextPiece,
 )
+from dreamkit.model.placing import Placement
 from dreamkit.progress.bars import Bar
 from dreamkit.storage.folders import filled_folder, in_use_reason
 from dreamkit.storage.writing import write_text, writing
@@ -51,12 +51,14 @@ def write_document(
     title: str,
     seed: int,
     settings: Mapping[str, Any],
+    to: Placement,
     overwrite: bool = False,
 ) -> str:
     """Continue `prompt`; write its images and a page of the whole document to the folder `out`.
 
-    `settings` are those of `DreamModel.generate`. With `overwrite`, an earlier document in `out` is replaced; other
-    files stay. The files appear at the end, all together. Return the reason why the document ended.
+    `settings` are those of `DreamModel.generate`; the model is put `to` a device. With `overwrite`, an earlier document
+    in `out` is replaced; other files stay. The files appear at the end, all together. Return the reason why the
+    document ended.
 
     An interrupt during the generation writes the page of what was made so far, if that is anything.
 
@@ -71,8 +73,8 @@ def write_document(
         if (reason := in_use_reason(out)) and not (overwrite and out.is_dir()):
             replace = ", or replace its document with --overwrite" if out.is_dir() else ""
             raise DreamkitError(f"{out} {reason}; pass a new folder with --out{replace}")
-        model, _ = load_checkpoint(checkpoint)
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        model, _ = load_checkpoint(checkpoint, dtype=to.dtype)
+        to.put(model)
         made = follow(model.generate(prompt, seed=seed, **settings), Output(out, staging), prompt)
         reason = REASONS[made.end] if made.interrupt is None else str(made.interrupt) or "interrupted"
         facts = {"checkpoint": checkpoint, "seed": seed, **settings, "end": reason}

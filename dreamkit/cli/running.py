@@ -260,20 +260,44 @@ def generate(
         list[str] | None,
         typer.Option(metavar="TEXT", callback=check_setting, help="end before this text; may be repeated"),
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="[auto|cuda|mps|cpu]", help="auto: the first of cuda, mps and cpu that is there"
+        ),
+    ] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="[auto|float32|bfloat16]",
+            help="auto: bfloat16 on a GPU that computes in it, else the recipe's",
+        ),
+    ] = "auto",
+    offload: Annotated[
+        bool,
+        typer.Option(
+            "--offload",
+            help="keep the parts in the host's memory, and move each to the device while it is used",
+        ),
+    ] = False,
 ) -> None:
     """Continue a document with text and images.
 
     Prints text as it is written, and the file name of each image. Writes the images image-0.png and so on, and
-    index.html with the whole document. Omitted options default to the checkpoint's recipe. Uses a CUDA device if there
-    is one.
+    index.html with the whole document. Omitted settings default to the checkpoint's recipe. If the model does not fit
+    into the device's memory, try --dtype bfloat16, then --offload.
 
     Example: dreamkit generate dreamkit-demo/checkpoint "two" --max-images 2 --out two
+
+    Example: dreamkit generate dreamkit-demo/checkpoint "two" --device cpu --dtype bfloat16
     """
     from dreamkit.cli.live import write_document
     from dreamkit.data.image_files import open_picture
     from dreamkit.document import DRAW_SLOT, READ_SLOT, Document
     from dreamkit.errors import DocumentError, excerpt
+    from dreamkit.model.placing import placement
 
+    to = placement(device, dtype, offload)
     pictures = [open_picture(path, "--image") for path in image or ()]
     slots = sum(map(prompt.count, (READ_SLOT, DRAW_SLOT)))
     if slots != len(pictures):
@@ -294,6 +318,6 @@ def generate(
     every = limits | drawing | sampling | penalty
     settings = {name: value for name, value in every.items() if value is not None}
     reason = write_document(
-        checkpoint, document, out, title=prompt, seed=seed, settings=settings, overwrite=overwrite
+        checkpoint, document, out, title=prompt, seed=seed, settings=settings, to=to, overwrite=overwrite
     )
     echo(f"{reason}; wrote {out / 'index.html'}", err=True)

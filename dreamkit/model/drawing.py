@@ -107,4 +107,4 @@ def draw_images(
 
 def to_picture(image_CHW: Tensor) -> Picture:
     """Convert an image (3, H, W) in [0, 1] to a PIL image with 8 bits a channel."""
-    return PIL.fromarray((image_CHW * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+    return PIL.fromarray((image_CHW.float() * 255).round().byte().permute(1, 2, 0).cpu().numpy())

@@ -48,7 +48,7 @@ class Session:
         """Return the inputs (V + 2, D) of each image: its vision tokens between start and end token."""
         if not pictures:
             return []
-        pixels = self.model.vision_encoder.preprocess(pictures).to(self.device)
+        pixels = self.model.vision_encoder.preprocess(pictures).to(self.model.dream_queries)
         vision_NVD = self.model.visual_projector(self.model.vision_encoder(pixels))
         start, end = self.embed([self.sequencer.image_start]), self.embed([self.sequencer.image_end])
         return [torch.cat([start, vision_VD, end]) for vision_VD in vision_NVD]

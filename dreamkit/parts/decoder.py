@@ -6,10 +6,10 @@ Shape suffixes are those of `dreamkit.parts`.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from dreamkit.earlier_names import EarlierName
 from dreamkit.parts.part import PretrainedPart
-from dreamkit.parts.precision import keep_float32
 from dreamkit.parts.sampling import DrawStep, Scheduler, denoise_latents, sample_latents, unit_noise
 from dreamkit.parts.specs import Condition, DecoderSpec
 
@@ -57,10 +56,10 @@ class ImageDecoder(PretrainedPart):
         original size and the crop.
         """
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Apply `fn`, as `.to()` and `.bfloat16()` of this part or of a model around it do, to all tensors."""
+    def float32_tensors(self) -> Iterable[Tensor]:
+        """Return the tensors of the submodules in `spec.float32_modules`."""
         modules = [self.get_submodule(name) for name in self.spec.float32_modules]
-        return super()._apply(keep_float32(modules, fn), recurse)
+        return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
 
     def default_extras(self, count: int, size: tuple[int, int]) -> dict[str, Tensor]:
         """Return the extras (count, ...) to draw `count` images of `size` (height, width) in pixels.
@@ -212,6 +211,9 @@ class ImageDecoder(PretrainedPart):
     ) -> Iterator[DrawStep]:
         """Draw images step by step, and yield each step with its latents (N, c, h, w); `decode` takes the last ones.
 
+        Noise, guidance and the scheduler's steps are in float32 or more: half precision would round the small changes
+        of late steps away. `denoise` gets latents of the condition's dtype, and each step has them in it.
+
         Args:
             condition: condition of N images.
             negative: condition of N images to guide away from; needed unless `guidance` is 1.
@@ -232,7 +234,8 @@ class ImageDecoder(PretrainedPart):
         shape = (condition.context.shape[0], *self.spec.latent_shape(size))
         extras = self.default_extras(shape[0], size) if extras is None else extras
         like = condition.context
-        noise = unit_noise(shape, generators, like) if latents is None else latents.to(like.device)
+        exact = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
+        noise = unit_noise(shape, generators, exact) if latents is None else latents.to(exact)
         extras = {name: extra.to(like.device) for name, extra in extras.items()}
         # A new object for `cache_condition`: the caller may draw from the same condition twice at once.
         network_condition = replace(condition)
@@ -245,12 +248,14 @@ class ImageDecoder(PretrainedPart):
             extras = {name: torch.cat([extra, extra]) for name, extra in extras.items()}
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+            noisy = noisy.to(like.dtype)
             if guidance == 1.0:
-                return self.denoise(noisy, timestep.expand(shape[0]), network_condition, extras)
+                return self.denoise(noisy, timestep.expand(shape[0]), network_condition, extras).to(exact)
             both = torch.cat([noisy, noisy])
             prediction = self.denoise(both, timestep.expand(2 * shape[0]), network_condition, extras)
-            from_negative, from_positive = prediction.chunk(2)
+            from_negative, from_positive = prediction.to(exact).chunk(2)
             return from_negative + guidance * (from_positive - from_negative)
 
         with self.cache_condition(network_condition):
-            yield from denoise_latents(self.scheduler(scheduler), steps, noise, predict, generators)
+            for step in denoise_latents(self.scheduler(scheduler), steps, noise, predict, generators):
+                yield step._replace(latents=step.latents.to(like.dtype))

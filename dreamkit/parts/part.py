@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from dreamkit.earlier_names import EarlierName, adopt_earlier_names
+from dreamkit.parts.precision import keep_float32
 
 
 class Part(nn.Module, ABC):
@@ -61,6 +62,17 @@ class Part(nn.Module, ABC):
         The default is all parameters.
         """
         return self.parameters()
+
+    def float32_tensors(self) -> Iterable[Tensor]:
+        """Return the parameters and buffers that stay in float32 or more, whatever dtype the part is moved to.
+
+        Name those that half precision makes wrong, such as the frequencies of rotary embeddings. The default is none.
+        """
+        return ()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Apply `fn`, as `.to()` and `.bfloat16()` of this part or of a model around it do, to all tensors."""
+        return super()._apply(keep_float32(self.float32_tensors(), fn), recurse)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass instead of storing them; gradients stay the same.

@@ -12,11 +12,9 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 
-def keep_float32(
-    modules: Iterable[nn.Module], change: Callable[[Tensor], Tensor]
-) -> Callable[[Tensor], Tensor]:
-    """Return `change`, for `nn.Module._apply`, altered to keep the tensors of `modules` in float32 or more."""
-    protected = {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
+def keep_float32(tensors: Iterable[Tensor], change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return `change`, for `nn.Module._apply`, altered to keep these `tensors` in float32 or more."""
+    protected = {id(tensor) for tensor in tensors}
 
     def change_but_keep(tensor: Tensor) -> Tensor:
         new = change(tensor)

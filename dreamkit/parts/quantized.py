@@ -7,13 +7,15 @@ the input, and gradients are those of a linear layer with the restored weights.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Final, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dreamkit.parts.precision import keep_float32
 
 BLOCK: Final = 64  # weights of one scale in nf4, as in QLoRA
 # Weights to quantize at once: on a CPU, bitsandbytes needs some twenty bytes for each meanwhile.
@@ -48,6 +50,7 @@ class QuantizedLinear(nn.Linear):
             packed, scales = _pack(weight.detach(), kind)
         self.register_buffer("packed", packed, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
+        self.dtype = scales.dtype  # type that the layer was cast to
 
     @classmethod
     def of(cls, layer: nn.Linear, kind: str) -> Self:
@@ -61,8 +64,13 @@ class QuantizedLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]  # libraries read it, and some only its type
-        """The restored weights (out, in) in the type of the scales, computed at each access."""
-        return self.restored(self.scales.dtype)
+        """The restored weights (out, in) in the type that the layer was cast to, computed at each access."""
+        return self.restored(self.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Apply `fn` to the tensors; the magnitudes stay in float32 or more."""
+        self.dtype = fn(self.scales.new_empty(0, dtype=self.dtype)).dtype
+        return super()._apply(keep_float32([self.scales], fn), recurse)
 
     @torch.no_grad()
     def restored(self, dtype: torch.dtype) -> Tensor:

@@ -55,17 +55,18 @@ def unit_noise(
 ) -> Tensor:
     """Sample unit-variance noise of `shape` (N, c, h, w), with the device and dtype of `like`.
 
+    Half precision gets the noise of float32, rounded: torch's generators draw other numbers for each dtype.
     `generators` is one for the batch, a sequence of one per image, or None for torch's global generator.
 
     Raises:
         ValueError: the number of generators is not N.
     """
-    source = _generators(generators, shape[0])
+    source, dtype = _generators(generators, shape[0]), torch.promote_types(like.dtype, torch.float32)
     if not isinstance(source, list):
         device = like.device if source is None else source.device
-        return torch.randn(tuple(shape), generator=source, device=device, dtype=like.dtype).to(like.device)
-    rows = [torch.randn(tuple(shape[1:]), generator=g, device=g.device, dtype=like.dtype) for g in source]
-    return torch.stack([row.to(like.device) for row in rows])
+        return torch.randn(tuple(shape), generator=source, device=device, dtype=dtype).to(like)
+    rows = [torch.randn(tuple(shape[1:]), generator=g, device=g.device, dtype=dtype) for g in source]
+    return torch.stack([row.to(like) for row in rows])
 
 
 def sample_latents(

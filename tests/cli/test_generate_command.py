@@ -317,3 +317,27 @@ def test_values_that_overflow_are_an_error_and_no_page(
         rf"^dreamkit: .*{values}.*, got NaN or inf; the model's values overflow", err, re.M
     )
     assert not Path("new/index.html").exists()
+
+
+def test_a_model_generates_in_bfloat16_on_the_cpu(run, checkpoint: Path) -> None:
+    code, out, err = run("generate", checkpoint, "say", "--device", "cpu", "--dtype", "bfloat16")
+    assert (code, "image-0.png" in out) == (0, True), err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "tpu"], "device: expected one of auto, cuda, mps, cpu, got 'tpu' (string)"),
+        (["--device", "mps"], "device: expected one of this machine, cpu, got mps"),
+        (["--dtype", "float16"], "dtype: expected one of auto, float32, bfloat16, got 'float16' (string)"),
+        (["--offload"], "offload: expected a device beside the CPU to move parts to, got cpu; leave it out"),
+    ],
+)
+def test_a_device_that_is_not_there_is_an_error(
+    run, checkpoint: Path, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    code, _, err = run("generate", checkpoint, "say", *options)
+    assert code == 2 and message in err
+    assert not Path("dreamkit-out").exists()

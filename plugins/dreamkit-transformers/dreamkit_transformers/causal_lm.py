@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -269,6 +269,17 @@ class CausalLM(TokenAddingModel):
     def library_forward(self, ids_BT: Tensor) -> Tensor:
         with replaced_module(self.model, self.abilities.norm, self.norm):
             return self.model(ids_BT, use_cache=False).logits
+
+    def float32_tensors(self) -> Iterator[Tensor]:
+        """Yield the buffers that the library computes itself, and keeps in float32 when it loads half precision.
+
+        Half precision would round the frequencies of rotary embeddings: in bfloat16, far positions turn by radians.
+        """
+        for module in self.model.modules():
+            computed = module._non_persistent_buffers_set
+            yield from (
+                buffer for name, buffer in module._buffers.items() if name in computed and buffer is not None
+            )
 
     def enable_gradient_checkpointing(self) -> None:
         # The library's own checkpointing works only in training mode. A frozen model is in evaluation mode, but
