@@ -80,6 +80,7 @@ def draw_images(
 
     The calls of parts do not depend on the prompts, nor on their number: several processes can share the parts.
     """
+    check_size(model.image_decoder, options)
     is_guided = options.guidance != 1.0
     negative = [negative_document(options.negative_prompt)] if is_guided else []
     condition = model.condition(model.dream_states([*prompts, *negative]))

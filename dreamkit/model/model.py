@@ -376,7 +376,8 @@ class DreamModel(nn.Module):
         In place of an image whose values are not finite, the result has the error about them.
 
         Raises:
-            DocumentError: a prompt is longer than the model's length.
+            DocumentError: a prompt, or the negative prompt, is longer than the model's length.
+            DreamkitError: the decoder does not support the size.
         """
         with evaluating(self):
             return draw_images(self, prompt_documents(prompts), seeds, options)

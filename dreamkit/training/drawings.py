@@ -47,8 +47,9 @@ def check_drawings(model: DreamModel, recipe: Recipe) -> None:
     for number, prompt in enumerate(prompt_documents(recipe.train.prompts)):
         attempt(f"train.prompts.{number}", check_room, sequencer, prompt)
     if recipe.train.prompts:
-        negative = negative_document(recipe.generation.negative_prompt)
-        attempt("generation.negative_prompt", check_room, sequencer, negative)
+        if recipe.generation.guidance != 1.0:
+            negative = negative_document(recipe.generation.negative_prompt)
+            attempt("generation.negative_prompt", check_room, sequencer, negative)
         attempt("generation.steps", check_schedule, model.image_decoder, recipe.generation)
     if problems:
         raise RecipeError(problems)

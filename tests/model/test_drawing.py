@@ -73,6 +73,11 @@ def test_guidance_leads_away_from_the_negative_prompt() -> None:
     assert np.array_equal(draw(one, guidance=1), draw(one, guidance=1, negative_prompt=other))
 
 
+def test_a_size_that_the_decoder_does_not_support_is_an_error() -> None:
+    with pytest.raises(DreamkitError, match="size: expected positive multiples of 2 pixels"):
+        MODEL.draw(["a"], [0], GenerationSection(size=(16, 17)))
+
+
 def test_values_that_are_not_finite_are_the_error_of_their_image_alone() -> None:
     def decode(latents: Tensor, decode: Any = MODEL.image_decoder.decode) -> Tensor:
         images = decode(latents)

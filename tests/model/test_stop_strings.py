@@ -253,3 +253,21 @@ def test_the_beginning_of_a_stop_string_is_text_if_the_document_ends() -> None:
         events = generate(Document((Text("x"),)), stop=["aaab"], max_tokens=5)
     assert done(events).reason == "tokens" and runs(done(events).result) == ["xaaaaa"]
     assert [event.text for event in events if isinstance(event, TextPiece)] == ["a", "a", "aaa"]
+
+
+def test_a_stop_string_may_begin_in_text_that_an_earlier_call_wrote() -> None:
+    """The document then ends before it, as the uninterrupted one does; no event has text."""
+    c, a, b = (MODEL.language_model.tokenize(letter)[0] for letter in "cab")
+    ids = iter([c, a, b])
+
+    def logits(hidden: Tensor) -> Tensor:
+        return torch.eye(500)[next(ids)].expand(*hidden.shape[:-1], -1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MODEL.language_model, "logits", logits)
+        first = done(generate(Document((Text("x"),)), stop=["ab"], max_tokens=2))
+        (last,) = generate(first.result, stop=["ab"])
+    assert first.reason == "tokens" and runs(first.result) == ["xca"]
+    assert isinstance(last, DocumentDone) and last.reason == "stop" and runs(last.result) == ["xc"]
+    written = last.result.segments[1]
+    assert isinstance(written, Text) and written.ids == (c,)

@@ -69,7 +69,8 @@ def test_the_distribution_is_that_of_the_processors_of_transformers(
     penalized = penalize(logits, set(prompt), options.repetition_penalty)
     actual = distribution(penalized, options)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
-    assert torch.equal(actual > 0, expected > 0)
+    # the sum of the others may round to 1, so that top_p leaves out what is less likely than that
+    assert (((actual > 0) == (expected > 0)) | (expected < 1e-12)).all()
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=12), st.integers(1, 12))

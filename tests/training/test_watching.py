@@ -236,17 +236,26 @@ def test_bad_held_out_documents_are_replaced_and_named_once(
 
 
 @pytest.mark.parametrize(
-    ("settings", "steps", "message"),
+    ("settings", "options", "message"),
     [
-        ({"prompts": ("a", "b" * 255)}, 2, "train.prompts.1: prompt 1: expected at most 256 tokens, got 2"),
-        ({}, 100_000, "generation.steps: cannot draw in 100000 steps with the decoder's own scheduler"),
+        ({"prompts": ("a", "b" * 255)}, {}, "train.prompts.1: prompt 1: expected at most 256 tokens, got 2"),
+        (
+            {},
+            {"steps": 100_000},
+            "generation.steps: cannot draw in 100000 steps with the decoder's own scheduler",
+        ),
+        (
+            {},
+            {"negative_prompt": "b" * 255},
+            "generation.negative_prompt: negative_prompt: expected at most 256",
+        ),
     ],
 )
 def test_settings_that_cannot_be_drawn_with_are_refused_before_training(
-    tmp_path: Path, settings: dict[str, Any], steps: int, message: str
+    tmp_path: Path, settings: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
     recipe = watched_recipe(**settings)
-    recipe = replace(recipe, generation=replace(recipe.generation, steps=steps))
+    recipe = replace(recipe, generation=replace(recipe.generation, **options))
     with pytest.raises(RecipeError) as caught:
         watched_run(tmp_path / "out", recipe)
     assert message in str(caught.value) and not (tmp_path / "out").exists()
