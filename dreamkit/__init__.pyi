@@ -40,6 +40,7 @@ from .model.events import (
     ImageDone as ImageDone,
     ImageStarted as ImageStarted,
     TextPiece as TextPiece,
+    TokenScore as TokenScore,
     collect as collect,
 )
 from .model.model import DreamModel as DreamModel

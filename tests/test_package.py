@@ -62,6 +62,7 @@ PUBLIC = [
     "Task",
     "Text",
     "TextPiece",
+    "TokenScore",
     "TrainingError",
     "Turn",
     "TurnPiece",

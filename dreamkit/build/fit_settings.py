@@ -62,8 +62,17 @@ def fit_tokens(fit: Fit, model: ModelSection) -> None:
 
 
 def fit_generation(fit: Fit) -> None:
-    name, decoder = fit.recipe.generation and fit.recipe.generation.scheduler, fit.image_decoder
-    if decoder is None or name is None or decoder.schedulers is None or name in decoder.schedulers:
+    options, decoder = fit.recipe.generation, fit.image_decoder
+    if not options or not decoder:
+        return
+    name = options.scheduler
+    try:
+        if options.size is not None:
+            decoder.latent_shape(options.size)
+    except ValueError as error:
+        place = fit.recipe.place("model.image_decoder")
+        fit.problem("generation.size", f"{error}; the image decoder draws no others ({place})")
+    if name is None or decoder.schedulers is None or name in decoder.schedulers:
         return
     objective = f", {decoder.objective}" if decoder.objective else ""
     fit.problem(

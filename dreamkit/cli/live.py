@@ -39,6 +39,7 @@ REASONS = {
     "tokens": "the document reached the limit on tokens",
     "images": "the document reached the limit on images",
     "length": "the document reached the model's maximum length",
+    "stop": "the model wrote a stop string",
 }
 
 

@@ -230,8 +230,35 @@ def generate(
     steps: Annotated[
         int | None, typer.Option(callback=check_setting, help="denoising steps per image")
     ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", callback=check_setting, help="the text to guide away from")
+    ] = None,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="HEIGHT WIDTH", callback=check_setting, help="size of images in pixels"),
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(callback=check_setting, help="0 always takes the most likely token")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(callback=check_setting, help="sample from this many tokens; 0 is all")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(callback=check_setting, help="sample from tokens of this total probability"),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(
+            callback=check_setting, help="sample from tokens this many times as likely as the most likely"
+        ),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(callback=check_setting, help="above 1: repeat fewer tokens")
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", callback=check_setting, help="end before this text; may be repeated"),
     ] = None,
     device: Annotated[
         str,
@@ -284,9 +311,12 @@ def generate(
             f"'{excerpt(prompt)}'; {fix}"
         )
     document = Document.interleave(prompt, pictures, name="PROMPT", role="user" if chat else None)
-    limits = {"max_tokens": max_tokens, "max_images": max_images}
-    drawing = {"guidance": guidance, "steps": steps, "temperature": temperature}
-    settings = {name: value for name, value in (limits | drawing).items() if value is not None}
+    limits = {"max_tokens": max_tokens, "max_images": max_images, "stop": stop}
+    drawing = {"guidance": guidance, "negative_prompt": negative_prompt, "steps": steps, "size": size}
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    penalty = {"repetition_penalty": repetition_penalty}
+    every = limits | drawing | sampling | penalty
+    settings = {name: value for name, value in every.items() if value is not None}
     reason = write_document(
         checkpoint, document, out, title=prompt, seed=seed, settings=settings, to=to, overwrite=overwrite
     )

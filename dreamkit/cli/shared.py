@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -13,6 +13,8 @@ from rich.table import Table
 
 from dreamkit.errors import printable_lines
 from dreamkit.progress.consoles import SafeConsole
+
+Setting = TypeVar("Setting")
 
 
 def path_argument(text: str | Path) -> Path:
@@ -77,7 +79,7 @@ def _widths(rows: Iterable[Sequence[str]]) -> list[int]:
     return [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
-def check_setting(parameter: typer.CallbackParam, value: float | None) -> float | None:
+def check_setting(parameter: typer.CallbackParam, value: Setting | None) -> Setting | None:
     """Return the value of an option for a generation setting. Raise a usage error if a recipe could not have it."""
     from dreamkit.errors import ConfigError
     from dreamkit.recipe.settings import generation_section
@@ -87,5 +89,6 @@ def check_setting(parameter: typer.CallbackParam, value: float | None) -> float 
         try:
             generation_section({parameter.name: value})
         except ConfigError as error:
-            raise typer.BadParameter(error.problems[parameter.name]) from error
+            # of the setting, or of items of its list
+            raise typer.BadParameter("; ".join(error.problems.values())) from error
     return value

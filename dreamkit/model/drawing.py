@@ -13,11 +13,11 @@ from PIL import Image as PIL
 from torch import Tensor
 
 from dreamkit.data.sequence import Sequencer
-from dreamkit.document import Document
+from dreamkit.document import Document, Text
 from dreamkit.errors import DocumentError, DreamkitError, count, describe_error
 from dreamkit.model.finite import drawn_problems, finite_rows
 from dreamkit.parts.decoder import ImageDecoder
-from dreamkit.recipe.sections import GenerationSection
+from dreamkit.recipe.generation_section import GenerationSection
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -39,6 +39,25 @@ def check_schedule(decoder: ImageDecoder, options: GenerationSection) -> None:
         raise DreamkitError(
             f"cannot draw in {count(steps, 'step')} with {scheduler}: {describe_error(error)}"
         ) from error
+
+
+def check_size(decoder: ImageDecoder, options: GenerationSection) -> None:
+    """Check that a decoder can draw images of the size of `options`.
+
+    Raises:
+        DreamkitError: it cannot.
+    """
+    try:
+        if options.size is not None:
+            decoder.spec.latent_shape(options.size)
+    except ValueError as error:
+        raise DreamkitError(f"size: {error}") from error
+
+
+def negative_document(options: GenerationSection) -> Document:
+    """Return the prompt from which guidance leads away; the empty one is that of training without a condition."""
+    text = options.negative_prompt
+    return Document((Text(text),) if text else (), name="negative_prompt")
 
 
 def check_room(sequencer: Sequencer, prompt: Document) -> None:
@@ -63,7 +82,8 @@ def draw_images(
     The calls of parts do not depend on the prompts, nor on their number: several processes can share the parts.
     """
     is_guided = options.guidance != 1.0
-    condition = model.condition(model.dream_states([*prompts, ""] if is_guided else prompts))
+    negative = [negative_document(options)] if is_guided else []
+    condition = model.condition(model.dream_states([*prompts, *negative]))
     decoder, images = model.image_decoder, len(prompts)
     finite: list[Tensor] = []  # rows of the latents of each step
     for step in decoder.draw_steps(
@@ -72,6 +92,7 @@ def draw_images(
         scheduler=options.scheduler,
         steps=options.steps,
         guidance=options.guidance,
+        size=options.size,
         generators=[torch.Generator().manual_seed(seed) for seed in seeds],
     ):
         finite.append(finite_rows(step.latents))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dreamkit.document import Document, Image, Role, Segment, Text
-from dreamkit.errors import DocumentError, DreamkitError, count, describe_value, excerpt
-from dreamkit.model.drawing import check_schedule, to_picture
+from dreamkit.errors import DocumentError, DreamkitError, count, describe_value
+from dreamkit.model.drawing import check_room, check_schedule, check_size, negative_document, to_picture
 from dreamkit.model.events import (
     DenoisingStep,
     DocumentDone,
@@ -21,12 +21,13 @@ from dreamkit.model.events import (
     ImageDone,
     ImageStarted,
     TextPiece,
+    TokenScore,
 )
 from dreamkit.model.finite import check_drawn, finite_rows, logits_error
 from dreamkit.model.session import Session
 from dreamkit.model.text_stream import TextStream, lead_byte
+from dreamkit.model.token_choice import TokenChooser
 from dreamkit.parts.specs import Condition
-from dreamkit.recipe.sections import GenerationSection
 from dreamkit.recipe.settings import generation_section
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 # modulo 2**32, and torch's generator of the CPU uses these bits of a seed alone.
 SEED_STEP = 0x9E3779B9
 MAX_SEED = 2**64 - 1
-MAX_SIDE = 2**16  # pixels: an image of this size would take 12 GB
 
 
 @dataclass
@@ -51,14 +51,15 @@ class _Writer:
     seed: int
     inputs: Tensor  # (t, D), of the next `Session.feed`
     text: TextStream  # since the last image
+    chooser: TokenChooser
     written: list[Segment] = field(default_factory=list)
+    scores: list[TokenScore] = field(default_factory=list)  # of tokens that no event has yet
     tokens: int = 0
     images: int = 0
     drawing: bool = False
     reason: EndReason | None = None
 
     def __post_init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(self.seed)  # of sampled text
         self.earlier_images = sum(image.draw for image in self.prompt.images)
 
     @property
@@ -73,6 +74,12 @@ class _Writer:
         number = self.earlier_images + self.images
         return torch.Generator().manual_seed((self.seed + number * SEED_STEP) % 2**64)
 
+    def take_scores(self, tokens: int | None = None) -> tuple[TokenScore, ...]:
+        """Return the scores of the next tokens for an event; None: of all that are left."""
+        taken = self.scores[:tokens]
+        del self.scores[:tokens]
+        return tuple(taken)
+
     def result(self) -> Document:
         return Document((*self.prompt.segments, *self.written), name=self.prompt.name)
 
@@ -80,10 +87,11 @@ class _Writer:
 class Generation:
     """The generation of a batch of documents. Iterate over `events()` to run it.
 
-    Arguments are those of `DreamModel.generate`; `size` is (height, width) in pixels.
+    Arguments are those of `DreamModel.generate`.
 
     Raises:
-        DocumentError: a prompt is longer than the model's length, or the number of seeds is wrong.
+        DocumentError: a prompt, or the negative prompt, is longer than the model's length, or the number of seeds is
+            wrong.
         DreamkitError: a setting is unknown or has a value that a recipe could not have; a seed is not an integer of 64
             bits without a sign; the decoder does not support the size, the scheduler or its number of steps. `events`
             raises it if logits, latents or pixels are not finite.
@@ -95,8 +103,6 @@ class Generation:
         prompts: Sequence[Document],
         *,
         seed: int | Sequence[int],
-        size: tuple[int, int] | None,
-        ignore_eos: bool,
         settings: Mapping[str, Any],
     ) -> None:
         seeds = _seeds(seed, len(prompts))
@@ -104,19 +110,10 @@ class Generation:
         self.options = options = generation_section(
             settings, None if model.recipe is None else model.recipe.generation
         )
-        self.size = size
         self.session = session = Session(model, len(prompts))
         self.lead = lead_byte(model.language_model)
-        self.writers = [
-            _Writer(
-                number, prompt, seeds[number], inputs, self._stream(session.sequencer.continued_texts(prompt))
-            )
-            for number, (prompt, inputs) in enumerate(
-                zip(prompts, session.prompt_inputs(prompts), strict=True)
-            )
-        ]
         spec = model.language_model.spec
-        self.ends = set() if ignore_eos else set(spec.eos_ids)
+        self.ends = set() if options.ignore_eos else set(spec.eos_ids)
         self.max_length = spec.max_length
         sequencer = session.sequencer
         self.dream_start = sequencer.dream_start
@@ -125,29 +122,39 @@ class Generation:
         suppressed = {*model.token_ids.values(), *model.language_model.suppressed_ids}
         allowed = {self.dream_start} if options.max_images else set()
         # End tokens are never suppressed. With `ignore_eos` they stay in the ids, and `decode` leaves them out.
-        self.suppressed = sorted(suppressed - allowed - set(spec.eos_ids))
+        self.suppressed = torch.tensor(
+            sorted(suppressed - allowed - set(spec.eos_ids)), dtype=torch.long, device=session.device
+        )
+        self.writers = [
+            _Writer(
+                number,
+                prompt,
+                seeds[number],
+                inputs,
+                self._stream(sequencer.continued_texts(prompt)),
+                self._chooser(prompt, seeds[number]),
+            )
+            for number, (prompt, inputs) in enumerate(
+                zip(prompts, session.prompt_inputs(prompts), strict=True)
+            )
+        ]
         self.negative: Condition | None = None
         if options.max_images:
-            self._check_schedule()
+            check_size(model.image_decoder, options)
+            check_schedule(model.image_decoder, options)
             if options.guidance != 1.0:
-                self.negative = model.condition(model.dream_states(""))
+                negative = negative_document(options)
+                check_room(sequencer, negative)
+                self.negative = model.condition(model.dream_states(negative))
 
     def _stream(self, earlier: Sequence[Text] = ()) -> TextStream:
-        return TextStream(self.model.language_model, self.lead, earlier)
+        return TextStream(self.model.language_model, self.lead, earlier, self.options.stop)
 
-    def _check_schedule(self) -> None:
-        """Raise the errors of the scheduler and the image size before any text is generated."""
-        if self.size is not None:
-            is_pair = isinstance(self.size, list | tuple) and len(self.size) == 2
-            if not is_pair or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in self.size):
-                raise DreamkitError(
-                    f"size: expected (height, width) from 1 to {MAX_SIDE} pixels, got {excerpt(repr(self.size))}"
-                )
-            try:
-                self.model.image_decoder.spec.latent_shape(self.size)
-            except ValueError as error:
-                raise DreamkitError(f"size: {error}") from error
-        check_schedule(self.model.image_decoder, self.options)
+    def _chooser(self, prompt: Document, seed: int) -> TokenChooser:
+        is_penalized = self.options.repetition_penalty != 1
+        seen = set(self.session.sequencer.prompt(prompt).ids) if is_penalized else set()
+        generator = torch.Generator().manual_seed(seed)
+        return TokenChooser(self.options, generator, self.suppressed, self.dream_start, seen)
 
     def events(self) -> Iterator[Event]:
         """Generate all documents; yield each event when it happens."""
@@ -157,7 +164,7 @@ class Generation:
                 writer.reason = writer.reason or self._limit(writer)
                 if writer.reason is not None:
                     yield from self._flush(writer)
-                    yield DocumentDone(writer.number, writer.result(), writer.reason)
+                    yield DocumentDone(writer.number, writer.result(), writer.reason, writer.take_scores())
             unfinished = [writer for writer in unfinished if writer.reason is None]
             if unfinished:
                 yield from self._advance(unfinished)
@@ -188,11 +195,13 @@ class Generation:
 
     def _write(self, writer: _Writer, logits: Tensor) -> Iterator[Event]:
         """Write one token: text, the end, or the start of an image. `logits` is (vocabulary,)."""
-        logits[self.suppressed] = -torch.inf
-        token = _sample_token(logits, self.options, writer.generator)
         writer.tokens += 1
-        if token is None:
+        score = writer.chooser.choose(logits)
+        if score is None:
             raise logits_error(writer.prompt.name, writer.tokens)
+        token = score.token
+        if self.options.log_probs is not None or self.options.dream_probs:
+            writer.scores.append(score)
         if token in self.ends:
             writer.reason = "end"
         elif token == self.dream_start and writer.images == self.options.max_images:
@@ -202,25 +211,28 @@ class Generation:
             writer.reason = "length"
         elif token == self.dream_start:
             yield from self._flush(writer)
-            yield ImageStarted(writer.number, writer.images)
+            yield ImageStarted(writer.number, writer.images, writer.take_scores())
             writer.drawing = True
             writer.inputs = self.session.dream_inputs()
         else:
             yield from self._yield_text(writer, token)
+            writer.reason = "stop" if writer.text.is_stopped else None
             writer.inputs = self.session.embed([token])
 
     def _yield_text(self, writer: _Writer, token: int | None = None) -> Iterator[Event]:
         """Yield the text that `token` completes; without a token, the rest of the text since the last image."""
         if (new := writer.text.take(token)) is not None:
-            yield TextPiece(writer.number, *new)
+            yield TextPiece(writer.number, *new, writer.take_scores(len(new[1])))
 
     def _flush(self, writer: _Writer) -> Iterator[Event]:
         """Yield the rest of the text since the last image, and add it to the document."""
         yield from self._yield_text(writer)
-        if (text := writer.text.segment(writer.role)) is not None:
+        text = writer.text.segment(writer.role)
+        if text is not None or writer.text.is_stopped:
             earlier = writer.text.earlier_texts()
             unchanged = writer.prompt.segments[: len(writer.prompt) - len(earlier)]
             writer.prompt = replace(writer.prompt, segments=(*unchanged, *earlier))
+        if text is not None:
             writer.written.append(text)
         writer.text = self._stream()
 
@@ -237,7 +249,7 @@ class Generation:
             scheduler=self.options.scheduler,
             steps=self.options.steps,
             guidance=self.options.guidance,
-            size=self.size,
+            size=self.options.size,
             generators=[writer.noise() for writer in writers],
         ):
             finite.append(finite_rows(latents))
@@ -279,28 +291,3 @@ def _seeds(seed: int | Sequence[int], prompts: int) -> list[int]:
         if isinstance(each, bool) or not isinstance(each, Integral) or not 0 <= each <= MAX_SEED:
             raise DreamkitError(f"seed: expected an integer from 0 to {MAX_SEED}, got {describe_value(each)}")
     return [int(each) for each in seeds]
-
-
-def _sample_token(logits: Tensor, options: GenerationSection, generator: torch.Generator) -> int | None:
-    """Return the id of the next token from `logits` (vocabulary,): greedy at temperature 0, else nucleus sampling.
-
-    Nucleus sampling is section 3.1 of arXiv 1904.09751. Return None if the greatest logit is not finite; a NaN counts
-    as the greatest.
-    """
-    if options.temperature == 0:
-        token = logits.argmax()
-        is_finite = logits.gather(0, token[None])[0].isfinite()
-        number, flag = torch.stack([token, is_finite.to(token)]).tolist()  # one read-back
-        return int(number) if flag else None
-    logits = logits.cpu().double()
-    greatest = logits.max()
-    if not greatest.isfinite():
-        return None
-    # Subtract the greatest logit first: a positive logit divided by a tiny temperature would be infinite.
-    scaled = (logits - greatest) / options.temperature
-    probabilities, order = scaled.softmax(-1).sort(descending=True)
-    # Keep the smallest set of tokens whose probabilities sum to at least top_p, and at least one token.
-    outside = probabilities.cumsum(-1) - probabilities >= options.top_p
-    outside[0] = False
-    probabilities[outside] = 0
-    return int(order[torch.multinomial(probabilities, 1, generator=generator)])

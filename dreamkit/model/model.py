@@ -37,7 +37,8 @@ from dreamkit.parts.projector import Projector
 from dreamkit.parts.sampling import sample_latents
 from dreamkit.parts.specs import Condition
 from dreamkit.parts.vision import VisionEncoder
-from dreamkit.recipe.sections import PARTS, TRAINABLE, GenerationSection, Recipe
+from dreamkit.recipe.generation_section import GenerationSection
+from dreamkit.recipe.sections import PARTS, TRAINABLE, Recipe
 from dreamkit.recipe.special_tokens import SpecialTokens
 
 if TYPE_CHECKING:
@@ -334,8 +335,6 @@ class DreamModel(nn.Module):
         prompts: Prompt | Sequence[Prompt],
         *,
         seed: int | Sequence[int] = 0,
-        size: tuple[int, int] | None = None,
-        ignore_eos: bool = False,
         **settings: Any,
     ) -> Iterator[Event]:
         """Continue each prompt with text and images; yield each event when it happens. `collect` returns the documents.
@@ -348,23 +347,22 @@ class DreamModel(nn.Module):
             prompts: documents or strings, one or several.
             seed: one for all documents, or one per document, from 0 to 2**64 - 1. Image n of a document, counted from
                 its beginning, is drawn from the noise of (seed, n).
-            size: (height, width) of images in pixels; None is the decoder's own.
-            ignore_eos: continue after an end token, up to the limits.
             **settings: fields of a recipe's `generation` section, which replace those of the model's recipe:
-                `max_tokens`, `max_images`, `temperature` (0 is greedy), `top_p`, `scheduler`, `steps`, `guidance`.
+                `max_tokens`, `max_images`, `stop`, `ignore_eos` (continue after an end token, up to the limits);
+                `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`; `scheduler`, `steps`,
+                `guidance`, `negative_prompt`, `size` ((height, width) of images in pixels; None is the decoder's own);
+                `log_probs`, `dream_probs` (probabilities in the events, see `TokenScore`).
 
         Raises:
-            DocumentError: a prompt is longer than the model's length, or the number of seeds is wrong.
+            DocumentError: a prompt, or the negative prompt, is longer than the model's length, or the number of seeds
+                is wrong.
             DreamkitError: a setting is unknown or has a value that a recipe could not have; a seed is not an integer
                 in its range; the decoder does not support the size, the scheduler or its number of steps; logits,
                 latents or pixels are not finite.
         """
         with evaluating(self):
             documents = prompt_documents(prompts)
-            generation = Generation(
-                self, documents, seed=seed, size=size, ignore_eos=ignore_eos, settings=settings
-            )
-            yield from generation.events()
+            yield from Generation(self, documents, seed=seed, settings=settings).events()
 
     @torch.no_grad()
     def draw(
@@ -372,6 +370,7 @@ class DreamModel(nn.Module):
     ) -> list[Picture | DreamkitError]:
         """Draw one image after each of N prompts, without any text between them.
 
+        Of `options`, those of drawing count: scheduler, steps, guidance, negative prompt and size.
         An image is the first one that `generate` draws with the same seed and settings, if the model draws it at once.
         In place of an image whose values are not finite, the result has the error about them.
 

@@ -48,6 +48,8 @@ def expected_type(annotation: Any, *, several: bool = False) -> str:
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return f"{'sections' if several else 'a section'} with {', '.join(section_keys(annotation))}"
     if origin in LISTS or annotation is list:
+        if len(args) > 1 and len({*args}) == 1:
+            return "lists" if several else f"a list of {len(args)} {expected_type(args[0], several=True)}"
         items = [arg for arg in args if arg is not Ellipsis]
         words = [expected_type(item, several=len(items) == 1) for item in items]
         return "lists" if several else " of ".join(filter(None, ("a list", ", ".join(words))))

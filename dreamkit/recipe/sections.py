@@ -1,4 +1,4 @@
-"""Typed sections of a recipe: model, data, loss, training and generation."""
+"""Typed sections of a recipe: model, data, loss and training."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 from dreamkit.earlier_names import with_earlier_fields
 from dreamkit.errors import ConfigError
 from dreamkit.recipe.fields import setting
+from dreamkit.recipe.generation_section import MAX_TOKENS, GenerationSection
 from dreamkit.recipe.places import place
 from dreamkit.recipe.special_tokens import SpecialTokens
 from dreamkit.recipe.written import as_written
@@ -41,8 +42,6 @@ MAX_GLOBAL_BATCH: Final = 10**7
 MAX_BATCH: Final = 10**6
 # Documents of a run, on a device: more than a thousand times what any published model was trained on.
 MAX_DOCUMENTS: Final = 10**14
-# Tokens or images of one document, and its dream queries: more than any language model reads.
-MAX_TOKENS: Final = 10**8
 # Processes that read data for one device: more than a machine has cores.
 MAX_WORKERS: Final = 1024
 
@@ -296,22 +295,6 @@ def require_durations(**durations: float | None) -> None:
     }
     if problems:
         raise ConfigError(problems)
-
-
-@dataclass(frozen=True)
-class GenerationSection:
-    """Generation of at most `max_tokens` tokens of text and `max_images` images.
-
-    `steps` is the number of denoising steps, `guidance` the scale of classifier-free guidance.
-    """
-
-    scheduler: str | None = None
-    steps: int = setting(15, least=1, most=100_000)  # a scheduler computes a value for each before the first
-    guidance: float = setting(7.5, least=0)
-    max_tokens: int = setting(256, least=1, most=MAX_TOKENS)
-    max_images: int = setting(8, least=0, most=MAX_TOKENS)
-    temperature: float = setting(0.0, least=0)
-    top_p: float = setting(1.0, above=0, most=1)
 
 
 @dataclass(frozen=True)

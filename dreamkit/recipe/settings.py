@@ -9,8 +9,9 @@ from typing import Any
 
 from dreamkit.errors import ConfigError, DreamkitError, did_you_mean
 from dreamkit.recipe.fields import section_keys
+from dreamkit.recipe.generation_section import GenerationSection
 from dreamkit.recipe.schema import SchemaReader
-from dreamkit.recipe.sections import GenerationSection, plain
+from dreamkit.recipe.sections import plain
 from dreamkit.recipe.tree import Node
 
 
@@ -28,7 +29,7 @@ def generation_section(
         if name not in known:
             raise DreamkitError(f"unknown setting '{name}'; {did_you_mean(name, known)}")
     values = plain(defaults or GenerationSection()) | {
-        name: _plain_number(value) for name, value in settings.items()
+        name: _with_plain_numbers(value) for name, value in settings.items()
     }
     reader = SchemaReader()
     section = reader.section(GenerationSection, Node.from_plain(values, "generation", Path()), "")
@@ -38,8 +39,10 @@ def generation_section(
     return section
 
 
-def _plain_number(value: Any) -> Any:
-    """Return a number of another library, such as numpy, as an int or float; other values stay."""
+def _with_plain_numbers(value: Any) -> Any:
+    """Return a number of another library, such as numpy, as an int or float, also in lists; other values stay."""
+    if isinstance(value, list | tuple):
+        return [_with_plain_numbers(item) for item in value]
     if isinstance(value, bool | int | float):
         return value
     if isinstance(value, Integral):

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from dreamkit.distributed import is_main, rank, world_size
 from dreamkit.errors import DreamkitError, RecipeError, RecipeProblem
-from dreamkit.model.drawing import check_room, check_schedule
+from dreamkit.model.drawing import check_room, check_schedule, negative_document
 from dreamkit.model.model import DreamModel
 from dreamkit.model.prompts import prompt_documents
 from dreamkit.recipe.sections import Recipe
@@ -32,7 +32,8 @@ def check_drawings(model: DreamModel, recipe: Recipe) -> None:
     """Check that a model can draw the prompts of a recipe with its settings.
 
     Raises:
-        RecipeError: a prompt is too long, or the decoder does not have the scheduler or its number of steps.
+        RecipeError: a prompt or the negative prompt is too long, or the decoder does not have the scheduler or its
+            number of steps.
     """
     problems = []
 
@@ -46,6 +47,8 @@ def check_drawings(model: DreamModel, recipe: Recipe) -> None:
     for number, prompt in enumerate(prompt_documents(recipe.train.prompts)):
         attempt(f"train.prompts.{number}", check_room, sequencer, prompt)
     if recipe.train.prompts:
+        negative = negative_document(recipe.generation)
+        attempt("generation.negative_prompt", check_room, sequencer, negative)
         attempt("generation.steps", check_schedule, model.image_decoder, recipe.generation)
     if problems:
         raise RecipeError(problems)

@@ -12,7 +12,8 @@ from dreamkit.checkpoints.manifest import Manifest
 from dreamkit.data.fingerprint import fingerprint_differences
 from dreamkit.errors import CheckpointError, TrainingError, count
 from dreamkit.recipe.flat import flat
-from dreamkit.recipe.sections import GenerationSection, Recipe
+from dreamkit.recipe.generation_section import GenerationSection
+from dreamkit.recipe.sections import Recipe
 from dreamkit.recipe.written import shown_setting
 from dreamkit.storage.urls import Url
 from dreamkit.training.resume_state import RunState

@@ -90,6 +90,8 @@ def test_a_process_with_the_locale_c_prints_all_text(tmp_path: Path) -> None:
         ["generate", "CHECKPOINT", "a \ud800 b", "--chat"],
         ["generate", "CHECKPOINT", "a <image>", "--image", f"{BYTE}.png"],
         ["generate", "CHECKPOINT", "a", "--out", f"out{BYTE}"],
+        ["generate", "CHECKPOINT", "a", "--stop", BYTE],
+        ["generate", "CHECKPOINT", "a", "--negative-prompt", BYTE],
         ["generate", BYTE, "a"],
         ["merge-adapters", "CHECKPOINT", BYTE],
         ["import-published", BYTE, "imported"],

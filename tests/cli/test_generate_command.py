@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,7 @@ def test_the_seed_determines_the_image(run, checkpoint: Path) -> None:
     [
         (["--max-images", 0, "--max-tokens", 2], "", "the document reached the limit on tokens"),
         (["--max-tokens", 1], "", "the document reached the limit on tokens"),
+        (["--stop", "zzz", "--stop", "ha"], "", "the model wrote a stop string"),
         (["--steps", 1, "--guidance", 1], "dreamkit-out/image-0.png", "the model ended the document"),
     ],
 )
@@ -108,6 +110,40 @@ def test_limits_and_settings_apply(
     assert re.findall(r"\S+\.png", out) == ([printed] if printed else [])
     assert err.startswith(reason)
     assert len(list(Path("dreamkit-out").glob("*.png"))) == bool(printed)
+
+
+def test_the_text_ends_before_a_stop_string(run, checkpoint: Path) -> None:
+    code, out, err = run("generate", checkpoint, "say", "--stop", "ha")
+    assert (code, out) == (0, "a\n"), err
+    code, out, err = run("generate", checkpoint, "say", "--overwrite", "--top-k", 1, "--temperature", 5)
+    assert (code, out) == (0, "aha\ndreamkit-out/image-0.png\nso\n"), err
+
+
+def test_the_options_of_a_drawing_apply(run, checkpoint: Path) -> None:
+    files = []
+    for name, options in (("a", []), ("b", ["--negative-prompt", "so"]), ("c", ["--size", 16, 32])):
+        code, _, err = run("generate", checkpoint, "say", "--out", name, "--max-images", 1, *options)
+        assert code == 0, err
+        files.append(Path(name, "image-0.png"))
+    assert files[0].read_bytes() != files[1].read_bytes()
+    with PIL.open(files[2]) as drawn:
+        assert drawn.size == (32, 16)
+
+
+def test_settings_of_the_checkpoint_s_recipe_apply_unless_an_option_replaces_them(
+    run, checkpoint: Path, tmp_path: Path
+) -> None:
+    model, _ = load_checkpoint(checkpoint)
+    assert model.recipe is not None
+    options = replace(model.recipe.generation, stop=("ha",), size=(16, 32), ignore_eos=True, max_tokens=3)
+    model.recipe = replace(model.recipe, generation=options)
+    save_checkpoint(model, tmp_path / "other")
+    code, out, err = run("generate", "other", "say", "--out", "a")
+    assert (code, out) == (0, "a\n") and err.startswith("the model wrote a stop string"), err
+    code, out, err = run("generate", "other", "say", "--out", "b", "--stop", "never", "--max-tokens", 5)
+    assert code == 0 and err.startswith("the document reached the limit on tokens"), err
+    with PIL.open("b/image-0.png") as drawn:
+        assert drawn.size == (32, 16)
 
 
 def test_an_earlier_document_is_replaced_only_with_overwrite(run, checkpoint: Path) -> None:
@@ -155,6 +191,17 @@ def test_a_file_is_never_overwritten(run, checkpoint: Path) -> None:
         (["say", "--temperature", "inf"], "expected a finite number, got inf"),
         (["say", "--temperature", "nan"], "--temperature"),
         (["say", "--seed", 2**64], "--seed"),
+        (["say", "--top-k", -1], "'--top-k': expected at least 0 and at most 100000000, got -1"),
+        (["say", "--top-p", 2], "'--top-p': expected more than 0 and at most 1, got 2"),
+        (["say", "--min-p", -0.5], "'--min-p': expected at least 0 and at most 1, got -0.5"),
+        (["say", "--repetition-penalty", 0], "'--repetition-penalty': expected at least 0.001"),
+        (["say", "--stop", ""], "'--stop': expected texts of whole characters, at least one each"),
+        (["say", "--size", 0, 16], "'--size': expected at least 1 and at most 65536, got 0"),
+        (
+            ["say", "--size", 16, 17],
+            "size: expected positive multiples of 2 pixels as image size, got 16 x 17",
+        ),
+        (["say", "--negative-prompt", "no " * 100], "negative_prompt: expected at most 256 tokens, got 301"),
         (["say", "--out", "good.png/x"], "Not a directory"),
         (["say", "--out", "/proc/nowhere/x"], "/proc/nowhere"),
         (["say", "--out", "x" * 300], "File name too long"),

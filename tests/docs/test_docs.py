@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from dreamkit.build.fit import fit
+from dreamkit.recipe.generation_section import GenerationSection
 from dreamkit.recipe.loading import load_recipe
 from dreamkit.recipe.sections import (
     AdapterSection,
-    GenerationSection,
     LossSection,
     ModelSection,
     Recipe,

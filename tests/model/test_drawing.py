@@ -14,7 +14,7 @@ from dreamkit.document import Document, Text
 from dreamkit.errors import DocumentError, DreamkitError
 from dreamkit.model.drawing import check_room
 from dreamkit.model.events import ImageDone
-from dreamkit.recipe.sections import GenerationSection
+from dreamkit.recipe.generation_section import GenerationSection
 
 MODEL = tiny.model()
 PROMPTS = ["a", "a longer prompt, with another number of tokens", ""]
@@ -35,9 +35,16 @@ def dreaming() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("dreaming")
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_an_image_is_that_of_generate_with_the_same_seed(guidance: float) -> None:
-    settings: dict[str, Any] = {"steps": 3, "guidance": guidance, "max_images": 1}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance": 1.0},
+        {"guidance": 3.0},
+        {"guidance": 3.0, "negative_prompt": "not this", "size": (16, 24)},
+    ],
+)
+def test_an_image_is_that_of_generate_with_the_same_seed(options: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"steps": 3, "max_images": 1, **options}
     drawn = MODEL.draw(PROMPTS, SEEDS, GenerationSection(**settings))
     generated = [
         event.picture
@@ -48,6 +55,22 @@ def test_an_image_is_that_of_generate_with_the_same_seed(guidance: float) -> Non
     for image, expected in zip(drawn, generated, strict=True):
         assert np.abs(np.asarray(image).astype(int) - np.asarray(expected)).max() <= 1
     assert np.abs(np.asarray(drawn[0]).astype(int) - np.asarray(drawn[1])).max() > 10  # images differ
+    height, width = options.get("size", (16, 16))
+    assert all(image.size == (width, height) for image in drawn if not isinstance(image, DreamkitError))
+
+
+def test_guidance_leads_away_from_the_negative_prompt() -> None:
+    """With guidance w the prediction is negative + w (positive - negative): at w = 0 it is that of the other prompt."""
+
+    def draw(prompt: str, **options: Any) -> Any:
+        (image,) = MODEL.draw([prompt], [3], GenerationSection(steps=2, **options))
+        return np.asarray(image).astype(int)
+
+    one, other = "a", "something else"
+    assert np.abs(draw(one, guidance=0, negative_prompt=other) - draw(other, guidance=1)).max() <= 1
+    assert np.abs(draw(one, guidance=0) - draw("", guidance=1)).max() <= 1
+    assert np.abs(draw(one, guidance=5) - draw(one, guidance=5, negative_prompt=other)).max() > 3
+    assert np.array_equal(draw(one, guidance=1), draw(one, guidance=1, negative_prompt=other))
 
 
 def test_values_that_are_not_finite_are_the_error_of_their_image_alone() -> None:

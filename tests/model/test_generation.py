@@ -23,9 +23,9 @@ from dreamkit.model.events import (
     collect,
 )
 from dreamkit.model.finite import check_drawn, finite_rows
-from dreamkit.model.generation import _sample_token
 from dreamkit.model.model import DreamModel
-from dreamkit.recipe.sections import GenerationSection
+from dreamkit.model.token_choice import TokenChooser
+from dreamkit.recipe.generation_section import GenerationSection
 from host_reads import HostReads
 
 MODEL = tiny.model()
@@ -307,11 +307,29 @@ def test_an_invalid_schedule_is_an_error_before_any_text(settings: dict[str, obj
         ({"seed": -1}, "seed: expected an integer from 0 to 18446744073709551615, got -1"),
         ({"seed": 2**64}, "seed: expected an integer from 0"),
         ({"seed": [1.5]}, "seed: expected an integer from 0 to 18446744073709551615, got 1.5"),
-        ({"size": (16,)}, r"size: expected \(height, width\) from 1 to 65536 pixels, got \(16,\)"),
-        ({"size": 16}, r"size: expected \(height, width\) from 1 to 65536 pixels, got 16"),
-        ({"size": (16.0, 16)}, r"size: expected \(height, width\)"),
-        ({"size": (0, 16)}, r"size: expected \(height, width\) from 1"),
-        ({"size": (10**9, 10**9)}, r"size: expected \(height, width\) from 1"),
+        ({"size": (16,)}, r"size: expected a list of 2 integers, got a list of length 1"),
+        ({"size": 16}, r"size: expected a list of 2 integers, got 16"),
+        ({"size": (16.0, 16)}, r"size.0: expected an integer, got 16.0"),
+        ({"size": (0, 16)}, r"size.0: expected at least 1 and at most 65536, got 0"),
+        ({"size": (16, 10**9)}, r"size.1: expected at least 1 and at most 65536"),
+        ({"size": (16, 17)}, "size: expected positive multiples of 2 pixels as image size, got 16 x 17"),
+        ({"top_k": -1}, "top_k: expected at least 0"),
+        ({"top_k": 1.5}, "top_k: expected an integer, got 1.5"),
+        ({"min_p": 1.5}, "min_p: expected at least 0 and at most 1, got 1.5"),
+        ({"repetition_penalty": 0}, "repetition_penalty: expected at least 0.001 and at most 1000.0, got 0"),
+        ({"repetition_penalty": None}, "repetition_penalty: expected a number, got null"),
+        ({"stop": "end"}, r"stop: expected a list of strings, got 'end' \(string\); write \[end\]"),
+        ({"stop": ["a", ""]}, "stop: expected texts of whole characters, at least one each, got ''"),
+        ({"stop": ["a\ufffd"]}, "stop: expected texts of whole characters, at least one each, got 'a"),
+        ({"stop": ["a", 3]}, r"stop.1: expected a string, got 3 \(integer\)"),
+        ({"stop": ["\ud800"]}, "stop.0: "),
+        ({"ignore_eos": 1}, r"ignore_eos: expected true or false, got 1 \(integer\)"),
+        ({"log_probs": 1001}, "log_probs: expected at least 0 and at most 1000, got 1001"),
+        ({"log_probs": True}, "log_probs: expected an integer, got true"),
+        ({"dream_probs": 1}, "dream_probs: expected true or false, got 1"),
+        ({"negative_prompt": None}, "negative_prompt: expected a string, got null"),
+        ({"negative_prompt": 300 * "a"}, "negative_prompt: expected at most 256 tokens, got 301"),
+        ({"negative_prompt": 252 * "a"}, "negative_prompt: expected at most 256 tokens, got 253 and 5 of an"),
         ({"seed": torch.tensor(3)}, "seed: expected an integer from 0 to"),
     ],
 )
@@ -331,6 +349,7 @@ def test_all_wrong_settings_are_in_one_error() -> None:
 def test_numbers_of_numpy_are_settings(script: Callable) -> None:
     script(lambda n: A)
     numbers = {"max_tokens": np.int64(2), "steps": np.int32(2), "guidance": np.float32(2), "top_p": 1}
+    numbers["size"] = (np.int64(16), 16)  # type: ignore[assignment]
     assert texts(collect(MODEL.generate("x", seed=np.int64(3), **numbers))[0]) == ["x", "AA"]
 
 
@@ -413,7 +432,7 @@ def test_finite_values_are_read_with_the_token_and_once_for_all_steps_of_an_imag
     assert reads.reads == ["tolist"]
     reads = HostReads()
     with reads.watch():
-        token = _sample_token(
-            torch.tensor([0.0, 2.0, 1.0]), GenerationSection(temperature=0.0), torch.Generator()
-        )
-    assert token == 1 and reads.reads == ["tolist"]
+        none = torch.tensor([], dtype=torch.long)
+        chooser = TokenChooser(GenerationSection(temperature=0.0), torch.Generator(), none, 0, set())
+        score = chooser.choose(torch.tensor([0.0, 2.0, 1.0]))
+    assert score is not None and score.token == 1 and reads.reads == ["tolist"]

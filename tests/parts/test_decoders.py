@@ -12,8 +12,9 @@ from dreamkit.build.fit import fit
 from dreamkit.data.batch import Collator
 from dreamkit.parts.decoder import ImageDecoder
 from dreamkit.parts.projector import Projector
+from dreamkit.recipe.generation_section import GenerationSection
 from dreamkit.recipe.loading import recipe_from_dict
-from dreamkit.recipe.sections import GenerationSection, Recipe
+from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry
 from tiny import documents, recipe
 
@@ -75,6 +76,16 @@ def test_an_image_size_between_multiples_is_an_error(name: str, size: int, multi
     (problem,) = fit(recipe_with(name, image_size=size), REGISTRY).problems
     assert problem.key == "model.image_decoder.image_size"
     assert f"expected a positive multiple of {multiple} pixels" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("name", "multiple"), [("stable-diffusion", 2), ("sdxl", 2), ("sd3", 4), ("sana", 2)]
+)
+def test_a_size_of_drawn_images_between_multiples_is_an_error(name: str, multiple: int) -> None:
+    assert fit(recipe_with(name, generation={"size": [16, 32]}), REGISTRY).problems == []
+    (problem,) = fit(recipe_with(name, generation={"size": [16, 16 + multiple // 2]}), REGISTRY).problems
+    assert problem.key == "generation.size"
+    assert f"expected positive multiples of {multiple} pixels as image size, got 16 x" in problem.message
 
 
 @pytest.mark.parametrize("name", DECODERS)

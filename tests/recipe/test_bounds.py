@@ -168,7 +168,7 @@ def test_enormous_numbers_are_errors(base: Path, registry: Registry, bounded: No
             for key in ("steps", "batch_size", "accumulation", "warmup", "max_length", "workers")
         ),
         *(f"train.{key}" for key in ("log_every", "save_every")),
-        *(f"generation.{key}" for key in ("steps", "max_tokens", "max_images")),
+        *(f"generation.{key}" for key in ("steps", "max_tokens", "max_images", "top_k", "log_probs")),
         *("model.dream_queries", "model.vision_encoder.config.hidden_size"),
         *(f"model.language_model.config.{key}" for key in ("max_position_embeddings", "num_hidden_layers")),
         "model.image_decoder.config.unet.block_out_channels.0",

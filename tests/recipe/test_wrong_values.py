@@ -48,6 +48,8 @@ def test_every_field_has_one_message_about_its_type(tmp_path: Path, name: str) -
         (Path | Url | list[Path | Url], "a path, a URL or a list of paths or URLs"),
         (list[str | int], "a list of strings or integers"),
         (tuple[int, str], "a list of an integer, a string"),
+        (tuple[int, int], "a list of 2 integers"),
+        (list[tuple[int, int]], "a list of lists"),
         (tuple[bool, ...], "a list of true or false"),
         (list[Literal["a", "b"]], "a list of any of a, b"),
         (dict[str, float], "a section of numbers"),

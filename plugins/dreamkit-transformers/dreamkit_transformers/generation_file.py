@@ -24,13 +24,14 @@ SAMPLING: Final[Mapping[str, tuple[Any, ...]]] = {
     "max_length": (20,),  # the library's earlier default, which it wrote to files
     "top_k": (0, 50),
 }
-# keys that also change the text of the most likely tokens; a recipe has no such setting
+# keys that also change the text of the most likely tokens; a recipe has `repetition_penalty` and `stop`
 GREEDY: Final[Mapping[str, tuple[Any, ...]]] = {
     **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "length_penalty"), (1,)),
     **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), (0,)),
     **dict.fromkeys(("min_length", "min_new_tokens", "diversity_penalty", "penalty_alpha"), (0,)),
     **dict.fromkeys(("num_beams", "num_beam_groups"), (1,)),
     "early_stopping": (False,),
+    "stop_strings": ([],),
     "dola_layers": (),
 }
 # rules for certain tokens and other inputs, without which the text would be wrong
@@ -39,7 +40,6 @@ REFUSED: Final[Mapping[str, tuple[Any, ...]]] = {
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), ()),
     "watermarking_config": (),
     "sequence_bias": ({}, []),
-    "stop_strings": ([],),
     "guidance_scale": (1,),
     "token_healing": (False,),
 }
