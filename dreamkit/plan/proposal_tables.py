@@ -91,8 +91,8 @@ def _notes(proposal: Proposal) -> Iterator[str]:
         )
     if QUANTIZE in changes:
         yield (
-            f"nothing fits with whole weights of the frozen language model: {changes[QUANTIZE]} changes its outputs a "
-            f"little; to do without, add {QUANTIZE}=null"
+            f"nothing fits with whole weights of the frozen language model; with {changes[QUANTIZE]} its outputs are "
+            f"a little different; to do without, add {QUANTIZE}=null"
         )
     if proposal.recipe.train.cpu_offload:
         each = proposal.devices // proposal.machines

@@ -148,6 +148,9 @@ class Batch:
     def assert_no_slot_is_wasted(self) -> None:
         longest = max((len(document) for document in self.documents), default=0)
         assert self.part.cache_bytes(self.cache) == len(self.documents) * longest * self.slot_bytes
+        for keys, values, *_ in self.cache.layers:
+            for tensor in (keys, values):
+                assert tensor.untyped_storage().nbytes() == tensor.nbytes  # not a view of a larger tensor
 
 
 @pytest.mark.parametrize("name", CASES)
