@@ -156,6 +156,13 @@ def plan(
             help="with --devices: write the proposal as a recipe to merge on top",
         ),
     ] = None,
+    generate: Annotated[
+        bool,
+        typer.Option(
+            "--generate",
+            help="plan the memory of `dreamkit generate` in the place of a training, for one document",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the numbers as JSON")] = False,
 ) -> None:
     """Print shapes, parameters, memory and FLOPs, or propose settings that fit.
@@ -167,13 +174,15 @@ def plan(
     nothing fits, prints what is left and exits with code 2. Settings that you pass stay.
 
     Example: dreamkit plan digits/stage2 train.global_batch=64 --memory 8GiB
+
+    Example: dreamkit plan digits/stage2 --generate
     """
     import json
     from dataclasses import asdict
 
     from dreamkit.cache.recipe_check import cache_notes
     from dreamkit.checkpoints.inputs import open_inputs
-    from dreamkit.cli.proposing import propose_settings
+    from dreamkit.cli.proposing import plan_generation, propose_settings
     from dreamkit.errors import DreamkitError
     from dreamkit.plan.advice import memory_advice
     from dreamkit.plan.plan import plan as make_plan, plan_data
@@ -182,6 +191,16 @@ def plan(
     from dreamkit.recipe.loading import load_recipe
     from dreamkit.registry.registry import Registry
 
+    if generate:
+        options = {
+            "processes": processes,
+            "devices": devices,
+            "images": images,
+            "batches": batches,
+            "write": write,
+        }
+        plan_generation(recipe, overrides or (), memory, options, as_json)
+        return
     if devices is not None:
         if given := [
             f"--{name}" for name, value in (("processes", processes), ("batches", batches)) if value

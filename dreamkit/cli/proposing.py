@@ -1,11 +1,13 @@
-"""The half of `dreamkit plan` that proposes settings for given devices."""
+"""What `dreamkit plan` does beside a plan of the recipe as it is: proposals for devices, the memory of generation."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+
+import typer
 
 from dreamkit.cli.shared import console, echo
 from dreamkit.errors import DreamkitError
@@ -103,3 +105,51 @@ def _require_replaceable(file: Path) -> None:
         raise DreamkitError(
             f"'{file}' exists and is no proposal of `dreamkit plan`; name another file with --write"
         )
+
+
+def plan_generation(
+    recipe: str,
+    overrides: Sequence[str],
+    memory: str | None,
+    options: Mapping[str, object],
+    as_json: bool,
+) -> None:
+    """Print the memory of generation. Exit with code 1 if no dtype fits into `memory` (such as 80GiB), even offloaded.
+
+    Raises:
+        DreamkitError: `options`, which are about training, has a value.
+    """
+    from dreamkit.plan.generating import DTYPES, generation_memory
+    from dreamkit.plan.generation_tables import generation_numbers, report_generation
+    from dreamkit.plan.sizes import format_bytes, parse_bytes
+    from dreamkit.recipe.loading import load_recipe
+    from dreamkit.registry.registry import Registry
+
+    if given := [f"--{name}" for name, value in options.items() if value is not None]:
+        raise DreamkitError(
+            f"expected --generate alone, got {' and '.join(given)}, too; that is about training, so leave it out"
+        )
+    limit = None if memory is None else parse_bytes(memory)
+    registry = Registry.load()
+    loaded = load_recipe(recipe, overrides, registry)
+    planned = {dtype: generation_memory(loaded, registry, dtype) for dtype in DTYPES}
+    if as_json:
+        echo(json.dumps(generation_numbers(planned), indent=2))
+    else:
+        out = console()
+        for piece in report_generation(planned):
+            out.print(piece, soft_wrap=isinstance(piece, str))
+    if limit is None:
+        return
+    peaks = {f"--dtype {dtype}": each.peak for dtype, each in planned.items()}
+    peaks |= {f"--dtype {dtype} --offload": each.offloaded_peak for dtype, each in planned.items()}
+    fitting = [name for name, peak in peaks.items() if peak <= limit]
+    if fitting:
+        echo(f"fits into {format_bytes(limit)}: {', '.join(fitting)}", err=as_json)
+        return
+    least = min(peaks.values())
+    echo(
+        f"{format_bytes(least)}, the least, do not fit into {format_bytes(limit)}; choose smaller parts",
+        err=as_json,
+    )
+    raise typer.Exit(1)

@@ -42,7 +42,7 @@ def measure_step(
         meta = tensor.detach().to("meta")
         return fakes.fake_tensor_converter.from_meta_and_device(fakes, meta, torch.device("cpu"))
 
-    _replace_tensors(model, fake)
+    replace_tensors(model, fake)
     batch = batch.with_tensors(fake)
     tensors = tree_leaves(batch.tensor_fields())
     bytes_of = {parameter: gradient_bytes[name] for name, parameter in model.named_parameters()}
@@ -74,7 +74,7 @@ def measure_step(
     return live.peak.plus("activations", waiting), live.flops * passes
 
 
-def _replace_tensors(model: nn.Module, fake: Callable[[Tensor], Tensor]) -> None:
+def replace_tensors(model: nn.Module, fake: Callable[[Tensor], Tensor]) -> None:
     """Replace parameters, buffers and other meta tensors of modules by fakes."""
     fakes: dict[int, Tensor] = {}
     originals: list[Tensor] = []  # kept alive, so that their ids stay unique
