@@ -33,6 +33,11 @@ class DrawingsInTurn:
         self._groups: deque[DrawingGroup] = deque()
         self._ended: set[int] = set()  # numbers of documents that have ended before their image
 
+    @property
+    def is_idle(self) -> bool:
+        """True if no image is drawn or waits for it."""
+        return not self._waiting and not self._groups
+
     def add(self, drawings: Iterable[Drawing]) -> None:
         """Add drawings, whose groups begin with the next turn."""
         self._waiting += drawings

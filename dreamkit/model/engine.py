@@ -19,6 +19,7 @@ from dreamkit.model.evaluating import evaluating
 from dreamkit.model.events import DocumentDone, DocumentFailed, Event
 from dreamkit.model.input_maker import InputMaker
 from dreamkit.model.lanes import Lanes
+from dreamkit.model.offloading import is_offloaded
 from dreamkit.model.prompts import Prompt, prompt_documents
 from dreamkit.model.seeds import checked_seed
 from dreamkit.model.writer import Writer, WrittenLanguage
@@ -82,6 +83,7 @@ class Engine:
         self._language = WrittenLanguage(model, self._maker.sequencer)
         self._lanes = Lanes(model, prefill_tokens)
         self._drawings = DrawingsInTurn(model.image_decoder)
+        self._is_offloaded = is_offloaded(model.image_decoder)
         self._handles: dict[int, Handle] = {}  # of unfinished documents
         self._waiting: dict[int, Writer] = {}
         self._writers: dict[int, Writer] = {}  # of documents in the batch
@@ -147,7 +149,9 @@ class Engine:
     def _turn(self) -> Iterator[Event]:
         yield from self._end_documents()
         yield from self._admit()
-        hidden = self._lanes.advance(self._writers)
+        # offloaded parts would change places on the device in each step, so text waits for images
+        is_text = self._drawings.is_idle or not self._is_offloaded
+        hidden = self._lanes.advance(self._writers) if is_text else {}
         self._measure()
         fed = [self._writers[number] for number in hidden]
         writing, drawing = ([writer for writer in fed if writer.drawing is flag] for flag in (False, True))

@@ -70,6 +70,11 @@ def offload(parts: Mapping[str, Part], device: torch.device) -> Turns:
     return turns
 
 
+def is_offloaded(part: Part) -> bool:
+    """Return True if the part is one that `offload` moves."""
+    return any(isinstance(value, _Hook) for value in vars(part).values())
+
+
 def stop_offloading(parts: Mapping[str, Part]) -> None:
     """Undo `offload`; the parts stay where they are."""
     for part in parts.values():

@@ -179,6 +179,22 @@ def test_a_drawing_and_other_text_take_turns_step_by_step() -> None:
     assert engine._writers[2].tokens == len(steps)  # a token in each of them
 
 
+def test_text_waits_for_images_if_parts_are_offloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [Request(2 * seed, None, prompt, SHORT, seed) for seed, prompt in enumerate(PROMPTS)]
+    expected = [alone(request) for request in requests]
+    monkeypatch.setattr("dreamkit.model.engine.is_offloaded", lambda part: True)
+    steps = [*events_by_step(Engine(MODEL), requests)]
+    kinds = [{type(event) for event in step} for step in steps]
+    assert any(DenoisingStep in each for each in kinds)
+    last: set[type[Event]] = set()
+    for each in kinds:
+        assert not (DenoisingStep in last and TextPiece in each)
+        last = each
+    documents = collect([event for step in steps for event in step])
+    for document, other, request in zip(documents, expected, requests, strict=True):
+        assert_same(document, other, request.prompt)
+
+
 def test_drawings_of_one_schedule_share_the_calls_of_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
     denoise = type(MODEL.image_decoder).denoise
