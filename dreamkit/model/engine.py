@@ -129,11 +129,7 @@ class Engine:
         return handle
 
     def step(self) -> list[Event]:
-        """Run one step, and return its events; none without unfinished documents.
-
-        Raises:
-            DreamkitError: logits are not finite.
-        """
+        """Run one step, and return its events; none without unfinished documents."""
         with torch.no_grad(), self._evaluating():
             events = [*self._turn()]
         for event in events:
@@ -181,6 +177,10 @@ class Engine:
                 self._writers.pop(number, None)
                 self._waiting.pop(number, None)
 
+    def _fail(self, writer: Writer, error: Exception) -> DocumentFailed:
+        self._remove({writer.number})
+        return DocumentFailed(writer.number, writer.result(), error)
+
     def _admit(self) -> Iterator[Event]:
         """Let waiting documents join, in their order, as long as the budget allows."""
         admitted: list[Writer] = []
@@ -190,8 +190,7 @@ class Engine:
             elif self._writers or admitted:
                 break
             else:  # its bytes are known only now
-                self._remove({writer.number})
-                yield DocumentFailed(writer.number, writer.result(), self._too_large(writer))
+                yield self._fail(writer, self._too_large(writer))
         for writer, inputs in zip(
             admitted, self._maker.prompt_inputs([writer.prompt for writer in admitted]), strict=True
         ):
@@ -232,8 +231,14 @@ class Engine:
         """Write a token of each document, from its last hidden state before the final norm."""
         language_model = self.model.language_model
         logits_NV = language_model.logits(language_model.final_norm(hidden_ND)).float()
+        failed = []
         for writer, logits_V in zip(writers, logits_NV, strict=True):
-            yield from writer.write(logits_V)
+            try:
+                yield from writer.write(logits_V)
+            except DreamkitError as error:
+                failed.append(writer)
+                yield self._fail(writer, error)
+        writers = [writer for writer in writers if writer not in failed]
         texts = [writer for writer in writers if writer.reason is None and not writer.drawing]
         if texts:
             embeds_ND = self._maker.embed([writer.token for writer in texts])
@@ -259,8 +264,7 @@ class Engine:
         """Add drawn images to their documents, which go on after them; end those whose drawing failed."""
         for writer, error in drawn:
             if isinstance(error, Exception):
-                self._remove({writer.number})
-                yield DocumentFailed(writer.number, writer.result(), error)
+                yield self._fail(writer, error)
         images = [(writer, picture) for writer, picture in drawn if not isinstance(picture, Exception)]
         read = self._maker.read_inputs([picture for _, picture in images])
         for (writer, picture), inputs in zip(images, read, strict=True):

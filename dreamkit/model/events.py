@@ -127,12 +127,12 @@ class DocumentDone:
 
 @dataclass(frozen=True)
 class DocumentFailed:
-    """A document that ends because its image cannot be drawn. Others go on; `DreamModel.generate` raises the error.
+    """A document that ends by an error. Others go on; `DreamModel.generate` raises the error.
 
     Attributes:
         document: number of the document among the prompts.
-        result: the prompt and what follows it, up to the image.
-        error: why the image cannot be drawn.
+        result: the prompt and what follows it, up to the text or image that failed.
+        error: about an image that cannot be drawn, logits that are not finite, or a budget of bytes.
     """
 
     document: int

@@ -74,7 +74,7 @@ class WrittenLanguage:
         }
 
 
-@dataclass
+@dataclass(eq=False)
 class Writer:
     """An unfinished document.
 

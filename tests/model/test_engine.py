@@ -251,6 +251,29 @@ def test_a_crash_inside_a_drawing_ends_that_document_alone(
             [*MODEL.generate(PROMPTS[2], max_images=1, steps=6, guidance=2.0)]
 
 
+def test_logits_that_are_not_finite_end_that_document_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first document's third token has none."""
+    calls = iter(range(100))
+
+    def logits(hidden: Tensor) -> Tensor:
+        values = LOGITS(MODEL.language_model, hidden)
+        if next(calls) == 2:
+            values[0] = torch.nan
+        return values
+
+    expected = alone(Request(0, None, PROMPTS[2], WRITES, 1))
+    monkeypatch.setattr(MODEL.language_model, "logits", logits)
+    engine = Engine(MODEL)
+    bad, good = engine.submit(PROMPTS[1], WRITES), engine.submit(PROMPTS[2], WRITES, 1)
+    (document,) = collect(engine.drain())
+    assert isinstance(bad.last, DocumentFailed) and "expected finite logits for token 3" in str(
+        bad.last.error
+    )
+    assert isinstance(good.last, DocumentDone) and good.last.result is document
+    monkeypatch.setattr(MODEL.language_model, "logits", with_dreams)
+    assert_same(document, expected, PROMPTS[2])
+
+
 def test_a_budget_of_tokens_is_kept_in_the_order_of_arrival() -> None:
     most = 2 * (len(MODEL.sequencer().prompt(Document((Text("abc"),)))) + WRITES.max_tokens)
     engine = Engine(MODEL, budget_tokens=most)
