@@ -1,4 +1,4 @@
-"""What `dreamkit plan` does beside a plan of the recipe as it is: proposals for devices, the memory of generation."""
+"""More of `dreamkit plan` than a plan of the recipe as it is: proposals for devices, and the memory of generation."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dreamkit.errors import DreamkitError, count
+from dreamkit.model.document_seeds import checked_seed
 from dreamkit.model.drawing import check_room, check_schedule, check_size, negative_document
 from dreamkit.model.drawing_group import Drawing
 from dreamkit.model.drawings_in_turn import DrawingsInTurn, Drawn
@@ -21,7 +22,6 @@ from dreamkit.model.input_maker import InputMaker
 from dreamkit.model.lanes import Lanes
 from dreamkit.model.offloading import is_offloaded
 from dreamkit.model.prompts import Prompt, prompt_documents
-from dreamkit.model.seeds import checked_seed
 from dreamkit.model.writer import Writer, WrittenLanguage
 from dreamkit.parts.specs import Condition
 from dreamkit.recipe.generation_section import GenerationSection

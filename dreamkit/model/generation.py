@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dreamkit.document import Document
+from dreamkit.model.document_seeds import seeds_of
 from dreamkit.model.engine import Engine
 from dreamkit.model.events import DocumentFailed, Event
-from dreamkit.model.seeds import seeds_of
 from dreamkit.recipe.settings import generation_section
 
 if TYPE_CHECKING:

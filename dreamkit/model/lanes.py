@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from dreamkit.model.rows import Rows
+from dreamkit.model.document_rows import Rows
 from dreamkit.model.writer import Writer
 
 if TYPE_CHECKING:

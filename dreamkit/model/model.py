@@ -23,13 +23,13 @@ from dreamkit.kernels.label_loss import LabelLoss, label_loss
 from dreamkit.kernels.query_projection import rows_of
 from dreamkit.model.adapters import is_adapter
 from dreamkit.model.conditioning import fused_condition
+from dreamkit.model.document_rows import Rows
 from dreamkit.model.drawing import draw_images
 from dreamkit.model.evaluating import evaluating
 from dreamkit.model.events import Event
 from dreamkit.model.generation import generate
 from dreamkit.model.input_maker import InputMaker
 from dreamkit.model.prompts import Prompt, prompt_documents
-from dreamkit.model.rows import Rows
 from dreamkit.model.trainable import require_trainable
 from dreamkit.parts.decoder import ImageDecoder
 from dreamkit.parts.language import LanguageModel

@@ -54,7 +54,14 @@ def writers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Writer]:
         "save": Writer(lambda out: save_checkpoint(model, out), True),
         "generate": Writer(
             lambda out: write_document(
-                plain, prompt, out, title="say", seed=0, settings=settings, overwrite=True
+                plain,
+                prompt,
+                out,
+                title="say",
+                seed=0,
+                settings=settings,
+                to=placement("cpu"),
+                overwrite=True,
             ),
             True,
         ),

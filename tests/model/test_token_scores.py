@@ -10,9 +10,9 @@ from torch import Tensor
 import tiny
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import DreamkitError
+from dreamkit.model.document_rows import Rows
 from dreamkit.model.events import DocumentDone, Event, ImageStarted, TextPiece, TokenScore
 from dreamkit.model.input_maker import InputMaker
-from dreamkit.model.rows import Rows
 
 MODEL = tiny.model()
 DREAM = MODEL.token_ids["<dream_start>"]
