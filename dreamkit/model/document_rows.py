@@ -24,6 +24,7 @@ class Rows:
     Attributes:
         numbers: number of the document in each row; None in the row of one that has left.
         positions: number of positions of each document so far.
+        is_fixed: flag: the language model could not move rows to another cache.
     """
 
     def __init__(self, model: DreamModel, numbers: Sequence[int]) -> None:
@@ -32,6 +33,7 @@ class Rows:
         self.numbers: list[int | None] = [*numbers]
         self.positions = dict.fromkeys(numbers, 0)
         self.cache: Any = self.language_model.new_cache() if self.language_model.spec.cache else None
+        self.is_fixed = False
         self.past: dict[int, Tensor] = {}  # embeddings so far (t, D), for a model without a cache
 
     @property
@@ -94,18 +96,15 @@ class Rows:
         )
         return {number: hidden_BTD[row, : len(inputs[number])] for number, row in rows.items()}
 
-    def drop(self, numbers: Collection[int]) -> None:
-        """Drop these documents. If the language model cannot drop their rows, these get padding from now on."""
-        kept = [
-            row for row, number in enumerate(self.numbers) if number is not None and number not in numbers
-        ]
-        if self._select(self.cache, kept):
+    def drop(self, number: int) -> None:
+        """Drop a document. If the language model cannot drop its row, this gets padding from now on."""
+        kept = [row for row, each in enumerate(self.numbers) if each is not None and each != number]
+        if kept and self._select(self.cache, kept):
             self.numbers = [self.numbers[row] for row in kept]
         else:
-            self.numbers = [None if number in numbers else number for number in self.numbers]
-        for number in numbers:
-            del self.positions[number]
-            self.past.pop(number, None)
+            self.numbers = [None if each == number else each for each in self.numbers]
+        del self.positions[number]
+        self.past.pop(number, None)
 
     def split(self, numbers: Collection[int]) -> Rows | None:
         """Move these documents, some of all, to rows of their own; return these, or None if that cannot be done."""
@@ -117,6 +116,7 @@ class Rows:
         if self.cache is not None and not self.is_new:
             other.cache = self.language_model.copy_cache(self.cache)
             if not self._select(other.cache, taken):
+                self.is_fixed = True
                 return None
             self._select(self.cache, kept)
         other.numbers = [self.numbers[row] for row in taken]

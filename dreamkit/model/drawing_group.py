@@ -45,9 +45,12 @@ class DrawingGroup:
         numbers: the numbers of their documents.
         problems: of each image, once `pictures` is set: why its values are not finite, or None.
         pictures: the images as PIL images, once they are drawn.
+        steps_done: number of steps that had their events.
     """
 
-    def __init__(self, decoder: ImageDecoder, drawings: Sequence[Drawing]) -> None:
+    def __init__(self, decoder: ImageDecoder, drawings: Sequence[Drawing], steps_done: int = 0) -> None:
+        """Begin drawings, of which an earlier group has done `steps_done` steps: these have no events again."""
+        self.steps_done = steps_done
         self.decoder, self.drawings = decoder, drawings
         self.numbers = {each.writer.number for each in drawings}
         self.pictures: list[Picture] = []
@@ -77,6 +80,9 @@ class DrawingGroup:
             return []
         self._latents = step.latents
         self._finite.append(finite_rows(step.latents))
+        if step.step < self.steps_done:
+            return []
+        self.steps_done = step.step + 1
         return [
             DenoisingStep(
                 each.writer.number,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from dreamkit.errors import DreamkitError
@@ -35,17 +35,17 @@ class DrawingsInTurn:
 
     @property
     def is_idle(self) -> bool:
-        """True if no image is drawn or waits for it."""
+        """True if no image is being drawn or waits for its turn."""
         return not self._waiting and not self._groups
 
     def add(self, drawings: Iterable[Drawing]) -> None:
         """Add drawings, whose groups begin with the next turn."""
         self._waiting += drawings
 
-    def drop(self, numbers: Collection[int]) -> None:
-        """Leave out the images of documents. A group ends if none of its images is left."""
-        self._waiting = [each for each in self._waiting if each.writer.number not in numbers]
-        self._ended |= {number for group in self._groups for number in group.numbers if number in numbers}
+    def drop(self, number: int) -> None:
+        """Leave out the image of a document. A group ends if none of its images is left."""
+        self._waiting = [each for each in self._waiting if each.writer.number != number]
+        self._ended |= {number for group in self._groups if number in group.numbers}
         self._groups = deque(group for group in self._groups if not group.numbers <= self._ended)
 
     def turn(self) -> tuple[list[DenoisingStep], list[Drawn]]:
@@ -63,7 +63,7 @@ class DrawingsInTurn:
             left = [each for each in group.drawings if each.writer.number not in self._ended]
             if len(group.drawings) == 1:
                 return [], [Drawn(each.writer, error) for each in left]
-            self._groups.extend(DrawingGroup(self.decoder, [each]) for each in left)
+            self._groups.extend(DrawingGroup(self.decoder, [each], group.steps_done) for each in left)
             return [], []
         if group.pictures:
             return events, [

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
+from dreamkit.document import Document
 from dreamkit.errors import DreamkitError, count
 from dreamkit.model.document_seeds import checked_seed
 from dreamkit.model.drawing import check_room, check_schedule, check_size, negative_document
@@ -25,15 +26,16 @@ from dreamkit.model.prompts import Prompt, prompt_documents
 from dreamkit.model.writer import Writer, WrittenLanguage
 from dreamkit.parts.specs import Condition
 from dreamkit.recipe.generation_section import GenerationSection
+from dreamkit.recipe.settings import generation_section
 
 if TYPE_CHECKING:
     from dreamkit.model.model import DreamModel
 
 PREFILL: Final = 512  # tokens
-REMEMBERED: Final = 64  # settings and negative prompts
+REMEMBERED: Final = 64  # negative prompts
 
 
-@dataclass
+@dataclass(eq=False)
 class Handle:
     """A document in an engine.
 
@@ -56,7 +58,8 @@ class Engine:
     """Documents that are written at the same time. Each one is the same whoever shares the batch.
 
     A step writes a token of each document, or reads the next tokens of its prompt or image, and runs one denoising step
-    of some images. The model stays unchanged while documents are written.
+    of some images. After a change of the model, its device or its weights, make a new engine.
+    Call `model.eval()` before: a model in training mode is put into evaluation mode, and back, in each step.
 
     Args:
         model: the model that writes.
@@ -66,7 +69,7 @@ class Engine:
         prefill_tokens: most tokens of prompts and images that a step reads, so that long ones do not stop others.
 
     Raises:
-        DreamkitError: `budget_bytes` is given, and the language model does not tell the size of its cache.
+        DreamkitError: `budget_bytes` is given, and the size of the language model's cache is unknown.
     """
 
     def __init__(
@@ -84,16 +87,16 @@ class Engine:
         self._lanes = Lanes(model, prefill_tokens)
         self._drawings = DrawingsInTurn(model.image_decoder)
         self._is_offloaded = is_offloaded(model.image_decoder)
+        self._events: deque[Event] = deque()  # that happened and are not returned yet
         self._handles: dict[int, Handle] = {}  # of unfinished documents
         self._waiting: dict[int, Writer] = {}
         self._writers: dict[int, Writer] = {}  # of documents in the batch
         self._submitted = 0
         self._slot_bytes: float | None = None  # of the KV cache of one position
-        self._check_settings = lru_cache(REMEMBERED)(self._checked_settings)
-        self._negative_of = lru_cache(REMEMBERED)(self._negative_condition)
-        if budget_bytes is not None and not self._lanes.tells_bytes:
+        self._negatives: dict[str, Condition] = {}
+        if budget_bytes is not None and not self._lanes.has_known_bytes:
             raise DreamkitError(
-                "budget_bytes: the language model does not tell the size of its KV cache (cache_bytes); pass "
+                "budget_bytes: the size of this language model's KV cache is unknown (`cache_bytes`); pass "
                 "budget_tokens in its place"
             )
 
@@ -116,31 +119,54 @@ class Engine:
                 may exceed the budget alone; the seed is out of its range.
         """
         (prompt,) = prompt_documents(document)
-        recipe = self.model.recipe
-        options = settings or (GenerationSection() if recipe is None else recipe.generation)
-        writer = Writer(self._submitted, prompt, options, checked_seed(seed), self._language)
+        number, recipe = self._submitted, self.model.recipe
+        if isinstance(document, str):
+            prompt = Document(prompt.segments, name=f"prompt {number}")
+        options = generation_section({}, settings or (None if recipe is None else recipe.generation))
+        writer = Writer(number, prompt, options, checked_seed(seed), self._language)
         with torch.no_grad(), self._evaluating():
             self._check_settings(options)
-        if self.budget_tokens is not None and writer.most_positions > self.budget_tokens:
+        if not self._fits(writer, alone=True):
             raise self._too_large(writer)
         self._submitted += 1
-        self._waiting[writer.number] = writer
-        self._handles[writer.number] = handle = Handle(writer.number)
+        self._waiting[number] = writer
+        self._handles[number] = handle = Handle(number)
         return handle
 
     def step(self) -> list[Event]:
-        """Run one step, and return its events; none without unfinished documents."""
-        with torch.no_grad(), self._evaluating():
-            events = [*self._turn()]
-        for event in events:
-            if isinstance(event, DocumentDone | DocumentFailed):
-                self._handles.pop(event.document).last = event
+        """Run one step, and return its events; none without unfinished documents.
+
+        An error in a call that documents share, such as one of the language model, ends all that are in the batch.
+        """
+        self._run()
+        events = [*self._events]
+        self._events.clear()
         return events
 
     def drain(self) -> Iterator[Event]:
         """Run steps until no document is unfinished; yield their events."""
-        while not self.is_idle:
-            yield from self.step()
+        while self._events or not self.is_idle:
+            if not self._events:
+                self._run()
+                continue
+            yield self._events.popleft()
+
+    def _run(self) -> None:
+        """Run one step, and add its events to those that happened."""
+        with torch.no_grad(), self._evaluating():
+            try:
+                for event in self._turn():
+                    self._add(event)
+            except Exception as error:  # the code of a plug-in may fail in any way
+                for writer in [*self._writers.values()]:
+                    for event in writer.fail(error):
+                        self._add(event)
+
+    def _add(self, event: Event) -> None:
+        if isinstance(event, DocumentDone | DocumentFailed):
+            self._remove(event.document)
+            self._handles.pop(event.document).last = event
+        self._events.append(event)
 
     def _turn(self) -> Iterator[Event]:
         yield from self._end_documents()
@@ -148,8 +174,8 @@ class Engine:
         # offloaded parts would change places on the device in each step, so text waits for images
         is_text = self._drawings.is_idle or not self._is_offloaded
         hidden = self._lanes.advance(self._writers) if is_text else {}
-        self._measure()
-        fed = [self._writers[number] for number in hidden]
+        yield from self._measure()
+        fed = [self._writers[number] for number in hidden if number in self._writers]
         writing, drawing = ([writer for writer in fed if writer.drawing is flag] for flag in (False, True))
         if writing:
             yield from self._write(writing, torch.stack([hidden[writer.number][-1] for writer in writing]))
@@ -160,61 +186,59 @@ class Engine:
 
     def _end_documents(self) -> Iterator[Event]:
         """End documents that are cancelled, or have a reason to end."""
-        ended = set()
-        for number, handle in self._handles.items():
-            writer = self._writers.get(number) or self._waiting[number]
-            reason = "cancelled" if handle.is_cancelled else writer.reason or writer.limit
+        for number, handle in [*self._handles.items()]:
+            writer = self._writers.get(number)
+            if writer is None and not handle.is_cancelled:
+                continue
+            writer = writer or self._waiting[number]
+            reason = writer.reason or ("cancelled" if handle.is_cancelled else writer.limit)
             if reason is not None:
                 yield from writer.end(reason)
-                ended.add(number)
-        self._remove(ended)
 
-    def _remove(self, numbers: set[int]) -> None:
-        if numbers:
-            self._lanes.drop(numbers)
-            self._drawings.drop(numbers)
-            for number in numbers:
-                self._writers.pop(number, None)
-                self._waiting.pop(number, None)
-
-    def _fail(self, writer: Writer, error: Exception) -> DocumentFailed:
-        self._remove({writer.number})
-        return DocumentFailed(writer.number, writer.result(), error)
+    def _remove(self, number: int) -> None:
+        self._lanes.drop(number)
+        self._drawings.drop(number)
+        self._writers.pop(number, None)
+        self._waiting.pop(number, None)
 
     def _admit(self) -> Iterator[Event]:
         """Let waiting documents join, in their order, as long as the budget allows."""
-        admitted: list[Writer] = []
         for writer in [*self._waiting.values()]:
-            if self._fits([*self._writers.values(), *admitted, writer]):
-                admitted.append(writer)
-            elif self._writers or admitted:
-                break
-            else:  # its bytes are known only now
-                yield self._fail(writer, self._too_large(writer))
-        for writer, inputs in zip(
-            admitted, self._maker.prompt_inputs([writer.prompt for writer in admitted]), strict=True
-        ):
-            writer.inputs = inputs
-            self._lanes.add(writer.number)
-            self._writers[writer.number] = self._waiting.pop(writer.number)
+            if not self._fits(writer, alone=True):  # its bytes are known only now
+                yield from writer.fail(self._too_large(writer))
+            elif not self._fits(writer):
+                return
+            elif writer.limit is not None:
+                yield from writer.end(writer.limit)
+            else:
+                try:
+                    (writer.inputs,) = self._maker.prompt_inputs([writer.prompt])
+                except Exception as error:  # of an image's file, or of a part
+                    yield from writer.fail(error)
+                    continue
+                self._lanes.add(writer.number)
+                self._writers[writer.number] = self._waiting.pop(writer.number)
 
-    def _fits(self, writers: Sequence[Writer]) -> bool:
-        """Return True if documents may be written at the same time."""
-        positions = [writer.most_positions for writer in writers]
+    def _fits(self, writer: Writer, *, alone: bool = False) -> bool:
+        """Return True if a document may be written beside those in the batch, or `alone`."""
+        others = [] if alone else [each.most_positions for each in self._writers.values()]
+        positions = [*others, writer.most_positions]
         if self.budget_tokens is not None and sum(positions) > self.budget_tokens:
             return False
         if self.budget_bytes is None:
             return True
         if self._slot_bytes is None:
-            return len(writers) == 1
+            return not others
         # rows that are joined are as long as the longest
-        return len(writers) * max(positions) * self._slot_bytes <= self.budget_bytes
+        return len(positions) * max(positions) * self._slot_bytes <= self.budget_bytes
 
-    def _measure(self) -> None:
-        """Measure the bytes of a position, while one document is alone."""
-        if self.budget_bytes is not None and len(self._writers) == 1:
+    def _measure(self) -> Iterator[Event]:
+        """Measure the bytes of a position when the first document is alone; end it if it may exceed the budget."""
+        if self.budget_bytes is not None and self._slot_bytes is None and self._writers:
             (writer,) = self._writers.values()
             self._slot_bytes = (self._lanes.cache_bytes() or 0) / writer.position
+            if not self._fits(writer, alone=True):
+                yield from writer.fail(self._too_large(writer))
 
     def _too_large(self, writer: Writer) -> DreamkitError:
         positions = count(f"{writer.most_positions:,}", "position")
@@ -231,20 +255,19 @@ class Engine:
         """Write a token of each document, from its last hidden state before the final norm."""
         language_model = self.model.language_model
         logits_NV = language_model.logits(language_model.final_norm(hidden_ND)).float()
-        failed = []
+        going: list[Writer] = []
         for writer, logits_V in zip(writers, logits_NV, strict=True):
             try:
                 yield from writer.write(logits_V)
+                going += [writer] if writer.reason is None else []
             except DreamkitError as error:
-                failed.append(writer)
-                yield self._fail(writer, error)
-        writers = [writer for writer in writers if writer not in failed]
-        texts = [writer for writer in writers if writer.reason is None and not writer.drawing]
+                yield from writer.fail(error)
+        texts = [writer for writer in going if not writer.drawing]
         if texts:
             embeds_ND = self._maker.embed([writer.token for writer in texts])
             for writer, embeds_1D in zip(texts, embeds_ND.split(1), strict=True):
                 writer.inputs = embeds_1D
-        for writer in writers:
+        for writer in going:
             if writer.drawing:
                 writer.inputs = self._maker.dream_inputs()
 
@@ -264,14 +287,14 @@ class Engine:
         """Add drawn images to their documents, which go on after them; end those whose drawing failed."""
         for writer, error in drawn:
             if isinstance(error, Exception):
-                yield self._fail(writer, error)
+                yield from writer.fail(error)
         images = [(writer, picture) for writer, picture in drawn if not isinstance(picture, Exception)]
         read = self._maker.read_inputs([picture for _, picture in images])
         for (writer, picture), inputs in zip(images, read, strict=True):
             yield writer.add_image(picture)
             writer.inputs = torch.cat([self._maker.embed([self._maker.sequencer.dream_end]), inputs])
 
-    def _checked_settings(self, options: GenerationSection) -> None:
+    def _check_settings(self, options: GenerationSection) -> None:
         """Raise the errors of the image size and the schedule before anything is written."""
         if options.max_images:
             check_size(self.model.image_decoder, options)
@@ -280,12 +303,16 @@ class Engine:
 
     def _negative(self, options: GenerationSection) -> Condition | None:
         """Return the condition (of one image) from which guidance leads away; None without guidance."""
-        return None if options.guidance == 1.0 else self._negative_of(options.negative_prompt)
-
-    def _negative_condition(self, text: str) -> Condition:
-        negative = negative_document(text)
-        check_room(self._maker.sequencer, negative)
-        return self.model.condition(self.model.dream_states(negative))
+        if options.guidance == 1.0:
+            return None
+        text = options.negative_prompt
+        if text not in self._negatives:
+            negative = negative_document(text)
+            check_room(self._maker.sequencer, negative)
+            self._negatives[text] = self.model.condition(self.model.dream_states(negative))
+            if len(self._negatives) > REMEMBERED:
+                del self._negatives[next(iter(self._negatives))]
+        return self._negatives[text]
 
     def _evaluating(self) -> AbstractContextManager[None]:
         return evaluating(self.model) if self.model.training else nullcontext()

@@ -1,4 +1,7 @@
-"""Events of generation, in the order in which they happen."""
+"""Events of generation, in the order in which they happen.
+
+`document` is the number of a prompt in the call of `generate`, or that of its `Handle` in an engine.
+"""
 
 from __future__ import annotations
 
@@ -132,7 +135,7 @@ class DocumentFailed:
     Attributes:
         document: number of the document among the prompts.
         result: the prompt and what follows it, up to the text or image that failed.
-        error: about an image that cannot be drawn, logits that are not finite, or a budget of bytes.
+        error: about an image that cannot be read or drawn, values that are not finite, a part or the budget.
     """
 
     document: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
@@ -36,14 +36,13 @@ class Lanes:
         """Add a document without positions."""
         self._lanes.append(Rows(self.model, [number]))
 
-    def drop(self, numbers: Collection[int]) -> None:
-        """Drop documents, with their keys and values."""
+    def drop(self, number: int) -> None:
+        """Drop a document, with its keys and values."""
         for lane in self._lanes:
-            if leaving := lane.positions.keys() & numbers:
-                lane.drop(leaving)
+            if number in lane.positions:
+                lane.drop(number)
         self._lanes = [lane for lane in self._lanes if lane.positions]
-        for number in numbers:
-            self._ends.pop(number, None)
+        self._ends.pop(number, None)
 
     def advance(self, writers: Mapping[int, Writer]) -> dict[int, Tensor]:
         """Feed the next inputs of documents, and take them from their writers.
@@ -53,11 +52,14 @@ class Lanes:
         """
         self._arrange(writers)
         used_up: dict[int, Tensor] = {}
+        filling = sum(len(writer.inputs) > 1 for writer in writers.values())
+        most = max(1, self.prefill_tokens // max(1, filling))
+        if not self.model.language_model.spec.cache:  # each piece would be computed with all before it
+            most = self.model.language_model.spec.max_length
         for lane in self._lanes:
             rows = {number: writers[number] for number in lane.positions if len(writers[number].inputs)}
             if not rows:
                 continue
-            most = max(1, self.prefill_tokens // len(rows))
             pieces = {number: writer.inputs[:most] for number, writer in rows.items()}
             for number, hidden_tD in lane.feed(pieces).items():
                 writer = rows[number]
@@ -69,8 +71,8 @@ class Lanes:
         return used_up
 
     @property
-    def tells_bytes(self) -> bool:
-        """True if the language model tells the bytes of its cache, or has none."""
+    def has_known_bytes(self) -> bool:
+        """True if the bytes of the language model's cache are known, or it has none."""
         language_model = self.model.language_model
         return (
             not language_model.spec.cache
@@ -78,7 +80,7 @@ class Lanes:
         )
 
     def cache_bytes(self) -> int | None:
-        """Return the bytes of all caches; None if the language model does not tell them."""
+        """Return the bytes of all caches; None if they are unknown."""
         language_model, total = self.model.language_model, 0
         for lane in self._lanes:
             each = 0 if lane.cache is None else language_model.cache_bytes(lane.cache)
@@ -90,14 +92,14 @@ class Lanes:
     def _arrange(self, writers: Mapping[int, Writer]) -> None:
         """Divide lanes whose documents differ in what comes next, and join lanes whose documents do not."""
         lanes: list[Rows] = []
-        firsts: dict[Kind, Rows] = {}
+        firsts: dict[tuple[Kind, bool], Rows] = {}
         for lane in chain.from_iterable(self._divided(each, writers) for each in self._lanes):
             kinds = {_kind(writers[number]) for number in lane.positions}
             (kind, *others) = kinds
             if others or kind == "waiting":
                 lanes.append(lane)
-            elif kind not in firsts or not firsts[kind].join(lane):
-                firsts.setdefault(kind, lane)
+            elif (kind, lane.is_new) not in firsts or not firsts[kind, lane.is_new].join(lane):
+                firsts.setdefault((kind, lane.is_new), lane)
                 lanes.append(lane)
         self._lanes = lanes
 
@@ -106,6 +108,8 @@ class Lanes:
         numbers: dict[Kind, list[int]] = defaultdict(list)
         for number in lane.positions:
             numbers[_kind(writers[number])].append(number)
+        if lane.is_fixed:
+            return [lane]
         parts = [lane]
         for kind in [*numbers][1:]:
             part = lane.split(numbers[kind])

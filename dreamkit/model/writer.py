@@ -13,6 +13,7 @@ from torch import Tensor
 from dreamkit.document import Document, Image, Role, Segment
 from dreamkit.model.events import (
     DocumentDone,
+    DocumentFailed,
     EndReason,
     Event,
     ImageDone,
@@ -191,6 +192,11 @@ class Writer:
         self.reason = reason
         yield from self._flush()
         yield DocumentDone(self.number, self.result(), reason, self._take_scores())
+
+    def fail(self, error: Exception) -> Iterator[Event]:
+        """Finish the document by an error."""
+        yield from self._flush()
+        yield DocumentFailed(self.number, self.result(), error)
 
     def result(self) -> Document:
         """Return the prompt with what is written so far, without unfinished text."""

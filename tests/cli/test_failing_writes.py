@@ -23,6 +23,7 @@ from dreamkit.checkpoints.save import save_checkpoint
 from dreamkit.cli.live import write_document
 from dreamkit.document import Document
 from dreamkit.errors import OutputError, with_notes
+from dreamkit.model.placing import placement
 from dreamkit.runs.run_paths import resume_points
 from dreamkit.scaffold import new_plugin
 from failing_writes import content, failing_operation, file_size_limit

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import io
+import re
+import weakref
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import Phase, given, settings, strategies as st
+from PIL import Image as PIL
 from torch import Tensor
 
 import tiny
@@ -111,10 +116,18 @@ def assert_same(one: Document, other: Document, prompt: Document) -> None:
 
 
 def alone(request: Request, model: DreamModel = MODEL) -> Document:
+    (document,) = collect(events_alone(request, model))
+    return document
+
+
+def events_alone(request: Request, model: DreamModel = MODEL) -> list[Event]:
     engine = Engine(model)
     engine.submit(request.prompt, request.options, request.seed)
-    (document,) = collect(engine.drain())
-    return document
+    return [*engine.drain()]
+
+
+def kinds(events: list[Event]) -> list[str]:
+    return [f"{type(event).__name__} {getattr(event, 'reason', '')}" for event in events]
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, phases=[Phase.generate])
@@ -131,9 +144,11 @@ def test_a_document_is_the_same_whoever_shares_the_batch(
         pieces = "".join(e.text for e in events if isinstance(e, TextPiece) and e.document == number)
         texts = [part for part in written(done[number].result, request.prompt) if isinstance(part, str)]
         assert pieces == "".join(texts)
-        expected = alone(request)
+        mine = events_alone(request)
+        (expected,) = collect(mine)
         if done[number].reason != "cancelled":
             assert_same(done[number].result, expected, request.prompt)
+            assert kinds([event for event in events if event.document == number]) == kinds(mine)
         else:
             whole = [part for part in written(expected, request.prompt) if isinstance(part, str)]
             assert "".join(whole).startswith(pieces)
@@ -278,13 +293,14 @@ def test_a_budget_of_tokens_is_kept_in_the_order_of_arrival() -> None:
     most = 2 * (len(MODEL.sequencer().prompt(Document((Text("abc"),)))) + WRITES.max_tokens)
     engine = Engine(MODEL, budget_tokens=most)
     handles = [engine.submit(letters, WRITES) for letters in ("abc", "def", "ghi", "jkl")]
-    order = []
+    order, together = [], 0
     while not engine.is_idle:
         for event in engine.step():
             if isinstance(event, DocumentDone):
                 order.append(event.document)
         assert sum(writer.position for writer in engine._writers.values()) <= most
-        assert len(engine._writers) <= 2
+        together = max(together, len(engine._writers))
+    assert together == 2
     assert order == [0, 1, 2, 3] and all(handle.last for handle in handles)
 
 
@@ -295,13 +311,11 @@ def test_a_document_that_may_exceed_the_budget_alone_is_refused() -> None:
         Engine(MODEL, budget_tokens=10).submit("x", WRITES)
     engine = Engine(MODEL, budget_bytes=10**3)
     handle = engine.submit("x", WRITES)
-    assert [type(event) for event in engine.drain()][-1] is DocumentDone  # its bytes are known only now
-    second = engine.submit("x", WRITES)
     (event,) = engine.drain()
-    assert isinstance(
-        event, DocumentFailed
-    ) and "expected a KV cache of at most 1,000 bytes (budget_bytes)" in str(event.error)
-    assert handle.last != second.last is event
+    message = "expected a KV cache of at most 1,000 bytes (budget_bytes)"
+    assert isinstance(event, DocumentFailed) and handle.last is event and message in str(event.error)
+    with pytest.raises(DreamkitError, match=re.escape(message)):  # the bytes of a position are known now
+        engine.submit("x", WRITES)
 
 
 def test_a_budget_of_bytes_is_kept() -> None:
@@ -353,7 +367,9 @@ def test_a_part_that_cannot_move_rows_writes_the_same(
 
 def test_a_language_model_without_cache_bytes_has_no_budget_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MODEL.language_model, "cache_bytes", lambda cache: None)
-    with pytest.raises(DreamkitError, match="budget_bytes: the language model does not tell the size"):
+    with pytest.raises(
+        DreamkitError, match="budget_bytes: the size of this language model's KV cache is unknown"
+    ):
         Engine(MODEL, budget_bytes=10**9)
 
 
@@ -385,3 +401,69 @@ def test_probabilities_agree_in_float32() -> None:
         mine, others = scores([*engine.drain()]), scores(together[number])
         assert len(mine) == len(others) == 12
         np.testing.assert_allclose(mine, others, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("part", ["language_model", "vision_encoder"])
+def test_an_engine_goes_on_after_a_call_that_fails(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error once ends the documents in the batch, with events; those that wait and come later are whole."""
+    requests = [Request(0, None, PROMPTS[number], SHORT, number) for number in (2, 3)]
+    expected = [alone(request) for request in requests]
+    module = getattr(MODEL, part)
+    method, calls = type(module).forward, iter(range(10**6))
+
+    def fails(*args: Any, **named: Any) -> Any:
+        if next(calls) == 1:
+            raise RuntimeError("once")
+        return method(module, *args, **named)
+
+    monkeypatch.setattr(module, "forward", fails)
+    engine = Engine(MODEL)
+    first = [engine.submit(request.prompt, request.options, request.seed) for request in requests]
+    events = [*engine.drain()]
+    assert engine.is_idle and all(handle.last is not None for handle in first)
+    assert "once" in [str(event.error) for event in events if isinstance(event, DocumentFailed)]
+    for request, document in zip(requests, expected, strict=True):
+        engine.submit(request.prompt, request.options, request.seed)
+        assert_same(collect(engine.drain())[0], document, request.prompt)
+
+
+def test_an_image_that_cannot_be_read_ends_its_document_alone() -> None:
+    tiny.picture(0).resize((64, 64)).save(whole := io.BytesIO(), "bmp")
+    bad = Document((Image(PIL.open(io.BytesIO(whole.getvalue()[:3000]))),), name="cut")
+    engine = Engine(MODEL)
+    handles = [engine.submit(bad, SHORT), engine.submit(PROMPTS[1], SHORT, 1)]
+    (document,) = collect(engine.drain())
+    assert isinstance(handles[0].last, DocumentFailed) and isinstance(handles[1].last, DocumentDone)
+    assert_same(document, alone(Request(0, None, PROMPTS[1], SHORT, 1)), PROMPTS[1])
+
+
+def test_no_event_is_lost_if_the_loop_over_them_ends_early() -> None:
+    engine = Engine(MODEL)
+    for letter in "abc":
+        engine.submit(letter, WRITES)
+    for event in engine.drain():
+        if isinstance(event, DocumentDone):
+            break
+    assert [event.document for event in engine.step() if isinstance(event, DocumentDone)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1.0}, {"steps": 0}, {"max_tokens": 0}, {"scheduler": 3}], ids=str
+)
+def test_settings_that_a_recipe_could_not_have_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(DreamkitError, match=next(iter(wrong))):
+        Engine(MODEL).submit("x", replace(SHORT, **wrong))
+
+
+def test_an_engine_keeps_no_model_alive() -> None:
+    model = tiny.model()
+    engine = Engine(model)
+    engine.submit("x", WRITES)
+    engine.step()
+    reference = weakref.ref(engine)
+    gc.disable()
+    try:
+        del engine
+        assert reference() is None
+    finally:
+        gc.enable()
