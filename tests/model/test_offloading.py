@@ -6,21 +6,24 @@ import json
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import offloaded_runs
 import tiny
 from dreamkit.model.offloading import offload, stop_offloading
 from dreamkit.recipe.sections import WITH_SOURCE
 from processes import SECONDS
 
+# not imported: its device stays in the process, and torch's fake devices would then be initialised
+RUNS = Path(__file__).parents[1] / "helpers" / "offloaded_runs.py"
+
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, Any]:
-    command = [sys.executable, offloaded_runs.__file__]
+    command = [sys.executable, str(RUNS)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=2 * SECONDS)
     assert result.returncode == 0, result.stderr[-4000:]
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
