@@ -122,9 +122,9 @@ def test_parts_are_mapped_and_not_loaded(sources: Path, monkeypatch: pytest.Monk
     loaded: list[str] = []
     load = building._part
 
-    def record(cls: Any, config: Any) -> Any:
+    def record(cls: Any, *arguments: Any) -> Any:
         loaded.append(cls.__name__)
-        return load(cls, config)
+        return load(cls, *arguments)
 
     monkeypatch.setattr(building, "_part", record)
     build_model(recipe)
