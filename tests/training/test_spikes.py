@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from itertools import pairwise
 from pathlib import Path
 from statistics import median_low
@@ -24,7 +25,7 @@ from layouts import spike_run
 from runs import Interrupted, assert_identical, interrupt_at, recorded_states, weights
 
 
-def guard(path: Path = Path("unused"), **settings: Any) -> StepGuard:
+def guard(path: Path = Path(os.devnull), **settings: Any) -> StepGuard:
     train = TrainSection(trainable=(), steps=1, global_batch=1, **settings)
     return StepGuard(path, train, torch.device("cpu"))
 
