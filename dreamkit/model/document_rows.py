@@ -24,7 +24,7 @@ class Rows:
     Attributes:
         numbers: number of the document in each row; None in the row of one that has left.
         positions: number of positions of each document so far.
-        is_fixed: flag: the language model could not move rows to another cache.
+        is_fixed: flag: the language model could not select rows of the cache.
     """
 
     def __init__(self, model: DreamModel, numbers: Sequence[int]) -> None:
@@ -48,8 +48,7 @@ class Rows:
         """
         if self.cache is None:
             return self._feed_whole(inputs)
-        starts = self.positions
-        hidden = self._run(self.numbers, inputs, starts, is_first=self.is_new)
+        hidden = self._run(self.numbers, inputs, self.positions, is_first=self.is_new)
         for number, embeds in inputs.items():
             self.positions[number] += len(embeds)
         return hidden
@@ -97,14 +96,20 @@ class Rows:
         return {number: hidden_BTD[row, : len(inputs[number])] for number, row in rows.items()}
 
     def drop(self, number: int) -> None:
-        """Drop a document. If the language model cannot drop its row, this gets padding from now on."""
-        kept = [row for row, each in enumerate(self.numbers) if each is not None and each != number]
-        if kept and self._select(self.cache, kept):
-            self.numbers = [self.numbers[row] for row in kept]
-        else:
-            self.numbers = [None if each == number else each for each in self.numbers]
+        """Drop a document; `compact` frees its row."""
+        self.numbers = [None if each == number else each for each in self.numbers]
         del self.positions[number]
         self.past.pop(number, None)
+
+    def compact(self) -> None:
+        """Free the rows of documents that have left. If the language model cannot, they get padding from now on."""
+        kept = [row for row, number in enumerate(self.numbers) if number is not None]
+        if self.is_fixed or len(kept) == len(self.numbers):
+            return
+        if self._select(self.cache, kept):
+            self.numbers = [self.numbers[row] for row in kept]
+        else:
+            self.is_fixed = True
 
     def split(self, numbers: Collection[int]) -> Rows | None:
         """Move these documents, some of all, to rows of their own; return these, or None if that cannot be done."""

@@ -111,7 +111,7 @@ class Engine:
         Args:
             document: a document, or a text.
             settings: None: those of the model's recipe, or the defaults.
-            seed: from 0 to 2**64 - 1; a number alone decides the noise of images and sampled tokens.
+            seed: from 0 to 2**64 - 1; it alone decides the noise of images and sampled tokens.
 
         Raises:
             DocumentError: the prompt, or the negative prompt, is longer than the model's length.

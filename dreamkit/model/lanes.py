@@ -37,7 +37,7 @@ class Lanes:
         self._lanes.append(Rows(self.model, [number]))
 
     def drop(self, number: int) -> None:
-        """Drop a document, with its keys and values."""
+        """Drop a document. Its keys and values go with the next `advance`."""
         for lane in self._lanes:
             if number in lane.positions:
                 lane.drop(number)
@@ -94,8 +94,7 @@ class Lanes:
         lanes: list[Rows] = []
         firsts: dict[tuple[Kind, bool], Rows] = {}
         for lane in chain.from_iterable(self._divided(each, writers) for each in self._lanes):
-            kinds = {_kind(writers[number]) for number in lane.positions}
-            (kind, *others) = kinds
+            (kind, *others) = {_kind(writers[number]) for number in lane.positions}
             if others or kind == "waiting":
                 lanes.append(lane)
             elif (kind, lane.is_new) not in firsts or not firsts[kind, lane.is_new].join(lane):
@@ -105,11 +104,12 @@ class Lanes:
 
     def _divided(self, lane: Rows, writers: Mapping[int, Writer]) -> list[Rows]:
         """Return a lane for each kind of its documents, or the lane itself if it cannot be divided."""
+        lane.compact()
+        if lane.is_fixed:
+            return [lane]
         numbers: dict[Kind, list[int]] = defaultdict(list)
         for number in lane.positions:
             numbers[_kind(writers[number])].append(number)
-        if lane.is_fixed:
-            return [lane]
         parts = [lane]
         for kind in [*numbers][1:]:
             part = lane.split(numbers[kind])
