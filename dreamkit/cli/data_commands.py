@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dreamkit.cli.shared import Overrides, RecipeName, console, echo, path_argument
+from dreamkit.cli.shared import Overrides, RecipeName, echo, path_argument, print_pieces
 
 
 def check(
@@ -58,9 +58,7 @@ def check(
     if as_json:
         echo(json.dumps(asdict(report), indent=2))
     else:
-        out = console()
-        for piece in report_lines(report):
-            out.print(piece, soft_wrap=isinstance(piece, str))
+        print_pieces(report_lines(report))
     if report.problems:
         raise DreamkitError(problem_text(report.problems, report.unlisted, all_in="--json"))
 

@@ -16,6 +16,7 @@ from dreamkit.cli.shared import (
     path_argument,
     print_by_origin,
     print_lines,
+    print_pieces,
 )
 
 
@@ -237,15 +238,12 @@ def plan(
     else:
         opened = open_inputs(loaded, registry, with_init=False).require_datasets()
         planned = plan_data(loaded, registry, opened, batches, processes=processes, machines=machines)
-    out = console()
     if as_json:
         echo(json.dumps({**asdict(planned), "peak": planned.memory.peak}, indent=2))
     else:
-        for piece in report(planned, loaded):
-            out.print(piece, soft_wrap=isinstance(piece, str))
+        print_pieces(report(planned, loaded))
         datasets = () if loaded.train.cache is None else open_inputs(loaded, registry).datasets
-        for line in cache_notes(loaded, datasets):
-            out.print(line, soft_wrap=True)
+        print_pieces(cache_notes(loaded, datasets))
     if limit is None:
         return
     problems = memory_advice(planned, loaded, limit)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from dreamkit.cli.shared import console, echo
+from dreamkit.cli.shared import echo, print_pieces
 from dreamkit.errors import DreamkitError
 
 
@@ -73,9 +73,7 @@ def propose_settings(
             )
         )
         return
-    out = console()
-    for piece in report_proposal(proposal):
-        out.print(piece, soft_wrap=isinstance(piece, str))
+    print_pieces(report_proposal(proposal))
     echo(f"\n{text}")
     if file is None:
         echo("write these settings with --write fit.yaml, then train with")
@@ -136,9 +134,7 @@ def plan_generation(
     if as_json:
         echo(json.dumps(generation_numbers(planned), indent=2))
     else:
-        out = console()
-        for piece in report_generation(planned):
-            out.print(piece, soft_wrap=isinstance(piece, str))
+        print_pieces(report_generation(planned))
     if limit is None:
         return
     peaks = {f"--dtype {dtype}": each.peak for dtype, each in planned.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 
@@ -40,6 +40,13 @@ def console() -> Console:
     """Return a console on standard output. It is wide if standard output is not a terminal, so that nothing is cut."""
     out = SafeConsole(highlight=False, markup=False)
     return out if out.is_terminal else SafeConsole(highlight=False, markup=False, width=200)
+
+
+def print_pieces(pieces: Iterable[RenderableType]) -> None:
+    """Print tables and texts on standard output; the terminal wraps texts."""
+    out = console()
+    for piece in pieces:
+        out.print(piece, soft_wrap=isinstance(piece, str))
 
 
 def echo(text: str, *, err: bool = False) -> None:
