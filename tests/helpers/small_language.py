@@ -14,6 +14,14 @@ from dreamkit_transformers.families import Mistral
 from dreamkit_transformers.llama import Llama
 from dreamkit_transformers.tokenizers import byte_tokenizer
 
+SWITCH = 12  # tokens of a document before LongRoPE switches its factors
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [1.5, 4.0, 8.0, 16.0],
+    "original_max_position_embeddings": SWITCH,
+}
 SMALL = {
     "hidden_size": 32,
     "intermediate_size": 48,

@@ -1,5 +1,6 @@
 """Documents that `generate` returned, cut anywhere and continued, equal the uninterrupted ones."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -13,6 +14,7 @@ import tiny
 from dreamkit.document import Document, Image, Role, Text
 from dreamkit.errors import DocumentError
 from dreamkit.model.events import DocumentDone, Event, ImageDone, TextPiece
+from talkative import talkative
 
 MODEL = tiny.model()
 DREAM = MODEL.token_ids["<dream_start>"]
@@ -22,22 +24,9 @@ SETTINGS: dict[str, Any] = {"max_images": 99, "steps": 2}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def talkative() -> Any:
-    """Make the model write changing characters of one and two bytes and draw often, as its hidden states decide."""
-    head = type(MODEL.language_model).logits
-    choices = MODEL.language_model.tokenize("ab é")
-
-    def logits(hidden: Tensor) -> Tensor:
-        every = head(MODEL.language_model, hidden)
-        few = torch.full_like(every, -1e3)
-        few[..., [*choices, DREAM, END]] = (1e3 * every[..., [*choices, DREAM, END]]).sin()
-        few[..., END] -= 0.7  # documents of several images
-        return few
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(MODEL.language_model, "logits", logits)
-    yield
-    patch.undo()
+def talks() -> Iterator[None]:
+    with talkative(MODEL):
+        yield
 
 
 def generate(prompt: Document, tokens: int, seed: int) -> list[Event]:

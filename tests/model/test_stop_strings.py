@@ -1,5 +1,6 @@
 """Stop strings: the text ends before the first one, and no piece has a character of it, however tokens divide it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from dreamkit.document import Document, Image, Text
 from dreamkit.model.events import DocumentDone, Event, ImageDone, TextPiece
 from dreamkit.model.stop_strings import begun_length, stop_start
 from dreamkit.model.text_stream import BROKEN, TextStream, lead_byte
+from talkative import talkative
 from token_streams import CASES, FIRST_BYTE, MODELS
 
 MODEL = tiny.model()
@@ -151,22 +153,9 @@ def test_a_stop_string_in_bytes_ends_the_text_with_its_last_byte() -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def talkative() -> Any:
-    """Make the model write changing characters of one and two bytes and draw often, as its hidden states decide."""
-    head = type(MODEL.language_model).logits
-    choices = MODEL.language_model.tokenize("ab é")
-
-    def logits(hidden: Tensor) -> Tensor:
-        every = head(MODEL.language_model, hidden)
-        few = torch.full_like(every, -1e3)
-        few[..., [*choices, DREAM, END]] = (1e3 * every[..., [*choices, DREAM, END]]).sin()
-        few[..., END] -= 0.7
-        return few
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(MODEL.language_model, "logits", logits)
-    yield
-    patch.undo()
+def talks() -> Iterator[None]:
+    with talkative(MODEL):
+        yield
 
 
 def generate(prompt: Document, **options: Any) -> list[Event]:

@@ -12,16 +12,8 @@ from torch import Tensor
 from dreamkit_transformers.causal_lm import CausalLM, LanguageConfig
 from dreamkit_transformers.families import Gemma, Mistral, Phi
 from dreamkit_transformers.llama import Llama
-from small_language import NEXT, make, positions
+from small_language import LONGROPE, NEXT, SWITCH, make, positions
 
-SWITCH = 12  # tokens of a document before LongRoPE switches its factors
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 10000.0,
-    "short_factor": [1.0, 1.1, 1.2, 1.3],
-    "long_factor": [1.5, 4.0, 8.0, 16.0],
-    "original_max_position_embeddings": SWITCH,
-}
 LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4, "head_dim": 8}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
 CASES: dict[str, Any] = {

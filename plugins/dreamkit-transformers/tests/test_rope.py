@@ -11,17 +11,9 @@ from torch import Tensor
 
 from dreamkit import ConfigError, DocumentError
 from dreamkit_transformers.causal_lm import CausalLM, LanguageConfig
-from small_language import NEXT, SMALL, make, positions
+from small_language import LONGROPE, NEXT, SMALL, SWITCH, make, positions
 
-SWITCH = 12  # tokens
 LENGTHS = st.integers(1, 2 * SWITCH)
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 10000.0,
-    "short_factor": [1.0, 1.1, 1.2, 1.3],
-    "long_factor": [1.5, 4.0, 8.0, 16.0],
-    "original_max_position_embeddings": SWITCH,
-}
 DEFAULT = {"rope_type": "default", "rope_theta": 10000.0}
 TYPES = ["sliding_attention", "full_attention"]
 CASES: dict[str, dict[str, Any]] = {
