@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dreamkit.model.model import DreamModel
 
 PREFILL: Final = 512  # tokens
-PREFIXES: Final = 2**30  # bytes
+PREFIXES: Final = 10**9  # bytes
 REMEMBERED: Final = 64  # negative prompts
 
 
