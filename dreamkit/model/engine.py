@@ -307,9 +307,11 @@ class Engine:
             if isinstance(error, Exception):
                 yield from writer.fail(error)
         images = [(writer, picture) for writer, picture in drawn if not isinstance(picture, Exception)]
+        for writer, picture in images:
+            yield writer.add_image(picture)
+        images = [(writer, picture) for writer, picture in images if writer.limit is None]  # others end now
         read = self._maker.read_inputs([picture for _, picture in images])
         for (writer, picture), inputs in zip(images, read, strict=True):
-            yield writer.add_image(picture)
             end = self._maker.sequencer.dream_end
             names = [end, *self._maker.read_names(picture)]
             writer.feed(torch.cat([self._maker.embed([end]), inputs]), names)
