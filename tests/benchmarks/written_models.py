@@ -30,7 +30,7 @@ MARK: Final = 1e6  # far above any hidden value, so that the final norm leaves n
 
 @dataclass(frozen=True)
 class Course:
-    """What documents do: prompts of a length from `least` to `most`, an image after `draw`, the end after `end`.
+    """A course of documents: prompts of a length from `least` to `most`, an image after `draw`, the end after `end`.
 
     All are positions. `draw` is None for text alone. A mixed prompt begins with an image.
     """
