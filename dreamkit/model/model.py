@@ -297,6 +297,6 @@ class DreamModel(nn.Module):
         maker = InputMaker(self)
         sequences = [maker.sequencer.prompt(document) for document in prompt_documents(prompts)]
         embeds = [torch.cat([prompt, maker.dream_inputs()]) for prompt in maker.prompt_inputs(sequences)]
-        hidden = Rows(self, range(len(embeds))).feed(dict(enumerate(embeds)))
+        hidden = Rows(self, range(len(embeds)), cached=False).feed(dict(enumerate(embeds)))
         ends = torch.stack([each[-len(self.dream_queries) :] for each in hidden.values()])
         return self.language_model.final_norm(ends)
