@@ -21,18 +21,24 @@ class Rows:
 
     A model without a KV cache gets each document whole again in each call.
 
+    Args:
+        model: the model.
+        numbers: number of the document in each row.
+        has_cache: keep keys and values for later calls, if the model can.
+
     Attributes:
         numbers: number of the document in each row; None in the row of one that has left.
         positions: number of positions of each document so far.
         is_fixed: flag: the language model could not select rows of the cache.
     """
 
-    def __init__(self, model: DreamModel, numbers: Sequence[int]) -> None:
+    def __init__(self, model: DreamModel, numbers: Sequence[int], *, has_cache: bool = True) -> None:
         self.model = model
         self.language_model = model.language_model
         self.numbers: list[int | None] = [*numbers]
         self.positions = dict.fromkeys(numbers, 0)
-        self.cache: Any = self.language_model.new_cache() if self.language_model.spec.cache else None
+        has_cache = has_cache and self.language_model.spec.cache
+        self.cache: Any = self.language_model.new_cache() if has_cache else None
         self.is_fixed = False
         self.past: dict[int, Tensor] = {}  # embeddings so far (t, D), for a model without a cache
 

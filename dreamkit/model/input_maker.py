@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dreamkit.data.sequence import Sequencer
+from dreamkit.data.sequence import Sequence as TokenSequence, Sequencer
 from dreamkit.document import Document
 
 if TYPE_CHECKING:
@@ -46,13 +46,15 @@ class InputMaker:
         """Return the inputs (T, D) of each prompt."""
         sequences = [self.sequencer.prompt(document) for document in documents]
         images = iter(self.read_inputs([picture for sequence in sequences for _, picture in sequence.reads]))
-        prompts = []
-        for sequence in sequences:
-            embeds = self.embed(sequence.ids)
-            for at, _ in sequence.draws:
-                embeds[at : at + len(self.model.dream_queries)] = self.model.dream_queries
-            for at, _ in sequence.reads:
-                image = next(images)
-                embeds[at - 1 : at - 1 + len(image)] = image
-            prompts.append(embeds)
-        return prompts
+        return [
+            self.sequence_inputs(sequence, [next(images) for _ in sequence.reads]) for sequence in sequences
+        ]
+
+    def sequence_inputs(self, sequence: TokenSequence, images: Sequence[Tensor]) -> Tensor:
+        """Return the inputs (T, D) of a sequence; `images` are those of the images that it reads."""
+        embeds = self.embed(sequence.ids)
+        for at, _ in sequence.draws:
+            embeds[at : at + len(self.model.dream_queries)] = self.model.dream_queries
+        for (at, _), image in zip(sequence.reads, images, strict=True):
+            embeds[at - 1 : at - 1 + len(image)] = image
+        return embeds

@@ -27,6 +27,8 @@ from dreamkit.model.evaluating import evaluating
 from dreamkit.model.events import Event
 from dreamkit.model.generation import generate
 from dreamkit.model.input_maker import InputMaker
+from dreamkit.model.likelihood import LogLikelihood, log_likelihoods
+from dreamkit.model.likelihood_pairs import pairs_of
 from dreamkit.model.losses import Losses, image_losses, latents_to_draw, training_losses
 from dreamkit.model.prompts import Prompt, prompt_documents
 from dreamkit.model.trainable import reached_parts, set_trainable
@@ -269,6 +271,32 @@ class DreamModel(nn.Module):
         with evaluating(self):
             documents = prompt_documents(prompts)
             yield from generate(self, documents, seed, settings)
+
+    @torch.no_grad()
+    def log_likelihood(
+        self, prompts: Sequence[Prompt | Sequence[int]], continuations: Sequence[str | Sequence[int]]
+    ) -> list[LogLikelihood]:
+        """Return the log probability of each continuation after the prompt of the same index.
+
+        Each pair is read in one pass, as in training, without the last token of the continuation. The result does not
+        depend on other pairs. Images that are the same object are encoded once.
+
+        Args:
+            prompts: documents, texts, or lists of token ids, to which nothing is added. A prompt without a token is the
+                bos token or, if the language model has none, its first eos token.
+            continuations: texts, or lists of token ids. The tokens of a text after a text are those of
+                lm-evaluation-harness: whitespace at the end of the prompt begins the continuation; both are tokenized
+                together, and the prompt alone; the first tokens, as many as the prompt has alone, are left out. After a
+                document, a text goes on with the text that a model wrote last, or with the assistant's turn. Else it is
+                tokenized by itself. Names of special tokens are plain text.
+
+        Raises:
+            DocumentError: the numbers of prompts and continuations differ; a continuation has no token; an id is not
+                in the vocabulary; a pair without its last token is longer than the model's length.
+            DreamkitError: logits are not finite.
+        """
+        with evaluating(self):
+            return log_likelihoods(self, pairs_of(self, prompts, continuations))
 
     @torch.no_grad()
     def draw(
