@@ -22,6 +22,7 @@ from dreamkit.model.events import DocumentDone, DocumentFailed, Event
 from dreamkit.model.input_maker import InputMaker
 from dreamkit.model.lanes import Lanes
 from dreamkit.model.offloading import is_offloaded
+from dreamkit.model.prefixes import Prefixes
 from dreamkit.model.prompts import Prompt, prompt_documents
 from dreamkit.model.writer import Writer, WrittenLanguage
 from dreamkit.parts.specs import Condition
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from dreamkit.model.model import DreamModel
 
 PREFILL: Final = 512  # tokens
+PREFIXES: Final = 10**9  # bytes
 REMEMBERED: Final = 64  # negative prompts
 
 
@@ -43,11 +45,13 @@ class Handle:
         number: its number, which its events have as `document`.
         last: the last event of the document, once it happened.
         is_cancelled: flag: `cancel` was called.
+        reused: number of first positions that were taken from the KV cache of another document.
     """
 
     number: int
     last: DocumentDone | DocumentFailed | None = None
     is_cancelled: bool = field(default=False, init=False)
+    reused: int = field(default=0, init=False)
 
     def cancel(self) -> None:
         """End the document in the next step, with the reason "cancelled"."""
@@ -67,6 +71,8 @@ class Engine:
             in the order of `submit`. A document counts with all positions that its settings allow.
         budget_bytes: most bytes of their KV cache, counted in the same way.
         prefill_tokens: most tokens of prompts and images that a step reads, so that long ones do not stop others.
+        prefix_bytes: most bytes of KV caches of ended documents, which are kept in addition. A document that begins
+            like one of them, or like one in the batch, starts from its cache.
 
     Raises:
         DreamkitError: `budget_bytes` is given, and the size of the language model's cache is unknown.
@@ -79,18 +85,20 @@ class Engine:
         budget_tokens: int | None = None,
         budget_bytes: int | None = None,
         prefill_tokens: int = PREFILL,
+        prefix_bytes: int = PREFIXES,
     ) -> None:
         self.model = model
         self.budget_tokens, self.budget_bytes = budget_tokens, budget_bytes
         self._maker = InputMaker(model)
         self._language = WrittenLanguage(model, self._maker.sequencer)
+        self._writers: dict[int, Writer] = {}  # of documents in the batch
         self._lanes = Lanes(model, prefill_tokens)
         self._drawings = DrawingsInTurn(model.image_decoder)
         self._is_offloaded = is_offloaded(model.image_decoder)
+        self._prefixes = Prefixes(model.language_model, self._lanes, self._writers, prefix_bytes)
         self._events: deque[Event] = deque()  # that happened and are not returned yet
         self._handles: dict[int, Handle] = {}  # of unfinished documents
         self._waiting: dict[int, Writer] = {}
-        self._writers: dict[int, Writer] = {}  # of documents in the batch
         self._submitted = 0
         self._slot_bytes: float | None = None  # of the KV cache of one position
         self._negatives: dict[str, Condition] = {}
@@ -164,7 +172,7 @@ class Engine:
 
     def _add(self, event: Event) -> None:
         if isinstance(event, DocumentDone | DocumentFailed):
-            self._remove(event.document)
+            self._remove(event.document, keep=isinstance(event, DocumentDone))
             self._handles.pop(event.document).last = event
         self._events.append(event)
 
@@ -195,7 +203,9 @@ class Engine:
             if reason is not None:
                 yield from writer.end(reason)
 
-    def _remove(self, number: int) -> None:
+    def _remove(self, number: int, *, keep: bool) -> None:
+        if keep and number in self._writers:
+            self._prefixes.keep(self._writers[number])
         self._lanes.drop(number)
         self._drawings.drop(number)
         self._writers.pop(number, None)
@@ -212,12 +222,20 @@ class Engine:
                 yield from writer.end(writer.limit)
             else:
                 try:
-                    (writer.inputs,) = self._maker.prompt_inputs([writer.prompt])
+                    self._begin(writer)
                 except Exception as error:  # of an image's file, or of a part
                     yield from writer.fail(error)
-                    continue
-                self._lanes.add(writer.number)
-                self._writers[writer.number] = self._waiting.pop(writer.number)
+
+    def _begin(self, writer: Writer) -> None:
+        """Let a document join, unless another one is just reading the same beginning."""
+        writer.names = writer.names or self._maker.names(writer.sequence)
+        if self._prefixes.awaits(writer):
+            return
+        writer.position, cache = self._prefixes.begin(writer)
+        (writer.inputs,) = self._maker.prompt_inputs([writer.sequence], writer.position)
+        self._lanes.add(writer.number, writer.position, cache)
+        self._handles[writer.number].reused = writer.position
+        self._writers[writer.number] = self._waiting.pop(writer.number)
 
     def _fits(self, writer: Writer, *, alone: bool = False) -> bool:
         """Return True if a document may be written beside those in the batch, or `alone`."""
@@ -266,10 +284,10 @@ class Engine:
         if texts:
             embeds_ND = self._maker.embed([writer.token for writer in texts])
             for writer, embeds_1D in zip(texts, embeds_ND.split(1), strict=True):
-                writer.inputs = embeds_1D
+                writer.feed(embeds_1D, [writer.token])
         for writer in going:
             if writer.drawing:
-                writer.inputs = self._maker.dream_inputs()
+                writer.feed(self._maker.dream_inputs(), self._maker.dream_names())
 
     def _begin_drawings(self, writers: Sequence[Writer], hidden: Mapping[int, Tensor]) -> None:
         """Add drawings whose dream states are computed, from the hidden states (Q, D) of each."""
@@ -289,10 +307,14 @@ class Engine:
             if isinstance(error, Exception):
                 yield from writer.fail(error)
         images = [(writer, picture) for writer, picture in drawn if not isinstance(picture, Exception)]
+        for writer, picture in images:
+            yield writer.add_image(picture)
+        images = [(writer, picture) for writer, picture in images if writer.limit is None]  # others end now
         read = self._maker.read_inputs([picture for _, picture in images])
         for (writer, picture), inputs in zip(images, read, strict=True):
-            yield writer.add_image(picture)
-            writer.inputs = torch.cat([self._maker.embed([self._maker.sequencer.dream_end]), inputs])
+            end = self._maker.sequencer.dream_end
+            names = [end, *self._maker.read_names(picture)]
+            writer.feed(torch.cat([self._maker.embed([end]), inputs]), names)
 
     def _check_settings(self, options: GenerationSection) -> None:
         """Raise the errors of the image size and the schedule before anything is written."""

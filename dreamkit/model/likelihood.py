@@ -6,7 +6,7 @@ R rows of hidden states that predict a token, V vocabulary; other shape suffixes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -65,9 +65,7 @@ def log_likelihoods(model: DreamModel, pairs: Sequence[Pair]) -> list[LogLikelih
     for at, batch in enumerate(batches):
         new = {key: picture for key, picture in _pictures(batch).items() if key not in images}
         images |= zip(new, maker.read_inputs([*new.values()]), strict=True)
-        inputs = [
-            maker.sequence_inputs(pair.inputs, [images[key] for key in pair.image_keys]) for pair in batch
-        ]
+        inputs = [maker.sequence_inputs(pair.inputs, _read_images(pair, images)) for pair in batch]
         results |= zip(batch, _scored(model, batch, inputs), strict=True)
         images = {key: image for key, image in images.items() if last_use[key] > at}
     return [results[pair] for pair in pairs]
@@ -80,6 +78,11 @@ def _pictures(pairs: Sequence[Pair]) -> dict[int, Picture]:
         for pair in pairs
         for key, (_, picture) in zip(pair.image_keys, pair.inputs.reads, strict=True)
     }
+
+
+def _read_images(pair: Pair, images: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Return the inputs of the images that a pair reads by their index in it, from those by key."""
+    return {at: images[key] for key, (at, _) in zip(pair.image_keys, pair.inputs.reads, strict=True)}
 
 
 def _batches(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:

@@ -322,9 +322,9 @@ class DreamModel(nn.Module):
         Raises:
             DocumentError: a prompt is longer than the model's length.
         """
-        documents = prompt_documents(prompts)
-        maker, numbers = InputMaker(self), range(len(documents))
-        embeds = [torch.cat([prompt, maker.dream_inputs()]) for prompt in maker.prompt_inputs(documents)]
-        hidden = Rows(self, numbers).feed(dict(enumerate(embeds)))
-        ends = torch.stack([hidden[number][-len(self.dream_queries) :] for number in numbers])
+        maker = InputMaker(self)
+        sequences = [maker.sequencer.prompt(document) for document in prompt_documents(prompts)]
+        embeds = [torch.cat([prompt, maker.dream_inputs()]) for prompt in maker.prompt_inputs(sequences)]
+        hidden = Rows(self, range(len(embeds))).feed(dict(enumerate(embeds)))
+        ends = torch.stack([each[-len(self.dream_queries) :] for each in hidden.values()])
         return self.language_model.final_norm(ends)
