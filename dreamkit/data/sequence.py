@@ -162,8 +162,9 @@ class Sequencer:
     def continuation(self, prompt: Document, text: str) -> list[int]:
         """Return the ids of `text` as the model would write it after a prompt.
 
-        It goes on with a text that a model wrote or, in a conversation, with the assistant's turn in the chat template.
-        Elsewhere it is tokenized by itself, and so it is if the prompt would have other tokens before it.
+        It goes on with a text that a model wrote or, in a conversation, with the assistant's turn: its ids are those of
+        training, with what the template puts before an answer. Elsewhere it is tokenized by itself, and so it is if the
+        prompt would have other tokens before it.
         """
         written = "".join(each.text for each in self.continued_texts(prompt))
         if written:

@@ -278,17 +278,19 @@ class DreamModel(nn.Module):
     ) -> list[LogLikelihood]:
         """Return the log probability of each continuation after the prompt of the same index.
 
-        Each pair is read in one pass, as in training, without the last token of the continuation. The result does not
-        depend on other pairs. Images that are the same object are encoded once.
+        Each pair is read in one pass, as in training, but without the last token of the continuation. The result does
+        not depend on other pairs. Images that are the same object are encoded once. The tokens of a text are:
+
+        - after a text, those of lm-evaluation-harness (`TemplateLM._encode_pair`): whitespace at the end of the prompt
+          goes to the continuation, and both are tokenized together. As many tokens as the prompt has alone are left out.
+        - after a document that ends with a text written by a model, those that go on with this text.
+        - after a conversation, those of an answer in training, with what the chat template puts before it.
+        - elsewhere, those of the text by itself.
 
         Args:
             prompts: documents, texts, or lists of token ids, to which nothing is added. A prompt without a token is the
                 bos token or, if the language model has none, its first eos token.
-            continuations: texts, or lists of token ids. The tokens of a text after a text are those of
-                lm-evaluation-harness: whitespace at the end of the prompt begins the continuation; both are tokenized
-                together, and the prompt alone; the first tokens, as many as the prompt has alone, are left out. After a
-                document, a text goes on with the text that a model wrote last, or with the assistant's turn. Else it is
-                tokenized by itself. Names of special tokens are plain text.
+            continuations: texts, in which names of special tokens are plain text, or lists of token ids.
 
         Raises:
             DocumentError: the numbers of prompts and continuations differ; a continuation has no token; an id is not
