@@ -172,9 +172,10 @@ class Engine:
 
     def _add(self, event: Event) -> None:
         if isinstance(event, DocumentDone | DocumentFailed):
-            self._remove(event.document, keep=isinstance(event, DocumentDone))
             self._handles.pop(event.document).last = event
         self._events.append(event)
+        if isinstance(event, DocumentDone | DocumentFailed):
+            self._remove(event.document, keep=isinstance(event, DocumentDone))
 
     def _turn(self) -> Iterator[Event]:
         yield from self._end_documents()
@@ -204,12 +205,14 @@ class Engine:
                 yield from writer.end(reason)
 
     def _remove(self, number: int, *, keep: bool) -> None:
-        if keep and number in self._writers:
-            self._prefixes.keep(self._writers[number])
-        self._lanes.drop(number)
         self._drawings.drop(number)
-        self._writers.pop(number, None)
         self._waiting.pop(number, None)
+        writer = self._writers.pop(number, None)
+        try:
+            if keep and writer is not None:
+                self._prefixes.keep(writer)
+        finally:
+            self._lanes.drop(number)
 
     def _admit(self) -> Iterator[Event]:
         """Let waiting documents join, in their order, as long as the budget allows."""
