@@ -282,7 +282,7 @@ class DreamModel(nn.Module):
         not depend on other pairs. Images that are the same object are encoded once. The tokens of a text are:
 
         - after a text, those of lm-evaluation-harness (`TemplateLM._encode_pair`): whitespace at the end of the prompt
-          goes to the continuation, and both are tokenized together. As many tokens as the prompt has alone are left out.
+          goes to the continuation, and both are tokenized together, without as many tokens as the prompt has alone.
         - after a document that ends with a text written by a model, those that go on with this text.
         - after a conversation, those of an answer in training, with what the chat template puts before it.
         - elsewhere, those of the text by itself.

@@ -20,6 +20,7 @@ from dreamkit.errors import DocumentError, DreamkitError
 from dreamkit.model import likelihood
 from dreamkit.model.events import DocumentDone, ImageStarted, TextPiece
 from dreamkit.model.likelihood import LogLikelihood
+from dreamkit.model.likelihood_pairs import pairs_of
 from dreamkit.model.model import DreamModel
 from dreamkit.model.offloading import offload, stop_offloading
 from dreamkit.model.placing import place
@@ -200,18 +201,20 @@ def test_what_generation_writes_greedily_is_greedy_and_nothing_else_is() -> None
 
 def test_a_text_goes_on_with_the_text_that_a_model_wrote(with_words: DreamModel) -> None:
     part: Any = with_words.language_model
-    sequencer = with_words.sequencer()
-    ids = part.tokenize("a two is a seven")
-    whole = part.decode(ids)
+    ids = part.tokenize("a two zqx")
+    whole, alone = part.decode(ids), []
     for at in range(1, len(ids)):
         begun = part.decode(ids[:at])
         written = Document((Image(tiny.picture(0)), Text(begun, ids=tuple(ids[:at]))))
-        (result,) = with_words.log_likelihood([written], [whole[len(begun) :]])
+        rest = whole[len(begun) :]
+        (result,) = with_words.log_likelihood([written], [rest])
         assert result.ids == tuple(ids[at:])
+        alone.append(part.tokenize(rest) == ids[at:])
+    assert not all(alone)  # inside a word, a text by itself would begin with a space
     # in another place, or after tokens that would be others, the text has its own tokens
     cut = Document((Text("a tw", ids=tuple(part.tokenize("a tw"))),))
-    assert sequencer.continuation(cut, "o") == part.tokenize("o")
-    assert sequencer.continuation(Document((Text("a tw"),)), "o is") == part.tokenize("o is")
+    for prompt in (cut, Document((Text("a tw"),))):
+        assert with_words.sequencer().continuation(prompt, "o is") == part.tokenize("o is")
 
 
 # batches
@@ -296,6 +299,8 @@ def test_calls_are_bounded_and_have_no_cache(monkeypatch: pytest.MonkeyPatch) ->
     MODEL.log_likelihood(prompts, continuations)
     assert all(count == 1 or count * width <= 40 for count, width in calls)
     assert sum(count for count, _ in calls) == len(prompts) > len(calls)
+    widths = [width for _, width in calls]
+    assert widths == sorted(widths, reverse=True)
     assert sum(rows) == sum(map(len, continuations)) and max(rows) <= 3
 
 
@@ -319,6 +324,19 @@ def test_an_image_object_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(encoded) == 3 and all(any(each is picture for each in encoded) for picture in pictures)
     for result, each in zip(results, expected, strict=True):
         assert_close(result, each)
+
+
+def test_pairs_that_read_the_same_images_are_in_neighbouring_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few images are kept at the same time, whatever the lengths of the pairs."""
+    monkeypatch.setattr(likelihood, "TOKENS", 60)
+    questions = [Document((Image(tiny.picture(number)), Text("is"))) for number in range(4)]
+    pairs = pairs_of(MODEL, questions * 6, [random_ids(length) for length in range(2, 26)])
+    used: dict[int, set[int]] = {}
+    for at, batch in enumerate(likelihood._batches(pairs)):
+        for pair in batch:
+            used.setdefault(pair.image_keys[0], set()).add(at)
+    assert len(used) == 4 and any(len(calls) > 1 for calls in used.values())
+    assert all(max(calls) - min(calls) == len(calls) - 1 for calls in used.values())
 
 
 # long texts
