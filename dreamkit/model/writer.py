@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dreamkit.document import Document, Image, Role, Segment
+from dreamkit.model.beam_search import Hypothesis
 from dreamkit.model.events import (
     DocumentDone,
     DocumentFailed,
@@ -84,7 +85,7 @@ class Writer:
 
     Attributes:
         number: number of the document in the engine.
-        inputs: the next inputs (t, D) of the language model; none while the document waits.
+        inputs: the next inputs (t, D) of the language model, or (R, t, D) of R rows; none while the document waits.
         length: positions of the prompt.
         token: the token that was written last.
         position: number of positions that the language model has of the document.
@@ -118,7 +119,7 @@ class Writer:
         self.chooser = TokenChooser(
             options,
             torch.Generator().manual_seed(self.seed),
-            self.language.suppressed[options.max_images > 0],
+            self.language.suppressed[options.most_images > 0],
             self.language.dream_start,
             set(ids) if is_penalized else set(),
         )
@@ -132,15 +133,24 @@ class Writer:
     def most_positions(self) -> int:
         """The positions that the document may reach."""
         options = self.options
-        written = options.max_tokens + options.max_images * self.language.image_length
+        written = options.max_tokens + options.most_images * self.language.image_length
         return min(self.language.max_length, self.length + written)
 
     @property
     def limit(self) -> EndReason | None:
         """The limit that ends the document now, or None."""
-        if self.room < max(len(self.inputs), self.length - self.position):
+        if self.room < max(self.inputs.shape[-2], self.length - self.position):
             return "length"
         return "tokens" if self.tokens >= self.options.max_tokens and not self.drawing else None
+
+    @property
+    def running(self) -> Sequence[Hypothesis]:
+        """What each row of the document has. Here it is one, of which the last token is enough."""
+        return [Hypothesis((self.token,))]
+
+    def feed(self, inputs: Tensor) -> None:
+        """Set the next inputs (R, D), those of the last token of each row."""
+        self.inputs = inputs
 
     def noise(self) -> torch.Generator:
         """Return the generator of the next image's noise, a function of the seed and the image's number alone.
@@ -151,13 +161,13 @@ class Writer:
         return torch.Generator().manual_seed((self.seed + number * SEED_STEP) % 2**64)
 
     def write(self, logits: Tensor) -> Iterator[Event]:
-        """Write one token: text, the end, or the start of an image. `logits` is (vocabulary,).
+        """Write one token: text, the end, or the start of an image. `logits` is (R, vocabulary), of its one row.
 
         Raises:
             DreamkitError: the logits are not finite.
         """
         self.tokens += 1
-        score = self.chooser.choose(logits)
+        score = self.chooser.choose(logits[0])
         if score is None:
             raise logits_error(self.prompt.name, self.tokens)
         token, options = score.token, self.options
