@@ -47,8 +47,9 @@ class BeamWriter(Writer):
             yield from self._yield_text(token)
         self.agreed = len(tokens)
 
-    def feed(self, inputs: Tensor) -> None:
-        self.inputs = inputs[:, None]  # a token in each row
+    def feed(self, inputs: Tensor, names: Sequence[int]) -> None:
+        self.inputs = inputs[:, None]
+        self.names[self.length :] = self.running[0].tokens  # the first row's, which a later document may start from
 
     def _log_probs(self, logits_RV: Tensor) -> Tensor:
         """Return the log probabilities (R, V) of the next tokens, after the settings for the choice of tokens.

@@ -125,11 +125,10 @@ class Rows:
         ]
         other = Rows(self.model, [])
         if self.cache is not None and not self.is_new:
-            other.cache = self.language_model.copy_cache(self.cache)
-            if not self._select(other.cache, taken):
+            other.cache = self.language_model.copy_rows(self.cache, taken)
+            if other.cache is None or not self._select(self.cache, kept):
                 self.is_fixed = True
                 return None
-            self._select(self.cache, kept)
         other.numbers = [self.numbers[row] for row in taken]
         self.numbers = [self.numbers[row] for row in kept]
         for number in numbers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,7 @@ class DrawingGroup:
         self.problems: list[str | None] = []
         self._steps = self._begin()
         self._finite: list[Tensor] = []  # rows of the latents of each step
+        self._held: list[DenoisingStep] = []  # events that wait for their previews
         self._latents: Tensor | None = None
 
     def _begin(self) -> Iterator[DrawStep]:
@@ -73,7 +74,12 @@ class DrawingGroup:
         )
 
     def turn(self) -> list[DenoisingStep]:
-        """Run one denoising step, or after the last one decode the images; return the events of the step."""
+        """Run one denoising step, or decode its previews, or after the last one the images.
+
+        Return the events of a step when its previews are decoded.
+        """
+        if self._held:
+            return self._with_previews()
         step = next(self._steps, None)
         if step is None:
             self._decode()
@@ -82,8 +88,7 @@ class DrawingGroup:
         self._finite.append(finite_rows(step.latents))
         if step.step < self.steps_done:
             return []
-        self.steps_done = step.step + 1
-        return [
+        self._held = [
             DenoisingStep(
                 each.writer.number,
                 each.writer.images,
@@ -93,6 +98,25 @@ class DrawingGroup:
             )
             for row, each in enumerate(self.drawings)
         ]
+        return [] if self._previewed() else self._with_previews()
+
+    def _previewed(self) -> list[int]:
+        """Return the rows of the images whose preview is to be decoded after this step; none after the last one."""
+        step = self._held[0]
+        every = [each.writer.options.preview_every for each in self.drawings]
+        is_last = step.step + 1 == step.steps
+        return [row for row, n in enumerate(every) if n and not is_last and (step.step + 1) % n == 0]
+
+    def _with_previews(self) -> list[DenoisingStep]:
+        """Return the events that wait, with the previews that their settings ask for."""
+        assert self._latents is not None, "events follow a step"
+        if rows := self._previewed():
+            for row, image in zip(rows, self.decoder.decode(self._latents[rows]), strict=True):
+                picture = to_picture(image)
+                self._held[row] = replace(self._held[row], picture=picture, preview=partial(_itself, picture))
+        self.steps_done = self._held[0].step + 1
+        events, self._held = self._held, []
+        return events
 
     def _preview(self, latents: Tensor, row: int) -> Callable[[], Picture]:
         return partial(_decoded, self.decoder, latents[row : row + 1])
@@ -103,6 +127,10 @@ class DrawingGroup:
         names = [f"{each.writer.prompt.name}: image {each.writer.images + 1}" for each in self.drawings]
         self.problems = drawn_problems(names, self._finite, finite_rows(images))
         self.pictures = [to_picture(image) for image in images]
+
+
+def _itself(picture: Picture) -> Picture:
+    return picture
 
 
 @torch.no_grad()  # whoever reads the events may call it with gradients on

@@ -23,6 +23,7 @@ from dreamkit.model.events import DocumentDone, DocumentFailed, Event
 from dreamkit.model.input_maker import InputMaker
 from dreamkit.model.lanes import Lanes
 from dreamkit.model.offloading import is_offloaded
+from dreamkit.model.prefixes import Prefixes
 from dreamkit.model.prompts import Prompt, prompt_documents
 from dreamkit.model.writer import Writer, WrittenLanguage
 from dreamkit.parts.specs import Condition
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from dreamkit.model.model import DreamModel
 
 PREFILL: Final = 512  # tokens
+PREFIXES: Final = 10**9  # bytes
 REMEMBERED: Final = 64  # negative prompts
 
 
@@ -44,11 +46,13 @@ class Handle:
         number: its number, which its events have as `document`.
         last: the last event of the document, once it happened.
         is_cancelled: flag: `cancel` was called.
+        reused: number of first positions that were taken from the KV cache of another document.
     """
 
     number: int
     last: DocumentDone | DocumentFailed | None = None
     is_cancelled: bool = field(default=False, init=False)
+    reused: int = field(default=0, init=False)
 
     def cancel(self) -> None:
         """End the document in the next step, with the reason "cancelled"."""
@@ -68,6 +72,8 @@ class Engine:
             in the order of `submit`. A document counts with all positions that its settings allow.
         budget_bytes: most bytes of their KV cache, counted in the same way.
         prefill_tokens: most tokens of prompts and images that a step reads, so that long ones do not stop others.
+        prefix_bytes: most bytes of KV caches of ended documents, which are kept in addition. A document that begins
+            like one of them, or like one in the batch, starts from its cache.
 
     Raises:
         DreamkitError: `budget_bytes` is given, and the size of the language model's cache is unknown.
@@ -80,18 +86,20 @@ class Engine:
         budget_tokens: int | None = None,
         budget_bytes: int | None = None,
         prefill_tokens: int = PREFILL,
+        prefix_bytes: int = PREFIXES,
     ) -> None:
         self.model = model
         self.budget_tokens, self.budget_bytes = budget_tokens, budget_bytes
         self._maker = InputMaker(model)
         self._language = WrittenLanguage(model, self._maker.sequencer)
+        self._writers: dict[int, Writer] = {}  # of documents in the batch
         self._lanes = Lanes(model, prefill_tokens)
         self._drawings = DrawingsInTurn(model.image_decoder)
         self._is_offloaded = is_offloaded(model.image_decoder)
+        self._prefixes = Prefixes(model.language_model, self._lanes, self._writers, prefix_bytes)
         self._events: deque[Event] = deque()  # that happened and are not returned yet
         self._handles: dict[int, Handle] = {}  # of unfinished documents
         self._waiting: dict[int, Writer] = {}
-        self._writers: dict[int, Writer] = {}  # of documents in the batch
         self._submitted = 0
         self._slot_bytes: float | None = None  # of the KV cache of one position
         self._negatives: dict[str, Condition] = {}
@@ -166,7 +174,7 @@ class Engine:
 
     def _add(self, event: Event) -> None:
         if isinstance(event, DocumentDone | DocumentFailed):
-            self._remove(event.document)
+            self._remove(event.document, keep=isinstance(event, DocumentDone))
             self._handles.pop(event.document).last = event
         self._events.append(event)
 
@@ -197,7 +205,9 @@ class Engine:
             if reason is not None:
                 yield from writer.end(reason)
 
-    def _remove(self, number: int) -> None:
+    def _remove(self, number: int, *, keep: bool) -> None:
+        if keep and number in self._writers:
+            self._prefixes.keep(self._writers[number])
         self._lanes.drop(number)
         self._drawings.drop(number)
         self._writers.pop(number, None)
@@ -214,12 +224,20 @@ class Engine:
                 yield from writer.end(writer.limit)
             else:
                 try:
-                    (writer.inputs,) = self._maker.prompt_inputs([writer.prompt])
+                    self._begin(writer)
                 except Exception as error:  # of an image's file, or of a part
                     yield from writer.fail(error)
-                    continue
-                self._lanes.add(writer.number)
-                self._writers[writer.number] = self._waiting.pop(writer.number)
+
+    def _begin(self, writer: Writer) -> None:
+        """Let a document join, unless another one is just reading the same beginning."""
+        writer.names = writer.names or self._maker.names(writer.sequence)
+        if self._prefixes.awaits(writer):
+            return
+        writer.position, cache = self._prefixes.begin(writer)
+        (writer.inputs,) = self._maker.prompt_inputs([writer.sequence], writer.position)
+        self._lanes.add(writer.number, writer.position, cache)
+        self._handles[writer.number].reused = writer.position
+        self._writers[writer.number] = self._waiting.pop(writer.number)
 
     def _fits(self, writer: Writer, *, alone: bool = False) -> bool:
         """Return True if a document may be written beside those in the batch, or `alone`."""
@@ -270,22 +288,21 @@ class Engine:
             embeds_ND = self._maker.embed([each.tokens[-1] for writer in texts for each in writer.running])
             rows = [len(writer.running) for writer in texts]
             for writer, embeds_RD in zip(texts, embeds_ND.split(rows), strict=True):
-                writer.feed(embeds_RD)
+                writer.feed(embeds_RD, [each.tokens[-1] for each in writer.running])
             parents = {writer.number: [each.parent for each in writer.running] for writer in texts}
             for number in self._lanes.continue_rows(parents):
                 self._read_again(self._writers[number])
         for writer in going:
             if writer.drawing:
-                writer.inputs = self._maker.dream_inputs()
+                writer.feed(self._maker.dream_inputs(), self._maker.dream_names())
 
     def _read_again(self, writer: Writer) -> None:
         """Begin a document again, all of its rows whole, as the language model cannot copy them."""
-        (prompt_TD,) = self._maker.prompt_inputs([writer.prompt])
+        (prompt_TD,) = self._maker.prompt_inputs([writer.sequence])
         texts = [self._maker.embed([*each.tokens]) for each in writer.running]
         writer.inputs = torch.stack([torch.cat([prompt_TD, text_TD]) for text_TD in texts])
         writer.position = 0
-        self._lanes.drop(writer.number)
-        self._lanes.add(writer.number, len(texts))
+        self._lanes.restart(writer.number, len(texts))
 
     def _begin_drawings(self, writers: Sequence[Writer], hidden: Mapping[int, Tensor]) -> None:
         """Add drawings whose dream states are computed, from the hidden states (Q, D) of each."""
@@ -308,7 +325,9 @@ class Engine:
         read = self._maker.read_inputs([picture for _, picture in images])
         for (writer, picture), inputs in zip(images, read, strict=True):
             yield writer.add_image(picture)
-            writer.inputs = torch.cat([self._maker.embed([self._maker.sequencer.dream_end]), inputs])
+            end = self._maker.sequencer.dream_end
+            names = [end, *self._maker.read_names(picture)]
+            writer.feed(torch.cat([self._maker.embed([end]), inputs]), names)
 
     def _check_settings(self, options: GenerationSection) -> None:
         """Raise the errors of the image size and the schedule before anything is written."""

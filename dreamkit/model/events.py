@@ -84,6 +84,7 @@ class DenoisingStep:
         step: number of the step, from 0.
         steps: number of all steps.
         preview: decodes the latents after this step to a PIL image; call it only for steps to show, as it takes time.
+        picture: this image, if it is decoded already: after every `preview_every`-th step but the last one.
     """
 
     document: int
@@ -91,6 +92,7 @@ class DenoisingStep:
     step: int
     steps: int
     preview: Callable[[], Picture] = field(repr=False, compare=False)
+    picture: Picture | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

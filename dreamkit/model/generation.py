@@ -21,7 +21,7 @@ def generate(
     """Yield the events of all prompts. Arguments and errors are those of `DreamModel.generate`."""
     seeds = seeds_of(seed, len(prompts))
     options = generation_section(settings, None if model.recipe is None else model.recipe.generation)
-    engine = Engine(model)
+    engine = Engine(model, prefix_bytes=0)  # no document comes later
     for prompt, each in zip(prompts, seeds, strict=True):
         engine.submit(prompt, options, each)
     for event in engine.drain():

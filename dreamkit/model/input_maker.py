@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
-from dreamkit.data.sequence import Sequencer
-from dreamkit.document import Document
+from dreamkit.data.sequence import Sequence as TokenSequence, Sequencer
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
     from dreamkit.model.model import DreamModel
+
+QUERY: Final = -1  # name of the positions of dream queries
 
 
 class InputMaker:
@@ -42,17 +44,46 @@ class InputMaker:
         start, end = self.embed([self.sequencer.image_start]), self.embed([self.sequencer.image_end])
         return [torch.cat([start, vision_VD, end]) for vision_VD in vision_NVD]
 
-    def prompt_inputs(self, documents: Sequence[Document]) -> list[Tensor]:
-        """Return the inputs (T, D) of each prompt."""
-        sequences = [self.sequencer.prompt(document) for document in documents]
-        images = iter(self.read_inputs([picture for sequence in sequences for _, picture in sequence.reads]))
+    def prompt_inputs(self, sequences: Sequence[TokenSequence], start: int = 0) -> list[Tensor]:
+        """Return the inputs (T - start, D) of each prompt, from position `start` on.
+
+        Images before it are not encoded.
+        """
+        vision = self.sequencer.vision_tokens
+        reads = [[(at, each) for at, each in prompt.reads if at + vision > start] for prompt in sequences]
+        images = iter(self.read_inputs([picture for images in reads for _, picture in images]))
         prompts = []
-        for sequence in sequences:
+        for sequence, places in zip(sequences, reads, strict=True):
             embeds = self.embed(sequence.ids)
             for at, _ in sequence.draws:
                 embeds[at : at + len(self.model.dream_queries)] = self.model.dream_queries
-            for at, _ in sequence.reads:
+            for at, _ in places:
                 image = next(images)
                 embeds[at - 1 : at - 1 + len(image)] = image
-            prompts.append(embeds)
+            prompts.append(embeds[start:])
         return prompts
+
+    def names(self, sequence: TokenSequence) -> list[int]:
+        """Return a name of each position: documents with the same names have the same inputs.
+
+        It is the id of a token, `QUERY` of a dream query, or a number below that made from the pixels of an image.
+        """
+        names = [*sequence.ids]
+        for at, _ in sequence.draws:
+            names[at : at + self.sequencer.dream_queries] = [QUERY] * self.sequencer.dream_queries
+        for at, picture in sequence.reads:
+            names[at : at + self.sequencer.vision_tokens] = self._image_names(picture)
+        return names
+
+    def dream_names(self) -> list[int]:
+        """Return the names of the positions of `dream_inputs`."""
+        return [self.sequencer.dream_start, *[QUERY] * self.sequencer.dream_queries]
+
+    def read_names(self, picture: Picture) -> list[int]:
+        """Return the names of the positions of an image in `read_inputs`."""
+        return [self.sequencer.image_start, *self._image_names(picture), self.sequencer.image_end]
+
+    def _image_names(self, picture: Picture) -> list[int]:
+        about = repr((picture.mode, picture.size, picture.getpalette(), picture.info.get("transparency")))
+        digest = hashlib.sha256(about.encode() + picture.tobytes()).digest()
+        return [QUERY - 1 - int.from_bytes(digest)] * self.sequencer.vision_tokens

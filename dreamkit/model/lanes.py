@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,9 +32,17 @@ class Lanes:
         self._lanes: list[Rows] = []
         self._ends: dict[int, Tensor] = {}  # last hidden states of documents whose inputs are fed in part
 
-    def add(self, number: int, rows: int = 1) -> None:
-        """Add a document without positions."""
-        self._lanes.append(Rows(self.model, [number] * rows))
+    def add(self, number: int, length: int = 0, cache: Any = None) -> None:
+        """Add a document, of which `cache` has the first `length` positions in its only row."""
+        rows = Rows(self.model, [number])
+        if length:
+            rows.cache, rows.positions = cache, {number: length}
+        self._lanes.append(rows)
+
+    def copy(self, number: int) -> Any | None:
+        """Return a new KV cache with all positions of a document; None if the language model cannot copy it."""
+        (lane,) = [lane for lane in self._lanes if number in lane.positions]
+        return self.model.language_model.copy_rows(lane.cache, [lane.numbers.index(number)])
 
     def continue_rows(self, parents: Mapping[int, Sequence[int]]) -> set[int]:
         """Replace the rows of documents by copies: for each new row, of an earlier one of the same document.
@@ -51,6 +59,11 @@ class Lanes:
             if changed and not lane.continue_rows(changed):
                 failed |= changed.keys()
         return failed
+
+    def restart(self, number: int, rows: int) -> None:
+        """Give a document this many rows without positions, in place of its rows."""
+        self.drop(number)
+        self._lanes.append(Rows(self.model, [number] * rows))
 
     def drop(self, number: int) -> None:
         """Drop a document. Its keys and values go with the next `advance`."""

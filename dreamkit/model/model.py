@@ -6,10 +6,9 @@ Shape suffixes are those of `dreamkit.parts` and `dreamkit.data.batch`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from dreamkit.data.batch import Batch, Collator, ImageCache
@@ -21,7 +20,6 @@ from dreamkit.kernels import usable
 from dreamkit.kernels.assemble_embeddings import assemble_embeddings, fill_slots
 from dreamkit.kernels.label_loss import LabelLoss, label_loss
 from dreamkit.kernels.query_projection import rows_of
-from dreamkit.model.adapters import is_adapter
 from dreamkit.model.conditioning import fused_condition
 from dreamkit.model.document_rows import Rows
 from dreamkit.model.drawing import draw_images
@@ -29,13 +27,13 @@ from dreamkit.model.evaluating import evaluating
 from dreamkit.model.events import Event
 from dreamkit.model.generation import generate
 from dreamkit.model.input_maker import InputMaker
+from dreamkit.model.losses import Losses, image_losses, latents_to_draw, training_losses
 from dreamkit.model.prompts import Prompt, prompt_documents
-from dreamkit.model.trainable import require_trainable
+from dreamkit.model.trainable import reached_parts, set_trainable
 from dreamkit.parts.decoder import ImageDecoder
 from dreamkit.parts.language import LanguageModel
 from dreamkit.parts.part import Part
 from dreamkit.parts.projector import Projector
-from dreamkit.parts.sampling import sample_latents
 from dreamkit.parts.specs import Condition
 from dreamkit.parts.vision import VisionEncoder
 from dreamkit.recipe.generation_section import GenerationSection
@@ -45,32 +43,7 @@ from dreamkit.recipe.special_tokens import SpecialTokens
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-# the parts from which each part gets its input
-INPUTS_FROM: Final[dict[str, tuple[str, ...]]] = {
-    "vision_encoder": (),
-    "visual_projector": ("vision_encoder",),
-    "language_model": ("visual_projector", "dream_queries"),
-    "condition_projector": ("language_model",),
-    "pooled_projector": ("language_model",),
-    "image_decoder": ("condition_projector", "pooled_projector"),
-}
 QUERY_STD = 0.02  # standard deviation of initial dream queries, as in DreamLLM's published code
-
-
-class Losses(NamedTuple):
-    """The losses of one training step.
-
-    Attributes:
-        loss: the weighted sum (), for the backward pass.
-        lm: the language-model loss (), detached and without its weight.
-        denoising: the denoising loss (), detached and without its weight.
-        by_document: the detached loss of each document (documents,), to find one that is not finite.
-    """
-
-    loss: Tensor
-    lm: Tensor
-    denoising: Tensor
-    by_document: Tensor
 
 
 class DreamModel(nn.Module):
@@ -179,38 +152,11 @@ class DreamModel(nn.Module):
         Raises:
             DreamkitError: an unknown name, a quantized part, or `new_tokens` when no token was added to the vocabulary.
         """
-        require_trainable(names, self.parts())
-        rows = self.language_model.added_token_parameters()
-        if "new_tokens" in names and not rows:
-            raise DreamkitError(
-                "cannot train 'new_tokens': the language model's vocabulary already holds "
-                f"{', '.join(self.token_ids)}; train 'language_model' or an adapter of it instead"
-            )
-        if "condition_projector" in names:
-            names = {*names, "pooled_projector"}
-        for part_name, part in self.parts().items():
-            part.requires_grad_(False)
-            for parameter in part.trainable_parameters() if part_name in names else ():
-                parameter.requires_grad_(True)
-            for name, parameter in part.named_parameters():
-                if is_adapter(name):
-                    parameter.requires_grad_(True)
-        for row in rows:
-            row.requires_grad_("new_tokens" in names or "language_model" in names)
-        self.dream_queries.requires_grad_("dream_queries" in names)
-        self.changed |= {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        set_trainable(self, names)
 
     def reached_parts(self) -> dict[str, Part]:
         """Return the parts that a gradient passes through: they, or parts before them, have trainable parameters."""
-
-        def reached(name: str) -> bool:
-            if name == "dream_queries":
-                return self.dream_queries.requires_grad
-            part = self.parts().get(name)
-            own = part is not None and any(parameter.requires_grad for parameter in part.parameters())
-            return own or any(reached(source) for source in INPUTS_FROM[name])
-
-        return {name: part for name, part in self.parts().items() if reached(name)}
+        return reached_parts(self)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass, in the parts that it passes through. Call `set_trainable` first.
@@ -234,23 +180,7 @@ class DreamModel(nn.Module):
         Both are sums over this batch, divided by `counts` (2,): the labelled tokens and the drawn images of the global
         batch, over all processes and accumulation steps. The default is this batch's own counts.
         """
-        counts = (batch.counts if counts is None else counts).clamp(min=1)
-        spans = {"spans": batch.spans} if self.language_model.spec.document_attention else {}
-        hidden_RD = rearrange(self.language_model(*self.inputs(batch), **spans), "b t d -> (b t) d")
-        image_loss_M = self.image_losses(hidden_RD, batch) * batch.draw_weight_M
-        # Last, so that the backward pass begins with it and its gradients are freed first.
-        label_sum, label_loss_L = self.label_losses(hidden_RD, batch)
-        lm, denoising = label_sum / counts[0], image_loss_M.sum() / counts[1]
-        by_document = image_loss_M.new_zeros(len(batch.documents))
-        weighted_L = (label_loss_L * batch.label_weight_L).to(by_document.dtype)
-        by_document = by_document.index_add(0, batch.label_document_L, weighted_L)
-        by_document = by_document.index_add(0, batch.draw_document_M, image_loss_M.detach())
-        return Losses(
-            loss=self.lm_weight * lm + self.denoising_weight * denoising,
-            lm=lm.detach(),
-            denoising=denoising.detach(),
-            by_document=by_document,
-        )
+        return training_losses(self, batch, counts)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return the language model's inputs: embeddings (B, T, D) with filled slots, positions and segments (B, T)."""
@@ -275,21 +205,7 @@ class DreamModel(nn.Module):
 
         A batch without random numbers gets a new sample in each call.
         """
-        if batch.latents is not None:
-            return batch.latents
-        noise = batch.posterior_noise
-        if batch.latent_mean_Mchw is not None:
-            return sample_latents(batch.latent_mean_Mchw, batch.latent_std_Mchw, noise=noise)
-        targets_MCHW = batch.targets_MCHW
-        assert targets_MCHW is not None, "a batch has targets or moments of its images to draw"
-        if noise is not None:
-            return sample_latents(*self.image_decoder.posterior(targets_MCHW), noise=noise)
-        if batch.encode_seeds is None:
-            return self.image_decoder.encode(targets_MCHW)
-        # One call for each image: one generator for all would make an image's latents depend on the others.
-        generators = [torch.Generator(targets_MCHW.device).manual_seed(seed) for seed in batch.encode_seeds]
-        images = zip(targets_MCHW.split(1), generators, strict=True)
-        return torch.cat([self.image_decoder.encode(image, generator) for image, generator in images])
+        return latents_to_draw(self, batch)
 
     def label_losses(self, hidden_RD: Tensor, batch: Batch) -> LabelLoss:
         """Compute the cross entropy of the L labelled rows, as a weighted sum and of each; other rows skip the head."""
@@ -298,18 +214,7 @@ class DreamModel(nn.Module):
 
     def image_losses(self, hidden_RD: Tensor, batch: Batch) -> Tensor:
         """Compute the denoising loss (M,) of the images to draw."""
-        base_M = batch.dream_rows_MQ[:, 0]
-        if batch.unconditional_rows_Q is not None:
-            drop_M = batch.drop_M
-            if drop_M is None:
-                drop_M = torch.rand(base_M.shape[0], device=base_M.device) < batch.condition_drop
-            base_M = torch.where(drop_M, batch.unconditional_rows_Q[0], base_M)
-        condition = self.image_condition(hidden_RD, base_M)
-        latents = self.latents(batch)
-        noise = None if batch.noise is None else batch.noise.to(latents.dtype)
-        return self.image_decoder.loss(
-            latents, condition, batch.extras, noise=noise, timesteps=batch.timesteps
-        )
+        return image_losses(self, hidden_RD, batch)
 
     def image_condition(self, hidden_RD: Tensor, base_N: Tensor) -> Condition:
         """Return each image's condition, computed from its Q rows of `hidden_RD` (R, D), before the final norm.
@@ -389,9 +294,9 @@ class DreamModel(nn.Module):
         Raises:
             DocumentError: a prompt is longer than the model's length.
         """
-        documents = prompt_documents(prompts)
-        maker, numbers = InputMaker(self), range(len(documents))
-        embeds = [torch.cat([prompt, maker.dream_inputs()]) for prompt in maker.prompt_inputs(documents)]
-        hidden = Rows(self, numbers).feed(dict(enumerate(embeds)))
-        ends = torch.stack([hidden[number][-len(self.dream_queries) :] for number in numbers])
+        maker = InputMaker(self)
+        sequences = [maker.sequencer.prompt(document) for document in prompt_documents(prompts)]
+        embeds = [torch.cat([prompt, maker.dream_inputs()]) for prompt in maker.prompt_inputs(sequences)]
+        hidden = Rows(self, range(len(embeds))).feed(dict(enumerate(embeds)))
+        ends = torch.stack([each[-len(self.dream_queries) :] for each in hidden.values()])
         return self.language_model.final_norm(ends)

@@ -86,7 +86,8 @@ class Writer:
     Attributes:
         number: number of the document in the engine.
         inputs: the next inputs (t, D) of the language model, or (R, t, D) of R rows; none while the document waits.
-        length: positions of the prompt.
+        names: names of the positions that the language model has of the document or gets next, as in `InputMaker`.
+        sequence: tokens of the prompt.
         token: the token that was written last.
         position: number of positions that the language model has of the document.
         drawing: flag: the document waits for an image, whose dream token is written.
@@ -109,9 +110,9 @@ class Writer:
 
     def __post_init__(self) -> None:
         sequencer, options = self.language.sequencer, self.options
-        ids = sequencer.prompt(self.prompt).ids
-        self.length = len(ids)
+        self.sequence = sequencer.prompt(self.prompt)
         self.inputs = torch.empty(0, self.language.language_model.spec.dim)
+        self.names: list[int] = []
         self.earlier_images = sum(image.draw for image in self.prompt.images)
         earlier = sequencer.continued_texts(self.prompt)
         self.text = TextStream(self.language.language_model, self.language.lead, earlier, options.stop)
@@ -121,8 +122,13 @@ class Writer:
             torch.Generator().manual_seed(self.seed),
             self.language.suppressed[options.most_images > 0],
             self.language.dream_start,
-            set(ids) if is_penalized else set(),
+            set(self.sequence.ids) if is_penalized else set(),
         )
+
+    @property
+    def length(self) -> int:
+        """The positions of the prompt."""
+        return len(self.sequence)
 
     @property
     def room(self) -> int:
@@ -148,9 +154,10 @@ class Writer:
         """What each row of the document has. Here it is one, of which the last token is enough."""
         return [Hypothesis((self.token,))]
 
-    def feed(self, inputs: Tensor) -> None:
-        """Set the next inputs (R, D), those of the last token of each row."""
+    def feed(self, inputs: Tensor, names: Sequence[int]) -> None:
+        """Set the next inputs (t, D) and their names; with several rows, those (R, D) of a token in each row."""
         self.inputs = inputs
+        self.names += names
 
     def noise(self) -> torch.Generator:
         """Return the generator of the next image's noise, a function of the seed and the image's number alone.

@@ -130,9 +130,15 @@ class LanguageModel(PretrainedPart):
         """
         return False
 
-    def copy_cache(self, cache: Any) -> Any:
-        """Return a copy of `cache` that `forward` and the other methods change independently. The default is deep."""
-        return copy.deepcopy(cache)
+    def copy_rows(self, cache: Any, rows: Sequence[int]) -> Any | None:
+        """Return a new cache with these rows of `cache`, in this order; None if the part cannot.
+
+        `forward` and the other methods change the two caches independently. A row that is named several times is
+        copied as often. The new cache has no more empty slots than after `select_rows`. The default makes a deep copy
+        of the whole cache, and calls `select_rows`.
+        """
+        copied = copy.deepcopy(cache)
+        return copied if self.select_rows(copied, rows) else None
 
     def cache_bytes(self, cache: Any) -> int | None:
         """Return the memory of `cache` in bytes; None if it is unknown, which is the default."""

@@ -28,7 +28,8 @@ class GenerationSection:
     """Generation of at most `max_tokens` tokens of text and `max_images` images.
 
     `steps` is the number of denoising steps, `guidance` the scale of classifier-free guidance away from
-    `negative_prompt`. `size` is (height, width) of images in pixels (None: the decoder's own).
+    `negative_prompt`. `size` is (height, width) of images in pixels (None: the decoder's own). After every
+    `preview_every` steps, the unfinished image is decoded for the events (0: only when it is asked for).
     At `temperature` 0, the most likely token is written. `top_k` (0 or None: all) and `min_p` limit the tokens, as
     `top_p` does. `repetition_penalty` divides the logits of tokens that the document has.
     With `beams` above 1, beam search writes the most likely text that it finds, and draws nothing. Scores are divided
@@ -43,6 +44,7 @@ class GenerationSection:
     guidance: float = setting(7.5, least=0)
     negative_prompt: str = ""
     size: tuple[int, int] | None = setting(None, least=1, most=MAX_SIDE)
+    preview_every: int = setting(0, least=0, most=100_000)
     max_tokens: int = setting(256, least=1, most=MAX_TOKENS)
     max_images: int = setting(8, least=0, most=MAX_TOKENS)
     temperature: float = setting(0.0, least=0)

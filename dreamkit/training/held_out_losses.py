@@ -20,7 +20,8 @@ from dreamkit.data.skipped import Skipped
 from dreamkit.data.updates import Updates
 from dreamkit.distributed import rank, total, world_size
 from dreamkit.errors import count
-from dreamkit.model.model import DreamModel, Losses
+from dreamkit.model.losses import Losses
+from dreamkit.model.model import DreamModel
 from dreamkit.recipe.sections import Recipe
 from dreamkit.runs.run_paths import HELD_OUT
 from dreamkit.training.step_reader import read_update

@@ -20,7 +20,8 @@ from dreamkit.data.sequence import Sequence
 from dreamkit.data.updates import Updates
 from dreamkit.distributed import is_main, total, whole, world_size
 from dreamkit.errors import OutputError, TrainingError
-from dreamkit.model.model import DreamModel, Losses
+from dreamkit.model.losses import Losses
+from dreamkit.model.model import DreamModel
 from dreamkit.parts.precision import full_float64, half_precision
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dreamkit.distributed import is_main, total, world_size
-from dreamkit.model.model import Losses
+from dreamkit.model.losses import Losses
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from dreamkit.data.batch import Batch
 from dreamkit.data.skipped import SKIPPED
 from dreamkit.distributed import world_size
-from dreamkit.model.model import Losses
+from dreamkit.model.losses import Losses
 from dreamkit.recipe.sections import TrainSection
 from dreamkit.runs.run_paths import SPIKES
 from dreamkit.training.loss_monitor import LossMonitor, NotFinite

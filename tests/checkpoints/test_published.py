@@ -22,7 +22,8 @@ from dreamkit.checkpoints.published import import_published
 from dreamkit.data.batch import Batch, Collator
 from dreamkit.document import Document, Image, Text
 from dreamkit.model.events import TextPiece
-from dreamkit.model.model import DreamModel, Losses
+from dreamkit.model.losses import Losses
+from dreamkit.model.model import DreamModel
 from dreamkit.parts.projector import Projector
 from dreamkit.registry.registry import Registry
 

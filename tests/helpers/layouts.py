@@ -36,7 +36,8 @@ from dreamkit.distributed import is_main, join, total, whole, world_size
 from dreamkit.document import Document, Text
 from dreamkit.errors import DocumentError, TrainingError, with_notes
 from dreamkit.interrupts import Interrupted
-from dreamkit.model.model import DreamModel, Losses
+from dreamkit.model.losses import Losses
+from dreamkit.model.model import DreamModel
 from dreamkit.recipe.loading import load_recipe, recipe_from_dict
 from dreamkit.recipe.sections import Recipe
 from dreamkit.registry.registry import Registry

@@ -152,7 +152,7 @@ LANGUAGE_MODEL = {
     "selected_rows": with_method(Words, "select_rows", copies_nothing),
     "joined_rows": with_method(Words, "join_rows", loses_tokens_of_others),
     "truncated_rows": with_method(Words, "truncate_rows", keeps_one_token_less),
-    "copied_cache": with_method(Words, "copy_cache", lambda self, copy_cache, cache: cache),
+    "copied_rows": with_method(Words, "copy_rows", lambda self, copy_rows, cache, rows: cache),
     "refused_rows": with_method(Words, "truncate_rows", truncates_and_refuses),
     "cache_size": with_method(Words, "cache_bytes", never_shrinks),
     "embed_any_shape": with_method(Words, "embed", embeds_batches_only),

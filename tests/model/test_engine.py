@@ -227,6 +227,45 @@ def test_drawings_of_one_schedule_share_the_calls_of_the_decoder(monkeypatch: py
     assert rows == [6] * DRAWS.steps  # with the negative condition of each
 
 
+def test_previews_are_decoded_together_in_a_step_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two images of three have previews, after steps 2 and 4 of 6."""
+    decoded: list[int] = []
+    decode = type(MODEL.image_decoder).decode
+
+    def spy(latents: Tensor) -> Tensor:
+        decoded.append(len(latents))
+        return decode(MODEL.image_decoder, latents)
+
+    monkeypatch.setattr(MODEL.language_model, "logits", always_draws)
+    monkeypatch.setattr(MODEL.image_decoder, "decode", spy)
+    engine = Engine(MODEL)
+    for seed, every in enumerate((2, 0, 2)):
+        engine.submit("x", replace(DRAWS, preview_every=every), seed)
+    steps: list[list[DenoisingStep]] = []
+    while not engine.is_idle:
+        steps.append([each for each in engine.step() if isinstance(each, DenoisingStep)])
+    assert decoded == [2, 2, 3]
+    events = [[(each.document, each.step, each.picture is not None) for each in step] for step in steps]
+    assert [each for each in events if each] == [
+        [(number, step, step in (1, 3) and number != 1) for number in range(3)] for step in range(DRAWS.steps)
+    ]
+    first = events.index([(0, 0, False), (1, 0, False), (2, 0, False)])
+    assert [len(each) for each in events[first : first + 8]] == [3, 0, 3, 3, 0, 3, 3, 3]
+    shown = [each for step in steps for each in step if each.picture is not None]
+    assert all(each.preview() is each.picture for each in shown)
+    options = replace(DRAWS, max_tokens=1)
+    steps_alone = [
+        each
+        for each in events_alone(Request(0, None, PROMPTS[1], options, 0))
+        if isinstance(each, DenoisingStep)
+    ]
+    previewed = events_alone(Request(0, None, PROMPTS[1], replace(options, preview_every=2), 0))
+    pictures = [each.picture for each in previewed if isinstance(each, DenoisingStep)]
+    for one, picture in zip(steps_alone, pictures, strict=True):
+        if picture is not None:
+            np.testing.assert_array_equal(np.asarray(one.preview()), np.asarray(picture))
+
+
 def always_draws(hidden: Tensor) -> Tensor:
     logits = LOGITS(MODEL.language_model, hidden)
     logits[..., DREAM] = 1e3

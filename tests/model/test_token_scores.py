@@ -61,7 +61,7 @@ def one_pass(document: Document, prompt: Document) -> tuple[list[int], Tensor]:
     maker = InputMaker(MODEL)
     sequence = maker.sequencer.prompt(document)
     start = len(maker.sequencer.prompt(prompt))
-    (inputs,) = maker.prompt_inputs([document])
+    (inputs,) = maker.prompt_inputs([maker.sequencer.prompt(document)])
     hidden = Rows(MODEL, [0]).feed({0: inputs})[0]
     log_probs = MODEL.language_model.logits(MODEL.language_model.final_norm(hidden)).double().log_softmax(-1)
     slots = {*MODEL.token_ids.values()} - {DREAM}  # what follows the dream token by itself

@@ -18,7 +18,8 @@ from dreamkit.build.fit import fit
 from dreamkit.data.batch import Batch
 from dreamkit.document import Document, Image, Text
 from dreamkit.errors import TrainingError
-from dreamkit.model.model import DreamModel, Losses
+from dreamkit.model.losses import Losses
+from dreamkit.model.model import DreamModel
 from dreamkit.training.loss_monitor import LossMonitor, NotFinite
 from dreamkit.training.run_bar import RunBar
 from dreamkit.training.run_log import RunLog

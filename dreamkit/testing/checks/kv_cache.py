@@ -133,25 +133,28 @@ def _computed(texts: Documents, documents: Sequence[int], calls: Sequence[Sequen
     return rows
 
 
-@check(KIND, unless=_cannot_cache, chunks=chunks, seed=seeds)
-def copied_cache(subject: LanguageSubject, chunks: list[int], seed: int) -> None:
-    """A copy of a cache continues like the original, and neither changes the other.
+@check(KIND, unless=_cannot_cache, chunks=chunks, rows=st.permutations([0, 1]), seed=seeds)
+def copied_rows(subject: LanguageSubject, chunks: list[int], rows: list[int], seed: int) -> None:
+    """The rows that `copy_rows` copies continue like the original ones, and neither change the others.
 
-    The beginning that documents share is computed once.
+    The beginning that documents share is computed once. A part may answer None.
     """
     calls = [[tokens] * 2 for tokens in chunks]
     texts = _rows(subject, 2, 2 * len(calls), seed).texts
-    others = [texts.branch(document, sum(chunks)) for document in (0, 1)]
+    others = [texts.branch(document, sum(chunks)) for document in rows]
     original, copied = _computed(texts, (0, 1), calls), CachedRows(texts, others)
-    copied.cache, copied.lengths = subject.part.copy_cache(original.cache), original.lengths
-    for rows, name in ((copied, "the copy"), (original, "the original")):
-        expected = _computed(texts, rows.documents, [*calls, calls[0]]).hidden
-        actual = rows.fill(calls[0])
+    copied.cache, copied.lengths = subject.part.copy_rows(original.cache, rows), original.lengths
+    if copied.cache is None:
+        return
+    for rows_of, name in ((copied, "the copy"), (original, "the original")):
+        expected = _computed(texts, rows_of.documents, [*calls, calls[0]]).hidden
+        actual = rows_of.fill(calls[0])
         subject.call_text = (
-            f"copy_cache after {count(sum(chunks), 'token')}, forward with the copy, then the original"
+            f"{count(sum(chunks), 'token')} of each row, copy_rows(cache, {rows}), forward with the copy, "
+            "then with the original"
         )
         expect_close(actual, expected, f"hidden of {name}", "hidden with a cache of its own")
-        rows.select([1, 1])  # the original is to be unchanged by this too
+        rows_of.select([1, 1])  # the original is to be unchanged by this too
 
 
 REFUSALS: dict[str, Callable[[CachedRows], bool]] = {

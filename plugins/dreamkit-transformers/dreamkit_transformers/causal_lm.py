@@ -248,6 +248,9 @@ class CausalLM(TokenAddingModel):
             cache.join(other)
         return cache.has_slots
 
+    def copy_rows(self, cache: TokenCache, rows: Sequence[int]) -> TokenCache | None:
+        return cache.copied(rows) if cache.has_slots else None
+
     def truncate_rows(self, cache: TokenCache, lengths: Sequence[int]) -> bool:
         return truncate_rows(self.model.config, cache, lengths)
 

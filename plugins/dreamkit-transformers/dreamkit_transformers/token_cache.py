@@ -5,8 +5,9 @@ B rows, N rows to keep, T tokens of this call, S slots so far, W slots to keep, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -92,6 +93,14 @@ class TokenCache:
         for slots in self._slots():
             kept = slots.tensor.movedim(slots.dim, 1)[rows_N[:, None], slots_NW]
             setattr(slots.owner, slots.name, kept.movedim(1, slots.dim))
+
+    def copied(self, rows: Sequence[int]) -> TokenCache:
+        """Return a new cache with these rows, in this order, and as many slots as the longest of them has tokens."""
+        layers = copy.copy(self.layers)
+        layers.layers = [copy.copy(layer) for layer in layers.layers]
+        new = replace(self, layers=layers)
+        new.select(rows)  # each tensor is a new one
+        return new
 
     def join(self, other: TokenCache) -> None:
         """Append the rows of `other`, and keep as many slots as the longest row has tokens."""

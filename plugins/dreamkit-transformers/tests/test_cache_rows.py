@@ -174,8 +174,8 @@ def test_a_prefix_is_copied_to_rows_and_kept(name: str) -> None:
     kept.feed([7])
     for rows in (3, 2):
         batch = batch_of(name)
-        batch.cache, batch.documents = part.copy_cache(kept.cache), [*kept.documents]
-        batch.select([0] * rows)
+        batch.cache, batch.documents = part.copy_rows(kept.cache, [0] * rows), kept.documents * rows
+        batch.assert_no_slot_is_wasted()
         batch.feed([*range(1, rows + 1)])
         batch.feed([1] * rows)
     kept.feed([9])
