@@ -49,7 +49,9 @@ class BeamWriter(Writer):
 
     def feed(self, inputs: Tensor, names: Sequence[int]) -> None:
         self.inputs = inputs[:, None]
-        self.names[self.length :] = self.running[0].tokens  # the first row's, which a later document may start from
+        self.names[self.length :] = self.running[
+            0
+        ].tokens  # the first row's, which a later document may start from
 
     def _log_probs(self, logits_RV: Tensor) -> Tensor:
         """Return the log probabilities (R, V) of the next tokens, after the settings for the choice of tokens.

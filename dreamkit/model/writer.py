@@ -86,7 +86,8 @@ class Writer:
     Attributes:
         number: number of the document in the engine.
         inputs: the next inputs (t, D) of the language model, or (R, t, D) of R rows; none while the document waits.
-        names: names of the positions that the language model has of the document or gets next, as in `InputMaker`.
+        names: names of the positions that the language model has of the document, in its first row, or gets next, as
+            in `InputMaker`.
         sequence: tokens of the prompt.
         token: the token that was written last.
         position: number of positions that the language model has of the document.

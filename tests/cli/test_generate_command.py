@@ -96,6 +96,7 @@ def test_the_seed_determines_the_image(run, checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "printed", "reason"),
     [
+        (["--beams", 3, "--max-tokens", 3], "aha", "the document reached the limit on tokens"),
         (["--max-images", 0, "--max-tokens", 2], "", "the document reached the limit on tokens"),
         (["--max-tokens", 1], "", "the document reached the limit on tokens"),
         (["--stop", "zzz", "--stop", "ha"], "", "the model wrote a stop string"),
@@ -195,6 +196,12 @@ def test_a_file_is_never_overwritten(run, checkpoint: Path) -> None:
         (["say", "--top-p", 2], "'--top-p': expected more than 0 and at most 1, got 2"),
         (["say", "--min-p", -0.5], "'--min-p': expected at least 0 and at most 1, got -0.5"),
         (["say", "--repetition-penalty", 0], "'--repetition-penalty': expected at least 0.001"),
+        (["say", "--beams", 0], "'--beams': expected at least 1 and at most 1000, got 0"),
+        (["say", "--length-penalty", "nan"], "'--length-penalty': expected a finite number, got nan"),
+        (
+            ["say", "--beams", 2, "--temperature", 0.5],
+            "temperature: expected 0 with beams 2, got 0.5; beam search does not sample, so set temperature to 0 or",
+        ),
         (["say", "--stop", ""], "'--stop': expected texts of whole characters, at least one each"),
         (["say", "--size", 0, 16], "'--size': expected at least 1 and at most 65536, got 0"),
         (

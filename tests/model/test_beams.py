@@ -332,6 +332,25 @@ def test_a_budget_of_bytes_is_kept() -> None:
     assert together == 2
 
 
+def test_documents_that_begin_alike_start_from_the_cache_of_a_beam() -> None:
+    """A search starts from the cache of greedy text, and text that continues its result from that of its best beam."""
+    engine, prompt = Engine(model()), PROMPTS[2] * 2
+    options = GenerationSection(beams=3, max_tokens=10, ignore_eos=True)
+    length = len(model().sequencer().prompt(Document((Text(prompt),))))
+
+    def assert_same(prompt: str | Document, settings: GenerationSection, reused: int) -> Document:
+        handle = engine.submit(prompt, settings)
+        (document,) = collect(engine.drain())
+        assert handle.reused >= reused
+        assert document.segments == collect(model().generate(prompt, **vars(settings)))[0].segments
+        return document
+
+    assert_same(prompt, OTHERS[0], 0)
+    searched = assert_same(prompt, options, length - 1)
+    assert_same(searched, OTHERS[0], length + 2)
+    assert_same(searched, options, length + 9)
+
+
 def test_logits_that_are_not_finite_end_that_document_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """One hypothesis of the first document has none for its third token."""
     part, calls = model().language_model, iter(range(100))
