@@ -174,9 +174,10 @@ class Engine:
 
     def _add(self, event: Event) -> None:
         if isinstance(event, DocumentDone | DocumentFailed):
-            self._remove(event.document, keep=isinstance(event, DocumentDone))
             self._handles.pop(event.document).last = event
         self._events.append(event)
+        if isinstance(event, DocumentDone | DocumentFailed):
+            self._remove(event.document, keep=isinstance(event, DocumentDone))
 
     def _turn(self) -> Iterator[Event]:
         yield from self._end_documents()
@@ -206,12 +207,14 @@ class Engine:
                 yield from writer.end(reason)
 
     def _remove(self, number: int, *, keep: bool) -> None:
-        if keep and number in self._writers:
-            self._prefixes.keep(self._writers[number])
-        self._lanes.drop(number)
         self._drawings.drop(number)
-        self._writers.pop(number, None)
         self._waiting.pop(number, None)
+        writer = self._writers.pop(number, None)
+        try:
+            if keep and writer is not None:
+                self._prefixes.keep(writer)
+        finally:
+            self._lanes.drop(number)
 
     def _admit(self) -> Iterator[Event]:
         """Let waiting documents join, in their order, as long as the budget allows."""
@@ -322,9 +325,11 @@ class Engine:
             if isinstance(error, Exception):
                 yield from writer.fail(error)
         images = [(writer, picture) for writer, picture in drawn if not isinstance(picture, Exception)]
+        for writer, picture in images:
+            yield writer.add_image(picture)
+        images = [(writer, picture) for writer, picture in images if writer.limit is None]  # others end now
         read = self._maker.read_inputs([picture for _, picture in images])
         for (writer, picture), inputs in zip(images, read, strict=True):
-            yield writer.add_image(picture)
             end = self._maker.sequencer.dream_end
             names = [end, *self._maker.read_names(picture)]
             writer.feed(torch.cat([self._maker.embed([end]), inputs]), names)

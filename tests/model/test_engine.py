@@ -506,3 +506,10 @@ def test_an_engine_keeps_no_model_alive() -> None:
         assert reference() is None
     finally:
         gc.enable()
+
+
+def test_an_image_that_nothing_follows_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODEL.language_model, "logits", always_draws)
+    monkeypatch.setattr(MODEL.vision_encoder, "forward", None)
+    (document,) = collect(events_alone(Request(0, None, PROMPTS[1], replace(SHORT, max_tokens=1), 0)))
+    assert len(document.images) == 1
