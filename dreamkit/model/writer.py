@@ -152,7 +152,7 @@ class Writer:
 
     @property
     def running(self) -> Sequence[Hypothesis]:
-        """What each row of the document has. Here it is one, of which the last token is enough."""
+        """The hypotheses of the rows. Here it is one, of which the last token is enough."""
         return [Hypothesis((self.token,))]
 
     def feed(self, inputs: Tensor, names: Sequence[int]) -> None:
