@@ -96,7 +96,6 @@ def test_the_seed_determines_the_image(run, checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "printed", "reason"),
     [
-        (["--beams", 3, "--max-tokens", 3], "aha", "the document reached the limit on tokens"),
         (["--max-images", 0, "--max-tokens", 2], "", "the document reached the limit on tokens"),
         (["--max-tokens", 1], "", "the document reached the limit on tokens"),
         (["--stop", "zzz", "--stop", "ha"], "", "the model wrote a stop string"),
@@ -118,6 +117,12 @@ def test_the_text_ends_before_a_stop_string(run, checkpoint: Path) -> None:
     assert (code, out) == (0, "a\n"), err
     code, out, err = run("generate", checkpoint, "say", "--overwrite", "--top-k", 1, "--temperature", 5)
     assert (code, out) == (0, "aha\ndreamkit-out/image-0.png\nso\n"), err
+
+
+def test_beam_search_writes_text_alone(run, checkpoint: Path) -> None:
+    code, out, err = run("generate", checkpoint, "say", "--beams", 3, "--max-tokens", 3)
+    assert (code, out) == (0, "aha\n"), err
+    assert {path.name for path in Path("dreamkit-out").iterdir()} == {"index.html"}
 
 
 def test_the_options_of_a_drawing_apply(run, checkpoint: Path) -> None:
