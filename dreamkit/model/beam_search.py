@@ -48,6 +48,7 @@ class BeamSearch:
             for all beams to go on.
         running: hypotheses to continue, the most likely first.
         finished: hypotheses that have ended, the best first.
+        agreed: the first tokens that all hypotheses have, and so the result; all of its tokens, once it is known.
     """
 
     beams: int
@@ -55,6 +56,7 @@ class BeamSearch:
     candidates: int
     running: list[Hypothesis] = field(default_factory=lambda: [Hypothesis()])
     finished: list[Hypothesis] = field(default_factory=list)
+    agreed: Tokens = ()
 
     def advance(self, log_probs_RV: Tensor, end: Callable[[Tokens], EndReason | None]) -> bool:
         """Continue each running hypothesis by a token; return False, without a change, if a probability is NaN.
@@ -80,6 +82,7 @@ class BeamSearch:
                 self.finished.append(Hypothesis(tokens, self._scaled(score, len(tokens)), reason=reason))
         self.finished = sorted(self.finished, key=lambda each: -each.score)[: self.beams]
         self.running = running
+        self.agreed = self.finished[0].tokens if self.is_done else self._common_beginning()
         return True
 
     @property
@@ -93,12 +96,12 @@ class BeamSearch:
         best = self.running[0]
         return self._scaled(best.score, len(best.tokens)) <= self.finished[-1].score
 
-    def agreed(self) -> Tokens:
-        """Return the first tokens that all hypotheses have, and so the result; if it is known, all of its tokens."""
-        if self.is_done:
-            return self.finished[0].tokens
-        columns = zip(*(each.tokens for each in (*self.running, *self.finished)), strict=False)
-        return tuple(column[0] for column in takewhile(lambda column: len({*column}) == 1, columns))
+    def _common_beginning(self) -> Tokens:
+        known = len(self.agreed)
+        columns = zip(*(each.tokens[known:] for each in (*self.running, *self.finished)), strict=False)
+        return self.agreed + tuple(
+            column[0] for column in takewhile(lambda column: len({*column}) == 1, columns)
+        )
 
     def _scaled(self, score: float, length: int) -> float:
         return score / length**self.length_penalty

@@ -1,6 +1,6 @@
 """One document whose text is searched with several beams.
 
-R rows, one for each running hypothesis; D is the width of the language model, V the vocabulary.
+R rows, one for each running hypothesis; V is the vocabulary.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class BeamWriter(Writer):
         ends = 0 if self.options.ignore_eos else len(self.language.eos_ids)
         beams = self.options.beams
         self.search = BeamSearch(beams, self.options.length_penalty, max(2, 1 + ends) * beams)
-        self.agreed = 0  # tokens whose text is in `text`
+        self.taken = 0  # tokens that are in `text`
 
     @property
     def running(self) -> Sequence[Hypothesis]:
@@ -39,19 +39,18 @@ class BeamWriter(Writer):
         self.tokens += 1
         if not self.search.advance(self._log_probs(logits), self._end):
             raise logits_error(self.prompt.name, self.tokens)
-        tokens = self.search.agreed()
+        tokens = self.search.agreed
         if self.search.is_done:
             self.reason = self.search.finished[0].reason
             tokens = tokens[:-1] if self.reason == "end" else tokens
-        for token in tokens[self.agreed :]:
+        for token in tokens[self.taken :]:
             yield from self._yield_text(token)
-        self.agreed = len(tokens)
+        self.taken = len(tokens)
 
     def feed(self, inputs: Tensor, names: Sequence[int]) -> None:
         self.inputs = inputs[:, None]
-        self.names[self.length :] = self.running[
-            0
-        ].tokens  # the first row's, which a later document may start from
+        # of the first row, from which other documents may start
+        self.names[self.length :] = self.running[0].tokens
 
     def _log_probs(self, logits_RV: Tensor) -> Tensor:
         """Return the log probabilities (R, V) of the next tokens, after the settings for the choice of tokens.
@@ -70,7 +69,7 @@ class BeamWriter(Writer):
         """Return why a text of these tokens ends with the last one, or None."""
         if tokens[-1] in self.language.eos_ids and not self.options.ignore_eos:
             return "end"
-        if self.options.stop and self.text.is_stopped_by(tokens[self.agreed :]):
+        if self.options.stop and self.text.is_stopped_by(tokens[self.taken :]):
             return "stop"
         if self.length + len(tokens) > self.language.max_length:  # the last token is not read
             return "length"

@@ -7,7 +7,7 @@ R in all; they advance together.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,7 @@ class Rows:
     A model without a KV cache gets each document whole again in each call.
 
     Attributes:
-        numbers: number of the document in each row; None in the row of one that has left.
+        numbers: number of the document in each row, side by side; None in the row of one that has left.
         positions: number of positions of each document so far.
         is_fixed: flag: the language model could not select rows of the cache.
     """
@@ -56,8 +56,9 @@ class Rows:
 
     def _feed_whole(self, inputs: Mapping[int, Tensor]) -> dict[int, Tensor]:
         for number, embeds in inputs.items():
-            past = self.past.get(number)
-            self.past[number] = embeds if past is None else torch.cat([past, embeds], dim=-2)
+            past = self.past.get(number, embeds[..., :0, :])
+            past = past.expand(*embeds.shape[:-2], *past.shape[-2:])
+            self.past[number] = torch.cat([past, embeds], dim=-2)
             self.positions[number] = self.past[number].shape[-2]
         whole = {number: self.past[number] for number in inputs}
         numbers = [number for number in self.numbers if number in inputs]
@@ -79,14 +80,13 @@ class Rows:
         position_ids = torch.zeros(len(numbers), width, dtype=torch.long)
         segment_ids = torch.full_like(position_ids, -1)
         spans: list[list[tuple[int, int]]] = [[] for _ in numbers]
-        rows = _rows_of(inputs, numbers)
+        rows = _rows_of(numbers)
         for number, embeds in inputs.items():
             start, length = starts[number], embeds.shape[-2]
             embeds_BTD[rows[number], :length] = embeds
             position_ids[rows[number], :length] = torch.arange(start, start + length)
             segment_ids[rows[number], :length] = 0
-            for row in rows[number]:
-                spans[row] = [(0, length)]
+            spans[rows[number]] = [[(0, length)]] * len(spans[rows[number]])
         # spans are of documents without keys of an earlier call
         named = {"spans": spans} if is_first and self.language_model.spec.document_attention else {}
         hidden_BTD = self.language_model(
@@ -142,16 +142,18 @@ class Rows:
 
         Return False, without a change, if the language model cannot copy rows.
         """
-        own = _rows_of(parents, self.numbers)
-        kept = [row for row, number in enumerate(self.numbers) if number is not None and number not in own]
-        rows = kept + [own[number][row] for number, each in parents.items() for row in each]
+        own = _rows_of(self.numbers)
+        kept = [
+            row for row, number in enumerate(self.numbers) if number is not None and number not in parents
+        ]
+        rows = kept + [own[number].start + row for number, each in parents.items() for row in each]
         if self.is_fixed or not self._select(self.cache, rows):
             self.is_fixed = True
             return False
         self.numbers = [self.numbers[row] for row in rows]
         for number in parents.keys() & self.past.keys():
             past = self.past[number]
-            self.past[number] = past.expand(len(own[number]), *past.shape[-2:])[[*parents[number]]]
+            self.past[number] = past.reshape(-1, *past.shape[-2:])[[*parents[number]]]
         return True
 
     def join(self, other: Rows) -> bool:
@@ -171,6 +173,10 @@ class Rows:
         return cache is None or self.is_new or self.language_model.select_rows(cache, rows)
 
 
-def _rows_of(numbers: Iterable[int], rows: Sequence[int | None]) -> dict[int, list[int]]:
-    """Return the rows of some documents, from the number of the document in each row."""
-    return {number: [row for row, each in enumerate(rows) if each == number] for number in numbers}
+def _rows_of(numbers: Sequence[int | None]) -> dict[int, slice]:
+    """Return the rows of each document, from the number of the document in each row; they lie side by side."""
+    rows: dict[int, slice] = {}
+    for row, number in enumerate(numbers):
+        if number is not None:
+            rows[number] = slice(rows[number].start if number in rows else row, row + 1)
+    return rows

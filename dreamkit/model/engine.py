@@ -69,7 +69,7 @@ class Engine:
     Args:
         model: the model that writes.
         budget_tokens: most positions of the documents that are written at the same time; None: no limit. Others wait,
-            in the order of `submit`. A document counts with all positions that its settings allow.
+            in the order of `submit`. A document counts with all positions that its settings allow, once for each beam.
         budget_bytes: most bytes of their KV cache, counted in the same way.
         prefill_tokens: most tokens of prompts and images that a step reads, so that long ones do not stop others.
         prefix_bytes: most bytes of KV caches of ended documents, which are kept in addition. A document that begins

@@ -169,7 +169,7 @@ class Writer:
         return torch.Generator().manual_seed((self.seed + number * SEED_STEP) % 2**64)
 
     def write(self, logits: Tensor) -> Iterator[Event]:
-        """Write one token: text, the end, or the start of an image. `logits` is (R, vocabulary), of its one row.
+        """Write one token: text, the end, or the start of an image. `logits` is (1, vocabulary).
 
         Raises:
             DreamkitError: the logits are not finite.

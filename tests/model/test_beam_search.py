@@ -68,8 +68,8 @@ def test_with_a_beam_for_each_text_the_best_of_all_texts_is_found(
     scores = {tokens: texts.score(tokens) / len(tokens) ** penalty for tokens in texts.all()}
     possible = sorted((score for score in scores.values() if score > -torch.inf), reverse=True)
     assert [each.score for each in search.finished] == pytest.approx(possible, abs=1e-9)
-    assert search.agreed() == search.finished[0].tokens
-    assert scores[search.agreed()] == pytest.approx(possible[0])
+    assert search.agreed == search.finished[0].tokens
+    assert scores[search.agreed] == pytest.approx(possible[0])
 
 
 @settings(deadline=None)
@@ -80,7 +80,7 @@ def test_the_tokens_on_which_hypotheses_agree_begin_the_result(
     texts, beginnings = RandomTexts(seed, *sizes), list[Tokens]()
 
     def watch(search: BeamSearch) -> None:
-        beginnings.append(search.agreed())
+        beginnings.append(search.agreed)
         assert 1 <= len(search.running) <= beams and len(search.finished) <= beams
         for each in search.running:
             assert each.score == pytest.approx(texts.score(each.tokens)) and each.reason is None
@@ -88,7 +88,7 @@ def test_the_tokens_on_which_hypotheses_agree_begin_the_result(
             scaled = texts.score(each.tokens) / len(each.tokens) ** penalty
             assert each.score == pytest.approx(scaled) and each.reason == texts.end(each.tokens)
 
-    result = texts.search(beams, penalty, watch).agreed()
+    result = texts.search(beams, penalty, watch).agreed
     assert [result[: len(each)] for each in beginnings] == beginnings
     assert [len(each) for each in beginnings] == sorted(len(each) for each in beginnings)
 
@@ -101,7 +101,7 @@ def test_one_beam_is_greedy(seed: int, sizes: tuple[int, int], penalty: float) -
     tokens: Tokens = ()
     while not tokens or texts.end(tokens) is None:
         tokens = (*tokens, int(texts.after(tokens).argmax()))
-    greedy, result = tokens, texts.search(1, penalty).agreed()
+    greedy, result = tokens, texts.search(1, penalty).agreed
     if greedy[-1] != END:
         assert result == greedy
     else:

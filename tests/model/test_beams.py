@@ -242,6 +242,20 @@ def test_a_part_that_cannot_move_rows_writes_the_same(
     assert (whole > length) == ("cache" in lacks)  # otherwise a document is read in pieces
 
 
+@pytest.mark.parametrize("has_cache", [True, False])
+def test_fewer_hypotheses_than_beams_may_run(has_cache: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one letter and the end token may be written."""
+    part = model().language_model
+    (letter,) = part.tokenize("a")
+    others = frozenset(range(part.spec.vocab_size)) - {letter, *part.spec.eos_ids}
+    monkeypatch.setattr(type(part), "suppressed_ids", property(lambda self: others))
+    monkeypatch.setattr(part, "spec", replace(part.spec, cache=has_cache))
+    calls = calls_of(model(), monkeypatch)
+    (document,) = collect(model().generate("x", beams=4, max_tokens=5, length_penalty=30.0))
+    assert {len(segments) for segments in calls} == {1}
+    assert document.segments[-1] == Text("aaaa", ids=(letter,) * 4)  # and the end token
+
+
 def test_the_text_ends_before_a_stop_string(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library's search ends hypotheses at the same strings. Only a few letters are written."""
     dreams = model(3)
