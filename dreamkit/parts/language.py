@@ -111,7 +111,7 @@ class LanguageModel(PretrainedPart):
 
         A row that is named several times is copied. The memory of other rows is freed, and so are empty slots: a row
         then has at most as many slots as the longest row has tokens. The default returns False. Generation then
-        computes rows of finished documents as padding.
+        computes rows of finished documents as padding, and in beam search each token with all before it.
         """
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,10 @@ def positions(*lengths: int) -> tuple[Tensor, Tensor]:
     position_ids = torch.cat([torch.arange(length) for length in lengths])[None]
     segment_ids = torch.cat([torch.full((length,), n) for n, length in enumerate(lengths)])[None]
     return position_ids, segment_ids
+
+
+def library_model(part: Any) -> Any:
+    """Return a copy of the library's model behind `part`, with its final norm, so that its `generate` can be called."""
+    part = copy.deepcopy(part)
+    part.model.model.norm = part.norm
+    return part.model

@@ -61,16 +61,23 @@ def recurrent(config):
         form(CausalLM, UNSET, config=ALIBI),
         form(CausalLM, UNSET, config=MAMBA),
         recurrent({"model_type": "mamba2", **MAMBA2}),
-        recurrent({"model_type": "lfm2", **LFM2}),
     ],
     ids=[
         *("phi", "qwen", "vicuna", "tied", "padded vocabulary", "no system prompt"),
-        *("gemma 1", "gemma 3", "phi 2", "qwen 2", "alibi", "mamba"),
-        *("mamba 2", "lfm 2"),
+        *("gemma 1", "gemma 3", "phi 2", "qwen 2", "alibi", "mamba", "mamba 2"),
     ],
 )
 def test_other_settings_keep_the_contract(build):
     report = contracts.verify("language_model", build, quick=True)
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize(
+    "check",
+    ["cached_decoding", "selected_rows", "joined_rows", "truncated_rows", "copied_rows", "refused_rows"],
+)
+def test_states_and_attention_in_one_cache_keep_its_contract(check):
+    report = contracts.verify("language_model", recurrent({"model_type": "lfm2", **LFM2}), only=check)
     assert report.ok, str(report)
 
 
