@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, Self
 
 STRIDE: Final = 16  # tokens
 
 
+@dataclass(frozen=True)
 class GrowingText:
     """A decoder of ids that grow. All of them are decoded together at first, and later those since a settled place.
 
     The text of ids before such a place is whole: no later token changes it. At least `STRIDE` settled ids, with some
     text, are decoded again before newer ones, since decoders treat the first ids differently: they may strip a space.
+
+    Attributes:
+        decode: returns the text of ids.
+        first: number of ids that are not decoded again.
+        settled: number of ids whose text is known to be whole.
+        head: text of the settled ids when `first` was set.
+        skipped: number of characters of `head` that the ids from `first` decode to.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
-        self._decode = decode
-        self._first = 0  # number of ids that are not decoded again
-        self._settled = 0  # number of ids whose text is whole
-        self._head = ""  # text of the settled ids when `_first` was set
-        self._skipped = 0  # characters of the ids from `_first` that `_head` has
+    decode: Callable[[Sequence[int]], str]
+    first: int = 0
+    settled: int = 0
+    head: str = ""
+    skipped: int = 0
 
     def of(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, which begin with the settled ones."""
-        return self._head + self._decode(ids[self._first :])[self._skipped :]
+        return self.head + self.decode(ids[self.first :])[self.skipped :]
 
-    def settle(self, ids: Sequence[int], text: str) -> None:
-        """Note that no token after `ids` changes their text."""
-        if len(ids) - self._settled < STRIDE:
-            return
-        tail = self._decode(ids[self._settled :])
+    def settle(self, ids: Sequence[int], text: str) -> Self:
+        """Return a decoder of ids that begin with these, whose `text` no later token changes."""
+        if len(ids) - self.settled < STRIDE:
+            return self
+        tail = self.decode(ids[self.settled :])
         # without text, a decoder might still strip the space of the next token
-        if tail and text.endswith(tail):
-            self._first, self._head, self._skipped = self._settled, text, len(tail)
-        self._settled = len(ids)
+        if not tail or not text.endswith(tail):
+            return replace(self, settled=len(ids))
+        return replace(self, first=self.settled, settled=len(ids), head=text, skipped=len(tail))

@@ -70,7 +70,7 @@ class TextStream:
             stable = self._stable_text(text) if token is not None else text
             self.text += stable[len(self.text) :]
             if token is not None and stable == text:
-                self.growing.settle(self.ids, text)
+                self.growing = self.growing.settle(self.ids, text)
         begun = begun_length(self.text, self.stop) if token is not None and start is None else 0
         piece = self.text[self.taken_length : len(self.text) - begun]
         count = self._ids_within(len(self.text) - begun) if begun and piece else len(self.ids)
