@@ -37,11 +37,12 @@ def silence(model: DreamModel) -> None:
 
 
 def library_model(model: DreamModel) -> LlamaForCausalLM:
-    """Return transformers' model with the weights of the language model."""
+    """Return transformers' model, which shares the weights of the language model."""
     part: Any = model.language_model
     config = LlamaConfig.from_dict({**part.model.config.to_dict(), "attn_implementation": "sdpa"})
     library = LlamaForCausalLM(config).eval()
-    library.load_state_dict({**part.model.state_dict(), "model.norm.weight": part.norm.weight})
+    weights = {**part.model.state_dict(), "model.norm.weight": part.norm.weight}
+    library.load_state_dict(weights, assign=True)
     return library
 
 
