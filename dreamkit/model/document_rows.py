@@ -84,16 +84,18 @@ class Rows:
         width = max(embeds.shape[-2] for embeds in inputs.values())
         some = next(iter(inputs.values()))
         embeds_BTD = some.new_zeros(len(numbers), width, some.shape[-1])
-        position_ids = torch.zeros(len(numbers), width, dtype=torch.long)
-        segment_ids = torch.full_like(position_ids, -1)
+        first, lengths = [0] * len(numbers), [0] * len(numbers)
         spans: list[list[tuple[int, int]]] = [[] for _ in numbers]
         rows = _rows_of(numbers)
         for number, embeds in inputs.items():
-            start, length = starts[number], embeds.shape[-2]
+            length, count = embeds.shape[-2], len(spans[rows[number]])
             embeds_BTD[rows[number], :length] = embeds
-            position_ids[rows[number], :length] = torch.arange(start, start + length)
-            segment_ids[rows[number], :length] = 0
-            spans[rows[number]] = [[(0, length)]] * len(spans[rows[number]])
+            first[rows[number]], lengths[rows[number]] = [starts[number]] * count, [length] * count
+            spans[rows[number]] = [[(0, length)]] * count
+        at_T = torch.arange(width)
+        is_token_BT = at_T < torch.tensor(lengths)[:, None]
+        position_ids = (torch.tensor(first)[:, None] + at_T) * is_token_BT
+        segment_ids = is_token_BT.long() - 1
         # spans are of documents without keys of an earlier call
         named = {"spans": spans} if is_first and self.language_model.spec.document_attention else {}
         hidden_BTD = self.language_model(
