@@ -142,13 +142,16 @@ def same_work(
 
 
 def rows(case: Case, rounds: Sequence[Round]) -> Iterator[list[str]]:
-    """Yield the cells of each candidate; its speed is compared with one document at a time, or the loop before."""
-    base = ALONE if case.documents > 1 else BEFORE
+    """Yield the cells of each candidate, with its speed in CPU time compared with others of its round."""
     for name in rounds[0]:
-        wall, cpu = (60 * case.documents / seconds for seconds in medians(rounds, name))
-        shares = [each[base].cpu / each[name].cpu for each in rounds if base in each]
-        ratio = spread(shares, "{:.2f}") if shares and name != base else ""
-        yield [case.model, case.kind, str(case.documents), name, f"{wall:.4g}", f"{cpu:.4g}", ratio]
+        rates = [f"{60 * case.documents / seconds:.4g}" for seconds in medians(rounds, name)]
+        ratios = [
+            spread([each[base].cpu / each[name].cpu for each in rounds], "{:.2f}")
+            if base in rounds[0] and base != name
+            else ""
+            for base in (ALONE, BEFORE)
+        ]
+        yield [f"{case.model}, {case.kind}", str(case.documents), name, *rates, *ratios]
 
 
 def main() -> None:
@@ -169,8 +172,7 @@ def main() -> None:
         serve(arguments.threads)
         return
     print(
-        "| model | documents | number | candidate | a minute | a minute of CPU time | CPU time of one at a time "
-        "(of the loop before, for one document) / this |"
+        "| model | documents | candidate | a minute | a minute of CPU time | times one at a time | times before |"
     )
     print("|---|---|---|---|---|---|---|")
     with ExitStack() as stack:

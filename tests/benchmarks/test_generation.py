@@ -55,7 +55,7 @@ def test_another_checkout_takes_turns(
     here = str(Path(generation.__file__).parents[2])
     options = ("--small", "--rounds", "1", "--only", "digits-text", "--documents", "2", "--before", here)
     table = rows("generation", monkeypatch, capsys, *options)
-    assert [cells[3] for cells in table] == [generation.TOGETHER, generation.ALONE, generation.BEFORE]
+    assert [cells[2] for cells in table] == [generation.TOGETHER, generation.ALONE, generation.BEFORE]
 
 
 def test_candidates_that_do_other_work_are_refused() -> None:
