@@ -7,3 +7,4 @@ Every figure is a raw value: 0.5 where a leaderboard prints 50. CIDEr is the exc
 from .bleu import bleu as bleu
 from .cider import cider as cider, cider_each as cider_each
 from .penn_treebank import caption_tokens as caption_tokens
+from .vqa import vqa_accuracy as vqa_accuracy
