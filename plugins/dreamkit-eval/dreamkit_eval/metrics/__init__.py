@@ -6,5 +6,8 @@ Every figure is a raw value: 0.5 where a leaderboard prints 50. CIDEr is the exc
 
 from .bleu import bleu as bleu
 from .cider import cider as cider, cider_each as cider_each
+from .mmbench import mmbench as mmbench
+from .mme import mme as mme
 from .penn_treebank import caption_tokens as caption_tokens
+from .pope import pope as pope
 from .vqa import vqa_accuracy as vqa_accuracy
