@@ -27,6 +27,8 @@ from dreamkit.model.evaluating import evaluating
 from dreamkit.model.events import Event
 from dreamkit.model.generation import generate
 from dreamkit.model.input_maker import InputMaker
+from dreamkit.model.likelihood import LogLikelihood, log_likelihoods
+from dreamkit.model.likelihood_pairs import pairs_of
 from dreamkit.model.losses import Losses, image_losses, latents_to_draw, training_losses
 from dreamkit.model.prompts import Prompt, prompt_documents
 from dreamkit.model.trainable import reached_parts, set_trainable
@@ -246,8 +248,8 @@ class DreamModel(nn.Module):
         """Continue each prompt with text and images; yield each event when it happens. `collect` returns the documents.
 
         A document depends only on its own prompt and seed, not on the batch. A returned document can be a prompt: at
-        temperature 0, a continuation of any beginning of it with the same seed has the same text and images. The model
-        is in evaluation mode until the iterator ends or is closed.
+        temperature 0, a continuation of any beginning of it with the same seed has the same text and images, unless it
+        has several beams. The model is in evaluation mode until the iterator ends or is closed.
 
         Args:
             prompts: documents or strings, one or several.
@@ -255,9 +257,11 @@ class DreamModel(nn.Module):
                 its beginning, is drawn from the noise of (seed, n).
             **settings: fields of a recipe's `generation` section, which replace those of the model's recipe:
                 `max_tokens`, `max_images`, `stop`, `ignore_eos` (continue after an end token, up to the limits);
-                `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`; `scheduler`, `steps`,
-                `guidance`, `negative_prompt`, `size` ((height, width) of images in pixels; None is the decoder's own);
-                `log_probs`, `dream_probs` (probabilities in the events, see `TokenScore`).
+                `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`; `beams` (above 1: beam
+                search, which draws nothing), `length_penalty`; `scheduler`, `steps`, `guidance`, `negative_prompt`,
+                `size` ((height, width) of images in pixels; None is the decoder's own); `preview_every` (decode an
+                unfinished image after every that many steps; 0: never); `log_probs`, `dream_probs` (probabilities in
+                the events, see `TokenScore`).
 
         Raises:
             DocumentError: a prompt, or the negative prompt, is longer than the model's length, or the number of seeds
@@ -269,6 +273,34 @@ class DreamModel(nn.Module):
         with evaluating(self):
             documents = prompt_documents(prompts)
             yield from generate(self, documents, seed, settings)
+
+    @torch.no_grad()
+    def log_likelihood(
+        self, prompts: Sequence[Prompt | Sequence[int]], continuations: Sequence[str | Sequence[int]]
+    ) -> list[LogLikelihood]:
+        """Return the log probability of each continuation after the prompt of the same index.
+
+        Each pair is read in one pass, as in training, but without the last token of the continuation. The result does
+        not depend on other pairs. Images that are the same object are encoded once. The tokens of a text are:
+
+        - after a text, those of lm-evaluation-harness (`TemplateLM._encode_pair`): whitespace at the end of the prompt
+          goes to the continuation, and both are tokenized together, without as many tokens as the prompt has alone.
+        - after a document that ends with a text written by a model, those that go on with this text.
+        - after a conversation, those of an answer in training, with what the chat template puts before it.
+        - elsewhere, those of the text by itself.
+
+        Args:
+            prompts: documents, texts, or lists of token ids, to which nothing is added. A prompt without a token is the
+                bos token or, if the language model has none, its first eos token.
+            continuations: texts, in which names of special tokens are plain text, or lists of token ids.
+
+        Raises:
+            DocumentError: the numbers of prompts and continuations differ; a continuation has no token; an id is not
+                in the vocabulary; a pair without its last token is longer than the model's length.
+            DreamkitError: logits are not finite.
+        """
+        with evaluating(self):
+            return log_likelihoods(self, pairs_of(self, prompts, continuations))
 
     @torch.no_grad()
     def draw(
@@ -297,6 +329,6 @@ class DreamModel(nn.Module):
         maker = InputMaker(self)
         sequences = [maker.sequencer.prompt(document) for document in prompt_documents(prompts)]
         embeds = [torch.cat([prompt, maker.dream_inputs()]) for prompt in maker.prompt_inputs(sequences)]
-        hidden = Rows(self, range(len(embeds))).feed(dict(enumerate(embeds)))
+        hidden = Rows(self, range(len(embeds)), has_cache=False).feed(dict(enumerate(embeds)))
         ends = torch.stack([each[-len(self.dream_queries) :] for each in hidden.values()])
         return self.language_model.final_norm(ends)

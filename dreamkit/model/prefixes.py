@@ -8,6 +8,8 @@ from itertools import takewhile
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
+import torch
+
 from dreamkit.model.lanes import Lanes
 from dreamkit.model.writer import Writer
 from dreamkit.parts.language import LanguageModel
@@ -81,13 +83,20 @@ class Prefixes:
         return 0, None
 
     def keep(self, writer: Writer) -> None:
-        """Keep the positions of a document that ends, in place of those that it continues."""
+        """Keep the positions of a document that ends, in place of those that it continues.
+
+        If the device has no memory for them, all that is kept is dropped.
+        """
         names = writer.names[: writer.position]
         if not self._can_copy or not self.budget_bytes or len(names) < LEAST:
             return
         if any(common_length(names, each.names) == len(names) for each in self._kept):
             return
-        cache = self._lanes.copy(writer.number)
+        try:
+            cache = self._lanes.copy(writer.number)
+        except torch.OutOfMemoryError:
+            self._kept = []
+            return
         size = None if cache is None else self.language_model.cache_bytes(cache)
         if size is None or size > self.budget_bytes:
             return

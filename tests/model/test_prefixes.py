@@ -196,6 +196,30 @@ def test_a_document_that_failed_is_not_reused(monkeypatch: pytest.MonkeyPatch) -
     assert isinstance(handle.last, DocumentFailed) and engine._prefixes.bytes == 0
 
 
+def test_without_memory_for_a_copy_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, prompts = Engine(MODEL), [Document((Text(letter * 60),)) for letter in "ab"]
+    done(engine, prompts[0])
+    assert engine._prefixes.bytes > 0
+
+    def fails(*args: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MODEL.language_model, "copy_rows", fails)
+        document, _ = done(engine, prompts[1])
+    assert engine._prefixes.bytes == 0
+    assert contents(document) == contents(alone(prompts[1]))
+
+
+def test_a_part_that_fails_to_copy_ends_no_document_that_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(MODEL)
+    handles = [engine.submit(Document((Text(letter * 60),)), WRITES) for letter in "ab"]
+    monkeypatch.setattr(MODEL.language_model, "copy_rows", None)
+    events = [event for event in engine.drain() if isinstance(event, DocumentDone | DocumentFailed)]
+    assert [type(each.last) for each in handles] == [DocumentDone, DocumentFailed]
+    assert events == [each.last for each in handles]
+
+
 @pytest.mark.parametrize("lacks", ["copy_rows", "truncate_rows", "cache", "cache_bytes"])
 def test_a_part_that_cannot_do_it_computes_again(lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     part = MODEL.language_model
