@@ -74,6 +74,28 @@ def test_a_caption_is_split(caption: str, tokens: list[str]) -> None:
     assert caption_tokens([caption]) == [tokens]
 
 
+def test_a_token_ends_with_its_caption() -> None:
+    captions = [
+        "1",
+        "1/2",
+        "a <b",
+        "c>",
+        "(555)",
+        "123-4567",
+        "can",
+        "not",
+        "https://a.b",
+        "c",
+        "'",
+        "s",
+        ". .",
+        ".",
+    ]
+    assert caption_tokens(captions) == [
+        tokens for text in captions for tokens in caption_tokens([text, "x"])[:1]
+    ]
+
+
 def test_the_next_caption_decides_about_a_letter_with_a_period() -> None:
     """Java prints the same tokens for these lines of a file."""
     assert caption_tokens(["plan b.", "A man"]) == [["plan", "b"], ["a", "man"]]

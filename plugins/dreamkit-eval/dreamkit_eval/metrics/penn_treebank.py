@@ -20,46 +20,49 @@ _ABBREVIATIONS: Final = """
     rt sens? sept? seq sfc sgt spc sq sr ste? supts? sys tel tenn thu thurs treas tues? univ va vs vt wed wisc? wm wyo
 """
 # After a letter with a period, one of these words begins a sentence, and the period ends the one before.
-_SENTENCE_STARTS: Final = """
+_SENTENCE_STARTS: Final = r"""
     A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Now Once One
-    Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You
+    Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You Mr\. Ms\.
 """
 _L: Final = r"(?:[^\W\d_¹²³¼-¾⁰-₎⅐-⅟①-⓿❶-➓]|[\u0300-\u036f])"  # a letter; `\w` has superscripts
 _W: Final = rf"(?:{_L}|\d)"
 _A: Final = r"(?:['’]|&apos;)"
 _AUXILIARY: Final = r"(?:ll|re|ve|[sdm])(?![a-z])"
+_NAME: Final = r"[a-z][\w.:-]*"  # of a tag or attribute
 _PATH: Final = r"[^\s\"<>|(){}]"
 _TOKEN: Final = re.compile(
     "|".join(
         [
             r"(?!cannot|gonna|gotta|wanna|lemme|gimme)[a-z]+(?=\s)",  # most tokens; for speed alone
-            r"</?[a-z][^<>\n]*>|<[!?][^<>\n]*>",  # a tag
+            rf"<{_NAME}(?:[ \t]+{_NAME}(?:=(?:\"[^\"<>\n]*\"|'[^'<>\n]*'))?)*[ \t]*/?>|</{_NAME}>|<[!?][a-z-][^<>\n]*>",
             rf"https?://{_PATH}+?\.{_PATH}+(?<![.,!?;:])",
             rf"(?:[a-z][a-z0-9]*\.)+(?:com|net|org|edu)/{_PATH}{{2,}}(?<![.,!?;:])",
-            r"\d[a-z0-9]*\.(?:[chx]|txt|html?|jpe?g|gif|png|pdf|doc|mp3|mov|exe|py|xml|zip)(?![\w-])",
-            r"<?[a-z0-9][\w.-]*@[\w-]+(?:\.[\w-]+)*>?",  # an e-mail address
+            r"\d[a-z0-9]*\.(?:[chx]|txt|html?|jpe?g|gif|png|pdf|doc|mp3|mov|exe|py|xml|zip)(?=[\s.,!?]|\Z)",
+            rf"<?[a-z0-9]{_PATH}*@(?:[^\s\"<>|(){{}}.]+\.)*[^\s\"<>|(){{}}.]+>?",  # an e-mail address
             r"\(\d{2,3}\) ?\d{3,4}[- ]?\d{3,5}",  # a phone number
             r"\d{1,4}[- ]\d{1,4}\\?/\d{1,4}",  # 2 1/2
             r"[a-z]*[a-mo-z](?=n['’`‘‛]t)",  # ca, before n't
             r"(?:can(?=not)|(?:gon|wan)(?=na)|got(?=ta)|(?:lem|gim)(?=me))(?=(?:not|na|ta|me)(?!\w|[-/.!?]\w|['’]\w))",
             rf"{_A}t(?=is|was)",
             rf"c{_A}(?:mon|est)|cap{_A}n|nat{_A}l|s{_A}mores|nor{_A}easter|li{_A}l|ev{_A}ry|e{_A}er",
-            rf"[dlon]{_A}(?!{_AUXILIARY})[a-z]{{2}}[a-z0-9]*(?:[-_][a-z0-9]+)*",  # o'clock
+            rf"[dlon]{_A}(?!{_AUXILIARY}){_L}{{2}}{_W}*(?:[-_]{_W}+)*",  # o'clock
             r"n['’`‘‛]t|''|``|[‘’“”‛‹›«»]{2}",
             rf"{_L}+[aeiouy]{_A}[aeiou]{_L}*",  # ma'am
-            rf"ol{_A}|dunkin{_A}|somethin{_A}|[dl]{_A}(?!{_AUXILIARY})|[jy]{_A}(?={_L})(?!{_AUXILIARY})",
+            rf"ol{_A}(?!{_AUXILIARY})|dunkin{_A}|somethin{_A}|[dl]{_A}(?!{_AUXILIARY})|[jy]{_A}(?={_L})(?!{_AUXILIARY})",
             rf"{_A}(?:em|till?|cause)|{_A}n{_A}|{_A}n(?![.a-z])|{_A}[2-9]0s|{_A}[2-9]\d(?!\d)",
             rf"{_A}{_AUXILIARY}|’(?:ll|re|ve|[sdm])",
             r"(?-i:[A-Z]+(?:&(?:amp;)?[A-Z]+)+)|(?-i:[A-Z]{1,3})\$|c\+\+|[cf]\#",  # AT&T, US$
             r"[a-z0-9]+(?:-[a-z]+){0,2}(?:\\?/[a-z0-9]+(?:-[a-z]+){0,2}){1,2}",  # and/or, 1/2
             rf"{_W}(?:{_W}|[.,‑])*(?:-(?:[a-z](?:\.[a-z])+\.|{_W}+))+(?:_{_W}+)*",  # black-and-white, 1,000-year
             rf"{_W}+(?:_{_W}+)+",
-            rf"{_L}(?:\.{_L})+\.(?!{_L})|{_L}\.(?!{_L}|\s+(?-i:{'|'.join(_SENTENCE_STARTS.split())})\s)",  # U.S.
+            rf"{_L}(?:\.{_L})+\.(?!{_L})",  # U.S.
+            rf"{_L}\.(?!{_L}|\s+(?-i:(?:{'|'.join(_SENTENCE_STARTS.split())})\s|</?[a-z]))",
             rf"(?:{'|'.join(_ABBREVIATIONS.split())})\.(?!{_L})",
             rf"(?:ed|ph)\.d\.(?!{_L}{_L})|(?:nos?|figs?|pp|art|prop)\.(?=\s*\d)",
             r"-{2,}|[+-]?\d*(?:[.:,]\d+)+",
             rf"{_L}(?:{_W}|[‐‑])*(?:[.!?]{_L}(?:{_W}|[‐‑])*)*|{_W}+|[+-]\d+",
-            r"[<>]?[:;=][-o*']?[()dp\\{@|\[\]](?![a-z0-9])|[-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\)",  # :)
+            r"[<>]?[:;=][-o*']?(?:[()dp\\{@|\[\]]|(?-i:O))(?![a-z0-9])",  # :)
+            r"[-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\)",
             rf"\#{_L}+|@[a-z_]\w*|&(?:amp|lt|gt|quot|nbsp|\#\d+);",
             r"\.{3,5}|[!?]+|\*+|\#+|@+|_+|<<|>>|(?:\\\*)+",
             r"[!-/:-@\[-`{-~¡-¿×÷‖‗‚„-‣‰-‸※‾-⁂⁄⁰-₎€℀-⯿、。\n]",  # other symbols are dropped
