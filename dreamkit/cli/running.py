@@ -256,6 +256,15 @@ def generate(
     repetition_penalty: Annotated[
         float | None, typer.Option(callback=check_setting, help="above 1: repeat fewer tokens")
     ] = None,
+    beams: Annotated[
+        int | None,
+        typer.Option(
+            callback=check_setting, help="above 1: beam search with this many texts, without images"
+        ),
+    ] = None,
+    length_penalty: Annotated[
+        float | None, typer.Option(callback=check_setting, help="of beam search; above 1: longer texts")
+    ] = None,
     stop: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", callback=check_setting, help="end before this text; may be repeated"),
@@ -314,8 +323,8 @@ def generate(
     limits = {"max_tokens": max_tokens, "max_images": max_images, "stop": stop}
     drawing = {"guidance": guidance, "negative_prompt": negative_prompt, "steps": steps, "size": size}
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    penalty = {"repetition_penalty": repetition_penalty}
-    every = limits | drawing | sampling | penalty
+    choosing = {"repetition_penalty": repetition_penalty, "beams": beams, "length_penalty": length_penalty}
+    every = limits | drawing | sampling | choosing
     settings = {name: value for name, value in every.items() if value is not None}
     reason = write_document(
         checkpoint, document, out, title=prompt, seed=seed, settings=settings, to=to, overwrite=overwrite

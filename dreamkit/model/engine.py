@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dreamkit.document import Document
 from dreamkit.errors import DreamkitError, count
+from dreamkit.model.beam_writer import BeamWriter
 from dreamkit.model.document_seeds import checked_seed
 from dreamkit.model.drawing import check_room, check_schedule, check_size, negative_document
 from dreamkit.model.drawing_group import Drawing
@@ -68,7 +69,7 @@ class Engine:
     Args:
         model: the model that writes.
         budget_tokens: most positions of the documents that are written at the same time; None: no limit. Others wait,
-            in the order of `submit`. A document counts with all positions that its settings allow.
+            in the order of `submit`. A document counts with all positions that its settings allow, once for each beam.
         budget_bytes: most bytes of their KV cache, counted in the same way.
         prefill_tokens: most tokens of prompts and images that a step reads, so that long ones do not stop others.
         prefix_bytes: most bytes of KV caches of ended documents, which are kept in addition. A document that begins
@@ -131,7 +132,8 @@ class Engine:
         if isinstance(document, str):
             prompt = Document(prompt.segments, name=f"prompt {number}")
         options = generation_section({}, settings or (None if recipe is None else recipe.generation))
-        writer = Writer(number, prompt, options, checked_seed(seed), self._language)
+        kind = Writer if options.beams == 1 else BeamWriter
+        writer = kind(number, prompt, options, checked_seed(seed), self._language)
         with torch.no_grad(), self._evaluating():
             self._check_settings(options)
         if not self._fits(writer, alone=True):
@@ -187,7 +189,7 @@ class Engine:
         fed = [self._writers[number] for number in hidden if number in self._writers]
         writing, drawing = ([writer for writer in fed if writer.drawing is flag] for flag in (False, True))
         if writing:
-            yield from self._write(writing, torch.stack([hidden[writer.number][-1] for writer in writing]))
+            yield from self._write(writing, [hidden[writer.number][..., -1, :] for writer in writing])
         self._begin_drawings(drawing, hidden)
         steps, drawn = self._drawings.turn()
         yield from steps
@@ -242,8 +244,8 @@ class Engine:
 
     def _fits(self, writer: Writer, *, alone: bool = False) -> bool:
         """Return True if a document may be written beside those in the batch, or `alone`."""
-        others = [] if alone else [each.most_positions for each in self._writers.values()]
-        positions = [*others, writer.most_positions]
+        others = [] if alone else [*self._writers.values()]
+        positions = [each.most_positions for each in (*others, writer) for _ in range(each.options.beams)]
         if self.budget_tokens is not None and sum(positions) > self.budget_tokens:
             return False
         if self.budget_bytes is None:
@@ -262,35 +264,48 @@ class Engine:
                 yield from writer.fail(self._too_large(writer))
 
     def _too_large(self, writer: Writer) -> DreamkitError:
-        positions = count(f"{writer.most_positions:,}", "position")
-        if self.budget_tokens is not None and writer.most_positions > self.budget_tokens:
+        most = writer.most_positions * writer.options.beams
+        if self.budget_tokens is not None and most > self.budget_tokens:
             budget = f"at most {self.budget_tokens:,} (budget_tokens)"
         else:
             budget = f"a KV cache of at most {count(f'{self.budget_bytes:,}', 'byte')} (budget_bytes)"
         return DreamkitError(
-            f"{writer.prompt.name}: expected {budget}, got a document of up to {positions}; shorten the prompt, lower "
-            "max_tokens or max_images, or raise the budget"
+            f"{writer.prompt.name}: expected {budget}, got a document of up to {count(f'{most:,}', 'position')}; "
+            "shorten the prompt, lower max_tokens, max_images or beams, or raise the budget"
         )
 
-    def _write(self, writers: Sequence[Writer], hidden_ND: Tensor) -> Iterator[Event]:
-        """Write a token of each document, from its last hidden state before the final norm."""
+    def _write(self, writers: Sequence[Writer], hidden: Sequence[Tensor]) -> Iterator[Event]:
+        """Write a token of each document, from its last hidden states, (D) or (R, D), before the final norm."""
         language_model = self.model.language_model
-        logits_NV = language_model.logits(language_model.final_norm(hidden_ND)).float()
+        hidden = [torch.atleast_2d(hidden_RD) for hidden_RD in hidden]
+        logits_NV = language_model.logits(language_model.final_norm(torch.cat(hidden))).float()
         going: list[Writer] = []
-        for writer, logits_V in zip(writers, logits_NV, strict=True):
+        for writer, logits_RV in zip(writers, logits_NV.split([*map(len, hidden)]), strict=True):
             try:
-                yield from writer.write(logits_V)
+                yield from writer.write(logits_RV)
                 going += [writer] if writer.reason is None else []
             except DreamkitError as error:
                 yield from writer.fail(error)
         texts = [writer for writer in going if not writer.drawing]
         if texts:
-            embeds_ND = self._maker.embed([writer.token for writer in texts])
-            for writer, embeds_1D in zip(texts, embeds_ND.split(1), strict=True):
-                writer.feed(embeds_1D, [writer.token])
+            embeds_ND = self._maker.embed([each.tokens[-1] for writer in texts for each in writer.running])
+            rows = [len(writer.running) for writer in texts]
+            for writer, embeds_RD in zip(texts, embeds_ND.split(rows), strict=True):
+                writer.feed(embeds_RD, [each.tokens[-1] for each in writer.running])
+            parents = {writer.number: [each.parent for each in writer.running] for writer in texts}
+            for number in self._lanes.continue_rows(parents):
+                self._read_again(self._writers[number])
         for writer in going:
             if writer.drawing:
                 writer.feed(self._maker.dream_inputs(), self._maker.dream_names())
+
+    def _read_again(self, writer: Writer) -> None:
+        """Begin a document again, all of its rows whole, as the language model cannot copy them."""
+        (prompt_TD,) = self._maker.prompt_inputs([writer.sequence])
+        texts = [self._maker.embed([*each.tokens]) for each in writer.running]
+        writer.inputs = torch.stack([torch.cat([prompt_TD, text_TD]) for text_TD in texts])
+        writer.position = 0
+        self._lanes.restart(writer.number, len(texts))
 
     def _begin_drawings(self, writers: Sequence[Writer], hidden: Mapping[int, Tensor]) -> None:
         """Add drawings whose dream states are computed, from the hidden states (Q, D) of each."""
@@ -321,7 +336,7 @@ class Engine:
 
     def _check_settings(self, options: GenerationSection) -> None:
         """Raise the errors of the image size and the schedule before anything is written."""
-        if options.max_images:
+        if options.most_images:
             check_size(self.model.image_decoder, options)
             check_schedule(self.model.image_decoder, options)
             self._negative(options)

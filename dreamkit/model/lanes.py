@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,6 +44,27 @@ class Lanes:
         (lane,) = [lane for lane in self._lanes if number in lane.positions]
         return self.model.language_model.copy_rows(lane.cache, [lane.numbers.index(number)])
 
+    def continue_rows(self, parents: Mapping[int, Sequence[int]]) -> set[int]:
+        """Replace the rows of documents by copies: for each new row, of an earlier one of the same document.
+
+        Return the documents whose rows the language model cannot copy; these stay as they are.
+        """
+        failed: set[int] = set()
+        for lane in self._lanes:
+            changed = {
+                number: rows
+                for number, rows in parents.items()
+                if [*rows] != [*range(lane.numbers.count(number))] and number in lane.positions
+            }
+            if changed and not lane.continue_rows(changed):
+                failed |= changed.keys()
+        return failed
+
+    def restart(self, number: int, rows: int) -> None:
+        """Give a document this many rows without positions, in place of its rows."""
+        self.drop(number)
+        self._lanes.append(Rows(self.model, [number] * rows))
+
     def drop(self, number: int) -> None:
         """Drop a document. Its keys and values go with the next `advance`."""
         for lane in self._lanes:
@@ -56,26 +77,26 @@ class Lanes:
         """Feed the next inputs of documents, and take them from their writers.
 
         Return the last hidden states, before the final norm, of documents whose inputs are used up: as many as there
-        are dream queries, or fewer.
+        are dream queries, or fewer. Like the inputs, they are (t, D), or (R, t, D) of R rows.
         """
         self._arrange(writers)
         used_up: dict[int, Tensor] = {}
-        filling = sum(len(writer.inputs) > 1 for writer in writers.values())
+        filling = sum(writer.inputs.shape[-2] > 1 for writer in writers.values())
         most = max(1, self.prefill_tokens // max(1, filling))
         if not self.model.language_model.spec.cache:  # each piece would be computed with all before it
             most = self.model.language_model.spec.max_length
         for lane in self._lanes:
-            rows = {number: writers[number] for number in lane.positions if len(writers[number].inputs)}
+            rows = {number: writers[number] for number in lane.positions if writers[number].inputs.shape[-2]}
             if not rows:
                 continue
-            pieces = {number: writer.inputs[:most] for number, writer in rows.items()}
+            pieces = {number: writer.inputs[..., :most, :] for number, writer in rows.items()}
             for number, hidden_tD in lane.feed(pieces).items():
-                writer = rows[number]
-                writer.position += len(hidden_tD)
-                writer.inputs = writer.inputs[len(hidden_tD) :]
-                earlier = self._ends.pop(number, hidden_tD[:0])
-                end = torch.cat([earlier, hidden_tD])[-len(self.model.dream_queries) :]
-                (self._ends if len(writer.inputs) else used_up)[number] = end
+                writer, length = rows[number], hidden_tD.shape[-2]
+                writer.position += length
+                writer.inputs = writer.inputs[..., length:, :]
+                earlier = self._ends.pop(number, hidden_tD[..., :0, :])
+                end = torch.cat([earlier, hidden_tD], dim=-2)[..., -len(self.model.dream_queries) :, :]
+                (self._ends if writer.inputs.shape[-2] else used_up)[number] = end
         return used_up
 
     @property
@@ -126,6 +147,7 @@ class Lanes:
 
 
 def _kind(writer: Writer) -> Kind:
-    if len(writer.inputs) > 1:
+    length = writer.inputs.shape[-2]
+    if length > 1:
         return "filling"
-    return "running" if len(writer.inputs) else "waiting"
+    return "running" if length else "waiting"

@@ -248,8 +248,8 @@ class DreamModel(nn.Module):
         """Continue each prompt with text and images; yield each event when it happens. `collect` returns the documents.
 
         A document depends only on its own prompt and seed, not on the batch. A returned document can be a prompt: at
-        temperature 0, a continuation of any beginning of it with the same seed has the same text and images. The model
-        is in evaluation mode until the iterator ends or is closed.
+        temperature 0, a continuation of any beginning of it with the same seed has the same text and images, unless it
+        has several beams. The model is in evaluation mode until the iterator ends or is closed.
 
         Args:
             prompts: documents or strings, one or several.
@@ -257,9 +257,11 @@ class DreamModel(nn.Module):
                 its beginning, is drawn from the noise of (seed, n).
             **settings: fields of a recipe's `generation` section, which replace those of the model's recipe:
                 `max_tokens`, `max_images`, `stop`, `ignore_eos` (continue after an end token, up to the limits);
-                `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`; `scheduler`, `steps`,
-                `guidance`, `negative_prompt`, `size` ((height, width) of images in pixels; None is the decoder's own);
-                `log_probs`, `dream_probs` (probabilities in the events, see `TokenScore`).
+                `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`; `beams` (above 1: beam
+                search, which draws nothing), `length_penalty`; `scheduler`, `steps`, `guidance`, `negative_prompt`,
+                `size` ((height, width) of images in pixels; None is the decoder's own); `preview_every` (decode an
+                unfinished image after every that many steps; 0: never); `log_probs`, `dream_probs` (probabilities in
+                the events, see `TokenScore`).
 
         Raises:
             DocumentError: a prompt, or the negative prompt, is longer than the model's length, or the number of seeds
@@ -327,6 +329,6 @@ class DreamModel(nn.Module):
         maker = InputMaker(self)
         sequences = [maker.sequencer.prompt(document) for document in prompt_documents(prompts)]
         embeds = [torch.cat([prompt, maker.dream_inputs()]) for prompt in maker.prompt_inputs(sequences)]
-        hidden = Rows(self, range(len(embeds))).feed(dict(enumerate(embeds)))
+        hidden = Rows(self, range(len(embeds)), has_cache=False).feed(dict(enumerate(embeds)))
         ends = torch.stack([each[-len(self.dream_queries) :] for each in hidden.values()])
         return self.language_model.final_norm(ends)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -74,6 +75,13 @@ class TextStream:
         self.taken_length += len(piece)
         self.taken_ids += len(ids)
         return piece, ids
+
+    def is_stopped_by(self, tokens: Sequence[int]) -> bool:
+        """Return True if the last of `tokens` would end the text before a stop string, as the others do not."""
+        longer = copy(self)
+        longer.ids = [*self.ids, *tokens[:-1]]
+        longer.take(tokens[-1])
+        return longer.is_stopped
 
     def _end(self, text: str) -> None:
         """End the text as `text`, before a stop string, and drop the ids of later characters."""

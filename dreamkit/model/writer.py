@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dreamkit.document import Document, Image, Role, Segment
+from dreamkit.model.beam_search import Hypothesis
 from dreamkit.model.events import (
     DocumentDone,
     DocumentFailed,
@@ -84,8 +85,9 @@ class Writer:
 
     Attributes:
         number: number of the document in the engine.
-        inputs: the next inputs (t, D) of the language model; none while the document waits.
-        names: names of the positions that the language model has of the document or gets next, as in `InputMaker`.
+        inputs: the next inputs (t, D) of the language model, or (R, t, D) of R rows; none while the document waits.
+        names: names of the positions that the language model has of the document, in its first row, or gets next, as
+            in `InputMaker`.
         sequence: tokens of the prompt.
         token: the token that was written last.
         position: number of positions that the language model has of the document.
@@ -119,7 +121,7 @@ class Writer:
         self.chooser = TokenChooser(
             options,
             torch.Generator().manual_seed(self.seed),
-            self.language.suppressed[options.max_images > 0],
+            self.language.suppressed[options.most_images > 0],
             self.language.dream_start,
             set(self.sequence.ids) if is_penalized else set(),
         )
@@ -138,18 +140,23 @@ class Writer:
     def most_positions(self) -> int:
         """The positions that the document may reach."""
         options = self.options
-        written = options.max_tokens + options.max_images * self.language.image_length
+        written = options.max_tokens + options.most_images * self.language.image_length
         return min(self.language.max_length, self.length + written)
 
     @property
     def limit(self) -> EndReason | None:
         """The limit that ends the document now, or None."""
-        if self.room < max(len(self.inputs), self.length - self.position):
+        if self.room < max(self.inputs.shape[-2], self.length - self.position):
             return "length"
         return "tokens" if self.tokens >= self.options.max_tokens and not self.drawing else None
 
+    @property
+    def running(self) -> Sequence[Hypothesis]:
+        """The hypotheses of the rows. Here it is one, of which the last token is enough."""
+        return [Hypothesis((self.token,))]
+
     def feed(self, inputs: Tensor, names: Sequence[int]) -> None:
-        """Set the next inputs (t, D) and their names."""
+        """Set the next inputs (t, D) and their names; with several rows, those (R, D) of a token in each row."""
         self.inputs = inputs
         self.names += names
 
@@ -162,13 +169,13 @@ class Writer:
         return torch.Generator().manual_seed((self.seed + number * SEED_STEP) % 2**64)
 
     def write(self, logits: Tensor) -> Iterator[Event]:
-        """Write one token: text, the end, or the start of an image. `logits` is (vocabulary,).
+        """Write one token: text, the end, or the start of an image. `logits` is (1, vocabulary).
 
         Raises:
             DreamkitError: the logits are not finite.
         """
         self.tokens += 1
-        score = self.chooser.choose(logits)
+        score = self.chooser.choose(logits[0])
         if score is None:
             raise logits_error(self.prompt.name, self.tokens)
         token, options = score.token, self.options

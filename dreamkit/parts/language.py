@@ -102,7 +102,8 @@ class LanguageModel(PretrainedPart):
         """Return an empty KV cache, which `forward` fills in place. Called only if `spec.cache` is true.
 
         The first call of `forward` decides its number of rows. Each later call has as many; a row without new tokens
-        gets padding, which leaves an empty slot. The methods below change the rows between calls.
+        gets padding, which leaves an empty slot; without `spec.cache_padding`, there is no such row. The methods below
+        change the rows between calls.
         """
 
     def select_rows(self, cache: Any, rows: Sequence[int]) -> bool:
@@ -110,7 +111,7 @@ class LanguageModel(PretrainedPart):
 
         A row that is named several times is copied. The memory of other rows is freed, and so are empty slots: a row
         then has at most as many slots as the longest row has tokens. The default returns False. Generation then
-        computes rows of finished documents as padding.
+        computes rows of finished documents as padding, and in beam search each token with all before it.
         """
         return False
 

@@ -30,7 +30,8 @@ class GenerationMemory:
 
     Attributes:
         weights: parameters and buffers of each part, and of the dream queries, by name.
-        kv_cache: the KV cache of a document of `length` tokens; 0 if the language model has none, or names no size.
+        kv_cache: the KV cache of a document of `length` tokens, with a row for each beam; 0 if the language model has
+            none, or names no size.
         activations: those of each part with a source, by name, in its largest computation: a prompt of `length` tokens,
             an image that is read, an image that is drawn at the decoder's size.
         length: tokens of the longest document.
@@ -98,7 +99,7 @@ def generation_memory(recipe: Recipe, registry: Registry, dtype: str) -> Generat
         activations[name] = live.peak.total
     (cache,) = cache_bytes
     activations["language_model"] -= cache
-    return GenerationMemory(weights, cache, activations, length)
+    return GenerationMemory(weights, cache * recipe.generation.beams, activations, length)
 
 
 def _read_prompt(model: DreamModel, length: int) -> int:

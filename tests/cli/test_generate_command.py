@@ -119,6 +119,12 @@ def test_the_text_ends_before_a_stop_string(run, checkpoint: Path) -> None:
     assert (code, out) == (0, "aha\ndreamkit-out/image-0.png\nso\n"), err
 
 
+def test_beam_search_writes_text_alone(run, checkpoint: Path) -> None:
+    code, out, err = run("generate", checkpoint, "say", "--beams", 3, "--max-tokens", 3)
+    assert (code, out) == (0, "aha\n"), err
+    assert {path.name for path in Path("dreamkit-out").iterdir()} == {"index.html"}
+
+
 def test_the_options_of_a_drawing_apply(run, checkpoint: Path) -> None:
     files = []
     for name, options in (("a", []), ("b", ["--negative-prompt", "so"]), ("c", ["--size", 16, 32])):
@@ -195,6 +201,12 @@ def test_a_file_is_never_overwritten(run, checkpoint: Path) -> None:
         (["say", "--top-p", 2], "'--top-p': expected more than 0 and at most 1, got 2"),
         (["say", "--min-p", -0.5], "'--min-p': expected at least 0 and at most 1, got -0.5"),
         (["say", "--repetition-penalty", 0], "'--repetition-penalty': expected at least 0.001"),
+        (["say", "--beams", 0], "'--beams': expected at least 1 and at most 1000, got 0"),
+        (["say", "--length-penalty", "nan"], "'--length-penalty': expected a finite number, got nan"),
+        (
+            ["say", "--beams", 2, "--temperature", 0.5],
+            "temperature: expected 0 with beams 2, got 0.5; beam search does not sample, so set temperature to 0 or",
+        ),
         (["say", "--stop", ""], "'--stop': expected texts of whole characters, at least one each"),
         (["say", "--size", 0, 16], "'--size': expected at least 1 and at most 65536, got 0"),
         (

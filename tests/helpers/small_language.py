@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ SMALL = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
+}
+MAMBA2 = {"hidden_size": 32, "num_heads": 8, "head_dim": 8, "n_groups": 2, "num_hidden_layers": 2}
+LFM2 = {  # convolutions over some tokens, and attention
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 32,
+    "full_attn_idxs": [1, 3],
 }
 NEXT = {  # linear attention, which ignores masks and positions
     "hidden_size": 16,
@@ -85,3 +95,10 @@ def positions(*lengths: int) -> tuple[Tensor, Tensor]:
     position_ids = torch.cat([torch.arange(length) for length in lengths])[None]
     segment_ids = torch.cat([torch.full((length,), n) for n, length in enumerate(lengths)])[None]
     return position_ids, segment_ids
+
+
+def library_model(part: Any) -> Any:
+    """Return a copy of the library's model behind `part`, with its final norm, so that its `generate` can be called."""
+    part = copy.deepcopy(part)
+    part.model.model.norm = part.norm
+    return part.model

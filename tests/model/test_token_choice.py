@@ -1,6 +1,5 @@
 """The choice of a token: equal to the processors of transformers, and to what it was before it had more settings."""
 
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +21,7 @@ from dreamkit.document import Document, Image, Text
 from dreamkit.model.events import TextPiece, collect
 from dreamkit.model.token_choice import TokenChooser, penalize, sampling_distribution
 from dreamkit.recipe.generation_section import GenerationSection
+from small_language import library_model
 
 MODEL = tiny.model()
 OPTIONS = st.builds(
@@ -84,7 +84,7 @@ def test_top_k_keeps_tokens_as_likely_as_the_last_one(scores: list[int], k: int)
 @pytest.mark.parametrize("do_sample", [True, False])
 def test_the_order_of_operations_is_that_of_generate(do_sample: bool) -> None:
     """`generate` returns the scores after its processors; here of a model whose logits vary enough."""
-    library = library_model()
+    library = library_model(MODEL.language_model)
     library.get_output_embeddings().weight.data.mul_(30)
     options = GenerationSection(
         temperature=1.7 if do_sample else 0.0, top_k=9, top_p=0.8, min_p=0.05, repetition_penalty=1.4
@@ -116,16 +116,9 @@ def test_the_order_of_operations_is_that_of_generate(do_sample: bool) -> None:
         assert score is not None and score.token == scores.argmax() == out.sequences[0, -1]
 
 
-def library_model() -> Any:
-    """Return the language model of the library, with its final norm."""
-    part = deepcopy(MODEL.language_model)
-    part.model.model.norm = part.norm
-    return part.model
-
-
 @pytest.mark.parametrize("penalty", [1.0, 1.1, 1.5, 4.0, 0.5])
 def test_greedy_text_with_a_repetition_penalty_is_that_of_generate(penalty: float) -> None:
-    library = library_model()
+    library = library_model(MODEL.language_model)
     rows = library.get_output_embeddings().weight.shape[0]
     texts = []
     for prompt in ("a", "the same, the same, the same", "Text with other words"):

@@ -86,6 +86,15 @@ def test_weights_and_cache_are_exactly_those_of_the_model(dtype: str) -> None:
     assert planned.kv_cache == model.language_model.cache_bytes(cache)
 
 
+def test_each_beam_has_a_row_of_the_cache() -> None:
+    planned = [
+        generation_memory(recipe(SDXL | {"generation": {"beams": beams}}), REGISTRY, "float32")
+        for beams in (1, 3)
+    ]
+    assert planned[1].kv_cache == 3 * planned[0].kv_cache > 0
+    assert planned[1].peak - planned[0].peak == 2 * planned[0].kv_cache
+
+
 def test_offloaded_parts_take_turns() -> None:
     planned = generation_memory(recipe(LARGE_LANGUAGE), REGISTRY, "float32")
     waiting = sum(planned.weights[name] for name in WITH_SOURCE) - planned.weights["language_model"]

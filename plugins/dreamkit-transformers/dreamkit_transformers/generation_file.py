@@ -24,7 +24,7 @@ SAMPLING: Final[Mapping[str, tuple[Any, ...]]] = {
     "max_length": (20,),  # the library's earlier default, which it wrote to files
     "top_k": (0, 50),
 }
-# keys that also change the text of the most likely tokens; a recipe has `repetition_penalty` and `stop`
+# keys that also change the text of the most likely tokens; a recipe has settings of its own for some
 GREEDY: Final[Mapping[str, tuple[Any, ...]]] = {
     **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "length_penalty"), (1,)),
     **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), (0,)),
