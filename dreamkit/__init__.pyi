@@ -45,6 +45,7 @@ from .model.events import (
     TokenScore as TokenScore,
     collect as collect,
 )
+from .model.likelihood import LogLikelihood as LogLikelihood
 from .model.model import DreamModel as DreamModel
 from .model.placing import place as place
 from .parts.conversation import Turn as Turn, TurnPiece as TurnPiece

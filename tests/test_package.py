@@ -47,6 +47,7 @@ PUBLIC = [
     "LanguageModel",
     "LanguageSpec",
     "Location",
+    "LogLikelihood",
     "Mixture",
     "NormWeights",
     "OutputError",

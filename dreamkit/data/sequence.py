@@ -9,7 +9,7 @@ token the model starts an image.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -158,6 +158,24 @@ class Sequencer:
         sequence = self._with_start(self._begin(document, prompt=True))
         # Generation never reads the last token that it writes, so a document that it returned may be 1 token longer.
         return self._check_length(sequence, "shorten it", beyond=bool(self.continued_texts(document)))
+
+    def continuation(self, prompt: Document, text: str) -> list[int]:
+        """Return the ids of `text` as the model would write it after a prompt.
+
+        It goes on with a text that a model wrote or, in a conversation, with the assistant's turn: its ids are those of
+        training, with what the template puts before an answer. Elsewhere it is tokenized by itself, and so it is if the
+        prompt would have other tokens before it.
+        """
+        written = "".join(each.text for each in self.continued_texts(prompt))
+        if written:
+            before, whole = (self.language_model.tokenize(each) for each in (written, written + text))
+        elif prompt.is_conversation:
+            answered = replace(prompt, segments=(*prompt.segments, Text(text, role="assistant")))
+            before, whole = (self._begin(each, prompt=True).ids for each in (prompt, answered))
+        else:
+            before, whole = [], []
+        rest = whole[len(before) :] if whole[: len(before)] == before else []
+        return rest or self.language_model.tokenize(text)
 
     def unconditional(self) -> Sequence:
         """Return the sequence of an image without a prompt, for classifier-free guidance."""

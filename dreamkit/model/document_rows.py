@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 class Rows:
     """One pass of some documents through the language model, in calls of any length.
 
-    A model without a KV cache gets each document whole again in each call.
+    Without a KV cache, each call gets the documents whole again: if the model has none, or `has_cache` is False.
+    Documents are not joined if calls with a cache take no padding.
+
+    Args:
+        model: the model.
+        numbers: number of the document in each row.
+        has_cache: keep keys and values for later calls, if the model can.
 
     Attributes:
         numbers: number of the document in each row, side by side; None in the row of one that has left.
@@ -28,12 +34,13 @@ class Rows:
         is_fixed: flag: the language model could not select rows of the cache.
     """
 
-    def __init__(self, model: DreamModel, numbers: Sequence[int]) -> None:
+    def __init__(self, model: DreamModel, numbers: Sequence[int], *, has_cache: bool = True) -> None:
         self.model = model
         self.language_model = model.language_model
         self.numbers: list[int | None] = [*numbers]
         self.positions = dict.fromkeys(numbers, 0)
-        self.cache: Any = self.language_model.new_cache() if self.language_model.spec.cache else None
+        has_cache = has_cache and self.language_model.spec.cache
+        self.cache: Any = self.language_model.new_cache() if has_cache else None
         self.is_fixed = False
         self.past: dict[int, Tensor] = {}  # embeddings so far (t, D), for a model without a cache
 
@@ -159,7 +166,7 @@ class Rows:
     def join(self, other: Rows) -> bool:
         """Take over the documents of `other`, which ends; return False, without a change, if that cannot be done."""
         if self.cache is not None:
-            if self.is_new != other.is_new:
+            if self.is_new != other.is_new or not self.language_model.spec.cache_padding:
                 return False
             if not self.is_new and not self.language_model.join_rows(self.cache, other.cache):
                 return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -52,16 +52,19 @@ class InputMaker:
         vision = self.sequencer.vision_tokens
         reads = [[(at, each) for at, each in prompt.reads if at + vision > start] for prompt in sequences]
         images = iter(self.read_inputs([picture for images in reads for _, picture in images]))
-        prompts = []
-        for sequence, places in zip(sequences, reads, strict=True):
-            embeds = self.embed(sequence.ids)
-            for at, _ in sequence.draws:
-                embeds[at : at + len(self.model.dream_queries)] = self.model.dream_queries
-            for at, _ in places:
-                image = next(images)
-                embeds[at - 1 : at - 1 + len(image)] = image
-            prompts.append(embeds[start:])
-        return prompts
+        return [
+            self.sequence_inputs(sequence, {at: next(images) for at, _ in places})[start:]
+            for sequence, places in zip(sequences, reads, strict=True)
+        ]
+
+    def sequence_inputs(self, sequence: TokenSequence, images: Mapping[int, Tensor]) -> Tensor:
+        """Return the inputs (T, D) of a sequence; `images` are those of images to read, by their index in it."""
+        embeds = self.embed(sequence.ids)
+        for at, _ in sequence.draws:
+            embeds[at : at + len(self.model.dream_queries)] = self.model.dream_queries
+        for at, image in images.items():
+            embeds[at - 1 : at - 1 + len(image)] = image
+        return embeds
 
     def names(self, sequence: TokenSequence) -> list[int]:
         """Return a name of each position: documents with the same names have the same inputs.

@@ -27,6 +27,8 @@ from dreamkit.model.evaluating import evaluating
 from dreamkit.model.events import Event
 from dreamkit.model.generation import generate
 from dreamkit.model.input_maker import InputMaker
+from dreamkit.model.likelihood import LogLikelihood, log_likelihoods
+from dreamkit.model.likelihood_pairs import pairs_of
 from dreamkit.model.losses import Losses, image_losses, latents_to_draw, training_losses
 from dreamkit.model.prompts import Prompt, prompt_documents
 from dreamkit.model.trainable import reached_parts, set_trainable
@@ -273,6 +275,34 @@ class DreamModel(nn.Module):
             yield from generate(self, documents, seed, settings)
 
     @torch.no_grad()
+    def log_likelihood(
+        self, prompts: Sequence[Prompt | Sequence[int]], continuations: Sequence[str | Sequence[int]]
+    ) -> list[LogLikelihood]:
+        """Return the log probability of each continuation after the prompt of the same index.
+
+        Each pair is read in one pass, as in training, but without the last token of the continuation. The result does
+        not depend on other pairs. Images that are the same object are encoded once. The tokens of a text are:
+
+        - after a text, those of lm-evaluation-harness (`TemplateLM._encode_pair`): whitespace at the end of the prompt
+          goes to the continuation, and both are tokenized together, without as many tokens as the prompt has alone.
+        - after a document that ends with a text written by a model, those that go on with this text.
+        - after a conversation, those of an answer in training, with what the chat template puts before it.
+        - elsewhere, those of the text by itself.
+
+        Args:
+            prompts: documents, texts, or lists of token ids, to which nothing is added. A prompt without a token is the
+                bos token or, if the language model has none, its first eos token.
+            continuations: texts, in which names of special tokens are plain text, or lists of token ids.
+
+        Raises:
+            DocumentError: the numbers of prompts and continuations differ; a continuation has no token; an id is not
+                in the vocabulary; a pair without its last token is longer than the model's length.
+            DreamkitError: logits are not finite.
+        """
+        with evaluating(self):
+            return log_likelihoods(self, pairs_of(self, prompts, continuations))
+
+    @torch.no_grad()
     def draw(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], options: GenerationSection
     ) -> list[Picture | DreamkitError]:
@@ -299,6 +329,6 @@ class DreamModel(nn.Module):
         maker = InputMaker(self)
         sequences = [maker.sequencer.prompt(document) for document in prompt_documents(prompts)]
         embeds = [torch.cat([prompt, maker.dream_inputs()]) for prompt in maker.prompt_inputs(sequences)]
-        hidden = Rows(self, range(len(embeds))).feed(dict(enumerate(embeds)))
+        hidden = Rows(self, range(len(embeds)), has_cache=False).feed(dict(enumerate(embeds)))
         ends = torch.stack([each[-len(self.dream_queries) :] for each in hidden.values()])
         return self.language_model.final_norm(ends)

@@ -102,7 +102,8 @@ class LanguageModel(PretrainedPart):
         """Return an empty KV cache, which `forward` fills in place. Called only if `spec.cache` is true.
 
         The first call of `forward` decides its number of rows. Each later call has as many; a row without new tokens
-        gets padding, which leaves an empty slot. The methods below change the rows between calls.
+        gets padding, which leaves an empty slot; without `spec.cache_padding`, there is no such row. The methods below
+        change the rows between calls.
         """
 
     def select_rows(self, cache: Any, rows: Sequence[int]) -> bool:

@@ -70,6 +70,7 @@ class LanguageSpec:
         packing: flag: several documents may share a row. Otherwise a row holds one document.
         cache: flag: decoding can continue from cached keys and values. Otherwise generation recomputes the whole
             document for each token.
+        cache_padding: flag: a call with a cache may have padding. Otherwise each row gets the same number of tokens.
         sliding_window: greatest number of positions, its own included, that a token sees in an attention layer; None
             if there is no limit.
         reserved_tokens: names of bos, eos and pad, which a recipe may not use for another special token.
@@ -86,6 +87,7 @@ class LanguageSpec:
     pad_id: int
     packing: bool = True
     cache: bool = True
+    cache_padding: bool = True
     sliding_window: int | None = None
     reserved_tokens: tuple[str, ...] = ()
     conversation_problem: str | None = None

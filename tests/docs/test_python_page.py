@@ -27,6 +27,8 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             exec(compile(block, f"docs/python.md[{number}]", "exec"), names)
     lines = output.getvalue().splitlines()
     assert any(line.startswith("is a ") for line in lines), "the trained model did not read the digit"
+    scores = [line for line in lines if re.fullmatch(r"an? \w+: -\d+\.\d\d", line)]
+    assert len(scores) == 3 and any(re.fullmatch(r"log probability: -\d+\.\d+", line) for line in lines)
     assert any(line.startswith("visual_projector ") for line in lines)
     assert any(line.startswith("command line | train.batchsize | ") for line in lines)
     for file in ("runs/python/log.jsonl", "runs/mlp/checkpoint/dreamkit.json", "copy/dreamkit.json"):

@@ -31,6 +31,15 @@ SMALL = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
+MAMBA2 = {"hidden_size": 32, "num_heads": 8, "head_dim": 8, "n_groups": 2, "num_hidden_layers": 2}
+LFM2 = {  # convolutions over some tokens, and attention
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 32,
+    "full_attn_idxs": [1, 3],
+}
 NEXT = {  # linear attention, which ignores masks and positions
     "hidden_size": 16,
     "num_attention_heads": 4,

@@ -25,6 +25,7 @@ from dreamkit.model.engine import Engine, Handle
 from dreamkit.model.events import DenoisingStep, DocumentDone, DocumentFailed, Event, TextPiece, collect
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.generation_section import GenerationSection
+from small_language import LFM2, MAMBA2
 
 MODEL = tiny.model()
 DREAM = MODEL.token_ids["<dream_start>"]
@@ -513,3 +514,29 @@ def test_an_image_that_nothing_follows_is_not_read(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(MODEL.vision_encoder, "forward", None)
     (document,) = collect(events_alone(Request(0, None, PROMPTS[1], replace(SHORT, max_tokens=1), 0)))
     assert len(document.images) == 1
+
+
+@pytest.mark.parametrize(("name", "config"), [("lfm2", LFM2), ("mamba2", MAMBA2)])
+def test_recurrent_states_write_as_without_a_cache(
+    name: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each position is computed once, and each document alone."""
+    section = {"name": "causal-lm", "config": {"model_type": name, **config}}
+    model = tiny.model(**{"model.language_model": section})
+    language_model = model.language_model
+    forward, calls = language_model.forward, []
+
+    def counted(embeds: Tensor, *args: Any, **named: Any) -> Tensor:
+        calls.append(embeds.shape[:2])
+        return forward(embeds, *args, **named)
+
+    monkeypatch.setattr(language_model, "forward", counted)
+    requests = [Request(2 * seed, None, prompt, SHORT, seed) for seed, prompt in enumerate(PROMPTS[:3])]
+    together = [event for step in events_by_step(Engine(model), requests) for event in step]
+    assert {rows for rows, _ in calls} == {1}
+    computed = sum(tokens for _, tokens in calls)
+    calls.clear()
+    monkeypatch.setattr(language_model, "spec", replace(language_model.spec, cache=False))
+    for document, request in zip(collect(together), requests, strict=True):
+        assert_same(document, alone(request, model), request.prompt)
+    assert computed < sum(tokens for _, tokens in calls) / 4

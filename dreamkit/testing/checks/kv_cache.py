@@ -36,6 +36,13 @@ def _rows(subject: LanguageSubject, documents: int, calls: int, seed: int) -> Ca
     return CachedRows(texts, range(documents))
 
 
+def _even(subject: LanguageSubject, calls: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return calls in which each row gets as many tokens as the first one, if the part's cache takes no padding."""
+    if subject.part.spec.cache_padding:
+        return [[*call] for call in calls]
+    return [[call[0] or 1] * len(call) for call in calls]
+
+
 def _past_window(subject: LanguageSubject, rows: int) -> list[list[int]]:
     """Return a call after which the next ones are beyond the sliding window; none without one."""
     return [[subject.window] * rows] if subject.window else []
@@ -48,7 +55,7 @@ def cached_decoding(subject: LanguageSubject, calls: list[tuple[int, ...]], seed
     The cache does not change what a model writes, even if a prompt is computed in pieces, or another row of the batch
     advances more slowly.
     """
-    _rows(subject, 2, len(calls), seed).run(*_past_window(subject, 2), *calls)
+    _rows(subject, 2, len(calls), seed).run(*_past_window(subject, 2), *_even(subject, calls))
 
 
 @check(
@@ -71,11 +78,12 @@ def selected_rows(
     Generation computes nothing for documents that have ended, and computes a prompt of several documents once.
     """
     batch = _rows(subject, 3, len(before) + len(after) + 2, seed)
-    batch.fill(*_past_window(subject, 3), [1] * 3, *before)
+    batch.fill(*_past_window(subject, 3), [1] * 3, *_even(subject, before))
     rows = [*rows, rows[0]]  # a copy
     if batch.select(rows):
         width = len(rows)
-        batch.run(*(call[:width] for call in after if any(call[:width])), [1] * width)
+        narrow = [call[:width] for call in after if any(call[:width])]
+        batch.run(*_even(subject, narrow), [1] * width)
 
 
 @check(KIND, unless=_cannot_cache, first=calls(2), second=calls(2), after=calls(4), seed=seeds)
@@ -94,11 +102,11 @@ def joined_rows(
     batch = CachedRows(texts)
     for documents, before in (((0, 1), first), ((1, 0), second)):
         other = CachedRows(texts, documents)
-        other.fill(*_past_window(subject, 2), [1, 1], *before)
+        other.fill(*_past_window(subject, 2), [1, 1], *_even(subject, before))
         batch.steps = [*other.steps, *batch.steps]
         if not batch.join(other):
             return
-    batch.run(*after, [1] * 4)
+    batch.run(*_even(subject, after), [1] * 4)
 
 
 @check(
@@ -121,10 +129,10 @@ def truncated_rows(
     The next turn of a conversation computes only what is new.
     """
     batch = _rows(subject, 2, len(before) + len(after) + 2, seed)
-    batch.fill(*_past_window(subject, 2), [1, 1], *before)
+    batch.fill(*_past_window(subject, 2), [1, 1], *_even(subject, before))
     if batch.truncate([max(0, length - tokens) for length, tokens in zip(batch.lengths, cut, strict=True)]):
         batch.documents = [batch.texts.branch(row, batch.lengths[row]) for row in range(2)]
-        batch.run(*after, [1, 1])
+        batch.run(*_even(subject, after), [1, 1])
 
 
 def _computed(texts: Documents, documents: Sequence[int], calls: Sequence[Sequence[int]]) -> CachedRows:
@@ -198,15 +206,15 @@ def cache_size(subject: LanguageSubject, arrivals: list[list[tuple[int, ...]]], 
             actual <= alone, count(actual, "byte"), f"at most {alone}, as of a new cache with these tokens"
         )
 
-    rows = _computed(texts, (0, 1), [(5, 1), (1, 3)])
+    rows = _computed(texts, (0, 1), _even(subject, [(5, 1), (1, 3)]))
     size = part.cache_bytes(rows.cache)
     if size is None:
         return
     expect_true(isinstance(size, int) and size > 0, describe_value(size), "a positive number of bytes")
     for before in arrivals:
-        if rows.join(_computed(texts, (0, 1), before)):
+        if rows.join(_computed(texts, (0, 1), _even(subject, before))):
             expect_freed(rows)
-            rows.fill([2, *[1] * (len(rows.documents) - 1)])
+            rows.fill(*_even(subject, [[2, *[1] * (len(rows.documents) - 1)]]))
         if rows.select([*range(len(rows.documents))][-2:]):
             expect_freed(rows)
     if rows.truncate([(length + 1) // 2 for length in rows.lengths]):

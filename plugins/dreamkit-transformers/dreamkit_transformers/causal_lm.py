@@ -236,20 +236,20 @@ class CausalLM(TokenAddingModel):
     # computing
 
     def new_cache(self) -> TokenCache:
-        return new_cache(self.model.config, self.abilities.masks)
+        return new_cache(self.model.config, self.abilities.masks, padding=self.spec.cache_padding)
 
     def select_rows(self, cache: TokenCache, rows: Sequence[int]) -> bool:
-        if cache.has_slots:
+        if can_select := cache.can_select:
             cache.select(rows)
-        return cache.has_slots
+        return can_select
 
     def join_rows(self, cache: TokenCache, other: TokenCache) -> bool:
-        if cache.has_slots:
+        if can_join := cache.has_slots and cache.padding:
             cache.join(other)
-        return cache.has_slots
+        return can_join
 
     def copy_rows(self, cache: TokenCache, rows: Sequence[int]) -> TokenCache | None:
-        return cache.copied(rows) if cache.has_slots else None
+        return cache.copied(rows) if cache.can_select else None
 
     def truncate_rows(self, cache: TokenCache, lengths: Sequence[int]) -> bool:
         return truncate_rows(self.model.config, cache, lengths)

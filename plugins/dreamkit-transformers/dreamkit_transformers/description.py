@@ -119,6 +119,7 @@ class ModelDescription:
         return {
             "packing": abilities.masks != "none",
             "cache": abilities.cache,
+            "cache_padding": abilities.cache_padding,
             "document_attention": abilities.documents,
         }
 

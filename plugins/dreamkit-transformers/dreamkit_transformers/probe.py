@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import product
@@ -138,10 +138,12 @@ class _Probe:
                 "name a model with another rope_type in its rope_parameters"
             )
         outputs, last_hidden = self._module_outputs()
+        cache_padding = self._continues_with_padding(masks)
         return Abilities(
             norm=self._final_norm(outputs, last_hidden),
             masks=masks,
-            cache=self._continues_from_cache(masks),
+            cache=cache_padding or self._continues_alone(masks),
+            cache_padding=cache_padding,
             documents=masks != "none" and self._packs(masks, by_document=True),
             linear_layers=frozenset(
                 name_pattern(name) for name in outputs if accepts_adapter(self.model, name)
@@ -287,18 +289,28 @@ class _Probe:
             and _close(second, self.expected[1])
         )
 
-    def _continues_from_cache(self, masks: Masks) -> bool:
+    def _continues_with_padding(self, masks: Masks) -> bool:
         """Return True if two documents, continued in turn with empty slots, get the same as each alone."""
-        cache = new_cache(self.model.config, masks)
+        steps = (
+            (WINDOW, WINDOW - 1),
+            (1, 0),
+            (0, 1),
+            (FIRST - WINDOW - 2, 1),
+            (1, SECOND - WINDOW - 1),
+        )
+        return self._continues(masks, steps)
+
+    def _continues_alone(self, masks: Masks) -> bool:
+        """Return True if two documents of one length, continued in pieces, get the same as each at once."""
+        pieces = (WINDOW - 3, 1, 1, 1, SECOND - WINDOW)
+        return self._continues(masks, [(tokens, tokens) for tokens in pieces], padding=False)
+
+    def _continues(self, masks: Masks, steps: Sequence[tuple[int, int]], *, padding: bool = True) -> bool:
+        """Return True if each step, of so many tokens in both rows, gives the hidden states of each text alone."""
         lengths = [0, 0]
+        cache = new_cache(self.model.config, masks, padding=padding)
         try:
-            for counts in (
-                (WINDOW, WINDOW - 1),
-                (1, 0),
-                (0, 1),
-                (FIRST - WINDOW - 2, 1),
-                (1, SECOND - WINDOW - 1),
-            ):
+            for counts in steps:
                 hidden = self._step(masks, cache, lengths, counts)
                 if not hidden.isfinite().all():
                     return False
@@ -315,7 +327,7 @@ class _Probe:
             return False
         return True
 
-    def _step(self, masks: Masks, cache: TokenCache, lengths: list[int], counts: tuple[int, ...]) -> Tensor:
+    def _step(self, masks: Masks, cache: TokenCache, lengths: list[int], counts: tuple[int, int]) -> Tensor:
         """Run the next `counts` tokens of each row, after the `lengths` tokens in `cache`."""
         width = max(counts)
         texts = self.embeds

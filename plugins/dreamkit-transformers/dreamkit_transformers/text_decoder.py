@@ -40,10 +40,10 @@ class Abilities:
 
     `norm` is the name of the final norm, or None. `masks` are the masks that the model respects together with
     positions: one `by type` of layer, `one` for all layers, or `none`. With `none`, a row holds one document at its
-    start; the padding after it is invisible to a causal model. `cache` is True if decoding continues from a cache
-    with empty slots. `linear_layers` are the name patterns of linear layers called as modules, where adapters act.
-    `on_meta` is True if a forward pass runs on the meta device, which lacks some operators. `documents` is True if
-    attention can run in each document of a row alone.
+    start; the padding after it is invisible to a causal model. `cache` is True if decoding continues from a cache,
+    `cache_padding` if it does so with empty slots. `linear_layers` are the name patterns of linear layers called as
+    modules, where adapters act. `on_meta` is True if a forward pass runs on the meta device, which lacks some
+    operators. `documents` is True if attention can run in each document of a row alone.
     Logits are soft_cap * tanh(scale * head / soft_cap), or scale * head if `soft_cap` is None.
     """
 
@@ -55,6 +55,7 @@ class Abilities:
     soft_cap: float | None = None
     on_meta: bool = True
     documents: bool = False
+    cache_padding: bool = True
 
 
 def decoder_of(model: Any) -> Any:
@@ -80,10 +81,11 @@ def replaced_module(model: nn.Module, name: str | None, module: nn.Module) -> It
         model.set_submodule(name, original)
 
 
-def new_cache(config: Any, masks: Masks) -> TokenCache:
-    """Return an empty KV cache for a decoder that respects `masks`."""
+def new_cache(config: Any, masks: Masks, *, padding: bool = True) -> TokenCache:
+    """Return an empty KV cache for a decoder that respects `masks`; without `padding`, for one document."""
     # only the config's own cache holds the states of layers without attention; its windows count empty slots
-    return TokenCache(DynamicCache(config=config)) if masks == "none" else TokenCache()
+    layers = DynamicCache(config=config) if masks == "none" else DynamicCache()
+    return TokenCache(layers, padding=padding)
 
 
 def truncate_rows(config: Any, cache: TokenCache, lengths: Sequence[int]) -> bool:
@@ -92,7 +94,7 @@ def truncate_rows(config: Any, cache: TokenCache, lengths: Sequence[int]) -> boo
     They have in recurrent states, and if a document passed the length at which the model's factors switch.
     """
     switch = switch_length(config)
-    if not cache.has_slots:
+    if not cache.has_slots or not (cache.padding or len(set(lengths)) == 1):
         return False
     if switch is not None:
         pairs = zip(cache.lengths(), lengths, strict=True)
@@ -188,7 +190,8 @@ def _run_unmasked(
     """Run rows of one document each with the library's own masks and positions."""
     if cache is not None:
         _, segment_ids_BS = cache.extend(position_ids_BT, segment_ids_BT)
-        filled_BS = (segment_ids_BS != -1).long()
+        # models without attention take a mask of the tokens of this call, or none
+        filled_BS = (segment_ids_BS != -1).long() if cache.padding else None
         return decoder(
             inputs_embeds=embeds_BTD, attention_mask=filled_BS, cache=cache.layers, use_cache=True
         ).last_hidden_state

@@ -43,6 +43,7 @@ class TokenCache:
     """Keys and values of every layer, and the position and segment of every slot (segment -1: empty).
 
     `layers` keeps every token: the library's windowed caches would count empty slots, so the masks apply windows.
+    Without `padding`, no slot of a row may be empty.
     `embeds_BSD` has the inputs of all slots if the model's keys change when a document passes a length, else None.
     """
 
@@ -50,6 +51,7 @@ class TokenCache:
     position_ids_BS: Tensor | None = None
     segment_ids_BS: Tensor | None = None
     embeds_BSD: Tensor | None = None
+    padding: bool = True
 
     def extend(self, position_ids_BT: Tensor, segment_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Add T slots; return the positions and segments (B, S) of all slots."""
@@ -68,6 +70,11 @@ class TokenCache:
         return all(type(layer) is DynamicLayer for layer in self.layers.layers)
 
     @property
+    def can_select(self) -> bool:
+        """Flag: its rows can be dropped, ordered and copied without empty slots in layers that do not know them."""
+        return self.has_slots or not self.padding
+
+    @property
     def nbytes(self) -> int:
         """The bytes of all tensors of a cache that has slots."""
         return sum(slots.tensor.nbytes for slots in self._slots())
@@ -81,6 +88,12 @@ class TokenCache:
         if self.segment_ids_BS is None:
             return
         rows_N = torch.tensor(rows, dtype=torch.long, device=self.segment_ids_BS.device)
+        if not self.has_slots:
+            layers: Any = self.layers
+            layers.reorder_cache(rows_N)
+            for slots in self._ids():
+                setattr(slots.owner, slots.name, slots.tensor[rows_N])
+            return
         lengths = self.lengths()
         width = max((lengths[row] for row in rows), default=0)
         if width == self.segment_ids_BS.shape[1]:
@@ -96,6 +109,10 @@ class TokenCache:
 
     def copied(self, rows: Sequence[int]) -> TokenCache:
         """Return a new cache with these rows, in this order, and as many slots as the longest of them has tokens."""
+        if not self.has_slots:
+            new = copy.deepcopy(self)
+            new.select(rows)
+            return new
         layers = copy.copy(self.layers)
         layers.layers = [copy.copy(layer) for layer in layers.layers]
         new = replace(self, layers=layers)
@@ -136,6 +153,10 @@ class TokenCache:
             if layer.is_initialized:
                 yield _Slots(layer, "keys", -2)
                 yield _Slots(layer, "values", -2)
+        yield from self._ids()
+
+    def _ids(self) -> Iterator[_Slots]:
+        """Yield the tensors beside the layers."""
         ids = [_Slots(self, "position_ids_BS", -1), _Slots(self, "segment_ids_BS", -1, EMPTY)]
         for slots in (*ids, _Slots(self, "embeds_BSD", -2)):
             if getattr(self, slots.name) is not None:

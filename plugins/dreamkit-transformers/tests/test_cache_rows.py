@@ -12,7 +12,7 @@ from torch import Tensor
 from dreamkit_transformers.causal_lm import CausalLM, LanguageConfig
 from dreamkit_transformers.families import Gemma, Mistral, Phi
 from dreamkit_transformers.llama import Llama
-from small_language import LONGROPE, NEXT, SWITCH, make, positions
+from small_language import LFM2, LONGROPE, MAMBA2, NEXT, SWITCH, make, positions
 
 LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4, "head_dim": 8}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
@@ -193,12 +193,37 @@ def test_a_model_that_reads_a_part_of_its_cache_anew_past_a_length_refuses_to_cu
     batch.feed([2])
 
 
+ALONE: dict[str, dict[str, Any]] = {
+    "recurrent states and attention": {"model_type": "qwen3_next", **NEXT},
+    "recurrent states alone": {"model_type": "mamba2", **MAMBA2},
+    "convolutions and attention": {"model_type": "lfm2", **LFM2},
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
 @torch.no_grad()
-def test_recurrent_states_are_neither_selected_joined_nor_cut() -> None:
-    part = built({"model_type": "qwen3_next", **NEXT})
-    cache, other = part.new_cache(), part.new_cache()
-    assert not part.spec.cache
-    assert not part.select_rows(cache, [0])
-    assert not part.join_rows(cache, other)
-    assert not part.truncate_rows(cache, [0])
+def test_rows_with_recurrent_states_are_selected_and_copied_and_neither_joined_nor_cut(name: str) -> None:
+    part = built(ALONE[name])
+    assert part.spec.cache and not part.spec.cache_padding
+    embeds = 0.5 * torch.randn(4, 12, part.spec.dim)
+    position_ids, segment_ids = positions(12)
+    whole = part(embeds, position_ids.expand(4, -1), segment_ids.expand(4, -1))
+    cache = part.new_cache()
+
+    def run(rows: list[int], start: int, end: int, cache: Any) -> None:
+        position_ids = torch.arange(start, end).expand(len(rows), -1)
+        hidden = part(embeds[rows, start:end], position_ids, torch.zeros_like(position_ids), cache)
+        expected = whole[rows, start:end]
+        torch.testing.assert_close(hidden, expected, atol=1e-4 * float(whole.abs().max()), rtol=1e-3)
+
+    run([0, 1, 2], 0, 5, cache)
+    copied = part.copy_rows(cache, [2, 0])
+    run([2, 0], 5, 9, copied)
+    run([0, 1, 2], 5, 6, cache)
+    assert part.select_rows(cache, [1, 2])
+    run([1, 2], 6, 9, cache)
+    assert not part.join_rows(cache, copied)
+    assert not part.truncate_rows(cache, [4, 4])
     assert part.cache_bytes(cache) is None
+    run([1, 2], 9, 12, cache)
+    run([2, 0], 9, 12, copied)

@@ -6,10 +6,11 @@ import pytest
 
 from chat_tokenizers import TEMPLATES, TOKENIZERS
 from dreamkit.testing import contracts
-from dreamkit_transformers.causal_lm import CausalLM
+from dreamkit_transformers.causal_lm import CausalLM, LanguageConfig
 from dreamkit_transformers.families import Gemma, Mistral, Phi, Qwen
 from dreamkit_transformers.llama import Llama, Vicuna
 from forms import form
+from small_language import LFM2, MAMBA2
 
 
 @contracts.parametrize("language_model", contracts.tiny_part(CausalLM))
@@ -37,6 +38,11 @@ MAMBA = {"model_type": "mamba", "state_size": 4, "num_hidden_layers": 2}
 UNSET = ("intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers")
 
 
+def recurrent(config):
+    """Return a function that builds a model whose cache takes no padding."""
+    return lambda: CausalLM.from_config(LanguageConfig(config=config))
+
+
 @pytest.mark.parametrize(
     "build",
     [
@@ -54,14 +60,24 @@ UNSET = ("intermediate_size", "max_position_embeddings", "num_attention_heads", 
         form(Qwen, ("head_dim",), config={"model_type": "qwen2"}),
         form(CausalLM, UNSET, config=ALIBI),
         form(CausalLM, UNSET, config=MAMBA),
+        recurrent({"model_type": "mamba2", **MAMBA2}),
     ],
     ids=[
         *("phi", "qwen", "vicuna", "tied", "padded vocabulary", "no system prompt"),
-        *("gemma 1", "gemma 3", "phi 2", "qwen 2", "alibi", "mamba"),
+        *("gemma 1", "gemma 3", "phi 2", "qwen 2", "alibi", "mamba", "mamba 2"),
     ],
 )
 def test_other_settings_keep_the_contract(build):
     report = contracts.verify("language_model", build, quick=True)
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize(
+    "check",
+    ["cached_decoding", "selected_rows", "joined_rows", "truncated_rows", "copied_rows", "refused_rows"],
+)
+def test_states_and_attention_in_one_cache_keep_its_contract(check):
+    report = contracts.verify("language_model", recurrent({"model_type": "lfm2", **LFM2}), only=check)
     assert report.ok, str(report)
 
 

@@ -48,6 +48,28 @@ def test_a_conversation_has_the_ids_of_the_library(kind: str, template: str, doc
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_continuation_of_a_prompt_has_the_tokens_of_training(kind: str) -> None:
+    """With what the template puts before an answer and not into the prompt."""
+    question, own = Text("1 2", role="user"), set()
+    for template in TEMPLATES:
+        part = part_of(kind, template)
+        sequencer = sequencer_of(part)
+        for answer in ("8 9", " 89", "8 "):
+            prompt = Document((question,))
+            trained = sequencer.sequence(Document((question, Text(answer, role="assistant"))))
+            labels = [label for label in trained.labels if label != IGNORED]
+            ids = sequencer.continuation(prompt, answer)
+            before = sequencer.prompt(prompt).ids
+            if trained.ids[: len(before)] != before:
+                assert ids == part.tokenize(answer)
+                own.add(template)
+            else:
+                assert ids and ids == labels[: len(ids)] and trained.ids[len(before) :] == labels
+                assert not set("89") & set(part.decode(labels[len(ids) :]))
+    assert own == {"thinks in the prompt"}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
 @settings(max_examples=40, deadline=None)
 @given(template=st.sampled_from([*TEMPLATES]), document=conversations())
 def test_labels_are_on_the_answers_and_their_ends(kind: str, template: str, document: Document) -> None:

@@ -17,7 +17,7 @@ from dreamkit import ConfigError
 from dreamkit_transformers import probe
 from dreamkit_transformers.causal_lm import CausalLM, LanguageConfig
 from dreamkit_transformers.probe import find_abilities
-from small_language import NEXT, TOKENS, positions
+from small_language import MAMBA2, NEXT, TOKENS, positions
 
 BASE = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2}
 WIDE = {**BASE, "intermediate_size": 24, "max_position_embeddings": 64}
@@ -48,31 +48,32 @@ MODELS = {
             "logit_scale": "inv_sqrt_d_model",
         },
         True,
-        False,
+        True,
         False,
         1.0,
     ),
     "falcon": ({**BASE, "ffn_hidden_size": 24}, True, True, False, 1.0),
     "falcon alibi": ({**BASE, "ffn_hidden_size": 24, "alibi": True}, False, True, False, 1.0),
     "mamba2": (
-        {"hidden_size": 32, "num_heads": 8, "head_dim": 8, "n_groups": 2, "num_hidden_layers": 2},
+        MAMBA2,
         False,
-        False,
+        True,
         True,
         1.0,
     ),
     "mamba": ({"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}, False, False, True, 1.0),
-    "qwen3_next": (NEXT, False, False, True, 1.0),
+    "qwen3_next": (NEXT, False, True, True, 1.0),
     "gpt_oss": (SINKS, True, True, True, 1.0),
     "gpt2": ({"n_embd": 16, "n_head": 4, "n_layer": 2, "n_positions": 64}, True, True, False, 1.0),
     "gpt_neox": (WIDE, True, True, False, 1.0),
-    "gpt_neo": (NEO, True, False, False, 1.0),
+    "gpt_neo": (NEO, True, True, False, 1.0),
     "ctrl": (CTRL, True, True, False, 1.0),  # changes its input in place
     "olmo2": (SHARED, True, True, True, 1.0),
     "cohere": ({**SHARED, "logit_scale": 0.25}, True, True, False, 0.25),
     "granite": ({**SHARED, "logits_scaling": 8.0, "embedding_multiplier": 3.0}, True, True, True, 0.125),
     "stablelm": (SHARED, True, True, False, 1.0),
 }
+NO_PADDING = ("mamba2", "qwen3_next", "gpt_neo", "mpt with a word as scale")  # in calls with a cache
 
 
 def make(name):
@@ -91,6 +92,7 @@ def test_the_findings_agree_with_the_library(name):
     _, packing, cache, rms, scale = MODELS[name]
     part = make(name)
     assert (part.spec.packing, part.spec.cache) == (packing, cache)
+    assert part.spec.cache_padding == (cache and name not in NO_PADDING)
     assert (part.norm_weights is not None, part.head().scale) == (rms, scale)
     layers = [part.model.get_submodule(target) for target in part.adapter_targets]
     assert layers and part.model.get_output_embeddings() not in layers
