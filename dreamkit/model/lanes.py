@@ -94,8 +94,9 @@ class Lanes:
                 writer, length = rows[number], hidden_tD.shape[-2]
                 writer.position += length
                 writer.inputs = writer.inputs[..., length:, :]
-                earlier = self._ends.pop(number, hidden_tD[..., :0, :])
-                end = torch.cat([earlier, hidden_tD], dim=-2)[..., -len(self.model.dream_queries) :, :]
+                if (earlier := self._ends.pop(number, None)) is not None:
+                    hidden_tD = torch.cat([earlier, hidden_tD], dim=-2)
+                end = hidden_tD[..., -len(self.model.dream_queries) :, :]
                 (self._ends if writer.inputs.shape[-2] else used_up)[number] = end
         return used_up
 

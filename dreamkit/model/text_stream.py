@@ -9,6 +9,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from dreamkit.document import Role, Text
+from dreamkit.model.growing_text import GrowingText
 from dreamkit.model.stop_strings import begun_length, stop_start
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class TextStream:
         self.decode = language_model.decode
         self.lead, self.stop = lead, stop
         self.ids = [token for text in earlier for token in text.ids or ()]
-        self.text = self._stable_text(self.decode(self.ids))
+        self.growing = GrowingText(self.decode)
+        self.text = self._stable_text(self.growing.of(self.ids))
         self.earlier = tuple(earlier)
         self.earlier_ids, self.earlier_length = len(self.ids), len(self.text)
         self.taken_ids, self.taken_length = len(self.ids), len(self.text)
@@ -60,12 +62,15 @@ class TextStream:
             self.ids.append(token)
         elif self.is_stopped or len(self.ids) == self.earlier_ids:
             return None
-        text = self.decode(self.ids)
+        text = self.growing.of(self.ids)
         start = None if token is None else stop_start(text.rstrip(BROKEN), self.stop, len(self.text))
         if start is not None:
             self._end(text[:start])
         else:
-            self.text += (self._stable_text(text) if token is not None else text)[len(self.text) :]
+            stable = self._stable_text(text) if token is not None else text
+            self.text += stable[len(self.text) :]
+            if token is not None and stable == text:
+                self.growing = self.growing.settle(self.ids, text)
         begun = begun_length(self.text, self.stop) if token is not None and start is None else 0
         piece = self.text[self.taken_length : len(self.text) - begun]
         count = self._ids_within(len(self.text) - begun) if begun and piece else len(self.ids)
@@ -125,7 +130,7 @@ class TextStream:
         byte, which starts a character and does not complete it.
         """
         if self.lead is not None and text:
-            text = _common_beginning(text, self.decode([*self.ids, self.lead]))
+            text = _common_beginning(text, self.growing.of([*self.ids, self.lead]))
         return text.rstrip(BROKEN)
 
 

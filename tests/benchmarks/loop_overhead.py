@@ -9,12 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from statistics import median
 from typing import Any
 from unittest.mock import patch
 
@@ -24,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(1, str(Path(__file__).parents[1] / "helpers"))
 
 from benchmarks import race
+from benchmarks.turns import Seconds, excess, medians, now, since
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
 from dreamkit.data.batch import Batch
@@ -41,15 +40,15 @@ class Turns:
     """Steps that take turns with those of a loop.
 
     Attributes:
-        rounds: wall-clock and CPU seconds of each step of a round, by its name.
+        rounds: seconds of each step of a round, by its name.
     """
 
     def __init__(self, loop: TrainingLoop, batch: Batch) -> None:
         self.loop, self.batch = loop, batch
-        self.rounds: list[dict[str, tuple[float, float]]] = []
+        self.rounds: list[dict[str, Seconds]] = []
         # a rate of 0 leaves the weights to the loop
         self.optimizer = torch.optim.AdamW(loop.trained, lr=0.0, fused=True)
-        self._begin = _times()
+        self._begin = now()
 
     def run_passes(self) -> None:
         self.loop.model(self.batch, counts=self.batch.counts).loss.backward()
@@ -63,17 +62,17 @@ class Turns:
 
     def take(self) -> None:
         """Count the loop's step, which ends now, and run one of each other kind."""
-        times = {LOOP: _since(self._begin)}
+        times = {LOOP: since(self._begin)}
         steps: list[tuple[str, Callable[[], None]]] = [
             (PASSES, self.run_passes),
             (WITH_OPTIMIZER, self.run_with_optimizer),
         ]
         for name, step in steps if len(self.rounds) % 2 else reversed(steps):
-            begin = _times()
+            begin = now()
             step()
-            times[name] = _since(begin)
+            times[name] = since(begin)
         self.rounds.append(times)
-        self._begin = _times()
+        self._begin = now()
 
     @contextmanager
     def in_loop(self) -> Iterator[None]:
@@ -92,29 +91,11 @@ class Turns:
         yield "| step | time, s | CPU time, s | above forward, backward: time | CPU time |"
         yield "|---|---|---|---|---|"
         for name in (PASSES, WITH_OPTIMIZER, LOOP):
-            medians = [f"{median(times[name][kind] for times in rounds):.3f}" for kind in (0, 1)]
-            above = [_above(rounds, name, PASSES, kind) for kind in (0, 1)]
-            yield f"| {' | '.join([name, *medians, *(above if name != PASSES else ['', ''])])} |"
-        wall, cpu = (_above(rounds, LOOP, WITH_OPTIMIZER, kind) for kind in (0, 1))
+            times = [f"{seconds:.3f}" for seconds in medians(rounds, name)]
+            above = [excess(rounds, name, PASSES, kind) for kind in (0, 1)]
+            yield f"| {' | '.join([name, *times, *(above if name != PASSES else ['', ''])])} |"
+        wall, cpu = (excess(rounds, LOOP, WITH_OPTIMIZER, kind) for kind in (0, 1))
         yield f"\nThe loop is {wall} above the step with clipping and the optimizer, {cpu} in CPU time."
-
-
-def _times() -> tuple[float, float]:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter(), time.process_time()
-
-
-def _since(begin: tuple[float, float]) -> tuple[float, float]:
-    (wall, cpu), (wall_before, cpu_before) = _times(), begin
-    return wall - wall_before, cpu - cpu_before
-
-
-def _above(rounds: Sequence[dict[str, tuple[float, float]]], name: str, base: str, kind: int) -> str:
-    """Return the median excess of `name` over `base` within a round, and its quartiles."""
-    excess = torch.tensor([times[name][kind] / times[base][kind] - 1 for times in rounds])
-    low, middle, high = (100 * excess.quantile(torch.tensor([0.25, 0.5, 0.75]))).tolist()
-    return f"{middle:+.1f} % ({low:+.1f} to {high:+.1f})"
 
 
 def main() -> None:

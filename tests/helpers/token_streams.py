@@ -29,6 +29,7 @@ def byte_fallback() -> Tokenizer:
     """Return a tokenizer like those of SentencePiece: words, and bytes for other characters."""
     vocab = {name: index for index, name in enumerate([*WORDS, *BYTES])}
     tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.add_special_tokens(["<unk>"])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )

@@ -1,11 +1,14 @@
 """Streamed text: pieces of any token ids, joined, are the decoded text; a cut between tokens changes nothing."""
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, strategies as st
 
 from dreamkit.document import Text
+from dreamkit.model import growing_text
+from dreamkit.model.growing_text import STRIDE
 from dreamkit.model.text_stream import TextStream, lead_byte
 from token_streams import CASES, FIRST_BYTE, MODELS
 
@@ -27,6 +30,37 @@ def test_pieces_joined_are_the_text(case: tuple[str, list[int]]) -> None:
     name, ids = case
     pieces, texts = write(name, ids)
     assert "".join(pieces) == "".join(text.text for text in texts) == MODELS[name].decode(ids)
+
+
+@given(st.lists(CASES, min_size=1, max_size=8), st.integers(1, 4))
+def test_pieces_are_the_same_if_only_the_last_ids_are_decoded_again(
+    cases: list[tuple[str, list[int]]], stride: int
+) -> None:
+    name = cases[0][0]
+    ids = [token for other, some in cases if other == name for token in some]
+    with patch.object(growing_text, "STRIDE", len(ids) + 1):
+        expected, _ = write(name, ids)
+    with patch.object(growing_text, "STRIDE", stride):
+        assert write(name, ids)[0] == expected
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_long_text_is_not_decoded_again_with_each_token(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS[name]
+    ids = [token for _ in range(200) for token in model.tokenize("ab a")]
+    lengths = []
+    decode = model.decode
+    monkeypatch.setattr(model, "decode", lambda some: lengths.append(len(some)) or decode(some))
+    stream = TextStream(model, lead_byte(model))
+    pieces = [new[0] for token in [*ids, None] if (new := stream.take(token)) is not None]
+    assert "".join(pieces) == decode(ids)
+    assert max(lengths) <= 3 * STRIDE
+
+
+def test_many_tokens_without_text_change_nothing() -> None:
+    """With `ignore_eos`, a document may have many end tokens."""
+    ids = [2, *[0] * (3 * STRIDE), 1, 2]
+    assert "".join(write("byte fallback", ids)[0]) == MODELS["byte fallback"].decode(ids) == "b ab"
 
 
 @given(CASES, st.data())

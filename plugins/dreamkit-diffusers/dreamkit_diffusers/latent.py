@@ -227,7 +227,9 @@ class LatentDecoder(ImageDecoder):
         return torch.autocast(device, enabled=False)
 
     def denoise(self, noisy: Tensor, timesteps_N: Tensor, condition: Condition, extras: Extras) -> Tensor:
-        width, dtype = self.spec.pooled_dim, self.network.dtype
+        width = self.spec.pooled_dim
+        # the library's `dtype` looks through all modules for hooks, in each step
+        dtype = next(each.dtype for each in self.network.parameters() if each.is_floating_point())
         if width is not None and condition.pooled is None:
             raise ValueError(f"expected a condition with a pooled vector (N, {width}), got none")
         noisy = noisy.to(dtype)
