@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -189,7 +190,7 @@ class Engine:
         fed = [self._writers[number] for number in hidden if number in self._writers]
         writing, drawing = ([writer for writer in fed if writer.drawing is flag] for flag in (False, True))
         if writing:
-            yield from self._write(writing, [hidden[writer.number][..., -1, :] for writer in writing])
+            yield from self._write(writing, [hidden[writer.number].select(-2, -1) for writer in writing])
         self._begin_drawings(drawing, hidden)
         steps, drawn = self._drawings.turn()
         yield from steps
@@ -288,12 +289,16 @@ class Engine:
                 yield from writer.fail(error)
         texts = [writer for writer in going if not writer.drawing]
         if texts:
-            embeds_ND = self._maker.embed([each.tokens[-1] for writer in texts for each in writer.running])
-            rows = [len(writer.running) for writer in texts]
-            for writer, embeds_RD in zip(texts, embeds_ND.split(rows), strict=True):
-                writer.feed(embeds_RD, [each.tokens[-1] for each in writer.running])
-            parents = {writer.number: [each.parent for each in writer.running] for writer in texts}
-            for number in self._lanes.continue_rows(parents):
+            rows = [writer.running for writer in texts]
+            tokens = [[each.tokens[-1] for each in running] for running in rows]
+            embeds_ND = self._maker.embed([*chain.from_iterable(tokens)])
+            for writer, embeds_RD, names in zip(
+                texts, embeds_ND.split([*map(len, rows)]), tokens, strict=True
+            ):
+                writer.feed(embeds_RD, names)
+            parents = [[each.parent for each in running] for running in rows]
+            numbers = [writer.number for writer in texts]
+            for number in self._lanes.continue_rows(dict(zip(numbers, parents, strict=True))):
                 self._read_again(self._writers[number])
         for writer in going:
             if writer.drawing:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dreamkit.data.sequence import Sequence as TokenSequence, Sequencer
+from dreamkit.parts.pictures import to_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -87,6 +88,8 @@ class InputMaker:
         return [self.sequencer.image_start, *self._image_names(picture), self.sequencer.image_end]
 
     def _image_names(self, picture: Picture) -> list[int]:
-        about = repr((picture.mode, picture.size, picture.getpalette(), picture.info.get("transparency")))
-        digest = hashlib.sha256(about.encode() + picture.tobytes()).digest()
-        return [QUERY - 1 - int.from_bytes(digest)] * self.sequencer.vision_tokens
+        # A vision encoder may read the pixels as they are, or upright in sRGB, as those of dreamkit do.
+        digest = hashlib.sha256(repr((picture.mode, picture.size)).encode())
+        for pixels in (picture, to_rgb(picture)):
+            digest.update(pixels.tobytes())
+        return [QUERY - 1 - int.from_bytes(digest.digest())] * self.sequencer.vision_tokens

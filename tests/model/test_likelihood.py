@@ -304,12 +304,13 @@ def test_calls_are_bounded_and_have_no_cache(monkeypatch: pytest.MonkeyPatch) ->
     assert sum(rows) == sum(map(len, continuations)) and max(rows) <= 3
 
 
-def test_an_image_object_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded: list[Any] = []
+@pytest.mark.parametrize("most", [1, 2])
+def test_an_image_object_is_encoded_once(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[Any]] = []
     preprocess = MODEL.vision_encoder.preprocess
 
     def counted(pictures: Sequence[Any]) -> Tensor:
-        encoded.extend(pictures)
+        calls.append([*pictures])
         return preprocess(pictures)
 
     pictures = [tiny.picture(number) for number in range(3)]
@@ -320,8 +321,10 @@ def test_an_image_object_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> Non
     expected = [MODEL.log_likelihood([p], [a])[0] for p, a in zip(prompts, answers, strict=True)]
     monkeypatch.setattr(MODEL.vision_encoder, "preprocess", counted)
     monkeypatch.setattr(likelihood, "TOKENS", 50)  # a call of a few pairs
+    monkeypatch.setattr(likelihood, "IMAGES", most)
     results = MODEL.log_likelihood(prompts, answers)
-    assert len(encoded) == 3 and all(any(each is picture for each in encoded) for picture in pictures)
+    assert [len(call) for call in calls] == {1: [1, 1, 1], 2: [2, 1]}[most]
+    assert {id(each) for call in calls for each in call} == {*map(id, pictures)}
     for result, each in zip(results, expected, strict=True):
         assert_close(result, each)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import Phase, given, settings, strategies as st
-from PIL import Image as PIL
+from PIL import ExifTags, Image as PIL
 from torch import Tensor
 
 import tiny
@@ -158,6 +159,33 @@ def test_images_are_compared_by_their_pixels() -> None:
     written, reused = done(engine, other)
     assert reused == length(Document((Text(COMMON),))) + 1  # up to the start of the image
     assert contents(written) == contents(alone(other))
+
+
+def stored(picture: PIL.Image, **settings: Any) -> PIL.Image:
+    """Return an image as read from a file that was written with these settings."""
+    picture.save(file := io.BytesIO(), "png", **settings)
+    return PIL.open(io.BytesIO(file.getvalue()))
+
+
+def test_images_of_the_same_bytes_that_are_read_differently_are_different_ones() -> None:
+    exif = PIL.Exif()
+    exif[ExifTags.Base.Orientation] = 3  # upside down
+    shades = PIL.linear_gradient("L").resize((16, 16))
+    grey = shades.convert("P")
+    red = grey.copy()
+    red.putpalette([255, 0, 0] * 256)
+    for one, other in (
+        (stored(shades), stored(shades, exif=exif)),
+        (stored(grey), stored(red)),
+        (stored(grey), stored(grey, transparency=grey.getpixel((0, 0)))),
+    ):
+        assert one.tobytes() == other.tobytes()
+        engine = Engine(MODEL)
+        prompts = [Document((Text(COMMON), Image(each), Text("What is it?"))) for each in (one, other)]
+        done(engine, prompts[0])
+        written, reused = done(engine, prompts[1])
+        assert reused == length(Document((Text(COMMON),))) + 1
+        assert contents(written) == contents(alone(prompts[1]))
 
 
 def test_kept_bytes_are_bounded_and_the_least_recently_used_leave_first() -> None:

@@ -1,0 +1,1 @@
+"""Evaluation for dreamkit: metrics that equal the reference implementations."""
