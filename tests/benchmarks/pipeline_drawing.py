@@ -1,7 +1,7 @@
 """One drawing beside diffusers' `StableDiffusionPipeline`, in turn: `python tests/benchmarks/pipeline_drawing.py`.
 
 Both draw and decode an image with guidance 7.5 by the same weights from the same noise and conditions. dreamkit draws
-as its engine does: by a group, with an event for each step. The pipeline gets its text embeddings ready-made.
+with `ImageDecoder.draw`. The pipeline gets its text embeddings ready-made.
 """
 
 from __future__ import annotations
