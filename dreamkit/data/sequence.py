@@ -9,7 +9,7 @@ token the model starts an image.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -155,27 +155,21 @@ class Sequencer:
         Raises:
             DocumentError: it is longer than `max_length`.
         """
-        sequence = self._with_start(self._begin(document, prompt=True))
-        # Generation never reads the last token that it writes, so a document that it returned may be 1 token longer.
-        return self._check_length(sequence, "shorten it", beyond=bool(self.continued_texts(document)))
+        return self.as_prompt(document, self.open_sequence(document))
 
-    def continuation(self, prompt: Document, text: str) -> list[int]:
-        """Return the ids of `text` as the model would write it after a prompt.
+    def open_sequence(self, document: Document) -> Sequence:
+        """Return the sequence of a prompt of any length, which has no token if the prompt has none."""
+        return self._begin(document, prompt=True)
 
-        It goes on with a text that a model wrote or, in a conversation, with the assistant's turn: its ids are those of
-        training, with what the template puts before an answer. Elsewhere it is tokenized by itself, and so it is if the
-        prompt would have other tokens before it.
+    def as_prompt(self, document: Document, opened: Sequence) -> Sequence:
+        """Return the sequence of a prompt, made from its open sequence, which it may change.
+
+        Raises:
+            DocumentError: it is longer than `max_length`.
         """
-        written = "".join(each.text for each in self.continued_texts(prompt))
-        if written:
-            before, whole = (self.language_model.tokenize(each) for each in (written, written + text))
-        elif prompt.is_conversation:
-            answered = replace(prompt, segments=(*prompt.segments, Text(text, role="assistant")))
-            before, whole = (self._begin(each, prompt=True).ids for each in (prompt, answered))
-        else:
-            before, whole = [], []
-        rest = whole[len(before) :] if whole[: len(before)] == before else []
-        return rest or self.language_model.tokenize(text)
+        # Generation never reads the last token that it writes, so a document that it returned may be 1 token longer.
+        beyond = bool(self.continued_texts(document))
+        return self._check_length(self._with_start(opened), "shorten it", beyond=beyond)
 
     def unconditional(self) -> Sequence:
         """Return the sequence of an image without a prompt, for classifier-free guidance."""

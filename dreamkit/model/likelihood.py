@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
+from dreamkit.errors import DocumentError, describe_error
 from dreamkit.kernels.tensors import accumulation_dtype
 from dreamkit.model.document_rows import Rows
 from dreamkit.model.finite import logits_error
@@ -58,6 +59,7 @@ def log_likelihoods(model: DreamModel, pairs: Sequence[Pair]) -> list[LogLikelih
     Images of the next batches are encoded with those of the current one: offloaded parts change places less often.
 
     Raises:
+        DocumentError: an image cannot be read.
         DreamkitError: logits are not finite.
     """
     maker = InputMaker(model)
@@ -69,11 +71,29 @@ def log_likelihoods(model: DreamModel, pairs: Sequence[Pair]) -> list[LogLikelih
     for at, batch in enumerate(batches):
         while any(key in waiting for key in _pictures(batch)):
             new = {key: waiting.pop(key) for key in [*islice(waiting, IMAGES)]}
-            images |= zip(new, maker.read_inputs([*new.values()]), strict=True)
+            images |= zip(new, _inputs(maker, new, pairs), strict=True)
         inputs = [maker.sequence_inputs(pair.inputs, _read_images(pair, images)) for pair in batch]
         results |= zip(batch, _scored(model, batch, inputs), strict=True)
         images = {key: image for key, image in images.items() if last_use[key] > at}
     return [results[pair] for pair in pairs]
+
+
+def _inputs(maker: InputMaker, pictures: Mapping[int, Picture], pairs: Sequence[Pair]) -> list[Tensor]:
+    """Return the inputs of images by their keys.
+
+    Raises:
+        DocumentError: an image cannot be read; the message names the first pair that reads it.
+    """
+    try:
+        return maker.read_inputs([*pictures.values()])
+    except Exception:  # Pillow raises any type of error
+        for key, picture in pictures.items():
+            try:
+                maker.model.vision_encoder.preprocess([picture])
+            except Exception as error:
+                name = next(pair.name for pair in pairs if key in pair.image_keys)
+                raise DocumentError(f"{name}: cannot read an image: {describe_error(error)}") from error
+        raise
 
 
 def _pictures(pairs: Sequence[Pair]) -> dict[int, Picture]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+from dreamkit.data.continuation import with_continuation
 from dreamkit.data.sequence import Sequence as TokenSequence, Sequencer
 from dreamkit.document import Document, Text
 from dreamkit.errors import DocumentError, count, describe_value, surrogate_problem
@@ -88,39 +89,37 @@ class _Tokens:
         return sequence, ids
 
     def _tokens(self, prompt: Any, continuation: Any) -> tuple[TokenSequence, list[int]]:
-        if not isinstance(continuation, str):
-            return self._prompt(prompt), self._checked(continuation, "continuation", "a text or token ids")
-        if problem := surrogate_problem(continuation):
-            raise DocumentError(f"continuation: {problem}")
-        if isinstance(prompt, str):
-            # as lm-evaluation-harness does (`TemplateLM._encode_pair`)
-            stripped = prompt.rstrip()
-            ids = self.tokenize(prompt + continuation)[len(self.tokenize(stripped)) :]
-            return self._prompt(stripped), ids
-        sequence = self._prompt(prompt)
-        if isinstance(prompt, Document):
-            return sequence, self.sequencer.continuation(prompt, continuation)
-        return sequence, self.tokenize(continuation)
-
-    def _prompt(self, prompt: Any) -> TokenSequence:
+        for name, value in (("prompt", prompt), ("continuation", continuation)):
+            if isinstance(value, str) and (problem := surrogate_problem(value)):
+                raise DocumentError(f"{name}: {problem}")
         if isinstance(prompt, str):
             prompt = Document((Text(prompt),) if prompt else (), name="prompt")
+        if not isinstance(continuation, str):
+            return self._prompt(prompt), self._checked(continuation, "continuation", "a text or token ids")
+        if isinstance(prompt, Document):
+            return with_continuation(self.sequencer, prompt, continuation)
+        return self._prompt(prompt), self.tokenize(continuation)
+
+    def _prompt(self, prompt: Any) -> TokenSequence:
         if isinstance(prompt, Document):
             return self.sequencer.prompt(prompt)
         ids = self._checked(prompt, "prompt", "a document, a text or token ids")
-        return TokenSequence("prompt", ids) if ids else self._prompt("")
+        return TokenSequence("prompt", ids) if ids else self.sequencer.prompt(Document(()))
 
     def _checked(self, ids: Any, name: str, expected: str) -> list[int]:
         """Return token ids as integers."""
-        if not isinstance(ids, Sequence) or isinstance(ids, str | bytes):
+        is_array = hasattr(ids, "tolist")  # of numpy, torch or the standard library
+        if is_array or not isinstance(ids, Sequence) or isinstance(ids, str | bytes | bytearray):
             raise DocumentError(
                 f"{name}: expected {expected} (a list of integers), got {describe_value(ids)}"
+                f"{'; pass ids.tolist()' if is_array else ''}"
             )
         for place, token in enumerate(ids):
             is_integer = isinstance(token, Integral) and not isinstance(token, bool)
             if not is_integer or not 0 <= int(token) < self.vocabulary:
+                is_several = name == "continuation" and isinstance(token, Sequence)
                 raise DocumentError(
-                    f"{name}: expected token ids from 0 to {self.vocabulary - 1}, got {describe_value(token)} at index "
-                    f"{place}"
+                    f"{name}: expected integers from 0 to {self.vocabulary - 1}, got {describe_value(token)} at index "
+                    f"{place}{'; name the prompt again for each of its continuations' if is_several else ''}"
                 )
         return [int(token) for token in ids]

@@ -281,13 +281,11 @@ class DreamModel(nn.Module):
         """Return the log probability of each continuation after the prompt of the same index.
 
         Each pair is read in one pass, as in training, but without the last token of the continuation. The result does
-        not depend on other pairs. Images that are the same object are encoded once. The tokens of a text are:
+        not depend on other pairs. Images that are the same object are encoded once.
 
-        - after a text, those of lm-evaluation-harness (`TemplateLM._encode_pair`): whitespace at the end of the prompt
-          goes to the continuation, and both are tokenized together, without as many tokens as the prompt has alone.
-        - after a document that ends with a text written by a model, those that go on with this text.
-        - after a conversation, those of an answer in training, with what the chat template puts before it.
-        - elsewhere, those of the text by itself.
+        A text goes on with the prompt's last text, in a conversation with the assistant's. Whitespace at the end of the
+        prompt goes to it, and both are tokenized together, as in lm-evaluation-harness (`TemplateLM._encode_pair`).
+        After an image, a question or token ids it begins anew, and tokens that a model wrote (`Text.ids`) stay.
 
         Args:
             prompts: documents, texts, or lists of token ids, to which nothing is added. A prompt without a token is the
@@ -296,7 +294,8 @@ class DreamModel(nn.Module):
 
         Raises:
             DocumentError: the numbers of prompts and continuations differ; a continuation has no token; an id is not
-                in the vocabulary; a pair without its last token is longer than the model's length.
+                in the vocabulary; an image cannot be read; a pair without its last token is longer than the model's
+                length.
             DreamkitError: logits are not finite.
         """
         with evaluating(self):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
+from PIL import Image as PIL
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 import small_language
 import tiny
+from dreamkit.data.continuation import with_continuation
 from dreamkit.document import Document, Image, Segment, Text
 from dreamkit.errors import DocumentError, DreamkitError
 from dreamkit.model import likelihood
@@ -211,10 +216,29 @@ def test_a_text_goes_on_with_the_text_that_a_model_wrote(with_words: DreamModel)
         assert result.ids == tuple(ids[at:])
         alone.append(part.tokenize(rest) == ids[at:])
     assert not all(alone)  # inside a word, a text by itself would begin with a space
-    # in another place, or after tokens that would be others, the text has its own tokens
+    # after tokens that would be others, the text has its own tokens
     cut = Document((Text("a tw", ids=tuple(part.tokenize("a tw"))),))
-    for prompt in (cut, Document((Text("a tw"),))):
-        assert with_words.sequencer().continuation(prompt, "o is") == part.tokenize("o is")
+    assert with_continuation(with_words.sequencer(), cut, "o is")[1] == part.tokenize("o is")
+
+
+@given(
+    begun=st.text("a two \n", max_size=12),
+    text=st.text("a two \n", min_size=1, max_size=12),
+    has_image=st.booleans(),
+)
+def test_a_document_and_a_text_have_the_same_tokens(
+    begun: str, text: str, has_image: bool, with_words: DreamModel
+) -> None:
+    """Those of the whole text in training, if they begin with the prompt's."""
+    sequencer, images = with_words.sequencer(), (Image(tiny.picture(0)),) * has_image
+    sequence, ids = with_continuation(sequencer, Document((*images, Text(begun))), text)
+    before = sequencer.open_sequence(Document(images)).ids
+    tokens: Any = with_words.language_model.tokenize
+    assert sequence.ids == ([*before, *tokens(begun.rstrip())] or [EOS])
+    assert ids == tokens(begun + text)[len(tokens(begun.rstrip())) :]
+    if ids and not has_image:
+        one, other = pairs_of(with_words, [begun, Document((Text(begun),))], [text, text])
+        assert (one.ids, one.inputs.ids) == (other.ids, other.inputs.ids) == (ids, sequence.ids + ids[:-1])
 
 
 # batches
@@ -446,17 +470,27 @@ def test_offloaded_parts_give_the_same_to_the_bit() -> None:
         (["a", None], ["b", "c"], "pair 1: prompt: expected a document, .*, got null"),
         (["a"], [None], "pair 0: continuation: expected a text or token ids .*, got null"),
         (["a"], [b"b"], "pair 0: continuation: expected a text or token ids"),
+        (["a"], [bytearray(b"b")], "pair 0: continuation: expected a text or token ids"),
+        (["a"], [array("i", [5])], r"pair 0: continuation: .*, got array.*; pass ids.tolist\(\)$"),
+        ([np.array([5, 6])], ["a"], r"pair 0: prompt: .*, got array.*; pass ids.tolist\(\)$"),
+        (["a"], [torch.tensor([5])], r"pair 0: continuation: .*, got tensor.*; pass ids.tolist\(\)$"),
+        (["a"], [[torch.tensor(5)]], r"pair 0: continuation: expected integers .*, got tensor\(5\) .* 0$"),
+        (["a"], [["b", "c"]], "got 'b' .* at index 0; name the prompt again for each of its continuations$"),
+        (["a"], [[[5], [6]]], "a list .* at index 0; name the prompt again for each of its continuations$"),
+        ([["b"]], ["a"], r"pair 0: prompt: expected integers .*, got 'b' \(string\) at index 0$"),
         (
             ["a", [1, 265]],
             ["b", "c"],
-            r"pair 1: prompt: expected token ids from 0 to 264, got 265 .* at index 1",
+            r"pair 1: prompt: expected integers from 0 to 264, got 265 .* at index 1",
         ),
-        (["a"], [[5, -1]], r"pair 0: continuation: expected token ids from 0 to 264, got -1 \(integer\)"),
-        (["a"], [[True]], r"pair 0: continuation: expected token ids .*, got true \(boolean\)"),
-        (["a"], [[1.0]], r"pair 0: continuation: expected token ids .*, got 1.0 \(number\)"),
+        (["a"], [[5, -1]], r"pair 0: continuation: expected integers from 0 to 264, got -1 \(integer\)"),
+        (["a"], [[True]], r"pair 0: continuation: expected integers .*, got true \(boolean\)"),
+        (["a"], [[1.0]], r"pair 0: continuation: expected integers .*, got 1.0 \(number\)"),
         (["a"], [""], "pair 0: continuation: expected at least one token, got none$"),
         (["a"], [[]], "pair 0: continuation: expected at least one token, got none$"),
         (["a"], ["\ud800"], "pair 0: continuation: .*surrogate"),
+        (["a", "\ud800a"], ["a", "a"], "pair 1: prompt: .*surrogate .* at position 0"),
+        (["\ud800a"], [[5]], "pair 0: prompt: .*surrogate"),
         (["a", "b" * 300], ["c", "d"], "pair 1: prompt: expected at most 256 tokens, got 301; shorten it"),
         (
             [[1] * 250],
@@ -481,6 +515,30 @@ def test_a_text_whose_tokens_are_joined_with_those_of_the_prompt_is_an_error(wit
         DocumentError, match=r"pair 0: .* got none for 'o' \(string\), which .* pass token ids"
     ):
         with_words.log_likelihood(["a tw"], ["o"])
+
+
+def truncated_picture() -> Any:
+    file = BytesIO()
+    tiny.picture(0, 64).save(file, "JPEG")
+    return PIL.open(BytesIO(file.getvalue()[:900]))
+
+
+@pytest.mark.parametrize(
+    ("picture", "reason"),
+    [(PIL.new("F", (8, 8)), "got float values"), (truncated_picture(), "OSError: image file is truncated")],
+)
+def test_an_image_that_cannot_be_read_is_an_error_that_names_the_pair(picture: Any, reason: str) -> None:
+    """The first one that reads it, also if a longer one comes first in the calls."""
+    good, bad = Image(tiny.picture(1)), Image(picture)
+    prompts = [Document((good, Text("is"))), Document((good, bad)), Document((bad, Text("is")))]
+    with pytest.raises(DocumentError, match=f"^pair 1: cannot read an image: .*{reason}"):
+        MODEL.log_likelihood(prompts, ["a", "b", "c" * 20])
+
+
+def test_an_error_that_is_of_no_image_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODEL.vision_encoder, "forward", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        MODEL.log_likelihood([Document((Image(tiny.picture(1)),))], ["a"])
 
 
 def test_no_pairs_have_no_results() -> None:

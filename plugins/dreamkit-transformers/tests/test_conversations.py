@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, product
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -15,6 +15,7 @@ from tokenizers import AddedToken
 from chat_tokenizers import EACH, ENDLESS, SPECIAL, TEMPLATES, TOKENIZERS
 from chats import DRAWN, PICTURE, READ, conversation, conversations, library_ids, part_of, sequencer_of
 from dreamkit import Document, DocumentError, Image, Text
+from dreamkit.data.continuation import with_continuation
 from dreamkit.data.sequence import IGNORED
 from dreamkit_transformers.causal_lm import CausalLM, LanguageConfig
 from dreamkit_transformers.llama import Llama, tiny_gated_config
@@ -42,7 +43,7 @@ def test_a_conversation_has_the_ids_of_the_library(kind: str, template: str, doc
         try:
             ids = convert(document).ids
         except DocumentError as error:  # a template may end no answer but the last one
-            assert not prompt and not any(answers) and "nothing to train on" in str(error)
+            assert not prompt and not any(map(str.strip, answers)) and "nothing to train on" in str(error)
         else:
             assert ids == expected
 
@@ -58,8 +59,9 @@ def test_a_continuation_of_a_prompt_has_the_tokens_of_training(kind: str) -> Non
             prompt = Document((question,))
             trained = sequencer.sequence(Document((question, Text(answer, role="assistant"))))
             labels = [label for label in trained.labels if label != IGNORED]
-            ids = sequencer.continuation(prompt, answer)
-            before = sequencer.prompt(prompt).ids
+            sequence, ids = with_continuation(sequencer, prompt, answer)
+            before = sequence.ids
+            assert before == sequencer.prompt(prompt).ids
             if trained.ids[: len(before)] != before:
                 assert ids == part.tokenize(answer)
                 own.add(template)
@@ -67,6 +69,43 @@ def test_a_continuation_of_a_prompt_has_the_tokens_of_training(kind: str) -> Non
                 assert ids and ids == labels[: len(ids)] and trained.ids[len(before) :] == labels
                 assert not set("89") & set(part.decode(labels[len(ids) :]))
     assert own == {"thinks in the prompt"}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_continuation_of_an_open_turn_has_the_tokens_of_training(kind: str, template: str) -> None:
+    """Without the space at the end of the turn, which is part of the next token."""
+    part = part_of(kind, template)
+    sequencer = sequencer_of(part)
+    drawn = Image(PICTURE, draw=True, role="assistant")
+    starts = Document((Text("1 2", role="user"),)), Document((Text("1", role="user"), drawn))
+    for start, begun, answer in product(starts, ("8", "8 ", "8 9\n\n", " 9 8", " ", ""), ("9", " 9", "89 8")):
+        prompt, stripped, whole = (
+            start + Document((Text(text, role="assistant"),))
+            for text in (begun, begun.rstrip(), begun + answer)
+        )
+        sequence, ids = with_continuation(sequencer, prompt, answer)
+        assert sequence.ids == library_ids(part, stripped, prompt=True)
+        assert ids == library_ids(part, whole, prompt=True)[len(sequence.ids) :]
+        trained = sequencer.sequence(whole).ids
+        assert trained[len(sequence.ids) :][: len(ids)] == ids
+        if begun != begun.rstrip():
+            assert [*sequence.ids, *ids] == trained[: len(sequence.ids) + len(ids)]
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
+def test_a_space_before_a_choice_is_part_of_its_token(kind: str) -> None:
+    part = part_of(kind, "chatml")
+    turns = Text("1", role="user"), Text("2: ", role="assistant")
+    _, ids = with_continuation(sequencer_of(part), Document(turns), "9")
+    assert len(ids) == 1 and part.tokenizer.convert_ids_to_tokens(ids)[0] in ("Ġ9", "▁9")
+
+
+def test_a_continuation_that_makes_the_template_cut_the_text_before_it_is_an_error() -> None:
+    part = part_of("byte-level", "cuts reasoning")
+    prompt = conversation(("user", "1"), ("assistant", "8 9"))
+    with pytest.raises(DocumentError, match=r"^d1: .* deletes portions of the final message"):
+        with_continuation(sequencer_of(part), prompt, "</think>9")
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
