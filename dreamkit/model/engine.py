@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Final
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
 
 from dreamkit.document import Document
-from dreamkit.errors import DreamkitError, count
+from dreamkit.errors import DreamkitError, count, describe_value
 from dreamkit.model.beam_writer import BeamWriter
 from dreamkit.model.document_seeds import checked_seed
 from dreamkit.model.drawing import check_room, check_schedule, check_size, negative_document
@@ -77,7 +78,8 @@ class Engine:
             like one of them, or like one in the batch, starts from its cache.
 
     Raises:
-        DreamkitError: `budget_bytes` is given, and the size of the language model's cache is unknown.
+        DreamkitError: a number is not an integer, or too small; `budget_bytes` is given, and the size of the language
+            model's cache is unknown.
     """
 
     def __init__(
@@ -89,6 +91,9 @@ class Engine:
         prefill_tokens: int = PREFILL,
         prefix_bytes: int = PREFIXES,
     ) -> None:
+        bounds = {"budget_tokens": budget_tokens, "budget_bytes": budget_bytes}
+        for name, value in {**bounds, "prefill_tokens": prefill_tokens, "prefix_bytes": prefix_bytes}.items():
+            _check_number(name, value, least=0 if name == "prefix_bytes" else 1, or_none=name in bounds)
         self.model = model
         self.budget_tokens, self.budget_bytes = budget_tokens, budget_bytes
         self._maker = InputMaker(model)
@@ -211,11 +216,9 @@ class Engine:
         self._drawings.drop(number)
         self._waiting.pop(number, None)
         writer = self._writers.pop(number, None)
-        try:
-            if keep and writer is not None:
-                self._prefixes.keep(writer)
-        finally:
-            self._lanes.drop(number)
+        if keep and writer is not None:
+            self._prefixes.keep(writer)
+        self._lanes.drop(number)
 
     def _admit(self) -> Iterator[Event]:
         """Let waiting documents join, in their order, as long as the budget allows."""
@@ -361,3 +364,11 @@ class Engine:
 
     def _evaluating(self) -> AbstractContextManager[None]:
         return evaluating(self.model) if self.model.training else nullcontext()
+
+
+def _check_number(name: str, value: Any, *, least: int, or_none: bool) -> None:
+    """Raise DreamkitError unless `value` is an integer of at least `least`, or None where that is allowed."""
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    if not (is_integer and value >= least) and not (or_none and value is None):
+        expected = f"an integer of at least {least}{' or None' if or_none else ''}"
+        raise DreamkitError(f"{name}: expected {expected}, got {describe_value(value)}")

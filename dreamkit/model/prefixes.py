@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -10,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from dreamkit.errors import describe_error
 from dreamkit.model.lanes import Lanes
 from dreamkit.model.writer import Writer
 from dreamkit.parts.language import LanguageModel
@@ -17,6 +19,7 @@ from dreamkit.parts.language import LanguageModel
 LEAST: Final = 32  # positions: it is quicker to compute fewer than to wait for them and copy them
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +88,7 @@ class Prefixes:
     def keep(self, writer: Writer) -> None:
         """Keep the positions of a document that ends, in place of those that it continues.
 
-        If the device has no memory for them, all that is kept is dropped.
+        If the device has no memory for them, all that is kept is dropped. After another error, nothing is kept.
         """
         names = writer.names[: writer.position]
         if not self._can_copy or not self.budget_bytes or len(names) < LEAST:
@@ -94,10 +97,14 @@ class Prefixes:
             return
         try:
             cache = self._lanes.copy(writer.number)
+            size = None if cache is None else self.language_model.cache_bytes(cache)
         except torch.OutOfMemoryError:
             self._kept = []
             return
-        size = None if cache is None else self.language_model.cache_bytes(cache)
+        except Exception as error:  # the code of a plug-in may fail in any way; no document depends on this
+            self._kept, self.budget_bytes = [], 0
+            log.warning("cannot keep the KV caches of documents that have ended: %s", describe_error(error))
+            return
         if size is None or size > self.budget_bytes:
             return
         self._kept = [each for each in self._kept if common_length(names, each.names) < len(each.names)]

@@ -495,6 +495,21 @@ def test_settings_that_a_recipe_could_not_have_are_refused(wrong: dict[str, Any]
         Engine(MODEL).submit("x", replace(SHORT, **wrong))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("budget_tokens", 0, "an integer of at least 1 or None, got 0"),
+        ("budget_bytes", "1G", "an integer of at least 1 or None, got '1G'"),
+        ("prefill_tokens", None, "an integer of at least 1, got null"),
+        ("prefix_bytes", -1, "an integer of at least 0, got -1"),
+        ("prefix_bytes", 1.5, "an integer of at least 0, got 1.5"),
+    ],
+)
+def test_wrong_bounds_of_an_engine_are_refused(name: str, value: Any, expected: str) -> None:
+    with pytest.raises(DreamkitError, match=re.escape(f"{name}: expected {expected}")):
+        Engine(MODEL, **{name: value})
+
+
 def test_an_engine_keeps_no_model_alive() -> None:
     model = tiny.model()
     engine = Engine(model)

@@ -239,13 +239,21 @@ def test_without_memory_for_a_copy_nothing_is_kept(monkeypatch: pytest.MonkeyPat
     assert contents(document) == contents(alone(prompts[1]))
 
 
-def test_a_part_that_fails_to_copy_ends_no_document_that_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_fails_to_copy_ends_no_document(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(MODEL.language_model, "cache_bytes", lambda cache: 1 / 0)
     engine = Engine(MODEL)
-    handles = [engine.submit(Document((Text(letter * 60),)), WRITES) for letter in "ab"]
-    monkeypatch.setattr(MODEL.language_model, "copy_rows", None)
-    events = [event for event in engine.drain() if isinstance(event, DocumentDone | DocumentFailed)]
-    assert [type(each.last) for each in handles] == [DocumentDone, DocumentFailed]
-    assert events == [each.last for each in handles]
+    lengths = [WRITES, replace(WRITES, max_tokens=12)]
+    handles = [
+        engine.submit(Document((Text(letter * 60),)), options)
+        for letter, options in zip("ab", lengths, strict=True)
+    ]
+    [*engine.drain()]
+    assert [type(each.last) for each in handles] == [DocumentDone, DocumentDone]
+    assert caplog.messages == [
+        "cannot keep the KV caches of documents that have ended: ZeroDivisionError: division by zero"
+    ]
 
 
 @pytest.mark.parametrize("lacks", ["copy_rows", "truncate_rows", "cache", "cache_bytes"])
