@@ -263,7 +263,8 @@ def generate(
         ),
     ] = None,
     length_penalty: Annotated[
-        float | None, typer.Option(callback=check_setting, help="of beam search; above 1: longer texts")
+        float | None,
+        typer.Option(callback=check_setting, help="of beam search; the higher, the longer the text"),
     ] = None,
     stop: Annotated[
         list[str] | None,
@@ -326,6 +327,11 @@ def generate(
     choosing = {"repetition_penalty": repetition_penalty, "beams": beams, "length_penalty": length_penalty}
     every = limits | drawing | sampling | choosing
     settings = {name: value for name, value in every.items() if value is not None}
+    if beams is not None and beams > 1 and max_images:
+        raise typer.BadParameter(
+            f"expected 0 with --beams {beams}, got {max_images}; beam search draws nothing, so leave one of them out",
+            param_hint="--max-images",
+        )
     reason = write_document(
         checkpoint, document, out, title=prompt, seed=seed, settings=settings, to=to, overwrite=overwrite
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -10,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from dreamkit.errors import describe_error
 from dreamkit.model.lanes import Lanes
 from dreamkit.model.writer import Writer
 from dreamkit.parts.language import LanguageModel
@@ -17,6 +19,7 @@ from dreamkit.parts.language import LanguageModel
 LEAST: Final = 32  # positions: it is quicker to compute fewer than to wait for them and copy them
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,7 @@ class Prefixes:
         # of a waiting document: the number of one in the batch, and the length of the beginning
         self._awaited: WeakKeyDictionary[Writer, tuple[int, int]] = WeakKeyDictionary()
         self._can_copy = language_model.spec.cache
+        self._can_cut = language_model.spec.cache_padding  # recurrent states cannot be cut
 
     @property
     def bytes(self) -> int:
@@ -54,7 +58,9 @@ class Prefixes:
         """Return True if a document in the batch is just reading the longest beginning of this one's prompt."""
         number, length = self._awaited.pop(writer, (-1, 0))
         if number not in self._writers:
-            prompts = [(other.names[: other.length], other) for other in self._batch()]
+            # a document that writes may read its prompt again, but not for others
+            readers = [other for other in self._batch() if self._can_cut and not other.tokens]
+            prompts = [(other.names[: other.length], other) for other in readers]
             length, reader = _most_alike(writer.names[:-1], prompts, self._kept_one(writer)[0])
             if reader is None:
                 return False
@@ -71,7 +77,7 @@ class Prefixes:
         """
         length, kept = self._kept_one(writer)
         computed = [(other.names[: other.position], other) for other in self._batch()]
-        longer, other = _most_alike(writer.names[:-1], computed, length)
+        longer, other = self._most_alike(writer, computed, length)
         if other is not None:
             copied = self._lanes.copy(other.number)
             self._can_copy = copied is not None
@@ -85,7 +91,7 @@ class Prefixes:
     def keep(self, writer: Writer) -> None:
         """Keep the positions of a document that ends, in place of those that it continues.
 
-        If the device has no memory for them, all that is kept is dropped.
+        If the device has no memory for them, all that is kept is dropped. After another error, nothing is kept.
         """
         names = writer.names[: writer.position]
         if not self._can_copy or not self.budget_bytes or len(names) < LEAST:
@@ -94,10 +100,14 @@ class Prefixes:
             return
         try:
             cache = self._lanes.copy(writer.number)
+            size = None if cache is None else self.language_model.cache_bytes(cache)
         except torch.OutOfMemoryError:
             self._kept = []
             return
-        size = None if cache is None else self.language_model.cache_bytes(cache)
+        except Exception as error:  # the code of a plug-in may fail in any way; no document depends on this
+            self._kept, self.budget_bytes = [], 0
+            log.warning("cannot keep the KV caches of documents that have ended: %s", describe_error(error))
+            return
         if size is None or size > self.budget_bytes:
             return
         self._kept = [each for each in self._kept if common_length(names, each.names) < len(each.names)]
@@ -113,7 +123,15 @@ class Prefixes:
 
         The number is the greatest one. Without one of at least `LEAST`, return `LEAST` - 1 and None.
         """
-        return _most_alike(writer.names[:-1], [(each.names, each) for each in self._kept], LEAST - 1)
+        return self._most_alike(writer, [(each.names, each) for each in self._kept], LEAST - 1)
+
+    def _most_alike(
+        self, writer: Writer, others: Iterable[tuple[list[int], T]], more_than: int
+    ) -> tuple[int, T | None]:
+        """Return the result of `_most_alike` for the prompt of `writer`, among positions that can be used."""
+        names = writer.names[:-1]
+        usable = [pair for pair in others if self._can_cut or names[: len(pair[0])] == pair[0]]
+        return _most_alike(names, usable, more_than)
 
     def _cut(self, cache: Any | None, positions: int, length: int) -> tuple[int, Any]:
         """Return the first positions of a cache of one row; 0 and None if the language model cannot cut it."""

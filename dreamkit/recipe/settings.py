@@ -7,7 +7,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from dreamkit.errors import ConfigError, DreamkitError, did_you_mean
+from dreamkit.errors import ConfigError, DreamkitError, RecipeProblem, did_you_mean
 from dreamkit.recipe.fields import section_keys
 from dreamkit.recipe.generation_section import GenerationSection
 from dreamkit.recipe.schema import SchemaReader
@@ -34,9 +34,15 @@ def generation_section(
     reader = SchemaReader()
     section = reader.section(GenerationSection, Node.from_plain(values, "generation", Path()), "")
     if reader.problems:
-        raise ConfigError({problem.key: problem.message for problem in reader.problems})
+        raise ConfigError({problem.key: _with_origin(problem, settings) for problem in reader.problems})
     assert isinstance(section, GenerationSection), "a section without problems is read"
     return section
+
+
+def _with_origin(problem: RecipeProblem, settings: Mapping[str, Any]) -> str:
+    """Return the message of a problem; it says so if the value is none of `settings`."""
+    is_set = problem.key.partition(".")[0] in settings
+    return problem.message if is_set or not settings else f"{problem.message} (the value is the recipe's)"
 
 
 def _with_plain_numbers(value: Any) -> Any:

@@ -201,6 +201,10 @@ def test_a_file_is_never_overwritten(run, checkpoint: Path) -> None:
         (["say", "--top-p", 2], "'--top-p': expected more than 0 and at most 1, got 2"),
         (["say", "--min-p", -0.5], "'--min-p': expected at least 0 and at most 1, got -0.5"),
         (["say", "--repetition-penalty", 0], "'--repetition-penalty': expected at least 0.001"),
+        (
+            ["say", "--beams", 3, "--max-images", 1],
+            "expected 0 with --beams 3, got 1; beam search draws nothing",
+        ),
         (["say", "--beams", 0], "'--beams': expected at least 1 and at most 1000, got 0"),
         (["say", "--length-penalty", "nan"], "'--length-penalty': expected a finite number, got nan"),
         (

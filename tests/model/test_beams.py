@@ -395,7 +395,7 @@ def test_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
         return values
 
     monkeypatch.setattr(part, "logits", logits)
-    events = [*model().generate("a", beams=2, max_tokens=5, max_images=8, size=(7, 7), ignore_eos=True)]
+    events = [*model().generate("a", beams=2, max_tokens=5, size=(7, 7), ignore_eos=True)]
     assert {type(event) for event in events} == {TextPiece, DocumentDone}
     assert len(written(events)) == 5 and dream not in written(events)
 
@@ -417,6 +417,16 @@ def test_settings_that_beam_search_cannot_have_are_refused(wrong: dict[str, Any]
     with pytest.raises(ConfigError) as error:
         next(model().generate("a", **{"beams": 2} | wrong))
     assert message in str(error.value)
+    assert [*model().generate("a", beams=2, max_images=0, max_tokens=2)]
     assert GenerationSection(
         beams=2, top_k=5, top_p=0.5, min_p=0.1
     )  # without effect, as at any temperature of 0
+
+
+def test_a_value_of_the_recipe_that_beam_search_cannot_have_is_named_as_such() -> None:
+    sampling = tiny.model(**{"generation.temperature": 0.7})
+    with pytest.raises(ConfigError) as error:
+        next(sampling.generate("a", beams=2))
+    assert "got 0.7; beam search does not sample" in str(error.value)
+    assert str(error.value).endswith("(the value is the recipe's)")
+    assert [*sampling.generate("a", beams=2, temperature=0.0, max_tokens=2)]

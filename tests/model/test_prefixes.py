@@ -239,13 +239,45 @@ def test_without_memory_for_a_copy_nothing_is_kept(monkeypatch: pytest.MonkeyPat
     assert contents(document) == contents(alone(prompts[1]))
 
 
-def test_a_part_that_fails_to_copy_ends_no_document_that_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_fails_to_copy_ends_no_document(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(MODEL.language_model, "cache_bytes", lambda cache: 1 / 0)
     engine = Engine(MODEL)
-    handles = [engine.submit(Document((Text(letter * 60),)), WRITES) for letter in "ab"]
-    monkeypatch.setattr(MODEL.language_model, "copy_rows", None)
-    events = [event for event in engine.drain() if isinstance(event, DocumentDone | DocumentFailed)]
-    assert [type(each.last) for each in handles] == [DocumentDone, DocumentFailed]
-    assert events == [each.last for each in handles]
+    lengths = [WRITES, replace(WRITES, max_tokens=12)]
+    handles = [
+        engine.submit(Document((Text(letter * 60),)), options)
+        for letter, options in zip("ab", lengths, strict=True)
+    ]
+    [*engine.drain()]
+    assert [type(each.last) for each in handles] == [DocumentDone, DocumentDone]
+    assert caplog.messages == [
+        "cannot keep the KV caches of documents that have ended: ZeroDivisionError: division by zero"
+    ]
+
+
+def test_a_document_that_awaits_a_beginning_keeps_its_place_in_the_budget() -> None:
+    prompts = [Document((Text(text),)) for text in (COMMON * 3 + "a", COMMON * 3 + "b", "c" * 100, "d" * 100)]
+    engine = Engine(MODEL, budget_tokens=2 * (length(prompts[0]) + WRITES.max_tokens), prefill_tokens=5)
+    handles = [engine.submit(prompt, WRITES) for prompt in prompts]
+    engine.step()
+    assert {*engine._writers} == {0}
+    order = [event.document for event in engine.drain() if isinstance(event, DocumentDone)]
+    assert order[:2] == [0, 1] and handles[1].reused > 100
+
+
+def test_a_document_waits_for_no_beam_search_that_reads_its_prompt_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(MODEL.language_model, "select_rows", lambda cache, rows: False)
+    monkeypatch.setattr(MODEL.language_model, "copy_rows", lambda cache, rows: None)
+    engine, prompt = Engine(MODEL), Document((Text(COMMON * 2),))
+    engine.submit(prompt, GenerationSection(beams=3, max_tokens=30, ignore_eos=True))
+    engine.step()
+    quick = engine.submit(prompt, replace(WRITES, max_tokens=4))
+    for _ in range(8):
+        engine.step()
+    assert isinstance(quick.last, DocumentDone)
 
 
 @pytest.mark.parametrize("lacks", ["copy_rows", "truncate_rows", "cache", "cache_bytes"])

@@ -39,7 +39,8 @@ def document_attention(
 ) -> tuple[Tensor, None]:
     """Return the attention (B, T, H, d) of each document in `spans` alone; zeros for padding.
 
-    `attention_mask` is not used. Without `spans`, this is the library's scaled dot-product attention under the mask.
+    `attention_mask` is not used. Without `spans`, this is the library's scaled dot-product attention under the mask; an
+    empty mask is none.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -48,6 +49,8 @@ def document_attention(
     ]:
         raise NotImplementedError(f"attention by document does not know {unknown[0]}")
     if spans is None:
+        if attention_mask is not None and not attention_mask.numel():
+            attention_mask = None
         return sdpa_attention_forward(module, query_BHTd, key_BHSd, value_BHSd, attention_mask, **named)
     heads, tokens = query_BHTd.shape[1:3]
     outputs, row = [], 0

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from dreamkit import Spans
-from dreamkit_transformers.masks import attention_masks
+from dreamkit_transformers.document_attention import NAME as DOCUMENTS
+from dreamkit_transformers.masks import attention_masks, window_of
 from dreamkit_transformers.rope import (
     check_length,
     document_lengths,
@@ -160,7 +161,7 @@ def _run_masked(
 ) -> Tensor:
     """Run T tokens after those in `cache`; `slots` are the positions and segments (B, S) of both."""
     by_type = masks == "by type"
-    if spans is None:
+    if spans is None and not _sees_all(decoder.config, embeds_BTD, slots, cache):
         attention_mask: Any = attention_masks(
             decoder.config, position_ids_BT, segment_ids_BT, *slots, dtype=embeds_BTD.dtype, by_type=by_type
         )
@@ -169,7 +170,7 @@ def _run_masked(
         # the library makes a mask where there is none, but takes any of four dimensions
         unused = embeds_BTD.new_empty(0, 0, 0, 0)
         attention_mask = dict.fromkeys(decoder.config.layer_types, unused) if by_type else unused
-        documents = {"spans": spans}
+        documents = {} if spans is None else {"spans": spans}
     return decoder(
         inputs_embeds=embeds_BTD,
         position_ids=position_ids_BT,
@@ -178,6 +179,20 @@ def _run_masked(
         use_cache=cache is not None,
         **documents,
     ).last_hidden_state
+
+
+def _sees_all(
+    config: Any, embeds_BTD: Tensor, slots: tuple[Tensor, Tensor], cache: TokenCache | None
+) -> bool:
+    """Return True if one more token of each row sees all slots, so that attention needs no mask."""
+    window = window_of(config)
+    return (
+        config._attn_implementation == DOCUMENTS
+        and cache is not None
+        and cache.is_full
+        and embeds_BTD.shape[1] == 1
+        and (window is None or slots[0].shape[1] <= window)
+    )
 
 
 def _run_unmasked(

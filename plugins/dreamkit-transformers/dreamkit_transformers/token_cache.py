@@ -43,7 +43,8 @@ class TokenCache:
     """Keys and values of every layer, and the position and segment of every slot (segment -1: empty).
 
     `layers` keeps every token: the library's windowed caches would count empty slots, so the masks apply windows.
-    Without `padding`, no slot of a row may be empty.
+    Without `padding`, no slot of a row may be empty. `has_empty_slots`, and `has_segments` beside 0, are False if
+    there are none.
     `embeds_BSD` has the inputs of all slots if the model's keys change when a document passes a length, else None.
     """
 
@@ -52,9 +53,14 @@ class TokenCache:
     segment_ids_BS: Tensor | None = None
     embeds_BSD: Tensor | None = None
     padding: bool = True
+    has_empty_slots: bool = False
+    has_segments: bool = False
 
     def extend(self, position_ids_BT: Tensor, segment_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Add T slots; return the positions and segments (B, S) of all slots."""
+        """Add T slots; return the positions and segments (B, S) of all slots. It waits for the device."""
+        if segment_ids_BT.is_meta or segment_ids_BT.any():
+            self.has_empty_slots |= segment_ids_BT.is_meta or bool((segment_ids_BT == EMPTY).any())
+            self.has_segments |= segment_ids_BT.is_meta or bool((segment_ids_BT > 0).any())
         self.position_ids_BS = _joined(self.position_ids_BS, position_ids_BT)
         self.segment_ids_BS = _joined(self.segment_ids_BS, segment_ids_BT)
         return self.position_ids_BS, self.segment_ids_BS
@@ -79,6 +85,11 @@ class TokenCache:
         """The bytes of all tensors of a cache that has slots."""
         return sum(slots.tensor.nbytes for slots in self._slots())
 
+    @property
+    def is_full(self) -> bool:
+        """Flag: each slot has a token of the one document in its row."""
+        return not (self.has_empty_slots or self.has_segments)
+
     def lengths(self) -> list[int]:
         """Return the number of tokens in each row; it waits for the device."""
         return [] if self.segment_ids_BS is None else (self.segment_ids_BS != EMPTY).sum(1).tolist()
@@ -96,6 +107,7 @@ class TokenCache:
             return
         lengths = self.lengths()
         width = max((lengths[row] for row in rows), default=0)
+        self.has_empty_slots = any(lengths[row] < width for row in rows)
         if width == self.segment_ids_BS.shape[1]:
             for slots in self._slots():
                 setattr(slots.owner, slots.name, slots.tensor[rows_N])
@@ -128,7 +140,10 @@ class TokenCache:
         if self.segment_ids_BS is None:
             vars(self).update(vars(other))
             return
-        width = max(self.segment_ids_BS.shape[1], other.segment_ids_BS.shape[1])
+        widths = self.segment_ids_BS.shape[1], other.segment_ids_BS.shape[1]
+        self.has_empty_slots |= other.has_empty_slots or widths[0] != widths[1]
+        self.has_segments |= other.has_segments
+        width = max(widths)
         for slots, others in zip([*self._slots()], [*other._slots()], strict=True):
             setattr(slots.owner, slots.name, torch.cat([slots.padded(width), others.padded(width)]))
 
@@ -139,6 +154,7 @@ class TokenCache:
         filled_BS = self.segment_ids_BS != EMPTY
         lengths_B1 = torch.tensor(lengths, device=filled_BS.device)[:, None]
         self.segment_ids_BS = self.segment_ids_BS.masked_fill(filled_BS.cumsum(1) > lengths_B1, EMPTY)
+        self.has_empty_slots = True  # perhaps; `select` knows
         self._drop_empty_slots()
 
     def _drop_empty_slots(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from dreamkit_transformers.causal_lm import CausalLM, LanguageConfig
 from dreamkit_transformers.families import Gemma, Mistral, Phi
 from dreamkit_transformers.llama import Llama
+from dreamkit_transformers.masks import attention_masks
 from small_language import LFM2, LONGROPE, MAMBA2, NEXT, SWITCH, make, positions
 
 LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4, "head_dim": 8}
@@ -179,6 +180,36 @@ def test_a_prefix_is_copied_to_rows_and_kept(name: str) -> None:
         batch.feed([*range(1, rows + 1)])
         batch.feed([1] * rows)
     kept.feed([9])
+
+
+@pytest.mark.parametrize(("name", "last"), [("llama", 20), ("mistral with a window", 4)])
+@torch.no_grad()
+def test_a_token_that_sees_all_slots_needs_no_mask(
+    name: str, last: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The window of 4 hides slots from the fifth token."""
+    masks: list[int] = []  # slots of each mask of one token
+
+    def counted(*args: Any, **named: Any) -> Any:
+        tokens, slots = args[1].shape[1], args[3].shape[1]
+        masks.extend([slots] if tokens == 1 < slots else [])
+        return attention_masks(*args, **named)
+
+    batch = batch_of(name)
+    monkeypatch.setattr("dreamkit_transformers.text_decoder.attention_masks", counted)
+    batch.arrive([2])
+    batch.arrive([2])
+    for _ in range(18):
+        batch.feed([1, 1])
+    assert masks == [*range(last + 1, 21)]
+    batch.arrive([3])  # shorter than the others
+    masks.clear()
+    batch.feed([1, 1, 1])
+    assert masks == [21]
+    batch.select([2])
+    masks.clear()
+    batch.feed([1])
+    assert masks == ([] if last > 4 else [5])
 
 
 @torch.no_grad()
