@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import TYPE_CHECKING
@@ -43,6 +44,7 @@ class DrawingGroup:
     Attributes:
         drawings: the images, in the order of the latents' rows.
         numbers: the numbers of their documents.
+        ended: those of documents that have ended before their image.
         problems: of each image, once `pictures` is set: why its values are not finite, or None.
         pictures: the images as PIL images, once they are drawn.
         steps_done: number of steps that had their events.
@@ -53,12 +55,18 @@ class DrawingGroup:
         self.steps_done = steps_done
         self.decoder, self.drawings = decoder, drawings
         self.numbers = {each.writer.number for each in drawings}
+        self.ended: set[int] = set()
         self.pictures: list[Picture] = []
         self.problems: list[str | None] = []
         self._steps = self._begin()
         self._finite: list[Tensor] = []  # rows of the latents of each step
         self._held: list[DenoisingStep] = []  # events that wait for their previews
         self._latents: Tensor | None = None
+
+    @property
+    def left(self) -> list[Drawing]:
+        """The drawings of documents that have not ended."""
+        return [each for each in self.drawings if each.writer.number not in self.ended]
 
     def _begin(self) -> Iterator[DrawStep]:
         options = self.drawings[0].writer.options
@@ -103,20 +111,29 @@ class DrawingGroup:
     def _previewed(self) -> list[int]:
         """Return the rows of the images whose preview is to be decoded after this step; none after the last one."""
         step = self._held[0]
-        every = [each.writer.options.preview_every for each in self.drawings]
-        is_last = step.step + 1 == step.steps
-        return [row for row, n in enumerate(every) if n and not is_last and (step.step + 1) % n == 0]
+        done = step.step + 1
+        every = [each.writer.options.preview_every if each in self.left else 0 for each in self.drawings]
+        return [row for row, n in enumerate(every) if n and done < step.steps and done % n == 0]
 
     def _with_previews(self) -> list[DenoisingStep]:
         """Return the events that wait, with the previews that their settings ask for."""
-        assert self._latents is not None, "events follow a step"
-        if rows := self._previewed():
-            for row, image in zip(rows, self.decoder.decode(self._latents[rows]), strict=True):
-                picture = to_picture(image)
-                self._held[row] = replace(self._held[row], picture=picture, preview=partial(_itself, picture))
+        for row, picture in self._decoded_previews().items():
+            self._held[row] = replace(self._held[row], picture=picture, preview=partial(_itself, picture))
         self.steps_done = self._held[0].step + 1
         events, self._held = self._held, []
         return events
+
+    def _decoded_previews(self) -> dict[int, Picture]:
+        """Return previews by their rows: decoded together or, if that fails, each alone, without those that fail."""
+        rows, latents = self._previewed(), self._latents
+        assert latents is not None, "events follow a step"
+        pictures: dict[int, Picture] = {}
+        for batches in ([rows], [[row] for row in rows]):
+            for batch in batches if len(pictures) < len(rows) else ():
+                with suppress(Exception):  # an image that cannot be decoded ends its document at the end
+                    images = self.decoder.decode(latents[batch])
+                    pictures |= {row: to_picture(image) for row, image in zip(batch, images, strict=True)}
+        return pictures
 
     def _preview(self, latents: Tensor, row: int) -> Callable[[], Picture]:
         return partial(_decoded, self.decoder, latents[row : row + 1])

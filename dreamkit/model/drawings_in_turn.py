@@ -31,7 +31,6 @@ class DrawingsInTurn:
         self.decoder = decoder
         self._waiting: list[Drawing] = []
         self._groups: deque[DrawingGroup] = deque()
-        self._ended: set[int] = set()  # numbers of documents that have ended before their image
 
     @property
     def is_idle(self) -> bool:
@@ -45,8 +44,9 @@ class DrawingsInTurn:
     def drop(self, number: int) -> None:
         """Leave out the image of a document. A group ends if none of its images is left."""
         self._waiting = [each for each in self._waiting if each.writer.number != number]
-        self._ended |= {number for group in self._groups if number in group.numbers}
-        self._groups = deque(group for group in self._groups if not group.numbers <= self._ended)
+        for group in self._groups:
+            group.ended |= {number} & group.numbers
+        self._groups = deque(group for group in self._groups if group.left)
 
     def turn(self) -> tuple[list[DenoisingStep], list[Drawn]]:
         """Run a step of one group; return the events of the step, and finished drawings.
@@ -60,19 +60,18 @@ class DrawingsInTurn:
         try:
             events = group.turn()
         except Exception as error:  # the code of a plug-in may fail in any way
-            left = [each for each in group.drawings if each.writer.number not in self._ended]
             if len(group.drawings) == 1:
-                return [], [Drawn(each.writer, error) for each in left]
-            self._groups.extend(DrawingGroup(self.decoder, [each], group.steps_done) for each in left)
+                return [], [Drawn(each.writer, error) for each in group.left]
+            self._groups.extend(DrawingGroup(self.decoder, [each], group.steps_done) for each in group.left)
             return [], []
         if group.pictures:
             return events, [
                 Drawn(each.writer, picture if problem is None else DreamkitError(f"{problem}; {REMEDY}"))
                 for each, picture, problem in zip(group.drawings, group.pictures, group.problems, strict=True)
-                if each.writer.number not in self._ended
+                if each in group.left
             ]
         self._groups.append(group)
-        return [event for event in events if event.document not in self._ended], []
+        return [event for event in events if event.document not in group.ended], []
 
     def _form(self) -> None:
         """Make a group of the waiting drawings of each schedule."""

@@ -142,7 +142,7 @@ class Engine:
         writer = kind(number, prompt, options, checked_seed(seed), self._language)
         with torch.no_grad(), self._evaluating():
             self._check_settings(options)
-        if not self._fits(writer, alone=True):
+        if not self._fits(writer, ()):
             raise self._too_large(writer)
         self._submitted += 1
         self._waiting[number] = writer
@@ -175,7 +175,8 @@ class Engine:
                     self._add(event)
             except Exception as error:  # the code of a plug-in may fail in any way
                 for writer in [*self._writers.values()]:
-                    for event in writer.fail(error):
+                    done = None if writer.reason is None else writer.end(writer.reason)
+                    for event in done or writer.fail(error):
                         self._add(event)
 
     def _add(self, event: Event) -> None:
@@ -222,33 +223,34 @@ class Engine:
 
     def _admit(self) -> Iterator[Event]:
         """Let waiting documents join, in their order, as long as the budget allows."""
+        awaiting: list[Writer] = []  # they keep their place
         for writer in [*self._waiting.values()]:
-            if not self._fits(writer, alone=True):  # its bytes are known only now
+            if not self._fits(writer, ()):  # its bytes are known only now
                 yield from writer.fail(self._too_large(writer))
-            elif not self._fits(writer):
+            elif not self._fits(writer, [*self._writers.values(), *awaiting]):
                 return
             elif writer.limit is not None:
                 yield from writer.end(writer.limit)
             else:
                 try:
-                    self._begin(writer)
+                    awaiting += [] if self._begin(writer) else [writer]
                 except Exception as error:  # of an image's file, or of a part
                     yield from writer.fail(error)
 
-    def _begin(self, writer: Writer) -> None:
-        """Let a document join, unless another one is just reading the same beginning."""
+    def _begin(self, writer: Writer) -> bool:
+        """Let a document join; return False if another one is just reading the same beginning, so that it waits."""
         writer.names = writer.names or self._maker.names(writer.sequence)
         if self._prefixes.awaits(writer):
-            return
+            return False
         writer.position, cache = self._prefixes.begin(writer)
         (writer.inputs,) = self._maker.prompt_inputs([writer.sequence], writer.position)
         self._lanes.add(writer.number, writer.position, cache)
         self._handles[writer.number].reused = writer.position
         self._writers[writer.number] = self._waiting.pop(writer.number)
+        return True
 
-    def _fits(self, writer: Writer, *, alone: bool = False) -> bool:
-        """Return True if a document may be written beside those in the batch, or `alone`."""
-        others = [] if alone else [*self._writers.values()]
+    def _fits(self, writer: Writer, others: Sequence[Writer]) -> bool:
+        """Return True if a document may be written beside others."""
         positions = [each.most_positions for each in (*others, writer) for _ in range(each.options.beams)]
         if self.budget_tokens is not None and sum(positions) > self.budget_tokens:
             return False
@@ -264,7 +266,7 @@ class Engine:
         if self.budget_bytes is not None and self._slot_bytes is None and self._writers:
             (writer,) = self._writers.values()
             self._slot_bytes = (self._lanes.cache_bytes() or 0) / writer.position
-            if not self._fits(writer, alone=True):
+            if not self._fits(writer, ()):
                 yield from writer.fail(self._too_large(writer))
 
     def _too_large(self, writer: Writer) -> DreamkitError:
@@ -288,7 +290,7 @@ class Engine:
             try:
                 yield from writer.write(logits_RV)
                 going += [writer] if writer.reason is None else []
-            except DreamkitError as error:
+            except Exception as error:  # of its logits, or of the tokenizer
                 yield from writer.fail(error)
         texts = [writer for writer in going if not writer.drawing]
         if texts:

@@ -89,7 +89,11 @@ class Lanes:
             rows = {number: writers[number] for number in lane.positions if writers[number].inputs.shape[-2]}
             if not rows:
                 continue
-            pieces = {number: writer.inputs[..., :most, :] for number, writer in rows.items()}
+            # the dream states of an image are computed at once: with LongRoPE, a later token may change earlier ones
+            pieces = {
+                number: writer.inputs if writer.drawing else writer.inputs[..., :most, :]
+                for number, writer in rows.items()
+            }
             for number, hidden_tD in lane.feed(pieces).items():
                 writer, length = rows[number], hidden_tD.shape[-2]
                 writer.position += length

@@ -48,6 +48,7 @@ class Prefixes:
         # of a waiting document: the number of one in the batch, and the length of the beginning
         self._awaited: WeakKeyDictionary[Writer, tuple[int, int]] = WeakKeyDictionary()
         self._can_copy = language_model.spec.cache
+        self._can_cut = language_model.spec.cache_padding  # recurrent states cannot be cut
 
     @property
     def bytes(self) -> int:
@@ -58,7 +59,9 @@ class Prefixes:
         """Return True if a document in the batch is just reading the longest beginning of this one's prompt."""
         number, length = self._awaited.pop(writer, (-1, 0))
         if number not in self._writers:
-            prompts = [(other.names[: other.length], other) for other in self._batch()]
+            # a document that writes may read its prompt again, but not for others
+            readers = [other for other in self._batch() if self._can_cut and not other.tokens]
+            prompts = [(other.names[: other.length], other) for other in readers]
             length, reader = _most_alike(writer.names[:-1], prompts, self._kept_one(writer)[0])
             if reader is None:
                 return False
@@ -75,7 +78,7 @@ class Prefixes:
         """
         length, kept = self._kept_one(writer)
         computed = [(other.names[: other.position], other) for other in self._batch()]
-        longer, other = _most_alike(writer.names[:-1], computed, length)
+        longer, other = self._most_alike(writer, computed, length)
         if other is not None:
             copied = self._lanes.copy(other.number)
             self._can_copy = copied is not None
@@ -121,7 +124,15 @@ class Prefixes:
 
         The number is the greatest one. Without one of at least `LEAST`, return `LEAST` - 1 and None.
         """
-        return _most_alike(writer.names[:-1], [(each.names, each) for each in self._kept], LEAST - 1)
+        return self._most_alike(writer, [(each.names, each) for each in self._kept], LEAST - 1)
+
+    def _most_alike(
+        self, writer: Writer, others: Iterable[tuple[list[int], T]], more_than: int
+    ) -> tuple[int, T | None]:
+        """Return the result of `_most_alike` for the prompt of `writer`, among positions that can be used."""
+        names = writer.names[:-1]
+        usable = [pair for pair in others if self._can_cut or names[: len(pair[0])] == pair[0]]
+        return _most_alike(names, usable, more_than)
 
     def _cut(self, cache: Any | None, positions: int, length: int) -> tuple[int, Any]:
         """Return the first positions of a cache of one row; 0 and None if the language model cannot cut it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -208,12 +209,18 @@ class Writer:
     def end(self, reason: EndReason) -> Iterator[Event]:
         """Finish the document."""
         self.reason = reason
-        yield from self._flush()
+        try:
+            rest = [*self._flush()]
+        except Exception as error:  # of the tokenizer
+            yield from self.fail(error)
+            return
+        yield from rest
         yield DocumentDone(self.number, self.result(), reason, self._take_scores())
 
     def fail(self, error: Exception) -> Iterator[Event]:
         """Finish the document by an error."""
-        yield from self._flush()
+        with suppress(Exception):  # the text itself may be what failed
+            yield from [*self._flush()]
         yield DocumentFailed(self.number, self.result(), error)
 
     def result(self) -> Document:

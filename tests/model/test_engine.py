@@ -182,6 +182,38 @@ def test_a_long_prompt_does_not_stop_another_document() -> None:
         assert engine._writers[0].tokens == tokens + 1 and events.keys() <= {0}
 
 
+def test_several_long_prompts_share_the_tokens_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, calls = type(MODEL.language_model).forward, []
+
+    def spy(embeds: Tensor, positions: Tensor, segments: Tensor, *args: Any, **named: Any) -> Tensor:
+        calls.append(int((segments >= 0).sum()))
+        return forward(MODEL.language_model, embeds, positions, segments, *args, **named)
+
+    engine = Engine(MODEL, prefill_tokens=12)
+    monkeypatch.setattr(MODEL.language_model, "forward", spy)
+    for letter in "abc":
+        engine.submit(Document((Text(f"{letter} very long prompt " * 6),)), WRITES)
+    for _ in range(6):
+        engine.step()
+    assert calls == [12] * 6
+
+
+def test_dream_states_are_computed_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the language model's keys change at a length, a state of a piece would be another one."""
+    forward, widths = type(MODEL.language_model).forward, []
+
+    def spy(embeds: Tensor, *args: Any, **named: Any) -> Tensor:
+        widths.append(embeds.shape[1])
+        return forward(MODEL.language_model, embeds, *args, **named)
+
+    monkeypatch.setattr(MODEL.language_model, "logits", always_draws)
+    engine = Engine(MODEL, prefill_tokens=1)
+    engine.submit("x", replace(DRAWS, max_tokens=1, guidance=1.0))
+    monkeypatch.setattr(MODEL.language_model, "forward", spy)
+    assert collect(engine.drain())
+    assert widths == [1, 1, 1 + len(MODEL.dream_queries)]
+
+
 def test_a_drawing_and_other_text_take_turns_step_by_step() -> None:
     """Two drawings begin in different steps, so that each is a group of its own."""
     engine = Engine(MODEL)
@@ -267,6 +299,66 @@ def test_previews_are_decoded_together_in_a_step_of_their_own(monkeypatch: pytes
             np.testing.assert_array_equal(np.asarray(one.preview()), np.asarray(picture))
 
 
+def test_previews_of_a_cancelled_document_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    decode = type(MODEL.image_decoder).decode
+
+    def spy(latents: Tensor) -> Tensor:
+        decoded.append(len(latents))
+        return decode(MODEL.image_decoder, latents)
+
+    monkeypatch.setattr(MODEL.language_model, "logits", always_draws)
+    monkeypatch.setattr(MODEL.image_decoder, "decode", spy)
+    engine = Engine(MODEL)
+    handles = [engine.submit("x", replace(DRAWS, preview_every=every), 0) for every in (1, 0)]
+    while not decoded:
+        engine.step()
+    handles[0].cancel()
+    [*engine.drain()]
+    assert decoded == [1, 2]  # the second call is that at the end, of all rows
+
+
+@pytest.mark.parametrize("most", [1, 0], ids=["of two together", "of one"])
+def test_a_preview_that_fails_ends_no_document(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    decode, drawn = type(MODEL.image_decoder).decode, [False]
+
+    def fails(latents: Tensor) -> Tensor:
+        if len(latents) > most and not drawn[0]:
+            raise RuntimeError("out of memory")
+        return decode(MODEL.image_decoder, latents)
+
+    monkeypatch.setattr(MODEL.language_model, "logits", always_draws)
+    monkeypatch.setattr(MODEL.image_decoder, "decode", fails)
+    engine, steps = Engine(MODEL), []
+    handles = [engine.submit("x", replace(DRAWS, preview_every=3), seed) for seed in range(2)]
+    for event in engine.drain():
+        if isinstance(event, DenoisingStep):
+            steps.append((event.document, event.step, event.picture is not None))
+            drawn[0] = event.step == DRAWS.steps - 1
+    assert all(isinstance(each.last, DocumentDone) for each in handles)
+    assert sorted(steps) == [
+        (number, step, step == 2 and most == 1) for number in range(2) for step in range(6)
+    ]
+
+
+def test_a_group_that_fails_later_repeats_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    denoise, calls = type(MODEL.image_decoder).denoise, []
+
+    def fails(noisy: Tensor, *args: Any) -> Tensor:
+        calls.append(len(noisy))
+        if len(calls) == 4:
+            raise RuntimeError("out of memory")
+        return denoise(MODEL.image_decoder, noisy, *args)
+
+    monkeypatch.setattr(MODEL.language_model, "logits", always_draws)
+    monkeypatch.setattr(MODEL.image_decoder, "denoise", fails)
+    engine = Engine(MODEL)
+    for seed in range(2):
+        engine.submit("x", DRAWS, seed)
+    steps = [(each.document, each.step) for each in engine.drain() if isinstance(each, DenoisingStep)]
+    assert sorted(steps) == [(number, step) for number in range(2) for step in range(DRAWS.steps)]
+
+
 def always_draws(hidden: Tensor) -> Tensor:
     logits = LOGITS(MODEL.language_model, hidden)
     logits[..., DREAM] = 1e3
@@ -327,6 +419,51 @@ def test_logits_that_are_not_finite_end_that_document_alone(monkeypatch: pytest.
     assert isinstance(good.last, DocumentDone) and good.last.result is document
     monkeypatch.setattr(MODEL.language_model, "logits", with_dreams)
     assert_same(document, expected, PROMPTS[2])
+
+
+def test_a_text_that_cannot_be_decoded_ends_its_document_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = alone(Request(0, None, PROMPTS[2], WRITES, 1))
+    written_ids = {each for text in expected.segments if isinstance(text, Text) for each in text.ids or ()}
+    decode, broken = type(MODEL.language_model).decode, set[int]()
+
+    def fails(ids: Any) -> str:
+        if broken & {*ids}:
+            raise RuntimeError("no text")
+        return decode(MODEL.language_model, ids)
+
+    monkeypatch.setattr(MODEL.language_model, "decode", fails)
+    engine = Engine(MODEL)
+    bad, good = engine.submit(PROMPTS[1], WRITES), engine.submit(PROMPTS[2], WRITES, 1)
+    while not broken:
+        engine.step()
+        broken |= {engine._writers[0].token} - written_ids - {-1}
+    (document,) = collect(engine.drain())
+    assert isinstance(bad.last, DocumentFailed) and isinstance(good.last, DocumentDone)
+    assert_same(document, expected, PROMPTS[2])
+
+
+def test_a_document_that_is_complete_does_not_fail_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one writes its end while the token of the second one cannot be embedded."""
+    eos = MODEL.language_model.spec.eos_ids[0]
+    embed = type(MODEL.language_model).embed
+
+    def logits(hidden: Tensor) -> Tensor:
+        values = LOGITS(MODEL.language_model, hidden)
+        values[0, eos] = 1e3
+        return values
+
+    engine = Engine(MODEL)
+    handles = [
+        engine.submit(letter, replace(WRITES, ignore_eos=number == 1)) for number, letter in enumerate("ab")
+    ]
+    engine.step()
+    monkeypatch.setattr(MODEL.language_model, "logits", logits)
+    monkeypatch.setattr(MODEL.language_model, "embed", None)
+    engine.step()
+    monkeypatch.setattr(MODEL.language_model, "embed", lambda ids: embed(MODEL.language_model, ids))
+    [*engine.drain()]
+    assert isinstance(handles[0].last, DocumentDone) and handles[0].last.reason == "end"
+    assert isinstance(handles[1].last, DocumentFailed)
 
 
 def test_a_budget_of_tokens_is_kept_in_the_order_of_arrival() -> None:

@@ -271,6 +271,30 @@ def test_a_part_that_fails_to_copy_ends_no_document(
     ]
 
 
+def test_a_document_that_awaits_a_beginning_keeps_its_place_in_the_budget() -> None:
+    prompts = [Document((Text(text),)) for text in (COMMON * 3 + "a", COMMON * 3 + "b", "c" * 100, "d" * 100)]
+    engine = Engine(MODEL, budget_tokens=2 * (length(prompts[0]) + WRITES.max_tokens), prefill_tokens=5)
+    handles = [engine.submit(prompt, WRITES) for prompt in prompts]
+    engine.step()
+    assert {*engine._writers} == {0}
+    order = [event.document for event in engine.drain() if isinstance(event, DocumentDone)]
+    assert order[:2] == [0, 1] and handles[1].reused > 100
+
+
+def test_a_document_waits_for_no_beam_search_that_reads_its_prompt_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(MODEL.language_model, "select_rows", lambda cache, rows: False)
+    monkeypatch.setattr(MODEL.language_model, "copy_rows", lambda cache, rows: None)
+    engine, prompt = Engine(MODEL), Document((Text(COMMON * 2),))
+    engine.submit(prompt, GenerationSection(beams=3, max_tokens=30, ignore_eos=True))
+    engine.step()
+    quick = engine.submit(prompt, replace(WRITES, max_tokens=4))
+    for _ in range(8):
+        engine.step()
+    assert isinstance(quick.last, DocumentDone)
+
+
 @pytest.mark.parametrize("lacks", ["copy_rows", "truncate_rows", "cache", "cache_bytes"])
 def test_a_part_that_cannot_do_it_computes_again(lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     part = MODEL.language_model
