@@ -17,6 +17,7 @@ from dreamkit.model.writer import Writer
 from dreamkit.parts.language import LanguageModel
 
 LEAST: Final = 32  # positions: it is quicker to compute fewer than to wait for them and copy them
+MOST: Final = 256  # kept documents: each is compared with each document that begins or ends
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class _Kept:
 
 
 class Prefixes:
-    """Beginnings of the documents in the batch, and of ended ones within a budget of bytes.
+    """Beginnings of the documents in the batch, and of at most `MOST` ended ones within a budget of bytes.
 
     Names of positions are those of `InputMaker.names`. The beginnings that were used least recently are dropped first.
     """
@@ -96,7 +97,7 @@ class Prefixes:
         names = writer.names[: writer.position]
         if not self._can_copy or not self.budget_bytes or len(names) < LEAST:
             return
-        if any(common_length(names, each.names) == len(names) for each in self._kept):
+        if any(_begins(each.names, names) for each in self._kept):
             return
         try:
             cache = self._lanes.copy(writer.number)
@@ -110,9 +111,9 @@ class Prefixes:
             return
         if size is None or size > self.budget_bytes:
             return
-        self._kept = [each for each in self._kept if common_length(names, each.names) < len(each.names)]
+        self._kept = [each for each in self._kept if not _begins(names, each.names)]
         self._kept.append(_Kept(names, cache, size))
-        while self.bytes > self.budget_bytes:
+        while self.bytes > self.budget_bytes or len(self._kept) > MOST:
             del self._kept[0]
 
     def _batch(self) -> Iterable[Writer]:
@@ -153,6 +154,13 @@ def _most_alike(
         if length > more_than:
             more_than, found = length, value
     return more_than, found
+
+
+def _begins(whole: list[int], beginning: list[int]) -> bool:
+    """Return True if `whole` begins with `beginning`, which has at least one name."""
+    length = len(beginning)
+    # most documents already differ in one name, so that few long slices are made
+    return whole[length - 1 : length] == beginning[-1:] and whole[:length] == beginning
 
 
 def common_length(one: Sequence[int], other: Sequence[int], more_than: int = 0) -> int:

@@ -46,6 +46,7 @@ class CachedRows:
         self.lengths = [0] * len(self.documents)
         self.cache = self.part.new_cache()
         self.steps: list[str] = []
+        self.owner = ""  # of the cache, in `steps`
         self.hidden = torch.empty(0)  # (B, T, D) of the last call
 
     def run(self, *calls: Sequence[int]) -> None:
@@ -97,6 +98,17 @@ class CachedRows:
             self.lengths = [min(pair) for pair in zip(self.lengths, lengths, strict=True)]
         return can
 
+    def copy(self, rows: Sequence[int]) -> CachedRows | None:
+        """Return copies of these rows in a cache of their own, whose steps follow the ones here; None if refused."""
+        self._record(f"copy_rows(cache, {[*rows]})")
+        cache = self.part.copy_rows(self.cache, [*rows])
+        if cache is None:
+            return None
+        copied = CachedRows(self.texts, [self.documents[row] for row in rows])
+        copied.lengths = [self.lengths[row] for row in rows]
+        copied.cache, copied.steps, copied.owner = cache, self.steps, " with the copy"
+        return copied
+
     def _changes(self, method: str, argument: Any, shown: str = "") -> bool:
         """Return the answer of a method that changes the rows; fail unless it is a bool."""
         self._record(f"{method}(cache, {shown or argument})")
@@ -105,5 +117,5 @@ class CachedRows:
         return bool(answer)
 
     def _record(self, step: str) -> None:
-        self.steps.append(step)
+        self.steps.append(step + self.owner)
         self.subject.call_text = ", ".join(self.steps)

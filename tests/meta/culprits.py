@@ -26,6 +26,11 @@ from meta.decoders import IMAGE_DECODER, ignores_extras
 from meta.language_models import (
     LANGUAGE_MODEL,
     FixedRows,
+    KeepsOriginals,
+    UnknownSize,
+    copies_all_rows_unless_reordered,
+    copies_and_refuses,
+    copies_the_shortest_length,
     ends_before_the_answer,
     has_no_flags_in_prompts,
     ignores_cached_positions,
@@ -147,6 +152,14 @@ def swaps_channels(pixels_of, pictures):
 MORE_CULPRITS = [
     *MORE_DATASETS,
     ("language_model", "cached_decoding", with_method(FixedRows, "forward", ignores_cached_positions)),
+    (
+        "language_model",
+        "copied_rows",
+        with_method(UnknownSize, "copy_rows", copies_all_rows_unless_reordered),
+    ),
+    ("language_model", "copied_rows", with_method(Words, "copy_rows", copies_the_shortest_length)),
+    ("language_model", "refused_rows", with_method(Words, "copy_rows", copies_and_refuses)),
+    ("language_model", "cache_size", KeepsOriginals),
     ("language_model", "embed_any_shape", with_method(Words, "embed", reverses_ids)),
     ("language_model", "chat_prompt", with_method(Words, "conversation", has_no_flags_in_prompts)),
     ("language_model", "chat_prompt", with_method(Vicuna, "conversation", ends_before_the_answer)),

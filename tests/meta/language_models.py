@@ -135,6 +135,41 @@ def truncates_and_refuses(self, truncate_rows, cache, lengths):
     return False
 
 
+def copies_and_refuses(self, copy_rows, cache, rows):
+    self.truncate_rows(cache, [length - 1 for length in cache.lengths()])
+
+
+class UnknownSize(Words):
+    """A language model that does not know the memory of its caches."""
+
+    def cache_bytes(self, cache):
+        return None
+
+
+def copies_all_rows_unless_reordered(self, copy_rows, cache, rows):
+    every = [*range(len(cache.lengths()))]
+    return copy_rows(cache, rows if sorted(rows) == every else every)
+
+
+def copies_the_shortest_length(self, copy_rows, cache, rows):
+    copied = copy_rows(cache, rows)
+    self.truncate_rows(copied, [min(cache.lengths())] * len(rows))
+    return copied
+
+
+class KeepsOriginals(Words):
+    """A language model whose copies hold the cache that they are from."""
+
+    def copy_rows(self, cache, rows):
+        copied = super().copy_rows(cache, rows)
+        copied.original = cache
+        return copied
+
+    def cache_bytes(self, cache):
+        original = getattr(cache, "original", None)
+        return super().cache_bytes(cache) + (0 if original is None else super().cache_bytes(original))
+
+
 def never_shrinks(self, cache_bytes, cache):
     cache.peak = max(cache_bytes(cache), getattr(cache, "peak", 0))
     return cache.peak
@@ -152,7 +187,7 @@ LANGUAGE_MODEL = {
     "selected_rows": with_method(Words, "select_rows", copies_nothing),
     "joined_rows": with_method(Words, "join_rows", loses_tokens_of_others),
     "truncated_rows": with_method(Words, "truncate_rows", keeps_one_token_less),
-    "copied_rows": with_method(Words, "copy_rows", lambda self, copy_rows, cache, rows: cache),
+    "copied_rows": with_method(UnknownSize, "copy_rows", lambda self, copy_rows, cache, rows: cache),
     "refused_rows": with_method(Words, "truncate_rows", truncates_and_refuses),
     "cache_size": with_method(Words, "cache_bytes", never_shrinks),
     "embed_any_shape": with_method(Words, "embed", embeds_batches_only),

@@ -213,6 +213,21 @@ def test_a_longer_conversation_replaces_its_beginning() -> None:
     assert len(engine._prefixes._kept) == 1
 
 
+def test_few_documents_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreamkit.model.prefixes.MOST", 2)
+    engine, prompts = Engine(MODEL), [Document((Text(letter * 60),)) for letter in "abc"]
+    done(engine, prompts[0])
+    done(engine, prompts[1])
+    assert done(engine, prompts[0])[1] > 0  # "b" is now the one that was used least recently
+    done(engine, prompts[2])
+    assert len(engine._prefixes._kept) == 2
+    assert [done(engine, prompt)[1] > 0 for prompt in (prompts[0], prompts[2], prompts[1])] == [
+        True,
+        True,
+        False,
+    ]
+
+
 def test_a_document_that_failed_is_not_reused(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(MODEL)
     prompt = Document((Text(COMMON * 2),))

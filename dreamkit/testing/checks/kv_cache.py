@@ -141,40 +141,53 @@ def _computed(texts: Documents, documents: Sequence[int], calls: Sequence[Sequen
     return rows
 
 
-@check(KIND, unless=_cannot_cache, chunks=chunks, rows=st.permutations([0, 1]), seed=seeds)
-def copied_rows(subject: LanguageSubject, chunks: list[int], rows: list[int], seed: int) -> None:
+@check(
+    KIND,
+    unless=_cannot_cache,
+    before=calls(3),
+    rows=st.lists(st.integers(0, 2), min_size=1, max_size=3),
+    after=calls(3),
+    seed=seeds,
+)
+def copied_rows(
+    subject: LanguageSubject,
+    before: list[tuple[int, ...]],
+    rows: list[int],
+    after: list[tuple[int, ...]],
+    seed: int,
+) -> None:
     """The rows that `copy_rows` copies continue like the original ones, and neither change the others.
 
     The beginning that documents share is computed once. A part may answer None.
     """
-    calls = [[tokens] * 2 for tokens in chunks]
-    texts = _rows(subject, 2, 2 * len(calls), seed).texts
-    others = [texts.branch(document, sum(chunks)) for document in rows]
-    original, copied = _computed(texts, (0, 1), calls), CachedRows(texts, others)
-    copied.cache, copied.lengths = subject.part.copy_rows(original.cache, rows), original.lengths
-    if copied.cache is None:
+    original = _rows(subject, 3, len(before) + len(after) + 3, seed)
+    original.fill(*_past_window(subject, 3), [1] * 3, *_even(subject, before))
+    copied = original.copy(rows)
+    if copied is None:
         return
-    for rows_of, name in ((copied, "the copy"), (original, "the original")):
-        expected = _computed(texts, rows_of.documents, [*calls, calls[0]]).hidden
-        actual = rows_of.fill(calls[0])
-        subject.call_text = (
-            f"{count(sum(chunks), 'token')} of each row, copy_rows(cache, {rows}), forward with the copy, "
-            "then with the original"
-        )
-        expect_close(actual, expected, f"hidden of {name}", "hidden with a cache of its own")
-        rows_of.select([1, 1])  # the original is to be unchanged by this too
+    branches = [(row, original.lengths[row]) for row in rows]
+    copied.documents = [original.texts.branch(row, length) for row, length in branches]
+    width = len(rows)
+    for call in after:
+        if any(call[:width]):
+            copied.run(*_even(subject, [call[:width]]))
+        original.run(*_even(subject, [call]))
+    copied.run([1] * width)
+    copied.select([0] * 2)
+    original.run([1] * 3)
 
 
 REFUSALS: dict[str, Callable[[CachedRows], bool]] = {
     "select_rows": lambda rows: rows.select([1, 1]),
     "join_rows": lambda rows: rows.join(_computed(rows.texts, rows.documents, [[1, 1]])),
     "truncate_rows": lambda rows: rows.truncate([1, 1]),
+    "copy_rows": lambda rows: rows.copy([1]) is not None,
 }
 
 
 @check(KIND, unless=_cannot_cache, chunks=chunks, seed=seeds)
 def refused_rows(subject: LanguageSubject, chunks: list[int], seed: int) -> None:
-    """`select_rows`, `join_rows` and `truncate_rows` return a bool; one that returns False has not changed the cache.
+    """The methods of rows return a bool, or a cache from `copy_rows`; with False or None, they have changed nothing.
 
     The documents go on without it.
     """
@@ -185,14 +198,12 @@ def refused_rows(subject: LanguageSubject, chunks: list[int], seed: int) -> None
         if not changes(rows):
             expected = _computed(texts, (0, 1), [*calls, calls[0]]).hidden
             actual = rows.fill(calls[0])
-            expect_close(
-                actual, expected, f"hidden after {method} returned False", "hidden without that call"
-            )
+            expect_close(actual, expected, f"hidden after {method} was refused", "hidden without that call")
 
 
 @check(KIND, unless=_cannot_cache, arrivals=st.lists(calls(2), min_size=1, max_size=3), seed=seeds)
 def cache_size(subject: LanguageSubject, arrivals: list[list[tuple[int, ...]]], seed: int) -> None:
-    """After rows join, leave or are cut, the cache takes the memory of one that has computed just these tokens.
+    """After rows join, leave, are cut or copied, a cache takes the memory of one that has computed just these tokens.
 
     Memory bounds how many documents are written at once, so that what has ended must be freed. A part may answer None.
     """
@@ -215,6 +226,8 @@ def cache_size(subject: LanguageSubject, arrivals: list[list[tuple[int, ...]]], 
         if rows.join(_computed(texts, (0, 1), _even(subject, before))):
             expect_freed(rows)
             rows.fill(*_even(subject, [[2, *[1] * (len(rows.documents) - 1)]]))
+        if copied := rows.copy([rows.lengths.index(min(rows.lengths))]):
+            expect_freed(copied)
         if rows.select([*range(len(rows.documents))][-2:]):
             expect_freed(rows)
     if rows.truncate([(length + 1) // 2 for length in rows.lengths]):

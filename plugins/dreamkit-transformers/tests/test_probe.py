@@ -119,6 +119,26 @@ def test_the_findings_agree_with_the_library(name):
         assert_close(part.logits(part.final_norm(torch.cat(chunks, 1)))[0, :, :260], expected[0])
 
 
+NEMOTRON_H = {  # time steps are clamped for several tokens, and not for one
+    "hidden_size": 32,
+    "layers_block_type": ["mamba", "attention"],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 8,
+    "n_groups": 2,
+    "ssm_state_size": 8,
+}
+
+
+@pytest.mark.parametrize(("clamp", "cache"), [(1e-3, False), (1e-9, True)])
+def test_a_recurrence_that_differs_for_single_tokens_has_no_cache(clamp, cache):
+    config = {"model_type": "nemotron_h", **NEMOTRON_H, "time_step_min": clamp}
+    assert CausalLM.infer_spec(LanguageConfig(config=config)).cache == cache
+
+
 def assert_close(actual, expected):
     torch.testing.assert_close(actual, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
 
