@@ -75,7 +75,7 @@ class Engine:
         budget_bytes: most bytes of their KV cache, counted in the same way.
         prefill_tokens: most tokens of prompts and images that a step reads, so that long ones do not stop others.
         prefix_bytes: most bytes of KV caches of ended documents, which are kept in addition. A document that begins
-            like one of them, or like one in the batch, starts from its cache.
+            like one of them, or like one in the batch, starts from its cache. At most 256 are kept.
 
     Raises:
         DreamkitError: a number is not an integer, or too small; `budget_bytes` is given, and the size of the language

@@ -109,6 +109,8 @@ class Prefixes:
             self._kept, self.budget_bytes = [], 0
             log.warning("cannot keep the KV caches of documents that have ended: %s", describe_error(error))
             return
+        if size is None:  # as for all documents
+            self.budget_bytes = 0
         if size is None or size > self.budget_bytes:
             return
         self._kept = [each for each in self._kept if not _begins(names, each.names)]
