@@ -25,6 +25,7 @@ from dreamkit.model.engine import Engine, Handle
 from dreamkit.model.events import DenoisingStep, DocumentDone, DocumentFailed, Event, TextPiece, collect
 from dreamkit.model.model import DreamModel
 from dreamkit.recipe.generation_section import GenerationSection
+from recorded_calls import filled, recorded
 from small_language import LFM2, MAMBA2
 
 MODEL = tiny.model()
@@ -183,14 +184,8 @@ def test_a_long_prompt_does_not_stop_another_document() -> None:
 
 
 def test_several_long_prompts_share_the_tokens_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    forward, calls = type(MODEL.language_model).forward, []
-
-    def spy(embeds: Tensor, positions: Tensor, segments: Tensor, *args: Any, **named: Any) -> Tensor:
-        calls.append(int((segments >= 0).sum()))
-        return forward(MODEL.language_model, embeds, positions, segments, *args, **named)
-
     engine = Engine(MODEL, prefill_tokens=12)
-    monkeypatch.setattr(MODEL.language_model, "forward", spy)
+    calls = recorded(monkeypatch, MODEL.language_model, "forward", filled)
     for letter in "abc":
         engine.submit(Document((Text(f"{letter} very long prompt " * 6),)), WRITES)
     for _ in range(6):
@@ -200,18 +195,12 @@ def test_several_long_prompts_share_the_tokens_of_a_step(monkeypatch: pytest.Mon
 
 def test_dream_states_are_computed_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the language model's keys change at a length, a state of a piece would be another one."""
-    forward, widths = type(MODEL.language_model).forward, []
-
-    def spy(embeds: Tensor, *args: Any, **named: Any) -> Tensor:
-        widths.append(embeds.shape[1])
-        return forward(MODEL.language_model, embeds, *args, **named)
-
     monkeypatch.setattr(MODEL.language_model, "logits", always_draws)
     engine = Engine(MODEL, prefill_tokens=1)
     engine.submit("x", replace(DRAWS, max_tokens=1, guidance=1.0))
-    monkeypatch.setattr(MODEL.language_model, "forward", spy)
+    calls = recorded(monkeypatch, MODEL.language_model, "forward", filled)
     assert collect(engine.drain())
-    assert widths == [1, 1, 1 + len(MODEL.dream_queries)]
+    assert calls == [1, 1, 1 + len(MODEL.dream_queries)]
 
 
 def test_a_drawing_and_other_text_take_turns_step_by_step() -> None:
@@ -244,15 +233,8 @@ def test_text_waits_for_images_if_parts_are_offloaded(monkeypatch: pytest.Monkey
 
 
 def test_drawings_of_one_schedule_share_the_calls_of_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows: list[int] = []
-    denoise = type(MODEL.image_decoder).denoise
-
-    def spy(noisy: Tensor, *args: Any) -> Tensor:
-        rows.append(len(noisy))
-        return denoise(MODEL.image_decoder, noisy, *args)
-
     monkeypatch.setattr(MODEL.language_model, "logits", always_draws)
-    monkeypatch.setattr(MODEL.image_decoder, "denoise", spy)
+    rows = recorded(monkeypatch, MODEL.image_decoder, "denoise")
     engine = Engine(MODEL)
     for number in range(3):
         engine.submit(PROMPTS[number], DRAWS, number)
@@ -262,15 +244,8 @@ def test_drawings_of_one_schedule_share_the_calls_of_the_decoder(monkeypatch: py
 
 def test_previews_are_decoded_together_in_a_step_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two images of three have previews, after steps 2 and 4 of 6."""
-    decoded: list[int] = []
-    decode = type(MODEL.image_decoder).decode
-
-    def spy(latents: Tensor) -> Tensor:
-        decoded.append(len(latents))
-        return decode(MODEL.image_decoder, latents)
-
     monkeypatch.setattr(MODEL.language_model, "logits", always_draws)
-    monkeypatch.setattr(MODEL.image_decoder, "decode", spy)
+    decoded = recorded(monkeypatch, MODEL.image_decoder, "decode")
     engine = Engine(MODEL)
     for seed, every in enumerate((2, 0, 2)):
         engine.submit("x", replace(DRAWS, preview_every=every), seed)
@@ -300,15 +275,8 @@ def test_previews_are_decoded_together_in_a_step_of_their_own(monkeypatch: pytes
 
 
 def test_previews_of_a_cancelled_document_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded: list[int] = []
-    decode = type(MODEL.image_decoder).decode
-
-    def spy(latents: Tensor) -> Tensor:
-        decoded.append(len(latents))
-        return decode(MODEL.image_decoder, latents)
-
     monkeypatch.setattr(MODEL.language_model, "logits", always_draws)
-    monkeypatch.setattr(MODEL.image_decoder, "decode", spy)
+    decoded = recorded(monkeypatch, MODEL.image_decoder, "decode")
     engine = Engine(MODEL)
     handles = [engine.submit("x", replace(DRAWS, preview_every=every), 0) for every in (1, 0)]
     while not decoded:
@@ -676,13 +644,7 @@ def test_recurrent_states_write_as_without_a_cache(
     section = {"name": "causal-lm", "config": {"model_type": name, **config}}
     model = tiny.model(**{"model.language_model": section})
     language_model = model.language_model
-    forward, calls = language_model.forward, []
-
-    def counted(embeds: Tensor, *args: Any, **named: Any) -> Tensor:
-        calls.append(embeds.shape[:2])
-        return forward(embeds, *args, **named)
-
-    monkeypatch.setattr(language_model, "forward", counted)
+    calls = recorded(monkeypatch, language_model, "forward", lambda embeds, *_: embeds.shape[:2])
     requests = [Request(2 * seed, None, prompt, SHORT, seed) for seed, prompt in enumerate(PROMPTS[:3])]
     together = [event for step in events_by_step(Engine(model), requests) for event in step]
     assert {rows for rows, _ in calls} == {1}

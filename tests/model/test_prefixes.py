@@ -18,6 +18,7 @@ from dreamkit.model.engine import Engine
 from dreamkit.model.events import DocumentDone, DocumentFailed, collect
 from dreamkit.model.prefixes import common_length
 from dreamkit.recipe.generation_section import GenerationSection
+from recorded_calls import filled, recorded
 
 MODEL = tiny.model()
 DREAM = MODEL.token_ids["<dream_start>"]
@@ -50,29 +51,13 @@ MODEL.language_model.logits = letters_and_dreams
 @pytest.fixture
 def positions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list of the positions that the language model computes in each call."""
-    calls: list[int] = []
-    forward = type(MODEL.language_model).forward
-
-    def counted(embeds: Tensor, ids: Tensor, segments: Tensor, *args: Any, **named: Any) -> Tensor:
-        calls.append(int((segments >= 0).sum()))
-        return forward(MODEL.language_model, embeds, ids, segments, *args, **named)
-
-    monkeypatch.setattr(MODEL.language_model, "forward", counted)
-    return calls
+    return recorded(monkeypatch, MODEL.language_model, "forward", filled)
 
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list of the images that the vision encoder reads in each call."""
-    calls: list[int] = []
-    forward = type(MODEL.vision_encoder).forward
-
-    def counted(pixels: Tensor) -> Tensor:
-        calls.append(len(pixels))
-        return forward(MODEL.vision_encoder, pixels)
-
-    monkeypatch.setattr(MODEL.vision_encoder, "forward", counted)
-    return calls
+    return recorded(monkeypatch, MODEL.vision_encoder, "forward")
 
 
 def length(prompt: Document) -> int:
