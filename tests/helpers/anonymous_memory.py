@@ -13,7 +13,9 @@ SECONDS = 0.002  # between two samples
 
 
 class Peak:
-    """The largest `RssAnon` of this process while the block runs, sampled by a thread.
+    """The largest `RssAnon` of this process while the block runs, sampled by a thread, and at its end.
+
+    On a busy machine, the thread may take few samples: what the block keeps should live until its end.
 
     Attributes:
         before: bytes at the begin of the block.
@@ -30,6 +32,7 @@ class Peak:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.most = max(self.most, anonymous())
         self._end.set()
         self._thread.join()
 

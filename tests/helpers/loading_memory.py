@@ -17,7 +17,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
 from anonymous_memory import Peak
+from dreamkit.build.build import build
+from dreamkit.build.fit import fit
 from dreamkit.distributed import join, local
+from dreamkit.plan.memory import total_bytes
 from dreamkit.recipe.loading import recipe_from_dict
 from dreamkit.registry.registry import Registry
 from dreamkit.training import run
@@ -60,6 +63,21 @@ def settings(language_model: Path, init: str | None = None) -> dict[str, Any]:
         "init": init,
     }
     return tiny.recipe(**changes)
+
+
+def quantized(folder: Path) -> tuple[int, int]:
+    """Return the bytes of a model whose language model, `bfloat16` in `folder`, is quantized, and of its building."""
+
+    def built(name: str) -> nn.Module:
+        plain = settings(folder / name)
+        plain["model"]["language_model"]["quantize"] = "nf4"
+        plain["train"]["trainable"] = ["visual_projector"]
+        return build(fit(recipe_from_dict(plain, Registry.load(), where="memory"), Registry.load()))
+
+    built("tiny")  # imports what any model needs
+    with Peak() as peak:
+        model = built("bfloat16")
+    return total_bytes((*model.parameters(), *model.buffers())), peak.most - peak.before
 
 
 def load(out: Path, **sources: Any) -> tuple[int, int]:
