@@ -110,6 +110,9 @@ class FixedRows(Words):
     def select_rows(self, cache, rows):
         return False
 
+    def copy_rows(self, cache, rows):
+        return None
+
     def join_rows(self, cache, other):
         return False
 
