@@ -114,7 +114,12 @@ class ModelDescription:
         )
         if config.model_type in USUAL and not unusual:
             is_capped = getattr(config, "attn_logit_softcapping", None) is not None
-            return {"packing": True, "cache": True, "document_attention": not is_capped}
+            return {
+                "packing": True,
+                "cache": True,
+                "cache_padding": True,
+                "document_attention": not is_capped,
+            }
         abilities = self.abilities()
         return {
             "packing": abilities.masks != "none",
