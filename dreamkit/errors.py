@@ -29,7 +29,7 @@ _LONGEST_TEXT: Final = 1000  # characters that are shown of it
 # Quotes are paired, so that the text between two values is not one. A quote between letters is an apostrophe.
 _VALUE: Final = re.compile(
     r"""
-    (?<!\w)[bru]?(?P<quote>['"]) (?: (?!(?P=quote)). | (?<=\w)(?P=quote)(?=\w) )*+ (?P=quote)(?!\w)
+    (?<!\w)[bru]?(?P<quote>['"]) (?: (?!(?P=quote)). | (?<=\w)(?P=quote)(?=\w) )* (?P=quote)(?!\w)
     | \[ (?: [^][] | \[ (?: [^][] | \[ [^][]*+ \] )*+ \] )*+ \]
     | \{ (?: [^{}] | \{ (?: [^{}] | \{ [^{}]*+ \} )*+ \} )*+ \}
     | \S{81,}
