@@ -145,7 +145,7 @@ def _computed(texts: Documents, documents: Sequence[int], calls: Sequence[Sequen
     KIND,
     unless=_cannot_cache,
     before=calls(3),
-    rows=st.lists(st.integers(0, 2), min_size=1, max_size=3),
+    rows=st.lists(st.integers(0, 2), min_size=2, max_size=3),
     after=calls(3),
     seed=seeds,
 )
@@ -226,7 +226,7 @@ def cache_size(subject: LanguageSubject, arrivals: list[list[tuple[int, ...]]], 
         if rows.join(_computed(texts, (0, 1), _even(subject, before))):
             expect_freed(rows)
             rows.fill(*_even(subject, [[2, *[1] * (len(rows.documents) - 1)]]))
-        if copied := rows.copy([rows.lengths.index(min(rows.lengths))]):
+        if copied := rows.copy([rows.lengths.index(min(rows.lengths))] * 2):
             expect_freed(copied)
         if rows.select([*range(len(rows.documents))][-2:]):
             expect_freed(rows)
