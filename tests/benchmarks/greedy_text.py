@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.turns import excess, medians, take_turns, timed
+from benchmarks.turns import compared, take_turns, timed
 from benchmarks.written_models import RECIPES, Course, measured_model, prompts
 from dreamkit import DreamModel, TextPiece
 
@@ -96,9 +96,8 @@ def main() -> None:
                 {each: partial(timed, call) for each, call in calls.items()}, arguments.rounds
             )
             for each in calls:
-                times = [f"{1000 * seconds / tokens:.2f}" for seconds in medians(rounds, each)]
-                above = [excess(rounds, each, LIBRARY, kind) if each == OURS else "" for kind in (0, 1)]
-                print(f"| {' | '.join([name, str(tokens), each, *times, *above])} |", flush=True)
+                cells = compared(rounds, each, LIBRARY, "{:.2f}", per=tokens / 1000)
+                print(f"| {' | '.join([name, str(tokens), each, *cells])} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(1, str(Path(__file__).parents[1] / "helpers"))
 
 from benchmarks import race
-from benchmarks.turns import Seconds, excess, medians, now, since
+from benchmarks.turns import Seconds, compared, excess, now, since
 from dreamkit.build.build import build
 from dreamkit.build.fit import fit
 from dreamkit.data.batch import Batch
@@ -91,9 +91,7 @@ class Turns:
         yield "| step | time, s | CPU time, s | above forward, backward: time | CPU time |"
         yield "|---|---|---|---|---|"
         for name in (PASSES, WITH_OPTIMIZER, LOOP):
-            times = [f"{seconds:.3f}" for seconds in medians(rounds, name)]
-            above = [excess(rounds, name, PASSES, kind) for kind in (0, 1)]
-            yield f"| {' | '.join([name, *times, *(above if name != PASSES else ['', ''])])} |"
+            yield f"| {' | '.join([name, *compared(rounds, name, PASSES)])} |"
         wall, cpu = (excess(rounds, LOOP, WITH_OPTIMIZER, kind) for kind in (0, 1))
         yield f"\nThe loop is {wall} above the step with clipping and the optimizer, {cpu} in CPU time."
 

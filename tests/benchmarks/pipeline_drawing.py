@@ -19,7 +19,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.turns import excess, medians, take_turns, timed
+from benchmarks.turns import compared, take_turns, timed
 from benchmarks.written_models import RECIPES, measured_model
 from dreamkit import Condition
 
@@ -79,9 +79,7 @@ def main() -> None:
         torch.testing.assert_close(*images, rtol=0, atol=2 / 255)
         rounds = take_turns({each: partial(timed, call) for each, call in calls.items()}, arguments.rounds)
         for each in calls:
-            times = [f"{seconds:.3f}" for seconds in medians(rounds, each)]
-            above = [excess(rounds, each, LIBRARY, kind) if each == OURS else "" for kind in (0, 1)]
-            print(f"| {' | '.join([name, each, *times, *above])} |", flush=True)
+            print(f"| {' | '.join([name, each, *compared(rounds, each, LIBRARY)])} |", flush=True)
 
 
 if __name__ == "__main__":

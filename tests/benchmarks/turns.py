@@ -66,6 +66,14 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{middle} ({low} to {high})"
 
 
+def compared(
+    rounds: Sequence[Round], name: str, base: str, form: str = "{:.3f}", per: float = 1.0
+) -> list[str]:
+    """Return the cells of a candidate: its medians, divided by `per`, and its excesses over `base`, empty of `base`."""
+    times = [form.format(seconds / per) for seconds in medians(rounds, name)]
+    return times + ["" if name == base else excess(rounds, name, base, kind) for kind in (0, 1)]
+
+
 def excess(rounds: Sequence[Round], name: str, base: str, kind: int) -> str:
     """Return the median excess of `name` over `base` within a round, in percent, and its quartiles.
 
