@@ -75,9 +75,8 @@ def write_document(
             raise DreamkitError(f"{out} {reason}; pass a new folder with --out{replace}")
         model, _ = load_checkpoint(checkpoint, dtype=to.dtype)
         to.put(model)
-        events = model.generate(
-            prompt, seed=seed, **{**settings, "preview_every": 0}
-        )  # nobody would see them
+        # nobody would see previews
+        events = model.generate(prompt, seed=seed, **{**settings, "preview_every": 0})
         made = follow(events, Output(out, staging), prompt)
         reason = REASONS[made.end] if made.interrupt is None else str(made.interrupt) or "interrupted"
         facts = {"checkpoint": checkpoint, "seed": seed, **settings, "end": reason}

@@ -43,8 +43,7 @@ class DrawingGroup:
 
     Attributes:
         drawings: the images, in the order of the latents' rows.
-        numbers: the numbers of their documents.
-        ended: those of documents that have ended before their image.
+        ended: numbers of documents that have ended since then, of the group or not.
         problems: of each image, once `pictures` is set: why its values are not finite, or None.
         pictures: the images as PIL images, once they are drawn.
         steps_done: number of steps that had their events.
@@ -54,7 +53,6 @@ class DrawingGroup:
         """Begin drawings, of which an earlier group has done `steps_done` steps: these have no events again."""
         self.steps_done = steps_done
         self.decoder, self.drawings = decoder, drawings
-        self.numbers = {each.writer.number for each in drawings}
         self.ended: set[int] = set()
         self.pictures: list[Picture] = []
         self.problems: list[str | None] = []
@@ -66,7 +64,11 @@ class DrawingGroup:
     @property
     def left(self) -> list[Drawing]:
         """The drawings of documents that have not ended."""
-        return [each for each in self.drawings if each.writer.number not in self.ended]
+        return [each for each in self.drawings if self.is_left(each)]
+
+    def is_left(self, drawing: Drawing) -> bool:
+        """Return True if the document of a drawing has not ended."""
+        return drawing.writer.number not in self.ended
 
     def _begin(self) -> Iterator[DrawStep]:
         options = self.drawings[0].writer.options
@@ -112,7 +114,7 @@ class DrawingGroup:
         """Return the rows of the images whose preview is to be decoded after this step; none after the last one."""
         step = self._held[0]
         done = step.step + 1
-        every = [each.writer.options.preview_every if each in self.left else 0 for each in self.drawings]
+        every = [each.writer.options.preview_every if self.is_left(each) else 0 for each in self.drawings]
         return [row for row, n in enumerate(every) if n and done < step.steps and done % n == 0]
 
     def _with_previews(self) -> list[DenoisingStep]:

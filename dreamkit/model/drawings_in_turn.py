@@ -45,7 +45,7 @@ class DrawingsInTurn:
         """Leave out the image of a document. A group ends if none of its images is left."""
         self._waiting = [each for each in self._waiting if each.writer.number != number]
         for group in self._groups:
-            group.ended |= {number} & group.numbers
+            group.ended.add(number)
         self._groups = deque(group for group in self._groups if group.left)
 
     def turn(self) -> tuple[list[DenoisingStep], list[Drawn]]:
@@ -68,7 +68,7 @@ class DrawingsInTurn:
             return events, [
                 Drawn(each.writer, picture if problem is None else DreamkitError(f"{problem}; {REMEDY}"))
                 for each, picture, problem in zip(group.drawings, group.pictures, group.problems, strict=True)
-                if each in group.left
+                if group.is_left(each)
             ]
         self._groups.append(group)
         return [event for event in events if event.document not in group.ended], []

@@ -62,8 +62,8 @@ class Prefixes:
             # a document that writes may read its prompt again, but not for others
             readers = [other for other in self._batch() if self._can_cut and not other.tokens]
             prompts = [(other.names[: other.length], other) for other in readers]
-            length, reader = _most_alike(writer.names[:-1], prompts, self._kept_one(writer)[0])
-            if reader is None:
+            length, reader = _most_alike(writer.names[:-1], prompts, LEAST - 1)
+            if reader is None or length <= self._kept_one(writer)[0]:
                 return False
             number = reader.number
         if self._writers[number].position >= length:
